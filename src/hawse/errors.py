@@ -1,0 +1,108 @@
+"""The error tree. A class is named after what its catcher can do about it.
+
+    HawseError                 one sentence for the user, an optional hint in brackets, an exit code
+    ├── UsageError             the command line is wrong: change the command
+    ├── ConfigError            config.json, process.json or config.toml is wrong: edit the named field
+    ├── HostError              the host lacks something (QEMU, image, permission): install or repair it
+    │   └── ImageError         the guest image is missing, stale or damaged: build it again
+    ├── DeviceError            a VFIO group or function cannot be passed: bind it, or end who holds it
+    ├── VmError                QEMU, virtiofsd or the guest failed: read the evidence
+    │   └── LinkError          the peer broke the link protocol, or the link ended
+    └── StateError             the container is not in a state that allows the verb
+        ├── NotFoundError      there is no such container
+        └── CommandError       the program inside cannot be executed (exit 126 or 127)
+
+The user sees one line, ``hawse: message [hint]``; ``evidence`` (a console's tail, a program's stderr) follows it on
+its own lines and travels in the log's ``evidence`` field, so that engines that show one line show the sentence.
+"""
+
+from __future__ import annotations
+
+
+class HawseError(Exception):
+    """A failure with a sentence for the user.
+
+    ``message`` names what failed and why, ``hint`` what to do, ``evidence`` is output of others that proves it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", evidence: str = "", exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.evidence = evidence
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+    def sentence(self) -> str:
+        """The one line: message, and the hint in brackets where there is one."""
+        return f"{self.message} [{self.hint}]" if self.hint else self.message
+
+    def to_wire(self) -> dict[str, object]:
+        """A JSON object that :func:`from_wire` turns into the same error in another process."""
+        return {
+            "kind": type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "evidence": self.evidence,
+            "exit_code": self.exit_code,
+        }
+
+
+class UsageError(HawseError): ...
+
+
+class ConfigError(HawseError): ...
+
+
+class HostError(HawseError): ...
+
+
+class ImageError(HostError): ...
+
+
+class DeviceError(HawseError): ...
+
+
+class VmError(HawseError): ...
+
+
+class LinkError(VmError): ...
+
+
+class StateError(HawseError): ...
+
+
+class NotFoundError(StateError): ...
+
+
+class CommandError(StateError):
+    exit_code = 127
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        HawseError, UsageError, ConfigError, HostError, ImageError, DeviceError, VmError, LinkError, StateError,
+        NotFoundError, CommandError,
+    )
+}  # fmt: skip
+
+# A sentence longer than this did not come from this program.
+MAX_TEXT = 16 * 1024
+
+
+def from_wire(wire: object) -> HawseError:
+    """The error that :meth:`HawseError.to_wire` described; every field is checked, since a guest may have written it."""
+    if not isinstance(wire, dict):
+        return VmError(f"a peer reported an error in an unknown form: {str(wire)[:200]}")
+
+    def text(key: str) -> str:
+        value = wire.get(key)
+        return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+    kind = KINDS.get(text("kind"), VmError)
+    code = wire.get("exit_code")
+    exit_code = code if type(code) is int and 1 <= code <= 255 else None
+    return kind(text("message") or "unknown error", hint=text("hint"), evidence=text("evidence"), exit_code=exit_code)
