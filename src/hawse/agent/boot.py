@@ -1,0 +1,84 @@
+"""What PID 1 does before it can talk: file systems, the link's driver, the link's port."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from hawse.agent import syscalls
+from hawse.agent.syscalls import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from hawse.errors import VmError
+
+PORT_NAME = "hawse.link"
+_VIRTIO = "0x1af4"
+_ENVIRONMENT = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin"}
+_LINK_MODULES = ("virtio_pci", "virtio_console")
+#: Loaded while the host hears that the guest is up; waited for before they are needed.
+LATER_MODULES = ("virtiofs", "9p", "9pnet_virtio", "vfio_pci", "vfio_iommu_type1", "virtio_rng")
+
+
+def prepare_root() -> None:
+    """Mount what a Linux system has.
+
+    The initial ramfs is bound onto itself and moved to the root first: pivot_root(2), which crun needs, refuses to
+    leave the rootfs that the kernel unpacked the archive into (its mount has no parent; fs/namespace.c).
+    """
+    syscalls.mount("/", "/mnt", "", MS_BIND)
+    os.chdir("/mnt")
+    syscalls.mount(".", "/", "", MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    strict = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    syscalls.mount("proc", "/proc", "proc", strict)
+    syscalls.mount("sysfs", "/sys", "sysfs", strict)
+    syscalls.mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID)
+    os.makedirs("/dev/pts", exist_ok=True)
+    os.makedirs("/dev/shm", exist_ok=True)
+    syscalls.mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666")
+    syscalls.mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV)
+    syscalls.mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", strict)
+
+
+def stop_autoprobe() -> None:
+    """No driver of the guest takes a PCI device unasked; each is probed by decision (:func:`probe`)."""
+    write("/sys/bus/pci/drivers_autoprobe", "0")
+
+
+def load_modules(names: tuple[str, ...]) -> int:
+    """Start loading modules with their dependencies; the pid of the modprobe that does it."""
+    return os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", "-q", *names], _ENVIRONMENT)
+
+
+def open_link() -> int:
+    """A descriptor of the virtio-serial port to the host."""
+    os.waitpid(load_modules(_LINK_MODULES), 0)
+    probe_virtio()
+    # The port is announced by a control message of the device, some milliseconds after its driver's probe; devtmpfs
+    # makes the node in the same moment as sysfs the directory.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for port in os.listdir("/sys/class/virtio-ports") if os.path.isdir("/sys/class/virtio-ports") else ():
+            try:
+                with open(f"/sys/class/virtio-ports/{port}/name") as file:
+                    if file.read().strip() == PORT_NAME:
+                        return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        time.sleep(0.002)
+    raise VmError(f"the virtio-serial port {PORT_NAME} did not appear within 30 s")
+
+
+def probe_virtio() -> None:
+    """Let the virtio driver take every virtio device that has none; the bus above it probes by itself."""
+    for address in os.listdir("/sys/bus/pci/devices"):
+        device = f"/sys/bus/pci/devices/{address}"
+        with open(f"{device}/vendor") as file:
+            if file.read().strip() == _VIRTIO and not os.path.exists(f"{device}/driver"):
+                write("/sys/bus/pci/drivers_probe", address)
+
+
+def write(path: str, text: str) -> None:
+    """Write a sysfs attribute."""
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,165 @@
+"""Containers inside the guest: a bundle on tmpfs, crun, and the processes that it started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+from hawse.agent.crun import Crun
+from hawse.agent.reaper import Reaper
+from hawse.agent.stdio import Stdio
+from hawse.errors import StateError, VmError
+from hawse.link.blocking import Port
+
+INIT = 1
+
+
+class Process:
+    """One process of a container, the first or an exec's."""
+
+    def __init__(self, number: int, stdio: Stdio) -> None:
+        self.number = number
+        self.stdio = stdio
+        self.since = time.monotonic()  # born after this
+        self.pid = 0  # 0 again once it has been waited for: a number that is free may become somebody else's
+        self._lock = threading.Lock()
+
+    def signal(self, number: int) -> None:
+        """Send a signal; raises :class:`StateError` when the process has ended."""
+        with self._lock:
+            if not self.pid:
+                raise StateError("container not running: os: process already finished")
+            os.kill(self.pid, number)
+
+    def wait(self, reaper: Reaper) -> int:
+        """The exit code, once the process has ended."""
+        code = reaper.wait(self.pid, since=self.since)
+        with self._lock:
+            self.pid = 0
+        return code
+
+
+class Container:
+    """One container; ``directory`` holds its bundle and crun's files."""
+
+    def __init__(self, name: str, *, directory: str, reaper: Reaper, crun: Crun) -> None:
+        self.name = name
+        self.started = False
+        self._directory = directory
+        self._reaper = reaper
+        self._crun = crun
+        self.processes: dict[int, Process] = {}
+
+    def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
+        """``crun create``: the first process exists and waits for :meth:`start`."""
+        _write_json(f"{self._directory}/config.json", spec)
+        return self._launch(INIT, spec["process"], stdio, "create", f"--bundle={self._directory}")
+
+    def start(self) -> None:
+        """Let the first process execute its program."""
+        if self.started:
+            raise StateError(f"cannot start container {self.name}: it has been started already")
+        process = self.processes[INIT]
+        if not process.pid:
+            raise StateError(f"cannot start container {self.name}: it has ended")
+        self._crun.run("start", self.name)
+        self.started = True
+
+    def execute(self, number: int, process: dict[str, Any], stdio: Stdio) -> Process:
+        """``crun exec``: one more process in the running container."""
+        if not self.started or not self.processes[INIT].pid:
+            raise StateError("cannot exec in a container that is not running: container not running")
+        path = f"{self._directory}/process-{number}.json"
+        _write_json(path, process)
+        try:
+            return self._launch(number, process, stdio, "exec", f"--process={path}", "--detach")
+        finally:
+            os.unlink(path)
+
+    def signal_all(self, number: int) -> None:
+        """Signal every process of the container's cgroup."""
+        cgroup = f"/sys/fs/cgroup/hawse/{self.name}"
+        if number == signal.SIGKILL and os.path.exists(f"{cgroup}/cgroup.kill"):
+            with open(f"{cgroup}/cgroup.kill", "w") as file:
+                file.write("1")
+            return
+        for directory, _, _ in os.walk(cgroup):
+            with open(f"{directory}/cgroup.procs") as file:
+                for line in file.read().split():
+                    try:
+                        os.kill(int(line), number)
+                    except ProcessLookupError:
+                        continue
+
+    def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:
+        pid_file = f"{self._directory}/pid-{number}"
+        arguments = [verb, f"--pid-file={pid_file}", *options]
+        command = process["args"][0]
+        launched = Process(number, stdio)
+        try:
+            if process.get("terminal"):
+                with ConsoleSocket(f"{self._directory}/console-{number}") as console:
+                    arguments.append(f"--console-socket={console.path}")
+                    self._crun.run(*arguments, self.name, command=command, log=f"log-{number}")
+                    stdio.attach_terminal(console.receive())
+                size = process.get("consoleSize")
+                if size:
+                    stdio.resize(size["height"], size["width"])
+            else:
+                user = process.get("user", {})
+                pipes = stdio.make_pipes(uid=user.get("uid", 0), gid=user.get("gid", 0))
+                try:
+                    self._crun.run(
+                        *arguments, self.name, descriptors=pipes, command=command, log=f"log-{number}"
+                    )  # fmt: skip
+                finally:
+                    for fd in pipes.values():
+                        os.close(fd)
+        except BaseException:
+            stdio.abandon()
+            raise
+        with open(pid_file) as file:
+            launched.pid = int(file.read())
+        self.processes[number] = launched
+        return launched
+
+
+class ConsoleSocket:
+    """Where crun sends the master side of the terminal that it made."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(10)
+
+    def __enter__(self) -> ConsoleSocket:
+        self._socket.bind(self.path)
+        self._socket.listen(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        os.unlink(self.path)
+
+    def receive(self) -> int:
+        """The descriptor; crun has sent it before it ended."""
+        try:
+            connection, _ = self._socket.accept()
+            with connection:
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+        except OSError as error:
+            raise VmError(f"crun sent no terminal: {error}") from None
+        if len(fds) != 1:
+            raise VmError("crun sent no terminal")
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+
+
+def _write_json(path: str, value: object) -> None:
+    with open(path, "w") as file:
+        json.dump(value, file)

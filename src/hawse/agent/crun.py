@@ -1,0 +1,76 @@
+"""crun, as the agent calls it: argument lists in, errors in the words that engines look for out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from hawse.agent.reaper import Reaper
+from hawse.errors import CommandError, HawseError, VmError
+
+CRUN = "/usr/bin/crun"
+ROOT = "/run/crun"
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+_MAX_LOG = 64 * 1024
+
+
+class Crun:
+    """Runs one crun command at a time for one container; its log file is read when it fails."""
+
+    def __init__(self, reaper: Reaper, *, directory: str, program: str = CRUN, root: str = ROOT) -> None:
+        self._reaper = reaper
+        self._directory = directory
+        self._globals = [program, f"--root={root}", "--cgroup-manager=cgroupfs", "--log-format=json"]
+
+    def run(self, *arguments: str, descriptors: dict[int, int] | None = None, command: str = "", log: str = "log") -> None:
+        """Carry out one command; ``descriptors`` are the child's fds, which ``create`` and ``exec`` hand on.
+
+        Raises :class:`CommandError` when ``command``, the program to execute inside, is what failed, else
+        :class:`VmError` with crun's own words.
+        """
+        path = f"{self._directory}/{log}"
+        with open("/dev/null", "r+b") as null:
+            fds = {0: null.fileno(), 1: null.fileno(), 2: null.fileno()} | (descriptors or {})
+            pid = self._reaper.spawn(
+                [*self._globals, f"--log=file:{path}", *arguments], environment=_ENVIRONMENT, descriptors=fds
+            )
+            code = self._reaper.wait(pid)
+        if code:
+            raise explain(read_log(path) or f"exit code {code}", verb=arguments[0], command=command)
+        if os.path.exists(path):
+            os.unlink(path)
+
+
+def read_log(path: str) -> str:
+    """The last error of crun's JSON log; empty when there is none."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_MAX_LOG).splitlines()
+    except FileNotFoundError:
+        return ""
+    for line in reversed(lines):
+        try:
+            message = json.loads(line)["msg"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        return str(message)
+    return ""
+
+
+def explain(message: str, *, verb: str, command: str) -> HawseError:
+    """crun's words as an error. Docker and Podman map two phrases of it to the exit codes 127 and 126."""
+    about_the_program = re.search(r"executable|exec(ve)?[ `(]|execv", message)
+    if about_the_program and re.search(r"not found|no such file", message, re.IGNORECASE):
+        return CommandError(
+            f'exec: "{command}": executable file not found in $PATH, or no such file or directory',
+            hint="process.args[0] names a program of the container's root file system",
+        )
+    if about_the_program and re.search(r"permission denied|exec format|is a directory", message, re.IGNORECASE):
+        reason = message.rsplit(": ", 1)[-1].lower()
+        return CommandError(
+            f'exec: "{command}": permission denied, not executable ({reason})',
+            hint="process.args[0] must be a program that the container's user may execute",
+            exit_code=126,
+        )
+    return VmError(f"crun {verb} in the guest: {message}")

@@ -1,0 +1,72 @@
+"""From a function that the host is about to plug to a VFIO group that a container can open.
+
+The order is fixed and each link is looked at in sysfs: device at its address → driver link is vfio-pci → iommu_group
+link → /dev/vfio/<group> with the numbers of /sys/class/vfio. The error names the last link that was reached.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from hawse.agent.uevents import Uevents
+from hawse.errors import DeviceError
+from hawse.vfio import sysfs
+
+DRIVER = "vfio-pci"
+
+
+def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, int]:
+    """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node."""
+    deadline = time.monotonic() + seconds
+    device = f"{root}/sys/bus/pci/devices/{address}"
+    if not uevents.wait_until(lambda: os.path.exists(f"{device}/driver_override"), deadline=deadline):
+        raise DeviceError(
+            f"{address}: the device did not appear in the guest within {seconds:g} s",
+            hint="the guest's console log tells whether its PCI hotplug saw the device and found room for its BARs",
+        )
+    _bind(device, address, root)
+    if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
+        raise DeviceError(
+            f"{address}: bound to {DRIVER} in the guest, but no iommu_group link appeared within {seconds:g} s",
+            hint="the guest has no working IOMMU; its console log has lines of DMAR",
+        )
+    group = sysfs.iommu_group(address, root=root)
+    assert group is not None
+    numbers: tuple[int, int] | None = None
+
+    def node_is_there() -> bool:
+        nonlocal numbers
+        numbers = sysfs.group_numbers(group, root=root)
+        return numbers is not None and os.path.exists(f"{root}/dev/vfio/{group}")
+
+    if not uevents.wait_until(node_is_there, deadline=deadline) or numbers is None:
+        raise DeviceError(f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear")
+    return {"group": group, "major": numbers[0], "minor": numbers[1]}
+
+
+def _bind(device: str, address: str, root: str) -> None:
+    driver = sysfs.driver(address, root=root)
+    if driver == DRIVER:
+        return
+    try:
+        _write(f"{device}/driver_override", DRIVER)
+        if driver:
+            _write(f"{device}/driver/unbind", address)
+        _write(f"{root}/sys/bus/pci/drivers_probe", address)
+    except OSError as error:
+        raise DeviceError(
+            f"{address}: appeared in the guest, but refuses to bind to {DRIVER}: {error.strerror}",
+            hint="the guest's console log has the driver's reason",
+        ) from None
+    # A probe that fails is no error of the write: only the link tells (drivers/pci/pci-driver.c, drivers_probe_store).
+    if sysfs.driver(address, root=root) != DRIVER:
+        raise DeviceError(
+            f"{address}: appeared in the guest, but refuses to bind to {DRIVER}",
+            hint="the guest's console log has the driver's reason",
+        )
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,201 @@
+"""The agent's calls: what the monitor may ask for. Each runs in a thread, so that a wait for hardware delays nobody."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from hawse.agent import hardware, syscalls
+from hawse.agent.container import INIT, Container, Process
+from hawse.agent.crun import CRUN, ROOT, Crun
+from hawse.agent.devices import Node, rewrite_devices
+from hawse.agent.reaper import Reaper
+from hawse.agent.stdio import STDIN, STREAMS, Stdio
+from hawse.agent.uevents import Uevents
+from hawse.errors import HawseError, LinkError, NotFoundError, VmError
+from hawse.link import control
+from hawse.link.blocking import Port
+from hawse.link.flow import decode_credit
+from hawse.link.frames import CALL, CREDIT, DATA, EOF
+
+PROTOCOL = 1
+RUN = "/run/hawse"
+
+
+class Server:
+    """Serves one link until it closes."""
+
+    def __init__(
+        self,
+        port: Port,
+        *,
+        reaper: Reaper,
+        uevents: Uevents,
+        ready: Callable[[], None],
+        run: str = RUN,
+        crun: str = CRUN,
+        crun_root: str = ROOT,
+    ) -> None:
+        self._port = port
+        self._reaper = reaper
+        self._uevents = uevents
+        self._ready = ready
+        self._run = run
+        self._crun = crun
+        self._crun_root = crun_root
+        self._containers: dict[str, Container] = {}
+        self._stdio: dict[int, Stdio] = {}
+        self._newest = 0
+        self._methods: dict[str, Callable[..., object]] = {
+            "mount_share": self.mount_share,
+            "bind_vfio": self.bind_vfio,
+            "reserve_hugepages": self.reserve_hugepages,
+            "create": self.create,
+            "start": self.start,
+            "exec": self.execute,
+            "signal": self.signal,
+            "resize": self.resize,
+        }
+
+    def serve(self) -> None:
+        """Announce the agent, then obey until the host closes the link."""
+        self._port.send(control.encode_event("hello", {"protocol": PROTOCOL, "kernel": os.uname().release}))
+        for stream, kind, payload in self._port.frames():
+            if kind == CALL:
+                number, method, params = control.decode_call(payload)
+                threading.Thread(target=self._answer, args=(number, method, params), daemon=True).start()
+            elif kind in (DATA, CREDIT, EOF):
+                self._stream_frame(stream, kind, payload)
+            else:
+                raise LinkError(f"link: the host sent a frame of type {kind}")
+
+    def mount_share(self, *, kind: str, tag: str) -> None:
+        """Mount the directory that the host shares: kind "virtiofs" or "9p"."""
+        self._ready()
+        target = f"{self._run}/share"
+        os.makedirs(target, exist_ok=True)
+        # cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
+        options = "trans=virtio,version=9p2000.L,cache=mmap,access=any,msize=512000" if kind == "9p" else ""
+        try:
+            syscalls.mount(tag, target, kind, 0, options)
+        except OSError as error:
+            raise VmError(f"the guest cannot mount the {kind} share {tag}: {error.strerror}") from None
+
+    def bind_vfio(self, *, address: str, seconds: float) -> dict[str, int]:
+        """Wait for a function and give it to vfio-pci: its group and its node's numbers."""
+        self._ready()
+        return hardware.bind_vfio(self._uevents, address, seconds=seconds)
+
+    def reserve_hugepages(self, *, kib: int, count: int) -> None:
+        """Make ``count`` more huge pages of ``kib`` KiB each."""
+        path = f"/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages"
+        if not os.path.exists(path):
+            raise VmError(f"the guest's CPU has no huge pages of {kib} KiB")
+        with open(path, "r+") as file:
+            before = int(file.read())
+            file.seek(0)
+            file.write(str(before + count))
+            file.flush()
+            file.seek(0)
+            got = int(file.read()) - before
+        if got < count:
+            raise VmError(
+                f"the guest could reserve {got} of {count} huge pages of {kib} KiB",
+                hint="give the virtual machine more memory: memory_mib in the section [vm] of the configuration",
+            )
+
+    def create(self, *, container: str, spec: dict[str, Any], nodes: list[list[Any]]) -> list[str]:
+        """Make a container whose first process waits to be started; log lines about its devices."""
+        log = rewrite_devices(spec, [Node(*node) for node in nodes])
+        directory = f"{self._run}/containers/{container}"
+        os.makedirs(directory, mode=0o700)
+        crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
+        made = Container(container, directory=directory, reaper=self._reaper, crun=crun)
+        self._watch(container, made.create(spec, self._open_stdio(INIT)))
+        self._containers[container] = made
+        return log
+
+    def start(self, *, container: str) -> None:
+        """Start a created container."""
+        self._find(container).start()
+
+    def execute(self, *, container: str, process: int, spec: dict[str, Any]) -> None:
+        """Run one more process, under the number that the host chose, in a running container."""
+        made = self._find(container)
+        self._watch(container, made.execute(process, spec, self._open_stdio(process)))
+
+    def signal(self, *, container: str, process: int, signal: int, everyone: bool) -> None:
+        """Signal one process, or everyone in the container."""
+        made = self._find(container)
+        if everyone:
+            made.signal_all(signal)
+        else:
+            self._process(made, process).signal(signal)
+
+    def resize(self, *, container: str, process: int, rows: int, columns: int) -> None:
+        """Set a terminal's size."""
+        self._process(self._find(container), process).stdio.resize(rows, columns)
+
+    def _open_stdio(self, process: int) -> Stdio:
+        if process <= self._newest and process != INIT:
+            raise VmError(f"process number {process} was used before")
+        self._newest = max(self._newest, process)
+        stdio = self._stdio[process] = Stdio(self._port, process)
+        return stdio
+
+    def _watch(self, container: str, process: Process) -> None:
+        def wait() -> None:
+            code = process.wait(self._reaper)
+            try:
+                process.stdio.finish()
+                self._stdio.pop(process.number, None)
+                os.sync()
+                event = {"container": container, "process": process.number, "code": code}
+                self._port.send(control.encode_event("exit", event))
+            except LinkError:
+                return  # the host is gone, and this machine with it
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def _find(self, container: str) -> Container:
+        try:
+            return self._containers[container]
+        except KeyError:
+            raise NotFoundError(f"container does not exist in the guest: {container}") from None
+
+    @staticmethod
+    def _process(container: Container, number: int) -> Process:
+        try:
+            return container.processes[number]
+        except KeyError:
+            raise NotFoundError(f"container {container.name} has no process {number}: no such process") from None
+
+    def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
+        try:
+            if method not in self._methods:
+                raise VmError(f"the agent has no method {method}")
+            frame = control.encode_result(number, self._methods[method](**params))
+        except HawseError as error:
+            frame = control.encode_error(number, error)
+        except Exception as error:  # a bug must reach the host as an answer, or its caller would wait for the deadline
+            frame = control.encode_error(number, VmError(f"agent: {method}: {type(error).__name__}: {error}"))
+        self._port.send(frame)
+
+    def _stream_frame(self, stream: int, kind: int, payload: bytes) -> None:
+        stdio = self._stdio.get(stream // STREAMS)
+        if stdio is None:
+            if 0 < stream // STREAMS <= self._newest:
+                return  # on its way when the process ended
+            raise LinkError(f"link: frame for the unknown stream {stream}")
+        if kind == CREDIT:
+            if stream not in stdio.outputs:
+                raise LinkError(f"link: credit for stream {stream}, which is not sent here")
+            stdio.outputs[stream].grant(decode_credit(payload))
+        elif stream % STREAMS != STDIN:
+            raise LinkError(f"link: data for stream {stream}, which is sent from here")
+        elif kind == DATA:
+            stdio.stdin.push(payload)
+        else:
+            stdio.stdin.end()

@@ -1,0 +1,71 @@
+"""The configuration file, TOML, every key optional. ``docs/config.md`` explains the keys."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import msgspec
+
+from hawse.errors import ConfigError
+
+DEFAULT_PATH = "/etc/hawse/config.toml"
+
+
+class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The virtual machine of every sandbox. Times in seconds; 0 means: by the acceleration found."""
+
+    qemu: str = "/usr/bin/qemu-system-x86_64"
+    virtiofsd: str = ""
+    share: str = "auto"  # auto | virtiofs | 9p
+    accel: str = "auto"  # auto | kvm | tcg
+    memory_mib: int = 1024
+    cpus: int = 2
+    kernel_append: str = ""
+    boot_seconds: float = 0
+    device_seconds: float = 0
+
+
+class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The guest image: where it is kept, and a kernel of the user's own."""
+
+    cache: str = "/var/cache/hawse"
+    kernel: str = ""
+    modules: str = ""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. ``emulated`` maps group numbers to QEMU device models; :mod:`hawse.vfio.emulated` checks it."""
+
+    vm: Vm = msgspec.field(default_factory=Vm)
+    image: ImageFiles = msgspec.field(default_factory=ImageFiles)
+    emulated: dict[str, list[str]] = {}
+
+
+_CHOICES = {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")}
+_RANGES = {"memory_mib": (128, 4 * 1024 * 1024), "cpus": (1, 255), "boot_seconds": (0, 3600), "device_seconds": (0, 3600)}
+
+
+def load_config(path: str | None) -> Config:
+    """Read ``path``, or the default path where it exists. Raises :class:`ConfigError` naming the file and the key."""
+    name = path or DEFAULT_PATH
+    try:
+        with open(name, "rb") as file:
+            table: dict[str, Any] = tomllib.load(file)
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise ConfigError(f"configuration {name}: no such file", hint="check --config") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {name}: {error}") from None
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration {name}: {error}") from None
+    for key, choices in _CHOICES.items():
+        if getattr(config.vm, key) not in choices:
+            raise ConfigError(f"configuration {name}: vm.{key} is {getattr(config.vm, key)!r}, not one of {choices}")
+    for key, (least, greatest) in _RANGES.items():
+        if not least <= getattr(config.vm, key) <= greatest:
+            raise ConfigError(f"configuration {name}: vm.{key} must be from {least} to {greatest}")
+    return config

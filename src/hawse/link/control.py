@@ -1,0 +1,85 @@
+"""Control messages: calls, replies and events, as JSON on stream 0. Everything received is checked for its shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hawse.errors import HawseError, LinkError, from_wire
+from hawse.link.frames import CALL, CONTROL_STREAM, EVENT, REPLY, encode
+
+MAX_NAME = 64
+
+
+def encode_call(number: int, method: str, params: dict[str, Any]) -> bytes:
+    """A frame that asks the peer to carry out ``method``; its reply bears the same number."""
+    return _frame(CALL, {"id": number, "method": method, "params": params})
+
+
+def encode_result(number: int, result: object) -> bytes:
+    """The frame of a reply that succeeded."""
+    return _frame(REPLY, {"id": number, "result": result})
+
+
+def encode_error(number: int, error: HawseError) -> bytes:
+    """The frame of a reply that failed."""
+    return _frame(REPLY, {"id": number, "error": error.to_wire()})
+
+
+def encode_event(name: str, params: dict[str, Any]) -> bytes:
+    """A frame that nobody answers."""
+    return _frame(EVENT, {"event": name, "params": params})
+
+
+def decode_call(payload: bytes) -> tuple[int, str, dict[str, Any]]:
+    """Number, method and parameters of a call; raises :class:`LinkError` for anything else."""
+    message = _object(payload)
+    return _number(message), _name(message, "method"), _params(message)
+
+
+def decode_reply(payload: bytes) -> tuple[int, object, HawseError | None]:
+    """Number, result and error of a reply; one of the last two counts."""
+    message = _object(payload)
+    error = from_wire(message["error"]) if "error" in message else None
+    return _number(message), message.get("result"), error
+
+
+def decode_event(payload: bytes) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of an event."""
+    message = _object(payload)
+    return _name(message, "event"), _params(message)
+
+
+def _frame(kind: int, message: dict[str, object]) -> bytes:
+    return encode(CONTROL_STREAM, kind, json.dumps(message, separators=(",", ":")).encode())
+
+
+def _object(payload: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise LinkError(f"link: control message that is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise LinkError("link: control message that is not a JSON object")
+    return message
+
+
+def _number(message: dict[str, Any]) -> int:
+    number = message.get("id")
+    if type(number) is not int or not 0 <= number < 2**53:
+        raise LinkError("link: control message without a usable id")
+    return number
+
+
+def _name(message: dict[str, Any], key: str) -> str:
+    name = message.get(key)
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        raise LinkError(f"link: control message without a usable {key}")
+    return name
+
+
+def _params(message: dict[str, Any]) -> dict[str, Any]:
+    params = message.get("params")
+    if not isinstance(params, dict):
+        raise LinkError("link: control message whose params are not an object")
+    return params

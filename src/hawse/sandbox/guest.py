@@ -1,0 +1,164 @@
+"""The monitor's end of the link: calls to the agent, and the streams of processes passed on to their proxies.
+
+The guest is hostile. Every frame's length is bounded by the decoder, every stream by its credit, every field used is
+checked for its type; whatever breaks a rule ends the link, and with it the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hawse.errors import HawseError, LinkError, VmError
+from hawse.link import control
+from hawse.link.flow import SendWindow, decode_credit
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, REPLY, Decoder, Frame, encode
+
+PROTOCOL = 1
+STREAMS = 4
+STDIN, STDOUT, STDERR = 0, 1, 2
+MAX_EVENTS = 1000
+
+
+class Sink(Protocol):
+    """Where a process's frames go: its proxy."""
+
+    def send(self, stream: int, kind: int, payload: bytes) -> None:
+        """Take one frame of the stream 0, 1 or 2; never blocks: what it must hold is bounded by the credit."""
+
+
+class Route:
+    """The streams of one process between guest and proxy. Both sides' credit is checked here, nothing is stored."""
+
+    def __init__(self, link: GuestLink, process: int, sink: Sink) -> None:
+        self._link = link
+        self._process = process
+        self._sink = sink
+        self._from_guest = {STDOUT: SendWindow(), STDERR: SendWindow()}
+        self._to_guest = SendWindow()
+        self._discard = False
+
+    def from_guest(self, stream: int, kind: int, payload: bytes) -> None:
+        """A frame of the agent; raises :class:`LinkError` where it breaks a rule."""
+        if kind == CREDIT:
+            if stream != STDIN:
+                raise LinkError(f"link: the guest gave credit for stream {stream}")
+            self._to_guest.grant(decode_credit(payload))
+        elif stream not in self._from_guest:
+            raise LinkError(f"link: the guest sent data on stream {stream}")
+        elif kind == DATA:
+            self._from_guest[stream].spend(len(payload))
+            if self._discard:
+                self.from_proxy(stream, CREDIT, len(payload).to_bytes(4, "big"))
+                return
+        self._sink.send(stream, kind, payload)
+
+    def from_proxy(self, stream: int, kind: int, payload: bytes) -> None:
+        """A frame of the proxy."""
+        if kind == CREDIT:
+            self._from_guest[stream].grant(decode_credit(payload))
+        elif kind == DATA:
+            self._to_guest.spend(len(payload))
+        self._link.send(encode(self._process * STREAMS + stream, kind, payload))
+
+    def discard(self) -> None:
+        """The proxy is gone: what the process still writes is dropped, so that it can end."""
+        self._discard = True
+        for stream, window in self._from_guest.items():
+            spent = SendWindow().available - window.available
+            if spent:
+                self.from_proxy(stream, CREDIT, spent.to_bytes(4, "big"))
+
+
+class GuestLink:
+    """Calls out, events and streams in."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[object]] = {}
+        self._routes: dict[int, Route] = {}
+        loop = asyncio.get_running_loop()
+        self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.ended: asyncio.Future[HawseError] = loop.create_future()
+        self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
+
+    async def run(self) -> None:
+        """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
+        decoder = Decoder()
+        reason: HawseError = VmError("the guest closed the link")
+        try:
+            while piece := await self._reader.read(MAX_DATA):
+                for frame in decoder.feed(piece):
+                    self._dispatch(frame)
+        except LinkError as error:
+            reason = LinkError(f"the agent in the guest speaks nonsense: {error.message}")
+        except OSError as error:
+            reason = VmError(f"the link to the guest broke: {error.strerror}")
+        self.ended.set_result(reason)
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(reason)
+
+    async def call(self, method: str, *, seconds: float, **params: Any) -> object:
+        """The result of a call; raises what the agent raised, or :class:`VmError` at the deadline."""
+        if self.ended.done():
+            raise self.ended.result()
+        number = next(self._numbers)
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        self.send(control.encode_call(number, method, params))
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise VmError(f"the agent in the guest did not answer {method} within {seconds:g} s") from None
+        finally:
+            del self._calls[number]
+
+    def route(self, process: int, sink: Sink) -> Route:
+        """Pass the streams of a process, which the agent is about to be asked for, on to ``sink``."""
+        route = self._routes[process] = Route(self, process, sink)
+        return route
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame. What can be queued is bounded by the calls made and the credit given."""
+        if not self._writer.is_closing():
+            self._writer.write(frame)
+
+    def _dispatch(self, frame: Frame) -> None:
+        stream, kind, payload = frame
+        if kind == REPLY:
+            number, result, error = control.decode_reply(payload)
+            answer = self._calls.get(number)
+            if answer is None or answer.done():
+                return  # too late, or never asked for
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
+        elif kind == EVENT:
+            self._event(*control.decode_event(payload))
+        elif kind in (DATA, CREDIT, EOF):
+            route = self._routes.get(stream // STREAMS)
+            if route is None:
+                raise LinkError(f"link: frame for the unknown stream {stream}")
+            route.from_guest(stream % STREAMS, kind, payload)
+        else:
+            raise LinkError(f"link: the guest sent a frame of type {kind}")
+
+    def _event(self, name: str, params: dict[str, Any]) -> None:
+        if name == "hello" and not self.hello.done():
+            if params.get("protocol") != PROTOCOL:
+                raise LinkError(f"link: the agent speaks protocol {str(params.get('protocol'))[:20]}, not {PROTOCOL}")
+            self.hello.set_result(params)
+        elif name == "exit":
+            process, code = params.get("process"), params.get("code")
+            if type(process) is not int or type(code) is not int or process not in self._routes or not 0 <= code <= 255:
+                raise LinkError("link: exit of an unknown process")
+            self.on_exit(process, code)
+        else:
+            raise LinkError(f"link: unknown event {name}")

@@ -1,0 +1,82 @@
+"""What the monitor is told to make: the whole of a sandbox, decided before anything is touched.
+
+The command line writes it, the monitor reads it; it can be printed and compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory or file of the host that the guest sees below its share."""
+
+    name: str
+    source: str
+    is_dir: bool
+    readonly: bool
+
+
+class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group."""
+
+    group: int
+    label: str
+    commands: list[tuple[str, dict[str, Any]]]
+    device: str
+    guest_address: str
+
+
+class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A VFIO node of the spec. ``group`` is the host's group number, None for the container node /dev/vfio/vfio."""
+
+    path: str
+    major: int
+    minor: int
+    group: int | None
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The virtual machine. Times in seconds."""
+
+    qemu: str
+    accel: str
+    memory_mib: int
+    cpus: int
+    kernel: str
+    initrd: str
+    kernel_append: str
+    bridges: list[dict[str, Any]]
+    share: str
+    virtiofsd: list[str]
+    boot_seconds: float
+    device_seconds: float
+
+
+class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox of one container."""
+
+    id: str
+    bundle: str
+    rootfs: str
+    oci_version: str
+    annotations: dict[str, str]
+    owner: str
+    spec: dict[str, Any]
+    machine: Machine
+    shares: list[Share]
+    plugs: list[PlugStep]
+    nodes: list[NodeRequest]
+    hugepages: list[tuple[int, int]]
+
+
+def encode(plan: SandboxPlan) -> bytes:
+    """The plan as JSON."""
+    return msgspec.json.encode(plan)
+
+
+def decode(data: bytes) -> SandboxPlan:
+    """The plan from its JSON."""
+    return msgspec.json.decode(data, type=SandboxPlan)

@@ -1,0 +1,141 @@
+"""The state of a sandbox on disk. Standard library only: the hot verbs answer from here.
+
+``<root>/<id>/`` (mode 0700) holds ``state.json``, replaced by rename and written by the monitor alone, ``lock``, held
+by the monitor for as long as it lives, ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from typing import Any
+
+from hawse.errors import NotFoundError, StateError, UsageError
+
+DEFAULT_ROOT = "/run/hawse"
+CREATING, CREATED, RUNNING, STOPPED = "creating", "created", "running", "stopped"
+MAX_ID = 1024  # runc knows no limit but the file system's; its pieces are longer than any engine's
+
+State = dict[str, Any]
+
+
+def check_id(name: str) -> str:
+    """The id itself; raises :class:`UsageError` in runc's words (libcontainer/factory_linux.go, validateID)."""
+    if not re.fullmatch(r"[A-Za-z0-9_+.-]{1,255}", name) or name in (".", ".."):
+        raise UsageError(
+            f"invalid container ID format: {name[:80]!r}",
+            hint="an ID has 1 to 255 letters, digits and characters of _+-. and is neither . nor ..",
+        )
+    return name
+
+
+class Store:
+    """The directory of one sandbox."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.name = check_id(name)
+        self.root = root
+        self.path = os.path.join(root, name)
+
+    def make(self) -> None:
+        """Claim the id; raises :class:`StateError` when it is taken."""
+        try:
+            os.makedirs(self.root, mode=0o711, exist_ok=True)
+            os.mkdir(self.path, 0o700)
+        except FileExistsError:
+            raise StateError(
+                f"container with given ID already exists: {self.name}",
+                hint=f"choose another, or end it with `hawse delete --force {self.name}`",
+            ) from None
+        except OSError as error:
+            raise StateError(f"cannot make the state directory {self.path}: {error.strerror}") from None
+
+    def read(self) -> State:
+        """The state as it is now: a monitor or first process that is gone makes it stopped."""
+        try:
+            with open(f"{self.path}/state.json", "rb") as file:
+                state: State = json.load(file)
+        except FileNotFoundError:
+            if not os.path.isdir(self.path):
+                raise NotFoundError(f"container does not exist: {self.name}") from None
+            # create was killed before its monitor wrote anything
+            state = {"id": self.name, "pid": 0, "status": CREATING, "bundle": "", "rootfs": "", "created": ""}
+            state |= {"ociVersion": "1.0.2", "owner": ""}
+        if state["status"] != STOPPED and not self.monitor_lives():
+            state["status"] = STOPPED
+        elif state["status"] in (CREATED, RUNNING) and not alive(state["pid"], state["pidStart"]):
+            state["status"] = STOPPED
+        if state["status"] == STOPPED:
+            state["pid"] = 0
+        return state
+
+    def write(self, state: State) -> None:
+        """Replace the state; a reader sees the old one or the new one."""
+        temporary = f"{self.path}/.state.json"
+        with open(temporary, "w") as file:
+            json.dump(state, file, indent=2)
+        os.rename(temporary, f"{self.path}/state.json")
+
+    def lock(self) -> int:
+        """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""
+        fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+
+    def monitor_lives(self) -> bool:
+        """Whether a monitor holds the lock."""
+        try:
+            fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def remove(self) -> None:
+        """Delete the directory. Below ``share`` are mount points, empty ones: nothing is removed recursively there.
+
+        The mounts themselves were the monitor's own, in its own mount namespace, and ended with it.
+        """
+        try:
+            points = f"{self.path}/share/{self.name}"
+            for name in os.listdir(points) if os.path.isdir(points) else ():
+                point = f"{points}/{name}"
+                if os.path.isdir(point):
+                    os.rmdir(point)
+                elif os.lstat(point).st_size == 0:
+                    os.unlink(point)
+            if os.path.isdir(points):
+                os.rmdir(points)
+            for entry in os.listdir(self.path):
+                if entry == "share":
+                    os.rmdir(f"{self.path}/share")
+                else:
+                    os.unlink(f"{self.path}/{entry}")
+            os.rmdir(self.path)
+        except FileNotFoundError:
+            return
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot (proc(5), stat field 22); 0 when there is none.
+
+    A pid alone is no name: it may be another process's tomorrow.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def alive(pid: int, started: int) -> bool:
+    """Whether that very process still runs."""
+    return pid > 0 and started > 0 and start_time(pid) == started
