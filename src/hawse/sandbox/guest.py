@@ -19,7 +19,6 @@ from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, REPLY, Decoder
 PROTOCOL = 1
 STREAMS = 4
 STDIN, STDOUT, STDERR = 0, 1, 2
-MAX_EVENTS = 1000
 
 
 class Sink(Protocol):
@@ -103,7 +102,7 @@ class GuestLink:
             if not call.done():
                 call.set_exception(reason)
 
-    async def call(self, method: str, *, seconds: float, **params: Any) -> object:
+    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
         """The result of a call; raises what the agent raised, or :class:`VmError` at the deadline."""
         if self.ended.done():
             raise self.ended.result()

@@ -49,6 +49,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     initrd: str
     kernel_append: str
     bridges: list[dict[str, Any]]
+    machine_properties: list[str]
     share: str
     virtiofsd: list[str]
     boot_seconds: float

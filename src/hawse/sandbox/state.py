@@ -16,7 +16,6 @@ from hawse.errors import NotFoundError, StateError, UsageError
 
 DEFAULT_ROOT = "/run/hawse"
 CREATING, CREATED, RUNNING, STOPPED = "creating", "created", "running", "stopped"
-MAX_ID = 1024  # runc knows no limit but the file system's; its pieces are longer than any engine's
 
 State = dict[str, Any]
 
@@ -121,6 +120,14 @@ class Store:
             os.rmdir(self.path)
         except FileNotFoundError:
             return
+
+
+_PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+
+
+def public(state: State) -> State:
+    """The state in runc's keys and order (list.go, containerState)."""
+    return {key: state[key] for key in _PUBLIC if key in state and (key != "annotations" or state[key])}
 
 
 def start_time(pid: int) -> int:

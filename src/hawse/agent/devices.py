@@ -1,0 +1,96 @@
+"""VFIO nodes in a container's spec, moved from the host's numbers to the guest's. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_CONTAINER_RULE = {"allow": True, "type": "c", "major": 10, "minor": 196, "access": "rwm"}
+
+
+class Node:
+    """A VFIO node of the spec. ``group`` is the guest's group number, None for the container node."""
+
+    __slots__ = ("group", "host", "numbers", "path")
+
+    def __init__(
+        self, path: str, host_major: int, host_minor: int, group: int | None, major: int, minor: int
+    ) -> None:
+        self.path = path
+        self.host = (host_major, host_minor)
+        self.group = group
+        self.numbers = (major, minor)
+
+
+def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[str]:
+    """Change ``linux.devices`` and ``linux.resources.devices`` in place; lines for the log.
+
+    A group's node stands at the guest's number, where libraries look for it, and at the path that the spec asks for.
+    Where the path asked for is another group's number in the guest, that group's node wins.
+    """
+    if not nodes:
+        return []
+    log: list[str] = []
+    linux = spec.setdefault("linux", {})
+    linux["devices"] = _rewrite_nodes(linux.get("devices") or [], nodes, log)
+    resources = linux.setdefault("resources", {})
+    rules = resources.get("devices")
+    if rules:
+        resources["devices"] = _rewrite_rules(rules, nodes)
+    return log
+
+
+def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: list[str]) -> list[dict[str, Any]]:
+    by_path = {node.path: node for node in nodes}
+    own_paths = {f"/dev/vfio/{node.group}": node for node in nodes if node.group is not None}
+    result: list[dict[str, Any]] = []
+    placed: set[str] = set()
+    for device in devices:
+        node = by_path.get(device["path"])
+        if node is None:
+            result.append(device)
+            continue
+        moved = {**device, "major": node.numbers[0], "minor": node.numbers[1]}
+        paths = [node.path]
+        if node.group is not None:
+            own = f"/dev/vfio/{node.group}"
+            winner = own_paths.get(node.path)
+            if winner is not None and winner.numbers != node.numbers:
+                log.append(
+                    f"{node.path} is another group's number in the guest: the node asked for is at {own} alone"
+                )
+                paths = [own]
+            elif own != node.path:
+                log.append(f"{node.path} is group {node.group} in the guest: its node is at {own} too")
+                paths.append(own)
+        for path in paths:
+            if path not in placed:
+                placed.add(path)
+                result.append({**moved, "path": path})
+    return result
+
+
+def _rewrite_rules(rules: list[dict[str, Any]], nodes: Sequence[Node]) -> list[dict[str, Any]]:
+    """Each rule is looked at once, so that numbers which change places do not chain."""
+    moved_to = {node.host: node.numbers for node in nodes}
+    majors: dict[int, list[tuple[int, int]]] = {}
+    for node in nodes:
+        if node.group is not None and node.numbers not in majors.setdefault(node.host[0], []):
+            majors[node.host[0]].append(node.numbers)
+    result: list[dict[str, Any]] = []
+    for rule in rules:
+        major, minor = rule.get("major"), rule.get("minor")
+        if rule.get("type") != "c" or major is None or major < 0:
+            result.append(rule)
+        elif (major, minor) in moved_to:
+            numbers = moved_to[major, minor]
+            result.append({**rule, "major": numbers[0], "minor": numbers[1]})
+        elif major in majors and (minor is None or minor < 0):
+            # Every group of the host was meant; the container's are those that exist for it.
+            result += [{**rule, "major": numbers[0], "minor": numbers[1]} for numbers in majors[major]]
+        else:
+            result.append(rule)
+    if any(node.group is None for node in nodes):
+        # The container node serves every group and guards nothing by itself; with a deny before it none would work.
+        result.append(dict(_CONTAINER_RULE))
+    return result

@@ -1,0 +1,49 @@
+"""`hawse list`: the containers below the root."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING
+
+from hawse.errors import HawseError
+from hawse.sandbox.state import State, public
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+
+HELP = "list the containers"
+_COLUMNS = (("ID", "id"), ("PID", "pid"), ("STATUS", "status"), ("BUNDLE", "bundle"), ("CREATED", "created"), ("OWNER", "owner"))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only the IDs")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print them, in runc's columns."""
+    states = _states(settings)
+    if args.quiet:
+        for state in states:
+            print(state["id"])
+    elif args.format == "json":
+        print(json.dumps([public(state) for state in states] or None))
+    else:
+        rows = [[title for title, _ in _COLUMNS], *([str(state[key]) for _, key in _COLUMNS] for state in states)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        for row in rows:
+            print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _states(settings: Settings) -> list[State]:
+    states = []
+    for name in sorted(os.listdir(settings.root)) if os.path.isdir(settings.root) else ():
+        try:
+            states.append(settings.store(name).read())
+        except HawseError:
+            continue  # deleted meanwhile, or none of ours
+    return states

@@ -1,0 +1,49 @@
+"""`hawse run ID`: create, start, wait, delete."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from hawse.cli import create
+from hawse.container.client import call
+from hawse.container.delete import delete
+from hawse.container.process import attend, write_pid_file
+from hawse.errors import HawseError
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+
+HELP = "create and start a container, and delete it when it has ended"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    create.configure(parser)
+    parser.add_argument("-d", "--detach", action="store_true", help="leave the container running and return")
+    parser.add_argument("--keep", action="store_true", help="do not delete it when it has ended")
+    parser.add_argument("--no-subreaper", action="store_true", help="accepted for runc's sake")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run it; the exit code is the process's own."""
+    made = create.make(args, settings, detach=args.detach)
+    try:
+        write_pid_file(args.pid_file, made.proxy.pid)
+        call(made.store, "start", {})
+        if args.detach:
+            made.let_go()
+            made.proxy.let_go()
+            return 0
+        code = attend(made.proxy, terminal=made.terminal)
+    except BaseException:
+        made.let_go()
+        made.proxy.let_go()
+        with suppress(HawseError):
+            delete(made.store, force=True)
+        raise
+    made.let_go()
+    if not args.keep:
+        delete(made.store, force=True)
+    return code

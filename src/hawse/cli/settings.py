@@ -1,0 +1,35 @@
+"""The global options, parsed, and what is derived from them only when a verb asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hawse.cli.log import Log
+from hawse.sandbox.state import DEFAULT_ROOT, Store
+
+if TYPE_CHECKING:
+    from hawse.config import Config
+
+
+class Settings:
+    """What every verb gets beside its own arguments."""
+
+    def __init__(self, *, root: str | None, log: Log, config_path: str | None, debug: bool) -> None:
+        self.root = root or DEFAULT_ROOT
+        self.log = log
+        self.debug = debug
+        self._config_path = config_path
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration file's content; raises ConfigError. Read on demand: hot verbs do without."""
+        if self._config is None:
+            from hawse.config import load_config
+
+            self._config = load_config(self._config_path)
+        return self._config
+
+    def store(self, name: str) -> Store:
+        """The sandbox of that id; raises UsageError for an id that is none."""
+        return Store(self.root, name)

@@ -1,0 +1,56 @@
+"""Asking a sandbox's monitor. Standard library only: hot verbs use this."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from hawse.errors import LinkError, StateError
+from hawse.link import control
+from hawse.link.blocking import Port
+from hawse.link.frames import REPLY
+from hawse.sandbox.state import Store
+
+
+def connect(store: Store) -> socket.socket:
+    """A connection to the monitor. Raises :class:`StateError` in runc's words when there is none."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = -1
+    try:
+        # A socket's path has at most 107 bytes (unix(7)); engines' roots with a 64-digit id are longer.
+        directory = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
+    except OSError:
+        connection.close()
+        store.read()  # raises where there is no such container at all
+        raise StateError(f"container not running: {store.name}") from None
+    finally:
+        if directory >= 0:
+            os.close(directory)
+    return connection
+
+
+def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool = False) -> object:
+    """The monitor's answer, or the error that it raised; ``until_end`` waits for the monitor's own end too."""
+    with connect(store) as connection:
+        port = Port(connection.fileno())
+        port.send(control.encode_call(1, method, params))
+        answer: object = None
+        answered = False
+        try:
+            for _, kind, payload in port.frames():
+                if kind != REPLY:
+                    raise LinkError("link: the monitor answered with something else than a reply")
+                _, answer, error = control.decode_reply(payload)
+                answered = True
+                if error is not None:
+                    raise error
+                if not until_end:
+                    break
+        except LinkError:
+            if not answered:
+                raise
+        if not answered:
+            raise StateError(f"container not running: {store.name}: its monitor ended before it answered {method}")
+        return answer

@@ -1,0 +1,47 @@
+"""Creating a container: plan, claim the id, let the monitor make it, take everything back where that fails."""
+
+from __future__ import annotations
+
+from hawse.container.launch import MonitorProcess, ProxyProcess
+from hawse.container.process import check_console, start_proxy
+from hawse.sandbox import plan
+from hawse.sandbox.state import Store
+
+
+class Created:
+    """A container that waits for its start."""
+
+    def __init__(
+        self, store: Store, monitor: MonitorProcess, proxy: ProxyProcess, *, notes: list[str], terminal: bool
+    ) -> None:
+        self.store = store
+        self.terminal = terminal
+        self.proxy = proxy
+        self.notes = notes
+        self._monitor = monitor
+
+    def let_go(self) -> None:
+        """This process ends, the container stays."""
+        self._monitor.let_go()
+
+
+def create(store: Store, made: plan.SandboxPlan, *, console_socket: str | None, detach: bool) -> Created:
+    """Make the container. When anything fails, nothing is left of it and the id is free again."""
+    terminal = bool(made.spec["process"].get("terminal"))
+    check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+    store.make()
+    try:
+        monitor = MonitorProcess(store, plan.encode(made))
+        proxy: ProxyProcess | None = None
+        try:
+            proxy = start_proxy(store, "init", terminal=terminal, console_socket=console_socket)
+            notes = monitor.await_created()
+        except BaseException:
+            if proxy is not None:
+                proxy.abort()
+            monitor.abort()
+            raise
+        return Created(store, monitor, proxy, notes=notes, terminal=terminal)
+    except BaseException:
+        store.remove()
+        raise

@@ -1,0 +1,48 @@
+"""Deleting a container: its monitor gives everything back, then its directory goes. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from hawse.container.client import call
+from hawse.errors import HawseError, NotFoundError, StateError
+from hawse.sandbox.state import CREATED, STOPPED, Store, alive, start_time
+
+_SECONDS = 30.0
+
+
+def delete(store: Store, *, force: bool) -> None:
+    """Raises :class:`StateError` for a running container and :class:`NotFoundError` for none, unless ``force``."""
+    try:
+        state = store.read()
+    except NotFoundError:
+        if force:
+            return
+        raise
+    if state["status"] not in (STOPPED, CREATED) and not force:
+        raise StateError(
+            f"cannot delete container {store.name} that is not stopped: {state['status']}",
+            hint=f"end it first, or `hawse delete --force {store.name}`",
+        )
+    if store.monitor_lives():
+        try:
+            call(store, "delete", {}, until_end=True)
+        except HawseError:
+            pass  # it was ending already, or is stuck: what counts is the lock
+        _await_monitor(store, state.get("monitorPid", 0))
+    store.remove()
+
+
+def _await_monitor(store: Store, pid: int) -> None:
+    """Wait for the monitor's end; kill what does not end. Its children, QEMU among them, die with it."""
+    started = start_time(pid)
+    deadline = time.monotonic() + _SECONDS
+    while store.monitor_lives():
+        if time.monotonic() > deadline:
+            if not alive(pid, started):
+                raise StateError(f"container {store.name}: its monitor does not end, and its pid is unknown")
+            os.kill(pid, signal.SIGKILL)
+            deadline += _SECONDS
+        time.sleep(0.005)

@@ -1,0 +1,29 @@
+"""One more process in a running container."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hawse.container.client import call
+from hawse.container.launch import ProxyProcess
+from hawse.container.process import check_console, start_proxy
+from hawse.errors import StateError
+from hawse.sandbox.state import RUNNING, Store
+
+
+def execute(store: Store, process: dict[str, Any], *, console_socket: str | None, detach: bool) -> ProxyProcess:
+    """Start it; the proxy stands for it. Raises :class:`StateError` when the container does not run."""
+    terminal = bool(process.get("terminal"))
+    check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+    state = store.read()
+    if state["status"] != RUNNING:
+        raise StateError(f"cannot exec in a container that is not running: {store.name} is {state['status']}")
+    key = os.urandom(16).hex()
+    proxy = start_proxy(store, key, terminal=terminal, console_socket=console_socket)
+    try:
+        call(store, "exec", {"key": key, "process": process})
+    except BaseException:
+        proxy.abort()
+        raise
+    return proxy

@@ -1,0 +1,138 @@
+"""Starting the two kinds of host process that outlive a command: the monitor and the proxies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import hawse
+from hawse.container.client import connect
+from hawse.errors import VmError, from_wire
+from hawse.sandbox.state import Store
+
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
+_MAX_REPORT = 1024 * 1024
+
+
+def bind_monitor_socket(store: Store) -> socket.socket:
+    """The listening socket of a sandbox, so that proxies can connect before its monitor runs."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/monitor.sock")
+    finally:
+        os.close(directory)
+    listener.listen(64)
+    return listener
+
+
+class MonitorProcess:
+    """A monitor that is making a sandbox."""
+
+    def __init__(self, store: Store, plan: bytes) -> None:
+        self._connection, theirs = socket.socketpair()
+        with (
+            bind_monitor_socket(store) as listener,
+            theirs,
+            open(f"{store.path}/monitor.log", "wb") as log,
+        ):
+            arguments = [store.root, store.name, str(listener.fileno()), str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "hawse.sandbox.monitor", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(listener.fileno(), theirs.fileno()),
+                start_new_session=True,
+                cwd="/",
+            )
+        self._log = f"{store.path}/monitor.log"
+        self._connection.sendall(plan)
+        self._connection.shutdown(socket.SHUT_WR)
+
+    def await_created(self) -> list[str]:
+        """Log lines about the devices, once the container is created.
+
+        Raises what the monitor raised, after the monitor has undone everything and ended.
+        """
+        data = bytearray()
+        while len(data) < _MAX_REPORT and (piece := self._connection.recv(65536)):
+            data += piece
+        try:
+            message = json.loads(data)
+        except ValueError:
+            message = {}
+        if "created" in message:
+            return [str(line) for line in message["created"]]
+        self._process.wait()
+        if "error" in message:
+            raise from_wire(message["error"])
+        with open(self._log, errors="replace") as log:
+            raise VmError("the monitor died while it made the sandbox", evidence=log.read()[-4096:])
+
+    def abort(self) -> None:
+        """Give up: the monitor notices, undoes everything and ends."""
+        self._connection.close()
+        self._process.wait()
+
+    def let_go(self) -> None:
+        """The sandbox stays; its monitor goes on without this process."""
+        self._connection.close()
+        self._process.returncode = 0  # not this process's to wait for: Popen would warn about it
+
+
+class ProxyProcess:
+    """A proxy that waits for its process, as the parent of nothing and the child of whoever adopts orphans."""
+
+    def __init__(self, store: Store, key: str, *, stdio: Sequence[int] = (0, 1, 2), terminal: bool) -> None:
+        program = (
+            f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
+        )  # fmt: skip
+        with connect(store) as connection:
+            fd = connection.fileno()
+            stdin, stdout, stderr = stdio
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program, str(fd), key, "terminal" if terminal else "pipes"],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(fd,),
+                start_new_session=True,
+                cwd="/",
+            )
+
+    @property
+    def pid(self) -> int:
+        """What the engine is told."""
+        return self._process.pid
+
+    def wait(self) -> int:
+        """The exit code of the process that it stands for."""
+        code = self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    def forward(self, number: int) -> None:
+        """Pass a signal on."""
+        if self._process.returncode is None:
+            os.kill(self._process.pid, number)
+
+    def abort(self) -> None:
+        """The process never came to be."""
+        self._process.kill()
+        self._process.wait()
+
+    def let_go(self) -> None:
+        """Leave it to who adopts orphans."""
+        self._process.returncode = 0
+
+
+FORWARDED = tuple(
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGCONT", "SIGALRM")
+)
+

@@ -1,0 +1,133 @@
+"""From a bundle and the configuration to the plan of a sandbox: all checks of the host, nothing touched."""
+
+from __future__ import annotations
+
+import getpass
+from typing import TYPE_CHECKING
+
+from hawse.errors import HostError
+from hawse.oci.guest import plan_guest
+from hawse.oci.load import Bundle
+from hawse.sandbox import plan
+from hawse.vfio.devices import Request, find_request
+from hawse.vfio.emulated import MODELS, EmulatedGroup, read_table
+from hawse.vfio.groups import HostGroup, check_free, check_viable
+from hawse.vm import accel, capabilities, image, virtiofsd
+from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
+from hawse.vm.ports import FunctionShape, GroupShape, PortPlan, plan_ports
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+    from hawse.config import Config
+
+# Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
+# and inside of another such guest twenty times more.
+_BOOT = {"kvm": 30.0, "tcg": 600.0}
+_DEVICE = {"kvm": 15.0, "tcg": 240.0}
+
+
+def plan_sandbox(bundle: Bundle, settings: Settings, name: str) -> plan.SandboxPlan:
+    """The plan. Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts."""
+    config = settings.config
+    guest = plan_guest(bundle, container=name)
+    linux = bundle.spec.linux
+    request = find_request(linux.devices or () if linux else (), emulated=read_table(config.emulated))
+    for group in request.groups:
+        if isinstance(group, HostGroup):
+            check_viable(group)
+            check_free(group)
+    ports = plan_ports([shape(group) for group in request.groups])
+    return plan.SandboxPlan(
+        id=name,
+        bundle=bundle.path,
+        rootfs=bundle.rootfs,
+        oci_version=bundle.spec.oci_version,
+        annotations=bundle.spec.annotations or {},
+        owner=_owner(),
+        spec=guest.spec,
+        machine=_machine(config, settings, request, ports),
+        shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
+        plugs=plug_steps(request, ports),
+        nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
+        hugepages=list(guest.hugepages),
+    )
+
+
+def shape(group: HostGroup | EmulatedGroup) -> GroupShape:
+    """What the port plan needs to know of a group."""
+    if isinstance(group, EmulatedGroup):
+        # The models' memory BARs fit the least window that a port has; only I/O windows are scarce.
+        functions = tuple(FunctionShape(io=32 if MODELS[model] else 0) for model in group.models)
+        return GroupShape(group.number, functions, emulated=True)
+    return GroupShape(
+        group.number,
+        tuple(
+            FunctionShape(
+                memory=tuple(b.size for b in f.bars if not b.is_io and not (b.is_64bit and b.is_prefetchable)),
+                prefetchable=tuple(b.size for b in f.bars if b.is_64bit and b.is_prefetchable),
+                io=sum(b.size for b in f.bars if b.is_io),
+            )
+            for f in group.functions
+        ),
+    )
+
+
+def plug_steps(request: Request, ports: PortPlan) -> list[plan.PlugStep]:
+    """What is plugged where, in the order of the port plan."""
+    groups = {group.number: group for group in request.groups}
+    steps = []
+    for slot in ports.slots:
+        group = groups[slot.group]
+        if isinstance(group, EmulatedGroup):
+            label = f"emulated {group.models[slot.index]}"
+            model = group.models[slot.index]
+            commands = plug_emulated(slot, model, network=model in NETWORK_MODELS)
+        else:
+            label = group.functions[slot.index].address
+            commands = plug_host(slot, label)
+        steps.append(
+            plan.PlugStep(
+                group=slot.group, label=label, commands=commands, device=device_id(slot), guest_address=slot.guest_address
+            )
+        )
+    return steps
+
+
+def _machine(config: Config, settings: Settings, request: Request, ports: PortPlan) -> plan.Machine:
+    found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
+    can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+    for group in request.groups:
+        for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
+            can.require(model)
+    acceleration = accel.choose(
+        config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache
+    )
+    settings.log.debug(f"acceleration: {acceleration.name} ({acceleration.reason})")
+    share, program = config.vm.share, ""
+    if share in ("auto", "virtiofs"):
+        program = virtiofsd.find(config.vm.virtiofsd) if "vhost-user-fs-pci" in can.devices else ""
+        if share == "virtiofs" and not program:
+            raise HostError("no virtiofsd was found", hint="install the package virtiofsd, or set vm.share to 9p")
+        share = "virtiofs" if program else "9p"
+    return plan.Machine(
+        qemu=config.vm.qemu,
+        accel=acceleration.name,
+        memory_mib=config.vm.memory_mib,
+        cpus=config.vm.cpus,
+        kernel=found.kernel,
+        initrd=found.initrd,
+        kernel_append=config.vm.kernel_append,
+        bridges=[dict(bridge) for bridge in ports.bridges],
+        machine_properties=sorted(can.machine_properties),
+        share=share,
+        virtiofsd=virtiofsd.arguments(program) if program else [],
+        boot_seconds=config.vm.boot_seconds or _BOOT[acceleration.name],
+        device_seconds=config.vm.device_seconds or _DEVICE[acceleration.name],
+    )
+
+
+def _owner() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

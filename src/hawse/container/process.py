@@ -1,0 +1,64 @@
+"""One process of a container from the host's side: its proxy, its terminal, its pid file."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from hawse.container.console import raw_mode, send_master
+from hawse.container.launch import FORWARDED, ProxyProcess
+from hawse.errors import HostError, UsageError
+from hawse.sandbox.state import Store
+
+
+def check_console(*, terminal: bool, detach: bool, console_socket: str | None) -> None:
+    """The combinations that make sense, as runc has them (utils_linux.go, checkTerminal). Raises UsageError."""
+    if terminal and detach and not console_socket:
+        raise UsageError("cannot allocate tty if runc will detach without setting console socket",
+                         hint="process.terminal is true: give --console-socket")  # fmt: skip
+    if console_socket and not (terminal and detach):
+        raise UsageError("cannot use console socket if runc will not detach or allocate tty",
+                         hint="process.terminal is false, or the command stays in the foreground")  # fmt: skip
+
+
+def start_proxy(store: Store, key: str, *, terminal: bool, console_socket: str | None) -> ProxyProcess:
+    """A proxy with this process's stdio, or with a new terminal whose master went to ``console_socket``."""
+    if not console_socket:
+        return ProxyProcess(store, key, terminal=terminal and os.isatty(0))
+    slave = send_master(console_socket)
+    try:
+        return ProxyProcess(store, key, stdio=(slave, slave, slave), terminal=True)
+    finally:
+        os.close(slave)
+
+
+def attend(proxy: ProxyProcess, *, terminal: bool) -> int:
+    """Stay in the foreground until the process has ended, passing signals on; its exit code."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        proxy.forward(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        if not terminal:
+            return proxy.wait()
+        with raw_mode(0):
+            return proxy.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_pid_file(path: str | None, pid: int) -> None:
+    """The pid without a newline (engines parse the raw bytes), whole or not at all, after everything else."""
+    if path is None:
+        return
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(directory, f".{name}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        raise HostError(f"cannot write the pid file {path}: {error.strerror}") from None

@@ -1,0 +1,122 @@
+"""What of a container's specification stays on the host, and what the guest gets. Pure but for its predicates."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hawse.errors import ConfigError
+from hawse.oci.load import Bundle
+
+GUEST_SHARE = "/run/hawse/share"
+#: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
+GUEST_VERSION = "1.0.2"
+_KERNEL_VIEWS = ("/proc", "/sys", "/dev")
+_PAGE_SIZES = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A directory or file of the host that the guest needs; it appears as GUEST_SHARE/<container>/<name>."""
+
+    name: str
+    source: str
+    is_dir: bool
+    readonly: bool
+
+
+@dataclass(frozen=True)
+class GuestPlan:
+    """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count)."""
+
+    spec: dict[str, Any]
+    shares: tuple[Share, ...]
+    hugepages: tuple[tuple[int, int], ...]
+
+
+def plan_guest(
+    bundle: Bundle,
+    *,
+    container: str,
+    is_dir: Callable[[str], bool] = os.path.isdir,
+    exists: Callable[[str], bool] = os.path.exists,
+) -> GuestPlan:
+    """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
+
+    Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), paths of
+    namespaces, LSM labels (the guest has no policy), the host's cgroup path.
+    """
+    _refuse(bundle)
+    spec = copy.deepcopy(bundle.raw)
+    base = f"{GUEST_SHARE}/{container}"
+    readonly = bool(bundle.spec.root and bundle.spec.root.readonly)
+    shares = [Share("rootfs", bundle.rootfs, True, readonly)]
+    spec["ociVersion"] = GUEST_VERSION
+    spec["root"]["path"] = f"{base}/rootfs"
+    spec.pop("hooks", None)
+    for label in ("apparmorProfile", "selinuxLabel"):
+        spec["process"].pop(label, None)
+    mounts = []
+    for index, mount in enumerate(spec.get("mounts") or ()):
+        if _is_bind(mount) and not _is_kernel_view(mount["source"]):
+            source = os.path.normpath(os.path.join(bundle.path, mount["source"]))
+            if not exists(source):
+                raise ConfigError(
+                    f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
+                    hint=f"make it, or take the mount at {mount['destination']} out",
+                )
+            options = mount.get("options") or []
+            shares.append(Share(f"mount{index}", source, is_dir(source), "ro" in options))
+            mount = {**mount, "source": f"{base}/mount{index}"}
+        mounts.append(mount)
+    spec["mounts"] = mounts
+    linux = spec.setdefault("linux", {})
+    linux["cgroupsPath"] = f"/hawse/{container}"
+    linux.pop("mountLabel", None)
+    linux["namespaces"] = [
+        {"type": namespace["type"]} for namespace in linux.get("namespaces") or () if namespace["type"] != "network"
+    ]
+    return GuestPlan(spec, tuple(shares), _hugepages(bundle))
+
+
+def _refuse(bundle: Bundle) -> None:
+    name = f"{bundle.path}/config.json"
+    for kind, hooks in (bundle.spec.hooks or {}).items():
+        if hooks:
+            raise ConfigError(f"{name}: hooks.{kind}: hooks are not run", hint="remove them: hawse runs none yet")
+    linux = bundle.spec.linux
+    if linux is None:
+        return
+    if linux.intel_rdt:
+        raise ConfigError(f"{name}: linux.intelRdt: a guest has no cache allocation", hint="remove it")
+    if linux.seccomp and linux.seccomp.get("listenerPath"):
+        raise ConfigError(f"{name}: linux.seccomp.listenerPath: the guest cannot reach a listener of the host")
+
+
+def _hugepages(bundle: Bundle) -> tuple[tuple[int, int], ...]:
+    """The pages that the limits speak of: a guest has none but those that are reserved for its container."""
+    resources = bundle.spec.linux.resources if bundle.spec.linux else None
+    pages = []
+    for limit in (resources.hugepage_limits or ()) if resources else ():
+        number, unit = limit.page_size[:-2], limit.page_size[-2:]
+        if not number.isdigit() or unit not in _PAGE_SIZES:
+            raise ConfigError(
+                f"{bundle.path}/config.json: linux.resources.hugepageLimits: pageSize {limit.page_size[:40]!r}",
+                hint="write it as 2MB or 1GB",
+            )
+        kib = int(number) * _PAGE_SIZES[unit]
+        if limit.limit >= kib * 1024:
+            pages.append((kib, limit.limit // (kib * 1024)))
+    return tuple(pages)
+
+
+def _is_bind(mount: dict[str, Any]) -> bool:
+    return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
+
+
+def _is_kernel_view(source: str) -> bool:
+    """Views of the kernel are the guest's own, not the host's."""
+    return any(source == view or source.startswith(f"{view}/") for view in _KERNEL_VIEWS)

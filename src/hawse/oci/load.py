@@ -1,0 +1,119 @@
+"""config.json and process.json: read, bounded, checked; every error names the file, the field and the remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from hawse.errors import ConfigError
+from hawse.oci.types import Process, Spec, convert
+
+MAX_BYTES = 4 * 1024 * 1024
+_VERSION = re.compile(r"1\.\d{1,4}\.\d{1,4}(-[0-9A-Za-z.+-]+)?(\+[0-9A-Za-z.-]+)?")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle: its absolute path, the document as it stands, the checked view of it, the absolute root file system."""
+
+    path: str
+    raw: dict[str, Any]
+    spec: Spec
+    process: Process
+    rootfs: str
+
+
+def load_bundle(path: str) -> Bundle:
+    """Read ``path``/config.json. Raises :class:`ConfigError`."""
+    bundle = os.path.abspath(path)
+    if not os.path.isdir(bundle):
+        raise ConfigError(f"bundle {bundle}: no such directory", hint="give the bundle with --bundle")
+    name = f"{bundle}/config.json"
+    raw = _read(name, hint="make one with `hawse spec`")
+    spec: Spec = _check(name, raw, Spec)
+    if not _VERSION.fullmatch(spec.oci_version):
+        raise ConfigError(
+            f"{name}: ociVersion: unknown version {spec.oci_version[:40]!r}", hint="versions 1.x.y are understood"
+        )
+    if spec.root is None:
+        raise ConfigError(f"{name}: root: missing", hint="root.path names the container's root file system")
+    if spec.process is None:
+        raise ConfigError(f"{name}: process: missing", hint="process says what the container runs")
+    _check_process(name, "process.", spec.process)
+    rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
+    if not os.path.isdir(rootfs):
+        raise ConfigError(f"{name}: root.path: {rootfs} is not a directory", hint="unpack the container's files there")
+    _check_paths(name, spec)
+    return Bundle(bundle, raw, spec, spec.process, rootfs)
+
+
+def load_process(path: str) -> tuple[dict[str, Any], Process]:
+    """Read a process as ``exec --process`` gets it. Raises :class:`ConfigError`."""
+    raw = _read(path, hint="--process names a file with one JSON object")
+    process: Process = _check(path, raw, Process)
+    _check_process(path, "", process)
+    return raw, process
+
+
+def _read(name: str, *, hint: str) -> dict[str, Any]:
+    try:
+        with open(name, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{name}: {(error.strerror or str(error)).lower()}", hint=hint) from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024 // 1024} MiB", hint="this is no specification")
+    try:
+        raw = json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{name}: not JSON: {error.msg} in line {error.lineno}, column {error.colno}", hint="correct it there"
+        ) from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{name}: not JSON: {error}", hint="it must be UTF-8, and not nested without end") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: not a JSON object", hint="see the OCI runtime specification, config.md")
+    return raw
+
+
+def _check(name: str, raw: dict[str, Any], kind: type[Any]) -> Any:
+    try:
+        return convert(raw, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        field = where.rstrip("`").lstrip(".")
+        missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
+        if missing:
+            field = f"{field}.{missing[1]}".lstrip(".")
+            what = "missing"
+        raise ConfigError(
+            f"{name}: {field or 'document'}: {what[0].lower()}{what[1:].replace('`', '')}",
+            hint="see the OCI runtime specification, config.md",
+        ) from None
+
+
+def _check_process(name: str, prefix: str, process: Process) -> None:
+    if not process.args or not process.args[0]:
+        raise ConfigError(f"{name}: {prefix}args: empty", hint="args[0] is the program")
+    if not process.cwd.startswith("/"):
+        raise ConfigError(f"{name}: {prefix}cwd: {process.cwd!r} is not absolute", hint="begin it with /")
+
+
+def _check_paths(name: str, spec: Spec) -> None:
+    for index, mount in enumerate(spec.mounts or ()):
+        if not mount.destination.startswith("/"):
+            raise ConfigError(
+                f"{name}: mounts[{index}].destination: {mount.destination!r} is not absolute", hint="begin it with /"
+            )
+    for index, device in enumerate(spec.linux.devices or () if spec.linux else ()):
+        if not device.path.startswith("/"):
+            raise ConfigError(
+                f"{name}: linux.devices[{index}].path: {device.path!r} is not absolute", hint="begin it with /"
+            )
+        if device.type not in ("c", "b", "u", "p"):
+            raise ConfigError(f"{name}: linux.devices[{index}].type: {device.type!r} is none of c, b, u, p")

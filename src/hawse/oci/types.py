@@ -1,0 +1,126 @@
+"""The parts of config.json that hawse looks at (OCI runtime-spec config.md, config-linux.md).
+
+Unknown properties are ignored, as the specification demands; what is known is checked for its type and range. The
+document itself is kept beside these objects, so that what is not listed here reaches the guest unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Text = Annotated[str, Meta(pattern="^[^\\x00]*$")]
+
+
+class _Part(Struct, frozen=True, kw_only=True, rename="camel"):
+    pass
+
+
+class Root(_Part, frozen=True):
+    path: Text
+    readonly: bool = False
+
+
+class User(_Part, frozen=True):
+    uid: Uint32 = 0
+    gid: Uint32 = 0
+    umask: Uint32 | None = None
+    additional_gids: list[Uint32] = []
+
+
+class Box(_Part, frozen=True):
+    height: Annotated[int, Meta(ge=0, le=65535)]
+    width: Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Rlimit(_Part, frozen=True):
+    type: str
+    hard: Annotated[int, Meta(ge=0)]
+    soft: Annotated[int, Meta(ge=0)]
+
+
+class Process(_Part, frozen=True):
+    cwd: Text
+    args: list[Text] = []
+    env: list[Text] = []
+    terminal: bool = False
+    console_size: Box | None = None
+    user: User = User()
+    capabilities: dict[str, list[str]] | None = None
+    rlimits: list[Rlimit] = []
+    no_new_privileges: bool = False
+    apparmor_profile: str = ""
+    selinux_label: str = ""
+    oom_score_adj: int | None = None
+
+
+class Mount(_Part, frozen=True):
+    destination: Text
+    type: str = ""
+    source: Text = ""
+    options: list[str] = []
+
+
+class Device(_Part, frozen=True):
+    path: Text
+    type: str
+    major: Int64 | None = None
+    minor: Int64 | None = None
+    file_mode: Annotated[int, Meta(ge=0, le=0o7777777)] | None = None
+    uid: Uint32 | None = None
+    gid: Uint32 | None = None
+
+
+class DeviceRule(_Part, frozen=True):
+    allow: bool
+    type: str = "a"
+    major: Int64 | None = None
+    minor: Int64 | None = None
+    access: str = ""
+
+
+class HugepageLimit(_Part, frozen=True):
+    page_size: str
+    limit: Annotated[int, Meta(ge=0)]
+
+
+class Resources(_Part, frozen=True):
+    devices: list[DeviceRule] | None = None
+    hugepage_limits: list[HugepageLimit] | None = None
+
+
+class Namespace(_Part, frozen=True):
+    type: str
+    path: Text = ""
+
+
+class Linux(_Part, frozen=True):
+    namespaces: list[Namespace] | None = None
+    devices: list[Device] | None = None
+    resources: Resources | None = None
+    cgroups_path: Text = ""
+    sysctl: dict[str, str] | None = None
+    masked_paths: list[Text] | None = None
+    readonly_paths: list[Text] | None = None
+    seccomp: dict[str, Any] | None = None
+    intel_rdt: dict[str, Any] | None = None
+
+
+class Spec(_Part, frozen=True):
+    oci_version: str
+    root: Root | None = None
+    process: Process | None = None
+    hostname: str = ""
+    mounts: list[Mount] | None = None
+    hooks: dict[str, list[Any] | None] | None = None
+    annotations: dict[str, str] | None = None
+    linux: Linux | None = None
+
+
+def convert(value: object, kind: type[Any]) -> Any:
+    """``value``, from JSON, as ``kind``; raises msgspec.ValidationError with the path of the field."""
+    return msgspec.convert(value, kind)

@@ -1,0 +1,152 @@
+"""The virtual machine of a sandbox: virtiofsd, QEMU, its console and QMP, and the link to the agent that booted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from hawse.errors import HawseError, VmError
+from hawse.sandbox import plan
+from hawse.sandbox.children import Child, running
+from hawse.sandbox.evidence import BoundedLog, collect
+from hawse.sandbox.guest import GuestLink
+from hawse.vm.arguments import VmShape, render
+from hawse.vm.qmp import Qmp
+
+_QMP_SECONDS = 60.0
+
+
+@dataclass
+class Machine:
+    """A guest whose agent answers. ``failure`` gets a result when QEMU, virtiofsd or the link ends."""
+
+    link: GuestLink
+    qmp: Qmp
+    failure: asyncio.Future[HawseError]
+
+
+async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack) -> Machine:
+    """Start everything and wait for the agent; what was acquired is on ``undo``, in order.
+
+    Raises :class:`VmError` with the tail of the console, or of the stderr of the program that died.
+    """
+    pairs = {name: socket.socketpair() for name in ("qmp", "link", "console")}
+    for ours, theirs in pairs.values():
+        undo.callback(ours.close)
+        undo.callback(theirs.close)
+    failure: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
+    share_fd = -1
+    if machine.share == "virtiofs":
+        share_fd = await _start_virtiofsd(machine, directory, undo, failure)
+    console = BoundedLog(f"{directory}/console.log")
+    undo.callback(console.close)
+    reader, writer = await asyncio.open_connection(sock=pairs["console"][0])
+    undo.callback(writer.close)
+    reading = asyncio.create_task(collect(reader, console))
+    undo.callback(reading.cancel)
+
+    fds = {name: theirs.fileno() for name, (_, theirs) in pairs.items()}
+    argv = render(_shape(machine, f"{directory}/share", share_fd, fds))
+    inherited = [*fds.values(), *([share_fd] if share_fd >= 0 else [])]
+    qemu = await undo.enter_async_context(
+        running("QEMU", argv, log=f"{directory}/qemu.log", descriptors=inherited, lock_memory=True)
+    )
+    _watch(qemu, failure, undo)
+    for _, theirs in pairs.values():
+        theirs.close()
+
+    qmp_log = BoundedLog(f"{directory}/qmp.log")
+    undo.callback(qmp_log.close)
+    qmp = Qmp(log=qmp_log.write)
+    undo.push_async_callback(qmp.close)
+    link_reader, link_writer = await asyncio.open_connection(sock=pairs["link"][0])
+    undo.callback(link_writer.close)
+    link = GuestLink(link_reader, link_writer)
+    serving = asyncio.create_task(link.run())
+    undo.callback(serving.cancel)
+    link.ended.add_done_callback(lambda ended: failure.done() or failure.set_result(ended.result()))
+
+    greeting = asyncio.create_task(qmp.open(pairs["qmp"][0], seconds=_QMP_SECONDS))
+    try:
+        await _settle([greeting], failure, _QMP_SECONDS)
+        await greeting
+        await _settle([link.hello], failure, machine.boot_seconds)
+        if not link.hello.done():
+            raise VmError(
+                f"the guest did not report within {machine.boot_seconds:g} s",
+                hint="the end of its console follows; vm.boot_seconds sets the time",
+            )
+    except HawseError as error:
+        # QEMU's own death explains more than the link that broke with it.
+        if qemu.process.returncode is None and not error.evidence:
+            error.evidence = console.tail()
+        elif qemu.process.returncode is not None:
+            raise await qemu.death() from None
+        raise
+    finally:
+        greeting.cancel()
+    return Machine(link, qmp, failure)
+
+
+async def _start_virtiofsd(
+    machine: plan.Machine, directory: str, undo: AsyncExitStack, failure: asyncio.Future[HawseError]
+) -> int:
+    """Run virtiofsd on a socket that is bound here; QEMU's connected end of it, to be inherited."""
+    path = f"{directory}/share.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    undo.callback(listener.close)
+    listener.bind(path)
+    listener.listen(1)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    undo.callback(client.close)
+    client.connect(path)
+    fd, share = str(listener.fileno()), f"{directory}/share"
+    argv = [part.replace("{fd}", fd).replace("{directory}", share) for part in machine.virtiofsd]
+    child = await undo.enter_async_context(
+        running("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[listener.fileno()])
+    )
+    _watch(child, failure, undo)
+    return client.fileno()
+
+
+def _watch(child: Child, failure: asyncio.Future[HawseError], undo: AsyncExitStack) -> None:
+    async def watch() -> None:
+        death = await child.death()
+        if not failure.done():
+            failure.set_result(death)
+
+    task = asyncio.create_task(watch())
+    undo.callback(task.cancel)
+
+
+async def _settle(
+    work: list[asyncio.Future[object]] | list[asyncio.Task[None]] | list[asyncio.Future[dict[str, object]]],
+    failure: asyncio.Future[HawseError],
+    seconds: float,
+) -> None:
+    """Wait for the work, the failure or the deadline; raises the failure."""
+    await asyncio.wait([*work, failure], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    if failure.done():
+        raise failure.result()
+
+
+def _shape(machine: plan.Machine, share: str, share_fd: int, fds: dict[str, int]) -> VmShape:
+    return VmShape(
+        qemu=machine.qemu,
+        accel=machine.accel,
+        memory_mib=machine.memory_mib,
+        cpus=machine.cpus,
+        kernel=machine.kernel,
+        initrd=machine.initrd,
+        kernel_append=machine.kernel_append,
+        bridges=machine.bridges,
+        share=machine.share,
+        share_directory=share,
+        share_fd=share_fd,
+        qmp_fd=fds["qmp"],
+        link_fd=fds["link"],
+        console_fd=fds["console"],
+        machine_properties=frozenset(machine.machine_properties),
+    )

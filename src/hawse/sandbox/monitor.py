@@ -1,0 +1,147 @@
+"""The monitor's process: makes a sandbox from a plan, keeps it until its container has ended, and undoes it.
+
+``python -m hawse.sandbox.monitor ROOT ID LISTENER REPORT``: the last two are inherited descriptors, of the bound
+monitor.sock and of a socket to the command line. The plan comes in over REPORT, then one JSON line goes out:
+``{"created": [log lines]}`` or ``{"error": ...}``. If the command line goes before that, everything is undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, suppress
+
+from hawse.errors import HawseError, VmError
+from hawse.sandbox import devices, plan, share
+from hawse.sandbox.machine import Machine, boot
+from hawse.sandbox.sandbox import Sandbox
+from hawse.sandbox.service import Service
+from hawse.sandbox.state import Store
+
+_MAX_PLAN = 16 * 1024 * 1024
+
+
+class Report:
+    """The command line that asked for the sandbox: told once how it went, and watched until then."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.sent = False
+
+    def send(self, message: dict[str, object]) -> None:
+        """Say how it went. A caller that is gone is no error here: see :meth:`caller_gone`."""
+        self.sent = True
+        self._connection.setblocking(True)
+        with suppress(OSError):
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+            self._connection.shutdown(socket.SHUT_WR)
+
+    async def caller_gone(self) -> None:
+        """Wait until the caller has closed its end, as it does when it is killed."""
+        self._connection.setblocking(False)
+        with suppress(OSError):
+            await asyncio.get_running_loop().sock_recv(self._connection, 1)
+
+
+def main() -> None:
+    """Run until the sandbox has ended."""
+    root, name = sys.argv[1:3]
+    listener, report = (socket.socket(fileno=int(fd)) for fd in sys.argv[3:5])
+    for inherited in (listener, report):
+        inherited.set_inheritable(False)
+    store = Store(root, name)
+    lock = store.lock()
+    made = plan.decode(_read_plan(report))
+    error: HawseError | None = None
+    try:
+        share.enter_private_namespace()
+        share.populate(made.shares, f"{store.path}/share/{name}")
+    except HawseError as reason:
+        error = reason
+    asyncio.run(_monitor(made, store, listener, Report(report), error))
+    os.close(lock)
+
+
+async def _monitor(
+    made: plan.SandboxPlan, store: Store, listener: socket.socket, report: Report, error: HawseError | None
+) -> None:
+    sandbox = Sandbox(made, store)
+    service = Service(sandbox)
+    server = await asyncio.start_unix_server(service.connection, sock=listener)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    caller_gone = asyncio.create_task(report.caller_gone())
+    creating = asyncio.create_task(_create(made, store, sandbox, report, error, ended, service))
+    await asyncio.wait((creating, caller_gone), return_when=asyncio.FIRST_COMPLETED)
+    if not report.sent:
+        creating.cancel()
+    with suppress(asyncio.CancelledError):
+        await creating
+    caller_gone.cancel()
+    sandbox.end()
+    server.close()
+
+
+async def _create(
+    made: plan.SandboxPlan,
+    store: Store,
+    sandbox: Sandbox,
+    report: Report,
+    error: HawseError | None,
+    ended: asyncio.Event,
+    service: Service,
+) -> None:
+    """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
+    try:
+        if error is not None:
+            raise error
+        async with AsyncExitStack() as undo:
+            machine = await boot(made.machine, store.path, undo)
+            work = asyncio.create_task(_furnish(made, machine, sandbox))
+            try:
+                await _first(work, machine.failure)
+            finally:
+                work.cancel()
+            report.send({"created": work.result()})
+            waits = [
+                asyncio.create_task(event.wait()) for event in (sandbox.finished, ended, service.delete_requested)
+            ]
+            await asyncio.wait([*waits, machine.failure], return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if not machine.failure.done():
+                await devices.release(made.plugs, machine.qmp)
+    except HawseError as reason:
+        report.send({"error": reason.to_wire()})
+
+
+async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox) -> list[str]:
+    if made.shares:
+        await machine.link.call("mount_share", {"kind": made.machine.share, "tag": "hawse"}, seconds=30)
+    groups = await devices.attach(made.plugs, machine.qmp, machine.link, seconds=made.machine.device_seconds)
+    return await sandbox.create(machine.link, devices.guest_nodes(made.nodes, groups))
+
+
+async def _first(work: asyncio.Task[list[str]], failure: asyncio.Future[HawseError]) -> None:
+    await asyncio.wait((work, failure), return_when=asyncio.FIRST_COMPLETED)
+    if failure.done() and not (work.done() and work.exception() is None):
+        raise failure.result()
+    await work
+
+
+def _read_plan(report: socket.socket) -> bytes:
+    data = bytearray()
+    while piece := report.recv(65536):
+        data += piece
+        if len(data) > _MAX_PLAN:
+            raise VmError("the plan is too large")
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    main()

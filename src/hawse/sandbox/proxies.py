@@ -1,0 +1,74 @@
+"""Connections of proxies: one for each process of a container, from which the engine sees stdio and exit code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from hawse.errors import LinkError
+from hawse.link import control
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, encode
+from hawse.sandbox.guest import STREAMS, Route
+
+#: A proxy knows one process and calls it by this number.
+LOCAL = 1
+
+
+class Proxy:
+    """The monitor's side of one proxy; a :class:`hawse.sandbox.guest.Sink` for the process's frames."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: Decoder, *, pid: int
+    ) -> None:
+        self.pid = pid
+        self.size: tuple[int, int] | None = None
+        self._decoder = decoder
+        self._reader = reader
+        self._writer = writer
+        self._finished = False
+
+    def send(self, stream: int, kind: int, payload: bytes) -> None:
+        """Pass a frame of the guest on."""
+        if not self._writer.is_closing():
+            self._writer.write(encode(LOCAL * STREAMS + stream, kind, payload))
+
+    def exit(self, code: int) -> None:
+        """The process has ended and all that it wrote was passed on."""
+        self._finished = True
+        if not self._writer.is_closing():
+            self._writer.write(control.encode_event("exit", {"code": code}))
+            self._writer.close()
+
+    async def serve(
+        self,
+        route: Route,
+        *,
+        on_signal: Callable[[int], None],
+        on_resize: Callable[[int, int], None],
+        on_loss: Callable[[], None],
+    ) -> None:
+        """Pass the proxy's frames on until it goes; ``on_loss`` when it went before its process."""
+        try:
+            piece = b""
+            while True:
+                for stream, kind, payload in self._decoder.feed(piece):
+                    if kind == EVENT:
+                        name, params = control.decode_event(payload)
+                        if name == "signal":
+                            on_signal(int(params["number"]))
+                        elif name == "resize":
+                            on_resize(int(params["rows"]), int(params["columns"]))
+                    elif kind in (DATA, CREDIT, EOF) and stream // STREAMS == LOCAL:
+                        if not self._finished:
+                            route.from_proxy(stream % STREAMS, kind, payload)
+                    else:
+                        raise LinkError(f"link: a proxy sent a frame of type {kind} on stream {stream}")
+                piece = await self._reader.read(MAX_DATA)
+                if not piece:
+                    break
+        except (LinkError, OSError):
+            pass  # the same as its death
+        if not self._finished:
+            route.discard()
+            on_loss()
+        self._writer.close()

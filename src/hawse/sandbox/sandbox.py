@@ -1,0 +1,193 @@
+"""One running sandbox: its container, the container's processes, and what engines may ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from hawse.errors import HawseError, StateError, VmError
+from hawse.sandbox.guest import GuestLink, Route
+from hawse.sandbox.plan import SandboxPlan
+from hawse.sandbox.proxies import Proxy
+from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
+
+INIT = 1
+_PROXY_SECONDS = 20.0
+_CALL_SECONDS = 60.0
+_MAX_PROCESSES = 2**20
+
+
+class Sandbox:
+    """State and operations. Everything here runs in the monitor's one event loop."""
+
+    def __init__(self, plan: SandboxPlan, store: Store) -> None:
+        self.plan = plan
+        self.link: GuestLink | None = None
+        self.finished = asyncio.Event()
+        self._store = store
+        self._proxies: dict[str, asyncio.Future[Proxy]] = {}
+        self._running: dict[int, Proxy] = {}
+        self._newest = INIT
+        self._state = {
+            "ociVersion": plan.oci_version,
+            "id": plan.id,
+            "pid": 0,
+            "status": CREATING,
+            "bundle": plan.bundle,
+            "rootfs": plan.rootfs,
+            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "annotations": plan.annotations,
+            "owner": plan.owner,
+            "pidStart": 0,
+            "monitorPid": os.getpid(),
+        }
+        self._write()
+
+    async def create(self, link: GuestLink, nodes: list[list[Any]]) -> list[str]:
+        """Make the container in the guest, with the proxy that has announced itself as its first process."""
+        self.link = link
+        link.on_exit = self._exited
+        for kib, count in self.plan.hugepages:
+            await link.call("reserve_hugepages", {"kib": kib, "count": count}, seconds=_CALL_SECONDS)
+        proxy = await self._await_proxy("init")
+        call = {"container": self.plan.id, "spec": self.plan.spec, "nodes": nodes}
+        lines = await self._launch(INIT, proxy, "create", call)
+        self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
+        self._write()
+        return [line[:500] for line in lines if isinstance(line, str)][:100] if isinstance(lines, list) else []
+
+    async def start(self) -> None:
+        """runc start. Raises :class:`StateError` unless the container is created."""
+        if self._state["status"] == RUNNING:
+            raise StateError(f"cannot start an already running container: {self.plan.id}")
+        if self._state["status"] != CREATED:
+            raise StateError(f"cannot start a container that has {self._state['status']}: {self.plan.id}")
+        # Before the call: a program that ends at once is reported before its start is answered.
+        self._set_status(RUNNING)
+        try:
+            await self._call("start", {"container": self.plan.id})
+        except HawseError:
+            if self._state["status"] == RUNNING:
+                self._set_status(CREATED)
+            raise
+
+    async def kill(self, number: int, *, everyone: bool) -> None:
+        """runc kill. Raises :class:`StateError` with runc's "container not running"."""
+        if self._state["status"] not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id}")
+        await self._signal(INIT, number, everyone=everyone)
+
+    async def execute(self, key: str, process: dict[str, Any]) -> int:
+        """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
+        if self._state["status"] != RUNNING:
+            raise StateError(f"container not running: {self.plan.id}")
+        self._newest += 1
+        number = self._newest
+        if number > _MAX_PROCESSES:
+            raise StateError(f"container {self.plan.id} has had {_MAX_PROCESSES} processes: start it anew")
+        proxy = await self._await_proxy(key)
+        try:
+            call = {"container": self.plan.id, "process": number, "spec": process}
+            await self._launch(number, proxy, "exec", call)
+        except HawseError:
+            proxy.exit(255)
+            raise
+        return proxy.pid
+
+    def announce(self, key: str, proxy: Proxy) -> None:
+        """A proxy has connected and waits for its process, which was or will be asked for with the same key."""
+        expected = self._expect(key)
+        if expected.done():
+            raise StateError(f"a second proxy for the process {key[:40]}")
+        expected.set_result(proxy)
+
+    def end(self) -> None:
+        """The virtual machine is gone: nothing runs any more."""
+        if self._state["status"] != STOPPED:
+            self._set_status(STOPPED)
+        for proxy in self._running.values():
+            proxy.exit(255)
+        for expected in self._proxies.values():
+            if expected.done() and not expected.cancelled():
+                expected.result().exit(255)
+        self.finished.set()
+
+    async def _launch(self, number: int, proxy: Proxy, method: str, call: dict[str, Any]) -> object:
+        assert self.link is not None
+        route = self.link.route(number, proxy)
+        self._running[number] = proxy
+        serving = asyncio.create_task(self._serve(number, proxy, route))
+        try:
+            result = await self._call(method, call)
+        except HawseError:
+            serving.cancel()
+            self._running.pop(number, None)
+            raise
+        if proxy.size is not None:
+            await self._resize(number, *proxy.size)
+        return result
+
+    async def _serve(self, number: int, proxy: Proxy, route: Route) -> None:
+        def later(work: Any) -> None:
+            task = asyncio.create_task(work)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+        def resize(rows: int, columns: int) -> None:
+            proxy.size = (rows, columns)
+            later(self._resize(number, rows, columns))
+
+        await proxy.serve(
+            route,
+            on_signal=lambda n: later(self._signal(number, n, everyone=False)),
+            on_resize=resize,
+            # Whoever kills the proxy means the process: engines know no other pid.
+            on_loss=lambda: later(self._signal(number, signal.SIGKILL, everyone=False)),
+        )
+
+    def _exited(self, number: int, code: int) -> None:
+        proxy = self._running.pop(number, None)
+        if proxy is None:
+            return
+        if number == INIT:
+            self._set_status(STOPPED)
+            self.finished.set()
+        proxy.exit(code)
+
+    async def _signal(self, number: int, signal_number: int, *, everyone: bool) -> None:
+        call = {"container": self.plan.id, "process": number, "signal": signal_number, "everyone": everyone}
+        await self._call("signal", call)
+
+    async def _resize(self, number: int, rows: int, columns: int) -> None:
+        call = {"container": self.plan.id, "process": number, "rows": rows, "columns": columns}
+        with suppress(HawseError):  # the process may have ended, or not exist yet
+            await self._call("resize", call)
+
+    async def _call(self, method: str, params: dict[str, Any]) -> object:
+        if self.link is None:
+            raise StateError(f"container {self.plan.id} is still being created")
+        return await self.link.call(method, params, seconds=_CALL_SECONDS)
+
+    def _expect(self, key: str) -> asyncio.Future[Proxy]:
+        return self._proxies.setdefault(key, asyncio.get_running_loop().create_future())
+
+    async def _await_proxy(self, key: str) -> Proxy:
+        try:
+            async with asyncio.timeout(_PROXY_SECONDS):
+                return await asyncio.shield(self._expect(key))
+        except TimeoutError:
+            raise VmError(f"the proxy process did not connect within {_PROXY_SECONDS:g} s") from None
+        finally:
+            self._proxies.pop(key, None)
+
+    def _set_status(self, status: str) -> None:
+        self._state["status"] = status
+        self._write()
+
+    def _write(self) -> None:
+        self._store.write(self._state)
+
+

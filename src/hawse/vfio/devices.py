@@ -1,0 +1,93 @@
+"""The VFIO nodes among the devices of a spec, and the groups behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hawse.errors import DeviceError
+from hawse.vfio import sysfs
+from hawse.vfio.emulated import EmulatedGroup
+from hawse.vfio.groups import HostGroup, read_group
+
+CONTAINER_PATH = "/dev/vfio/vfio"
+_GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
+
+
+class Device(Protocol):
+    """An entry of linux.devices."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def major(self) -> int | None: ...
+    @property
+    def minor(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """A VFIO node of the spec; ``group`` is None for the container node."""
+
+    path: str
+    major: int
+    minor: int
+    group: int | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """All VFIO nodes of a spec, and the groups behind them in the order in which they are named, each once."""
+
+    nodes: tuple[Node, ...]
+    groups: tuple[HostGroup | EmulatedGroup, ...]
+
+
+def find_request(
+    devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGroup], root: str = ""
+) -> Request:
+    """Which entries are VFIO's, by their numbers and not by their path, which is the container's to choose.
+
+    An emulated group is found by its path, since it has no numbers. Raises :class:`DeviceError` for a node that
+    names a group which is not there, or an interface that is not passed.
+    """
+    nodes: list[Node] = []
+    groups: dict[int, HostGroup | EmulatedGroup] = {}
+    for device in devices:
+        if device.type not in ("c", "u"):
+            continue
+        major, minor = device.major or 0, device.minor or 0
+        named = _GROUP_PATH.fullmatch(device.path)
+        if named and int(named[1]) in emulated:
+            number = int(named[1])
+            groups[number] = emulated[number]
+            nodes.append(Node(device.path, major, minor, number))
+            continue
+        kernel = sysfs.character_device(major, minor, root=root)
+        if device.path == CONTAINER_PATH or kernel == "misc/vfio":
+            nodes.append(Node(device.path, major, minor, None))
+        elif re.fullmatch(r"vfio/\d+", kernel):
+            number = int(kernel.partition("/")[2])
+            if number not in groups:
+                groups[number] = read_group(number, root=root)
+            nodes.append(Node(device.path, major, minor, number))
+        elif kernel == "misc/iommu" or device.path == "/dev/iommu" or device.path.startswith("/dev/vfio/devices/"):
+            raise DeviceError(
+                f"linux.devices: {device.path}: the device file interface of VFIO is not passed into containers",
+                hint="name the group's node, /dev/vfio/NUMBER, and /dev/vfio/vfio",
+            )
+        elif "noiommu-" in device.path or kernel.startswith("vfio/noiommu-"):
+            raise DeviceError(
+                f"linux.devices: {device.path}: a device without an IOMMU cannot be given to a virtual machine",
+                hint="turn the host's IOMMU on",
+            )
+        elif named:
+            raise DeviceError(
+                f"linux.devices: {device.path}: group {named[1]} is absent: the host has no VFIO device {major}:{minor}",
+                hint="bind the group's devices to vfio-pci, or correct major and minor",
+            )
+    return Request(tuple(nodes), tuple(groups.values()))

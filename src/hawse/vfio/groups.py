@@ -1,0 +1,152 @@
+"""IOMMU groups of the host: their endpoints, and whether a virtual machine can have them.
+
+A group is the unit of ownership: each of its devices must be on a VFIO driver or on none, bridges excepted (Linux
+Documentation/driver-api/vfio.rst). QEMU finds out late and says little, so everything is looked at here first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from hawse.errors import DeviceError
+from hawse.vfio import sysfs
+
+_BRIDGE = 0x06
+_IO, _PREFETCH, _MEM_64 = 0x100, 0x2000, 0x100000  # include/linux/ioport.h
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A base address register; ``size`` in bytes."""
+
+    index: int
+    size: int
+    is_io: bool
+    is_64bit: bool
+    is_prefetchable: bool
+
+
+@dataclass(frozen=True)
+class Function:
+    """A PCI function. ``driver`` is "" when none has it."""
+
+    address: str
+    vendor: int
+    device: int
+    class_code: int
+    driver: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class HostGroup:
+    """A group by its number, with its endpoints in the order of their addresses; bridges are left out."""
+
+    number: int
+    functions: tuple[Function, ...]
+
+
+def read_group(number: int, *, root: str = "") -> HostGroup:
+    """The group. Raises :class:`DeviceError` when the host has none of that number, or none with an endpoint."""
+    members = sysfs.group_members(number, root=root)
+    if not members:
+        raise DeviceError(f"IOMMU group {number} does not exist on this host", hint="see /sys/kernel/iommu_groups")
+    functions = tuple(_read_function(address, root) for address in members if not _is_bridge(address, root))
+    if not functions:
+        raise DeviceError(f"IOMMU group {number} has no device but bridges")
+    return HostGroup(number, functions)
+
+
+def check_viable(group: HostGroup) -> None:
+    """Raise :class:`DeviceError` naming every function that is not on a VFIO driver, and its driver."""
+    others = [function for function in group.functions if "vfio" not in function.driver]
+    if not others:
+        return
+    names = ", ".join(
+        f"{function.address} is bound to {function.driver}" if function.driver else f"{function.address} has no driver"
+        for function in others
+    )
+    addresses = " ".join(function.address for function in others)
+    remedy = (
+        f"bind {addresses} to vfio-pci: write vfio-pci to driver_override of each, unbind it from its driver, "
+        "then write its address to /sys/bus/pci/drivers_probe"
+    )
+    if len(group.functions) == 1:
+        raise DeviceError(f"group {group.number} cannot be passed: {names}, not to vfio-pci", hint=remedy)
+    raise DeviceError(
+        f"group {group.number} is not viable: {names}; all of its {len(group.functions)} devices must be on vfio-pci",
+        hint=remedy,
+    )
+
+
+def check_free(group: HostGroup, *, root: str = "") -> None:
+    """Raise :class:`DeviceError` when the group's node cannot be opened now: a group opens once at a time."""
+    path = f"{root}/dev/vfio/{group.number}"
+    addresses = ", ".join(function.address for function in group.functions)
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            users = holders(group.number)
+            who = ", ".join(f"{name} (pid {pid})" for pid, name in users) or "another process"
+            raise DeviceError(
+                f"group {group.number} ({addresses}) is open elsewhere: {who} has {path}",
+                hint="end it, or pass another group: a VFIO group can be opened once at a time",
+            ) from None
+        raise DeviceError(
+            f"group {group.number} ({addresses}): {path}: {os.strerror(error.errno or 0)}",
+            hint="the node is there when a device of the group is bound to vfio-pci",
+        ) from None
+
+
+def holders(number: int) -> list[tuple[int, str]]:
+    """Pid and name of each process that has the group's node open, as far as /proc shows them."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if any(os.readlink(f"/proc/{pid}/fd/{fd}") == f"/dev/vfio/{number}" for fd in os.listdir(f"/proc/{pid}/fd")):
+                with open(f"/proc/{pid}/comm") as file:
+                    found.append((int(pid), file.read().strip()))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def _is_bridge(address: str, root: str) -> bool:
+    return _number(address, "class", root) >> 16 == _BRIDGE
+
+
+def _read_function(address: str, root: str) -> Function:
+    return Function(
+        address=address,
+        vendor=_number(address, "vendor", root),
+        device=_number(address, "device", root),
+        class_code=_number(address, "class", root),
+        driver=sysfs.driver(address, root=root),
+        bars=tuple(_read_bars(address, root)),
+    )
+
+
+def _read_bars(address: str, root: str) -> list[Bar]:
+    """The first six lines of ``resource``: start, end and flags of each BAR, in hexadecimal."""
+    bars = []
+    try:
+        with open(f"{root}/sys/bus/pci/devices/{address}/resource") as file:
+            for index, line in enumerate(file.read(8192).splitlines()[:6]):
+                start, end, flags = (int(field, 16) for field in line.split())
+                if end > start:
+                    bars.append(
+                        Bar(index, end - start + 1, bool(flags & _IO), bool(flags & _MEM_64), bool(flags & _PREFETCH))
+                    )
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{address}: its BARs cannot be read from sysfs: {error}") from None
+    return bars
+
+
+def _number(address: str, attribute: str, root: str) -> int:
+    try:
+        return sysfs.read_number(address, attribute, root=root)
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{address}: its {attribute} cannot be read from sysfs: {error}") from None

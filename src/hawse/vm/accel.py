@@ -1,0 +1,77 @@
+"""Acceleration by a real probe: /dev/kvm that opens is no proof that a guest can run.
+
+Some hosts let /dev/kvm be opened and a VM be created, and then fail at a model-specific register or never leave the
+kernel's decompressor. So the guest's own kernel is booted once, without a root, until it speaks on the serial port.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+from hawse.errors import HostError
+from hawse.vm import cache
+
+_SECONDS = 10
+#: The kernel's banner (init/version.c), printed by code that runs after decompression.
+_PROOF = b"Linux version"
+
+
+@dataclass(frozen=True)
+class Accel:
+    """"kvm" or "tcg", and why."""
+
+    name: str
+    reason: str
+
+
+def choose(requested: str, *, qemu: str, kernel: str, directory: str, device: str = "/dev/kvm") -> Accel:
+    """The acceleration for ``requested`` "auto", "kvm" or "tcg"; raises :class:`HostError` for a kvm that fails."""
+    if requested == "tcg":
+        return Accel("tcg", "configured")
+    found = _probe_once(qemu, kernel, directory, device)
+    if requested == "kvm" and found.name != "kvm":
+        raise HostError(f"KVM is configured and does not work here: {found.reason}", hint="set vm.accel to auto")
+    return found
+
+
+def _probe_once(qemu: str, kernel: str, directory: str, device: str) -> Accel:
+    try:
+        status = os.stat(device)
+    except OSError as error:
+        return Accel("tcg", f"{device}: {error.strerror}")
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip()
+    key = [cache.file_key(qemu), cache.file_key(kernel), boot, status.st_rdev, status.st_mode, os.geteuid()]
+    path = f"{directory}/accel.json"
+    known = cache.read(path, key)
+    if known is not None:
+        return Accel(*known)
+    found = _probe(qemu, kernel)
+    cache.write(path, key, [found.name, found.reason])
+    return found
+
+
+def _probe(qemu: str, kernel: str) -> Accel:
+    argv = [
+        qemu, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-serial", "stdio",
+        "-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-m", "256M",
+        "-kernel", kernel, "-append", "console=ttyS0 panic=-1",
+    ]  # fmt: skip
+    try:
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                # The kernel has no root file system: it panics, and QEMU ends, as soon as it runs at all.
+                output, errors = process.communicate(timeout=_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, errors = process.communicate()
+    except OSError as error:
+        return Accel("tcg", f"{qemu}: {error.strerror}")
+    if _PROOF in output:
+        return Accel("kvm", "a guest kernel ran")
+    words = errors.decode(errors="replace").strip().splitlines()
+    return Accel("tcg", words[-1] if words else f"the guest kernel said nothing within {_SECONDS} s")

@@ -1,0 +1,140 @@
+"""The guest image as it is kept: ``<cache>/images/<digest>/`` with vmlinux, initrd.cpio and manifest.json.
+
+:func:`locate` is on the way of every container's start: it reads a manifest of a kilobyte and the guest's own sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import hawse
+from hawse.errors import ImageError
+from hawse.vm import cache as answers
+
+_PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
+#: The parts of hawse that run in the guest.
+GUEST_SOURCES = ("__init__.py", "errors.py", "vfio/__init__.py", "vfio/sysfs.py")
+GUEST_PACKAGES = ("agent", "link")
+FILES = ("vmlinux", "initrd.cpio")
+_BUILD = "build it with `hawse image build`"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's."""
+
+    digest: str
+    kernel: str
+    initrd: str
+    release: str
+    size: int
+    build_seconds: float
+
+
+def recipe_directory() -> str:
+    """Where recipe.toml and init lie: in the installed package, or beside src/ in a checkout."""
+    installed = os.path.join(_PACKAGE, "guest")
+    return installed if os.path.isdir(installed) else os.path.join(_PACKAGE, "..", "..", "guest")
+
+
+def guest_sources() -> list[tuple[str, str]]:
+    """(path below hawse/, absolute path) of every source that goes into the guest, sorted."""
+    names = list(GUEST_SOURCES)
+    for package in GUEST_PACKAGES:
+        names += [f"{package}/{name}" for name in os.listdir(f"{_PACKAGE}/{package}") if name.endswith(".py")]
+    return [(name, f"{_PACKAGE}/{name}") for name in sorted(names)]
+
+
+def sources_digest(kernel: str, modules: str) -> str:
+    """What this hawse, and a kernel of the user's own, put into an image: all inputs but Debian's packages."""
+    digest = hashlib.sha256()
+    recipe = recipe_directory()
+    for name, path in [("recipe", f"{recipe}/recipe.toml"), ("init", f"{recipe}/init"), *guest_sources()]:
+        with open(path, "rb") as file:
+            content = file.read()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    for path in (kernel, modules):
+        try:
+            digest.update(json.dumps(answers.file_key(path) if path else []).encode())
+        except OSError as error:
+            raise ImageError(f"guest image: {path}: {error.strerror}", hint="check image.kernel and image.modules") from None
+    return digest.hexdigest()
+
+
+def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
+    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do."""
+    pointer = current_path(cache, kernel, modules)
+    try:
+        with open(pointer) as file:
+            digest = file.read(65).strip()
+    except FileNotFoundError:
+        raise ImageError(f"there is no guest image in {cache}", hint=_BUILD) from None
+    image = read(f"{cache}/images/{digest}")
+    if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules):
+        raise ImageError(
+            f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe", hint=_BUILD
+        )
+    return image
+
+
+def read(directory: str) -> Image:
+    """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one."""
+    manifest = _manifest(directory)
+    for name in FILES:
+        _check(directory, name, manifest["files"][name])
+    return Image(
+        digest=manifest["digest"],
+        kernel=f"{directory}/vmlinux",
+        initrd=f"{directory}/initrd.cpio",
+        release=manifest["release"],
+        size=sum(entry["size"] for entry in manifest["files"].values()),
+        build_seconds=manifest["build_seconds"],
+    )
+
+
+def current_path(cache: str, kernel: str, modules: str) -> str:
+    """The file that names the digest of the image in use; a kernel of the user's own has one of its own."""
+    own = hashlib.sha256(f"{kernel}\0{modules}".encode()).hexdigest()[:16] if kernel or modules else ""
+    return f"{cache}/images/current{'-' + own if own else ''}"
+
+
+def file_digest(path: str) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(directory: str) -> dict[str, Any]:
+    try:
+        with open(f"{directory}/manifest.json", "rb") as file:
+            manifest = json.loads(file.read(1024 * 1024))
+        manifest["sources"], manifest["digest"], manifest["release"], manifest["build_seconds"]
+        for name in FILES:
+            manifest["files"][name]["size"], manifest["files"][name]["sha256"]
+    except FileNotFoundError:
+        raise ImageError(f"the guest image in {directory} is gone", hint=_BUILD) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ImageError(f"the guest image is damaged: {directory}/manifest.json", hint=_BUILD) from None
+    return dict(manifest)
+
+
+def _check(directory: str, name: str, expected: dict[str, Any]) -> None:
+    path = f"{directory}/{name}"
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ImageError(f"the guest image is damaged: {path}: {error.strerror}", hint=_BUILD) from None
+    if status.st_size != expected["size"]:
+        raise ImageError(
+            f"the guest image is damaged: {path} has {status.st_size} bytes, not {expected['size']}", hint=_BUILD
+        )
+    # Reading sixty megabytes at every start would cost more than it protects from: once for each state of the file.
+    key = [*answers.file_key(path), status.st_ino, expected["sha256"]]
+    if answers.read(f"{path}.checked", key) is None:
+        if file_digest(path) != expected["sha256"]:
+            raise ImageError(f"the guest image is damaged: {path} was altered", hint=_BUILD)
+        answers.write(f"{path}.checked", key, True)

@@ -1,0 +1,154 @@
+"""Building the guest image: packages in, kernel and initial ramfs out, the same bytes for the same inputs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hawse.errors import ImageError
+from hawse.vm import packages
+from hawse.vm.cpio import write_archive
+from hawse.vm.image import (
+    FILES,
+    Image,
+    current_path,
+    file_digest,
+    guest_sources,
+    read,
+    recipe_directory,
+    sources_digest,
+)
+from hawse.vm.image_tree import add_kernel_modules, add_programs, add_python
+from hawse.vm.packages import Package, Progress
+from hawse.vm.vmlinux import bootable
+
+_NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1), ("dev/null", stat.S_IFCHR | 0o666, 1, 3))
+
+
+def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = "") -> Image:
+    """Build the image, or find it built from the same inputs, and make it the current one.
+
+    ``kernel`` and ``modules``: a bzImage or vmlinux and its /lib/modules/<release> directory, in place of Debian's.
+    Raises :class:`HostError` for packages and :class:`ImageError` for what is missing in them.
+    """
+    if bool(kernel) != bool(modules):
+        raise ImageError("image.kernel and image.modules go together", hint="set both, or neither")
+    began = time.monotonic()
+    with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
+        recipe = tomllib.load(file)
+    sources = sources_digest(kernel, modules)
+    images = os.path.join(cache, "images")
+    os.makedirs(images, exist_ok=True)
+    with _locked(f"{images}/lock"):
+        userland = packages.fetch(recipe["packages"], cache=cache, progress=progress)
+        kernels = [] if kernel else _kernel_packages(recipe, cache, progress)
+        digest = _digest(sources, [*userland, *kernels])
+        final = f"{images}/{digest}"
+        try:
+            image = read(final)
+        except ImageError:
+            shutil.rmtree(final, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".building-", dir=images) as work:
+                _build(work, recipe, userland, kernels, kernel, modules, progress)
+                files = {name: {"size": os.stat(f"{work}/out/{name}").st_size, "sha256": file_digest(f"{work}/out/{name}")}
+                         for name in FILES}  # fmt: skip
+                with open(f"{work}/release") as file:
+                    release = file.read()
+                manifest = {
+                    "digest": digest,
+                    "sources": sources,
+                    "release": release,
+                    "files": files,
+                    "build_seconds": round(time.monotonic() - began, 1),
+                    "packages": {package.name: package.version for package in [*userland, *kernels]},
+                }
+                _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
+                os.rename(f"{work}/out", final)
+            image = read(final)
+        _write(current_path(cache, kernel, modules), digest)
+    return image
+
+
+def _build(
+    work: str,
+    recipe: dict[str, Any],
+    userland: tuple[Package, ...],
+    kernels: list[Package],
+    kernel: str,
+    modules: str,
+    progress: Progress,
+) -> None:
+    full, tree = f"{work}/full", f"{work}/tree"
+    progress(f"unpacking {len(userland)} packages")
+    packages.unpack(userland, full, wanted=_useful)
+    if kernels:
+        progress(f"unpacking {kernels[0].name}")
+        wanted = tuple(f"/kernel/{directory}/" for directory in recipe["module_directories"])
+        packages.unpack(
+            kernels,
+            f"{work}/kernel",
+            wanted=lambda name: name.startswith("boot/") or "/modules." in name or any(part in name for part in wanted),
+        )
+        release = os.listdir(f"{work}/kernel/usr/lib/modules")[0]
+        kernel, modules = f"{work}/kernel/boot/vmlinuz-{release}", f"{work}/kernel/usr/lib/modules/{release}"
+    release = os.path.basename(os.path.normpath(modules))
+    packages.unpack((), tree)
+    for directory in recipe["directories"]:
+        os.makedirs(f"{tree}/{directory}", exist_ok=True)
+    progress("choosing programs and libraries")
+    add_programs(full, tree, recipe["programs"], recipe["links"])
+    add_python(full, tree, guest_sources(), recipe["python_modules"])
+    progress("choosing kernel modules")
+    add_kernel_modules(tree, modules, release, recipe["modules"])
+    shutil.copyfile(f"{recipe_directory()}/init", f"{tree}/init")
+    os.chmod(f"{tree}/init", 0o755)
+    progress("writing the kernel and the initial ramfs")
+    os.mkdir(f"{work}/out")
+    with open(kernel, "rb") as source, open(f"{work}/out/vmlinux", "wb") as target:
+        target.write(bootable(source.read()))
+    with open(f"{work}/out/initrd.cpio", "wb") as target:
+        write_archive(tree, target, nodes=_NODES)
+    _write(f"{work}/release", release)
+
+
+def _kernel_packages(recipe: dict[str, Any], cache: str, progress: Progress) -> list[Package]:
+    """The package that holds the kernel itself, of all those that the named one pulls in."""
+    fetched = packages.fetch([recipe["kernel_package"]], cache=cache, progress=progress)
+    found = [p for p in fetched if p.name.startswith("linux-image-") and p.name != recipe["kernel_package"]]
+    if len(found) != 1:
+        raise ImageError(f"{recipe['kernel_package']} depends on {len(found)} kernels, not on one")
+    return found
+
+
+def _useful(name: str) -> bool:
+    return not name.startswith(("usr/share/", "var/", "usr/include/"))
+
+
+def _digest(sources: str, fetched: list[Package]) -> str:
+    lines = [f"{package.name} {package.version} {package.sha256}" for package in fetched]
+    return hashlib.sha256("\n".join([sources, *lines]).encode()).hexdigest()
+
+
+def _write(path: str, text: str) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w") as file:
+        file.write(text)
+    os.rename(temporary, path)
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """One build at a time: the second finds what the first has made."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

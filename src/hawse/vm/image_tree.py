@@ -1,0 +1,149 @@
+"""The image's file tree, picked from unpacked packages: only what the guest runs, since every byte is read at boot."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from hawse.errors import ImageError
+
+_LOADER = "/lib64/ld-linux-x86-64.so.2"
+_HAWSE = "usr/lib/hawse/hawse"
+_PYTHON = "/usr/bin/python3.11"
+
+# Runs in the unpacked tree: prints the files of every module that importing the agent loads.
+_LIST_MODULES = """
+import importlib, sys
+sys.path.append("/usr/lib/hawse")
+import hawse.agent.__main__
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+for module in list(sys.modules.values()):
+    file = getattr(module, "__file__", None)
+    if file and file.startswith("/usr/lib/python3"):
+        print(file)
+"""
+# Runs there too, so that the byte code is of the guest's own Python, whatever runs the build. The name that goes into
+# the byte code is the path in the guest; unchecked: no time of a source is compared, since there are no sources.
+_COMPILE = """
+import py_compile, sys
+for path in sys.stdin.read().split():
+    py_compile.compile("/" + path, cfile="/compiled/" + path + "c", dfile="/" + path, doraise=True,
+                       invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+"""
+
+
+def add_programs(full: str, tree: str, programs: Sequence[str], links: dict[str, str]) -> None:
+    """Copy programs and the shared libraries that they need; make links."""
+    for program in programs:
+        if not os.path.exists(f"{full}/{program}"):
+            raise ImageError(f"guest image: no package brought /{program}")
+        _copy_with_libraries(full, tree, program)
+    for path, target in links.items():
+        os.makedirs(os.path.dirname(f"{tree}/{path}"), exist_ok=True)
+        os.symlink(target, f"{tree}/{path}")
+
+
+def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: Sequence[str]) -> None:
+    """The agent and the part of Python's library that it loads, as byte code; proved by importing it in ``tree``."""
+    for name, path in sources:
+        target = f"{full}/{_HAWSE}/{name}"
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copyfile(path, target)
+    listed = chroot(full, _PYTHON, "-IS", "-c", _LIST_MODULES, *extra).split()
+    files = sorted({path.lstrip("/") for path in listed})
+    compiled = [path for path in files if path.endswith(".py")] + [f"{_HAWSE}/{name}" for name, _ in sources]
+    chroot(full, _PYTHON, "-IS", "-c", _COMPILE, stdin="\n".join(compiled))
+    for path in compiled:
+        _copy(full, tree, f"{path}c", f"compiled/{path}c")
+    for path in files:
+        if path.endswith(".so"):
+            _copy_with_libraries(full, tree, path)
+    os.makedirs(f"{tree}/usr/lib/python3.11/lib-dynload", exist_ok=True)
+    chroot(tree, _PYTHON, "-IS", "-c", _LIST_MODULES, *extra)
+
+
+def add_kernel_modules(tree: str, modules: str, release: str, names: Sequence[str]) -> None:
+    """The named modules of the directory ``modules`` with their dependencies, and depmod's tables for them."""
+    target = f"{tree}/usr/lib/modules/{release}"
+    os.makedirs(target)
+    for table in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        if os.path.exists(f"{modules}/{table}"):
+            shutil.copyfile(f"{modules}/{table}", f"{target}/{table}")
+    shutil.copytree(f"{modules}/kernel", f"{target}/kernel")
+    chroot(tree, "/usr/sbin/depmod", release)
+    for unwanted in _unneeded(target, names):
+        os.unlink(f"{target}/{unwanted}")
+    for directory, _, _ in os.walk(f"{target}/kernel", topdown=False):
+        if not os.listdir(directory):
+            os.rmdir(directory)
+    chroot(tree, "/usr/sbin/depmod", release)
+    for table in ("modules.order", "modules.devname", "modules.builtin.modinfo"):
+        if os.path.exists(f"{target}/{table}"):
+            os.unlink(f"{target}/{table}")
+
+
+def _unneeded(directory: str, names: Sequence[str]) -> list[str]:
+    """The module files that are neither named nor needed. Raises :class:`ImageError` for a name that is missing."""
+    needs: dict[str, list[str]] = {}
+    with open(f"{directory}/modules.dep") as file:
+        for line in file:
+            path, _, others = line.partition(":")
+            needs[path] = others.split()
+    by_name = {module_name(path): path for path in needs}
+    with open(f"{directory}/modules.builtin") as file:
+        builtin = {module_name(line.strip()) for line in file}
+    keep: set[str] = set()
+    for name in names:
+        if name in by_name:
+            keep |= {by_name[name], *needs[by_name[name]]}
+        elif name not in builtin:
+            raise ImageError(
+                f"guest image: the kernel in {directory} has no module {name}",
+                hint="build it as a module or into the kernel",
+            )
+    return sorted(set(needs) - keep)
+
+
+def module_name(path: str) -> str:
+    """kernel/drivers/vfio/pci/vfio-pci.ko is the module vfio_pci."""
+    return re.sub(r"\.ko(\.\w+)?$", "", os.path.basename(path)).replace("-", "_")
+
+
+def chroot(tree: str, *argv: str, stdin: str = "") -> str:
+    """Run a program of the tree in the tree; its stdout. Raises :class:`ImageError` with its stderr."""
+    environment = {"PATH": "/usr/bin:/usr/sbin", "PYTHONDONTWRITEBYTECODE": "1"}
+    answer = subprocess.run(
+        ["/usr/sbin/chroot", tree, *argv], input=stdin, capture_output=True, text=True, check=False, env=environment
+    )
+    if answer.returncode:
+        raise ImageError(f"guest image: {argv[0]} fails in it", evidence=answer.stderr[-2000:])
+    return answer.stdout
+
+
+def _copy_with_libraries(full: str, tree: str, path: str) -> None:
+    _copy(full, tree, path)
+    if path == "usr/bin/busybox":
+        return  # static
+    listed = chroot(full, _LOADER, "--list", f"/{path}")
+    _copy(full, tree, _LOADER.lstrip("/"))
+    for library in re.findall(r"=> (/\S+)", listed):
+        _copy(full, tree, library.lstrip("/"))
+
+
+def _copy(full: str, tree: str, path: str, source: str = "") -> None:
+    """Copy a file to the same path, or from another, through links as they point inside of ``full``."""
+    target = f"{tree}/{path}"
+    if os.path.exists(target):
+        return
+    source = source or path
+    while os.path.islink(f"{full}/{source}"):
+        link = os.readlink(f"{full}/{source}")
+        source = link.lstrip("/") if link.startswith("/") else os.path.join(os.path.dirname(source), link)
+    source = f"{full}/{source}"
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    shutil.copyfile(source, target)
+    os.chmod(target, os.stat(source).st_mode & 0o755)

@@ -1,0 +1,91 @@
+"""QMP: the seam over the library qemu.qmp, with deadlines, a log, and the project's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp.protocol import StateError as NotConnectedError
+
+from hawse.errors import VmError
+
+Event = dict[str, Any]
+
+
+class Qmp:
+    """A connection to one QEMU."""
+
+    def __init__(self, *, log: Callable[[bytes], object] = lambda _line: None) -> None:
+        self._client = QMPClient("hawse")
+        self._log = log
+
+    async def open(self, connection: socket.socket, *, seconds: float) -> None:
+        """Negotiate over a connected socket, which this object then owns. Raises :class:`VmError`."""
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._client.connect(connection)
+        except TimeoutError:
+            raise VmError(f"QEMU's monitor did not answer within {seconds:g} s") from None
+        except ConnectError as error:
+            raise VmError(f"QEMU's monitor closed before it answered: {error}") from None
+
+    async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:  # noqa: ASYNC109
+        """The command's result. Raises :class:`VmError` with QEMU's own description."""
+        self._write({"execute": command, "arguments": arguments})
+        try:
+            async with asyncio.timeout(timeout):
+                answer: object = await self._client.execute(command, arguments)
+        except TimeoutError:
+            raise VmError(f"QEMU did not answer {command} within {timeout:g} s") from None
+        except ExecuteError as error:
+            self._write({"error": str(error)})
+            raise VmError(f"{command}: {error}") from None
+        except (QMPError, NotConnectedError, OSError) as error:
+            raise VmError(f"QEMU ended before it answered {command} ({type(error).__name__})") from None
+        self._write({"return": answer})
+        return answer
+
+    def listen(self, *names: str) -> Events:
+        """Events from now on; open it before the command that causes them."""
+        return Events(self._client, names)
+
+    async def close(self) -> None:
+        """End the connection; QEMU may be gone already."""
+        try:
+            await self._client.disconnect()
+        except (QMPError, EOFError, OSError):
+            return
+
+    def _write(self, message: dict[str, object]) -> None:
+        self._log(json.dumps(message, default=str).encode() + b"\n")
+
+
+class Events:
+    """A subscription, as a context."""
+
+    def __init__(self, client: QMPClient, names: tuple[str, ...]) -> None:
+        self._client = client
+        self._listener = EventListener(names)
+
+    def __enter__(self) -> Events:
+        self._client.register_listener(self._listener)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.remove_listener(self._listener)
+
+    async def wait(self, matches: Callable[[Event], bool], *, seconds: float) -> Event | None:
+        """The first event whose data matches; None at the deadline."""
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    data = dict(await self._listener.get()).get("data", {})
+                    if isinstance(data, dict) and matches(data):
+                        return data
+        except TimeoutError:
+            return None

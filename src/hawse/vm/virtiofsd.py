@@ -1,0 +1,53 @@
+"""virtiofsd in its two dialects: QEMU's former one in C (Debian 12) and the one in Rust (Debian 13)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from hawse.errors import HostError
+
+CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+
+
+def find(configured: str) -> str:
+    """The program's path, "" when there is none. Raises :class:`HostError` when the configured one is missing."""
+    if configured:
+        if not os.access(configured, os.X_OK):
+            raise HostError(f"virtiofsd: {configured} cannot be executed", hint="check vm.virtiofsd")
+        return configured
+    return next((path for path in CANDIDATES if os.access(path, os.X_OK)), "")
+
+
+def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}") -> list[str]:
+    """Its argument vector, in the dialect that its own help shows; the braces are for who starts it to fill.
+
+    ``fd`` is an inherited listening socket, ``directory`` what is shared.
+    """
+    if is_rust(program):
+        return [
+            program, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto",
+            "--inode-file-handles=never", "--announce-submounts", "--xattr",
+        ]  # fmt: skip
+    # The limit of open files cannot be raised without CAP_SYS_RESOURCE, and the C one ends when its default cannot be
+    # set: it is given what it has. No log to syslog, which nobody would read.
+    soft = _open_files()
+    return [
+        program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
+        "-o", "xattr", f"--rlimit-nofile={soft}",
+    ]  # fmt: skip
+
+
+def is_rust(program: str) -> bool:
+    """Whether the program takes the options of the Rust one."""
+    try:
+        answer = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"virtiofsd: {program}: {error}", hint="set vm.share to 9p, or repair it") from None
+    return "--shared-dir" in answer.stdout + answer.stderr
+
+
+def _open_files() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
