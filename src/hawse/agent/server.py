@@ -65,6 +65,9 @@ class Server:
         for stream, kind, payload in self._port.frames():
             if kind == CALL:
                 number, method, params = control.decode_call(payload)
+                if method in ("create", "exec"):
+                    # Here and not in the call's thread: the process's first bytes may be the very next frame.
+                    self._open_stdio(params.get("process", INIT))
                 threading.Thread(target=self._answer, args=(number, method, params), daemon=True).start()
             elif kind in (DATA, CREDIT, EOF):
                 self._stream_frame(stream, kind, payload)
@@ -113,7 +116,7 @@ class Server:
         os.makedirs(directory, mode=0o700)
         crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
         made = Container(container, directory=directory, reaper=self._reaper, crun=crun)
-        self._watch(container, made.create(spec, self._open_stdio(INIT)))
+        self._watch(container, made.create(spec, self._stdio[INIT]))
         self._containers[container] = made
         return log
 
@@ -124,7 +127,7 @@ class Server:
     def execute(self, *, container: str, process: int, spec: dict[str, Any]) -> None:
         """Run one more process, under the number that the host chose, in a running container."""
         made = self._find(container)
-        self._watch(container, made.execute(process, spec, self._open_stdio(process)))
+        self._watch(container, made.execute(process, spec, self._stdio[process]))
 
     def signal(self, *, container: str, process: int, signal: int, everyone: bool) -> None:
         """Signal one process, or everyone in the container."""
@@ -138,12 +141,11 @@ class Server:
         """Set a terminal's size."""
         self._process(self._find(container), process).stdio.resize(rows, columns)
 
-    def _open_stdio(self, process: int) -> Stdio:
-        if process <= self._newest and process != INIT:
-            raise VmError(f"process number {process} was used before")
-        self._newest = max(self._newest, process)
-        stdio = self._stdio[process] = Stdio(self._port, process)
-        return stdio
+    def _open_stdio(self, process: int) -> None:
+        if process <= self._newest:
+            raise LinkError(f"link: process number {process} was used before")
+        self._newest = process
+        self._stdio[process] = Stdio(self._port, process)
 
     def _watch(self, container: str, process: Process) -> None:
         def wait() -> None:

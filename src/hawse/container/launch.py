@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 
 import hawse
-from hawse.container.client import connect
 from hawse.errors import VmError, from_wire
 from hawse.sandbox.state import Store
 
@@ -52,8 +51,7 @@ class MonitorProcess:
                 cwd="/",
             )
         self._log = f"{store.path}/monitor.log"
-        self._connection.sendall(plan)
-        self._connection.shutdown(socket.SHUT_WR)
+        self._connection.sendall(len(plan).to_bytes(4, "big") + plan)
 
     def await_created(self) -> list[str]:
         """Log lines about the devices, once the container is created.
@@ -93,9 +91,10 @@ class ProxyProcess:
         program = (
             f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
-        with connect(store) as connection:
-            fd = connection.fileno()
-            stdin, stdout, stderr = stdio
+        stdin, stdout, stderr = stdio
+        # It connects itself: the kernel then tells the monitor its pid.
+        fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", program, str(fd), key, "terminal" if terminal else "pipes"],
                 stdin=stdin,
@@ -105,6 +104,8 @@ class ProxyProcess:
                 start_new_session=True,
                 cwd="/",
             )
+        finally:
+            os.close(fd)
 
     @property
     def pid(self) -> int:

@@ -4,7 +4,7 @@ It stands for that process on the host: its pid goes into the pid file, signals 
 stdin, stdout and stderr are the process's, and it exits with the process's code. Standard library only, and little of
 it: there is one proxy for each process.
 
-``hawse-proxy SOCKET KEY TERMINAL``: SOCKET is an inherited, connected descriptor of the monitor's socket.
+``hawse-proxy DIRECTORY KEY TERMINAL``: DIRECTORY is an inherited descriptor of the sandbox's directory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import struct
 import sys
 import termios
@@ -31,14 +32,17 @@ LOST = 255
 
 def main() -> None:
     """Serve one process until it has ended."""
-    fd, key, terminal = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "terminal"
+    directory, key, terminal = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "terminal"
     # Blocked here and taken by one thread: a handler could interrupt a send and wait for its lock for ever.
     signals = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     if terminal:
         _adopt_terminal()
-    port = Port(fd)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
+    os.close(directory)
+    port = Port(connection.fileno())
     size = _size() if terminal else None
     params = {"key": key} | ({"rows": size[0], "columns": size[1]} if size else {})
     port.send(control.encode_call(1, "attach", params))

@@ -24,6 +24,7 @@ class Machine:
 
     link: GuestLink
     qmp: Qmp
+    console: BoundedLog
     failure: asyncio.Future[HawseError]
 
 
@@ -87,7 +88,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack) -> M
         raise
     finally:
         greeting.cancel()
-    return Machine(link, qmp, failure)
+    return Machine(link, qmp, console, failure)
 
 
 async def _start_virtiofsd(

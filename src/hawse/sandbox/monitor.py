@@ -15,14 +15,13 @@ import socket
 import sys
 from contextlib import AsyncExitStack, suppress
 
-from hawse.errors import HawseError, VmError
+from hawse.errors import HawseError
 from hawse.sandbox import devices, plan, share
 from hawse.sandbox.machine import Machine, boot
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
 from hawse.sandbox.state import Store
 
-_MAX_PLAN = 16 * 1024 * 1024
 
 
 class Report:
@@ -104,7 +103,7 @@ async def _create(
             machine = await boot(made.machine, store.path, undo)
             work = asyncio.create_task(_furnish(made, machine, sandbox))
             try:
-                await _first(work, machine.failure)
+                await _first(work, machine)
             finally:
                 work.cancel()
             report.send({"created": work.result()})
@@ -127,19 +126,29 @@ async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox) -
     return await sandbox.create(machine.link, devices.guest_nodes(made.nodes, groups))
 
 
-async def _first(work: asyncio.Task[list[str]], failure: asyncio.Future[HawseError]) -> None:
-    await asyncio.wait((work, failure), return_when=asyncio.FIRST_COMPLETED)
-    if failure.done() and not (work.done() and work.exception() is None):
-        raise failure.result()
+async def _first(work: asyncio.Task[list[str]], machine: Machine) -> None:
+    """Wait for the work; a machine that ends before it is the better reason, with the last words of its console."""
+    await asyncio.wait((work, machine.failure), return_when=asyncio.FIRST_COMPLETED)
+    if machine.failure.done() and not (work.done() and work.exception() is None):
+        reason = machine.failure.result()
+        reason.evidence = reason.evidence or machine.console.tail()
+        raise reason
     await work
 
 
 def _read_plan(report: socket.socket) -> bytes:
+    """Four bytes of length, then the plan; the caller keeps its end open, since its end is its death."""
+    length = int.from_bytes(_read_exactly(report, 4), "big")
+    return _read_exactly(report, length)
+
+
+def _read_exactly(connection: socket.socket, count: int) -> bytes:
     data = bytearray()
-    while piece := report.recv(65536):
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise SystemExit("the command line ended before it had sent its plan")
         data += piece
-        if len(data) > _MAX_PLAN:
-            raise VmError("the plan is too large")
     return bytes(data)
 
 

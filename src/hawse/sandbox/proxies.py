@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hawse.errors import LinkError
 from hawse.link import control
-from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, encode
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, Frame, encode
 from hawse.sandbox.guest import STREAMS, Route
 
 #: A proxy knows one process and calls it by this number.
@@ -18,11 +18,18 @@ class Proxy:
     """The monitor's side of one proxy; a :class:`hawse.sandbox.guest.Sink` for the process's frames."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: Decoder, *, pid: int
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        decoder: Decoder,
+        backlog: list[Frame],
+        *,
+        pid: int,
     ) -> None:
         self.pid = pid
         self.size: tuple[int, int] | None = None
         self._decoder = decoder
+        self._backlog = backlog  # frames that came together with the call to attach
         self._reader = reader
         self._writer = writer
         self._finished = False
@@ -49,9 +56,9 @@ class Proxy:
     ) -> None:
         """Pass the proxy's frames on until it goes; ``on_loss`` when it went before its process."""
         try:
-            piece = b""
+            frames = self._backlog
             while True:
-                for stream, kind, payload in self._decoder.feed(piece):
+                for stream, kind, payload in frames:
                     if kind == EVENT:
                         name, params = control.decode_event(payload)
                         if name == "signal":
@@ -66,6 +73,7 @@ class Proxy:
                 piece = await self._reader.read(MAX_DATA)
                 if not piece:
                     break
+                frames = self._decoder.feed(piece)
         except (LinkError, OSError):
             pass  # the same as its death
         if not self._finished:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hawse.errors import HawseError, LinkError, UsageError, VmError
 from hawse.link import control
-from hawse.link.frames import CALL, MAX_DATA, Decoder
+from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
 
@@ -28,7 +28,7 @@ class Service:
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         decoder = Decoder()
-        frames = []
+        frames: list[Frame] = []
         try:
             while not frames:
                 piece = await reader.read(MAX_DATA)
@@ -37,7 +37,7 @@ class Service:
                     return
                 frames = decoder.feed(piece)
             _, kind, payload = frames[0]
-            if kind != CALL or len(frames) > 1:
+            if kind != CALL:
                 raise LinkError("link: a connection to the monitor begins with one call")
             number, method, params = control.decode_call(payload)
         except (LinkError, OSError):
@@ -45,7 +45,7 @@ class Service:
             return
         try:
             if method == "attach":
-                self._attach(params, Proxy(reader, writer, decoder, pid=_peer_pid(writer)))
+                self._attach(params, Proxy(reader, writer, decoder, frames[1:], pid=_peer_pid(writer)))
                 return
             frame = control.encode_result(number, await self._carry_out(method, params))
         except HawseError as error:
