@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 
 from hawse.agent import boot, syscalls
-from hawse.agent.reaper import Reaper
-from hawse.agent.server import Server
-from hawse.agent.uevents import Uevents
-from hawse.link.blocking import Port
 
 
 def main() -> None:
@@ -30,27 +25,31 @@ def main() -> None:
 def _serve_guest() -> None:
     boot.prepare_root()
     boot.stop_autoprobe()
+    # The link's modules load while Python reads the rest of the agent, which takes as long.
+    loading = boot.load_modules(boot.LINK_MODULES)
+    from hawse.agent.modules import Modules
+    from hawse.agent.reaper import Reaper
+    from hawse.agent.server import Server
+    from hawse.agent.uevents import Uevents
+    from hawse.link.blocking import Port
+
     uevents = Uevents()
     uevents.start()
-    port = Port(boot.open_link())
-    later = boot.load_modules(boot.LATER_MODULES)
+    port = Port(boot.open_link(loading))
     reaper = Reaper()
-    loaded = threading.Event()
-
-    def load() -> None:
-        reaper.wait(later)
-        loaded.set()
-
-    def ready() -> None:
-        loaded.wait()
-
     reaper.start()
-    threading.Thread(target=load, daemon=True).start()
-    Server(port, reaper=reaper, uevents=uevents, ready=ready).serve()
+    modules = Modules(reaper)
+    modules.begin(boot.SHARE_MODULES["virtiofs"])
+    Server(port, reaper=reaper, uevents=uevents, load=modules.load).serve()
 
 
 def _serve_for_test(arguments: list[str]) -> None:
     """``--link-fd N --run DIRECTORY [--crun PROGRAM]``: no boot, everything else is the same code."""
+    from hawse.agent.reaper import Reaper
+    from hawse.agent.server import Server
+    from hawse.agent.uevents import Uevents
+    from hawse.link.blocking import Port
+
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     syscalls.become_subreaper()
     reaper = Reaper()
@@ -60,7 +59,7 @@ def _serve_for_test(arguments: list[str]) -> None:
         Port(int(options["--link-fd"])),
         reaper=reaper,
         uevents=Uevents(),
-        ready=lambda: None,
+        load=lambda _names: None,
         run=run,
         crun=options.get("--crun", "/usr/bin/crun"),
         crun_root=f"{run}/crun",

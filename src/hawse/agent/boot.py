@@ -12,9 +12,10 @@ from hawse.errors import VmError
 PORT_NAME = "hawse.link"
 _VIRTIO = "0x1af4"
 _ENVIRONMENT = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin"}
-_LINK_MODULES = ("virtio_pci", "virtio_console")
-#: Loaded while the host hears that the guest is up; waited for before they are needed.
-LATER_MODULES = ("virtiofs", "9p", "9pnet_virtio", "vfio_pci", "vfio_iommu_type1", "virtio_rng")
+LINK_MODULES = ("virtio_pci", "virtio_console")
+#: Loaded while the agent goes on; waited for before they are needed.
+SHARE_MODULES = {"virtiofs": ("virtiofs",), "9p": ("9p", "9pnet_virtio")}
+VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1", "virtio_rng")
 
 
 def prepare_root() -> None:
@@ -50,9 +51,9 @@ def load_modules(names: tuple[str, ...]) -> int:
     return os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", "-q", *names], _ENVIRONMENT)
 
 
-def open_link() -> int:
-    """A descriptor of the virtio-serial port to the host."""
-    os.waitpid(load_modules(_LINK_MODULES), 0)
+def open_link(loading: int) -> int:
+    """A descriptor of the virtio-serial port to the host; ``loading`` is the modprobe of LINK_MODULES."""
+    os.waitpid(loading, 0)
     probe_virtio()
     # The port is announced by a control message of the device, some milliseconds after its driver's probe; devtmpfs
     # makes the node in the same moment as sysfs the directory.

@@ -14,6 +14,7 @@ from hawse.errors import DeviceError
 from hawse.vfio import sysfs
 
 DRIVER = "vfio-pci"
+_BIND_SECONDS = 10.0
 
 
 def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, int]:
@@ -25,7 +26,7 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
             f"{address}: the device did not appear in the guest within {seconds:g} s",
             hint="the guest's console log tells whether its PCI hotplug saw the device and found room for its BARs",
         )
-    _bind(device, address, root)
+    _bind(uevents, device, address, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
     if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
         raise DeviceError(
             f"{address}: bound to {DRIVER} in the guest, but no iommu_group link appeared within {seconds:g} s",
@@ -45,24 +46,30 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     return {"group": group, "major": numbers[0], "minor": numbers[1]}
 
 
-def _bind(device: str, address: str, root: str) -> None:
-    driver = sysfs.driver(address, root=root)
-    if driver == DRIVER:
-        return
+def _bind(uevents: Uevents, device: str, address: str, *, deadline: float, root: str) -> None:
+    """Have vfio-pci probe the function, and see that it took it.
+
+    Its directory and uevent come before the kernel lets any driver match it (pci_device_add(), then
+    pci_bus_add_device(), in drivers/pci/probe.c and bus.c), and a probe that finds no driver is no error of the write.
+    So the link alone counts, and the probe is repeated until it is there.
+    """
+
+    def is_bound() -> bool:
+        if sysfs.driver(address, root=root) == DRIVER:
+            return True
+        _write(f"{root}/sys/bus/pci/drivers_probe", address)
+        return sysfs.driver(address, root=root) == DRIVER
+
     try:
         _write(f"{device}/driver_override", DRIVER)
-        if driver:
+        if sysfs.driver(address, root=root) not in ("", DRIVER):
             _write(f"{device}/driver/unbind", address)
-        _write(f"{root}/sys/bus/pci/drivers_probe", address)
+        bound, reason = uevents.wait_until(is_bound, deadline=deadline), f"its probe failed for {_BIND_SECONDS:g} s"
     except OSError as error:
+        bound, reason = False, os.strerror(error.errno or 0)
+    if not bound:
         raise DeviceError(
-            f"{address}: appeared in the guest, but refuses to bind to {DRIVER}: {error.strerror}",
-            hint="the guest's console log has the driver's reason",
-        ) from None
-    # A probe that fails is no error of the write: only the link tells (drivers/pci/pci-driver.c, drivers_probe_store).
-    if sysfs.driver(address, root=root) != DRIVER:
-        raise DeviceError(
-            f"{address}: appeared in the guest, but refuses to bind to {DRIVER}",
+            f"{address}: appeared in the guest, but refuses to bind to {DRIVER}: {reason}",
             hint="the guest's console log has the driver's reason",
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import time
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import Bundle
 from hawse.sandbox import plan
+from hawse.sandbox.steps import process_start
 from hawse.vfio.devices import Request, find_request
 from hawse.vfio.emulated import MODELS, EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup, check_free, check_viable
@@ -50,6 +52,7 @@ def plan_sandbox(bundle: Bundle, settings: Settings, name: str) -> plan.SandboxP
         plugs=plug_steps(request, ports),
         nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
         hugepages=list(guest.hugepages),
+        steps=[("command line started", process_start()), ("planned", time.monotonic())],
     )
 
 

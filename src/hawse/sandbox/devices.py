@@ -50,14 +50,21 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
 
 async def release(plugs: Sequence[PlugStep], qmp: Qmp) -> None:
     """Unplug what is plugged, as far as the guest lets go; the end of QEMU releases what it keeps."""
+    if not plugs:
+        return
     with qmp.listen("DEVICE_DELETED") as events:
         for plug in plugs:
             try:
                 await qmp.execute("device_del", {"id": plug.device}, timeout=_QMP_SECONDS)
             except VmError:
                 return
-        for plug in plugs:
-            await events.wait(lambda data, device=plug.device: data.get("device") == device, seconds=_UNPLUG_SECONDS)
+        plugged = {plug.device for plug in plugs}
+
+        def deleted(data: dict[str, Any]) -> bool:
+            plugged.discard(str(data.get("device")))
+            return not plugged
+
+        await events.wait(deleted, seconds=_UNPLUG_SECONDS)
 
 
 def guest_nodes(requests: Sequence[NodeRequest], groups: dict[int, tuple[int, int, int]]) -> list[list[Any]]:

@@ -12,6 +12,7 @@ from hawse.sandbox import plan
 from hawse.sandbox.children import Child, running
 from hawse.sandbox.evidence import BoundedLog, collect
 from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.steps import Steps
 from hawse.vm.arguments import VmShape, render
 from hawse.vm.qmp import Qmp
 
@@ -28,7 +29,7 @@ class Machine:
     failure: asyncio.Future[HawseError]
 
 
-async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack) -> Machine:
+async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack, steps: Steps) -> Machine:
     """Start everything and wait for the agent; what was acquired is on ``undo``, in order.
 
     Raises :class:`VmError` with the tail of the console, or of the stderr of the program that died.
@@ -55,6 +56,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack) -> M
         running("QEMU", argv, log=f"{directory}/qemu.log", descriptors=inherited, lock_memory=True)
     )
     _watch(qemu, failure, undo)
+    steps.mark("QEMU started")
     for _, theirs in pairs.values():
         theirs.close()
 
@@ -73,6 +75,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack) -> M
     try:
         await _settle([greeting], failure, _QMP_SECONDS)
         await greeting
+        steps.mark("QMP answers")
         await _settle([link.hello], failure, machine.boot_seconds)
         if not link.hello.done():
             raise VmError(
@@ -88,6 +91,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack) -> M
         raise
     finally:
         greeting.cancel()
+    steps.mark("guest reports")
     return Machine(link, qmp, console, failure)
 
 

@@ -21,6 +21,7 @@ from hawse.sandbox.machine import Machine, boot
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
 from hawse.sandbox.state import Store
+from hawse.sandbox.steps import Steps
 
 
 
@@ -96,16 +97,19 @@ async def _create(
     service: Service,
 ) -> None:
     """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
+    steps = Steps(f"{store.path}/steps.json", made.steps)
+    steps.mark("monitor ready")
     try:
         if error is not None:
             raise error
         async with AsyncExitStack() as undo:
-            machine = await boot(made.machine, store.path, undo)
-            work = asyncio.create_task(_furnish(made, machine, sandbox))
+            machine = await boot(made.machine, store.path, undo, steps)
+            work = asyncio.create_task(_furnish(made, machine, sandbox, steps))
             try:
                 await _first(work, machine)
             finally:
                 work.cancel()
+            steps.save()
             report.send({"created": work.result()})
             waits = [
                 asyncio.create_task(event.wait()) for event in (sandbox.finished, ended, service.delete_requested)
@@ -113,17 +117,24 @@ async def _create(
             await asyncio.wait([*waits, machine.failure], return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
+            steps.mark("container ended")
             if not machine.failure.done():
                 await devices.release(made.plugs, machine.qmp)
+                steps.mark("devices released")
+            steps.save()
     except HawseError as reason:
         report.send({"error": reason.to_wire()})
 
 
-async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox) -> list[str]:
+async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> list[str]:
     if made.shares:
-        await machine.link.call("mount_share", {"kind": made.machine.share, "tag": "hawse"}, seconds=30)
+        await machine.link.call("mount_share", {"kind": made.machine.share, "tag": "hawse"}, seconds=60)
+        steps.mark("share mounted")
     groups = await devices.attach(made.plugs, machine.qmp, machine.link, seconds=made.machine.device_seconds)
-    return await sandbox.create(machine.link, devices.guest_nodes(made.nodes, groups))
+    steps.mark("devices attached")
+    notes = await sandbox.create(machine.link, devices.guest_nodes(made.nodes, groups))
+    steps.mark("container created")
+    return notes
 
 
 async def _first(work: asyncio.Task[list[str]], machine: Machine) -> None:

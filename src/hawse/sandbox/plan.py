@@ -71,6 +71,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     plugs: list[PlugStep]
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
+    steps: list[tuple[str, float]]
 
 
 def encode(plan: SandboxPlan) -> bytes:

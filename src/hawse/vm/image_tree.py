@@ -14,11 +14,10 @@ _LOADER = "/lib64/ld-linux-x86-64.so.2"
 _HAWSE = "usr/lib/hawse/hawse"
 _PYTHON = "/usr/bin/python3.11"
 
-# Runs in the unpacked tree: prints the files of every module that importing the agent loads.
+# Runs in the unpacked tree: prints the files of every module that importing the named ones loads.
 _LIST_MODULES = """
 import importlib, sys
 sys.path.append("/usr/lib/hawse")
-import hawse.agent.__main__
 for name in sys.argv[1:]:
     importlib.import_module(name)
 for module in list(sys.modules.values()):
@@ -53,7 +52,8 @@ def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: 
         target = f"{full}/{_HAWSE}/{name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copyfile(path, target)
-    listed = chroot(full, _PYTHON, "-IS", "-c", _LIST_MODULES, *extra).split()
+    names = [f"hawse.{name[:-3].replace('/', '.')}" for name, _ in sources if not name.endswith("__init__.py")]
+    listed = chroot(full, _PYTHON, "-IS", "-c", _LIST_MODULES, *names, *extra).split()
     files = sorted({path.lstrip("/") for path in listed})
     compiled = [path for path in files if path.endswith(".py")] + [f"{_HAWSE}/{name}" for name, _ in sources]
     chroot(full, _PYTHON, "-IS", "-c", _COMPILE, stdin="\n".join(compiled))
@@ -63,7 +63,7 @@ def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: 
         if path.endswith(".so"):
             _copy_with_libraries(full, tree, path)
     os.makedirs(f"{tree}/usr/lib/python3.11/lib-dynload", exist_ok=True)
-    chroot(tree, _PYTHON, "-IS", "-c", _LIST_MODULES, *extra)
+    chroot(tree, _PYTHON, "-IS", "-c", _LIST_MODULES, *names, *extra)
 
 
 def add_kernel_modules(tree: str, modules: str, release: str, names: Sequence[str]) -> None:
