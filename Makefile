@@ -20,7 +20,7 @@ image: setup
 	$(HAWSE) image build
 
 demo: image
-	bash demo/run
+	$(BIN)/python demo/run $(HAWSE) $(BIN)/python
 
 test: image
 	$(BIN)/python -m pytest $(ARGS)
