@@ -10,7 +10,8 @@ from hawse.cli import create
 from hawse.container.client import call
 from hawse.container.delete import delete
 from hawse.container.process import attend, write_pid_file
-from hawse.errors import HawseError
+from hawse.container.proxy import LOST
+from hawse.errors import HawseError, from_wire
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             made.proxy.let_go()
             return 0
         code = attend(made.proxy, terminal=made.terminal)
+        if code == LOST and "failure" in (state := made.store.read()):
+            raise from_wire(state["failure"])
     except BaseException:
         made.let_go()
         made.proxy.let_go()

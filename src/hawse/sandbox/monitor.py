@@ -118,7 +118,11 @@ async def _create(
             for wait in waits:
                 wait.cancel()
             steps.mark("container ended")
-            if not machine.failure.done():
+            if machine.failure.done():
+                reason = machine.failure.result()
+                reason.evidence = reason.evidence or machine.console.tail()
+                sandbox.lose(reason)
+            else:
                 await devices.release(made.plugs, machine.qmp)
                 steps.mark("devices released")
             steps.save()

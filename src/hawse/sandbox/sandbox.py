@@ -105,6 +105,11 @@ class Sandbox:
             raise StateError(f"a second proxy for the process {key[:40]}")
         expected.set_result(proxy)
 
+    def lose(self, reason: HawseError) -> None:
+        """The virtual machine ended before its container did; the state keeps the reason for who asks."""
+        if self._state["status"] != STOPPED:
+            self._state["failure"] = reason.to_wire()
+
     def end(self) -> None:
         """The virtual machine is gone: nothing runs any more."""
         if self._state["status"] != STOPPED:

@@ -1,0 +1,329 @@
+/*
+ * A VFIO driver in small: does with a device what DPDK or SPDK would, and prints what it saw as one JSON object.
+ *
+ *     probe [/dev/vfio/GROUP]
+ *
+ * Without an argument the only numbered node of /dev/vfio is taken. Needs no privilege beyond the two nodes.
+ * With QEMU's "edu" device it also moves data: random bytes to the device and back, a message-signalled interrupt, and
+ * a transfer to an address that is not mapped. The registers are those of QEMU's docs/specs/edu.rst.
+ * Exit code 0 when every step did what it should.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+#define IOVA 0x100000UL          /* edu reaches 28 bits of address */
+#define IOVA_UNMAPPED 0x200000UL
+#define EDU_BUFFER 0x40000UL
+/* The device's buffer has a page, but QEMU before 8.0 ends itself when a transfer reaches its last byte. */
+#define COUNT 4032UL
+#define DMA_SECONDS 30           /* a transfer takes 0.1 s, and twenty times that in a guest of a guest */
+
+static int failures;
+
+static void fail(const char *step)
+{
+	printf(",\n  \"error\": \"%s: %s\"", step, strerror(errno));
+	failures++;
+}
+
+static void finish(void)
+{
+	printf(",\n  \"passed\": %s\n}\n", failures ? "false" : "true");
+	exit(failures ? 1 : 0);
+}
+
+static void need(int ok, const char *step)
+{
+	if (!ok) {
+		fail(step);
+		finish();
+	}
+}
+
+static void say(const char *key, int ok)
+{
+	printf(",\n  \"%s\": %s", key, ok ? "true" : "false");
+	if (!ok)
+		failures++;
+}
+
+/* The group's number is what the kernel calls the node's device, wherever the node stands. */
+static long group_number(const char *node)
+{
+	char link[64], target[PATH_MAX];
+	struct stat st;
+
+	if (stat(node, &st) || !S_ISCHR(st.st_mode))
+		return -1;
+	snprintf(link, sizeof(link), "/sys/dev/char/%u:%u", major(st.st_rdev), minor(st.st_rdev));
+	ssize_t length = readlink(link, target, sizeof(target) - 1);
+	if (length < 0)
+		return -1;
+	target[length] = 0;
+	return strtol(strrchr(target, '/') + 1, NULL, 10);
+}
+
+static void only_node(char *path, size_t size)
+{
+	DIR *dir = opendir("/dev/vfio");
+	struct dirent *entry;
+
+	need(dir != NULL, "opendir /dev/vfio");
+	while ((entry = readdir(dir)))
+		if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9')
+			snprintf(path, size, "/dev/vfio/%s", entry->d_name);
+	closedir(dir);
+	need(path[0], "no numbered node in /dev/vfio");
+}
+
+static void first_device(long group, char *name, size_t size)
+{
+	char path[128];
+	char best[64] = "";
+	struct dirent *entry;
+
+	snprintf(path, sizeof(path), "/sys/kernel/iommu_groups/%ld/devices", group);
+	DIR *dir = opendir(path);
+	need(dir != NULL, path);
+	while ((entry = readdir(dir))) {
+		char class_path[512], text[16] = "";
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(class_path, sizeof(class_path), "%s/%s/class", path, entry->d_name);
+		FILE *file = fopen(class_path, "r");
+		if (!file || !fgets(text, sizeof(text), file))
+			text[0] = 0;
+		if (file)
+			fclose(file);
+		if (strncmp(text, "0x06", 4) == 0) /* a bridge */
+			continue;
+		if (!best[0] || strcmp(entry->d_name, best) < 0)
+			snprintf(best, sizeof(best), "%.63s", entry->d_name);
+	}
+	closedir(dir);
+	need(best[0], "no device in the group");
+	snprintf(name, size, "%s", best);
+}
+
+static void print_regions(int device, unsigned count)
+{
+	printf(",\n  \"regions\": [");
+	for (unsigned i = 0; i < count; i++) {
+		struct vfio_region_info info = {.argsz = sizeof(info), .index = i};
+		if (ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info))
+			printf("%s\n    {\"index\": %u, \"errno\": %d}", i ? "," : "", i, errno);
+		else
+			printf("%s\n    {\"index\": %u, \"size\": %llu, \"flags\": %u}", i ? "," : "", i,
+			       (unsigned long long)info.size, info.flags);
+	}
+	printf("\n  ]");
+}
+
+static void print_interrupts(int device, unsigned count)
+{
+	printf(",\n  \"interrupts\": [");
+	for (unsigned i = 0; i < count; i++) {
+		struct vfio_irq_info info = {.argsz = sizeof(info), .index = i};
+		if (ioctl(device, VFIO_DEVICE_GET_IRQ_INFO, &info))
+			printf("%s\n    {\"index\": %u, \"errno\": %d}", i ? "," : "", i, errno);
+		else
+			printf("%s\n    {\"index\": %u, \"count\": %u, \"flags\": %u}", i ? "," : "", i, info.count, info.flags);
+	}
+	printf("\n  ]");
+}
+
+static void print_config(int device, off_t config)
+{
+	uint8_t header[64];
+	unsigned next, seen = 0;
+
+	need(pread(device, header, sizeof(header), config) == sizeof(header), "read of the configuration space");
+	printf(",\n  \"vendor\": \"%02x%02x\",\n  \"device\": \"%02x%02x\"", header[1], header[0], header[3], header[2]);
+	printf(",\n  \"revision\": %u,\n  \"class\": \"%02x%02x%02x\"", header[8], header[11], header[10], header[9]);
+	printf(",\n  \"subsystem\": \"%02x%02x:%02x%02x\",\n  \"header_type\": %u", header[0x2d], header[0x2c], header[0x2f],
+	       header[0x2e], header[0x0e]);
+	printf(",\n  \"capabilities\": [");
+	for (next = header[0x34]; next && seen < 48; seen++) {
+		uint8_t capability[2];
+		if (pread(device, capability, 2, config + (next & ~3u)) != 2)
+			break;
+		printf("%s%u", seen ? ", " : "", capability[0]);
+		next = capability[1];
+	}
+	printf("]");
+}
+
+static int wait_for_dma(volatile uint8_t *bar)
+{
+	for (int i = 0; i < DMA_SECONDS * 1000; i++) {
+		if (!(*(volatile uint64_t *)(bar + 0x98) & 1))
+			return 0;
+		usleep(1000);
+	}
+	errno = ETIMEDOUT;
+	return -1;
+}
+
+/* command: 0 from memory to the device, 2 from the device to memory */
+static int dma(volatile uint8_t *bar, uint64_t iova, uint64_t count, unsigned command)
+{
+	*(volatile uint64_t *)(bar + 0x80) = command ? EDU_BUFFER : iova;
+	*(volatile uint64_t *)(bar + 0x88) = command ? iova : EDU_BUFFER;
+	*(volatile uint64_t *)(bar + 0x90) = count;
+	*(volatile uint64_t *)(bar + 0x98) = 1 | command;
+	return wait_for_dma(bar);
+}
+
+static void map(int container, void *memory, uint64_t iova, uint64_t size)
+{
+	struct vfio_iommu_type1_dma_map request = {
+		.argsz = sizeof(request),
+		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+		.vaddr = (uintptr_t)memory,
+		.iova = iova,
+		.size = size,
+	};
+	need(!ioctl(container, VFIO_IOMMU_MAP_DMA, &request), "VFIO_IOMMU_MAP_DMA");
+}
+
+static void unmap(int container, uint64_t iova, uint64_t size)
+{
+	struct vfio_iommu_type1_dma_unmap request = {.argsz = sizeof(request), .iova = iova, .size = size};
+	need(!ioctl(container, VFIO_IOMMU_UNMAP_DMA, &request), "VFIO_IOMMU_UNMAP_DMA");
+}
+
+static void set_bus_master(int device, off_t config)
+{
+	uint16_t command;
+	need(pread(device, &command, 2, config + 4) == 2, "read of the command register");
+	command |= 0x6; /* memory space, bus master */
+	need(pwrite(device, &command, 2, config + 4) == 2, "write of the command register");
+}
+
+static int take_interrupt(int device, volatile uint8_t *bar)
+{
+	char space[sizeof(struct vfio_irq_set) + sizeof(int32_t)];
+	struct vfio_irq_set *set = (struct vfio_irq_set *)space;
+	int32_t event = eventfd(0, EFD_CLOEXEC);
+	uint64_t count = 0;
+
+	need(event >= 0, "eventfd");
+	*set = (struct vfio_irq_set){
+		.argsz = sizeof(space),
+		.flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+		.index = VFIO_PCI_MSI_IRQ_INDEX,
+		.count = 1,
+	};
+	memcpy(set->data, &event, sizeof(event));
+	need(!ioctl(device, VFIO_DEVICE_SET_IRQS, set), "VFIO_DEVICE_SET_IRQS for MSI");
+	*(volatile uint32_t *)(bar + 0x60) = 1;
+	struct pollfd wait = {.fd = event, .events = POLLIN};
+	int arrived = poll(&wait, 1, DMA_SECONDS * 1000) == 1 && read(event, &count, 8) == 8 && count >= 1;
+	*(volatile uint32_t *)(bar + 0x64) = *(volatile uint32_t *)(bar + 0x24);
+	return arrived;
+}
+
+static void drive_edu(int container, int device, volatile uint8_t *bar)
+{
+	uint8_t *memory = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t sent[COUNT];
+
+	need(memory != MAP_FAILED, "mmap of memory");
+	*(volatile uint32_t *)(bar + 4) = 0x12345678;
+	say("alive", *(volatile uint32_t *)(bar + 4) == ~0x12345678u);
+
+	map(container, memory, IOVA, 2 * PAGE);
+	need(getrandom(memory, COUNT, 0) == (ssize_t)COUNT, "getrandom");
+	memcpy(sent, memory, COUNT);
+	need(!dma(bar, IOVA, COUNT, 0), "transfer to the device");
+	memset(memory + PAGE, 0, COUNT);
+	need(!dma(bar, IOVA + PAGE, COUNT, 2), "transfer from the device");
+	say("dma_matched", memcmp(memory + PAGE, sent, COUNT) == 0);
+
+	/* The device still holds the random bytes; where they must not go, a pattern must stay. */
+	map(container, memory + 2 * PAGE, IOVA_UNMAPPED, PAGE);
+	memset(memory + 2 * PAGE, 0xa5, PAGE);
+	unmap(container, IOVA_UNMAPPED, PAGE);
+	need(!dma(bar, IOVA_UNMAPPED, COUNT, 2), "transfer to an address that is not mapped");
+	int untouched = 1;
+	for (unsigned long i = 0; i < PAGE; i++)
+		untouched &= memory[2 * PAGE + i] == 0xa5;
+	say("unmapped_dma_blocked", untouched);
+	say("interrupt_taken", take_interrupt(device, bar));
+	unmap(container, IOVA, 2 * PAGE);
+}
+
+int main(int argc, char **argv)
+{
+	char node[PATH_MAX] = "", name[64];
+	struct vfio_group_status status = {.argsz = sizeof(status)};
+	struct vfio_iommu_type1_info iommu = {.argsz = sizeof(iommu)};
+	struct vfio_device_info info = {.argsz = sizeof(info)};
+	struct vfio_region_info region = {.argsz = sizeof(region), .index = VFIO_PCI_CONFIG_REGION_INDEX};
+
+	setvbuf(stdout, NULL, _IOFBF, 65536);
+	if (argc > 1)
+		snprintf(node, sizeof(node), "%s", argv[1]);
+	printf("{\n  \"uid\": %u", getuid());
+	if (!node[0])
+		only_node(node, sizeof(node));
+	printf(",\n  \"node\": \"%s\"", node);
+	int container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	need(container >= 0, "open /dev/vfio/vfio");
+	printf(",\n  \"api\": %d", ioctl(container, VFIO_GET_API_VERSION));
+	say("type1", ioctl(container, VFIO_CHECK_EXTENSION, VFIO_TYPE1_IOMMU) == 1);
+	int group = open(node, O_RDWR | O_CLOEXEC);
+	need(group >= 0, "open of the group's node");
+	long number = group_number(node);
+	printf(",\n  \"group\": %ld", number);
+	need(number >= 0, "the node is no VFIO group's");
+	need(!ioctl(group, VFIO_GROUP_GET_STATUS, &status), "VFIO_GROUP_GET_STATUS");
+	say("viable", status.flags & VFIO_GROUP_FLAGS_VIABLE);
+	need(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container), "VFIO_GROUP_SET_CONTAINER");
+	need(!ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU), "VFIO_SET_IOMMU");
+	need(!ioctl(container, VFIO_IOMMU_GET_INFO, &iommu), "VFIO_IOMMU_GET_INFO");
+	printf(",\n  \"iova_page_sizes\": %llu", (unsigned long long)iommu.iova_pgsizes);
+
+	first_device(number, name, sizeof(name));
+	printf(",\n  \"address\": \"%s\"", name);
+	int device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
+	need(device >= 0, "VFIO_GROUP_GET_DEVICE_FD");
+	need(!ioctl(device, VFIO_DEVICE_GET_INFO, &info), "VFIO_DEVICE_GET_INFO");
+	printf(",\n  \"device_flags\": %u", info.flags & ~VFIO_DEVICE_FLAGS_CAPS);
+	need(!ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region), "VFIO_DEVICE_GET_REGION_INFO");
+	off_t config = region.offset;
+	print_config(device, config);
+	print_regions(device, info.num_regions);
+	print_interrupts(device, info.num_irqs);
+
+	region.index = VFIO_PCI_BAR0_REGION_INDEX;
+	need(!ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region), "VFIO_DEVICE_GET_REGION_INFO of BAR 0");
+	set_bus_master(device, config);
+	if (region.flags & VFIO_REGION_INFO_FLAG_MMAP) {
+		void *bar = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
+		need(bar != MAP_FAILED, "mmap of BAR 0");
+		say("bar0_mapped", 1);
+		uint32_t ids;
+		need(pread(device, &ids, 4, config) == 4, "read of the ids");
+		if (ids == 0x11e81234)
+			drive_edu(container, device, bar);
+	}
+	finish();
+}
