@@ -11,7 +11,7 @@ import stat
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
     os.makedirs(images, exist_ok=True)
     with _locked(f"{images}/lock"):
         userland = packages.fetch(recipe["packages"], cache=cache, progress=progress)
-        kernels = [] if kernel else _kernel_packages(recipe, cache, progress)
+        kernels = [] if kernel else kernel_packages(recipe, cache, progress)
         digest = _digest(sources, [*userland, *kernels])
         final = f"{images}/{digest}"
         try:
@@ -93,14 +93,7 @@ def _build(
     packages.unpack(userland, full, wanted=_useful)
     if kernels:
         progress(f"unpacking {kernels[0].name}")
-        wanted = tuple(f"/kernel/{directory}/" for directory in recipe["module_directories"])
-        packages.unpack(
-            kernels,
-            f"{work}/kernel",
-            wanted=lambda name: name.startswith("boot/") or "/modules." in name or any(part in name for part in wanted),
-        )
-        release = os.listdir(f"{work}/kernel/usr/lib/modules")[0]
-        kernel, modules = f"{work}/kernel/boot/vmlinuz-{release}", f"{work}/kernel/usr/lib/modules/{release}"
+        kernel, modules = unpack_kernel(kernels, f"{work}/kernel", recipe["module_directories"])
     release = os.path.basename(os.path.normpath(modules))
     packages.unpack((), tree)
     for directory in recipe["directories"]:
@@ -121,7 +114,19 @@ def _build(
     _write(f"{work}/release", release)
 
 
-def _kernel_packages(recipe: dict[str, Any], cache: str, progress: Progress) -> list[Package]:
+def unpack_kernel(kernels: Sequence[Package], into: str, directories: Sequence[str]) -> tuple[str, str]:
+    """Unpack a kernel package: the paths of its bzImage and of its modules, of which only ``directories`` are there."""
+    wanted = tuple(f"/kernel/{directory}/" for directory in directories)
+    packages.unpack(
+        kernels,
+        into,
+        wanted=lambda name: name.startswith("boot/") or "/modules." in name or any(part in name for part in wanted),
+    )
+    release = os.listdir(f"{into}/usr/lib/modules")[0]
+    return f"{into}/boot/vmlinuz-{release}", f"{into}/usr/lib/modules/{release}"
+
+
+def kernel_packages(recipe: dict[str, Any], cache: str, progress: Progress) -> list[Package]:
     """The package that holds the kernel itself, of all those that the named one pulls in."""
     fetched = packages.fetch([recipe["kernel_package"]], cache=cache, progress=progress)
     found = [p for p in fetched if p.name.startswith("linux-image-") and p.name != recipe["kernel_package"]]

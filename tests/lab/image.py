@@ -1,0 +1,61 @@
+"""The lab's kernel and first root: the guest image's kernel, and a busybox that mounts this machine's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import tomllib
+
+from hawse.vm import image, packages
+from hawse.vm.cpio import write_archive
+from hawse.vm.image_build import kernel_packages, unpack_kernel
+from hawse.vm.image_tree import add_kernel_modules, add_programs
+
+_MODULES = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "vfio_pci", "vfio_iommu_type1"]
+_NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
+
+_INIT = """#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+modprobe -a {modules}
+mkdir -p /host /over /new
+options=trans=virtio,version=9p2000.L,msize=512000
+mount -t 9p -o $options,ro,cache=loose hostfs /host || exec sh
+mount -t tmpfs -o size=70% tmpfs /over
+mkdir /over/upper /over/work
+mount -t overlay -o lowerdir=/host,upperdir=/over/upper,workdir=/over/work overlay /new
+for directory in proc sys dev; do mount --move /$directory /new/$directory; done
+mount -t tmpfs tmpfs /new/run
+mount -t tmpfs tmpfs /new/tmp
+exec switch_root /new {python} {inside} "$@"
+"""
+
+
+def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str, str]:
+    """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``."""
+    os.makedirs(directory, exist_ok=True)
+    with open(f"{image.recipe_directory()}/recipe.toml", "rb") as file:
+        recipe = tomllib.load(file)
+    with tempfile.TemporaryDirectory(dir=directory) as work:
+        full, tree = f"{work}/full", f"{work}/tree"
+        packages.unpack(packages.fetch(recipe["packages"], cache=cache, progress=print), full)
+        kernels = kernel_packages(recipe, cache, print)
+        _, modules = unpack_kernel(kernels, f"{work}/kernel", recipe["module_directories"])
+        packages.unpack((), tree)
+        for name in ("dev", "proc", "sys", "usr/sbin"):
+            os.makedirs(f"{tree}/{name}", exist_ok=True)
+        add_programs(full, tree, ["usr/bin/kmod", "usr/bin/busybox"], {"usr/sbin/modprobe": "../bin/kmod"})
+        os.symlink("../bin/kmod", f"{tree}/usr/sbin/depmod")
+        for name in ("sh", "mount", "mkdir", "switch_root"):
+            os.symlink("busybox", f"{tree}/usr/bin/{name}")
+        add_kernel_modules(tree, modules, os.path.basename(modules), _MODULES)
+        with open(f"{tree}/init", "w") as init:
+            init.write(_INIT.format(modules=" ".join(_MODULES), python=python, inside=inside))
+        os.chmod(f"{tree}/init", 0o755)
+        shutil.copyfile(image.locate(cache=cache).kernel, f"{directory}/vmlinux")
+        with open(f"{directory}/initrd.cpio", "wb") as output:
+            write_archive(tree, output, nodes=_NODES)
+    return f"{directory}/vmlinux", f"{directory}/initrd.cpio"

@@ -1,0 +1,128 @@
+"""Runs in the lab as its first process: makes it a host that can run containers, then serves commands or a shell.
+
+``inside.py serve`` answers on the virtio-serial port "lab.commands": each request and each answer is four bytes of
+length and a JSON object, {"argv", "cwd", "timeout"} and {"code", "output", "errors"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import threading
+
+PORT = "lab.commands"
+#: Devices that are on vfio-pci when the lab is ready; one NIC stays on its host driver's side of things.
+VFIO_IDS = {("0x1234", "0x11e8"), ("0x8086", "0x10d3")}
+
+
+def main() -> None:
+    """Set up, then serve."""
+    os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/root", TERM=os.environ.get("TERM", "linux"))
+    for kind, target in (("cgroup2", "/sys/fs/cgroup"), ("devpts", "/dev/pts"), ("tmpfs", "/dev/shm")):
+        os.makedirs(target, exist_ok=True)
+        subprocess.run(["mount", "-t", kind, kind, target], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    bind_devices()
+    threading.Thread(target=reap, daemon=True).start()
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        subprocess.run(["setsid", "-c", "bash", "-l"], check=False)
+    with open("/proc/sysrq-trigger", "w") as file:
+        file.write("o")
+    threading.Event().wait()
+
+
+def bind_devices() -> None:
+    """Give the devices to vfio-pci."""
+    for address in os.listdir("/sys/bus/pci/devices"):
+        device = f"/sys/bus/pci/devices/{address}"
+        if (read(f"{device}/vendor"), read(f"{device}/device")) in VFIO_IDS:
+            write(f"{device}/driver_override", "vfio-pci")
+            write("/sys/bus/pci/drivers_probe", address)
+
+
+def serve() -> None:
+    """Answer one command after the other until the other side goes."""
+    names = "/sys/class/virtio-ports"
+    port = next(name for name in os.listdir(names) if read(f"{names}/{name}/name") == PORT)
+    with open(f"/dev/{port}", "r+b", buffering=0) as channel:
+        while header := read_exactly(channel, 4):
+            request = json.loads(read_exactly(channel, struct.unpack(">I", header)[0]))
+            answer = json.dumps(run(**request)).encode()
+            channel.write(struct.pack(">I", len(answer)))
+            view = memoryview(answer)
+            while view:
+                view = view[channel.write(view) :]
+
+
+def run(argv: list[str], cwd: str, timeout: float) -> dict[str, object]:
+    """Run a command whose output goes to files, so that what it leaves behind cannot hold a pipe open."""
+    with open("/tmp/out", "w+b") as output, open("/tmp/err", "w+b") as errors:
+        try:
+            done = subprocess.run(
+                argv, cwd=cwd, timeout=timeout, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+            )
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        except OSError as error:
+            code = -2
+            errors.write(str(error).encode())
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read(4 * 1024 * 1024).decode(errors="replace"))
+    return {"code": code, "output": texts[0], "errors": texts[1]}
+
+
+def reap() -> None:
+    """PID 1 collects orphans; children of ours are waited for by who started them, so only others are taken."""
+    import time
+
+    while True:
+        time.sleep(1)
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] == "Z" and fields[1] == "1" and int(pid) not in {p.pid for p in subprocess._active}:  # type: ignore[attr-defined]
+                time.sleep(0.5)  # a Popen of ours would have collected it by now
+                try:
+                    os.waitpid(int(pid), os.WNOHANG)
+                except ChildProcessError:
+                    continue
+
+
+def read_exactly(channel: object, count: int) -> bytes:
+    """``count`` bytes, or none at the end."""
+    data = b""
+    while len(data) < count:
+        piece = channel.read(count - len(data))  # type: ignore[attr-defined]
+        if not piece:
+            return b""
+        data += piece
+    return data
+
+
+def read(path: str) -> str:
+    """A sysfs attribute."""
+    with open(path) as file:
+        return file.read().strip()
+
+
+def write(path: str, text: str) -> None:
+    """Set one."""
+    with open(path, "w") as file:
+        file.write(text)
+
+
+if __name__ == "__main__":
+    main()
