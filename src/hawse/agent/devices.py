@@ -91,8 +91,9 @@ def _rewrite_rules(rules: list[dict[str, Any]], nodes: Sequence[Node]) -> list[d
         elif major in majors and (minor is None or minor < 0):
             # Every group of the host was meant; the container's are those that exist for it.
             result += [{**rule, "major": numbers[0], "minor": numbers[1]} for numbers in majors[major]]
-        else:
+        elif major not in majors:
             result.append(rule)
+        # else: a group of the host that the container does not get; in the guest the number may be another's.
     if any(node.group is None for node in nodes):
         # The container node serves every group and guards nothing by itself; with a deny before it none would work.
         result.append(dict(_CONTAINER_RULE))

@@ -1,0 +1,126 @@
+"""VFIO nodes and device rules, moved from the host's numbers to the guest's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.agent.devices import Node, rewrite_devices
+
+CONTAINER = Node("/dev/vfio/vfio", 10, 196, None, 10, 196)
+
+
+def spec(paths: list[tuple[str, int, int]], rules: list[dict[str, Any]]) -> dict[str, Any]:
+    devices = [
+        {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o600, "uid": 1000, "gid": 1000}
+        for path, major, minor in paths
+    ]
+    return {"linux": {"devices": devices, "resources": {"devices": rules}}}
+
+
+def places(made: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {device["path"]: (device["major"], device["minor"]) for device in made["linux"]["devices"]}
+
+
+def test_a_group_stands_at_the_path_asked_for_and_at_the_guests_number() -> None:
+    made = spec([("/dev/vfio/45", 511, 3)], [])
+    log = rewrite_devices(made, [Node("/dev/vfio/45", 511, 3, 13, 245, 0)])
+    assert places(made) == {"/dev/vfio/45": (245, 0), "/dev/vfio/13": (245, 0)}
+    assert all((d["fileMode"], d["uid"], d["gid"]) == (0o600, 1000, 1000) for d in made["linux"]["devices"])
+    assert "group 13 in the guest" in log[0]
+
+
+def test_a_path_of_the_spec_may_have_any_name() -> None:
+    made = spec([("/dev/accelerator", 511, 3)], [])
+    rewrite_devices(made, [Node("/dev/accelerator", 511, 3, 13, 245, 0)])
+    assert places(made) == {"/dev/accelerator": (245, 0), "/dev/vfio/13": (245, 0)}
+
+
+def test_numbers_that_change_places_do_not_chain() -> None:
+    made = spec(
+        [("/dev/vfio/5", 245, 5), ("/dev/vfio/8", 245, 8)],
+        [
+            {"allow": True, "type": "c", "major": 245, "minor": 5, "access": "rw"},
+            {"allow": True, "type": "c", "major": 245, "minor": 8, "access": "r"},
+        ],
+    )
+    log = rewrite_devices(made, [Node("/dev/vfio/5", 245, 5, 8, 245, 8), Node("/dev/vfio/8", 245, 8, 5, 245, 5)])
+    assert places(made) == {"/dev/vfio/8": (245, 8), "/dev/vfio/5": (245, 5)}
+    assert [(rule["minor"], rule["access"]) for rule in made["linux"]["resources"]["devices"]] == [(8, "rw"), (5, "r")]
+    assert len(log) == 2
+
+
+def test_the_guests_number_wins_where_a_path_is_anothers() -> None:
+    made = spec([("/dev/vfio/5", 511, 0), ("/dev/vfio/6", 511, 1)], [])
+    log = rewrite_devices(made, [Node("/dev/vfio/5", 511, 0, 6, 245, 0), Node("/dev/vfio/6", 511, 1, 7, 245, 1)])
+    assert places(made) == {"/dev/vfio/5": (245, 0), "/dev/vfio/6": (245, 0), "/dev/vfio/7": (245, 1)}
+    assert any("another group's number" in line for line in log)
+
+
+def test_the_container_node_is_allowed_whenever_it_is_listed() -> None:
+    made = spec([("/dev/vfio/vfio", 10, 196)], [{"allow": False, "access": "rwm"}])
+    rewrite_devices(made, [CONTAINER])
+    assert made["linux"]["resources"]["devices"][-1] == {
+        "allow": True, "type": "c", "major": 10, "minor": 196, "access": "rwm",
+    }  # fmt: skip
+
+
+def test_a_rule_for_all_groups_becomes_a_rule_for_each_of_the_containers() -> None:
+    made = spec([("/dev/vfio/5", 511, 0)], [{"allow": True, "type": "c", "major": 511, "access": "rw"}])
+    rewrite_devices(made, [Node("/dev/vfio/5", 511, 0, 8, 245, 0)])
+    assert made["linux"]["resources"]["devices"] == [
+        {"allow": True, "type": "c", "major": 245, "minor": 0, "access": "rw"}
+    ]
+
+
+def test_devices_and_rules_that_are_not_vfios_stay() -> None:
+    rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "b", "major": 511, "minor": 0, "access": "r"}]
+    made = spec([("/dev/fuse", 10, 229), ("/dev/vfio/5", 511, 0)], list(rules))
+    rewrite_devices(made, [Node("/dev/vfio/5", 511, 0, 8, 245, 0)])
+    assert places(made)["/dev/fuse"] == (10, 229)
+    assert made["linux"]["resources"]["devices"] == rules
+
+
+def test_a_spec_without_vfio_is_left_alone() -> None:
+    made: dict[str, Any] = {"process": {}}
+    assert rewrite_devices(made, []) == []
+    assert made == {"process": {}}
+
+
+def allowed(rules: list[dict[str, Any]], major: int, minor: int, access: str) -> bool:
+    """The device cgroup: the last rule that matches decides."""
+    verdict = True
+    for rule in rules:
+        kind, wanted = rule.get("type", "a"), rule.get("access", "")
+        everything = kind == "a"
+        hits = rule.get("major") in (None, -1, major) and rule.get("minor") in (None, -1, minor)
+        if everything or (kind == "c" and hits and access in wanted):
+            verdict = rule["allow"]
+    return verdict
+
+
+numbers = st.tuples(st.just(245), st.integers(0, 6))
+rule_lists = st.lists(
+    st.fixed_dictionaries(
+        {"allow": st.booleans(), "type": st.just("c"), "major": st.just(245), "minor": st.integers(0, 6),
+         "access": st.sampled_from(("r", "rw", "rwm"))}
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@given(st.permutations(range(7)), st.integers(1, 7), rule_lists)
+def test_who_was_allowed_on_the_host_is_allowed_in_the_guest(
+    permutation: list[int], count: int, rules: list[dict[str, Any]]
+) -> None:
+    """Any permutation of the numbers keeps every group's verdict."""
+    rules = [{"allow": False, "access": "rwm"}, *rules]
+    nodes = [Node(f"/dev/vfio/{n}", 245, n, permutation[n], 245, permutation[n]) for n in range(count)]
+    made = spec([(node.path, *node.host) for node in nodes], [dict(rule) for rule in rules])
+    rewrite_devices(made, nodes)
+    after = made["linux"]["resources"]["devices"]
+    for node in nodes:
+        for access in "rwm":
+            assert allowed(after, *node.numbers, access) == allowed(rules, *node.host, access)
