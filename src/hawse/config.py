@@ -43,7 +43,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _CHOICES = {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")}
-_RANGES = {"memory_mib": (128, 4 * 1024 * 1024), "cpus": (1, 255), "boot_seconds": (0, 3600), "device_seconds": (0, 3600)}
+_RANGES = {
+    "memory_mib": (128, 4 * 1024 * 1024),
+    "cpus": (1, 255),
+    "boot_seconds": (0, 3600),
+    "device_seconds": (0, 3600),
+}
 
 
 def load_config(path: str | None) -> Config:

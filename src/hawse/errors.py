@@ -94,7 +94,7 @@ MAX_TEXT = 16 * 1024
 
 
 def from_wire(wire: object) -> HawseError:
-    """The error that :meth:`HawseError.to_wire` described; every field is checked, since a guest may have written it."""
+    """The error that :meth:`HawseError.to_wire` described; every field is checked: a guest may have written it."""
     if not isinstance(wire, dict):
         return VmError(f"a peer reported an error in an unknown form: {str(wire)[:200]}")
 

@@ -135,7 +135,9 @@ def test_an_error_arrives_as_what_it_was() -> None:
     )  # fmt: skip
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=5))
+@given(
+    st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=5)
+)
 def test_any_error_of_a_guest_becomes_some_error(wire: object) -> None:
     error = from_wire(wire)
     assert 1 <= error.exit_code <= 255

@@ -12,7 +12,6 @@ from hawse.agent.crun import Crun
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Stdio
 from hawse.errors import StateError, VmError
-from hawse.link.blocking import Port
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:

@@ -23,7 +23,9 @@ class Crun:
         self._directory = directory
         self._globals = [program, f"--root={root}", "--cgroup-manager=cgroupfs", "--log-format=json"]
 
-    def run(self, *arguments: str, descriptors: dict[int, int] | None = None, command: str = "", log: str = "log") -> None:
+    def run(
+        self, *arguments: str, descriptors: dict[int, int] | None = None, command: str = "", log: str = "log"
+    ) -> None:
         """Carry out one command; ``descriptors`` are the child's fds, which ``create`` and ``exec`` hand on.
 
         Raises :class:`CommandError` when ``command``, the program to execute inside, is what failed, else

@@ -16,9 +16,7 @@ class Node:
 
     __slots__ = ("group", "host", "numbers", "path")
 
-    def __init__(
-        self, path: str, host_major: int, host_minor: int, group: int | None, major: int, minor: int
-    ) -> None:
+    def __init__(self, path: str, host_major: int, host_minor: int, group: int | None, major: int, minor: int) -> None:
         self.path = path
         self.host = (host_major, host_minor)
         self.group = group
@@ -59,9 +57,7 @@ def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: li
             own = f"/dev/vfio/{node.group}"
             winner = own_paths.get(node.path)
             if winner is not None and winner.numbers != node.numbers:
-                log.append(
-                    f"{node.path} is another group's number in the guest: the node asked for is at {own} alone"
-                )
+                log.append(f"{node.path} is another group's number in the guest: the node asked for is at {own} alone")
                 paths = [own]
             elif own != node.path:
                 log.append(f"{node.path} is group {node.group} in the guest: its node is at {own} too")
@@ -85,7 +81,7 @@ def _rewrite_rules(rules: list[dict[str, Any]], nodes: Sequence[Node]) -> list[d
         major, minor = rule.get("major"), rule.get("minor")
         if rule.get("type") != "c" or major is None or major < 0:
             result.append(rule)
-        elif (major, minor) in moved_to:
+        elif minor is not None and (major, minor) in moved_to:
             numbers = moved_to[major, minor]
             result.append({**rule, "major": numbers[0], "minor": numbers[1]})
         elif major in majors and (minor is None or minor < 0):

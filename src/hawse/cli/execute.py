@@ -46,7 +46,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _run(args: argparse.Namespace, settings: Settings) -> int:
     if args.preserve_fds:
-        raise UsageError(f"--preserve-fds {args.preserve_fds}: open descriptors cannot be handed into a virtual machine")
+        raise UsageError(
+            f"--preserve-fds {args.preserve_fds}: open descriptors cannot be handed into a virtual machine"
+        )
     store = settings.store(args.id)
     process = load_process(args.process)[0] if args.process else _from_options(args, store.read()["bundle"])
     if args.tty:

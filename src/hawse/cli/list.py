@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 HELP = "list the containers"
-_COLUMNS = (("ID", "id"), ("PID", "pid"), ("STATUS", "status"), ("BUNDLE", "bundle"), ("CREATED", "created"), ("OWNER", "owner"))
+_COLUMNS = (
+    ("ID", "id"),
+    ("PID", "pid"),
+    ("STATUS", "status"),
+    ("BUNDLE", "bundle"),
+    ("CREATED", "created"),
+    ("OWNER", "owner"),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

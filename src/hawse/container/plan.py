@@ -90,7 +90,11 @@ def plug_steps(request: Request, ports: PortPlan) -> list[plan.PlugStep]:
             commands = plug_host(slot, label)
         steps.append(
             plan.PlugStep(
-                group=slot.group, label=label, commands=commands, device=device_id(slot), guest_address=slot.guest_address
+                group=slot.group,
+                label=label,
+                commands=commands,
+                device=device_id(slot),
+                guest_address=slot.guest_address,
             )
         )
     return steps
@@ -102,9 +106,7 @@ def _machine(config: Config, settings: Settings, request: Request, ports: PortPl
     for group in request.groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             can.require(model)
-    acceleration = accel.choose(
-        config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache
-    )
+    acceleration = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache)
     settings.log.debug(f"acceleration: {acceleration.name} ({acceleration.reason})")
     share, program = config.vm.share, ""
     if share in ("auto", "virtiofs"):

@@ -1,7 +1,7 @@
 """Credit: how much of a stream may be on its way. Both ends of the link count with these two classes.
 
 Each direction of a stream starts with :data:`WINDOW` bytes. The sender spends them, the receiver gives them back once
-it has passed the bytes on. So a reader that stops, stops its own stream: what is stored for it is bounded by the window.
+it has passed the bytes on. So a reader that stops, stops its own stream alone, and the window bounds what is stored.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ _SOFT_SECONDS = 3.0
 class Child:
     """A running program and what it wrote to stderr."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: BoundedLog, reading: asyncio.Task[None]) -> None:
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, log: BoundedLog, reading: asyncio.Task[None]
+    ) -> None:
         self.name = name
         self.process = process
         self._log = log

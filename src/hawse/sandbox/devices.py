@@ -18,7 +18,9 @@ _VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevi
 _MAX_NUMBER = 2**20
 
 
-async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> dict[int, tuple[int, int, int]]:
+async def attach(
+    plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float
+) -> dict[int, tuple[int, int, int]]:
     """Plug everything; {host group: (guest group, major, minor)}.
 
     All waits in the guest begin before the first device is plugged. Raises :class:`DeviceError` naming the device.
@@ -83,9 +85,15 @@ async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[int, 
         )
     except DeviceError as error:
         raise DeviceError(
-            f"{plug.label} of group {plug.group}, in the guest {error.message}", hint=error.hint, evidence=error.evidence
+            f"{plug.label} of group {plug.group}, in the guest {error.message}",
+            hint=error.hint,
+            evidence=error.evidence,
         ) from None
-    numbers = [answer.get(key) for key in ("group", "major", "minor")] if isinstance(answer, dict) else []
-    if len(numbers) != 3 or not all(type(n) is int and 0 <= n < _MAX_NUMBER for n in numbers):
-        raise VmError(f"{plug.label}: the guest reports a group that is none")
-    return numbers[0], numbers[1], numbers[2]
+    return _number(plug, answer, "group"), _number(plug, answer, "major"), _number(plug, answer, "minor")
+
+
+def _number(plug: PlugStep, answer: object, key: str) -> int:
+    number = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(number, int) or not 0 <= number < _MAX_NUMBER:
+        raise VmError(f"{plug.label}: the guest reports no usable {key} of its group")
+    return number

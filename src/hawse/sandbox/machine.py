@@ -69,7 +69,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack, step
     link = GuestLink(link_reader, link_writer)
     serving = asyncio.create_task(link.run())
     undo.callback(serving.cancel)
-    link.ended.add_done_callback(lambda ended: failure.done() or failure.set_result(ended.result()))
+    link.ended.add_done_callback(lambda ended: None if failure.done() else failure.set_result(ended.result()))
 
     greeting = asyncio.create_task(qmp.open(pairs["qmp"][0], seconds=_QMP_SECONDS))
     try:

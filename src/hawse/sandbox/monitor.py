@@ -24,7 +24,6 @@ from hawse.sandbox.state import Store
 from hawse.sandbox.steps import Steps
 
 
-
 class Report:
     """The command line that asked for the sandbox: told once how it went, and watched until then."""
 
@@ -111,23 +110,32 @@ async def _create(
                 work.cancel()
             steps.save()
             report.send({"created": work.result()})
-            waits = [
-                asyncio.create_task(event.wait()) for event in (sandbox.finished, ended, service.delete_requested)
-            ]
-            await asyncio.wait([*waits, machine.failure], return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-            steps.mark("container ended")
-            if machine.failure.done():
+            if await _until_end(machine, sandbox.finished, ended, service.delete_requested):
+                steps.mark("container ended")
+                await devices.release(made.plugs, machine.qmp)
+                steps.mark("devices released")
+            else:
                 reason = machine.failure.result()
                 reason.evidence = reason.evidence or machine.console.tail()
                 sandbox.lose(reason)
-            else:
-                await devices.release(made.plugs, machine.qmp)
-                steps.mark("devices released")
             steps.save()
     except HawseError as reason:
         report.send({"error": reason.to_wire()})
+
+
+async def _until_end(machine: Machine, *events: asyncio.Event) -> bool:
+    """Wait until one of the events asks for the end; False when the machine ended first."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+
+    def wake(_: object) -> None:
+        for wait in waits:
+            wait.cancel()
+
+    machine.failure.add_done_callback(wake)
+    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in pending:
+        wait.cancel()
+    return any(not wait.cancelled() for wait in done) and not machine.failure.done()
 
 
 async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> list[str]:

@@ -194,5 +194,3 @@ class Sandbox:
 
     def _write(self) -> None:
         self._store.write(self._state)
-
-

@@ -65,15 +65,15 @@ class Service:
         self._sandbox.announce(str(params["key"]), proxy)
 
     async def _carry_out(self, method: str, params: dict[str, Any]) -> object:
-        if method == "start":
-            return await self._sandbox.start()
-        if method == "kill":
-            return await self._sandbox.kill(int(params["signal"]), everyone=bool(params["all"]))
         if method == "exec":
             return await self._sandbox.execute(str(params["key"]), params["process"])
-        if method == "delete":
-            return None
-        raise VmError(f"the monitor has no method {method}")
+        if method == "start":
+            await self._sandbox.start()
+        elif method == "kill":
+            await self._sandbox.kill(int(params["signal"]), everyone=bool(params["all"]))
+        elif method != "delete":
+            raise VmError(f"the monitor has no method {method}")
+        return None
 
 
 def _peer_pid(writer: asyncio.StreamWriter) -> int:

@@ -62,9 +62,8 @@ class Store:
             # create was killed before its monitor wrote anything
             state = {"id": self.name, "pid": 0, "status": CREATING, "bundle": "", "rootfs": "", "created": ""}
             state |= {"ociVersion": "1.0.2", "owner": ""}
-        if state["status"] != STOPPED and not self.monitor_lives():
-            state["status"] = STOPPED
-        elif state["status"] in (CREATED, RUNNING) and not alive(state["pid"], state["pidStart"]):
+        launched = state["status"] in (CREATED, RUNNING)
+        if not self.monitor_lives() or (launched and not alive(state["pid"], state["pidStart"])):
             state["status"] = STOPPED
         if state["status"] == STOPPED:
             state["pid"] = 0

@@ -47,9 +47,7 @@ class Request:
     groups: tuple[HostGroup | EmulatedGroup, ...]
 
 
-def find_request(
-    devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGroup], root: str = ""
-) -> Request:
+def find_request(devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGroup], root: str = "") -> Request:
     """Which entries are VFIO's, by their numbers and not by their path, which is the container's to choose.
 
     An emulated group is found by its path, since it has no numbers. Raises :class:`DeviceError` for a node that
@@ -87,7 +85,7 @@ def find_request(
             )
         elif named:
             raise DeviceError(
-                f"linux.devices: {device.path}: group {named[1]} is absent: the host has no VFIO device {major}:{minor}",
+                f"linux.devices: {device.path}: group {named[1]} is absent: no VFIO device is {major}:{minor}",
                 hint="bind the group's devices to vfio-pci, or correct major and minor",
             )
     return Request(tuple(nodes), tuple(groups.values()))

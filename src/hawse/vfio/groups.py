@@ -106,7 +106,9 @@ def holders(number: int) -> list[tuple[int, str]]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if any(os.readlink(f"/proc/{pid}/fd/{fd}") == f"/dev/vfio/{number}" for fd in os.listdir(f"/proc/{pid}/fd")):
+            if any(
+                os.readlink(f"/proc/{pid}/fd/{fd}") == f"/dev/vfio/{number}" for fd in os.listdir(f"/proc/{pid}/fd")
+            ):
                 with open(f"/proc/{pid}/comm") as file:
                     found.append((int(pid), file.read().strip()))
         except OSError:

@@ -20,7 +20,7 @@ _PROOF = b"Linux version"
 
 @dataclass(frozen=True)
 class Accel:
-    """"kvm" or "tcg", and why."""
+    """ "kvm" or "tcg", and why."""
 
     name: str
     reason: str

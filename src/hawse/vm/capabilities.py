@@ -11,7 +11,7 @@ from hawse.errors import HostError, VmError
 from hawse.vm import cache
 
 _SECONDS = 30
-_QUESTIONS = (
+_QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("qmp_capabilities", {}),
     ("query-version", {}),
     ("qom-list-types", {"implements": "device"}),

@@ -61,7 +61,9 @@ def sources_digest(kernel: str, modules: str) -> str:
         try:
             digest.update(json.dumps(answers.file_key(path) if path else []).encode())
         except OSError as error:
-            raise ImageError(f"guest image: {path}: {error.strerror}", hint="check image.kernel and image.modules") from None
+            raise ImageError(
+                f"guest image: {path}: {error.strerror}", hint="check image.kernel and image.modules"
+            ) from None
     return digest.hexdigest()
 
 
@@ -76,7 +78,8 @@ def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
     image = read(f"{cache}/images/{digest}")
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules):
         raise ImageError(
-            f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe", hint=_BUILD
+            f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe",
+            hint=_BUILD,
         )
     return image
 

@@ -60,8 +60,10 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
             shutil.rmtree(final, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".building-", dir=images) as work:
                 _build(work, recipe, userland, kernels, kernel, modules, progress)
-                files = {name: {"size": os.stat(f"{work}/out/{name}").st_size, "sha256": file_digest(f"{work}/out/{name}")}
-                         for name in FILES}  # fmt: skip
+                paths = {name: f"{work}/out/{name}" for name in FILES}
+                files = {
+                    name: {"size": os.stat(path).st_size, "sha256": file_digest(path)} for name, path in paths.items()
+                }
                 with open(f"{work}/release") as file:
                     release = file.read()
                 manifest = {

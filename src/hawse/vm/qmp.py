@@ -34,7 +34,7 @@ class Qmp:
         except ConnectError as error:
             raise VmError(f"QEMU's monitor closed before it answered: {error}") from None
 
-    async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:  # noqa: ASYNC109
+    async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
         """The command's result. Raises :class:`VmError` with QEMU's own description."""
         self._write({"execute": command, "arguments": arguments})
         try:
