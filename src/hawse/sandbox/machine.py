@@ -7,7 +7,7 @@ import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from hawse.errors import HawseError, VmError
+from hawse.errors import HawseError, LinkError, VmError
 from hawse.sandbox import plan
 from hawse.sandbox.children import Child, running
 from hawse.sandbox.evidence import BoundedLog, collect
@@ -17,6 +17,7 @@ from hawse.vm.arguments import VmShape, render
 from hawse.vm.qmp import Qmp
 
 _QMP_SECONDS = 60.0
+_DEATH_SECONDS = 1.0
 
 
 @dataclass
@@ -69,7 +70,8 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack, step
     link = GuestLink(link_reader, link_writer)
     serving = asyncio.create_task(link.run())
     undo.callback(serving.cancel)
-    link.ended.add_done_callback(lambda ended: None if failure.done() else failure.set_result(ended.result()))
+    watching = asyncio.create_task(_watch_link(link, failure))
+    undo.callback(watching.cancel)
 
     greeting = asyncio.create_task(qmp.open(pairs["qmp"][0], seconds=_QMP_SECONDS))
     try:
@@ -83,11 +85,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack, step
                 hint="the end of its console follows; vm.boot_seconds sets the time",
             )
     except HawseError as error:
-        # QEMU's own death explains more than the link that broke with it.
-        if qemu.process.returncode is None and not error.evidence:
-            error.evidence = console.tail()
-        elif qemu.process.returncode is not None:
-            raise await qemu.death() from None
+        error.evidence = error.evidence or console.tail()
         raise
     finally:
         greeting.cancel()
@@ -116,10 +114,20 @@ async def _start_virtiofsd(
     return client.fileno()
 
 
+async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> None:
+    """The end of the link is a failure; where it came of QEMU's, that is the reason to give."""
+    reason = await link.ended
+    if not isinstance(reason, LinkError):
+        await asyncio.wait([failure], timeout=_DEATH_SECONDS)
+    if not failure.done():
+        failure.set_result(reason)
+
+
 def _watch(child: Child, failure: asyncio.Future[HawseError], undo: AsyncExitStack) -> None:
     async def watch() -> None:
         death = await child.death()
-        if not failure.done():
+        # Exit code 0 is a guest that powered itself off: the link knows more of it.
+        if child.process.returncode and not failure.done():
             failure.set_result(death)
 
     task = asyncio.create_task(watch())

@@ -1,0 +1,94 @@
+"""Bundles for tests: a root file system of busybox or of one static program, and config.json made from a few words."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from hawse.oci.template import example
+from hawse.vm import packages
+
+CACHE = "/var/cache/hawse"
+_APPLETS = (
+    "sh", "cat", "dd", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "pwd", "sleep", "stat", "stty",
+    "test", "touch", "chown", "chmod", "true", "false", "wc", "yes", "tty", "seq", "sync", "rm", "ps", "md5sum",
+)  # fmt: skip
+UNLIMITED = {"type": "RLIMIT_MEMLOCK", "hard": 2**64 - 1, "soft": 2**64 - 1}
+
+Device = tuple[str, int, int]
+"""Path, major, minor of a character device."""
+
+
+@functools.cache
+def _busybox() -> str:
+    """Debian's static busybox, unpacked once a run."""
+    directory = os.path.join(CACHE, "test-busybox")
+    if not os.path.exists(f"{directory}/usr/bin/busybox"):
+        fetched = packages.fetch(["busybox-static"], cache=CACHE, progress=print)
+        packages.unpack(fetched, directory, wanted=lambda name: name.startswith("usr/bin"))
+    return f"{directory}/usr/bin/busybox"
+
+
+def make_rootfs(rootfs: str) -> None:
+    """A root file system in which a shell and the usual small programs run."""
+    os.makedirs(f"{rootfs}/bin")
+    for name in ("dev", "etc", "proc", "sys", "tmp", "work"):
+        os.mkdir(f"{rootfs}/{name}")
+    shutil.copyfile(_busybox(), f"{rootfs}/bin/busybox")
+    os.chmod(f"{rootfs}/bin/busybox", 0o755)
+    for applet in _APPLETS:
+        os.symlink("busybox", f"{rootfs}/bin/{applet}")
+
+
+def make_bundle(directory: str, argv: Sequence[str], *, terminal: bool = False, **process: Any) -> dict[str, Any]:
+    """A bundle with busybox; the specification, which :func:`write` writes again after a change."""
+    os.makedirs(directory, exist_ok=True)
+    make_rootfs(f"{directory}/rootfs")
+    spec = specification(argv, terminal=terminal, **process)
+    write(directory, spec)
+    return spec
+
+
+def make_probe_bundle(directory: str, *, group: Device, node: str = "") -> dict[str, Any]:
+    """A bundle whose only program is the VFIO probe, without capabilities, with the container node and one group."""
+    os.makedirs(f"{directory}/rootfs")
+    source = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lab", "probe", "probe.c")
+    flags = ["-static", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *flags, "-o", f"{directory}/rootfs/probe", source], check=True)
+    for name in ("dev", "proc", "sys"):
+        os.mkdir(f"{directory}/rootfs/{name}")
+    spec = specification(["/probe", node or group[0]], capabilities={}, rlimits=[UNLIMITED])
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), group])
+    write(directory, spec)
+    return spec
+
+
+def specification(argv: Sequence[str], *, terminal: bool = False, **process: Any) -> dict[str, Any]:
+    """`hawse spec`'s example, writable, with this process."""
+    spec = example()
+    spec["root"]["readonly"] = False
+    path = "PATH=/bin:/usr/bin"
+    spec["process"] |= {"args": list(argv), "terminal": terminal, "env": [path]} | process
+    return spec
+
+
+def add_devices(spec: dict[str, Any], devices: Sequence[Device]) -> None:
+    """List devices as an engine does: the node, and a rule that allows it."""
+    spec["linux"]["devices"] = [
+        {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
+        for path, major, minor in devices
+    ]
+    spec["linux"]["resources"]["devices"] += [
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rw"} for _, major, minor in devices
+    ]
+
+
+def write(directory: str, spec: dict[str, Any]) -> None:
+    """Write config.json."""
+    with open(f"{directory}/config.json", "w") as file:
+        json.dump(spec, file, indent=1)

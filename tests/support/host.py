@@ -1,0 +1,65 @@
+"""What a sandbox could leave behind on a host, read so that it can be compared before and after."""
+
+from __future__ import annotations
+
+import os
+import re
+
+
+def snapshot() -> dict[str, set[str]]:
+    """Processes, mounts, cgroups, open VFIO groups, driver links and overrides of PCI functions."""
+    return {
+        "processes": _processes(),
+        "mounts": _lines("/proc/self/mounts"),
+        "cgroups": {directory for directory, _, _ in os.walk("/sys/fs/cgroup") if "hawse" in directory},
+        "open groups": _open_groups(),
+        "drivers": _drivers(),
+    }
+
+
+def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What differs, by kind; empty when nothing does."""
+    return {kind: before[kind] ^ after[kind] for kind in before if before[kind] != after[kind]}
+
+
+def _processes() -> set[str]:
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if re.search(r"qemu-system|virtiofsd|hawse\.(sandbox|container)", words):
+            found.add(f"{pid} {words[:200]}")
+    return found
+
+
+def _open_groups() -> set[str]:
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        except OSError:
+            continue
+        found |= {f"{pid} {link}" for link in links if link.startswith("/dev/vfio/")}
+    return found
+
+
+def _drivers() -> set[str]:
+    found = set()
+    devices = "/sys/bus/pci/devices"
+    for address in os.listdir(devices) if os.path.isdir(devices) else ():
+        link = f"{devices}/{address}/driver"
+        driver = os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
+        override = "".join(_lines(f"{devices}/{address}/driver_override"))
+        found.add(f"{address} {driver} {override}")
+    return found
+
+
+def _lines(path: str) -> set[str]:
+    try:
+        with open(path) as file:
+            return set(file.read().splitlines())
+    except OSError:
+        return set()

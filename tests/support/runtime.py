@@ -1,0 +1,87 @@
+"""hawse as an engine runs it: a program with arguments, an exit code, two outputs and a log file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+HAWSE = os.path.join(os.path.dirname(sys.executable), "hawse")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Runtime:
+    """hawse with a root directory, a log and a configuration of the test's own."""
+
+    def __init__(self, directory: str) -> None:
+        self.root = f"{directory}/state"
+        self.log = f"{directory}/log.json"
+        self._config = f"{directory}/config.toml"
+        self.configure("")
+
+    def configure(self, text: str) -> None:
+        """Set the configuration file's content."""
+        with open(self._config, "w") as file:
+            file.write(text)
+
+    def argv(self, *arguments: str, log: bool = False) -> list[str]:
+        """The command line."""
+        logging = ["--log", self.log, "--log-format", "json"] if log else []
+        return [HAWSE, "--root", self.root, "--config", self._config, *logging, *arguments]
+
+    def __call__(self, *arguments: str, log: bool = False, stdin: str | None = None, timeout: float = 90) -> Result:
+        """Run a command to its end."""
+        done = subprocess.run(
+            self.argv(*arguments, log=log),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Begin a command."""
+        return subprocess.Popen(self.argv(*arguments), **options)
+
+    def state(self, name: str) -> dict[str, Any]:
+        """`hawse state`."""
+        result = self("state", name)
+        assert result.code == 0, result.errors
+        state: dict[str, Any] = json.loads(result.output)
+        return state
+
+    def run_detached(self, bundle: str, name: str) -> int:
+        """create and start, with stdio that nobody reads; the pid of the pid file."""
+        pid_file = f"{bundle}/pid"
+        null = subprocess.DEVNULL
+        subprocess.run(
+            self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name),
+            check=True, stdin=null, stdout=null, stderr=null,
+        )  # fmt: skip
+        assert self("start", name).code == 0
+        with open(pid_file) as file:
+            return int(file.read())
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    """Look until it is so; the time is a limit for a failure, not a measure."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)

@@ -1,0 +1,142 @@
+"""A container's life, from create to delete, as an engine leads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.bundles import make_bundle
+from tests.support.runtime import Runtime, wait_until
+
+pytestmark = pytest.mark.vm
+
+
+def process_is_gone(pid: int) -> bool:
+    """Ended, or ended and waiting for PID 1 to collect it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_run_gives_stdio_and_the_exit_code(runtime: Runtime, tmp_path: Path, code: int) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sh", "-c", f"cat; echo err >&2; exit {code}"])
+    result = runtime("run", "--bundle", bundle, "c1", stdin="from the engine\n")
+    assert result.code == code, result.errors
+    assert result.output == "from the engine\n"
+    assert result.errors == "err\n"
+
+
+def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    # It catches SIGTERM, since the first process of a PID namespace ignores what it does not catch.
+    make_bundle(bundle, ["/bin/sh", "-c", "trap 'exit 9' TERM; echo ready > /work/ready; while :; do sleep 1; done"])
+    null = subprocess.DEVNULL
+    create = ["create", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "c1"]
+    assert runtime.start(*create, stdin=null, stdout=null, stderr=null).wait() == 0
+    with open(f"{bundle}/pid") as file:
+        pid_text = file.read()
+    assert pid_text.isdigit(), "no newline: engines parse the raw bytes"
+
+    state = runtime.state("c1")
+    assert state["status"] == "created"
+    assert (state["id"], state["bundle"], state["rootfs"]) == ("c1", bundle, f"{bundle}/rootfs")
+    assert state["pid"] == int(pid_text)
+    assert not os.path.exists(f"{bundle}/rootfs/work/ready")
+
+    assert runtime("start", "c1").code == 0
+    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/work/ready"))
+    assert runtime.state("c1")["status"] == "running"
+
+    again = runtime("start", "c1")
+    assert (again.code, again.errors) == (1, "hawse: cannot start an already running container: c1\n")
+    refused = runtime("delete", "c1")
+    assert refused.code == 1
+    assert "cannot delete container c1 that is not stopped: running" in refused.errors
+    taken = runtime("create", "--bundle", bundle, "c1")
+    assert taken.code == 1
+    assert "container with given ID already exists: c1" in taken.errors
+
+    listed = json.loads(runtime("list", "--format", "json").output)
+    assert [(entry["id"], entry["status"]) for entry in listed] == [("c1", "running")]
+    assert runtime("list", "--quiet").output == "c1\n"
+    assert runtime("list").output.splitlines()[0].split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+
+    assert runtime("kill", "c1", "TERM").code == 0
+    wait_until(lambda: runtime.state("c1")["status"] == "stopped")
+    assert runtime.state("c1")["pid"] == 0
+    late = runtime("kill", "c1")
+    assert (late.code, late.errors) == (1, "hawse: container not running: c1\n")
+    assert runtime("delete", "c1").code == 0
+    gone = runtime("state", "c1")
+    assert (gone.code, gone.errors) == (1, "hawse: container does not exist: c1\n")
+    assert runtime("delete", "--force", "c1").code == 0
+
+
+@pytest.mark.parametrize("way", ["kill", "signal to the proxy", "SIGKILL of the proxy"])
+def test_a_killed_container_ends_with_128_and_the_signal(runtime: Runtime, tmp_path: Path, way: str) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sh", "-c", "trap 'kill -9 -1; exit 143' TERM; echo up; while :; do sleep 0.1; done"])
+    running = runtime.start("run", "--bundle", bundle, "c1", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    if way == "kill":
+        assert runtime("kill", "c1", "KILL").code == 0
+        expected = 137
+    elif way == "signal to the proxy":
+        os.kill(runtime.state("c1")["pid"], signal.SIGTERM)
+        expected = 143
+    else:
+        os.kill(runtime.state("c1")["pid"], signal.SIGKILL)
+        expected = 137
+    assert running.wait(timeout=30) == expected
+    running.stdout.close()
+    assert runtime("list", "--quiet").output == ""
+
+
+def test_a_machine_that_dies_ends_its_container_and_says_why(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sh", "-c", "echo up; sleep 1000"])
+    running = runtime.start(
+        "run", "--bundle", bundle, "c1", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    with open(f"{runtime.root}/c1/state.json") as file:
+        monitor = json.load(file)["monitorPid"]
+    found = subprocess.run(["pgrep", "-P", str(monitor), "-f", "qemu-system"], capture_output=True, text=True)
+    os.kill(int(found.stdout), signal.SIGKILL)
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == 1
+    assert b"hawse: QEMU was killed by signal 9" in errors
+
+
+def test_a_monitor_that_is_killed_takes_everything_with_it(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sh", "-c", "sleep 1000"])
+    pid = runtime.run_detached(bundle, "c1")
+    with open(f"{runtime.root}/c1/state.json") as file:
+        os.kill(json.load(file)["monitorPid"], signal.SIGKILL)
+    wait_until(lambda: process_is_gone(pid))
+    assert runtime.state("c1")["status"] == "stopped"
+    assert runtime("delete", "c1").code == 0
+
+
+def test_create_killed_half_way_leaves_what_delete_can_remove(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/true"])
+    null = subprocess.DEVNULL
+    creating = runtime.start("create", "--bundle", bundle, "c1", stdin=null, stdout=null, stderr=null)
+    wait_until(lambda: os.path.exists(f"{runtime.root}/c1/console.log"))
+    creating.kill()
+    creating.wait()
+    assert runtime("delete", "--force", "c1").code == 0
+    assert os.listdir(runtime.root) == []
