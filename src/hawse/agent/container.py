@@ -122,6 +122,7 @@ class Container:
                 finally:
                     for fd in pipes.values():
                         os.close(fd)
+                stdio.attach_pipes()
         except BaseException:
             stdio.abandon()
             raise

@@ -68,7 +68,9 @@ def explain(message: str, *, verb: str, command: str) -> HawseError:
             f'exec: "{command}": executable file not found in $PATH, or no such file or directory',
             hint="process.args[0] names a program of the container's root file system",
         )
-    if about_the_program and re.search(r"permission denied|exec format|is a directory", message, re.IGNORECASE):
+    if about_the_program and re.search(
+        r"permission denied|not permitted|exec format|is a directory", message, re.IGNORECASE
+    ):
         reason = message.rsplit(": ", 1)[-1].lower()
         return CommandError(
             f'exec: "{command}": permission denied, not executable ({reason})',

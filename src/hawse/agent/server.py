@@ -131,7 +131,12 @@ class Server:
     def execute(self, *, container: str, process: int, spec: dict[str, Any]) -> None:
         """Run one more process, under the number that the host chose, in a running container."""
         made = self._find(container)
-        self._watch(container, made.execute(process, spec, self._stdio[process]))
+        try:
+            launched = made.execute(process, spec, self._stdio[process])
+        except BaseException:
+            del self._stdio[process]
+            raise
+        self._watch(container, launched)
 
     def signal(self, *, container: str, process: int, signal: int, everyone: bool) -> None:
         """Signal one process, or everyone in the container."""

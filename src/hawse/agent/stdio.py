@@ -32,6 +32,7 @@ class Stdio:
         # Closed when the process has ended: what is in the pipes then is still sent, what comes later is not.
         self._ended_read, self._ended_write = os.pipe2(os.O_CLOEXEC)
         self._terminal = -1
+        self._pipes: list[int] = []
 
     def make_pipes(self, *, uid: int, gid: int) -> dict[int, int]:
         """Pipes for the child's fds 0 to 2, owned by the user that it will run as; {fd: our fd, to be closed}.
@@ -43,10 +44,16 @@ class Stdio:
         stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
         for fd in (stdin_read, stdout_write, stderr_write):
             os.fchown(fd, uid, gid)
-        self._start(self._feed, stdin_write, True)
-        self._copies.append(self._start(self._drain, stdout_read, self._stdout))
-        self._copies.append(self._start(self._drain, stderr_read, self._stderr))
+        self._pipes = [stdin_write, stdout_read, stderr_read]
         return {0: stdin_read, 1: stdout_write, 2: stderr_write}
+
+    def attach_pipes(self) -> None:
+        """Serve the pipes. Not before crun has succeeded: its complaints come out of them as well as into its log."""
+        stdin, stdout, stderr = self._pipes
+        self._pipes = []
+        self._start(self._feed, stdin, True)
+        self._copies.append(self._start(self._drain, stdout, self._stdout))
+        self._copies.append(self._start(self._drain, stderr, self._stderr))
 
     def attach_terminal(self, master: int) -> None:
         """Serve the master side of the process's terminal."""
@@ -71,7 +78,9 @@ class Stdio:
         self.stdin.end()
 
     def abandon(self) -> None:
-        """Nobody reads any more."""
+        """The process never came to be."""
+        for fd in [*self._pipes, self._ended_read, self._ended_write]:
+            os.close(fd)
         for output in self.outputs.values():
             output.abandon()
         self.stdin.end()

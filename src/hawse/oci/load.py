@@ -116,4 +116,6 @@ def _check_paths(name: str, spec: Spec) -> None:
                 f"{name}: linux.devices[{index}].path: {device.path!r} is not absolute", hint="begin it with /"
             )
         if device.type not in ("c", "b", "u", "p"):
-            raise ConfigError(f"{name}: linux.devices[{index}].type: {device.type!r} is none of c, b, u, p")
+            raise ConfigError(
+                f"{name}: linux.devices[{index}].type: {device.type!r} is none of c, b, u, p", hint="VFIO's are c"
+            )

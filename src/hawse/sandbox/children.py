@@ -30,7 +30,7 @@ class Child:
         code = await self.process.wait()
         await self._reading
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return VmError(f"{self.name} {how}", evidence=self._log.tail())
+        return VmError(f"{self.name} {how}", hint="its last words follow", evidence=self._log.tail())
 
 
 @asynccontextmanager

@@ -18,7 +18,6 @@ from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, star
 INIT = 1
 _PROXY_SECONDS = 20.0
 _CALL_SECONDS = 60.0
-_MAX_PROCESSES = 2**20
 
 
 class Sandbox:
@@ -85,11 +84,10 @@ class Sandbox:
         """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
         if self._state["status"] != RUNNING:
             raise StateError(f"container not running: {self.plan.id}")
+        proxy = await self._await_proxy(key)
+        # Numbered where nothing is awaited before it is sent: the agent takes them in ascending order only.
         self._newest += 1
         number = self._newest
-        if number > _MAX_PROCESSES:
-            raise StateError(f"container {self.plan.id} has had {_MAX_PROCESSES} processes: start it anew")
-        proxy = await self._await_proxy(key)
         try:
             call = {"container": self.plan.id, "process": number, "spec": process}
             await self._launch(number, proxy, "exec", call)

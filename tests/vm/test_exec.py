@@ -1,0 +1,246 @@
+"""Processes in a running container: exit codes, several at once, signals, terminals, floods, and what storage shows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import struct
+import subprocess
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bundles import make_bundle, specification, write
+from tests.support.host import difference, snapshot
+from tests.support.runtime import Runtime, wait_until
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module", params=["virtiofs", "9p"])
+def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Runtime, str]]:
+    """A container that sleeps, for all tests of this module: once with virtiofsd, once without."""
+    before = snapshot()
+    directory = str(tmp_path_factory.mktemp("exec"))
+    runtime = Runtime(directory)
+    runtime.configure(f'[vm]\nshare = "{request.param}"\n')
+    bundle = f"{directory}/bundle"
+    # It is the first process of its PID namespace, so it also collects the orphans of the others.
+    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp")
+    with open(f"{bundle}/rootfs/work/from-host", "w") as file:
+        file.write("hello\n")
+    os.chown(f"{bundle}/rootfs/work/from-host", 1234, 5678)  # takes a set-uid bit away, so it comes first
+    os.chmod(f"{bundle}/rootfs/work/from-host", 0o4640)
+    runtime.run_detached(bundle, "c1")
+    yield runtime, bundle
+    assert runtime("delete", "--force", "c1").code == 0
+    wait_until(lambda: not difference(before, snapshot()))
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_is_the_programs(running: tuple[Runtime, str], code: int) -> None:
+    runtime, _ = running
+    result = runtime("exec", "c1", "/bin/sh", "-c", f"cat; echo err >&2; exit {code}", stdin="in\n")
+    assert (result.code, result.output, result.errors) == (code, "in\n", "err\n")
+
+
+def test_options_change_the_containers_own_process(running: tuple[Runtime, str]) -> None:
+    runtime, _ = running
+    script = "id -u; id -g; pwd; echo $COLOUR"
+    options = ["--user", "1000:1001", "--cwd", "/work", "--env", "COLOUR=blue"]
+    assert runtime("exec", *options, "c1", "/bin/sh", "-c", script).output.split() == ["1000", "1001", "/work", "blue"]
+    assert runtime("exec", "c1", "/bin/pwd").output == "/tmp\n"
+
+
+def test_a_process_file_is_taken_as_it_is(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    runtime, _ = running
+    process = specification(["/bin/sh", "-c", "id -u; pwd"], cwd="/work", user={"uid": 7, "gid": 8})["process"]
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    assert runtime("exec", "--process", str(tmp_path / "process.json"), "c1").output == "7\n/work\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        ("/no/such/program", 127, "no such file or directory"),
+        ("nowhere", 127, "executable file not found in $PATH"),
+        ("/work/from-host", 126, "permission denied"),
+    ],
+)
+def test_a_program_that_cannot_run_says_so(running: tuple[Runtime, str], program: str, code: int, words: str) -> None:
+    runtime, _ = running
+    result = runtime("exec", "c1", program)
+    assert result.code == code
+    assert words in result.errors
+    assert program in result.errors
+
+
+def test_several_at_once_do_not_mix(running: tuple[Runtime, str]) -> None:
+    runtime, _ = running
+    processes = [
+        runtime.start("exec", "c1", "/bin/sh", "-c", f"cat; exit {n}", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for n in range(6)
+    ]
+    for n, process in enumerate(processes):
+        assert process.stdin is not None
+        process.stdin.write(f"input {n}\n".encode() * 1000)
+        process.stdin.close()
+        process.stdin = None
+    for n, process in enumerate(processes):
+        output, _ = process.communicate(timeout=60)
+        assert output == f"input {n}\n".encode() * 1000
+        assert process.returncode == n
+
+
+def test_detached_with_a_pid_file_whose_pid_takes_signals(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    runtime, bundle = running
+    pid_file = str(tmp_path / "pid")
+    script = "trap 'echo got USR1 > /work/signalled' USR1; echo > /work/trapped; sleep 0.1; while :; do sleep 0.1; done"
+    null = subprocess.DEVNULL
+    exec_ = ["exec", "--detach", "--pid-file", pid_file, "c1", "/bin/sh", "-c", script]
+    assert runtime.start(*exec_, stdin=null, stdout=null, stderr=null).wait() == 0
+    with open(pid_file) as file:
+        pid = int(file.read())
+    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/work/trapped"))
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/work/signalled"))
+    os.kill(pid, signal.SIGKILL)
+    # Killing the proxy kills its process.
+    wait_until(lambda: "signalled" not in runtime("exec", "c1", "/bin/ps", "-o", "args").output)
+
+
+def test_a_hundred_megabytes_and_a_slow_reader(running: tuple[Runtime, str]) -> None:
+    runtime, _ = running
+    size = 100 * 1024 * 1024
+    flood = runtime.start(
+        "exec", "c1", "/bin/dd", "if=/dev/zero", "bs=1M", "count=100",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    stuck = runtime.start("exec", "c1", "/bin/yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert flood.stdout is not None
+    assert stuck.stdout is not None
+    assert os.read(stuck.stdout.fileno(), 2) == b"y\n"  # and never again: its writer is to wait, nobody else
+    received = 0
+    while piece := os.read(flood.stdout.fileno(), 65536):
+        received += len(piece)
+        if received == len(piece):  # at the first piece, while nobody reads the rest
+            assert runtime("exec", "c1", "/bin/echo", "in between").output == "in between\n"
+    assert received == size
+    assert flood.wait(timeout=30) == 0
+    flood.stdout.close()
+    stuck.stdout.close()  # its reader is gone: yes is not held up by it any more, and is ended
+    stuck.kill()
+    stuck.wait()
+    assert runtime("exec", "c1", "/bin/sh", "-c", "kill $(ps -o pid,args | grep '[y]es' | head -n 1)").code in (0, 1)
+
+
+def test_a_megabyte_of_stdin_arrives_whole(running: tuple[Runtime, str]) -> None:
+    runtime, _ = running
+    text = "".join(f"line {n}\n" for n in range(100_000))
+    assert runtime("exec", "c1", "/bin/cat", stdin=text).output == text
+
+
+def test_the_files_are_the_hosts_in_both_directions(running: tuple[Runtime, str]) -> None:
+    runtime, bundle = running
+    assert runtime("exec", "c1", "/bin/stat", "-c", "%u %g %a", "/work/from-host").output == "1234 5678 4640\n"
+    script = "cd /work; echo made > new; chown 42:43 new; chmod 2750 new; mkdir -p d/e; sync"
+    assert runtime("exec", "c1", "/bin/sh", "-c", script).code == 0
+    status = os.stat(f"{bundle}/rootfs/work/new")
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (42, 43, 0o2750)
+    with open(f"{bundle}/rootfs/work/new") as file:
+        assert file.read() == "made\n"
+    assert os.path.isdir(f"{bundle}/rootfs/work/d/e")
+
+
+def test_a_terminal_over_a_console_socket(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    """As containerd and conmon do it: the socket gets the master, the command ends, the size comes afterwards."""
+    runtime, _ = running
+    path = str(tmp_path / "console.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        script = "tty; echo go; read line; stty size; echo $line; exit 5"
+        exec_ = ["exec", "--detach", "--tty", "--console-socket", path, "--pid-file", str(tmp_path / "pid"), "c1"]
+        result = runtime(*exec_, "/bin/sh", "-c", script)
+        assert result.code == 0, result.errors
+        connection, _ = listener.accept()
+        with connection:
+            name, [master], _, _ = socket.recv_fds(connection, 4096, 1)
+    assert name.startswith(b"/dev/pts/")
+    output = read_until(master, b"go\r\n")
+    assert output.startswith(b"/dev/pts/")
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    wait_until(lambda: "33 99" in runtime("exec", "c1", "/bin/sh", "-c", "stty size < /dev/pts/0").output)
+    os.write(master, b"typed\n")
+    assert b"33 99\r\ntyped\r\n" in read_until(master, b"\ntyped\r\n")
+    os.close(master)
+
+
+def test_a_foreground_terminal_is_raw_while_it_runs_and_restored_after(running: tuple[Runtime, str]) -> None:
+    runtime, _ = running
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 21, 77, 0, 0))
+    before = termios.tcgetattr(slave)
+    argv = ["exec", "--tty", "c1", "/bin/sh", "-c", "stty size; echo go; read x; echo got $x; exit 4"]
+    process = runtime.start(*argv, stdin=slave, stdout=slave, stderr=slave)
+    assert b"21 77\r\n" in read_until(master, b"go\r\n")
+    os.write(master, b"word\n")
+    assert b"got word\r\n" in read_until(master, b"got word\r\n")
+    assert process.wait(timeout=30) == 4
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["exec", "--tty", "--detach", "c1", "/bin/true"], "without setting console socket"),
+        (["exec", "--console-socket", "/tmp/x", "c1", "/bin/true"], "cannot use console socket"),
+        (["exec", "--preserve-fds", "2", "c1", "/bin/true"], "cannot be handed into a virtual machine"),
+        (["exec", "c1"], "no command given"),
+        (["exec", "--user", "root", "c1", "/bin/true"], "--user 'root' is not UID"),
+        (["exec", "nobody", "/bin/true"], "container does not exist"),
+    ],
+)
+def test_what_cannot_be_executed_is_refused(running: tuple[Runtime, str], arguments: list[str], words: str) -> None:
+    runtime, _ = running
+    result = runtime(*arguments)
+    assert result.code == 255, "runc's code for an exec that could not be made"
+    assert words in result.errors
+
+
+def read_until(fd: int, end: bytes) -> bytes:
+    """What comes out of a terminal until it ends with ``end``; what came when nothing came for 30 s."""
+    output = b""
+    while end not in output:
+        if not select.select([fd], [], [], 30)[0]:
+            break
+        try:
+            output += os.read(fd, 4096)
+        except OSError:
+            break
+    return output
+
+
+def test_a_bundle_with_a_terminal_needs_a_console_socket(tmp_path: Path) -> None:
+    runtime = Runtime(str(tmp_path))
+    bundle = str(tmp_path / "bundle")
+    write_terminal_bundle(bundle)
+    result = runtime("create", "--bundle", bundle, "c2")
+    assert result.code == 1
+    assert "without setting console socket" in result.errors
+    assert not os.path.exists(f"{runtime.root}/c2")
+
+
+def write_terminal_bundle(bundle: str) -> None:
+    """A bundle whose process asks for a terminal."""
+    spec = make_bundle(bundle, ["/bin/true"], terminal=True)
+    write(bundle, spec)

@@ -1,0 +1,296 @@
+"""Everything that goes wrong gives one sentence with its cause and remedy, the same in the log, and leaves nothing.
+
+The fixture ``runtime`` compares processes, mounts, cgroups, open groups and driver links before and after each.
+Failures of the host's real VFIO are in tests/lab.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.bundles import CACHE, add_devices, make_bundle, write
+from tests.support.runtime import Result, Runtime
+
+pytestmark = pytest.mark.vm
+
+
+def fails(runtime: Runtime, *arguments: str, code: int = 1) -> str:
+    """Run a command that must fail; its sentence, which stderr and the JSON log must agree on."""
+    result = runtime(*arguments, log=True)
+    assert result.code == code, result
+    assert result.output == ""
+    return sentence(runtime, result)
+
+
+def sentence(runtime: Runtime, result: Result) -> str:
+    """The one sentence of a failed command."""
+    first, _, evidence = result.errors.partition("\n")
+    assert first.startswith("hawse: ")
+    with open(runtime.log) as file:
+        [line] = file.read().splitlines()
+    entry = json.loads(line)
+    assert entry["level"] == "error"
+    assert entry["msg"] == first.removeprefix("hawse: ")
+    assert bool(entry.get("evidence")) == bool(evidence)
+    assert "Traceback" not in result.errors
+    return first.removeprefix("hawse: ") + (f"\n{evidence}" if evidence else "")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> str:
+    """A bundle with nothing wrong in it."""
+    directory = str(tmp_path / "bundle")
+    make_bundle(directory, ["/bin/true"])
+    return directory
+
+
+def change(bundle: str, path: str, value: object) -> None:
+    """Set one field of config.json, given as "process.user.uid"; None takes it out."""
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    part = spec
+    *parents, last = path.split(".")
+    for name in parents:
+        part = part.setdefault(name, {})
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    write(bundle, spec)
+
+
+def test_no_bundle_directory(runtime: Runtime, tmp_path: Path) -> None:
+    said = fails(runtime, "create", "--bundle", str(tmp_path / "none"), "c1")
+    assert said == f"bundle {tmp_path}/none: no such directory [give the bundle with --bundle]"
+
+
+def test_no_config_json(runtime: Runtime, bundle: str) -> None:
+    os.unlink(f"{bundle}/config.json")
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said == f"{bundle}/config.json: no such file or directory [make one with `hawse spec`]"
+
+
+def test_invalid_json(runtime: Runtime, bundle: str) -> None:
+    with open(f"{bundle}/config.json", "w") as file:
+        file.write('{\n "ociVersion": "1.0.2",,\n}')
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith(
+        f"{bundle}/config.json: not JSON: Expecting property name enclosed in double quotes in line 2"
+    )
+    assert said.endswith("[correct it there]")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("process.user.uid", "root", "process.user.uid: expected int, got str"),
+        ("process.user.uid", -1, "process.user.uid: expected int >= 0"),
+        ("process.terminal", 1, "process.terminal: expected bool, got int"),
+        ("process.args", "sh", "process.args: expected array, got str"),
+        ("process.args", [], "process.args: empty"),
+        ("process.cwd", "tmp", "process.cwd: 'tmp' is not absolute"),
+        ("mounts", {}, "mounts: expected array | null, got object"),
+        ("linux.devices", [{"path": 5, "type": "c"}], "linux.devices[0].path: expected str, got int"),
+        ("linux.devices", [{"path": "dev", "type": "c"}], "linux.devices[0].path: 'dev' is not absolute"),
+        ("linux.devices", [{"path": "/dev/x", "type": "z"}], "linux.devices[0].type: 'z' is none of c, b, u, p"),
+        ("ociVersion", "9.1.0", "ociVersion: unknown version '9.1.0'"),
+        ("ociVersion", None, "ociVersion: missing"),
+        ("root", None, "root: missing"),
+        ("process", None, "process: missing"),
+        ("root.path", "nowhere", "root.path: {bundle}/nowhere is not a directory"),
+        ("hooks", {"prestart": [{"path": "/bin/true"}]}, "hooks.prestart: hooks are not run"),
+        (
+            "mounts",
+            [{"destination": "/x", "type": "bind", "source": "/none"}],
+            "mounts[0].source: /none does not exist",
+        ),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(runtime: Runtime, bundle: str, field: str, value: object, words: str) -> None:
+    change(bundle, field, value)
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith(f"{bundle}/config.json: {words.format(bundle=bundle)}")
+    assert said.endswith("]"), "with a remedy"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a b", "\u00e9", "x" * 256])
+def test_an_id_that_is_none(runtime: Runtime, bundle: str, name: str) -> None:
+    assert fails(runtime, "create", "--bundle", bundle, name).startswith("invalid container ID format: ")
+
+
+def test_an_id_that_is_taken(runtime: Runtime, bundle: str) -> None:
+    os.makedirs(f"{runtime.root}/c1")
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("container with given ID already exists: c1 [choose another")
+
+
+@pytest.mark.parametrize("verb", ["start", "kill", "state", "delete"])
+def test_a_container_that_is_not_there(runtime: Runtime, verb: str) -> None:
+    assert fails(runtime, verb, "c1") == "container does not exist: c1"
+
+
+def test_a_group_that_is_absent(runtime: Runtime, bundle: str) -> None:
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/99", 511, 99)])
+    write(bundle, spec)
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("linux.devices: /dev/vfio/99: group 99 is absent: no VFIO device is 511:99 [")
+
+
+def test_no_qemu(runtime: Runtime, bundle: str) -> None:
+    runtime.configure('[vm]\nqemu = "/none/qemu"\n')
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("QEMU cannot be run: /none/qemu: No such file or directory [install the package")
+
+
+def test_a_qemu_that_dies_at_its_start_shows_its_last_words(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    # It answers what it is asked about itself, as a QEMU does whose host then has no memory, say.
+    qemu = tmp_path / "qemu"
+    qemu.write_text(
+        '#!/bin/sh\ncase "$*" in *"-machine none"*) exec /usr/bin/qemu-system-x86_64 "$@";; esac\n'
+        "echo 'qemu: cannot set up guest memory' >&2\nexit 3\n"
+    )
+    qemu.chmod(0o755)
+    runtime.configure(f'[vm]\nqemu = "{qemu}"\n')
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("QEMU ended with exit code 3 [")
+    assert "| qemu: cannot set up guest memory" in said
+
+
+def test_no_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said == f"there is no guest image in {tmp_path} [build it with `hawse image build`]"
+
+
+def copy_image(tmp_path: Path) -> str:
+    """A cache of the test's own with the image of the real one; the directory of its files."""
+    with open(f"{CACHE}/images/current") as file:
+        digest = file.read()
+    shutil.copytree(f"{CACHE}/images/{digest}", tmp_path / "images" / digest)
+    (tmp_path / "images" / "current").write_text(digest)
+    return str(tmp_path / "images" / digest)
+
+
+def test_a_truncated_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    directory = copy_image(tmp_path)
+    os.truncate(f"{directory}/initrd.cpio", 1000)
+    runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert re.fullmatch(r"the guest image is damaged: \S+/initrd.cpio has 1000 bytes, not \d+ \[build it .*\]", said)
+
+
+def test_an_altered_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    directory = copy_image(tmp_path)
+    with open(f"{directory}/vmlinux", "r+b") as file:
+        file.seek(5_000_000)
+        file.write(b"altered")
+    runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
+    assert "vmlinux was altered" in fails(runtime, "create", "--bundle", bundle, "c1")
+
+
+def test_a_stale_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    directory = copy_image(tmp_path)
+    with open(f"{directory}/manifest.json") as file:
+        manifest = json.load(file)
+    manifest["sources"] = "0" * 64
+    with open(f"{directory}/manifest.json", "w") as file:
+        json.dump(manifest, file)
+    runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
+    assert " is stale: " in fails(runtime, "create", "--bundle", bundle, "c1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[vm]\nmemroy_mib = 5\n", "Object contains unknown field `memroy_mib`"),
+        ('[vm]\nshare = "nfs"\n', "vm.share is 'nfs'"),
+        ("[vm]\ncpus = 0\n", "vm.cpus must be from 1 to 255"),
+        ("[vm\n", "Expected ']'"),
+        ('[emulated]\n5 = ["gpu"]\n', "emulated.5: unknown device 'gpu'"),
+        ('[emulated]\nfive = ["edu"]\n', "emulated.five: the key is not a group number"),
+        ("[emulated]\n5 = []\n", "emulated.5: 0 functions"),
+    ],
+)
+def test_a_configuration_that_is_wrong(runtime: Runtime, bundle: str, text: str, words: str) -> None:
+    runtime.configure(text)
+    assert words in fails(runtime, "create", "--bundle", bundle, "c1")
+
+
+def test_a_guest_that_never_reports_shows_its_console(runtime: Runtime, bundle: str) -> None:
+    runtime.configure('[vm]\nboot_seconds = 8\nkernel_append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"\n')
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("the guest did not report within 8 s [the end of its console follows")
+    assert "Run /usr/bin/busybox as init process" in said
+
+
+def test_an_agent_that_speaks_nonsense(runtime: Runtime, bundle: str) -> None:
+    box = "/usr/bin/busybox"
+    script = (
+        f"{box} mount -t devtmpfs d /dev; {box} mount -t sysfs s /sys; {box} mount -t proc p /proc;"
+        f"/usr/sbin/modprobe -a virtio_pci virtio_console; {box} sleep 1;"
+        f"{box} yes nonsense >/dev/vport0p1 || {box} yes nonsense >/dev/vport1p1; {box} sleep 1000"
+    )
+    runtime.configure(f"[vm]\nkernel_append = '''rdinit=/usr/bin/sh -- -c \"{script}\"'''\n")
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("the agent in the guest speaks nonsense: link: frame of ")
+
+
+@pytest.mark.parametrize(
+    ("append", "words"),
+    [
+        # Nothing in the guest then hears of the device that QEMU has plugged.
+        ("acpiphp.disable=1", "in the guest 0000:01:00.0: the device did not appear in the guest within 4 s"),
+        # Without an IOMMU vfio-pci takes no device (drivers/vfio/pci: probe failed with error -22).
+        ("intel_iommu=off", "in the guest 0000:01:00.0: appeared in the guest, but refuses to bind to vfio-pci"),
+    ],
+)
+def test_a_device_that_does_not_come(runtime: Runtime, bundle: str, append: str, words: str) -> None:
+    runtime.configure(f'[vm]\ndevice_seconds = 4\nkernel_append = "{append}"\n[emulated]\n5 = ["edu"]\n')
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)])
+    write(bundle, spec)
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith(f"emulated edu of group 5, {words}")
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"),
+    [
+        ("/bin/nothing", 127, 'exec: "/bin/nothing": executable file not found in $PATH, or no such file or directory'),
+        ("/etc", 126, 'exec: "/etc": permission denied, not executable'),
+        ("/work/data", 126, 'exec: "/work/data": permission denied, not executable'),
+    ],
+)
+def test_a_program_that_cannot_be_executed(runtime: Runtime, bundle: str, program: str, code: int, words: str) -> None:
+    with open(f"{bundle}/rootfs/work/data", "w") as file:
+        file.write("no program")
+    change(bundle, "process.args", [program])
+    assert fails(runtime, "run", "--bundle", bundle, "c1", code=code).startswith(words)
+
+
+def test_a_descriptor_cannot_be_preserved(runtime: Runtime, bundle: str) -> None:
+    said = fails(runtime, "create", "--bundle", bundle, "--preserve-fds", "1", "c1")
+    assert said.startswith("--preserve-fds 1: open descriptors cannot be handed into a virtual machine [")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no command given"),
+        (["frobnicate"], "unknown command 'frobnicate'"),
+        (["kill", "c1", "SIGNOTHING"], "unknown signal 'SIGNOTHING'"),
+        (["state"], "the following arguments are required: id"),
+        (["create", "--nonsense", "c1"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_command_line_that_is_wrong(runtime: Runtime, arguments: list[str], words: str) -> None:
+    assert words in fails(runtime, *arguments)
