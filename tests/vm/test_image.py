@@ -1,0 +1,43 @@
+"""The image, built for real."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import ImageError
+from hawse.vm.image import FILES, file_digest, locate
+from hawse.vm.image_build import build
+from tests.support.bundles import CACHE
+
+pytestmark = pytest.mark.vm
+
+
+def cache_with_packages(directory: Path) -> str:
+    """A cache of the test's own, but for what was downloaded."""
+    directory.mkdir()
+    os.symlink(f"{CACHE}/packages", directory / "packages")
+    return str(directory)
+
+
+def test_two_builds_from_the_same_inputs_are_the_same_bytes(tmp_path: Path) -> None:
+    images = [build(cache=cache_with_packages(tmp_path / name), progress=print) for name in ("one", "two")]
+    assert images[0].digest == images[1].digest
+    for name in FILES:
+        first, second = (file_digest(f"{os.path.dirname(image.kernel)}/{name}") for image in images)
+        assert first == second
+    assert locate(cache=str(tmp_path / "one")) == images[0]
+    assert images[0].size > 0
+
+
+def test_a_kernel_without_a_module_is_refused_by_the_modules_name(tmp_path: Path) -> None:
+    kernel, modules = tmp_path / "vmlinuz", tmp_path / "6.9.0-own"
+    kernel.write_bytes(b"\x7fELF a kernel of the user's own")
+    (modules / "kernel").mkdir(parents=True)
+    (modules / "modules.builtin").write_text("kernel/drivers/char/virtio_console.ko\n")
+    (modules / "modules.order").write_text("")
+    with pytest.raises(ImageError, match=r"6\.9\.0-own has no module virtio_pci"):
+        build(cache=cache_with_packages(tmp_path / "cache"), progress=print, kernel=str(kernel), modules=str(modules))
+    assert not [name for name in os.listdir(tmp_path / "cache" / "images") if name not in ("lock",)]
