@@ -13,7 +13,8 @@ from hawse.vm.cpio import write_archive
 from hawse.vm.image_build import kernel_packages, unpack_kernel
 from hawse.vm.image_tree import add_kernel_modules, add_programs
 
-_MODULES = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "vfio_pci", "vfio_iommu_type1"]
+_MODULES = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "vfio_pci", "vfio_iommu_type1", "e1000e"]
+_MORE = ["drivers/net/ethernet/intel/e1000e", "drivers/ptp", "drivers/pps"]
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
 
 _INIT = """#!/bin/sh
@@ -43,7 +44,7 @@ def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str,
         full, tree = f"{work}/full", f"{work}/tree"
         packages.unpack(packages.fetch(recipe["packages"], cache=cache, progress=print), full)
         kernels = kernel_packages(recipe, cache, print)
-        _, modules = unpack_kernel(kernels, f"{work}/kernel", recipe["module_directories"])
+        _, modules = unpack_kernel(kernels, f"{work}/kernel", [*recipe["module_directories"], *_MORE])
         packages.unpack((), tree)
         for name in ("dev", "proc", "sys", "usr/sbin"):
             os.makedirs(f"{tree}/{name}", exist_ok=True)

@@ -44,6 +44,8 @@ def bind_devices() -> None:
         device = f"/sys/bus/pci/devices/{address}"
         if (read(f"{device}/vendor"), read(f"{device}/device")) in VFIO_IDS:
             write(f"{device}/driver_override", "vfio-pci")
+            if os.path.exists(f"{device}/driver"):
+                write(f"{device}/driver/unbind", address)
             write("/sys/bus/pci/drivers_probe", address)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
@@ -10,25 +9,17 @@ from hawse.errors import LinkError, StateError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import REPLY
+from hawse.sandbox import sockets
 from hawse.sandbox.state import Store
 
 
 def connect(store: Store) -> socket.socket:
     """A connection to the monitor. Raises :class:`StateError` in runc's words when there is none."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = -1
     try:
-        # A socket's path has at most 107 bytes (unix(7)); engines' roots with a 64-digit id are longer.
-        directory = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
+        return sockets.connect(store.path, "monitor.sock")
     except OSError:
-        connection.close()
         store.read()  # raises where there is no such container at all
         raise StateError(f"container not running: {store.name}") from None
-    finally:
-        if directory >= 0:
-            os.close(directory)
-    return connection
 
 
 def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool = False) -> object:

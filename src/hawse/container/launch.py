@@ -12,22 +12,11 @@ from collections.abc import Sequence
 
 import hawse
 from hawse.errors import VmError, from_wire
+from hawse.sandbox import sockets
 from hawse.sandbox.state import Store
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 _MAX_REPORT = 1024 * 1024
-
-
-def bind_monitor_socket(store: Store) -> socket.socket:
-    """The listening socket of a sandbox, so that proxies can connect before its monitor runs."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        listener.bind(f"/proc/self/fd/{directory}/monitor.sock")
-    finally:
-        os.close(directory)
-    listener.listen(64)
-    return listener
 
 
 class MonitorProcess:
@@ -36,7 +25,7 @@ class MonitorProcess:
     def __init__(self, store: Store, plan: bytes) -> None:
         self._connection, theirs = socket.socketpair()
         with (
-            bind_monitor_socket(store) as listener,
+            sockets.bind(store.path, "monitor.sock") as listener,
             theirs,
             open(f"{store.path}/monitor.log", "wb") as log,
         ):

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from hawse.errors import HawseError, LinkError, VmError
-from hawse.sandbox import plan
+from hawse.sandbox import plan, sockets
 from hawse.sandbox.children import Child, running
 from hawse.sandbox.evidence import BoundedLog, collect
 from hawse.sandbox.guest import GuestLink
@@ -97,14 +97,10 @@ async def _start_virtiofsd(
     machine: plan.Machine, directory: str, undo: AsyncExitStack, failure: asyncio.Future[HawseError]
 ) -> int:
     """Run virtiofsd on a socket that is bound here; QEMU's connected end of it, to be inherited."""
-    path = f"{directory}/share.sock"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = sockets.bind(directory, "share.sock")
     undo.callback(listener.close)
-    listener.bind(path)
-    listener.listen(1)
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client = sockets.connect(directory, "share.sock")
     undo.callback(client.close)
-    client.connect(path)
     fd, share = str(listener.fileno()), f"{directory}/share"
     argv = [part.replace("{fd}", fd).replace("{directory}", share) for part in machine.virtiofsd]
     child = await undo.enter_async_context(

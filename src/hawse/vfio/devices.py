@@ -10,7 +10,7 @@ from typing import Protocol
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
 from hawse.vfio.emulated import EmulatedGroup
-from hawse.vfio.groups import HostGroup, read_group
+from hawse.vfio.groups import HostGroup, check_viable, read_group
 
 CONTAINER_PATH = "/dev/vfio/vfio"
 _GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
@@ -84,6 +84,9 @@ def find_request(devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGr
                 hint="turn the host's IOMMU on",
             )
         elif named:
+            if sysfs.group_members(int(named[1]), root=root):
+                # The node is gone when the last device left vfio-pci: say which driver has them now.
+                check_viable(read_group(int(named[1]), root=root))
             raise DeviceError(
                 f"linux.devices: {device.path}: group {named[1]} is absent: no VFIO device is {major}:{minor}",
                 hint="bind the group's devices to vfio-pci, or correct major and minor",

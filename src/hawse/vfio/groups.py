@@ -76,7 +76,8 @@ def check_viable(group: HostGroup) -> None:
     if len(group.functions) == 1:
         raise DeviceError(f"group {group.number} cannot be passed: {names}, not to vfio-pci", hint=remedy)
     raise DeviceError(
-        f"group {group.number} is not viable: {names}; all of its {len(group.functions)} devices must be on vfio-pci",
+        f"group {group.number} is not viable: {names}, not to vfio-pci; "
+        f"all of its {len(group.functions)} devices must be on vfio-pci",
         hint=remedy,
     )
 

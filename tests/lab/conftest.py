@@ -1,0 +1,22 @@
+"""One lab for all tests that need a host with real VFIO groups."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.host import Lab
+from tests.vm.conftest import EVIDENCE
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A booted lab; its console is kept when a test of it failed."""
+    with Lab(str(tmp_path_factory.mktemp("lab"))) as booted:
+        yield booted
+        if request.session.testsfailed:
+            os.makedirs(EVIDENCE, exist_ok=True)
+            shutil.copy(booted.console, EVIDENCE)

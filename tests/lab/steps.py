@@ -1,0 +1,45 @@
+"""What the lab's tests do in it."""
+
+from __future__ import annotations
+
+import json
+
+from tests.lab.host import Lab
+from tests.support.runtime import HAWSE
+
+EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
+#: A guest of a guest is slow: one CPU and little memory make it boot sooner.
+_CONFIG = "/tmp/config.toml"
+RUNTIME = [HAWSE, "--config", _CONFIG]
+
+_MAKE = """
+import os, sys
+from hawse.vfio import sysfs
+from tests.support.bundles import make_probe_bundle
+directory, address, config, text = sys.argv[1:]
+with open(config, "w") as file:
+    file.write(text)
+group = sysfs.iommu_group(address)
+major, minor = sysfs.group_numbers(group)
+make_probe_bundle(directory, group=(f"/dev/vfio/{group}", major, minor))
+"""
+
+
+def make_bundle(lab: Lab, name: str, address: str) -> str:
+    """A probe bundle in the lab for the group of a function; its directory there."""
+    directory = f"/tmp/bundles/{name}"
+    result = lab.python(_MAKE, directory, address, _CONFIG, "[vm]\ncpus = 1\nmemory_mib = 512\n")
+    assert result.code == 0, result.errors
+    return directory
+
+
+def group_of(lab: Lab, address: str) -> int:
+    """The number of a function's group in the lab."""
+    result = lab.python(f"from hawse.vfio import sysfs; print(sysfs.iommu_group({address!r}))")
+    return int(result.output)
+
+
+def read_json(text: str) -> dict[str, object]:
+    """The probe's object."""
+    seen: dict[str, object] = json.loads(text)
+    return seen

@@ -1,0 +1,112 @@
+"""The host's real groups: what hawse reads of them, and every way in which one cannot be passed.
+
+The lab's devices are an edu (0000:01:00.0), two e1000e functions of one slot (0000:02:00.0 and .1), and one e1000e
+(0000:03:00.0), all on vfio-pci.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.lab.host import Lab
+from tests.lab.steps import EDU, LONE_NIC, PAIR, RUNTIME, group_of, make_bundle
+
+pytestmark = pytest.mark.lab
+
+
+def test_the_host_has_the_groups_that_the_lab_promises(lab: Lab) -> None:
+    text = """
+import json
+from hawse.vfio.groups import check_free, check_viable, read_group
+from hawse.vfio import sysfs
+groups = {sysfs.iommu_group(a) for a in ("0000:01:00.0", "0000:02:00.0", "0000:02:00.1", "0000:03:00.0")}
+found = [read_group(number) for number in sorted(groups)]
+for group in found:
+    check_viable(group)
+    check_free(group)
+print(json.dumps([[f.address for f in group.functions] for group in found]))
+print(json.dumps([bar.size for bar in found[0].functions[0].bars]))
+"""
+    result = lab.python(text)
+    assert result.code == 0, result.errors
+    groups, bars = (json.loads(line) for line in result.output.splitlines())
+    assert groups == [[EDU], PAIR, [LONE_NIC]]
+    assert bars == [1024 * 1024]
+
+
+def refused(lab: Lab, bundle: str) -> str:
+    """The sentence with which `hawse create` refuses the bundle; nothing may be left of it."""
+    before = lab.python(LEFT).output
+    result = lab.run([*RUNTIME, "create", "--bundle", bundle, "refused"])
+    assert result.code == 1, result
+    assert lab.python(LEFT).output == before
+    assert lab.run([*RUNTIME, "list", "--quiet"]).output == ""
+    return result.errors
+
+
+LEFT = "from tests.support.host import snapshot; import json; print({k: sorted(v) for k, v in snapshot().items()})"
+
+
+def rebind(lab: Lab, address: str, driver: str) -> None:
+    """Move a function to another driver, or to none for ""."""
+    text = """
+import sys, os
+address, driver = sys.argv[1:]
+device = f"/sys/bus/pci/devices/{address}"
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+write(f"{device}/driver_override", driver or "none")
+if os.path.exists(f"{device}/driver"):
+    write(f"{device}/driver/unbind", address)
+write("/sys/bus/pci/drivers_probe", address)
+assert os.path.exists(f"{device}/driver") == bool(driver)
+"""
+    result = lab.python(text, address, driver)
+    assert result.code == 0, result.errors
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"), [("e1000e", f"{LONE_NIC} is bound to e1000e"), ("", f"{LONE_NIC} has no driver")]
+)
+def test_a_device_on_its_host_driver_is_refused_and_named(lab: Lab, driver: str, words: str) -> None:
+    bundle = make_bundle(lab, f"lone-{driver}", LONE_NIC)
+    rebind(lab, LONE_NIC, driver)
+    said = refused(lab, bundle)
+    rebind(lab, LONE_NIC, "vfio-pci")
+    assert f"group {group_of(lab, LONE_NIC)} cannot be passed: {words}, not to vfio-pci" in said
+    assert f"[bind {LONE_NIC} to vfio-pci" in said
+
+
+def test_half_a_group_on_a_host_driver_is_refused_and_named(lab: Lab) -> None:
+    """The node stays, the group is not viable."""
+    bundle = make_bundle(lab, "pair", PAIR[0])
+    rebind(lab, PAIR[1], "e1000e")
+    said = refused(lab, bundle)
+    rebind(lab, PAIR[1], "vfio-pci")
+    number = group_of(lab, PAIR[0])
+    assert f"group {number} is not viable: {PAIR[1]} is bound to e1000e, not to vfio-pci; " in said
+    assert "all of its 2 devices must be on vfio-pci" in said
+    assert f"[bind {PAIR[1]} to vfio-pci: write vfio-pci to driver_override" in said
+
+
+def test_a_group_that_is_open_elsewhere_names_its_holder(lab: Lab) -> None:
+    bundle = make_bundle(lab, "held", LONE_NIC)
+    number = group_of(lab, LONE_NIC)
+    hold = f"""
+import os, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+fd = os.open("/dev/vfio/{number}", os.O_RDWR)
+os.execv("/bin/sleep", ["the-holder", "600"])
+"""
+    # The descriptor is to outlive the exec.
+    assert lab.python(hold.replace("os.execv", "os.set_inheritable(fd, True); os.execv")).code == 0
+    lab.run(["sh", "-c", f"until ls -l /proc/*/fd 2>/dev/null | grep -q /dev/vfio/{number}; do sleep 0.1; done"])
+    said = refused(lab, bundle)
+    lab.run(["pkill", "-f", "the-holder"])
+    assert f"group {number} ({LONE_NIC}) is open elsewhere: sleep (pid " in said
+    assert "[end it, or pass another group" in said

@@ -1,0 +1,36 @@
+"""The promise: one bundle, two runtimes. What the probe sees under runc on the host, it sees under hawse."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.host import Lab
+from tests.lab.steps import EDU, RUNTIME, group_of, make_bundle, read_json
+
+pytestmark = pytest.mark.lab
+
+#: The only fields that may differ. Group and address are the guest's own by design. Nothing else may: not even what a
+#: vIOMMU could change, the page sizes it offers, since both of these hosts offer those of an Intel IOMMU.
+DIFFERENT = {"group", "address"}
+
+LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in snapshot().items()})"
+
+
+def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab) -> None:
+    bundle = make_bundle(lab, "parity", EDU)
+    under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])
+    assert under_runc.code == 0, under_runc
+    before = lab.python(LEFT).output
+    under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "parity-hawse"], timeout=900)
+    assert under_hawse.code == 0, under_hawse
+    expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
+    assert seen["passed"] is True
+    assert seen.keys() == expected.keys()
+    assert {key: value for key, value in seen.items() if key not in DIFFERENT} == {
+        key: value for key, value in expected.items() if key not in DIFFERENT
+    }
+    assert expected["group"] == group_of(lab, EDU)
+    # The group is closed, the drivers are as they were, nothing runs, nothing is mounted.
+    assert lab.python(LEFT).output == before
+    again = lab.run(["runc", "run", "--bundle", bundle, "parity-again"])
+    assert read_json(again.output)["passed"] is True
