@@ -25,6 +25,10 @@ class Uevents:
         """Begin to listen."""
         threading.Thread(target=self._listen, name="uevents", daemon=True).start()
 
+    def close(self) -> None:
+        """Stop hearing; waiters still look from time to time."""
+        self._socket.close()
+
     def wait_until(self, look: Callable[[], bool], *, deadline: float) -> bool:
         """Call ``look`` at once and after every hint; True as soon as it is, False at the time.monotonic() deadline."""
         while True:

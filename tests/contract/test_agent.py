@@ -1,0 +1,138 @@
+"""The real agent at the other end of a socket: what it answers, and that no host can make it do anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import CommandError, LinkError, NotFoundError, StateError, VmError
+from hawse.link.flow import WINDOW
+from hawse.link.frames import DATA, EVENT, HEADER, encode
+from tests.support.agent import Agent
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with Agent(str(tmp_path)) as started:
+        assert started.event("hello")["protocol"] == 1
+        yield started
+
+
+def shell(script: str) -> dict[str, Any]:
+    return {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": []}
+
+
+def create(agent: Agent, script: str) -> None:
+    agent.call("create", container="c1", spec={"process": shell(script)}, nodes=[])
+
+
+def test_a_container_from_create_to_exit(agent: Agent) -> None:
+    create(agent, "cat; echo err >&2; exit 7")
+    agent.write_stdin(1, b"to the process\n")
+    assert agent.call("start", container="c1") is None
+    output, code = agent.output_until_exit(1)
+    assert output == {1: b"to the process\n", 2: b"err\n"}
+    assert code == 7
+
+
+def test_a_signal_ends_it_with_128_and_its_number(agent: Agent) -> None:
+    create(agent, "exec sleep 1000")
+    agent.call("start", container="c1")
+    agent.call("signal", container="c1", process=1, signal=15, everyone=False)
+    assert agent.output_until_exit(1)[1] == 143
+    with pytest.raises(StateError, match="container not running"):
+        agent.call("signal", container="c1", process=1, signal=15, everyone=False)
+
+
+def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None:
+    create(agent, "exec sleep 1000")
+    agent.call("start", container="c1")
+    size = 3 * WINDOW
+    agent.call("exec", container="c1", process=2, spec=shell(f"head -c {size} /dev/zero"))
+    agent.call("exec", container="c1", process=3, spec=shell("echo quick"))
+    # No credit is given yet: of process 2 a window comes, of process 3 everything.
+    received, quick = 0, b""
+    for stream, kind, payload in agent.everything():
+        if kind == DATA and stream == 2 * 4 + 1:
+            received += len(payload)
+        elif kind == DATA and stream == 3 * 4 + 1:
+            quick += payload
+        if quick and received >= WINDOW:
+            break
+    assert (quick, received) == (b"quick\n", WINDOW)
+    agent.port.send(encode(2 * 4 + 1, 5, WINDOW.to_bytes(4, "big")))
+    output, code = agent.output_until_exit(2)
+    assert received + len(output[1]) == size
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "kind"),
+    [
+        ("nonsense", {}, VmError),
+        ("start", {"container": "c9"}, NotFoundError),
+        ("start", {}, VmError),
+        ("signal", {"container": "c9", "process": 1, "signal": 9, "everyone": False}, NotFoundError),
+        ("exec", {"container": "c9", "process": 5, "spec": {}}, NotFoundError),
+        ("mount_share", {"kind": "nfs", "tag": "x"}, VmError),
+        ("reserve_hugepages", {"kib": 7, "count": 1}, VmError),
+    ],
+)
+def test_a_call_that_cannot_be_carried_out_is_answered(
+    agent: Agent, method: str, params: dict[str, Any], kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        agent.call(method, **params)
+
+
+def test_a_program_that_is_not_there(agent: Agent) -> None:
+    with pytest.raises(CommandError, match=r'exec: "/none": executable file not found in \$PATH') as caught:
+        agent.call("create", container="c1", spec={"process": {"args": ["/none"]}}, nodes=[])
+    assert caught.value.exit_code == 127
+
+
+def test_an_exec_that_fails_leaves_the_container_usable(agent: Agent) -> None:
+    create(agent, "exec sleep 1000")
+    agent.call("start", container="c1")
+    with pytest.raises(CommandError):
+        agent.call("exec", container="c1", process=2, spec={"args": ["/none"]})
+    agent.call("exec", container="c1", process=3, spec=shell("echo fine"))
+    assert agent.output_until_exit(3)[0][1] == b"fine\n"
+
+
+def test_an_exec_before_the_start_is_refused(agent: Agent) -> None:
+    create(agent, "true")
+    with pytest.raises(StateError, match="container not running"):
+        agent.call("exec", container="c1", process=2, spec=shell("true"))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"nonsense that is no frame at all",
+        HEADER.pack(0, 1, 2**31),
+        encode(0, EVENT, b"{}"),
+        encode(4 * 77, DATA, b"x"),
+        encode(0, 1, b'{"id": 1}'),
+    ],
+)
+def test_a_host_that_breaks_a_rule_ends_the_agent(agent: Agent, noise: bytes) -> None:
+    agent.port.send(noise)
+    with pytest.raises(StopIteration):
+        while True:
+            next(agent.frames)
+    assert "LinkError" in agent.wait()
+
+
+def test_more_stdin_than_the_credit_ends_the_agent(agent: Agent) -> None:
+    create(agent, "sleep 1000")
+    piece = bytes(65536)
+    with pytest.raises((StopIteration, LinkError)):
+        for _ in range(WINDOW // len(piece) + 20):
+            agent.write_stdin(1, piece, end=False)
+        while True:
+            next(agent.frames)
+    assert "bytes received with a credit of" in agent.wait()

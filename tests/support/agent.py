@@ -1,0 +1,105 @@
+"""The real agent as a subprocess, and the host's end of its link, for tests that need no machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import hawse
+from hawse.errors import HawseError
+from hawse.link import control
+from hawse.link.blocking import Port
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, REPLY, Frame, encode
+
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
+_FAKE_CRUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_crun.py")
+
+
+class Agent:
+    """Calls and frames, as the monitor would send them."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> Agent:
+        self._ours, theirs = socket.socketpair()
+        self._ours.settimeout(30)
+        program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
+        options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program, *options], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+        )
+        theirs.close()
+        self.port = Port(self._ours.fileno())
+        self._ours.setblocking(True)
+        self.frames: Iterator[Frame] = self.port.frames()
+        self._number = 0
+        self.seen: list[Frame] = []
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ours.close()
+        self._process.communicate(timeout=30)
+
+    def call(self, method: str, **params: Any) -> object:
+        """The result of a call; other frames that come first are kept in ``seen``. Raises the agent's error."""
+        self._number += 1
+        self.port.send(control.encode_call(self._number, method, params))
+        for frame in self.frames:
+            if frame[1] == REPLY:
+                number, result, error = control.decode_reply(frame[2])
+                assert number == self._number
+                if error is not None:
+                    raise error
+                return result
+            self.seen.append(frame)
+        raise HawseError("the agent ended")
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The parameters of the next event of that name."""
+        for frame in self.everything():
+            if frame[1] == EVENT:
+                found, params = control.decode_event(frame[2])
+                if found == name:
+                    return params
+        raise HawseError("the agent ended")
+
+    def everything(self) -> Iterator[Frame]:
+        """Frames seen during calls, then those that come."""
+        while self.seen:
+            yield self.seen.pop(0)
+        # Not "yield from": giving this up would close the link's reader with it.
+        while (frame := next(self.frames, None)) is not None:
+            yield frame
+
+    def output_until_exit(self, process: int, *, credit: bool = True) -> tuple[dict[int, bytes], int]:
+        """{stream: bytes} of a process's two outputs, and its exit code."""
+        output = {1: b"", 2: b""}
+        for stream, kind, payload in self.everything():
+            if kind == DATA and stream // 4 == process:
+                output[stream % 4] += payload
+                if credit:
+                    self.port.send(encode(stream, CREDIT, len(payload).to_bytes(4, "big")))
+            elif kind == EVENT:
+                name, params = control.decode_event(payload)
+                if name == "exit" and params["process"] == process:
+                    return output, params["code"]
+        raise HawseError("the agent ended")
+
+    def write_stdin(self, process: int, data: bytes, *, end: bool = True) -> None:
+        """Send stdin."""
+        self.port.send(encode(process * 4, DATA, data))
+        if end:
+            self.port.send(encode(process * 4, EOF))
+
+    def wait(self) -> str:
+        """The agent's end by itself; what it said on stderr."""
+        _, errors = self._process.communicate(timeout=30)
+        return errors.decode()

@@ -1,0 +1,40 @@
+#!/usr/bin/python3 -IS
+"""crun's command line as the agent uses it, without containers: what it starts runs on the machine itself."""
+
+import json
+import os
+import sys
+
+
+def main() -> None:
+    options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
+    verb, *_, name = [word for word in sys.argv[1:] if not word.startswith("--")]
+    gate = f"{options['root']}-{name}"
+    if verb == "start":
+        with open(gate, "w") as file:
+            file.write("go")
+        return
+    if verb == "create":
+        os.mkfifo(gate)
+        with open(f"{options['bundle']}/config.json") as file:
+            process = json.load(file)["process"]
+    else:
+        with open(options["process"]) as file:
+            process = json.load(file)
+    program = process["args"][0]
+    if not os.path.exists(program):
+        with open(options["log"].removeprefix("file:"), "w") as file:
+            json.dump({"msg": f"executable file `{program}` not found in $PATH: No such file or directory"}, file)
+        sys.exit(1)
+    child = os.fork()
+    if child:
+        with open(options["pid-file"], "w") as file:
+            file.write(str(child))
+        return
+    if verb == "create":
+        with open(gate) as file:
+            file.read()
+    os.execv(program, process["args"])
+
+
+main()

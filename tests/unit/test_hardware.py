@@ -1,0 +1,70 @@
+"""The guest's chain from function to group: each link is looked at, the last one reached is named."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from hawse.agent.hardware import bind_vfio
+from hawse.agent.uevents import Uevents
+from hawse.errors import DeviceError
+from tests.support.sysfs import FakeSysfs
+
+ADDRESS = "0000:01:00.0"
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> FakeSysfs:
+    made = FakeSysfs(str(tmp_path))
+    made.write("sys/bus/pci/drivers_probe", "")
+    return made
+
+
+def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, int]:
+    uevents = Uevents()
+    try:
+        return bind_vfio(uevents, ADDRESS, seconds=seconds, root=guest.root)
+    finally:
+        uevents.close()
+
+
+def test_a_function_that_is_there_and_bound(guest: FakeSysfs) -> None:
+    guest.function(ADDRESS, group=6)
+    guest.node(6, 245, 0)
+    assert bind(guest) == {"group": 6, "major": 245, "minor": 0}
+
+
+def test_no_device(guest: FakeSysfs) -> None:
+    with pytest.raises(DeviceError, match=r"0000:01:00\.0: the device did not appear in the guest within 0\.3 s"):
+        bind(guest)
+
+
+def test_a_device_that_no_driver_takes(guest: FakeSysfs) -> None:
+    guest.function(ADDRESS, group=6, driver="")
+    with pytest.raises(DeviceError, match="refuses to bind to vfio-pci"):
+        bind(guest)
+    written = Path(guest.root, "sys/bus/pci/devices", ADDRESS, "driver_override").read_text()
+    assert written == "vfio-pci"
+
+
+def test_a_driver_that_takes_it_only_at_the_second_probe(guest: FakeSysfs) -> None:
+    """The kernel shows a function before it lets drivers match it."""
+    guest.function(ADDRESS, group=6, driver="")
+    guest.node(6, 245, 0)
+    threading.Timer(0.1, guest.bind, (ADDRESS, "vfio-pci")).start()
+    assert bind(guest, seconds=20)["group"] == 6
+
+
+def test_no_group(guest: FakeSysfs) -> None:
+    guest.function(ADDRESS, group=6)
+    Path(guest.root, "sys/bus/pci/devices", ADDRESS, "iommu_group").unlink()
+    with pytest.raises(DeviceError, match="no iommu_group link appeared"):
+        bind(guest)
+
+
+def test_no_node(guest: FakeSysfs) -> None:
+    guest.function(ADDRESS, group=6)
+    with pytest.raises(DeviceError, match="in the guest's group 6, but /dev/vfio/6 did not appear"):
+        bind(guest)

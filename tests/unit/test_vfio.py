@@ -1,0 +1,185 @@
+"""Groups, viability, and the VFIO nodes of a spec, read from a sysfs of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.errors import ConfigError, DeviceError
+from hawse.oci.types import Device
+from hawse.vfio import sysfs
+from hawse.vfio.devices import find_request
+from hawse.vfio.emulated import EmulatedGroup, read_table
+from hawse.vfio.groups import Bar, check_free, check_viable, read_group
+from tests.support.sysfs import FakeSysfs
+
+RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200
+0x000000000000c000 0x000000000000c01f 0x0000000000040101
+0x0000004000000000 0x00000041ffffffff 0x000000000014220c
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeSysfs:
+    """A host with one lone function, a pair behind a bridge, and the container node."""
+    made = FakeSysfs(str(tmp_path))
+    made.function("0000:01:00.0", group=5, resource=RESOURCE)
+    made.node(5, 511, 0)
+    made.function("0000:00:1c.0", group=6, driver="pcieport", class_code=0x060400)
+    made.function("0000:02:00.1", group=6)
+    made.function("0000:02:00.0", group=6)
+    made.node(6, 511, 1)
+    made.character_device(10, 196, "../../devices/virtual/misc/vfio")
+    return made
+
+
+def test_a_group_has_its_endpoints_in_order_and_no_bridge(host: FakeSysfs) -> None:
+    group = read_group(6, root=host.root)
+    assert [function.address for function in group.functions] == ["0000:02:00.0", "0000:02:00.1"]
+    check_viable(group)
+
+
+def test_bars_have_sizes_and_kinds(host: FakeSysfs) -> None:
+    [function] = read_group(5, root=host.root).functions
+    assert function.bars == (
+        Bar(0, 0x20000, is_io=False, is_64bit=False, is_prefetchable=False),
+        Bar(1, 32, is_io=True, is_64bit=False, is_prefetchable=False),
+        Bar(2, 8 << 30, is_io=False, is_64bit=True, is_prefetchable=True),
+    )
+
+
+@pytest.mark.parametrize("resource", ["garbage", "0x1 0x2", "0x1 zz 0x3"])
+def test_a_resource_file_that_makes_no_sense_names_the_device(tmp_path: Path, resource: str) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:01:00.0", group=5, resource=resource)
+    with pytest.raises(DeviceError, match=r"0000:01:00\.0: its BARs cannot be read"):
+        read_group(5, root=host.root)
+
+
+@pytest.mark.parametrize(
+    ("drivers", "words"),
+    [
+        (["ixgbe"], "group 7 cannot be passed: 0000:03:00.0 is bound to ixgbe, not to vfio-pci"),
+        ([""], "group 7 cannot be passed: 0000:03:00.0 has no driver, not to vfio-pci"),
+        (
+            ["ixgbe", "vfio-pci", ""],
+            "group 7 is not viable: 0000:03:00.0 is bound to ixgbe, 0000:03:00.2 has no driver, not to vfio-pci; "
+            "all of its 3 devices must be on vfio-pci",
+        ),
+    ],
+)
+def test_every_device_in_the_way_is_named_with_its_driver(tmp_path: Path, drivers: list[str], words: str) -> None:
+    host = FakeSysfs(str(tmp_path))
+    for number, driver in enumerate(drivers):
+        host.function(f"0000:03:00.{number}", group=7, driver=driver)
+    with pytest.raises(DeviceError) as caught:
+        check_viable(read_group(7, root=host.root))
+    assert caught.value.message == words
+    assert "driver_override" in caught.value.hint
+
+
+def test_a_variant_driver_of_vfio_is_as_good(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7, driver="mlx5_vfio_pci")
+    check_viable(read_group(7, root=host.root))
+
+
+@pytest.mark.parametrize(("group", "words"), [(99, "does not exist"), (8, "has no device but bridges")])
+def test_a_group_without_endpoints(host: FakeSysfs, group: int, words: str) -> None:
+    host.function("0000:00:1d.0", group=8, class_code=0x060400)
+    with pytest.raises(DeviceError, match=words):
+        read_group(group, root=host.root)
+
+
+def test_a_node_that_is_missing_is_named(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7)
+    with pytest.raises(DeviceError, match=r"group 7 \(0000:03:00\.0\): \S+/dev/vfio/7: No such file"):
+        check_free(read_group(7, root=host.root), root=host.root)
+
+
+def device(path: str, major: int, minor: int, kind: str = "c") -> Device:
+    return Device(path=path, type=kind, major=major, minor=minor)
+
+
+def test_nodes_are_found_by_their_numbers_whatever_their_path(host: FakeSysfs) -> None:
+    request = find_request(
+        [device("/dev/my-nic", 511, 1), device("/dev/vfio/vfio", 10, 196), device("/dev/vfio/5", 511, 0)],
+        emulated={},
+        root=host.root,
+    )
+    assert [(node.path, node.group) for node in request.nodes] == [
+        ("/dev/my-nic", 6), ("/dev/vfio/vfio", None), ("/dev/vfio/5", 5),
+    ]  # fmt: skip
+    assert [group.number for group in request.groups] == [6, 5]
+
+
+def test_one_group_under_two_paths_is_one_group(host: FakeSysfs) -> None:
+    request = find_request([device("/dev/a", 511, 0), device("/dev/b", 511, 0)], emulated={}, root=host.root)
+    assert len(request.nodes) == 2
+    assert len(request.groups) == 1
+
+
+def test_an_emulated_group_goes_before_the_hosts(host: FakeSysfs) -> None:
+    emulated = {5: EmulatedGroup(5, ("edu",))}
+    request = find_request([device("/dev/vfio/5", 511, 0)], emulated=emulated, root=host.root)
+    assert request.groups == (emulated[5],)
+
+
+def test_other_devices_are_none_of_vfios(host: FakeSysfs) -> None:
+    others = [device("/dev/null", 1, 3), device("/dev/vfio/5", 511, 0, kind="b"), device("/dev/fuse", 10, 229)]
+    assert find_request(others, emulated={}, root=host.root).nodes == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (device("/dev/vfio/42", 511, 42), "group 42 is absent"),
+        (device("/dev/iommu", 10, 126), "device file interface"),
+        (device("/dev/vfio/devices/vfio0", 510, 0), "device file interface"),
+        (device("/dev/vfio/noiommu-0", 511, 9), "without an IOMMU"),
+    ],
+)
+def test_what_cannot_be_passed_is_refused(host: FakeSysfs, asked: Device, words: str) -> None:
+    with pytest.raises(DeviceError, match=words) as caught:
+        find_request([asked], emulated={}, root=host.root)
+    assert asked.path in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_group_whose_node_went_away_names_who_has_the_device(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7, driver="ixgbe")
+    with pytest.raises(DeviceError, match=r"0000:03:00\.0 is bound to ixgbe"):
+        find_request([device("/dev/vfio/7", 511, 3)], emulated={}, root=host.root)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=8), max_size=10), max_size=4))
+def test_any_table_of_emulated_groups_is_taken_or_refused(table: dict[str, list[str]]) -> None:
+    try:
+        groups = read_table(table)
+    except ConfigError as error:
+        assert "emulated." in error.message
+    else:
+        assert set(groups) == {int(key) for key in table}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("0000:3b:00.0", True),
+        ("10000:e1:1f.7", True),
+        ("3b:00.0", False),
+        ("0000:3b:00", False),
+        ("0000:3B:00.0", False),
+        ("0000:3b:00.00", False),
+        ("../../etc", False),
+        ("", False),
+    ],
+)
+def test_addresses(text: str, is_one: bool) -> None:
+    assert sysfs.is_address(text) is is_one
