@@ -54,9 +54,10 @@ def _serve_for_test(arguments: list[str]) -> None:
     syscalls.become_subreaper()
     reaper = Reaper()
     reaper.start()
-    run = options["--run"]
+    run, link = options["--run"], int(options["--link-fd"])
+    os.set_inheritable(link, False)
     Server(
-        Port(int(options["--link-fd"])),
+        Port(link),
         reaper=reaper,
         uevents=Uevents(),
         load=lambda _names: None,
