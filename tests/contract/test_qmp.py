@@ -1,0 +1,70 @@
+"""The QMP seam against a real QEMU without a machine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from hawse.config import Vm
+from hawse.errors import VmError
+from hawse.vm.qmp import Qmp
+
+
+@asynccontextmanager
+async def qemu() -> AsyncIterator[tuple[Qmp, subprocess.Popen[bytes], list[bytes]]]:
+    ours, theirs = socket.socketpair()
+    argv = [Vm().qemu, "-machine", "none", "-nodefaults", "-display", "none"]
+    chardev = ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
+    log: list[bytes] = []
+    with subprocess.Popen([*argv, *chardev], pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        qmp = Qmp(log=log.append)
+        await qmp.open(ours, seconds=30)
+        try:
+            yield qmp, process, log
+        finally:
+            await qmp.close()
+            process.kill()
+
+
+def test_a_command_its_answer_and_its_error() -> None:
+    async def scenario() -> None:
+        async with qemu() as (qmp, _, log):
+            answer = await qmp.execute("query-status", {}, timeout=30)
+            assert isinstance(answer, dict)
+            assert "status" in answer
+            with pytest.raises(VmError, match="device_add: 'nothing' is not a valid device model name"):
+                await qmp.execute("device_add", {"driver": "nothing"}, timeout=30)
+            assert b'"execute": "device_add"' in b"".join(log)
+
+    asyncio.run(scenario())
+
+
+def test_an_event_is_not_missed_between_the_command_and_the_wait() -> None:
+    async def scenario() -> None:
+        async with qemu() as (qmp, _, _log):
+            with qmp.listen("STOP", "RESUME") as events:
+                await qmp.execute("stop", {}, timeout=30)
+                await qmp.execute("cont", {}, timeout=30)
+                await asyncio.sleep(0.1)
+                assert await events.wait(lambda _data: True, seconds=30) is not None
+            with qmp.listen("SHUTDOWN") as events:
+                assert await events.wait(lambda _data: True, seconds=0.05) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_qemu_that_is_gone() -> None:
+    async def scenario() -> None:
+        async with qemu() as (qmp, process, _):
+            process.kill()
+            process.wait()
+            with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
+                await qmp.execute("query-status", {}, timeout=30)
+
+    asyncio.run(scenario())

@@ -1,0 +1,122 @@
+"""QEMU's command line and hot-plug commands; what is kept of its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.errors import HostError
+from hawse.vm import accel, cache, capabilities, virtiofsd
+from hawse.vm.arguments import VmShape, option, plug_emulated, plug_host, render
+from hawse.vm.ports import Slot
+
+SLOT = Slot(5, 0, "port0", "0.0", False, "0000:01:00.0")
+
+
+def shape(**changes: Any) -> VmShape:
+    fields: dict[str, Any] = {
+        "qemu": "/qemu", "accel": "tcg", "memory_mib": 512, "cpus": 2, "kernel": "/k", "initrd": "/i",
+        "kernel_append": "", "bridges": [{"driver": "pcie-root-port", "id": "port0", "multifunction": True}],
+        "share": "virtiofs", "share_directory": "/s", "share_fd": 9, "qmp_fd": 3, "link_fd": 4, "console_fd": 5,
+        "machine_properties": frozenset({"vmport", "hpet"}),
+    }  # fmt: skip
+    return VmShape(**fields | changes)
+
+
+def values(argv: list[str], name: str) -> list[str]:
+    return [argv[i + 1] for i, word in enumerate(argv) if word == name]
+
+
+def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
+    argv = render(shape())
+    assert values(argv, "-machine") == ["q35,accel=tcg,kernel-irqchip=split,memory-backend=ram,vmport=off,hpet=off"], (
+        "only properties that this QEMU has"
+    )
+    assert "intel-iommu,intremap=on,caching-mode=on" in values(argv, "-device")
+    assert "pcie-root-port,id=port0,multifunction=on" in values(argv, "-device")
+    assert "-nodefaults" in argv
+    assert "iommu.passthrough=0" in values(argv, "-append")[0]
+
+
+@pytest.mark.parametrize(
+    ("share", "device"),
+    [("virtiofs", "vhost-user-fs-pci,chardev=share,tag=hawse"), ("9p", "virtio-9p-pci,fsdev=share,mount_tag=hawse")],
+)
+def test_the_share_has_one_of_two_devices(share: str, device: str) -> None:
+    devices = values(render(shape(share=share)), "-device")
+    assert [d for d in devices if "tag=hawse" in d] == [f"{device},bus=pcie.0,addr=4.0"]
+
+
+def test_a_cpu_is_the_hosts_with_kvm_alone() -> None:
+    assert values(render(shape(accel="kvm")), "-cpu") == ["host"]
+    assert values(render(shape(accel="tcg")), "-cpu") == ["max"]
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_no_value_can_break_out_of_its_option(first: str, value: str) -> None:
+    rendered = option(first, {"key": value}).replace(",,", "")
+    assert rendered.count(",") == 1 or ",," in option(first, {"key": value})
+
+
+def test_a_nic_is_plugged_into_the_hub_and_another_device_is_not() -> None:
+    assert plug_emulated(SLOT, "edu", network=False) == [
+        ("device_add", {"driver": "edu", "id": "vfio-5-0", "bus": "port0", "addr": "0.0"})
+    ]
+    commands = plug_emulated(SLOT, "e1000e", network=True)
+    assert [name for name, _ in commands] == ["netdev_add", "device_add"]
+    assert commands[0][1]["hubid"] == 0
+    assert commands[1][1]["netdev"] == commands[0][1]["id"]
+
+
+def test_a_host_function_is_plugged_by_its_address() -> None:
+    [(name, arguments)] = plug_host(SLOT, "0000:3b:00.0")
+    assert name == "device_add"
+    assert arguments == {
+        "driver": "vfio-pci", "host": "0000:3b:00.0", "id": "vfio-5-0", "bus": "port0", "addr": "0.0", "rombar": 0,
+    }  # fmt: skip
+
+
+def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:
+    path = str(tmp_path / "sub" / "answers.json")
+    assert cache.read(path, ["key", 1]) is None
+    cache.write(path, ["key", 1], {"a": (1, 2)})
+    assert cache.read(path, ["key", 1]) == {"a": [1, 2]}
+    assert cache.read(path, ["key", 2]) is None
+    (tmp_path / "sub" / "answers.json").write_text("{garbled")
+    assert cache.read(path, ["key", 1]) is None
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache.write(str(tmp_path / "file" / "answers.json"), 1, 2)
+
+
+def test_no_device_node_means_software_emulation(tmp_path: Path) -> None:
+    found = accel.choose("auto", qemu="/q", kernel="/k", directory=str(tmp_path), device="/dev/none")
+    assert found == accel.Accel("tcg", "/dev/none: No such file or directory")
+    with pytest.raises(HostError, match="KVM is configured and does not work here: /dev/none"):
+        accel.choose("kvm", qemu="/q", kernel="/k", directory=str(tmp_path), device="/dev/none")
+    assert accel.choose("tcg", qemu="/q", kernel="/k", directory="").reason == "configured"
+
+
+def test_a_qemu_without_a_device_is_named() -> None:
+    with pytest.raises(HostError, match=r"QEMU 7\.2\.0 has no device igb"):
+        capabilities.Capabilities("7.2.0", frozenset({"edu"}), frozenset()).require("igb")
+
+
+@pytest.mark.parametrize(("text", "option_name"), [("--shared-dir <DIR>", "--shared-dir="), ("-o OPTION", "source=")])
+def test_virtiofsd_is_spoken_to_in_its_own_dialect(tmp_path: Path, text: str, option_name: str) -> None:
+    program = tmp_path / "virtiofsd"
+    program.write_text(f"#!/bin/sh\necho '{text}'\n")
+    program.chmod(0o755)
+    assert virtiofsd.find(str(program)) == str(program)
+    assert any(f"{option_name}{{directory}}" in word for word in virtiofsd.arguments(str(program)))
+
+
+def test_a_virtiofsd_that_is_not_there_is_named() -> None:
+    with pytest.raises(HostError, match="/none/virtiofsd cannot be executed"):
+        virtiofsd.find("/none/virtiofsd")
