@@ -98,11 +98,16 @@ def from_wire(wire: object) -> HawseError:
     if not isinstance(wire, dict):
         return VmError(f"a peer reported an error in an unknown form: {str(wire)[:200]}")
 
-    def text(key: str) -> str:
+    def text(key: str, keep: str = "") -> str:
         value = wire.get(key)
-        return value[:MAX_TEXT] if isinstance(value, str) else ""
+        if not isinstance(value, str):
+            return ""
+        # It goes to somebody's terminal: nothing in it may steer one, and a sentence is one line.
+        return "".join(c if c.isprintable() or c in keep else "?" for c in value[:MAX_TEXT])
 
     kind = KINDS.get(text("kind"), VmError)
     code = wire.get("exit_code")
     exit_code = code if type(code) is int and 1 <= code <= 255 else None
-    return kind(text("message") or "unknown error", hint=text("hint"), evidence=text("evidence"), exit_code=exit_code)
+    return kind(
+        text("message") or "unknown error", hint=text("hint"), evidence=text("evidence", keep="\n"), exit_code=exit_code
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from hawse.errors import ImageError
-from hawse.vm.image import FILES, file_digest, locate
-from hawse.vm.image_build import build
+from hawse.vm.image import FILES, file_digest, locate, recipe_directory
+from hawse.vm.image_build import build, kernel_packages, unpack_kernel
 from tests.support.bundles import CACHE
 
 pytestmark = pytest.mark.vm
@@ -30,6 +31,22 @@ def test_two_builds_from_the_same_inputs_are_the_same_bytes(tmp_path: Path) -> N
         assert first == second
     assert locate(cache=str(tmp_path / "one")) == images[0]
     assert images[0].size > 0
+
+
+def test_a_kernel_of_the_users_own_has_an_image_of_its_own(tmp_path: Path) -> None:
+    cache = cache_with_packages(tmp_path / "cache")
+    with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
+        recipe = tomllib.load(file)
+    found = kernel_packages(recipe, CACHE, print)
+    kernel, modules = unpack_kernel(found, str(tmp_path / "kernel"), recipe["module_directories"])
+    own = build(cache=cache, progress=print, kernel=kernel, modules=modules)
+    assert own.release == os.path.basename(modules)
+    assert locate(cache=cache, kernel=kernel, modules=modules) == own
+    with pytest.raises(ImageError, match="there is no guest image"):
+        locate(cache=cache)
+    Path(kernel).touch()
+    with pytest.raises(ImageError, match="is stale"):
+        locate(cache=cache, kernel=kernel, modules=modules)
 
 
 def test_a_kernel_without_a_module_is_refused_by_the_modules_name(tmp_path: Path) -> None:

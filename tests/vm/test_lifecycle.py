@@ -81,15 +81,15 @@ def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:
     assert runtime("delete", "--force", "c1").code == 0
 
 
-@pytest.mark.parametrize("way", ["kill", "signal to the proxy", "SIGKILL of the proxy"])
+@pytest.mark.parametrize("way", ["kill", "kill --all", "signal to the proxy", "SIGKILL of the proxy"])
 def test_a_killed_container_ends_with_128_and_the_signal(runtime: Runtime, tmp_path: Path, way: str) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "trap 'kill -9 -1; exit 143' TERM; echo up; while :; do sleep 0.1; done"])
     running = runtime.start("run", "--bundle", bundle, "c1", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stdout.readline() == b"up\n"
-    if way == "kill":
-        assert runtime("kill", "c1", "KILL").code == 0
+    if way in ("kill", "kill --all"):
+        assert runtime(*way.split(), "c1", "KILL").code == 0
         expected = 137
     elif way == "signal to the proxy":
         os.kill(runtime.state("c1")["pid"], signal.SIGTERM)
@@ -128,6 +128,31 @@ def test_a_monitor_that_is_killed_takes_everything_with_it(runtime: Runtime, tmp
     wait_until(lambda: process_is_gone(pid))
     assert runtime.state("c1")["status"] == "stopped"
     assert runtime("delete", "c1").code == 0
+
+
+def test_an_exec_ends_with_the_container(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sh", "-c", "sleep 1000"])
+    runtime.run_detached(bundle, "c1")
+    beside = runtime.start(
+        "exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert beside.stdout is not None
+    assert beside.stdout.readline() == b"up\n"
+    assert runtime("kill", "c1", "KILL").code == 0
+    assert beside.wait(timeout=30) == 137
+    beside.stdout.close()
+
+
+def test_deleted_while_it_is_created(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/true"])
+    null = subprocess.DEVNULL
+    creating = runtime.start("create", "--bundle", bundle, "c1", stdin=null, stdout=null, stderr=subprocess.PIPE)
+    wait_until(lambda: os.path.exists(f"{runtime.root}/c1/console.log"))
+    assert runtime("delete", "--force", "c1").code == 0
+    _, errors = creating.communicate(timeout=30)
+    assert (creating.returncode, errors) == (1, b"hawse: container c1 was deleted while it was created\n")
 
 
 def test_create_killed_half_way_leaves_what_delete_can_remove(runtime: Runtime, tmp_path: Path) -> None:

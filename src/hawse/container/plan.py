@@ -107,6 +107,8 @@ def _machine(config: Config, settings: Settings, request: Request, ports: PortPl
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             can.require(model)
     acceleration = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache)
+    if acceleration.fresh and acceleration.name == "tcg":
+        settings.log.warning(f"guests run without KVM, some twenty times slower: {acceleration.reason}")
     settings.log.debug(f"acceleration: {acceleration.name} ({acceleration.reason})")
     share, program = config.vm.share, ""
     if share in ("auto", "virtiofs"):

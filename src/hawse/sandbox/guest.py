@@ -80,6 +80,7 @@ class GuestLink:
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[object]] = {}
         self._routes: dict[int, Route] = {}
+        self._newest = 0
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ended: asyncio.Future[HawseError] = loop.create_future()
@@ -120,8 +121,13 @@ class GuestLink:
 
     def route(self, process: int, sink: Sink) -> Route:
         """Pass the streams of a process, which the agent is about to be asked for, on to ``sink``."""
+        self._newest = max(self._newest, process)
         route = self._routes[process] = Route(self, process, sink)
         return route
+
+    def forget(self, process: int) -> None:
+        """The process has ended; what the guest still sends for it is dropped."""
+        self._routes.pop(process, None)
 
     def send(self, frame: bytes) -> None:
         """Queue a frame. What can be queued is bounded by the calls made and the credit given."""
@@ -143,9 +149,10 @@ class GuestLink:
             self._event(*control.decode_event(payload))
         elif kind in (DATA, CREDIT, EOF):
             route = self._routes.get(stream // STREAMS)
-            if route is None:
+            if route is not None:
+                route.from_guest(stream % STREAMS, kind, payload)
+            elif stream // STREAMS > self._newest:
                 raise LinkError(f"link: frame for the unknown stream {stream}")
-            route.from_guest(stream % STREAMS, kind, payload)
         else:
             raise LinkError(f"link: the guest sent a frame of type {kind}")
 

@@ -15,7 +15,7 @@ import socket
 import sys
 from contextlib import AsyncExitStack, suppress
 
-from hawse.errors import HawseError
+from hawse.errors import HawseError, StateError
 from hawse.sandbox import devices, plan, share
 from hawse.sandbox.machine import Machine, boot
 from hawse.sandbox.sandbox import Sandbox
@@ -74,14 +74,19 @@ async def _monitor(
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    caller_gone = asyncio.create_task(report.caller_gone())
     creating = asyncio.create_task(_create(made, store, sandbox, report, error, ended, service))
-    await asyncio.wait((creating, caller_gone), return_when=asyncio.FIRST_COMPLETED)
-    if not report.sent:
+    orders = [
+        asyncio.create_task(order) for order in (report.caller_gone(), ended.wait(), service.delete_requested.wait())
+    ]
+    await asyncio.wait([creating, *orders], return_when=asyncio.FIRST_COMPLETED)
+    if not creating.done() and not report.sent:
         creating.cancel()
     with suppress(asyncio.CancelledError):
         await creating
-    caller_gone.cancel()
+    for order in orders:
+        order.cancel()
+    if not report.sent:
+        report.send({"error": StateError(f"container {made.id} was deleted while it was created").to_wire()})
     sandbox.end()
     server.close()
 

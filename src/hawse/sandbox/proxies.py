@@ -50,9 +50,9 @@ class Proxy:
         self,
         route: Route,
         *,
-        on_signal: Callable[[int], None],
+        on_signal: Callable[[int], object],
         on_resize: Callable[[int, int], None],
-        on_loss: Callable[[], None],
+        on_loss: Callable[[], object],
     ) -> None:
         """Pass the proxy's frames on until it goes; ``on_loss`` when it went before its process."""
         try:
@@ -74,7 +74,7 @@ class Proxy:
                 if not piece:
                     break
                 frames = self._decoder.feed(piece)
-        except (LinkError, OSError):
+        except (LinkError, OSError, KeyError, TypeError, ValueError):
             pass  # the same as its death
         if not self._finished:
             route.discard()

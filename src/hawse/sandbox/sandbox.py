@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,8 @@ from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, star
 
 INIT = 1
 _PROXY_SECONDS = 20.0
-_CALL_SECONDS = 60.0
+_LEAST_CALL_SECONDS = 60.0
+_KILLED, _LOST = 128 + signal.SIGKILL, 255
 
 
 class Sandbox:
@@ -31,6 +33,9 @@ class Sandbox:
         self._proxies: dict[str, asyncio.Future[Proxy]] = {}
         self._running: dict[int, Proxy] = {}
         self._newest = INIT
+        # As patient as with devices: without KVM crun is as slow as everything else in the guest.
+        self._seconds = max(_LEAST_CALL_SECONDS, plan.machine.device_seconds)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._state = {
             "ociVersion": plan.oci_version,
             "id": plan.id,
@@ -51,7 +56,7 @@ class Sandbox:
         self.link = link
         link.on_exit = self._exited
         for kib, count in self.plan.hugepages:
-            await link.call("reserve_hugepages", {"kib": kib, "count": count}, seconds=_CALL_SECONDS)
+            await link.call("reserve_hugepages", {"kib": kib, "count": count}, seconds=self._seconds)
         proxy = await self._await_proxy("init")
         call = {"container": self.plan.id, "spec": self.plan.spec, "nodes": nodes}
         lines = await self._launch(INIT, proxy, "create", call)
@@ -92,7 +97,7 @@ class Sandbox:
             call = {"container": self.plan.id, "process": number, "spec": process}
             await self._launch(number, proxy, "exec", call)
         except HawseError:
-            proxy.exit(255)
+            proxy.exit(_LOST)
             raise
         return proxy.pid
 
@@ -112,49 +117,61 @@ class Sandbox:
         """The virtual machine is gone: nothing runs any more."""
         if self._state["status"] != STOPPED:
             self._set_status(STOPPED)
+        # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
         for proxy in self._running.values():
-            proxy.exit(255)
+            proxy.exit(_LOST if INIT in self._running else _KILLED)
         for expected in self._proxies.values():
             if expected.done() and not expected.cancelled():
-                expected.result().exit(255)
+                expected.result().exit(_LOST)
         self.finished.set()
 
     async def _launch(self, number: int, proxy: Proxy, method: str, call: dict[str, Any]) -> object:
         assert self.link is not None
         route = self.link.route(number, proxy)
         self._running[number] = proxy
-        serving = asyncio.create_task(self._serve(number, proxy, route))
+        serving = self._begin(self._serve(number, proxy, route))
         try:
             result = await self._call(method, call)
         except HawseError:
             serving.cancel()
             self._running.pop(number, None)
+            self.link.forget(number)
             raise
         if proxy.size is not None:
             await self._resize(number, *proxy.size)
         return result
 
     async def _serve(self, number: int, proxy: Proxy, route: Route) -> None:
-        def later(work: Any) -> None:
-            task = asyncio.create_task(work)
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-
         def resize(rows: int, columns: int) -> None:
             proxy.size = (rows, columns)
-            later(self._resize(number, rows, columns))
+            self._begin(self._resize(number, rows, columns))
 
         await proxy.serve(
             route,
-            on_signal=lambda n: later(self._signal(number, n, everyone=False)),
+            on_signal=lambda n: self._begin(self._signal(number, n, everyone=False)),
             on_resize=resize,
             # Whoever kills the proxy means the process: engines know no other pid.
-            on_loss=lambda: later(self._signal(number, signal.SIGKILL, everyone=False)),
+            on_loss=lambda: self._begin(self._signal(number, signal.SIGKILL, everyone=False)),
         )
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something beside; what fails of it, a signal to a process that has ended, say, has nobody to tell."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled():
+                done.exception()
+
+        task.add_done_callback(ended)
+        return task
 
     def _exited(self, number: int, code: int) -> None:
         proxy = self._running.pop(number, None)
-        if proxy is None:
+        if proxy is None or self.link is None:
             return
+        self.link.forget(number)
         if number == INIT:
             self._set_status(STOPPED)
             self.finished.set()
@@ -172,7 +189,7 @@ class Sandbox:
     async def _call(self, method: str, params: dict[str, Any]) -> object:
         if self.link is None:
             raise StateError(f"container {self.plan.id} is still being created")
-        return await self.link.call(method, params, seconds=_CALL_SECONDS)
+        return await self.link.call(method, params, seconds=self._seconds)
 
     def _expect(self, key: str) -> asyncio.Future[Proxy]:
         return self._proxies.setdefault(key, asyncio.get_running_loop().create_future())

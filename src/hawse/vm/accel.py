@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hawse.errors import HostError
 from hawse.vm import cache
@@ -20,10 +20,11 @@ _PROOF = b"Linux version"
 
 @dataclass(frozen=True)
 class Accel:
-    """ "kvm" or "tcg", and why."""
+    """What guests run with: the name "kvm" or "tcg", why, and whether that was found out just now."""
 
     name: str
     reason: str
+    fresh: bool = False
 
 
 def choose(requested: str, *, qemu: str, kernel: str, directory: str, device: str = "/dev/kvm") -> Accel:
@@ -50,7 +51,7 @@ def _probe_once(qemu: str, kernel: str, directory: str, device: str) -> Accel:
         return Accel(*known)
     found = _probe(qemu, kernel)
     cache.write(path, key, [found.name, found.reason])
-    return found
+    return replace(found, fresh=True)
 
 
 def _probe(qemu: str, kernel: str) -> Accel:

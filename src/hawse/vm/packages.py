@@ -29,9 +29,10 @@ class Package:
     path: str
 
 
-def fetch(names: Sequence[str], *, cache: str, progress: Progress) -> tuple[Package, ...]:
+def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequence[str] = ()) -> tuple[Package, ...]:
     """The packages with all that they depend on, as if nothing were installed here, sorted by name.
 
+    ``options``: more of apt's, "Name=value", for other sources than the machine's own.
     Raises :class:`HostError` when apt cannot find or download one.
     """
     archives = os.path.join(cache, "packages")
@@ -43,8 +44,8 @@ def fetch(names: Sequence[str], *, cache: str, progress: Progress) -> tuple[Pack
     with open(status, "w"):
         pass
     options = [
-        f"Dir::State::status={status}", "Dir::Cache::pkgcache=",
-        "Dir::Cache::srcpkgcache=", "Debug::NoLocking=1", "APT::Install-Recommends=0", "APT::Sandbox::User=root",
+        f"Dir::State::status={status}", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Debug::NoLocking=1",
+        "APT::Install-Recommends=0", "APT::Sandbox::User=root", *options,
     ]  # fmt: skip
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
     if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir("/var/lib/apt/lists")):

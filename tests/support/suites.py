@@ -1,0 +1,70 @@
+"""Programs of other Debian releases, run where they are not installed: a newer QEMU, the virtiofsd in Rust.
+
+They come from the machine's own mirror and run by their own loader and libraries out of a directory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from hawse.vm import packages
+from tests.support.bundles import CACHE
+
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def newer_qemu() -> str:
+    """Debian 12's backport of QEMU 10; the path of a program that runs it."""
+    tree = _unpacked(["bookworm", "bookworm-backports"], "bookworm-backports", ["qemu-system-x86", "seabios"])
+    firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
+    return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
+
+
+def rust_virtiofsd() -> str:
+    """Debian 13's virtiofsd; the path of a program that runs it."""
+    return _program(_unpacked(["trixie"], "trixie", ["virtiofsd"]), "usr/libexec/virtiofsd", "")
+
+
+def _unpacked(suites: Sequence[str], target: str, names: Sequence[str]) -> str:
+    tree = f"{CACHE}/test-{target}"
+    if not os.path.exists(f"{tree}/done"):
+        options = _apt_options(suites, target)
+        fetched = packages.fetch(names, cache=f"{CACHE}/{target}", progress=print, options=options)
+        wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
+        packages.unpack(
+            fetched, tree, wanted=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
+        )
+        with open(f"{tree}/done", "w"):
+            pass
+    return tree
+
+
+def _apt_options(suites: Sequence[str], target: str) -> list[str]:
+    """apt's options for suites of the mirror that the machine's first source names."""
+    listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    mirror = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]
+    directory = f"{CACHE}/{target}"
+    os.makedirs(f"{directory}/lists/partial", exist_ok=True)
+    with open(f"{directory}/sources.list", "w") as file:
+        for suite in suites:
+            file.write(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
+    options = [
+        f"Dir::Etc::sourcelist={directory}/sources.list", "Dir::Etc::sourceparts=-",
+        f"Dir::State::lists={directory}/lists", f"APT::Default-Release={target}",
+    ]  # fmt: skip
+    update = ["apt-get", "-qq", *(part for option in options[:3] for part in ("-o", option)), "update"]
+    subprocess.run(update, check=True, capture_output=True)
+    return options
+
+
+def _program(tree: str, path: str, arguments: str) -> str:
+    program = f"{tree}/{os.path.basename(path)}"
+    libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
+    with open(f"{program}.{os.getpid()}", "w") as file:
+        loader = f"{libraries}/ld-linux-x86-64.so.2 --library-path {libraries} {tree}/{path} {arguments}"
+        file.write(f'#!/bin/sh\nexec {loader} "$@"\n')
+    os.chmod(f"{program}.{os.getpid()}", 0o755)
+    os.rename(f"{program}.{os.getpid()}", program)
+    return program

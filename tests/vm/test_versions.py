@@ -1,0 +1,42 @@
+"""The other versions that hawse works with: QEMU 10 and the virtiofsd in Rust."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.vm import capabilities, virtiofsd
+from tests.support.bundles import make_bundle, make_probe_bundle
+from tests.support.runtime import Runtime
+from tests.support.suites import newer_qemu, rust_virtiofsd
+
+pytestmark = pytest.mark.vm
+
+
+def test_qemu_10_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
+    qemu = newer_qemu()
+    found = capabilities.ask(qemu, directory=str(tmp_path))
+    assert found.version.startswith("10.")
+    assert "igb" in found.devices, "what Debian 12's own does not have is asked for, not derived"
+    runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
+    bundle = str(tmp_path / "bundle")
+    make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))
+    result = runtime("run", "--bundle", bundle, "c1")
+    assert result.code == 0, result
+    assert json.loads(result.output)["passed"] is True
+
+
+def test_the_virtiofsd_in_rust_shares_the_files(runtime: Runtime, tmp_path: Path) -> None:
+    program = rust_virtiofsd()
+    assert virtiofsd.is_rust(program)
+    runtime.configure(f'[vm]\nvirtiofsd = "{program}"\nshare = "virtiofs"\n')
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sh", "-c", "cd /work; cat in; echo out > out; chown 42:43 out; chmod 640 out"])
+    Path(bundle, "rootfs/work/in").write_text("in\n")
+    result = runtime("run", "--bundle", bundle, "c1")
+    assert (result.code, result.output) == (0, "in\n"), result
+    status = os.stat(f"{bundle}/rootfs/work/out")
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (42, 43, 0o640)
