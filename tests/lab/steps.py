@@ -8,7 +8,6 @@ from tests.lab.host import Lab
 from tests.support.runtime import HAWSE
 
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
-#: A guest of a guest is slow: one CPU and little memory make it boot sooner.
 _CONFIG = "/tmp/config.toml"
 RUNTIME = [HAWSE, "--config", _CONFIG]
 
@@ -28,7 +27,7 @@ make_probe_bundle(directory, group=(f"/dev/vfio/{group}", major, minor))
 def make_bundle(lab: Lab, name: str, address: str) -> str:
     """A probe bundle in the lab for the group of a function; its directory there."""
     directory = f"/tmp/bundles/{name}"
-    result = lab.python(_MAKE, directory, address, _CONFIG, "[vm]\ncpus = 1\nmemory_mib = 512\n")
+    result = lab.python(_MAKE, directory, address, _CONFIG, "")
     assert result.code == 0, result.errors
     return directory
 

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from hawse.config import Vm
+from hawse.vm.accel import choose
+from hawse.vm.image import locate
+from tests.support.bundles import CACHE
 from tests.support.host import difference, snapshot
 from tests.support.runtime import Runtime, wait_until
 
@@ -22,6 +26,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield
     item.stash[outcome] = item.stash.get(outcome, False) or report.failed
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def acceleration() -> None:
+    """The probe's answer, once for all: the first command on a machine announces the software fallback."""
+    vm = Vm()
+    choose("auto", qemu=vm.qemu, kernel=locate(cache=CACHE).kernel, directory=CACHE)
 
 
 @pytest.fixture

@@ -98,6 +98,8 @@ class GuestLink:
             reason = LinkError(f"the agent in the guest speaks nonsense: {error.message}")
         except OSError as error:
             reason = VmError(f"the link to the guest broke: {error.strerror}")
+        except Exception as error:  # a bug must end the sandbox, not leave it deaf
+            reason = VmError(f"the monitor cannot serve the link: {type(error).__name__}: {error}")
         self.ended.set_result(reason)
         for call in self._calls.values():
             if not call.done():
