@@ -18,6 +18,10 @@ _APPLETS = (
     "sh", "cat", "dd", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "pwd", "sleep", "stat", "stty",
     "test", "touch", "chown", "chmod", "true", "false", "wc", "yes", "tty", "seq", "sync", "rm", "ps", "md5sum",
 )  # fmt: skip
+#: To give files away, and to set the bits that change who runs them.
+FILE_CAPABILITIES = {
+    kind: ["CAP_KILL", "CAP_CHOWN", "CAP_FOWNER", "CAP_FSETID"] for kind in ("bounding", "effective", "permitted")
+}
 UNLIMITED = {"type": "RLIMIT_MEMLOCK", "hard": 2**64 - 1, "soft": 2**64 - 1}
 
 Device = tuple[str, int, int]

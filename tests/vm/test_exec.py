@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bundles import make_bundle, specification, write
+from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification, write
 from tests.support.host import difference, snapshot
 from tests.support.runtime import Runtime, wait_until
 
@@ -33,7 +33,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     runtime.configure(f'[vm]\nshare = "{request.param}"\n')
     bundle = f"{directory}/bundle"
     # It is the first process of its PID namespace, so it also collects the orphans of the others.
-    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp")
+    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp", capabilities=FILE_CAPABILITIES)
     with open(f"{bundle}/rootfs/work/from-host", "w") as file:
         file.write("hello\n")
     os.chown(f"{bundle}/rootfs/work/from-host", 1234, 5678)  # takes a set-uid bit away, so it comes first

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hawse.vm import capabilities, virtiofsd
-from tests.support.bundles import make_bundle, make_probe_bundle
+from tests.support.bundles import FILE_CAPABILITIES, make_bundle, make_probe_bundle
 from tests.support.runtime import Runtime
 from tests.support.suites import newer_qemu, rust_virtiofsd
 
@@ -34,7 +34,8 @@ def test_the_virtiofsd_in_rust_shares_the_files(runtime: Runtime, tmp_path: Path
     assert virtiofsd.is_rust(program)
     runtime.configure(f'[vm]\nvirtiofsd = "{program}"\nshare = "virtiofs"\n')
     bundle = str(tmp_path / "bundle")
-    make_bundle(bundle, ["/bin/sh", "-c", "cd /work; cat in; echo out > out; chown 42:43 out; chmod 640 out"])
+    script = "cd /work; cat in; echo out > out; chown 42:43 out; chmod 640 out"
+    make_bundle(bundle, ["/bin/sh", "-c", script], capabilities=FILE_CAPABILITIES)
     Path(bundle, "rootfs/work/in").write_text("in\n")
     result = runtime("run", "--bundle", bundle, "c1")
     assert (result.code, result.output) == (0, "in\n"), result

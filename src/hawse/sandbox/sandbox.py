@@ -58,7 +58,8 @@ class Sandbox:
         for kib, count in self.plan.hugepages:
             await link.call("reserve_hugepages", {"kib": kib, "count": count}, seconds=self._seconds)
         proxy = await self._await_proxy("init")
-        call = {"container": self.plan.id, "spec": self.plan.spec, "nodes": nodes}
+        spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
+        call = {"container": self.plan.id, "spec": spec, "nodes": nodes}
         lines = await self._launch(INIT, proxy, "create", call)
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
@@ -94,7 +95,7 @@ class Sandbox:
         self._newest += 1
         number = self._newest
         try:
-            call = {"container": self.plan.id, "process": number, "spec": process}
+            call = {"container": self.plan.id, "process": number, "spec": _with_size(process, proxy.size)}
             await self._launch(number, proxy, "exec", call)
         except HawseError:
             proxy.exit(_LOST)
@@ -209,3 +210,10 @@ class Sandbox:
 
     def _write(self) -> None:
         self._store.write(self._state)
+
+
+def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """The process with the size of the engine's terminal: a later resize may come after its first question for it."""
+    if size is None or not process.get("terminal"):
+        return process
+    return process | {"consoleSize": {"height": size[0], "width": size[1]}}
