@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from hawse.vm import packages
 from tests.support.bundles import CACHE
 
+_MODULES = "/usr/lib/x86_64-linux-gnu/qemu"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -62,9 +63,12 @@ def _apt_options(suites: Sequence[str], target: str) -> list[str]:
 def _program(tree: str, path: str, arguments: str) -> str:
     program = f"{tree}/{os.path.basename(path)}"
     libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
+    loader = f"{libraries}/ld-linux-x86-64.so.2 --library-path {libraries} {tree}/{path} {arguments}"
+    # A QEMU loads modules of the installed one from its built-in directory and ends at those of another build: it gets
+    # a mount namespace of its own in which there are none.
+    hide = f"[ ! -d {_MODULES} ] || mount -t tmpfs none {_MODULES}"
     with open(f"{program}.{os.getpid()}", "w") as file:
-        loader = f"{libraries}/ld-linux-x86-64.so.2 --library-path {libraries} {tree}/{path} {arguments}"
-        file.write(f'#!/bin/sh\nexec {loader} "$@"\n')
+        file.write(f"""#!/bin/sh\nexec unshare --mount sh -c '{hide}; exec {loader} "$@"' sh "$@"\n""")
     os.chmod(f"{program}.{os.getpid()}", 0o755)
     os.rename(f"{program}.{os.getpid()}", program)
     return program
