@@ -16,23 +16,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from tests.lab.image import build
+from tests.support.runtime import Result
 
 CACHE = "/var/cache/hawse"
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _BOOT_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a command ended in the lab."""
-
-    code: int
-    output: str
-    errors: str
 
 
 class Lab:

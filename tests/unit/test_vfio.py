@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from hawse.errors import ConfigError, DeviceError
 from hawse.oci.types import Device
-from hawse.vfio import sysfs
 from hawse.vfio.devices import find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, check_free, check_viable, read_group
@@ -166,20 +165,3 @@ def test_any_table_of_emulated_groups_is_taken_or_refused(table: dict[str, list[
         assert "emulated." in error.message
     else:
         assert set(groups) == {int(key) for key in table}
-
-
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [
-        ("0000:3b:00.0", True),
-        ("10000:e1:1f.7", True),
-        ("3b:00.0", False),
-        ("0000:3b:00", False),
-        ("0000:3B:00.0", False),
-        ("0000:3b:00.00", False),
-        ("../../etc", False),
-        ("", False),
-    ],
-)
-def test_addresses(text: str, is_one: bool) -> None:
-    assert sysfs.is_address(text) is is_one

@@ -53,7 +53,12 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         )
     store = settings.store(args.id)
     bundle = load_bundle(args.bundle or ".")
-    made = create(store, plan_sandbox(bundle, settings, store.name), console_socket=args.console_socket, detach=detach)
+    made = create(
+        store,
+        plan_sandbox(bundle, settings.config, name=store.name, log=settings.log),
+        console_socket=args.console_socket,
+        detach=detach,
+    )
     for note in made.notes:
         settings.log.debug(note)
     return made

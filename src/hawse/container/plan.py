@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getpass
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from hawse.config import Config
 from hawse.errors import HostError
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import Bundle
@@ -18,19 +19,21 @@ from hawse.vm import accel, capabilities, image, virtiofsd
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.ports import FunctionShape, GroupShape, PortPlan, plan_ports
 
-if TYPE_CHECKING:
-    from hawse.cli.settings import Settings
-    from hawse.config import Config
-
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
 # and inside of another such guest twenty times more.
 _BOOT = {"kvm": 30.0, "tcg": 600.0}
 _DEVICE = {"kvm": 15.0, "tcg": 240.0}
 
 
-def plan_sandbox(bundle: Bundle, settings: Settings, name: str) -> plan.SandboxPlan:
+class Log(Protocol):
+    """Where what the user should know goes."""
+
+    def warning(self, message: str) -> None: ...
+    def debug(self, message: str) -> None: ...
+
+
+def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log) -> plan.SandboxPlan:
     """The plan. Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts."""
-    config = settings.config
     guest = plan_guest(bundle, container=name)
     linux = bundle.spec.linux
     request = find_request(linux.devices or () if linux else (), emulated=read_table(config.emulated))
@@ -47,7 +50,7 @@ def plan_sandbox(bundle: Bundle, settings: Settings, name: str) -> plan.SandboxP
         annotations=bundle.spec.annotations or {},
         owner=_owner(),
         spec=guest.spec,
-        machine=_machine(config, settings, request, ports),
+        machine=_machine(config, request, ports, log),
         shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
         plugs=plug_steps(request, ports),
         nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
@@ -100,7 +103,7 @@ def plug_steps(request: Request, ports: PortPlan) -> list[plan.PlugStep]:
     return steps
 
 
-def _machine(config: Config, settings: Settings, request: Request, ports: PortPlan) -> plan.Machine:
+def _machine(config: Config, request: Request, ports: PortPlan, log: Log) -> plan.MachinePlan:
     found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
     for group in request.groups:
@@ -108,15 +111,15 @@ def _machine(config: Config, settings: Settings, request: Request, ports: PortPl
             can.require(model)
     acceleration = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache)
     if acceleration.fresh and acceleration.name == "tcg":
-        settings.log.warning(f"guests run without KVM, some twenty times slower: {acceleration.reason}")
-    settings.log.debug(f"acceleration: {acceleration.name} ({acceleration.reason})")
+        log.warning(f"guests run without KVM, some twenty times slower: {acceleration.reason}")
+    log.debug(f"acceleration: {acceleration.name} ({acceleration.reason})")
     share, program = config.vm.share, ""
     if share in ("auto", "virtiofs"):
         program = virtiofsd.find(config.vm.virtiofsd) if "vhost-user-fs-pci" in can.devices else ""
         if share == "virtiofs" and not program:
             raise HostError("no virtiofsd was found", hint="install the package virtiofsd, or set vm.share to 9p")
         share = "virtiofs" if program else "9p"
-    return plan.Machine(
+    return plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,
         memory_mib=config.vm.memory_mib,

@@ -30,7 +30,7 @@ class Machine:
     failure: asyncio.Future[HawseError]
 
 
-async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack, steps: Steps) -> Machine:
+async def boot(machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, steps: Steps) -> Machine:
     """Start everything and wait for the agent; what was acquired is on ``undo``, in order.
 
     Raises :class:`VmError` with the tail of the console, or of the stderr of the program that died.
@@ -94,7 +94,7 @@ async def boot(machine: plan.Machine, directory: str, undo: AsyncExitStack, step
 
 
 async def _start_virtiofsd(
-    machine: plan.Machine, directory: str, undo: AsyncExitStack, failure: asyncio.Future[HawseError]
+    machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, failure: asyncio.Future[HawseError]
 ) -> int:
     """Run virtiofsd on a socket that is bound here; QEMU's connected end of it, to be inherited."""
     listener = sockets.bind(directory, "share.sock")
@@ -141,7 +141,7 @@ async def _settle(
         raise failure.result()
 
 
-def _shape(machine: plan.Machine, share: str, share_fd: int, fds: dict[str, int]) -> VmShape:
+def _shape(machine: plan.MachinePlan, share: str, share_fd: int, fds: dict[str, int]) -> VmShape:
     return VmShape(
         qemu=machine.qemu,
         accel=machine.accel,

@@ -38,7 +38,7 @@ class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     group: int | None
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds."""
 
     qemu: str
@@ -66,7 +66,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str]
     owner: str
     spec: dict[str, Any]
-    machine: Machine
+    machine: MachinePlan
     shares: list[Share]
     plugs: list[PlugStep]
     nodes: list[NodeRequest]

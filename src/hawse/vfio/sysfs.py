@@ -7,20 +7,6 @@ from __future__ import annotations
 
 import os
 
-_HEX = frozenset("0123456789abcdef")
-
-
-def is_address(text: str) -> bool:
-    """Whether this is a full PCI address as sysfs writes it: domain:bus:slot.function, 0000:3b:00.0."""
-    parts = text.replace(".", ":").split(":")
-    return (
-        text.count(":") == 2
-        and text.count(".") == 1
-        and [len(part) for part in parts[1:]] == [2, 2, 1]
-        and 4 <= len(parts[0]) <= 8
-        and all(set(part) <= _HEX for part in parts)
-    )
-
 
 def read_number(address: str, attribute: str, *, root: str = "") -> int:
     """A number of a PCI function such as "vendor"; raises OSError or ValueError where there is none."""
