@@ -26,8 +26,8 @@ mkdir -p /host /over /new
 options=trans=virtio,version=9p2000.L,msize=512000
 mount -t 9p -o $options,ro,cache=loose hostfs /host || exec sh
 mount -t tmpfs -o size=70% tmpfs /over
-mkdir /over/upper /over/work
-mount -t overlay -o lowerdir=/host,upperdir=/over/upper,workdir=/over/work overlay /new
+mkdir /over/upper /over/scratch
+mount -t overlay -o lowerdir=/host,upperdir=/over/upper,workdir=/over/scratch overlay /new
 for directory in proc sys dev; do mount --move /$directory /new/$directory; done
 mount -t tmpfs tmpfs /new/run
 mount -t tmpfs tmpfs /new/tmp

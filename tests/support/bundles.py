@@ -41,7 +41,7 @@ def _busybox() -> str:
 def make_rootfs(rootfs: str) -> None:
     """A root file system in which a shell and the usual small programs run."""
     os.makedirs(f"{rootfs}/bin")
-    for name in ("dev", "etc", "proc", "sys", "tmp", "work"):
+    for name in ("dev", "etc", "proc", "sys", "tmp", "data"):
         os.mkdir(f"{rootfs}/{name}")
     shutil.copyfile(_busybox(), f"{rootfs}/bin/busybox")
     os.chmod(f"{rootfs}/bin/busybox", 0o755)

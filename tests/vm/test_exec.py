@@ -34,10 +34,10 @@ def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     bundle = f"{directory}/bundle"
     # It is the first process of its PID namespace, so it also collects the orphans of the others.
     make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp", capabilities=FILE_CAPABILITIES)
-    with open(f"{bundle}/rootfs/work/from-host", "w") as file:
+    with open(f"{bundle}/rootfs/data/from-host", "w") as file:
         file.write("hello\n")
-    os.chown(f"{bundle}/rootfs/work/from-host", 1234, 5678)  # takes a set-uid bit away, so it comes first
-    os.chmod(f"{bundle}/rootfs/work/from-host", 0o4640)
+    os.chown(f"{bundle}/rootfs/data/from-host", 1234, 5678)  # takes a set-uid bit away, so it comes first
+    os.chmod(f"{bundle}/rootfs/data/from-host", 0o4640)
     runtime.run_detached(bundle, "c1")
     yield runtime, bundle
     assert runtime("delete", "--force", "c1").code == 0
@@ -54,16 +54,16 @@ def test_the_exit_code_is_the_programs(running: tuple[Runtime, str], code: int) 
 def test_options_change_the_containers_own_process(running: tuple[Runtime, str]) -> None:
     runtime, _ = running
     script = "id -u; id -g; pwd; echo $COLOUR"
-    options = ["--user", "1000:1001", "--cwd", "/work", "--env", "COLOUR=blue"]
-    assert runtime("exec", *options, "c1", "/bin/sh", "-c", script).output.split() == ["1000", "1001", "/work", "blue"]
+    options = ["--user", "1000:1001", "--cwd", "/data", "--env", "COLOUR=blue"]
+    assert runtime("exec", *options, "c1", "/bin/sh", "-c", script).output.split() == ["1000", "1001", "/data", "blue"]
     assert runtime("exec", "c1", "/bin/pwd").output == "/tmp\n"
 
 
 def test_a_process_file_is_taken_as_it_is(running: tuple[Runtime, str], tmp_path: Path) -> None:
     runtime, _ = running
-    process = specification(["/bin/sh", "-c", "id -u; pwd"], cwd="/work", user={"uid": 7, "gid": 8})["process"]
+    process = specification(["/bin/sh", "-c", "id -u; pwd"], cwd="/data", user={"uid": 7, "gid": 8})["process"]
     (tmp_path / "process.json").write_text(json.dumps(process))
-    assert runtime("exec", "--process", str(tmp_path / "process.json"), "c1").output == "7\n/work\n"
+    assert runtime("exec", "--process", str(tmp_path / "process.json"), "c1").output == "7\n/data\n"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_process_file_is_taken_as_it_is(running: tuple[Runtime, str], tmp_path
     [
         ("/no/such/program", 127, "no such file or directory"),
         ("nowhere", 127, "executable file not found in $PATH"),
-        ("/work/from-host", 126, "permission denied"),
+        ("/data/from-host", 126, "permission denied"),
     ],
 )
 def test_a_program_that_cannot_run_says_so(running: tuple[Runtime, str], program: str, code: int, words: str) -> None:
@@ -102,15 +102,15 @@ def test_several_at_once_do_not_mix(running: tuple[Runtime, str]) -> None:
 def test_detached_with_a_pid_file_whose_pid_takes_signals(running: tuple[Runtime, str], tmp_path: Path) -> None:
     runtime, bundle = running
     pid_file = str(tmp_path / "pid")
-    script = "trap 'echo got USR1 > /work/signalled' USR1; echo > /work/trapped; sleep 0.1; while :; do sleep 0.1; done"
+    script = "trap 'echo got USR1 > /data/signalled' USR1; echo > /data/trapped; sleep 0.1; while :; do sleep 0.1; done"
     null = subprocess.DEVNULL
     exec_ = ["exec", "--detach", "--pid-file", pid_file, "c1", "/bin/sh", "-c", script]
     assert runtime.start(*exec_, stdin=null, stdout=null, stderr=null).wait() == 0
     with open(pid_file) as file:
         pid = int(file.read())
-    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/work/trapped"))
+    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/data/trapped"))
     os.kill(pid, signal.SIGUSR1)
-    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/work/signalled"))
+    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/data/signalled"))
     os.kill(pid, signal.SIGKILL)
     # Killing the proxy kills its process.
     wait_until(lambda: "signalled" not in runtime("exec", "c1", "/bin/ps", "-o", "args").output)
@@ -149,14 +149,14 @@ def test_a_megabyte_of_stdin_arrives_whole(running: tuple[Runtime, str]) -> None
 
 def test_the_files_are_the_hosts_in_both_directions(running: tuple[Runtime, str]) -> None:
     runtime, bundle = running
-    assert runtime("exec", "c1", "/bin/stat", "-c", "%u %g %a", "/work/from-host").output == "1234 5678 4640\n"
-    script = "cd /work; echo made > new; chown 42:43 new; chmod 2750 new; mkdir -p d/e; sync"
+    assert runtime("exec", "c1", "/bin/stat", "-c", "%u %g %a", "/data/from-host").output == "1234 5678 4640\n"
+    script = "cd /data; echo made > new; chown 42:43 new; chmod 2750 new; mkdir -p d/e; sync"
     assert runtime("exec", "c1", "/bin/sh", "-c", script).code == 0
-    status = os.stat(f"{bundle}/rootfs/work/new")
+    status = os.stat(f"{bundle}/rootfs/data/new")
     assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (42, 43, 0o2750)
-    with open(f"{bundle}/rootfs/work/new") as file:
+    with open(f"{bundle}/rootfs/data/new") as file:
         assert file.read() == "made\n"
-    assert os.path.isdir(f"{bundle}/rootfs/work/d/e")
+    assert os.path.isdir(f"{bundle}/rootfs/data/d/e")
 
 
 def test_a_terminal_over_a_console_socket(running: tuple[Runtime, str], tmp_path: Path) -> None:

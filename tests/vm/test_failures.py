@@ -267,11 +267,11 @@ def test_a_device_that_does_not_come(runtime: Runtime, bundle: str, append: str,
     [
         ("/bin/nothing", 127, 'exec: "/bin/nothing": executable file not found in $PATH, or no such file or directory'),
         ("/etc", 126, 'exec: "/etc": permission denied, not executable'),
-        ("/work/data", 126, 'exec: "/work/data": permission denied, not executable'),
+        ("/data/file", 126, 'exec: "/data/file": permission denied, not executable'),
     ],
 )
 def test_a_program_that_cannot_be_executed(runtime: Runtime, bundle: str, program: str, code: int, words: str) -> None:
-    with open(f"{bundle}/rootfs/work/data", "w") as file:
+    with open(f"{bundle}/rootfs/data/file", "w") as file:
         file.write("no program")
     change(bundle, "process.args", [program])
     assert fails(runtime, "run", "--bundle", bundle, "c1", code=code).startswith(words)

@@ -38,7 +38,7 @@ def test_run_gives_stdio_and_the_exit_code(runtime: Runtime, tmp_path: Path, cod
 def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     # It catches SIGTERM, since the first process of a PID namespace ignores what it does not catch.
-    make_bundle(bundle, ["/bin/sh", "-c", "trap 'exit 9' TERM; echo ready > /work/ready; while :; do sleep 1; done"])
+    make_bundle(bundle, ["/bin/sh", "-c", "trap 'exit 9' TERM; echo ready > /data/ready; while :; do sleep 1; done"])
     null = subprocess.DEVNULL
     create = ["create", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "c1"]
     assert runtime.start(*create, stdin=null, stdout=null, stderr=null).wait() == 0
@@ -50,10 +50,10 @@ def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:
     assert state["status"] == "created"
     assert (state["id"], state["bundle"], state["rootfs"]) == ("c1", bundle, f"{bundle}/rootfs")
     assert state["pid"] == int(pid_text)
-    assert not os.path.exists(f"{bundle}/rootfs/work/ready")
+    assert not os.path.exists(f"{bundle}/rootfs/data/ready")
 
     assert runtime("start", "c1").code == 0
-    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/work/ready"))
+    wait_until(lambda: os.path.exists(f"{bundle}/rootfs/data/ready"))
     assert runtime.state("c1")["status"] == "running"
 
     again = runtime("start", "c1")

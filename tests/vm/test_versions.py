@@ -34,10 +34,10 @@ def test_the_virtiofsd_in_rust_shares_the_files(runtime: Runtime, tmp_path: Path
     assert virtiofsd.is_rust(program)
     runtime.configure(f'[vm]\nvirtiofsd = "{program}"\nshare = "virtiofs"\n')
     bundle = str(tmp_path / "bundle")
-    script = "cd /work; cat in; echo out > out; chown 42:43 out; chmod 640 out"
+    script = "cd /data; cat in; echo out > out; chown 42:43 out; chmod 640 out"
     make_bundle(bundle, ["/bin/sh", "-c", script], capabilities=FILE_CAPABILITIES)
-    Path(bundle, "rootfs/work/in").write_text("in\n")
+    Path(bundle, "rootfs/data/in").write_text("in\n")
     result = runtime("run", "--bundle", bundle, "c1")
     assert (result.code, result.output) == (0, "in\n"), result
-    status = os.stat(f"{bundle}/rootfs/work/out")
+    status = os.stat(f"{bundle}/rootfs/data/out")
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (42, 43, 0o640)
