@@ -51,15 +51,27 @@ def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequ
     if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir("/var/lib/apt/lists")):
         progress("reading the package lists")
         _run([*apt, "update"])
-    uris = _run([*apt, "-o", f"Dir::Cache::archives={none}", "install", "--print-uris", *names])
-    wanted = parse_uris(uris)
+    try:
+        return _fetch(apt, names, archives, none, progress)
+    except HostError:
+        # Lists that are older than the mirror name versions which it has no longer.
+        progress("reading the package lists again")
+        _run([*apt, "update"])
+        return _fetch(apt, names, archives, none, progress)
+
+
+def _fetch(
+    apt: Sequence[str], names: Sequence[str], archives: str, none: str, progress: Progress
+) -> tuple[Package, ...]:
+    wanted = parse_uris(_run([*apt, "-o", f"Dir::Cache::archives={none}", "install", "--print-uris", *names]))
     if not wanted:
         raise HostError(f"apt finds nothing to fetch for {' '.join(names)}", hint="run `apt-get update`")
-    missing = [name for name, _, _ in wanted if not os.path.exists(f"{archives}/{name}")]
+    paths = {f"{archives}/{name}": size for name, size, _ in wanted}
+    missing = [path for path, size in paths.items() if not os.path.exists(path) or os.path.getsize(path) != size]
     if missing:
         progress(f"downloading {len(missing)} packages")
         _run([*apt, "-o", f"Dir::Cache::archives={archives}", "install", "--download-only", "--yes", *names])
-    return tuple(sorted((_package(f"{archives}/{name}") for name, _, _ in wanted), key=lambda package: package.name))
+    return tuple(sorted((_package(path) for path in paths), key=lambda package: package.name))
 
 
 def parse_uris(text: str) -> list[tuple[str, int, str]]:
