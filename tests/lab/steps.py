@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tests.lab.host import Lab
 from tests.support.runtime import HAWSE
@@ -38,7 +39,7 @@ def group_of(lab: Lab, address: str) -> int:
     return int(result.output)
 
 
-def read_json(text: str) -> dict[str, object]:
+def read_json(text: str) -> dict[str, Any]:
     """The probe's object."""
-    seen: dict[str, object] = json.loads(text)
+    seen: dict[str, Any] = json.loads(text)
     return seen

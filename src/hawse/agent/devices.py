@@ -23,15 +23,15 @@ class Node:
         self.numbers = (major, minor)
 
 
-def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[str]:
-    """Change ``linux.devices`` and ``linux.resources.devices`` in place; lines for the log.
+def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[list[str]]:
+    """Change ``linux.devices`` and ``linux.resources.devices`` in place; what to log, as [level, text].
 
     A group's node stands at the guest's number, where libraries look for it, and at the path that the spec asks for.
     Where the path asked for is another group's number in the guest, that group's node wins.
     """
     if not nodes:
         return []
-    log: list[str] = []
+    log: list[list[str]] = []
     linux = spec.setdefault("linux", {})
     linux["devices"] = _rewrite_nodes(linux.get("devices") or [], nodes, log)
     resources = linux.setdefault("resources", {})
@@ -41,7 +41,7 @@ def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[str]:
     return log
 
 
-def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: list[str]) -> list[dict[str, Any]]:
+def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: list[list[str]]) -> list[dict[str, Any]]:
     by_path = {node.path: node for node in nodes}
     own_paths = {f"/dev/vfio/{node.group}": node for node in nodes if node.group is not None}
     result: list[dict[str, Any]] = []
@@ -57,10 +57,11 @@ def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: li
             own = f"/dev/vfio/{node.group}"
             winner = own_paths.get(node.path)
             if winner is not None and winner.numbers != node.numbers:
-                log.append(f"{node.path} is another group's number in the guest: the node asked for is at {own} alone")
+                text = f"{node.path} is another group's number in the guest: the node asked for is at {own} alone"
+                log.append(["warning", text])
                 paths = [own]
             elif own != node.path:
-                log.append(f"{node.path} is group {node.group} in the guest: its node is at {own} too")
+                log.append(["debug", f"{node.path} is group {node.group} in the guest: its node is at {own} too"])
                 paths.append(own)
         for path in paths:
             if path not in placed:

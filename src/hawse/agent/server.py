@@ -113,8 +113,8 @@ class Server:
                 hint="give the virtual machine more memory: memory_mib in the section [vm] of the configuration",
             )
 
-    def create(self, *, container: str, spec: dict[str, Any], nodes: list[list[Any]]) -> list[str]:
-        """Make a container whose first process waits to be started; log lines about its devices."""
+    def create(self, *, container: str, spec: dict[str, Any], nodes: list[list[Any]]) -> list[list[str]]:
+        """Make a container whose first process waits to be started; what to log of its devices, as [level, text]."""
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)

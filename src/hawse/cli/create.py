@@ -59,6 +59,9 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         console_socket=args.console_socket,
         detach=detach,
     )
-    for note in made.notes:
-        settings.log.debug(note)
+    for level, text in made.notes:
+        if level == "warning":
+            settings.log.warning(text)
+        else:
+            settings.log.debug(text)
     return made

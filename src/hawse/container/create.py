@@ -12,7 +12,13 @@ class Created:
     """A container that waits for its start."""
 
     def __init__(
-        self, store: Store, monitor: MonitorProcess, proxy: ProxyProcess, *, notes: list[str], terminal: bool
+        self,
+        store: Store,
+        monitor: MonitorProcess,
+        proxy: ProxyProcess,
+        *,
+        notes: list[tuple[str, str]],
+        terminal: bool,
     ) -> None:
         self.store = store
         self.terminal = terminal

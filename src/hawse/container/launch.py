@@ -42,8 +42,8 @@ class MonitorProcess:
         self._log = f"{store.path}/monitor.log"
         self._connection.sendall(len(plan).to_bytes(4, "big") + plan)
 
-    def await_created(self) -> list[str]:
-        """Log lines about the devices, once the container is created.
+    def await_created(self) -> list[tuple[str, str]]:
+        """What to log of the devices, as (level, text), once the container is created.
 
         Raises what the monitor raised, after the monitor has undone everything and ended.
         """
@@ -55,7 +55,7 @@ class MonitorProcess:
         except ValueError:
             message = {}
         if "created" in message:
-            return [str(line) for line in message["created"]]
+            return [(str(level), str(text)) for level, text in message["created"]]
         self._process.wait()
         if "error" in message:
             raise from_wire(message["error"])

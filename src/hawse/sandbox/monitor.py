@@ -2,7 +2,7 @@
 
 ``python -m hawse.sandbox.monitor ROOT ID LISTENER REPORT``: the last two are inherited descriptors, of the bound
 monitor.sock and of a socket to the command line. The plan comes in over REPORT, then one JSON line goes out:
-``{"created": [log lines]}`` or ``{"error": ...}``. If the command line goes before that, everything is undone.
+``{"created": [[level, text]...]}`` or ``{"error": ...}``. If the command line goes before that, everything is undone.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ async def _until_end(machine: Machine, *events: asyncio.Event) -> bool:
     return any(not wait.cancelled() for wait in done) and not machine.failure.done()
 
 
-async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> list[str]:
+async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> list[tuple[str, str]]:
     if made.shares:
         await machine.link.call("mount_share", {"kind": made.machine.share, "tag": "hawse"}, seconds=60)
         steps.mark("share mounted")
@@ -154,7 +154,7 @@ async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox, s
     return notes
 
 
-async def _first(work: asyncio.Task[list[str]], machine: Machine) -> None:
+async def _first(work: asyncio.Task[list[tuple[str, str]]], machine: Machine) -> None:
     """Wait for the work; a machine that ends before it is the better reason, with the last words of its console."""
     await asyncio.wait((work, machine.failure), return_when=asyncio.FIRST_COMPLETED)
     if machine.failure.done() and not (work.done() and work.exception() is None):

@@ -51,7 +51,7 @@ class Sandbox:
         }
         self._write()
 
-    async def create(self, link: GuestLink, nodes: list[list[Any]]) -> list[str]:
+    async def create(self, link: GuestLink, nodes: list[list[Any]]) -> list[tuple[str, str]]:
         """Make the container in the guest, with the proxy that has announced itself as its first process."""
         self.link = link
         link.on_exit = self._exited
@@ -63,7 +63,7 @@ class Sandbox:
         lines = await self._launch(INIT, proxy, "create", call)
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
-        return [line[:500] for line in lines if isinstance(line, str)][:100] if isinstance(lines, list) else []
+        return _log_lines(lines)
 
     async def start(self) -> None:
         """runc start. Raises :class:`StateError` unless the container is created."""
@@ -210,6 +210,15 @@ class Sandbox:
 
     def _write(self) -> None:
         self._store.write(self._state)
+
+
+def _log_lines(lines: object) -> list[tuple[str, str]]:
+    """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
+    return [
+        (line[0], "".join(c for c in line[1][:500] if c.isprintable()))
+        for line in (lines[:100] if isinstance(lines, list) else ())
+        if isinstance(line, list) and len(line) == 2 and line[0] in ("warning", "debug") and isinstance(line[1], str)
+    ]
 
 
 def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
