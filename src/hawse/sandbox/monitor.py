@@ -49,63 +49,50 @@ class Report:
 def main() -> None:
     """Run until the sandbox has ended."""
     root, name = sys.argv[1:3]
-    listener, report = (socket.socket(fileno=int(fd)) for fd in sys.argv[3:5])
-    for inherited in (listener, report):
+    listener, connection = (socket.socket(fileno=int(fd)) for fd in sys.argv[3:5])
+    for inherited in (listener, connection):
         inherited.set_inheritable(False)
     store = Store(root, name)
     lock = store.lock()
-    made = plan.decode(_read_plan(report))
-    error: HawseError | None = None
+    made = plan.decode(_read_plan(connection))
+    report = Report(connection)
     try:
+        # Here, since a mount namespace can only be left for another by a process of one thread.
         share.enter_private_namespace()
         share.populate(made.shares, f"{store.path}/share/{name}")
-    except HawseError as reason:
-        error = reason
-    asyncio.run(_monitor(made, store, listener, Report(report), error))
+    except HawseError as error:
+        report.send({"error": error.to_wire()})
+    else:
+        asyncio.run(_monitor(made, store, listener, report))
     os.close(lock)
 
 
-async def _monitor(
-    made: plan.SandboxPlan, store: Store, listener: socket.socket, report: Report, error: HawseError | None
-) -> None:
+async def _monitor(made: plan.SandboxPlan, store: Store, listener: socket.socket, report: Report) -> None:
+    """Make the sandbox and keep it until its container, a signal, a deletion or its caller's death ends it."""
     sandbox = Sandbox(made, store)
-    service = Service(sandbox)
-    server = await asyncio.start_unix_server(service.connection, sock=listener)
-    ended = asyncio.Event()
+    server = await asyncio.start_unix_server(Service(sandbox).connection, sock=listener)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    creating = asyncio.create_task(_create(made, store, sandbox, report, error, ended, service))
-    orders = [
-        asyncio.create_task(order) for order in (report.caller_gone(), ended.wait(), service.delete_requested.wait())
-    ]
-    await asyncio.wait([creating, *orders], return_when=asyncio.FIRST_COMPLETED)
-    if not creating.done() and not report.sent:
-        creating.cancel()
+        asyncio.get_running_loop().add_signal_handler(number, sandbox.finished.set)
+    living = asyncio.create_task(_live(made, store, sandbox, report))
+    ends = [asyncio.create_task(end) for end in (report.caller_gone(), sandbox.finished.wait())]
+    await asyncio.wait([living, *ends], return_when=asyncio.FIRST_COMPLETED)
+    if not report.sent:
+        living.cancel()
     with suppress(asyncio.CancelledError):
-        await creating
-    for order in orders:
-        order.cancel()
+        await living
+    for end in ends:
+        end.cancel()
     if not report.sent:
         report.send({"error": StateError(f"container {made.id} was deleted while it was created").to_wire()})
     sandbox.end()
     server.close()
 
 
-async def _create(
-    made: plan.SandboxPlan,
-    store: Store,
-    sandbox: Sandbox,
-    report: Report,
-    error: HawseError | None,
-    ended: asyncio.Event,
-    service: Service,
-) -> None:
+async def _live(made: plan.SandboxPlan, store: Store, sandbox: Sandbox, report: Report) -> None:
     """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
     steps = Steps(f"{store.path}/steps.json", made.steps)
     steps.mark("monitor ready")
     try:
-        if error is not None:
-            raise error
         async with AsyncExitStack() as undo:
             machine = await boot(made.machine, store.path, undo, steps)
             work = asyncio.create_task(_furnish(made, machine, sandbox, steps))
@@ -115,32 +102,17 @@ async def _create(
                 work.cancel()
             steps.save()
             report.send({"created": work.result()})
-            if await _until_end(machine, sandbox.finished, ended, service.delete_requested):
-                steps.mark("container ended")
+            machine.failure.add_done_callback(lambda _: sandbox.finished.set())
+            await sandbox.finished.wait()
+            steps.mark("container ended")
+            if machine.failure.done():
+                sandbox.lose(_explained(machine))
+            else:
                 await devices.release(made.plugs, machine.qmp)
                 steps.mark("devices released")
-            else:
-                reason = machine.failure.result()
-                reason.evidence = reason.evidence or machine.console.tail()
-                sandbox.lose(reason)
             steps.save()
-    except HawseError as reason:
-        report.send({"error": reason.to_wire()})
-
-
-async def _until_end(machine: Machine, *events: asyncio.Event) -> bool:
-    """Wait until one of the events asks for the end; False when the machine ended first."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-
-    def wake(_: object) -> None:
-        for wait in waits:
-            wait.cancel()
-
-    machine.failure.add_done_callback(wake)
-    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in pending:
-        wait.cancel()
-    return any(not wait.cancelled() for wait in done) and not machine.failure.done()
+    except HawseError as error:
+        report.send({"error": error.to_wire()})
 
 
 async def _furnish(made: plan.SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> list[tuple[str, str]]:
@@ -158,10 +130,15 @@ async def _first(work: asyncio.Task[list[tuple[str, str]]], machine: Machine) ->
     """Wait for the work; a machine that ends before it is the better reason, with the last words of its console."""
     await asyncio.wait((work, machine.failure), return_when=asyncio.FIRST_COMPLETED)
     if machine.failure.done() and not (work.done() and work.exception() is None):
-        reason = machine.failure.result()
-        reason.evidence = reason.evidence or machine.console.tail()
-        raise reason
+        raise _explained(machine)
     await work
+
+
+def _explained(machine: Machine) -> HawseError:
+    """Why the machine ended, with the last words of its console where nothing else is shown."""
+    reason = machine.failure.result()
+    reason.evidence = reason.evidence or machine.console.tail()
+    return reason
 
 
 def _read_plan(report: socket.socket) -> bytes:

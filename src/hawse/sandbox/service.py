@@ -23,7 +23,6 @@ class Service:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self.delete_requested = asyncio.Event()
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -55,7 +54,7 @@ class Service:
         writer.write(frame)
         if method == "delete":
             # Its caller waits for the end of this connection, which is the end of the monitor.
-            self.delete_requested.set()
+            self._sandbox.finished.set()
             return
         writer.close()
 

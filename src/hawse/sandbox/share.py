@@ -31,14 +31,14 @@ def enter_private_namespace() -> None:
 
 def populate(shares: Sequence[Share], directory: str) -> None:
     """Bind every share below ``directory``. Raises :class:`ConfigError` naming a source that cannot be bound."""
-    os.makedirs(directory, mode=0o755, exist_ok=True)
     for share in shares:
         target = f"{directory}/{share.name}"
-        if share.is_dir:
-            os.mkdir(target)
-        else:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         try:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            if share.is_dir:
+                os.mkdir(target)
+            else:
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             _mount(share.source, target, _MS_BIND | _MS_REC)
             if share.readonly:
                 _mount("none", target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
