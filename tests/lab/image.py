@@ -30,7 +30,6 @@ mkdir /over/upper /over/scratch
 mount -t overlay -o lowerdir=/host,upperdir=/over/upper,workdir=/over/scratch overlay /new
 for directory in proc sys dev; do mount --move /$directory /new/$directory; done
 mount -t tmpfs tmpfs /new/run
-mount -t tmpfs tmpfs /new/tmp
 exec switch_root /new {python} {inside} "$@"
 """
 

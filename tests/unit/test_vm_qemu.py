@@ -86,6 +86,11 @@ def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:
     cache.write(path, ["key", 1], {"a": (1, 2)})
     assert cache.read(path, ["key", 1]) == {"a": [1, 2]}
     assert cache.read(path, ["key", 2]) is None
+    cache.write(path, ["key", 2], "other")
+    assert cache.read(path, ["key", 1]) == {"a": [1, 2]}
+    for number in range(20):
+        cache.write(path, ["key", number + 3], number)
+    assert cache.read(path, ["key", 2]) is None, "only the last few are kept"
     (tmp_path / "sub" / "answers.json").write_text("{garbled")
     assert cache.read(path, ["key", 1]) is None
 

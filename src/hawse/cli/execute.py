@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from hawse.container.console import raw_mode
 from hawse.container.execute import execute
 from hawse.container.process import attend, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
@@ -53,12 +54,13 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
     process = load_process(args.process)[0] if args.process else _from_options(args, store.read()["bundle"])
     if args.tty:
         process["terminal"] = True
-    proxy = execute(store, process, console_socket=args.console_socket, detach=args.detach)
-    write_pid_file(args.pid_file, proxy.pid)
-    if args.detach:
-        proxy.let_go()
-        return 0
-    return attend(proxy, terminal=bool(process.get("terminal")))
+    with raw_mode(0, wanted=bool(process.get("terminal")) and not args.detach):
+        proxy = execute(store, process, console_socket=args.console_socket, detach=args.detach)
+        write_pid_file(args.pid_file, proxy.pid)
+        if args.detach:
+            proxy.let_go()
+            return 0
+        return attend(proxy)
 
 
 def _from_options(args: argparse.Namespace, bundle: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hawse.cli import create
 from hawse.container.client import call
+from hawse.container.console import raw_mode
 from hawse.container.delete import delete
 from hawse.container.process import attend, write_pid_file
 from hawse.container.proxy import LOST
@@ -32,12 +33,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     made = create.make(args, settings, detach=args.detach)
     try:
         write_pid_file(args.pid_file, made.proxy.pid)
-        call(made.store, "start", {})
-        if args.detach:
-            made.let_go()
-            made.proxy.let_go()
-            return 0
-        code = attend(made.proxy, terminal=made.terminal)
+        with raw_mode(0, wanted=made.terminal and not args.detach):
+            call(made.store, "start", {})
+            if args.detach:
+                made.let_go()
+                made.proxy.let_go()
+                return 0
+            code = attend(made.proxy)
         if code == LOST and "failure" in (state := made.store.read()):
             raise from_wire(state["failure"])
     except BaseException:

@@ -37,9 +37,12 @@ def send_master(console_socket: str) -> int:
 
 
 @contextmanager
-def raw_mode(fd: int) -> Iterator[None]:
-    """The terminal ``fd`` in raw mode for the length of the context, then as it was; nothing for what is none."""
-    if not os.isatty(fd):
+def raw_mode(fd: int, *, wanted: bool) -> Iterator[None]:
+    """The terminal ``fd`` in raw mode for the length of the context, then as it was; nothing for what is none.
+
+    To be entered before the process behind it runs: what it writes first would be changed by the line discipline.
+    """
+    if not wanted or not os.isatty(fd):
         yield
         return
     before = termios.tcgetattr(fd)

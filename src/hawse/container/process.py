@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType
 
-from hawse.container.console import raw_mode, send_master
+from hawse.container.console import send_master
 from hawse.container.launch import FORWARDED, ProxyProcess
 from hawse.errors import HostError, UsageError
 from hawse.sandbox.state import Store
@@ -33,7 +33,7 @@ def start_proxy(store: Store, key: str, *, terminal: bool, console_socket: str |
         os.close(slave)
 
 
-def attend(proxy: ProxyProcess, *, terminal: bool) -> int:
+def attend(proxy: ProxyProcess) -> int:
     """Stay in the foreground until the process has ended, passing signals on; its exit code."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -41,10 +41,7 @@ def attend(proxy: ProxyProcess, *, terminal: bool) -> int:
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        if not terminal:
-            return proxy.wait()
-        with raw_mode(0):
-            return proxy.wait()
+        return proxy.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

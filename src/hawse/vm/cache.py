@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any
 
+_KEPT = 8
+
 
 def file_key(path: str) -> list[object]:
     """What identifies a file's content without reading it: path, size in bytes, time of change in ns."""
@@ -15,24 +17,32 @@ def file_key(path: str) -> list[object]:
 
 def read(path: str, key: object) -> Any:
     """The value kept under ``key``; None when there is none, or the file is unreadable or garbled: then ask again."""
-    try:
-        with open(path, "rb") as file:
-            kept = json.loads(file.read(1024 * 1024))
-    except (OSError, ValueError):
-        return None
-    # The key went through JSON once, so compare it in that form.
-    if not isinstance(kept, dict) or kept.get("key") != json.loads(json.dumps(key)):
-        return None
-    return kept.get("value")
+    return next((value for kept, value in _entries(path) if kept == _as_json(key)), None)
 
 
 def write(path: str, key: object, value: object) -> None:
-    """Keep a value, whole or not at all; a cache that cannot be written is only slow."""
+    """Keep a value, and the last few of other keys, whole or not at all; a cache that cannot be written is only slow."""
+    others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
     temporary = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         with open(temporary, "w") as file:
-            json.dump({"key": key, "value": value}, file)
+            json.dump([[key, value], *others[: _KEPT - 1]], file)
         os.rename(temporary, path)
     except OSError:
         return
+
+
+def _entries(path: str) -> list[Any]:
+    try:
+        with open(path, "rb") as file:
+            entries = json.loads(file.read(1024 * 1024))
+    except (OSError, ValueError):
+        return []
+    well_formed = isinstance(entries, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in entries)
+    return entries if well_formed else []
+
+
+def _as_json(key: object) -> object:
+    """A key as it comes back from the file."""
+    return json.loads(json.dumps(key))
