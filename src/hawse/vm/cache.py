@@ -21,7 +21,7 @@ def read(path: str, key: object) -> Any:
 
 
 def write(path: str, key: object, value: object) -> None:
-    """Keep a value, and the last few of other keys, whole or not at all; a cache that cannot be written is only slow."""
+    """Keep a value beside the last few of other keys, whole or not at all; what cannot be written is only slow."""
     others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
     temporary = f"{path}.{os.getpid()}"
     try:
