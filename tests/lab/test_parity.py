@@ -23,7 +23,7 @@ DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"header_type", "capabilities", "regions
 
 
 def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None:
-    bundle = make_bundle(lab, "pair", PAIR[0])
+    bundle = make_bundle(lab, "whole-pair", PAIR[0])
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "pair-runc"])
     assert under_runc.code == 0, under_runc
     under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=900)
