@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bundles import make_bundle
+from tests.support.bundles import UNLIMITED, make_bundle, write
 from tests.support.runtime import Runtime, wait_until
 
 pytestmark = pytest.mark.vm
@@ -33,6 +33,31 @@ def test_run_gives_stdio_and_the_exit_code(runtime: Runtime, tmp_path: Path, cod
     assert result.code == code, result.errors
     assert result.output == "from the engine\n"
     assert result.errors == "err\n"
+
+
+def test_mounts_and_limits_are_the_specs(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    script = "cat /file; echo new > /dir/new; echo no > /readonly/no; ls /readonly; grep Huge /proc/meminfo; ulimit -l"
+    spec = make_bundle(bundle, ["/bin/sh", "-c", script], rlimits=[UNLIMITED])
+    for name in ("dir", "readonly"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("a file of its own\n")
+    (tmp_path / "readonly" / "kept").write_text("")
+    spec["mounts"] += [
+        {"destination": "/file", "type": "bind", "source": f"{tmp_path}/file", "options": ["bind"]},
+        {"destination": "/dir", "type": "bind", "source": f"{tmp_path}/dir", "options": ["rbind", "rw"]},
+        {"destination": "/readonly", "type": "bind", "source": f"{tmp_path}/readonly", "options": ["rbind", "ro"]},
+    ]
+    spec["linux"]["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 64 << 20}]
+    write(bundle, spec)
+    result = runtime("run", "--bundle", bundle, "c1")
+    assert result.code == 0, result
+    lines = result.output.splitlines()
+    assert lines[:2] == ["a file of its own", "kept"]
+    assert "HugePages_Total:      32" in lines
+    assert lines[-1] == "unlimited"
+    assert (tmp_path / "dir" / "new").read_text() == "new\n"
+    assert os.listdir(tmp_path / "readonly") == ["kept"]
 
 
 def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:

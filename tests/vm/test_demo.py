@@ -1,0 +1,31 @@
+"""The demo is the main job: Debian's dpdk-testpmd, as uid 1000 without a capability, forwards packets through VFIO."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.host import difference, snapshot
+from tests.support.runtime import HAWSE, wait_until
+
+pytestmark = pytest.mark.vm
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def test_packets_arrive() -> None:
+    before = snapshot()
+    done = subprocess.run(
+        [sys.executable, "demo/run", HAWSE, sys.executable], cwd=TOP, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = re.search(r"== (\d+) packets arrived", done.stdout)
+    assert found
+    assert int(found[1]) > 0
+    assert "as 1000:1000" in done.stdout
+    assert re.search(r"CapEff:\s+0{16}\n", done.stdout)
+    wait_until(lambda: not difference(before, snapshot()))
