@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -40,6 +41,7 @@ def _serve_guest() -> None:
     reaper.start()
     modules = Modules(reaper)
     modules.begin(boot.SHARE_MODULES["virtiofs"])
+    gc.enable()
     Server(port, reaper=reaper, uevents=uevents, load=modules.load).serve()
 
 

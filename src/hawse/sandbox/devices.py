@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, VmError
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.plan import NodeRequest, PlugStep
-from hawse.vm.qmp import Qmp
+
+if TYPE_CHECKING:
+    from hawse.vm.qmp import Qmp
 
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0

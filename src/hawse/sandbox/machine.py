@@ -6,6 +6,7 @@ import asyncio
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.sandbox import plan, sockets
@@ -14,7 +15,9 @@ from hawse.sandbox.evidence import BoundedLog, collect
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.steps import Steps
 from hawse.vm.arguments import VmShape, render
-from hawse.vm.qmp import Qmp
+
+if TYPE_CHECKING:
+    from hawse.vm.qmp import Qmp
 
 _QMP_SECONDS = 60.0
 _DEATH_SECONDS = 1.0
@@ -60,6 +63,9 @@ async def boot(machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, 
     steps.mark("QEMU started")
     for _, theirs in pairs.values():
         theirs.close()
+
+    # Here, since the library takes a sixteenth of a second to load: QEMU starts meanwhile.
+    from hawse.vm.qmp import Qmp
 
     qmp_log = BoundedLog(f"{directory}/qmp.log")
     undo.callback(qmp_log.close)
