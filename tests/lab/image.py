@@ -47,11 +47,10 @@ def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str,
         packages.unpack((), tree)
         for name in ("dev", "proc", "sys", "usr/sbin"):
             os.makedirs(f"{tree}/{name}", exist_ok=True)
-        add_programs(full, tree, ["usr/bin/kmod", "usr/bin/busybox"], {"usr/sbin/modprobe": "../bin/kmod"})
-        os.symlink("../bin/kmod", f"{tree}/usr/sbin/depmod")
+        add_programs(full, tree, ["usr/bin/busybox"], {"usr/sbin/modprobe": "../bin/busybox"})
         for name in ("sh", "mount", "mkdir", "switch_root"):
             os.symlink("busybox", f"{tree}/usr/bin/{name}")
-        add_kernel_modules(tree, modules, os.path.basename(modules), _MODULES)
+        add_kernel_modules(full, tree, modules, os.path.basename(modules), _MODULES)
         with open(f"{tree}/init", "w") as init:
             init.write(_INIT.format(modules=" ".join(_MODULES), python=python, inside=inside))
         os.chmod(f"{tree}/init", 0o755)

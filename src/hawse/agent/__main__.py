@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 
-from hawse.agent import boot, syscalls
+from hawse.agent import boot, syscalls, trace
 
 
 def main() -> None:
@@ -24,23 +25,30 @@ def main() -> None:
 
 
 def _serve_guest() -> None:
-    boot.prepare_root()
+    trace.add("kernel booted, Python started", 0, time.monotonic_ns())
+    with trace.span("file systems mounted"):
+        boot.prepare_root()
     boot.stop_autoprobe()
     # The link's modules load while Python reads the rest of the agent, which takes as long.
-    loading = boot.load_modules(boot.LINK_MODULES)
-    from hawse.agent.modules import Modules
-    from hawse.agent.reaper import Reaper
-    from hawse.agent.server import Server
-    from hawse.agent.uevents import Uevents
-    from hawse.link.blocking import Port
+    with trace.span("agent loaded"):
+        from hawse.agent.modules import Modules
+
+        modules = Modules()
+        linked = modules.begin(boot.LINK_MODULES)
+        from hawse.agent.reaper import Reaper
+        from hawse.agent.server import Server
+        from hawse.agent.uevents import Uevents
+        from hawse.link.blocking import Port
 
     uevents = Uevents()
     uevents.start()
-    port = Port(boot.open_link(loading))
+    with trace.span("link opened"):
+        linked.wait()
+        port = Port(boot.open_link())
     reaper = Reaper()
     reaper.start()
-    modules = Modules(reaper)
     modules.begin(boot.SHARE_MODULES["virtiofs"])
+    modules.begin(boot.VFIO_MODULES)
     gc.enable()
     Server(port, reaper=reaper, uevents=uevents, load=modules.load).serve()
 

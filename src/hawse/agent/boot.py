@@ -11,7 +11,6 @@ from hawse.errors import VmError
 
 PORT_NAME = "hawse.link"
 _VIRTIO = "0x1af4"
-_ENVIRONMENT = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin"}
 LINK_MODULES = ("virtio_pci", "virtio_console")
 #: Loaded while the agent goes on; waited for before they are needed.
 SHARE_MODULES = {"virtiofs": ("virtiofs",), "9p": ("9p", "9pnet_virtio")}
@@ -46,14 +45,8 @@ def stop_autoprobe() -> None:
     write("/sys/bus/pci/drivers_autoprobe", "0")
 
 
-def load_modules(names: tuple[str, ...]) -> int:
-    """Start loading modules with their dependencies; the pid of the modprobe that does it."""
-    return os.posix_spawn("/sbin/modprobe", ["modprobe", "-a", "-q", *names], _ENVIRONMENT)
-
-
-def open_link(loading: int) -> int:
-    """A descriptor of the virtio-serial port to the host; ``loading`` is the modprobe of LINK_MODULES."""
-    os.waitpid(loading, 0)
+def open_link() -> int:
+    """A descriptor of the virtio-serial port to the host; LINK_MODULES are loaded."""
     probe_virtio()
     # The port is announced by a control message of the device, some milliseconds after its driver's probe; devtmpfs
     # makes the node in the same moment as sysfs the directory.

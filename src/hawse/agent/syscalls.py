@@ -6,11 +6,17 @@ Memory safety: every pointer handed to the kernel is a NUL-terminated ``bytes`` 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import struct
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 2, 4, 8, 4096, 8192
 
+# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
+_FINIT_MODULE = {"x86_64": 313, "aarch64": 273}.get(os.uname().machine, -1)
+_MODULE_INIT_COMPRESSED_FILE = 4  # include/uapi/linux/module.h
 _PR_SET_CHILD_SUBREAPER = 36
+_RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207  # include/uapi/linux/random.h
 _RB_POWER_OFF = 0x4321FEDC
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -23,10 +29,33 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
         _fail(target)
 
 
+def load_module(path: str) -> None:
+    """finit_module(2): load a kernel module from its file; raises OSError, EEXIST when it is there already."""
+    flags = 0 if path.endswith(".ko") else _MODULE_INIT_COMPRESSED_FILE
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syscall(ctypes.c_long(_FINIT_MODULE), ctypes.c_int(fd), b"", ctypes.c_int(flags)):
+            _fail(path)
+    finally:
+        os.close(fd)
+
+
 def become_subreaper() -> None:
     """Orphans of this process's descendants become its children, as they do of PID 1."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         _fail("prctl")
+
+
+def reseed(entropy: bytes) -> None:
+    """Add to the kernel's random number generator and have it used by every CPU from now on (random(4)).
+
+    The first ioctl credits the entropy and mixes it in; the second makes the next read of any CPU draw a new key from
+    the pool (drivers/char/random.c, crng_reseed()).
+    """
+    request = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
+    with open("/dev/random", "r+b", buffering=0) as device:
+        fcntl.ioctl(device, _RNDADDENTROPY, request)
+        fcntl.ioctl(device, _RNDRESEEDCRNG)
 
 
 def power_off() -> None:

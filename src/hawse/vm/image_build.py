@@ -104,7 +104,7 @@ def _build(
     add_programs(full, tree, recipe["programs"], recipe["links"])
     add_python(full, tree, guest_sources(), recipe["python_modules"])
     progress("choosing kernel modules")
-    add_kernel_modules(tree, modules, release, recipe["modules"])
+    add_kernel_modules(full, tree, modules, release, recipe["modules"])
     shutil.copyfile(f"{recipe_directory()}/init", f"{tree}/init")
     os.chmod(f"{tree}/init", 0o755)
     progress("writing the kernel and the initial ramfs")

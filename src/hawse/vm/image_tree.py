@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import re
 import shutil
@@ -66,28 +68,30 @@ def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: 
     chroot(tree, _PYTHON, "-IS", "-c", _LIST_MODULES, *names, *extra)
 
 
-def add_kernel_modules(tree: str, modules: str, release: str, names: Sequence[str]) -> None:
-    """The named modules of the directory ``modules`` with their dependencies, and depmod's tables for them."""
-    target = f"{tree}/usr/lib/modules/{release}"
-    os.makedirs(target)
+def add_kernel_modules(full: str, tree: str, modules: str, release: str, names: Sequence[str]) -> None:
+    """The named modules of the directory ``modules`` with their dependencies, and a modules.dep of them.
+
+    depmod runs in ``full``, which has kmod; the image has no need of it. Raises :class:`ImageError` for a name that is
+    missing.
+    """
+    work, target = f"{full}/usr/lib/modules/{release}", f"{tree}/usr/lib/modules/{release}"
+    os.makedirs(work)
     for table in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         if os.path.exists(f"{modules}/{table}"):
-            shutil.copyfile(f"{modules}/{table}", f"{target}/{table}")
-    shutil.copytree(f"{modules}/kernel", f"{target}/kernel")
-    chroot(tree, "/usr/sbin/depmod", release)
-    for unwanted in _unneeded(target, names):
-        os.unlink(f"{target}/{unwanted}")
-    for directory, _, _ in os.walk(f"{target}/kernel", topdown=False):
-        if not os.listdir(directory):
-            os.rmdir(directory)
-    chroot(tree, "/usr/sbin/depmod", release)
-    for table in ("modules.order", "modules.devname", "modules.builtin.modinfo"):
-        if os.path.exists(f"{target}/{table}"):
-            os.unlink(f"{target}/{table}")
+            shutil.copyfile(f"{modules}/{table}", f"{work}/{table}")
+    shutil.copytree(f"{modules}/kernel", f"{work}/kernel")
+    chroot(full, "/usr/sbin/depmod", release)
+    kept: dict[str, str] = {}
+    needs = _needed(work, names)
+    for path in sorted({*needs, *(other for others in needs.values() for other in others)}):
+        kept[path] = _add_module(f"{work}/{path}", target, path)
+    with open(f"{target}/modules.dep", "w") as file:
+        for path in sorted(kept):
+            file.write(f"{kept[path]}: {' '.join(kept[other] for other in needs.get(path, []))}\n")
 
 
-def _unneeded(directory: str, names: Sequence[str]) -> list[str]:
-    """The module files that are neither named nor needed. Raises :class:`ImageError` for a name that is missing."""
+def _needed(directory: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """The files of the named modules and of all that they depend on, each with its dependencies."""
     needs: dict[str, list[str]] = {}
     with open(f"{directory}/modules.dep") as file:
         for line in file:
@@ -105,7 +109,21 @@ def _unneeded(directory: str, names: Sequence[str]) -> list[str]:
                 f"guest image: the kernel in {directory} has no module {name}",
                 hint="build it as a module or into the kernel",
             )
-    return sorted(set(needs) - keep)
+    return {path: needs[path] for path in keep}
+
+
+def _add_module(source: str, target: str, path: str) -> str:
+    """Copy one module, uncompressed where Python can; its path below ``target``."""
+    name, suffix = os.path.splitext(path)
+    unpack = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(suffix)
+    with open(source, "rb") as packed:
+        content = packed.read()
+    if unpack is not None:
+        path, content = name, unpack(content)
+    os.makedirs(os.path.dirname(f"{target}/{path}"), exist_ok=True)
+    with open(f"{target}/{path}", "wb") as file:
+        file.write(content)
+    return path
 
 
 def module_name(path: str) -> str:
