@@ -9,14 +9,16 @@ import sys
 def main() -> None:
     options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
     verb, *_, name = [word for word in sys.argv[1:] if not word.startswith("--")]
-    gate = f"{options['root']}-{name}"
+    gate = f"{options['root']}/{name}/exec.fifo"
     if verb == "start":
         with open(gate, "w") as file:
             file.write("go")
         return
     if verb == "create":
+        os.makedirs(os.path.dirname(gate))
         os.mkfifo(gate)
-        with open(f"{options['bundle']}/config.json") as file:
+        waiting = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
+        with open(options.get("config", f"{options['bundle']}/config.json")) as file:
             process = json.load(file)["process"]
     else:
         with open(options["process"]) as file:
@@ -32,6 +34,7 @@ def main() -> None:
             file.write(str(child))
         return
     if verb == "create":
+        os.set_blocking(waiting, True)
         with open(gate) as file:
             file.read()
     os.execv(program, process["args"])

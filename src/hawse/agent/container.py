@@ -8,9 +8,11 @@ import socket
 import threading
 import time
 
+from hawse.agent import trace
 from hawse.agent.crun import Crun
+from hawse.agent.prepared import Prepared, owner
 from hawse.agent.reaper import Reaper
-from hawse.agent.stdio import Stdio
+from hawse.agent.stdio import Pipes, Stdio
 from hawse.errors import StateError, VmError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
@@ -49,8 +51,12 @@ class Process:
 class Container:
     """One container; ``directory`` holds its bundle and crun's files."""
 
-    def __init__(self, name: str, *, directory: str, reaper: Reaper, crun: Crun) -> None:
+    def __init__(
+        self, name: str, *, directory: str, reaper: Reaper, crun: Crun, prepared: Prepared | None = None
+    ) -> None:
         self.name = name
+        self._crun_name = name
+        self._prepared = prepared
         self.started = False
         self._directory = directory
         self._reaper = reaper
@@ -59,8 +65,11 @@ class Container:
 
     def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`."""
+        process = spec["process"]
+        if self._prepared is not None:
+            return self._use(self._prepared, spec, stdio)
         _write_json(f"{self._directory}/config.json", spec)
-        return self._launch(INIT, spec["process"], stdio, "create", f"--bundle={self._directory}")
+        return self._launch(INIT, process, stdio, "create", f"--bundle={self._directory}")
 
     def start(self) -> None:
         """Let the first process execute its program."""
@@ -69,7 +78,8 @@ class Container:
         process = self.processes[INIT]
         if not process.pid:
             raise StateError(f"cannot start container {self.name}: it has ended")
-        self._crun.run("start", self.name)
+        with trace.span("started"):
+            self._crun.start(self._crun_name)
         self.started = True
 
     def execute(self, number: int, process: dict[str, Any], stdio: Stdio) -> Process:
@@ -98,6 +108,20 @@ class Container:
                     except ProcessLookupError:
                         continue
 
+    def _use(self, prepared: Prepared, spec: dict[str, Any], stdio: Stdio) -> Process:
+        launched = Process(INIT, stdio)
+        self._crun_name = prepared.name
+        try:
+            with trace.span("prepared crun create"):
+                launched.pid = prepared.create(spec)
+            stdio.attach_pipes(prepared.pipes)
+        except BaseException:
+            prepared.pipes.close()
+            stdio.abandon()
+            raise
+        self.processes[INIT] = launched
+        return launched
+
     def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:
         pid_file = f"{self._directory}/pid-{number}"
         arguments = [verb, f"--pid-file={pid_file}", *options]
@@ -107,22 +131,24 @@ class Container:
             if process.get("terminal"):
                 with ConsoleSocket(f"{self._directory}/console-{number}") as console:
                     arguments.append(f"--console-socket={console.path}")
-                    self._crun.run(*arguments, self.name, command=command, log=f"log-{number}")
+                    with trace.span(f"crun {verb}"):
+                        self._crun.run(*arguments, self._crun_name, command=command, log=f"log-{number}")
                     stdio.attach_terminal(console.receive())
                 size = process.get("consoleSize")
                 if size:
                     stdio.resize(size["height"], size["width"])
             else:
-                user = process.get("user", {})
-                pipes = stdio.make_pipes(uid=user.get("uid", 0), gid=user.get("gid", 0))
+                pipes = Pipes()
                 try:
-                    self._crun.run(
-                        *arguments, self.name, descriptors=pipes, command=command, log=f"log-{number}"
-                    )  # fmt: skip
+                    pipes.give_to(**owner(process))
+                    with trace.span(f"crun {verb}"):
+                        self._crun.run(
+                            *arguments, self._crun_name, descriptors=pipes.theirs, command=command, log=f"log-{number}"
+                        )  # fmt: skip
+                    pipes.handed_on()
+                    stdio.attach_pipes(pipes)
                 finally:
-                    for fd in pipes.values():
-                        os.close(fd)
-                stdio.attach_pipes()
+                    pipes.close()
         except BaseException:
             stdio.abandon()
             raise

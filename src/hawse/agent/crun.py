@@ -21,6 +21,7 @@ class Crun:
     def __init__(self, reaper: Reaper, *, directory: str, program: str = CRUN, root: str = ROOT) -> None:
         self._reaper = reaper
         self._directory = directory
+        self.root = root
         self._globals = [program, f"--root={root}", "--cgroup-manager=cgroupfs", "--log-format=json"]
 
     def run(
@@ -31,17 +32,46 @@ class Crun:
         Raises :class:`CommandError` when ``command``, the program to execute inside, is what failed, else
         :class:`VmError` with crun's own words.
         """
-        path = f"{self._directory}/{log}"
+        pid = self.begin(*arguments, descriptors=descriptors, log=log)
+        self.finish(pid, verb=arguments[0], command=command, log=log)
+
+    def begin(self, *arguments: str, descriptors: dict[int, int] | None = None, log: str = "log") -> int:
+        """Start a command; its pid."""
         with open("/dev/null", "r+b") as null:
             fds = {0: null.fileno(), 1: null.fileno(), 2: null.fileno()} | (descriptors or {})
-            pid = self._reaper.spawn(
-                [*self._globals, f"--log=file:{path}", *arguments], environment=_ENVIRONMENT, descriptors=fds
+            return self._reaper.spawn(
+                [*self._globals, f"--log=file:{self._directory}/{log}", *arguments],
+                environment=_ENVIRONMENT,
+                descriptors=fds,
             )
-            code = self._reaper.wait(pid)
+
+    def finish(self, pid: int, *, verb: str, command: str = "", log: str = "log") -> None:
+        """Wait for a command that was begun; raises as :meth:`run` does."""
+        path = f"{self._directory}/{log}"
+        code = self._reaper.wait(pid)
         if code:
-            raise explain(read_log(path) or f"exit code {code}", verb=arguments[0], command=command)
+            raise explain(read_log(path) or f"exit code {code}", verb=verb, command=command)
         if os.path.exists(path):
             os.unlink(path)
+
+    def start(self, name: str) -> None:
+        """What `crun start` does of a container without hooks, without the tenth of a second that it takes to load.
+
+        The first process waits in a read of ``exec.fifo`` in the container's directory: it is to be unlinked and one
+        byte written (crun src/libcrun/status.c, libcrun_status_write_exec_fifo()). Where it is not as expected, crun
+        itself is asked.
+        """
+        fifo = f"{self.root}/{name}/exec.fifo"
+        try:
+            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            self.run("start", name)
+            return
+        try:
+            os.unlink(fifo)
+            os.write(fd, b"\0")
+        finally:
+            os.close(fd)
 
 
 def read_log(path: str) -> str:

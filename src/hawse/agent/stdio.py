@@ -20,6 +20,39 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 STREAMS = 4
 
 
+class Pipes:
+    """Pipes for a child's fds 0 to 2. ``theirs``: {fd: our fd of its end}, until :meth:`handed_on`."""
+
+    def __init__(self) -> None:
+        stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
+        stdout_read, stdout_write = os.pipe2(os.O_CLOEXEC)
+        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
+        self._ours = [stdin_write, stdout_read, stderr_read]
+        self.theirs = {0: stdin_read, 1: stdout_write, 2: stderr_write}
+
+    def give_to(self, *, uid: int, gid: int) -> None:
+        """Set who owns them: /dev/stdout can only be opened again by who owns the pipe, whichever its end."""
+        for fd in self._ours:
+            os.fchown(fd, uid, gid)
+
+    def handed_on(self) -> None:
+        """The child has its ends."""
+        for fd in self.theirs.values():
+            os.close(fd)
+        self.theirs = {}
+
+    def release(self) -> list[int]:
+        """Our ends of the three, now the caller's."""
+        ours, self._ours = self._ours, []
+        return ours
+
+    def close(self) -> None:
+        """Close what was neither handed on nor released."""
+        self.handed_on()
+        for fd in self.release():
+            os.close(fd)
+
+
 class Stdio:
     """The streams of one process. ``attach_*`` starts the threads that copy."""
 
@@ -32,25 +65,10 @@ class Stdio:
         # Closed when the process has ended: what is in the pipes then is still sent, what comes later is not.
         self._ended_read, self._ended_write = os.pipe2(os.O_CLOEXEC)
         self._terminal = -1
-        self._pipes: list[int] = []
 
-    def make_pipes(self, *, uid: int, gid: int) -> dict[int, int]:
-        """Pipes for the child's fds 0 to 2, owned by the user that it will run as; {fd: our fd, to be closed}.
-
-        The owner matters: /dev/stdout can only be opened again by who owns the pipe.
-        """
-        stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
-        stdout_read, stdout_write = os.pipe2(os.O_CLOEXEC)
-        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
-        for fd in (stdin_read, stdout_write, stderr_write):
-            os.fchown(fd, uid, gid)
-        self._pipes = [stdin_write, stdout_read, stderr_read]
-        return {0: stdin_read, 1: stdout_write, 2: stderr_write}
-
-    def attach_pipes(self) -> None:
+    def attach_pipes(self, pipes: Pipes) -> None:
         """Serve the pipes. Not before crun has succeeded: its complaints come out of them as well as into its log."""
-        stdin, stdout, stderr = self._pipes
-        self._pipes = []
+        stdin, stdout, stderr = pipes.release()
         self._start(self._feed, stdin, True)
         self._copies.append(self._start(self._drain, stdout, self._stdout))
         self._copies.append(self._start(self._drain, stderr, self._stderr))
@@ -79,7 +97,7 @@ class Stdio:
 
     def abandon(self) -> None:
         """The process never came to be."""
-        for fd in [*self._pipes, self._ended_read, self._ended_write]:
+        for fd in (self._ended_read, self._ended_write):
             os.close(fd)
         for output in self.outputs.values():
             output.abandon()
