@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
-from typing import NoReturn
 
 from hawse.cli.log import Log
+from hawse.cli.options import split
 from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
 
@@ -28,38 +27,52 @@ VERBS = {
     "spec": "spec",
     "features": "features",
     "image": "image",
+    "template": "template",
+    "timeline": "timeline",
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints as UsageError, so that they reach the log file too."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise UsageError(message, hint=f"see `{self.prog} --help`")
+#: Verbs that engines call all the time: they load neither argparse nor a library.
+HOT = {"state", "start", "kill", "delete"}
+_OPTIONS = {
+    "root": "directory of the containers' state (default /run/hawse)",
+    "log": "append errors and warnings to this file",
+    "log-format": "text or json",
+    "config": "configuration (default /etc/hawse/config.toml)",
+    "rootless": "accepted for runc's sake",
+}
+_FLAGS = {
+    "debug": "more in the log, tracebacks for bugs",
+    "systemd-cgroup": "accepted: cgroupsPath is slice:prefix:name",
+    "version": "print the version (-v)",
+    "help": "print this (-h)",
+}
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
     log = Log()
-    settings: Settings | None = None
+    debug = False
     try:
-        options = _global_parser().parse_args()
-        if options.version:
+        spellings = {f"--{name}": name for name in _FLAGS} | {"-v": "version", "-h": "help"}
+        words = split(sys.argv[1:], options=tuple(_OPTIONS), flags=spellings, verb=True)
+        if "help" in words.flags:
+            print(_help())
+            return 0
+        if "version" in words.flags:
             # Engines parse these words (go-runc runc.go, parseVersion; `docker info`).
             print(f"hawse version {VERSION}\ncommit: {VERSION}\nspec: {SPEC_VERSION}")
             return 0
-        log = Log(options.log, form=options.log_format, debug=options.debug)
-        settings = Settings(root=options.root, log=log, config_path=options.config, debug=options.debug)
-        if options.verb is None:
+        options = words.options
+        form = options.get("log-format", "text")
+        if form not in ("text", "json"):
+            raise UsageError(f"--log-format {form[:80]!r} is neither text nor json", hint="see `hawse --help`")
+        debug = "debug" in words.flags
+        log = Log(options.get("log"), form=form, debug=debug)
+        settings = Settings(root=options.get("root"), log=log, config_path=options.get("config"), debug=debug)
+        if not words.rest:
             raise UsageError("no command given", hint="see `hawse --help`")
-        if options.verb not in VERBS:
-            raise UsageError(f"unknown command {options.verb!r}", hint="see `hawse --help`")
-        module = importlib.import_module(f"hawse.cli.{VERBS[options.verb]}")
-        parser = Parser(prog=f"hawse {options.verb}", description=module.HELP, allow_abbrev=False)
-        module.configure(parser)
-        arguments = parser.parse_args(options.rest)
-        status: int = module.run(arguments, settings)
+        status = _run(words.rest[0], words.rest[1:], settings)
         sys.stdout.flush()
         return status
     except HawseError as error:
@@ -72,30 +85,38 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if settings is not None and settings.debug:
+        if debug:
             raise
         log.error(f"unexpected {type(error).__name__}: {error} [this is a bug in hawse; --debug shows where]")
         return 1
 
 
-def _global_parser() -> Parser:
-    parser = Parser(
-        prog="hawse",
-        description="OCI runtime: every sandbox is a virtual machine, VFIO devices stay VFIO devices.",
-        epilog="commands: " + " ".join(VERBS),
-        allow_abbrev=False,
-    )
-    parser.add_argument("--root", metavar="DIR", help="directory of the containers' state (default /run/hawse)")
-    parser.add_argument("--log", metavar="FILE", help="append errors and warnings to FILE")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="format of the log")
-    parser.add_argument("--config", metavar="FILE", help="configuration (default /etc/hawse/config.toml)")
-    parser.add_argument("--debug", action="store_true", help="more in the log, tracebacks for bugs")
-    parser.add_argument("--systemd-cgroup", action="store_true", help="accepted: cgroupsPath is slice:prefix:name")
-    parser.add_argument("--rootless", metavar="BOOL", help="accepted for runc's sake")
-    parser.add_argument("-v", "--version", action="store_true", help="print the version")
-    parser.add_argument("verb", nargs="?", metavar="COMMAND")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...")
-    return parser
+def _run(verb: str, words: list[str], settings: Settings) -> int:
+    if verb not in VERBS:
+        raise UsageError(f"unknown command {verb!r}", hint="see `hawse --help`")
+    module = importlib.import_module(f"hawse.cli.{VERBS[verb]}")
+    status: int
+    if verb in HOT:
+        if {"-h", "--help"} & set(words):
+            print(f"usage: hawse {verb} {module.USAGE}\n\n{module.HELP}")
+            return 0
+        status = module.main(words, settings)
+    else:
+        from hawse.cli.parser import Parser
+
+        parser = Parser(prog=f"hawse {verb}", description=module.HELP, allow_abbrev=False)
+        module.configure(parser)
+        status = module.run(parser.parse_args(words), settings)
+    return status
+
+
+def _help() -> str:
+    """All options and commands."""
+    lines = ["usage: hawse [OPTIONS] COMMAND ...", ""]
+    lines += ["OCI runtime: every sandbox is a virtual machine, VFIO devices stay VFIO devices.", "", "options:"]
+    lines += [f"  --{name} {name.upper()}".ljust(28) + text for name, text in _OPTIONS.items()]
+    lines += [f"  --{name}".ljust(28) + text for name, text in _FLAGS.items()]
+    return "\n".join([*lines, "", f"commands: {' '.join(VERBS)}", "          `hawse COMMAND --help` tells more"])
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError
-from hawse.sandbox.state import State, public
+from hawse.sandbox.state import public
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
+    from hawse.sandbox.state import State
 
 HELP = "list the containers"
 _COLUMNS = (

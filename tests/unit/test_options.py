@@ -1,0 +1,56 @@
+"""Global options and the words of hot verbs, taken apart by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.cli.options import expect, split
+from hawse.errors import UsageError
+
+FLAGS = {"--force": "force", "-f": "force"}
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "flags", "rest"),
+    [
+        (["c1"], {}, set(), ["c1"]),
+        (["-f", "c1"], {}, {"force"}, ["c1"]),
+        (["c1", "--force"], {}, {"force"}, ["c1"]),
+        (["--root", "/r", "c1"], {"root": "/r"}, set(), ["c1"]),
+        (["--root=/r=s", "c1"], {"root": "/r=s"}, set(), ["c1"]),
+        (["--", "-f"], {}, set(), ["-f"]),
+        (["-"], {}, set(), ["-"]),
+        (["--root", "--force"], {"root": "--force"}, set(), []),
+    ],
+)
+def test_words_are_taken_apart(words: list[str], options: dict[str, str], flags: set[str], rest: list[str]) -> None:
+    found = split(words, options=["root"], flags=FLAGS)
+    assert (found.options, found.flags, found.rest) == (options, flags, rest)
+
+
+def test_a_verb_ends_the_global_options() -> None:
+    found = split(["--root", "/r", "run", "--root", "x"], options=["root"], verb=True)
+    assert (found.options, found.rest) == ({"root": "/r"}, ["run", "--root", "x"])
+
+
+@pytest.mark.parametrize(("words", "message"), [(["--rot"], "unknown option '--rot'"), (["--root"], "needs a value")])
+def test_wrong_options_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        split(words, options=["root"], flags=FLAGS)
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b", "c"]])
+def test_a_wrong_number_of_words_is_refused(words: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"kill takes ID \[SIGNAL\], not \d words"):
+        expect(split(words), "kill", "ID", "SIGNAL", optional=1)
+
+
+@given(st.lists(st.text(max_size=8), max_size=6))
+def test_no_word_is_lost_or_invented(words: list[str]) -> None:
+    try:
+        found = split(words, options=["root"], flags=FLAGS, verb=True)
+    except UsageError:
+        return
+    assert all(word in words for word in found.rest)
