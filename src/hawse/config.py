@@ -34,11 +34,25 @@ class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     modules: str = ""
 
 
+class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Machines saved after their boot, which later sandboxes are restored from; kept in the image's cache."""
+
+    enabled: bool = True
+
+
+class Timelines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Traces of sandboxes' starts: ``<directory>/<id>.json``, none where it is empty."""
+
+    directory: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. ``emulated`` maps group numbers to QEMU device models; :mod:`hawse.vfio.emulated` checks it."""
 
     vm: Vm = msgspec.field(default_factory=Vm)
     image: ImageFiles = msgspec.field(default_factory=ImageFiles)
+    template: Templates = msgspec.field(default_factory=Templates)
+    timeline: Timelines = msgspec.field(default_factory=Timelines)
     emulated: dict[str, list[str]] = {}
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import DeviceError
-from hawse.vm.ports import MIB, FunctionShape, GroupShape, plan_ports, window
+from hawse.vm.ports import MIB, SHARE_BUS, FunctionShape, GroupShape, PortPlan, plan_ports, window
 
 shapes = st.builds(
     FunctionShape,
@@ -26,16 +26,16 @@ group_lists = st.lists(
 def test_single_functions_get_the_buses_in_order() -> None:
     plan = plan_ports([GroupShape(5, (FunctionShape(),)), GroupShape(9, (FunctionShape(),))])
     assert [(slot.group, slot.bus, slot.addr, slot.guest_address) for slot in plan.slots] == [
-        (5, "port0", "0.0", "0000:01:00.0"),
-        (9, "port1", "0.0", "0000:02:00.0"),
+        (5, "port0", "0.0", "0000:02:00.0"),
+        (9, "port1", "0.0", "0000:03:00.0"),
     ]
 
 
 def test_an_emulated_group_is_one_slot_whose_function_0_is_plugged_last() -> None:
     plan = plan_ports([GroupShape(6, (FunctionShape(), FunctionShape()), emulated=True)])
     assert [(slot.index, slot.addr, slot.guest_address) for slot in plan.slots] == [
-        (1, "0.1", "0000:01:00.1"),
-        (0, "0.0", "0000:01:00.0"),
+        (1, "0.1", "0000:02:00.1"),
+        (0, "0.0", "0000:02:00.0"),
     ]
     assert all(slot.multifunction for slot in plan.slots)
 
@@ -43,25 +43,45 @@ def test_an_emulated_group_is_one_slot_whose_function_0_is_plugged_last() -> Non
 def test_a_host_group_of_two_is_behind_one_bridge_and_shifts_the_buses_after_it() -> None:
     plan = plan_ports([GroupShape(6, (FunctionShape(), FunctionShape())), GroupShape(7, (FunctionShape(),))])
     assert [(slot.group, slot.bus, slot.addr, slot.guest_address) for slot in plan.slots] == [
-        (6, "bridge0", "1.0", "0000:02:01.0"),
-        (6, "bridge0", "2.0", "0000:02:02.0"),
-        (7, "port1", "0.0", "0000:03:00.0"),
+        (6, "bridge0", "1.0", "0000:03:01.0"),
+        (6, "bridge0", "2.0", "0000:03:02.0"),
+        (7, "port1", "0.0", "0000:04:00.0"),
     ]
 
 
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (FunctionShape(), {"io-reserve": 0}),
+        (FunctionShape(), {}),
         (FunctionShape(io=32), {}),
-        (FunctionShape(memory=(MIB,)), {"io-reserve": 0}),
-        (FunctionShape(memory=(16 * MIB, MIB)), {"io-reserve": 0, "mem-reserve": 32 * MIB}),
-        (FunctionShape(prefetchable=(8192 * MIB,)), {"io-reserve": 0, "pref64-reserve": 8192 * MIB}),
+        (FunctionShape(memory=(MIB,)), {}),
+        (FunctionShape(memory=(16 * MIB, MIB)), {"mem-reserve": 32 * MIB}),
+        (FunctionShape(prefetchable=(8192 * MIB,)), {"pref64-reserve": 8192 * MIB}),
     ],
 )
 def test_windows_follow_the_bars(function: FunctionShape, expected: dict[str, int]) -> None:
-    [port] = plan_ports([GroupShape(1, (function,))]).bridges
-    assert {key: value for key, value in port.items() if key.endswith("reserve")} == expected
+    assert _reserved(plan_ports([GroupShape(1, (function,))]), "port0") == expected
+
+
+def test_io_windows_are_rationed_where_there_are_more_ports_than_windows() -> None:
+    groups = [GroupShape(number, (FunctionShape(io=32 if number == 3 else 0),)) for number in range(12)]
+    plan = plan_ports(groups)
+    assert [_reserved(plan, f"port{number}") for number in (2, 3, 4)] == [{"io-reserve": 0}, {}, {"io-reserve": 0}]
+
+
+@pytest.mark.parametrize(("groups", "ports"), [(0, 4), (1, 4), (4, 4), (5, 8), (9, 16), (100, 120)])
+def test_machines_of_few_groups_are_of_one_shape(groups: int, ports: int) -> None:
+    """One template serves them all, and devices may come later."""
+    plan = plan_ports([GroupShape(number, (FunctionShape(),)) for number in range(groups)])
+    assert len(plan.bridges) == 1 + ports
+    assert plan.bridges[0]["id"] == SHARE_BUS
+    if groups <= 4:
+        assert plan.bridges == plan_ports([]).bridges
+
+
+def _reserved(plan: PortPlan, port: str) -> dict[str, int]:
+    [found] = [bridge for bridge in plan.bridges if bridge["id"] == port]
+    return {key: value for key, value in found.items() if key.endswith("reserve")}
 
 
 @given(group_lists)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hawse.errors import HostError
 from hawse.vm import accel, cache, capabilities, virtiofsd
-from hawse.vm.arguments import VmShape, option, plug_emulated, plug_host, render
+from hawse.vm.arguments import Ends, VmShape, option, plug_emulated, plug_host, plug_share, render
 from hawse.vm.ports import Slot
 
 SLOT = Slot(5, 0, "port0", "0.0", False, "0000:01:00.0")
@@ -21,10 +22,12 @@ def shape(**changes: Any) -> VmShape:
     fields: dict[str, Any] = {
         "qemu": "/qemu", "accel": "tcg", "memory_mib": 512, "cpus": 2, "kernel": "/k", "initrd": "/i",
         "kernel_append": "", "bridges": [{"driver": "pcie-root-port", "id": "port0", "multifunction": True}],
-        "share": "virtiofs", "share_directory": "/s", "share_fd": 9, "qmp_fd": 3, "link_fd": 4, "console_fd": 5,
-        "machine_properties": frozenset({"vmport", "hpet"}),
+        "share": "virtiofs", "machine_properties": frozenset({"vmport", "hpet"}),
     }  # fmt: skip
     return VmShape(**fields | changes)
+
+
+ENDS = Ends("/m", share_directory="/s", share_fd=9, qmp_fd=3, link_fd=4, console_fd=5)
 
 
 def values(argv: list[str], name: str) -> list[str]:
@@ -32,7 +35,7 @@ def values(argv: list[str], name: str) -> list[str]:
 
 
 def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
-    argv = render(shape())
+    argv = render(shape(), ENDS)
     assert values(argv, "-machine") == ["q35,accel=tcg,kernel-irqchip=split,memory-backend=ram,vmport=off,hpet=off"], (
         "only properties that this QEMU has"
     )
@@ -42,18 +45,39 @@ def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
     assert "iommu.passthrough=0" in values(argv, "-append")[0]
 
 
-@pytest.mark.parametrize(
-    ("share", "device"),
-    [("virtiofs", "vhost-user-fs-pci,chardev=share,tag=hawse"), ("9p", "virtio-9p-pci,fsdev=share,mount_tag=hawse")],
-)
-def test_the_share_has_one_of_two_devices(share: str, device: str) -> None:
-    devices = values(render(shape(share=share)), "-device")
-    assert [d for d in devices if "tag=hawse" in d] == [f"{device},bus=pcie.0,addr=4.0"]
+def test_a_share_by_virtiofsd_is_plugged_when_its_time_has_come() -> None:
+    command, device = plug_share()
+    assert command == "device_add"
+    assert not [d for d in values(render(shape(), ENDS), "-device") if "tag=hawse" in d]
+    [early] = [d for d in values(render(shape(), replace(ENDS, share_plugged=True)), "-device") if "tag=hawse" in d]
+    assert early == "vhost-user-fs-pci,id=share,chardev=share,tag=hawse,bus=port-share,addr=0.0"
+    assert early == option(device["driver"], {key: value for key, value in device.items() if key != "driver"})
+
+
+def test_a_9p_share_is_there_from_the_start() -> None:
+    """QEMU can add no directory later; while nothing is mounted it may be saved."""
+    [device] = [d for d in values(render(shape(share="9p"), ENDS), "-device") if "tag=hawse" in d]
+    assert device == "virtio-9p-pci,fsdev=share,mount_tag=hawse,bus=port-share,addr=0.0"
+
+
+def test_a_machine_that_waits_for_its_state_has_the_same_devices_and_no_kernel() -> None:
+    boots, waits = render(shape(), ENDS), render(shape(), replace(ENDS, incoming=True))
+    assert values(boots, "-device") == values(waits, "-device")
+    assert values(waits, "-incoming") == ["defer"]
+    assert not set(waits) & {"-kernel", "-initrd", "-append"}
+
+
+def test_no_two_sandboxes_have_nics_of_one_address() -> None:
+    addresses = {
+        plug_emulated(SLOT, "e1000e", network=True, owner=owner)[1][1]["mac"] for owner in ("one", "two", "three")
+    }
+    assert len(addresses) == 3
+    assert all(int(address[:2], 16) & 3 == 2 for address in addresses), "unicast, locally administered"
 
 
 def test_a_cpu_is_the_hosts_with_kvm_alone() -> None:
-    assert values(render(shape(accel="kvm")), "-cpu") == ["host"]
-    assert values(render(shape(accel="tcg")), "-cpu") == ["max"]
+    assert values(render(shape(accel="kvm"), ENDS), "-cpu") == ["host"]
+    assert values(render(shape(accel="tcg"), ENDS), "-cpu") == ["max"]
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -63,10 +87,10 @@ def test_no_value_can_break_out_of_its_option(first: str, value: str) -> None:
 
 
 def test_a_nic_is_plugged_into_the_hub_and_another_device_is_not() -> None:
-    assert plug_emulated(SLOT, "edu", network=False) == [
+    assert plug_emulated(SLOT, "edu", network=False, owner="c1") == [
         ("device_add", {"driver": "edu", "id": "vfio-5-0", "bus": "port0", "addr": "0.0"})
     ]
-    commands = plug_emulated(SLOT, "e1000e", network=True)
+    commands = plug_emulated(SLOT, "e1000e", network=True, owner="c1")
     assert [name for name, _ in commands] == ["netdev_add", "device_add"]
     assert commands[0][1]["hubid"] == 0
     assert commands[1][1]["netdev"] == commands[0][1]["id"]

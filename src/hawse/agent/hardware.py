@@ -9,24 +9,23 @@ from __future__ import annotations
 import os
 import time
 
+from hawse.agent import trace
 from hawse.agent.uevents import Uevents
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
 
 DRIVER = "vfio-pci"
+VIRTIO = "virtio-pci"
 _BIND_SECONDS = 10.0
 
 
 def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, int]:
     """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node."""
     deadline = time.monotonic() + seconds
-    device = f"{root}/sys/bus/pci/devices/{address}"
-    if not uevents.wait_until(lambda: os.path.exists(f"{device}/driver_override"), deadline=deadline):
-        raise DeviceError(
-            f"{address}: the device did not appear in the guest within {seconds:g} s",
-            hint="the guest's console log tells whether its PCI hotplug saw the device and found room for its BARs",
-        )
-    _bind(uevents, device, address, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
+    with trace.span(f"{address} appears"):
+        _await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+    with trace.span(f"{address} bound to {DRIVER}"):
+        _bind(uevents, address, DRIVER, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
     if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
         raise DeviceError(
             f"{address}: bound to {DRIVER} in the guest, but no iommu_group link appeared within {seconds:g} s",
@@ -46,30 +45,48 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     return {"group": group, "major": numbers[0], "minor": numbers[1]}
 
 
-def _bind(uevents: Uevents, device: str, address: str, *, deadline: float, root: str) -> None:
-    """Have vfio-pci probe the function, and see that it took it.
+def bind_virtio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> None:
+    """Wait for a virtio function and give it to virtio's driver, whose own bus probes by itself."""
+    deadline = time.monotonic() + seconds
+    _await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+    _bind(uevents, address, VIRTIO, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
+
+
+def _await_device(uevents: Uevents, address: str, *, seconds: float, deadline: float, root: str) -> None:
+    device = f"{root}/sys/bus/pci/devices/{address}"
+    if not uevents.wait_until(lambda: os.path.exists(f"{device}/driver_override"), deadline=deadline):
+        raise DeviceError(
+            f"{address}: the device did not appear in the guest within {seconds:g} s",
+            hint="the guest's console log tells whether its PCI hotplug saw the device and found room for its BARs",
+        )
+
+
+def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root: str) -> None:
+    """Have a driver probe the function, and see that it took it.
 
     Its directory and uevent come before the kernel lets any driver match it (pci_device_add(), then
     pci_bus_add_device(), in drivers/pci/probe.c and bus.c), and a probe that finds no driver is no error of the write.
     So the link alone counts, and the probe is repeated until it is there.
     """
 
+    device = f"{root}/sys/bus/pci/devices/{address}"
+
     def is_bound() -> bool:
-        if sysfs.driver(address, root=root) == DRIVER:
+        if sysfs.driver(address, root=root) == driver:
             return True
         _write(f"{root}/sys/bus/pci/drivers_probe", address)
-        return sysfs.driver(address, root=root) == DRIVER
+        return sysfs.driver(address, root=root) == driver
 
     try:
-        _write(f"{device}/driver_override", DRIVER)
-        if sysfs.driver(address, root=root) not in ("", DRIVER):
+        _write(f"{device}/driver_override", driver)
+        if sysfs.driver(address, root=root) not in ("", driver):
             _write(f"{device}/driver/unbind", address)
         bound, reason = uevents.wait_until(is_bound, deadline=deadline), f"its probe failed for {_BIND_SECONDS:g} s"
     except OSError as error:
         bound, reason = False, os.strerror(error.errno or 0)
     if not bound:
         raise DeviceError(
-            f"{address}: appeared in the guest, but refuses to bind to {DRIVER}: {reason}",
+            f"{address}: appeared in the guest, but refuses to bind to {driver}: {reason}",
             hint="the guest's console log has the driver's reason",
         )
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import threading
+import time
 from collections.abc import Callable
 
-from hawse.agent import hardware, syscalls
+from hawse.agent import hardware, identity, syscalls, trace
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import INIT, Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
 from hawse.agent.devices import Node, rewrite_devices
+from hawse.agent.prepared import Prepared
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import STDIN, STREAMS, Stdio
 from hawse.agent.uevents import Uevents
@@ -52,7 +56,11 @@ class Server:
         self._containers: dict[str, Container] = {}
         self._stdio: dict[int, Stdio] = {}
         self._newest = 0
+        self._prepared: Prepared | None = None
         self._methods: dict[str, Callable[..., object]] = {
+            "wake": identity.wake,
+            "settle": self.settle,
+            "trace": self.trace,
             "mount_share": self.mount_share,
             "bind_vfio": self.bind_vfio,
             "reserve_hugepages": self.reserve_hugepages,
@@ -66,33 +74,68 @@ class Server:
     def serve(self) -> None:
         """Announce the agent, then obey until the host closes the link."""
         self._port.send(control.encode_event("hello", {"protocol": PROTOCOL, "kernel": os.uname().release}))
+        self._prepared = Prepared(
+            directory=f"{self._run}/prepared", reaper=self._reaper, program=self._crun, root=self._crun_root
+        )
         for stream, kind, payload in self._port.frames():
             if kind == CALL:
                 number, method, params = control.decode_call(payload)
                 if method in ("create", "exec"):
                     # Here and not in the call's thread: the process's first bytes may be the very next frame.
                     self._open_stdio(params.get("process", INIT))
+                elif method == "wake":
+                    # Here, so that whatever is asked for next happens in a machine that is one of its own.
+                    self._answer(number, method, params)
+                    continue
                 threading.Thread(target=self._answer, args=(number, method, params), daemon=True).start()
             elif kind in (DATA, CREDIT, EOF):
                 self._stream_frame(stream, kind, payload)
             else:
                 raise LinkError(f"link: the host sent a frame of type {kind}")
 
-    def mount_share(self, *, kind: str, tag: str) -> None:
-        """Mount the directory that the host shares: kind "virtiofs" or "9p"."""
-        self._load(SHARE_MODULES[kind])
+    def settle(self) -> None:
+        """Be ready to be saved as a template: everything loaded that a container may need, nothing left to collect."""
+        for names in (*SHARE_MODULES.values(), VFIO_MODULES):
+            self._load(names)
+        if self._prepared is not None:
+            self._prepared.settle()
+        gc.collect()
+        os.sync()
+        trace.forget()
+
+    def trace(self) -> list[tuple[str, int, int]]:
+        """The steps so far."""
+        return trace.taken()
+
+    def mount_share(self, *, kind: str, tag: str, address: str, seconds: float) -> None:
+        """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come."""
+        deadline = time.monotonic() + seconds
+        with trace.span("share's modules loaded"):
+            self._load(SHARE_MODULES[kind])
+        with trace.span("share's device ready"):
+            hardware.bind_virtio(self._uevents, address, seconds=seconds)
         target = f"{self._run}/share"
         os.makedirs(target, exist_ok=True)
         # cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
         options = "trans=virtio,version=9p2000.L,cache=mmap,access=any,msize=512000" if kind == "9p" else ""
-        try:
-            syscalls.mount(tag, target, kind, 0, options)
-        except OSError as error:
-            raise VmError(f"the guest cannot mount the {kind} share {tag}: {error.strerror}") from None
+        with trace.span("share mounted"):
+            # The driver's link is there before its probe has found the share: until then there is none of that tag.
+            def mounted() -> bool:
+                try:
+                    syscalls.mount(tag, target, kind, 0, options)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.ENOENT) or time.monotonic() >= deadline:
+                        raise VmError(f"the guest cannot mount the {kind} share {tag}: {error.strerror}") from None
+                    return False
+                return True
+
+            while not self._uevents.wait_until(mounted, deadline=deadline):
+                continue
 
     def bind_vfio(self, *, address: str, seconds: float) -> dict[str, int]:
         """Wait for a function and give it to vfio-pci: its group and its node's numbers."""
-        self._load(VFIO_MODULES)
+        with trace.span(f"VFIO modules loaded for {address}"):
+            self._load(VFIO_MODULES)
         return hardware.bind_vfio(self._uevents, address, seconds=seconds)
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
@@ -119,7 +162,10 @@ class Server:
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)
         crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
-        made = Container(container, directory=directory, reaper=self._reaper, crun=crun)
+        prepared = None
+        if not spec["process"].get("terminal"):
+            prepared, self._prepared = self._prepared, None
+        made = Container(container, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared)
         self._watch(container, made.create(spec, self._stdio[INIT]))
         self._containers[container] = made
         return log

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from hawse.container.create import Created, create
 from hawse.container.delete import delete
-from hawse.container.plan import plan_sandbox
 from hawse.container.process import write_pid_file
 from hawse.errors import UsageError
-from hawse.oci.load import load_bundle
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
+    from hawse.sandbox.plan import SandboxPlan
 
 HELP = "create a container from a bundle"
 
@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pivot", action="store_true", help="accepted: the guest's root can always be pivoted")
     parser.add_argument("--no-new-keyring", action="store_true", help="accepted for runc's sake")
     parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="only 0: a VM cannot take descriptors")
+    parser.add_argument("--timeline", metavar="FILE", help="write the start as a trace, for Perfetto too")
     parser.add_argument("id")
 
 
@@ -52,16 +53,30 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
             hint="pass a bind mount or a device instead",
         )
     store = settings.store(args.id)
-    bundle = load_bundle(args.bundle or ".")
-    made = create(
-        store,
-        plan_sandbox(bundle, settings.config, name=store.name, log=settings.log),
-        console_socket=args.console_socket,
-        detach=detach,
-    )
+
+    def make_plan() -> SandboxPlan:
+        # Here, since reading specifications takes a library that is still to be loaded: the monitor starts meanwhile.
+        from hawse.container.plan import plan_sandbox
+        from hawse.oci.load import load_bundle
+
+        timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
+        bundle = load_bundle(args.bundle or ".")
+        return plan_sandbox(bundle, settings.config, name=store.name, log=settings.log, timeline=timeline)
+
+    made = create(store, make_plan, console_socket=args.console_socket, detach=detach)
     for level, text in made.notes:
         if level == "warning":
             settings.log.warning(text)
         else:
             settings.log.debug(text)
     return made
+
+
+def _timeline(option: str | None, directory: str, name: str) -> str:
+    """The absolute path of the start's trace, "" for none. Raises :class:`UsageError` where it cannot be made."""
+    if option is None and not directory:
+        return ""
+    path = os.path.abspath(option if option is not None else f"{directory}/{name}.json")
+    if not os.access(os.path.dirname(path), os.W_OK) or os.path.isdir(path):
+        raise UsageError(f"the timeline cannot be written: {path}", hint="name a file in a directory that is there")
+    return path

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from hawse.container.launch import MonitorProcess, ProxyProcess
 from hawse.container.process import check_console, start_proxy
-from hawse.sandbox import plan
 from hawse.sandbox.state import Store
+
+if TYPE_CHECKING:
+    from hawse.sandbox.plan import SandboxPlan
 
 
 class Created:
@@ -31,15 +36,20 @@ class Created:
         self._monitor.let_go()
 
 
-def create(store: Store, made: plan.SandboxPlan, *, console_socket: str | None, detach: bool) -> Created:
-    """Make the container. When anything fails, nothing is left of it and the id is free again."""
-    terminal = bool(made.spec["process"].get("terminal"))
-    check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket: str | None, detach: bool) -> Created:
+    """Make the container. When anything fails, nothing is left of it and the id is free again.
+
+    The monitor starts first: it is ready by the time that the plan is made.
+    """
     store.make()
     try:
-        monitor = MonitorProcess(store, plan.encode(made))
+        monitor = MonitorProcess(store)
         proxy: ProxyProcess | None = None
         try:
+            made = make_plan()
+            terminal = bool(made.spec["process"].get("terminal"))
+            check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+            monitor.send(made.encode())
             proxy = start_proxy(store, "init", terminal=terminal, console_socket=console_socket)
             notes = monitor.await_created()
         except BaseException:

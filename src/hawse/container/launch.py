@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import hawse
 from hawse.errors import VmError, from_wire
@@ -20,9 +21,10 @@ _MAX_REPORT = 1024 * 1024
 
 
 class MonitorProcess:
-    """A monitor that is making a sandbox."""
+    """A monitor that is making a sandbox: started before there is a plan, since it takes as long to be ready."""
 
-    def __init__(self, store: Store, plan: bytes) -> None:
+    def __init__(self, store: Store) -> None:
+        self._planned = False
         self._connection, theirs = socket.socketpair()
         with (
             sockets.bind(store.path, "monitor.sock") as listener,
@@ -31,7 +33,7 @@ class MonitorProcess:
         ):
             arguments = [store.root, store.name, str(listener.fileno()), str(theirs.fileno())]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "hawse.sandbox.monitor", *arguments],
+                [sys.executable, "-I", "-c", "from hawse.sandbox.monitor import main; main()", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -40,7 +42,12 @@ class MonitorProcess:
                 cwd="/",
             )
         self._log = f"{store.path}/monitor.log"
-        self._connection.sendall(len(plan).to_bytes(4, "big") + plan)
+
+    def send(self, plan: bytes) -> None:
+        """Have it make the sandbox."""
+        self._planned = True
+        with suppress(ConnectionError):  # it died; await_created() tells why
+            self._connection.sendall(len(plan).to_bytes(4, "big") + plan)
 
     def await_created(self) -> list[tuple[str, str]]:
         """What to log of the devices, as (level, text), once the container is created.
@@ -48,8 +55,9 @@ class MonitorProcess:
         Raises what the monitor raised, after the monitor has undone everything and ended.
         """
         data = bytearray()
-        while len(data) < _MAX_REPORT and (piece := self._connection.recv(65536)):
-            data += piece
+        with suppress(ConnectionError):  # it died with the plan unread
+            while len(data) < _MAX_REPORT and (piece := self._connection.recv(65536)):
+                data += piece
         try:
             message = json.loads(data)
         except ValueError:
@@ -63,7 +71,9 @@ class MonitorProcess:
             raise VmError("the monitor died while it made the sandbox", evidence=log.read()[-4096:])
 
     def abort(self) -> None:
-        """Give up: the monitor notices, undoes everything and ends."""
+        """Give up: the monitor notices, undoes everything and ends. Without a plan it has done nothing."""
+        if not self._planned:
+            self._process.kill()
         self._connection.close()
         self._process.wait()
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import getpass
 import time
+from collections.abc import Sequence
 from typing import Protocol
+
+import msgspec
 
 from hawse.config import Config
 from hawse.errors import HostError
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import Bundle
 from hawse.sandbox import plan
-from hawse.sandbox.steps import process_start
+from hawse.sandbox.steps import COMMAND, process_start
+from hawse.vfio import memlock
 from hawse.vfio.devices import Request, find_request
 from hawse.vfio.emulated import MODELS, EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup, check_free, check_viable
-from hawse.vm import accel, capabilities, image, virtiofsd
+from hawse.vm import accel, capabilities, image, template, virtiofsd
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.ports import FunctionShape, GroupShape, PortPlan, plan_ports
 
@@ -32,8 +36,11 @@ class Log(Protocol):
     def debug(self, message: str) -> None: ...
 
 
-def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log) -> plan.SandboxPlan:
-    """The plan. Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts."""
+def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "") -> plan.SandboxPlan:
+    """The plan; ``timeline`` is the file for its start's trace.
+
+    Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
+    """
     guest = plan_guest(bundle, container=name)
     linux = bundle.spec.linux
     request = find_request(linux.devices or () if linux else (), emulated=read_table(config.emulated))
@@ -41,6 +48,10 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log) -> plan
         if isinstance(group, HostGroup):
             check_viable(group)
             check_free(group)
+    if any(isinstance(group, HostGroup) for group in request.groups):
+        locked = memlock.warning(*memlock.read())
+        if locked:
+            log.warning(locked)
     ports = plan_ports([shape(group) for group in request.groups])
     return plan.SandboxPlan(
         id=name,
@@ -50,12 +61,13 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log) -> plan
         annotations=bundle.spec.annotations or {},
         owner=_owner(),
         spec=guest.spec,
-        machine=_machine(config, request, ports, log),
+        machine=plan_machine(config, request.groups, log, ports),
         shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
-        plugs=plug_steps(request, ports),
+        plugs=plug_steps(request, ports, owner=name),
         nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
         hugepages=list(guest.hugepages),
-        steps=[("command line started", process_start()), ("planned", time.monotonic())],
+        steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
+        timeline=timeline,
     )
 
 
@@ -78,7 +90,7 @@ def shape(group: HostGroup | EmulatedGroup) -> GroupShape:
     )
 
 
-def plug_steps(request: Request, ports: PortPlan) -> list[plan.PlugStep]:
+def plug_steps(request: Request, ports: PortPlan, *, owner: str) -> list[plan.PlugStep]:
     """What is plugged where, in the order of the port plan."""
     groups = {group.number: group for group in request.groups}
     steps = []
@@ -87,7 +99,7 @@ def plug_steps(request: Request, ports: PortPlan) -> list[plan.PlugStep]:
         if isinstance(group, EmulatedGroup):
             label = f"emulated {group.models[slot.index]}"
             model = group.models[slot.index]
-            commands = plug_emulated(slot, model, network=model in NETWORK_MODELS)
+            commands = plug_emulated(slot, model, network=model in NETWORK_MODELS, owner=owner)
         else:
             label = group.functions[slot.index].address
             commands = plug_host(slot, label)
@@ -103,10 +115,14 @@ def plug_steps(request: Request, ports: PortPlan) -> list[plan.PlugStep]:
     return steps
 
 
-def _machine(config: Config, request: Request, ports: PortPlan, log: Log) -> plan.MachinePlan:
+def plan_machine(
+    config: Config, groups: Sequence[HostGroup | EmulatedGroup], log: Log, ports: PortPlan | None = None
+) -> plan.MachinePlan:
+    """The machine for these groups, and its template. Raises ConfigError, HostError or ImageError."""
+    ports = ports or plan_ports([shape(group) for group in groups])
     found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
-    for group in request.groups:
+    for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             can.require(model)
     acceleration = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache)
@@ -119,7 +135,7 @@ def _machine(config: Config, request: Request, ports: PortPlan, log: Log) -> pla
         if share == "virtiofs" and not program:
             raise HostError("no virtiofsd was found", hint="install the package virtiofsd, or set vm.share to 9p")
         share = "virtiofs" if program else "9p"
-    return plan.MachinePlan(
+    machine = plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,
         memory_mib=config.vm.memory_mib,
@@ -133,7 +149,29 @@ def _machine(config: Config, request: Request, ports: PortPlan, log: Log) -> pla
         virtiofsd=virtiofsd.arguments(program) if program else [],
         boot_seconds=config.vm.boot_seconds or _BOOT[acceleration.name],
         device_seconds=config.vm.device_seconds or _DEVICE[acceleration.name],
+        template=None,
     )
+    if not config.template.enabled:
+        return machine
+    return msgspec.structs.replace(machine, template=_template(machine, config.image.cache, can.version, log))
+
+
+def _template(machine: plan.MachinePlan, cache: str, version: str, log: Log) -> plan.Template | None:
+    """The machine's template, whether it is there, and None where templates must not be used here."""
+    digest = template.digest_of(plan.shape(machine), version=version)
+    found = None
+    try:
+        template.is_ours(f"{cache}/templates")
+    except HostError as error:
+        log.warning(f"this start is a cold one: {error.sentence()}")
+        return None
+    try:
+        found = template.find(cache, digest)
+    except HostError as error:
+        log.warning(f"this start is a cold one: {error.sentence()}")
+    if found is not None:
+        template.touch(found)
+    return plan.Template(cache=cache, digest=digest, usable=found is not None)
 
 
 def _owner() -> str:

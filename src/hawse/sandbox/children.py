@@ -1,81 +1,117 @@
-"""Programs that a sandbox runs: QEMU and virtiofsd. Each dies with the monitor and is ended softly, then hard."""
+"""Programs that a sandbox runs: QEMU and virtiofsd. Each dies with the monitor, and is ended softly, then hard.
+
+They are started without asyncio, so that they are on their way before the monitor has loaded it.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import resource
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.sandbox.evidence import BoundedLog, collect
+from hawse.sandbox.evidence import BoundedLog
 from hawse.sandbox.share import die_with_parent
+
+if TYPE_CHECKING:
+    pass
 
 _SOFT_SECONDS = 3.0
 
 
-class Child:
-    """A running program and what it wrote to stderr."""
+class Program:
+    """A running program; ``log`` is the file for what it writes to stderr."""
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, log: BoundedLog, reading: asyncio.Task[None]
+        self, name: str, argv: Sequence[str], *, log: str, descriptors: Sequence[int] = (), lock_memory: bool = False
     ) -> None:
+        """Raises :class:`HostError` when it cannot be executed.
+
+        ``lock_memory`` lifts RLIMIT_MEMLOCK where this process may: VFIO accounts every mapping of a guest against it.
+        """
+
+        def prepare() -> None:
+            die_with_parent()
+            if lock_memory:
+                with suppress(ValueError, OSError):
+                    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
         self.name = name
-        self.process = process
-        self._log = log
-        self._reading = reading
+        self.log = log
+        null = subprocess.DEVNULL
+        try:
+            self.process = subprocess.Popen(
+                argv, stdin=null, stdout=null, stderr=subprocess.PIPE, pass_fds=descriptors, preexec_fn=prepare,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise HostError(
+                f"cannot run {name}: {argv[0]}: {error.strerror}", hint="install it, or name it in the configuration"
+            ) from None
 
-    async def death(self) -> VmError:
-        """Wait for the program's end; the error that tells of it, with its stderr as evidence."""
-        code = await self.process.wait()
-        await self._reading
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return VmError(f"{self.name} {how}", hint="its last words follow", evidence=self._log.tail())
-
-
-@asynccontextmanager
-async def running(
-    name: str, argv: Sequence[str], *, log: str, descriptors: Sequence[int] = (), lock_memory: bool = False
-) -> AsyncIterator[Child]:
-    """Run a program for the length of the context. Raises :class:`HostError` when it cannot be executed.
-
-    ``lock_memory`` lifts RLIMIT_MEMLOCK where this process may: VFIO accounts every mapping of a guest against it.
-    """
-
-    def prepare() -> None:
-        die_with_parent()
-        if lock_memory:
-            with suppress(ValueError, OSError):
-                resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=descriptors,
-            preexec_fn=prepare,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise HostError(
-            f"cannot run {name}: {argv[0]}: {error.strerror}", hint="install it, or name it in the configuration"
-        ) from None
-    assert process.stderr is not None
-    output = BoundedLog(log)
-    reading = asyncio.create_task(collect(process.stderr, output))
-    try:
-        yield Child(name, process, output, reading)
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.terminate()
+    def end(self) -> None:
+        """Terminate it and wait for its end; kill it when that takes too long."""
+        with self.process as process:
+            process.terminate()
             try:
-                async with asyncio.timeout(_SOFT_SECONDS):
-                    await process.wait()
-            except TimeoutError:
+                process.wait(_SOFT_SECONDS)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                await process.wait()
-        reading.cancel()
-        output.close()
+
+
+class Watched:
+    """A program with the event loop as its reader: what it says, and when it ends."""
+
+    def __init__(self, program: Program) -> None:
+        import asyncio
+
+        self.program = program
+        self._output = BoundedLog(program.log)
+        self._loop = asyncio.get_running_loop()
+        self._gone = asyncio.Event()
+        assert program.process.stderr is not None
+        self._stderr = program.process.stderr
+        os.set_blocking(self._stderr.fileno(), False)
+        self._loop.add_reader(self._stderr, self._read)
+        self._pidfd = os.pidfd_open(program.process.pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    async def death(self) -> VmError | None:
+        """Wait for the program's end; the error that tells of it, with its stderr as evidence, None for exit code 0."""
+        await self._gone.wait()
+        code = self.program.process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        evidence = self._output.tail()
+        return VmError(f"{self.program.name} {how}", hint="its last words follow", evidence=evidence) if code else None
+
+    def close(self) -> None:
+        """End the program, and stop reading."""
+        self._loop.remove_reader(self._pidfd)
+        self._loop.remove_reader(self._stderr)
+        os.close(self._pidfd)
+        self.program.end()
+        self._output.close()
+
+    def _read(self) -> None:
+        try:
+            piece = os.read(self._stderr.fileno(), 65536)
+        except BlockingIOError:
+            return
+        if not piece:
+            self._loop.remove_reader(self._stderr)
+            return
+        with suppress(OSError):  # a log that cannot be written must not stop the guest
+            self._output.write(piece)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.program.process.poll()
+        for _ in range(64):  # what it wrote last; bounded, since a child of its own may hold the pipe
+            before = self._output.tail()
+            self._read()
+            if self._output.tail() == before:
+                break
+        self._gone.set()

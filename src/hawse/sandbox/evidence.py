@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 FILE_LIMIT = 1024 * 1024
 TAIL = 4096

@@ -84,6 +84,8 @@ class GuestLink:
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ended: asyncio.Future[HawseError] = loop.create_future()
+        #: What is to be added to the guest's CLOCK_MONOTONIC for the host's, in seconds.
+        self.clock_offset = 0.0
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
 
     async def run(self) -> None:

@@ -1,68 +1,166 @@
-"""The virtual machine of a sandbox: virtiofsd, QEMU, its console and QMP, and the link to the agent that booted."""
+"""The virtual machine of a sandbox: virtiofsd, QEMU, its console and QMP, and the link to the agent that answers.
+
+It boots, or it is restored from a template. Either way its RAM is a file of its own, and nothing in it is shared with
+another sandbox.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, LinkError, VmError
-from hawse.sandbox import plan, sockets
-from hawse.sandbox.children import Child, running
+from hawse.sandbox import plan
+from hawse.sandbox.children import Program, Watched
 from hawse.sandbox.evidence import BoundedLog, collect
 from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.steps import Steps
-from hawse.vm.arguments import VmShape, render
+from hawse.sandbox.identity import wake
+from hawse.sandbox.launch import Launched
+from hawse.sandbox.steps import GUEST, QEMU, SHARE, Steps
+from hawse.vm.arguments import SHARE_TAG, plug_share
+from hawse.vm.ports import SHARE_ADDRESS
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
 
 _QMP_SECONDS = 60.0
 _DEATH_SECONDS = 1.0
+_POLL_SECONDS = 0.003
+#: What a call may take longer than the wait in the guest that it asks for.
+_MARGIN = 5.0
 
 
 @dataclass
 class Machine:
-    """A guest whose agent answers. ``failure`` gets a result when QEMU, virtiofsd or the link ends."""
+    """A guest whose agent answers. ``failure`` gets a result when QEMU, virtiofsd or the link ends.
+
+    ``ram`` is a descriptor of its memory; ``share_plugged`` tells whether the share's device is there, and ``shared``
+    is done when the agent has mounted it.
+    """
 
     link: GuestLink
     qmp: Qmp
     console: BoundedLog
     failure: asyncio.Future[HawseError]
+    ram: int
+    share_plugged: bool
+    shared: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-async def boot(machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, steps: Steps) -> Machine:
-    """Start everything and wait for the agent; what was acquired is on ``undo``, in order.
+async def boot(
+    machine: plan.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
+) -> Machine:
+    """Wait for the agent of a machine that boots; what was acquired is on ``undo``, in order.
 
     Raises :class:`VmError` with the tail of the console, or of the stderr of the program that died.
     """
-    pairs = {name: socket.socketpair() for name in ("qmp", "link", "console")}
-    for ours, theirs in pairs.values():
-        undo.callback(ours.close)
-        undo.callback(theirs.close)
+    made = await _adopt(launched, directory, undo, steps)
+    try:
+        with steps.span(GUEST, "boots"):
+            await _settle([made.link.hello], made.failure, machine.boot_seconds)
+        if not made.link.hello.done():
+            raise VmError(
+                f"the guest did not report within {machine.boot_seconds:g} s",
+                hint="the end of its console follows; vm.boot_seconds sets the time",
+            )
+        await _wake(made, steps, seconds=machine.boot_seconds)
+    except HawseError as error:
+        error.evidence = error.evidence or made.console.tail()
+        raise
+    return made
+
+
+async def restore(
+    machine: plan.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
+) -> Machine:
+    """Give a machine that waits for its state the template's, and make it one of its own. Raises as :func:`boot`."""
+    made = await _adopt(launched, directory, undo, steps)
+    try:
+        loading = asyncio.create_task(_load(launched, made, steps))
+        try:
+            await _settle([loading], made.failure, _QMP_SECONDS)
+            await loading
+        finally:
+            loading.cancel()
+        # The calls are sent in this order, and the agent takes the first alone: the share may be plugged meanwhile.
+        waking = asyncio.create_task(_wake(made, steps, seconds=machine.boot_seconds))
+        begin_sharing(machine, made, undo, steps)
+        await waking
+    except HawseError as error:
+        error.evidence = error.evidence or made.console.tail()
+        raise
+    return made
+
+
+def begin_sharing(machine: plan.MachinePlan, made: Machine, undo: AsyncExitStack, steps: Steps) -> None:
+    """Have the share plugged, where it is not there yet, and mounted: ``made.shared`` is done when it is."""
+    made.shared = asyncio.create_task(_share(machine, made, steps))
+    undo.push_async_callback(_ended, made.shared)
+    undo.callback(made.shared.cancel)
+
+
+async def _share(machine: plan.MachinePlan, made: Machine, steps: Steps) -> None:
+    if not made.share_plugged:
+        with steps.span(SHARE, "plugged"):
+            command, arguments = plug_share()
+            await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+    seconds = machine.device_seconds
+    call = {"kind": machine.share, "tag": SHARE_TAG, "address": SHARE_ADDRESS, "seconds": seconds}
+    with steps.span(SHARE, "mounted"):
+        await made.link.call("mount_share", call, seconds=seconds + _MARGIN)
+
+
+async def _load(launched: Launched, made: Machine, steps: Steps) -> None:
+    """Give QEMU the state, after the memory, which loading it reads (virtio's rings), and let the guest go on."""
+    await made.qmp.leave_memory_alone(timeout=_QMP_SECONDS)
+    assert launched.saved is not None and launched.copy is not None
+    await asyncio.to_thread(launched.copy.wait)
+    with steps.span(QEMU, "state loaded"):
+        feed, source = socket.socketpair()
+        with feed:
+            with source:
+                await made.qmp.give(source.fileno(), "state", timeout=_QMP_SECONDS)
+            await made.qmp.execute("migrate-incoming", {"uri": "fd:state"}, timeout=_QMP_SECONDS)
+            feed.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(feed, launched.saved.state)
+        while await made.qmp.status(timeout=_QMP_SECONDS) == "inmigrate":
+            await asyncio.sleep(_POLL_SECONDS)
+        await made.qmp.execute("cont", {}, timeout=_QMP_SECONDS)
+
+
+async def _ended(task: asyncio.Future[None]) -> None:
+    """Wait for a task without a way to stop it; its descriptors are closed next."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
+
+
+async def _wake(made: Machine, steps: Steps, *, seconds: float) -> None:
+    """What every machine is told before anything else, and a clone above all."""
+    waking = asyncio.create_task(wake(made.link, steps, seconds=seconds))
+    try:
+        await _settle([waking], made.failure, seconds)
+        await waking
+    finally:
+        waking.cancel()
+
+
+async def _adopt(launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps) -> Machine:
+    """Programs that were started as a machine whose QMP answers."""
+    undo.push(launched.undo)
     failure: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
-    share_fd = -1
-    if machine.share == "virtiofs":
-        share_fd = await _start_virtiofsd(machine, directory, undo, failure)
+    for program in (launched.qemu, launched.virtiofsd):
+        if program is not None:
+            _watch(program, failure, undo)
     console = BoundedLog(f"{directory}/console.log")
     undo.callback(console.close)
-    reader, writer = await asyncio.open_connection(sock=pairs["console"][0])
+    reader, writer = await asyncio.open_connection(sock=launched.console)
     undo.callback(writer.close)
     reading = asyncio.create_task(collect(reader, console))
     undo.callback(reading.cancel)
-
-    fds = {name: theirs.fileno() for name, (_, theirs) in pairs.items()}
-    argv = render(_shape(machine, f"{directory}/share", share_fd, fds))
-    inherited = [*fds.values(), *([share_fd] if share_fd >= 0 else [])]
-    qemu = await undo.enter_async_context(
-        running("QEMU", argv, log=f"{directory}/qemu.log", descriptors=inherited, lock_memory=True)
-    )
-    _watch(qemu, failure, undo)
-    steps.mark("QEMU started")
-    for _, theirs in pairs.values():
-        theirs.close()
 
     # Here, since the library takes a sixteenth of a second to load: QEMU starts meanwhile.
     from hawse.vm.qmp import Qmp
@@ -71,7 +169,7 @@ async def boot(machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, 
     undo.callback(qmp_log.close)
     qmp = Qmp(log=qmp_log.write)
     undo.push_async_callback(qmp.close)
-    link_reader, link_writer = await asyncio.open_connection(sock=pairs["link"][0])
+    link_reader, link_writer = await asyncio.open_connection(sock=launched.link)
     undo.callback(link_writer.close)
     link = GuestLink(link_reader, link_writer)
     serving = asyncio.create_task(link.run())
@@ -79,41 +177,20 @@ async def boot(machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, 
     watching = asyncio.create_task(_watch_link(link, failure))
     undo.callback(watching.cancel)
 
-    greeting = asyncio.create_task(qmp.open(pairs["qmp"][0], seconds=_QMP_SECONDS))
+    greeting = asyncio.create_task(qmp.open(launched.qmp, seconds=_QMP_SECONDS))
     try:
-        await _settle([greeting], failure, _QMP_SECONDS)
-        await greeting
-        steps.mark("QMP answers")
-        await _settle([link.hello], failure, machine.boot_seconds)
-        if not link.hello.done():
-            raise VmError(
-                f"the guest did not report within {machine.boot_seconds:g} s",
-                hint="the end of its console follows; vm.boot_seconds sets the time",
-            )
+        with steps.span(QEMU, "QMP answers"):
+            await _settle([greeting], failure, _QMP_SECONDS)
+            await greeting
     except HawseError as error:
-        error.evidence = error.evidence or console.tail()
-        raise
+        # A monitor that closes is a QEMU that dies: its own words are worth a moment.
+        await asyncio.wait([failure], timeout=_DEATH_SECONDS)
+        reason = failure.result() if failure.done() else error
+        reason.evidence = reason.evidence or console.tail()
+        raise reason from None
     finally:
         greeting.cancel()
-    steps.mark("guest reports")
-    return Machine(link, qmp, console, failure)
-
-
-async def _start_virtiofsd(
-    machine: plan.MachinePlan, directory: str, undo: AsyncExitStack, failure: asyncio.Future[HawseError]
-) -> int:
-    """Run virtiofsd on a socket that is bound here; QEMU's connected end of it, to be inherited."""
-    listener = sockets.bind(directory, "share.sock")
-    undo.callback(listener.close)
-    client = sockets.connect(directory, "share.sock")
-    undo.callback(client.close)
-    fd, share = str(listener.fileno()), f"{directory}/share"
-    argv = [part.replace("{fd}", fd).replace("{directory}", share) for part in machine.virtiofsd]
-    child = await undo.enter_async_context(
-        running("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[listener.fileno()])
-    )
-    _watch(child, failure, undo)
-    return client.fileno()
+    return Machine(link, qmp, console, failure, launched.ram, launched.share_plugged)
 
 
 async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> None:
@@ -125,11 +202,14 @@ async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> N
         failure.set_result(reason)
 
 
-def _watch(child: Child, failure: asyncio.Future[HawseError], undo: AsyncExitStack) -> None:
+def _watch(program: Program, failure: asyncio.Future[HawseError], undo: AsyncExitStack) -> None:
+    watched = Watched(program)
+    undo.callback(watched.close)
+
     async def watch() -> None:
-        death = await child.death()
+        death = await watched.death()
         # Exit code 0 is a guest that powered itself off: the link knows more of it.
-        if child.process.returncode and not failure.done():
+        if death is not None and not failure.done():
             failure.set_result(death)
 
     task = asyncio.create_task(watch())
@@ -145,23 +225,3 @@ async def _settle(
     await asyncio.wait([*work, failure], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if failure.done():
         raise failure.result()
-
-
-def _shape(machine: plan.MachinePlan, share: str, share_fd: int, fds: dict[str, int]) -> VmShape:
-    return VmShape(
-        qemu=machine.qemu,
-        accel=machine.accel,
-        memory_mib=machine.memory_mib,
-        cpus=machine.cpus,
-        kernel=machine.kernel,
-        initrd=machine.initrd,
-        kernel_append=machine.kernel_append,
-        bridges=machine.bridges,
-        share=machine.share,
-        share_directory=share,
-        share_fd=share_fd,
-        qmp_fd=fds["qmp"],
-        link_fd=fds["link"],
-        console_fd=fds["console"],
-        machine_properties=frozenset(machine.machine_properties),
-    )

@@ -9,6 +9,9 @@ from typing import Any
 
 import msgspec
 
+from hawse.sandbox.steps import Step
+from hawse.vm.arguments import VmShape
+
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
     """A directory or file of the host that the guest sees below its share."""
@@ -38,6 +41,14 @@ class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     group: int | None
 
 
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine's template: in which cache, under which digest, and whether it is there or is to be made."""
+
+    cache: str
+    digest: str
+    usable: bool
+
+
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds."""
 
@@ -54,10 +65,11 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     virtiofsd: list[str]
     boot_seconds: float
     device_seconds: float
+    template: Template | None
 
 
 class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox of one container."""
+    """A sandbox of one container. ``timeline`` is the file for its start's trace, "" for none."""
 
     id: str
     bundle: str
@@ -71,12 +83,28 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     plugs: list[PlugStep]
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
-    steps: list[tuple[str, float]]
+    steps: list[Step]
+    timeline: str
+
+    def encode(self) -> bytes:
+        """The plan as JSON, for the monitor."""
+        return msgspec.json.encode(self)
 
 
-def encode(plan: SandboxPlan) -> bytes:
-    """The plan as JSON."""
-    return msgspec.json.encode(plan)
+def shape(machine: MachinePlan) -> VmShape:
+    """What of the plan the guest sees."""
+    return VmShape(
+        qemu=machine.qemu,
+        accel=machine.accel,
+        memory_mib=machine.memory_mib,
+        cpus=machine.cpus,
+        kernel=machine.kernel,
+        initrd=machine.initrd,
+        kernel_append=machine.kernel_append,
+        bridges=machine.bridges,
+        share=machine.share,
+        machine_properties=frozenset(machine.machine_properties),
+    )
 
 
 def decode(data: bytes) -> SandboxPlan:

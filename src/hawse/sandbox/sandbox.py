@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hawse.errors import HawseError, StateError, VmError
+from hawse.sandbox import timeline
 from hawse.sandbox.guest import GuestLink, Route
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
+from hawse.sandbox.steps import GUEST, Steps
 
 INIT = 1
 _PROXY_SECONDS = 20.0
@@ -25,11 +27,12 @@ _KILLED, _LOST = 128 + signal.SIGKILL, 255
 class Sandbox:
     """State and operations. Everything here runs in the monitor's one event loop."""
 
-    def __init__(self, plan: SandboxPlan, store: Store) -> None:
+    def __init__(self, plan: SandboxPlan, store: Store, steps: Steps) -> None:
         self.plan = plan
         self.link: GuestLink | None = None
         self.finished = asyncio.Event()
         self._store = store
+        self._steps = steps
         self._proxies: dict[str, asyncio.Future[Proxy]] = {}
         self._running: dict[int, Proxy] = {}
         self._newest = INIT
@@ -74,11 +77,14 @@ class Sandbox:
         # Before the call: a program that ends at once is reported before its start is answered.
         self._set_status(RUNNING)
         try:
-            await self._call("start", {"container": self.plan.id})
+            with self._steps.span(GUEST, "container started"):
+                await self._call("start", {"container": self.plan.id})
         except HawseError:
             if self._state["status"] == RUNNING:
                 self._set_status(CREATED)
             raise
+        if self.plan.timeline:
+            await self._draw_timeline()
 
     async def kill(self, number: int, *, everyone: bool) -> None:
         """runc kill. Raises :class:`StateError` with runc's "container not running"."""
@@ -191,6 +197,14 @@ class Sandbox:
         if self.link is None:
             raise StateError(f"container {self.plan.id} is still being created")
         return await self.link.call(method, params, seconds=self._seconds)
+
+    async def _draw_timeline(self) -> None:
+        """The start is complete: the guest's steps are added to ours, and the trace is written."""
+        assert self.link is not None
+        with suppress(HawseError):
+            taken = await self._call("trace", {})
+            self._steps.add_guest(taken, offset=self.link.clock_offset)
+        timeline.write(self.plan.timeline, self._steps.done, name=self.plan.id)
 
     def _expect(self, key: str) -> asyncio.Future[Proxy]:
         return self._proxies.setdefault(key, asyncio.get_running_loop().create_future())

@@ -1,6 +1,7 @@
-"""When each step of a sandbox's start was done: ``steps.json`` in its directory, seconds of CLOCK_MONOTONIC.
+"""When each step of a sandbox's life began and ended: ``steps.json`` in its directory, seconds of CLOCK_MONOTONIC.
 
-The clock is one for all processes of the host, so the command line's and the monitor's entries stand in one list.
+The clock is one for all processes of the host, so the command line's and the monitor's entries stand in one list; the
+guest's are moved onto it. A lane holds steps that follow each other or contain each other; other lanes overlap it.
 """
 
 from __future__ import annotations
@@ -8,24 +9,52 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+COMMAND, MONITOR, QEMU, SHARE, MEMORY, DEVICES, GUEST = (
+    "command line", "monitor", "QEMU", "share", "memory", "devices", "guest"
+)  # fmt: skip
+
+_MOST_OF_GUEST = 256
+
+Step = tuple[str, str, float, float]
+"""Lane, name, begin, end."""
 
 
 class Steps:
-    """Collects (name, time) and keeps the file up to date at the marks that matter."""
+    """Collects steps, and writes them at the moments that matter."""
 
-    def __init__(self, path: str, before: list[tuple[str, float]]) -> None:
+    def __init__(self, path: str, before: list[Step]) -> None:
         self._path = path
-        self._steps = list(before)
+        self.done = list(before)
 
-    def mark(self, name: str) -> None:
-        """A step is done now."""
-        self._steps.append((name, time.monotonic()))
+    @contextmanager
+    def span(self, lane: str, name: str) -> Iterator[None]:
+        """The block is a step, whether it succeeds or fails."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(lane, name, began, time.monotonic())
+
+    def add(self, lane: str, name: str, began: float, ended: float) -> None:
+        """Note a step."""
+        self.done.append((lane, name, began, ended))
+
+    def add_guest(self, taken: object, *, offset: float) -> None:
+        """Note the guest's steps, as far as they are [name, begin, end] in ns of its clock; bounded, each a lane."""
+        for entry in taken[:_MOST_OF_GUEST] if isinstance(taken, list) else ():
+            if isinstance(entry, list) and len(entry) == 3 and [type(value) for value in entry] == [str, int, int]:
+                name = "".join(c for c in entry[0][:80] if c.isprintable())
+                began, ended = (min(max(value, 0), 2**63) / 1e9 + offset for value in entry[1:])
+                self.add(f"in the guest: {name}", name, began, max(began, ended))
 
     def save(self) -> None:
         """Write the file; it is evidence only, so a full disk stops nothing."""
         try:
             with open(self._path, "w") as file:
-                json.dump(self._steps, file)
+                json.dump(self.done, file)
         except OSError:
             return
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hawse.vm.ports import Slot
+from hawse.vm.ports import SHARE_BUS, Slot
 
 LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
@@ -19,7 +20,7 @@ Command = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class VmShape:
-    """A virtual machine. ``share``: "virtiofs", "9p" or "". Descriptors are the numbers that QEMU inherits."""
+    """A virtual machine as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB."""
 
     qemu: str
     accel: str
@@ -30,35 +31,54 @@ class VmShape:
     kernel_append: str
     bridges: Sequence[Mapping[str, Any]]
     share: str
+    machine_properties: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where one machine's ends are on the host; descriptors are the numbers that QEMU inherits.
+
+    ``memory`` is a file of the guest's RAM. ``share_plugged``: the share's device is there from the start.
+    ``incoming``: the machine does not boot, it waits for its state.
+    """
+
+    memory: str
     share_directory: str
     share_fd: int
     qmp_fd: int
     link_fd: int
     console_fd: int
-    machine_properties: frozenset[str] = frozenset()
+    share_plugged: bool = False
+    incoming: bool = False
 
 
 #: Properties of the q35 machine that turn off what no guest of ours uses; some QEMU versions lack some of them.
 _OFF = {"usb": "off", "vmport": "off", "smbus": "off", "sata": "off", "i8042": "off", "hpet": "off"}
 
 
-def render(shape: VmShape) -> list[str]:
+def render(shape: VmShape, ends: Ends) -> list[str]:
     """The argument vector."""
     machine = {"accel": shape.accel, "kernel-irqchip": "split", "memory-backend": "ram"}
     machine |= {name: value for name, value in _OFF.items() if name in shape.machine_properties}
+    # A file of RAM that is shared: virtiofsd maps it too, and migration leaves it alone (x-ignore-shared; since QEMU
+    # 8.0 only where the memory has a name, migration/ram.c, migrate_ram_is_ignored()).
+    memory = {"id": "ram", "size": f"{shape.memory_mib}M", "mem-path": ends.memory, "share": True}
     arguments = [
         shape.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
         "-name", "hawse",
         "-machine", option("q35", machine),
         "-cpu", "host" if shape.accel == "kvm" else "max",
         "-m", f"{shape.memory_mib}M", "-smp", str(shape.cpus),
-        # Shared, since virtiofsd maps the guest's memory too.
-        "-object", option("memory-backend-memfd", {"id": "ram", "size": f"{shape.memory_mib}M", "share": True}),
-        "-kernel", shape.kernel, "-initrd", shape.initrd,
-        "-append", f"{_APPEND} {shape.kernel_append}".strip(),
-        "-chardev", _inherited("console", shape.console_fd), "-serial", "chardev:console",
-        "-chardev", _inherited("qmp", shape.qmp_fd), "-mon", "chardev=qmp,mode=control",
+        "-object", option("memory-backend-file", memory),
+        "-chardev", _inherited("console", ends.console_fd), "-serial", "chardev:console",
+        "-chardev", _inherited("qmp", ends.qmp_fd), "-mon", "chardev=qmp,mode=control",
     ]  # fmt: skip
+    if ends.incoming:
+        # Kernel and initrd are in the memory already: reading them again would only take time.
+        arguments += ["-incoming", "defer"]
+    else:
+        append = f"{_APPEND} {shape.kernel_append}".strip()
+        arguments += ["-kernel", shape.kernel, "-initrd", shape.initrd, "-append", append]
     # Remapped interrupts let the guest's VFIO work without allow_unsafe_interrupts; caching mode is what vfio-pci
     # devices need to see the guest's mappings (QEMU hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed).
     devices: list[Mapping[str, Any]] = [
@@ -66,23 +86,30 @@ def render(shape: VmShape) -> list[str]:
         {"driver": "virtio-serial-pci", "id": "serial", "bus": "pcie.0", "addr": "2.0", "max_ports": 2},
         {"driver": "virtserialport", "bus": "serial.0", "chardev": "link", "name": LINK_PORT},
         {"driver": "virtio-rng-pci", "bus": "pcie.0", "addr": "3.0"},
+        *shape.bridges,
     ]
-    arguments += ["-chardev", _inherited("link", shape.link_fd)]
+    arguments += ["-chardev", _inherited("link", ends.link_fd)]
     if shape.share == "virtiofs":
-        arguments += ["-chardev", _inherited("share", shape.share_fd)]
-        devices.append(
-            {"driver": "vhost-user-fs-pci", "chardev": "share", "tag": SHARE_TAG, "bus": "pcie.0", "addr": "4.0"}
-        )
+        arguments += ["-chardev", _inherited("share", ends.share_fd)]
+        if ends.share_plugged:
+            devices.append(plug_share()[1])
     elif shape.share == "9p":
-        share = {"id": "share", "path": shape.share_directory, "security_model": "none", "multidevs": "remap"}
+        # QEMU can neither add a directory to 9p later nor save a machine that has one mounted: it is there, unmounted.
+        share = {"id": "share", "path": ends.share_directory, "security_model": "none", "multidevs": "remap"}
         arguments += ["-fsdev", option("local", share)]
         devices.append(
-            {"driver": "virtio-9p-pci", "fsdev": "share", "mount_tag": SHARE_TAG, "bus": "pcie.0", "addr": "4.0"}
+            {"driver": "virtio-9p-pci", "fsdev": "share", "mount_tag": SHARE_TAG, "bus": SHARE_BUS, "addr": "0.0"}
         )
-    for device in [*devices, *shape.bridges]:
+    for device in devices:
         rest = {key: value for key, value in device.items() if key != "driver"}
         arguments += ["-device", option(str(device["driver"]), rest)]
     return arguments
+
+
+def plug_share() -> Command:
+    """The QMP command that plugs the directory shared by virtiofsd, the chardev of the same name."""
+    device = {"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "tag": SHARE_TAG}
+    return ("device_add", device | {"bus": SHARE_BUS, "addr": "0.0"})
 
 
 def option(first: str, rest: Mapping[str, Any]) -> str:
@@ -90,8 +117,11 @@ def option(first: str, rest: Mapping[str, Any]) -> str:
     return ",".join([_escape(first), *(f"{key}={_escape(value)}" for key, value in rest.items())])
 
 
-def plug_emulated(slot: Slot, model: str, *, network: bool) -> list[Command]:
-    """The QMP commands that plug an emulated function; NICs of one machine meet in one hub."""
+def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[Command]:
+    """The QMP commands that plug an emulated function; NICs of one machine meet in one hub.
+
+    ``owner`` is the sandbox: no two have the same hardware addresses, which QEMU would number alike in each.
+    """
     name = device_id(slot)
     device: dict[str, Any] = {"driver": model, "id": name, "bus": slot.bus, "addr": slot.addr}
     if slot.multifunction:
@@ -100,7 +130,7 @@ def plug_emulated(slot: Slot, model: str, *, network: bool) -> list[Command]:
     if network:
         commands.append(("netdev_add", {"type": "hubport", "id": f"net-{name}", "hubid": 0}))
         # No option ROM: nobody boots from it, and firmware has long run when it is plugged.
-        device |= {"netdev": f"net-{name}", "romfile": ""}
+        device |= {"netdev": f"net-{name}", "romfile": "", "mac": hardware_address(owner, name)}
     return [*commands, ("device_add", device)]
 
 
@@ -113,6 +143,13 @@ def plug_host(slot: Slot, address: str) -> list[Command]:
 def device_id(slot: Slot) -> str:
     """QEMU's name of the function in the slot."""
     return f"vfio-{slot.group}-{slot.index}"
+
+
+def hardware_address(*parts: str) -> str:
+    """A MAC address of these names' own: unicast, locally administered (IEEE 802, section 8.4)."""
+    digest = bytearray(hashlib.sha256("\0".join(parts).encode()).digest()[:6])
+    digest[0] = digest[0] & 0xFC | 0x02
+    return digest.hex(":")
 
 
 def _inherited(name: str, fd: int) -> str:

@@ -16,12 +16,21 @@ from typing import Any
 from hawse.errors import DeviceError
 
 MIB = 1024 * 1024
-#: pcie.0 has the host bridge at 00.0, ICH9 at 1f, our own virtio devices at 01 to 0f, the IOMMU none.
+#: pcie.0 has the host bridge at 00.0, ICH9 at 1f, our own devices at 01 to 0f, the IOMMU none.
 FIRST_PORT_SLOT = 0x10
 PORTS_PER_SLOT = 8
 MAX_PORTS = (0x1F - FIRST_PORT_SLOT) * PORTS_PER_SLOT
 #: An I/O window has 4 KiB of the 64 KiB of x86, and firmware needs some itself (QEMU docs/pcie.txt: "about 10").
 MAX_IO_PORTS = 10
+#: Every machine has them. More would cost each start: address spaces to build, buses to look at.
+LEAST_PORTS = 4
+#: Where the share is plugged: the first bus, so that the shapes of other ports do not move it.
+SHARE_BUS = "port-share"
+SHARE_ADDRESS = "0000:01:00.0"
+SHARE_PORT: dict[str, Any] = {
+    "driver": "pcie-root-port", "id": SHARE_BUS, "bus": "pcie.0", "addr": "4.0", "chassis": 1, "slot": 1,
+    "io-reserve": 0,
+}  # fmt: skip
 #: What SeaBIOS gives a hotplug port unasked, in bytes.
 _MINIMUM_WINDOW = 2 * MIB
 
@@ -65,37 +74,49 @@ class PortPlan:
 
 
 def plan_ports(groups: Sequence[GroupShape]) -> PortPlan:
-    """One root port for each group, in order. Raises :class:`DeviceError` when the machine has no room for them."""
+    """The share's port, then a root port for each group, in order. Raises :class:`DeviceError` when there is no room.
+
+    There are 4, 8, 16... ports, some of them spare: most machines are then of one shape, which one template serves, and
+    devices may come later.
+    """
     if len(groups) > MAX_PORTS:
         raise DeviceError(f"{len(groups)} VFIO groups, and a virtual machine has {MAX_PORTS} ports for them")
+    count = LEAST_PORTS
+    while count < len(groups):
+        count *= 2
+    count = min(count, MAX_PORTS)
+    spare_io = count + 1 <= MAX_IO_PORTS
     with_io = [group.number for group in groups if any(function.io for function in group.functions)]
-    if len(with_io) > MAX_IO_PORTS:
+    if not spare_io and len(with_io) > MAX_IO_PORTS:
         raise DeviceError(
             f"{len(with_io)} VFIO groups have I/O BARs, and a virtual machine has I/O windows for {MAX_IO_PORTS}",
             hint=f"pass fewer of the groups {', '.join(map(str, with_io))}",
         )
-    bridges: list[dict[str, Any]] = []
+    bridges: list[dict[str, Any]] = [dict(SHARE_PORT)]
     slots: list[Slot] = []
-    bus = 0
-    for index, group in enumerate(groups):
+    bus = 1  # the share's
+    for index in range(count):
+        group = groups[index] if index < len(groups) else None
         bus += 1
-        bridges.append(_root_port(index, group, last=index == len(groups) - 1))
-        port = bridges[-1]["id"]
-        count = len(group.functions)
-        if count == 1 or group.emulated:
-            if count > 8:
-                raise DeviceError(f"emulated group {group.number} has {count} functions, and a slot has eight")
+        port = _root_port(index, group, last=index == count - 1, spare_io=spare_io)
+        bridges.append(port)
+        if group is None:
+            continue
+        functions = len(group.functions)
+        if functions == 1 or group.emulated:
+            if functions > 8:
+                raise DeviceError(f"emulated group {group.number} has {functions} functions, and a slot has eight")
             # Function 0 comes last: it makes the guest look at the slot, and then it must find all of them.
-            for number in reversed(range(count)):
+            for number in reversed(range(functions)):
                 address = f"0000:{bus:02x}:00.{number}"
-                slots.append(Slot(group.number, number, port, f"0.{number}", count > 1, address))
+                slots.append(Slot(group.number, number, port["id"], f"0.{number}", functions > 1, address))
         else:
-            if count > 31:
-                raise DeviceError(f"group {group.number} has {count} functions, and a bridge has 31 slots")
+            if functions > 31:
+                raise DeviceError(f"group {group.number} has {functions} functions, and a bridge has 31 slots")
             bus += 1
             bridge = f"bridge{index}"
-            bridges.append({"driver": "pcie-pci-bridge", "id": bridge, "bus": port, "addr": "0.0"})
-            for number in range(count):
+            bridges.append({"driver": "pcie-pci-bridge", "id": bridge, "bus": port["id"], "addr": "0.0"})
+            for number in range(functions):
                 # Slot 0 is taken by the bridge's own hotplug controller (QEMU hw/pci-bridge/pcie_pci_bridge.c).
                 address = f"0000:{bus:02x}:{number + 1:02x}.0"
                 slots.append(Slot(group.number, number, bridge, f"{number + 1}.0", False, address))
@@ -104,25 +125,26 @@ def plan_ports(groups: Sequence[GroupShape]) -> PortPlan:
     return PortPlan(tuple(bridges), tuple(slots))
 
 
-def _root_port(index: int, group: GroupShape, *, last: bool) -> dict[str, Any]:
+def _root_port(index: int, group: GroupShape | None, *, last: bool, spare_io: bool) -> dict[str, Any]:
     slot, function = FIRST_PORT_SLOT + index // PORTS_PER_SLOT, index % PORTS_PER_SLOT
     port: dict[str, Any] = {
         "driver": "pcie-root-port",
         "id": f"port{index}",
         "bus": "pcie.0",
         "addr": f"{slot:x}.{function}",
-        "chassis": index + 1,
-        "slot": index + 1,
+        "chassis": index + 2,
+        "slot": index + 2,
     }
     if function or not last:
         port["multifunction"] = True
-    memory = window(size for shape in group.functions for size in shape.memory)
-    prefetchable = window(size for shape in group.functions for size in shape.prefetchable)
+    shapes = group.functions if group else ()
+    memory = window(size for shape in shapes for size in shape.memory)
+    prefetchable = window(size for shape in shapes for size in shape.prefetchable)
     if memory > _MINIMUM_WINDOW:
         port["mem-reserve"] = memory
     if prefetchable > _MINIMUM_WINDOW:
         port["pref64-reserve"] = prefetchable
-    if not any(shape.io for shape in group.functions):
+    if not spare_io and not any(shape.io for shape in shapes):
         port["io-reserve"] = 0
     return port
 

@@ -50,6 +50,26 @@ class Qmp:
         self._write({"return": answer})
         return answer
 
+    async def status(self, *, timeout: float) -> str:
+        """The machine's run state: "running", "paused", "inmigrate"... (QEMU qapi/run-state.json, RunState)."""
+        answer = await self.execute("query-status", {}, timeout=timeout)
+        return str(answer.get("status")) if isinstance(answer, dict) else ""
+
+    async def migration(self, *, timeout: float) -> str:
+        """How far the last migration is: "active", "completed", "failed"... (QEMU qapi/migration.json)."""
+        answer = await self.execute("query-migrate", {}, timeout=timeout)
+        return str(answer.get("status")) if isinstance(answer, dict) else ""
+
+    async def leave_memory_alone(self, *, timeout: float) -> None:
+        """Of what is migrated, leave out memory that is a shared file."""
+        capabilities = [{"capability": "x-ignore-shared", "state": True}]
+        await self.execute("migrate-set-capabilities", {"capabilities": capabilities}, timeout=timeout)
+
+    async def give(self, fd: int, name: str, *, timeout: float) -> None:
+        """Hand QEMU a descriptor, which it knows by the name from now on."""
+        self._client.send_fd_scm(fd)
+        await self.execute("getfd", {"fdname": name}, timeout=timeout)
+
     def listen(self, *names: str) -> Events:
         """Events from now on; open it before the command that causes them."""
         return Events(self._client, names)

@@ -1,0 +1,180 @@
+"""Starting a machine's programs: QEMU, and beside it virtiofsd and the copy of a template's memory.
+
+No asyncio here: the monitor loads it, which takes as long as QEMU's start, while they run. Whatever ends the monitor
+ends them (PR_SET_PDEATHSIG), and memory and sockets go with their last descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from hawse.errors import HostError, VmError
+from hawse.sandbox import plan, sockets
+from hawse.sandbox.children import Program
+from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
+from hawse.vm import memory
+from hawse.vm.arguments import Ends, render
+
+Notes = list[tuple[str, str]]
+"""What the user is to be told: level ("warning" or "debug"), sentence."""
+
+_MAX_STATE = 64 * memory.MIB
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A template's files: an open descriptor of its memory, and its state."""
+
+    ram: int
+    state: bytes
+
+
+class Copy:
+    """A template's memory on its way into a machine's, in a thread, which closes ``saved.ram`` at its end."""
+
+    def __init__(self, saved: Saved, ram: int, steps: Steps) -> None:
+        self._error: OSError | None = None
+
+        def run() -> None:
+            try:
+                with steps.span(MEMORY, "copied"):
+                    memory.restore(saved.ram, ram)
+            except OSError as error:
+                self._error = error
+            finally:
+                os.close(saved.ram)  # a template that is removed gives its room back
+
+        self._thread = threading.Thread(target=run, name="memory copy")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for its end. Raises :class:`VmError` when it failed."""
+        self._thread.join()
+        if self._error is not None:
+            raise VmError(f"cannot copy the template's memory: {self._error.strerror}")
+
+
+@dataclass
+class Launched:
+    """Programs on their way, and our ends of QEMU's sockets. ``copy`` is None for a machine that boots."""
+
+    qemu: Program
+    virtiofsd: Program | None
+    qmp: socket.socket
+    link: socket.socket
+    console: socket.socket
+    ram: int
+    share_plugged: bool
+    saved: Saved | None
+    copy: Copy | None
+    undo: ExitStack
+
+
+def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes) -> Launched:
+    """Start a machine's programs, to be restored or to boot. Raises :class:`HostError`; of templates only notes."""
+    wanted = machine.template
+    if wanted is not None and wanted.usable:
+        try:
+            saved = _open(f"{wanted.cache}/templates/{wanted.digest}")
+        except OSError as error:
+            notes.append(("warning", f"the template {wanted.digest[:12]} cannot be opened: {describe(error)}"))
+        else:
+            try:
+                return launch(machine, directory, steps, share_plugged=False, saved=saved)
+            except HostError:
+                os.close(saved.ram)
+                raise
+    return launch(machine, directory, steps, share_plugged=wanted is None)
+
+
+def launch(
+    machine: plan.MachinePlan, directory: str, steps: Steps, *, share_plugged: bool, saved: Saved | None = None
+) -> Launched:
+    """Start everything; ``Launched.undo`` ends it. Raises :class:`HostError`, with nothing left.
+
+    ``share_plugged``: the share's device is there from the start. ``saved``: restore that in place of booting.
+    """
+    with ExitStack() as undo:
+        ram = memory.make(machine.memory_mib * memory.MIB)
+        undo.callback(os.close, ram)
+        ours, theirs = {}, {}
+        for name in ("qmp", "link", "console"):
+            ours[name], theirs[name] = socket.socketpair()
+            undo.callback(ours[name].close)
+            undo.callback(theirs[name].close)
+        listener = client = None
+        if machine.share == "virtiofs":
+            listener, client = _share_sockets(directory)
+            undo.callback(listener.close)
+            undo.callback(client.close)
+        ends = Ends(
+            memory=memory.path(ram),
+            share_directory=f"{directory}/share",
+            share_fd=client.fileno() if client else -1,
+            qmp_fd=theirs["qmp"].fileno(),
+            link_fd=theirs["link"].fileno(),
+            console_fd=theirs["console"].fileno(),
+            share_plugged=share_plugged,
+            incoming=saved is not None,
+        )
+        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if client else [])]
+        with steps.span(QEMU, "process started"):
+            argv = render(plan.shape(machine), ends)
+            log = f"{directory}/qemu.log"
+            qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True)
+        undo.callback(qemu.end)
+        for end in theirs.values():
+            end.close()
+        virtiofsd = None
+        if listener and client:
+            with steps.span(SHARE, "virtiofsd started"):
+                fd, shared = str(listener.fileno()), f"{directory}/share"
+                argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
+                virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)])
+            undo.callback(virtiofsd.end)
+            listener.close()
+            client.close()
+        copy = None
+        if saved is not None:
+            # Beside QEMU's start: one that waits for its state writes no ROM into the memory (hw/core/loader.c,
+            # rom_reset()). After the forks, which a process of several threads should not do.
+            copy = Copy(saved, ram, steps)
+            undo.callback(_wait_quietly, copy)
+        plugged = share_plugged or machine.share != "virtiofs"
+        return Launched(
+            qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, undo.pop_all()
+        )
+
+
+def _share_sockets(directory: str) -> tuple[socket.socket, socket.socket]:
+    """A listening socket for virtiofsd, and QEMU's connected end of it; the name is needed in between alone."""
+    listener = sockets.bind(directory, "share.sock")
+    try:
+        return listener, sockets.connect(directory, "share.sock")
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.unlink(f"{directory}/share.sock")
+
+
+def _wait_quietly(copy: Copy) -> None:
+    try:
+        copy.wait()
+    except VmError:
+        return
+
+
+def _open(place: str) -> Saved:
+    with open(f"{place}/state", "rb") as file:
+        state = file.read(_MAX_STATE)
+    return Saved(os.open(f"{place}/memory", os.O_RDONLY | os.O_CLOEXEC), state)
+
+
+def describe(error: OSError) -> str:
+    """What the system said, and of which file."""
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)

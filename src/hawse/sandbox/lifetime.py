@@ -1,0 +1,123 @@
+"""A sandbox's time from the start of its programs to its end: made, reported, kept, undone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hawse.errors import HawseError, StateError
+from hawse.sandbox import devices, timeline
+from hawse.sandbox.launch import Launched, Notes
+from hawse.sandbox.machine import Machine
+from hawse.sandbox.plan import SandboxPlan
+from hawse.sandbox.sandbox import Sandbox
+from hawse.sandbox.service import Service
+from hawse.sandbox.state import Store
+from hawse.sandbox.steps import DEVICES, GUEST, Steps
+from hawse.sandbox.templates import obtain
+
+if TYPE_CHECKING:
+    from hawse.sandbox.monitor import Report
+
+
+@dataclass(frozen=True)
+class Making:
+    """A sandbox that is being made: its plan, what runs of it already, and who is to be told."""
+
+    plan: SandboxPlan
+    launched: Launched
+    store: Store
+    report: Report
+    steps: Steps
+    notes: Notes
+
+
+def run(making: Making, listener: socket.socket) -> None:
+    """Live it. Whatever happens, what was launched has ended afterwards."""
+    with making.launched.undo:
+        asyncio.run(_monitor(making, listener))
+
+
+async def _monitor(making: Making, listener: socket.socket) -> None:
+    """Make the sandbox and keep it until its container, a signal, a deletion or its caller's death ends it."""
+    report = making.report
+    sandbox = Sandbox(making.plan, making.store, making.steps)
+    server = await asyncio.start_unix_server(Service(sandbox).connection, sock=listener)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, sandbox.finished.set)
+    living = asyncio.create_task(_live(making, sandbox))
+    ends = [asyncio.create_task(end) for end in (_caller_gone(report), sandbox.finished.wait())]
+    await asyncio.wait([living, *ends], return_when=asyncio.FIRST_COMPLETED)
+    if not report.sent:
+        living.cancel()
+    with suppress(asyncio.CancelledError):
+        await living
+    for end in ends:
+        end.cancel()
+    if not report.sent:
+        gone = StateError(f"container {making.plan.id} was deleted while it was created")
+        report.send({"error": gone.to_wire()})
+    sandbox.end()
+    server.close()
+
+
+async def _caller_gone(report: Report) -> None:
+    """Wait until the caller has closed its end, as it does when it is killed."""
+    report.connection.setblocking(False)
+    with suppress(OSError):
+        await asyncio.get_running_loop().sock_recv(report.connection, 1)
+
+
+async def _live(making: Making, sandbox: Sandbox) -> None:
+    """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
+    made, steps, notes = making.plan, making.steps, making.notes
+    try:
+        async with AsyncExitStack() as undo:
+            machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
+            work = asyncio.create_task(_furnish(made, machine, sandbox, steps))
+            try:
+                await _first(work, machine)
+            finally:
+                work.cancel()
+            steps.save()
+            making.report.send({"created": [*notes, *work.result()]})
+            machine.failure.add_done_callback(lambda _: sandbox.finished.set())
+            await sandbox.finished.wait()
+            if machine.failure.done():
+                sandbox.lose(_explained(machine))
+            else:
+                with steps.span(DEVICES, "released"):
+                    await devices.release(made.plugs, machine.qmp)
+            steps.save()
+    except HawseError as error:
+        if made.timeline:
+            timeline.write(made.timeline, steps.done, name=made.id)
+        making.report.send({"error": error.to_wire()})
+
+
+async def _furnish(made: SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
+    """Give the machine its devices, beside its files, which are on their way, then its container."""
+    with steps.span(DEVICES, "attached"):
+        groups = await devices.attach(made.plugs, machine.qmp, machine.link, seconds=made.machine.device_seconds)
+    await machine.shared
+    with steps.span(GUEST, "container created"):
+        return await sandbox.create(machine.link, devices.guest_nodes(made.nodes, groups))
+
+
+async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:
+    """Wait for the work; a machine that ends before it is the better reason, with the last words of its console."""
+    await asyncio.wait((work, machine.failure), return_when=asyncio.FIRST_COMPLETED)
+    if machine.failure.done() and not (work.done() and work.exception() is None):
+        raise _explained(machine)
+    await work
+
+
+def _explained(machine: Machine) -> HawseError:
+    """Why the machine ended, with the last words of its console where nothing else is shown."""
+    reason = machine.failure.result()
+    reason.evidence = reason.evidence or machine.console.tail()
+    return reason

@@ -1,0 +1,273 @@
+"""Templates as they are kept: ``<cache>/templates/<digest>/`` with memory, state and manifest.json.
+
+A template is a machine that has booted to an idle agent. It is written under a hidden name, and renamed when it is
+whole and on the disk: whatever ends its writer, nobody sees half of one. The digest is of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hawse.errors import HostError
+from hawse.vm import cache as answers
+from hawse.vm import memory
+from hawse.vm.arguments import Ends, VmShape, render
+
+#: To be raised when what is in a template changes its meaning.
+_FORMAT = 1
+_MAX_STATE = 64 * memory.MIB
+#: Templates kept in one cache, the least recently used of more are removed: each has a hundred megabytes or two.
+KEPT = 8
+
+
+@dataclass(frozen=True)
+class Template:
+    """A usable template. ``used``: bytes of its memory that are not zero; ``created``: seconds since 1970."""
+
+    digest: str
+    directory: str
+    used: int
+    created: float
+    shape: dict[str, Any]
+
+    @property
+    def memory(self) -> str:
+        """The file of the RAM, with holes."""
+        return f"{self.directory}/memory"
+
+    @property
+    def state(self) -> str:
+        """The file of everything else: CPUs and devices, as QEMU migrates them."""
+        return f"{self.directory}/state"
+
+
+def digest_of(shape: VmShape, *, version: str) -> str:
+    """The name of the template of a machine: of its QEMU, its files, its command line and, with KVM, this CPU.
+
+    Raises OSError when one of the files is not there.
+    """
+    files = [answers.file_key(path) for path in (shape.qemu, shape.kernel, shape.initrd)]
+    line = render(replace(shape, qemu="", kernel="", initrd=""), Ends("", "", 0, 0, 0, 0))
+    key = [_FORMAT, version, files, line, _cpu() if shape.accel == "kvm" else ""]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()
+
+
+def find(cache: str, digest: str, *, read: bool = True) -> Template | None:
+    """The template, None when there is none. Raises :class:`HostError` when it must not be used, with the reason.
+
+    ``read`` compares its content with the digests, where that was not done since it changed last.
+    """
+    directory = f"{cache}/templates/{digest}"
+    try:
+        if not is_ours(directory):
+            return None
+        template = _read(directory)
+        _check(template, read=read)
+    except FileNotFoundError as error:
+        raise HostError(f"the template {digest[:12]} is damaged: {error.filename} is missing") from None
+    except OSError as error:
+        raise HostError(f"the template {digest[:12]} cannot be read: {error.strerror}: {error.filename}") from None
+    return template
+
+
+def list_all(cache: str) -> list[tuple[str, Template | HostError]]:
+    """Every template by its digest, or why it is none; their content is not read."""
+    found: list[tuple[str, Template | HostError]] = []
+    directory = f"{cache}/templates"
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+        if name.startswith("."):
+            continue
+        try:
+            template = find(cache, name, read=False)
+        except HostError as error:
+            found.append((name, error))
+        else:
+            if template is not None:
+                found.append((name, template))
+    return found
+
+
+def remove(cache: str, digest: str) -> None:
+    """Remove a template at once for whoever looks; who restores it just now has its files open."""
+    hidden = f"{cache}/templates/.{digest}.old"
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(f"{cache}/templates/{digest}", hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+class Draft:
+    """A template that is being written. Only one process writes the same one; :func:`begin` makes it."""
+
+    def __init__(self, cache: str, digest: str, shape: VmShape, lock: int) -> None:
+        self._cache = cache
+        self._digest = digest
+        self._shape = shape
+        self._lock = lock
+        self._directory = f"{cache}/templates/.{digest}.new"
+        self._used = 0
+
+    def fill(self, ram: int, state: bytes) -> None:
+        """Take the copies, while the machine stands still. Raises OSError."""
+        shutil.rmtree(self._directory, ignore_errors=True)  # of a writer that was killed
+        os.mkdir(self._directory, 0o700)
+        target = os.open(f"{self._directory}/memory", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            self._used = memory.save(ram, target)
+        finally:
+            os.close(target)
+        _write(f"{self._directory}/state", state)
+
+    def commit(self) -> None:
+        """Let others see it. Takes a while; the machine may go on meanwhile. Raises OSError."""
+        files = {}
+        for name in ("memory", "state"):
+            fd = os.open(f"{self._directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                files[name] = {"size": os.fstat(fd).st_size, "digest": memory.digest(fd)}
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        shape = asdict(self._shape)
+        shape["machine_properties"] = sorted(self._shape.machine_properties)
+        manifest = {"used": self._used, "created": time.time(), "shape": shape, "files": files}
+        _write(f"{self._directory}/manifest.json", json.dumps(manifest, indent=1).encode())
+        _write(f"{self._directory}/checked", json.dumps(_stamps(self._directory)).encode())
+        final = f"{self._cache}/templates/{self._digest}"
+        if os.path.exists(final):  # a damaged one
+            remove(self._cache, self._digest)
+        os.rename(self._directory, final)
+        _prune(self._cache)
+
+    def close(self) -> None:
+        """Remove what was not committed, and let others write."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._lock)
+
+
+def begin(cache: str, digest: str, shape: VmShape) -> Draft | None:
+    """Begin to write a template; None when another process is writing it. Raises :class:`HostError` or OSError."""
+    directory = f"{cache}/templates"
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    is_ours(directory)
+    lock = os.open(f"{directory}/.{digest}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return Draft(cache, digest, shape, lock)
+
+
+def is_ours(directory: str) -> bool:
+    """Whether it is there. Raises :class:`HostError` when another user may write to it.
+
+    A template is a machine's whole memory: whoever writes one runs in every container restored from it.
+    """
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(status.st_mode):
+        raise HostError(f"templates are not used: {directory} is no directory")
+    if status.st_uid != os.geteuid():
+        raise HostError(f"templates are not used: {directory} belongs to the user {status.st_uid}")
+    if status.st_mode & 0o022:
+        raise HostError(f"templates are not used: others may write to {directory}")
+    return True
+
+
+def _read(directory: str) -> Template:
+    digest = os.path.basename(directory)
+    try:
+        with open(f"{directory}/manifest.json", "rb") as file:
+            manifest = json.loads(file.read(memory.MIB))
+        for name in ("memory", "state"):
+            manifest["files"][name]["size"], manifest["files"][name]["digest"]
+        return Template(digest, directory, manifest["used"], manifest["created"], manifest["shape"])
+    except (ValueError, KeyError, TypeError):
+        raise HostError(f"the template {digest[:12]} is damaged: {directory}/manifest.json") from None
+
+
+def _check(template: Template, *, read: bool) -> None:
+    """Compare the files with the manifest: their content once for each change that the file system tells of."""
+    with open(f"{template.directory}/manifest.json", "rb") as file:
+        expected = json.loads(file.read(memory.MIB))["files"]
+    stamps = _stamps(template.directory)
+    for name in ("memory", "state"):
+        if stamps[name][0] != expected[name]["size"] or (name == "state" and stamps[name][0] > _MAX_STATE):
+            raise HostError(
+                f"the template {template.digest[:12]} is damaged: {template.directory}/{name} has {stamps[name][0]} "
+                f"bytes, not {expected[name]['size']}"
+            )
+    if not read:
+        return
+    try:
+        with open(f"{template.directory}/checked", "rb") as file:
+            if json.loads(file.read(4096)) == stamps:
+                return
+    except (OSError, ValueError):
+        pass
+    for name in ("memory", "state"):
+        fd = os.open(f"{template.directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if memory.digest(fd) != expected[name]["digest"]:
+                raise HostError(
+                    f"the template {template.digest[:12]} is damaged: {template.directory}/{name} was altered"
+                )
+        finally:
+            os.close(fd)
+    _write(f"{template.directory}/checked", json.dumps(stamps).encode())
+
+
+def _stamps(directory: str) -> dict[str, list[int]]:
+    """What changes with a file's content: size, both times in ns, inode."""
+    stamps = {}
+    for name in ("memory", "state"):
+        status = os.stat(f"{directory}/{name}")
+        stamps[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    return stamps
+
+
+def touch(template: Template) -> None:
+    """It was used just now; where that cannot be noted it is removed the sooner."""
+    try:
+        os.utime(f"{template.directory}/checked")
+    except OSError:
+        return
+
+
+def _prune(cache: str) -> None:
+    """Remove the least recently used templates beyond :data:`KEPT`."""
+    directory = f"{cache}/templates"
+    ages = []
+    for name in os.listdir(directory):
+        if not name.startswith("."):
+            try:
+                ages.append((os.stat(f"{directory}/{name}/checked").st_mtime_ns, name))
+            except OSError:
+                ages.append((0, name))
+    for _, name in sorted(ages, reverse=True)[KEPT:]:
+        remove(cache, name)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cpu() -> str:
+    """The host CPU as a guest of KVM's sees it: of another model or microcode a state may be of no use."""
+    wanted = ("vendor_id", "model name", "flags", "microcode", "stepping")
+    with open("/proc/cpuinfo") as file:
+        lines = file.read().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(wanted))

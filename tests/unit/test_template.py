@@ -1,0 +1,142 @@
+"""The store of templates: named by all that they depend on, seen whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import HostError
+from hawse.vm import memory, template
+from hawse.vm.arguments import VmShape
+
+DIGEST = "d" * 64
+
+
+@pytest.fixture
+def shape(tmp_path: Path) -> VmShape:
+    for name in ("qemu", "kernel", "initrd"):
+        (tmp_path / name).write_text(name)
+    return VmShape(
+        qemu=f"{tmp_path}/qemu", accel="tcg", memory_mib=1, cpus=2, kernel=f"{tmp_path}/kernel",
+        initrd=f"{tmp_path}/initrd", kernel_append="", bridges=[{"driver": "pcie-root-port", "id": "port0"}],
+        share="virtiofs",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accel": "kvm"}, {"memory_mib": 2}, {"cpus": 3}, {"kernel_append": "debug"}, {"bridges": []}, {"share": "9p"},
+        {"machine_properties": frozenset({"hpet"})},
+    ],
+)  # fmt: skip
+def test_another_shape_is_another_template(shape: VmShape, change: dict[str, Any]) -> None:
+    digests = {template.digest_of(one, version="7.2") for one in (shape, replace(shape, **change))}
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("name", ["qemu", "kernel", "initrd"])
+def test_another_file_is_another_template(shape: VmShape, tmp_path: Path, name: str) -> None:
+    before = template.digest_of(shape, version="7.2")
+    assert template.digest_of(shape, version="7.2") == before
+    (tmp_path / name).write_text("another")
+    assert template.digest_of(shape, version="7.2") != before
+
+
+def test_another_version_of_qemu_is_another_template(shape: VmShape) -> None:
+    assert template.digest_of(shape, version="7.2") != template.digest_of(shape, version="7.3")
+
+
+def leave(cache: str, digest: str, shape: VmShape, content: bytes = b"memory") -> None:
+    draft = template.begin(cache, digest, shape)
+    assert draft is not None
+    ram = memory.make(memory.MIB)
+    os.pwrite(ram, content, 4096)
+    draft.fill(ram, b"state")
+    os.close(ram)
+    assert template.find(cache, digest) is None, "nobody sees it before it is whole"
+    draft.commit()
+    draft.close()
+
+
+def test_a_template_is_found_as_it_was_left(shape: VmShape, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    assert template.find(cache, DIGEST) is None
+    leave(cache, DIGEST, shape)
+    found = template.find(cache, DIGEST)
+    assert found is not None
+    assert found.used == memory.PIECE
+    assert found.shape["memory_mib"] == 1
+    assert Path(found.state).read_bytes() == b"state"
+    assert Path(found.memory).read_bytes()[4096:4102] == b"memory"
+    assert template.list_all(cache) == [(DIGEST, found)]
+    template.remove(cache, DIGEST)
+    assert template.find(cache, DIGEST) is None
+
+
+def test_one_writes_and_the_other_does_without(shape: VmShape, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    first = template.begin(cache, DIGEST, shape)
+    assert first is not None
+    assert template.begin(cache, DIGEST, shape) is None
+    first.close()
+    leave(cache, DIGEST, shape)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(shape: VmShape, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    half = cache / "templates" / f".{DIGEST}.new"
+    half.mkdir(parents=True, mode=0o700)
+    (half / "memory").write_text("half of it")
+    os.chmod(cache / "templates", 0o700)
+    assert template.list_all(str(cache)) == []
+    leave(str(cache), DIGEST, shape)
+    assert not half.exists()
+
+
+def test_a_copy_elsewhere_is_good_after_its_content_was_read(shape: VmShape, tmp_path: Path) -> None:
+    """Inode and times are others; so they are noted anew."""
+    cache = str(tmp_path / "cache")
+    leave(cache, DIGEST, shape)
+    path = Path(f"{cache}/templates/{DIGEST}/memory")
+    noted = path.with_name("checked").read_text()
+    os.utime(path)
+    assert template.find(cache, DIGEST) is not None
+    assert path.with_name("checked").read_text() != noted
+
+
+def test_a_changed_byte_is_noticed(shape: VmShape, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    leave(cache, DIGEST, shape)
+    with open(f"{cache}/templates/{DIGEST}/memory", "r+b") as file:
+        file.seek(4096)
+        file.write(b"M")
+    with pytest.raises(HostError, match="memory was altered"):
+        template.find(cache, DIGEST)
+
+
+def test_what_is_damaged_is_listed_with_the_reason(shape: VmShape, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    leave(cache, DIGEST, shape)
+    os.truncate(f"{cache}/templates/{DIGEST}/state", 1)
+    [(digest, problem)] = template.list_all(cache)
+    assert digest == DIGEST
+    assert isinstance(problem, HostError)
+    assert "state has 1 bytes, not 5" in problem.message
+
+
+def test_the_least_recently_used_go_first(shape: VmShape, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache")
+    names = [f"{number:064x}" for number in range(template.KEPT + 1)]
+    for age, name in enumerate(names[:-1]):
+        leave(cache, name, shape)
+        os.utime(f"{cache}/templates/{name}/checked", (1000 + age, 1000 + age))
+    oldest = template.find(cache, names[0])
+    assert oldest is not None
+    template.touch(oldest)
+    leave(cache, names[-1], shape)
+    assert {name for name, _ in template.list_all(cache)} == set(names) - {names[1]}

@@ -1,0 +1,92 @@
+"""Steps on one clock, and the trace that is made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.cli.timeline import bar
+from hawse.errors import ConfigError
+from hawse.sandbox import timeline
+from hawse.sandbox.steps import Step, Steps
+
+STEPS: list[Step] = [
+    ("QEMU", "process started", 100.25, 100.5),
+    ("command line", "plan made", 100.0, 100.25),
+    ("QEMU", "QMP answers", 100.5, 100.75),
+]
+
+
+def test_a_trace_has_a_thread_for_each_lane_and_times_in_microseconds() -> None:
+    events = timeline.trace(STEPS, name="c1")["traceEvents"]
+    assert isinstance(events, list)
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert lanes == {1: "command line", 2: "QEMU"}
+    done = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    assert done == [
+        (1, "plan made", 0, 250_000),
+        (2, "process started", 250_000, 250_000),
+        (2, "QMP answers", 500_000, 250_000),
+    ]
+
+
+def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = str(tmp_path / "trace.json")
+    timeline.write(path, STEPS, name="c1")
+    assert timeline.read(path) == [(lane, name, began - 100, ended - 100) for lane, name, began, ended in
+                                   sorted(STEPS, key=lambda step: step[2])]  # fmt: skip
+
+
+def test_a_trace_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    timeline.write(f"{tmp_path}/missing/trace.json", STEPS, name="c1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "it is no trace"), ("[]", "it is no trace"), ('{"traceEvents": [{"ph": "X"}]}', "it is no trace"),
+     ('{"traceEvents": []}', "it has no steps")],
+)  # fmt: skip
+def test_what_is_no_trace_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        timeline.read(str(path))
+
+
+def test_a_step_is_noted_though_it_fails() -> None:
+    steps = Steps("/dev/null", [])
+    with pytest.raises(KeyError), steps.span("QEMU", "fails"):
+        raise KeyError
+    [(lane, name, began, ended)] = steps.done
+    assert (lane, name) == ("QEMU", "fails")
+    assert began <= ended
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner), max_leaves=20
+)
+
+
+@given(json_values)
+def test_whatever_a_guest_reports_leaves_steps_that_can_be_drawn(taken: object) -> None:
+    steps = Steps("/dev/null", [])
+    steps.add_guest(taken, offset=5.0)
+    json.dumps(timeline.trace(steps.done, name="c1"))
+
+
+def test_a_guests_steps_are_moved_onto_our_clock_and_bounded() -> None:
+    steps = Steps("/dev/null", [])
+    steps.add_guest([["share mounted\x1b[2J", 1_000_000_000, 2_500_000_000]] * 1000, offset=5.0)
+    assert len(steps.done) == 256
+    assert steps.done[0] == ("in the guest: share mounted[2J", "share mounted[2J", 6.0, 7.5)
+
+
+@given(st.floats(0, 10), st.floats(0, 10), st.integers(20, 200))
+def test_a_bar_fits_its_line_and_is_never_empty(began: float, takes: float, width: int) -> None:
+    drawn = bar(began, began + takes, 20.0, width)
+    assert drawn.count("█") >= 1
+    assert len(drawn) <= width

@@ -1,0 +1,377 @@
+"""Templates: made by the first start, restored by the next, never believed when they are not whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.vm import memory, packages
+from tests.support.bundles import CACHE, make_bundle, specification, write
+from tests.support.caches import own_cache, templates
+from tests.support.runtime import Result, Runtime, wait_until
+
+pytestmark = pytest.mark.vm
+
+SECRET = "a-secret-of-the-first-container"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache with one template, left by the start of a container that has a secret."""
+    directory = tmp_path_factory.mktemp("kept")
+    runtime = Runtime(str(directory))
+    cache = own_cache(str(directory / "cache"))
+    configure(runtime, cache)
+    make_bundle(f"{directory}/bundle", ["/bin/true"], env=["PATH=/bin", f"SECRET={SECRET}"])
+    result = runtime("run", "--bundle", f"{directory}/bundle", "--timeline", f"{directory}/trace.json", "c1")
+    assert result == Result(0, "", "")
+    assert {"boots", "state saved", "memory saved"} <= step_names(directory / "trace.json")
+    assert len(templates(cache)) == 1
+    return cache
+
+
+@pytest.fixture
+def cache(kept: str, tmp_path: Path) -> str:
+    """A copy of it."""
+    copy = own_cache(f"{tmp_path}/cache")
+    subprocess.run(["cp", "--archive", "--sparse=always", f"{kept}/templates", copy], check=True)
+    return copy
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> str:
+    path = str(tmp_path / "bundle")
+    make_bundle(path, ["/bin/echo", "it ran"])
+    return path
+
+
+def configure(runtime: Runtime, cache: str, more: str = "") -> None:
+    runtime.configure(f'{more}\n[image]\ncache = "{cache}"\n[emulated]\n5 = ["edu"]\n')
+
+
+def step_names(trace: Path) -> set[str]:
+    return {event["name"] for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"}
+
+
+def start(runtime: Runtime, bundle: str, tmp_path: Path) -> tuple[bool, list[str]]:
+    """Run the bundle, which must succeed; whether the machine was restored, and the warnings."""
+    trace = tmp_path / "trace.json"
+    result = runtime("run", "--bundle", bundle, "--timeline", str(trace), "c1")
+    assert (result.code, result.output) == (0, "it ran\n"), result
+    names = step_names(trace)
+    assert ("boots" in names) != ("state loaded" in names)
+    return "state loaded" in names, [line for line in result.errors.splitlines() if "warning:" in line]
+
+
+def test_a_later_start_is_restored(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+    configure(runtime, cache)
+    assert start(runtime, bundle, tmp_path) == (True, [])
+    assert len(templates(cache)) == 1
+
+
+def test_turned_off_nothing_is_kept_or_used(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+    configure(runtime, cache, "[template]\nenabled = false")
+    assert start(runtime, bundle, tmp_path) == (False, [])
+    configure(runtime, own_cache(f"{tmp_path}/empty"), "[template]\nenabled = false")
+    assert start(runtime, bundle, tmp_path) == (False, [])
+    assert not os.path.exists(f"{tmp_path}/empty/templates")
+
+
+def test_a_machine_of_another_shape_has_a_template_of_its_own(
+    runtime: Runtime, cache: str, bundle: str, tmp_path: Path
+) -> None:
+    configure(runtime, cache, "[vm]\ncpus = 1\nmemory_mib = 512")
+    assert start(runtime, bundle, tmp_path) == (False, [])
+    assert start(runtime, bundle, tmp_path) == (True, [])
+    assert len(templates(cache)) == 2
+
+
+def test_nothing_of_the_first_container_is_in_the_template(kept: str) -> None:
+    [digest] = templates(kept)
+    with open(f"{kept}/templates/{digest}/memory", "rb") as file:
+        tail = b""
+        found = False
+        while piece := file.read(1 << 24):
+            found = found or SECRET.encode() in tail + piece
+            tail = piece[-64:]
+    assert not found
+    with open(f"{kept}/templates/{digest}/state", "rb") as file:
+        assert SECRET.encode() not in file.read()
+
+
+def test_no_page_is_shared_between_sandboxes(runtime: Runtime, cache: str, tmp_path: Path) -> None:
+    """Whoever maps the template's file, even privately, shares its pages with others who do (CVE-2015-2877)."""
+    configure(runtime, cache)
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sleep", "1000"])
+    runtime.run_detached(bundle, "c1")
+    mapped = {line.split(maxsplit=5)[5] for line in _maps() if len(line.split(maxsplit=5)) == 6}
+    assert "/memfd:hawse-ram (deleted)" in {path.strip() for path in mapped}, "QEMU and virtiofsd map what is its own"
+    assert not [path for path in mapped if "/templates/" in path]
+
+
+def _maps() -> list[str]:
+    lines = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/maps") as file:
+                lines += file.readlines()
+        except OSError:
+            continue
+    return lines
+
+
+# Damage
+
+
+def _truncate(path: str) -> None:
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def _alter(path: str) -> None:
+    """One byte somewhere in what is not a hole, the size as before."""
+    with open(path, "r+b") as file:
+        position = os.lseek(file.fileno(), 0, os.SEEK_DATA) + 5000
+        file.seek(position)
+        byte = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def _garble(path: str) -> None:
+    with open(path, "w") as file:
+        file.write("{")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("memory", _truncate, "memory has 536870912 bytes, not 1073741824"),
+        ("memory", _alter, "memory was altered"),
+        ("memory", os.unlink, "memory is missing"),
+        ("state", _truncate, "bytes, not "),
+        ("state", _alter, "state was altered"),
+        ("manifest.json", _garble, "manifest.json"),
+        ("manifest.json", os.unlink, "manifest.json is missing"),
+    ],
+)
+def test_a_damaged_template_is_not_used_and_is_replaced(
+    runtime: Runtime, cache: str, bundle: str, tmp_path: Path, name: str, damage: Callable[[str], None], words: str
+) -> None:
+    configure(runtime, cache)
+    [digest] = templates(cache)
+    damage(f"{cache}/templates/{digest}/{name}")
+    restored, warnings = start(runtime, bundle, tmp_path)
+    assert not restored
+    [warning] = warnings
+    assert warning.startswith(f"hawse: warning: this start is a cold one: the template {digest[:12]} is damaged: ")
+    assert words in warning
+    assert start(runtime, bundle, tmp_path) == (True, [])
+
+
+def test_a_state_that_qemu_cannot_load_is_thrown_away(
+    runtime: Runtime, cache: str, bundle: str, tmp_path: Path
+) -> None:
+    """The files are what the manifest says, and of no use."""
+    configure(runtime, cache)
+    [digest] = templates(cache)
+    place = f"{cache}/templates/{digest}"
+    with open(f"{place}/state", "r+b") as file:
+        file.write(os.urandom(4096))
+        file.flush()
+        found = memory.digest(file.fileno())
+    manifest = json.loads(Path(f"{place}/manifest.json").read_text())
+    manifest["files"]["state"]["digest"] = found
+    Path(f"{place}/manifest.json").write_text(json.dumps(manifest))
+    trace = tmp_path / "trace.json"
+    result = runtime("run", "--bundle", bundle, "--timeline", str(trace), "c1")
+    assert (result.code, result.output) == (0, "it ran\n"), result
+    [warning] = [line for line in result.errors.splitlines() if "warning:" in line]
+    assert f"the template {digest[:12]} cannot be restored, and this start is a cold one: QEMU " in warning
+    assert start(runtime, bundle, tmp_path) == (True, [])
+
+
+def _replace_by_a_file(place: str) -> None:
+    shutil.rmtree(place)
+    Path(place).touch()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda place: os.chown(place, 1000, 1000), "belongs to the user 1000"),
+        (lambda place: os.chmod(place, 0o777), "others may write to "),
+        (_replace_by_a_file, "is no directory"),
+    ],
+)
+def test_a_directory_that_is_not_ours_alone_is_not_used(
+    runtime: Runtime, cache: str, bundle: str, tmp_path: Path, spoil: Callable[[str], Any], words: str
+) -> None:
+    configure(runtime, cache)
+    spoil(f"{cache}/templates")
+    restored, warnings = start(runtime, bundle, tmp_path)
+    assert not restored
+    assert [words in warning for warning in warnings] == [True], warnings
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Mount a tmpfs with these options as the templates' directory of a new cache; the cache's path."""
+    place = f"{tmp_path}/mounted/templates"
+
+    def mount(options: str) -> str:
+        cache = own_cache(f"{tmp_path}/mounted")
+        os.mkdir(place)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "none", place], check=True)
+        return cache
+
+    yield mount
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [("ro", "Read-only file system"), ("size=16m", "No space left on device")]
+)
+def test_where_no_template_can_be_kept_a_container_starts_all_the_same(
+    runtime: Runtime, mounted: Callable[[str], str], bundle: str, tmp_path: Path, options: str, words: str
+) -> None:
+    cache = mounted(options)
+    configure(runtime, cache)
+    restored, warnings = start(runtime, bundle, tmp_path)
+    assert not restored
+    [warning] = warnings
+    assert warning.startswith("hawse: warning: no template was left for later starts: ")
+    assert words in warning
+    assert not [name for name in os.listdir(f"{cache}/templates") if not name.endswith(".lock")], "nothing is left"
+
+
+def test_two_first_starts_at_once_leave_one_good_template(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    configure(runtime, own_cache(f"{tmp_path}/cache"))
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    processes = [
+        runtime.start("run", "--bundle", bundle, f"c{n}", stdin=null, stdout=pipe, stderr=pipe) for n in range(2)
+    ]
+    for process in processes:
+        assert process.communicate(timeout=90) == (b"it ran\n", b"")
+        assert process.returncode == 0
+    assert len(templates(f"{tmp_path}/cache")) == 1
+    assert start(runtime, bundle, tmp_path) == (True, [])
+
+
+def test_a_crash_while_saving_leaves_nothing_that_is_believed(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    cache = own_cache(f"{tmp_path}/cache")
+    configure(runtime, cache)
+    null = subprocess.DEVNULL
+    process = runtime.start("run", "--bundle", bundle, "c1", stdin=null, stdout=null, stderr=null)
+    half_written = Path(cache) / "templates"
+    wait_until(lambda: half_written.is_dir() and any(n.name.endswith(".new") for n in half_written.iterdir()))
+    os.kill(json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"], signal.SIGKILL)
+    assert process.wait(30) != 0
+    assert templates(cache) == []
+    assert [name for name in os.listdir(half_written) if name.endswith(".new")]
+    runtime("delete", "--force", "c1")
+    assert start(runtime, bundle, tmp_path) == (False, [])
+    assert len(templates(cache)) == 1
+    assert not [name for name in os.listdir(half_written) if name.endswith(".new")], "the next writer clears it away"
+
+
+# Clones
+
+
+def test_two_clones_are_different_machines(runtime: Runtime, kept: str, tmp_path: Path) -> None:
+    configure(runtime, kept)
+    [digest] = templates(kept)
+    created = json.loads(Path(f"{kept}/templates/{digest}/manifest.json").read_text())["created"]
+    # Else a clock that was not set would be right by chance.
+    wait_until(lambda: time.time() - created > 5)
+    bundle = str(tmp_path / "bundle")
+    script = (
+        "head -c 32 /dev/urandom | md5sum; cat /proc/sys/kernel/random/boot_id; dbus-uuidgen;"
+        "ssh-keygen -q -t ed25519 -N '' -f /tmp/key; tail -n 2 /tmp/key | head -n 1; date +%s"
+    )
+    _make_rootfs(f"{bundle}/rootfs")
+    write(bundle, specification(["/bin/sh", "-c", script]))
+    seen, times = [], []
+    for name in ("c1", "c2"):
+        before = time.time()
+        result = runtime("run", "--bundle", bundle, name)
+        assert result.code == 0, result
+        os.unlink(f"{bundle}/rootfs/tmp/key")
+        lines = result.output.splitlines()
+        assert len(lines) == 5, result
+        seen.append(lines[:4])
+        times.append((before, int(lines[4]), time.time()))
+    for ours, theirs in zip(*seen, strict=True):
+        assert ours != theirs
+    for before, inside, after in times:
+        assert before - 1 <= inside <= after + 1
+
+
+def _make_rootfs(rootfs: str) -> None:
+    """ssh-keygen and dbus-uuidgen of Debian's with their libraries, and the small programs that the script needs."""
+    fetched = packages.fetch(["openssh-client", "dbus-bin", "busybox-static"], cache=CACHE, progress=print)
+    wanted = ("usr/bin/ssh-keygen", "usr/bin/dbus-uuidgen", "usr/bin/busybox", "bin/busybox")
+    packages.unpack(
+        fetched, rootfs, wanted=lambda name: name in wanted or (".so" in name and name.startswith(("usr/lib", "lib")))
+    )
+    for name in ("dev", "etc", "proc", "sys", "tmp"):
+        os.makedirs(f"{rootfs}/{name}", exist_ok=True)
+    for applet in ("sh", "head", "tail", "date", "md5sum", "cat"):
+        os.symlink("busybox", f"{rootfs}/usr/bin/{applet}")
+    with open(f"{rootfs}/etc/passwd", "w") as file:
+        file.write("root:x:0:0:root:/:/bin/sh\n")
+
+
+# The verbs
+
+
+def test_templates_are_built_listed_and_removed(runtime: Runtime, tmp_path: Path, bundle: str) -> None:
+    cache = own_cache(f"{tmp_path}/cache")
+    configure(runtime, cache)
+    assert runtime("template", "list", "--format", "json").output == "[]\n"
+    built = runtime("template", "build")
+    assert built.code == 0, built
+    [digest] = templates(cache)
+    assert built.output.startswith(f"template {digest[:12]}: ")
+    assert runtime("template", "build").output.rstrip().endswith(" is there already")
+    assert start(runtime, bundle, tmp_path) == (True, [])
+    [entry] = json.loads(runtime("template", "list", "--format", "json").output)
+    assert entry["digest"] == digest
+    assert entry["shape"]["memory_mib"] == 1024
+    assert 30 << 20 < entry["used_bytes"] < 300 << 20
+    assert digest[:12] in runtime("template", "list").output
+    assert "no template begins with 'zz'" in runtime("template", "remove", "zz").errors
+    assert runtime("template", "remove", digest[:6]).code == 0
+    assert templates(cache) == []
+
+
+def test_the_timeline_is_drawn(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+    configure(runtime, cache, f'[timeline]\ndirectory = "{tmp_path}/traces"')
+    (tmp_path / "traces").mkdir()
+    assert runtime("run", "--bundle", bundle, "c7").code == 0
+    drawn = runtime("timeline", f"{tmp_path}/traces/c7.json").output.splitlines()
+    assert drawn[0].split()[:3] == ["step", "from", "ms"]
+    for words in ("command line: plan made", "QEMU: state loaded", "in the guest: prepared crun create"):
+        assert any(line.startswith(words) and "█" in line for line in drawn), drawn
+    events = json.loads((tmp_path / "traces" / "c7.json").read_text())["traceEvents"]
+    steps = {event["name"]: event for event in events if event["ph"] == "X"}
+    # Host and guest on one clock: what the guest did for a call lies within the call.
+    call, inside = steps["container created"], steps["prepared crun create"]
+    slack = 50_000  # half of the longest wake call is the clocks' uncertainty
+    assert call["ts"] - slack <= inside["ts"]
+    assert inside["ts"] + inside["dur"] <= call["ts"] + call["dur"] + slack
+
+
+def test_a_timeline_that_cannot_be_written_is_refused_before_anything_starts(runtime: Runtime, bundle: str) -> None:
+    result = runtime("run", "--bundle", bundle, "--timeline", "/nowhere/trace.json", "c1")
+    assert result.code == 1
+    assert "the timeline cannot be written: /nowhere/trace.json [" in result.errors
