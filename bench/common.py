@@ -1,0 +1,157 @@
+"""What the benchmarks share: commands timed to their first line, and the floor that they are compared with."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hawse.cli.timeline import title
+from hawse.config import load_config
+from hawse.container.plan import plan_machine
+from hawse.sandbox import plan
+from hawse.sandbox.launch import launch
+from hawse.sandbox.steps import Steps
+from hawse.sandbox.timeline import read
+from tests.support.bundles import add_devices, make_bundle, write
+from tests.support.runtime import Runtime
+
+Seconds = list[float]
+DEVICES = [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)]
+#: Opens the group before it says a word.
+OPENS = "exec 3<>/dev/vfio/%d && echo opened"
+
+_SAID = b"reached"
+_INIT = 'rdinit=/usr/bin/sh -- -c "echo reached; while :; do :; done"'
+
+
+@dataclass
+class Measured:
+    """Figures by name, readings behind them, and lines of Markdown that tell where the time goes."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Quiet:
+    """A log that nobody reads."""
+
+    def warning(self, message: str) -> None:
+        """Drop it."""
+
+    def debug(self, message: str) -> None:
+        """Drop it."""
+
+
+@contextmanager
+def workbench(config: str = "") -> Iterator[tuple[Runtime, str]]:
+    """hawse with a root and a configuration of its own, and a directory."""
+    with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
+        runtime = Runtime(directory)
+        runtime.configure(config)
+        yield runtime, directory
+
+
+def bare_boot(config: str = "") -> float:
+    """Seconds from the start of QEMU until the first program of the initial ramfs runs.
+
+    The same machine, kernel, initrd and command line as hawse's own; only that the first program is a shell.
+    """
+    with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
+        Path(f"{directory}/config.toml").write_text(config)
+        machine = plan_machine(load_config(f"{directory}/config.toml"), [], Quiet())
+        changed = {name: getattr(machine, name) for name in machine.__struct_fields__}
+        changed |= {"kernel_append": f"{machine.kernel_append} {_INIT}".strip(), "share": "", "template": None}
+        began = time.monotonic()
+        launched = launch(plan.MachinePlan(**changed), directory, Steps("/dev/null", []), share_plugged=False)
+        with launched.undo:
+            output = b""
+            while _SAID not in output:
+                piece = launched.console.recv(4096)
+                assert piece, f"the bare boot ended: {output.decode(errors='replace')}"
+                output += piece
+            return time.monotonic() - began
+
+
+def timed(argv: Sequence[str]) -> float:
+    """Seconds of a whole command, which must succeed."""
+    began = time.monotonic()
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def first_line(argv: Sequence[str]) -> float:
+    """Seconds from exec to the first line of a command, which must then succeed."""
+    began = time.monotonic()
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.monotonic() - began
+        _, errors = process.communicate()
+    assert line and process.returncode == 0, errors.decode(errors="replace")
+    return seconds
+
+
+def make_true(directory: str) -> str:
+    """A bundle that runs true."""
+    make_bundle(f"{directory}/true", ["/bin/true"])
+    return f"{directory}/true"
+
+
+def make_opener(directory: str, *groups: int) -> str:
+    """A bundle that opens every group and says so."""
+    bundle = f"{directory}/opens-{len(groups)}"
+    script = "; ".join(f"exec {3 + i}<>/dev/vfio/{group} || exit 1" for i, group in enumerate(groups))
+    spec = make_bundle(bundle, ["/bin/sh", "-c", f"{script}; echo opened"])
+    add_devices(spec, [DEVICES[0], *((f"/dev/vfio/{group}", 511, group) for group in groups)])
+    write(bundle, spec)
+    return bundle
+
+
+def steps_of(trace: str) -> dict[str, tuple[float, float]]:
+    """Begin and end of each step of a start, in seconds, by "lane: name"."""
+    return {title(step): (step[2], step[3]) for step in read(trace)}
+
+
+def medians(rounds: Sequence[dict[str, tuple[float, float]]]) -> dict[str, list[float]]:
+    """The median begin and length of each step that every round has, in ms."""
+    names = [name for name in rounds[0] if all(name in one for one in rounds)]
+    return {
+        name: [
+            round(statistics.median(one[name][0] for one in rounds) * 1000),
+            round(statistics.median(one[name][1] - one[name][0] for one in rounds) * 1000),
+        ]
+        for name in names
+    }
+
+
+def table(steps: dict[str, list[float]]) -> list[str]:
+    """The steps as Markdown."""
+    rows = [f"| {name} | {began:.0f} | {takes:.0f} |" for name, (began, takes) in steps.items()]
+    return ["| step | from ms | takes ms |", "|---|---|---|", *rows]
+
+
+def ratio(over: Seconds, under: Seconds) -> float:
+    """Of the medians."""
+    return round(statistics.median(over) / statistics.median(under), 3)
+
+
+def others(directory: str, true: str) -> dict[str, str]:
+    """What users would take instead: the runtime's name and, where it cannot run here, why."""
+    found = {}
+    for name in ("runc", "crun"):
+        try:
+            argv = [name, "--root", f"{directory}/{name}", "run", "--bundle", true, "probe"]
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            found[name] = "not installed"
+            continue
+        found[name] = done.stderr.strip() if done.returncode else ""
+    return found

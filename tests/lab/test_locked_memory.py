@@ -1,0 +1,65 @@
+"""Attaching costs no locked memory: the guest's IOMMU domains are translated, so only what is mapped is pinned."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab.host import Lab
+from tests.lab.steps import EDU, RUNTIME, group_of
+
+pytestmark = pytest.mark.lab
+
+MIB = 16
+_BUNDLE = """
+import shutil, sys
+from hawse.vfio import sysfs
+from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+directory, address, program, config = sys.argv[1:]
+open(config, "a").close()
+group = sysfs.iommu_group(address)
+spec = make_bundle(directory, ["/bin/sleep", "100000"], rlimits=[UNLIMITED])
+shutil.copy(program, f"{directory}/rootfs/bin/map")
+add_devices(spec, [("/dev/vfio/vfio", 10, 196), (f"/dev/vfio/{group}", *sysfs.group_numbers(group))])
+write(directory, spec)
+"""
+_LOCKED = """
+import os
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    if open(f"/proc/{pid}/comm").read().startswith("qemu-system"):
+        lines = open(f"/proc/{pid}/status").read().splitlines()
+        print(next(line.split()[1] for line in lines if line.startswith("VmLck:")))
+"""
+
+
+def locked_kib(lab: Lab) -> int:
+    result = lab.python(_LOCKED)
+    assert result.code == 0, result
+    return int(result.output)
+
+
+def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab, tmp_path: Path) -> None:
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "probe", "map.c")
+    program = str(tmp_path / "map")
+    subprocess.run(["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
+    bundle = "/run/locked"
+    made = lab.python(_BUNDLE, bundle, EDU, program, RUNTIME[-1])
+    assert made.code == 0, made.errors
+    started = lab.run([*RUNTIME, "run", "--detach", "--bundle", bundle, "locked"], timeout=900)
+    assert started.code == 0, started
+    try:
+        assert locked_kib(lab) <= 1024, "of a guest of a gibibyte"
+        functions = "/sys/kernel/iommu_groups/*/devices/*"
+        script = (
+            f"for f in {functions}; do [ $(cat $f/vendor) = 0x1234 ] && address=${{f##*/}}; done;"
+            f"(sleep 100000 | map /dev/vfio/{group_of(lab, EDU)} {MIB} $address >/tmp/said) &"
+            "until grep -q mapped /tmp/said; do sleep 1; done"
+        )
+        mapped = lab.run([*RUNTIME, "exec", "locked", "/bin/sh", "-c", script], timeout=900)
+        assert mapped.code == 0, mapped
+        assert locked_kib(lab) >= MIB * 1024
+    finally:
+        lab.run([*RUNTIME, "delete", "--force", "locked"], timeout=300)
