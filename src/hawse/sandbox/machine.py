@@ -83,6 +83,11 @@ async def restore(
         try:
             await _settle([loading], made.failure, _QMP_SECONDS)
             await loading
+        except OSError as error:
+            # A state that QEMU stops reading is one that it dies of: its own words are worth a moment.
+            await asyncio.wait([made.failure], timeout=_DEATH_SECONDS)
+            reason = made.failure.result() if made.failure.done() else VmError(f"QEMU takes no state: {error.strerror}")
+            raise reason from None
         finally:
             loading.cancel()
         # The calls are sent in this order, and the agent takes the first alone: the share may be plugged meanwhile.
