@@ -72,7 +72,7 @@ def test_a_template_is_found_as_it_was_left(shape: VmShape, tmp_path: Path) -> N
     assert found.used == memory.PIECE
     assert found.shape["memory_mib"] == 1
     assert Path(found.state).read_bytes() == b"state"
-    assert Path(found.memory).read_bytes()[4096:4102] == b"memory"
+    assert b"memory" in Path(found.memory).read_bytes()
     assert template.list_all(cache) == [(DIGEST, found)]
     template.remove(cache, DIGEST)
     assert template.find(cache, DIGEST) is None
@@ -113,7 +113,7 @@ def test_a_changed_byte_is_noticed(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     leave(cache, DIGEST, shape)
     with open(f"{cache}/templates/{DIGEST}/memory", "r+b") as file:
-        file.seek(4096)
+        file.seek(-memory.PIECE, os.SEEK_END)
         file.write(b"M")
     with pytest.raises(HostError, match="memory was altered"):
         template.find(cache, DIGEST)

@@ -155,7 +155,7 @@ def _garble(path: str) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("memory", _truncate, "memory has 536870912 bytes, not 1073741824"),
+        ("memory", _truncate, "memory has "),
         ("memory", _alter, "memory was altered"),
         ("memory", os.unlink, "memory is missing"),
         ("state", _truncate, "bytes, not "),

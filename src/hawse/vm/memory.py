@@ -1,4 +1,9 @@
-"""A guest's RAM as a file: made, copied and digested by its non-zero pieces; what was never used costs nothing."""
+"""A guest's RAM: made as memory that others can map, and kept as a file of its non-zero pieces.
+
+The file: eight bytes of the memory's size and eight of the number of pieces, begin and end of each piece in the memory,
+eight bytes each, all big-endian, zeros to a whole page, then the pieces one after the other. No holes: some file
+systems (9p, NFS before 4.2) cannot tell them from data, and would have all of the memory read and written.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import errno
 import hashlib
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 
 MIB = 1024 * 1024
@@ -13,6 +19,8 @@ MIB = 1024 * 1024
 PIECE = 16 * 1024
 _ZEROS = bytes(PIECE)
 _AT_ONCE = 16 * MIB
+_HEAD = struct.Struct(">QQ")
+_PAGE = 4096
 
 
 def make(size: int) -> int:
@@ -28,61 +36,70 @@ def path(fd: int) -> str:
 
 
 def restore(source: int, target: int) -> int:
-    """Copy the data of a file into memory of the same size; the bytes copied. Raises OSError.
+    """Copy a file of pieces into memory of the size that it was made of; the bytes copied. Raises OSError.
 
     By write(2) from a mapping: the one copy there is, and faster than sendfile(2), whose pages go through a pipe.
     """
     size = os.fstat(source).st_size
-    if size != os.fstat(target).st_size:
-        raise OSError(errno.EIO, "the template's memory has another size")
-    copied = 0
+    if size < _HEAD.size:
+        raise OSError(errno.EIO, "the template's memory is cut short")
     with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-        for start, end in _extents(source):
-            position = start
-            while position < end:
-                position += os.pwrite(target, view[position : min(end, position + _AT_ONCE)], position)
-            copied += end - start
-    return copied
+        position = begin = _begin_of_data(view)
+        for start, end in _read_pieces(view, os.fstat(target).st_size):
+            while start < end:
+                written = os.pwrite(target, view[position : position + min(end - start, _AT_ONCE)], start)
+                start, position = start + written, position + written
+        return position - begin
 
 
 def save(source: int, target: int) -> int:
-    """Copy what is not zero of a memory into an empty file of the same size; the bytes copied. Raises OSError."""
+    """Write what is not zero of a memory to an empty file; the bytes copied. Raises OSError."""
     size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    copied = 0
     with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-        for start, end in _used(view, source):
-            position = start
-            while position < end:
-                position += os.pwrite(target, view[position:end], position)
-            copied += end - start
-    return copied
+        pieces = list(_used(view, source))
+        head = _HEAD.pack(size, len(pieces)) + b"".join(_HEAD.pack(*piece) for piece in pieces)
+        position = begin = os.pwrite(target, head + bytes(-len(head) % _PAGE), 0)
+        for start, end in pieces:
+            while start < end:
+                written = os.pwrite(target, view[start:end], position)
+                start, position = start + written, position + written
+        return position - begin
 
 
 def digest(fd: int) -> str:
-    """sha256 over what is not zero and where it is, whatever holes the file has. Raises OSError."""
+    """sha256 of a file. Raises OSError."""
+    result = hashlib.sha256()
     size = os.fstat(fd).st_size
-    result = hashlib.sha256(str(size).encode())
     if size:
-        with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-            for start, end in _pieces(view, fd):
-                result.update(start.to_bytes(8, "big"))
-                result.update(view[start:end])
+        with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped:
+            result.update(mapped)
     return result.hexdigest()
 
 
-def _pieces(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of every piece with something in it."""
-    done = 0
-    for start, end in _extents(fd):
-        for position in range(max(done, start - start % PIECE), end, PIECE):
-            done = min(position + PIECE, len(view))
-            if view[position:done] != _ZEROS[: done - position]:
-                yield position, done
+def _begin_of_data(view: memoryview) -> int:
+    _, count = _HEAD.unpack(view[: _HEAD.size])
+    length: int = _HEAD.size * (1 + count)
+    return length + -length % _PAGE
+
+
+def _read_pieces(view: memoryview, size: int) -> Iterator[tuple[int, int]]:
+    """The file's table of pieces, checked against the file and the memory. Raises OSError."""
+    saved, count = _HEAD.unpack(view[: _HEAD.size])
+    if saved != size:
+        raise OSError(errno.EIO, "the template's memory has another size")
+    if count > size // PIECE or _begin_of_data(view) > len(view):
+        raise OSError(errno.EIO, "the template's memory is cut short")
+    left, last = len(view) - _begin_of_data(view), 0
+    for start, end in _HEAD.iter_unpack(view[_HEAD.size : _HEAD.size * (1 + count)]):
+        left -= end - start
+        if not last <= start < end <= size or left < 0:
+            raise OSError(errno.EIO, "the template's memory is damaged")
+        last = end
+        yield start, end
 
 
 def _used(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
-    """The pieces, neighbours joined."""
+    """(start, end) of what is not zero, in pieces, neighbours joined."""
     begin = end = 0
     for start, stop in _pieces(view, fd):
         if start == end and stop - begin <= _AT_ONCE:
@@ -95,8 +112,18 @@ def _used(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
         yield begin, end
 
 
+def _pieces(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of every piece with something in it."""
+    done = 0
+    for start, end in _extents(fd):
+        for position in range(max(done, start - start % PIECE), end, PIECE):
+            done = min(position + PIECE, len(view))
+            if view[position:done] != _ZEROS[: done - position]:
+                yield position, done
+
+
 def _extents(fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the file's parts that are no holes (lseek(2), SEEK_DATA)."""
+    """(start, end) of the memory's parts that were ever written (lseek(2), SEEK_DATA)."""
     position = 0
     while True:
         try:

@@ -22,7 +22,7 @@ from hawse.vm import memory
 from hawse.vm.arguments import Ends, VmShape, render
 
 #: To be raised when what is in a template changes its meaning.
-_FORMAT = 1
+_FORMAT = 2
 _MAX_STATE = 64 * memory.MIB
 #: Templates kept in one cache, the least recently used of more are removed: each has a hundred megabytes or two.
 KEPT = 8
