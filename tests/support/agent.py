@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -32,7 +34,10 @@ class Agent:
         program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
         options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program, *options], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
+            [sys.executable, "-I", "-S", "-c", program, *options],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         theirs.close()
         self.port = Port(self._ours.fileno())
@@ -47,6 +52,9 @@ class Agent:
     ) -> None:
         self._ours.close()
         self._process.communicate(timeout=30)
+        # In a guest everything ends with the machine; here the crun that waits for a container would stay.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def call(self, method: str, **params: Any) -> object:
         """The result of a call; other frames that come first are kept in ``seen``. Raises the agent's error."""
