@@ -18,11 +18,11 @@ from types import ModuleType
 from bench.common import Measured, Quiet, Seconds, ratio, workbench
 from demo.rootfs import make
 from hawse.config import load_config
-from hawse.container.plan import plan_machine, plug_steps, shape
+from hawse.container.devices import plug_steps, shape
+from hawse.container.plan import plan_machine
 from hawse.sandbox import plan
 from hawse.sandbox.launch import launch
 from hawse.sandbox.steps import Steps
-from hawse.vfio.devices import Request
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import plan_ports
 from hawse.vm.qmp import Qmp
@@ -94,7 +94,7 @@ async def _in_guest(directory: str, seconds: int) -> str:
     Path(f"{directory}/config.toml").write_text(_CONFIG)
     machine = plan_machine(load_config(f"{directory}/config.toml"), [_GROUP], Quiet())
     ports = plan_ports([shape(_GROUP)])
-    plugs = plug_steps(Request((), (_GROUP,)), ports, owner="bench")
+    plugs = plug_steps([_GROUP], ports.slots, owner="bench")
     addresses = sorted(plug.guest_address for plug in plugs)
     script = _SCRIPT.format("/sys/bus/pci/devices", *addresses, seconds, _TESTPMD)
     append = f'rdinit=/usr/bin/sh -- -c "{script}"'

@@ -26,6 +26,8 @@ VERBS = {
     "list": "list",
     "spec": "spec",
     "features": "features",
+    "attach": "attach",
+    "detach": "detach",
     "image": "image",
     "template": "template",
     "timeline": "timeline",

@@ -46,6 +46,13 @@ class Timelines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     directory: str = ""
 
 
+class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How VFIO devices are given to sandboxes."""
+
+    keep_addresses: bool = True
+    rom: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. ``emulated`` maps group numbers to QEMU device models; :mod:`hawse.vfio.emulated` checks it."""
 
@@ -53,6 +60,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     image: ImageFiles = msgspec.field(default_factory=ImageFiles)
     template: Templates = msgspec.field(default_factory=Templates)
     timeline: Timelines = msgspec.field(default_factory=Timelines)
+    devices: Devices = msgspec.field(default_factory=Devices)
     emulated: dict[str, list[str]] = {}
 
 

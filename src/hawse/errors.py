@@ -7,6 +7,7 @@
     │   └── ImageError         the guest image is missing, stale or damaged: build it again
     ├── DeviceError            a VFIO group or function cannot be passed: bind it, or end who holds it
     ├── VmError                QEMU, virtiofsd or the guest failed: read the evidence
+    │   ├── RefusedError       QEMU answered a command with an error: nothing has changed
     │   └── LinkError          the peer broke the link protocol, or the link ended
     └── StateError             the container is not in a state that allows the verb
         ├── NotFoundError      there is no such container
@@ -68,6 +69,9 @@ class DeviceError(HawseError): ...
 class VmError(HawseError): ...
 
 
+class RefusedError(VmError): ...
+
+
 class LinkError(VmError): ...
 
 
@@ -84,8 +88,8 @@ class CommandError(StateError):
 KINDS = {
     kind.__name__: kind
     for kind in (
-        HawseError, UsageError, ConfigError, HostError, ImageError, DeviceError, VmError, LinkError, StateError,
-        NotFoundError, CommandError,
+        HawseError, UsageError, ConfigError, HostError, ImageError, DeviceError, VmError, RefusedError, LinkError,
+        StateError,        NotFoundError, CommandError,
     )
 }  # fmt: skip
 

@@ -58,12 +58,18 @@ def make_bundle(directory: str, argv: Sequence[str], *, terminal: bool = False, 
     return spec
 
 
+def build_probe(directory: str) -> str:
+    """The VFIO probe as a static program; its path."""
+    source = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lab", "probe", "probe.c")
+    flags = ["-static", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["gcc", *flags, "-o", f"{directory}/probe", source], check=True)
+    return f"{directory}/probe"
+
+
 def make_probe_bundle(directory: str, *, group: Device, node: str = "") -> dict[str, Any]:
     """A bundle whose only program is the VFIO probe, without capabilities, with the container node and one group."""
     os.makedirs(f"{directory}/rootfs")
-    source = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lab", "probe", "probe.c")
-    flags = ["-static", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *flags, "-o", f"{directory}/rootfs/probe", source], check=True)
+    build_probe(f"{directory}/rootfs")
     for name in ("dev", "proc", "sys"):
         os.mkdir(f"{directory}/rootfs/{name}")
     spec = specification(["/probe", node or group[0]], capabilities={}, rlimits=[UNLIMITED])

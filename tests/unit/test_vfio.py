@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hawse.errors import ConfigError, DeviceError
 from hawse.oci.types import Device
 from hawse.vfio.devices import find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
-from hawse.vfio.groups import Bar, check_free, check_viable, read_group
+from hawse.vfio.groups import Bar, check_free, check_token, check_viable, read_group, reset_warning
 from tests.support.sysfs import FakeSysfs
 
 RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200
@@ -92,6 +93,41 @@ def test_a_group_without_endpoints(host: FakeSysfs, group: int, words: str) -> N
     host.function("0000:00:1d.0", group=8, class_code=0x060400)
     with pytest.raises(DeviceError, match=words):
         read_group(group, root=host.root)
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ("flr bus\n", ""),
+        ("bus\n", "group 5: a reset of the bus alone resets 0000:01:00.0: what one container leaves"),
+        ("\n", "group 5: nothing can reset 0000:01:00.0"),
+        (None, ""),
+    ],
+)
+def test_a_device_that_cannot_be_reset_alone_is_warned_of(host: FakeSysfs, methods: str | None, words: str) -> None:
+    if methods is not None:
+        host.write("sys/bus/pci/devices/0000:01:00.0/reset_method", methods)
+    warning = reset_warning(read_group(5, root=host.root))
+    assert warning.startswith(words) and bool(warning) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("driver", "token", "refused"), [("igb", "", False), ("vfio-pci", "", True), ("vfio-pci", "t", False)]
+)
+def test_a_virtual_function_needs_the_token_of_a_function_that_is_on_vfio(
+    host: FakeSysfs, driver: str, token: str, refused: bool
+) -> None:
+    host.function("0000:04:00.0", group=9, driver=driver)
+    host.function("0000:04:10.0", group=10)
+    os.symlink("../0000:04:00.0", f"{host.root}/sys/bus/pci/devices/0000:04:10.0/physfn")
+    group = read_group(10, root=host.root)
+    if not refused:
+        check_token(group, token)
+        return
+    with pytest.raises(
+        DeviceError, match=r"0000:04:10\.0 of group 10 is a virtual function of 0000:04:00\.0, which is on"
+    ):
+        check_token(group, token)
 
 
 def test_a_node_that_is_missing_is_named(tmp_path: Path) -> None:

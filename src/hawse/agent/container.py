@@ -10,10 +10,12 @@ import time
 
 from hawse.agent import trace
 from hawse.agent.crun import Crun
+from hawse.agent.devices import DEVICES_FILE, map_text, write_map
+from hawse.agent.nodes import make_node, remove_node, write_file
 from hawse.agent.prepared import Prepared, owner
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Pipes, Stdio
-from hawse.errors import StateError, VmError
+from hawse.errors import HawseError, StateError, VmError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -62,10 +64,12 @@ class Container:
         self._reaper = reaper
         self._crun = crun
         self.processes: dict[int, Process] = {}
+        self._rules: list[dict[str, Any]] = []
 
     def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`."""
         process = spec["process"]
+        self._rules = spec.get("linux", {}).get("resources", {}).get("devices") or []
         if self._prepared is not None:
             return self._use(self._prepared, spec, stdio)
         _write_json(f"{self._directory}/config.json", spec)
@@ -92,6 +96,56 @@ class Container:
             return self._launch(number, process, stdio, "exec", f"--process={path}", "--detach")
         finally:
             os.unlink(path)
+
+    def add_nodes(self, nodes: list[tuple[str, tuple[int, int], int, int, int]], devices: list[dict[str, Any]]) -> None:
+        """Make nodes of path, numbers, mode, uid and gid, allowed by the device cgroup; all of them or none."""
+        allowed = [{"allow": True, "type": "c", "major": n[0], "minor": n[1], "access": "rwm"} for _, n, *_ in nodes]
+        before = self._rules
+        done = []
+        try:
+            self._set_rules([*before, *(rule for rule in allowed if rule not in before)])
+            for path, numbers, mode, uid, gid in nodes:
+                make_node(self._root, path, numbers, mode=mode, uid=uid, gid=gid)
+                done.append((path, numbers))
+        except HawseError:
+            for path, numbers in done:
+                remove_node(self._root, path, numbers)
+            self._set_rules(before)
+            raise
+        self._show(devices)
+
+    def remove_nodes(self, nodes: list[tuple[str, tuple[int, int]]], devices: list[dict[str, Any]]) -> None:
+        """Take nodes of path and numbers away, and what allowed them."""
+        gone = {numbers for _, numbers in nodes}
+        for path, numbers in nodes:
+            remove_node(self._root, path, numbers)
+        self._set_rules([rule for rule in self._rules if (rule.get("major"), rule.get("minor")) not in gone])
+        self._show(devices)
+
+    def _show(self, devices: list[dict[str, Any]]) -> None:
+        """Replace what the container can read of its devices: a file that is bound there, or one made there."""
+        path = f"{self._directory}/devices.json"
+        if os.path.exists(path):
+            write_map(path, devices)
+        else:
+            write_file(self._root, DEVICES_FILE, map_text(devices))
+
+    @property
+    def _root(self) -> str:
+        """The container's root directory, as its first process has it."""
+        pid = self.processes[INIT].pid
+        if not pid:
+            raise StateError(f"container {self.name} has ended")
+        return f"/proc/{pid}/root"
+
+    def _set_rules(self, rules: list[dict[str, Any]]) -> None:
+        """Have crun replace the program that guards the container's devices; without rules there is none."""
+        if rules == self._rules or not self._rules:
+            return
+        path = f"{self._directory}/resources.json"
+        _write_json(path, {"devices": rules})
+        self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
+        self._rules = rules
 
     def signal_all(self, number: int) -> None:
         """Signal every process of the container's cgroup."""

@@ -6,8 +6,12 @@ link → /dev/vfio/<group> with the numbers of /sys/class/vfio. The error names 
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import stat
 import time
+from contextlib import suppress
 
 from hawse.agent import trace
 from hawse.agent.uevents import Uevents
@@ -43,6 +47,60 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     if not uevents.wait_until(node_is_there, deadline=deadline) or numbers is None:
         raise DeviceError(f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear")
     return {"group": group, "major": numbers[0], "minor": numbers[1]}
+
+
+def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root: str = "") -> None:
+    """See that nobody has the group open: a function in use is not let go by vfio-pci, and its removal would wait in
+    the kernel's only queue for hotplug (Linux drivers/vfio/vfio_main.c, vfio_unregister_group_dev()).
+
+    With ``force`` its users are killed. Raises :class:`DeviceError` naming them.
+    """
+    path = f"{root}/dev/vfio/{group}"
+
+    def is_free() -> bool:
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise DeviceError(f"{path} in the guest: {os.strerror(error.errno or 0)}") from None
+            if force:
+                for pid, _ in _users(path):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            return False
+        return True
+
+    if is_free():
+        return
+    if not force:
+        who = ", ".join(f"{words!r} (process {pid} of the guest)" for pid, words in _users(path)) or "a process"
+        raise DeviceError(
+            f"group {group} of the guest is in use: {who} has it open", hint="end it first, or detach with --force"
+        )
+    if not uevents.wait_until(is_free, deadline=time.monotonic() + seconds):
+        raise DeviceError(f"group {group} of the guest is still in use {seconds:g} s after its users were killed")
+
+
+def _users(path: str) -> list[tuple[int, str]]:
+    """Processes that have the node open, or a device of some group: that has no name of its own (Linux
+    drivers/vfio/vfio_main.c, anon_inode_getfile("[vfio-device]"))."""
+    device = os.stat(path).st_rdev
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) == os.getpid():
+            continue
+        try:
+            descriptors = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+            if any(os.stat(fd).st_rdev == device and stat.S_ISCHR(os.stat(fd).st_mode) for fd in descriptors):
+                # Not comm, which for a program of a busybox may be anything.
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    words = file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+                found.append((int(pid), words))
+        except OSError:
+            continue  # it has ended
+    return found
 
 
 def bind_virtio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> None:

@@ -13,7 +13,7 @@ from hawse.agent import hardware, identity, syscalls, trace
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import INIT, Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
-from hawse.agent.devices import Node, rewrite_devices
+from hawse.agent.devices import Node, rewrite_devices, show
 from hawse.agent.prepared import Prepared
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import STDIN, STREAMS, Stdio
@@ -66,6 +66,8 @@ class Server:
             "reserve_hugepages": self.reserve_hugepages,
             "create": self.create,
             "start": self.start,
+            "add_nodes": self.add_nodes,
+            "remove_nodes": self.remove_nodes,
             "exec": self.execute,
             "signal": self.signal,
             "resize": self.resize,
@@ -156,11 +158,18 @@ class Server:
                 hint="give the virtual machine more memory: memory_mib in the section [vm] of the configuration",
             )
 
-    def create(self, *, container: str, spec: dict[str, Any], nodes: list[list[Any]]) -> list[list[str]]:
-        """Make a container whose first process waits to be started; what to log of its devices, as [level, text]."""
+    def create(
+        self, *, container: str, spec: dict[str, Any], nodes: list[list[Any]], devices: list[dict[str, Any]]
+    ) -> list[list[str]]:
+        """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
+
+        ``devices`` is what the container can read of them, in a file.
+        """
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)
+        if devices:
+            show(spec, devices, f"{directory}/devices.json")
         crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
         prepared = None
         if not spec["process"].get("terminal"):
@@ -169,6 +178,19 @@ class Server:
         self._watch(container, made.create(spec, self._stdio[INIT]))
         self._containers[container] = made
         return log
+
+    def add_nodes(self, *, container: str, nodes: list[list[Any]], devices: list[dict[str, Any]]) -> None:
+        """Give a container nodes, [path, major, minor, mode, uid, gid] each, and the new table of its devices."""
+        self._find(container).add_nodes([(node[0], (node[1], node[2]), *node[3:]) for node in nodes], devices)
+
+    def remove_nodes(
+        self, *, container: str, nodes: list[list[Any]], group: int, force: bool, seconds: float,
+        devices: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """Take nodes, [path, major, minor] each, and the group behind them from a container, once nobody uses it."""
+        made = self._find(container)
+        hardware.end_users(self._uevents, group, force=force, seconds=seconds)
+        made.remove_nodes([(path, (major, minor)) for path, major, minor in nodes], devices)
 
     def start(self, *, container: str) -> None:
         """Start a created container."""

@@ -10,18 +10,19 @@ from typing import Protocol
 import msgspec
 
 from hawse.config import Config
+from hawse.container.devices import check_host, plug_steps, shape
+from hawse.container.options import device_options
 from hawse.errors import HostError
+from hawse.oci.addresses import translate
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import Bundle
 from hawse.sandbox import plan
 from hawse.sandbox.steps import COMMAND, process_start
-from hawse.vfio import memlock
-from hawse.vfio.devices import Request, find_request
-from hawse.vfio.emulated import MODELS, EmulatedGroup, read_table
-from hawse.vfio.groups import HostGroup, check_free, check_viable
+from hawse.vfio.devices import find_request
+from hawse.vfio.emulated import EmulatedGroup, read_table
+from hawse.vfio.groups import HostGroup
 from hawse.vm import accel, capabilities, image, template, virtiofsd
-from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
-from hawse.vm.ports import FunctionShape, GroupShape, PortPlan, plan_ports
+from hawse.vm.ports import PortPlan, plan_ports
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
 # and inside of another such guest twenty times more.
@@ -44,15 +45,15 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     guest = plan_guest(bundle, container=name)
     linux = bundle.spec.linux
     request = find_request(linux.devices or () if linux else (), emulated=read_table(config.emulated))
-    for group in request.groups:
-        if isinstance(group, HostGroup):
-            check_viable(group)
-            check_free(group)
-    if any(isinstance(group, HostGroup) for group in request.groups):
-        locked = memlock.warning(*memlock.read())
-        if locked:
-            log.warning(locked)
-    ports = plan_ports([shape(group) for group in request.groups])
+    options = device_options(config, bundle.spec.annotations or {})
+    for warning in check_host(request.groups, options):
+        log.warning(warning)
+    ports = plan_ports([shape(group, keep_address=options.keep_addresses) for group in request.groups])
+    plugs = plug_steps(request.groups, ports.slots, owner=name, options=options)
+    for step in plugs:
+        log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
+    process = guest.spec["process"]
+    process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
     return plan.SandboxPlan(
         id=name,
         bundle=bundle.path,
@@ -63,56 +64,13 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         spec=guest.spec,
         machine=plan_machine(config, request.groups, log, ports),
         shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
-        plugs=plug_steps(request, ports, owner=name),
+        plugs=plugs,
         nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
         hugepages=list(guest.hugepages),
+        ports=list(ports.ports),
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
         timeline=timeline,
     )
-
-
-def shape(group: HostGroup | EmulatedGroup) -> GroupShape:
-    """What the port plan needs to know of a group."""
-    if isinstance(group, EmulatedGroup):
-        # The models' memory BARs fit the least window that a port has; only I/O windows are scarce.
-        functions = tuple(FunctionShape(io=32 if MODELS[model] else 0) for model in group.models)
-        return GroupShape(group.number, functions, emulated=True)
-    return GroupShape(
-        group.number,
-        tuple(
-            FunctionShape(
-                memory=tuple(b.size for b in f.bars if not b.is_io and not (b.is_64bit and b.is_prefetchable)),
-                prefetchable=tuple(b.size for b in f.bars if b.is_64bit and b.is_prefetchable),
-                io=sum(b.size for b in f.bars if b.is_io),
-            )
-            for f in group.functions
-        ),
-    )
-
-
-def plug_steps(request: Request, ports: PortPlan, *, owner: str) -> list[plan.PlugStep]:
-    """What is plugged where, in the order of the port plan."""
-    groups = {group.number: group for group in request.groups}
-    steps = []
-    for slot in ports.slots:
-        group = groups[slot.group]
-        if isinstance(group, EmulatedGroup):
-            label = f"emulated {group.models[slot.index]}"
-            model = group.models[slot.index]
-            commands = plug_emulated(slot, model, network=model in NETWORK_MODELS, owner=owner)
-        else:
-            label = group.functions[slot.index].address
-            commands = plug_host(slot, label)
-        steps.append(
-            plan.PlugStep(
-                group=slot.group,
-                label=label,
-                commands=commands,
-                device=device_id(slot),
-                guest_address=slot.guest_address,
-            )
-        )
-    return steps
 
 
 def plan_machine(
@@ -150,6 +108,7 @@ def plan_machine(
         boot_seconds=config.vm.boot_seconds or _BOOT[acceleration.name],
         device_seconds=config.vm.device_seconds or _DEVICE[acceleration.name],
         template=None,
+        share_address=ports.share_address,
     )
     if not config.template.enabled:
         return machine

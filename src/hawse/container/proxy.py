@@ -45,7 +45,7 @@ def main() -> None:
     port = Port(connection.fileno())
     size = _size() if terminal else None
     params = {"key": key} | ({"rows": size[0], "columns": size[1]} if size else {})
-    port.send(control.encode_call(1, "attach", params))
+    port.send(control.encode_call(1, "proxy", params))
     stdin = Outgoing(port, _STDIN)
     outputs = {_STDOUT: Incoming(port, _STDOUT), _STDERR: Incoming(port, _STDERR)}
     writers = [_thread(_write, outputs[stream], target) for stream, target in ((_STDOUT, 1), (_STDERR, 2))]

@@ -4,78 +4,125 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hawse.errors import DeviceError, VmError
+from hawse.errors import DeviceError, RefusedError, VmError
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.plan import NodeRequest, PlugStep
 
 if TYPE_CHECKING:
-    from hawse.vm.qmp import Qmp
+    from hawse.vm.qmp import Events, Qmp
 
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
 _UNPLUG_SECONDS = 5.0
-_VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
+VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
 _MAX_NUMBER = 2**20
 
+Groups = dict[int, tuple[int, int, int]]
+"""Number in the guest, major and minor of the node, by the host's number of the group."""
 
-async def attach(
-    plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float
-) -> dict[int, tuple[int, int, int]]:
-    """Plug everything; {host group: (guest group, major, minor)}.
+
+async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> Groups:
+    """Plug everything; what became of the groups.
 
     All waits in the guest begin before the first device is plugged. Raises :class:`DeviceError` naming the device.
     """
     waits = [asyncio.create_task(_bound(plug, link, seconds)) for plug in plugs]
-    try:
-        for plug in plugs:
-            for command, arguments in plug.commands:
-                try:
-                    await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
-                except VmError as error:
-                    raise DeviceError(
-                        f"{plug.label} of group {plug.group}: QEMU refuses it: {error.message}", hint=error.hint
-                    ) from None
-        groups: dict[int, tuple[int, int, int]] = {}
-        for plug, wait in zip(plugs, waits, strict=True):
-            seen = await wait
-            if groups.setdefault(plug.group, seen) != seen:
+    with qmp.listen("DEVICE_DELETED") as events:
+        lost = asyncio.create_task(_lost(plugs, events, seconds))
+        try:
+            for plug in plugs:
+                await _plug(plug, qmp)
+            arrived = asyncio.gather(*waits)
+            ends: list[asyncio.Future[Any]] = [lost, arrived]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not arrived.done() and (gone := lost.result()) is not None:
+                # A guest that takes the hotplug's signal for an unplug's would else be waited for in vain.
                 raise DeviceError(
-                    f"{plug.label}: in the guest's group {seen[0]}, others of host group {plug.group} are in "
-                    f"{groups[plug.group][0]}"
+                    f"{gone.label} of group {gone.group}: the guest unplugged it as soon as it was plugged",
+                    hint="its console log has the reason; try again",
                 )
-        return groups
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+            return _together(plugs, await arrived)
+        finally:
+            for task in (*waits, lost):
+                task.cancel()
+            await asyncio.gather(*waits, lost, return_exceptions=True)
+
+
+async def _plug(plug: PlugStep, qmp: Qmp) -> None:
+    for command, arguments in plug.commands:
+        try:
+            await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+        except VmError as error:
+            raise DeviceError(
+                f"{plug.label} of group {plug.group}: QEMU refuses it: {error.message}", hint=error.hint
+            ) from None
+
+
+async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> PlugStep | None:
+    """The first of the functions that is gone again; None at the deadline."""
+    by_name = {plug.device: plug for plug in plugs}
+    data = await events.wait(lambda data: data.get("device") in by_name, seconds=seconds + _MARGIN)
+    return by_name[str(data["device"])] if data else None
+
+
+def _together(plugs: Sequence[PlugStep], seen: Sequence[tuple[int, int, int]]) -> Groups:
+    """Each group's place in the guest. Raises :class:`DeviceError` where the guest has divided one."""
+    groups: Groups = {}
+    for plug, numbers in zip(plugs, seen, strict=True):
+        if groups.setdefault(plug.group, numbers) != numbers:
+            raise DeviceError(
+                f"{plug.label}: in the guest's group {numbers[0]}, others of host group {plug.group} are in "
+                f"{groups[plug.group][0]}"
+            )
+    return groups
 
 
 async def release(plugs: Sequence[PlugStep], qmp: Qmp) -> None:
-    """Unplug what is plugged, as far as the guest lets go; the end of QEMU releases what it keeps."""
-    if not plugs:
-        return
+    """Unplug what is plugged, as far as the guest lets go soon; the end of QEMU releases what it keeps."""
+    with suppress(VmError):
+        await unplug(plugs, qmp, seconds=_UNPLUG_SECONDS)
+
+
+async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list[PlugStep]:
+    """Take functions out of the guest; those that it has not let go after ``seconds``.
+
+    QEMU only asks the guest, which may miss it or refuse (QEMU qapi/qdev.json, device_del, DEVICE_UNPLUG_GUEST_ERROR):
+    it is asked again every few seconds. Raises :class:`VmError` when QEMU does not answer.
+    """
+    left = {plug.device: plug for plug in plugs}
+    deadline = asyncio.get_running_loop().time() + seconds
+
+    def deleted(data: dict[str, Any]) -> bool:
+        left.pop(str(data.get("device")), None)
+        return not left
+
     with qmp.listen("DEVICE_DELETED") as events:
+        while left and (rest := deadline - asyncio.get_running_loop().time()) > 0:
+            for name in list(left):
+                try:
+                    await qmp.execute("device_del", {"id": name}, timeout=_QMP_SECONDS)
+                except RefusedError as error:
+                    # It never came, or went before we listened; else it is "in the process of unplug" already.
+                    if "not found" in error.message:
+                        del left[name]
+            if left:
+                await events.wait(deleted, seconds=min(rest, _UNPLUG_SECONDS))
         for plug in plugs:
-            try:
-                await qmp.execute("device_del", {"id": plug.device}, timeout=_QMP_SECONDS)
-            except VmError:
-                return
-        plugged = {plug.device for plug in plugs}
-
-        def deleted(data: dict[str, Any]) -> bool:
-            plugged.discard(str(data.get("device")))
-            return not plugged
-
-        await events.wait(deleted, seconds=_UNPLUG_SECONDS)
+            for command, arguments in reversed(plug.commands):
+                if command == "netdev_add" and plug.device not in left:
+                    with suppress(RefusedError):
+                        await qmp.execute("netdev_del", {"id": arguments["id"]}, timeout=_QMP_SECONDS)
+    return list(left.values())
 
 
-def guest_nodes(requests: Sequence[NodeRequest], groups: dict[int, tuple[int, int, int]]) -> list[list[Any]]:
+def guest_nodes(requests: Sequence[NodeRequest], groups: Groups) -> list[list[Any]]:
     """The agent's list of nodes: path, host major and minor, guest group (None: the container node), guest numbers."""
     nodes: list[list[Any]] = []
     for request in requests:
-        group, major, minor = (None, *_VFIO_CONTAINER) if request.group is None else groups[request.group]
+        group, major, minor = (None, *VFIO_CONTAINER) if request.group is None else groups[request.group]
         nodes.append([request.path, request.major, request.minor, group, major, minor])
     return nodes
 

@@ -78,7 +78,7 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
     try:
         async with AsyncExitStack() as undo:
             machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
-            work = asyncio.create_task(_furnish(made, machine, sandbox, steps))
+            work = asyncio.create_task(_furnish(machine, sandbox, steps))
             try:
                 await _first(work, machine)
             finally:
@@ -91,7 +91,7 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
                 sandbox.lose(_explained(machine))
             else:
                 with steps.span(DEVICES, "released"):
-                    await devices.release(made.plugs, machine.qmp)
+                    await devices.release(sandbox.attachments.plugs, machine.qmp)
             steps.save()
     except HawseError as error:
         if made.timeline:
@@ -99,13 +99,13 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
         making.report.send({"error": error.to_wire()})
 
 
-async def _furnish(made: SandboxPlan, machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
+async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
     """Give the machine its devices, beside its files, which are on their way, then its container."""
     with steps.span(DEVICES, "attached"):
-        groups = await devices.attach(made.plugs, machine.qmp, machine.link, seconds=made.machine.device_seconds)
+        await sandbox.attachments.begin(machine.qmp, machine.link)
     await machine.shared
     with steps.span(GUEST, "container created"):
-        return await sandbox.create(machine.link, devices.guest_nodes(made.nodes, groups))
+        return await sandbox.create(machine.link)
 
 
 async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:

@@ -21,7 +21,6 @@ from hawse.sandbox.identity import wake
 from hawse.sandbox.launch import Launched
 from hawse.sandbox.steps import GUEST, QEMU, SHARE, Steps
 from hawse.vm.arguments import SHARE_TAG, plug_share
-from hawse.vm.ports import SHARE_ADDRESS
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
@@ -113,7 +112,7 @@ async def _share(machine: plan.MachinePlan, made: Machine, steps: Steps) -> None
             command, arguments = plug_share()
             await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
     seconds = machine.device_seconds
-    call = {"kind": machine.share, "tag": SHARE_TAG, "address": SHARE_ADDRESS, "seconds": seconds}
+    call = {"kind": machine.share, "tag": SHARE_TAG, "address": machine.share_address, "seconds": seconds}
     with steps.span(SHARE, "mounted"):
         await made.link.call("mount_share", call, seconds=seconds + _MARGIN)
 

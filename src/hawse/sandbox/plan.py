@@ -5,12 +5,14 @@ The command line writes it, the monitor reads it; it can be printed and compared
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
+from hawse.vm.ports import Port
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,12 +25,19 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group."""
+    """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group.
+
+    ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
+    ``bus`` is QEMU's id of the port or bridge that it is plugged into.
+    """
 
     group: int
     label: str
+    host: str
+    note: str
     commands: list[tuple[str, dict[str, Any]]]
     device: str
+    bus: str
     guest_address: str
 
 
@@ -66,6 +75,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     boot_seconds: float
     device_seconds: float
     template: Template | None
+    share_address: str
 
 
 class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,12 +93,23 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     plugs: list[PlugStep]
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
+    ports: list[Port]
     steps: list[Step]
     timeline: str
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""
         return msgspec.json.encode(self)
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """One group to be attached to a sandbox that runs; its node has this mode and these owners in the container."""
+
+    plugs: list[PlugStep]
+    nodes: list[NodeRequest]
+    mode: int
+    uid: int
+    gid: int
 
 
 def shape(machine: MachinePlan) -> VmShape:
@@ -105,6 +126,11 @@ def shape(machine: MachinePlan) -> VmShape:
         share=machine.share,
         machine_properties=frozenset(machine.machine_properties),
     )
+
+
+def addresses(plugs: Sequence[PlugStep]) -> dict[str, str]:
+    """The guest's address of each function of the host."""
+    return {plug.host: plug.guest_address for plug in plugs if plug.host}
 
 
 def decode(data: bytes) -> SandboxPlan:

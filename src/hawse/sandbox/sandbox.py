@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hawse.errors import HawseError, StateError, VmError
+from hawse.oci.addresses import translate
 from hawse.sandbox import timeline
+from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.guest import GuestLink, Route
-from hawse.sandbox.plan import SandboxPlan
+from hawse.sandbox.plan import Attachment, SandboxPlan
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
 from hawse.sandbox.steps import GUEST, Steps
@@ -30,6 +32,7 @@ class Sandbox:
     def __init__(self, plan: SandboxPlan, store: Store, steps: Steps) -> None:
         self.plan = plan
         self.link: GuestLink | None = None
+        self.attachments = Attachments(plan)
         self.finished = asyncio.Event()
         self._store = store
         self._steps = steps
@@ -39,6 +42,7 @@ class Sandbox:
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
         self._seconds = max(_LEAST_CALL_SECONDS, plan.machine.device_seconds)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ready = asyncio.Event()
         self._state = {
             "ociVersion": plan.oci_version,
             "id": plan.id,
@@ -54,7 +58,7 @@ class Sandbox:
         }
         self._write()
 
-    async def create(self, link: GuestLink, nodes: list[list[Any]]) -> list[tuple[str, str]]:
+    async def create(self, link: GuestLink) -> list[tuple[str, str]]:
         """Make the container in the guest, with the proxy that has announced itself as its first process."""
         self.link = link
         link.on_exit = self._exited
@@ -62,10 +66,13 @@ class Sandbox:
             await link.call("reserve_hugepages", {"kib": kib, "count": count}, seconds=self._seconds)
         proxy = await self._await_proxy("init")
         spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
-        call = {"container": self.plan.id, "spec": spec, "nodes": nodes}
+        seen = self.attachments.seen()
+        call = {"container": self.plan.id, "spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen}
         lines = await self._launch(INIT, proxy, "create", call)
+        self._state["vfio"] = seen
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
+        self._ready.set()
         return _log_lines(lines)
 
     async def start(self) -> None:
@@ -96,6 +103,7 @@ class Sandbox:
         """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
         if self._state["status"] != RUNNING:
             raise StateError(f"container not running: {self.plan.id}")
+        process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._await_proxy(key)
         # Numbered where nothing is awaited before it is sent: the agent takes them in ascending order only.
         self._newest += 1
@@ -107,6 +115,23 @@ class Sandbox:
             proxy.exit(_LOST)
             raise
         return proxy.pid
+
+    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+        """Give the container one group more; what there is to say of its functions."""
+        await self._ready.wait()
+        self._check_lives()
+        entries = await self.attachments.attach(wanted)
+        self._show_devices()
+        return entries
+
+    async def detach(self, group: int, *, force: bool) -> None:
+        """Take a group from the container."""
+        await self._ready.wait()
+        self._check_lives()
+        try:
+            await self.attachments.detach(group, force=force)
+        finally:
+            self._show_devices()
 
     def announce(self, key: str, proxy: Proxy) -> None:
         """A proxy has connected and waits for its process, which was or will be asked for with the same key."""
@@ -125,12 +150,22 @@ class Sandbox:
         if self._state["status"] != STOPPED:
             self._set_status(STOPPED)
         # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
+        self._ready.set()
         for proxy in self._running.values():
             proxy.exit(_LOST if INIT in self._running else _KILLED)
         for expected in self._proxies.values():
             if expected.done() and not expected.cancelled():
                 expected.result().exit(_LOST)
         self.finished.set()
+
+    def _check_lives(self) -> None:
+        if self._state["status"] not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id} is {self._state['status']}")
+
+    def _show_devices(self) -> None:
+        if self._state["status"] != STOPPED:
+            self._state["vfio"] = self.attachments.seen()
+            self._write()
 
     async def _launch(self, number: int, proxy: Proxy, method: str, call: dict[str, Any]) -> object:
         assert self.link is not None

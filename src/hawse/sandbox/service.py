@@ -1,6 +1,6 @@
 """``monitor.sock``: where the command line and the proxies talk to the monitor, in frames of the link.
 
-The first frame of a connection is a call. ``attach`` turns the connection into a proxy's; every other call is
+The first frame of a connection is a call. ``proxy`` turns the connection into a proxy's; every other call is
 answered once, and the connection ends.
 """
 
@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 from hawse.errors import HawseError, LinkError, UsageError, VmError
 from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
+from hawse.sandbox.plan import Attachment
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
 
@@ -43,13 +47,13 @@ class Service:
             writer.close()
             return
         try:
-            if method == "attach":
+            if method == "proxy":
                 self._attach(params, Proxy(reader, writer, decoder, frames[1:], pid=_peer_pid(writer)))
                 return
             frame = control.encode_result(number, await self._carry_out(method, params))
         except HawseError as error:
             frame = control.encode_error(number, error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
             frame = control.encode_error(number, UsageError(f"monitor: {method}: {type(error).__name__}: {error}"))
         writer.write(frame)
         if method == "delete":
@@ -66,10 +70,16 @@ class Service:
     async def _carry_out(self, method: str, params: dict[str, Any]) -> object:
         if method == "exec":
             return await self._sandbox.execute(str(params["key"]), params["process"])
+        if method == "ports":
+            return [asdict(port) for port in self._sandbox.attachments.spares]
+        if method == "attach":
+            return await self._sandbox.attach(msgspec.convert(params, Attachment))
         if method == "start":
             await self._sandbox.start()
         elif method == "kill":
             await self._sandbox.kill(int(params["signal"]), everyone=bool(params["all"]))
+        elif method == "detach":
+            await self._sandbox.detach(int(params["group"]), force=bool(params["force"]))
         elif method != "delete":
             raise VmError(f"the monitor has no method {method}")
         return None

@@ -124,7 +124,7 @@ class Store:
             return
 
 
-_PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+_PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner", "vfio")
 
 
 def public(state: State) -> State:

@@ -30,7 +30,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Function:
-    """A PCI function. ``driver`` is "" when none has it."""
+    """A PCI function. ``driver`` is "" when none has it.
+
+    ``resets`` are the ways in which the kernel can reset it, best first, None where it does not tell. ``physical`` is
+    the function that an SR-IOV virtual function is of, "" for others, and ``physical_driver`` that one's driver.
+    """
 
     address: str
     vendor: int
@@ -38,6 +42,9 @@ class Function:
     class_code: int
     driver: str
     bars: tuple[Bar, ...]
+    resets: tuple[str, ...] | None = None
+    physical: str = ""
+    physical_driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,34 @@ def check_viable(group: HostGroup) -> None:
         f"all of its {len(group.functions)} devices must be on vfio-pci",
         hint=remedy,
     )
+
+
+def check_token(group: HostGroup, token: str) -> None:
+    """Raise :class:`DeviceError` where a virtual function needs the token of its physical function and there is none.
+
+    The kernel answers EACCES without one and EINVAL to one that is not needed (Linux drivers/vfio/pci/
+    vfio_pci_core.c, vfio_pci_validate_vf_token()); a PF that was never opened by a user of VFIO asks for none.
+    """
+    for function in group.functions:
+        if function.physical_driver == "vfio-pci" and not token:
+            raise DeviceError(
+                f"{function.address} of group {group.number} is a virtual function of {function.physical}, which is "
+                "on vfio-pci itself: it cannot be opened without that one's token",
+                hint="give the UUID that the PF's program has set in the annotation hawse.vf-token",
+            )
+
+
+def reset_warning(group: HostGroup) -> str:
+    """What to tell of a function that only a reset of its whole bus can reset; "" when there is nothing to tell.
+
+    Functions of that bus in other groups would be reset too, so the kernel does it only where all of them are in the
+    same hands (Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_dev_set_hot_reset()).
+    """
+    weak = [f.address for f in group.functions if f.resets is not None and not set(f.resets) - {"bus", "cxl_bus"}]
+    if not weak:
+        return ""
+    how = "nothing can reset" if any(f.resets == () for f in group.functions) else "a reset of the bus alone resets"
+    return f"group {group.number}: {how} {', '.join(weak)}: what one container leaves in it the next may find"
 
 
 def check_free(group: HostGroup, *, root: str = "") -> None:
@@ -129,7 +164,26 @@ def _read_function(address: str, root: str) -> Function:
         class_code=_number(address, "class", root),
         driver=sysfs.driver(address, root=root),
         bars=tuple(_read_bars(address, root)),
+        resets=_read_resets(address, root),
+        physical=(physical := _link_name(f"{root}/sys/bus/pci/devices/{address}/physfn")),
+        physical_driver=sysfs.driver(physical, root=root) if physical else "",
     )
+
+
+def _read_resets(address: str, root: str) -> tuple[str, ...] | None:
+    """``reset_method`` (Linux Documentation/ABI/testing/sysfs-bus-pci), since 5.15."""
+    try:
+        with open(f"{root}/sys/bus/pci/devices/{address}/reset_method") as file:
+            return tuple(file.read(256).split())
+    except OSError:
+        return None
+
+
+def _link_name(path: str) -> str:
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError:
+        return ""
 
 
 def _read_bars(address: str, root: str) -> list[Bar]:

@@ -134,10 +134,10 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
     return [*commands, ("device_add", device)]
 
 
-def plug_host(slot: Slot, address: str) -> list[Command]:
-    """The QMP commands that plug a function of the host."""
+def plug_host(slot: Slot, address: str, *, rom: bool = False, token: str = "") -> list[Command]:
+    """The QMP commands that plug a function of the host; ``token`` is its physical function's (QEMU hw/vfio/pci.c)."""
     device = {"driver": "vfio-pci", "host": address, "id": device_id(slot), "bus": slot.bus, "addr": slot.addr}
-    return [("device_add", {**device, "rombar": 0})]
+    return [("device_add", {**device, "rombar": int(rom)} | ({"vf-token": token} if token else {}))]
 
 
 def device_id(slot: Slot) -> str:

@@ -1,36 +1,37 @@
 """The port plan: where each VFIO function goes, and where the guest will see it. Pure; decided before QEMU starts.
 
 Facts: a pcie-root-port takes slot 0 only (QEMU hw/pci/pci.c); firmware numbers buses depth-first in the order of the
-ports (PCI-to-PCI Bridge 1.2, section 3.1; SeaBIOS src/fw/pciinit.c, pci_bios_init_bus_rec); functions of one slot
-without ACS share an IOMMU group, and so do all devices behind a PCIe-to-PCI bridge (Linux drivers/iommu/iommu.c,
-pci_device_group). A host group of several functions is one address space for QEMU only behind one requester id, which
-is what such a bridge gives it; emulated functions have no such need and keep their PCI Express shape in one slot.
+ports, and leaves out as many after a port as its ``bus-reserve`` says (PCI-to-PCI Bridge 1.2, section 3.1; SeaBIOS
+src/fw/pciinit.c, pci_bios_init_bus_rec); functions of one slot without ACS share an IOMMU group, and so do all devices
+behind a PCIe-to-PCI bridge (Linux drivers/iommu/iommu.c, pci_device_group). A host group of several functions is one
+address space for QEMU only behind one requester id, which is what such a bridge gives it; emulated functions have no
+such need and keep their PCI Express shape in one slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hawse.errors import DeviceError
 
 MIB = 1024 * 1024
-#: pcie.0 has the host bridge at 00.0, ICH9 at 1f, our own devices at 01 to 0f, the IOMMU none.
-FIRST_PORT_SLOT = 0x10
+#: pcie.0 has the host bridge at 00.0, ICH9 at 1f, our own devices at 01 to 0e, the IOMMU none.
+FIRST_PORT_SLOT = 0x0F
 PORTS_PER_SLOT = 8
-MAX_PORTS = (0x1F - FIRST_PORT_SLOT) * PORTS_PER_SLOT
+MAX_PORTS = (0x1F - FIRST_PORT_SLOT) * PORTS_PER_SLOT - 1
 #: An I/O window has 4 KiB of the 64 KiB of x86, and firmware needs some itself (QEMU docs/pcie.txt: "about 10").
 MAX_IO_PORTS = 10
+#: Between the memory of a machine with 2 GiB below 4 GiB, or its PCI configuration space, and the I/O APIC
+#: (QEMU hw/i386/pc_q35.c): what 32-bit windows of all ports can have, with room left for our own devices.
+MAX_MEMORY = 768 * MIB
 #: Every machine has them. More would cost each start: address spaces to build, buses to look at.
 LEAST_PORTS = 4
-#: Where the share is plugged: the first bus, so that the shapes of other ports do not move it.
+#: Where the share is plugged.
 SHARE_BUS = "port-share"
-SHARE_ADDRESS = "0000:01:00.0"
-SHARE_PORT: dict[str, Any] = {
-    "driver": "pcie-root-port", "id": SHARE_BUS, "bus": "pcie.0", "addr": "4.0", "chassis": 1, "slot": 1,
-    "io-reserve": 0,
-}  # fmt: skip
+LAST_BUS = 0xFF
 #: What SeaBIOS gives a hotplug port unasked, in bytes.
 _MINIMUM_WINDOW = 2 * MIB
 
@@ -46,11 +47,12 @@ class FunctionShape:
 
 @dataclass(frozen=True)
 class GroupShape:
-    """One group of functions that must be one group in the guest."""
+    """One group of functions that must be one group in the guest; ``bus``: the bus number that it would like there."""
 
     number: int
     functions: tuple[FunctionShape, ...]
     emulated: bool = False
+    bus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,48 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Port:
+    """A root port that takes a device: QEMU's id of it, its bus, and its windows in bytes."""
+
+    name: str
+    bus: int
+    io: bool
+    memory: int
+    prefetchable: int
+
+
+@dataclass(frozen=True)
 class PortPlan:
-    """``bridges``: QEMU devices to start with, as option mappings. ``slots``: in the order of plugging."""
+    """``bridges``: QEMU devices to start with, as option mappings. ``slots``: in the order of plugging.
+
+    ``ports`` are those that take devices, with one in it or not.
+    """
 
     bridges: tuple[dict[str, Any], ...]
     slots: tuple[Slot, ...]
+    ports: tuple[Port, ...]
+    share_address: str
+
+
+@dataclass
+class _Port:
+    """A root port to be: its group, if any, and the numbers of the bus behind it and of the bridge behind that."""
+
+    name: str
+    group: GroupShape | None = None
+    bus: int = 0
+    properties: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def buses(self) -> int:
+        return 2 if self.group and _needs_bridge(self.group) else 1
 
 
 def plan_ports(groups: Sequence[GroupShape]) -> PortPlan:
-    """The share's port, then a root port for each group, in order. Raises :class:`DeviceError` when there is no room.
+    """The share's port and a root port for each group. Raises :class:`DeviceError` when there is no room.
 
     There are 4, 8, 16... ports, some of them spare: most machines are then of one shape, which one template serves, and
-    devices may come later.
+    devices may come later. A group gets the bus that it would like; the others have the numbers that are left.
     """
     if len(groups) > MAX_PORTS:
         raise DeviceError(f"{len(groups)} VFIO groups, and a virtual machine has {MAX_PORTS} ports for them")
@@ -86,70 +118,161 @@ def plan_ports(groups: Sequence[GroupShape]) -> PortPlan:
         count *= 2
     count = min(count, MAX_PORTS)
     spare_io = count + 1 <= MAX_IO_PORTS
-    with_io = [group.number for group in groups if any(function.io for function in group.functions)]
+    _check_room(groups, spare_io=spare_io)
+    ports = [_Port(SHARE_BUS)]
+    ports += [_Port(f"port{index}", groups[index] if index < len(groups) else None) for index in range(count)]
+    _number(ports)
+    bridges: list[dict[str, Any]] = []
+    for index, port in enumerate(ports):
+        bridges.append(_root_port(index, port, last=index == count, io=spare_io or _has_io(port.group)))
+        if port.buses > 1:
+            bridges.append({"driver": "pcie-pci-bridge", "id": _bridge(port), "bus": port.name, "addr": "0.0"})
+    by_name = {port.name: port for port in ports}
+    return PortPlan(
+        bridges=tuple(bridges),
+        slots=tuple(slot for index in range(len(groups)) for slot in _slots(by_name[f"port{index}"])),
+        ports=tuple(_port(port, io=spare_io) for port in ports if port.name != SHARE_BUS and port.buses == 1),
+        share_address=f"0000:{by_name[SHARE_BUS].bus:02x}:00.0",
+    )
+
+
+def place(group: GroupShape, spares: Sequence[Port]) -> tuple[Slot, ...]:
+    """Where a group goes in a machine that runs already: into a spare port. Raises :class:`DeviceError` with reasons.
+
+    A port that nothing was planned for has the least windows, and a bridge cannot come later: the guest's hotplug by
+    ACPI knows those alone that firmware has seen (QEMU hw/acpi/pcihp.c).
+    """
+    if _needs_bridge(group):
+        raise DeviceError(
+            f"group {group.number} has {len(group.functions)} functions, which need a bridge, and a virtual machine "
+            "that runs cannot get one",
+            hint="name the group when the container is created",
+        )
+    memory, prefetchable, io = _memory(group), _prefetchable(group), _has_io(group)
+    fitting = [s for s in spares if s.memory >= memory and s.prefetchable >= prefetchable and s.io >= io]
+    if not fitting:
+        windows = f"with windows of {memory // MIB} MiB and, prefetchable, {prefetchable // MIB} MiB"
+        what = f" {windows}{' and of I/O' if io else ''}" if spares else ""
+        raise DeviceError(
+            f"group {group.number}: no spare port{what} is left in the virtual machine",
+            hint="detach another group, or name this one when the container is created",
+        )
+    wished = [spare for spare in fitting if spare.bus == group.bus]
+    # The least that fits: a large window is worth keeping.
+    spare = wished[0] if wished else min(fitting, key=lambda spare: (spare.prefetchable, spare.memory, spare.bus))
+    return _slots(_Port(spare.name, group, spare.bus))
+
+
+def window(sizes: Iterable[int]) -> int:
+    """The bytes that BARs of these sizes need in any order, a power of two: each is aligned to its own size."""
+    total = sum(max(size, 4096) for size in sizes)
+    return 1 << (total - 1).bit_length() if total else 0
+
+
+def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
+    """Raise :class:`DeviceError` where windows or slots are short, naming groups."""
+    with_io = [group.number for group in groups if _has_io(group)]
     if not spare_io and len(with_io) > MAX_IO_PORTS:
         raise DeviceError(
             f"{len(with_io)} VFIO groups have I/O BARs, and a virtual machine has I/O windows for {MAX_IO_PORTS}",
             hint=f"pass fewer of the groups {', '.join(map(str, with_io))}",
         )
-    bridges: list[dict[str, Any]] = [dict(SHARE_PORT)]
-    slots: list[Slot] = []
-    bus = 1  # the share's
-    for index in range(count):
-        group = groups[index] if index < len(groups) else None
-        bus += 1
-        port = _root_port(index, group, last=index == count - 1, spare_io=spare_io)
-        bridges.append(port)
-        if group is None:
+    memory = {group.number: _memory(group) for group in groups}
+    if sum(memory.values()) > MAX_MEMORY:
+        greatest = max(memory, key=memory.__getitem__)
+        raise DeviceError(
+            f"the 32-bit BARs of the VFIO groups need windows of {sum(memory.values()) // MIB} MiB, and a virtual "
+            f"machine has {MAX_MEMORY // MIB} MiB: group {greatest} alone needs {memory[greatest] // MIB}",
+            hint="pass fewer groups in one sandbox",
+        )
+    for group in groups:
+        functions, most = len(group.functions), 8 if group.emulated else 31
+        if functions > most:
+            place_ = "a slot" if group.emulated else "a bridge"
+            raise DeviceError(f"group {group.number} has {functions} functions, and {place_} of the guest has {most}")
+
+
+def _number(ports: list[_Port]) -> None:
+    """Give each port its bus, sort by it, and reserve the numbers that are to stay unused."""
+    # Of two that would like the same, the first gets it.
+    wished = {p.group.bus: p for p in reversed(ports) if p.group and p.group.bus and p.buses == 1}
+    for bus, port in wished.items():
+        port.bus = bus or 0
+    bus = 1
+    for port in ports:
+        if port.bus:
             continue
-        functions = len(group.functions)
-        if functions == 1 or group.emulated:
-            if functions > 8:
-                raise DeviceError(f"emulated group {group.number} has {functions} functions, and a slot has eight")
-            # Function 0 comes last: it makes the guest look at the slot, and then it must find all of them.
-            for number in reversed(range(functions)):
-                address = f"0000:{bus:02x}:00.{number}"
-                slots.append(Slot(group.number, number, port["id"], f"0.{number}", functions > 1, address))
-        else:
-            if functions > 31:
-                raise DeviceError(f"group {group.number} has {functions} functions, and a bridge has 31 slots")
+        while any(bus + offset in wished for offset in range(port.buses)):
             bus += 1
-            bridge = f"bridge{index}"
-            bridges.append({"driver": "pcie-pci-bridge", "id": bridge, "bus": port["id"], "addr": "0.0"})
-            for number in range(functions):
-                # Slot 0 is taken by the bridge's own hotplug controller (QEMU hw/pci-bridge/pcie_pci_bridge.c).
-                address = f"0000:{bus:02x}:{number + 1:02x}.0"
-                slots.append(Slot(group.number, number, bridge, f"{number + 1}.0", False, address))
-        if bus > 255:
-            raise DeviceError(f"{len(groups)} VFIO groups need more than 255 PCI buses")
-    return PortPlan(tuple(bridges), tuple(slots))
+        port.bus = bus
+        bus += port.buses
+    if bus - 1 > LAST_BUS:
+        raise DeviceError(f"{len(ports) - 1} ports need more than {LAST_BUS} PCI buses")
+    ports.sort(key=lambda port: port.bus)
+    for port, following in itertools.pairwise(ports):
+        unused = following.bus - port.bus - port.buses
+        if unused:
+            port.properties["bus-reserve"] = following.bus - port.bus - 1
 
 
-def _root_port(index: int, group: GroupShape | None, *, last: bool, spare_io: bool) -> dict[str, Any]:
+def _root_port(index: int, port: _Port, *, last: bool, io: bool) -> dict[str, Any]:
     slot, function = FIRST_PORT_SLOT + index // PORTS_PER_SLOT, index % PORTS_PER_SLOT
-    port: dict[str, Any] = {
+    made: dict[str, Any] = {
         "driver": "pcie-root-port",
-        "id": f"port{index}",
+        "id": port.name,
         "bus": "pcie.0",
         "addr": f"{slot:x}.{function}",
-        "chassis": index + 2,
-        "slot": index + 2,
+        "chassis": index + 1,
+        "slot": index + 1,
     }
     if function or not last:
-        port["multifunction"] = True
-    shapes = group.functions if group else ()
-    memory = window(size for shape in shapes for size in shape.memory)
-    prefetchable = window(size for shape in shapes for size in shape.prefetchable)
-    if memory > _MINIMUM_WINDOW:
-        port["mem-reserve"] = memory
-    if prefetchable > _MINIMUM_WINDOW:
-        port["pref64-reserve"] = prefetchable
-    if not spare_io and not any(shape.io for shape in shapes):
-        port["io-reserve"] = 0
-    return port
+        made["multifunction"] = True
+    if _memory(port.group) > _MINIMUM_WINDOW:
+        made["mem-reserve"] = _memory(port.group)
+    if _prefetchable(port.group) > _MINIMUM_WINDOW:
+        made["pref64-reserve"] = _prefetchable(port.group)
+    if not io or port.name == SHARE_BUS:
+        made["io-reserve"] = 0
+    return made | port.properties
 
 
-def window(sizes: Any) -> int:
-    """The bytes that BARs of these sizes need in any order, a power of two: each is aligned to its own size."""
-    total = sum(max(size, 4096) for size in sizes)
-    return 1 << (total - 1).bit_length() if total else 0
+def _slots(port: _Port) -> tuple[Slot, ...]:
+    group = port.group
+    assert group is not None
+    count = len(group.functions)
+    if not _needs_bridge(group):
+        # Function 0 comes last: it makes the guest look at the slot, and then it must find all of them.
+        return tuple(
+            Slot(group.number, number, port.name, f"0.{number}", count > 1, f"0000:{port.bus:02x}:00.{number}")
+            for number in reversed(range(count))
+        )
+    # Slot 0 is taken by the bridge's own hotplug controller (QEMU hw/pci-bridge/pcie_pci_bridge.c).
+    return tuple(
+        Slot(group.number, n, _bridge(port), f"{n + 1:x}.0", False, f"0000:{port.bus + 1:02x}:{n + 1:02x}.0")
+        for n in range(count)
+    )
+
+
+def _bridge(port: _Port) -> str:
+    return port.name.replace("port", "bridge")
+
+
+def _port(port: _Port, *, io: bool) -> Port:
+    memory, prefetchable = max(_memory(port.group), _MINIMUM_WINDOW), max(_prefetchable(port.group), _MINIMUM_WINDOW)
+    return Port(port.name, port.bus, io or _has_io(port.group), memory, prefetchable)
+
+
+def _needs_bridge(group: GroupShape) -> bool:
+    return len(group.functions) > 1 and not group.emulated
+
+
+def _has_io(group: GroupShape | None) -> bool:
+    return group is not None and any(function.io for function in group.functions)
+
+
+def _memory(group: GroupShape | None) -> int:
+    return window(size for shape in (group.functions if group else ()) for size in shape.memory)
+
+
+def _prefetchable(group: GroupShape | None) -> int:
+    return window(size for shape in (group.functions if group else ()) for size in shape.prefetchable)

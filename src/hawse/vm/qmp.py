@@ -11,7 +11,7 @@ from typing import Any
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.protocol import StateError as NotConnectedError
 
-from hawse.errors import VmError
+from hawse.errors import RefusedError, VmError
 
 Event = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Qmp:
             raise VmError(f"QEMU's monitor closed before it answered: {error}") from None
 
     async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
-        """The command's result. Raises :class:`VmError` with QEMU's own description."""
+        """The command's result. Raises :class:`RefusedError` with QEMU's own description, or :class:`VmError`."""
         self._write({"execute": command, "arguments": arguments})
         try:
             async with asyncio.timeout(timeout):
@@ -44,7 +44,7 @@ class Qmp:
             raise VmError(f"QEMU did not answer {command} within {timeout:g} s") from None
         except ExecuteError as error:
             self._write({"error": str(error)})
-            raise VmError(f"{command}: {error}") from None
+            raise RefusedError(f"{command}: {error}") from None
         except (QMPError, NotConnectedError, OSError) as error:
             raise VmError(f"QEMU ended before it answered {command} ({type(error).__name__})") from None
         self._write({"return": answer})

@@ -1,0 +1,50 @@
+"""How a sandbox's devices are given: the configuration, and what the container's annotations change of it. Pure."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hawse.config import Config
+from hawse.errors import ConfigError
+
+PREFIX = "hawse."
+VF_TOKEN, KEEP_ADDRESSES = "hawse.vf-token", "hawse.keep-addresses"
+KNOWN = (VF_TOKEN, KEEP_ADDRESSES)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """``vf_token``: the UUID that virtual functions are opened with, "" for none. The rest as in the configuration."""
+
+    keep_addresses: bool = True
+    rom: bool = False
+    vf_token: str = ""
+
+
+def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOptions:
+    """The options. Raises :class:`ConfigError` naming an annotation that is unknown or makes no sense."""
+    for name in annotations:
+        if name.startswith(PREFIX) and name not in KNOWN:
+            raise ConfigError(f"annotations: {name[:80]} is unknown", hint=f"known: {', '.join(KNOWN)}")
+    token = annotations.get(VF_TOKEN, "")
+    if token:
+        try:
+            token = str(uuid.UUID(token))
+        except ValueError:
+            raise ConfigError(f"annotations: {VF_TOKEN}: {token[:80]!r} is no UUID") from None
+    return DeviceOptions(
+        keep_addresses=_switch(annotations, KEEP_ADDRESSES, config.devices.keep_addresses),
+        rom=config.devices.rom,
+        vf_token=token,
+    )
+
+
+def _switch(annotations: Mapping[str, str], name: str, default: bool) -> bool:
+    value = annotations.get(name)
+    if value is None:
+        return default
+    if value not in ("true", "false"):
+        raise ConfigError(f"annotations: {name}: {value[:80]!r} is neither true nor false")
+    return value == "true"

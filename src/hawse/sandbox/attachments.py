@@ -1,0 +1,139 @@
+"""The VFIO groups that a sandbox has: those of its plan, those attached later, and the ports that are free."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
+from hawse.sandbox import devices
+from hawse.sandbox.devices import Groups
+from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.mirror import mirror
+from hawse.sandbox.plan import Attachment, NodeRequest, PlugStep, SandboxPlan, addresses
+from hawse.vm.ports import Port
+
+if TYPE_CHECKING:
+    from hawse.vm.qmp import Qmp
+
+_CALL_SECONDS = 60.0
+_CONTAINER = "/dev/vfio/vfio"
+
+
+class Attachments:
+    """What is plugged, and the two ways to change it; one change at a time."""
+
+    def __init__(self, plan: SandboxPlan) -> None:
+        self.plugs: list[PlugStep] = list(plan.plugs)
+        self._container = plan.id
+        self._seconds = plan.machine.device_seconds
+        self._nodes: list[NodeRequest] = list(plan.nodes)
+        self._ports = plan.ports
+        self._lost: set[str] = set()  # ports with a function in them that the guest does not let go
+        self._groups: Groups = {}
+        self._lock = asyncio.Lock()
+        self._qmp: Qmp | None = None
+        self._link: GuestLink | None = None
+
+    async def begin(self, qmp: Qmp, link: GuestLink) -> None:
+        """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
+        async with self._lock:
+            self._groups = await devices.attach(self.plugs, qmp, link, seconds=self._seconds)
+            self._qmp, self._link = qmp, link
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The guest's address of each function of the host."""
+        return addresses(self.plugs)
+
+    @property
+    def spares(self) -> list[Port]:
+        """The ports that are free."""
+        taken = self._lost | {plug.bus for plug in self.plugs}
+        return [port for port in self._ports if port.name not in taken]
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Which function is which in the guest."""
+        return mirror(self.plugs, self._nodes, self._groups)
+
+    def guest_nodes(self) -> list[list[Any]]:
+        """The nodes that the container is created with, as the agent takes them."""
+        return devices.guest_nodes(self._nodes, self._groups)
+
+    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+        """Give the container one group more; its entries of :meth:`seen`.
+
+        Raises :class:`DeviceError` or :class:`StateError`, after what was plugged has been taken out again.
+        """
+        async with self._lock:
+            qmp, link = self._ends()
+            group = wanted.plugs[0].group
+            if group in self._groups:
+                raise StateError(f"group {group} is attached already")
+            if not {plug.bus for plug in wanted.plugs} <= {port.name for port in self.spares}:
+                raise StateError("the port for it was taken meanwhile", hint="try again")
+            try:
+                groups = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
+            except HawseError:
+                await self._withdraw(wanted, qmp)
+                raise
+            before = self.plugs, self._nodes, self._groups
+            self.plugs = [*self.plugs, *wanted.plugs]
+            self._nodes = [*self._nodes, *(node for node in wanted.nodes if node not in self._nodes)]
+            self._groups = self._groups | groups
+            try:
+                call = {"container": self._container, "nodes": self._new_nodes(wanted), "devices": self.seen()}
+                await link.call("add_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+            except HawseError:
+                self.plugs, self._nodes, self._groups = before
+                await self._withdraw(wanted, qmp)
+                raise
+            return [entry for entry in self.seen() if entry["host"]["group"] == group]
+
+    async def detach(self, group: int, *, force: bool) -> None:
+        """Take a group from the container and from the machine. Raises :class:`DeviceError` where it is in use."""
+        async with self._lock:
+            qmp, link = self._ends()
+            if group not in self._groups:
+                raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
+            numbers = self._groups[group]
+            paths = next(entry["nodes"] for entry in self.seen() if entry["host"]["group"] == group)
+            plugs = [plug for plug in self.plugs if plug.group == group]
+            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups)
+            call = {
+                "container": self._container, "nodes": [[path, *numbers[1:]] for path in paths], "group": numbers[0],
+                "force": force, "seconds": self._seconds, "devices": rest,
+            }  # fmt: skip
+            await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+            left = await devices.unplug(plugs, qmp, seconds=self._seconds)
+            if left:
+                raise DeviceError(
+                    f"{', '.join(plug.label for plug in left)} of group {group}: the guest does not let go of it "
+                    f"within {self._seconds:g} s; its nodes are gone from the container",
+                    hint="try again, or end the container: the end of its virtual machine gives every device back",
+                )
+            self.plugs = [plug for plug in self.plugs if plug.group != group]
+            self._nodes = [node for node in self._nodes if node.group != group]
+            del self._groups[group]
+
+    async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
+        """Take out what was plugged of an attachment that failed; a port that stays occupied is lost."""
+        with suppress(HawseError):
+            self._lost |= {plug.bus for plug in await devices.unplug(wanted.plugs, qmp, seconds=self._seconds)}
+
+    def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
+        group = wanted.plugs[0].group
+        _, major, minor = self._groups[group]
+        entry = next(entry for entry in self.seen() if entry["host"]["group"] == group)
+        owner = [wanted.mode, wanted.uid, wanted.gid]
+        nodes = [[path, major, minor, *owner] for path in entry["nodes"]]
+        return [[_CONTAINER, *devices.VFIO_CONTAINER, 0o666, 0, 0], *nodes]
+
+    def _ends(self) -> tuple[Qmp, GuestLink]:
+        if self._qmp is None or self._link is None:
+            raise StateError(f"container {self._container} is still being created")
+        return self._qmp, self._link
+
+    def _names(self) -> str:
+        return ", ".join(map(str, sorted(self._groups)))

@@ -1,0 +1,95 @@
+"""A QEMU and a guest of the test's own making, behind the seams that plugging uses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from hawse.errors import HawseError, RefusedError
+
+Answer = Callable[[str, dict[str, Any]], HawseError | None]
+
+
+class FakeQmp:
+    """Notes every command; ``refuse`` says which fail; a device that is asked to go goes after ``patience`` times."""
+
+    def __init__(self, *, refuse: Answer = lambda _command, _arguments: None, patience: int = 1) -> None:
+        self.commands: list[tuple[str, str]] = []
+        self.plugged: set[str] = set()
+        self._asked: dict[str, int] = {}
+        self._refuse = refuse
+        self._patience = patience
+        self._listeners: list[FakeEvents] = []
+
+    async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
+        assert timeout > 0
+        name = str(arguments.get("id"))
+        self.commands.append((command, name))
+        await asyncio.sleep(0)
+        error = self._refuse(command, arguments)
+        if error is not None:
+            raise error
+        if command == "device_add":
+            self.plugged.add(name)
+        elif command == "device_del":
+            if name not in self.plugged:
+                raise RefusedError(f"device_del: Device '{name}' not found")
+            self._asked[name] = self._asked.get(name, 0) + 1
+            if self._asked[name] >= self._patience:
+                self.drop(name)
+        return {}
+
+    def drop(self, name: str) -> None:
+        """The guest has let go of a device."""
+        self.plugged.discard(name)
+        for listener in self._listeners:
+            listener.queue.put_nowait({"device": name})
+
+    def listen(self, *names: str) -> FakeEvents:
+        assert names == ("DEVICE_DELETED",)
+        return FakeEvents(self._listeners)
+
+
+class FakeEvents:
+    """Events from now on."""
+
+    def __init__(self, listeners: list[FakeEvents]) -> None:
+        self.queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._listeners = listeners
+
+    def __enter__(self) -> FakeEvents:
+        self._listeners.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listeners.remove(self)
+
+    async def wait(self, matches: Callable[[dict[str, Any]], bool], *, seconds: float) -> dict[str, Any] | None:
+        # A fake's time is short: what does not come at once does not come.
+        try:
+            async with asyncio.timeout(min(seconds, 0.02)):
+                while not matches(data := await self.queue.get()):
+                    continue
+                return data
+        except TimeoutError:
+            return None
+
+
+class FakeLink:
+    """A guest that answers each call with what ``answers`` has for the method; a list is used up in order."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self._answers = answers
+
+    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
+        assert seconds > 0
+        self.calls.append((method, params))
+        await asyncio.sleep(0.001)
+        answer = self._answers[method]
+        if isinstance(answer, list):
+            answer = answer.pop(0)
+        if isinstance(answer, HawseError):
+            raise answer
+        return answer

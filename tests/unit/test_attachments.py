@@ -1,0 +1,198 @@
+"""Attaching and detaching when something goes wrong at each step: nothing stays plugged that nobody knows of."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hawse.container.devices import plug_steps, shape
+from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, StateError, VmError
+from hawse.sandbox import devices
+from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.plan import Attachment, MachinePlan, NodeRequest, PlugStep, SandboxPlan
+from hawse.vfio.emulated import EmulatedGroup
+from hawse.vm.ports import Port, place, plan_ports
+from tests.support.fake_qmp import FakeLink, FakeQmp
+
+BOUND = {"group": 3, "major": 511, "minor": 0}
+EDU, NICS = EmulatedGroup(5, ("edu",)), EmulatedGroup(7, ("e1000e", "e1000e"))
+
+
+def plan(*groups: EmulatedGroup, seconds: float = 1.0) -> SandboxPlan:
+    ports = plan_ports([shape(group) for group in groups])
+    machine = MachinePlan(
+        qemu="/q", accel="tcg", memory_mib=512, cpus=1, kernel="/k", initrd="/i", kernel_append="", bridges=[],
+        machine_properties=[], share="9p", virtiofsd=[], boot_seconds=1, device_seconds=seconds, template=None,
+        share_address=ports.share_address,
+    )  # fmt: skip
+    return SandboxPlan(
+        id="c1", bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", spec={},
+        machine=machine, shares=[], plugs=plug_steps(groups, ports.slots, owner="c1"), hugepages=[], steps=[],
+        nodes=[NodeRequest(path=f"/dev/vfio/{g.number}", major=0, minor=0, group=g.number) for g in groups],
+        ports=list(ports.ports), timeline="",
+    )  # fmt: skip
+
+
+def wanted(group: EmulatedGroup, spares: list[Port]) -> Attachment:
+    steps = plug_steps([group], place(shape(group), spares), owner="c1")
+    node = NodeRequest(path=f"/dev/vfio/{group.number}", major=0, minor=0, group=group.number)
+    return Attachment(plugs=steps, nodes=[node], mode=0o660, uid=1, gid=2)
+
+
+class Sandbox:
+    """Attachments of a sandbox that runs, with the ends that a test chooses."""
+
+    def __init__(self, qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, seconds: float = 1.0) -> None:
+        self.qmp = qmp
+        self.link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
+        self.attachments = Attachments(plan(*groups, seconds=seconds))
+
+    async def begin(self) -> None:
+        await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
+
+    async def attach(self, group: EmulatedGroup) -> list[dict[str, Any]]:
+        return await self.attachments.attach(wanted(group, self.attachments.spares))
+
+
+def fails_at(number: int, error: HawseError) -> Any:
+    """The answer to the commands: the one of that number fails."""
+    count = iter(range(1000))
+    return lambda _command, _arguments: error if next(count) == number else None
+
+
+def test_a_group_comes_and_goes() -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {})
+        await box.begin()
+        [entry] = await box.attach(EDU)
+        assert entry["guest"] == {"address": "0000:02:00.0", "group": 3}
+        assert [name for name, _ in box.link.calls] == ["bind_vfio", "add_nodes"]
+        assert box.link.calls[1][1]["nodes"] == [
+            ["/dev/vfio/vfio", 10, 196, 0o666, 0, 0],
+            ["/dev/vfio/3", 511, 0, 0o660, 1, 2],
+            ["/dev/vfio/5", 511, 0, 0o660, 1, 2],
+        ]
+        assert len(box.attachments.spares) == 3
+        await box.attachments.detach(5, force=False)
+        assert (box.qmp.plugged, box.attachments.seen(), len(box.attachments.spares)) == (set(), [], 4)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(n, kind("netdev_add: no")) for n in range(4) for kind in (RefusedError, VmError)],
+)
+def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseError) -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(refuse=fails_at(number, error)), {})
+        await box.begin()
+        with pytest.raises(DeviceError, match="emulated e1000e of group 7: QEMU refuses it: netdev_add: no"):
+            await box.attach(NICS)
+        assert (box.qmp.plugged, box.attachments.seen(), len(box.attachments.spares)) == (set(), [], 4)
+        await box.attach(NICS)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({"bind_vfio": [BOUND, DeviceError("0000:02:00.0: refuses")]}, "in the guest 0000:02:00.0: refuses"),
+        ({"bind_vfio": [BOUND, BOUND | {"group": 4}]}, "in the guest's group 4, others of host group 7 are in 3"),
+        ({"bind_vfio": {"group": "../3"}}, "the guest reports no usable group"),
+        ({"add_nodes": StateError("/dev/vfio/7: something else is there")}, "something else is there"),
+        ({"add_nodes": VmError("the agent in the guest did not answer")}, "did not answer"),
+    ],
+)
+def test_a_guest_that_fails_has_the_group_taken_back(answers: dict[str, Any], words: str) -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), answers)
+        await box.begin()
+        with pytest.raises(HawseError, match=words):
+            await box.attach(NICS)
+        assert (box.qmp.plugged, box.attachments.seen(), len(box.attachments.spares)) == (set(), [], 4)
+
+    asyncio.run(story())
+
+
+def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
+    """A guest took the hotplug's signal for an unplug's: nobody waits for a device that is gone."""
+
+    async def story() -> None:
+        qmp = FakeQmp()
+        link = FakeLink({"bind_vfio": BOUND})
+
+        async def never(*_: object, **__: object) -> object:
+            await asyncio.sleep(3600)
+            return None
+
+        link.call = never  # type: ignore[method-assign]
+        steps = plan(EDU).plugs
+        waiting = asyncio.create_task(devices.attach(steps, qmp, link, seconds=5))  # type: ignore[arg-type]
+        while not qmp.plugged:
+            await asyncio.sleep(0)
+        qmp.drop("vfio-5-0")
+        with pytest.raises(DeviceError, match="the guest unplugged it as soon as it was plugged"):
+            await waiting
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_guest_that_misses_the_request_is_asked_again(patience: int) -> None:
+    async def story() -> list[PlugStep]:
+        qmp = FakeQmp(patience=patience)
+        steps = plan(NICS).plugs
+        qmp.plugged = {step.device for step in steps}
+        left = await devices.unplug(steps, qmp, seconds=5)  # type: ignore[arg-type]
+        assert [name for command, name in qmp.commands if command == "netdev_del"] == ["net-vfio-7-1", "net-vfio-7-0"]
+        return left
+
+    assert asyncio.run(story()) == []
+
+
+def test_a_guest_that_refuses_is_told_of_and_its_port_stays_taken() -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(patience=10**9), {}, EDU, seconds=0.1)
+        await box.begin()
+        with pytest.raises(DeviceError, match=r"edu of group 5: the guest does not let go of it within 0\.1 s"):
+            await box.attachments.detach(5, force=False)
+        assert [entry["host"]["group"] for entry in box.attachments.seen()] == [5]
+        assert len(box.attachments.spares) == 3
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("refusal", [DeviceError("group 3 of the guest is in use"), VmError("no answer")])
+def test_what_the_guest_does_not_give_stays_as_it_was(refusal: HawseError) -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {"remove_nodes": refusal}, EDU)
+        await box.begin()
+        with pytest.raises(type(refusal)):
+            await box.attachments.detach(5, force=False)
+        assert box.qmp.plugged == {"vfio-5-0"}
+        assert len(box.attachments.seen()) == 1
+
+    asyncio.run(story())
+
+
+def test_what_is_attached_or_is_not_is_said() -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {}, EDU)
+        with pytest.raises(StateError, match="still being created"):
+            await box.attach(NICS)
+        await box.begin()
+        with pytest.raises(StateError, match="group 5 is attached already"):
+            await box.attach(EDU)
+        with pytest.raises(NotFoundError, match="group 9 is not attached"):
+            await box.attachments.detach(9, force=False)
+        await box.attach(NICS)
+        other = EmulatedGroup(9, ("edu",))
+        taken = [port for port in plan().ports if port.name == box.attachments.plugs[-1].bus]
+        with pytest.raises(StateError, match="the port for it was taken meanwhile"):
+            await box.attachments.attach(wanted(other, taken))
+
+    asyncio.run(story())

@@ -1,0 +1,223 @@
+"""VFIO groups that come to a running container and leave it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.config import Config
+from hawse.container.attach import prepare
+from hawse.container.client import call
+from hawse.sandbox.state import Store
+from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
+from tests.support.host import difference, snapshot
+from tests.support.runtime import Result, Runtime, wait_until
+
+pytestmark = pytest.mark.vm
+
+GROUPS = """
+[emulated]
+5 = ["edu"]
+6 = ["e1000e"]
+7 = ["e1000e", "e1000e"]
+8 = ["edu"]
+"""
+ROUNDS = 200
+PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """A container that was created with group 8 and runs; it is the same for all tests of this module."""
+    before = snapshot()
+    directory = str(tmp_path_factory.mktemp("attach"))
+    made = Runtime(directory)
+    made.configure(GROUPS)
+    bundle = f"{directory}/bundle"
+    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+    shutil.copy(build_probe(directory), f"{bundle}/rootfs/bin/probe")
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/8", 511, 8)])
+    for mount in spec["mounts"]:
+        if mount["destination"] == "/sys":
+            mount["options"] = ["nosuid", "noexec", "nodev"]
+    write(bundle, spec)
+    made.run_detached(bundle, "c1")
+    yield made
+    assert made("delete", "--force", "c1").code == 0
+    wait_until(lambda: not difference(before, snapshot()))
+
+
+@pytest.fixture(autouse=True)
+def alone(runtime: Runtime) -> Iterator[None]:
+    """Each test begins and ends with group 8 alone."""
+    yield
+    for entry in runtime.state("c1")["vfio"]:
+        if entry["host"]["group"] != 8:
+            runtime("detach", "--force", "c1", str(entry["host"]["group"]))
+    assert [entry["host"]["group"] for entry in runtime.state("c1")["vfio"]] == [8]
+
+
+def shell(runtime: Runtime, script: str) -> Result:
+    return runtime("exec", "c1", "/bin/sh", "-c", script)
+
+
+def attached(runtime: Runtime, group: int) -> dict[str, Any]:
+    [entry] = [entry for entry in runtime.state("c1")["vfio"] if entry["host"]["group"] == group]
+    return dict(entry)
+
+
+def test_a_group_is_used_as_one_that_was_there_from_the_start(runtime: Runtime) -> None:
+    result = runtime("attach", "c1", "5")
+    assert result.code == 0, result
+    entry = attached(runtime, 5)
+    assert entry["guest"]["address"] in result.output
+    probe = shell(runtime, "probe /dev/vfio/5")
+    assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
+    assert shell(runtime, f"probe {entry['nodes'][0]}").code == 0, "the guest's own number"
+    assert shell(runtime, "probe /dev/vfio/8").code == 0, "the other one still works"
+
+
+def test_the_container_can_read_what_it_has(runtime: Runtime) -> None:
+    assert json.loads(shell(runtime, "cat /dev/hawse/devices.json").output) == runtime.state("c1")["vfio"]
+    runtime("attach", "c1", "5", "6")
+    seen = json.loads(shell(runtime, "cat /dev/hawse/devices.json").output)
+    assert [entry["host"]["group"] for entry in seen] == [8, 5, 6]
+    assert seen == runtime.state("c1")["vfio"]
+
+
+def test_a_group_that_is_detached_is_gone(runtime: Runtime) -> None:
+    runtime("attach", "c1", "5")
+    entry = attached(runtime, 5)
+    result = runtime("detach", "c1", "5")
+    assert result.code == 0, result
+    paths = " ".join([*entry["nodes"], f"/sys/bus/pci/devices/{entry['guest']['address']}"])
+    assert shell(runtime, f"ls -d {paths} 2>/dev/null").output == ""
+
+
+def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
+    runtime("attach", "c1", "5")
+    script = "exec 3<>/dev/vfio/5; echo open; sleep 1000"
+    with runtime.start("exec", "c1", "/bin/sh", "-c", script, **PIPES) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        result = runtime("detach", "c1", "5")
+        assert result.code == 1
+        assert "of the guest is in use: 'sleep 1000' (process " in result.errors
+        assert shell(runtime, "ls /dev/vfio/5").code == 0, "nothing was taken"
+        assert runtime("detach", "--force", "c1", "5").code == 0
+        assert holder.wait(timeout=60) == 137
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("8", "group 8 is attached to c1 already"),
+        ("99999", "IOMMU group 99999 does not exist"),
+        ("0000:ff:1f.7", "0000:ff:1f.7 is no PCI function of this host"),
+        ("nonsense", "'nonsense' is neither a group's number nor a PCI address"),
+    ],
+)
+def test_what_cannot_be_attached_is_refused(runtime: Runtime, target: str, words: str) -> None:
+    result = runtime("attach", "c1", target)
+    assert result.code == 1
+    assert words in result.errors
+
+
+def test_what_is_not_attached_cannot_be_detached(runtime: Runtime) -> None:
+    result = runtime("detach", "c1", "5")
+    assert (result.code, "group 5 is not attached [attached: 8]" in result.errors) == (1, True), result
+
+
+def test_ports_run_out_with_a_sentence(runtime: Runtime) -> None:
+    assert runtime("attach", "c1", "5", "6", "7").code == 0
+    runtime.configure(GROUPS + '9 = ["edu"]\n')
+    result = runtime("attach", "c1", "9")
+    runtime.configure(GROUPS)
+    assert result.code == 1
+    assert "group 9: no spare port is left in the virtual machine" in result.errors
+
+
+def test_a_slot_of_two_functions_comes_and_goes_whole(runtime: Runtime) -> None:
+    assert runtime("attach", "c1", "7").code == 0
+    entries = [entry for entry in runtime.state("c1")["vfio"] if entry["host"]["group"] == 7]
+    assert len({entry["guest"]["group"] for entry in entries}) == 1
+    group = entries[0]["guest"]["group"]
+    assert len(shell(runtime, f"ls /sys/kernel/iommu_groups/{group}/devices").output.split()) == 2
+    assert runtime("detach", "c1", "7").code == 0
+
+
+def test_lost_events_lose_no_device(runtime: Runtime) -> None:
+    """The kernel drops events for a listener that does not keep up; the truth is in sysfs."""
+    flood = "while :; do echo change > /sys/class/mem/null/uevent; done"
+    loud = runtime.start("exec", "c1", "/bin/sh", "-c", f"{flood} & {flood} & {flood}", stdin=subprocess.DEVNULL)
+    try:
+        for _ in range(3):
+            assert runtime("attach", "c1", "5").code == 0
+            assert runtime("detach", "c1", "5").code == 0
+    finally:
+        loud.kill()
+        loud.wait()
+
+
+def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
+    """By the monitor's socket, as the commands do it, without a process for each."""
+    store = Store(runtime.root, "c1")
+    [wanted], _ = prepare(store, ["5"], Config(emulated={"5": ["edu"]}))
+    call(store, "attach", wanted)
+    call(store, "detach", {"group": 5, "force": False})
+    before = _descriptors(runtime), call(store, "ports", {})
+    for number in range(ROUNDS):
+        [entry] = _entries(call(store, "attach", wanted))
+        assert entry["host"]["group"] == 5, number
+        call(store, "detach", {"group": 5, "force": False})
+    # The last call's connection may still be closing.
+    wait_until(lambda: (_descriptors(runtime), call(store, "ports", {})) == before)
+    assert runtime("attach", "c1", "5").code == 0
+    assert shell(runtime, "probe /dev/vfio/5").code == 0
+
+
+def test_a_container_that_is_being_created_gets_its_devices_too(runtime: Runtime, tmp_path: Path) -> None:
+    """While its guest boots: what is plugged then must not be taken for something to unplug."""
+    runtime.configure(GROUPS + "[template]\nenabled = false\n")
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sleep", "1000"])
+    creating = runtime.start("create", "--bundle", bundle, "c2", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: os.path.exists(f"{runtime.root}/c2/console.log"))
+        assert runtime.state("c2")["status"] == "creating"
+        result = runtime("attach", "c2", "5", "6")
+        assert (creating.wait(timeout=60), result.code) == (0, 0), result
+        assert [entry["host"]["group"] for entry in runtime.state("c2")["vfio"]] == [5, 6]
+        assert runtime("start", "c2").code == 0
+        listing = runtime("exec", "c2", "/bin/ls", "/dev/vfio", "/dev/hawse").output.split()
+        assert {"5", "6", "vfio", "devices.json"} <= set(listing)
+    finally:
+        runtime.configure(GROUPS)
+        runtime("delete", "--force", "c2")
+
+
+def _entries(answer: object) -> list[dict[str, Any]]:
+    assert isinstance(answer, list)
+    return answer
+
+
+def _descriptors(runtime: Runtime) -> dict[str, int]:
+    """How many descriptors the sandbox's processes have, by what they are."""
+    monitor = json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"]
+    found = {"monitor": len(os.listdir(f"/proc/{monitor}/fd"))}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                name, _, rest = file.read().rpartition(")")
+            if int(rest.split()[1]) == monitor:
+                found[name.partition("(")[2]] = len(os.listdir(f"/proc/{pid}/fd"))
+        except OSError:
+            continue
+    return found
