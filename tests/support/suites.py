@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from hawse.vm import packages
 from tests.support.bundles import CACHE
 
+#: A directory in which such a program finds the files of this machine as they are: see :func:`_program`.
+VIEW = "TEST_VIEW_OF_ROOT"
 _MODULES = "/usr/lib/x86_64-linux-gnu/qemu"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -67,8 +69,10 @@ def _program(tree: str, path: str, arguments: str) -> str:
     # A QEMU loads modules of the installed one from its built-in directory and ends at those of another build: it gets
     # a mount namespace of its own in which there are none.
     hide = f"[ ! -d {_MODULES} ] || mount -t tmpfs none {_MODULES}"
+    view = f'[ -z "${VIEW}" ] || mount --rbind / "${VIEW}"'
+    # What it is to show of this machine to others, it finds at VIEW, where nothing is hidden.
     with open(f"{program}.{os.getpid()}", "w") as file:
-        file.write(f"""#!/bin/sh\nexec unshare --mount sh -c '{hide}; exec {loader} "$@"' sh "$@"\n""")
+        file.write(f"""#!/bin/sh\nexec unshare --mount sh -c '{view}; {hide}; exec {loader} "$@"' sh "$@"\n""")
     os.chmod(f"{program}.{os.getpid()}", 0o755)
     os.rename(f"{program}.{os.getpid()}", program)
     return program

@@ -33,7 +33,10 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
         try:
             token = str(uuid.UUID(token))
         except ValueError:
-            raise ConfigError(f"annotations: {VF_TOKEN}: {token[:80]!r} is no UUID") from None
+            raise ConfigError(
+                f"annotations: {VF_TOKEN}: {token[:80]!r} is no UUID",
+                hint="the one that the physical function's program was given",
+            ) from None
     return DeviceOptions(
         keep_addresses=_switch(annotations, KEEP_ADDRESSES, config.devices.keep_addresses),
         rom=config.devices.rom,
@@ -46,5 +49,5 @@ def _switch(annotations: Mapping[str, str], name: str, default: bool) -> bool:
     if value is None:
         return default
     if value not in ("true", "false"):
-        raise ConfigError(f"annotations: {name}: {value[:80]!r} is neither true nor false")
+        raise ConfigError(f"annotations: {name}: {value[:80]!r} is neither true nor false", hint="write one of the two")
     return value == "true"

@@ -75,7 +75,8 @@ def _together(plugs: Sequence[PlugStep], seen: Sequence[tuple[int, int, int]]) -
         if groups.setdefault(plug.group, numbers) != numbers:
             raise DeviceError(
                 f"{plug.label}: in the guest's group {numbers[0]}, others of host group {plug.group} are in "
-                f"{groups[plug.group][0]}"
+                f"{groups[plug.group][0]}",
+                hint="its console log has the groups that the guest's IOMMU makes",
             )
     return groups
 
@@ -144,5 +145,8 @@ async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[int, 
 def _number(plug: PlugStep, answer: object, key: str) -> int:
     number = answer.get(key) if isinstance(answer, dict) else None
     if not isinstance(number, int) or not 0 <= number < _MAX_NUMBER:
-        raise VmError(f"{plug.label}: the guest reports no usable {key} of its group")
+        raise VmError(
+            f"{plug.label}: the guest reports no usable {key} of its group",
+            hint="it is not to be trusted: delete the container",
+        )
     return number

@@ -28,9 +28,14 @@ def read_table(table: Mapping[str, Sequence[str]]) -> dict[int, EmulatedGroup]:
     groups = {}
     for key, models in table.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise ConfigError(f"configuration: emulated.{key[:40]}: the key is not a group number")
+            raise ConfigError(
+                f"configuration: emulated.{key[:40]}: the key is not a group number", hint='write it as 5 = ["edu"]'
+            )
         if not 1 <= len(models) <= _MAX_FUNCTIONS:
-            raise ConfigError(f"configuration: emulated.{key}: {len(models)} functions, from 1 to {_MAX_FUNCTIONS} fit")
+            raise ConfigError(
+                f"configuration: emulated.{key}: {len(models)} functions, from 1 to {_MAX_FUNCTIONS} fit",
+                hint="name one model a function",
+            )
         for model in models:
             if model not in MODELS:
                 raise ConfigError(

@@ -62,7 +62,10 @@ def read_group(number: int, *, root: str = "") -> HostGroup:
         raise DeviceError(f"IOMMU group {number} does not exist on this host", hint="see /sys/kernel/iommu_groups")
     functions = tuple(_read_function(address, root) for address in members if not _is_bridge(address, root))
     if not functions:
-        raise DeviceError(f"IOMMU group {number} has no device but bridges")
+        raise DeviceError(
+            f"IOMMU group {number} has no device but bridges",
+            hint="a bridge is not passed: pass the group of a device behind it",
+        )
     return HostGroup(number, functions)
 
 
@@ -198,7 +201,10 @@ def _read_bars(address: str, root: str) -> list[Bar]:
                         Bar(index, end - start + 1, bool(flags & _IO), bool(flags & _MEM_64), bool(flags & _PREFETCH))
                     )
     except (OSError, ValueError) as error:
-        raise DeviceError(f"{address}: its BARs cannot be read from sysfs: {error}") from None
+        raise DeviceError(
+            f"{address}: its BARs cannot be read from sysfs: {error}",
+            hint=f"look at /sys/bus/pci/devices/{address}/resource; a device that was reset badly may be gone",
+        ) from None
     return bars
 
 

@@ -112,7 +112,10 @@ def plan_ports(groups: Sequence[GroupShape]) -> PortPlan:
     devices may come later. A group gets the bus that it would like; the others have the numbers that are left.
     """
     if len(groups) > MAX_PORTS:
-        raise DeviceError(f"{len(groups)} VFIO groups, and a virtual machine has {MAX_PORTS} ports for them")
+        raise DeviceError(
+            f"{len(groups)} VFIO groups, and a virtual machine has {MAX_PORTS} ports for them",
+            hint="divide them among several containers",
+        )
     count = LEAST_PORTS
     while count < len(groups):
         count *= 2
@@ -189,7 +192,10 @@ def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
         functions, most = len(group.functions), 8 if group.emulated else 31
         if functions > most:
             place_ = "a slot" if group.emulated else "a bridge"
-            raise DeviceError(f"group {group.number} has {functions} functions, and {place_} of the guest has {most}")
+            raise DeviceError(
+                f"group {group.number} has {functions} functions, and {place_} of the guest has {most}",
+                hint="a group is passed whole or not at all; with ACS in its bridges the host's groups are smaller",
+            )
 
 
 def _number(ports: list[_Port]) -> None:

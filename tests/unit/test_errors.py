@@ -1,0 +1,233 @@
+"""docs/errors.md, literally: each situation is brought about here, and says what the page says that it says.
+
+``python -m tests.unit.test_errors`` prints the page anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent.hardware import bind_vfio
+from hawse.agent.uevents import Uevents
+from hawse.config import Config
+from hawse.container.attach import find
+from hawse.container.options import device_options
+from hawse.errors import HawseError, RefusedError
+from hawse.oci.types import Device
+from hawse.sandbox.attachments import Attachments
+from hawse.vfio import memlock
+from hawse.vfio.devices import find_request
+from hawse.vfio.emulated import EmulatedGroup, read_table
+from hawse.vfio.groups import check_free, check_token, check_viable, read_group, reset_warning
+from hawse.vm.capabilities import Capabilities
+from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
+from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.sysfs import FakeSysfs
+from tests.unit.test_attachments import BOUND, EDU, NICS, plan, wanted
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+PORTS = [Port("port2", 4, True, 2 * MIB, 2 * MIB)]
+Act = Callable[[FakeSysfs], Any]
+
+
+def asks(path: str, major: int = 511, minor: int = 9) -> Act:
+    """A container asks for a node."""
+    device = Device(path=path, type="c", major=major, minor=minor)
+    return lambda host: find_request([device], emulated={}, root=host.root)
+
+
+def group(*drivers: str, then: Callable[[Any, str], Any]) -> Act:
+    """The host's group 7, of functions on these drivers, and what is done with it."""
+
+    def act(host: FakeSysfs) -> Any:
+        for number, driver in enumerate(drivers):
+            host.function(f"0000:3b:00.{number}", group=7, driver=driver)
+        return then(read_group(7, root=host.root), host.root)
+
+    return act
+
+
+def bridge(host: FakeSysfs) -> Any:
+    host.function("0000:00:1c.0", group=7, class_code=0x060400)
+    return read_group(7, root=host.root)
+
+
+def groupless(host: FakeSysfs) -> Any:
+    host.write("sys/bus/pci/devices/0000:3b:00.0/vendor", "")
+    return find(["3b:00.0"], {}, root=host.root)
+
+
+def odd_bars(host: FakeSysfs) -> Any:
+    host.function("0000:3b:00.0", group=7, resource="0x1 0x2")
+    return read_group(7, root=host.root)
+
+
+def reset(methods: str) -> Act:
+    def act(host: FakeSysfs) -> Any:
+        host.function("0000:3b:00.0", group=7)
+        host.write("sys/bus/pci/devices/0000:3b:00.0/reset_method", methods)
+        return reset_warning(read_group(7, root=host.root))
+
+    return act
+
+
+def virtual(host: FakeSysfs) -> Any:
+    host.function("0000:3b:00.0", group=6)
+    host.function("0000:3b:02.0", group=7)
+    os.symlink("../0000:3b:00.0", f"{host.root}/sys/bus/pci/devices/0000:3b:02.0/physfn")
+    return check_token(read_group(7, root=host.root), "")
+
+
+def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:
+    """The port plan of so many groups."""
+    groups = [GroupShape(n + 1, (FunctionShape(**sizes),) * functions, emulated) for n in range(count)]
+    return lambda _host: plan_ports(groups)
+
+
+def later(spares: list[Port], *, functions: int = 1, **sizes: Any) -> Act:
+    """A group is attached to a machine that runs, with these ports free."""
+    return lambda _host: place(GroupShape(7, (FunctionShape(**sizes),) * functions), spares)
+
+
+def annotation(name: str, value: str) -> Act:
+    return lambda _host: device_options(Config(), {name: value})
+
+
+def emulated(key: str, *models: str) -> Act:
+    return lambda _host: read_table({key: models})
+
+
+def in_guest(*, driver: str = "vfio-pci", there: bool = True, group: bool = True) -> Act:
+    """What the agent sees of a function that was plugged."""
+
+    def act(guest: FakeSysfs) -> Any:
+        guest.write("sys/bus/pci/drivers_probe", "")
+        if there:
+            guest.function("0000:02:00.0", group=6, driver=driver)
+        if not group:
+            os.unlink(f"{guest.root}/sys/bus/pci/devices/0000:02:00.0/iommu_group")
+        uevents = Uevents()
+        try:
+            return bind_vfio(uevents, "0000:02:00.0", seconds=0.2, root=guest.root)
+        finally:
+            uevents.close()
+
+    return act
+
+
+def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then: Callable[[Attachments], Any]) -> Act:
+    """A sandbox that runs, whose QEMU and guest answer as given, and what is asked of it."""
+
+    async def story() -> Any:
+        attachments = Attachments(plan(*groups, seconds=0.1))
+        link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
+        await attachments.begin(qmp, link)  # type: ignore[arg-type]
+        return await then(attachments)
+
+    return lambda _host: asyncio.run(story())
+
+
+def attach_nics(attachments: Attachments) -> Any:
+    return attachments.attach(wanted(NICS, attachments.spares))
+
+
+def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:
+    return RefusedError("device_add: vfio 0000:3b:00.0: failed to open /dev/vfio/7: Device or resource busy")
+
+
+SITUATIONS: dict[str, Act] = {
+    "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
+    "It asks for the device file interface": asks("/dev/vfio/devices/vfio0"),
+    "It asks for a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
+    "The group does not exist": lambda host: read_group(7, root=host.root),
+    "The group has bridges alone": bridge,
+    "Its device is on a host driver": group("ixgbe", then=lambda g, _: check_viable(g)),
+    "Its device has no driver": group("", then=lambda g, _: check_viable(g)),
+    "Some of its devices are not on vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
+    "Its node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
+    "Its device's BARs make no sense": odd_bars,
+    "A virtual function's physical function is on vfio-pci, and there is no token": virtual,
+    "Only its bus can be reset (a warning)": reset("bus\n"),
+    "Nothing can reset it (a warning)": reset("\n"),
+    "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0),
+    "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
+    "There are more groups than ports": shapes(128),
+    "More groups have I/O BARs than there are windows": shapes(11, io=32),
+    "32-bit BARs are larger than the room below 4 GiB": shapes(4, memory=(256 * MIB,)),
+    "A group is larger than a bridge": shapes(1, functions=32),
+    "An emulated group is larger than a slot": shapes(1, functions=9, emulated=True),
+    "A group is attached, and no port is free": later([]),
+    "A group is attached, and no free port is large enough": later(PORTS, prefetchable=(8192 * MIB,)),
+    "A group of several functions is attached": later(PORTS, functions=2),
+    "What is attached is no name of a device": lambda host: find(["eth0"], {}, root=host.root),
+    "What is attached is no function of the host": lambda host: find(["3b:00.0"], {}, root=host.root),
+    "What is attached is in no group": groupless,
+    "A group is attached twice": running(FakeQmp(), {}, NICS, then=attach_nics),
+    "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
+    "An annotation is unknown": annotation("hawse.vf_token", "x"),
+    "An annotation's token is none": annotation("hawse.vf-token", "secret"),
+    "An annotation is no switch": annotation("hawse.keep-addresses", "yes"),
+    "An emulated group's key is no number": emulated("five", "edu"),
+    "An emulated group's model is unknown": emulated("5", "rtl8139"),
+    "An emulated group is empty": emulated("5"),
+    "QEMU refuses a device": running(FakeQmp(refuse=refuse), {}, EDU, then=attach_nics),
+    "The device does not come up in the guest": in_guest(there=False),
+    "The guest's vfio-pci does not take it": in_guest(driver=""),
+    "The guest puts it in no group": in_guest(group=False),
+    "The guest makes no node for its group": in_guest(),
+    "The guest divides a group": running(
+        FakeQmp(), {"bind_vfio": [BOUND, BOUND | {"group": 4}]}, NICS, then=attach_nics
+    ),
+    "The guest says nonsense": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
+    "The guest does not let a device go": running(
+        FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
+    ),
+}  # fmt: skip
+
+
+def said(act: Act) -> str:
+    """The sentence of a situation, or its warning."""
+    with tempfile.TemporaryDirectory() as root:
+        try:
+            answer = act(FakeSysfs(root))
+        except HawseError as error:
+            answer = error.sentence()
+        assert isinstance(answer, str), "nothing went wrong"
+        return answer.replace(root, "")
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [
+        "# What goes wrong with devices, and what is said",
+        "",
+        "Each sentence names what failed, on which device, and in brackets what to do. Nothing was touched, or all",
+        "of it was undone, when one is printed. `tests/unit/test_errors.py` brings each of them about.",
+    ]
+    for situation, act in SITUATIONS.items():
+        lines += ["", f"**{situation}.**", "", f"    hawse: {said(act)}"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_a_situation_says_what_the_page_says(situation: str) -> None:
+    sections = dict(re.findall(r"\*\*(.*)\.\*\*\n\n    hawse: (.*)\n", PAGE.read_text()))
+    assert said(SITUATIONS[situation]) == sections[situation]
+
+
+def test_the_page_has_these_situations_and_no_others() -> None:
+    assert len(SITUATIONS) >= 25
+    assert re.findall(r"\*\*(.*)\.\*\*", PAGE.read_text()) == list(SITUATIONS)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
