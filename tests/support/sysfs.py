@@ -12,16 +12,25 @@ class FakeSysfs:
         self.root = root
 
     def function(
-        self, address: str, *, group: int, driver: str = "vfio-pci", class_code: int = 0x020000, resource: str = ""
+        self,
+        address: str,
+        *,
+        group: int,
+        driver: str = "vfio-pci",
+        class_code: int = 0x020000,
+        resource: str = "",
+        device_id: int = 0x10D3,
     ) -> None:
-        """A PCI function in a group; "" for no driver."""
+        """A PCI function of Intel's in a group; "" for no driver."""
         device = f"{self.root}/sys/bus/pci/devices/{address}"
         os.makedirs(device)
         members = f"{self.root}/sys/kernel/iommu_groups/{group}/devices"
         os.makedirs(members, exist_ok=True)
         os.symlink(device, f"{members}/{address}")
         os.symlink(f"../../../../kernel/iommu_groups/{group}", f"{device}/iommu_group")
-        texts = {"vendor": "0x8086", "device": "0x10d3", "class": f"{class_code:#08x}", "resource": resource}
+        modalias = f"pci:v00008086d{device_id:08X}sv00001AF4sd00001100bc02sc00i00"
+        texts = {"vendor": "0x8086", "device": f"{device_id:#06x}", "class": f"{class_code:#08x}"}
+        texts |= {"resource": resource, "modalias": modalias}
         for name, text in {**texts, "driver_override": "(null)"}.items():
             self.write(f"sys/bus/pci/devices/{address}/{name}", f"{text.strip()}\n" if text else "")
         if driver:
@@ -29,8 +38,23 @@ class FakeSysfs:
 
     def bind(self, address: str, driver: str) -> None:
         """Give a function to a driver."""
-        os.makedirs(f"{self.root}/sys/bus/pci/drivers/{driver}", exist_ok=True)
+        self.driver(driver)
         os.symlink(f"../../drivers/{driver}", f"{self.root}/sys/bus/pci/devices/{address}/driver")
+
+    def driver(self, name: str) -> None:
+        """A PCI driver that the kernel has."""
+        os.makedirs(f"{self.root}/sys/bus/pci/drivers/{name}", exist_ok=True)
+
+    def below(self, address: str, kind: str, path: str) -> None:
+        """A device of a class, such as "block" and "nvme/nvme0/nvme0n1", below a PCI function."""
+        self.link(f"sys/class/{kind}/{os.path.basename(path)}", f"../../bus/pci/devices/{address}/{path}")
+        os.makedirs(f"{self.root}/sys/bus/pci/devices/{address}/{path}")
+
+    def link(self, path: str, target: str) -> None:
+        """A symbolic link."""
+        full = f"{self.root}/{path}"
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        os.symlink(target, full)
 
     def node(self, group: int, major: int, minor: int) -> None:
         """The group's character device."""
@@ -40,8 +64,12 @@ class FakeSysfs:
 
     def character_device(self, major: int, minor: int, target: str) -> None:
         """An entry of /sys/dev/char."""
-        os.makedirs(f"{self.root}/sys/dev/char", exist_ok=True)
-        os.symlink(target, f"{self.root}/sys/dev/char/{major}:{minor}")
+        self.link(f"sys/dev/char/{major}:{minor}", target)
+
+    def read(self, address: str, attribute: str) -> str:
+        """What a function's file says now."""
+        with open(f"{self.root}/sys/bus/pci/devices/{address}/{attribute}") as file:
+            return file.read()
 
     def write(self, path: str, text: str) -> None:
         """A file."""

@@ -1,0 +1,214 @@
+"""Whether this host uses a PCI function itself: its network, its disks, its virtual functions.
+
+The kernel takes a driver away from a disk that is mounted or a NIC that carries the route to the user without a
+question; so these are asked first. Interfaces in other network namespaces are not seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from hawse.errors import DeviceError
+from hawse.vfio import groups, sysfs
+
+_RTF_LOCAL, _RTF_ANYCAST = 0x80000000, 0x00100000  # include/uapi/linux/ipv6_route.h
+#: A path to a namespace that NVMe multipath hides (Linux drivers/nvme/host/multipath.c): subsystem, controller, head.
+#: The disk that is mounted is the head's, nvme<subsystem>n<head>, and not below the PCI function.
+_NVME_PATH = re.compile(r"nvme(\d+)c\d+n(\d+)")
+
+_Found = TypeVar("_Found")
+
+
+def check(address: str, *, root: str = "", claimed: Callable[[str], bool] | None = None) -> None:
+    """Raise :class:`DeviceError` saying how the host uses the function. ``claimed`` tells it of a disk's node."""
+    _check_virtual_functions(address, root)
+    _check_network(address, root)
+    _check_disks(address, root, claimed or is_claimed)
+
+
+def holders(group: int, *, root: str = "") -> list[str]:
+    """The processes that have a group open, as "name (pid 5)"; a container's may be known as "another process" only."""
+    found = [f"{name} (pid {pid})" for pid, name in groups.holders(group)]
+    if found:
+        return found
+    try:
+        # A process with a mount namespace of its own has the node under another name in /proc, but a group opens once.
+        os.close(os.open(f"{root}/dev/vfio/{group}", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return ["another process"] if error.errno == errno.EBUSY else []
+    return []
+
+
+def is_claimed(node: str) -> bool:
+    """Whether somebody, such as a mount of another namespace or ZFS, claims a block device for himself (open(2))."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def ipv4_route(lines: Iterable[str], interfaces: set[str]) -> str:
+    """The first route of /proc/net/route (proc_net(5)) over one of the interfaces, in words; "" for none."""
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 8 or fields[0] not in interfaces:
+            continue
+        try:
+            # The address as it is in memory, printed as a number.
+            target = socket.inet_ntoa(struct.pack("=I", int(fields[1], 16)))
+            length = int(fields[7], 16).bit_count()
+        except (ValueError, struct.error):
+            return f"{fields[0]} carries a route"
+        return f"{fields[0]} carries the " + (f"route to {target}/{length}" if length else "default route")
+    return ""
+
+
+def ipv6_route(lines: Iterable[str], interfaces: set[str]) -> str:
+    """The same of /proc/net/ipv6_route; what every interface has by itself does not count: link-local, multicast."""
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 10 or fields[9] not in interfaces or fields[9] == "lo":
+            continue
+        try:
+            target, length, flags = bytes.fromhex(fields[0]), int(fields[1], 16), int(fields[8], 16)
+            name = socket.inet_ntop(socket.AF_INET6, target)
+        except (ValueError, OSError):
+            return f"{fields[9]} carries a route"
+        link_local = target[0] == 0xFE and target[1] & 0xC0 == 0x80
+        if link_local or target[0] == 0xFF or flags & (_RTF_LOCAL | _RTF_ANYCAST):
+            continue
+        return f"{fields[9]} carries the " + (f"route to {name}/{length}" if length else "default route of IPv6")
+    return ""
+
+
+def mounted_at(lines: Iterable[str], numbers: str, name: str) -> str:
+    """Where /proc/self/mountinfo (proc_pid_mountinfo(5)) has a block device, by "8:1" or as source; "" where not.
+
+    Btrfs shows a number of its own there, so the source is looked at too.
+    """
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        fields, source = before.split(), after.split()[1:2]
+        if len(fields) >= 5 and (fields[2] == numbers or source == [f"/dev/{name}"]):
+            return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+    return ""
+
+
+def is_swap(lines: Iterable[str], name: str) -> bool:
+    """Whether /proc/swaps (proc_swaps(5)) has a block device."""
+    return any(line.split()[:1] == [f"/dev/{name}"] for line in lines)
+
+
+def _check_virtual_functions(address: str, root: str) -> None:
+    try:
+        number = sysfs.read_number(address, "sriov_numvfs", root=root)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{address}: its sriov_numvfs cannot be read from sysfs: {error}") from None
+    if number > 0:
+        raise DeviceError(
+            f"{address} has {number} virtual functions: VFIO takes no function with SR-IOV enabled",
+            hint=f"bind those, or end them: write 0 to /sys/bus/pci/devices/{address}/sriov_numvfs",
+        )
+
+
+def _check_network(address: str, root: str) -> None:
+    names = f"{root}/sys/class/net"
+    for interface in sorted(_below(names, address)):
+        users = _with_uppers(names, interface)
+        master = _basename(f"{names}/{interface}/master")
+        if master:
+            raise DeviceError(
+                f"{address} is the network interface {interface}, which belongs to {master}",
+                hint=f"if the host can do without it, take it out: `ip link set {interface} nomaster`",
+            )
+        route = _search(f"{root}/proc/net/route", ipv4_route, users)
+        route = route or _search(f"{root}/proc/net/ipv6_route", ipv6_route, users)
+        if route:
+            raise DeviceError(
+                f"{address} is the network interface {interface}, and {route}",
+                hint=f"if the host can do without it, take it down: `ip link set {interface} down`",
+            )
+
+
+def _check_disks(address: str, root: str, claimed: Callable[[str], bool]) -> None:
+    blocks = f"{root}/sys/class/block"
+    below = _below(blocks, address)
+    heads = {f"nvme{match[1]}n{match[2]}" for match in map(_NVME_PATH.fullmatch, below) if match}
+    for head in heads:
+        below |= _below(blocks, head)
+    for disk in sorted(below):
+        name = disk.replace("!", "/")  # as the kernel does to a "/" in a name, such as cciss/c0d0's
+        place = _search(f"{root}/proc/self/mountinfo", mounted_at, _read(f"{blocks}/{disk}/dev"), name)
+        if place:
+            how, remedy = f"mounted at {place}", "unmount it"
+        elif _search(f"{root}/proc/swaps", is_swap, name):
+            how, remedy = "used as swap", f"end that: `swapoff /dev/{name}`"
+        elif users := _entries(f"{blocks}/{disk}/holders"):
+            how, remedy = f"part of {', '.join(sorted(users))}", "take that apart: see dmsetup(8), lvm(8), mdadm(8)"
+        elif claimed(f"{root}/dev/{name}"):
+            how, remedy = "in exclusive use", f"see who has it: `lsof /dev/{name}`, `zpool status`, `lsns -t mnt`"
+        else:
+            continue
+        raise DeviceError(f"{address} has the disk {name}, which is {how}", hint=remedy)
+
+
+def _below(directory: str, ancestor: str) -> set[str]:
+    """The entries of a class in sysfs that are below a device, or are it: by the paths that they are links to."""
+    return {name for name in _entries(directory) if ancestor in _link(f"{directory}/{name}").split("/")}
+
+
+def _with_uppers(names: str, interface: str) -> set[str]:
+    """The interface with all that are stacked on it, such as VLANs."""
+    found: set[str] = set()
+    left = [interface]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            uppers = (entry for entry in _entries(f"{names}/{name}") if entry.startswith("upper_"))
+            left += [upper.removeprefix("upper_") for upper in uppers]
+    return found
+
+
+def _search(path: str, function: Callable[..., _Found], *arguments: object) -> _Found | None:
+    """What a function finds in a file's lines; None when there is no such file, as without IPv6."""
+    try:
+        with open(path, errors="replace") as file:
+            return function(file, *arguments)
+    except FileNotFoundError:
+        return None
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _basename(path: str) -> str:
+    return os.path.basename(_link(path))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read(64).strip()
+    except OSError:
+        return ""

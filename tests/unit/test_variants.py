@@ -1,0 +1,129 @@
+"""Which VFIO driver a function gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.errors import DeviceError, HostError
+from hawse.vfio.variants import GENERIC, check_denylist, choose, installed, module_for, provide
+from tests.support.sysfs import FakeSysfs
+
+ADDRESS = "0000:3b:00.0"
+MODALIAS = "pci:v000015B3d0000101Esv000015B3sd00000058bc02sc00i00"
+EXACT = "alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_vfio_pci"
+WIDE = "alias vfio_pci:v000015B3d*sv*sd*bc*sc*i* wide_vfio_pci"
+ANY = "alias vfio_pci:v*d*sv*sd*bc*sc*i* any_vfio_pci"
+
+
+@pytest.mark.parametrize(
+    ("lines", "module"),
+    [
+        ([], GENERIC),
+        ([EXACT], "mlx5_vfio_pci"),
+        ([ANY, WIDE, EXACT], "mlx5_vfio_pci"),
+        ([EXACT, WIDE, ANY], "mlx5_vfio_pci"),
+        ([ANY], "any_vfio_pci"),
+        ([WIDE.replace("15B3", "8086")], GENERIC),
+        ([EXACT.replace("15B3", "15b3")], GENERIC),
+        (["alias pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_core"], GENERIC),
+        (["alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i*"], GENERIC),
+        (["# a comment", "", "alias"], GENERIC),
+    ],
+    ids=["none", "one", "fewest last", "fewest first", "any", "another's", "case", "native", "short", "no alias"],
+)
+def test_the_line_with_the_fewest_wildcards_wins(lines: list[str], module: str) -> None:
+    assert choose(MODALIAS, lines) == module
+
+
+@given(st.lists(st.text().map(lambda text: f"alias vfio_pci:{text} m"), max_size=5))
+def test_any_pattern_is_a_match_or_none(lines: list[str]) -> None:
+    assert choose(MODALIAS, lines) in (GENERIC, "m")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeSysfs:
+    """A function, on no driver."""
+    made = FakeSysfs(str(tmp_path))
+    made.function(ADDRESS, group=5, driver="")
+    made.write(f"sys/bus/pci/devices/{ADDRESS}/modalias", f"{MODALIAS}\n")
+    return made
+
+
+def test_modules_alias_is_that_of_the_kernel(host: FakeSysfs) -> None:
+    assert module_for(ADDRESS, root=host.root, release="6.1") == GENERIC
+    native = "alias pci:v0000*d*sv*sd*bc*sc*i* native\n" * 10_000
+    host.write("lib/modules/6.1/modules.alias", f"{native}{EXACT}\n{native}")
+    assert module_for(ADDRESS, root=host.root, release="6.1") == "mlx5_vfio_pci"
+    assert module_for(ADDRESS, root=host.root, release="6.2") == GENERIC
+
+
+@pytest.mark.parametrize("filler", ["x", f"{EXACT} "])
+def test_a_line_without_end_is_skipped_whole(host: FakeSysfs, filler: str) -> None:
+    """Nothing in it counts, not even what looks like an alias at a place where it was cut."""
+    long = "alias vfio_pci:".ljust(4096, "y") + filler.ljust(8192, "z")
+    host.write("lib/modules/6.1/modules.alias", f"{long}\n{WIDE}")
+    assert module_for(ADDRESS, root=host.root, release="6.1") == "wide_vfio_pci"
+    host.write("lib/modules/6.1/modules.alias", long)
+    assert module_for(ADDRESS, root=host.root, release="6.1") == GENERIC
+
+
+def test_a_file_that_cannot_be_read_names_the_device(host: FakeSysfs) -> None:
+    host.write("lib/modules/6.1/modules.alias/x", "")
+    with pytest.raises(DeviceError, match=r"0000:3b:00\.0: its VFIO driver cannot be looked up .* Is a directory"):
+        module_for(ADDRESS, root=host.root, release="6.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [("vfio-pci", "vfio-pci"), ("vfio_pci", "vfio-pci"), ("mlx5-vfio-pci", "mlx5_vfio_pci"), ("vfio", "")],
+)
+def test_a_driver_is_found_by_its_modules_name(host: FakeSysfs, name: str, driver: str) -> None:
+    for there in ("e1000e", "mlx5_vfio_pci", "vfio-pci"):
+        host.driver(there)
+    assert installed(name, root=host.root) == driver
+
+
+def test_a_driver_is_loaded_only_where_it_is_not(host: FakeSysfs) -> None:
+    asked: list[str] = []
+
+    def load(name: str, _seconds: float) -> str:
+        asked.append(name)
+        host.driver("vfio-pci")
+        return ""
+
+    for _ in range(2):
+        assert provide("vfio_pci", ADDRESS, load=load, seconds=1, root=host.root) == "vfio-pci"
+    assert asked == ["vfio_pci"]
+
+
+def test_modprobe_may_say_yes_and_bring_nothing(host: FakeSysfs) -> None:
+    with pytest.raises(HostError, match=r"0000:3b:00\.0: the kernel has no PCI driver vfio-pci$") as caught:
+        provide("vfio-pci", ADDRESS, load=lambda _name, _seconds: "", seconds=1, root=host.root)
+    assert "modprobe vfio-pci" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("vendor", "device", "parameter", "refused"),
+    [
+        (0x8086, 0x37C8, None, True), (0x8086, 0x37C8, "N", True), (0x8086, 0x37C8, "Y", False),
+        (0x8086, 0x0B25, None, True), (0x8086, 0x0CFE, None, True), (0x8086, 0x0443, None, True),
+        (0x8086, 0x10D3, None, False), (0x1234, 0x37C8, None, False),
+    ],
+)  # fmt: skip
+def test_the_denylist_is_the_kernels(
+    host: FakeSysfs, vendor: int, device: int, parameter: str | None, refused: bool
+) -> None:
+    host.write(f"sys/bus/pci/devices/{ADDRESS}/vendor", f"{vendor:#06x}\n")
+    host.write(f"sys/bus/pci/devices/{ADDRESS}/device", f"{device:#06x}\n")
+    if parameter:
+        host.write("sys/module/vfio_pci/parameters/disable_denylist", f"{parameter}\n")
+    if not refused:
+        check_denylist(ADDRESS, root=host.root)
+        return
+    with pytest.raises(DeviceError, match=f"vfio-pci refuses a 8086:{device:04x}") as caught:
+        check_denylist(ADDRESS, root=host.root)
+    assert "disable_denylist=1" in caught.value.hint
