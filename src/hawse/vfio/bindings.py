@@ -1,0 +1,210 @@
+"""The record of what was bound: a file for each function that hawse gave to VFIO, with what it had before.
+
+``<directory>/<address>.json``, mode 0700 for the directory, which is ``/run/hawse.bindings`` by default. A record is
+on disk before the first write to sysfs, and goes when the function has been given back: whatever dies in between,
+somebody can still give it back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+
+from hawse.errors import DeviceError, HostError
+
+#: As the kernel writes it (drivers/pci/probe.c, pci_setup_device()): four digits of domain, more where they are needed.
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_OWNER = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_+.-]{1,255}|")
+_DRIVER = re.compile(r"(?![-.])[ -.0-~]{1,128}")
+_LOCK_POLL = 0.05  # seconds
+_MAX_SIZE = 64 * 1024
+_MAX_OVERRIDE = 4095  # less than a page (Linux drivers/base/driver.c, driver_set_override())
+
+
+@dataclass(frozen=True)
+class Record:
+    """A function that was given to ``vfio``, a driver. Before, ``driver`` had it ("" for none) and ``override`` was
+    its driver_override ("" for none). ``owner`` is a sandbox's id, "" for the user himself."""
+
+    address: str
+    driver: str
+    override: str
+    vfio: str
+    owner: str = ""
+
+
+def directory_of(root: str) -> str:
+    """Where the records are, for the directory in which the sandboxes are."""
+    return root.rstrip("/") + ".bindings"
+
+
+def is_driver(name: str) -> bool:
+    """Whether a text can be a driver's name: one component of a path, no option, nothing that steers a terminal."""
+    return _DRIVER.fullmatch(name) is not None
+
+
+def write(directory: str, record: Record) -> None:
+    """Put a record on disk, durably, in place of an older one. Raises :class:`HostError`."""
+    path = _path(directory, record.address)
+    temporary = f"{directory}/.{record.address}.{os.getpid()}"
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:
+            json.dump(asdict(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        _sync(directory)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise HostError(
+            f"{record.address}: its record {path} cannot be written: {error.strerror}",
+            hint="nothing is bound without one: make the directory writable, or give another --root",
+        ) from None
+
+
+def remove(directory: str, address: str) -> None:
+    """Delete a record; it may be gone already. Raises :class:`HostError`."""
+    path = _path(directory, address)
+    try:
+        os.unlink(path)
+        _sync(directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"{address}: its record {path} cannot be deleted: {error.strerror}") from None
+
+
+def read(directory: str, address: str) -> Record | None:
+    """The record of a function; None when there is none. Raises :class:`DeviceError` naming a file that is damaged."""
+    path = _path(directory, address)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_SIZE + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DeviceError(f"{address}: its record {path} cannot be read: {error.strerror}") from None
+    try:
+        return _parse(data, address)
+    except ValueError as error:
+        raise DeviceError(
+            f"{address}: its record {path} is damaged: {error}",
+            hint=f"delete the file, then say who gets the function: `hawse unbind --driver NAME {address}`",
+        ) from None
+
+
+def read_all(directory: str) -> tuple[list[Record], list[DeviceError]]:
+    """All records in the order of their addresses, and an error for each file that is damaged."""
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        return [], [DeviceError(f"the records in {directory} cannot be read: {error.strerror}")]
+    records: list[Record] = []
+    damaged: list[DeviceError] = []
+    for address in (name.removesuffix(".json") for name in names if name.endswith(".json")):
+        if not ADDRESS.fullmatch(address):
+            continue  # no record of ours
+        try:
+            record = read(directory, address)
+        except DeviceError as error:
+            damaged.append(error)
+        else:
+            records += [record] if record else []
+    return records, damaged
+
+
+def of_owner(directory: str, owner: str) -> list[Record]:
+    """The records of one sandbox, or with "" the user's own; a damaged file is nobody's."""
+    return [record for record in read_all(directory)[0] if record.owner == owner]
+
+
+@contextmanager
+def locked(directory: str, addresses: Sequence[str], *, seconds: float) -> Iterator[None]:
+    """Keep others that change the drivers of these functions away, and wait for those who do: not longer than seconds.
+
+    By files beside the records, which nobody but their owner can open. Raises :class:`HawseError`.
+    """
+    deadline = time.monotonic() + seconds
+    with ExitStack() as stack:
+        for address in sorted(set(addresses)):  # in one order: two who want the same ones do not wait for each other
+            while not _lock(f"{directory}/{address}.lock", stack):
+                if time.monotonic() >= deadline:
+                    raise DeviceError(
+                        f"{address}: another hawse has been changing its driver for {seconds:g} s",
+                        hint="wait for it, or end it",
+                    )
+                time.sleep(_LOCK_POLL)
+        yield
+
+
+def _lock(path: str, stack: ExitStack) -> bool:
+    """Try to have a lock until the stack ends, which deletes its file."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"{path} cannot be made: {error.strerror}", hint="binding takes root") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had it may have deleted the file that was opened here; then another one is the lock by now.
+        have = os.fstat(fd).st_ino == os.stat(path).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        have = False
+    if not have:
+        os.close(fd)
+        return False
+    stack.callback(os.close, fd)
+    stack.callback(os.unlink, path)
+    return True
+
+
+def _parse(data: bytes, address: str) -> Record:
+    """Raises ValueError that says what is wrong."""
+    if len(data) > _MAX_SIZE:
+        raise ValueError(f"it has more than {_MAX_SIZE} bytes")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    names = [field.name for field in fields(Record)]
+    if not isinstance(found, dict) or sorted(found) != sorted(names):
+        raise ValueError(f"it is not an object of {', '.join(names)}")
+    wrong = [name for name in names if not isinstance(found[name], str)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is not a text")
+    record = Record(**found)
+    override = record.override
+    sound = {
+        "address": record.address == address,
+        "driver": record.driver == "" or is_driver(record.driver),
+        "override": len(override) <= _MAX_OVERRIDE and not set("\n\0") & set(override),
+        "vfio": is_driver(record.vfio),
+        "owner": _OWNER.fullmatch(record.owner) is not None,
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise ValueError(f"{name} is {found[name][:80]!r}")
+    return record
+
+
+def _path(directory: str, address: str) -> str:
+    return f"{directory}/{address}.json"
+
+
+def _sync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

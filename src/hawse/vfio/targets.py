@@ -1,0 +1,99 @@
+"""The functions that a bind is about: their addresses, and who else is in their groups."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hawse.errors import DeviceError, UsageError
+from hawse.vfio import bindings, groups, sysfs, variants
+
+_ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f]\.[0-7])", re.IGNORECASE)
+_BRIDGE = 0x06  # base class (PCI Code and ID Assignment Specification, section 1.7)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function as it is now: in ``group``, held by ``driver`` ("" for none), with ``override`` ("" for none)."""
+
+    address: str
+    group: int
+    driver: str
+    override: str
+
+
+def parse_address(text: str) -> str:
+    """The address as the kernel writes it: "3B:00.0" is "0000:3b:00.0". Raises :class:`UsageError`."""
+    match = _ADDRESS.fullmatch(text)
+    if not match:
+        raise UsageError(f"{text[:80]!r} is no address of a PCI function", hint="give one such as 0000:3b:00.0")
+    return f"{int(match[1] or '0', 16):04x}:{match[2].lower()}"
+
+
+def exists(address: str, *, root: str = "") -> bool:
+    """Whether the host has that function."""
+    return os.path.isdir(f"{root}/sys/bus/pci/devices/{address}")
+
+
+def read_override(address: str, *, root: str = "") -> str:
+    """Its driver_override, which the kernel shows as "(null)" when there is none; here "". Raises DeviceError."""
+    try:
+        path = f"{root}/sys/bus/pci/devices/{address}/driver_override"
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(4096).partition("\n")[0]
+    except OSError as error:
+        raise DeviceError(f"{address}: its driver_override cannot be read: {error.strerror}") from None
+    return "" if text == "(null)" else text
+
+
+def choose(addresses: Sequence[str], *, with_group: bool, root: str = "") -> list[Target]:
+    """The functions of these addresses, each once; ``with_group`` adds those of their groups without a VFIO driver.
+
+    Raises :class:`DeviceError` for a function that is none, or a bridge, or in no group; and without ``with_group``
+    one that names the functions of the same group that a driver of the host has.
+    """
+    names = list(dict.fromkeys(parse_address(address) for address in addresses))
+    found: dict[str, Target] = {}
+    for name in names:
+        target = _read(name, root)
+        found[name] = target
+        siblings = [
+            function
+            for function in groups.read_group(target.group, root=root).functions
+            if function.address not in names and not variants.is_vfio(function.driver)
+        ]
+        in_use = [function for function in siblings if function.driver]
+        if in_use and not with_group:
+            others = ", ".join(f"{function.address} ({function.driver})" for function in in_use)
+            raise DeviceError(
+                f"{name} shares group {target.group} with {others}: VFIO takes a group whole or not at all",
+                hint="name these functions too, or give --group to take along all of the group",
+            )
+        if with_group:
+            found |= {function.address: _read(function.address, root) for function in siblings}
+    return list(found.values())
+
+
+def _read(address: str, root: str) -> Target:
+    if not exists(address, root=root):
+        raise DeviceError(f"{address}: this host has no such PCI function", hint="`lspci -D` lists them")
+    try:
+        base_class = sysfs.read_number(address, "class", root=root) >> 16
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{address}: its class cannot be read from sysfs: {error}") from None
+    if base_class == _BRIDGE:
+        raise DeviceError(
+            f"{address} is a bridge, which VFIO does not take", hint="name the function behind it: see `lspci -tD`"
+        )
+    group = sysfs.iommu_group(address, root=root)
+    if group is None:
+        raise DeviceError(
+            f"{address} is in no IOMMU group: without an IOMMU no device can be given away",
+            hint="turn it on: VT-d or AMD-Vi in the firmware's setup, and intel_iommu=on on the kernel's command line",
+        )
+    driver = sysfs.driver(address, root=root)
+    if driver and not bindings.is_driver(driver):
+        raise DeviceError(f"{address}: the name of its driver makes no sense: {driver[:80]!r}")
+    return Target(address, group, driver, read_override(address, root=root))

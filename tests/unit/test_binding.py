@@ -1,0 +1,354 @@
+"""Functions given to VFIO and given back, on a host of the test's own with a kernel of the test's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import DeviceError, HawseError, HostError, UsageError, from_wire
+from hawse.vfio import bindings
+from hawse.vfio.binding import together
+from hawse.vfio.bindings import Record
+from hawse.vfio.moves import plan_bind, plan_give_back
+from hawse.vfio.targets import Target, parse_address
+from hawse.vfio.writes import Outcome, Write
+from tests.support.vfio_host import BEFORE, A, B, C, Host
+
+PROBE = "drivers_probe"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """Functions on their own drivers."""
+    return Host(str(tmp_path))
+
+
+def steps(plan: list[tuple[str, str]], name: str) -> list[tuple[str, str]]:
+    return [
+        (path.replace("OVERRIDE", f"devices/{name}/driver_override"), text.replace("IT", name)) for path, text in plan
+    ]
+
+
+TO_VFIO = [("OVERRIDE", "vfio-pci\n"), ("drivers/e1000e/unbind", "IT\n"), (PROBE, "IT\n")]
+FROM_VFIO = [("OVERRIDE", "e1000e\n"), ("drivers/vfio-pci/unbind", "IT\n"), (PROBE, "IT\n")]
+
+
+@pytest.mark.parametrize(
+    ("driver", "plan"),
+    [("e1000e", TO_VFIO), ("", [("OVERRIDE", "vfio-pci\n"), (PROBE, "IT\n")])],
+)
+def test_what_gives_a_function_to_vfio(driver: str, plan: list[tuple[str, str]]) -> None:
+    made = plan_bind(Target(A, 12, driver, ""), "vfio-pci")
+    assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in made] == steps(plan, A)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "plan"),
+    [
+        (("vfio-pci", "vfio-pci"), ("e1000e", ""), [*FROM_VFIO, ("OVERRIDE", "\n")]),
+        (("vfio-pci", "vfio-pci"), ("e1000e", "mine"), [*FROM_VFIO, ("OVERRIDE", "mine\n")]),
+        (("vfio-pci", "vfio-pci"), ("e1000e", "e1000e"), FROM_VFIO),
+        (("vfio-pci", "vfio-pci"), ("", ""), [("drivers/vfio-pci/unbind", "IT\n"), ("OVERRIDE", "\n")]),
+        (("vfio-pci", "vfio-pci"), ("", "vfio-pci"), [("drivers/vfio-pci/unbind", "IT\n")]),
+        (("", "vfio-pci"), ("e1000e", ""), [("OVERRIDE", "e1000e\n"), (PROBE, "IT\n"), ("OVERRIDE", "\n")]),
+        (("e1000e", "vfio-pci"), ("e1000e", ""), [("OVERRIDE", "\n")]),
+        (("e1000e", ""), ("e1000e", ""), []),
+    ],
+    ids=["usual", "with an override", "with its own name", "none before", "parked", "half", "override only", "nothing"],
+)
+def test_what_makes_a_function_as_it_was(
+    now: tuple[str, str], before: tuple[str, str], plan: list[tuple[str, str]]
+) -> None:
+    made = plan_give_back(Target(A, 12, *now), Record(A, *before, "vfio-pci"))
+    assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in made] == steps(plan, A)
+
+
+def test_a_function_goes_to_vfio_with_a_record_and_comes_back_without(host: Host) -> None:
+    records = host.take("3C:00.0", C, C.upper())
+    assert records == [Record(C, "e1000e", "", "vfio-pci")] == host.records()
+    assert host.kernel.seen == steps(TO_VFIO, C)
+    assert host.state() == BEFORE | {C: ("vfio-pci", "vfio-pci")}
+    host.give_back(*records)
+    assert host.state() == BEFORE
+    assert os.listdir(host.directory) == []
+
+
+@pytest.mark.parametrize("before", [("", "(null)"), ("", "vfio-pci"), ("e1000e", "e1000e"), ("e1000e", "other")])
+def test_every_state_comes_back_exactly(host: Host, before: tuple[str, str]) -> None:
+    if not before[0]:
+        os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/driver")
+    host.write(f"sys/bus/pci/devices/{C}/driver_override", f"{before[1]}\n")
+    records = host.take(C)
+    assert host.state()[C] == ("vfio-pci", "vfio-pci")
+    host.give_back(*records)
+    assert host.state()[C] == before
+
+
+def test_what_is_on_vfio_already_is_left_alone(host: Host) -> None:
+    first = host.take(C)
+    seen = list(host.kernel.seen)
+    assert host.take(C) == []
+    assert host.take(C, owner="pod") == []
+    assert (host.kernel.seen, host.records()) == (seen, first)
+
+
+def test_a_group_is_taken_whole_or_not_at_all(host: Host) -> None:
+    with pytest.raises(DeviceError) as caught:
+        host.take(A)
+    assert caught.value.message == f"{A} shares group 12 with {B} (igb): VFIO takes a group whole or not at all"
+    assert "--group" in caught.value.hint
+    assert host.state() == BEFORE
+    records = host.take(A, group=True)
+    assert [(record.address, record.driver) for record in records] == [(A, "e1000e"), (B, "igb")]
+    host.give_back(*records)
+    assert host.state() == BEFORE
+
+
+def test_a_group_may_be_named_whole(host: Host) -> None:
+    assert [record.address for record in host.take(B, A)] == [B, A]
+
+
+def test_a_function_without_a_driver_is_in_nobodys_way_but_goes_with_its_group(host: Host) -> None:
+    os.unlink(f"{host.root}/sys/bus/pci/devices/{B}/driver")
+    assert [record.address for record in host.take(A)] == [A]
+    assert [record.address for record in host.take(A, group=True)] == [B]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("0000:77:00.0", "0000:77:00.0: this host has no such PCI function"),
+        ("0000:3a:00.0", "0000:3a:00.0 is a bridge"),
+        ("0000:50:00.0", "0000:50:00.0 is in no IOMMU group"),
+        ("0000:51:00.0", "0000:51:00.0 has 2 virtual functions"),
+        ("0000:52:00.0", "0000:52:00.0: vfio-pci refuses a 8086:37c8: it is on its denylist"),
+        ("0000:53:00.0", "0000:53:00.0: its group 53 is open: qemu (pid 5) has /dev/vfio/53"),
+        ("0000:54:00.0", "0000:54:00.0: its class cannot be read"),
+        ("0000:55:00.0", "0000:55:00.0: its driver_override cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_refused_before_anything_is_touched(host: Host, address: str, words: str) -> None:
+    for number in (50, 51, 53, 54, 55):
+        host.function(f"0000:{number}:00.0", group=number, driver="e1000e")
+    host.function("0000:52:00.0", group=52, driver="e1000e", device_id=0x37C8)
+    os.unlink(f"{host.root}/sys/bus/pci/devices/0000:50:00.0/iommu_group")
+    host.write("sys/bus/pci/devices/0000:51:00.0/sriov_numvfs", "2\n")
+    host.kernel.users[53] = ["qemu (pid 5)"]
+    host.write("sys/bus/pci/devices/0000:54:00.0/class", "?")
+    os.unlink(f"{host.root}/sys/bus/pci/devices/0000:55:00.0/driver_override")
+    with pytest.raises(DeviceError) as caught:
+        host.take(C, address)
+    assert caught.value.message.startswith(words)
+    assert caught.value.hint or "cannot be read" in words
+    assert (host.kernel.seen, host.records()) == ([], [])
+
+
+def test_a_function_of_the_hosts_own_is_refused(host: Host) -> None:
+    host.below(C, "net", "net/eth0")
+    host.write("proc/net/route", "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
+    with pytest.raises(DeviceError, match=r"0000:3c:00\.0 is the network interface eth0, and eth0 carries the default"):
+        host.take(C)
+
+
+@pytest.mark.parametrize("driver", ["e1000e", "../vfio", "-vfio", "vfio\n"])
+def test_a_driver_that_is_not_vfios_is_refused(host: Host, driver: str) -> None:
+    with pytest.raises(UsageError, match="is no VFIO driver"):
+        host.take(C, driver=driver)
+
+
+def test_a_variant_is_loaded_and_recorded_by_its_drivers_name(host: Host) -> None:
+    host.write(
+        f"lib/modules/{os.uname().release}/modules.alias", "alias vfio_pci:v00008086d*sv*sd*bc*sc*i* my_vfio_pci\n"
+    )
+    host.kernel.modules = {"my_vfio_pci": "my-vfio-pci"}
+    [record] = host.take(C)
+    assert record.vfio == "my-vfio-pci"
+    assert host.state()[C] == ("my-vfio-pci", "my-vfio-pci")
+    assert host.take(C) == []
+
+
+def test_a_driver_that_cannot_be_loaded_is_told_before_anything_is_touched(host: Host) -> None:
+    with pytest.raises(HostError, match="the kernel has no PCI driver odd_vfio_pci: Module odd_vfio_pci not found"):
+        host.take(C, driver="odd_vfio_pci")
+    assert (host.kernel.seen, host.records()) == ([], [])
+
+
+def test_from_one_vfio_driver_to_another_the_record_keeps_what_was_first(host: Host) -> None:
+    host.take(C)
+    host.driver("my-vfio-pci")
+    records = host.take(C, driver="my_vfio_pci")
+    assert records == [Record(C, "e1000e", "", "my-vfio-pci")]
+    host.give_back(*records)
+    assert host.state() == BEFORE
+
+
+@pytest.mark.parametrize("step", [("OVERRIDE", "vfio-pci\n"), ("drivers/igb/unbind", "IT\n"), (PROBE, "IT\n")])
+@pytest.mark.parametrize(
+    ("error", "words"), [(errno.EBUSY, "failed: Device or resource busy"), (-1, "has not returned after 0.2 s")]
+)
+def test_a_failure_in_the_middle_undoes_all(host: Host, step: tuple[str, str], error: int, words: str) -> None:
+    [named] = steps([step], B)
+    host.kernel.errors[named] = error
+    with pytest.raises(DeviceError) as caught:
+        host.take(A, B)
+    assert caught.value.message.startswith(f"{B}: writing {named[1].strip()!r} to {host.root}/sys/bus/pci/{named[0]} ")
+    assert words in caught.value.message
+    assert "undoing" not in caught.value.message
+    assert (host.state(), host.records()) == (BEFORE, [])
+
+
+def test_a_probe_that_fails_silently_is_noticed(host: Host) -> None:
+    host.kernel.picky = {"vfio-pci"}
+    with pytest.raises(DeviceError, match=r"0000:3c:00\.0: vfio-pci did not take it: it has no driver now") as caught:
+        host.take(C)
+    assert "dmesg" in caught.value.hint
+    assert host.state() == BEFORE
+
+
+def test_a_failed_undo_is_told_with_the_failure_and_keeps_the_record(host: Host) -> None:
+    host.kernel.picky = {"vfio-pci", "e1000e"}
+    with pytest.raises(DeviceError) as caught:
+        host.take(C)
+    assert caught.value.message == (
+        f"{C}: vfio-pci did not take it: it has no driver now; "
+        f"and undoing it failed: {C}: e1000e did not take it: it has no driver now"
+    )
+    assert caught.value.hint == f"when that is mended: `hawse unbind {C}`"
+    host.kernel.picky = set()
+    host.give_back(*host.records())
+    assert (host.state(), host.records()) == (BEFORE, [])
+
+
+def test_a_hang_names_the_write_and_travels_as_a_device_error(host: Host) -> None:
+    host.kernel.errors["drivers/e1000e/unbind", f"{C}\n"] = -1
+    with pytest.raises(DeviceError) as caught:
+        host.take(C)
+    path = f"{host.root}/sys/bus/pci/drivers/e1000e/unbind"
+    assert caught.value.message.startswith(f"{C}: writing '{C}' to {path} has not returned after 0.2 s")
+    assert type(from_wire(caught.value.to_wire())) is DeviceError
+
+
+def test_an_interrupt_undoes_as_well(host: Host) -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:
+        if writes[-1].text == f"{B}\n" and interrupts:
+            host.kernel(writes[:2], seconds)
+            raise interrupts.pop()
+        return host.kernel(writes, seconds)
+
+    host.kernel.effects = replace(host.kernel.effects, carry_out=carry_out)
+    with pytest.raises(KeyboardInterrupt):
+        host.take(A, B)
+    assert (host.state(), host.records()) == (BEFORE, [])
+
+
+def test_a_crash_between_record_and_end_can_be_given_back(host: Host) -> None:
+    """The record is on disk before the first write, so whatever happened after it is known."""
+    for done in range(4):
+        record = Record(C, "e1000e", "", "vfio-pci", "pod")
+        bindings.write(host.directory, record)
+        for path, text in steps(TO_VFIO, C)[:done]:
+            host.kernel.react(path, text)
+        host.give_back(*bindings.of_owner(host.directory, "pod"))
+        assert (host.state(), host.records()) == (BEFORE, []), done
+
+
+def test_after_a_crash_a_new_bind_records_what_was_first(host: Host) -> None:
+    for done in range(3):
+        bindings.write(host.directory, Record(C, "e1000e", "", "vfio-pci", "dead"))
+        for path, text in steps(TO_VFIO, C)[:done]:
+            host.kernel.react(path, text)
+        assert host.take(C, owner="pod", lives=False) == [Record(C, "e1000e", "", "vfio-pci", "pod")]
+        host.give_back(*host.records())
+        assert host.state() == BEFORE
+
+
+def test_a_sandboxes_function_is_its_own_while_it_lives_and_the_next_ones_after(host: Host) -> None:
+    host.take(C, owner="one")
+    with pytest.raises(DeviceError, match=r"0000:3c:00\.0 is bound for the sandbox one"):
+        host.take(C, owner="two")
+    stale = host.records()
+    assert host.take(C, owner="two", lives=False) == [Record(C, "e1000e", "", "vfio-pci", "two")]
+    host.give_back(*stale)
+    assert host.state()[C] == ("vfio-pci", "vfio-pci")
+    assert bindings.of_owner(host.directory, "one") == []
+    host.give_back(*bindings.of_owner(host.directory, "two"))
+    assert (host.state(), host.records()) == (BEFORE, [])
+
+
+def test_nothing_comes_back_while_its_group_is_open(host: Host) -> None:
+    records = host.take(A, B, C)
+    host.kernel.users[12] = ["qemu (pid 5)"]
+    with pytest.raises(DeviceError) as caught:
+        host.give_back(*records)
+    assert caught.value.message == "; ".join(
+        f"{name}: its group 12 is open: qemu (pid 5) has /dev/vfio/12" for name in (A, B)
+    )
+    assert host.state()[C] == BEFORE[C]
+    assert [record.address for record in host.records()] == [A, B]
+
+
+def test_what_somebody_else_has_changed_is_left_to_him(host: Host) -> None:
+    records = host.take(C)
+    os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/driver")
+    host.bind(C, "igb_uio")
+    with pytest.raises(DeviceError, match=r"has the driver igb_uio now, neither vfio-pci, .* nor e1000e"):
+        host.give_back(*records)
+    assert host.records() == records
+
+
+def test_a_function_that_is_gone_has_nothing_to_get(host: Host) -> None:
+    gone = Record("0000:77:00.0", "nvme", "", "vfio-pci")
+    bindings.write(host.directory, gone)
+    host.give_back(gone)
+    assert (host.kernel.seen, host.records()) == ([], [])
+
+
+def test_a_native_driver_that_was_unloaded_meanwhile_is_loaded_by_the_functions_modalias(host: Host) -> None:
+    records = host.take(C)
+    os.rename(f"{host.root}/sys/bus/pci/drivers/e1000e", f"{host.root}/unloaded")
+    with pytest.raises(HostError, match="the kernel has no PCI driver e1000e: Module e1000e not found"):
+        host.give_back(*records)
+    assert host.state()[C] == ("vfio-pci", "vfio-pci")
+    host.kernel.modules = {host.read(C, "modalias").strip(): "e1000e"}
+    host.give_back(*records)
+    assert host.state() == BEFORE
+
+
+def test_a_damaged_record_stops_a_bind_that_would_overwrite_it(host: Host) -> None:
+    host.write(f"run/hawse.bindings/{C}.json", "{")
+    with pytest.raises(DeviceError, match=rf"{host.directory}/{C}\.json is damaged: it is not JSON"):
+        host.take(C)
+    assert host.state() == BEFORE
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0000:3b:00.0", "0000:3b:00.0"), ("3b:00.0", "0000:3b:00.0"), ("3B:1F.7", "0000:3b:1f.7"),
+        ("10000:01:00.0", "10000:01:00.0"), ("00010000:01:00.0", "10000:01:00.0"), ("00000002:01:00.0", "0002:01:00.0"),
+    ],
+)  # fmt: skip
+def test_addresses_become_the_kernels(text: str, address: str) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3b:00", "3b:20.0", "3b:00.8", "0:3b:00.0", "../3b:00.0", "3b:00.0\n", "3b:00.\u0660"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no address of a PCI function"):
+        parse_address(text)
+
+
+def test_several_failures_are_one_sentence() -> None:
+    alone = HostError("a", hint="b")
+    assert together([alone]) is alone
+    both: HawseError = together([alone, DeviceError("c", hint="d")])
+    assert (type(both), both.message, both.hint) == (HostError, "a; c", "b")
