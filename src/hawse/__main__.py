@@ -31,6 +31,8 @@ VERBS = {
     "image": "image",
     "template": "template",
     "timeline": "timeline",
+    "bind": "bind",
+    "unbind": "unbind",
 }
 
 

@@ -1,0 +1,156 @@
+"""`hawse bind` and `hawse unbind`: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.cli import bind, unbind
+from hawse.cli.log import Log
+from hawse.cli.parser import Parser
+from hawse.cli.settings import Settings
+from hawse.errors import DeviceError, UsageError
+from hawse.vfio import bindings
+from hawse.vfio.bindings import Record
+from tests.support.vfio_host import BEFORE, A, B, C, Host
+
+
+class Shell:
+    """Runs the two verbs on a host."""
+
+    def __init__(self, host: Host, capture: pytest.CaptureFixture[str]) -> None:
+        self.host = host
+        self.capture = capture
+        self.settings = Settings(root=f"{host.root}/run/hawse", log=Log(), config_path=None, debug=False)
+
+    def __call__(self, verb: str, *words: str) -> list[str]:
+        """The lines that it prints."""
+        module = {"bind": bind, "unbind": unbind}[verb]
+        parser = Parser(prog=f"hawse {verb}", allow_abbrev=False)
+        module.configure(parser)
+        status = module.run(
+            parser.parse_args(words), self.settings, root=self.host.root, effects=self.host.kernel.effects
+        )
+        assert status == 0
+        return self.output()
+
+    def output(self) -> list[str]:
+        return self.capture.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """A host with functions on their own drivers."""
+    return Shell(Host(str(tmp_path)), capsys)
+
+
+def test_a_line_for_each_function(shell: Shell) -> None:
+    assert shell("bind", "3b:00.0", "--group") == [
+        f"{A}: e1000e -> vfio-pci, group 12: /dev/vfio/12",
+        f"{B}: igb -> vfio-pci, group 12: /dev/vfio/12",
+    ]
+    assert shell("bind", C, A, A) == [
+        f"{C}: e1000e -> vfio-pci, group 13: /dev/vfio/13",
+        f"{A}: already on vfio-pci, group 12: /dev/vfio/12",
+    ]
+    assert shell("unbind", C, "3c:00.0") == [f"{C}: vfio-pci -> e1000e, group 13"]
+    assert shell("unbind", "--all") == [f"{A}: vfio-pci -> e1000e, group 12", f"{B}: vfio-pci -> igb, group 12"]
+    assert shell.host.state() == BEFORE
+    assert shell("unbind", "--all") == []
+
+
+def test_the_user_names_the_driver(shell: Shell) -> None:
+    shell.host.driver("my-vfio-pci")
+    assert shell("bind", C, "--driver", "my_vfio_pci") == [
+        f"{C}: e1000e -> my-vfio-pci, group 13: /dev/vfio/13",
+    ]
+
+
+def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
+    os.unlink(f"{shell.host.root}/sys/bus/pci/devices/{C}/driver")
+    assert shell("bind", C) == [f"{C}: no driver -> vfio-pci, group 13: /dev/vfio/13"]
+    assert shell("unbind", C) == [f"{C}: vfio-pci -> no driver, group 13"]
+    assert shell.host.state()[C] == ("", "(null)")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "unbind takes addresses or --all"),
+        ([C, "--all"], "unbind takes addresses or --all"),
+        (["--all", "--driver", "e1000e"], "--driver goes with addresses, not with --all"),
+        ([C, "--driver", "../x"], "'../x' is no driver's name"),
+        (["x"], "'x' is no address of a PCI function"),
+    ],
+)
+def test_words_that_make_no_sense(shell: Shell, words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        shell("unbind", *words)
+    assert caught.value.message == message
+
+
+def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> None:
+    shell("bind", C)
+    bindings.remove(shell.host.directory, C)
+    with pytest.raises(DeviceError, match="hawse has not bound it") as caught:
+        shell("unbind", C)
+    assert caught.value.hint == f"say which: `hawse unbind --driver NAME {C}`"
+    assert shell("unbind", C, "--driver", "e1000e") == [f"{C}: vfio-pci -> e1000e, group 13"]
+    assert shell.host.state() == BEFORE
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["0000:77:00.0"], "0000:77:00.0: this host has no such PCI function"),
+        ([C], f"{C} is on no VFIO driver: e1000e has it"),
+        ([C, "--driver", "igb"], f"{C} is on no VFIO driver: e1000e has it"),
+    ],
+)
+def test_what_is_not_hawses_to_unbind(shell: Shell, words: list[str], message: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        shell("unbind", *words)
+    assert caught.value.message == message
+    assert shell.host.kernel.seen == []
+
+
+def test_the_user_may_name_another_driver_than_the_record(shell: Shell) -> None:
+    shell("bind", C)
+    assert shell("unbind", C, "--driver", "igb") == [f"{C}: vfio-pci -> igb, group 13"]
+    assert shell.host.state()[C] == ("igb", "(null)")
+    assert shell.host.records() == []
+
+
+@pytest.mark.parametrize("words", [[C], ["--all"]])
+def test_a_sandboxes_function_waits_for_its_end(shell: Shell, words: list[str]) -> None:
+    shell.host.take(A, B)
+    shell.host.take(C, owner="pod")
+    os.makedirs(f"{shell.settings.root}/pod")
+    with pytest.raises(DeviceError) as caught:
+        shell("unbind", *words)
+    assert caught.value.message == f"{C} is bound for the sandbox pod"
+    assert caught.value.hint == "`hawse delete pod` gives it back"
+    assert len(shell.output()) == (2 if words == ["--all"] else 0)
+    os.rmdir(f"{shell.settings.root}/pod")
+    assert shell("unbind", *words) == [f"{C}: vfio-pci -> e1000e, group 13"]
+
+
+def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
+    shell("bind", C)
+    shell.host.write(f"run/hawse.bindings/{A}.json", "{")
+    with pytest.raises(DeviceError, match=rf"hawse\.bindings/{A}\.json is damaged"):
+        shell("unbind", "--all")
+    assert shell.output() == [f"{C}: vfio-pci -> e1000e, group 13"]
+
+
+def test_a_function_that_is_gone_is_told(shell: Shell) -> None:
+    bindings.write(shell.host.directory, Record("0000:77:00.0", "nvme", "", "vfio-pci"))
+    assert shell("unbind", "--all") == ["0000:77:00.0: it is gone from this host, and now its record is too"]
+    assert shell.host.records() == []
+
+
+def test_a_function_that_came_back_by_itself_is_told(shell: Shell) -> None:
+    bindings.write(shell.host.directory, Record(C, "e1000e", "", "vfio-pci"))
+    assert shell("unbind", C) == [f"{C}: already on e1000e, group 13"]
