@@ -187,6 +187,15 @@ def test_from_one_vfio_driver_to_another_the_record_keeps_what_was_first(host: H
     assert host.state() == BEFORE
 
 
+def test_a_failed_move_to_another_vfio_driver_leaves_driver_and_record_as_they_were(host: Host) -> None:
+    first = host.take(C)
+    host.driver("my-vfio-pci")
+    host.kernel.picky = {"my-vfio-pci"}
+    with pytest.raises(DeviceError, match="my-vfio-pci did not take it"):
+        host.take(C, driver="my-vfio-pci")
+    assert (host.state()[C], host.records()) == (("vfio-pci", "vfio-pci"), first)
+
+
 @pytest.mark.parametrize("step", [("OVERRIDE", "vfio-pci\n"), ("drivers/igb/unbind", "IT\n"), (PROBE, "IT\n")])
 @pytest.mark.parametrize(
     ("error", "words"), [(errno.EBUSY, "failed: Device or resource busy"), (-1, "has not returned after 0.2 s")]

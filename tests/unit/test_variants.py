@@ -61,10 +61,10 @@ def test_modules_alias_is_that_of_the_kernel(host: FakeSysfs) -> None:
     assert module_for(ADDRESS, root=host.root, release="6.2") == GENERIC
 
 
-@pytest.mark.parametrize("filler", ["x", f"{EXACT} "])
-def test_a_line_without_end_is_skipped_whole(host: FakeSysfs, filler: str) -> None:
-    """Nothing in it counts, not even what looks like an alias at a place where it was cut."""
-    long = "alias vfio_pci:".ljust(4096, "y") + filler.ljust(8192, "z")
+@pytest.mark.parametrize("length", [4096, 8192])
+def test_a_line_without_end_is_skipped_whole(host: FakeSysfs, length: int) -> None:
+    """Nothing in it counts, not even what looks like an alias at a place where it is cut."""
+    long = "alias vfio_pci:".ljust(length, "y") + EXACT
     host.write("lib/modules/6.1/modules.alias", f"{long}\n{WIDE}")
     assert module_for(ADDRESS, root=host.root, release="6.1") == "wide_vfio_pci"
     host.write("lib/modules/6.1/modules.alias", long)
