@@ -50,6 +50,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How VFIO devices are given to sandboxes."""
 
     keep_addresses: bool = True
+    managed: bool = False
     rom: bool = False
 
 

@@ -19,7 +19,7 @@ import pytest
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.uevents import Uevents
 from hawse.config import Config
-from hawse.container.attach import find
+from hawse.container.devices import find_groups
 from hawse.container.options import device_options
 from hawse.errors import HawseError, RefusedError
 from hawse.oci.types import Device
@@ -63,7 +63,7 @@ def bridge(host: FakeSysfs) -> Any:
 
 def groupless(host: FakeSysfs) -> Any:
     host.write("sys/bus/pci/devices/0000:3b:00.0/vendor", "")
-    return find(["3b:00.0"], {}, root=host.root)
+    return find_groups(["3b:00.0"], {}, root=host.root)
 
 
 def odd_bars(host: FakeSysfs) -> Any:
@@ -168,8 +168,8 @@ SITUATIONS: dict[str, Act] = {
     "A group is attached, and no port is free": later([]),
     "A group is attached, and no free port is large enough": later(PORTS, prefetchable=(8192 * MIB,)),
     "A group of several functions is attached": later(PORTS, functions=2),
-    "What is attached is no name of a device": lambda host: find(["eth0"], {}, root=host.root),
-    "What is attached is no function of the host": lambda host: find(["3b:00.0"], {}, root=host.root),
+    "What is attached is no name of a device": lambda host: find_groups(["eth0"], {}, root=host.root),
+    "What is attached is no function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),
     "What is attached is in no group": groupless,
     "A group is attached twice": running(FakeQmp(), {}, NICS, then=attach_nics),
     "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from hawse.config import Config
 from hawse.container.client import call
-from hawse.container.devices import Group, check_host, plug_steps, shape
+from hawse.container.devices import Group, check_host, find_groups, is_number, plug_steps, shape
 from hawse.container.options import DeviceOptions, device_options
-from hawse.errors import DeviceError, StateError, UsageError
+from hawse.errors import StateError
 from hawse.sandbox.plan import Attachment, NodeRequest
 from hawse.sandbox.state import STOPPED, Store
-from hawse.vfio import sysfs
-from hawse.vfio.emulated import EmulatedGroup, read_table
-from hawse.vfio.groups import HostGroup, read_group
+from hawse.vfio.emulated import read_table
+from hawse.vfio.groups import HostGroup
+from hawse.vfio.targets import parse_address
 from hawse.vm.ports import Port, place
-
-_ADDRESS = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 
 def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[str, Any]], list[str]]:
@@ -45,7 +41,7 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
     if state["status"] == STOPPED:
         raise StateError(f"container not running: {store.name} is {state['status']}")
     have = {entry["host"]["group"] for entry in state.get("vfio", ())}
-    groups = find(targets, read_table(config.emulated))
+    groups = find_groups(targets, read_table(config.emulated))
     for group in groups:
         if group.number in have:
             raise StateError(f"group {group.number} is attached to {store.name} already")
@@ -68,28 +64,10 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
     by_address = {entry["host"]["address"]: number for number, entry in attached.items()}
     for target in targets:
         # By what was attached, where it is known: the host may have forgotten a device that has gone.
-        number = int(target) if _is_number(target) else by_address.get(_full(target))
+        number = int(target) if is_number(target) else by_address.get(parse_address(target))
         if number is None:
-            number = find([target], read_table(config.emulated))[0].number
+            number = find_groups([target], read_table(config.emulated))[0].number
         call(store, "detach", {"group": number, "force": force})
-
-
-def find(targets: list[str], emulated: Mapping[int, EmulatedGroup], *, root: str = "") -> list[Group]:
-    """The groups of numbers and addresses, each once. Raises :class:`UsageError` or :class:`DeviceError`."""
-    groups: dict[int, Group] = {}
-    for target in targets:
-        if _is_number(target):
-            number = int(target)
-        else:
-            address = _full(target)
-            found = sysfs.iommu_group(address, root=root)
-            if found is None:
-                there = os.path.exists(f"{root}/sys/bus/pci/devices/{address}")
-                why = "is in no IOMMU group" if there else "is no PCI function of this host"
-                raise DeviceError(f"{address} {why}", hint="`hawse devices` lists those that can be passed")
-            number = found
-        groups[number] = emulated[number] if number in emulated else read_group(number, root=root)
-    return list(groups.values())
 
 
 def _attachment(group: Group, spares: list[Port], *, owner: str, options: DeviceOptions) -> Attachment:
@@ -104,15 +82,3 @@ def _attachment(group: Group, spares: list[Port], *, owner: str, options: Device
         numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
     node = NodeRequest(path=path, major=numbers[0], minor=numbers[1], group=group.number)
     return Attachment(plugs=plugs, nodes=[node], mode=mode, uid=uid, gid=gid)
-
-
-def _is_number(target: str) -> bool:
-    return target.isascii() and target.isdigit() and len(target) < 10
-
-
-def _full(target: str) -> str:
-    """The address with its domain. Raises :class:`UsageError` for what is none."""
-    address = target.lower()
-    if not _ADDRESS.fullmatch(address):
-        raise UsageError(f"{target[:80]!r} is neither a group's number nor a PCI address such as 0000:3b:00.0")
-    return address if address.count(":") == 2 else f"0000:{address}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hawse.container.delete import give_back
 from hawse.container.launch import MonitorProcess, ProxyProcess
 from hawse.container.process import check_console, start_proxy
+from hawse.errors import HawseError
 from hawse.sandbox.state import Store
 
 if TYPE_CHECKING:
@@ -58,6 +60,14 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
             monitor.abort()
             raise
         return Created(store, monitor, proxy, notes=notes, terminal=terminal)
+    except HawseError as error:
+        store.remove()
+        try:
+            give_back(store)
+        except HawseError as failure:
+            error.message += f"; and then {failure.message}"
+            error.hint = f"{error.hint}; {failure.hint}" if error.hint else failure.hint
+        raise
     except BaseException:
         store.remove()
         raise

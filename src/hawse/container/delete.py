@@ -33,6 +33,23 @@ def delete(store: Store, *, force: bool) -> None:
             pass  # it was ending already, or is stuck: what counts is the lock
         _await_monitor(store, state.get("monitorPid", 0))
     store.remove()
+    give_back(store)
+
+
+def give_back(store: Store) -> None:
+    """Give functions of the host that a monitor has bound, and could not give back itself, to their drivers.
+
+    Raises :class:`HawseError` for those that cannot be given back; they stay on record.
+    """
+    directory = f"{store.root.rstrip('/')}.bindings"
+    if not os.path.isdir(directory):
+        return
+    # Here, since it takes libraries that a delete does without.
+    from hawse.vfio import binding, bindings
+
+    records = bindings.of_owner(directory, store.name)
+    if records:
+        binding.give_back(records, directory=directory)
 
 
 def _await_monitor(store: Store, pid: int) -> None:

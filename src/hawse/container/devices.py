@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hawse.container.options import DeviceOptions
+from hawse.errors import DeviceError
 from hawse.sandbox import plan
-from hawse.vfio import memlock
+from hawse.vfio import memlock, sysfs
+from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
-from hawse.vfio.groups import HostGroup, check_free, check_token, check_viable, reset_warning
+from hawse.vfio.groups import HostGroup, check_free, check_token, check_viable, read_group, reset_warning
+from hawse.vfio.targets import parse_address
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.ports import FunctionShape, GroupShape, Slot
 
@@ -79,13 +84,64 @@ def check_host(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
     """
     hosts = [group for group in groups if isinstance(group, HostGroup)]
     for group in hosts:
-        check_viable(group)
         check_token(group, options.vf_token)
+        if to_bind([group], options):
+            continue  # what can be wrong with that is looked at when it is bound
+        check_viable(group)
         check_free(group)
     warnings = [reset_warning(group) for group in hosts]
     if hosts:
         warnings.append(memlock.warning(*memlock.read()))
     return [warning for warning in warnings if warning]
+
+
+def find_groups(targets: Sequence[str], emulated: Mapping[int, EmulatedGroup], *, root: str = "") -> list[Group]:
+    """The groups of numbers and addresses, each once. Raises :class:`UsageError` or :class:`DeviceError`."""
+    groups: dict[int, Group] = {}
+    for target in targets:
+        if is_number(target):
+            number = int(target)
+        else:
+            address = parse_address(target)
+            found = sysfs.iommu_group(address, root=root)
+            if found is None:
+                there = os.path.exists(f"{root}/sys/bus/pci/devices/{address}")
+                why = "is in no IOMMU group" if there else "is no PCI function of this host"
+                raise DeviceError(f"{address} {why}", hint="`hawse devices` lists those that can be passed")
+            number = found
+        groups[number] = emulated[number] if number in emulated else read_group(number, root=root)
+    return list(groups.values())
+
+
+def is_number(target: str) -> bool:
+    """Whether it names a group."""
+    return target.isascii() and target.isdigit() and len(target) < 10
+
+
+def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -> Request:
+    """The request with groups that an annotation names, whose nodes the spec, changed here, gets beside its own."""
+    nodes = list(request.nodes)
+    there = {node.group for node in nodes}
+    wanted = [group for group in groups if group.number not in there]
+    if wanted and None not in there:
+        nodes.append(Node(CONTAINER_PATH, 10, 196, None))
+    # An emulated group has no numbers of the host's, and one that is not bound yet neither: none that a rule has.
+    nodes += [Node(f"/dev/vfio/{group.number}", 0, group.number, group.number) for group in wanted]
+    linux = spec.setdefault("linux", {})
+    for node in nodes[len(request.nodes) :]:
+        numbers = {"type": "c", "major": node.major, "minor": node.minor}
+        linux["devices"] = [*(linux.get("devices") or []), {"path": node.path, "fileMode": 0o666, **numbers}]
+        rules = linux.setdefault("resources", {}).setdefault("devices", [])
+        rules.append({"allow": True, "access": "rwm", **numbers})
+    return Request(tuple(nodes), (*request.groups, *wanted))
+
+
+def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
+    """The functions of these groups that are to be given to a VFIO driver first: none, where hawse is not to do it."""
+    if not options.managed:
+        return []
+    hosts = [group for group in groups if isinstance(group, HostGroup)]
+    return [f.address for group in hosts for f in group.functions if "vfio" not in f.driver]
 
 
 def mirrored_bus(group: HostGroup) -> int | str:

@@ -10,17 +10,21 @@ from hawse.config import Config
 from hawse.errors import ConfigError
 
 PREFIX = "hawse."
-VF_TOKEN, KEEP_ADDRESSES = "hawse.vf-token", "hawse.keep-addresses"
-KNOWN = (VF_TOKEN, KEEP_ADDRESSES)
+VF_TOKEN, KEEP_ADDRESSES, MANAGED = "hawse.vf-token", "hawse.keep-addresses", "hawse.managed"
+DEVICES = "hawse.devices"
+KNOWN = (DEVICES, KEEP_ADDRESSES, MANAGED, VF_TOKEN)
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """``vf_token``: the UUID that virtual functions are opened with, "" for none. The rest as in the configuration."""
+    """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
+    that are given beside those of the spec. The rest as in the configuration."""
 
     keep_addresses: bool = True
+    managed: bool = False
     rom: bool = False
     vf_token: str = ""
+    devices: tuple[str, ...] = ()
 
 
 def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOptions:
@@ -39,7 +43,9 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
             ) from None
     return DeviceOptions(
         keep_addresses=_switch(annotations, KEEP_ADDRESSES, config.devices.keep_addresses),
+        managed=_switch(annotations, MANAGED, config.devices.managed),
         rom=config.devices.rom,
+        devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,
     )
 

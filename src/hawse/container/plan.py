@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from hawse.config import Config
-from hawse.container.devices import check_host, plug_steps, shape
+from hawse.container.devices import add_named, check_host, find_groups, plug_steps, shape, to_bind
 from hawse.container.options import device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
@@ -44,8 +44,10 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     """
     guest = plan_guest(bundle, container=name)
     linux = bundle.spec.linux
-    request = find_request(linux.devices or () if linux else (), emulated=read_table(config.emulated))
+    emulated = read_table(config.emulated)
     options = device_options(config, bundle.spec.annotations or {})
+    request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
+    request = add_named(request, find_groups(options.devices, emulated), guest.spec)
     for warning in check_host(request.groups, options):
         log.warning(warning)
     ports = plan_ports([shape(group, keep_address=options.keep_addresses) for group in request.groups])
@@ -68,6 +70,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
         hugepages=list(guest.hugepages),
         ports=list(ports.ports),
+        binds=to_bind(request.groups, options),
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
         timeline=timeline,
     )

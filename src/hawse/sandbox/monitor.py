@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from hawse.errors import HawseError
 from hawse.sandbox import plan, share
+from hawse.sandbox.bound import bound
 from hawse.sandbox.launch import Notes, begin
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import MONITOR, SHARE, Steps, process_start
@@ -33,7 +34,9 @@ class Report:
         self.sent = False
 
     def send(self, message: dict[str, object]) -> None:
-        """Say how it went. A caller that is gone is no error here: everything is undone then."""
+        """Say how it went, once. A caller that is gone is no error here: everything is undone then."""
+        if self.sent:
+            return
         self.sent = True
         self.connection.setblocking(True)
         with suppress(OSError):
@@ -53,20 +56,25 @@ def main() -> None:
     made = plan.decode(_read_plan(connection))
     steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])
     report = Report(connection)
-    notes: Notes = []
     try:
-        # Here, since a mount namespace can only be left for another by a process of one thread.
-        with steps.span(SHARE, "prepared"):
-            share.enter_private_namespace()
-            share.populate(made.shares, f"{store.path}/share/{name}")
-        launched = begin(made.machine, store.path, steps, notes)
+        with bound(made.binds, store, steps):
+            _live(made, store, listener, report, steps)
     except HawseError as error:
         report.send({"error": error.to_wire()})
-    else:
-        with steps.span(MONITOR, "loaded"):
-            from hawse.sandbox import lifetime
-        lifetime.run(lifetime.Making(made, launched, store, report, steps, notes), listener)
+        print(error.sentence(), file=sys.stderr)
     os.close(lock)
+
+
+def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report: Report, steps: Steps) -> None:
+    # Here, since a mount namespace can only be left for another by a process of one thread.
+    with steps.span(SHARE, "prepared"):
+        share.enter_private_namespace()
+        share.populate(made.shares, f"{store.path}/share/{store.name}")
+    notes: Notes = []
+    launched = begin(made.machine, store.path, steps, notes)
+    with steps.span(MONITOR, "loaded"):
+        from hawse.sandbox import lifetime
+    lifetime.run(lifetime.Making(made, launched, store, report, steps, notes), listener)
 
 
 def _read_plan(report: socket.socket) -> bytes:

@@ -79,7 +79,10 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox of one container. ``timeline`` is the file for its start's trace, "" for none."""
+    """A sandbox of one container. ``timeline`` is the file for its start's trace, "" for none.
+
+    ``binds`` are functions that are to be given to a VFIO driver first, and back at the end.
+    """
 
     id: str
     bundle: str
@@ -94,6 +97,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
     ports: list[Port]
+    binds: list[str]
     steps: list[Step]
     timeline: str
 

@@ -47,10 +47,13 @@ class Request:
     groups: tuple[HostGroup | EmulatedGroup, ...]
 
 
-def find_request(devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGroup], root: str = "") -> Request:
+def find_request(
+    devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGroup], managed: bool = False, root: str = ""
+) -> Request:
     """Which entries are VFIO's, by their numbers and not by their path, which is the container's to choose.
 
-    An emulated group is found by its path, since it has no numbers. Raises :class:`DeviceError` for a node that
+    An emulated group is found by its path, since it has no numbers, and so is one whose functions will be bound to
+    vfio-pci (``managed``): its node is not there yet. Raises :class:`DeviceError` for a node that
     names a group which is not there, or an interface that is not passed.
     """
     nodes: list[Node] = []
@@ -83,6 +86,10 @@ def find_request(devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGr
                 f"linux.devices: {device.path}: a device without an IOMMU cannot be given to a virtual machine",
                 hint="turn the host's IOMMU on",
             )
+        elif named and managed and sysfs.group_members(int(named[1]), root=root):
+            number = int(named[1])
+            groups.setdefault(number, read_group(number, root=root))
+            nodes.append(Node(device.path, major, minor, number))
         elif named:
             if sysfs.group_members(int(named[1]), root=root):
                 # The node is gone when the last device left vfio-pci: say which driver has them now.
