@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from hawse.container.devices import mirrored_bus, plug_steps, shape
+from hawse.container.devices import add_named, find_groups, mirrored_bus, plug_steps, shape, to_bind
 from hawse.container.options import DeviceOptions
 from hawse.sandbox.mirror import mirror
 from hawse.sandbox.plan import NodeRequest, PlugStep, addresses
+from hawse.vfio.devices import Node, Request
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vm.ports import plan_ports
@@ -60,6 +63,46 @@ def test_windows_are_from_the_bars() -> None:
     bars = (Bar(0, 2**33, False, True, True), Bar(2, 4096, False, False, False), Bar(4, 32, True, False, False))
     [function] = shape(group(1, "0000:3b:00.0", bars=bars)).functions
     assert (function.prefetchable, function.memory, function.io) == ((2**33,), (4096,), 32)
+
+
+@pytest.mark.parametrize(
+    ("drivers", "managed", "expected"),
+    [
+        (["ixgbe", "vfio-pci", ""], True, ["0000:3b:00.0", "0000:3b:00.2"]),
+        (["mlx5_vfio_pci"], True, []),
+        (["ixgbe"], False, []),
+    ],
+)
+def test_what_is_not_on_vfio_is_bound_where_that_is_wanted(
+    drivers: list[str], managed: bool, expected: list[str]
+) -> None:
+    functions = tuple(
+        Function(f"0000:3b:00.{n}", 0x8086, 0x10D3, 0x020000, driver, ()) for n, driver in enumerate(drivers)
+    )
+    assert to_bind([HostGroup(7, functions), EmulatedGroup(5, ("edu",))], DeviceOptions(managed=managed)) == expected
+
+
+def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_the_spec() -> None:
+    spec: dict[str, Any] = {
+        "linux": {"devices": [{"path": "/dev/vfio/12"}], "resources": {"devices": [{"allow": False}]}}
+    }
+    asked = Request((Node("/dev/vfio/12", 240, 0, 12),), (group(12, "0000:3b:00.0"),))
+    request = add_named(asked, [group(12, "0000:3b:00.0"), group(13, "0000:3c:00.0")], spec)
+    assert [one.number for one in request.groups] == [12, 13]
+    assert [(node.path, node.group) for node in request.nodes] == [
+        ("/dev/vfio/12", 12), ("/dev/vfio/vfio", None), ("/dev/vfio/13", 13),
+    ]  # fmt: skip
+    assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/vfio/12", "/dev/vfio/vfio", "/dev/vfio/13"]
+    assert [rule["allow"] for rule in spec["linux"]["resources"]["devices"]] == [False, True, True]
+    for device, rule in zip(spec["linux"]["devices"][1:], spec["linux"]["resources"]["devices"][1:], strict=True):
+        assert (device["major"], device["minor"]) == (rule["major"], rule["minor"])
+
+
+def test_groups_that_are_named_twice_are_given_once() -> None:
+    spec: dict[str, Any] = {}
+    request = add_named(Request((), ()), find_groups(["5", "5"], {5: EmulatedGroup(5, ("edu",))}), spec)
+    assert len(request.groups) == 1
+    assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/vfio/vfio", "/dev/vfio/5"]
 
 
 def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:

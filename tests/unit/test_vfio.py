@@ -79,7 +79,7 @@ def test_every_device_in_the_way_is_named_with_its_driver(tmp_path: Path, driver
     with pytest.raises(DeviceError) as caught:
         check_viable(read_group(7, root=host.root))
     assert caught.value.message == words
-    assert "driver_override" in caught.value.hint
+    assert caught.value.hint.startswith("`hawse bind 0000:03:00.")
 
 
 def test_a_variant_driver_of_vfio_is_as_good(tmp_path: Path) -> None:
@@ -191,6 +191,15 @@ def test_a_group_whose_node_went_away_names_who_has_the_device(tmp_path: Path) -
     host.function("0000:03:00.0", group=7, driver="ixgbe")
     with pytest.raises(DeviceError, match=r"0000:03:00\.0 is bound to ixgbe"):
         find_request([device("/dev/vfio/7", 511, 3)], emulated={}, root=host.root)
+
+
+def test_a_managed_group_needs_no_node_yet(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7, driver="ixgbe")
+    request = find_request([device("/dev/vfio/7", 511, 3)], emulated={}, managed=True, root=host.root)
+    assert [node.group for node in request.nodes] == [7]
+    with pytest.raises(DeviceError, match="group 8 is absent"):
+        find_request([device("/dev/vfio/8", 511, 3)], emulated={}, managed=True, root=host.root)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=8), max_size=10), max_size=4))

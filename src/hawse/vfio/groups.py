@@ -79,10 +79,7 @@ def check_viable(group: HostGroup) -> None:
         for function in others
     )
     addresses = " ".join(function.address for function in others)
-    remedy = (
-        f"bind {addresses} to vfio-pci: write vfio-pci to driver_override of each, unbind it from its driver, "
-        "then write its address to /sys/bus/pci/drivers_probe"
-    )
+    remedy = f"`hawse bind {addresses}`, or devices.managed = true, which does it for the life of a container"
     if len(group.functions) == 1:
         raise DeviceError(f"group {group.number} cannot be passed: {names}, not to vfio-pci", hint=remedy)
     raise DeviceError(
