@@ -13,8 +13,21 @@ from hawse.vm.cpio import write_archive
 from hawse.vm.image_build import kernel_packages, unpack_kernel
 from hawse.vm.image_tree import add_kernel_modules, add_programs
 
-_MODULES = ["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay", "vfio_pci", "vfio_iommu_type1", "e1000e"]
-_MORE = ["drivers/net/ethernet/intel/e1000e", "drivers/ptp", "drivers/pps"]
+_MODULES = [
+    "virtio_pci",
+    "virtio_console",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+    "vfio_pci",
+    "vfio_iommu_type1",
+    "e1000e",
+    "igb",
+]
+_MORE = [
+    "drivers/net/ethernet/intel/e1000e", "drivers/net/ethernet/intel/igb", "drivers/ptp", "drivers/pps", "drivers/i2c",
+    "drivers/dca",
+]  # fmt: skip
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
 
 _INIT = """#!/bin/sh

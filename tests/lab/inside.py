@@ -15,8 +15,11 @@ import sys
 import threading
 
 PORT = "lab.commands"
-#: Devices that are on vfio-pci when the lab is ready; one NIC stays on its host driver's side of things.
-VFIO_IDS = {("0x1234", "0x11e8"), ("0x8086", "0x10d3")}
+#: Devices that are on vfio-pci when the lab is ready: edu, e1000e, igb's virtual functions, nvme, pci-testdev.
+VFIO_IDS = {
+    ("0x1234", "0x11e8"), ("0x8086", "0x10d3"), ("0x8086", "0x10ca"), ("0x1b36", "0x0010"), ("0x1b36", "0x0005"),
+}  # fmt: skip
+VIRTUAL_FUNCTIONS = 2
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def main() -> None:
         subprocess.run(["mount", "-t", kind, kind, target], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    make_virtual_functions()
     bind_devices()
     threading.Thread(target=reap, daemon=True).start()
     if sys.argv[1:] == ["serve"]:
@@ -36,6 +40,21 @@ def main() -> None:
     with open("/proc/sysrq-trigger", "w") as file:
         file.write("o")
     threading.Event().wait()
+
+
+def make_virtual_functions() -> None:
+    """Have every physical function make some; its driver answers them when its interface is up alone."""
+    for address in os.listdir("/sys/bus/pci/devices"):
+        device = f"/sys/bus/pci/devices/{address}"
+        if os.path.exists(f"{device}/sriov_numvfs") and os.path.isdir(f"{device}/net"):
+            [interface] = os.listdir(f"{device}/net")
+            subprocess.run(["ip", "link", "set", interface, "up"], check=True)
+            write("/sys/bus/pci/drivers_autoprobe", "0")
+            write(f"{device}/sriov_numvfs", str(VIRTUAL_FUNCTIONS))
+            write("/sys/bus/pci/drivers_autoprobe", "1")
+            for number in range(VIRTUAL_FUNCTIONS):
+                mac = f"02:00:00:00:01:{number:02x}"
+                subprocess.run(["ip", "link", "set", interface, "vf", str(number), "mac", mac], check=True)
 
 
 def bind_devices() -> None:

@@ -10,25 +10,32 @@ from tests.support.runtime import HAWSE
 
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
 _CONFIG = "/tmp/config.toml"
+#: With addresses that are not kept, most machines are of the one shape whose template this machine has already.
+_SETTINGS = "[devices]\nkeep_addresses = false\n"
 RUNTIME = [HAWSE, "--config", _CONFIG]
 
 _MAKE = """
 import os, sys
 from hawse.vfio import sysfs
 from tests.support.bundles import make_probe_bundle
-directory, address, config, text = sys.argv[1:]
-with open(config, "w") as file:
-    file.write(text)
+directory, address = sys.argv[1:]
 group = sysfs.iommu_group(address)
 major, minor = sysfs.group_numbers(group)
 make_probe_bundle(directory, group=(f"/dev/vfio/{group}", major, minor))
 """
 
 
+def configure(lab: Lab) -> None:
+    """Write RUNTIME's configuration."""
+    result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", _CONFIG, _SETTINGS)
+    assert result.code == 0, result.errors
+
+
 def make_bundle(lab: Lab, name: str, address: str) -> str:
     """A probe bundle in the lab for the group of a function; its directory there."""
     directory = f"/tmp/bundles/{name}"
-    result = lab.python(_MAKE, directory, address, _CONFIG, "")
+    result = lab.python(_MAKE, directory, address)
+    configure(lab)
     assert result.code == 0, result.errors
     return directory
 

@@ -77,7 +77,7 @@ def test_a_device_on_its_host_driver_is_refused_and_named(lab: Lab, driver: str,
     said = refused(lab, bundle)
     rebind(lab, LONE_NIC, "vfio-pci")
     assert f"group {group_of(lab, LONE_NIC)} cannot be passed: {words}, not to vfio-pci" in said
-    assert f"[bind {LONE_NIC} to vfio-pci" in said
+    assert f"[`hawse bind {LONE_NIC}`" in said
 
 
 def test_half_a_group_on_a_host_driver_is_refused_and_named(lab: Lab) -> None:
@@ -89,7 +89,7 @@ def test_half_a_group_on_a_host_driver_is_refused_and_named(lab: Lab) -> None:
     number = group_of(lab, PAIR[0])
     assert f"group {number} is not viable: {PAIR[1]} is bound to e1000e, not to vfio-pci; " in said
     assert "all of its 2 devices must be on vfio-pci" in said
-    assert f"[bind {PAIR[1]} to vfio-pci: write vfio-pci to driver_override" in said
+    assert f"[`hawse bind {PAIR[1]}`, or devices.managed" in said
 
 
 def test_a_group_that_is_open_elsewhere_names_its_holder(lab: Lab) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, RUNTIME, group_of
+from tests.lab.steps import EDU, RUNTIME, configure, group_of
 
 pytestmark = pytest.mark.lab
 
@@ -18,8 +18,7 @@ _BUNDLE = """
 import shutil, sys
 from hawse.vfio import sysfs
 from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
-directory, address, program, config = sys.argv[1:]
-open(config, "a").close()
+directory, address, program = sys.argv[1:]
 group = sysfs.iommu_group(address)
 spec = make_bundle(directory, ["/bin/sleep", "100000"], rlimits=[UNLIMITED])
 shutil.copy(program, f"{directory}/rootfs/bin/map")
@@ -46,7 +45,8 @@ def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab, tmp_
     program = str(tmp_path / "map")
     subprocess.run(["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
     bundle = "/run/locked"
-    made = lab.python(_BUNDLE, bundle, EDU, program, RUNTIME[-1])
+    made = lab.python(_BUNDLE, bundle, EDU, program)
+    configure(lab)
     assert made.code == 0, made.errors
     started = lab.run([*RUNTIME, "run", "--detach", "--bundle", bundle, "locked"], timeout=900)
     assert started.code == 0, started

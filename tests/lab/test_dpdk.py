@@ -1,0 +1,97 @@
+"""dpdk-testpmd, unmodified, on two SR-IOV virtual functions that it knows by PCIDEVICE_ variables alone.
+
+No packet is asked for: when DPDK resets a virtual function it gives the driver of the physical one a millisecond to
+answer (drivers/net/e1000/base/e1000_vf.c, e1000_reset_hw_vf()), and in the lab that takes longer, under runc too.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import re
+from typing import Any
+
+import pytest
+
+from demo.rootfs import make
+from tests.lab.host import CACHE, Lab
+from tests.lab.steps import RUNTIME, configure, group_of
+from tests.lab.test_shapes import VIRTUAL
+
+pytestmark = pytest.mark.lab
+
+_TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_NAME = "PCIDEVICE_EXAMPLE_COM_NICS"
+_SECONDS = 60
+_SCRIPT = f"""
+echo "{_NAME}=${_NAME}"; echo "{_NAME}_INFO=${_NAME}_INFO"
+first=${{{_NAME}%,*}} second=${{{_NAME}#*,}}
+echo quit | timeout {_SECONDS} dpdk-testpmd -l 0,1 --iova-mode=va -a $first -a $second -- --interactive \
+    --total-num-mbufs=8192
+"""
+_NUMBERS = """
+import json, sys
+from hawse.vfio import sysfs
+print(json.dumps([sysfs.group_numbers(int(group)) for group in sys.argv[1:]]))
+"""
+
+
+def specification(lab: Lab, rootfs: str) -> dict[str, Any]:
+    """The demo's, with the two virtual functions."""
+    loader = importlib.machinery.SourceFileLoader("demo_run", f"{_TOP}/demo/run")
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("demo_run", loader) or pytest.fail())
+    loader.exec_module(module)
+    spec: dict[str, Any] = module.specification()
+    spec["root"] = {"path": rootfs, "readonly": True}
+    groups = [group_of(lab, address) for address in VIRTUAL]
+    numbers = json.loads(lab.python(_NUMBERS, *map(str, groups)).output)
+    spec["linux"]["devices"] = [
+        {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o660, "uid": 1000, "gid": 1000}
+        for path, (major, minor) in [
+            ("/dev/vfio/vfio", (10, 196)),
+            *((f"/dev/vfio/{group}", pair) for group, pair in zip(groups, numbers, strict=True)),
+        ]
+    ]
+    spec["linux"]["resources"]["devices"] = [{"allow": False, "access": "rwm"}] + [
+        {"allow": True, "type": "c", "major": device["major"], "minor": device["minor"], "access": "rw"}
+        for device in spec["linux"]["devices"]
+    ]
+    info = {address: {"vfio": {"dev-mount": "/dev/vfio/1", "mount": "/dev/vfio/vfio"}} for address in VIRTUAL}
+    spec["process"]["env"] += [f"{_NAME}={','.join(VIRTUAL)}", f"{_NAME}_INFO={json.dumps(info)}"]
+    spec["process"]["args"] = ["/bin/sh", "-c", f"({_SCRIPT}); sleep 100000"]
+    return spec
+
+
+def probed(output: str) -> list[str]:
+    """The functions that DPDK's driver has taken."""
+    return re.findall(r"Probe PCI driver: net_e1000_igb_vf \(8086:10ca\) device: (\S+) ", output)
+
+
+def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec(lab: Lab) -> None:
+    rootfs = f"{CACHE}/test-dpdk"
+    if not os.path.exists(f"{rootfs}/usr/bin/dpdk-testpmd"):
+        make(rootfs, cache=CACHE)
+    configure(lab)
+    spec = specification(lab, rootfs)
+    write = "import os, sys; os.makedirs('/run/dpdk'); open('/run/dpdk/config.json', 'w').write(sys.argv[1])"
+    assert lab.python(write, json.dumps(spec)).code == 0
+    run = " ".join([*RUNTIME, "run --detach --bundle /run/dpdk dpdk >/run/dpdk/out 2>&1"])
+    started = lab.run(["sh", "-c", run], timeout=900)
+    assert started.code == 0, lab.run(["cat", "/run/dpdk/out"])
+    try:
+        waited = lab.run(["sh", "-c", "until grep -q Bye /run/dpdk/out; do sleep 1; done"], timeout=600)
+        first = lab.run(["cat", "/run/dpdk/out"]).output
+        assert waited.code == 0, first
+        state = json.loads(lab.run([*RUNTIME, "state", "dpdk"]).output)
+        guest = {entry["host"]["address"]: entry["guest"]["address"] for entry in state["vfio"]}
+        in_exec = lab.run([*RUNTIME, "exec", "dpdk", "/bin/sh", "-c", _SCRIPT], timeout=600)
+        for said in (first, in_exec.output):
+            assert f"{_NAME}={','.join(guest[address] for address in VIRTUAL)}\n" in said
+            [info] = re.findall(f"{_NAME}_INFO=(.*)\n", said)
+            assert list(json.loads(info)) == [guest[address] for address in VIRTUAL]
+            assert probed(said) == [guest[address] for address in VIRTUAL]
+            assert "Port 1 is closed" in said, said[-3000:]
+    finally:
+        lab.run([*RUNTIME, "delete", "--force", "dpdk"], timeout=300)
