@@ -26,6 +26,8 @@ VERBS = {
     "list": "list",
     "spec": "spec",
     "features": "features",
+    "devices": "devices",
+    "doctor": "doctor",
     "attach": "attach",
     "detach": "detach",
     "image": "image",

@@ -13,7 +13,7 @@ import hawse
 
 PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: Lowest first; a layer may import itself and those before it. The agent is beside them: see GUEST.
-LAYERS = ["errors", "config", "link", "vfio", "oci", "vm", "sandbox", "container", "cli", "__main__"]
+LAYERS = ["errors", "config", "link", "vfio", "oci", "vm", "sandbox", "container", "doctor", "cli", "__main__"]
 #: What the guest has.
 GUEST = {"errors", "link", "vfio.sysfs", "agent"}
 

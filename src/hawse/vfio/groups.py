@@ -69,6 +69,11 @@ def read_group(number: int, *, root: str = "") -> HostGroup:
     return HostGroup(number, functions)
 
 
+def read_function(address: str, *, root: str = "") -> list[Function]:
+    """The function, none for a bridge. Raises :class:`DeviceError`."""
+    return [] if _is_bridge(address, root) else [_read_function(address, root)]
+
+
 def check_viable(group: HostGroup) -> None:
     """Raise :class:`DeviceError` naming every function that is not on a VFIO driver, and its driver."""
     others = [function for function in group.functions if "vfio" not in function.driver]

@@ -1,0 +1,97 @@
+"""`hawse doctor`: is this host ready, and if not, what to do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from hawse.config import Config
+from hawse.container.delete import delete
+from hawse.doctor import host, machine
+from hawse.doctor.check import MISSING, Finding, is_ready
+from hawse.errors import HawseError
+from hawse.sandbox.state import Store
+from hawse.vfio import binding, bindings, memlock
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+
+HELP = (
+    "say whether this host is ready for containers and for passing its devices, and what to do where it is not; "
+    "the exit status is 0 where nothing needed is missing. With emulated groups in the configuration the host's own "
+    "devices are not needed"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("-j", "--json", action="store_true")
+    parser.add_argument("--repair", action="store_true", help="clear away what monitors that died have left")
+
+
+def run(args: argparse.Namespace, settings: Settings, *, root: str = "") -> int:
+    """Look at everything; ``root`` is another host's sysfs."""
+    if args.repair:
+        for line in _repair(settings.root):
+            print(line)
+    try:
+        config = settings.config
+        findings = [Finding("configuration", "ok", "can be read")]
+    except HawseError as error:
+        config = Config()
+        findings = [Finding("configuration", MISSING, error.message, error.hint, needed="containers")]
+    findings += look(config, settings.root, root=root)
+    ready = is_ready(findings, devices=not config.emulated)
+    if args.json:
+        print(json.dumps({"ready": ready, "checks": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        print("\n".join(map(_line, findings)))
+        print("\nready" if ready else "\nnot ready")
+    return 0 if ready else 1
+
+
+def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
+    """All checks, in the order of what depends on what."""
+    return [
+        machine.state_directory(state),
+        machine.qemu(config),
+        machine.guest_image(config),
+        machine.acceleration(config),
+        machine.sharing(config),
+        machine.templates(config),
+        host.iommu(root=root),
+        host.interrupts(root=root),
+        host.vfio(root=root),
+        host.groups(root=root),
+        host.locked_memory(*memlock.read()),
+        host.hugepages(root=root),
+        machine.left_over(state)[0],
+        machine.left_bound(state)[0],
+    ]
+
+
+def _repair(state: str) -> list[str]:
+    """Undo what is left; what was done, or why it could not be."""
+    said = []
+    for name in machine.left_over(state)[1]:
+        try:
+            delete(Store(state, name), force=True)
+            said.append(f"deleted what was left of the sandbox {name}")
+        except HawseError as error:
+            said.append(f"sandbox {name}: {error.sentence()}")
+    directory = bindings.directory_of(state)
+    for record in machine.left_bound(state)[1]:
+        try:
+            binding.give_back([record], directory=directory)
+            said.append(f"gave {record.address} back to {record.driver or 'no driver'}")
+        except HawseError as error:
+            said.append(error.sentence())
+    return said
+
+
+def _line(finding: Finding) -> str:
+    mark = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}[finding.verdict]
+    remedy = f"\n{'':9}[{finding.remedy}]" if finding.remedy else ""
+    return f"{mark}  {finding.name}: {finding.found}{remedy}"

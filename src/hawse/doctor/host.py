@@ -1,0 +1,110 @@
+"""Checks of what the host gives devices away with: its IOMMU, VFIO, locked memory, huge pages. All take ``root=``."""
+
+from __future__ import annotations
+
+import os
+
+from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from hawse.vfio import inventory, memlock
+
+#: Extended capability register of an Intel IOMMU, bit 3: it remaps interrupts (VT-d specification 4.1, 11.4.3).
+_INTERRUPT_REMAPPING = 1 << 3
+
+
+def iommu(*, root: str = "") -> Finding:
+    """Is it on? Then there are groups."""
+    groups = _list(f"{root}/sys/kernel/iommu_groups")
+    if groups:
+        return Finding("IOMMU", OK, f"on: {len(groups)} groups", needed="devices")
+    return Finding(
+        "IOMMU", MISSING, "off, or there is none: no device of this host can be passed",
+        "turn VT-d or AMD-Vi on in the firmware, and intel_iommu=on on the kernel's command line; or emulate groups: "
+        "[emulated] in the configuration",
+        needed="devices",
+    )  # fmt: skip
+
+
+def interrupts(*, root: str = "") -> Finding:
+    """Are they remapped? Without, VFIO refuses devices, or trusts them blindly."""
+    name = "interrupt remapping"
+    unsafe = _read(f"{root}/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y"
+    if unsafe:
+        return Finding(
+            name, WARNING, "VFIO is told to do without: a device may send any interrupt to this host",
+            "clear allow_unsafe_interrupts of the module vfio_iommu_type1",
+        )  # fmt: skip
+    units = [unit for unit in _list(f"{root}/sys/class/iommu") if unit.startswith("dmar")]
+    able = []
+    for unit in units:
+        try:
+            able.append(int(_read(f"{root}/sys/class/iommu/{unit}/intel-iommu/ecap"), 16) & _INTERRUPT_REMAPPING)
+        except ValueError:
+            continue
+    if able and all(able):
+        return Finding(name, OK, f"all {len(able)} IOMMUs can")
+    if able:
+        return Finding(name, WARNING, "not all of the IOMMUs can: devices behind them are refused")
+    if _list(f"{root}/sys/kernel/iommu_groups"):
+        return Finding(name, WARNING, "this kernel does not tell", "see `dmesg | grep -i remapping`")
+    return Finding(name, OK, "of no matter without an IOMMU")
+
+
+def vfio(*, root: str = "") -> Finding:
+    """Are its modules there?"""
+    if not os.path.exists(f"{root}/dev/vfio/vfio"):
+        return Finding("VFIO", MISSING, "/dev/vfio/vfio is not there", "modprobe vfio-pci", needed="devices")
+    if not os.path.isdir(f"{root}/sys/bus/pci/drivers/vfio-pci"):
+        return Finding("VFIO", MISSING, "the driver vfio-pci is not loaded", "modprobe vfio-pci", needed="devices")
+    if _read(f"{root}/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
+        return Finding(
+            "VFIO", WARNING, "its mode without an IOMMU is on: such devices cannot be given to a virtual machine",
+            "clear enable_unsafe_noiommu_mode of the module vfio",
+        )  # fmt: skip
+    extra = ", /dev/iommu too" if os.path.exists(f"{root}/dev/iommu") else ""
+    return Finding("VFIO", OK, f"/dev/vfio/vfio and vfio-pci are there{extra}", needed="devices")
+
+
+def groups(*, root: str = "") -> Finding:
+    """How many could be passed now?"""
+    listings = [listing for listing in inventory.read(root=root) if listing.number is not None]
+    free = [str(listing.number) for listing in listings if not listing.refusal]
+    if free:
+        return Finding("groups", OK, f"{len(free)} of {len(listings)} can be passed now: {', '.join(free[:40])}")
+    if not listings:
+        return Finding("groups", OK, "there are none")
+    return Finding("groups", WARNING, f"none of {len(listings)} can be passed now", "`hawse devices` says why")
+
+
+def locked_memory(limit: int, capabilities: int) -> Finding:
+    """May QEMU lock what a guest maps for its devices?"""
+    warning = memlock.warning(limit, capabilities)
+    if not warning:
+        return Finding("locked memory", OK, "without a limit")
+    sentence, _, remedy = warning.partition(" [")
+    return Finding("locked memory", WARNING, sentence, remedy.removesuffix("]"))
+
+
+def hugepages(*, root: str = "") -> Finding:
+    """How many are there? They are only good to have."""
+    found = []
+    for name in sorted(_list(f"{root}/sys/kernel/mm/hugepages")):
+        directory = f"{root}/sys/kernel/mm/hugepages/{name}"
+        total, free = _read(f"{directory}/nr_hugepages"), _read(f"{directory}/free_hugepages")
+        if total.isdigit() and total != "0":
+            found.append(f"{free} of {total} of {name.removeprefix('hugepages-')} are free")
+    return Finding("huge pages", OK, "; ".join(found) or "none are reserved on this host, and none are needed")
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read(256).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

@@ -1,0 +1,139 @@
+"""What `hawse devices` knows of each group: whether it can be passed, and if not, why and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hawse.cli import devices
+from hawse.cli.log import Log
+from hawse.cli.settings import Settings
+from hawse.vfio import inventory, pci_ids
+from tests.support.sysfs import FakeSysfs
+
+A, B = "0000:3b:00.0", "0000:3b:00.1"
+TABLE = """# comment
+10de  Other Corporation
+\t10d3  Not this one
+8086  Intel Corporation
+\t10d3  82574L Gigabit Network Connection
+\t\t1af4 1100  QEMU Virtual Machine
+\t10d4  Another
+zz garbage
+C 02  Network controller
+\t10d3  No device at all
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeSysfs:
+    made = FakeSysfs(str(tmp_path))
+    made.function("0000:3a:00.0", group=7, driver="pcieport", class_code=0x060400)
+    made.function(A, group=7)
+    made.node(7, 511, 0)
+    return made
+
+
+def only(host: FakeSysfs, users: tuple[tuple[int, str], ...] = ()) -> inventory.Listing:
+    [listing] = inventory.read(root=host.root, holders=lambda _number: list(users))
+    return listing
+
+
+def test_a_group_that_can_be_passed(host: FakeSysfs) -> None:
+    host.write(f"sys/bus/pci/devices/{A}/numa_node", "1\n")
+    listing = only(host)
+    assert (listing.number, listing.node, listing.refusal) == (7, True, "")
+    assert [(entry.function.address, entry.numa) for entry in listing.entries] == [(A, 1)], "bridges are left out"
+
+
+def test_it_is_open(host: FakeSysfs) -> None:
+    assert only(host, ((42, "qemu-system-x86"),)).refusal == "it is open: qemu-system-x86 (pid 42)"
+
+
+def test_a_sibling_is_in_the_way(host: FakeSysfs) -> None:
+    host.function(B, group=7, driver="ixgbe")
+    listing = only(host)
+    assert f"{B} is bound to ixgbe" in listing.refusal
+    assert listing.remedy.startswith(f"`hawse bind {B}`")
+
+
+@pytest.mark.parametrize(
+    ("regions", "refused"),
+    [
+        ("0x00000000fee00000 0x00000000feefffff msi\n", False),
+        ("0x00000000000e0000 0x00000000000effff direct-relaxable\n", False),
+        ("0x00000000000e0000 0x00000000000effff direct\n", True),
+        ("garbage\n", False),
+    ],
+)
+def test_memory_at_fixed_addresses_is_in_the_way(host: FakeSysfs, regions: str, refused: bool) -> None:
+    host.write("sys/kernel/iommu_groups/7/reserved_regions", regions)
+    assert only(host).refusal.startswith("its firmware wants memory") == refused
+
+
+def test_virtual_functions_are_in_the_way_of_their_physical_one(host: FakeSysfs) -> None:
+    host.function("0000:3c:00.0", group=8, driver="igb")
+    host.write("sys/bus/pci/devices/0000:3c:00.0/sriov_totalvfs", "7\n")
+    host.write("sys/bus/pci/devices/0000:3c:00.0/sriov_numvfs", "2\n")
+    listing = inventory.read(root=host.root, holders=lambda _: [])[1]
+    assert listing.refusal == "0000:3c:00.0 has 2 virtual functions: pass those"
+    assert listing.entries[0].virtual == (2, 7)
+
+
+def test_functions_without_a_group_come_last(host: FakeSysfs) -> None:
+    host.function("0000:00:02.0", group=9, driver="virtio-pci")
+    os.unlink(f"{host.root}/sys/bus/pci/devices/0000:00:02.0/iommu_group")
+    shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups/9")
+    listings = inventory.read(root=host.root, holders=lambda _: [])
+    assert [listing.number for listing in listings] == [7, None]
+    assert listings[1].refusal == "in no IOMMU group"
+    shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups")
+    assert inventory.read(root=host.root)[-1].refusal == "this host has no IOMMU that is on"
+
+
+def test_names_are_from_the_table(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    wanted = [(0x8086, 0x10D3), (0x8086, 0xFFFF)]
+    assert pci_ids.names(wanted, root=host.root) == {wanted[0]: "8086:10d3", wanted[1]: "8086:ffff"}
+    host.write("usr/share/misc/pci.ids", TABLE)
+    assert pci_ids.names(wanted, root=host.root) == {
+        wanted[0]: "Intel Corporation 82574L Gigabit Network Connection", wanted[1]: "8086:ffff",
+    }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(max_size=200))
+def test_no_table_breaks_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    host = FakeSysfs(str(tmp_path_factory.mktemp("root")))
+    host.write("usr/share/misc/pci.ids", text.encode(errors="replace").decode())
+    assert pci_ids.names([(1, 2)], root=host.root).keys() == {(1, 2)}
+
+
+def test_a_user_is_named_by_his_sandbox(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.write("proc/42/stat", "42 (qemu) system) S 40 1 1\n")
+    of = inventory.sandboxes({"web": 40, "other": 41}, root=host.root)
+    assert (of(42), of(43)) == ("web", "")
+
+
+def test_the_verb_prints_both_forms(host: FakeSysfs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host.write(f"sys/bus/pci/devices/{A}/reset_method", "bus\n")
+    host.write("usr/share/misc/pci.ids", TABLE)
+    configuration = Settings(root=str(tmp_path / "state"), log=Log(), config_path=None, debug=False)
+    assert devices.run(Namespace(json=True), configuration, root=host.root) == 0
+    [group] = json.loads(capsys.readouterr().out)
+    assert (group["group"], group["node"], group["can_be_passed"]) == (7, "/dev/vfio/7", True)
+    assert group["functions"][0]["reset_methods"] == ["bus"]
+    assert devices.run(Namespace(json=False), configuration, root=host.root) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "group 7  /dev/vfio/7  can be passed",
+        f"  {A}  Intel Corporation 82574L Gigabit Network Connection",
+        "      vfio-pci, reset: bus (!)",
+    ]
