@@ -51,6 +51,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     keep_addresses: bool = True
     managed: bool = False
+    plug: str = "hot"  # hot | cold
     rom: bool = False
 
 
@@ -65,7 +66,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     emulated: dict[str, list[str]] = {}
 
 
-_CHOICES = {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")}
+_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")},
+    "devices": {"plug": ("hot", "cold")},
+}
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),
     "cpus": (1, 255),
@@ -90,9 +94,11 @@ def load_config(path: str | None) -> Config:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"configuration {name}: {error}") from None
-    for key, choices in _CHOICES.items():
-        if getattr(config.vm, key) not in choices:
-            raise ConfigError(f"configuration {name}: vm.{key} is {getattr(config.vm, key)!r}, not one of {choices}")
+    for section, keys in _CHOICES.items():
+        for key, choices in keys.items():
+            value = getattr(getattr(config, section), key)
+            if value not in choices:
+                raise ConfigError(f"configuration {name}: {section}.{key} is {value!r}, not one of {choices}")
     for key, (least, greatest) in _RANGES.items():
         if not least <= getattr(config.vm, key) <= greatest:
             raise ConfigError(f"configuration {name}: vm.{key} must be from {least} to {greatest}")

@@ -67,6 +67,15 @@ def test_a_machine_that_waits_for_its_state_has_the_same_devices_and_no_kernel()
     assert not set(waits) & {"-kernel", "-initrd", "-append"}
 
 
+def test_what_is_plugged_cold_is_on_the_command_line() -> None:
+    commands = plug_emulated(SLOT, "e1000e", network=True, owner="c1")
+    argv = render(shape(cold=commands), ENDS)
+    assert values(argv, "-netdev") == ["hubport,id=net-vfio-5-0,hubid=0"]
+    assert values(argv, "-device")[-1].startswith(
+        "e1000e,id=vfio-5-0,bus=port0,addr=0.0,netdev=net-vfio-5-0,romfile=,mac="
+    )
+
+
 def test_no_two_sandboxes_have_nics_of_one_address() -> None:
     addresses = {
         plug_emulated(SLOT, "e1000e", network=True, owner=owner)[1][1]["mac"] for owner in ("one", "two", "three")

@@ -76,6 +76,17 @@ def test_a_container_without_devices_sees_no_vfio(runtime: Runtime, tmp_path: Pa
     assert "/dev/vfio: No such file or directory" in result.errors
 
 
+@pytest.mark.parametrize("group", ["edu", "pair"])
+def test_devices_can_be_there_when_the_guest_boots(runtime: Runtime, tmp_path: Path, group: str) -> None:
+    models = '["edu"]' if group == "edu" else '["e1000e", "e1000e"]'
+    runtime.configure(f'[devices]\nplug = "cold"\n[emulated]\n5 = {models}\n')
+    bundle = str(tmp_path / "bundle")
+    make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))
+    result = runtime("run", "--bundle", bundle, "c1")
+    assert result.code == 0, result
+    assert json.loads(result.output)["passed"] is True
+
+
 def test_two_containers_have_two_machines(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(EDU)
     bundles = [str(tmp_path / name) for name in ("b1", "b2")]

@@ -22,6 +22,7 @@ class DeviceOptions:
 
     keep_addresses: bool = True
     managed: bool = False
+    cold: bool = False
     rom: bool = False
     vf_token: str = ""
     devices: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
     return DeviceOptions(
         keep_addresses=_switch(annotations, KEEP_ADDRESSES, config.devices.keep_addresses),
         managed=_switch(annotations, MANAGED, config.devices.managed),
+        cold=config.devices.plug == "cold",
         rom=config.devices.rom,
         devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,

@@ -54,6 +54,12 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     plugs = plug_steps(request.groups, ports.slots, owner=name, options=options)
     for step in plugs:
         log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
+    machine = plan_machine(config, request.groups, log, ports)
+    if options.cold and plugs:
+        # What is part of a machine at its boot would be part of its template.
+        cold = [command for step in plugs for command in step.commands]
+        machine = msgspec.structs.replace(machine, cold=cold, template=None)
+        plugs = [msgspec.structs.replace(step, commands=[]) for step in plugs]
     process = guest.spec["process"]
     process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
     return plan.SandboxPlan(
@@ -64,7 +70,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         annotations=bundle.spec.annotations or {},
         owner=_owner(),
         spec=guest.spec,
-        machine=plan_machine(config, request.groups, log, ports),
+        machine=machine,
         shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
         plugs=plugs,
         nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],

@@ -76,6 +76,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     device_seconds: float
     template: Template | None
     share_address: str
+    cold: list[tuple[str, dict[str, Any]]] = []
 
 
 class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +130,7 @@ def shape(machine: MachinePlan) -> VmShape:
         bridges=machine.bridges,
         share=machine.share,
         machine_properties=frozenset(machine.machine_properties),
+        cold=machine.cold,
     )
 
 

@@ -20,7 +20,10 @@ Command = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class VmShape:
-    """A virtual machine as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB."""
+    """A virtual machine as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB.
+
+    ``cold``: what would else be QMP commands, of devices that are there from the start.
+    """
 
     qemu: str
     accel: str
@@ -32,6 +35,7 @@ class VmShape:
     bridges: Sequence[Mapping[str, Any]]
     share: str
     machine_properties: frozenset[str] = frozenset()
+    cold: Sequence[Command] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
     for device in devices:
         rest = {key: value for key, value in device.items() if key != "driver"}
         arguments += ["-device", option(str(device["driver"]), rest)]
+    for command, words in shape.cold:
+        name, first = {"netdev_add": ("-netdev", "type"), "device_add": ("-device", "driver")}[command]
+        rest = {key: value for key, value in words.items() if key != first}
+        arguments += [name, option(str(words[first]), rest)]
     return arguments
 
 
