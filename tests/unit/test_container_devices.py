@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.container.devices import add_named, find_groups, mirrored_bus, plug_steps, shape, to_bind
+from hawse.container.devices import add_named, as_groups, find_groups, mirrored_bus, plug_steps, shape, to_bind
 from hawse.container.options import DeviceOptions
 from hawse.sandbox.mirror import mirror
 from hawse.sandbox.plan import NodeRequest, PlugStep, addresses
@@ -96,6 +96,41 @@ def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_th
     assert [rule["allow"] for rule in spec["linux"]["resources"]["devices"]] == [False, True, True]
     for device, rule in zip(spec["linux"]["devices"][1:], spec["linux"]["resources"]["devices"][1:], strict=True):
         assert (device["major"], device["minor"]) == (rule["major"], rule["minor"])
+
+
+@pytest.mark.parametrize("group_too", [False, True])
+def test_device_files_become_the_nodes_of_their_groups(group_too: bool) -> None:
+    """With the rights that the file was to have; and nothing twice where an engine has named both."""
+    entries = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3)]
+    nodes = (Node("/dev/vfio/12", 240, 0, 12),) if group_too else ()
+    if group_too:
+        entries.append(("/dev/vfio/12", 240, 0))
+    spec: dict[str, Any] = {
+        "linux": {
+            "devices": [
+                {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o640, "uid": 7}
+                for path, major, minor in entries
+            ],
+            "resources": {
+                "devices": [
+                    {"allow": False},
+                    {"allow": True, "type": "c", "major": 510, "minor": 3},
+                    {"allow": True, "type": "c", "major": 510},
+                    {"allow": True, "type": "c", "major": 511},
+                ]
+            },
+        }
+    }
+    files = (Node("/dev/iommu", 10, 126, None), Node("/dev/vfio/devices/vfio3", 510, 3, 12))
+    request, warnings = as_groups(Request(nodes, (group(12, "0000:3b:00.0"),), files), spec)
+    assert {(node.path, node.group) for node in request.nodes} == {("/dev/vfio/vfio", None), ("/dev/vfio/12", 12)}
+    assert sorted(device["path"] for device in spec["linux"]["devices"]) == ["/dev/vfio/12", "/dev/vfio/vfio"]
+    assert all((device["fileMode"], device["uid"]) == (0o640, 7) for device in spec["linux"]["devices"])
+    assert not [rule for rule in spec["linux"]["resources"]["devices"] if rule.get("major") == 510]
+    assert warnings == [
+        "/dev/iommu: the guest's kernel has no device files of VFIO: /dev/vfio/vfio is in its place",
+        "/dev/vfio/devices/vfio3: the guest's kernel has no device files of VFIO: /dev/vfio/12 is in its place",
+    ]
 
 
 def test_groups_that_are_named_twice_are_given_once() -> None:

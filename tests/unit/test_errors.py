@@ -146,7 +146,7 @@ def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:
 
 SITUATIONS: dict[str, Act] = {
     "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
-    "It asks for the device file interface": asks("/dev/vfio/devices/vfio0"),
+    "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
     "It asks for a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
     "The group does not exist": lambda host: read_group(7, root=host.root),
     "The group has bridges alone": bridge,

@@ -174,8 +174,8 @@ def test_other_devices_are_none_of_vfios(host: FakeSysfs) -> None:
     ("asked", "words"),
     [
         (device("/dev/vfio/42", 511, 42), "group 42 is absent"),
-        (device("/dev/iommu", 10, 126), "device file interface"),
-        (device("/dev/vfio/devices/vfio0", 510, 0), "device file interface"),
+        (device("/dev/iommu", 10, 126), "no VFIO device is 10:126"),
+        (device("/dev/vfio/devices/vfio0", 510, 0), "no VFIO device is 510:0"),
         (device("/dev/vfio/noiommu-0", 511, 9), "without an IOMMU"),
     ],
 )
@@ -191,6 +191,18 @@ def test_a_group_whose_node_went_away_names_who_has_the_device(tmp_path: Path) -
     host.function("0000:03:00.0", group=7, driver="ixgbe")
     with pytest.raises(DeviceError, match=r"0000:03:00\.0 is bound to ixgbe"):
         find_request([device("/dev/vfio/7", 511, 3)], emulated={}, root=host.root)
+
+
+def test_device_files_lead_to_the_group_of_their_function(host: FakeSysfs) -> None:
+    host.character_device(510, 3, "../../devices/pci0000:00/0000:01:00.0/vfio-dev/vfio3")
+    host.character_device(10, 126, "../../devices/virtual/misc/iommu")
+    asked = [device("/dev/iommu", 10, 126), device("/dev/vfio/devices/vfio3", 510, 3)]
+    request = find_request(asked, emulated={}, root=host.root)
+    assert [(file.path, file.group) for file in request.files] == [("/dev/iommu", None), ("/dev/vfio/devices/vfio3", 5)]
+    assert [group.number for group in request.groups] == [5]
+    host.character_device(510, 4, "../../devices/virtual/nothing/vfio-dev/vfio4")
+    with pytest.raises(DeviceError, match="nothing is in no IOMMU group"):
+        find_request([device("/dev/vfio/devices/vfio4", 510, 4)], emulated={}, root=host.root)
 
 
 def test_a_managed_group_needs_no_node_yet(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hawse.vm.ports import FunctionShape, GroupShape, Slot
 
 Group = HostGroup | EmulatedGroup
 _DEFAULT = DeviceOptions()
+_RIGHTS = ("fileMode", "uid", "gid")
 
 
 def shape(group: Group, *, keep_address: bool = True) -> GroupShape:
@@ -120,20 +121,49 @@ def is_number(target: str) -> bool:
 
 def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -> Request:
     """The request with groups that an annotation names, whose nodes the spec, changed here, gets beside its own."""
-    nodes = list(request.nodes)
-    there = {node.group for node in nodes}
+    there = {node.group for node in request.nodes}
     wanted = [group for group in groups if group.number not in there]
-    if wanted and None not in there:
-        nodes.append(Node(CONTAINER_PATH, 10, 196, None))
+    nodes = [Node(CONTAINER_PATH, 10, 196, None)] if wanted and None not in there else []
     # An emulated group has no numbers of the host's, and one that is not bound yet neither: none that a rule has.
     nodes += [Node(f"/dev/vfio/{group.number}", 0, group.number, group.number) for group in wanted]
+    for node in nodes:
+        _give(spec, node, {"fileMode": 0o666})
+    return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files)
+
+
+def as_groups(request: Request, spec: dict[str, Any]) -> tuple[Request, list[str]]:
+    """The request with the nodes of the groups in place of device files, in the spec too, and what to warn of.
+
+    The guest's kernel has the groups' interface alone: Debian's are built without CONFIG_IOMMUFD.
+    """
+    if not request.files:
+        return request, []
+    linux = spec["linux"]
+    rights = {device["path"]: device for device in linux["devices"]}
+    nodes, warnings = list(request.nodes), []
+    for file in request.files:
+        linux["devices"] = [device for device in linux["devices"] if device["path"] != file.path]
+        resources = linux.setdefault("resources", {})
+        rules = resources.get("devices") or []
+        # A rule for all device files of the host would allow something else in the guest.
+        minors = (file.minor, -1, None)
+        resources["devices"] = [r for r in rules if r.get("major") != file.major or r.get("minor") not in minors]
+        path = CONTAINER_PATH if file.group is None else f"/dev/vfio/{file.group}"
+        if file.group not in {node.group for node in nodes}:
+            node = Node(path, 10, 196, None) if file.group is None else Node(path, 0, file.group, file.group)
+            nodes.append(node)
+            _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]})
+        warnings.append(f"{file.path}: the guest's kernel has no device files of VFIO: {path} is in its place")
+    return Request(tuple(nodes), request.groups), warnings
+
+
+def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any]) -> None:
+    """Put a node among the spec's devices, with the rule that allows it."""
     linux = spec.setdefault("linux", {})
-    for node in nodes[len(request.nodes) :]:
-        numbers = {"type": "c", "major": node.major, "minor": node.minor}
-        linux["devices"] = [*(linux.get("devices") or []), {"path": node.path, "fileMode": 0o666, **numbers}]
-        rules = linux.setdefault("resources", {}).setdefault("devices", [])
-        rules.append({"allow": True, "access": "rwm", **numbers})
-    return Request(tuple(nodes), (*request.groups, *wanted))
+    numbers = {"type": "c", "major": node.major, "minor": node.minor}
+    linux["devices"] = [*(linux.get("devices") or []), {"path": node.path, **rights, **numbers}]
+    resources = linux.setdefault("resources", {})
+    resources["devices"] = [*(resources.get("devices") or []), {"allow": True, "access": "rwm", **numbers}]
 
 
 def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:

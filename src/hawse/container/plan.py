@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from hawse.config import Config
-from hawse.container.devices import add_named, check_host, find_groups, plug_steps, shape, to_bind
+from hawse.container.devices import add_named, as_groups, check_host, find_groups, plug_steps, shape, to_bind
 from hawse.container.options import device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
@@ -47,8 +47,9 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     emulated = read_table(config.emulated)
     options = device_options(config, bundle.spec.annotations or {})
     request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
+    request, replaced = as_groups(request, guest.spec)
     request = add_named(request, find_groups(options.devices, emulated), guest.spec)
-    for warning in check_host(request.groups, options):
+    for warning in [*replaced, *check_host(request.groups, options)]:
         log.warning(warning)
     ports = plan_ports([shape(group, keep_address=options.keep_addresses) for group in request.groups])
     plugs = plug_steps(request.groups, ports.slots, owner=name, options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,10 +42,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Request:
-    """All VFIO nodes of a spec, and the groups behind them in the order in which they are named, each once."""
+    """All VFIO nodes of a spec, and the groups behind them in the order in which they are named, each once.
+
+    ``files`` are those of the device file interface: /dev/iommu, whose group is None, and /dev/vfio/devices/vfioN.
+    """
 
     nodes: tuple[Node, ...]
     groups: tuple[HostGroup | EmulatedGroup, ...]
+    files: tuple[Node, ...] = ()
 
 
 def find_request(
@@ -57,6 +62,7 @@ def find_request(
     names a group which is not there, or an interface that is not passed.
     """
     nodes: list[Node] = []
+    files: list[Node] = []
     groups: dict[int, HostGroup | EmulatedGroup] = {}
     for device in devices:
         if device.type not in ("c", "u"):
@@ -76,10 +82,16 @@ def find_request(
             if number not in groups:
                 groups[number] = read_group(number, root=root)
             nodes.append(Node(device.path, major, minor, number))
-        elif kernel == "misc/iommu" or device.path == "/dev/iommu" or device.path.startswith("/dev/vfio/devices/"):
+        elif kernel == "misc/iommu":
+            files.append(Node(device.path, major, minor, None))
+        elif re.fullmatch(r"vfio-dev/vfio\d+", kernel):
+            number = _group_of_file(device.path, major, minor, root)
+            groups.setdefault(number, read_group(number, root=root))
+            files.append(Node(device.path, major, minor, number))
+        elif device.path == "/dev/iommu" or device.path.startswith("/dev/vfio/devices/"):
             raise DeviceError(
-                f"linux.devices: {device.path}: the device file interface of VFIO is not passed into containers",
-                hint="name the group's node, /dev/vfio/NUMBER, and /dev/vfio/vfio",
+                f"linux.devices: {device.path}: no VFIO device is {major}:{minor}",
+                hint="bind the device to vfio-pci, or correct major and minor; this needs CONFIG_VFIO_DEVICE_CDEV",
             )
         elif "noiommu-" in device.path or kernel.startswith("vfio/noiommu-"):
             raise DeviceError(
@@ -98,4 +110,17 @@ def find_request(
                 f"linux.devices: {device.path}: group {named[1]} is absent: no VFIO device is {major}:{minor}",
                 hint="bind the group's devices to vfio-pci, or correct major and minor",
             )
-    return Request(tuple(nodes), tuple(groups.values()))
+    return Request(tuple(nodes), tuple(groups.values()), tuple(files))
+
+
+def _group_of_file(path: str, major: int, minor: int, root: str) -> int:
+    """The group of the function behind a device file: .../0000:3b:00.0/vfio-dev/vfio0 (Linux
+    Documentation/ABI/testing/sysfs-devices-vfio-dev)."""
+    address = os.readlink(f"{root}/sys/dev/char/{major}:{minor}").rstrip("/").split("/")[-3]
+    number = sysfs.iommu_group(address, root=root)
+    if number is None:
+        raise DeviceError(
+            f"linux.devices: {path}: {address} is in no IOMMU group",
+            hint="only PCI functions behind an IOMMU are passed",
+        )
+    return number
