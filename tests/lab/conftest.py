@@ -12,11 +12,12 @@ from tests.lab.host import Lab
 from tests.vm.conftest import EVIDENCE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A booted lab; its console is kept when a test of it failed."""
+    failed = request.session.testsfailed
     with Lab(str(tmp_path_factory.mktemp("lab"))) as booted:
         yield booted
-        if request.session.testsfailed:
+        if request.session.testsfailed > failed:
             os.makedirs(EVIDENCE, exist_ok=True)
             shutil.copy(booted.console, EVIDENCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -172,13 +173,12 @@ def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
     [wanted], _ = prepare(store, ["5"], Config(emulated={"5": ["edu"]}))
     call(store, "attach", wanted)
     call(store, "detach", {"group": 5, "force": False})
-    before = _descriptors(runtime), call(store, "ports", {})
+    before = _settled(runtime), call(store, "ports", {})
     for number in range(ROUNDS):
         [entry] = _entries(call(store, "attach", wanted))
         assert entry["host"]["group"] == 5, number
         call(store, "detach", {"group": 5, "force": False})
-    # The last call's connection may still be closing.
-    wait_until(lambda: (_descriptors(runtime), call(store, "ports", {})) == before)
+    assert (_settled(runtime), call(store, "ports", {})) == before
     assert runtime("attach", "c1", "5").code == 0
     assert shell(runtime, "probe /dev/vfio/5").code == 0
 
@@ -206,6 +206,19 @@ def test_a_container_that_is_being_created_gets_its_devices_too(runtime: Runtime
 def _entries(answer: object) -> list[dict[str, Any]]:
     assert isinstance(answer, list)
     return answer
+
+
+def _settled(runtime: Runtime) -> dict[str, int]:
+    """:func:`_descriptors`, once the monitor has closed the connections of the calls before."""
+    monitor = json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"]
+
+    def quiet() -> bool:
+        accepted = re.findall(r" 03 +(\d+) \S*/monitor\.sock$", Path("/proc/net/unix").read_text(), re.MULTILINE)
+        links = {os.readlink(path) for path in Path(f"/proc/{monitor}/fd").iterdir()}
+        return links.isdisjoint(f"socket:[{inode}]" for inode in accepted)
+
+    wait_until(quiet)
+    return _descriptors(runtime)
 
 
 def _descriptors(runtime: Runtime) -> dict[str, int]:

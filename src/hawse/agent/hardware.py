@@ -45,7 +45,10 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
         return numbers is not None and os.path.exists(f"{root}/dev/vfio/{group}")
 
     if not uevents.wait_until(node_is_there, deadline=deadline) or numbers is None:
-        raise DeviceError(f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear")
+        raise DeviceError(
+            f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear within {seconds:g} s",
+            hint="the guest's console log tells whether VFIO refused the group",
+        )
     return {"group": group, "major": numbers[0], "minor": numbers[1]}
 
 

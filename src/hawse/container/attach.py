@@ -10,14 +10,13 @@ import msgspec
 
 from hawse.config import Config
 from hawse.container.client import call
-from hawse.container.devices import Group, check_host, find_groups, is_number, plug_steps, shape
+from hawse.container.devices import Group, check_host, find_groups, is_number, plug_steps, read_address, shape
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import StateError
 from hawse.sandbox.plan import Attachment, NodeRequest
 from hawse.sandbox.state import STOPPED, Store
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vfio.targets import parse_address
 from hawse.vm.ports import Port, place
 
 
@@ -64,7 +63,7 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
     by_address = {entry["host"]["address"]: number for number, entry in attached.items()}
     for target in targets:
         # By what was attached, where it is known: the host may have forgotten a device that has gone.
-        number = int(target) if is_number(target) else by_address.get(parse_address(target))
+        number = int(target) if is_number(target) else by_address.get(read_address(target))
         if number is None:
             number = find_groups([target], read_table(config.emulated))[0].number
         call(store, "detach", {"group": number, "force": force})

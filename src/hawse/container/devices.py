@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hawse.container.options import DeviceOptions
-from hawse.errors import DeviceError
+from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
 from hawse.vfio import memlock, sysfs
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
@@ -103,7 +103,7 @@ def find_groups(targets: Sequence[str], emulated: Mapping[int, EmulatedGroup], *
         if is_number(target):
             number = int(target)
         else:
-            address = parse_address(target)
+            address = read_address(target)
             found = sysfs.iommu_group(address, root=root)
             if found is None:
                 there = os.path.exists(f"{root}/sys/bus/pci/devices/{address}")
@@ -112,6 +112,17 @@ def find_groups(targets: Sequence[str], emulated: Mapping[int, EmulatedGroup], *
             number = found
         groups[number] = emulated[number] if number in emulated else read_group(number, root=root)
     return list(groups.values())
+
+
+def read_address(target: str) -> str:
+    """The address of a target that is no number of a group. Raises :class:`UsageError`."""
+    try:
+        return parse_address(target)
+    except UsageError:
+        raise UsageError(
+            f"{target[:80]!r} is neither a group's number nor a PCI address",
+            hint="give 17 or 0000:3b:00.0: `hawse devices` lists them",
+        ) from None
 
 
 def is_number(target: str) -> bool:
