@@ -158,7 +158,7 @@ def cache(tmp_path: Path) -> Path:
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "images" / "current").write_text("d1")
+    Path(image.current_path(str(tmp_path))).write_text("d1")
     return tmp_path
 
 
@@ -188,11 +188,11 @@ def test_every_damage_is_named(cache: Path) -> None:
     assert said().endswith("manifest.json")
     (directory / "manifest.json").unlink()
     assert said().endswith("is gone")
-    (cache / "images" / "current").unlink()
+    Path(image.current_path(str(cache))).unlink()
     assert said() == f"there is no guest image in {cache}"
 
 
 def test_a_kernel_of_the_users_own_that_is_gone_is_named(cache: Path) -> None:
-    (cache / "images" / os.path.basename(image.current_path("", "/none", "/none"))).write_text("d1")
+    Path(image.current_path(str(cache), "/none", "/none")).write_text("d1")
     with pytest.raises(ImageError, match="/none: No such file"):
         image.locate(cache=str(cache), kernel="/none", modules="/none")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hawse.vm.image import current_path
 from tests.support.bundles import CACHE, add_devices, make_bundle, write
 from tests.support.runtime import Result, Runtime
 
@@ -173,10 +174,10 @@ def test_no_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
 
 def copy_image(tmp_path: Path) -> str:
     """A cache of the test's own with the image of the real one; the directory of its files."""
-    with open(f"{CACHE}/images/current") as file:
+    with open(current_path(CACHE)) as file:
         digest = file.read()
     shutil.copytree(f"{CACHE}/images/{digest}", tmp_path / "images" / digest)
-    (tmp_path / "images" / "current").write_text(digest)
+    Path(current_path(str(tmp_path))).write_text(digest)
     return str(tmp_path / "images" / digest)
 
 

@@ -99,10 +99,11 @@ def read(directory: str) -> Image:
     )
 
 
-def current_path(cache: str, kernel: str, modules: str) -> str:
-    """The file that names the digest of the image in use; a kernel of the user's own has one of its own."""
-    own = hashlib.sha256(f"{kernel}\0{modules}".encode()).hexdigest()[:16] if kernel or modules else ""
-    return f"{cache}/images/current{'-' + own if own else ''}"
+def current_path(cache: str, kernel: str = "", modules: str = "") -> str:
+    """The file that names the digest of the image in use: one for each installation of hawse, which makes images of its
+    own sources, and each kernel of the user's own."""
+    own = hashlib.sha256(f"{_PACKAGE}\0{kernel}\0{modules}".encode()).hexdigest()[:16]
+    return f"{cache}/images/current-{own}"
 
 
 def file_digest(path: str) -> str:
