@@ -26,7 +26,7 @@ def shell(script: str) -> dict[str, Any]:
 
 
 def create(agent: Agent, script: str) -> None:
-    agent.call("create", container="c1", spec={"process": shell(script)}, nodes=[], devices=[])
+    agent.call("create", container="c1", process=1, joins={}, spec={"process": shell(script)}, nodes=[], devices=[])
 
 
 def test_a_container_from_create_to_exit(agent: Agent) -> None:
@@ -90,7 +90,9 @@ def test_a_call_that_cannot_be_carried_out_is_answered(
 
 def test_a_program_that_is_not_there(agent: Agent) -> None:
     with pytest.raises(CommandError, match=r'exec: "/none": executable file not found in \$PATH') as caught:
-        agent.call("create", container="c1", spec={"process": {"args": ["/none"]}}, nodes=[], devices=[])
+        agent.call(
+            "create", container="c1", process=1, joins={}, spec={"process": {"args": ["/none"]}}, nodes=[], devices=[]
+        )
     assert caught.value.exit_code == 127
 
 

@@ -74,7 +74,8 @@ class Runtime:
             self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name),
             check=True, stdin=null, stdout=null, stderr=null,
         )  # fmt: skip
-        assert self("start", name).code == 0
+        started = self("start", name)
+        assert started.code == 0, started
         with open(pid_file) as file:
             return int(file.read())
 

@@ -11,6 +11,7 @@ from hawse.container.devices import plug_steps, shape
 from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, StateError, VmError
 from hawse.sandbox import devices
 from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Attachment, MachinePlan, NodeRequest, PlugStep, SandboxPlan
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import Port, place, plan_ports
@@ -47,13 +48,15 @@ class Sandbox:
     def __init__(self, qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, seconds: float = 1.0) -> None:
         self.qmp = qmp
         self.link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
-        self.attachments = Attachments(plan(*groups, seconds=seconds))
+        made = plan(*groups, seconds=seconds)
+        self.claims = Claims(made.ports)
+        self.attachments = Attachments(made, self.claims, seconds=seconds)
 
     async def begin(self) -> None:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
 
     async def attach(self, group: EmulatedGroup) -> list[dict[str, Any]]:
-        return await self.attachments.attach(wanted(group, self.attachments.spares))
+        return await self.attachments.attach(wanted(group, self.claims.spares))
 
 
 def fails_at(number: int, error: HawseError) -> Any:
@@ -74,9 +77,9 @@ def test_a_group_comes_and_goes() -> None:
             ["/dev/vfio/3", 511, 0, 0o660, 1, 2],
             ["/dev/vfio/5", 511, 0, 0o660, 1, 2],
         ]
-        assert len(box.attachments.spares) == 3
+        assert len(box.claims.spares) == 3
         await box.attachments.detach(5, force=False)
-        assert (box.qmp.plugged, box.attachments.seen(), len(box.attachments.spares)) == (set(), [], 4)
+        assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
 
     asyncio.run(story())
 
@@ -91,7 +94,7 @@ def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseEr
         await box.begin()
         with pytest.raises(DeviceError, match="emulated e1000e of group 7: QEMU refuses it: netdev_add: no"):
             await box.attach(NICS)
-        assert (box.qmp.plugged, box.attachments.seen(), len(box.attachments.spares)) == (set(), [], 4)
+        assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
         await box.attach(NICS)
 
     asyncio.run(story())
@@ -113,7 +116,7 @@ def test_a_guest_that_fails_has_the_group_taken_back(answers: dict[str, Any], wo
         await box.begin()
         with pytest.raises(HawseError, match=words):
             await box.attach(NICS)
-        assert (box.qmp.plugged, box.attachments.seen(), len(box.attachments.spares)) == (set(), [], 4)
+        assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
 
     asyncio.run(story())
 
@@ -161,7 +164,7 @@ def test_a_guest_that_refuses_is_told_of_and_its_port_stays_taken() -> None:
         with pytest.raises(DeviceError, match=r"edu of group 5: the guest does not let go of it within 0\.1 s"):
             await box.attachments.detach(5, force=False)
         assert [entry["host"]["group"] for entry in box.attachments.seen()] == [5]
-        assert len(box.attachments.spares) == 3
+        assert len(box.claims.spares) == 3
 
     asyncio.run(story())
 

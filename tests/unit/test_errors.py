@@ -24,6 +24,7 @@ from hawse.container.options import device_options
 from hawse.errors import HawseError, RefusedError
 from hawse.oci.types import Device
 from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.claims import Claims
 from hawse.vfio import memlock
 from hawse.vfio.devices import find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
@@ -128,7 +129,8 @@ def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then:
     """A sandbox that runs, whose QEMU and guest answer as given, and what is asked of it."""
 
     async def story() -> Any:
-        attachments = Attachments(plan(*groups, seconds=0.1))
+        made = plan(*groups, seconds=0.1)
+        attachments = Attachments(made, Claims(made.ports), seconds=0.1)
         link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
         await attachments.begin(qmp, link)  # type: ignore[arg-type]
         return await then(attachments)
@@ -137,7 +139,7 @@ def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then:
 
 
 def attach_nics(attachments: Attachments) -> Any:
-    return attachments.attach(wanted(NICS, attachments.spares))
+    return attachments.attach(wanted(NICS, Claims(plan().ports).spares))
 
 
 def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hawse.errors import ConfigError
 from hawse.oci.guest import GUEST_VERSION, Share, plan_guest
 from hawse.oci.load import Bundle, load_bundle, load_process
+from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
 from hawse.oci.template import example
 
 json_values = st.recursive(
@@ -91,7 +92,7 @@ def test_the_guest_gets_what_is_the_guests(tmp_path: Path) -> None:
     spec = example()
     spec["process"] |= {"apparmorProfile": "docker-default", "selinuxLabel": "x"}
     spec["linux"] |= {"cgroupsPath": "/host/path", "mountLabel": "y"}
-    spec["linux"]["namespaces"] = [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc", "path": "/x"}]
+    spec["linux"]["namespaces"] = [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}]
     bundle = bundle_with(tmp_path, spec)
     before = copy.deepcopy(bundle.raw)
     plan = plan_guest(bundle, container="c1")
@@ -125,6 +126,61 @@ def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: P
     ]  # fmt: skip
 
 
+NAMESPACES = [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "ipc", "path": "/run/ipcns/x"}, {"type": "mount"}]
+
+
+@pytest.mark.parametrize(
+    ("role", "own", "joins"),
+    [
+        (SANDBOX, ["pid", "ipc", "mount"], {}),
+        (CONTAINER, ["mount"], {"pid": "/proc/7/ns/pid", "ipc": "/run/ipcns/x"}),
+    ],
+)
+def test_namespaces_with_paths_are_those_of_the_pod(
+    tmp_path: Path, role: str, own: list[str], joins: dict[str, str]
+) -> None:
+    spec = example()
+    spec["linux"]["namespaces"] = NAMESPACES
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1", role=role)
+    assert (plan.spec["linux"]["namespaces"], plan.joins) == ([{"type": kind} for kind in own], joins)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "role"),
+    [
+        ({}, (SINGLE, "")),
+        ({"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "s"}, (SANDBOX, "")),
+        ({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s"}, (CONTAINER, "s")),
+        ({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "s"}, (CONTAINER, "s")),
+        ({"io.kubernetes.cri.sandbox-id": "s"}, (SINGLE, "")),
+    ],
+)
+def test_a_containers_role_in_a_pod(tmp_path: Path, annotations: dict[str, str], role: tuple[str, str]) -> None:
+    assert read_role(annotations) == role
+    bundle_with(tmp_path, example() | {"annotations": annotations})
+    assert role_of(str(tmp_path)) == role
+
+
+@pytest.mark.parametrize(
+    ("annotations", "words"),
+    [
+        ({"io.kubernetes.cri.container-type": "pod"}, "io.kubernetes.cri.container-type: 'pod' is unknown"),
+        ({"io.kubernetes.cri.container-type": "container"}, "io.kubernetes.cri.sandbox-id is missing"),
+        ({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": 1}, "SandboxID is miss"),
+    ],
+)
+def test_a_role_that_makes_no_sense(annotations: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_role(annotations)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"annotations": 1}'])
+def test_a_bundle_that_cannot_be_read_has_no_role(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert role_of(str(tmp_path)) == (SINGLE, "")
+
+
 @pytest.mark.parametrize(
     ("limits", "pages"),
     [
@@ -147,6 +203,7 @@ def test_huge_pages_come_from_their_limits(
         ({"intelRdt": {"closID": "x"}}, "linux.intelRdt"),
         ({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}}, "linux.seccomp.listenerPath"),
         ({"resources": {"hugepageLimits": [{"pageSize": "2 MiB", "limit": 1}]}}, "hugepageLimits"),
+        ({"namespaces": [{"type": "mount"}, {"type": "ipc", "path": "/x"}]}, r"linux.namespaces\[1\]: the ipc"),
     ],
 )
 def test_what_a_guest_cannot_have_is_refused_by_name(tmp_path: Path, linux: dict[str, Any], words: str) -> None:

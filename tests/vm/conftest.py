@@ -42,7 +42,7 @@ def runtime(tmp_path: os.PathLike[str], request: pytest.FixtureRequest) -> Itera
     made = Runtime(str(tmp_path))
     yield made
     if request.node.stash.get(outcome, False) and os.path.isdir(made.root):
-        _save_evidence(made.root, request.node.name)
+        save_evidence(made.root, request.node.name)
     for name in os.listdir(made.root) if os.path.isdir(made.root) else ():
         made("delete", "--force", name)
     # Orphaned proxies are collected by PID 1 in its own time.
@@ -50,8 +50,8 @@ def runtime(tmp_path: os.PathLike[str], request: pytest.FixtureRequest) -> Itera
     assert not os.path.isdir(made.root) or os.listdir(made.root) == []
 
 
-def _save_evidence(root: str, test: str) -> None:
-    """Console, QMP log and state of every container of a test that failed."""
+def save_evidence(root: str, test: str) -> None:
+    """Keep console, QMP log and state of every container of a test that failed."""
     for name in os.listdir(root):
         target = os.path.join(EVIDENCE, test.replace("/", "_"), name)
         os.makedirs(target, exist_ok=True)

@@ -20,6 +20,7 @@ from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.host import difference, snapshot
 from tests.support.runtime import Result, Runtime, wait_until
+from tests.vm.conftest import outcome, save_evidence
 
 pytestmark = pytest.mark.vm
 
@@ -56,9 +57,11 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 
 
 @pytest.fixture(autouse=True)
-def alone(runtime: Runtime) -> Iterator[None]:
+def alone(runtime: Runtime, request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test begins and ends with group 8 alone."""
     yield
+    if request.node.stash.get(outcome, False):
+        save_evidence(runtime.root, request.node.name)
     for entry in runtime.state("c1")["vfio"]:
         if entry["host"]["group"] != 8:
             runtime("detach", "--force", "c1", str(entry["host"]["group"]))

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 
 from hawse.agent import trace
 from hawse.agent.crun import Crun
@@ -21,7 +22,6 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from typing import Any
 
-INIT = 1
 _SIGKILL = 9
 
 
@@ -54,9 +54,18 @@ class Container:
     """One container; ``directory`` holds its bundle and crun's files."""
 
     def __init__(
-        self, name: str, *, directory: str, reaper: Reaper, crun: Crun, prepared: Prepared | None = None
+        self,
+        name: str,
+        *,
+        init: int,
+        directory: str,
+        reaper: Reaper,
+        crun: Crun,
+        prepared: Prepared | None = None,
     ) -> None:
+        """``init`` is the number of its first process."""
         self.name = name
+        self._init = init
         self._crun_name = name
         self._prepared = prepared
         self.started = False
@@ -73,13 +82,13 @@ class Container:
         if self._prepared is not None:
             return self._use(self._prepared, spec, stdio)
         _write_json(f"{self._directory}/config.json", spec)
-        return self._launch(INIT, process, stdio, "create", f"--bundle={self._directory}")
+        return self._launch(self._init, process, stdio, "create", f"--bundle={self._directory}")
 
     def start(self) -> None:
         """Let the first process execute its program."""
         if self.started:
             raise StateError(f"cannot start container {self.name}: it has been started already")
-        process = self.processes[INIT]
+        process = self.processes[self._init]
         if not process.pid:
             raise StateError(f"cannot start container {self.name}: it has ended")
         with trace.span("started"):
@@ -88,7 +97,7 @@ class Container:
 
     def execute(self, number: int, process: dict[str, Any], stdio: Stdio) -> Process:
         """``crun exec``: one more process in the running container."""
-        if not self.started or not self.processes[INIT].pid:
+        if not self.started or not self.processes[self._init].pid:
             raise StateError("cannot exec in a container that is not running: container not running")
         path = f"{self._directory}/process-{number}.json"
         _write_json(path, process)
@@ -133,7 +142,7 @@ class Container:
     @property
     def _root(self) -> str:
         """The container's root directory, as its first process has it."""
-        pid = self.processes[INIT].pid
+        pid = self.processes[self._init].pid
         if not pid:
             raise StateError(f"container {self.name} has ended")
         return f"/proc/{pid}/root"
@@ -146,6 +155,22 @@ class Container:
         _write_json(path, {"devices": rules})
         self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
         self._rules = rules
+
+    def namespace(self, kind: str) -> str:
+        """The path of one of its first process's namespaces (proc(5)). Raises :class:`StateError` when it has ended."""
+        pid = self.processes[self._init].pid
+        if not pid:
+            raise StateError(f"container {self.name} has ended: its {kind} namespace cannot be joined")
+        return f"/proc/{pid}/ns/{'net' if kind == 'network' else kind}"
+
+    def remove(self) -> None:
+        """Have crun end and forget it, and remove its directory; whatever is gone already is no error."""
+        with suppress(HawseError):
+            self._crun.run("delete", "--force", self._crun_name, log="log-delete")
+        with suppress(OSError):
+            for name in os.listdir(self._directory):
+                os.unlink(f"{self._directory}/{name}")
+            os.rmdir(self._directory)
 
     def signal_all(self, number: int) -> None:
         """Signal every process of the container's cgroup."""
@@ -163,7 +188,7 @@ class Container:
                         continue
 
     def _use(self, prepared: Prepared, spec: dict[str, Any], stdio: Stdio) -> Process:
-        launched = Process(INIT, stdio)
+        launched = Process(self._init, stdio)
         self._crun_name = prepared.name
         try:
             with trace.span("prepared crun create"):
@@ -173,7 +198,7 @@ class Container:
             prepared.pipes.close()
             stdio.abandon()
             raise
-        self.processes[INIT] = launched
+        self.processes[self._init] = launched
         return launched
 
     def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from hawse.agent import hardware, identity, syscalls, trace
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
-from hawse.agent.container import INIT, Container, Process
+from hawse.agent.container import Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
 from hawse.agent.devices import Node, rewrite_devices, show
 from hawse.agent.prepared import Prepared
@@ -71,6 +71,7 @@ class Server:
             "exec": self.execute,
             "signal": self.signal,
             "resize": self.resize,
+            "delete": self.delete,
         }
 
     def serve(self) -> None:
@@ -84,7 +85,7 @@ class Server:
                 number, method, params = control.decode_call(payload)
                 if method in ("create", "exec"):
                     # Here and not in the call's thread: the process's first bytes may be the very next frame.
-                    self._open_stdio(params.get("process", INIT))
+                    self._open_stdio(params["process"])
                 elif method == "wake":
                     # Here, so that whatever is asked for next happens in a machine that is one of its own.
                     self._answer(number, method, params)
@@ -159,12 +160,16 @@ class Server:
             )
 
     def create(
-        self, *, container: str, spec: dict[str, Any], nodes: list[list[Any]], devices: list[dict[str, Any]]
-    ) -> list[list[str]]:
+        self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
+        devices: list[dict[str, Any]], joins: dict[str, str],
+    ) -> list[list[str]]:  # fmt: skip
         """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
 
-        ``devices`` is what the container can read of them, in a file.
+        ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
+        namespace that it has.
         """
+        for kind, other in joins.items():
+            spec["linux"]["namespaces"].append({"type": kind, "path": self._find(other).namespace(kind)})
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)
@@ -174,10 +179,24 @@ class Server:
         prepared = None
         if not spec["process"].get("terminal"):
             prepared, self._prepared = self._prepared, None
-        made = Container(container, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared)
-        self._watch(container, made.create(spec, self._stdio[INIT]))
+        made = Container(
+            container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared
+        )  # fmt: skip
+        try:
+            self._watch(container, made.create(spec, self._stdio[process]))
+        except BaseException:
+            del self._stdio[process]
+            made.remove()
+            raise
         self._containers[container] = made
         return log
+
+    def delete(self, *, container: str) -> None:
+        """End what runs of a container and leave nothing of it, nor of the files that it has seen."""
+        self._find(container).remove()
+        del self._containers[container]
+        with open("/proc/sys/vm/drop_caches", "w") as file:
+            file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 
     def add_nodes(self, *, container: str, nodes: list[list[Any]], devices: list[dict[str, Any]]) -> None:
         """Give a container nodes, [path, major, minor, mode, uid, gid] each, and the new table of its devices."""

@@ -10,10 +10,14 @@ from hawse.container.create import Created, create
 from hawse.container.delete import delete
 from hawse.container.process import write_pid_file
 from hawse.errors import UsageError
+from hawse.oci.pods import CONTAINER, role_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hawse.cli.settings import Settings
-    from hawse.sandbox.plan import SandboxPlan
+    from hawse.sandbox.plan import ContainerPlan, SandboxPlan
+    from hawse.vm.ports import Port
 
 HELP = "create a container from a bundle"
 
@@ -63,7 +67,20 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         bundle = load_bundle(args.bundle or ".")
         return plan_sandbox(bundle, settings.config, name=store.name, log=settings.log, timeline=timeline)
 
-    made = create(store, make_plan, console_socket=args.console_socket, detach=detach)
+    def make_joining(spares: Sequence[Port]) -> ContainerPlan:
+        from hawse.container.plan import plan_container
+        from hawse.oci.load import load_bundle
+
+        bundle = load_bundle(args.bundle or ".")
+        return plan_container(bundle, settings.config, spares, name=store.name, log=settings.log)
+
+    role, sandbox = role_of(args.bundle or ".")
+    if role == CONTAINER:
+        from hawse.container.join import join
+
+        made = join(store, sandbox, make_joining, console_socket=args.console_socket, detach=detach)
+    else:
+        made = create(store, make_plan, console_socket=args.console_socket, detach=detach)
     for level, text in made.notes:
         if level == "warning":
             settings.log.warning(text)

@@ -26,10 +26,11 @@ def connect(store: Store) -> socket.socket:
 
 
 def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool = False) -> object:
-    """The monitor's answer, or the error that it raised; ``until_end`` waits for the monitor's own end too."""
+    """The monitor's answer for this container, or the error that it raised; ``until_end`` waits until the monitor has
+    closed the connection: where the sandbox ends, that is the monitor's own end."""
     with connect(store) as connection:
         port = Port(connection.fileno())
-        port.send(control.encode_call(1, method, params))
+        port.send(control.encode_call(1, method, params | {"container": store.name}))
         answer: object = None
         answered = False
         try:

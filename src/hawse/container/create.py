@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Created:
-    """A container that waits for its start."""
+    """A container that waits for its start; ``monitor`` is the process that was made for it."""
 
     def __init__(
         self,
         store: Store,
-        monitor: MonitorProcess,
+        monitor: MonitorProcess | None,
         proxy: ProxyProcess,
         *,
         notes: list[tuple[str, str]],
@@ -35,7 +35,8 @@ class Created:
 
     def let_go(self) -> None:
         """This process ends, the container stays."""
-        self._monitor.let_go()
+        if self._monitor is not None:
+            self._monitor.let_go()
 
 
 def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket: str | None, detach: bool) -> Created:

@@ -26,14 +26,20 @@ def delete(store: Store, *, force: bool) -> None:
             f"cannot delete container {store.name} that is not stopped: {state['status']}",
             hint=f"end it first, or `hawse delete --force {store.name}`",
         )
+    stays: HawseError | None = None
     if store.monitor_lives():
         try:
             call(store, "delete", {}, until_end=True)
-        except HawseError:
-            pass  # it was ending already, or is stuck: what counts is the lock
-        _await_monitor(store, state.get("monitorPid", 0))
+        except HawseError as error:
+            # A sandbox was ending already, or is stuck: what counts is the lock.
+            if store.has_joined and store.monitor_lives() and not isinstance(error, NotFoundError):
+                stays = error
+        if not store.has_joined:
+            _await_monitor(store, state.get("monitorPid", 0))
     store.remove()
     give_back(store)
+    if stays is not None:
+        raise stays
 
 
 def give_back(store: Store) -> None:

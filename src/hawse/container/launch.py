@@ -91,11 +91,12 @@ class ProxyProcess:
             f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
         stdin, stdout, stderr = stdio
+        name = f"{store.name}/{key}"
         # It connects itself: the kernel then tells the monitor its pid.
         fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, str(fd), key, "terminal" if terminal else "pipes"],
+                [sys.executable, "-I", "-S", "-c", program, str(fd), name, "terminal" if terminal else "pipes"],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

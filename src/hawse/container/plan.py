@@ -5,29 +5,33 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 
 from hawse.config import Config
 from hawse.container.devices import add_named, as_groups, check_host, find_groups, plug_steps, shape, to_bind
-from hawse.container.options import device_options
+from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
-from hawse.oci.guest import plan_guest
+from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
+from hawse.oci.pods import SANDBOX, read_role
 from hawse.sandbox import plan
 from hawse.sandbox.steps import COMMAND, process_start
-from hawse.vfio.devices import find_request
+from hawse.vfio.devices import Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vm import accel, capabilities, image, template, virtiofsd
-from hawse.vm.ports import PortPlan, plan_ports
+from hawse.vm.ports import Port, PortPlan, Slot, place, plan_ports
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
 # and inside of another such guest twenty times more.
 _BOOT = {"kvm": 30.0, "tcg": 600.0}
 _DEVICE = {"kvm": 15.0, "tcg": 240.0}
+#: A pod's machine: ports for the groups of all its containers, and of those the ones for groups of several functions.
+POD_PORTS, POD_BRIDGES = 16, 2
 
 
 class Log(Protocol):
@@ -38,49 +42,98 @@ class Log(Protocol):
 
 
 def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "") -> plan.SandboxPlan:
-    """The plan; ``timeline`` is the file for its start's trace.
+    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace.
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
     """
-    guest = plan_guest(bundle, container=name)
-    linux = bundle.spec.linux
-    emulated = read_table(config.emulated)
-    options = device_options(config, bundle.spec.annotations or {})
-    request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
-    request, replaced = as_groups(request, guest.spec)
-    request = add_named(request, find_groups(options.devices, emulated), guest.spec)
-    for warning in [*replaced, *check_host(request.groups, options)]:
-        log.warning(warning)
-    ports = plan_ports([shape(group, keep_address=options.keep_addresses) for group in request.groups])
-    plugs = plug_steps(request.groups, ports.slots, owner=name, options=options)
-    for step in plugs:
-        log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
-    machine = plan_machine(config, request.groups, log, ports)
+    wanted = _read(bundle, config, name=name, log=log)
+    groups, options = wanted.request.groups, wanted.options
+    shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
+    # The devices of a pod come with its containers, when its machine runs.
+    ports = plan_ports(shapes, least=POD_PORTS, bridges=POD_BRIDGES) if wanted.role == SANDBOX else plan_ports(shapes)
+    plugs = plug_steps(groups, ports.slots, owner=name, options=options)
+    machine = plan_machine(config, groups, log, ports)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, commands=[]) for step in plugs]
-    process = guest.spec["process"]
-    process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
     return plan.SandboxPlan(
-        id=name,
-        bundle=bundle.path,
-        rootfs=bundle.rootfs,
-        oci_version=bundle.spec.oci_version,
-        annotations=bundle.spec.annotations or {},
-        owner=_owner(),
-        spec=guest.spec,
+        **_container(wanted, bundle, name=name, plugs=plugs, log=log),
         machine=machine,
-        shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
-        plugs=plugs,
-        nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
-        hugepages=list(guest.hugepages),
         ports=list(ports.ports),
-        binds=to_bind(request.groups, options),
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
         timeline=timeline,
     )
+
+
+def plan_container(
+    bundle: Bundle, config: Config, spares: Sequence[Port], *, name: str, log: Log
+) -> plan.ContainerPlan:
+    """The plan of a container that joins a sandbox with these free ports. Raises as :func:`plan_sandbox`."""
+    wanted = _read(bundle, config, name=name, log=log)
+    groups, options = wanted.request.groups, wanted.options
+    if options.cold and groups:
+        log.warning("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
+    free = list(spares)
+    slots: list[Slot] = []
+    for group in groups:
+        placed = place(shape(group, keep_address=options.keep_addresses), free)
+        free = [port for port in free if port.takes_at != placed[0].bus]
+        slots += placed
+    plugs = plug_steps(groups, slots, owner=name, options=options)
+    return plan.ContainerPlan(**_container(wanted, bundle, name=name, plugs=plugs, log=log))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a specification asks for."""
+
+    guest: GuestPlan
+    request: Request
+    options: DeviceOptions
+    role: str
+
+
+def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
+    annotations = bundle.spec.annotations or {}
+    role, _ = read_role(annotations)
+    guest = plan_guest(bundle, container=name, role=role)
+    linux = bundle.spec.linux
+    emulated = read_table(config.emulated)
+    options = device_options(config, annotations)
+    request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
+    request, replaced = as_groups(request, guest.spec)
+    request = add_named(request, find_groups(options.devices, emulated), guest.spec)
+    for warning in [*replaced, *check_host(request.groups, options)]:
+        log.warning(warning)
+    return _Wanted(guest, request, options, role)
+
+
+def _container(wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.PlugStep], log: Log) -> dict[str, Any]:
+    """The fields of a container's plan."""
+    for step in plugs:
+        log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
+    guest, nodes = wanted.guest, wanted.request.nodes
+    process = guest.spec["process"]
+    process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
+    return {
+        "id": name,
+        "bundle": bundle.path,
+        "rootfs": bundle.rootfs,
+        "oci_version": bundle.spec.oci_version,
+        "annotations": bundle.spec.annotations or {},
+        "owner": _owner(),
+        "spec": guest.spec,
+        "shares": [
+            plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares
+        ],
+        "plugs": plugs,
+        "nodes": [plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in nodes],
+        "hugepages": list(guest.hugepages),
+        "binds": to_bind(wanted.request.groups, wanted.options),
+        "joins": guest.joins,
+    }
 
 
 def plan_machine(

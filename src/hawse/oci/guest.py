@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
 from hawse.oci.load import Bundle
+from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 
 GUEST_SHARE = "/run/hawse/share"
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
 GUEST_VERSION = "1.0.2"
+_JOINABLE = ("pid", "ipc", "uts")
 _KERNEL_VIEWS = ("/proc", "/sys", "/dev")
 _PAGE_SIZES = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
 
@@ -30,24 +32,29 @@ class Share:
 
 @dataclass(frozen=True)
 class GuestPlan:
-    """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count)."""
+    """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count).
+
+    ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has.
+    """
 
     spec: dict[str, Any]
     shares: tuple[Share, ...]
     hugepages: tuple[tuple[int, int], ...]
+    joins: dict[str, str]
 
 
 def plan_guest(
     bundle: Bundle,
     *,
     container: str,
+    role: str = SINGLE,
     is_dir: Callable[[str], bool] = os.path.isdir,
     exists: Callable[[str], bool] = os.path.exists,
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
 
-    Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), paths of
-    namespaces, LSM labels (the guest has no policy), the host's cgroup path.
+    Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), LSM
+    labels (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod alone.
     """
     _refuse(bundle)
     spec = copy.deepcopy(bundle.raw)
@@ -76,10 +83,30 @@ def plan_guest(
     linux = spec.setdefault("linux", {})
     linux["cgroupsPath"] = f"/hawse/{container}"
     linux.pop("mountLabel", None)
-    linux["namespaces"] = [
-        {"type": namespace["type"]} for namespace in linux.get("namespaces") or () if namespace["type"] != "network"
-    ]
-    return GuestPlan(spec, tuple(shares), _hugepages(bundle))
+    linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
+    return GuestPlan(spec, tuple(shares), _hugepages(bundle), joins)
+
+
+def _namespaces(
+    bundle: Bundle, namespaces: Sequence[dict[str, Any]], role: str
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Those that the container is to have of its own, and the paths of those that it joins, by kind."""
+    own, joins = [], {}
+    for index, namespace in enumerate(namespaces):
+        kind, path = namespace["type"], namespace.get("path")
+        if kind == "network":
+            continue
+        if not path or role == SANDBOX:  # CRI-O makes a sandbox's own beforehand
+            own.append({"type": kind})
+        elif role == CONTAINER and kind in _JOINABLE:
+            joins[kind] = path
+        else:
+            raise ConfigError(
+                f"{bundle.path}/config.json: linux.namespaces[{index}]: the {kind} namespace at {path[:200]} is one of "
+                "the host's kernel, and the container has another kernel",
+                hint="take the path out; containers of one pod can share pid, ipc and uts namespaces",
+            )
+    return own, joins
 
 
 def _refuse(bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""The VFIO groups that a sandbox has: those of its plan, those attached later, and the ports that are free."""
+"""The VFIO groups that a container has: those of its plan, and those attached later."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
 from hawse.sandbox import devices
+from hawse.sandbox.claims import Claims
 from hawse.sandbox.devices import Groups
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.mirror import mirror
-from hawse.sandbox.plan import Attachment, NodeRequest, PlugStep, SandboxPlan, addresses
-from hawse.vm.ports import Port
+from hawse.sandbox.plan import Attachment, ContainerPlan, NodeRequest, PlugStep, addresses
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
@@ -24,34 +24,29 @@ _CONTAINER = "/dev/vfio/vfio"
 class Attachments:
     """What is plugged, and the two ways to change it; one change at a time."""
 
-    def __init__(self, plan: SandboxPlan) -> None:
+    def __init__(self, plan: ContainerPlan, claims: Claims, *, seconds: float) -> None:
+        """Raises :class:`StateError` where another container of the machine has a group or a port of the plan."""
         self.plugs: list[PlugStep] = list(plan.plugs)
         self._container = plan.id
-        self._seconds = plan.machine.device_seconds
+        self._seconds = seconds
         self._nodes: list[NodeRequest] = list(plan.nodes)
-        self._ports = plan.ports
-        self._lost: set[str] = set()  # ports with a function in them that the guest does not let go
+        self._claims = claims
         self._groups: Groups = {}
         self._lock = asyncio.Lock()
         self._qmp: Qmp | None = None
         self._link: GuestLink | None = None
+        claims.claim(self.plugs)
 
     async def begin(self, qmp: Qmp, link: GuestLink) -> None:
         """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
         async with self._lock:
-            self._groups = await devices.attach(self.plugs, qmp, link, seconds=self._seconds)
             self._qmp, self._link = qmp, link
+            self._groups = await devices.attach(self.plugs, qmp, link, seconds=self._seconds)
 
     @property
     def addresses(self) -> dict[str, str]:
         """The guest's address of each function of the host."""
         return addresses(self.plugs)
-
-    @property
-    def spares(self) -> list[Port]:
-        """The ports that are free."""
-        taken = self._lost | {plug.bus for plug in self.plugs}
-        return [port for port in self._ports if port.name not in taken]
 
     def seen(self) -> list[dict[str, Any]]:
         """Which function is which in the guest."""
@@ -71,8 +66,7 @@ class Attachments:
             group = wanted.plugs[0].group
             if group in self._groups:
                 raise StateError(f"group {group} is attached already")
-            if not {plug.bus for plug in wanted.plugs} <= {port.name for port in self.spares}:
-                raise StateError("the port for it was taken meanwhile", hint="try again")
+            self._claims.claim(wanted.plugs)
             try:
                 groups = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
             except HawseError:
@@ -113,14 +107,32 @@ class Attachments:
                     f"within {self._seconds:g} s; its nodes are gone from the container",
                     hint="try again, or end the container: the end of its virtual machine gives every device back",
                 )
+            self._claims.release(plugs)
             self.plugs = [plug for plug in self.plugs if plug.group != group]
             self._nodes = [node for node in self._nodes if node.group != group]
             del self._groups[group]
 
+    async def end(self) -> None:
+        """Take everything out of the machine, after the container's end. Raises :class:`DeviceError` for what stays."""
+        async with self._lock:
+            left: list[PlugStep] = []
+            if self._qmp is not None:
+                left = await devices.unplug(self.plugs, self._qmp, seconds=self._seconds)
+            self._claims.release(self.plugs, left)
+            self.plugs, self._groups = left, {}
+        if left:
+            raise DeviceError(
+                f"{', '.join(f'{plug.label} of group {plug.group}' for plug in left)}: the guest does not let go of it "
+                f"within {self._seconds:g} s",
+                hint="the end of the sandbox's virtual machine gives every device back",
+            )
+
     async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
         """Take out what was plugged of an attachment that failed; a port that stays occupied is lost."""
+        left = list(wanted.plugs)
         with suppress(HawseError):
-            self._lost |= {plug.bus for plug in await devices.unplug(wanted.plugs, qmp, seconds=self._seconds)}
+            left = await devices.unplug(wanted.plugs, qmp, seconds=self._seconds)
+        self._claims.release(wanted.plugs, left)
 
     def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
         group = wanted.plugs[0].group

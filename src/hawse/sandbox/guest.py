@@ -167,8 +167,11 @@ class GuestLink:
             self.hello.set_result(params)
         elif name == "exit":
             process, code = params.get("process"), params.get("code")
-            if type(process) is not int or type(code) is not int or process not in self._routes or not 0 <= code <= 255:
+            if type(process) is not int or type(code) is not int or not 0 <= code <= 255:
+                raise LinkError("link: exit without a process or a code")
+            if not 0 < process <= self._newest:
                 raise LinkError("link: exit of an unknown process")
-            self.on_exit(process, code)
+            if process in self._routes:  # else its container was deleted meanwhile
+                self.on_exit(process, code)
         else:
             raise LinkError(f"link: unknown event {name}")

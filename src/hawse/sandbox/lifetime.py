@@ -62,6 +62,7 @@ async def _monitor(making: Making, listener: socket.socket) -> None:
         gone = StateError(f"container {making.plan.id} was deleted while it was created")
         report.send({"error": gone.to_wire()})
     sandbox.end()
+    await sandbox.leave()
     server.close()
 
 
@@ -91,7 +92,7 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
                 sandbox.lose(_explained(machine))
             else:
                 with steps.span(DEVICES, "released"):
-                    await devices.release(sandbox.attachments.plugs, machine.qmp)
+                    await devices.release(sandbox.claims.plugs, machine.qmp)
             steps.save()
     except HawseError as error:
         if made.timeline:
@@ -102,10 +103,10 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
     """Give the machine its devices, beside its files, which are on their way, then its container."""
     with steps.span(DEVICES, "attached"):
-        await sandbox.attachments.begin(machine.qmp, machine.link)
+        await sandbox.first.attachments.begin(machine.qmp, machine.link)
     await machine.shared
     with steps.span(GUEST, "container created"):
-        return await sandbox.create(machine.link)
+        return await sandbox.create(machine)
 
 
 async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:

@@ -69,6 +69,7 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
     # Here, since a mount namespace can only be left for another by a process of one thread.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
+        share.prepare(f"{store.path}/share")
         share.populate(made.shares, f"{store.path}/share/{store.name}")
     notes: Notes = []
     launched = begin(made.machine, store.path, steps, notes)

@@ -79,10 +79,9 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     cold: list[tuple[str, dict[str, Any]]] = []
 
 
-class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox of one container. ``timeline`` is the file for its start's trace, "" for none.
-
-    ``binds`` are functions that are to be given to a VFIO driver first, and back at the end.
+class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
+    the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
     """
 
     id: str
@@ -92,19 +91,27 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     annotations: dict[str, str]
     owner: str
     spec: dict[str, Any]
-    machine: MachinePlan
     shares: list[Share]
     plugs: list[PlugStep]
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
-    ports: list[Port]
     binds: list[str]
-    steps: list[Step]
-    timeline: str
+    joins: dict[str, str] = {}
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""
         return msgspec.json.encode(self)
+
+
+class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
+    """A sandbox with its first container, whose id is its own. ``timeline`` is the file for its start's trace, "" for
+    none; ``ports`` are those that take devices.
+    """
+
+    machine: MachinePlan
+    ports: list[Port]
+    steps: list[Step]
+    timeline: str
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

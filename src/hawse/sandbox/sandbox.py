@@ -1,277 +1,159 @@
-"""One running sandbox: its container, the container's processes, and what engines may ask of them."""
+"""One running sandbox: its machine, the containers in it, and what is acquired for those that join it later."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import Coroutine
-from contextlib import suppress
-from datetime import UTC, datetime
-from typing import Any
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
+from typing import TYPE_CHECKING
 
-from hawse.errors import HawseError, StateError, VmError
-from hawse.oci.addresses import translate
-from hawse.sandbox import timeline
-from hawse.sandbox.attachments import Attachments
-from hawse.sandbox.guest import GuestLink, Route
-from hawse.sandbox.plan import Attachment, SandboxPlan
-from hawse.sandbox.proxies import Proxy
-from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
+from hawse.errors import HawseError, NotFoundError, StateError
+from hawse.sandbox import share, timeline
+from hawse.sandbox.bound import bound
+from hawse.sandbox.claims import Claims
+from hawse.sandbox.container import Container
+from hawse.sandbox.plan import ContainerPlan, SandboxPlan
+from hawse.sandbox.processes import Processes
+from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.sandbox.steps import GUEST, Steps
 
-INIT = 1
-_PROXY_SECONDS = 20.0
+if TYPE_CHECKING:
+    from hawse.sandbox.machine import Machine
+
+#: By which the proxy of the first container's first process announces itself.
+INIT_KEY = "init"
 _LEAST_CALL_SECONDS = 60.0
-_KILLED, _LOST = 128 + signal.SIGKILL, 255
+_PROCESS_NAMESPACE = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/[a-z]+")
+
+Notes = list[tuple[str, str]]
 
 
 class Sandbox:
-    """State and operations. Everything here runs in the monitor's one event loop."""
+    """Everything here runs in the monitor's one event loop."""
 
     def __init__(self, plan: SandboxPlan, store: Store, steps: Steps) -> None:
         self.plan = plan
-        self.link: GuestLink | None = None
-        self.attachments = Attachments(plan)
+        self.claims = Claims(plan.ports)
         self.finished = asyncio.Event()
         self._store = store
         self._steps = steps
-        self._proxies: dict[str, asyncio.Future[Proxy]] = {}
-        self._running: dict[int, Proxy] = {}
-        self._newest = INIT
+        self._seconds = plan.machine.device_seconds
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
-        self._seconds = max(_LEAST_CALL_SECONDS, plan.machine.device_seconds)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ready = asyncio.Event()
-        self._state = {
-            "ociVersion": plan.oci_version,
-            "id": plan.id,
-            "pid": 0,
-            "status": CREATING,
-            "bundle": plan.bundle,
-            "rootfs": plan.rootfs,
-            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-            "annotations": plan.annotations,
-            "owner": plan.owner,
-            "pidStart": 0,
-            "monitorPid": os.getpid(),
-        }
-        self._write()
+        self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
+        self.first = self._make(plan, store, INIT_KEY)
+        self._containers = {plan.id: self.first}
+        self._undo: dict[str, AsyncExitStack] = {}
+        self._bound: dict[str, AbstractContextManager[None]] = {}
+        self._machine: Machine | None = None
+        self._watching: asyncio.Task[None] | None = None
 
-    async def create(self, link: GuestLink) -> list[tuple[str, str]]:
-        """Make the container in the guest, with the proxy that has announced itself as its first process."""
-        self.link = link
-        link.on_exit = self._exited
-        for kib, count in self.plan.hugepages:
-            await link.call("reserve_hugepages", {"kib": kib, "count": count}, seconds=self._seconds)
-        proxy = await self._await_proxy("init")
-        spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
-        seen = self.attachments.seen()
-        call = {"container": self.plan.id, "spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen}
-        lines = await self._launch(INIT, proxy, "create", call)
-        self._state["vfio"] = seen
-        self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
-        self._write()
-        self._ready.set()
-        return _log_lines(lines)
-
-    async def start(self) -> None:
-        """runc start. Raises :class:`StateError` unless the container is created."""
-        if self._state["status"] == RUNNING:
-            raise StateError(f"cannot start an already running container: {self.plan.id}")
-        if self._state["status"] != CREATED:
-            raise StateError(f"cannot start a container that has {self._state['status']}: {self.plan.id}")
-        # Before the call: a program that ends at once is reported before its start is answered.
-        self._set_status(RUNNING)
+    def find(self, name: str) -> Container:
+        """The container. Raises :class:`NotFoundError` in runc's words."""
         try:
-            with self._steps.span(GUEST, "container started"):
-                await self._call("start", {"container": self.plan.id})
-        except HawseError:
-            if self._state["status"] == RUNNING:
-                self._set_status(CREATED)
-            raise
+            return self._containers[name]
+        except KeyError:
+            raise NotFoundError(f"container does not exist: {name[:255]}") from None
+
+    async def create(self, machine: Machine) -> Notes:
+        """Make the first container, whose devices are there; with its end the sandbox ends."""
+        self._machine = machine
+        self.processes.begin(machine.link)
+        notes = await self.first.create({})
+        self._watching = asyncio.create_task(self._await_end())
+        return notes
+
+    async def start(self, name: str) -> None:
+        """Start a container. Raises :class:`StateError`."""
+        found = self.find(name)
+        if found is not self.first:
+            await found.start()
+            return
+        with self._steps.span(GUEST, "container started"):
+            await found.start()
         if self.plan.timeline:
             await self._draw_timeline()
 
-    async def kill(self, number: int, *, everyone: bool) -> None:
-        """runc kill. Raises :class:`StateError` with runc's "container not running"."""
-        if self._state["status"] not in (CREATED, RUNNING):
-            raise StateError(f"container not running: {self.plan.id}")
-        await self._signal(INIT, number, everyone=everyone)
+    async def add(self, plan: ContainerPlan, trees: Sequence[int], *, key: str) -> Notes:
+        """Make one more container; ``trees`` are descriptors of what it shares, in the order of ``plan.shares``, and
+        ``key`` is its first process's.
 
-    async def execute(self, key: str, process: dict[str, Any]) -> int:
-        """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
-        if self._state["status"] != RUNNING:
-            raise StateError(f"container not running: {self.plan.id}")
-        process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
-        proxy = await self._await_proxy(key)
-        # Numbered where nothing is awaited before it is sent: the agent takes them in ascending order only.
-        self._newest += 1
-        number = self._newest
-        try:
-            call = {"container": self.plan.id, "process": number, "spec": _with_size(process, proxy.size)}
-            await self._launch(number, proxy, "exec", call)
-        except HawseError:
-            proxy.exit(_LOST)
-            raise
-        return proxy.pid
+        Whatever fails, what was done for it is undone. Raises StateError, ConfigError, DeviceError or VmError.
+        """
+        if self._machine is None or self.first.status not in (CREATED, RUNNING):
+            raise StateError(f"sandbox {self.plan.id} is {self.first.status}: no container can join it")
+        if plan.id in self._containers:
+            raise StateError(f"container with given ID already exists: {plan.id}")
+        joins = {kind: self._owner_of(path) for kind, path in plan.joins.items()}
+        store = Store(self._store.root, plan.id)
+        made = self._make(plan, store, key)
+        async with AsyncExitStack() as undo:
+            undo.callback(self.claims.release, plan.plugs)
+            self._containers[plan.id] = made
+            undo.callback(self._containers.pop, plan.id)
+            if plan.binds:
+                self._bound[plan.id] = bound(plan.binds, store, self._steps)
+                await asyncio.to_thread(self._bound[plan.id].__enter__)
+                undo.push_async_callback(self._give_back, plan.id)
+            directory = f"{self._store.path}/share/{plan.id}"
+            undo.callback(share.unmount, directory)
+            share.attach(plan.shares, trees, directory)
+            undo.push_async_callback(made.remove)
+            await made.attachments.begin(self._machine.qmp, self._machine.link)
+            notes = await made.create(joins)
+            self._undo[plan.id] = undo.pop_all()
+        return notes
 
-    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
-        """Give the container one group more; what there is to say of its functions."""
-        await self._ready.wait()
-        self._check_lives()
-        entries = await self.attachments.attach(wanted)
-        self._show_devices()
-        return entries
-
-    async def detach(self, group: int, *, force: bool) -> None:
-        """Take a group from the container."""
-        await self._ready.wait()
-        self._check_lives()
-        try:
-            await self.attachments.detach(group, force=force)
-        finally:
-            self._show_devices()
-
-    def announce(self, key: str, proxy: Proxy) -> None:
-        """A proxy has connected and waits for its process, which was or will be asked for with the same key."""
-        expected = self._expect(key)
-        if expected.done():
-            raise StateError(f"a second proxy for the process {key[:40]}")
-        expected.set_result(proxy)
+    async def remove(self, name: str) -> None:
+        """Delete a container; with the first one the sandbox ends. Raises :class:`DeviceError` for what stays."""
+        found = self.find(name)
+        if found is self.first:
+            self.finished.set()
+            return
+        undo = self._undo.pop(name, None)
+        if undo is None:
+            raise StateError(f"container {name} is still being created")
+        await undo.aclose()
 
     def lose(self, reason: HawseError) -> None:
-        """The virtual machine ended before its container did; the state keeps the reason for who asks."""
-        if self._state["status"] != STOPPED:
-            self._state["failure"] = reason.to_wire()
+        """The virtual machine ended before its containers did."""
+        for found in self._containers.values():
+            found.lose(reason)
+
+    async def leave(self) -> None:
+        """With the virtual machine, all that it held of the host is gone: give the rest back."""
+        for name in list(self._bound):
+            with suppress(HawseError):  # it stays on record, and the container's deletion tries again, and tells
+                await self._give_back(name)
 
     def end(self) -> None:
         """The virtual machine is gone: nothing runs any more."""
-        if self._state["status"] != STOPPED:
-            self._set_status(STOPPED)
-        # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
-        self._ready.set()
-        for proxy in self._running.values():
-            proxy.exit(_LOST if INIT in self._running else _KILLED)
-        for expected in self._proxies.values():
-            if expected.done() and not expected.cancelled():
-                expected.result().exit(_LOST)
+        for found in self._containers.values():
+            found.end()
+        if self._watching is not None:
+            self._watching.cancel()
         self.finished.set()
 
-    def _check_lives(self) -> None:
-        if self._state["status"] not in (CREATED, RUNNING):
-            raise StateError(f"container not running: {self.plan.id} is {self._state['status']}")
+    def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
+        return Container(plan, store, self.processes, self.claims, key=key, seconds=self._seconds, sandbox=self.plan.id)
 
-    def _show_devices(self) -> None:
-        if self._state["status"] != STOPPED:
-            self._state["vfio"] = self.attachments.seen()
-            self._write()
+    async def _give_back(self, name: str) -> None:
+        await asyncio.to_thread(self._bound.pop(name).__exit__, None, None, None)
 
-    async def _launch(self, number: int, proxy: Proxy, method: str, call: dict[str, Any]) -> object:
-        assert self.link is not None
-        route = self.link.route(number, proxy)
-        self._running[number] = proxy
-        serving = self._begin(self._serve(number, proxy, route))
-        try:
-            result = await self._call(method, call)
-        except HawseError:
-            serving.cancel()
-            self._running.pop(number, None)
-            self.link.forget(number)
-            raise
-        if proxy.size is not None:
-            await self._resize(number, *proxy.size)
-        return result
+    async def _await_end(self) -> None:
+        await self.first.stopped.wait()
+        self.finished.set()
 
-    async def _serve(self, number: int, proxy: Proxy, route: Route) -> None:
-        def resize(rows: int, columns: int) -> None:
-            proxy.size = (rows, columns)
-            self._begin(self._resize(number, rows, columns))
-
-        await proxy.serve(
-            route,
-            on_signal=lambda n: self._begin(self._signal(number, n, everyone=False)),
-            on_resize=resize,
-            # Whoever kills the proxy means the process: engines know no other pid.
-            on_loss=lambda: self._begin(self._signal(number, signal.SIGKILL, everyone=False)),
-        )
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do something beside; what fails of it, a signal to a process that has ended, say, has nobody to tell."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-
-        def ended(done: asyncio.Task[None]) -> None:
-            self._tasks.discard(done)
-            if not done.cancelled():
-                done.exception()
-
-        task.add_done_callback(ended)
-        return task
-
-    def _exited(self, number: int, code: int) -> None:
-        proxy = self._running.pop(number, None)
-        if proxy is None or self.link is None:
-            return
-        self.link.forget(number)
-        if number == INIT:
-            self._set_status(STOPPED)
-            self.finished.set()
-        proxy.exit(code)
-
-    async def _signal(self, number: int, signal_number: int, *, everyone: bool) -> None:
-        call = {"container": self.plan.id, "process": number, "signal": signal_number, "everyone": everyone}
-        await self._call("signal", call)
-
-    async def _resize(self, number: int, rows: int, columns: int) -> None:
-        call = {"container": self.plan.id, "process": number, "rows": rows, "columns": columns}
-        with suppress(HawseError):  # the process may have ended, or not exist yet
-            await self._call("resize", call)
-
-    async def _call(self, method: str, params: dict[str, Any]) -> object:
-        if self.link is None:
-            raise StateError(f"container {self.plan.id} is still being created")
-        return await self.link.call(method, params, seconds=self._seconds)
+    def _owner_of(self, path: str) -> str:
+        """The container whose namespace that path of the spec is: a process's, or the sandbox's own by any name."""
+        match = _PROCESS_NAMESPACE.fullmatch(path)
+        pid = int(match[1]) if match else 0
+        return next((name for name, found in self._containers.items() if pid and found.pid == pid), self.plan.id)
 
     async def _draw_timeline(self) -> None:
         """The start is complete: the guest's steps are added to ours, and the trace is written."""
-        assert self.link is not None
+        assert self._machine is not None
         with suppress(HawseError):
-            taken = await self._call("trace", {})
-            self._steps.add_guest(taken, offset=self.link.clock_offset)
+            taken = await self.processes.call("trace", {})
+            self._steps.add_guest(taken, offset=self._machine.link.clock_offset)
         timeline.write(self.plan.timeline, self._steps.done, name=self.plan.id)
-
-    def _expect(self, key: str) -> asyncio.Future[Proxy]:
-        return self._proxies.setdefault(key, asyncio.get_running_loop().create_future())
-
-    async def _await_proxy(self, key: str) -> Proxy:
-        try:
-            async with asyncio.timeout(_PROXY_SECONDS):
-                return await asyncio.shield(self._expect(key))
-        except TimeoutError:
-            raise VmError(f"the proxy process did not connect within {_PROXY_SECONDS:g} s") from None
-        finally:
-            self._proxies.pop(key, None)
-
-    def _set_status(self, status: str) -> None:
-        self._state["status"] = status
-        self._write()
-
-    def _write(self) -> None:
-        self._store.write(self._state)
-
-
-def _log_lines(lines: object) -> list[tuple[str, str]]:
-    """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
-    return [
-        (line[0], "".join(c for c in line[1][:500] if c.isprintable()))
-        for line in (lines[:100] if isinstance(lines, list) else ())
-        if isinstance(line, list) and len(line) == 2 and line[0] in ("warning", "debug") and isinstance(line[1], str)
-    ]
-
-
-def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """The process with the size of the engine's terminal: a later resize may come after its first question for it."""
-    if size is None or not process.get("terminal"):
-        return process
-    return process | {"consoleSize": {"height": size[0], "width": size[1]}}

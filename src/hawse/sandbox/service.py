@@ -7,6 +7,7 @@ answered once, and the connection ends.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from dataclasses import asdict
@@ -17,7 +18,8 @@ import msgspec
 from hawse.errors import HawseError, LinkError, UsageError, VmError
 from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
-from hawse.sandbox.plan import Attachment
+from hawse.sandbox import share
+from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
 
@@ -50,39 +52,70 @@ class Service:
             if method == "proxy":
                 self._attach(params, Proxy(reader, writer, decoder, frames[1:], pid=_peer_pid(writer)))
                 return
-            frame = control.encode_result(number, await self._carry_out(method, params))
+            work = asyncio.create_task(self._carry_out(method, params, caller=_peer_pid(writer)))
+            if method == "create":
+                await self._unless_gone(work, reader)
+            frame = control.encode_result(number, await work)
+        except asyncio.CancelledError:
+            writer.close()
+            return
         except HawseError as error:
             frame = control.encode_error(number, error)
         except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
             frame = control.encode_error(number, UsageError(f"monitor: {method}: {type(error).__name__}: {error}"))
         writer.write(frame)
-        if method == "delete":
+        if self._sandbox.finished.is_set() and method == "delete":
             # Its caller waits for the end of this connection, which is the end of the monitor.
-            self._sandbox.finished.set()
             return
         writer.close()
+
+    async def _unless_gone(self, work: asyncio.Task[object], reader: asyncio.StreamReader) -> None:
+        """Wait for the work; a caller that goes meanwhile has it undone."""
+        gone = asyncio.create_task(reader.read(1))
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+        gone.cancel()
 
     def _attach(self, params: dict[str, Any], proxy: Proxy) -> None:
         if "rows" in params:
             proxy.size = (int(params["rows"]), int(params["columns"]))
-        self._sandbox.announce(str(params["key"]), proxy)
+        self._sandbox.processes.announce(str(params["key"]), proxy)
 
-    async def _carry_out(self, method: str, params: dict[str, Any]) -> object:
-        if method == "exec":
-            return await self._sandbox.execute(str(params["key"]), params["process"])
+    async def _carry_out(self, method: str, params: dict[str, Any], *, caller: int) -> object:
+        sandbox, name = self._sandbox, str(params["container"])
+        if method == "create":
+            return await self._create(params, caller)
         if method == "ports":
-            return [asdict(port) for port in self._sandbox.attachments.spares]
-        if method == "attach":
-            return await self._sandbox.attach(msgspec.convert(params, Attachment))
+            return [asdict(port) for port in sandbox.claims.spares]
         if method == "start":
-            await self._sandbox.start()
+            await sandbox.start(name)
+        elif method == "delete":
+            await sandbox.remove(name)
+        elif method == "exec":
+            return await sandbox.find(name).execute(str(params["key"]), params["process"])
+        elif method == "attach":
+            return await sandbox.find(name).attach(msgspec.convert(params, Attachment))
         elif method == "kill":
-            await self._sandbox.kill(int(params["signal"]), everyone=bool(params["all"]))
+            await sandbox.find(name).kill(int(params["signal"]), everyone=bool(params["all"]))
         elif method == "detach":
-            await self._sandbox.detach(int(params["group"]), force=bool(params["force"]))
-        elif method != "delete":
+            await sandbox.find(name).detach(int(params["group"]), force=bool(params["force"]))
+        else:
             raise VmError(f"the monitor has no method {method}")
         return None
+
+    async def _create(self, params: dict[str, Any], caller: int) -> object:
+        """One more container, whose shared directories are descriptors of the caller's."""
+        wanted = msgspec.convert(params["plan"], ContainerPlan)
+        try:
+            trees = share.take_descriptors(caller, [int(number) for number in params["trees"]])
+        except OSError as error:
+            raise VmError(f"the monitor cannot take what {wanted.id} shares: {error.strerror}") from None
+        try:
+            return await self._sandbox.add(wanted, trees, key=str(params["key"]))
+        finally:
+            for tree in trees:
+                os.close(tree)
 
 
 def _peer_pid(writer: asyncio.StreamWriter) -> int:

@@ -2,6 +2,7 @@
 
 ``<root>/<id>/`` (mode 0700) holds ``state.json``, replaced by rename and written by the monitor alone, ``lock``, held
 by the monitor for as long as it lives, ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
+That of a container that has joined a sandbox has its state, and links to the sandbox's ``lock`` and ``monitor.sock``.
 """
 
 from __future__ import annotations
@@ -41,11 +42,18 @@ class Store:
         self.root = root
         self.path = os.path.join(root, name)
 
-    def make(self) -> None:
-        """Claim the id; raises :class:`StateError` when it is taken."""
+    def make(self, *, sandbox: Store | None = None) -> None:
+        """Claim the id; raises :class:`StateError` when it is taken.
+
+        A container that joins a sandbox has links to that one's socket and lock: whoever asks for it asks the same
+        monitor, and it is gone with it.
+        """
         try:
             os.makedirs(self.root, mode=0o711, exist_ok=True)
             os.mkdir(self.path, 0o700)
+            if sandbox is not None:
+                for name in ("monitor.sock", "lock"):
+                    os.symlink(f"../{sandbox.name}/{name}", f"{self.path}/{name}")
         except FileExistsError:
             raise StateError(
                 f"container with given ID already exists: {self.name}",
@@ -85,6 +93,11 @@ class Store:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return fd
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether it is in the sandbox of another."""
+        return os.path.islink(f"{self.path}/lock")
+
     def monitor_lives(self) -> bool:
         """Whether a monitor holds the lock."""
         try:
@@ -105,14 +118,15 @@ class Store:
         The mounts themselves were the monitor's own, in its own mount namespace, and ended with it.
         """
         try:
-            points = f"{self.path}/share/{self.name}"
-            for name in os.listdir(points) if os.path.isdir(points) else ():
-                point = f"{points}/{name}"
-                if os.path.isdir(point):
-                    os.rmdir(point)
-                elif os.lstat(point).st_size == 0:
-                    os.unlink(point)
-            if os.path.isdir(points):
+            shares = f"{self.path}/share"
+            for container in os.listdir(shares) if os.path.isdir(shares) else ():
+                points = f"{shares}/{container}"
+                for name in os.listdir(points):
+                    point = f"{points}/{name}"
+                    if os.path.isdir(point):
+                        os.rmdir(point)
+                    elif os.lstat(point).st_size == 0:
+                        os.unlink(point)
                 os.rmdir(points)
             for entry in os.listdir(self.path):
                 if entry == "share":

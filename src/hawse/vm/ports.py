@@ -69,13 +69,19 @@ class Slot:
 
 @dataclass(frozen=True)
 class Port:
-    """A root port that takes a device: QEMU's id of it, its bus, and its windows in bytes."""
+    """A root port that takes a group: QEMU's id of it, its bus, its windows in bytes, and whether a bridge is in it."""
 
     name: str
     bus: int
     io: bool
     memory: int
     prefetchable: int
+    bridge: bool = False
+
+    @property
+    def takes_at(self) -> str:
+        """QEMU's id of what a function is plugged into."""
+        return _bridge_of(self.name) if self.bridge else self.name
 
 
 @dataclass(frozen=True)
@@ -98,43 +104,52 @@ class _Port:
     name: str
     group: GroupShape | None = None
     bus: int = 0
+    io: bool = False
+    spare_bridge: bool = False
     properties: dict[str, Any] = field(default_factory=dict)
 
     @property
     def buses(self) -> int:
-        return 2 if self.group and _needs_bridge(self.group) else 1
+        return 2 if self.spare_bridge or (self.group and _needs_bridge(self.group)) else 1
 
 
-def plan_ports(groups: Sequence[GroupShape]) -> PortPlan:
+def plan_ports(groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridges: int = 0) -> PortPlan:
     """The share's port and a root port for each group. Raises :class:`DeviceError` when there is no room.
 
-    There are 4, 8, 16... ports, some of them spare: most machines are then of one shape, which one template serves, and
-    devices may come later. A group gets the bus that it would like; the others have the numbers that are left.
+    There are 4, 8, 16... ports, at least ``least``, some of them spare, and up to ``bridges`` of those with a bridge:
+    most machines are then of one shape, which one template serves, and devices may come later. A group gets the bus
+    that it would like; the others have the numbers that are left.
     """
     if len(groups) > MAX_PORTS:
         raise DeviceError(
             f"{len(groups)} VFIO groups, and a virtual machine has {MAX_PORTS} ports for them",
             hint="divide them among several containers",
         )
-    count = LEAST_PORTS
+    count = least
     while count < len(groups):
         count *= 2
     count = min(count, MAX_PORTS)
-    spare_io = count + 1 <= MAX_IO_PORTS
-    _check_room(groups, spare_io=spare_io)
+    # All, where there are windows for all; else the groups that need one, and as many spare ports as can have one.
+    all_io = count + 1 <= MAX_IO_PORTS
+    _check_room(groups, spare_io=all_io)
+    spare_io = count if all_io else len(groups) + MAX_IO_PORTS - sum(map(_has_io, groups))
     ports = [_Port(SHARE_BUS)]
-    ports += [_Port(f"port{index}", groups[index] if index < len(groups) else None) for index in range(count)]
+    ports += [_Port(f"port{index}", group, io=all_io or _has_io(group)) for index, group in enumerate(groups)]
+    ports += [
+        _Port(f"port{index}", io=index < spare_io, spare_bridge=index >= count - bridges)
+        for index in range(len(groups), count)
+    ]
     _number(ports)
-    bridges: list[dict[str, Any]] = []
+    devices: list[dict[str, Any]] = []
     for index, port in enumerate(ports):
-        bridges.append(_root_port(index, port, last=index == count, io=spare_io or _has_io(port.group)))
+        devices.append(_root_port(index, port, last=index == count))
         if port.buses > 1:
-            bridges.append({"driver": "pcie-pci-bridge", "id": _bridge(port), "bus": port.name, "addr": "0.0"})
+            devices.append({"driver": "pcie-pci-bridge", "id": _bridge_of(port.name), "bus": port.name, "addr": "0.0"})
     by_name = {port.name: port for port in ports}
     return PortPlan(
-        bridges=tuple(bridges),
+        bridges=tuple(devices),
         slots=tuple(slot for index in range(len(groups)) for slot in _slots(by_name[f"port{index}"])),
-        ports=tuple(_port(port, io=spare_io) for port in ports if port.name != SHARE_BUS and port.buses == 1),
+        ports=tuple(_port(port) for port in ports if port.name != SHARE_BUS),
         share_address=f"0000:{by_name[SHARE_BUS].bus:02x}:00.0",
     )
 
@@ -145,7 +160,9 @@ def place(group: GroupShape, spares: Sequence[Port]) -> tuple[Slot, ...]:
     A port that nothing was planned for has the least windows, and a bridge cannot come later: the guest's hotplug by
     ACPI knows those alone that firmware has seen (QEMU hw/acpi/pcihp.c).
     """
-    if _needs_bridge(group):
+    bridged = _needs_bridge(group)
+    spares = [spare for spare in spares if spare.bridge == bridged]
+    if bridged and not spares:
         raise DeviceError(
             f"group {group.number} has {len(group.functions)} functions, which need a bridge, and a virtual machine "
             "that runs cannot get one",
@@ -221,7 +238,7 @@ def _number(ports: list[_Port]) -> None:
             port.properties["bus-reserve"] = following.bus - port.bus - 1
 
 
-def _root_port(index: int, port: _Port, *, last: bool, io: bool) -> dict[str, Any]:
+def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
     slot, function = FIRST_PORT_SLOT + index // PORTS_PER_SLOT, index % PORTS_PER_SLOT
     made: dict[str, Any] = {
         "driver": "pcie-root-port",
@@ -237,7 +254,7 @@ def _root_port(index: int, port: _Port, *, last: bool, io: bool) -> dict[str, An
         made["mem-reserve"] = _memory(port.group)
     if _prefetchable(port.group) > _MINIMUM_WINDOW:
         made["pref64-reserve"] = _prefetchable(port.group)
-    if not io or port.name == SHARE_BUS:
+    if not port.io:
         made["io-reserve"] = 0
     return made | port.properties
 
@@ -254,18 +271,18 @@ def _slots(port: _Port) -> tuple[Slot, ...]:
         )
     # Slot 0 is taken by the bridge's own hotplug controller (QEMU hw/pci-bridge/pcie_pci_bridge.c).
     return tuple(
-        Slot(group.number, n, _bridge(port), f"{n + 1:x}.0", False, f"0000:{port.bus + 1:02x}:{n + 1:02x}.0")
+        Slot(group.number, n, _bridge_of(port.name), f"{n + 1:x}.0", False, f"0000:{port.bus + 1:02x}:{n + 1:02x}.0")
         for n in range(count)
     )
 
 
-def _bridge(port: _Port) -> str:
-    return port.name.replace("port", "bridge")
+def _bridge_of(port: str) -> str:
+    return port.replace("port", "bridge")
 
 
-def _port(port: _Port, *, io: bool) -> Port:
+def _port(port: _Port) -> Port:
     memory, prefetchable = max(_memory(port.group), _MINIMUM_WINDOW), max(_prefetchable(port.group), _MINIMUM_WINDOW)
-    return Port(port.name, port.bus, io or _has_io(port.group), memory, prefetchable)
+    return Port(port.name, port.bus, port.io, memory, prefetchable, bridge=port.buses > 1)
 
 
 def _needs_bridge(group: GroupShape) -> bool:

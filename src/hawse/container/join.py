@@ -1,0 +1,85 @@
+"""Creating a container in a sandbox that runs: its monitor makes it, this process only plans and waits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hawse.container.client import call
+from hawse.container.create import Created
+from hawse.container.delete import give_back
+from hawse.container.process import check_console, start_proxy
+from hawse.errors import HawseError, StateError
+from hawse.sandbox.share import open_trees
+from hawse.sandbox.state import CREATED, RUNNING, Store
+from hawse.vm.ports import Port
+
+if TYPE_CHECKING:
+    from hawse.sandbox.plan import ContainerPlan
+
+
+def join(
+    store: Store,
+    sandbox: str,
+    make_plan: Callable[[Sequence[Port]], ContainerPlan],
+    *,
+    console_socket: str | None,
+    detach: bool,
+) -> Created:
+    """Make the container; ``make_plan`` is given the free ports. When anything fails, nothing is left of it.
+
+    Raises :class:`StateError` where there is no such sandbox, and what planning and making raise.
+    """
+    first = Store(store.root, sandbox)
+    _check(first)
+    store.make(sandbox=first)
+    try:
+        # By the container's own name from here on: its directory has links to the sandbox's socket and lock.
+        made = make_plan(msgspec.convert(call(store, "ports", {}), list[Port]))
+        terminal = bool(made.spec["process"].get("terminal"))
+        check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+        trees = open_trees(made.shares)
+        proxy = None
+        try:
+            # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
+            key = f"init-{os.urandom(16).hex()}"
+            proxy = start_proxy(store, key, terminal=terminal, console_socket=console_socket)
+            notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})
+        except BaseException:
+            if proxy is not None:
+                proxy.abort()
+            raise
+        finally:
+            for tree in trees:
+                os.close(tree)
+    except HawseError as error:
+        store.remove()
+        try:
+            give_back(store)
+        except HawseError as failure:
+            error.message += f"; and then {failure.message}"
+        raise
+    except BaseException:
+        store.remove()
+        raise
+    lines = notes if isinstance(notes, list) else []
+    return Created(store, None, proxy, notes=[(str(level), str(text)) for level, text in lines], terminal=terminal)
+
+
+def _check(first: Store) -> None:
+    state = first.read() if os.path.isdir(first.path) else {}
+    if not state:
+        raise StateError(
+            f"sandbox {first.name} does not exist", hint="create it before the containers that are to join it"
+        )
+    if state.get("sandbox", first.name) != first.name:
+        raise StateError(
+            f"{first.name} is no sandbox: it has joined {state['sandbox']}", hint="name the sandbox itself"
+        )
+    if state["status"] not in (CREATED, RUNNING):
+        raise StateError(
+            f"sandbox {first.name} is {state['status']}: no container can join it", hint="create another sandbox"
+        )

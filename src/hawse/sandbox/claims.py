@@ -1,0 +1,45 @@
+"""What of a machine is given to its containers: ports and groups, each to one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hawse.errors import StateError
+from hawse.sandbox.plan import PlugStep
+from hawse.vm.ports import Port
+
+
+class Claims:
+    """One for a machine; only read and changed in the monitor's event loop."""
+
+    def __init__(self, ports: Sequence[Port]) -> None:
+        self._ports = list(ports)
+        self._plugs: dict[str, PlugStep] = {}
+        self._lost: set[str] = set()  # ports with a function in them that the guest does not let go
+
+    @property
+    def plugs(self) -> list[PlugStep]:
+        """All functions that are plugged, or are being plugged."""
+        return list(self._plugs.values())
+
+    @property
+    def spares(self) -> list[Port]:
+        """The ports that are free."""
+        taken = self._lost | {plug.bus for plug in self._plugs.values()}
+        return [port for port in self._ports if port.takes_at not in taken]
+
+    def claim(self, plugs: Sequence[PlugStep]) -> None:
+        """Take ports and groups for these functions. Raises :class:`StateError`, with nothing taken."""
+        groups = {plug.group for plug in self._plugs.values()}
+        for plug in plugs:
+            if plug.group in groups:
+                raise StateError(f"group {plug.group} is attached to the same virtual machine already")
+        if not {plug.bus for plug in plugs} <= {port.takes_at for port in self.spares}:
+            raise StateError("the port for it was taken meanwhile", hint="try again")
+        self._plugs |= {plug.device: plug for plug in plugs}
+
+    def release(self, plugs: Sequence[PlugStep], left: Sequence[PlugStep] = ()) -> None:
+        """Functions are gone; the ports of those that the guest does not let go are lost."""
+        for plug in plugs:
+            self._plugs.pop(plug.device, None)
+        self._lost |= {plug.bus for plug in left}

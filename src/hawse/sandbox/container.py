@@ -1,0 +1,213 @@
+"""One container of a sandbox: its state, its processes, its devices, and what engines may ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from hawse.errors import HawseError, StateError
+from hawse.oci.addresses import translate
+from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.claims import Claims
+from hawse.sandbox.plan import Attachment, ContainerPlan
+from hawse.sandbox.processes import KILLED, LOST, Processes
+from hawse.sandbox.proxies import Proxy
+from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
+
+
+class Container:
+    """State and operations. Everything here runs in the monitor's one event loop."""
+
+    def __init__(
+        self,
+        plan: ContainerPlan,
+        store: Store,
+        processes: Processes,
+        claims: Claims,
+        *,
+        key: str,
+        seconds: float,
+        sandbox: str,
+    ) -> None:
+        """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
+        ``sandbox``: the id of the first container.
+
+        Raises :class:`StateError` where another container has a device of the plan.
+        """
+        self.plan = plan
+        self.attachments = Attachments(plan, claims, seconds=seconds)
+        self.stopped = asyncio.Event()
+        self._store = store
+        self._processes = processes
+        self._key = f"{plan.id}/{key}"
+        self._init = 0
+        self._ready = asyncio.Event()
+        self._state: dict[str, Any] = {
+            "ociVersion": plan.oci_version,
+            "id": plan.id,
+            "pid": 0,
+            "status": CREATING,
+            "bundle": plan.bundle,
+            "rootfs": plan.rootfs,
+            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "annotations": plan.annotations,
+            "owner": plan.owner,
+            "pidStart": 0,
+            "monitorPid": os.getpid(),
+            "sandbox": sandbox,
+        }
+        self._write()
+        processes.claim(self._key)
+
+    @property
+    def status(self) -> str:
+        """As in the state."""
+        return str(self._state["status"])
+
+    @property
+    def pid(self) -> int:
+        """That of the first process's proxy."""
+        return int(self._state["pid"])
+
+    async def create(self, joins: dict[str, str]) -> list[tuple[str, str]]:
+        """Make the container in the guest, with the proxy that has announced itself as its first process.
+
+        ``joins``, by kind of namespace, are containers whose namespace it has.
+        """
+        for kib, count in self.plan.hugepages:
+            await self._processes.call("reserve_hugepages", {"kib": kib, "count": count})
+        proxy = await self._processes.await_proxy(self._key)
+        spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
+        seen = self.attachments.seen()
+        call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
+        try:
+            self._init, lines = await self._launch(proxy, "create", call, ended=self._ended)
+        except HawseError:
+            proxy.exit(LOST)
+            raise
+        self._state["vfio"] = seen
+        self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
+        self._write()
+        self._ready.set()
+        return _log_lines(lines)
+
+    async def start(self) -> None:
+        """runc start. Raises :class:`StateError` unless the container is created."""
+        if self.status == RUNNING:
+            raise StateError(f"cannot start an already running container: {self.plan.id}")
+        if self.status != CREATED:
+            raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
+        # Before the call: a program that ends at once is reported before its start is answered.
+        self._set_status(RUNNING)
+        try:
+            await self._processes.call("start", {"container": self.plan.id})
+        except HawseError:
+            if self.status == RUNNING:
+                self._set_status(CREATED)
+            raise
+
+    async def kill(self, number: int, *, everyone: bool) -> None:
+        """runc kill. Raises :class:`StateError` with runc's "container not running"."""
+        if self.status not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id}")
+        await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
+
+    async def execute(self, key: str, process: dict[str, Any]) -> int:
+        """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
+        if self.status != RUNNING:
+            raise StateError(f"container not running: {self.plan.id}")
+        process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
+        proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
+        try:
+            await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
+        except HawseError:
+            proxy.exit(LOST)
+            raise
+        return proxy.pid
+
+    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+        """Give the container one group more; what there is to say of its functions."""
+        await self._ready.wait()
+        self._check_lives()
+        entries = await self.attachments.attach(wanted)
+        self._show_devices()
+        return entries
+
+    async def detach(self, group: int, *, force: bool) -> None:
+        """Take a group from the container."""
+        await self._ready.wait()
+        self._check_lives()
+        try:
+            await self.attachments.detach(group, force=force)
+        finally:
+            self._show_devices()
+
+    async def remove(self) -> None:
+        """End it, and have nothing of it left in the guest. Raises :class:`DeviceError` for a device that stays."""
+        with suppress(HawseError):  # the agent may have made nothing of it yet
+            await self._processes.call("delete", {"container": self.plan.id})
+            self._ended()
+        self.end()
+        await self.attachments.end()
+        for kib, count in self.plan.hugepages:
+            with suppress(HawseError):
+                await self._processes.call("reserve_hugepages", {"kib": kib, "count": -count})
+
+    def lose(self, reason: HawseError) -> None:
+        """The virtual machine ended before the container did; the state keeps the reason for who asks."""
+        if self.status != STOPPED:
+            self._state["failure"] = reason.to_wire()
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
+        code = KILLED if self.status == STOPPED else LOST
+        self._ended()
+        self._ready.set()
+        self._processes.end(code, container=self.plan.id)
+
+    def _ended(self) -> None:
+        if self.status != STOPPED:
+            self._set_status(STOPPED)
+        self.stopped.set()
+
+    def _check_lives(self) -> None:
+        if self.status not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id} is {self.status}")
+
+    def _show_devices(self) -> None:
+        if self.status != STOPPED:
+            self._state["vfio"] = self.attachments.seen()
+            self._write()
+
+    async def _launch(
+        self, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]
+    ) -> tuple[int, object]:
+        return await self._processes.launch(self.plan.id, proxy, method, call, ended=ended)
+
+    def _set_status(self, status: str) -> None:
+        self._state["status"] = status
+        self._write()
+
+    def _write(self) -> None:
+        self._store.write(self._state)
+
+
+def _log_lines(lines: object) -> list[tuple[str, str]]:
+    """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
+    return [
+        (line[0], "".join(c for c in line[1][:500] if c.isprintable()))
+        for line in (lines[:100] if isinstance(lines, list) else ())
+        if isinstance(line, list) and len(line) == 2 and line[0] in ("warning", "debug") and isinstance(line[1], str)
+    ]
+
+
+def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """The process with the size of the engine's terminal: a later resize may come after its first question for it."""
+    if size is None or not process.get("terminal"):
+        return process
+    return process | {"consoleSize": {"height": size[0], "width": size[1]}}

@@ -1,0 +1,163 @@
+"""The processes of a sandbox's containers: each has a number, a proxy on the host, and streams between the two."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from hawse.errors import HawseError, StateError, VmError
+from hawse.sandbox.guest import GuestLink, Route
+from hawse.sandbox.proxies import Proxy
+
+_PROXY_SECONDS = 20.0
+#: Exit codes of a process that the kernel has killed, and of one whose end nobody has seen.
+KILLED, LOST = 128 + signal.SIGKILL, 255
+
+
+@dataclass(frozen=True)
+class _Running:
+    container: str
+    proxy: Proxy
+    ended: Callable[[], None]
+
+
+class Processes:
+    """All of them, in the monitor's one event loop. ``seconds``: what a call of the agent may take."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
+        self._link: GuestLink | None = None
+        self._proxies: dict[str, asyncio.Future[Proxy]] = {}
+        self._claimed: set[str] = set()
+        self._running: dict[int, _Running] = {}
+        self._newest = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, link: GuestLink) -> None:
+        """The agent answers."""
+        self._link = link
+        link.on_exit = self._exited
+
+    async def call(self, method: str, params: dict[str, Any]) -> object:
+        """Ask the agent."""
+        if self._link is None:
+            raise StateError(f"container {params.get('container', '')} is still being created")
+        return await self._link.call(method, params, seconds=self._seconds)
+
+    def claim(self, key: str) -> None:
+        """The process of this key will be made, however long that takes."""
+        self._claimed.add(key)
+
+    def announce(self, key: str, proxy: Proxy) -> None:
+        """A proxy has connected and waits for its process, which was or will be asked for with the same key."""
+        expected = self._expect(key)
+        if expected.done():
+            raise StateError(f"a second proxy for the process {key[:300]}")
+        expected.set_result(proxy)
+        asyncio.get_running_loop().call_later(_PROXY_SECONDS, self._turn_away, key)
+
+    async def await_proxy(self, key: str) -> Proxy:
+        """The proxy that announces itself with this key. Raises :class:`VmError` when none does."""
+        self.claim(key)
+        try:
+            async with asyncio.timeout(_PROXY_SECONDS):
+                return await asyncio.shield(self._expect(key))
+        except TimeoutError:
+            raise VmError(f"the proxy process did not connect within {_PROXY_SECONDS:g} s") from None
+        finally:
+            self._proxies.pop(key, None)
+            self._claimed.discard(key)
+
+    async def launch(
+        self, container: str, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]
+    ) -> tuple[int, object]:
+        """Have the agent make a process for the proxy: its number, and the agent's answer. ``ended``: at its end."""
+        assert self._link is not None
+        # Numbered where nothing is awaited before it is sent: the agent takes them in ascending order only.
+        self._newest += 1
+        number = self._newest
+        route = self._link.route(number, proxy)
+        self._running[number] = _Running(container, proxy, ended)
+        serving = self._begin(self._serve(container, number, proxy, route))
+        try:
+            result = await self.call(method, call | {"container": container, "process": number})
+        except HawseError:
+            serving.cancel()
+            self._running.pop(number, None)
+            self._link.forget(number)
+            raise
+        if proxy.size is not None:
+            await self._resize(container, number, *proxy.size)
+        return number, result
+
+    async def signal(self, container: str, number: int, signal_number: int, *, everyone: bool) -> None:
+        """Signal a process, or every one of the container."""
+        call = {"container": container, "process": number, "signal": signal_number, "everyone": everyone}
+        await self.call("signal", call)
+
+    def end(self, code: int, *, container: str | None = None) -> None:
+        """Processes, of one container or of all, are gone without a word of the guest's."""
+        for number, running in list(self._running.items()):
+            if container in (None, running.container):
+                del self._running[number]
+                running.proxy.exit(code)
+                if self._link is not None:
+                    self._link.forget(number)
+        for key in list(self._proxies):
+            if container in (None, key.partition("/")[0]):
+                self._claimed.discard(key)
+                self._turn_away(key)
+
+    async def _serve(self, container: str, number: int, proxy: Proxy, route: Route) -> None:
+        def resize(rows: int, columns: int) -> None:
+            proxy.size = (rows, columns)
+            self._begin(self._resize(container, number, rows, columns))
+
+        await proxy.serve(
+            route,
+            on_signal=lambda n: self._begin(self.signal(container, number, n, everyone=False)),
+            on_resize=resize,
+            # Whoever kills the proxy means the process: engines know no other pid.
+            on_loss=lambda: self._begin(self.signal(container, number, signal.SIGKILL, everyone=False)),
+        )
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something beside; what fails of it, a signal to a process that has ended, say, has nobody to tell."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled():
+                done.exception()
+
+        task.add_done_callback(ended)
+        return task
+
+    def _turn_away(self, key: str) -> None:
+        """End a proxy whose process nobody has asked for: the command that started it was killed."""
+        expected = self._proxies.get(key)
+        if expected is not None and expected.done() and key not in self._claimed:
+            del self._proxies[key]
+            if not expected.cancelled():
+                expected.result().exit(LOST)
+
+    def _exited(self, number: int, code: int) -> None:
+        running = self._running.pop(number, None)
+        if running is None or self._link is None:
+            return
+        self._link.forget(number)
+        running.ended()
+        running.proxy.exit(code)
+
+    async def _resize(self, container: str, number: int, rows: int, columns: int) -> None:
+        call = {"container": container, "process": number, "rows": rows, "columns": columns}
+        with suppress(HawseError):  # the process may have ended, or not exist yet
+            await self.call("resize", call)
+
+    def _expect(self, key: str) -> asyncio.Future[Proxy]:
+        return self._proxies.setdefault(key, asyncio.get_running_loop().create_future())

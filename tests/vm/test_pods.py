@@ -1,0 +1,272 @@
+"""Several containers in one sandbox, as engines make them for a pod: each with its own devices, files and stdio."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
+from tests.support.host import difference, snapshot
+from tests.support.runtime import Result, Runtime, wait_until
+from tests.vm.conftest import outcome, save_evidence
+
+pytestmark = pytest.mark.vm
+
+GROUPS = """
+[emulated]
+5 = ["edu"]
+6 = ["edu"]
+7 = ["e1000e", "e1000e"]
+"""
+KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+MEMBERS = ("one", "two", "three", "again")
+
+
+def bundle(
+    directory: Path, name: str, arguments: list[str] = FOREVER, *, groups: tuple[int, ...] = (), **changes: Any
+) -> str:
+    """A bundle of a container of the pod."""
+    path = str(directory / name)
+    spec = make_bundle(path, arguments, rlimits=[UNLIMITED])
+    shutil.copy(build_probe(str(directory)), f"{path}/rootfs/bin/probe")
+    if groups:
+        add_devices(spec, [("/dev/vfio/vfio", 10, 196), *((f"/dev/vfio/{group}", 511, group) for group in groups)])
+    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    for key, value in changes.items():
+        spec[key] = value
+    write(path, spec)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """A sandbox whose first container waits."""
+    before = snapshot()
+    directory = tmp_path_factory.mktemp("pod")
+    made = Runtime(str(directory))
+    made.configure(GROUPS)
+    made.run_detached(bundle(directory, "pod"), "pod")
+    yield made
+    assert made("delete", "--force", "pod").code == 0
+    wait_until(lambda: not difference(before, snapshot()))
+    assert os.listdir(made.root) == []
+
+
+@pytest.fixture(autouse=True)
+def alone(pod: Runtime, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test begins and ends with the first container alone."""
+    yield
+    if request.node.stash.get(outcome, False):
+        save_evidence(pod.root, request.node.name)
+    for name in MEMBERS:
+        deleted = pod("delete", "--force", name)
+        assert (deleted.code, deleted.errors) == (0, "")
+    assert os.listdir(f"{pod.root}/pod/share") == ["pod"]
+    assert os.listdir(pod.root) == ["pod"]
+
+
+def shell(runtime: Runtime, name: str, script: str) -> Result:
+    return runtime("exec", name, "/bin/sh", "-c", script)
+
+
+def qemus() -> int:
+    return len([line for line in snapshot()["processes"] if "qemu-system" in line])
+
+
+def test_containers_share_a_machine_and_nothing_else(pod: Runtime, tmp_path: Path) -> None:
+    machines = qemus()
+    for name in ("one", "two"):
+        made = bundle(tmp_path, name)
+        (Path(made) / "rootfs" / "mine").write_text(name)
+        pod.run_detached(made, name)
+    assert qemus() == machines
+    boots = {shell(pod, name, "cat /proc/sys/kernel/random/boot_id").output for name in ("pod", "one", "two")}
+    assert len(boots) == 1
+    assert [shell(pod, name, "cat /mine").output for name in ("one", "two")] == ["one", "two"]
+    assert shell(pod, "one", "ps | grep -c '[s]leep 3600$'").output == "1\n", "a PID namespace each"
+    listed = {entry["id"]: entry for entry in json.loads(pod("list", "--format", "json").output)}
+    assert {name: listed[name]["status"] for name in listed} == {"pod": "running", "one": "running", "two": "running"}
+    assert len({entry["pid"] for entry in listed.values()}) == 3
+
+
+def test_each_sees_its_own_devices_alone(pod: Runtime, tmp_path: Path) -> None:
+    pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
+    pod.run_detached(bundle(tmp_path, "two", groups=(6, 7)), "two")
+    groups = {name: [entry["host"]["group"] for entry in pod.state(name)["vfio"]] for name in ("pod", "one", "two")}
+    assert groups == {"pod": [], "one": [5], "two": [6, 7, 7]}
+    for name, group, other in (("one", 5, "two"), ("two", 6, "one")):
+        probe = shell(pod, name, f"probe /dev/vfio/{group}")
+        assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
+        entry = pod.state(other)["vfio"][0]
+        for path in entry["nodes"]:
+            assert shell(pod, name, f"ls {path}").code != 0, "no node of the other's"
+        # Not by its number either: the device cgroup does not let it be opened.
+        [line] = shell(pod, other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
+        major, minor = (word.rstrip(",") for word in line.split()[4:6])
+        opened = shell(pod, name, f"mknod /dev/stolen c {major} {minor} && : <>/dev/stolen")
+        assert opened.code != 0
+        assert "not permitted" in opened.errors, opened
+    table = json.loads(shell(pod, "one", "cat /dev/hawse/devices.json").output)
+    assert [entry["host"]["group"] for entry in table] == [5]
+
+
+def test_a_container_that_is_deleted_gives_back_its_devices_alone(pod: Runtime, tmp_path: Path) -> None:
+    pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
+    pod.run_detached(bundle(tmp_path, "two", groups=(6,)), "two")
+    refused = pod("create", "--bundle", bundle(tmp_path, "three", groups=(5,)), "three")
+    assert "group 5 is attached to the same virtual machine already" in refused.errors
+    assert pod("delete", "--force", "one").code == 0
+    assert shell(pod, "two", "probe /dev/vfio/6").code == 0
+    pod.run_detached(bundle(tmp_path, "again", groups=(5,)), "again")
+    assert shell(pod, "again", "probe /dev/vfio/5").code == 0
+
+
+def test_groups_come_and_go_in_a_container_of_a_pod(pod: Runtime, tmp_path: Path) -> None:
+    pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
+    assert pod("attach", "one", "6").code == 0
+    assert shell(pod, "one", "probe /dev/vfio/6").code == 0
+    assert "group 6 is attached to the same" in pod("attach", "pod", "6").errors
+    assert pod("detach", "one", "6").code == 0
+    assert pod("attach", "pod", "6").code == 0
+    assert pod("detach", "pod", "6").code == 0
+
+
+def test_standard_streams_and_exit_codes_are_each_ones_own(pod: Runtime, tmp_path: Path) -> None:
+    one = pod.start(
+        "run", "--bundle", bundle(tmp_path, "one", ["/bin/sh", "-c", "read line; echo one $line; exit 3"]), "one",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    two = pod.start(
+        "run", "--bundle", bundle(tmp_path, "two", ["/bin/sh", "-c", "read line; echo two $line; exit 4"]), "two",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    said = [process.communicate(text)[0] for process, text in ((two, b"b\n"), (one, b"a\n"))]
+    assert (said, one.returncode, two.returncode) == ([b"two b\n", b"one a\n"], 3, 4)
+    assert pod.state("pod")["status"] == "running"
+
+
+def test_a_container_that_was_killed_is_stopped_and_its_pod_runs_on(pod: Runtime, tmp_path: Path) -> None:
+    path = bundle(tmp_path, "one")
+    with pod.start("run", "--keep", "--bundle", path, "one", stdin=subprocess.DEVNULL) as process:
+        wait_until(lambda: pod("state", "one").code == 0 and pod.state("one")["status"] == "running")
+        assert pod("kill", "one", "KILL").code == 0
+        assert process.wait() == 137
+    assert pod.state("one")["status"] == "stopped"
+    assert pod("delete", "one").code == 0
+    assert pod("state", "one").code == 1
+    pod.run_detached(path, "one")
+
+
+def test_namespaces_of_the_pod_can_be_joined(pod: Runtime, tmp_path: Path) -> None:
+    path = f"/proc/{pod.state('pod')['pid']}/ns"
+    spec = make_bundle(str(tmp_path / "scratch"), FOREVER)
+    joined = [{"type": kind, "path": f"{path}/{kind}"} for kind in ("pid", "ipc", "uts")]
+    linux = spec["linux"] | {"namespaces": [{"type": "mount"}, *joined]}
+    pod.run_detached(bundle(tmp_path, "one", linux=linux), "one")
+    pod.run_detached(bundle(tmp_path, "two"), "two")
+    links = {
+        name: shell(pod, name, "for kind in pid ipc uts; do busybox readlink /proc/self/ns/$kind; done").output.split()
+        for name in ("pod", "one", "two")
+    }
+    assert len(links["pod"]) == 3
+    assert links["one"] == links["pod"]
+    assert set(links["two"]).isdisjoint(links["pod"])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "words"),
+    [
+        ({KIND: "container", SANDBOX: "nobody"}, "sandbox nobody does not exist"),
+        ({KIND: "container", SANDBOX: "one"}, "one is no sandbox: it has joined pod"),
+        ({KIND: "container"}, f"annotations: {SANDBOX} is missing"),
+        ({KIND: "container", SANDBOX: "../pod"}, "invalid container ID format"),
+    ],
+)
+def test_what_cannot_be_joined(pod: Runtime, tmp_path: Path, annotations: dict[str, str], words: str) -> None:
+    pod.run_detached(bundle(tmp_path, "one"), "one")
+    refused = pod("create", "--bundle", bundle(tmp_path, "two", annotations=annotations), "two")
+    assert (refused.code, words in refused.errors) == (1, True), refused
+    assert pod("state", "two").code == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arguments": ["/bin/none"]}, "no such file or directory"),
+        ({"groups": (99,)}, "99"),
+        ({"mounts": [{"destination": "/data", "type": "bind", "source": "/gone", "options": ["bind"]}]}, "/gone"),
+    ],
+)
+def test_a_container_that_cannot_be_made_leaves_nothing(
+    pod: Runtime, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    before = snapshot()
+    refused = pod("create", "--bundle", bundle(tmp_path, "one", **changes), "one")
+    assert refused.code != 0
+    assert words in refused.errors.lower(), refused
+    assert os.listdir(pod.root) == ["pod"]
+    assert os.listdir(f"{pod.root}/pod/share") == ["pod"]
+    wait_until(lambda: not difference(before, snapshot()))
+    pod.run_detached(bundle(tmp_path, "two", groups=(5,)), "two")
+
+
+def test_an_engine_that_is_killed_while_it_creates_leaves_nothing(pod: Runtime, tmp_path: Path) -> None:
+    before = snapshot()
+    path = bundle(tmp_path, "one", groups=(5, 6))
+    creating = pod.start("create", "--bundle", path, "one", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_until(lambda: os.path.exists(f"{pod.root}/one/state.json"))
+    creating.kill()
+    creating.wait()
+    # The proxy has lost its monitor's interest, and the monitor its caller: both undo what they have.
+    wait_until(lambda: os.listdir(f"{pod.root}/pod/share") == ["pod"])
+    assert pod("delete", "--force", "one").code == 0
+    wait_until(lambda: not difference(before, snapshot()))
+    pod.run_detached(path, "one")
+    assert shell(pod, "one", "probe /dev/vfio/5").code == 0
+
+
+def test_files_mounted_after_the_sandbox_began_are_there(pod: Runtime, tmp_path: Path) -> None:
+    """As an engine mounts a container's root file system: long after the monitor has left its mount namespace."""
+    path = bundle(tmp_path, "one")
+    subprocess.run(["mount", "-t", "tmpfs", "late", f"{path}/rootfs/tmp"], check=True)
+    try:
+        Path(f"{path}/rootfs/tmp/late").write_text("here")
+        pod.run_detached(path, "one")
+        assert shell(pod, "one", "cat /tmp/late").output == "here"
+        assert pod("delete", "--force", "one").code == 0
+    finally:
+        subprocess.run(["umount", f"{path}/rootfs/tmp"], check=True)
+
+
+def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
+    before = snapshot()
+    runtime = Runtime(str(tmp_path))
+    runtime.configure(GROUPS)
+    for how in ("its first container", "its monitor"):
+        runtime.run_detached(bundle(tmp_path, "pod"), "pod")
+        with runtime.start("run", "--keep", "--bundle", bundle(tmp_path, "one", groups=(5,)), "one") as process:
+            wait_until(lambda: runtime("state", "one").code == 0 and runtime.state("one")["status"] == "running")
+            if how == "its monitor":
+                os.kill(json.loads(Path(f"{runtime.root}/pod/state.json").read_text())["monitorPid"], signal.SIGKILL)
+            else:
+                assert runtime("kill", "pod", "KILL").code == 0
+            assert process.wait() in (1, 255)
+        wait_until(lambda: runtime.state("pod")["status"] == "stopped")
+        assert runtime.state("one")["status"] == "stopped"
+        late = runtime("create", "--bundle", bundle(tmp_path, "two"), "two")
+        assert "is stopped: no container can join it" in late.errors
+        for name in ("one", "pod"):
+            assert runtime("delete", name).code == 0
+        wait_until(lambda: not difference(before, snapshot()))
+        shutil.rmtree(tmp_path / "one")
+        shutil.rmtree(tmp_path / "pod")
+        shutil.rmtree(tmp_path / "two")
