@@ -51,6 +51,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     keep_addresses: bool = True
     managed: bool = False
+    mode: str = "vfio"  # vfio | guest-kernel
     plug: str = "hot"  # hot | cold
     rom: bool = False
 
@@ -68,7 +69,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")},
-    "devices": {"plug": ("hot", "cold")},
+    "devices": {"plug": ("hot", "cold"), "mode": ("vfio", "guest-kernel")},
 }
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),

@@ -112,7 +112,7 @@ def command(kernel: str, initrd: str, mode: str, view: str) -> list[str]:
         *_devices(),
         "-virtfs", f"local,path={view},mount_tag=hostfs,security_model=none,readonly=on,multidevs=remap",
         "-kernel", kernel, "-initrd", initrd,
-        "-append", f"console=ttyS0 quiet panic=-1 intel_iommu=on -- {mode}",
+        "-append", f"console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on -- {mode}",
     ]  # fmt: skip
 
 

@@ -70,10 +70,12 @@ class Runtime:
         """create and start, with stdio that nobody reads; the pid of the pid file."""
         pid_file = f"{bundle}/pid"
         null = subprocess.DEVNULL
-        subprocess.run(
-            self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name),
-            check=True, stdin=null, stdout=null, stderr=null,
-        )  # fmt: skip
+        # Not a pipe: it would be the container's too, and open for as long as that lives.
+        with open(f"{bundle}/said", "w+") as said:
+            words = self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name)
+            made = subprocess.run(words, check=False, stdin=null, stdout=null, stderr=said)
+            said.seek(0)
+            assert made.returncode == 0, said.read()
         started = self("start", name)
         assert started.code == 0, started
         with open(pid_file) as file:

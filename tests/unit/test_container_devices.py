@@ -147,7 +147,7 @@ def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
         NodeRequest(path="/dev/vfio/12", major=240, minor=0, group=12),
         NodeRequest(path="/dev/vfio/3", major=240, minor=1, group=3),
     ]
-    assert mirror(made, nodes, {12: (3, 511, 0), 3: (4, 511, 1)}) == [
+    assert mirror(made, nodes, {12: (3, 511, 0), 3: (4, 511, 1)}, {}) == [
         {
             "device": "0000:3b:00.0",
             "host": {"address": "0000:3b:00.0", "group": 12},

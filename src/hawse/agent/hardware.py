@@ -27,7 +27,7 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node."""
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
-        _await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+        await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
     with trace.span(f"{address} bound to {DRIVER}"):
         _bind(uevents, address, DRIVER, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
     if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
@@ -109,11 +109,12 @@ def _users(path: str) -> list[tuple[int, str]]:
 def bind_virtio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> None:
     """Wait for a virtio function and give it to virtio's driver, whose own bus probes by itself."""
     deadline = time.monotonic() + seconds
-    _await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+    await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
     _bind(uevents, address, VIRTIO, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
 
 
-def _await_device(uevents: Uevents, address: str, *, seconds: float, deadline: float, root: str) -> None:
+def await_device(uevents: Uevents, address: str, *, seconds: float, deadline: float, root: str) -> None:
+    """Wait until the function is there. Raises :class:`DeviceError` at the deadline."""
     device = f"{root}/sys/bus/pci/devices/{address}"
     if not uevents.wait_until(lambda: os.path.exists(f"{device}/driver_override"), deadline=deadline):
         raise DeviceError(
@@ -135,13 +136,13 @@ def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root:
     def is_bound() -> bool:
         if sysfs.driver(address, root=root) == driver:
             return True
-        _write(f"{root}/sys/bus/pci/drivers_probe", address)
+        write(f"{root}/sys/bus/pci/drivers_probe", address)
         return sysfs.driver(address, root=root) == driver
 
     try:
-        _write(f"{device}/driver_override", driver)
+        write(f"{device}/driver_override", driver)
         if sysfs.driver(address, root=root) not in ("", driver):
-            _write(f"{device}/driver/unbind", address)
+            write(f"{device}/driver/unbind", address)
         bound, reason = uevents.wait_until(is_bound, deadline=deadline), f"its probe failed for {_BIND_SECONDS:g} s"
     except OSError as error:
         bound, reason = False, os.strerror(error.errno or 0)
@@ -152,6 +153,7 @@ def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root:
         )
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
+    """Write to a file of sysfs."""
     with open(path, "w") as file:
         file.write(text)

@@ -63,6 +63,7 @@ class Server:
             "trace": self.trace,
             "mount_share": self.mount_share,
             "bind_vfio": self.bind_vfio,
+            "bind_native": self.bind_native,
             "reserve_hugepages": self.reserve_hugepages,
             "create": self.create,
             "start": self.start,
@@ -140,6 +141,13 @@ class Server:
         with trace.span(f"VFIO modules loaded for {address}"):
             self._load(VFIO_MODULES)
         return hardware.bind_vfio(self._uevents, address, seconds=seconds)
+
+    def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
+        """Wait for a function and give it to the guest's own driver, whose module the container's share has."""
+        from hawse.agent import native
+
+        drivers = f"{self._run}/share/{container}/drivers"
+        return native.bind_native(self._uevents, address, drivers=drivers, seconds=seconds)
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
         """Make ``count`` more huge pages of ``kib`` KiB each."""

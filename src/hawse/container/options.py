@@ -11,19 +11,24 @@ from hawse.errors import ConfigError
 
 PREFIX = "hawse."
 VF_TOKEN, KEEP_ADDRESSES, MANAGED = "hawse.vf-token", "hawse.keep-addresses", "hawse.managed"
-DEVICES = "hawse.devices"
-KNOWN = (DEVICES, KEEP_ADDRESSES, MANAGED, VF_TOKEN)
+DEVICES, MODE = "hawse.devices", "hawse.device-mode"
+KNOWN = (DEVICES, KEEP_ADDRESSES, MANAGED, MODE, VF_TOKEN)
+#: What becomes of a device in the guest: a VFIO group, or one of the guest kernel's own.
+VFIO, GUEST_KERNEL = "vfio", "guest-kernel"
+MODES = (VFIO, GUEST_KERNEL)
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
     """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
-    that are given beside those of the spec. The rest as in the configuration."""
+    that are given beside those of the spec. ``native``: they are left to the guest's own drivers. The rest as in the
+    configuration."""
 
     keep_addresses: bool = True
     managed: bool = False
     cold: bool = False
     rom: bool = False
+    native: bool = False
     vf_token: str = ""
     devices: tuple[str, ...] = ()
 
@@ -42,11 +47,15 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
                 f"annotations: {VF_TOKEN}: {token[:80]!r} is no UUID",
                 hint="the one that the physical function's program was given",
             ) from None
+    mode = annotations.get(MODE, config.devices.mode)
+    if mode not in MODES:
+        raise ConfigError(f"annotations: {MODE}: {mode[:80]!r} is unknown", hint=f"known: {', '.join(MODES)}")
     return DeviceOptions(
         keep_addresses=_switch(annotations, KEEP_ADDRESSES, config.devices.keep_addresses),
         managed=_switch(annotations, MANAGED, config.devices.managed),
         cold=config.devices.plug == "cold",
         rom=config.devices.rom,
+        native=mode == GUEST_KERNEL,
         devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,
     )

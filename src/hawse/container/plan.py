@@ -12,6 +12,7 @@ import msgspec
 
 from hawse.config import Config
 from hawse.container.devices import add_named, as_groups, check_host, find_groups, plug_steps, shape, to_bind
+from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
@@ -59,7 +60,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, commands=[]) for step in plugs]
     return plan.SandboxPlan(
-        **_container(wanted, bundle, name=name, plugs=plugs, log=log),
+        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log),
         machine=machine,
         ports=list(ports.ports),
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
@@ -82,7 +83,7 @@ def plan_container(
         free = [port for port in free if port.takes_at != placed[0].bus]
         slots += placed
     plugs = plug_steps(groups, slots, owner=name, options=options)
-    return plan.ContainerPlan(**_container(wanted, bundle, name=name, plugs=plugs, log=log))
+    return plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log))
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class _Wanted:
     request: Request
     options: DeviceOptions
     role: str
+    native: dict[int, dict[str, int]]
 
 
 def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
@@ -105,16 +107,25 @@ def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
     request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
     request, replaced = as_groups(request, guest.spec)
     request = add_named(request, find_groups(options.devices, emulated), guest.spec)
+    native: dict[int, dict[str, int]] = {}
+    if options.native:
+        request, native = take_out(request, guest.spec)
     for warning in [*replaced, *check_host(request.groups, options)]:
         log.warning(warning)
-    return _Wanted(guest, request, options, role)
+    return _Wanted(guest, request, options, role, native)
 
 
-def _container(wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.PlugStep], log: Log) -> dict[str, Any]:
+def _container(
+    wanted: _Wanted, bundle: Bundle, config: Config, *, name: str, plugs: list[plan.PlugStep], log: Log
+) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
         log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
     guest, nodes = wanted.guest, wanted.request.nodes
+    shares = [plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares]
+    if wanted.native:
+        found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
+        shares.append(drivers(found.drivers))
     process = guest.spec["process"]
     process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
     return {
@@ -125,14 +136,13 @@ def _container(wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.P
         "annotations": bundle.spec.annotations or {},
         "owner": _owner(),
         "spec": guest.spec,
-        "shares": [
-            plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares
-        ],
+        "shares": shares,
         "plugs": plugs,
         "nodes": [plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in nodes],
         "hugepages": list(guest.hugepages),
         "binds": to_bind(wanted.request.groups, wanted.options),
         "joins": guest.joins,
+        "native": wanted.native,
     }
 
 

@@ -12,6 +12,7 @@ from hawse.sandbox.claims import Claims
 from hawse.sandbox.devices import Groups
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.mirror import mirror
+from hawse.sandbox.native import Native, annotation, with_nodes
 from hawse.sandbox.plan import Attachment, ContainerPlan, NodeRequest, PlugStep, addresses
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Attachments:
         self._container = plan.id
         self._seconds = seconds
         self._nodes: list[NodeRequest] = list(plan.nodes)
+        self._rights = plan.native
+        self._natives: dict[str, Native] = {}
         self._claims = claims
         self._groups: Groups = {}
         self._lock = asyncio.Lock()
@@ -41,16 +44,30 @@ class Attachments:
         """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
         async with self._lock:
             self._qmp, self._link = qmp, link
-            self._groups = await devices.attach(self.plugs, qmp, link, seconds=self._seconds)
+            native = [plug for plug in self.plugs if plug.group in self._rights]
+            plugs = [plug for plug in self.plugs if plug.group not in self._rights]
+            self._groups = await devices.attach(plugs, qmp, link, seconds=self._seconds)
+            self._natives = await devices.attach_native(
+                native, qmp, link, container=self._container, seconds=self._seconds
+            )
 
     @property
     def addresses(self) -> dict[str, str]:
         """The guest's address of each function of the host."""
         return addresses(self.plugs)
 
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What the state says of functions that the guest's own drivers have."""
+        return annotation(self.plugs, self._natives)
+
     def seen(self) -> list[dict[str, Any]]:
         """Which function is which in the guest."""
-        return mirror(self.plugs, self._nodes, self._groups)
+        return mirror(self.plugs, self._nodes, self._groups, self._natives)
+
+    def furnish(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The specification with nodes of functions that the guest's own drivers have."""
+        return with_nodes(spec, self.plugs, self._natives, self._rights) if self._natives else spec
 
     def guest_nodes(self) -> list[list[Any]]:
         """The nodes that the container is created with, as the agent takes them."""
@@ -66,6 +83,7 @@ class Attachments:
             group = wanted.plugs[0].group
             if group in self._groups:
                 raise StateError(f"group {group} is attached already")
+            self._refuse_native()
             self._claims.claim(wanted.plugs)
             try:
                 groups = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
@@ -89,12 +107,13 @@ class Attachments:
         """Take a group from the container and from the machine. Raises :class:`DeviceError` where it is in use."""
         async with self._lock:
             qmp, link = self._ends()
+            self._refuse_native()
             if group not in self._groups:
                 raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
             numbers = self._groups[group]
             paths = next(entry["nodes"] for entry in self.seen() if entry["host"]["group"] == group)
             plugs = [plug for plug in self.plugs if plug.group == group]
-            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups)
+            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, {})
             call = {
                 "container": self._container, "nodes": [[path, *numbers[1:]] for path in paths], "group": numbers[0],
                 "force": force, "seconds": self._seconds, "devices": rest,
@@ -146,6 +165,13 @@ class Attachments:
         if self._qmp is None or self._link is None:
             raise StateError(f"container {self._container} is still being created")
         return self._qmp, self._link
+
+    def _refuse_native(self) -> None:
+        if self._rights:
+            raise StateError(
+                f"the devices of {self._container} are the guest kernel's own, which come and go with the container",
+                hint="name them when it is created; in the mode vfio groups can be attached and detached",
+            )
 
     def _names(self) -> str:
         return ", ".join(map(str, sorted(self._groups)))

@@ -81,7 +81,8 @@ class Container:
         for kib, count in self.plan.hugepages:
             await self._processes.call("reserve_hugepages", {"kib": kib, "count": count})
         proxy = await self._processes.await_proxy(self._key)
-        spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
+        spec = self.attachments.furnish(self.plan.spec)
+        spec = spec | {"process": _with_size(spec["process"], proxy.size)}
         seen = self.attachments.seen()
         call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
         try:
@@ -90,6 +91,7 @@ class Container:
             proxy.exit(LOST)
             raise
         self._state["vfio"] = seen
+        self._state["annotations"] = self.plan.annotations | self.attachments.annotations
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
         self._ready.set()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawse.errors import DeviceError, RefusedError, VmError
 from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.native import Native, read_answer
 from hawse.sandbox.plan import NodeRequest, PlugStep
 
 if TYPE_CHECKING:
@@ -17,19 +18,42 @@ if TYPE_CHECKING:
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
 _UNPLUG_SECONDS = 5.0
+#: What takes back a command of plugging, and by which of its arguments.
+_UNDO = {"netdev_add": ("netdev_del", "id"), "blockdev-add": ("blockdev-del", "node-name")}
 VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
 _MAX_NUMBER = 2**20
+Arrived = TypeVar("Arrived")
 
 Groups = dict[int, tuple[int, int, int]]
 """Number in the guest, major and minor of the node, by the host's number of the group."""
 
 
 async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> Groups:
-    """Plug everything; what became of the groups.
+    """Plug everything and have VFIO take it; what became of the groups. Raises :class:`DeviceError` with the device."""
+    return _together(plugs, await _arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds))
 
-    All waits in the guest begin before the first device is plugged. Raises :class:`DeviceError` naming the device.
+
+async def attach_native(
+    plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, container: str, seconds: float
+) -> dict[str, Native]:
+    """Plug everything and have the guest's own drivers take it; what stands for each function, by QEMU's name of it.
+
+    Raises :class:`DeviceError` naming the device.
     """
-    waits = [asyncio.create_task(_bound(plug, link, seconds)) for plug in plugs]
+    found = await _arrive(
+        plugs, qmp, [_driven(plug, link, container, seconds) for plug in plugs], seconds=seconds
+    )  # fmt: skip
+    return {plug.device: native for plug, native in zip(plugs, found, strict=True)}
+
+
+async def _arrive(
+    plugs: Sequence[PlugStep], qmp: Qmp, calls: Sequence[Coroutine[Any, Any, Arrived]], *, seconds: float
+) -> list[Arrived]:
+    """Plug everything; the answers to the calls, of which each waits for one function in the guest.
+
+    All waits in the guest begin before the first device is plugged.
+    """
+    waits = [asyncio.create_task(call) for call in calls]
     with qmp.listen("DEVICE_DELETED") as events:
         lost = asyncio.create_task(_lost(plugs, events, seconds))
         try:
@@ -44,7 +68,7 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
                     f"{gone.label} of group {gone.group}: the guest unplugged it as soon as it was plugged",
                     hint="its console log has the reason; try again",
                 )
-            return _together(plugs, await arrived)
+            return await arrived
         finally:
             for task in (*waits, lost):
                 task.cancel()
@@ -113,9 +137,10 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
                 await events.wait(deleted, seconds=min(rest, _UNPLUG_SECONDS))
         for plug in plugs:
             for command, arguments in reversed(plug.commands):
-                if command == "netdev_add" and plug.device not in left:
+                if command in _UNDO and plug.device not in left:
+                    undo, key = _UNDO[command]
                     with suppress(RefusedError):
-                        await qmp.execute("netdev_del", {"id": arguments["id"]}, timeout=_QMP_SECONDS)
+                        await qmp.execute(undo, {key: arguments[key]}, timeout=_QMP_SECONDS)
     return list(left.values())
 
 
@@ -129,17 +154,24 @@ def guest_nodes(requests: Sequence[NodeRequest], groups: Groups) -> list[list[An
 
 
 async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[int, int, int]:
+    answer = await _bind(plug, link, "bind_vfio", {}, seconds)
+    return _number(plug, answer, "group"), _number(plug, answer, "major"), _number(plug, answer, "minor")
+
+
+async def _driven(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> Native:
+    return read_answer(plug, await _bind(plug, link, "bind_native", {"container": container}, seconds))
+
+
+async def _bind(plug: PlugStep, link: GuestLink, method: str, params: dict[str, Any], seconds: float) -> object:
     try:
-        answer = await link.call(
-            "bind_vfio", {"address": plug.guest_address, "seconds": seconds}, seconds=seconds + _MARGIN
-        )
+        call = params | {"address": plug.guest_address, "seconds": seconds}
+        return await link.call(method, call, seconds=seconds + _MARGIN)
     except DeviceError as error:
         raise DeviceError(
             f"{plug.label} of group {plug.group}, in the guest {error.message}",
             hint=error.hint,
             evidence=error.evidence,
         ) from None
-    return _number(plug, answer, "group"), _number(plug, answer, "major"), _number(plug, answer, "minor")
 
 
 def _number(plug: PlugStep, answer: object, key: str) -> int:

@@ -102,6 +102,8 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
 
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
     """Give the machine its devices, beside its files, which are on their way, then its container."""
+    if sandbox.plan.native:  # whose drivers are among the files
+        await machine.shared
     with steps.span(DEVICES, "attached"):
         await sandbox.first.attachments.begin(machine.qmp, machine.link)
     await machine.shared

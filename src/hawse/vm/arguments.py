@@ -9,13 +9,22 @@ from typing import Any
 
 from hawse.vm.ports import SHARE_BUS, Slot
 
+_DISK_BYTES = 64 * 1024 * 1024
 LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
 NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3"})
 
-_APPEND = "console=ttyS0 quiet panic=-1 intel_iommu=on iommu.passthrough=0 rdinit=/init"
+# no_timer_check: the kernel panics at boot where it counts too few timer interrupts in a tenth of a second, as it may
+# on a busy host (Linux arch/x86/kernel/apic/io_apic.c, check_timer(); under KVM it does without by itself).
+_APPEND = "console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on iommu.passthrough=0 rdinit=/init"
 
 Command = tuple[str, dict[str, Any]]
+#: The options that do at the start what QMP commands do later, and the argument of each that comes first.
+_COLD = {
+    "netdev_add": ("-netdev", "type"),
+    "blockdev-add": ("-blockdev", "driver"),
+    "device_add": ("-device", "driver"),
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         rest = {key: value for key, value in device.items() if key != "driver"}
         arguments += ["-device", option(str(device["driver"]), rest)]
     for command, words in shape.cold:
-        name, first = {"netdev_add": ("-netdev", "type"), "device_add": ("-device", "driver")}[command]
+        name, first = _COLD[command]
         rest = {key: value for key, value in words.items() if key != first}
         arguments += [name, option(str(words[first]), rest)]
     return arguments
@@ -139,6 +148,11 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
         commands.append(("netdev_add", {"type": "hubport", "id": f"net-{name}", "hubid": 0}))
         # No option ROM: nobody boots from it, and firmware has long run when it is plugged.
         device |= {"netdev": f"net-{name}", "romfile": "", "mac": hardware_address(owner, name)}
+    if model == "nvme":
+        # A namespace of zeros that forgets what is written to it (QEMU qapi/block-core.json, BlockdevOptionsNull).
+        disk = {"driver": "null-co", "node-name": f"disk-{name}", "size": _DISK_BYTES, "read-zeroes": True}
+        commands.append(("blockdev-add", disk))
+        device |= {"drive": f"disk-{name}", "serial": name}
     return [*commands, ("device_add", device)]
 
 

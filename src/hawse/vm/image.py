@@ -20,12 +20,14 @@ _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 GUEST_SOURCES = ("__init__.py", "errors.py", "vfio/__init__.py", "vfio/sysfs.py")
 GUEST_PACKAGES = ("agent", "link")
 FILES = ("vmlinux", "initrd.cpio")
+#: A directory of modules for devices that are left to the guest's kernel, which the guest gets by the share.
+DRIVERS = "drivers"
 _BUILD = "build it with `hawse image build`"
 
 
 @dataclass(frozen=True)
 class Image:
-    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's."""
+    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's, ``drivers`` a directory of modules."""
 
     digest: str
     kernel: str
@@ -33,6 +35,7 @@ class Image:
     release: str
     size: int
     build_seconds: float
+    drivers: str
 
 
 def recipe_directory() -> str:
@@ -96,6 +99,7 @@ def read(directory: str) -> Image:
         release=manifest["release"],
         size=sum(entry["size"] for entry in manifest["files"].values()),
         build_seconds=manifest["build_seconds"],
+        drivers=f"{directory}/{DRIVERS}",
     )
 
 

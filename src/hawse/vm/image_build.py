@@ -19,6 +19,7 @@ from hawse.errors import ImageError
 from hawse.vm import packages
 from hawse.vm.cpio import write_archive
 from hawse.vm.image import (
+    DRIVERS,
     FILES,
     Image,
     current_path,
@@ -28,7 +29,7 @@ from hawse.vm.image import (
     recipe_directory,
     sources_digest,
 )
-from hawse.vm.image_tree import add_kernel_modules, add_programs, add_python
+from hawse.vm.image_tree import add_drivers, add_kernel_modules, add_programs, add_python
 from hawse.vm.packages import Package, Progress
 from hawse.vm.vmlinux import bootable
 
@@ -95,7 +96,9 @@ def _build(
     packages.unpack(userland, full, wanted=_useful)
     if kernels:
         progress(f"unpacking {kernels[0].name}")
-        kernel, modules = unpack_kernel(kernels, f"{work}/kernel", recipe["module_directories"])
+        kernel, modules = unpack_kernel(
+            kernels, f"{work}/kernel", recipe["module_directories"] + recipe["driver_directories"]
+        )
     release = os.path.basename(os.path.normpath(modules))
     packages.unpack((), tree)
     for directory in recipe["directories"]:
@@ -105,10 +108,11 @@ def _build(
     add_python(full, tree, guest_sources(), recipe["python_modules"])
     progress("choosing kernel modules")
     add_kernel_modules(full, tree, modules, release, recipe["modules"])
+    os.mkdir(f"{work}/out")
+    add_drivers(full, f"{work}/out/{DRIVERS}", release, recipe["drivers"])
     shutil.copyfile(f"{recipe_directory()}/init", f"{tree}/init")
     os.chmod(f"{tree}/init", 0o755)
     progress("writing the kernel and the initial ramfs")
-    os.mkdir(f"{work}/out")
     with open(kernel, "rb") as source, open(f"{work}/out/vmlinux", "wb") as target:
         target.write(bootable(source.read()))
     with open(f"{work}/out/initrd.cpio", "wb") as target:

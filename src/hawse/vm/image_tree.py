@@ -90,13 +90,37 @@ def add_kernel_modules(full: str, tree: str, modules: str, release: str, names: 
             file.write(f"{kept[path]}: {' '.join(kept[other] for other in needs.get(path, []))}\n")
 
 
-def _needed(directory: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """The files of the named modules and of all that they depend on, each with its dependencies."""
+def add_drivers(full: str, target: str, release: str, names: Sequence[str]) -> None:
+    """Those of the named modules that the kernel has, with their dependencies, modules.dep and modules.alias of them.
+
+    To be called after :func:`add_kernel_modules`, which has run depmod.
+    """
+    work = f"{full}/usr/lib/modules/{release}"
+    needs = {module_name(path): (path, others) for path, others in _dependencies(work).items()}
+    kept: dict[str, str] = {}
+    chosen = [name for name in names if name in needs]
+    os.makedirs(target)
+    with open(f"{target}/modules.dep", "w") as file:
+        for name in chosen:
+            for path in (needs[name][0], *needs[name][1]):
+                kept[path] = kept.get(path) or _add_module(f"{work}/{path}", target, path)
+            file.write(f"{kept[needs[name][0]]}: {' '.join(kept[other] for other in needs[name][1])}\n")
+    with open(f"{work}/modules.alias") as aliases, open(f"{target}/modules.alias", "w") as file:
+        file.writelines(line for line in aliases if " pci:" in line and line.split()[-1] in chosen)
+
+
+def _dependencies(directory: str) -> dict[str, list[str]]:
     needs: dict[str, list[str]] = {}
     with open(f"{directory}/modules.dep") as file:
         for line in file:
             path, _, others = line.partition(":")
             needs[path] = others.split()
+    return needs
+
+
+def _needed(directory: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """The files of the named modules and of all that they depend on, each with its dependencies."""
+    needs = _dependencies(directory)
     by_name = {module_name(path): path for path in needs}
     with open(f"{directory}/modules.builtin") as file:
         builtin = {module_name(line.strip()) for line in file}

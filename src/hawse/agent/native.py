@@ -1,0 +1,108 @@
+"""Functions that are left to the guest's own drivers: bound to them, and what then stands for them, found in sysfs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from hawse.agent import hardware, trace
+from hawse.agent.modules import Modules
+from hawse.agent.uevents import Uevents
+from hawse.errors import DeviceError
+from hawse.vfio import sysfs
+
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from typing import Any
+
+    Answer = dict[str, Any]
+
+#: What a driver has ready a while after it has bound (PCI Code and ID Assignment Specification, section 1.1).
+_STORAGE, _NETWORK = 0x01, 0x02
+#: Namespaces of an NVMe controller are scanned for after its driver has bound; one may have none.
+_SCAN_SECONDS = 30.0
+
+
+def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float, root: str = "") -> Answer:
+    """Wait for the function and give it to the driver that knows it: {"driver", "interfaces", "nodes"}.
+
+    ``drivers`` is a directory of modules with modules.dep and modules.alias. A node is [name below /dev, "b" or "c",
+    major, minor]. Raises :class:`DeviceError`.
+    """
+    deadline = time.monotonic() + seconds
+    with trace.span(f"{address} appears"):
+        hardware.await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+    device = f"{root}/sys/bus/pci/devices/{address}"
+    with open(f"{device}/modalias") as file:
+        alias = file.read(256).strip()
+    names = matching(alias, f"{drivers}/modules.alias")
+    with trace.span(f"{', '.join(names)} loaded for {address}"):
+        modules = Modules(drivers)
+        for name in names:
+            modules.insert(name)
+    with trace.span(f"{address} bound"):
+        bound = uevents.wait_until(lambda: _probe(address, root), deadline=min(deadline, time.monotonic() + 10))
+    if not bound:
+        why = f"{', '.join(names)} does not take it" if names else "there is none for it"
+        raise DeviceError(
+            f"{address}: no driver of the guest's kernel has it: {why}",
+            hint="pass it in the mode vfio, or use a kernel with its driver: image.kernel and image.modules",
+        )
+    kind = sysfs.read_number(address, "class", root=root) >> 16
+    ready: Callable[[], bool] | None = None
+    if kind == _NETWORK:
+        ready = lambda: bool(interfaces(device))  # noqa: E731
+    elif kind == _STORAGE:
+        ready = lambda: any(node[1] == "b" for node in nodes(device))  # noqa: E731
+    if ready is not None:
+        uevents.wait_until(ready, deadline=min(deadline, time.monotonic() + _SCAN_SECONDS))
+    return {
+        "driver": sysfs.driver(address, root=root),
+        "interfaces": interfaces(device),
+        "nodes": nodes(device),
+    }
+
+
+def matching(alias: str, table: str) -> list[str]:
+    """The modules whose patterns match, each once (modules.alias: "alias PATTERN MODULE", depmod(8))."""
+    from fnmatch import fnmatchcase  # here, since most guests never need it
+
+    found: list[str] = []
+    try:
+        with open(table) as file:
+            for line in file:
+                words = line.split()
+                if len(words) == 3 and words[2] not in found and fnmatchcase(alias, words[1]):
+                    found.append(words[2])
+    except FileNotFoundError:
+        return []
+    return found
+
+
+def interfaces(device: str) -> list[str]:
+    """The network interfaces of a function."""
+    return sorted(os.listdir(f"{device}/net")) if os.path.isdir(f"{device}/net") else []
+
+
+def nodes(device: str) -> list[list[Any]]:
+    """The nodes below /dev that a driver has made of a function: a disk with its partitions, a DRM card."""
+    found: list[list[Any]] = []
+    for directory, _, files in os.walk(device):
+        if "dev" not in files or "uevent" not in files:
+            continue
+        with open(f"{directory}/uevent") as file:
+            entries = dict(line.rstrip("\n").partition("=")[::2] for line in file)
+        name, major, minor = entries.get("DEVNAME"), entries.get("MAJOR", ""), entries.get("MINOR", "")
+        if name and major.isdigit() and minor.isdigit():
+            block = os.path.basename(os.path.realpath(f"{directory}/subsystem")) == "block"
+            found.append([name, "b" if block else "c", int(major), int(minor)])
+    return sorted(found)
+
+
+def _probe(address: str, root: str) -> bool:
+    """Have any driver probe it; whether one has it."""
+    if sysfs.driver(address, root=root):
+        return True
+    hardware.write(f"{root}/sys/bus/pci/drivers_probe", address)
+    return bool(sysfs.driver(address, root=root))

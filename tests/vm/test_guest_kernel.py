@@ -1,0 +1,76 @@
+"""The mode guest-kernel: a device is the guest's own, by its driver, and no VFIO node is left of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+from tests.support.runtime import Runtime
+
+pytestmark = pytest.mark.vm
+
+GROUPS = '[emulated]\n5 = ["e1000e"]\n6 = ["nvme"]\n7 = ["edu"]\n'
+FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+
+
+def bundle(directory: Path, *groups: int, annotations: dict[str, str], uid: int = 0) -> str:
+    path = str(directory / "bundle")
+    spec = make_bundle(path, FOREVER, rlimits=[UNLIMITED])
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), *((f"/dev/vfio/{group}", 511, group) for group in groups)])
+    for device in spec["linux"]["devices"]:
+        device |= {"fileMode": 0o600, "uid": uid, "gid": uid}
+    spec["annotations"] = annotations
+    write(path, spec)
+    return path
+
+
+@pytest.mark.parametrize("where", ["annotation", "configuration"])
+def test_a_nic_is_an_interface_and_a_disk_a_block_device(runtime: Runtime, tmp_path: Path, where: str) -> None:
+    by_annotation = where == "annotation"
+    runtime.configure(GROUPS + ("" if by_annotation else '[devices]\nmode = "guest-kernel"\n'))
+    annotations = {"hawse.device-mode": "guest-kernel"} if by_annotation else {}
+    runtime.run_detached(bundle(tmp_path, 5, 6, annotations=annotations, uid=7), "c1")
+    state = runtime.state("c1")
+    nic, disk = state["vfio"]
+    [interface] = nic["interfaces"]
+    assert (nic["guest"]["driver"], disk["guest"]["driver"]) == ("e1000e", "nvme")
+    assert "/dev/nvme0n1" in disk["nodes"]
+    names = json.loads(state["annotations"]["hawse.guest-devices"])
+    assert names[nic["guest"]["address"]][0] == interface
+    assert "nvme0n1" in names[disk["guest"]["address"]]
+
+    def shell(script: str) -> str:
+        result = runtime("exec", "c1", "/bin/sh", "-c", script)
+        assert result.code == 0, result
+        return result.output
+
+    address = nic["guest"]["address"]
+    assert shell(f"ls /sys/bus/pci/devices/{address}/net").split() == [interface]
+    shell(f"ip link set {interface} up")
+    assert "UP" in shell(f"ip -o link show {interface}")
+    assert shell("ls -ln /dev/nvme0n1").split()[:4:2] == ["brw-------", "7"]
+    assert shell("dd if=/dev/nvme0n1 bs=4096 count=16 2>/dev/null | wc -c").split() == ["65536"]
+    assert shell("ls -d /dev/vfio 2>/dev/null || echo none").split() == ["none"]
+    table: list[dict[str, Any]] = json.loads(shell("cat /dev/hawse/devices.json"))
+    assert table == state["vfio"]
+    for verb in ("attach", "detach"):
+        refused = runtime(verb, "c1", "7" if verb == "attach" else "5")
+        assert (refused.code, "come and go with the container" in refused.errors) == (1, True), refused
+
+
+def test_a_device_that_the_guests_kernel_does_not_know_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+    runtime.configure(GROUPS)
+    path = bundle(tmp_path, 7, annotations={"hawse.device-mode": "guest-kernel"})
+    refused = runtime("create", "--bundle", path, "c1")
+    assert refused.code == 1
+    assert "no driver of the guest's kernel has it: there is none for it" in refused.errors
+
+
+def test_a_mode_that_there_is_not(runtime: Runtime, tmp_path: Path) -> None:
+    runtime.configure(GROUPS)
+    refused = runtime("create", "--bundle", bundle(tmp_path, 7, annotations={"hawse.device-mode": "both"}), "c1")
+    assert "annotations: hawse.device-mode: 'both' is unknown [known: vfio, guest-kernel]" in refused.errors
