@@ -108,7 +108,7 @@ def test_names_are_from_the_table(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(text=st.text(max_size=200))
 def test_no_table_breaks_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     host = FakeSysfs(str(tmp_path_factory.mktemp("root")))

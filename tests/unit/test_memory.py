@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.vm import memory
@@ -24,7 +24,6 @@ def filled(content: list[tuple[int, bytes]]) -> int:
     return fd
 
 
-@settings(deadline=None)
 @given(writes)
 def test_a_memory_is_the_same_after_saving_and_restoring(content: list[tuple[int, bytes]]) -> None:
     ram, again = filled(content), memory.make(SIZE)
@@ -38,7 +37,6 @@ def test_a_memory_is_the_same_after_saving_and_restoring(content: list[tuple[int
     os.close(again)
 
 
-@settings(deadline=None)
 @given(writes, st.integers(0, SIZE - 1))
 def test_any_changed_byte_changes_the_digest(content: list[tuple[int, bytes]], position: int) -> None:
     ram = filled(content)
@@ -67,7 +65,6 @@ def test_a_memory_of_another_size_is_refused(tmp_path: Path) -> None:
     os.close(other)
 
 
-@settings(deadline=None)
 @given(writes, st.integers(0, 4096 + SIZE), st.binary(max_size=24))
 def test_a_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], place: int, damage: bytes) -> None:
     """Nothing is written outside of the memory, whatever the table says."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hawse.errors import ConfigError
 from hawse.oci.guest import GUEST_VERSION, Share, plan_guest
 from hawse.oci.load import Bundle, load_bundle, load_process
+from hawse.oci.memory import find_tmpfs
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
 from hawse.oci.template import example
 
@@ -124,6 +125,42 @@ def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: P
     assert [mount["source"] for mount in plan.spec["mounts"]] == [
         "/run/hawse/share/c1/mount0", "/run/hawse/share/c1/mount1", "/sys", "tmpfs",
     ]  # fmt: skip
+
+
+MOUNTS = """\
+22 1 0:21 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 22 0:40 / /run/pod/my\\040shm rw,nosuid shared:9 - tmpfs shm rw,size=65536k
+31 22 0:41 / /run/pod/plain rw - tmpfs tmpfs rw
+32 22 0:42 / /run/pod/over rw - tmpfs tmpfs rw,size=2g,mode=755
+33 32 8:1 / /run/pod/over rw - ext4 /dev/vdb rw,size=1
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [("/run/pod/my shm", 64 << 20), ("/run/pod/plain", 0), ("/run/pod/over", 0), ("/run/pod", 0), ("/", 0)],
+)
+def test_a_tmpfs_is_one_that_is_mounted_at_the_very_path(source: str, size: int) -> None:
+    assert find_tmpfs(MOUNTS, source) == size
+    assert find_tmpfs("nonsense\n1 2 3 - \n", source) == 0
+
+
+def test_shared_memory_is_the_guests_own(tmp_path: Path) -> None:
+    spec = example()
+    bind = {"type": "bind", "options": ["rbind", "rw"]}
+    spec["mounts"] = [
+        bind | {"destination": "/dev/shm", "source": "/run/pod/shm"},
+        bind | {"destination": "/data", "source": "/run/pod/shm"},
+    ]
+    sizes = {"/run/pod/shm": 4096}.get
+    plan = plan_guest(
+        bundle_with(tmp_path, spec), container="c1", exists=lambda _: True, is_dir=lambda _: True,
+        tmpfs_size=lambda source: sizes(source, 0),
+    )  # fmt: skip
+    [(name, size)] = plan.memory
+    assert size == 4096
+    assert plan.spec["mounts"][0] == bind | {"destination": "/dev/shm", "source": f"/run/hawse/shm/{name}"}
+    assert [share.name for share in plan.shares] == ["rootfs", "mount1"]
 
 
 NAMESPACES = [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "ipc", "path": "/run/ipcns/x"}, {"type": "mount"}]

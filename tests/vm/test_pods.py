@@ -182,6 +182,27 @@ def test_namespaces_of_the_pod_can_be_joined(pod: Runtime, tmp_path: Path) -> No
     assert set(links["two"]).isdisjoint(links["pod"])
 
 
+def test_shared_memory_of_the_pod_is_one(pod: Runtime, tmp_path: Path) -> None:
+    """As CRI engines mount it: one tmpfs of the host's, bound to /dev/shm of each container."""
+    memory = tmp_path / "shm"
+    memory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "shm", str(memory)], check=True)
+    try:
+        bind = {"destination": "/dev/shm", "type": "bind", "source": str(memory), "options": ["rbind", "rw"]}
+        for name in ("one", "two"):
+            path = bundle(tmp_path, name)
+            spec = json.loads(Path(f"{path}/config.json").read_text())
+            spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != "/dev/shm"] + [bind]
+            write(path, spec)
+            pod.run_detached(path, name)
+        assert shell(pod, "one", "echo shared > /dev/shm/it").code == 0
+        assert shell(pod, "two", "cat /dev/shm/it").output == "shared\n"
+        assert "No space left" in shell(pod, "two", "dd if=/dev/zero of=/dev/shm/all bs=64k count=20").errors
+        assert os.listdir(memory) == []
+    finally:
+        subprocess.run(["umount", str(memory)], check=True)
+
+
 @pytest.mark.parametrize(
     ("annotations", "words"),
     [
@@ -227,7 +248,7 @@ def test_an_engine_that_is_killed_while_it_creates_leaves_nothing(pod: Runtime, 
     creating.kill()
     creating.wait()
     # The proxy has lost its monitor's interest, and the monitor its caller: both undo what they have.
-    wait_until(lambda: os.listdir(f"{pod.root}/pod/share") == ["pod"])
+    wait_until(lambda: os.listdir(f"{pod.root}/pod/share") == ["pod"], seconds=120)
     assert pod("delete", "--force", "one").code == 0
     wait_until(lambda: not difference(before, snapshot()))
     pod.run_detached(path, "one")

@@ -65,6 +65,7 @@ class Server:
             "bind_vfio": self.bind_vfio,
             "bind_native": self.bind_native,
             "reserve_hugepages": self.reserve_hugepages,
+            "share_memory": self.share_memory,
             "create": self.create,
             "start": self.start,
             "add_nodes": self.add_nodes,
@@ -166,6 +167,16 @@ class Server:
                 f"the guest could reserve {got} of {count} huge pages of {kib} KiB",
                 hint="give the virtual machine more memory: memory_mib in the section [vm] of the configuration",
             )
+
+    def share_memory(self, *, name: str, size: int) -> None:
+        """Have a file system of shared memory, of ``size`` bytes, for the containers that are bound to it."""
+        target = f"{self._run}/shm/{name}"
+        try:
+            os.makedirs(target)
+        except FileExistsError:
+            return
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
 
     def create(
         self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],

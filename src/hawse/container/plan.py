@@ -140,6 +140,7 @@ def _container(
         "plugs": plugs,
         "nodes": [plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in nodes],
         "hugepages": list(guest.hugepages),
+        "memory": list(guest.memory),
         "binds": to_bind(wanted.request.groups, wanted.options),
         "joins": guest.joins,
         "native": wanted.native,

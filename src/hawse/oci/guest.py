@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.oci import memory
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 
@@ -34,12 +35,14 @@ class Share:
 class GuestPlan:
     """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count).
 
-    ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has.
+    ``memory`` are file systems of shared memory, by name, and their bytes. ``joins`` has, by kind of namespace, the
+    path of one that another container of the same sandbox has.
     """
 
     spec: dict[str, Any]
     shares: tuple[Share, ...]
     hugepages: tuple[tuple[int, int], ...]
+    memory: tuple[tuple[str, int], ...]
     joins: dict[str, str]
 
 
@@ -50,6 +53,7 @@ def plan_guest(
     role: str = SINGLE,
     is_dir: Callable[[str], bool] = os.path.isdir,
     exists: Callable[[str], bool] = os.path.exists,
+    tmpfs_size: Callable[[str], int] = memory.tmpfs_size,
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
 
@@ -67,6 +71,7 @@ def plan_guest(
     for label in ("apparmorProfile", "selinuxLabel"):
         spec["process"].pop(label, None)
     mounts = []
+    shared: dict[str, int] = {}
     for index, mount in enumerate(spec.get("mounts") or ()):
         if _is_bind(mount) and not _is_kernel_view(mount["source"]):
             source = os.path.normpath(os.path.join(bundle.path, mount["source"]))
@@ -75,6 +80,11 @@ def plan_guest(
                     f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
                     hint=f"make it, or take the mount at {mount['destination']} out",
                 )
+            if os.path.normpath(mount["destination"]) == memory.DESTINATION and (size := tmpfs_size(source)):
+                name = memory.guest_name(source)
+                shared[name] = size
+                mounts.append({**mount, "source": f"{memory.GUEST_DIRECTORY}/{name}"})
+                continue
             options = mount.get("options") or []
             shares.append(Share(f"mount{index}", source, is_dir(source), "ro" in options))
             mount = {**mount, "source": f"{base}/mount{index}"}
@@ -84,7 +94,7 @@ def plan_guest(
     linux["cgroupsPath"] = f"/hawse/{container}"
     linux.pop("mountLabel", None)
     linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
-    return GuestPlan(spec, tuple(shares), _hugepages(bundle), joins)
+    return GuestPlan(spec, tuple(shares), _hugepages(bundle), tuple(shared.items()), joins)
 
 
 def _namespaces(

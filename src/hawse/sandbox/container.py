@@ -80,6 +80,8 @@ class Container:
         """
         for kib, count in self.plan.hugepages:
             await self._processes.call("reserve_hugepages", {"kib": kib, "count": count})
+        for name, size in self.plan.memory:
+            await self._processes.call("share_memory", {"name": name, "size": size})
         proxy = await self._processes.await_proxy(self._key)
         spec = self.attachments.furnish(self.plan.spec)
         spec = spec | {"process": _with_size(spec["process"], proxy.size)}

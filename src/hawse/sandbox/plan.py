@@ -82,7 +82,8 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
     the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
-    ``native`` are groups that the guest's own drivers get, with the rights that their nodes shall have.
+    ``memory`` are file systems of shared memory by name, with their bytes. ``native`` are groups that the guest's own
+    drivers get, with the rights that their nodes shall have.
     """
 
     id: str
@@ -96,6 +97,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     plugs: list[PlugStep]
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
+    memory: list[tuple[str, int]] = []
     binds: list[str]
     joins: dict[str, str] = {}
     native: dict[int, dict[str, int]] = {}

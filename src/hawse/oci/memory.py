@@ -1,0 +1,39 @@
+"""Shared memory that engines mount for /dev/shm, which a virtual machine makes anew: shared pages cannot cross it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+DESTINATION = "/dev/shm"
+#: Where the guest has them: one for each source on the host, so that containers of a pod share theirs.
+GUEST_DIRECTORY = "/run/hawse/shm"
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+def tmpfs_size(source: str) -> int:
+    """The bytes of the tmpfs that is mounted at that path of this host; 0 where there is none, or one without limit."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return find_tmpfs(file.read(), source)
+
+
+def find_tmpfs(table: str, source: str) -> int:
+    """As :func:`tmpfs_size`, from the text of /proc/self/mountinfo (proc(5)); the last mount at a path counts."""
+    size = 0
+    for line in table.splitlines():
+        fields, _, rest = line.partition(" - ")
+        words, kind = fields.split(" "), rest.split(" ")
+        if len(words) < 6 or len(kind) < 3 or _unescape(words[4]) != source:
+            continue
+        limit = re.search(r"(?:^|,)size=(\d+)([kmg]?)(?:,|$)", kind[2])
+        size = int(limit[1]) * _UNITS[limit[2]] if kind[0] == "tmpfs" and limit else 0
+    return size
+
+
+def guest_name(source: str) -> str:
+    """The name of the guest's for that path of the host's."""
+    return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _unescape(path: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
