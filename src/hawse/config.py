@@ -53,6 +53,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     managed: bool = False
     plug: str = "hot"  # hot | cold
     rom: bool = False
+    backend: str = "auto"  # auto | group | iommufd
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +69,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")},
-    "devices": {"plug": ("hot", "cold")},
+    "devices": {"plug": ("hot", "cold"), "backend": ("auto", "group", "iommufd")},
 }
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),

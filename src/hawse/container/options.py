@@ -24,6 +24,7 @@ class DeviceOptions:
     managed: bool = False
     cold: bool = False
     rom: bool = False
+    backend: str = "auto"
     vf_token: str = ""
     devices: tuple[str, ...] = ()
 
@@ -47,6 +48,7 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
         managed=_switch(annotations, MANAGED, config.devices.managed),
         cold=config.devices.plug == "cold",
         rom=config.devices.rom,
+        backend=config.devices.backend,
         devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,
     )

@@ -10,7 +10,17 @@ from typing import Protocol
 import msgspec
 
 from hawse.config import Config
-from hawse.container.devices import add_named, as_groups, check_host, find_groups, plug_steps, shape, to_bind
+from hawse.container.backend import by_file
+from hawse.container.devices import (
+    add_named,
+    check_host,
+    find_groups,
+    node_requests,
+    plug_steps,
+    shape,
+    to_bind,
+    with_groups,
+)
 from hawse.container.options import device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
@@ -47,12 +57,12 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     emulated = read_table(config.emulated)
     options = device_options(config, bundle.spec.annotations or {})
     request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
-    request, replaced = as_groups(request, guest.spec)
-    request = add_named(request, find_groups(options.devices, emulated), guest.spec)
-    for warning in [*replaced, *check_host(request.groups, options)]:
+    request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
+    files, fallbacks = by_file(request.groups, request.files, options, lambda: ask_qemu(config))
+    for warning in [*fallbacks, *check_host(request.groups, options)]:
         log.warning(warning)
     ports = plan_ports([shape(group, keep_address=options.keep_addresses) for group in request.groups])
-    plugs = plug_steps(request.groups, ports.slots, owner=name, options=options)
+    plugs = plug_steps(request.groups, ports.slots, owner=name, options=options, by_file=files)
     for step in plugs:
         log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
     machine = plan_machine(config, request.groups, log, ports)
@@ -74,7 +84,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         machine=machine,
         shares=[plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares],
         plugs=plugs,
-        nodes=[plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes],
+        nodes=node_requests(request, plugs),
         hugepages=list(guest.hugepages),
         ports=list(ports.ports),
         binds=to_bind(request.groups, options),
@@ -83,13 +93,18 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     )
 
 
+def ask_qemu(config: Config) -> capabilities.Capabilities:
+    """What the configured QEMU can do. Raises HostError or VmError."""
+    return capabilities.ask(config.vm.qemu, directory=config.image.cache)
+
+
 def plan_machine(
     config: Config, groups: Sequence[HostGroup | EmulatedGroup], log: Log, ports: PortPlan | None = None
 ) -> plan.MachinePlan:
     """The machine for these groups, and its template. Raises ConfigError, HostError or ImageError."""
     ports = ports or plan_ports([shape(group) for group in groups])
     found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
-    can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+    can = ask_qemu(config)
     for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             can.require(model)

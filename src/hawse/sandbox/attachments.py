@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
 from hawse.sandbox import devices
-from hawse.sandbox.devices import Groups
+from hawse.sandbox.devices import Files, Groups
 from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.mirror import mirror
+from hawse.sandbox.mirror import mirror, places
 from hawse.sandbox.plan import Attachment, NodeRequest, PlugStep, SandboxPlan, addresses
 from hawse.vm.ports import Port
 
@@ -32,6 +33,7 @@ class Attachments:
         self._ports = plan.ports
         self._lost: set[str] = set()  # ports with a function in them that the guest does not let go
         self._groups: Groups = {}
+        self._files: Files = {}
         self._lock = asyncio.Lock()
         self._qmp: Qmp | None = None
         self._link: GuestLink | None = None
@@ -39,7 +41,7 @@ class Attachments:
     async def begin(self, qmp: Qmp, link: GuestLink) -> None:
         """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
         async with self._lock:
-            self._groups = await devices.attach(self.plugs, qmp, link, seconds=self._seconds)
+            self._groups, self._files = await devices.attach(self.plugs, qmp, link, seconds=self._seconds)
             self._qmp, self._link = qmp, link
 
     @property
@@ -53,13 +55,18 @@ class Attachments:
         taken = self._lost | {plug.bus for plug in self.plugs}
         return [port for port in self._ports if port.name not in taken]
 
+    @property
+    def wants_files(self) -> bool:
+        """Whether the container has asked for /dev/iommu, and so gets the device files of what is attached later."""
+        return any(node.file and node.group is None for node in self._nodes)
+
     def seen(self) -> list[dict[str, Any]]:
         """Which function is which in the guest."""
-        return mirror(self.plugs, self._nodes, self._groups)
+        return mirror(self.plugs, self._nodes, self._groups, self._files)
 
     def guest_nodes(self) -> list[list[Any]]:
         """The nodes that the container is created with, as the agent takes them."""
-        return devices.guest_nodes(self._nodes, self._groups)
+        return devices.guest_nodes(self._nodes, self._groups, self._files)
 
     async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
         """Give the container one group more; its entries of :meth:`seen`.
@@ -74,19 +81,19 @@ class Attachments:
             if not {plug.bus for plug in wanted.plugs} <= {port.name for port in self.spares}:
                 raise StateError("the port for it was taken meanwhile", hint="try again")
             try:
-                groups = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
+                groups, files = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
             except HawseError:
                 await self._withdraw(wanted, qmp)
                 raise
-            before = self.plugs, self._nodes, self._groups
+            before = self.plugs, self._nodes, self._groups, self._files
             self.plugs = [*self.plugs, *wanted.plugs]
             self._nodes = [*self._nodes, *(node for node in wanted.nodes if node not in self._nodes)]
-            self._groups = self._groups | groups
+            self._groups, self._files = self._groups | groups, self._files | files
             try:
                 call = {"container": self._container, "nodes": self._new_nodes(wanted), "devices": self.seen()}
                 await link.call("add_nodes", call, seconds=_CALL_SECONDS + self._seconds)
             except HawseError:
-                self.plugs, self._nodes, self._groups = before
+                self.plugs, self._nodes, self._groups, self._files = before
                 await self._withdraw(wanted, qmp)
                 raise
             return [entry for entry in self.seen() if entry["host"]["group"] == group]
@@ -98,11 +105,10 @@ class Attachments:
             if group not in self._groups:
                 raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
             numbers = self._groups[group]
-            paths = next(entry["nodes"] for entry in self.seen() if entry["host"]["group"] == group)
             plugs = [plug for plug in self.plugs if plug.group == group]
-            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups)
+            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files)
             call = {
-                "container": self._container, "nodes": [[path, *numbers[1:]] for path in paths], "group": numbers[0],
+                "container": self._container, "nodes": self._places(plugs), "group": numbers[0],
                 "force": force, "seconds": self._seconds, "devices": rest,
             }  # fmt: skip
             await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
@@ -116,6 +122,7 @@ class Attachments:
             self.plugs = [plug for plug in self.plugs if plug.group != group]
             self._nodes = [node for node in self._nodes if node.group != group]
             del self._groups[group]
+            self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
 
     async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
         """Take out what was plugged of an attachment that failed; a port that stays occupied is lost."""
@@ -123,12 +130,16 @@ class Attachments:
             self._lost |= {plug.bus for plug in await devices.unplug(wanted.plugs, qmp, seconds=self._seconds)}
 
     def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
-        group = wanted.plugs[0].group
-        _, major, minor = self._groups[group]
-        entry = next(entry for entry in self.seen() if entry["host"]["group"] == group)
         owner = [wanted.mode, wanted.uid, wanted.gid]
-        nodes = [[path, major, minor, *owner] for path in entry["nodes"]]
+        nodes = [[*place, *owner] for place in self._places(wanted.plugs)]
+        if self.wants_files and "" in self._files:
+            nodes.insert(0, [*self._files[""], *owner])
         return [[_CONTAINER, *devices.VFIO_CONTAINER, 0o666, 0, 0], *nodes]
+
+    def _places(self, plugs: Sequence[PlugStep]) -> list[list[Any]]:
+        """Path and numbers of every node of these functions, each once."""
+        found = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
+        return [list(place) for place in dict.fromkeys(found)]
 
     def _ends(self) -> tuple[Qmp, GuestLink]:
         if self._qmp is None or self._link is None:

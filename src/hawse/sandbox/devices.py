@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, RefusedError, VmError
 from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.mirror import Place
 from hawse.sandbox.plan import NodeRequest, PlugStep
 
 if TYPE_CHECKING:
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
 
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
+#: What beside a device is made for it, and the command that unmakes it.
+_UNDONE_BY = {"netdev_add": "netdev_del", "object-add": "object-del"}
 _UNPLUG_SECONDS = 5.0
 VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
 _MAX_NUMBER = 2**20
+_IOMMU = "/dev/iommu"
 
 Groups = dict[int, tuple[int, int, int]]
 """Number in the guest, major and minor of the node, by the host's number of the group."""
+Files = dict[str, Place]
+"""The guest's device file of a function, by QEMU's name of it, and /dev/iommu, by ""; none that the guest has not."""
 
 
-async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> Groups:
-    """Plug everything; what became of the groups.
+async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> tuple[Groups, Files]:
+    """Plug everything; what became of the groups, and of the functions' device files.
 
     All waits in the guest begin before the first device is plugged. Raises :class:`DeviceError` naming the device.
     """
@@ -44,7 +50,9 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
                     f"{gone.label} of group {gone.group}: the guest unplugged it as soon as it was plugged",
                     hint="its console log has the reason; try again",
                 )
-            return _together(plugs, await arrived)
+            seen = await arrived
+            files = {name: place for _, found in seen for name, place in found.items()}
+            return _together(plugs, [numbers for numbers, _ in seen]), files
         finally:
             for task in (*waits, lost):
                 task.cancel()
@@ -113,22 +121,32 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
                 await events.wait(deleted, seconds=min(rest, _UNPLUG_SECONDS))
         for plug in plugs:
             for command, arguments in reversed(plug.commands):
-                if command == "netdev_add" and plug.device not in left:
+                if command in _UNDONE_BY and plug.device not in left:
+                    # Refused where it was never made, and an iommufd while another function of its group is left.
                     with suppress(RefusedError):
-                        await qmp.execute("netdev_del", {"id": arguments["id"]}, timeout=_QMP_SECONDS)
+                        await qmp.execute(_UNDONE_BY[command], {"id": arguments["id"]}, timeout=_QMP_SECONDS)
     return list(left.values())
 
 
-def guest_nodes(requests: Sequence[NodeRequest], groups: Groups) -> list[list[Any]]:
-    """The agent's list of nodes: path, host major and minor, guest group (None: the container node), guest numbers."""
+def guest_nodes(requests: Sequence[NodeRequest], groups: Groups, files: Files) -> list[list[Any]]:
+    """The agent's list of nodes: path, host major and minor, guest group (None: the container node, or /dev/iommu),
+    guest numbers, and for what is of the device file interface its path in the guest.
+
+    Where the guest has no such file, its numbers are None.
+    """
     nodes: list[list[Any]] = []
     for request in requests:
-        group, major, minor = (None, *VFIO_CONTAINER) if request.group is None else groups[request.group]
-        nodes.append([request.path, request.major, request.minor, group, major, minor])
+        group, *numbers = (None, *VFIO_CONTAINER) if request.group is None else groups[request.group]
+        node = [request.path, request.major, request.minor, group]
+        if request.file:
+            own, *found = files.get(request.device, ("", None, None))
+            nodes.append([*node, *found, own or request.path])
+        else:
+            nodes.append([*node, *numbers])
     return nodes
 
 
-async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[int, int, int]:
+async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[tuple[int, int, int], Files]:
     try:
         answer = await link.call(
             "bind_vfio", {"address": plug.guest_address, "seconds": seconds}, seconds=seconds + _MARGIN
@@ -139,11 +157,23 @@ async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[int, 
             hint=error.hint,
             evidence=error.evidence,
         ) from None
-    return _number(plug, answer, "group"), _number(plug, answer, "major"), _number(plug, answer, "minor")
+    answer = answer if isinstance(answer, dict) else {}
+    group, *numbers = (_number(plug, answer.get(key), key) for key in ("group", "major", "minor"))
+    files: Files = {}
+    if answer.get("file") is not None and answer.get("iommu") is not None:
+        number, *rest = _numbers(plug, answer["file"], 3, "device file")
+        files[plug.device] = (f"/dev/vfio/devices/vfio{number}", rest[0], rest[1])
+        major, minor = _numbers(plug, answer["iommu"], 2, _IOMMU)
+        files[""] = (_IOMMU, major, minor)
+    return (group, numbers[0], numbers[1]), files
 
 
-def _number(plug: PlugStep, answer: object, key: str) -> int:
-    number = answer.get(key) if isinstance(answer, dict) else None
+def _numbers(plug: PlugStep, answer: object, count: int, what: str) -> list[int]:
+    found = answer if isinstance(answer, list) and len(answer) == count else [None] * count
+    return [_number(plug, number, f"number of the {what}") for number in found]
+
+
+def _number(plug: PlugStep, number: object, key: str) -> int:
     if not isinstance(number, int) or not 0 <= number < _MAX_NUMBER:
         raise VmError(
             f"{plug.label}: the guest reports no usable {key} of its group",

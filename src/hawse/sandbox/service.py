@@ -72,6 +72,8 @@ class Service:
             return await self._sandbox.execute(str(params["key"]), params["process"])
         if method == "ports":
             return [asdict(port) for port in self._sandbox.attachments.spares]
+        if method == "wants_files":
+            return self._sandbox.attachments.wants_files
         if method == "attach":
             return await self._sandbox.attach(msgspec.convert(params, Attachment))
         if method == "start":
