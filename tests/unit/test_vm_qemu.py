@@ -113,6 +113,14 @@ def test_a_host_function_is_plugged_by_its_address() -> None:
     }  # fmt: skip
 
 
+def test_a_host_function_by_its_device_file_has_an_iommufd_too() -> None:
+    commands = plug_host(SLOT, "0000:3b:00.0", by_file=True)
+    assert commands[0] == ("object-add", {"qom-type": "iommufd", "id": "iommufd-5"})
+    assert commands[1][1]["iommufd"] == "iommufd-5"
+    assert values(render(shape(cold=commands), ENDS), "-object")[-1] == "iommufd,id=iommufd-5"
+    assert values(render(shape(cold=commands), ENDS), "-device")[-1].endswith(",iommufd=iommufd-5")
+
+
 def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:
     path = str(tmp_path / "sub" / "answers.json")
     assert cache.read(path, ["key", 1]) is None

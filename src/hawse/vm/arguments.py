@@ -13,9 +13,9 @@ LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
 NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3"})
 
-# no_timer_check: with remapped interrupts a kernel that counts too few ticks in its first moments panics, "timer doesn't
-# work through Interrupt-remapped IO-APIC" (Linux arch/x86/kernel/apic/io_apic.c, check_timer()), and on a busy machine
-# without KVM QEMU delivers too few. Under KVM the kernel skips the check by itself (arch/x86/kernel/kvm.c).
+# no_timer_check: with remapped interrupts a kernel that counts too few ticks in its first moments panics ("timer
+# doesn't work through Interrupt-remapped IO-APIC": Linux arch/x86/kernel/apic/io_apic.c, check_timer()), and without
+# KVM a busy machine makes few. Under KVM the kernel skips the check by itself (arch/x86/kernel/kvm.c).
 # init_on_alloc=1, Debian's default: without KVM QEMU keeps translated code of a page until the guest writes to it, and
 # what virtiofsd writes into a page that had code in it before goes unseen: programs then end in a segmentation fault.
 _APPEND = "console=ttyS0 quiet panic=-1 no_timer_check init_on_alloc=1 intel_iommu=on iommu.passthrough=0 rdinit=/init"
