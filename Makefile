@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAWSE := $(CURDIR)/$(BIN)/hawse
 
-.PHONY: setup demo test lint bench lab image clean
+.PHONY: setup demo test lint bench lab lab-kernel image clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ bench: image
 
 lab: image
 	$(BIN)/python -m tests.lab.host shell
+
+lab-kernel: setup
+	bash scripts/host-packages bison flex bc libelf-dev make xz-utils
+	nice $(BIN)/python -m tests.lab.kernel
 
 clean:
 	rm -rf $(VENV) build dist evidence

@@ -54,6 +54,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     mode: str = "vfio"  # vfio | guest-kernel
     plug: str = "hot"  # hot | cold
     rom: bool = False
+    backend: str = "auto"  # auto | group | iommufd
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +70,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")},
-    "devices": {"plug": ("hot", "cold"), "mode": ("vfio", "guest-kernel")},
+    "devices": {
+        "plug": ("hot", "cold"),
+        "mode": ("vfio", "guest-kernel"),
+        "backend": ("auto", "group", "iommufd"),
+    },
 }
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from tests.lab.image import build
+from tests.lab.kernel import Kernel
 from tests.support.runtime import Result
 from tests.support.suites import VIEW, newer_qemu
 
@@ -38,15 +39,17 @@ DEVICES: list[list[dict[str, str]]] = [
 
 
 class Lab:
-    """A running lab, as a context. ``console`` is the file of its console, for evidence."""
+    """A running lab, as a context. ``console`` is the file of its console, for evidence; ``kernel`` one in the place of
+    Debian's."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, kernel: Kernel | None = None) -> None:
+        self._kernel = kernel
         self.console = f"{directory}/lab-console.log"
         self._directory = directory
         self._channel, self._theirs = socket.socketpair()
 
     def __enter__(self) -> Lab:
-        kernel, initrd = _build(self._directory)
+        kernel, initrd = _build(self._directory, self._kernel)
         view = f"{self._directory}/root"
         os.makedirs(view, exist_ok=True)
         with open(self.console, "wb") as console:
@@ -103,7 +106,8 @@ def command(kernel: str, initrd: str, mode: str, view: str) -> list[str]:
     """The lab's QEMU, without its serial line; this machine's files are at ``view`` for it.
 
     Without HPET: with QEMU 10's, and without KVM, a CPU of the lab's stopped getting timer interrupts within some tens
-    of interrupts of the IOMMU's faults, every time; without it, not in 300 of them.
+    of interrupts of the IOMMU's faults, every time; without it, not in 300 of them. With no_timer_check: see
+    :mod:`hawse.vm.arguments`.
     """
     return [
         newer_qemu(), "-accel", "tcg,thread=multi", "-machine", "q35,kernel-irqchip=split,hpet=off", "-cpu", "max",
@@ -136,9 +140,9 @@ def _option(properties: dict[str, str]) -> str:
     return ",".join([properties["driver"], *(f"{k}={v}" for k, v in properties.items() if k != "driver")])
 
 
-def _build(directory: str) -> tuple[str, str]:
+def _build(directory: str, own: Kernel | None = None) -> tuple[str, str]:
     inside = os.path.join(_TOP, "tests", "lab", "inside.py")
-    return build(directory, python=sys.executable, inside=inside, cache=CACHE)
+    return build(directory, python=sys.executable, inside=inside, cache=CACHE, own=own)
 
 
 def main() -> int:

@@ -12,6 +12,8 @@ from hawse.vm import image, packages
 from hawse.vm.cpio import write_archive
 from hawse.vm.image_build import kernel_packages, unpack_kernel
 from hawse.vm.image_tree import add_kernel_modules, add_programs
+from hawse.vm.vmlinux import bootable
+from tests.lab.kernel import Kernel
 
 _MODULES = [
     "virtio_pci",
@@ -47,16 +49,22 @@ exec switch_root /new {python} {inside} "$@"
 """
 
 
-def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str, str]:
-    """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``."""
+def build(directory: str, *, python: str, inside: str, cache: str, own: Kernel | None = None) -> tuple[str, str]:
+    """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``.
+
+    ``own``: a kernel in the place of Debian's.
+    """
     os.makedirs(directory, exist_ok=True)
     with open(f"{image.recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
     with tempfile.TemporaryDirectory(dir=directory) as work:
         full, tree = f"{work}/full", f"{work}/tree"
         packages.unpack(packages.fetch(recipe["packages"], cache=cache, progress=print), full)
-        kernels = kernel_packages(recipe, cache, print)
-        _, modules = unpack_kernel(kernels, f"{work}/kernel", [*recipe["module_directories"], *_MORE])
+        if own:
+            modules = own.modules
+        else:
+            kernels = kernel_packages(recipe, cache, print)
+            _, modules = unpack_kernel(kernels, f"{work}/kernel", [*recipe["module_directories"], *_MORE])
         packages.unpack((), tree)
         for name in ("dev", "proc", "sys", "usr/sbin"):
             os.makedirs(f"{tree}/{name}", exist_ok=True)
@@ -67,7 +75,11 @@ def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str,
         with open(f"{tree}/init", "w") as init:
             init.write(_INIT.format(modules=" ".join(_MODULES), python=python, inside=inside))
         os.chmod(f"{tree}/init", 0o755)
-        shutil.copyfile(image.locate(cache=cache).kernel, f"{directory}/vmlinux")
+        if own:
+            with open(own.image, "rb") as source, open(f"{directory}/vmlinux", "wb") as target:
+                target.write(bootable(source.read()))
+        else:
+            shutil.copyfile(image.locate(cache=cache).kernel, f"{directory}/vmlinux")
         with open(f"{directory}/initrd.cpio", "wb") as output:
             write_archive(tree, output, nodes=_NODES)
     return f"{directory}/vmlinux", f"{directory}/initrd.cpio"

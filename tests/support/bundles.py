@@ -66,14 +66,15 @@ def build_probe(directory: str) -> str:
     return f"{directory}/probe"
 
 
-def make_probe_bundle(directory: str, *, group: Device, node: str = "") -> dict[str, Any]:
-    """A bundle whose only program is the VFIO probe, without capabilities, with the container node and one group."""
+def make_probe_bundle(directory: str, *, group: Device, node: str = "", files: Sequence[Device] = ()) -> dict[str, Any]:
+    """A bundle whose only program is the VFIO probe, without capabilities, with the container node and one group; or
+    with device files in place of both."""
     os.makedirs(f"{directory}/rootfs")
     build_probe(f"{directory}/rootfs")
     for name in ("dev", "proc", "sys"):
         os.mkdir(f"{directory}/rootfs/{name}")
     spec = specification(["/probe", node or group[0]], capabilities={}, rlimits=[UNLIMITED])
-    add_devices(spec, [("/dev/vfio/vfio", 10, 196), group])
+    add_devices(spec, files or [("/dev/vfio/vfio", 10, 196), group])
     # runc 1.1 cannot mount this on a host whose cgroups are v2 alone without a namespace of them.
     spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
     write(directory, spec)

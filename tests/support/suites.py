@@ -33,7 +33,7 @@ def rust_virtiofsd() -> str:
 def _unpacked(suites: Sequence[str], target: str, names: Sequence[str]) -> str:
     tree = f"{CACHE}/test-{target}"
     if not os.path.exists(f"{tree}/done"):
-        options = _apt_options(suites, target)
+        options = apt_options(suites, target)
         fetched = packages.fetch(names, cache=f"{CACHE}/{target}", progress=print, options=options)
         wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
         packages.unpack(
@@ -44,7 +44,7 @@ def _unpacked(suites: Sequence[str], target: str, names: Sequence[str]) -> str:
     return tree
 
 
-def _apt_options(suites: Sequence[str], target: str) -> list[str]:
+def apt_options(suites: Sequence[str], target: str) -> list[str]:
     """apt's options for suites of the mirror that the machine's first source names."""
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     mirror = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -62,6 +62,16 @@ class FakeSysfs:
         self.write(f"dev/vfio/{group}", "")
         self.character_device(major, minor, f"../../devices/virtual/vfio/{group}")
 
+    def device_file(self, address: str, number: int, major: int, minor: int) -> None:
+        """A function's device file, and /dev/iommu."""
+        self.write(f"sys/bus/pci/devices/{address}/vfio-dev/vfio{number}/dev", f"{major}:{minor}\n")
+        self.write(f"dev/vfio/devices/vfio{number}", "")
+        self.character_device(major, minor, f"../../devices/pci0000:00/{address}/vfio-dev/vfio{number}")
+        if not os.path.exists(f"{self.root}/dev/iommu"):
+            self.write("sys/class/misc/iommu/dev", "10:126\n")
+            self.write("dev/iommu", "")
+            self.character_device(10, 126, "../../devices/virtual/misc/iommu")
+
     def character_device(self, major: int, minor: int, target: str) -> None:
         """An entry of /sys/dev/char."""
         self.link(f"sys/dev/char/{major}:{minor}", target)

@@ -30,7 +30,7 @@ def test_a_group_stands_at_the_path_asked_for_and_at_the_guests_number() -> None
     assert places(made) == {"/dev/vfio/45": (245, 0), "/dev/vfio/13": (245, 0)}
     assert all((d["fileMode"], d["uid"], d["gid"]) == (0o600, 1000, 1000) for d in made["linux"]["devices"])
     assert log[0][0] == "debug"
-    assert "group 13 in the guest" in log[0][1]
+    assert "is /dev/vfio/13 in the guest" in log[0][1]
 
 
 def test_a_path_of_the_spec_may_have_any_name() -> None:
@@ -73,6 +73,58 @@ def test_a_rule_for_all_groups_becomes_a_rule_for_each_of_the_containers() -> No
     rewrite_devices(made, [Node("/dev/vfio/5", 511, 0, 8, 245, 0)])
     assert made["linux"]["resources"]["devices"] == [
         {"allow": True, "type": "c", "major": 245, "minor": 0, "access": "rw"}
+    ]
+
+
+FILES = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3), ("/dev/vfio/devices/vfio4", 510, 4)]
+FILE_RULES = [
+    {"allow": True, "type": "c", "major": 510, "access": "rw"},
+    {"allow": True, "type": "c", "major": 510, "minor": 3, "access": "rw"},
+    {"allow": True, "type": "c", "major": 10, "minor": 126, "access": "rw"},
+]
+
+
+def test_device_files_stand_where_the_guest_has_them_and_where_they_were_asked_for() -> None:
+    made = spec(FILES, list(FILE_RULES))
+    log = rewrite_devices(
+        made,
+        [
+            Node("/dev/iommu", 10, 126, None, 10, 125, "/dev/iommu"),
+            Node("/dev/vfio/devices/vfio3", 510, 3, 9, 244, 0, "/dev/vfio/devices/vfio0"),
+            Node("/dev/vfio/devices/vfio4", 510, 4, 8, 244, 3, "/dev/vfio/devices/vfio3"),
+        ],
+    )
+    assert places(made) == {
+        "/dev/iommu": (10, 125), "/dev/vfio/devices/vfio0": (244, 0),
+        "/dev/vfio/devices/vfio3": (244, 3), "/dev/vfio/devices/vfio4": (244, 3),
+    }  # fmt: skip
+    assert [
+        (rule["major"], rule["minor"]) for rule in made["linux"]["resources"]["devices"] if rule["major"] == 244
+    ] == [(244, 0), (244, 3), (244, 0)]
+    assert {"allow": True, "type": "c", "major": 10, "minor": 125, "access": "rw"} in made["linux"]["resources"][
+        "devices"
+    ]
+    assert [text for level, text in log if level == "warning"] == [
+        "/dev/vfio/devices/vfio3 is another device's number in the guest: "
+        "the node asked for is at /dev/vfio/devices/vfio0 alone"
+    ]
+
+
+def test_device_files_that_the_guest_has_not_are_left_out_with_what_allowed_them() -> None:
+    made = spec([*FILES[:2], ("/dev/vfio/12", 511, 0)], list(FILE_RULES))
+    log = rewrite_devices(
+        made,
+        [
+            Node("/dev/vfio/12", 511, 0, 9, 245, 0),
+            Node("/dev/iommu", 10, 126, None, None, None, "/dev/iommu"),
+            Node("/dev/vfio/devices/vfio3", 510, 3, 9, None, None, "/dev/vfio/devices/vfio3"),
+        ],
+    )
+    assert places(made) == {"/dev/vfio/12": (245, 0), "/dev/vfio/9": (245, 0)}
+    assert made["linux"]["resources"]["devices"] == []
+    assert [text for level, text in log if level == "warning"] == [
+        "/dev/iommu: the guest's kernel has no device files of VFIO: /dev/vfio/vfio is in its place",
+        "/dev/vfio/devices/vfio3: the guest's kernel has no device files of VFIO: /dev/vfio/9 is in its place",
     ]
 
 
@@ -124,4 +176,5 @@ def test_who_was_allowed_on_the_host_is_allowed_in_the_guest(
     after = made["linux"]["resources"]["devices"]
     for node in nodes:
         for access in "rwm":
+            assert node.numbers is not None
             assert allowed(after, *node.numbers, access) == allowed(rules, *node.host, access)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from hawse.container.devices import plug_steps, shape
@@ -14,6 +15,7 @@ from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Attachment, MachinePlan, NodeRequest, PlugStep, SandboxPlan
 from hawse.vfio.emulated import EmulatedGroup
+from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import Port, place, plan_ports
 from tests.support.fake_qmp import FakeLink, FakeQmp
 
@@ -197,5 +199,90 @@ def test_what_is_attached_or_is_not_is_said() -> None:
         taken = [port for port in plan().ports if port.name == box.attachments.plugs[-1].bus]
         with pytest.raises(StateError, match="the port for it was taken meanwhile"):
             await box.attachments.attach(wanted(other, taken))
+
+    asyncio.run(story())
+
+
+FILES = BOUND | {"file": [2, 509, 4], "iommu": [10, 258]}
+
+
+def with_files(groups: SandboxPlan, *, iommu: bool = True) -> SandboxPlan:
+    """The plan of a container that has asked for device files, too."""
+    nodes = [NodeRequest(path="/dev/iommu", major=10, minor=126, group=None, file=True)] if iommu else []
+    for plug in groups.plugs:
+        path = f"/dev/vfio/devices/vfio{plug.group}"
+        nodes.append(NodeRequest(path=path, major=0, minor=0, group=plug.group, file=True, device=plug.device))
+    return msgspec.structs.replace(groups, nodes=[*groups.nodes, *nodes])
+
+
+@pytest.mark.parametrize("answer", [FILES, BOUND])
+def test_device_files_are_where_the_guest_has_them(answer: dict[str, Any]) -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {"bind_vfio": answer}, EDU)
+        box.claims = Claims(plan().ports)
+        box.attachments = Attachments(with_files(plan(EDU)), box.claims, seconds=1.0)
+        await box.begin()
+        has = "file" in answer
+        assert box.attachments.guest_nodes() == [
+            ["/dev/vfio/5", 0, 0, 3, 511, 0],
+            ["/dev/iommu", 10, 126, None, *([10, 258] if has else [None, None]), "/dev/iommu"],
+            ["/dev/vfio/devices/vfio5", 0, 0, 3, *([509, 4] if has else [None, None]),
+             "/dev/vfio/devices/vfio2" if has else "/dev/vfio/devices/vfio5"],
+        ]  # fmt: skip
+        await box.attachments.detach(5, force=False)
+        gone = [path for path, *_ in box.link.calls[-1][1]["nodes"]]
+        files = ["/dev/vfio/devices/vfio2", "/dev/vfio/devices/vfio5"] if has else []
+        assert gone == ["/dev/vfio/3", "/dev/vfio/5", *files]
+
+    asyncio.run(story())
+
+
+def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {"bind_vfio": FILES})
+        assert not box.attachments.wants_files
+        box.attachments = Attachments(with_files(plan()), box.claims, seconds=1.0)
+        assert box.attachments.wants_files
+        await box.begin()
+        more = wanted(EDU, box.claims.spares)
+        file = NodeRequest(
+            path="/dev/vfio/devices/vfio7", major=0, minor=0, group=5, file=True, device=more.plugs[0].device
+        )
+        await box.attachments.attach(msgspec.structs.replace(more, nodes=[*more.nodes, file]))
+        assert box.link.calls[-1][1]["nodes"] == [
+            ["/dev/vfio/vfio", 10, 196, 0o666, 0, 0],
+            ["/dev/iommu", 10, 258, 0o660, 1, 2],
+            ["/dev/vfio/3", 511, 0, 0o660, 1, 2],
+            ["/dev/vfio/5", 511, 0, 0o660, 1, 2],
+            ["/dev/vfio/devices/vfio2", 509, 4, 0o660, 1, 2],
+            ["/dev/vfio/devices/vfio7", 509, 4, 0o660, 1, 2],
+        ]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("file", [[1, 2], [1, 2, "3"], [-1, 2, 3], "vfio0", {"0": 1}, [0, 1, 2, 3]])
+def test_a_guest_that_reports_nonsense_of_its_files_is_not_believed(file: object) -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {"bind_vfio": FILES | {"file": file}}, EDU)
+        with pytest.raises(VmError, match="the guest reports no usable number of the device file"):
+            await box.begin()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_an_iommufd_goes_when_its_functions_have_gone(number: int) -> None:
+    """Whichever command fails; and with a detach."""
+
+    async def story() -> None:
+        pair = HostGroup(12, tuple(Function(f"0000:3b:00.{n}", 1, 1, 0x020000, "vfio-pci", ()) for n in (0, 1)))
+        steps = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
+        qmp = FakeQmp(refuse=fails_at(number, RefusedError("no")))
+        with pytest.raises(DeviceError):
+            await devices.attach(steps, qmp, FakeLink({"bind_vfio": BOUND}), seconds=1)  # type: ignore[arg-type]
+        await devices.unplug(steps, qmp, seconds=1)  # type: ignore[arg-type]
+        assert qmp.plugged == set()
+        assert qmp.commands[-1] == ("object-del", "iommufd-12")
 
     asyncio.run(story())

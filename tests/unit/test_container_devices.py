@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from hawse.container.devices import add_named, as_groups, find_groups, mirrored_bus, plug_steps, shape, to_bind
+from hawse.container.devices import (
+    add_named,
+    find_groups,
+    mirrored_bus,
+    node_requests,
+    plug_steps,
+    shape,
+    to_bind,
+    with_groups,
+)
 from hawse.container.options import DeviceOptions
 from hawse.sandbox.mirror import mirror
 from hawse.sandbox.plan import NodeRequest, PlugStep, addresses
@@ -99,7 +108,7 @@ def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_th
 
 
 @pytest.mark.parametrize("group_too", [False, True])
-def test_device_files_become_the_nodes_of_their_groups(group_too: bool) -> None:
+def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool) -> None:
     """With the rights that the file was to have; and nothing twice where an engine has named both."""
     entries = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3)]
     nodes = (Node("/dev/vfio/12", 240, 0, 12),) if group_too else ()
@@ -111,26 +120,23 @@ def test_device_files_become_the_nodes_of_their_groups(group_too: bool) -> None:
                 {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o640, "uid": 7}
                 for path, major, minor in entries
             ],
-            "resources": {
-                "devices": [
-                    {"allow": False},
-                    {"allow": True, "type": "c", "major": 510, "minor": 3},
-                    {"allow": True, "type": "c", "major": 510},
-                    {"allow": True, "type": "c", "major": 511},
-                ]
-            },
+            "resources": {"devices": [{"allow": False}, {"allow": True, "type": "c", "major": 510, "minor": 3}]},
         }
     }
-    files = (Node("/dev/iommu", 10, 126, None), Node("/dev/vfio/devices/vfio3", 510, 3, 12))
-    request, warnings = as_groups(Request(nodes, (group(12, "0000:3b:00.0"),), files), spec)
+    files = (Node("/dev/iommu", 10, 126, None), Node("/dev/vfio/devices/vfio3", 510, 3, 12, "0000:3b:00.0"))
+    lone = group(12, "0000:3b:00.0")
+    request = with_groups(Request(nodes, (lone,), files), spec)
     assert {(node.path, node.group) for node in request.nodes} == {("/dev/vfio/vfio", None), ("/dev/vfio/12", 12)}
-    assert sorted(device["path"] for device in spec["linux"]["devices"]) == ["/dev/vfio/12", "/dev/vfio/vfio"]
+    assert sorted(device["path"] for device in spec["linux"]["devices"]) == [
+        "/dev/iommu", "/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/vfio/vfio",
+    ]  # fmt: skip
     assert all((device["fileMode"], device["uid"]) == (0o640, 7) for device in spec["linux"]["devices"])
-    assert not [rule for rule in spec["linux"]["resources"]["devices"] if rule.get("major") == 510]
-    assert warnings == [
-        "/dev/iommu: the guest's kernel has no device files of VFIO: /dev/vfio/vfio is in its place",
-        "/dev/vfio/devices/vfio3: the guest's kernel has no device files of VFIO: /dev/vfio/12 is in its place",
-    ]
+    rules = {(rule.get("major"), rule.get("minor")) for rule in spec["linux"]["resources"]["devices"]}
+    assert {(510, 3), (10, 196)} <= rules
+    requests = node_requests(request, steps(lone))
+    assert [(one.path, one.device) for one in requests if one.file] == [
+        ("/dev/iommu", ""), ("/dev/vfio/devices/vfio3", "vfio-12-0"),
+    ]  # fmt: skip
 
 
 def test_groups_that_are_named_twice_are_given_once() -> None:
@@ -147,7 +153,7 @@ def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
         NodeRequest(path="/dev/vfio/12", major=240, minor=0, group=12),
         NodeRequest(path="/dev/vfio/3", major=240, minor=1, group=3),
     ]
-    assert mirror(made, nodes, {12: (3, 511, 0), 3: (4, 511, 1)}, {}) == [
+    assert mirror(made, nodes, {12: (3, 511, 0), 3: (4, 511, 1)}, {}, {}) == [
         {
             "device": "0000:3b:00.0",
             "host": {"address": "0000:3b:00.0", "group": 12},
@@ -162,3 +168,27 @@ def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
             "note": "it is 00.1 on its bus, and a port of the guest has 00.0 alone",
         },
     ], "the path /dev/vfio/3 is the other group's"
+
+
+def test_the_map_has_device_files_where_they_were_asked_for_and_the_guest_has_them() -> None:
+    made = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
+    nodes = [
+        NodeRequest(path="/dev/iommu", major=10, minor=126, group=None, file=True),
+        NodeRequest(path="/dev/vfio/12", major=240, minor=0, group=12),
+        NodeRequest(path="/dev/vfio/devices/vfio3", major=510, minor=3, group=12, file=True, device="vfio-12-1"),
+    ]
+    files = {"vfio-12-0": ("/dev/vfio/devices/vfio0", 244, 0), "vfio-12-1": ("/dev/vfio/devices/vfio1", 244, 1)}
+    groups = {12: (9, 245, 0)}
+    own = ["/dev/vfio/9", "/dev/vfio/12"]
+    seen = [entry["nodes"] for entry in mirror(made, nodes, groups, files, {})]
+    assert seen == [own, [*own, "/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio3"]]
+    assert [entry["nodes"] for entry in mirror(made, nodes, groups, {}, {})] == [own, own]
+
+
+def test_the_functions_of_a_group_by_device_files_share_one_iommufd() -> None:
+    pair = group(12, "0000:3b:00.0", "0000:3b:00.1")
+    made = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
+    commands = [command for step in made for command in step.commands]
+    assert [name for name, _ in commands] == ["object-add", "device_add", "device_add"]
+    assert commands[0][1] == {"qom-type": "iommufd", "id": "iommufd-12"}
+    assert {arguments["iommufd"] for _, arguments in commands[1:]} == {"iommufd-12"}

@@ -16,17 +16,20 @@ from typing import Any
 
 import pytest
 
+from hawse.agent.devices import Node as GuestNode
+from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.uevents import Uevents
 from hawse.config import Config
+from hawse.container.backend import by_file
 from hawse.container.devices import find_groups
-from hawse.container.options import device_options
+from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError
 from hawse.oci.types import Device
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.vfio import memlock
-from hawse.vfio.devices import find_request
+from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import check_free, check_token, check_viable, read_group, reset_warning
 from hawse.vm.capabilities import Capabilities
@@ -86,6 +89,23 @@ def virtual(host: FakeSysfs) -> Any:
     host.function("0000:3b:02.0", group=7)
     os.symlink("../0000:3b:00.0", f"{host.root}/sys/bus/pci/devices/0000:3b:02.0/physfn")
     return check_token(read_group(7, root=host.root), "")
+
+
+def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True) -> Any:
+    """Group 7 is asked for by a device file, on a host with files, and an old QEMU."""
+    host.function("0000:3b:00.0", group=7)
+    host.device_file("0000:3b:00.0", 0, 510, 0)
+    if not iommu:
+        os.unlink(f"{host.root}/dev/iommu")
+    old = Capabilities("7.2.22", frozenset(), frozenset())
+    files, options = [Node("/dev/vfio/devices/vfio0", 510, 0, 7)], DeviceOptions(backend=backend)
+    return by_file([read_group(7, root=host.root)], files, options, lambda: old, root=host.root)[1][0]
+
+
+def no_files(_host: FakeSysfs) -> Any:
+    """A guest whose kernel has no device files."""
+    spec = {"linux": {"devices": [{"path": "/dev/vfio/devices/vfio0"}]}}
+    return rewrite_devices(spec, [GuestNode("/dev/vfio/devices/vfio0", 510, 0, 9, None, None)])[0][1]
 
 
 def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:
@@ -158,6 +178,12 @@ SITUATIONS: dict[str, Act] = {
     "Its node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
     "Its device's BARs make no sense": odd_bars,
     "A virtual function's physical function is on vfio-pci, and there is no token": virtual,
+    "A device file is asked for, and the host has no /dev/iommu (a warning)": lambda host: by_files(
+        host, "auto", iommu=False
+    ),
+    "A device file is asked for, and QEMU knows groups alone (a warning)": lambda host: by_files(host, "auto"),
+    "All devices are to go by files, and QEMU knows groups alone": lambda host: by_files(host, "iommufd"),
+    "A device file is asked for, and the guest's kernel has none (a warning)": no_files,
     "Only its bus can be reset (a warning)": reset("bus\n"),
     "Nothing can reset it (a warning)": reset("\n"),
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0),

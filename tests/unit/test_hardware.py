@@ -22,7 +22,7 @@ def guest(tmp_path: Path) -> FakeSysfs:
     return made
 
 
-def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, int]:
+def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
     uevents = Uevents()
     try:
         return bind_vfio(uevents, ADDRESS, seconds=seconds, root=guest.root)
@@ -33,7 +33,23 @@ def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, int]:
 def test_a_function_that_is_there_and_bound(guest: FakeSysfs) -> None:
     guest.function(ADDRESS, group=6)
     guest.node(6, 245, 0)
-    assert bind(guest) == {"group": 6, "major": 245, "minor": 0}
+    assert bind(guest) == {"group": 6, "major": 245, "minor": 0, "file": None, "iommu": None}
+
+
+def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:
+    guest.function(ADDRESS, group=6)
+    guest.node(6, 245, 0)
+    guest.device_file(ADDRESS, 3, 244, 7)
+    found = bind(guest)
+    assert (found["file"], found["iommu"]) == ((3, 244, 7), (10, 126))
+
+
+def test_a_device_file_without_numbers_is_none(guest: FakeSysfs) -> None:
+    """Linux has the directory under every VFIO driver, and the file with CONFIG_VFIO_DEVICE_CDEV alone."""
+    guest.function(ADDRESS, group=6)
+    guest.node(6, 245, 0)
+    guest.write(f"sys/bus/pci/devices/{ADDRESS}/vfio-dev/vfio0/uevent", "")
+    assert bind(guest)["file"] is None
 
 
 def test_no_device(guest: FakeSysfs) -> None:

@@ -42,7 +42,7 @@ def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
     assert "intel-iommu,intremap=on,caching-mode=on" in values(argv, "-device")
     assert "pcie-root-port,id=port0,multifunction=on" in values(argv, "-device")
     assert "-nodefaults" in argv
-    assert "iommu.passthrough=0" in values(argv, "-append")[0]
+    assert {"iommu.passthrough=0", "no_timer_check", "init_on_alloc=1"} <= set(values(argv, "-append")[0].split())
 
 
 def test_a_share_by_virtiofsd_is_plugged_when_its_time_has_come() -> None:
@@ -111,6 +111,14 @@ def test_a_host_function_is_plugged_by_its_address() -> None:
     assert arguments == {
         "driver": "vfio-pci", "host": "0000:3b:00.0", "id": "vfio-5-0", "bus": "port0", "addr": "0.0", "rombar": 0,
     }  # fmt: skip
+
+
+def test_a_host_function_by_its_device_file_has_an_iommufd_too() -> None:
+    commands = plug_host(SLOT, "0000:3b:00.0", by_file=True)
+    assert commands[0] == ("object-add", {"qom-type": "iommufd", "id": "iommufd-5"})
+    assert commands[1][1]["iommufd"] == "iommufd-5"
+    assert values(render(shape(cold=commands), ENDS), "-object")[-1] == "iommufd,id=iommufd-5"
+    assert values(render(shape(cold=commands), ENDS), "-device")[-1].endswith(",iommufd=iommufd-5")
 
 
 def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:

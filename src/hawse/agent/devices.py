@@ -15,22 +15,36 @@ _CONTAINER_RULE = {"allow": True, "type": "c", "major": 10, "minor": 196, "acces
 
 
 class Node:
-    """A VFIO node of the spec. ``group`` is the guest's group number, None for the container node."""
+    """A VFIO node of the spec. ``group`` is the guest's group number, None for the container node and for /dev/iommu.
 
-    __slots__ = ("group", "host", "numbers", "path")
+    ``own`` is where the guest has it, "" for the container node. ``numbers`` is None for a device file that the guest
+    has not.
+    """
 
-    def __init__(self, path: str, host_major: int, host_minor: int, group: int | None, major: int, minor: int) -> None:
+    __slots__ = ("group", "host", "numbers", "own", "path")
+
+    def __init__(
+        self, path: str, host_major: int, host_minor: int, group: int | None, major: int | None, minor: int | None,
+        own: str = "",
+    ) -> None:  # fmt: skip
         self.path = path
         self.host = (host_major, host_minor)
         self.group = group
-        self.numbers = (major, minor)
+        self.numbers = None if major is None or minor is None else (major, minor)
+        self.own = own if own or group is None else f"/dev/vfio/{group}"
+
+    @property
+    def is_container(self) -> bool:
+        """/dev/vfio/vfio, by whatever path."""
+        return self.group is None and not self.own
 
 
 def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[list[str]]:
     """Change ``linux.devices`` and ``linux.resources.devices`` in place; what to log, as [level, text].
 
-    A group's node stands at the guest's number, where libraries look for it, and at the path that the spec asks for.
-    Where the path asked for is another group's number in the guest, that group's node wins.
+    A node stands where the guest has it, by the guest's number, since libraries look for it there, and at the path
+    that the spec asks for. Where the path asked for is another's in the guest, that other's node wins. A device file
+    that the guest has not is left out, and what allowed it.
     """
     if not nodes:
         return []
@@ -64,7 +78,7 @@ def map_text(devices: Sequence[dict[str, Any]]) -> str:
 
 def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: list[list[str]]) -> list[dict[str, Any]]:
     by_path = {node.path: node for node in nodes}
-    own_paths = {f"/dev/vfio/{node.group}": node for node in nodes if node.group is not None}
+    own_paths = {node.own: node for node in nodes if node.own and node.numbers is not None}
     result: list[dict[str, Any]] = []
     placed: set[str] = set()
     for device in devices:
@@ -72,18 +86,23 @@ def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: li
         if node is None:
             result.append(device)
             continue
+        if node.numbers is None:
+            instead = "/dev/vfio/vfio" if node.group is None else f"/dev/vfio/{node.group}"
+            text = f"{node.path}: the guest's kernel has no device files of VFIO: {instead} is in its place"
+            log.append(["warning", text])
+            continue
         moved = {**device, "major": node.numbers[0], "minor": node.numbers[1]}
         paths = [node.path]
-        if node.group is not None:
-            own = f"/dev/vfio/{node.group}"
+        if node.own:
             winner = own_paths.get(node.path)
             if winner is not None and winner.numbers != node.numbers:
-                text = f"{node.path} is another group's number in the guest: the node asked for is at {own} alone"
+                what = "group" if node.own == f"/dev/vfio/{node.group}" else "device"
+                text = f"{node.path} is another {what}'s number in the guest: the node asked for is at {node.own} alone"
                 log.append(["warning", text])
-                paths = [own]
-            elif own != node.path:
-                log.append(["debug", f"{node.path} is group {node.group} in the guest: its node is at {own} too"])
-                paths.append(own)
+                paths = [node.own]
+            elif node.own != node.path:
+                log.append(["debug", f"{node.path} is {node.own} in the guest, and its node is there too"])
+                paths.append(node.own)
         for path in paths:
             if path not in placed:
                 placed.add(path)
@@ -96,23 +115,26 @@ def _rewrite_rules(rules: list[dict[str, Any]], nodes: Sequence[Node]) -> list[d
     moved_to = {node.host: node.numbers for node in nodes}
     majors: dict[int, list[tuple[int, int]]] = {}
     for node in nodes:
-        if node.group is not None and node.numbers not in majors.setdefault(node.host[0], []):
-            majors[node.host[0]].append(node.numbers)
+        if node.group is not None:
+            numbers = majors.setdefault(node.host[0], [])
+            if node.numbers is not None and node.numbers not in numbers:
+                numbers.append(node.numbers)
     result: list[dict[str, Any]] = []
     for rule in rules:
         major, minor = rule.get("major"), rule.get("minor")
         if rule.get("type") != "c" or major is None or major < 0:
             result.append(rule)
         elif minor is not None and (major, minor) in moved_to:
-            numbers = moved_to[major, minor]
-            result.append({**rule, "major": numbers[0], "minor": numbers[1]})
+            moved = moved_to[major, minor]
+            if moved is not None:
+                result.append({**rule, "major": moved[0], "minor": moved[1]})
         elif major in majors and (minor is None or minor < 0):
             # Every group of the host was meant; the container's are those that exist for it.
-            result += [{**rule, "major": numbers[0], "minor": numbers[1]} for numbers in majors[major]]
+            result += [{**rule, "major": node[0], "minor": node[1]} for node in majors[major]]
         elif major not in majors:
             result.append(rule)
         # else: a group of the host that the container does not get; in the guest the number may be another's.
-    if any(node.group is None for node in nodes):
+    if any(node.is_container for node in nodes):
         # The container node serves every group and guards nothing by itself; with a deny before it none would work.
         result.append(dict(_CONTAINER_RULE))
     return result

@@ -23,8 +23,13 @@ VIRTIO = "virtio-pci"
 _BIND_SECONDS = 10.0
 
 
-def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, int]:
-    """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node."""
+def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, object]:
+    """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
+
+    Beside them, None on a kernel without them: "file", number, major and minor of its device file, and "iommu", those
+    of /dev/iommu. The file comes with the probe, after the group's node (Linux drivers/vfio/vfio_main.c,
+    __vfio_register_dev()), and the probe is over when the driver's file has been written to.
+    """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
         await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
@@ -49,16 +54,20 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
             f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear within {seconds:g} s",
             hint="the guest's console log tells whether VFIO refused the group",
         )
-    return {"group": group, "major": numbers[0], "minor": numbers[1]}
+    files = {"file": sysfs.device_file(address, root=root), "iommu": sysfs.iommu_numbers(root=root)}
+    return {"group": group, "major": numbers[0], "minor": numbers[1], **files}
 
 
 def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root: str = "") -> None:
-    """See that nobody has the group open: a function in use is not let go by vfio-pci, and its removal would wait in
-    the kernel's only queue for hotplug (Linux drivers/vfio/vfio_main.c, vfio_unregister_group_dev()).
+    """See that nobody has the group or a device file of it open: a function in use is not let go by vfio-pci, and its
+    removal would wait in the kernel's only queue for hotplug (Linux drivers/vfio/vfio_main.c,
+    vfio_unregister_group_dev()).
 
     With ``force`` its users are killed. Raises :class:`DeviceError` naming them.
     """
     path = f"{root}/dev/vfio/{group}"
+    members = [sysfs.device_file(address, root=root) for address in sysfs.group_members(group, root=root)]
+    files = [f"{root}/dev/vfio/devices/vfio{found[0]}" for found in members if found]
 
     def is_free() -> bool:
         try:
@@ -68,17 +77,21 @@ def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise DeviceError(f"{path} in the guest: {os.strerror(error.errno or 0)}") from None
-            if force:
-                for pid, _ in _users(path):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            return False
-        return True
+        else:
+            # A device file that is open and bound to nothing yet keeps its device, and not its group.
+            if not _users(files):
+                return True
+        if force:
+            for pid, _ in _users([path, *files]):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return False
 
     if is_free():
         return
     if not force:
-        who = ", ".join(f"{words!r} (process {pid} of the guest)" for pid, words in _users(path)) or "a process"
+        users = _users([path, *files])
+        who = ", ".join(f"{words!r} (process {pid} of the guest)" for pid, words in users) or "a process"
         raise DeviceError(
             f"group {group} of the guest is in use: {who} has it open", hint="end it first, or detach with --force"
         )
@@ -86,17 +99,18 @@ def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root
         raise DeviceError(f"group {group} of the guest is still in use {seconds:g} s after its users were killed")
 
 
-def _users(path: str) -> list[tuple[int, str]]:
-    """Processes that have the node open, or a device of some group: that has no name of its own (Linux
-    drivers/vfio/vfio_main.c, anon_inode_getfile("[vfio-device]"))."""
-    device = os.stat(path).st_rdev
-    found = []
+def _users(paths: list[str]) -> list[tuple[int, str]]:
+    """Processes that have one of the nodes open."""
+    nodes = {os.stat(path).st_rdev for path in paths if os.path.exists(path)}
+    found: list[tuple[int, str]] = []
+    if not nodes:
+        return found
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if int(pid) == os.getpid():
             continue
         try:
             descriptors = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
-            if any(os.stat(fd).st_rdev == device and stat.S_ISCHR(os.stat(fd).st_mode) for fd in descriptors):
+            if any(os.stat(fd).st_rdev in nodes and stat.S_ISCHR(os.stat(fd).st_mode) for fd in descriptors):
                 # Not comm, which for a program of a busybox may be anything.
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     words = file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")

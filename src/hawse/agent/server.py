@@ -137,8 +137,8 @@ class Server:
             while not self._uevents.wait_until(mounted, deadline=deadline):
                 continue
 
-    def bind_vfio(self, *, address: str, seconds: float) -> dict[str, int]:
-        """Wait for a function and give it to vfio-pci: its group and its node's numbers."""
+    def bind_vfio(self, *, address: str, seconds: float) -> dict[str, object]:
+        """Wait for a function and give it to vfio-pci: its group, its node's numbers, its device file."""
         with trace.span(f"VFIO modules loaded for {address}"):
             self._load(VFIO_MODULES)
         return hardware.bind_vfio(self._uevents, address, seconds=seconds)

@@ -9,12 +9,24 @@ from typing import Any
 import msgspec
 
 from hawse.config import Config
+from hawse.container.backend import by_file
 from hawse.container.client import call
-from hawse.container.devices import Group, check_host, find_groups, is_number, plug_steps, read_address, shape
+from hawse.container.devices import (
+    Group,
+    check_host,
+    find_groups,
+    is_number,
+    node_requests,
+    plug_steps,
+    read_address,
+    shape,
+)
 from hawse.container.options import DeviceOptions, device_options
+from hawse.container.plan import ask_qemu
 from hawse.errors import StateError
-from hawse.sandbox.plan import Attachment, NodeRequest
+from hawse.sandbox.plan import Attachment
 from hawse.sandbox.state import STOPPED, Store
+from hawse.vfio.devices import Node, Request, device_files
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vm.ports import Port, place
@@ -45,11 +57,13 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
         if group.number in have:
             raise StateError(f"group {group.number} is attached to {store.name} already")
     options = device_options(config, state.get("annotations") or {})
-    warnings = check_host(groups, options)
+    files = [file for group in groups for file in device_files(group)] if call(store, "wants_files", {}) else []
+    chosen, warnings = by_file(groups, files, options, lambda: ask_qemu(config))
+    warnings += check_host(groups, options)
     spares = msgspec.convert(call(store, "ports", {}), list[Port])
     calls = []
     for group in groups:
-        wanted = _attachment(group, spares, owner=store.name, options=options)
+        wanted = _attachment(group, files, spares, owner=store.name, options=options, by_file=chosen)
         taken = {plug.bus for plug in wanted.plugs}
         spares = [spare for spare in spares if spare.name not in taken]
         calls.append(msgspec.to_builtins(wanted))
@@ -69,15 +83,25 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
         call(store, "detach", {"group": number, "force": force})
 
 
-def _attachment(group: Group, spares: list[Port], *, owner: str, options: DeviceOptions) -> Attachment:
+def _attachment(
+    group: Group,
+    files: list[Node],
+    spares: list[Port],
+    *,
+    owner: str,
+    options: DeviceOptions,
+    by_file: frozenset[int],
+) -> Attachment:
     slots = place(shape(group, keep_address=options.keep_addresses), spares)
-    plugs = plug_steps([group], slots, owner=owner, options=options)
+    plugs = plug_steps([group], slots, owner=owner, options=options, by_file=by_file)
     path = f"/dev/vfio/{group.number}"
     mode, uid, gid, numbers = 0o666, 0, 0, (0, 0)
-    if isinstance(group, HostGroup):
+    if isinstance(group, HostGroup) and os.path.exists(path):
         # As engines do: the node in the container is as the host's.
         status = os.stat(path)
         mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
         numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
-    node = NodeRequest(path=path, major=numbers[0], minor=numbers[1], group=group.number)
-    return Attachment(plugs=plugs, nodes=[node], mode=mode, uid=uid, gid=gid)
+    request = Request(
+        (Node(path, *numbers, group.number),), (group,), tuple(file for file in files if file.group == group.number)
+    )
+    return Attachment(plugs=plugs, nodes=node_requests(request, plugs), mode=mode, uid=uid, gid=gid)

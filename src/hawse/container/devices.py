@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hawse.container.options import DeviceOptions
@@ -44,9 +44,14 @@ def shape(group: Group, *, keep_address: bool = True) -> GroupShape:
 
 
 def plug_steps(
-    groups: Sequence[Group], slots: Sequence[Slot], *, owner: str, options: DeviceOptions = _DEFAULT
+    groups: Sequence[Group],
+    slots: Sequence[Slot],
+    *,
+    owner: str,
+    options: DeviceOptions = _DEFAULT,
+    by_file: Collection[int] = (),
 ) -> list[plan.PlugStep]:
-    """What is plugged where, in the order of the slots."""
+    """What is plugged where, in the order of the slots; the groups ``by_file`` by their device files."""
     by_number = {group.number: group for group in groups}
     steps = []
     for slot in slots:
@@ -61,7 +66,7 @@ def plug_steps(
             host = label = function.address
             # QEMU is told a token where one is asked for alone: the kernel refuses one that is not.
             token = options.vf_token if function.physical_driver == "vfio-pci" else ""
-            commands = plug_host(slot, host, rom=options.rom, token=token)
+            commands = plug_host(slot, host, rom=options.rom, token=token, by_file=slot.group in by_file)
             note = _note(group, slot, keep=options.keep_addresses)
         steps.append(
             plan.PlugStep(
@@ -142,30 +147,42 @@ def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -
     return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files)
 
 
-def as_groups(request: Request, spec: dict[str, Any]) -> tuple[Request, list[str]]:
-    """The request with the nodes of the groups in place of device files, in the spec too, and what to warn of.
+def with_groups(request: Request, spec: dict[str, Any]) -> Request:
+    """The request, and the spec, with the nodes of the groups beside device files, with the rights of these.
 
-    The guest's kernel has the groups' interface alone: Debian's are built without CONFIG_IOMMUFD.
+    Programs that know groups alone, DPDK and SPDK, find theirs, and so does everyone in a guest whose kernel has no
+    other: Debian's are built without CONFIG_IOMMUFD.
     """
     if not request.files:
-        return request, []
-    linux = spec["linux"]
-    rights = {device["path"]: device for device in linux["devices"]}
-    nodes, warnings = list(request.nodes), []
+        return request
+    rights = {device["path"]: device for device in spec["linux"]["devices"]}
+    nodes = list(request.nodes)
     for file in request.files:
-        linux["devices"] = [device for device in linux["devices"] if device["path"] != file.path]
-        resources = linux.setdefault("resources", {})
-        rules = resources.get("devices") or []
-        # A rule for all device files of the host would allow something else in the guest.
-        minors = (file.minor, -1, None)
-        resources["devices"] = [r for r in rules if r.get("major") != file.major or r.get("minor") not in minors]
+        if file.group in {node.group for node in nodes}:
+            continue
         path = CONTAINER_PATH if file.group is None else f"/dev/vfio/{file.group}"
-        if file.group not in {node.group for node in nodes}:
-            node = Node(path, 10, 196, None) if file.group is None else Node(path, 0, file.group, file.group)
-            nodes.append(node)
-            _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]})
-        warnings.append(f"{file.path}: the guest's kernel has no device files of VFIO: {path} is in its place")
-    return Request(tuple(nodes), request.groups), warnings
+        node = Node(path, 10, 196, None) if file.group is None else Node(path, 0, file.group, file.group)
+        nodes.append(node)
+        _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]})
+    return Request(tuple(nodes), request.groups, request.files)
+
+
+def node_requests(request: Request, plugs: Sequence[plan.PlugStep]) -> list[plan.NodeRequest]:
+    """The nodes for the monitor, which knows functions as QEMU does."""
+    nodes = [plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes]
+    for file in request.files:
+        behind = [plug.device for plug in plugs if (plug.group, plug.host) == (file.group, file.function)]
+        nodes.append(
+            plan.NodeRequest(
+                path=file.path,
+                major=file.major,
+                minor=file.minor,
+                group=file.group,
+                file=True,
+                device=behind[0] if behind else "",
+            )
+        )
+    return nodes
 
 
 def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ class DeviceOptions:
     cold: bool = False
     rom: bool = False
     native: bool = False
+    backend: str = "auto"
     vf_token: str = ""
     devices: tuple[str, ...] = ()
 
@@ -56,6 +57,7 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
         cold=config.devices.plug == "cold",
         rom=config.devices.rom,
         native=mode == GUEST_KERNEL,
+        backend=config.devices.backend,
         devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,
     )

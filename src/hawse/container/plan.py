@@ -11,7 +11,17 @@ from typing import Any, Protocol
 import msgspec
 
 from hawse.config import Config
-from hawse.container.devices import add_named, as_groups, check_host, find_groups, plug_steps, shape, to_bind
+from hawse.container.backend import by_file
+from hawse.container.devices import (
+    add_named,
+    check_host,
+    find_groups,
+    node_requests,
+    plug_steps,
+    shape,
+    to_bind,
+    with_groups,
+)
 from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HostError
@@ -52,7 +62,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
     # The devices of a pod come with its containers, when its machine runs.
     ports = plan_ports(shapes, least=POD_PORTS, bridges=POD_BRIDGES) if wanted.role == SANDBOX else plan_ports(shapes)
-    plugs = plug_steps(groups, ports.slots, owner=name, options=options)
+    plugs = plug_steps(groups, ports.slots, owner=name, options=options, by_file=wanted.by_file)
     machine = plan_machine(config, groups, log, ports)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
@@ -82,7 +92,7 @@ def plan_container(
         placed = place(shape(group, keep_address=options.keep_addresses), free)
         free = [port for port in free if port.takes_at != placed[0].bus]
         slots += placed
-    plugs = plug_steps(groups, slots, owner=name, options=options)
+    plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file)
     return plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log))
 
 
@@ -95,6 +105,7 @@ class _Wanted:
     options: DeviceOptions
     role: str
     native: dict[int, dict[str, int]]
+    by_file: frozenset[int]
 
 
 def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
@@ -105,14 +116,14 @@ def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
     emulated = read_table(config.emulated)
     options = device_options(config, annotations)
     request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
-    request, replaced = as_groups(request, guest.spec)
-    request = add_named(request, find_groups(options.devices, emulated), guest.spec)
+    request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in [*replaced, *check_host(request.groups, options)]:
+    files, fallbacks = by_file(request.groups, request.files, options, lambda: ask_qemu(config))
+    for warning in [*fallbacks, *check_host(request.groups, options)]:
         log.warning(warning)
-    return _Wanted(guest, request, options, role, native)
+    return _Wanted(guest, request, options, role, native, files)
 
 
 def _container(
@@ -121,7 +132,7 @@ def _container(
     """The fields of a container's plan."""
     for step in plugs:
         log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
-    guest, nodes = wanted.guest, wanted.request.nodes
+    guest = wanted.guest
     shares = [plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares]
     if wanted.native:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
@@ -138,7 +149,7 @@ def _container(
         "spec": guest.spec,
         "shares": shares,
         "plugs": plugs,
-        "nodes": [plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in nodes],
+        "nodes": node_requests(wanted.request, plugs),
         "hugepages": list(guest.hugepages),
         "memory": list(guest.memory),
         "binds": to_bind(wanted.request.groups, wanted.options),
@@ -147,13 +158,18 @@ def _container(
     }
 
 
+def ask_qemu(config: Config) -> capabilities.Capabilities:
+    """What the configured QEMU can do. Raises HostError or VmError."""
+    return capabilities.ask(config.vm.qemu, directory=config.image.cache)
+
+
 def plan_machine(
     config: Config, groups: Sequence[HostGroup | EmulatedGroup], log: Log, ports: PortPlan | None = None
 ) -> plan.MachinePlan:
     """The machine for these groups, and its template. Raises ConfigError, HostError or ImageError."""
     ports = ports or plan_ports([shape(group) for group in groups])
     found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
-    can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+    can = ask_qemu(config)
     for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             can.require(model)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
 from hawse.sandbox import devices
 from hawse.sandbox.claims import Claims
-from hawse.sandbox.devices import Groups
+from hawse.sandbox.devices import Files, Groups
 from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.mirror import mirror
+from hawse.sandbox.mirror import mirror, places
 from hawse.sandbox.native import Native, annotation, with_nodes
 from hawse.sandbox.plan import Attachment, ContainerPlan, NodeRequest, PlugStep, addresses
 
@@ -35,6 +36,7 @@ class Attachments:
         self._natives: dict[str, Native] = {}
         self._claims = claims
         self._groups: Groups = {}
+        self._files: Files = {}
         self._lock = asyncio.Lock()
         self._qmp: Qmp | None = None
         self._link: GuestLink | None = None
@@ -46,7 +48,7 @@ class Attachments:
             self._qmp, self._link = qmp, link
             native = [plug for plug in self.plugs if plug.group in self._rights]
             plugs = [plug for plug in self.plugs if plug.group not in self._rights]
-            self._groups = await devices.attach(plugs, qmp, link, seconds=self._seconds)
+            self._groups, self._files = await devices.attach(plugs, qmp, link, seconds=self._seconds)
             self._natives = await devices.attach_native(
                 native, qmp, link, container=self._container, seconds=self._seconds
             )
@@ -61,9 +63,14 @@ class Attachments:
         """What the state says of functions that the guest's own drivers have."""
         return annotation(self.plugs, self._natives)
 
+    @property
+    def wants_files(self) -> bool:
+        """Whether the container has asked for /dev/iommu, and so gets the device files of what is attached later."""
+        return any(node.file and node.group is None for node in self._nodes)
+
     def seen(self) -> list[dict[str, Any]]:
         """Which function is which in the guest."""
-        return mirror(self.plugs, self._nodes, self._groups, self._natives)
+        return mirror(self.plugs, self._nodes, self._groups, self._files, self._natives)
 
     def furnish(self, spec: dict[str, Any]) -> dict[str, Any]:
         """The specification with nodes of functions that the guest's own drivers have."""
@@ -71,7 +78,7 @@ class Attachments:
 
     def guest_nodes(self) -> list[list[Any]]:
         """The nodes that the container is created with, as the agent takes them."""
-        return devices.guest_nodes(self._nodes, self._groups)
+        return devices.guest_nodes(self._nodes, self._groups, self._files)
 
     async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
         """Give the container one group more; its entries of :meth:`seen`.
@@ -86,19 +93,19 @@ class Attachments:
             self._refuse_native()
             self._claims.claim(wanted.plugs)
             try:
-                groups = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
+                groups, files = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
             except HawseError:
                 await self._withdraw(wanted, qmp)
                 raise
-            before = self.plugs, self._nodes, self._groups
+            before = self.plugs, self._nodes, self._groups, self._files
             self.plugs = [*self.plugs, *wanted.plugs]
             self._nodes = [*self._nodes, *(node for node in wanted.nodes if node not in self._nodes)]
-            self._groups = self._groups | groups
+            self._groups, self._files = self._groups | groups, self._files | files
             try:
                 call = {"container": self._container, "nodes": self._new_nodes(wanted), "devices": self.seen()}
                 await link.call("add_nodes", call, seconds=_CALL_SECONDS + self._seconds)
             except HawseError:
-                self.plugs, self._nodes, self._groups = before
+                self.plugs, self._nodes, self._groups, self._files = before
                 await self._withdraw(wanted, qmp)
                 raise
             return [entry for entry in self.seen() if entry["host"]["group"] == group]
@@ -111,11 +118,10 @@ class Attachments:
             if group not in self._groups:
                 raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
             numbers = self._groups[group]
-            paths = next(entry["nodes"] for entry in self.seen() if entry["host"]["group"] == group)
             plugs = [plug for plug in self.plugs if plug.group == group]
-            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, {})
+            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
             call = {
-                "container": self._container, "nodes": [[path, *numbers[1:]] for path in paths], "group": numbers[0],
+                "container": self._container, "nodes": self._places(plugs), "group": numbers[0],
                 "force": force, "seconds": self._seconds, "devices": rest,
             }  # fmt: skip
             await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
@@ -130,6 +136,7 @@ class Attachments:
             self.plugs = [plug for plug in self.plugs if plug.group != group]
             self._nodes = [node for node in self._nodes if node.group != group]
             del self._groups[group]
+            self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
 
     async def end(self) -> None:
         """Take everything out of the machine, after the container's end. Raises :class:`DeviceError` for what stays."""
@@ -154,12 +161,16 @@ class Attachments:
         self._claims.release(wanted.plugs, left)
 
     def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
-        group = wanted.plugs[0].group
-        _, major, minor = self._groups[group]
-        entry = next(entry for entry in self.seen() if entry["host"]["group"] == group)
         owner = [wanted.mode, wanted.uid, wanted.gid]
-        nodes = [[path, major, minor, *owner] for path in entry["nodes"]]
+        nodes = [[*place, *owner] for place in self._places(wanted.plugs)]
+        if self.wants_files and "" in self._files:
+            nodes.insert(0, [*self._files[""], *owner])
         return [[_CONTAINER, *devices.VFIO_CONTAINER, 0o666, 0, 0], *nodes]
+
+    def _places(self, plugs: Sequence[PlugStep]) -> list[list[Any]]:
+        """Path and numbers of every node of these functions, each once."""
+        found = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
+        return [list(place) for place in dict.fromkeys(found)]
 
     def _ends(self) -> tuple[Qmp, GuestLink]:
         if self._qmp is None or self._link is None:

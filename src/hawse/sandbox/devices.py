@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawse.errors import DeviceError, RefusedError, VmError
 from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.mirror import Place
 from hawse.sandbox.native import Native, read_answer
 from hawse.sandbox.plan import NodeRequest, PlugStep
 
@@ -18,19 +19,31 @@ if TYPE_CHECKING:
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
 _UNPLUG_SECONDS = 5.0
-#: What takes back a command of plugging, and by which of its arguments.
-_UNDO = {"netdev_add": ("netdev_del", "id"), "blockdev-add": ("blockdev-del", "node-name")}
+#: What beside a device is made for it, the command that unmakes it, and by which argument.
+_UNDONE_BY = {
+    "netdev_add": ("netdev_del", "id"),
+    "object-add": ("object-del", "id"),
+    "blockdev-add": ("blockdev-del", "node-name"),
+}
 VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
 _MAX_NUMBER = 2**20
 Arrived = TypeVar("Arrived")
+_IOMMU = "/dev/iommu"
 
 Groups = dict[int, tuple[int, int, int]]
 """Number in the guest, major and minor of the node, by the host's number of the group."""
+Files = dict[str, Place]
+"""The guest's device file of a function, by QEMU's name of it, and /dev/iommu, by ""; none that the guest has not."""
 
 
-async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> Groups:
-    """Plug everything and have VFIO take it; what became of the groups. Raises :class:`DeviceError` with the device."""
-    return _together(plugs, await _arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds))
+async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> tuple[Groups, Files]:
+    """Plug everything and have VFIO take it; what became of the groups, and of the functions' device files.
+
+    Raises :class:`DeviceError` naming the device.
+    """
+    seen = await _arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
+    files = {name: place for _, found in seen for name, place in found.items()}
+    return _together(plugs, [numbers for numbers, _ in seen]), files
 
 
 async def attach_native(
@@ -137,25 +150,43 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
                 await events.wait(deleted, seconds=min(rest, _UNPLUG_SECONDS))
         for plug in plugs:
             for command, arguments in reversed(plug.commands):
-                if command in _UNDO and plug.device not in left:
-                    undo, key = _UNDO[command]
+                if command in _UNDONE_BY and plug.device not in left:
+                    undo, key = _UNDONE_BY[command]
+                    # Refused where it was never made, and an iommufd while another function of its group is left.
                     with suppress(RefusedError):
                         await qmp.execute(undo, {key: arguments[key]}, timeout=_QMP_SECONDS)
     return list(left.values())
 
 
-def guest_nodes(requests: Sequence[NodeRequest], groups: Groups) -> list[list[Any]]:
-    """The agent's list of nodes: path, host major and minor, guest group (None: the container node), guest numbers."""
+def guest_nodes(requests: Sequence[NodeRequest], groups: Groups, files: Files) -> list[list[Any]]:
+    """The agent's list of nodes: path, host major and minor, guest group (None: the container node, or /dev/iommu),
+    guest numbers, and for what is of the device file interface its path in the guest.
+
+    Where the guest has no such file, its numbers are None.
+    """
     nodes: list[list[Any]] = []
     for request in requests:
-        group, major, minor = (None, *VFIO_CONTAINER) if request.group is None else groups[request.group]
-        nodes.append([request.path, request.major, request.minor, group, major, minor])
+        group, *numbers = (None, *VFIO_CONTAINER) if request.group is None else groups[request.group]
+        node = [request.path, request.major, request.minor, group]
+        if request.file:
+            own, *found = files.get(request.device, ("", None, None))
+            nodes.append([*node, *found, own or request.path])
+        else:
+            nodes.append([*node, *numbers])
     return nodes
 
 
-async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[int, int, int]:
-    answer = await _bind(plug, link, "bind_vfio", {}, seconds)
-    return _number(plug, answer, "group"), _number(plug, answer, "major"), _number(plug, answer, "minor")
+async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[tuple[int, int, int], Files]:
+    found = await _bind(plug, link, "bind_vfio", {}, seconds)
+    answer: dict[str, Any] = found if isinstance(found, dict) else {}
+    group, *numbers = (_number(plug, answer.get(key), key) for key in ("group", "major", "minor"))
+    files: Files = {}
+    if answer.get("file") is not None and answer.get("iommu") is not None:
+        number, *rest = _numbers(plug, answer["file"], 3, "device file")
+        files[plug.device] = (f"/dev/vfio/devices/vfio{number}", rest[0], rest[1])
+        major, minor = _numbers(plug, answer["iommu"], 2, _IOMMU)
+        files[""] = (_IOMMU, major, minor)
+    return (group, numbers[0], numbers[1]), files
 
 
 async def _driven(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> Native:
@@ -174,8 +205,12 @@ async def _bind(plug: PlugStep, link: GuestLink, method: str, params: dict[str, 
         ) from None
 
 
-def _number(plug: PlugStep, answer: object, key: str) -> int:
-    number = answer.get(key) if isinstance(answer, dict) else None
+def _numbers(plug: PlugStep, answer: object, count: int, what: str) -> list[int]:
+    found = answer if isinstance(answer, list) and len(answer) == count else [None] * count
+    return [_number(plug, number, f"number of the {what}") for number in found]
+
+
+def _number(plug: PlugStep, number: object, key: str) -> int:
     if not isinstance(number, int) or not 0 <= number < _MAX_NUMBER:
         raise VmError(
             f"{plug.label}: the guest reports no usable {key} of its group",

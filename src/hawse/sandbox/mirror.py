@@ -8,20 +8,24 @@ from typing import Any
 from hawse.sandbox.native import Native
 from hawse.sandbox.plan import NodeRequest, PlugStep
 
+Place = tuple[str, int, int]
+"""Path, major and minor of a character device."""
+
 
 def mirror(
     plugs: Sequence[PlugStep],
     nodes: Sequence[NodeRequest],
     groups: Mapping[int, tuple[int, int, int]],
+    files: Mapping[str, Place],
     natives: Mapping[str, Native],
 ) -> list[dict[str, Any]]:
     """An entry for each function: what it is, its address and group on the host and in the guest, its nodes.
 
-    ``groups`` maps a group of the host to its number in the guest and its node's numbers there. ``note`` is there where
-    the address is not the host's, and tells why. ``natives`` are those that the guest's own drivers have, by QEMU's
-    name: they are in no group there, and ``driver`` and ``interfaces`` say what they are.
+    ``groups`` maps a group of the host to its number in the guest and its node's numbers there, ``files`` QEMU's name
+    of a function to its device file there. ``note`` is there where the address is not the host's, and tells why.
+    ``natives`` are those that the guest's own drivers have, by QEMU's name: they are in no group there, and ``driver``
+    and ``interfaces`` say what they are.
     """
-    own = {numbers[0] for numbers in groups.values()}
     entries = []
     for plug in plugs:
         host = {"address": plug.host, "group": plug.group}
@@ -33,18 +37,34 @@ def mirror(
             seen["nodes"] = [path for path, *_ in native.nodes]
             entries.append(seen | ({"note": plug.note} if plug.note else {}))
             continue
-        guest = groups[plug.group][0]
-        paths = [f"/dev/vfio/{guest}"]
-        for node in nodes:
-            # Where the path is another group's number in the guest, that group's node is there.
-            taken = any(node.path == f"/dev/vfio/{number}" for number in own)
-            if node.group == plug.group and not taken:
-                paths.append(node.path)
         entry = {
             "device": plug.label,
             "host": host,
-            "guest": {"address": plug.guest_address, "group": guest},
-            "nodes": paths,
+            "guest": {"address": plug.guest_address, "group": groups[plug.group][0]},
+            "nodes": [path for path, *_ in places(plug, nodes, groups, files)],
         }
         entries.append(entry | ({"note": plug.note} if plug.note else {}))
     return entries
+
+
+def places(
+    plug: PlugStep,
+    nodes: Sequence[NodeRequest],
+    groups: Mapping[int, tuple[int, int, int]],
+    files: Mapping[str, Place],
+) -> list[Place]:
+    """The nodes of a function in the container: its group's, and its device file where that was asked for.
+
+    Each where the guest has it and at the path asked for, unless that is another's in the guest, whose node is there.
+    """
+    guest, *numbers = groups[plug.group]
+    taken = {f"/dev/vfio/{number}" for number, *_ in groups.values()}
+    taken |= {files[node.device][0] for node in nodes if node.device in files}
+    paths = [node.path for node in nodes if node.group == plug.group and not node.file and node.path not in taken]
+    found: list[Place] = [(path, numbers[0], numbers[1]) for path in (f"/dev/vfio/{guest}", *paths)]
+    file = files.get(plug.device)
+    asked = [node.path for node in nodes if node.file and node.device == plug.device]
+    if file and asked:
+        paths = [path for path in asked if path not in taken]
+        found += [(path, file[1], file[2]) for path in (file[0], *paths)]
+    return found

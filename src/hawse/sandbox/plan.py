@@ -42,12 +42,17 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A VFIO node of the spec. ``group`` is the host's group number, None for the container node /dev/vfio/vfio."""
+    """A VFIO node of the spec. ``group`` is the host's group number, None for the container node /dev/vfio/vfio.
+
+    ``file``: it is of the device file interface: that of the function which QEMU calls ``device``, or /dev/iommu.
+    """
 
     path: str
     major: int
     minor: int
     group: int | None
+    file: bool = False
+    device: str = ""
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

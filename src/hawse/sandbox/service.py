@@ -88,6 +88,8 @@ class Service:
             return await self._create(params, caller)
         if method == "ports":
             return [asdict(port) for port in sandbox.claims.spares]
+        if method == "wants_files":
+            return sandbox.find(name).attachments.wants_files
         if method == "start":
             await sandbox.start(name)
         elif method == "delete":

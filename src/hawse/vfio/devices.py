@@ -14,7 +14,9 @@ from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup, check_viable, read_group
 
 CONTAINER_PATH = "/dev/vfio/vfio"
+IOMMU_PATH = "/dev/iommu"
 _GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
+_FILE_PATH = re.compile(r"/dev/vfio/devices/vfio(\d{1,9})")
 
 
 class Device(Protocol):
@@ -32,12 +34,16 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """A VFIO node of the spec; ``group`` is None for the container node."""
+    """A VFIO node of the spec; ``group`` is None for the container node and for /dev/iommu.
+
+    ``function`` is the address of the function whose device file it is, "" for an emulated one.
+    """
 
     path: str
     major: int
     minor: int
     group: int | None
+    function: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ def find_request(
     """Which entries are VFIO's, by their numbers and not by their path, which is the container's to choose.
 
     An emulated group is found by its path, since it has no numbers, and so is one whose functions will be bound to
-    vfio-pci (``managed``): its node is not there yet. Raises :class:`DeviceError` for a node that
-    names a group which is not there, or an interface that is not passed.
+    vfio-pci (``managed``): its node is not there yet. The device file of an emulated group's first function has the
+    group's number. Raises :class:`DeviceError` for a node that names a group which is not there, or an interface that
+    is not passed.
     """
     nodes: list[Node] = []
     files: list[Node] = []
@@ -74,6 +81,12 @@ def find_request(
             groups[number] = emulated[number]
             nodes.append(Node(device.path, major, minor, number))
             continue
+        file = _FILE_PATH.fullmatch(device.path)
+        if file and int(file[1]) in emulated:
+            number = int(file[1])
+            groups[number] = emulated[number]
+            files.append(Node(device.path, major, minor, number))
+            continue
         kernel = sysfs.character_device(major, minor, root=root)
         if device.path == CONTAINER_PATH or kernel == "misc/vfio":
             nodes.append(Node(device.path, major, minor, None))
@@ -82,13 +95,13 @@ def find_request(
             if number not in groups:
                 groups[number] = read_group(number, root=root)
             nodes.append(Node(device.path, major, minor, number))
-        elif kernel == "misc/iommu":
+        elif kernel == "misc/iommu" or (emulated and device.path == IOMMU_PATH):
             files.append(Node(device.path, major, minor, None))
         elif re.fullmatch(r"vfio-dev/vfio\d+", kernel):
-            number = _group_of_file(device.path, major, minor, root)
+            address, number = _behind_file(device.path, major, minor, root)
             groups.setdefault(number, read_group(number, root=root))
-            files.append(Node(device.path, major, minor, number))
-        elif device.path == "/dev/iommu" or device.path.startswith("/dev/vfio/devices/"):
+            files.append(Node(device.path, major, minor, number, address))
+        elif device.path == IOMMU_PATH or device.path.startswith("/dev/vfio/devices/"):
             raise DeviceError(
                 f"linux.devices: {device.path}: no VFIO device is {major}:{minor}",
                 hint="bind the device to vfio-pci, or correct major and minor; this needs CONFIG_VFIO_DEVICE_CDEV",
@@ -113,8 +126,20 @@ def find_request(
     return Request(tuple(nodes), tuple(groups.values()), tuple(files))
 
 
-def _group_of_file(path: str, major: int, minor: int, root: str) -> int:
-    """The group of the function behind a device file: .../0000:3b:00.0/vfio-dev/vfio0 (Linux
+def device_files(group: HostGroup | EmulatedGroup, *, root: str = "") -> list[Node]:
+    """The device files that a group has: an emulated one's are as many as :func:`find_request` knows, one."""
+    if isinstance(group, EmulatedGroup):
+        return [Node(f"/dev/vfio/devices/vfio{group.number}", 0, group.number, group.number)]
+    found = [(function.address, sysfs.device_file(function.address, root=root)) for function in group.functions]
+    return [
+        Node(f"/dev/vfio/devices/vfio{file[0]}", file[1], file[2], group.number, address)
+        for address, file in found
+        if file
+    ]
+
+
+def _behind_file(path: str, major: int, minor: int, root: str) -> tuple[str, int]:
+    """The function behind a device file, and its group: .../0000:3b:00.0/vfio-dev/vfio0 (Linux
     Documentation/ABI/testing/sysfs-devices-vfio-dev)."""
     address = os.readlink(f"{root}/sys/dev/char/{major}:{minor}").rstrip("/").split("/")[-3]
     number = sysfs.iommu_group(address, root=root)
@@ -123,4 +148,4 @@ def _group_of_file(path: str, major: int, minor: int, root: str) -> int:
             f"linux.devices: {path}: {address} is in no IOMMU group",
             hint="only PCI functions behind an IOMMU are passed",
         )
-    return number
+    return address, number

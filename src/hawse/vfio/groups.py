@@ -123,7 +123,11 @@ def reset_warning(group: HostGroup) -> str:
 
 
 def check_free(group: HostGroup, *, root: str = "") -> None:
-    """Raise :class:`DeviceError` when the group's node cannot be opened now: a group opens once at a time."""
+    """Raise :class:`DeviceError` when the group's node cannot be opened now: a group opens once at a time, and not
+    while a device file of it is in use (Linux drivers/vfio/group.c, vfio_group_fops_open()).
+
+    A kernel without CONFIG_VFIO_GROUP has device files alone; who has one is found out when it is used.
+    """
     path = f"{root}/dev/vfio/{group.number}"
     addresses = ", ".join(function.address for function in group.functions)
     try:
@@ -136,6 +140,8 @@ def check_free(group: HostGroup, *, root: str = "") -> None:
                 f"group {group.number} ({addresses}) is open elsewhere: {who} has {path}",
                 hint="end it, or pass another group: a VFIO group can be opened once at a time",
             ) from None
+        if error.errno == errno.ENOENT and all(sysfs.device_file(f.address, root=root) for f in group.functions):
+            return
         raise DeviceError(
             f"group {group.number} ({addresses}): {path}: {os.strerror(error.errno or 0)}",
             hint="the node is there when a device of the group is bound to vfio-pci",
@@ -143,13 +149,13 @@ def check_free(group: HostGroup, *, root: str = "") -> None:
 
 
 def holders(number: int) -> list[tuple[int, str]]:
-    """Pid and name of each process that has the group's node open, as far as /proc shows them."""
+    """Pid and name of each process that has the group's node or a device file of it open, as far as /proc shows it."""
+    files = [sysfs.device_file(address) for address in sysfs.group_members(number)]
+    paths = {f"/dev/vfio/{number}", *(f"/dev/vfio/devices/vfio{file[0]}" for file in files if file)}
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if any(
-                os.readlink(f"/proc/{pid}/fd/{fd}") == f"/dev/vfio/{number}" for fd in os.listdir(f"/proc/{pid}/fd")
-            ):
+            if any(os.readlink(f"/proc/{pid}/fd/{fd}") in paths for fd in os.listdir(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm") as file:
                     found.append((int(pid), file.read().strip()))
         except OSError:

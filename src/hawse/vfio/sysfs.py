@@ -35,12 +35,30 @@ def group_members(group: int, *, root: str = "") -> list[str]:
 
 def group_numbers(group: int, *, root: str = "") -> tuple[int, int] | None:
     """Major and minor of /dev/vfio/<group>; None when no function of the group is on a VFIO driver."""
+    return _numbers(f"{root}/sys/class/vfio/{group}/dev")
+
+
+def device_file(address: str, *, root: str = "") -> tuple[int, int, int] | None:
+    """K, major and minor of /dev/vfio/devices/vfio<K>, a function's device file; None when it has none.
+
+    The directory is there under every VFIO driver, its numbers with CONFIG_VFIO_DEVICE_CDEV alone (Linux
+    drivers/vfio/device_cdev.c, vfio_init_device_cdev()).
+    """
+    directory = f"{root}/sys/bus/pci/devices/{address}/vfio-dev"
     try:
-        with open(f"{root}/sys/class/vfio/{group}/dev") as file:
-            major, _, minor = file.read(64).strip().partition(":")
-    except FileNotFoundError:
+        names = os.listdir(directory)
+    except OSError:
         return None
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+    for name in names:
+        numbers = _numbers(f"{directory}/{name}/dev")
+        if numbers and name.startswith("vfio") and name[4:].isdigit():
+            return (int(name[4:]), *numbers)
+    return None
+
+
+def iommu_numbers(*, root: str = "") -> tuple[int, int] | None:
+    """Major and minor of /dev/iommu, which device files are used with; None on a kernel without IOMMUFD."""
+    return _numbers(f"{root}/sys/class/misc/iommu/dev")
 
 
 def character_device(major: int, minor: int, *, root: str = "") -> str:
@@ -51,6 +69,15 @@ def character_device(major: int, minor: int, *, root: str = "") -> str:
         return ""
     parts = target.rstrip("/").split("/")
     return "/".join(parts[-2:])
+
+
+def _numbers(path: str) -> tuple[int, int] | None:
+    try:
+        with open(path) as file:
+            major, _, minor = file.read(64).strip().partition(":")
+    except FileNotFoundError:
+        return None
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
 
 def _link_name(path: str) -> str:

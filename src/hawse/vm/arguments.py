@@ -14,9 +14,12 @@ LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
 NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3"})
 
-# no_timer_check: the kernel panics at boot where it counts too few timer interrupts in a tenth of a second, as it may
-# on a busy host (Linux arch/x86/kernel/apic/io_apic.c, check_timer(); under KVM it does without by itself).
-_APPEND = "console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on iommu.passthrough=0 rdinit=/init"
+# no_timer_check: with remapped interrupts a kernel that counts too few ticks in its first moments panics ("timer
+# doesn't work through Interrupt-remapped IO-APIC": Linux arch/x86/kernel/apic/io_apic.c, check_timer()), and without
+# KVM a busy machine makes few. Under KVM the kernel skips the check by itself (arch/x86/kernel/kvm.c).
+# init_on_alloc=1, Debian's default: without KVM QEMU keeps translated code of a page until the guest writes to it, and
+# what virtiofsd writes into a page that had code in it before goes unseen: programs then end in a segmentation fault.
+_APPEND = "console=ttyS0 quiet panic=-1 no_timer_check init_on_alloc=1 intel_iommu=on iommu.passthrough=0 rdinit=/init"
 
 Command = tuple[str, dict[str, Any]]
 #: The options that do at the start what QMP commands do later, and the argument of each that comes first.
@@ -67,6 +70,12 @@ class Ends:
 
 #: Properties of the q35 machine that turn off what no guest of ours uses; some QEMU versions lack some of them.
 _OFF = {"usb": "off", "vmport": "off", "smbus": "off", "sata": "off", "i8042": "off", "hpet": "off"}
+
+
+#: The option that does what a QMP command does, and the property that it names first.
+_COLD = {
+    "netdev_add": ("-netdev", "type"), "object-add": ("-object", "qom-type"), "device_add": ("-device", "driver"),
+}  # fmt: skip
 
 
 def render(shape: VmShape, ends: Ends) -> list[str]:
@@ -156,10 +165,20 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
     return [*commands, ("device_add", device)]
 
 
-def plug_host(slot: Slot, address: str, *, rom: bool = False, token: str = "") -> list[Command]:
-    """The QMP commands that plug a function of the host; ``token`` is its physical function's (QEMU hw/vfio/pci.c)."""
-    device = {"driver": "vfio-pci", "host": address, "id": device_id(slot), "bus": slot.bus, "addr": slot.addr}
-    return [("device_add", {**device, "rombar": int(rom)} | ({"vf-token": token} if token else {}))]
+def plug_host(slot: Slot, address: str, *, rom: bool = False, token: str = "", by_file: bool = False) -> list[Command]:
+    """The QMP commands that plug a function of the host; ``token`` is its physical function's (QEMU hw/vfio/pci.c).
+
+    ``by_file``: by its device file and /dev/iommu in place of its group's node (QEMU docs/devel/vfio-iommufd.rst). The
+    functions of a group need one iommufd, since the kernel gives a group to one owner of DMA alone (Linux
+    drivers/iommu/iommufd/device.c, iommufd_get_group()): it comes with the first.
+    """
+    device: dict[str, Any] = {"driver": "vfio-pci", "host": address, "id": device_id(slot)}
+    device |= {"bus": slot.bus, "addr": slot.addr, "rombar": int(rom)} | ({"vf-token": token} if token else {})
+    if not by_file:
+        return [("device_add", device)]
+    iommufd = f"iommufd-{slot.group}"
+    made: list[Command] = [("object-add", {"qom-type": "iommufd", "id": iommufd})] if slot.index == 0 else []
+    return [*made, ("device_add", device | {"iommufd": iommufd})]
 
 
 def device_id(slot: Slot) -> str:

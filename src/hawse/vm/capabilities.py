@@ -16,17 +16,19 @@ _QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("query-version", {}),
     ("qom-list-types", {"implements": "device"}),
     ("qom-list-properties", {"typename": "generic-pc-machine"}),
+    ("qom-list-types", {"implements": "user-creatable"}),
     ("quit", {}),
 )
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The version as text, the device models, the properties of the q35 machine."""
+    """The version as text, the device models, the properties of the q35 machine, the objects that -object makes."""
 
     version: str
     devices: frozenset[str]
     machine_properties: frozenset[str]
+    objects: frozenset[str] = frozenset()
 
     def require(self, device: str) -> None:
         """Raise :class:`HostError` when this QEMU has no such device model."""
@@ -40,7 +42,8 @@ def ask(qemu: str, *, directory: str) -> Capabilities:
     Raises :class:`HostError` when there is none and :class:`VmError`, with its stderr, when it dies.
     """
     try:
-        key = cache.file_key(qemu)
+        # With the questions: what an earlier hawse has asked may not be all.
+        key = [*cache.file_key(qemu), *_QUESTIONS]
     except OSError as error:
         raise _missing(qemu, error) from None
     path = f"{directory}/qemu.json"
@@ -48,7 +51,9 @@ def ask(qemu: str, *, directory: str) -> Capabilities:
     if known is None:
         known = _ask(qemu)
         cache.write(path, key, known)
-    return Capabilities(known["version"], frozenset(known["devices"]), frozenset(known["machine_properties"]))
+    return Capabilities(
+        known["version"], *(frozenset(known[key]) for key in ("devices", "machine_properties", "objects"))
+    )
 
 
 def _ask(qemu: str) -> dict[str, Any]:
@@ -63,11 +68,12 @@ def _ask(qemu: str) -> dict[str, Any]:
     try:
         messages = [json.loads(line) for line in answer.stdout.splitlines()]
         replies = [message for message in messages if "return" in message or "error" in message]
-        _, version, devices, properties = (reply.get("return") for reply in replies[:4])
+        _, version, devices, properties, objects = (reply.get("return") for reply in replies[:5])
         return {
             "version": "{major}.{minor}.{micro}".format(**version["qemu"]),
             "devices": sorted(device["name"] for device in devices),
             "machine_properties": sorted(entry["name"] for entry in properties or ()),
+            "objects": sorted(entry["name"] for entry in objects),
         }
     except (ValueError, KeyError, TypeError):
         raise VmError(f"{qemu} dies at its start", hint="see what it says", evidence=answer.stderr[-4096:]) from None

@@ -76,6 +76,7 @@ def add_kernel_modules(full: str, tree: str, modules: str, release: str, names: 
     """
     work, target = f"{full}/usr/lib/modules/{release}", f"{tree}/usr/lib/modules/{release}"
     os.makedirs(work)
+    os.makedirs(target)  # a kernel may have everything built in
     for table in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         if os.path.exists(f"{modules}/{table}"):
             shutil.copyfile(f"{modules}/{table}", f"{work}/{table}")

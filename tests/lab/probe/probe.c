@@ -2,6 +2,7 @@
  * A VFIO driver in small: does with a device what DPDK or SPDK would, and prints what it saw as one JSON object.
  *
  *     probe [/dev/vfio/GROUP]
+ *     probe /dev/vfio/devices/vfioN      by the device's file and /dev/iommu in place of its group and /dev/vfio/vfio
  *
  * Without an argument the only numbered node of /dev/vfio is taken. Needs no privilege beyond the two nodes.
  * With QEMU's "edu" device it also moves data: random bytes to the device and back, a message-signalled interrupt, and
@@ -35,7 +36,25 @@
 #define COUNT 4032UL
 #define DMA_SECONDS 30           /* a transfer takes 0.1 s, and twenty times that in a guest of a guest */
 
+/*
+ * The device file interface, which Debian 12's own headers are too old for: Linux include/uapi/linux/vfio.h and
+ * include/uapi/linux/iommufd.h of 6.12.
+ */
+#define DEVICE_BIND_IOMMUFD _IO(VFIO_TYPE, VFIO_BASE + 18)
+#define DEVICE_ATTACH_IOMMUFD_PT _IO(VFIO_TYPE, VFIO_BASE + 19)
+#define IOAS_ALLOC _IO(VFIO_TYPE, 0x81)
+#define IOAS_MAP _IO(VFIO_TYPE, 0x85)
+#define IOAS_UNMAP _IO(VFIO_TYPE, 0x86)
+#define IOAS_MAP_FLAGS 0x7 /* at a fixed IOVA, writeable, readable */
+
+struct device_bind_iommufd { uint32_t argsz, flags; int32_t iommufd; uint32_t out_devid; };
+struct device_attach_iommufd_pt { uint32_t argsz, flags, pt_id; };
+struct ioas_alloc { uint32_t size, flags, out_ioas_id; };
+struct ioas_map { uint32_t size, flags, ioas_id, reserved; uint64_t user_va, length, iova; };
+struct ioas_unmap { uint32_t size, ioas_id; uint64_t iova, length; };
+
 static int failures;
+static uint32_t ioas; /* the address space behind /dev/iommu; 0 where there is a VFIO container */
 
 static void fail(const char *step)
 {
@@ -193,6 +212,18 @@ static int dma(volatile uint8_t *bar, uint64_t iova, uint64_t count, unsigned co
 
 static void map(int container, void *memory, uint64_t iova, uint64_t size)
 {
+	if (ioas) {
+		struct ioas_map request = {
+			.size = sizeof(request),
+			.flags = IOAS_MAP_FLAGS,
+			.ioas_id = ioas,
+			.user_va = (uintptr_t)memory,
+			.iova = iova,
+			.length = size,
+		};
+		need(!ioctl(container, IOAS_MAP, &request), "IOMMU_IOAS_MAP");
+		return;
+	}
 	struct vfio_iommu_type1_dma_map request = {
 		.argsz = sizeof(request),
 		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
@@ -205,6 +236,11 @@ static void map(int container, void *memory, uint64_t iova, uint64_t size)
 
 static void unmap(int container, uint64_t iova, uint64_t size)
 {
+	if (ioas) {
+		struct ioas_unmap request = {.size = sizeof(request), .ioas_id = ioas, .iova = iova, .length = size};
+		need(!ioctl(container, IOAS_UNMAP, &request), "IOMMU_IOAS_UNMAP");
+		return;
+	}
 	struct vfio_iommu_type1_dma_unmap request = {.argsz = sizeof(request), .iova = iova, .size = size};
 	need(!ioctl(container, VFIO_IOMMU_UNMAP_DMA, &request), "VFIO_IOMMU_UNMAP_DMA");
 }
@@ -270,21 +306,13 @@ static void drive_edu(int container, int device, volatile uint8_t *bar)
 	unmap(container, IOVA, 2 * PAGE);
 }
 
-int main(int argc, char **argv)
+/* The device behind its group's node, in a new container. */
+static int open_by_group(const char *node, int *space)
 {
-	char node[PATH_MAX] = "", name[64];
+	char name[64];
 	struct vfio_group_status status = {.argsz = sizeof(status)};
 	struct vfio_iommu_type1_info iommu = {.argsz = sizeof(iommu)};
-	struct vfio_device_info info = {.argsz = sizeof(info)};
-	struct vfio_region_info region = {.argsz = sizeof(region), .index = VFIO_PCI_CONFIG_REGION_INDEX};
 
-	setvbuf(stdout, NULL, _IOFBF, 65536);
-	if (argc > 1)
-		snprintf(node, sizeof(node), "%s", argv[1]);
-	printf("{\n  \"uid\": %u", getuid());
-	if (!node[0])
-		only_node(node, sizeof(node));
-	printf(",\n  \"node\": \"%s\"", node);
 	int container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
 	need(container >= 0, "open /dev/vfio/vfio");
 	printf(",\n  \"api\": %d", ioctl(container, VFIO_GET_API_VERSION));
@@ -305,6 +333,68 @@ int main(int argc, char **argv)
 	printf(",\n  \"address\": \"%s\"", name);
 	int device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
 	need(device >= 0, "VFIO_GROUP_GET_DEVICE_FD");
+	*space = container;
+	return device;
+}
+
+/* What the last part of a link's target is. */
+static void link_name(const char *path, const char *what, char *name, size_t size)
+{
+	char target[PATH_MAX];
+	ssize_t length = readlink(path, target, sizeof(target) - 1);
+
+	need(length > 0, what);
+	target[length] = 0;
+	snprintf(name, size, "%.63s", strrchr(target, '/') + 1);
+}
+
+/* The device behind its own file, in a new address space; the function is the file's grandparent in sysfs. */
+static int open_by_file(const char *node, int *space)
+{
+	char path[128], name[64];
+	struct stat st;
+	struct device_bind_iommufd bind = {.argsz = sizeof(bind)};
+	struct device_attach_iommufd_pt attach = {.argsz = sizeof(attach)};
+	struct ioas_alloc alloc = {.size = sizeof(alloc)};
+
+	int iommu = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	need(iommu >= 0, "open /dev/iommu");
+	int device = open(node, O_RDWR | O_CLOEXEC);
+	need(device >= 0, "open of the device's file");
+	need(!fstat(device, &st), "fstat of the device's file");
+	snprintf(path, sizeof(path), "/sys/dev/char/%u:%u/device/iommu_group", major(st.st_rdev), minor(st.st_rdev));
+	link_name(path, "the file is no VFIO device's", name, sizeof(name));
+	printf(",\n  \"group\": %s", name);
+	snprintf(path, sizeof(path), "/sys/dev/char/%u:%u/device", major(st.st_rdev), minor(st.st_rdev));
+	link_name(path, "the file is no VFIO device's", name, sizeof(name));
+	printf(",\n  \"address\": \"%s\"", name);
+	bind.iommufd = iommu;
+	need(!ioctl(device, DEVICE_BIND_IOMMUFD, &bind), "VFIO_DEVICE_BIND_IOMMUFD");
+	need(!ioctl(iommu, IOAS_ALLOC, &alloc), "IOMMU_IOAS_ALLOC");
+	attach.pt_id = alloc.out_ioas_id;
+	need(!ioctl(device, DEVICE_ATTACH_IOMMUFD_PT, &attach), "VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+	ioas = alloc.out_ioas_id;
+	say("attached", 1);
+	*space = iommu;
+	return device;
+}
+
+int main(int argc, char **argv)
+{
+	char node[PATH_MAX] = "";
+	int container;
+	struct vfio_device_info info = {.argsz = sizeof(info)};
+	struct vfio_region_info region = {.argsz = sizeof(region), .index = VFIO_PCI_CONFIG_REGION_INDEX};
+
+	setvbuf(stdout, NULL, _IOFBF, 65536);
+	if (argc > 1)
+		snprintf(node, sizeof(node), "%s", argv[1]);
+	printf("{\n  \"uid\": %u", getuid());
+	if (!node[0])
+		only_node(node, sizeof(node));
+	printf(",\n  \"node\": \"%s\"", node);
+	int by_file = strncmp(node, "/dev/vfio/devices/", strlen("/dev/vfio/devices/")) == 0;
+	int device = by_file ? open_by_file(node, &container) : open_by_group(node, &container);
 	need(!ioctl(device, VFIO_DEVICE_GET_INFO, &info), "VFIO_DEVICE_GET_INFO");
 	printf(",\n  \"device_flags\": %u", info.flags & ~VFIO_DEVICE_FLAGS_CAPS);
 	need(!ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region), "VFIO_DEVICE_GET_REGION_INFO");

@@ -1,0 +1,144 @@
+"""A host with VFIO's device files: /dev/iommu and /dev/vfio/devices/vfioN, under runc and under hawse.
+
+In a lab of its own, whose kernel is that of `make lab-kernel`; so is the guests', and QEMU 10, which has iommufd.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from hawse.vm.image_build import build
+from tests.lab import kernel
+from tests.lab.host import CACHE, Lab
+from tests.lab.steps import EDU, PAIR, group_of, read_json
+from tests.lab.steps import make_bundle as make_group_bundle
+from tests.support.runtime import HAWSE
+from tests.support.suites import newer_qemu
+
+pytestmark = pytest.mark.lab
+
+SECONDS = 1500  # a machine in a machine boots, and its image's template is not here
+CONFIG = "/tmp/files.toml"
+FILE, ALL = "/tmp/bundles/file", "/tmp/bundles/all"
+LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in snapshot().items()})"
+
+_MAKE = """
+import os, shutil, sys
+from hawse.vfio import sysfs
+from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, make_probe_bundle, write
+def device(path):
+    status = os.stat(path)
+    return path, os.major(status.st_rdev), os.minor(status.st_rdev)
+lone, every = sys.argv[1:3]
+files = [f"/dev/vfio/devices/vfio{sysfs.device_file(address)[0]}" for address in sys.argv[3:]]
+make_probe_bundle(lone, group=device("/dev/vfio/vfio"), node=files[0], files=[device("/dev/iommu"), device(files[0])])
+spec = make_bundle(every, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+shutil.copy(build_probe("/tmp"), f"{every}/rootfs/bin/probe")
+add_devices(spec, [device("/dev/iommu"), *map(device, files)])
+write(every, spec)
+print(*files)
+"""
+#: What of VFIO's all processes have open, each as often as it is.
+_OPEN = """
+import os
+found = []
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        found += [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        continue
+print(*sorted(link for link in found if link.startswith(("/dev/vfio", "/dev/iommu"))))
+"""
+
+
+@pytest.fixture(scope="module")
+def files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A booted lab with device files, and CONFIG in it."""
+    found = kernel.find()
+    if found is None:
+        pytest.skip(kernel.MISSING)
+    build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
+    config = (
+        # One processor: with two QEMU 10 without KVM dies at times as its memory map changes, in iotlb_to_section().
+        f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
+        "[template]\nenabled = false\n"
+    )
+    with Lab(str(tmp_path_factory.mktemp("files-lab")), kernel=found) as booted:
+        made = booted.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", CONFIG, config)
+        assert made.code == 0, made.errors
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def files(files_lab: Lab) -> list[str]:
+    """The device files of the edu and of the pair; bundles that name them are at FILE and ALL."""
+    result = files_lab.python(_MAKE, FILE, ALL, EDU, *PAIR)
+    assert result.code == 0, result.errors
+    return result.output.split()
+
+
+def opened(lab: Lab) -> list[str]:
+    """VFIO's nodes that are open in the lab."""
+    return lab.python(_OPEN).output.split()
+
+
+def test_the_host_has_device_files_and_runc_gives_them(files_lab: Lab, files: list[str]) -> None:
+    assert len(set(files)) == 3
+    assert files_lab.run(["test", "-c", "/dev/iommu"]).code == 0
+    by_file = files_lab.run(["runc", "run", "--bundle", FILE, "by-file"])
+    assert by_file.code == 0, by_file
+    assert read_json(by_file.output)["dma_matched"] is True
+    by_group = files_lab.run(["runc", "run", "--bundle", make_group_bundle(files_lab, "group", EDU), "by-group"])
+    assert by_group.code == 0, by_group
+
+
+def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab, files: list[str]) -> None:
+    """The edu, which does DMA, and both functions of a group."""
+    runtime = [HAWSE, "--config", CONFIG]
+    expected = read_json(files_lab.run(["runc", "run", "--bundle", FILE, "expected"]).output)
+    before = files_lab.python(LEFT).output
+    created = files_lab.run([*runtime, "create", "--bundle", ALL, "c1"], timeout=SECONDS)
+    assert created.code == 0, created
+    assert "device files" not in created.errors
+    assert files_lab.run([*runtime, "start", "c1"]).code == 0
+    assert opened(files_lab) == sorted(["/dev/iommu", "/dev/iommu", *files]), "one iommufd a group, no group's node"
+
+    def probe(path: str) -> dict[str, object]:
+        result = files_lab.run([*runtime, "exec", "c1", "/bin/probe", path], timeout=SECONDS)
+        assert result.code == 0, result
+        return read_json(result.output)
+
+    seen = probe(files[0])
+    assert (seen["passed"], seen["dma_matched"], seen["interrupt_taken"]) == (True, True, True)
+    assert {key for key in expected | seen if expected.get(key) != seen.get(key)} <= {"group"}
+    assert probe(f"/dev/vfio/{group_of(files_lab, EDU)}")["dma_matched"] is True
+    assert {probe(path)["device"] for path in files[1:]} == {"10d3"}
+
+    result = files_lab.run([*runtime, "detach", "c1", EDU], timeout=SECONDS)
+    assert result.code == 0, result
+    assert opened(files_lab) == sorted(["/dev/iommu", *files[1:]])
+    result = files_lab.run([*runtime, "attach", "c1", EDU], timeout=SECONDS)
+    assert result.code == 0, result
+    assert opened(files_lab) == sorted(["/dev/iommu", "/dev/iommu", *files])
+    entry = json.loads(files_lab.run([*runtime, "state", "c1"]).output)["vfio"][-1]
+    assert files[0] in entry["nodes"]
+    assert probe(files[0])["dma_matched"] is True
+
+    refused = files_lab.run([*runtime, "create", "--bundle", FILE, "c2"], timeout=SECONDS)
+    assert f"group {group_of(files_lab, EDU)} ({EDU}) is open elsewhere: " in refused.errors
+    assert f"has /dev/vfio/{group_of(files_lab, EDU)}" in refused.errors
+    assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SECONDS).code == 0
+    assert files_lab.python(LEFT).output == before
+    assert opened(files_lab) == []
+
+
+@pytest.mark.usefixtures("files")
+def test_a_qemu_that_knows_groups_alone_is_refused_where_files_are_wanted(files_lab: Lab) -> None:
+    text = '[devices]\nbackend = "iommufd"\n'
+    files_lab.python("import sys; open('/tmp/old.toml', 'w').write(sys.argv[1])", text)
+    result = files_lab.run([HAWSE, "--config", "/tmp/old.toml", "create", "--bundle", FILE, "c3"])
+    assert result.code == 1
+    assert f"group {group_of(files_lab, EDU)} cannot be passed by its device files: QEMU 7." in result.errors

@@ -1,0 +1,135 @@
+"""By which of VFIO's interfaces QEMU has a group: what was asked for, what there is, and what is said of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.container.backend import by_file
+from hawse.container.options import DeviceOptions
+from hawse.errors import DeviceError
+from hawse.vfio.devices import Node, device_files, find_request
+from hawse.vfio.emulated import EmulatedGroup
+from hawse.vfio.groups import HostGroup, check_free, read_group
+from hawse.vm.capabilities import Capabilities
+from tests.support.sysfs import FakeSysfs
+from tests.unit.test_vfio import device
+
+NEW = Capabilities("10.0.2", frozenset({"vfio-pci"}), frozenset(), frozenset({"iommufd"}))
+OLD = Capabilities("7.2.22", frozenset({"vfio-pci"}), frozenset())
+PAIR = ("0000:3b:00.0", "0000:3b:00.1")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeSysfs:
+    """Group 12 has two functions with a device file each."""
+    made = FakeSysfs(str(tmp_path))
+    for number, address in enumerate(PAIR):
+        made.function(address, group=12)
+        made.device_file(address, number + 3, 510, number)
+    made.node(12, 511, 0)
+    return made
+
+
+def choose(
+    host: FakeSysfs, backend: str, *, asked: bool = True, can: Capabilities = NEW, managed: bool = False
+) -> tuple[frozenset[int], list[str]]:
+    groups: list[HostGroup | EmulatedGroup] = [read_group(12, root=host.root), EmulatedGroup(5, ("edu",))]
+    files = [Node("/dev/vfio/devices/vfio3", 510, 0, 12, PAIR[0])] if asked else []
+    options = DeviceOptions(backend=backend, managed=managed)
+    return by_file(groups, files, options, lambda: can, root=host.root)
+
+
+@pytest.mark.parametrize(
+    ("backend", "asked", "expected"),
+    [
+        ("auto", True, [12]),
+        ("auto", False, []),
+        ("iommufd", True, [12]),
+        ("iommufd", False, [12]),
+        ("group", True, []),
+        ("group", False, []),
+    ],
+)
+def test_a_group_goes_by_what_it_was_asked_for_by_or_by_the_configuration(
+    host: FakeSysfs, backend: str, asked: bool, expected: list[int]
+) -> None:
+    assert choose(host, backend, asked=asked) == (frozenset(expected), [])
+
+
+def test_an_old_qemu_takes_the_group_and_says_so(host: FakeSysfs) -> None:
+    chosen, [warning] = choose(host, "auto", can=OLD)
+    assert chosen == set()
+    assert warning == (
+        "group 12 is passed by /dev/vfio/12, not by its device files: "
+        "QEMU 7.2.22 has no backend iommufd: 9.0 is the first that has"
+    )
+    with pytest.raises(DeviceError, match="group 12 cannot be passed by its device files: QEMU 7"):
+        choose(host, "iommufd", can=OLD)
+
+
+def test_qemu_is_not_asked_where_it_does_not_matter(host: FakeSysfs) -> None:
+    def ask() -> Capabilities:
+        raise AssertionError
+
+    assert by_file([read_group(12, root=host.root)], [], DeviceOptions(), ask, root=host.root) == (frozenset(), [])
+
+
+def test_every_function_of_the_group_needs_a_file(host: FakeSysfs) -> None:
+    os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/vfio-dev/vfio4/dev")
+    assert choose(host, "auto")[1][0].endswith(": 0000:3b:00.1 has none (CONFIG_VFIO_DEVICE_CDEV)")
+
+
+def test_a_function_that_is_bound_first_may_have_its_file_later(host: FakeSysfs) -> None:
+    os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/vfio-dev/vfio4/dev")
+    os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/driver")
+    assert choose(host, "iommufd", managed=True) == (frozenset({12}), [])
+
+
+def test_a_host_without_iommufd_takes_the_group(host: FakeSysfs) -> None:
+    os.unlink(f"{host.root}/dev/iommu")
+    assert "this host has no /dev/iommu (CONFIG_IOMMUFD)" in choose(host, "auto")[1][0]
+
+
+def test_a_token_goes_with_the_group_alone(host: FakeSysfs) -> None:
+    host.function("0000:04:00.0", group=9)
+    os.symlink("../0000:04:00.0", f"{host.root}/sys/bus/pci/devices/{PAIR[0]}/physfn")
+    assert choose(host, "auto")[1][0].endswith("the token of 0000:3b:00.0 opens its group alone")
+
+
+def test_one_device_by_both_families_is_one(host: FakeSysfs) -> None:
+    asked = [
+        device("/dev/vfio/vfio", 10, 196), device("/dev/vfio/12", 511, 0),
+        device("/dev/iommu", 10, 126), device("/dev/vfio/devices/vfio3", 510, 0), device("/dev/other", 510, 1),
+    ]  # fmt: skip
+    request = find_request(asked, emulated={}, root=host.root)
+    assert [group.number for group in request.groups] == [12]
+    assert [(file.path, file.group, file.function) for file in request.files] == [
+        ("/dev/iommu", None, ""), ("/dev/vfio/devices/vfio3", 12, PAIR[0]), ("/dev/other", 12, PAIR[1]),
+    ]  # fmt: skip
+
+
+def test_an_emulated_groups_file_has_its_number(host: FakeSysfs) -> None:
+    emulated = {5: EmulatedGroup(5, ("edu", "edu"))}
+    asked = [device("/dev/iommu", 10, 9), device("/dev/vfio/devices/vfio5", 1, 2)]
+    request = find_request(asked, emulated=emulated, root=host.root)
+    assert request.groups == (emulated[5],)
+    assert [(file.path, file.group) for file in request.files] == [("/dev/iommu", None), (asked[1].path, 5)]
+    assert [file.path for file in device_files(emulated[5])] == [asked[1].path]
+
+
+def test_files_of_a_group_are_found_for_what_is_attached(host: FakeSysfs) -> None:
+    found = device_files(read_group(12, root=host.root), root=host.root)
+    assert [(file.path, file.major, file.minor, file.function) for file in found] == [
+        ("/dev/vfio/devices/vfio3", 510, 0, PAIR[0]), ("/dev/vfio/devices/vfio4", 510, 1, PAIR[1]),
+    ]  # fmt: skip
+
+
+def test_a_kernel_without_groups_nodes_is_no_obstacle(host: FakeSysfs) -> None:
+    os.unlink(f"{host.root}/dev/vfio/12")
+    check_free(read_group(12, root=host.root), root=host.root)
+    os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/vfio-dev/vfio4/dev")
+    with pytest.raises(DeviceError, match="dev/vfio/12: No such file"):
+        check_free(read_group(12, root=host.root), root=host.root)
