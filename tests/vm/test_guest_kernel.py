@@ -22,7 +22,7 @@ def bundle(directory: Path, *groups: int, annotations: dict[str, str], uid: int 
     spec = make_bundle(path, FOREVER, rlimits=[UNLIMITED])
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), *((f"/dev/vfio/{group}", 511, group) for group in groups)])
     for device in spec["linux"]["devices"]:
-        device |= {"fileMode": 0o600, "uid": uid, "gid": uid}
+        device |= {"fileMode": 0o666, "uid": uid, "gid": uid}
     spec["annotations"] = annotations
     write(path, spec)
     return path
@@ -51,7 +51,7 @@ def test_a_nic_is_an_interface_and_a_disk_a_block_device(runtime: Runtime, tmp_p
     address = nic["guest"]["address"]
     assert shell(f"ls /sys/bus/pci/devices/{address}/net").split() == [interface]
     assert nic["guest"]["driver"] in shell(f"busybox readlink /sys/class/net/{interface}/device/driver")
-    assert shell("ls -ln /dev/nvme0n1").split()[:4:2] == ["brw-------", "7"]
+    assert shell("ls -ln /dev/nvme0n1").split()[:4:2] == ["brw-rw-rw-", "7"]
     assert shell("dd if=/dev/nvme0n1 bs=4096 count=16 2>/dev/null | wc -c").split() == ["65536"]
     assert shell("ls -d /dev/vfio 2>/dev/null || echo none").split() == ["none"]
     table: list[dict[str, Any]] = json.loads(shell("cat /dev/hawse/devices.json"))

@@ -33,6 +33,7 @@ class Processes:
         self._link: GuestLink | None = None
         self._proxies: dict[str, asyncio.Future[Proxy]] = {}
         self._claimed: set[str] = set()
+        self._unwanted: set[str] = set()
         self._running: dict[int, _Running] = {}
         self._newest = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,6 +55,10 @@ class Processes:
 
     def announce(self, key: str, proxy: Proxy) -> None:
         """A proxy has connected and waits for its process, which was or will be asked for with the same key."""
+        if key in self._unwanted:
+            self._unwanted.discard(key)
+            proxy.exit(LOST)
+            return
         expected = self._expect(key)
         if expected.done():
             raise StateError(f"a second proxy for the process {key[:300]}")
@@ -107,10 +112,11 @@ class Processes:
                 running.proxy.exit(code)
                 if self._link is not None:
                     self._link.forget(number)
-        for key in list(self._proxies):
+        for key in {*self._proxies, *self._claimed}:
             if container in (None, key.partition("/")[0]):
                 self._claimed.discard(key)
-                self._turn_away(key)
+                if not self._turn_away(key):
+                    self._unwanted.add(key)
 
     async def _serve(self, container: str, number: int, proxy: Proxy, route: Route) -> None:
         def resize(rows: int, columns: int) -> None:
@@ -138,13 +144,15 @@ class Processes:
         task.add_done_callback(ended)
         return task
 
-    def _turn_away(self, key: str) -> None:
-        """End a proxy whose process nobody has asked for: the command that started it was killed."""
+    def _turn_away(self, key: str) -> bool:
+        """End a proxy that waits for a process that will not be: the command that started it was killed."""
         expected = self._proxies.get(key)
-        if expected is not None and expected.done() and key not in self._claimed:
-            del self._proxies[key]
-            if not expected.cancelled():
-                expected.result().exit(LOST)
+        if expected is None or not expected.done() or key in self._claimed:
+            return False
+        del self._proxies[key]
+        if not expected.cancelled():
+            expected.result().exit(LOST)
+        return True
 
     def _exited(self, number: int, code: int) -> None:
         running = self._running.pop(number, None)
