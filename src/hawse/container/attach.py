@@ -24,6 +24,7 @@ from hawse.container.devices import (
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.plan import ask_qemu
 from hawse.errors import StateError
+from hawse.sandbox.native import ANNOTATION
 from hawse.sandbox.plan import Attachment
 from hawse.sandbox.state import STOPPED, Store
 from hawse.vfio.devices import Node, Request, device_files
@@ -56,7 +57,8 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
     for group in groups:
         if group.number in have:
             raise StateError(f"group {group.number} is attached to {store.name} already")
-    options = device_options(config, state.get("annotations") or {})
+    asked = {name: text for name, text in (state.get("annotations") or {}).items() if name != ANNOTATION}
+    options = device_options(config, asked)
     files = [file for group in groups for file in device_files(group)] if call(store, "wants_files", {}) else []
     chosen, warnings = by_file(groups, files, options, lambda: ask_qemu(config))
     warnings += check_host(groups, options)

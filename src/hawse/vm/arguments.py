@@ -19,7 +19,11 @@ NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3
 # KVM a busy machine makes few. Under KVM the kernel skips the check by itself (arch/x86/kernel/kvm.c).
 # init_on_alloc=1, Debian's default: without KVM QEMU keeps translated code of a page until the guest writes to it, and
 # what virtiofsd writes into a page that had code in it before goes unseen: programs then end in a segmentation fault.
-_APPEND = "console=ttyS0 quiet panic=-1 no_timer_check init_on_alloc=1 intel_iommu=on iommu.passthrough=0 rdinit=/init"
+# hpiosize=0: I/O windows are where the port plan has them, not at the first ports that hotplug might use.
+_APPEND = (
+    "console=ttyS0 quiet panic=-1 no_timer_check init_on_alloc=1 pci=hpiosize=0 intel_iommu=on iommu.passthrough=0 "
+    "rdinit=/init"
+)
 
 Command = tuple[str, dict[str, Any]]
 #: The options that do at the start what QMP commands do later, and the argument of each that comes first.

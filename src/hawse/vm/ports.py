@@ -34,6 +34,7 @@ SHARE_BUS = "port-share"
 LAST_BUS = 0xFF
 #: What SeaBIOS gives a hotplug port unasked, in bytes.
 _MINIMUM_WINDOW = 2 * MIB
+_IO_WINDOW = 4096
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,15 @@ def window(sizes: Iterable[int]) -> int:
     return 1 << (total - 1).bit_length() if total else 0
 
 
+def reservation(sizes: Sequence[int]) -> int:
+    """The bytes to reserve for BARs of these sizes: their window, and as much as may be lost at its beginning.
+
+    Firmware aligns an empty window to 2 MiB, not to what will be in it (SeaBIOS src/fw/pciinit.c,
+    pci_bios_check_devices(), PCI_BRIDGE_MEM_MIN), and a BAR is aligned to its own size.
+    """
+    return window(sizes) + max(max(sizes, default=0) - _MINIMUM_WINDOW, 0)
+
+
 def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
     """Raise :class:`DeviceError` where windows or slots are short, naming groups."""
     with_io = [group.number for group in groups if _has_io(group)]
@@ -197,7 +207,7 @@ def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
             f"{len(with_io)} VFIO groups have I/O BARs, and a virtual machine has I/O windows for {MAX_IO_PORTS}",
             hint=f"pass fewer of the groups {', '.join(map(str, with_io))}",
         )
-    memory = {group.number: _memory(group) for group in groups}
+    memory = {group.number: reservation(_memory_bars(group)) for group in groups}
     if sum(memory.values()) > MAX_MEMORY:
         greatest = max(memory, key=memory.__getitem__)
         raise DeviceError(
@@ -250,12 +260,12 @@ def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
     }
     if function or not last:
         made["multifunction"] = True
-    if _memory(port.group) > _MINIMUM_WINDOW:
-        made["mem-reserve"] = _memory(port.group)
-    if _prefetchable(port.group) > _MINIMUM_WINDOW:
-        made["pref64-reserve"] = _prefetchable(port.group)
-    if not port.io:
-        made["io-reserve"] = 0
+    for name, sizes in (("mem-reserve", _memory_bars(port.group)), ("pref64-reserve", _prefetchable_bars(port.group))):
+        if window(sizes) > _MINIMUM_WINDOW:
+            made[name] = reservation(sizes)
+    # Said either way: firmware gives a PCI Express port no I/O window unasked (SeaBIOS src/fw/pciinit.c,
+    # pci_bios_check_devices()), and the guest's kernel is told to give none itself: it gives them to the first ports.
+    made["io-reserve"] = _IO_WINDOW if port.io else 0
     return made | port.properties
 
 
@@ -293,9 +303,17 @@ def _has_io(group: GroupShape | None) -> bool:
     return group is not None and any(function.io for function in group.functions)
 
 
+def _memory_bars(group: GroupShape | None) -> list[int]:
+    return [size for shape in (group.functions if group else ()) for size in shape.memory]
+
+
+def _prefetchable_bars(group: GroupShape | None) -> list[int]:
+    return [size for shape in (group.functions if group else ()) for size in shape.prefetchable]
+
+
 def _memory(group: GroupShape | None) -> int:
-    return window(size for shape in (group.functions if group else ()) for size in shape.memory)
+    return window(_memory_bars(group))
 
 
 def _prefetchable(group: GroupShape | None) -> int:
-    return window(size for shape in (group.functions if group else ()) for size in shape.prefetchable)
+    return window(_prefetchable_bars(group))
