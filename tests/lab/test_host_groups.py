@@ -46,7 +46,11 @@ def refused(lab: Lab, bundle: str) -> str:
     return result.errors
 
 
-LEFT = "from tests.support.host import snapshot; import json; print({k: sorted(v) for k, v in snapshot().items()})"
+LEFT = """
+import json
+from tests.support.host import snapshot
+print(json.dumps({kind: sorted(found) for kind, found in snapshot().items()}))
+"""
 
 
 def rebind(lab: Lab, address: str, driver: str) -> None:

@@ -5,6 +5,7 @@ The steps are told apart by what the sandbox has written so far; the kill comes 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -56,6 +57,9 @@ VICTIMS = {
     "proxy": "hawse.container.proxy",
     "command": "bin/hawse",
 }
+#: The guest, and its agent with it, can be made to crash once its container runs.
+CRASHES = ["the container runs", "a group is attached", "a group is detached"]
+CRASH = ["exec", NAME, "/bin/sh", "-c", "echo c >/proc/sysrq-trigger"]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     make_probe_bundle(probe, group=("/dev/vfio/5", 511, 5))
     stays = str(directory / "stays")
     spec = make_bundle(stays, ["/bin/sleep", "1000"])
+    spec["linux"]["readonlyPaths"] = []  # /proc/sysrq-trigger among them
     with open(f"{probe}/config.json") as file:
         spec["linux"]["devices"] = json.load(file)["linux"]["devices"]
     with open(f"{stays}/config.json", "w") as file:
@@ -100,6 +105,15 @@ def begin(runtime: Runtime, bundle: str) -> Result:
         return Result(ended.returncode, "", file.read())
 
 
+def crash(runtime: Runtime, directory: str) -> int:
+    """Have the guest's kernel panic; the pid of the command that asked for it, which nobody answers."""
+    wait_until(lambda: wrote("state.json", '"running"')(directory))
+    null = subprocess.DEVNULL
+    with runtime.start(*CRASH, stdin=null, stdout=null, stderr=null) as asking:
+        asking.wait(timeout=90)
+    return asking.pid
+
+
 def pids(words: str) -> list[int]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -112,14 +126,16 @@ def pids(words: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "victim"), [*itertools.product(MOMENTS, VICTIMS), *((moment, "guest") for moment in CRASHES)]
+)
 def test_a_death_leaves_nothing_and_the_device_works_on(
     runtime: Runtime, bundles: tuple[str, str], tally: list[str], moment: str, victim: str
 ) -> None:
     runtime.configure(GROUPS)
     stays, probe = bundles
-    before, others = snapshot(), set(pids(VICTIMS[victim]))
+    before = snapshot()
+    others = set(pids(VICTIMS[victim])) if victim in VICTIMS else set()
     said: list[Result] = []
     acting = threading.Thread(target=lambda: said.extend(story(runtime, stays)))
     acting.start()
@@ -127,6 +143,8 @@ def test_a_death_leaves_nothing_and_the_device_works_on(
     while acting.is_alive() and not MOMENTS[moment](directory):
         pass
     killed: list[int] = []
+    if victim == "guest":
+        killed = [crash(runtime, directory)]
     while acting.is_alive() and not killed:
         killed = [pid for pid in pids(VICTIMS[victim]) if pid not in others]
         for pid in killed:
