@@ -36,6 +36,7 @@ from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vm import accel, capabilities, image, template, virtiofsd
 from hawse.vm.ports import Port, PortPlan, Slot, place, plan_ports
+from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
 # and inside of another such guest twenty times more.
@@ -63,7 +64,8 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
     # The devices of a pod come with its containers, when its machine runs.
     ports = plan_ports(shapes, least=POD_PORTS, bridges=POD_BRIDGES) if wanted.role == SANDBOX else plan_ports(shapes)
     plugs = plug_steps(groups, ports.slots, owner=name, options=options, by_file=wanted.by_file)
-    machine = plan_machine(config, groups, log, ports)
+    size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
+    machine = plan_machine(config, groups, log, ports, size=size)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
@@ -163,10 +165,33 @@ def ask_qemu(config: Config) -> capabilities.Capabilities:
     return capabilities.ask(config.vm.qemu, directory=config.image.cache)
 
 
+def _limits(bundle: Bundle, wanted: _Wanted) -> Limits:
+    """What the first container, and where it is a pod's all of them, may use."""
+    pod = pod_limits(bundle.spec.annotations or {}) if wanted.role == SANDBOX else Limits()
+    resources = bundle.spec.linux.resources if bundle.spec.linux else None
+    memory = resources.memory if resources else None
+    cpu = resources.cpu if resources else None
+    return Limits(
+        memory=pod.memory or (memory.limit or 0 if memory else 0),
+        hugepages=sum(kib * 1024 * count for kib, count in wanted.guest.hugepages),
+        quota=pod.quota or (cpu.quota or 0 if cpu else 0),
+        period=pod.period if pod.quota else (cpu.period or pod.period if cpu else pod.period),
+    )
+
+
 def plan_machine(
-    config: Config, groups: Sequence[HostGroup | EmulatedGroup], log: Log, ports: PortPlan | None = None
+    config: Config,
+    groups: Sequence[HostGroup | EmulatedGroup],
+    log: Log,
+    ports: PortPlan | None = None,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> plan.MachinePlan:
-    """The machine for these groups, and its template. Raises ConfigError, HostError or ImageError."""
+    """The machine for these groups, and its template; ``size``: MiB and CPUs, else the configuration's.
+
+    Raises ConfigError, HostError or ImageError.
+    """
+    memory_mib, cpus = size or (config.vm.memory_mib, config.vm.cpus)
     ports = ports or plan_ports([shape(group) for group in groups])
     found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     can = ask_qemu(config)
@@ -186,8 +211,8 @@ def plan_machine(
     machine = plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,
-        memory_mib=config.vm.memory_mib,
-        cpus=config.vm.cpus,
+        memory_mib=memory_mib,
+        cpus=cpus,
         kernel=found.kernel,
         initrd=found.initrd,
         kernel_append=config.vm.kernel_append,

@@ -88,9 +88,20 @@ class HugepageLimit(_Part, frozen=True):
     limit: Annotated[int, Meta(ge=0)]
 
 
+class Memory(_Part, frozen=True):
+    limit: int | None = None
+
+
+class Cpu(_Part, frozen=True):
+    quota: int | None = None
+    period: int | None = None
+
+
 class Resources(_Part, frozen=True):
     devices: list[DeviceRule] | None = None
     hugepage_limits: list[HugepageLimit] | None = None
+    memory: Memory | None = None
+    cpu: Cpu | None = None
 
 
 class Namespace(_Part, frozen=True):
