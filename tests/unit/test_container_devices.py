@@ -16,6 +16,7 @@ from hawse.container.devices import (
     to_bind,
     with_groups,
 )
+from hawse.container.native import take_out
 from hawse.container.options import DeviceOptions
 from hawse.sandbox.mirror import mirror
 from hawse.sandbox.plan import NodeRequest, PlugStep, addresses
@@ -192,3 +193,16 @@ def test_the_functions_of_a_group_by_device_files_share_one_iommufd() -> None:
     assert [name for name, _ in commands] == ["object-add", "device_add", "device_add"]
     assert commands[0][1] == {"qom-type": "iommufd", "id": "iommufd-12"}
     assert {arguments["iommufd"] for _, arguments in commands[1:]} == {"iommufd-12"}
+
+
+def test_devices_of_the_guests_own_drivers_leave_no_node_of_either_family() -> None:
+    """In the guest the host's numbers are other devices'."""
+    entries = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3), ("/dev/fuse", 10, 229)]
+    devices = [{"path": p, "type": "c", "major": major, "minor": minor, "uid": 7} for p, major, minor in entries]
+    rules = [{"allow": True, "type": "c", "major": major, "minor": minor} for _, major, minor in entries]
+    spec: dict[str, Any] = {"linux": {"devices": devices, "resources": {"devices": rules}}}
+    files = (Node("/dev/iommu", 10, 126, None), Node("/dev/vfio/devices/vfio3", 510, 3, 12, "0000:3b:00.0"))
+    request, rights = take_out(with_groups(Request((), (group(12, "0000:3b:00.0"),), files), spec), spec)
+    assert (request.nodes, request.files, rights) == ((), (), {12: {"uid": 7}})
+    assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/fuse"]
+    assert [(rule["major"], rule["minor"]) for rule in spec["linux"]["resources"]["devices"]] == [(10, 229)]

@@ -76,6 +76,12 @@ def test_what_is_plugged_cold_is_on_the_command_line() -> None:
     )
 
 
+def test_a_disk_that_is_plugged_cold_has_its_content_on_the_command_line_too() -> None:
+    argv = render(shape(cold=plug_emulated(SLOT, "nvme", network=False, owner="c1")), ENDS)
+    assert values(argv, "-blockdev")[0].startswith("null-co,node-name=disk-vfio-5-0,")
+    assert "drive=disk-vfio-5-0" in values(argv, "-device")[-1]
+
+
 def test_no_two_sandboxes_have_nics_of_one_address() -> None:
     addresses = {
         plug_emulated(SLOT, "e1000e", network=True, owner=owner)[1][1]["mac"] for owner in ("one", "two", "three")

@@ -15,11 +15,12 @@ _RIGHTS = ("fileMode", "uid", "gid")
 def take_out(request: Request, spec: dict[str, Any]) -> tuple[Request, dict[int, dict[str, int]]]:
     """The request without nodes, the spec, changed here, without them too; and the rights that each group's had."""
     linux = spec.get("linux") or {}
-    paths = {node.path for node in request.nodes}
-    numbers = {(node.major, node.minor) for node in request.nodes}
+    nodes = (*request.nodes, *request.files)
+    paths = {node.path for node in nodes}
+    numbers = {(node.major, node.minor) for node in nodes}
     asked = {device["path"]: device for device in linux.get("devices") or ()}
     rights: dict[int, dict[str, int]] = {group.number: {} for group in request.groups}
-    for node in request.nodes:
+    for node in nodes:
         if node.group is not None and node.path in asked:
             rights[node.group] = {key: asked[node.path][key] for key in _RIGHTS if key in asked[node.path]}
     linux["devices"] = [device for device in linux.get("devices") or () if device["path"] not in paths]

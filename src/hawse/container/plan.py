@@ -119,10 +119,10 @@ def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
     options = device_options(config, annotations)
     request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
     request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
+    files, fallbacks = by_file(request.groups, request.files, options, lambda: ask_qemu(config))
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    files, fallbacks = by_file(request.groups, request.files, options, lambda: ask_qemu(config))
     for warning in [*fallbacks, *check_host(request.groups, options)]:
         log.warning(warning)
     return _Wanted(guest, request, options, role, native, files)

@@ -30,6 +30,7 @@ Command = tuple[str, dict[str, Any]]
 _COLD = {
     "netdev_add": ("-netdev", "type"),
     "blockdev-add": ("-blockdev", "driver"),
+    "object-add": ("-object", "qom-type"),
     "device_add": ("-device", "driver"),
 }
 
@@ -74,12 +75,6 @@ class Ends:
 
 #: Properties of the q35 machine that turn off what no guest of ours uses; some QEMU versions lack some of them.
 _OFF = {"usb": "off", "vmport": "off", "smbus": "off", "sata": "off", "i8042": "off", "hpet": "off"}
-
-
-#: The option that does what a QMP command does, and the property that it names first.
-_COLD = {
-    "netdev_add": ("-netdev", "type"), "object-add": ("-object", "qom-type"), "device_add": ("-device", "driver"),
-}  # fmt: skip
 
 
 def render(shape: VmShape, ends: Ends) -> list[str]:
