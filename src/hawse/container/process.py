@@ -22,6 +22,15 @@ def check_console(*, terminal: bool, detach: bool, console_socket: str | None) -
                          hint="process.terminal is false, or the command stays in the foreground")  # fmt: skip
 
 
+def check_descriptors(count: int) -> None:
+    """--preserve-fds: a descriptor is an object of one kernel, and a container's is another. Raises UsageError."""
+    if count:
+        raise UsageError(
+            f"--preserve-fds {count}: open descriptors cannot be handed into a virtual machine",
+            hint="pass a bind mount or a device instead",
+        )
+
+
 def start_proxy(store: Store, key: str, *, terminal: bool, console_socket: str | None) -> ProxyProcess:
     """A proxy with this process's stdio, or with a new terminal whose master went to ``console_socket``."""
     if not console_socket:
