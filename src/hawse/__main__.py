@@ -23,6 +23,8 @@ VERBS = {
     "delete": "delete",
     "run": "run",
     "exec": "execute",
+    "pause": "pause",
+    "resume": "resume",
     "list": "list",
     "spec": "spec",
     "features": "features",

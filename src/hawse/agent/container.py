@@ -172,6 +172,10 @@ class Container:
                 os.unlink(f"{self._directory}/{name}")
             os.rmdir(self._directory)
 
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop every process of the container's cgroup where it is, or let them go on."""
+        self._crun.run("pause" if frozen else "resume", self._crun_name, log="log-freeze")
+
     def signal_all(self, number: int) -> None:
         """Signal every process of the container's cgroup."""
         cgroup = f"/sys/fs/cgroup/hawse/{self.name}"

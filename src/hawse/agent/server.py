@@ -70,6 +70,7 @@ class Server:
             "remove_nodes": self.remove_nodes,
             "exec": self.execute,
             "signal": self.signal,
+            "freeze": self.freeze,
             "resize": self.resize,
             "delete": self.delete,
         }
@@ -232,6 +233,10 @@ class Server:
             made.signal_all(signal)
         else:
             self._process(made, process).signal(signal)
+
+    def freeze(self, *, container: str, frozen: bool) -> None:
+        """Stop a container's processes, or let them go on."""
+        self._find(container).freeze(frozen=frozen)
 
     def resize(self, *, container: str, process: int, rows: int, columns: int) -> None:
         """Set a terminal's size."""

@@ -16,7 +16,7 @@ from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes
 from hawse.sandbox.proxies import Proxy
-from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
+from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
 
 
 class Container:
@@ -45,6 +45,7 @@ class Container:
         self._processes = processes
         self._key = f"{plan.id}/{key}"
         self._init = 0
+        self._resumed = RUNNING
         self._ready = asyncio.Event()
         self._state: dict[str, Any] = {
             "ociVersion": plan.oci_version,
@@ -99,6 +100,8 @@ class Container:
         """runc start. Raises :class:`StateError` unless the container is created."""
         if self.status == RUNNING:
             raise StateError(f"cannot start an already running container: {self.plan.id}")
+        if self.status == PAUSED:
+            raise StateError(f"cannot start a container in the paused state: {self.plan.id}")
         if self.status != CREATED:
             raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
         # Before the call: a program that ends at once is reported before its start is answered.
@@ -112,12 +115,31 @@ class Container:
 
     async def kill(self, number: int, *, everyone: bool) -> None:
         """runc kill. Raises :class:`StateError` with runc's "container not running"."""
-        if self.status not in (CREATED, RUNNING):
+        if self.status not in (CREATED, RUNNING, PAUSED):
             raise StateError(f"container not running: {self.plan.id}")
         await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
 
+    async def pause(self) -> None:
+        """runc pause: of a container that runs or is to be started. Raises :class:`StateError`."""
+        if self.status not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id} is {self.status}")
+        self._resumed = self.status
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": True})
+        if self.status == self._resumed:  # else it ended meanwhile
+            self._set_status(PAUSED)
+
+    async def resume(self) -> None:
+        """runc resume. Raises :class:`StateError` unless it is paused."""
+        if self.status != PAUSED:
+            raise StateError(f"container not paused: {self.plan.id} is {self.status}")
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": False})
+        if self.status == PAUSED:
+            self._set_status(self._resumed)
+
     async def execute(self, key: str, process: dict[str, Any]) -> int:
         """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
+        if self.status == PAUSED:
+            raise StateError(f"cannot exec in a paused container: {self.plan.id}", hint="`hawse resume` it first")
         if self.status != RUNNING:
             raise StateError(f"container not running: {self.plan.id}")
         process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
@@ -176,7 +198,7 @@ class Container:
         self.stopped.set()
 
     def _check_lives(self) -> None:
-        if self.status not in (CREATED, RUNNING):
+        if self.status not in (CREATED, RUNNING, PAUSED):
             raise StateError(f"container not running: {self.plan.id} is {self.status}")
 
     def _show_devices(self) -> None:

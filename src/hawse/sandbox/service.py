@@ -90,6 +90,10 @@ class Service:
             return [asdict(port) for port in sandbox.claims.spares]
         if method == "start":
             await sandbox.start(name)
+        elif method == "pause":
+            await sandbox.find(name).pause()
+        elif method == "resume":
+            await sandbox.find(name).resume()
         elif method == "delete":
             await sandbox.remove(name)
         elif method == "exec":
