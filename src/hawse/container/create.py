@@ -53,7 +53,7 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
             terminal = bool(made.spec["process"].get("terminal"))
             check_console(terminal=terminal, detach=detach, console_socket=console_socket)
             monitor.send(made.encode())
-            proxy = start_proxy(store, "init", terminal=terminal, console_socket=console_socket)
+            proxy = start_proxy(store, "init", made.spec["process"], console_socket=console_socket)
             notes = monitor.await_created()
         except BaseException:
             if proxy is not None:

@@ -22,7 +22,7 @@ def execute(store: Store, process: dict[str, Any], *, console_socket: str | None
     if state["status"] != RUNNING:
         raise StateError(f"cannot exec in a container that is not running: {store.name} is {state['status']}")
     key = os.urandom(16).hex()
-    proxy = start_proxy(store, key, terminal=terminal, console_socket=console_socket)
+    proxy = start_proxy(store, key, process, console_socket=console_socket)
     try:
         call(store, "exec", {"key": key, "process": process})
     except BaseException:

@@ -46,7 +46,7 @@ def join(
         try:
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
             key = f"init-{os.urandom(16).hex()}"
-            proxy = start_proxy(store, key, terminal=terminal, console_socket=console_socket)
+            proxy = start_proxy(store, key, made.spec["process"], console_socket=console_socket)
             notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})
         except BaseException:
             if proxy is not None:

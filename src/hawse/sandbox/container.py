@@ -17,6 +17,7 @@ from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
+from hawse.sandbox.usage import Usage
 
 
 class Container:
@@ -62,6 +63,7 @@ class Container:
             "sandbox": sandbox,
         }
         self._write()
+        self.usage = Usage(plan, processes, self._state, self._write)
         processes.claim(self._key)
 
     @property
@@ -196,6 +198,7 @@ class Container:
         if self.status != STOPPED:
             self._set_status(STOPPED)
         self.stopped.set()
+        self.usage.end()
 
     def _check_lives(self) -> None:
         if self.status not in (CREATED, RUNNING, PAUSED):

@@ -59,6 +59,7 @@ class Sandbox:
         """Make the first container, whose devices are there; with its end the sandbox ends."""
         self._machine = machine
         self.processes.begin(machine.link)
+        machine.link.on_oom = self._note_oom
         notes = await self.first.create({})
         self._watching = asyncio.create_task(self._await_end())
         return notes
@@ -136,6 +137,11 @@ class Sandbox:
 
     def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
         return Container(plan, store, self.processes, self.claims, key=key, seconds=self._seconds, sandbox=self.plan.id)
+
+    def _note_oom(self, container: str, kills: int) -> None:
+        found = self._containers.get(container)
+        if found is not None:
+            found.usage.note_oom(kills)
 
     async def _give_back(self, name: str) -> None:
         await asyncio.to_thread(self._bound.pop(name).__exit__, None, None, None)

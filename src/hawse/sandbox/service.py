@@ -94,6 +94,8 @@ class Service:
             await sandbox.find(name).pause()
         elif method == "resume":
             await sandbox.find(name).resume()
+        elif method in ("pids", "listing", "statistics", "await_oom", "update"):
+            return await sandbox.find(name).usage.answer(method, params)
         elif method == "delete":
             await sandbox.remove(name)
         elif method == "exec":
