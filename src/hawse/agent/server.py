@@ -181,7 +181,8 @@ class Server:
             show(spec, devices, f"{directory}/devices.json")
         crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
         prepared = None
-        if not spec["process"].get("terminal"):
+        # The one that waits has a name of its own, which hooks would be told.
+        if not spec["process"].get("terminal") and not spec.get("hooks"):
             prepared, self._prepared = self._prepared, None
         made = Container(
             container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared

@@ -133,6 +133,7 @@ def _container(wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.P
         "hugepages": list(guest.hugepages),
         "binds": to_bind(wanted.request.groups, wanted.options),
         "joins": guest.joins,
+        "hooks": guest.hooks,
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.oci.hooks import Hooks, split
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 
@@ -34,13 +35,15 @@ class Share:
 class GuestPlan:
     """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count).
 
-    ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has.
+    ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has; ``hooks`` are
+    those that run on the host.
     """
 
     spec: dict[str, Any]
     shares: tuple[Share, ...]
     hugepages: tuple[tuple[int, int], ...]
     joins: dict[str, str]
+    hooks: Hooks
 
 
 def plan_guest(
@@ -64,6 +67,9 @@ def plan_guest(
     spec["ociVersion"] = GUEST_VERSION
     spec["root"]["path"] = f"{base}/rootfs"
     spec.pop("hooks", None)
+    hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks or {})
+    if spec_hooks:
+        spec["hooks"] = spec_hooks
     for label in ("apparmorProfile", "selinuxLabel"):
         spec["process"].pop(label, None)
     mounts = []
@@ -84,7 +90,7 @@ def plan_guest(
     linux["cgroupsPath"] = f"/hawse/{container}"
     linux.pop("mountLabel", None)
     linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
-    return GuestPlan(spec, tuple(shares), _hugepages(bundle), joins)
+    return GuestPlan(spec, tuple(shares), _hugepages(bundle), joins, hooks)
 
 
 def _namespaces(
@@ -111,9 +117,6 @@ def _namespaces(
 
 def _refuse(bundle: Bundle) -> None:
     name = f"{bundle.path}/config.json"
-    for kind, hooks in (bundle.spec.hooks or {}).items():
-        if hooks:
-            raise ConfigError(f"{name}: hooks.{kind}: hooks are not run", hint="remove them: hawse runs none yet")
     linux = bundle.spec.linux
     if linux is None:
         return

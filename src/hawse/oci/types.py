@@ -110,13 +110,20 @@ class Linux(_Part, frozen=True):
     intel_rdt: dict[str, Any] | None = None
 
 
+class Hook(_Part, frozen=True, omit_defaults=True):
+    path: Text
+    args: list[Text] = []
+    env: list[Text] | None = None
+    timeout: int | None = None
+
+
 class Spec(_Part, frozen=True):
     oci_version: str
     root: Root | None = None
     process: Process | None = None
     hostname: str = ""
     mounts: list[Mount] | None = None
-    hooks: dict[str, list[Any] | None] | None = None
+    hooks: dict[str, list[Hook] | None] | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
 

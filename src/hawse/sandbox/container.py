@@ -61,7 +61,7 @@ class Container:
             "pidStart": 0,
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
-        }
+        } | ({"hooks": plan.hooks} if plan.hooks else {})
         self._write()
         self.usage = Usage(plan, processes, self._state, self._write)
         processes.claim(self._key)

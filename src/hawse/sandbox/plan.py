@@ -81,7 +81,8 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
-    the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
+    the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has;
+    ``hooks`` are those of the host.
     """
 
     id: str
@@ -97,6 +98,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     hugepages: list[tuple[int, int]]
     binds: list[str]
     joins: dict[str, str] = {}
+    hooks: dict[str, list[dict[str, Any]]] = {}
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""

@@ -90,6 +90,10 @@ class Service:
             return [asdict(port) for port in sandbox.claims.spares]
         if method == "start":
             await sandbox.start(name)
+        elif method == "await_machine":
+            await sandbox.await_machine()
+        elif method == "go_on":
+            sandbox.go_on()
         elif method == "pause":
             await sandbox.find(name).pause()
         elif method == "resume":
