@@ -67,7 +67,7 @@ class Store:
         try:
             with open(f"{self.path}/state.json", "rb") as file:
                 state: State = json.load(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not os.path.isdir(self.path):
                 raise NotFoundError(f"container does not exist: {self.name}") from None
             # create was killed before its monitor wrote anything
