@@ -61,14 +61,23 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
 
         timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
         bundle = load_bundle(args.bundle or ".")
-        return plan_sandbox(bundle, settings.config, name=store.name, log=settings.log, timeline=timeline)
+        return plan_sandbox(
+            bundle,
+            settings.config,
+            name=store.name,
+            log=settings.log,
+            timeline=timeline,
+            systemd=settings.systemd_cgroup,
+        )
 
     def make_joining(spares: Sequence[Port]) -> ContainerPlan:
         from hawse.container.plan import plan_container
         from hawse.oci.load import load_bundle
 
         bundle = load_bundle(args.bundle or ".")
-        return plan_container(bundle, settings.config, spares, name=store.name, log=settings.log)
+        return plan_container(
+            bundle, settings.config, spares, name=store.name, log=settings.log, systemd=settings.systemd_cgroup
+        )
 
     role, sandbox = role_of(args.bundle or ".")
     if role == CONTAINER:

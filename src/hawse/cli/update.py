@@ -58,7 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ask the monitor."""
     wanted = _read(args.resources) if args.resources else from_options(vars(args))
-    call(settings.store(args.id), "update", {"resources": wanted})
+    warnings = call(settings.store(args.id), "update", {"resources": wanted})
+    for warning in warnings if isinstance(warnings, list) else ():
+        settings.log.warning(str(warning))
     return 0
 
 

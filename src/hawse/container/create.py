@@ -11,6 +11,7 @@ from hawse.container.delete import give_back
 from hawse.container.launch import MonitorProcess, ProxyProcess
 from hawse.container.process import check_console, start_proxy
 from hawse.errors import HawseError, StateError, VmError
+from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import Store
 
 if TYPE_CHECKING:
@@ -75,19 +76,21 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
         take_back(store, error, hooked)
         raise
     except BaseException:
+        release(store.path)
         store.remove()
         raise
 
 
 def take_back(store: Store, error: HawseError, hooked: Hooked | None) -> None:
     """Leave nothing of a container that could not be made; what fails of that too is added to the error."""
+    left = release(store.path)
     store.remove()
     try:
         give_back(store)
     except HawseError as failure:
         error.message += f"; and then {failure.message}"
         error.hint = f"{error.hint}; {failure.hint}" if error.hint else failure.hint
-    for warning in hooked.undo() if hooked is not None else ():
+    for warning in [*left, *(hooked.undo() if hooked is not None else ())]:
         error.message += f"; and then {warning}"
 
 

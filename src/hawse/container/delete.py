@@ -8,6 +8,7 @@ import time
 
 from hawse.container.client import call
 from hawse.errors import HawseError, NotFoundError, StateError
+from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store, alive, start_time
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
@@ -42,10 +43,11 @@ def delete(store: Store, *, force: bool) -> list[str]:
                 stays = error
         if not store.has_joined:
             _await_monitor(store, state.get("monitorPid", 0))
+    left = release(store.path)
     store.remove()
     give_back(store)
     # One that is still being created is its creator's to undo, hooks and all.
-    warnings = _run_hooks(state) if state["status"] != CREATING else []
+    warnings = [*left, *(_run_hooks(state) if state["status"] != CREATING else ())]
     if stays is not None:
         raise stays
     return warnings

@@ -13,6 +13,7 @@ from hawse.container.create import Created, take_back
 from hawse.container.hooks import Hooked
 from hawse.container.process import check_console, start_proxy
 from hawse.errors import HawseError, StateError
+from hawse.sandbox.cgroups import release
 from hawse.sandbox.share import open_trees
 from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.vm.ports import Port
@@ -63,6 +64,7 @@ def join(
         take_back(store, error, hooked)
         raise
     except BaseException:
+        release(store.path)
         store.remove()
         raise
     lines = notes if isinstance(notes, list) else []

@@ -15,6 +15,7 @@ from hawse.container.devices import add_named, as_groups, check_host, find_group
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
+from hawse.oci.cgroups import CgroupPlan, plan_cgroup
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role
@@ -41,7 +42,9 @@ class Log(Protocol):
     def debug(self, message: str) -> None: ...
 
 
-def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "") -> plan.SandboxPlan:
+def plan_sandbox(
+    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False
+) -> plan.SandboxPlan:
     """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace.
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
@@ -59,7 +62,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, commands=[]) for step in plugs]
     return plan.SandboxPlan(
-        **_container(wanted, bundle, name=name, plugs=plugs, log=log),
+        **_container(wanted, bundle, name=name, plugs=plugs, log=log, systemd=systemd),
         machine=machine,
         ports=list(ports.ports),
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
@@ -68,7 +71,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
 
 
 def plan_container(
-    bundle: Bundle, config: Config, spares: Sequence[Port], *, name: str, log: Log
+    bundle: Bundle, config: Config, spares: Sequence[Port], *, name: str, log: Log, systemd: bool = False
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox with these free ports. Raises as :func:`plan_sandbox`."""
     wanted = _read(bundle, config, name=name, log=log)
@@ -82,7 +85,10 @@ def plan_container(
         free = [port for port in free if port.takes_at != placed[0].bus]
         slots += placed
     plugs = plug_steps(groups, slots, owner=name, options=options)
-    return plan.ContainerPlan(**_container(wanted, bundle, name=name, plugs=plugs, log=log))
+    made = plan.ContainerPlan(**_container(wanted, bundle, name=name, plugs=plugs, log=log, systemd=systemd))
+    if made.cgroup.limits.cpus or made.cgroup.limits.mems:
+        log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
+    return made
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,9 @@ def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
     return _Wanted(guest, request, options, role)
 
 
-def _container(wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.PlugStep], log: Log) -> dict[str, Any]:
+def _container(
+    wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.PlugStep], log: Log, systemd: bool
+) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
         log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
@@ -134,7 +142,14 @@ def _container(wanted: _Wanted, bundle: Bundle, *, name: str, plugs: list[plan.P
         "binds": to_bind(wanted.request.groups, wanted.options),
         "joins": guest.joins,
         "hooks": guest.hooks,
+        "cgroup": _cgroup(bundle, systemd=systemd),
     }
+
+
+def _cgroup(bundle: Bundle, *, systemd: bool) -> CgroupPlan:
+    linux = bundle.raw.get("linux") or {}
+    path = bundle.spec.linux.cgroups_path if bundle.spec.linux else ""
+    return plan_cgroup(f"{bundle.path}/config.json", path, linux.get("resources") or {}, systemd=systemd)
 
 
 def plan_machine(

@@ -89,6 +89,8 @@ def plan_guest(
     linux = spec.setdefault("linux", {})
     linux["cgroupsPath"] = f"/hawse/{container}"
     linux.pop("mountLabel", None)
+    for number in ("cpus", "mems"):  # of the host's, and for the host's cgroup
+        ((linux.get("resources") or {}).get("cpu") or {}).pop(number, None)
     linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
     return GuestPlan(spec, tuple(shares), _hugepages(bundle), joins, hooks)
 

@@ -20,6 +20,8 @@ _CHANGEABLE = {
     "cpu": ("shares", "quota", "period"),
     "pids": ("limit",),
 }
+#: Which CPUs and memory nodes: of the host, since the guest counts its own.
+_ON_HOST = (("cpu", "cpus"), ("cpu", "mems"))
 _UNIFIED = ("memory.", "cpu.", "pids.")
 _FILES = {
     ("memory", "limit"): "memory.max",
@@ -80,7 +82,7 @@ def merge(wanted: object, current: Mapping[str, Any]) -> dict[str, Any]:
             _merge_unified(merged, value or {})
         elif section in _CHANGEABLE:
             for field, number in (value or {}).items():
-                if field in _CHANGEABLE[section]:
+                if field in _CHANGEABLE[section] or (section, field) in _ON_HOST:
                     if number:
                         merged[section] = {**(merged.get(section) or {}), field: number}
                 else:

@@ -88,9 +88,16 @@ class HugepageLimit(_Part, frozen=True):
     limit: Annotated[int, Meta(ge=0)]
 
 
+class Cpu(_Part, frozen=True):
+    shares: Annotated[int, Meta(ge=0)] | None = None
+    cpus: Text = ""
+    mems: Text = ""
+
+
 class Resources(_Part, frozen=True):
     devices: list[DeviceRule] | None = None
     hugepage_limits: list[HugepageLimit] | None = None
+    cpu: Cpu | None = None
 
 
 class Namespace(_Part, frozen=True):

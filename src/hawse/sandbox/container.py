@@ -12,6 +12,7 @@ from typing import Any
 from hawse.errors import HawseError, StateError
 from hawse.oci.addresses import translate
 from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes
@@ -63,7 +64,8 @@ class Container:
             "sandbox": sandbox,
         } | ({"hooks": plan.hooks} if plan.hooks else {})
         self._write()
-        self.usage = Usage(plan, processes, self._state, self._write)
+        self._cgroup = HostCgroup(plan.cgroup, store.path)
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
         processes.claim(self._key)
 
     @property
@@ -83,7 +85,9 @@ class Container:
         """
         for kib, count in self.plan.hugepages:
             await self._processes.call("reserve_hugepages", {"kib": kib, "count": count})
+        warnings = [("warning", text) for text in await asyncio.to_thread(self._cgroup.make)]
         proxy = await self._processes.await_proxy(self._key)
+        await asyncio.to_thread(self._cgroup.add, proxy.pid)
         spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
         seen = self.attachments.seen()
         call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
@@ -96,7 +100,7 @@ class Container:
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
         self._ready.set()
-        return _log_lines(lines)
+        return [*warnings, *_log_lines(lines)]
 
     async def start(self) -> None:
         """runc start. Raises :class:`StateError` unless the container is created."""
@@ -146,6 +150,7 @@ class Container:
             raise StateError(f"container not running: {self.plan.id}")
         process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
+        await asyncio.to_thread(self._cgroup.add, proxy.pid)
         try:
             await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
         except HawseError:

@@ -9,6 +9,8 @@ from typing import Any
 
 from hawse.errors import StateError, VmError
 from hawse.oci import listing, resources, statistics
+from hawse.oci.cgroups import host_limits
+from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.processes import Processes
 from hawse.sandbox.state import CREATED, PAUSED, RUNNING
@@ -20,13 +22,21 @@ class Usage:
     """One for a container; ``state`` is the container's own, and ``write`` keeps it."""
 
     def __init__(
-        self, plan: ContainerPlan, processes: Processes, state: dict[str, Any], write: Callable[[], None]
+        self,
+        plan: ContainerPlan,
+        processes: Processes,
+        cgroup: HostCgroup,
+        state: dict[str, Any],
+        write: Callable[[], None],
     ) -> None:
         self._name = plan.id
         self._processes = processes
         self._state = state
         self._write = write
-        self._limits: dict[str, Any] = plan.spec.get("linux", {}).get("resources") or {}
+        self._cgroup = cgroup
+        given = plan.spec.get("linux", {}).get("resources") or {}
+        on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
+        self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
         self._changed = asyncio.Event()
 
     async def answer(self, method: str, params: dict[str, Any]) -> object:
@@ -42,8 +52,7 @@ class Usage:
         if method == "await_oom":
             return await self._await_oom(int(params["seen"]), float(params["seconds"]))
         if method == "update":
-            await self._update(params["resources"])
-            return None
+            return await self._update(params["resources"])
         raise VmError(f"the monitor has no method {method}")
 
     def note_oom(self, kills: int) -> None:
@@ -69,10 +78,15 @@ class Usage:
                     await self._changed.wait()
         return int(self._state.get("oomKills", 0))
 
-    async def _update(self, wanted: object) -> None:
+    async def _update(self, wanted: object) -> list[str]:
         merged = resources.merge(wanted, self._limits)
+        on_host = host_limits(merged)
+        warnings = []
+        if on_host != host_limits(self._limits):
+            warnings = await asyncio.to_thread(self._cgroup.limit, on_host)
         await self._ask("update", resources=resources.for_guest(merged))
         self._limits = merged
+        return warnings
 
     async def _ask(self, method: str, **params: Any) -> object:
         return await self._processes.call(method, {"container": self._name} | params)
