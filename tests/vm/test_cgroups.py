@@ -137,6 +137,47 @@ def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, ru
     )
 
 
+def test_where_no_cgroup_can_be_had_a_container_runs_all_the_same(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, "/engine-test/c1", memory={"limit": 64 << 20})
+    without = ["unshare", "--mount", "sh", "-c", 'umount -R /sys/fs/cgroup && exec "$@"', "sh"]
+    null = subprocess.DEVNULL
+    argv = [*without, *runtime.argv("create", "--bundle", bundle, "c1")]
+    with open(f"{bundle}/errors", "w+") as errors:
+        assert subprocess.run(argv, stdin=null, stdout=null, stderr=errors, check=False).returncode == 0
+        errors.seek(0)
+        assert errors.read() == (
+            "hawse: warning: the host's cgroups cannot be used, and engines find no statistics: none is mounted\n"
+        )
+    assert runtime("start", "c1").code == 0
+    assert runtime("delete", "--force", "c1").code == 0
+    write_bundle(tmp_path / "pinned", "/engine-test/c1", cpu={"cpus": "0"})
+    argv = [*without, *runtime.argv("create", "--bundle", f"{tmp_path}/pinned/bundle", "c1")]
+    done = subprocess.run(argv, stdin=null, stdout=null, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "linux.resources.cpu.cpus: '0' is not set in the host's cgroup" in done.stderr
+    assert os.listdir(runtime.root) == []
+
+
+def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+    kind, sandbox = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+    pids = {}
+    for name, role in (("pod", {kind: "sandbox"}), ("c1", {kind: "container", sandbox: "pod"})):
+        bundle = write_bundle(tmp_path / name, f"{parent}/{name}")
+        with open(f"{bundle}/config.json") as file:
+            spec = json.load(file)
+        write(bundle, spec | {"annotations": role})
+        pids[name] = runtime.run_detached(bundle, name)
+    with open(f"{runtime.root}/pod/state.json") as file:
+        monitor = json.load(file)["monitorPid"]
+    assert cgroups_of(monitor) == cgroups_of(pids["pod"]) == {f"{parent}/pod"}
+    assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}
+    assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
+    deleted = runtime("delete", "--force", "c1")
+    assert (deleted.code, deleted.errors, directories(f"{parent}/c1")) == (0, "", [])
+    assert runtime("delete", "--force", "pod").code == 0
+    assert directories(f"{parent}/pod") == []
+
+
 def test_a_systemd_path_where_no_systemd_runs(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     """containerd-shim and conmon pass --systemd-cgroup; `delete --force` of the shim does not."""
     above = parent.strip("/").replace("-", "_").replace("_slice", ".slice")

@@ -85,9 +85,8 @@ class Container:
         """
         for kib, count in self.plan.hugepages:
             await self._processes.call("reserve_hugepages", {"kib": kib, "count": count})
-        warnings = [("warning", text) for text in await asyncio.to_thread(self._cgroup.make)]
         proxy = await self._processes.await_proxy(self._key)
-        await asyncio.to_thread(self._cgroup.add, proxy.pid)
+        warnings = await self._place(proxy)
         spec = self.plan.spec | {"process": _with_size(self.plan.spec["process"], proxy.size)}
         seen = self.attachments.seen()
         call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
@@ -150,7 +149,7 @@ class Container:
             raise StateError(f"container not running: {self.plan.id}")
         process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
-        await asyncio.to_thread(self._cgroup.add, proxy.pid)
+        await self._place(proxy)
         try:
             await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
         except HawseError:
@@ -213,6 +212,15 @@ class Container:
         if self.status != STOPPED:
             self._state["vfio"] = self.attachments.seen()
             self._write()
+
+    async def _place(self, proxy: Proxy) -> list[tuple[str, str]]:
+        """Have the proxy in the container's cgroup, which is made if it is not there; what to log. Raises HostError."""
+        if not self.plan.cgroup.path:
+            return []
+        # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU.
+        warnings = await asyncio.to_thread(self._cgroup.make)
+        await asyncio.to_thread(self._cgroup.add, proxy.pid)
+        return [("warning", text) for text in warnings]
 
     async def _launch(
         self, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]
