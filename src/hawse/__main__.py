@@ -23,6 +23,11 @@ VERBS = {
     "delete": "delete",
     "run": "run",
     "exec": "execute",
+    "ps": "ps",
+    "events": "events",
+    "update": "update",
+    "pause": "pause",
+    "resume": "resume",
     "list": "list",
     "spec": "spec",
     "features": "features",
@@ -49,7 +54,7 @@ _OPTIONS = {
 }
 _FLAGS = {
     "debug": "more in the log, tracebacks for bugs",
-    "systemd-cgroup": "accepted: cgroupsPath is slice:prefix:name",
+    "systemd-cgroup": "cgroupsPath is slice:prefix:name, and systemd makes the cgroup",
     "version": "print the version (-v)",
     "help": "print this (-h)",
 }
@@ -75,7 +80,13 @@ def main() -> int:
             raise UsageError(f"--log-format {form[:80]!r} is neither text nor json", hint="see `hawse --help`")
         debug = "debug" in words.flags
         log = Log(options.get("log"), form=form, debug=debug)
-        settings = Settings(root=options.get("root"), log=log, config_path=options.get("config"), debug=debug)
+        settings = Settings(
+            root=options.get("root"),
+            log=log,
+            config_path=options.get("config"),
+            debug=debug,
+            systemd_cgroup="systemd-cgroup" in words.flags,
+        )
         if not words.rest:
             raise UsageError("no command given", hint="see `hawse --help`")
         status = _run(words.rest[0], words.rest[1:], settings)

@@ -92,7 +92,7 @@ def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec
             assert f"{_NAME}={','.join(guest[address] for address in VIRTUAL)}\n" in said
             [info] = re.findall(f"{_NAME}_INFO=(.*)\n", said)
             assert list(json.loads(info)) == [guest[address] for address in VIRTUAL]
-            assert probed(said) == [guest[address] for address in VIRTUAL]
+            assert probed(said) == [guest[address] for address in VIRTUAL], said
             assert "Port 1 is closed" in said, said[-3000:]
     finally:
         lab.run([*RUNTIME, "delete", "--force", "dpdk"], timeout=300)

@@ -30,7 +30,7 @@ def _processes() -> set[str]:
                 words = file.read().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if re.search(r"qemu-system|virtiofsd|hawse\.(sandbox|container)", words):
+        if re.search(r"qemu-system|virtiofsd|hawse\.(sandbox|container)|^hawse\[", words):
             found.add(f"{pid} {words[:200]}")
     return found
 

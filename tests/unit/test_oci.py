@@ -107,6 +107,17 @@ def test_the_guest_gets_what_is_the_guests(tmp_path: Path) -> None:
     assert plan.shares == (Share("rootfs", f"{tmp_path}/rootfs", True, True),)
 
 
+def test_the_guest_gets_no_numbers_of_the_hosts_and_of_the_hooks_its_own(tmp_path: Path) -> None:
+    spec = example()
+    spec["linux"]["resources"]["cpu"] = {"cpus": "6-7", "mems": "1", "quota": 5}
+    hook = {"path": "/bin/true"}
+    spec["hooks"] = {"prestart": [hook], "startContainer": [hook], "poststop": []}
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
+    assert plan.spec["linux"]["resources"]["cpu"] == {"quota": 5}
+    assert plan.spec["hooks"] == {"startContainer": [hook]}
+    assert plan.hooks == {"prestart": [hook]}
+
+
 def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "file").write_text("")

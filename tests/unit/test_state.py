@@ -101,12 +101,20 @@ def test_a_process_is_its_pid_and_its_start() -> None:
     assert not alive(0, 0)
 
 
-@pytest.mark.parametrize(("text", "number"), [("9", 9), ("KILL", 9), ("SIGTERM", 15), ("sigusr1", 10), ("34", 34)])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("9", 9), ("KILL", 9), ("SIGTERM", 15), ("sigusr1", 10), ("34", 34), ("0", 0), ("SIGRTMIN+3", 37),
+        ("rtmax-1", 63), ("SIGRTMAX", 64),
+    ],
+)  # fmt: skip
 def test_signals(text: str, number: int) -> None:
     assert parse_signal(text) == number
 
 
-@pytest.mark.parametrize("text", ["0", "65", "-9", "SIGNOTHING", "", "9x", "\u0669"])
+@pytest.mark.parametrize(
+    "text", ["65", "-9", "SIGNOTHING", "", "9x", "\u0669", "RTMIN+31", "RTMIN-1", "RTMIN+", "INT+1"]
+)
 def test_signals_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="unknown signal"):
         parse_signal(text)

@@ -106,7 +106,7 @@ def test_invalid_json(runtime: Runtime, bundle: str) -> None:
         ("root", None, "root: missing"),
         ("process", None, "process: missing"),
         ("root.path", "nowhere", "root.path: {bundle}/nowhere is not a directory"),
-        ("hooks", {"prestart": [{"path": "/bin/true"}]}, "hooks.prestart: hooks are not run"),
+        ("hooks", {"prestart": [{"path": "true"}]}, "hooks.prestart[0].path: 'true' is not absolute"),
         (
             "mounts",
             [{"destination": "/x", "type": "bind", "source": "/none"}],

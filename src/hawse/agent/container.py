@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 
 from hawse.agent import trace
+from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
 from hawse.agent.devices import DEVICES_FILE, map_text, write_map
 from hawse.agent.nodes import make_node, remove_node, write_file
@@ -21,8 +22,6 @@ from hawse.errors import HawseError, StateError, VmError
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from typing import Any
-
-_SIGKILL = 9
 
 
 class Process:
@@ -74,6 +73,7 @@ class Container:
         self._crun = crun
         self.processes: dict[int, Process] = {}
         self._rules: list[dict[str, Any]] = []
+        self.cgroup = Cgroup(f"hawse/{name}")
 
     def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`."""
@@ -172,20 +172,19 @@ class Container:
                 os.unlink(f"{self._directory}/{name}")
             os.rmdir(self._directory)
 
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop every process of the container's cgroup where it is, or let them go on."""
+        self._crun.run("pause" if frozen else "resume", self._crun_name, log="log-freeze")
+
     def signal_all(self, number: int) -> None:
         """Signal every process of the container's cgroup."""
-        cgroup = f"/sys/fs/cgroup/hawse/{self.name}"
-        if number == _SIGKILL and os.path.exists(f"{cgroup}/cgroup.kill"):
-            with open(f"{cgroup}/cgroup.kill", "w") as file:
-                file.write("1")
-            return
-        for directory, _, _ in os.walk(cgroup):
-            with open(f"{directory}/cgroup.procs") as file:
-                for line in file.read().split():
-                    try:
-                        os.kill(int(line), number)
-                    except ProcessLookupError:
-                        continue
+        self.cgroup.signal(number)
+
+    def update(self, resources: dict[str, Any]) -> None:
+        """Change the limits that ``resources``, as of config.json, has."""
+        path = f"{self._directory}/update.json"
+        _write_json(path, resources)
+        self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
 
     def _use(self, prepared: Prepared, spec: dict[str, Any], stdio: Stdio) -> Process:
         launched = Process(self._init, stdio)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hawse.agent import hardware, identity, syscalls, trace
+from hawse.agent import hardware, identity, processes, syscalls, trace
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
@@ -72,6 +72,10 @@ class Server:
             "remove_nodes": self.remove_nodes,
             "exec": self.execute,
             "signal": self.signal,
+            "freeze": self.freeze,
+            "update": self.update,
+            "statistics": self.statistics,
+            "listing": self.listing,
             "resize": self.resize,
             "delete": self.delete,
         }
@@ -196,7 +200,8 @@ class Server:
             show(spec, devices, f"{directory}/devices.json")
         crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
         prepared = None
-        if not spec["process"].get("terminal"):
+        # The one that waits has a name of its own, which hooks would be told.
+        if not spec["process"].get("terminal") and not spec.get("hooks"):
             prepared, self._prepared = self._prepared, None
         made = Container(
             container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared
@@ -208,6 +213,7 @@ class Server:
             made.remove()
             raise
         self._containers[container] = made
+        made.cgroup.watch_oom(lambda kills: self._tell_oom(container, kills))
         return log
 
     def delete(self, *, container: str) -> None:
@@ -252,6 +258,22 @@ class Server:
         else:
             self._process(made, process).signal(signal)
 
+    def freeze(self, *, container: str, frozen: bool) -> None:
+        """Stop a container's processes, or let them go on."""
+        self._find(container).freeze(frozen=frozen)
+
+    def update(self, *, container: str, resources: dict[str, Any]) -> None:
+        """Change a container's limits."""
+        self._find(container).update(resources)
+
+    def statistics(self, *, container: str) -> dict[str, str]:
+        """What a container has used: the files of its cgroup."""
+        return self._find(container).cgroup.statistics()
+
+    def listing(self, *, container: str) -> list[list[object]]:
+        """A container's processes."""
+        return processes.listing(self._find(container).cgroup.members())
+
     def resize(self, *, container: str, process: int, rows: int, columns: int) -> None:
         """Set a terminal's size."""
         self._process(self._find(container), process).stdio.resize(rows, columns)
@@ -266,6 +288,9 @@ class Server:
         def wait() -> None:
             code = process.wait(self._reaper)
             try:
+                if container in self._containers:
+                    # What it was killed for is to be known before that it has ended.
+                    self._tell_oom(container, self._containers[container].cgroup.oom_kills())
                 process.stdio.finish()
                 self._stdio.pop(process.number, None)
                 os.sync()
@@ -275,6 +300,13 @@ class Server:
                 return  # the host is gone, and this machine with it
 
         threading.Thread(target=wait, daemon=True).start()
+
+    def _tell_oom(self, container: str, kills: int) -> None:
+        if kills:
+            try:
+                self._port.send(control.encode_event("oom", {"container": container, "kills": kills}))
+            except LinkError:
+                return  # the host is gone, and this machine with it
 
     def _find(self, container: str) -> Container:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hawse.container.create import Created, create
 from hawse.container.delete import delete
-from hawse.container.process import write_pid_file
+from hawse.container.process import check_descriptors, write_pid_file
 from hawse.errors import UsageError
 from hawse.oci.pods import CONTAINER, role_of
 
@@ -51,11 +51,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Created:
     """The part that ``create`` and ``run`` share."""
-    if args.preserve_fds:
-        raise UsageError(
-            f"--preserve-fds {args.preserve_fds}: open descriptors cannot be handed into a virtual machine",
-            hint="pass a bind mount or a device instead",
-        )
+    check_descriptors(args.preserve_fds)
     store = settings.store(args.id)
 
     def make_plan() -> SandboxPlan:
@@ -65,14 +61,23 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
 
         timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
         bundle = load_bundle(args.bundle or ".")
-        return plan_sandbox(bundle, settings.config, name=store.name, log=settings.log, timeline=timeline)
+        return plan_sandbox(
+            bundle,
+            settings.config,
+            name=store.name,
+            log=settings.log,
+            timeline=timeline,
+            systemd=settings.systemd_cgroup,
+        )
 
     def make_joining(spares: Sequence[Port]) -> ContainerPlan:
         from hawse.container.plan import plan_container
         from hawse.oci.load import load_bundle
 
         bundle = load_bundle(args.bundle or ".")
-        return plan_container(bundle, settings.config, spares, name=store.name, log=settings.log)
+        return plan_container(
+            bundle, settings.config, spares, name=store.name, log=settings.log, systemd=settings.systemd_cgroup
+        )
 
     role, sandbox = role_of(args.bundle or ".")
     if role == CONTAINER:

@@ -17,5 +17,6 @@ def main(words: list[str], settings: Settings) -> int:
     """Delete it."""
     found = split(words, flags={"-f": "force", "--force": "force"})
     [name] = expect(found, "delete", "ID")
-    delete(settings.store(name), force="force" in found.flags)
+    for warning in delete(settings.store(name), force="force" in found.flags):
+        settings.log.warning(warning)
     return 0

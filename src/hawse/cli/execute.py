@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.container.console import raw_mode
 from hawse.container.execute import execute
-from hawse.container.process import attend, write_pid_file
+from hawse.container.process import attend, check_descriptors, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
 from hawse.oci.load import load_bundle, load_process
+from hawse.oci.process import Changes, change, without_labels
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -27,9 +28,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--detach", action="store_true", help="leave the process running and return")
     parser.add_argument("-t", "--tty", action="store_true", help="with a terminal")
     parser.add_argument("-u", "--user", metavar="UID[:GID]", help="who runs it (default: as the container)")
+    parser.add_argument("-g", "--additional-gids", metavar="GID", type=int, action="append", default=[], help="a group")
+    parser.add_argument("-c", "--cap", metavar="CAP", action="append", default=[], help="one more capability")
+    parser.add_argument("--no-new-privs", action="store_true", help="it cannot gain privileges")
     parser.add_argument("--cwd", metavar="DIR", help="where it runs (default: as the container)")
     parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="one more variable")
     parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="only 0: a VM cannot take descriptors")
+    parser.add_argument("--apparmor", metavar="PROFILE", help="accepted for runc's sake: the guest has no such policy")
+    parser.add_argument("--process-label", metavar="LABEL", help="accepted for runc's sake, as --apparmor")
+    parser.add_argument("--cgroup", metavar="PATH", help="refused: it runs in the container's cgroup")
+    parser.add_argument("--ignore-paused", action="store_true", help="refused: a paused container takes no process")
     parser.add_argument("id")
     parser.add_argument("command", nargs=argparse.REMAINDER)
 
@@ -46,12 +54,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(args: argparse.Namespace, settings: Settings) -> int:
-    if args.preserve_fds:
-        raise UsageError(
-            f"--preserve-fds {args.preserve_fds}: open descriptors cannot be handed into a virtual machine"
-        )
+    check_descriptors(args.preserve_fds)
+    _refuse(args)
     store = settings.store(args.id)
-    process = load_process(args.process)[0] if args.process else _from_options(args, store.read()["bundle"])
+    process = _from_file(args.process) if args.process else _from_options(args, store.read()["bundle"])
     if args.tty:
         process["terminal"] = True
     with raw_mode(0, wanted=bool(process.get("terminal")) and not args.detach):
@@ -63,20 +69,30 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
         return attend(proxy)
 
 
+def _refuse(args: argparse.Namespace) -> None:
+    if args.cgroup:
+        raise UsageError(f"exec: --cgroup {args.cgroup[:200]}: a process runs in the container's own cgroup")
+    if args.ignore_paused:
+        raise UsageError("exec: --ignore-paused: a paused container takes no process", hint="`hawse resume` it first")
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    return without_labels(load_process(path)[0])
+
+
 def _from_options(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
-    """The container's own process with what the options change, as runc makes it (exec.go, getProcess)."""
+    """The container's own process with what the options change."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("exec: no command given", hint="hawse exec ID COMMAND [ARGUMENT...], or --process FILE")
-    process: dict[str, Any] = dict(load_bundle(bundle).raw["process"])
-    process |= {"args": command, "terminal": args.tty}
-    process.pop("consoleSize", None)
-    if args.cwd:
-        process["cwd"] = args.cwd
-    process["env"] = [*process.get("env", ()), *(variable for variable in args.env)]
-    if args.user:
-        uid, _, gid = args.user.partition(":")
-        if not (uid.isdigit() and (gid.isdigit() or not gid)):
-            raise UsageError(f"exec: --user {args.user!r} is not UID or UID:GID")
-        process["user"] = dict(process.get("user", {})) | {"uid": int(uid)} | ({"gid": int(gid)} if gid else {})
-    return process
+    changes = Changes(
+        args=tuple(command),
+        terminal=args.tty,
+        cwd=args.cwd or "",
+        env=tuple(args.env),
+        user=args.user or "",
+        groups=tuple(args.additional_gids),
+        capabilities=tuple(args.cap),
+        no_new_privileges=args.no_new_privs,
+    )
+    return change(load_bundle(bundle).raw["process"], changes)

@@ -11,23 +11,53 @@ if TYPE_CHECKING:
 
 HELP = "print the implemented features as JSON"
 
+#: Of Linux 6.1, the guest's, by their numbers (linux/capability.h).
+CAPABILITIES = [
+    f"CAP_{name}"
+    for name in (
+        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+        "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+        "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+        "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL",
+        "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
+        "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    )
+]  # fmt: skip
+
 FEATURES: dict[str, Any] = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.2.0",
-    "hooks": [],
+    "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
     "mountOptions": [
         "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "noatime", "nodev", "nodiratime",
-        "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate",
-        "rshared", "rslave", "rw", "shared", "slave", "strictatime", "suid", "sync",
+        "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ro", "rprivate", "rshared",
+        "rslave", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync", "tmpcopyup", "unbindable",
     ],
     "linux": {
-        "namespaces": ["cgroup", "ipc", "mount", "pid", "user", "uts"],
-        "cgroup": {"v1": False, "v2": True, "systemd": False, "systemdUser": False},
+        "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+        "capabilities": CAPABILITIES,
+        # Of the host; the guest's is v2.
+        "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": False},
+        "seccomp": {
+            "enabled": True,
+            "actions": [
+                "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD",
+                "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+            ],
+            "operators": [
+                "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ",
+                "SCMP_CMP_NE",
+            ],
+            "archs": ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+        },
         "apparmor": {"enabled": False},
         "selinux": {"enabled": False},
         "intelRdt": {"enabled": False},
+        "mountExtensions": {"idmap": {"enabled": False}},
     },
     "annotations": {},
+    # hawse.devices gives a container devices that are not in linux.devices.
+    "potentiallyUnsafeConfigAnnotations": ["hawse."],
 }  # fmt: skip
 
 

@@ -33,13 +33,20 @@ def main(words: list[str], settings: Settings) -> int:
 
 
 def parse_signal(text: str) -> int:
-    """The number of "9", "KILL", "SIGKILL" or "sigkill"; raises UsageError."""
+    """The number of "9", "KILL", "SIGKILL", "sigkill" or "RTMIN+3", systemd's wish to be stopped; 0 sends nothing.
+
+    Raises UsageError.
+    """
     if text.isascii() and text.isdigit():
-        if 1 <= int(text) <= signal.SIGRTMAX:
+        if int(text) <= signal.SIGRTMAX:
             return int(text)
     else:
-        name = text.upper()
-        name = name if name.startswith("SIG") else f"SIG{name}"
-        if name in signal.Signals.__members__:
-            return int(signal.Signals[name])
-    raise UsageError(f"unknown signal {text!r}", hint="give a number or a name such as KILL")
+        name = text.upper().removeprefix("SIG")
+        base, sign, distance = name.partition("+") if "+" in name else name.partition("-")
+        if base in ("RTMIN", "RTMAX") and ((distance.isascii() and distance.isdigit()) or not sign):
+            number = int(signal.Signals[f"SIG{base}"]) + int(f"{sign}{distance}" or 0)
+            if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+                return number
+        elif f"SIG{name}" in signal.Signals.__members__:
+            return int(signal.Signals[f"SIG{name}"])
+    raise UsageError(f"unknown signal {text[:80]!r}", hint="give a number or a name such as KILL")

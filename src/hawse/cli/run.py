@@ -7,11 +7,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hawse.cli import create
-from hawse.container.client import call
 from hawse.container.console import raw_mode
 from hawse.container.delete import delete
 from hawse.container.process import attend, write_pid_file
 from hawse.container.proxy import LOST
+from hawse.container.start import start
 from hawse.errors import HawseError, from_wire
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     try:
         write_pid_file(args.pid_file, made.proxy.pid)
         with raw_mode(0, wanted=made.terminal and not args.detach):
-            call(made.store, "start", {})
+            for warning in start(made.store):
+                settings.log.warning(warning)
             if args.detach:
                 made.let_go()
                 made.proxy.let_go()
@@ -50,5 +51,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         raise
     made.let_go()
     if not args.keep:
-        delete(made.store, force=True)
+        for warning in delete(made.store, force=True):
+            settings.log.warning(warning)
     return code

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 class Settings:
     """What every verb gets beside its own arguments."""
 
-    def __init__(self, *, root: str | None, log: Log, config_path: str | None, debug: bool) -> None:
+    def __init__(
+        self, *, root: str | None, log: Log, config_path: str | None, debug: bool, systemd_cgroup: bool = False
+    ) -> None:
         self.root = root or DEFAULT_ROOT
         self.log = log
         self.debug = debug
+        self.systemd_cgroup = systemd_cgroup
         self._config_path = config_path
         self._config: Config | None = None
 

@@ -19,10 +19,13 @@ HELP = "write a new config.json"
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("-b", "--bundle", metavar="DIR", default="", help="where it is written (default: here)")
+    parser.add_argument("--rootless", action="store_true", help="refused: virtual machines with devices need root")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  (every verb's signature)
     """Write it; a file that is there stays."""
+    if args.rootless:
+        raise UsageError("spec --rootless: hawse runs as root", hint="leave --rootless out")
     path = os.path.join(args.bundle, "config.json")
     try:
         with open(path, "x") as file:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from hawse.cli.options import expect, split
-from hawse.container.client import call
-from hawse.errors import StateError
-from hawse.sandbox.state import STOPPED
+from hawse.container.start import start
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -18,8 +16,6 @@ USAGE = "ID"
 def main(words: list[str], settings: Settings) -> int:
     """Ask the monitor."""
     [name] = expect(split(words), "start", "ID")
-    store = settings.store(name)
-    if store.read()["status"] == STOPPED:
-        raise StateError(f"cannot start a container that has stopped: {name}", hint="delete it and create it anew")
-    call(store, "start", {})
+    for warning in start(settings.store(name)):
+        settings.log.warning(warning)
     return 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from hawse.container.client import call
 from hawse.container.delete import give_back
 from hawse.container.launch import MonitorProcess, ProxyProcess
 from hawse.container.process import check_console, start_proxy
-from hawse.errors import HawseError
+from hawse.errors import HawseError, StateError, VmError
+from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import Store
 
 if TYPE_CHECKING:
+    from hawse.container.hooks import Hooked
     from hawse.sandbox.plan import SandboxPlan
 
 
@@ -45,6 +49,7 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
     The monitor starts first: it is ready by the time that the plan is made.
     """
     store.make()
+    hooked: Hooked | None = None
     try:
         monitor = MonitorProcess(store)
         proxy: ProxyProcess | None = None
@@ -53,7 +58,13 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
             terminal = bool(made.spec["process"].get("terminal"))
             check_console(terminal=terminal, detach=detach, console_socket=console_socket)
             monitor.send(made.encode())
-            proxy = start_proxy(store, "init", terminal=terminal, console_socket=console_socket)
+            proxy = start_proxy(store, "init", made.spec["process"], console_socket=console_socket)
+            if made.hooks:
+                # Here, since the plan has loaded what it takes.
+                from hawse.container.hooks import Hooked
+
+                hooked = Hooked(made)
+                _run_hooks(store, hooked, proxy)
             notes = monitor.await_created()
         except BaseException:
             if proxy is not None:
@@ -62,13 +73,35 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
             raise
         return Created(store, monitor, proxy, notes=notes, terminal=terminal)
     except HawseError as error:
-        store.remove()
-        try:
-            give_back(store)
-        except HawseError as failure:
-            error.message += f"; and then {failure.message}"
-            error.hint = f"{error.hint}; {failure.hint}" if error.hint else failure.hint
+        take_back(store, error, hooked)
         raise
     except BaseException:
+        release(store.path)
         store.remove()
         raise
+
+
+def take_back(store: Store, error: HawseError, hooked: Hooked | None) -> None:
+    """Leave nothing of a container that could not be made; what fails of that too is added to the error."""
+    left = release(store.path)
+    store.remove()
+    try:
+        give_back(store)
+    except HawseError as failure:
+        error.message += f"; and then {failure.message}"
+        error.hint = f"{error.hint}; {failure.hint}" if error.hint else failure.hint
+    for warning in [*left, *(hooked.undo() if hooked is not None else ())]:
+        error.message += f"; and then {warning}"
+
+
+def _run_hooks(store: Store, hooked: Hooked, proxy: ProxyProcess) -> None:
+    """Run the hooks before the container, when its machine is there, and let the monitor make it after them."""
+    if not hooked.creates:
+        return
+    try:
+        call(store, "await_machine", {})
+    except (StateError, VmError):
+        return  # the monitor tells why
+    hooked.before(pid=proxy.pid, monitor=store.read()["monitorPid"])
+    with suppress(StateError, VmError):
+        call(store, "go_on", {})

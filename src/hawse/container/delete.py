@@ -8,18 +8,25 @@ import time
 
 from hawse.container.client import call
 from hawse.errors import HawseError, NotFoundError, StateError
-from hawse.sandbox.state import CREATED, STOPPED, Store, alive, start_time
+from hawse.sandbox.cgroups import release
+from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store, alive, start_time
+
+TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
+if TYPE_CHECKING:
+    from hawse.sandbox.state import State
 
 _SECONDS = 30.0
 
 
-def delete(store: Store, *, force: bool) -> None:
-    """Raises :class:`StateError` for a running container and :class:`NotFoundError` for none, unless ``force``."""
+def delete(store: Store, *, force: bool) -> list[str]:
+    """Delete it; what to warn of.
+
+    Raises :class:`StateError` for a running container and :class:`NotFoundError` for none, unless ``force``."""
     try:
         state = store.read()
     except NotFoundError:
         if force:
-            return
+            return []
         raise
     if state["status"] not in (STOPPED, CREATED) and not force:
         raise StateError(
@@ -36,10 +43,26 @@ def delete(store: Store, *, force: bool) -> None:
                 stays = error
         if not store.has_joined:
             _await_monitor(store, state.get("monitorPid", 0))
+    left = release(store.path)
     store.remove()
     give_back(store)
+    # One that is still being created is its creator's to undo, hooks and all.
+    warnings = [*left, *(_run_hooks(state) if state["status"] != CREATING else ())]
     if stays is not None:
         raise stays
+    return warnings
+
+
+def _run_hooks(state: State) -> list[str]:
+    """Those after everything; what to warn of."""
+    hooks = state.get("hooks", {}).get("poststop")
+    if not hooks:
+        return []
+    # Here, since a delete does without what it takes.
+    from hawse.container.hooks import run_all
+    from hawse.container.hooks import state as about
+
+    return run_all("poststop", hooks, about(state, STOPPED, 0))
 
 
 def give_back(store: Store) -> None:

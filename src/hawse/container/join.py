@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hawse.container.client import call
-from hawse.container.create import Created
-from hawse.container.delete import give_back
+from hawse.container.create import Created, take_back
+from hawse.container.hooks import Hooked
 from hawse.container.process import check_console, start_proxy
 from hawse.errors import HawseError, StateError
+from hawse.sandbox.cgroups import release
 from hawse.sandbox.share import open_trees
 from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.vm.ports import Port
@@ -36,9 +37,11 @@ def join(
     first = Store(store.root, sandbox)
     _check(first)
     store.make(sandbox=first)
+    hooked: Hooked | None = None
     try:
         # By the container's own name from here on: its directory has links to the sandbox's socket and lock.
         made = make_plan(msgspec.convert(call(store, "ports", {}), list[Port]))
+        hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))
         check_console(terminal=terminal, detach=detach, console_socket=console_socket)
         trees = open_trees(made.shares)
@@ -46,7 +49,9 @@ def join(
         try:
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
             key = f"init-{os.urandom(16).hex()}"
-            proxy = start_proxy(store, key, terminal=terminal, console_socket=console_socket)
+            proxy = start_proxy(store, key, made.spec["process"], console_socket=console_socket)
+            if hooked.creates:
+                hooked.before(pid=proxy.pid, monitor=first.read()["monitorPid"])
             notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})
         except BaseException:
             if proxy is not None:
@@ -56,13 +61,10 @@ def join(
             for tree in trees:
                 os.close(tree)
     except HawseError as error:
-        store.remove()
-        try:
-            give_back(store)
-        except HawseError as failure:
-            error.message += f"; and then {failure.message}"
+        take_back(store, error, hooked)
         raise
     except BaseException:
+        release(store.path)
         store.remove()
         raise
     lines = notes if isinstance(notes, list) else []

@@ -18,6 +18,7 @@ from hawse.sandbox.state import Store
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 _MAX_REPORT = 1024 * 1024
+_MAX_TITLE = 4096
 
 
 class MonitorProcess:
@@ -86,17 +87,21 @@ class MonitorProcess:
 class ProxyProcess:
     """A proxy that waits for its process, as the parent of nothing and the child of whoever adopts orphans."""
 
-    def __init__(self, store: Store, key: str, *, stdio: Sequence[int] = (0, 1, 2), terminal: bool) -> None:
+    def __init__(
+        self, store: Store, key: str, *, stdio: Sequence[int] = (0, 1, 2), terminal: bool, command: Sequence[str]
+    ) -> None:
+        """``command``: what ps shows beside the container's name."""
         program = (
             f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
         stdin, stdout, stderr = stdio
+        title = f"hawse[{store.name}]: {' '.join(command)[:_MAX_TITLE]}".replace("\0", " ")
         name = f"{store.name}/{key}"
         # It connects itself: the kernel then tells the monitor its pid.
         fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, str(fd), name, "terminal" if terminal else "pipes"],
+                [sys.executable, "-I", "-S", "-c", program, str(fd), name, "terminal" if terminal else "pipes", title],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

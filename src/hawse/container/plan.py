@@ -26,6 +26,7 @@ from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
+from hawse.oci.cgroups import CgroupPlan, plan_cgroup
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role
@@ -53,7 +54,9 @@ class Log(Protocol):
     def debug(self, message: str) -> None: ...
 
 
-def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "") -> plan.SandboxPlan:
+def plan_sandbox(
+    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False
+) -> plan.SandboxPlan:
     """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace.
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
@@ -72,7 +75,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, commands=[]) for step in plugs]
     return plan.SandboxPlan(
-        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log),
+        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd),
         machine=machine,
         ports=list(ports.ports),
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
@@ -81,7 +84,7 @@ def plan_sandbox(bundle: Bundle, config: Config, *, name: str, log: Log, timelin
 
 
 def plan_container(
-    bundle: Bundle, config: Config, spares: Sequence[Port], *, name: str, log: Log
+    bundle: Bundle, config: Config, spares: Sequence[Port], *, name: str, log: Log, systemd: bool = False
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox with these free ports. Raises as :func:`plan_sandbox`."""
     wanted = _read(bundle, config, name=name, log=log)
@@ -95,7 +98,10 @@ def plan_container(
         free = [port for port in free if port.takes_at != placed[0].bus]
         slots += placed
     plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file)
-    return plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log))
+    made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd))
+    if made.cgroup.limits.cpus or made.cgroup.limits.mems:
+        log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
+    return made
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,14 @@ def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
 
 
 def _container(
-    wanted: _Wanted, bundle: Bundle, config: Config, *, name: str, plugs: list[plan.PlugStep], log: Log
+    wanted: _Wanted,
+    bundle: Bundle,
+    config: Config,
+    *,
+    name: str,
+    plugs: list[plan.PlugStep],
+    log: Log,
+    systemd: bool,
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
@@ -157,6 +170,8 @@ def _container(
         "binds": to_bind(wanted.request.groups, wanted.options),
         "joins": guest.joins,
         "native": wanted.native,
+        "hooks": guest.hooks,
+        "cgroup": _cgroup(bundle, systemd=systemd),
     }
 
 
@@ -177,6 +192,12 @@ def _limits(bundle: Bundle, wanted: _Wanted) -> Limits:
         quota=pod.quota or (cpu.quota or 0 if cpu else 0),
         period=pod.period if pod.quota else (cpu.period or pod.period if cpu else pod.period),
     )
+
+
+def _cgroup(bundle: Bundle, *, systemd: bool) -> CgroupPlan:
+    linux = bundle.raw.get("linux") or {}
+    path = bundle.spec.linux.cgroups_path if bundle.spec.linux else ""
+    return plan_cgroup(f"{bundle.path}/config.json", path, linux.get("resources") or {}, systemd=systemd)
 
 
 def plan_machine(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 
 from hawse.container.console import send_master
 from hawse.container.launch import FORWARDED, ProxyProcess
@@ -22,13 +24,23 @@ def check_console(*, terminal: bool, detach: bool, console_socket: str | None) -
                          hint="process.terminal is false, or the command stays in the foreground")  # fmt: skip
 
 
-def start_proxy(store: Store, key: str, *, terminal: bool, console_socket: str | None) -> ProxyProcess:
+def check_descriptors(count: int) -> None:
+    """--preserve-fds: a descriptor is an object of one kernel, and a container's is another. Raises UsageError."""
+    if count:
+        raise UsageError(
+            f"--preserve-fds {count}: open descriptors cannot be handed into a virtual machine",
+            hint="pass a bind mount or a device instead",
+        )
+
+
+def start_proxy(store: Store, key: str, process: Mapping[str, Any], *, console_socket: str | None) -> ProxyProcess:
     """A proxy with this process's stdio, or with a new terminal whose master went to ``console_socket``."""
+    command = process["args"]
     if not console_socket:
-        return ProxyProcess(store, key, terminal=terminal and os.isatty(0))
+        return ProxyProcess(store, key, terminal=bool(process.get("terminal")) and os.isatty(0), command=command)
     slave = send_master(console_socket)
     try:
-        return ProxyProcess(store, key, stdio=(slave, slave, slave), terminal=True)
+        return ProxyProcess(store, key, stdio=(slave, slave, slave), terminal=True, command=command)
     finally:
         os.close(slave)
 

@@ -4,7 +4,8 @@ It stands for that process on the host: its pid goes into the pid file, signals 
 stdin, stdout and stderr are the process's, and it exits with the process's code. Standard library only, and little of
 it: there is one proxy for each process.
 
-``hawse-proxy DIRECTORY KEY TERMINAL``: DIRECTORY is an inherited descriptor of the sandbox's directory.
+``hawse-proxy DIRECTORY KEY TERMINAL TITLE``: DIRECTORY is an inherited descriptor of the sandbox's directory. TITLE is
+what `ps` shows of it, since `docker top` runs the host's ps on the pids that it is told.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LOST = 255
 def main() -> None:
     """Serve one process until it has ended."""
     directory, key, terminal = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "terminal"
+    _take_title(sys.argv[-1])
     # Blocked here and taken by one thread: a handler could interrupt a send and wait for its lock for ever.
     signals = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -127,6 +129,22 @@ def _forward_signals(port: Port, signals: set[int], terminal: bool) -> None:
                 port.send(control.encode_event("signal", {"number": int(number)}))
         except LinkError:
             return
+
+
+def _take_title(title: str) -> None:
+    """Have ps show the title: in place of this program's arguments, where the kernel reads them from (proc(5), stat
+    fields 48 and 49). The title is one of them, so there is room for it."""
+    try:
+        with open("/proc/self/comm", "w") as comm:
+            comm.write("hawse-proxy")
+        with open("/proc/self/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            memory.write(os.fsencode(title)[: end - start - 1].ljust(end - start, b"\0"))
+    except (OSError, ValueError, IndexError):
+        return  # a kernel that does not let itself be written to shows the arguments
 
 
 def _adopt_terminal() -> None:

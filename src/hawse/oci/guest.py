@@ -10,6 +10,7 @@ from typing import Any
 
 from hawse.errors import ConfigError
 from hawse.oci import memory
+from hawse.oci.hooks import Hooks, split
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 
@@ -36,7 +37,7 @@ class GuestPlan:
     """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count).
 
     ``memory`` are file systems of shared memory, by name, and their bytes. ``joins`` has, by kind of namespace, the
-    path of one that another container of the same sandbox has.
+    path of one that another container of the same sandbox has; ``hooks`` are those that run on the host.
     """
 
     spec: dict[str, Any]
@@ -44,6 +45,7 @@ class GuestPlan:
     hugepages: tuple[tuple[int, int], ...]
     memory: tuple[tuple[str, int], ...]
     joins: dict[str, str]
+    hooks: Hooks
 
 
 def plan_guest(
@@ -68,6 +70,9 @@ def plan_guest(
     spec["ociVersion"] = GUEST_VERSION
     spec["root"]["path"] = f"{base}/rootfs"
     spec.pop("hooks", None)
+    hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks or {})
+    if spec_hooks:
+        spec["hooks"] = spec_hooks
     for label in ("apparmorProfile", "selinuxLabel"):
         spec["process"].pop(label, None)
     mounts = []
@@ -93,8 +98,10 @@ def plan_guest(
     linux = spec.setdefault("linux", {})
     linux["cgroupsPath"] = f"/hawse/{container}"
     linux.pop("mountLabel", None)
+    for number in ("cpus", "mems"):  # of the host's, and for the host's cgroup
+        ((linux.get("resources") or {}).get("cpu") or {}).pop(number, None)
     linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
-    return GuestPlan(spec, tuple(shares), _hugepages(bundle), tuple(shared.items()), joins)
+    return GuestPlan(spec, tuple(shares), _hugepages(bundle), tuple(shared.items()), joins, hooks)
 
 
 def _namespaces(
@@ -121,9 +128,6 @@ def _namespaces(
 
 def _refuse(bundle: Bundle) -> None:
     name = f"{bundle.path}/config.json"
-    for kind, hooks in (bundle.spec.hooks or {}).items():
-        if hooks:
-            raise ConfigError(f"{name}: hooks.{kind}: hooks are not run", hint="remove them: hawse runs none yet")
     linux = bundle.spec.linux
     if linux is None:
         return

@@ -93,8 +93,11 @@ class Memory(_Part, frozen=True):
 
 
 class Cpu(_Part, frozen=True):
+    shares: Annotated[int, Meta(ge=0)] | None = None
     quota: int | None = None
     period: int | None = None
+    cpus: Text = ""
+    mems: Text = ""
 
 
 class Resources(_Part, frozen=True):
@@ -121,13 +124,20 @@ class Linux(_Part, frozen=True):
     intel_rdt: dict[str, Any] | None = None
 
 
+class Hook(_Part, frozen=True, omit_defaults=True):
+    path: Text
+    args: list[Text] = []
+    env: list[Text] | None = None
+    timeout: int | None = None
+
+
 class Spec(_Part, frozen=True):
     oci_version: str
     root: Root | None = None
     process: Process | None = None
     hostname: str = ""
     mounts: list[Mount] | None = None
-    hooks: dict[str, list[Any] | None] | None = None
+    hooks: dict[str, list[Hook] | None] | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
 

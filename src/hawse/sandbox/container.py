@@ -12,11 +12,13 @@ from typing import Any
 from hawse.errors import HawseError, StateError
 from hawse.oci.addresses import translate
 from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes
 from hawse.sandbox.proxies import Proxy
-from hawse.sandbox.state import CREATED, CREATING, RUNNING, STOPPED, Store, start_time
+from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
+from hawse.sandbox.usage import Usage
 
 
 class Container:
@@ -45,6 +47,7 @@ class Container:
         self._processes = processes
         self._key = f"{plan.id}/{key}"
         self._init = 0
+        self._resumed = RUNNING
         self._ready = asyncio.Event()
         self._state: dict[str, Any] = {
             "ociVersion": plan.oci_version,
@@ -59,8 +62,10 @@ class Container:
             "pidStart": 0,
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
-        }
+        } | ({"hooks": plan.hooks} if plan.hooks else {})
         self._write()
+        self._cgroup = HostCgroup(plan.cgroup, store.path)
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
         processes.claim(self._key)
 
     @property
@@ -83,6 +88,7 @@ class Container:
         for name, size in self.plan.memory:
             await self._processes.call("share_memory", {"name": name, "size": size})
         proxy = await self._processes.await_proxy(self._key)
+        warnings = await self._place(proxy)
         spec = self.attachments.furnish(self.plan.spec)
         spec = spec | {"process": _with_size(spec["process"], proxy.size)}
         seen = self.attachments.seen()
@@ -97,12 +103,14 @@ class Container:
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
         self._ready.set()
-        return _log_lines(lines)
+        return [*warnings, *_log_lines(lines)]
 
     async def start(self) -> None:
         """runc start. Raises :class:`StateError` unless the container is created."""
         if self.status == RUNNING:
             raise StateError(f"cannot start an already running container: {self.plan.id}")
+        if self.status == PAUSED:
+            raise StateError(f"cannot start a container in the paused state: {self.plan.id}")
         if self.status != CREATED:
             raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
         # Before the call: a program that ends at once is reported before its start is answered.
@@ -116,16 +124,36 @@ class Container:
 
     async def kill(self, number: int, *, everyone: bool) -> None:
         """runc kill. Raises :class:`StateError` with runc's "container not running"."""
-        if self.status not in (CREATED, RUNNING):
+        if self.status not in (CREATED, RUNNING, PAUSED):
             raise StateError(f"container not running: {self.plan.id}")
         await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
 
+    async def pause(self) -> None:
+        """runc pause: of a container that runs or is to be started. Raises :class:`StateError`."""
+        if self.status not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id} is {self.status}")
+        self._resumed = self.status
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": True})
+        if self.status == self._resumed:  # else it ended meanwhile
+            self._set_status(PAUSED)
+
+    async def resume(self) -> None:
+        """runc resume. Raises :class:`StateError` unless it is paused."""
+        if self.status != PAUSED:
+            raise StateError(f"container not paused: {self.plan.id} is {self.status}")
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": False})
+        if self.status == PAUSED:
+            self._set_status(self._resumed)
+
     async def execute(self, key: str, process: dict[str, Any]) -> int:
         """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
+        if self.status == PAUSED:
+            raise StateError(f"cannot exec in a paused container: {self.plan.id}", hint="`hawse resume` it first")
         if self.status != RUNNING:
             raise StateError(f"container not running: {self.plan.id}")
         process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
+        await self._place(proxy)
         try:
             await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
         except HawseError:
@@ -178,15 +206,25 @@ class Container:
         if self.status != STOPPED:
             self._set_status(STOPPED)
         self.stopped.set()
+        self.usage.end()
 
     def _check_lives(self) -> None:
-        if self.status not in (CREATED, RUNNING):
+        if self.status not in (CREATED, RUNNING, PAUSED):
             raise StateError(f"container not running: {self.plan.id} is {self.status}")
 
     def _show_devices(self) -> None:
         if self.status != STOPPED:
             self._state["vfio"] = self.attachments.seen()
             self._write()
+
+    async def _place(self, proxy: Proxy) -> list[tuple[str, str]]:
+        """Have the proxy in the container's cgroup, which is made if it is not there; what to log. Raises HostError."""
+        if not self.plan.cgroup.path:
+            return []
+        # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU.
+        warnings = await asyncio.to_thread(self._cgroup.make)
+        await asyncio.to_thread(self._cgroup.add, proxy.pid)
+        return [("warning", text) for text in warnings]
 
     async def _launch(
         self, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]

@@ -87,6 +87,7 @@ class GuestLink:
         #: What is to be added to the guest's CLOCK_MONOTONIC for the host's, in seconds.
         self.clock_offset = 0.0
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
+        self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
 
     async def run(self) -> None:
         """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
@@ -173,5 +174,10 @@ class GuestLink:
                 raise LinkError("link: exit of an unknown process")
             if process in self._routes:  # else its container was deleted meanwhile
                 self.on_exit(process, code)
+        elif name == "oom":
+            container, kills = params.get("container"), params.get("kills")
+            if type(container) is not str or type(kills) is not int or not 0 < kills < 2**63:
+                raise LinkError("link: oom without a container or a count")
+            self.on_oom(container, kills)
         else:
             raise LinkError(f"link: unknown event {name}")

@@ -66,16 +66,30 @@ def main() -> None:
 
 
 def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report: Report, steps: Steps) -> None:
+    notes: Notes = []
+    if made.cgroup.path:
+        with steps.span(MONITOR, "in its cgroup"):
+            notes += [("warning", text) for text in _enter_cgroup(made, store)]
     # Here, since a mount namespace can only be left for another by a process of one thread.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
         share.prepare(f"{store.path}/share")
         share.populate(made.shares, f"{store.path}/share/{store.name}")
-    notes: Notes = []
     launched = begin(made.machine, store.path, steps, notes)
     with steps.span(MONITOR, "loaded"):
         from hawse.sandbox import lifetime
     lifetime.run(lifetime.Making(made, launched, store, report, steps, notes), listener)
+
+
+def _enter_cgroup(made: plan.SandboxPlan, store: Store) -> list[str]:
+    """Be in it before there is a child: whatever this process starts, and the memory that it takes, is in it too."""
+    from hawse.sandbox.cgroups import HostCgroup
+    from hawse.sandbox.systemd import enter_scope
+
+    cgroup = HostCgroup(made.cgroup, store.path)
+    warnings = [*enter_scope(made.cgroup, os.getpid()), *cgroup.make()]
+    cgroup.add(os.getpid())
+    return warnings
 
 
 def _read_plan(report: socket.socket) -> bytes:

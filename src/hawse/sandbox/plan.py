@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
@@ -88,7 +89,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
     the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
     ``memory`` are file systems of shared memory by name, with their bytes. ``native`` are groups that the guest's own
-    drivers get, with the rights that their nodes shall have.
+    drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
+    host's.
     """
 
     id: str
@@ -106,6 +108,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     binds: list[str]
     joins: dict[str, str] = {}
     native: dict[int, dict[str, int]] = {}
+    hooks: dict[str, list[dict[str, Any]]] = {}
+    cgroup: CgroupPlan = CgroupPlan()
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""

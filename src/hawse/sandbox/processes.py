@@ -49,6 +49,10 @@ class Processes:
             raise StateError(f"container {params.get('container', '')} is still being created")
         return await self._link.call(method, params, seconds=self._seconds)
 
+    def proxies(self, container: str) -> list[int]:
+        """The pids on the host of the container's processes, in the order in which they were made."""
+        return [running.proxy.pid for running in self._running.values() if running.container == container]
+
     def claim(self, key: str) -> None:
         """The process of this key will be made, however long that takes."""
         self._claimed.add(key)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, NotFoundError, StateError
+from hawse.oci.hooks import CREATION
 from hawse.sandbox import share, timeline
 from hawse.sandbox.bound import bound
 from hawse.sandbox.claims import Claims
@@ -36,6 +37,8 @@ class Sandbox:
         self.plan = plan
         self.claims = Claims(plan.ports)
         self.finished = asyncio.Event()
+        self._furnished = asyncio.Event()
+        self._hooked = asyncio.Event()
         self._store = store
         self._steps = steps
         self._seconds = plan.machine.device_seconds
@@ -59,9 +62,21 @@ class Sandbox:
         """Make the first container, whose devices are there; with its end the sandbox ends."""
         self._machine = machine
         self.processes.begin(machine.link)
+        machine.link.on_oom = self._note_oom
+        if any(self.plan.hooks.get(kind) for kind in CREATION):
+            self._furnished.set()
+            await self._hooked.wait()
         notes = await self.first.create({})
         self._watching = asyncio.create_task(self._await_end())
         return notes
+
+    async def await_machine(self) -> None:
+        """Wait for the moment of the hooks before the first container: the machine is there."""
+        await self._furnished.wait()
+
+    def go_on(self) -> None:
+        """Those hooks have run."""
+        self._hooked.set()
 
     async def start(self, name: str) -> None:
         """Start a container. Raises :class:`StateError`."""
@@ -136,6 +151,11 @@ class Sandbox:
 
     def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
         return Container(plan, store, self.processes, self.claims, key=key, seconds=self._seconds, sandbox=self.plan.id)
+
+    def _note_oom(self, container: str, kills: int) -> None:
+        found = self._containers.get(container)
+        if found is not None:
+            found.usage.note_oom(kills)
 
     async def _give_back(self, name: str) -> None:
         await asyncio.to_thread(self._bound.pop(name).__exit__, None, None, None)

@@ -92,6 +92,16 @@ class Service:
             return sandbox.find(name).attachments.wants_files
         if method == "start":
             await sandbox.start(name)
+        elif method == "await_machine":
+            await sandbox.await_machine()
+        elif method == "go_on":
+            sandbox.go_on()
+        elif method == "pause":
+            await sandbox.find(name).pause()
+        elif method == "resume":
+            await sandbox.find(name).resume()
+        elif method in ("pids", "listing", "statistics", "await_oom", "update"):
+            return await sandbox.find(name).usage.answer(method, params)
         elif method == "delete":
             await sandbox.remove(name)
         elif method == "exec":

@@ -123,6 +123,17 @@ def _place(shares: Sequence[Share], directory: str, mount: Callable[[int, str], 
             raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
 
 
+def enter_namespace(pid: int) -> None:
+    """In a forked child: be in the mount namespace of that process (setns(2)). Raises OSError."""
+    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, _CLONE_NEWNS):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(fd)
+
+
 def die_with_parent() -> None:
     """In a forked child: be killed when the parent's thread ends, however it ends (prctl(2), PR_SET_PDEATHSIG)."""
     _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     State = dict[str, Any]
 
 DEFAULT_ROOT = "/run/hawse"
-CREATING, CREATED, RUNNING, STOPPED = "creating", "created", "running", "stopped"
+CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 
 
 def check_id(name: str) -> str:
@@ -67,13 +67,13 @@ class Store:
         try:
             with open(f"{self.path}/state.json", "rb") as file:
                 state: State = json.load(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not os.path.isdir(self.path):
                 raise NotFoundError(f"container does not exist: {self.name}") from None
             # create was killed before its monitor wrote anything
             state = {"id": self.name, "pid": 0, "status": CREATING, "bundle": "", "rootfs": "", "created": ""}
             state |= {"ociVersion": "1.0.2", "owner": ""}
-        launched = state["status"] in (CREATED, RUNNING)
+        launched = state["status"] in (CREATED, RUNNING, PAUSED)
         if not self.monitor_lives() or (launched and not alive(state["pid"], state["pidStart"])):
             state["status"] = STOPPED
         if state["status"] == STOPPED:

@@ -1,0 +1,192 @@
+"""A sandbox's processes in the host's cgroups, where engines look for them by the proxy's pid. Standard library only.
+
+The directories are on record in the sandbox's directory before they are made: whoever deletes the sandbox removes
+them, after whatever end. docs/cgroups.md says what is in them and what is not limited there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from hawse.errors import HostError
+
+TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
+if TYPE_CHECKING:
+    from hawse.oci.cgroups import CgroupPlan, HostLimits
+
+_RECORD = "cgroups"
+_SECONDS = 5.0
+
+
+class Hierarchy:
+    """A mounted hierarchy; ``version`` 1 or 2, ``controllers`` of version 1."""
+
+    __slots__ = ("controllers", "mount", "version")
+
+    def __init__(self, mount: str, version: int, controllers: frozenset[str]) -> None:
+        self.mount = mount
+        self.version = version
+        self.controllers = controllers
+
+
+def hierarchies(mountinfo: str) -> list[Hierarchy]:
+    """Those of /proc/self/mountinfo (proc(5)), each once."""
+    found: dict[str, Hierarchy] = {}
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = [*right.split(" "), "", "", ""][:3]
+        mount = left.split(" ")[4] if left.count(" ") >= 4 else ""
+        if kind == "cgroup2":
+            found.setdefault("", Hierarchy(mount, 2, frozenset()))
+        elif kind == "cgroup":
+            names = frozenset(word for word in options.split(",") if word not in _MOUNT_OPTIONS)
+            found.setdefault(",".join(sorted(names)), Hierarchy(mount, 1, names))
+    return list(found.values())
+
+
+_MOUNT_OPTIONS = ("rw", "ro", "xattr", "noprefix", "clone_children", "all", "none")
+
+
+class HostCgroup:
+    """The cgroup of one container; ``directory`` is the container's own, with the record."""
+
+    def __init__(self, plan: CgroupPlan, directory: str) -> None:
+        self._plan = plan
+        self._directory = directory
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it was made, or that was tried."""
+        return os.path.exists(f"{self._directory}/{_RECORD}")
+
+    def make(self, *, mountinfo: str = "/proc/self/mountinfo") -> list[str]:
+        """Make the directories; what to warn of. Raises :class:`HostError` where a limit is asked for that cannot be
+        set; without limits a container does without the cgroup."""
+        if not self._plan.path or self.is_made:
+            return []
+        with open(mountinfo) as file:
+            mounted = hierarchies(file.read())
+        wanted = {f"{hierarchy.mount}{self._plan.path}": hierarchy for hierarchy in mounted}
+        with open(f"{self._directory}/{_RECORD}", "w") as file:
+            file.write("".join(f"{path}\n" for path in wanted))
+        missing = []
+        for path, hierarchy in wanted.items():
+            try:
+                _make(path, hierarchy)
+            except OSError as error:
+                missing.append(f"{path}: {error.strerror}")
+        warnings = self.limit(self._plan.limits)
+        if len(missing) == len(wanted):
+            reason = missing[0] if missing else "none is mounted"
+            return [*warnings, f"the host's cgroups cannot be used, and engines find no statistics: {reason}"]
+        return [*warnings, *(f"no cgroup at {text}" for text in missing)]
+
+    def limit(self, limits: HostLimits) -> list[str]:
+        """Set what is limited among the host's processes; what to warn of.
+
+        Raises :class:`HostError` for CPUs and memory nodes. Shares are set in the guest, too, so they only weigh less.
+        """
+        # From 2 to 262144 onto 1 to 10000, as runc and systemd do it.
+        weight = 1 + (min(max(limits.shares, 2), 262144) - 2) * 9999 // 262142
+        warnings = []
+        for field, value, files in (
+            ("shares", limits.shares, {"cpu.shares": str(limits.shares), "cpu.weight": str(weight)}),
+            ("cpus", limits.cpus, {"cpuset.cpus": limits.cpus}),
+            ("mems", limits.mems, {"cpuset.mems": limits.mems}),
+        ):
+            reason = self._set(files) if value else ""
+            if reason:
+                text = f"linux.resources.cpu.{field}: {str(value)[:80]!r} is not set in the host's cgroup: {reason}"
+                if field != "shares":
+                    raise HostError(text, hint="the controller cpuset must be there, and the values this host's")
+                warnings.append(text)
+        return warnings
+
+    def add(self, pid: int) -> None:
+        """Have the process in it, and what it starts from here on; one that has ended is none."""
+        for path in _recorded(self._directory):
+            try:
+                _write(f"{path}/cgroup.procs", str(pid))
+            except OSError:
+                continue  # said when it was made
+
+    def _set(self, files: dict[str, str]) -> str:
+        """Write the first of the files that is there; why none could be written."""
+        reason = "there is none, or no controller for it"
+        for path in _recorded(self._directory):
+            for name, text in files.items():
+                if os.path.exists(f"{path}/{name}"):
+                    try:
+                        _write(f"{path}/{name}", text)
+                    except OSError as error:
+                        reason = f"{path}/{name}: {error.strerror}"
+                        continue
+                    return ""
+        return reason
+
+
+def release(directory: str) -> list[str]:
+    """Remove the cgroups on record there, as soon as their last process has gone; what to warn of."""
+    deadline = time.monotonic() + _SECONDS
+    warnings = []
+    for path in _recorded(directory):
+        while True:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # Proxies end when their monitor has; nothing tells when the kernel is done with them.
+                if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or os.path.isdir(path):
+                    warnings.append(f"the cgroup {path} cannot be removed: {error.strerror}")
+            break
+    return warnings
+
+
+def _make(path: str, hierarchy: Hierarchy) -> None:
+    below = hierarchy.mount
+    for part in path.removeprefix(hierarchy.mount).strip("/").split("/"):
+        if hierarchy.version == 2:
+            _enable(below)
+        above, below = below, f"{below}/{part}"
+        try:
+            os.mkdir(below, 0o755)
+        except FileExistsError:
+            continue
+        if "cpuset" in hierarchy.controllers:
+            # A new one has no CPUs at all, and takes no process (cgroup-v1/cpusets.rst).
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                with open(f"{above}/{name}") as file:
+                    _write(f"{below}/{name}", file.read().strip())
+
+
+def _enable(directory: str) -> None:
+    """Let children have each controller that is there; one that cannot be given is no reason to stop."""
+    with open(f"{directory}/cgroup.controllers") as file:
+        controllers = file.read().split()
+    for name in controllers:
+        try:
+            _write(f"{directory}/cgroup.subtree_control", f"+{name}")
+        except OSError:
+            continue
+
+
+def _recorded(directory: str) -> list[str]:
+    try:
+        with open(f"{directory}/{_RECORD}") as file:
+            return file.read().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,64 @@
+"""A scope of systemd's for a sandbox: systemd alone may make cgroups below its slices.
+
+By busctl, systemd's own program: the call is one, and a library for D-Bus would be one more dependency.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+from hawse.oci.cgroups import CgroupPlan
+
+_BUSCTL = "/usr/bin/busctl"
+_RUNNING = "/run/systemd/system"  # sd_booted(3)
+_SECONDS = 10.0
+
+
+def enter_scope(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL, running: str = _RUNNING) -> list[str]:
+    """Have systemd make the unit with the process in it; what to warn of, when the cgroup is to be made without it."""
+    if not plan.unit:
+        return []
+    without = f"the cgroup {plan.path} is made without systemd"
+    if not os.path.isdir(running):
+        return [f"systemd does not run here: {without}"]
+    try:
+        done = subprocess.run(
+            arguments(plan, pid, busctl=busctl), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"busctl: {error}: {without}"]
+    if done.returncode:
+        return [f"systemd does not make {plan.unit}: {' '.join(done.stderr.split())[:500]}: {without}"]
+    deadline = time.monotonic() + _SECONDS
+    while not _is_in(plan.unit, pid):  # the answer is a job's name, and the job takes its time
+        if time.monotonic() > deadline:
+            return [f"systemd has not moved a process into {plan.unit} for {_SECONDS:g} s: {without}"]
+        time.sleep(0.005)
+    return []
+
+
+def arguments(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL) -> list[str]:
+    """busctl's words for StartTransientUnit (org.freedesktop.systemd1(5)), with the properties that runc gives."""
+    properties = [
+        ["Description", "s", f"hawse sandbox {plan.unit}"],
+        ["PIDs", "au", "1", str(pid)],
+        ["Slice", "s", plan.slice],
+        ["Delegate", "b", "true"],
+        ["DefaultDependencies", "b", "false"],
+        ["CollectMode", "s", "inactive-or-failed"],
+    ]
+    manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    words = [word for entry in properties for word in entry]
+    method = ["StartTransientUnit", "ssa(sv)a(sa(sv))"]
+    return [busctl, "call", *manager, *method, plan.unit, "fail", str(len(properties)), *words, "0"]
+
+
+def _is_in(unit: str, pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            return any(line.rstrip().endswith(f"/{unit}") for line in file)
+    except OSError:
+        return False

@@ -1,0 +1,92 @@
+"""What a container uses and may use: its processes, its statistics, its limits, and the kernel's kills for memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from hawse.errors import StateError, VmError
+from hawse.oci import listing, resources, statistics
+from hawse.oci.cgroups import host_limits
+from hawse.sandbox.cgroups import HostCgroup
+from hawse.sandbox.plan import ContainerPlan
+from hawse.sandbox.processes import Processes
+from hawse.sandbox.state import CREATED, PAUSED, RUNNING
+
+_LONGEST_WAIT = 24 * 3600.0
+
+
+class Usage:
+    """One for a container; ``state`` is the container's own, and ``write`` keeps it."""
+
+    def __init__(
+        self,
+        plan: ContainerPlan,
+        processes: Processes,
+        cgroup: HostCgroup,
+        state: dict[str, Any],
+        write: Callable[[], None],
+    ) -> None:
+        self._name = plan.id
+        self._processes = processes
+        self._state = state
+        self._write = write
+        self._cgroup = cgroup
+        given = plan.spec.get("linux", {}).get("resources") or {}
+        on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
+        self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
+        self._changed = asyncio.Event()
+
+    async def answer(self, method: str, params: dict[str, Any]) -> object:
+        """One of the monitor's methods. Raises :class:`StateError` for a container that has ended."""
+        if self._state["status"] not in (CREATED, RUNNING, PAUSED):
+            raise StateError(f"container not running: {self._name} is {self._state['status']}")
+        if method == "pids":
+            return self._processes.proxies(self._name)
+        if method == "listing":
+            return listing.check(await self._ask("listing"))
+        if method == "statistics":
+            return statistics.convert(await self._ask("statistics"))
+        if method == "await_oom":
+            return await self._await_oom(int(params["seen"]), float(params["seconds"]))
+        if method == "update":
+            return await self._update(params["resources"])
+        raise VmError(f"the monitor has no method {method}")
+
+    def note_oom(self, kills: int) -> None:
+        """The guest's kernel has killed so many of its processes for want of memory."""
+        if kills > self._state.get("oomKills", 0):
+            self._state["oomKills"] = kills
+            self._write()
+            self._wake()
+
+    def end(self) -> None:
+        """The container has ended: who waits for something of it is told."""
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _await_oom(self, seen: int, seconds: float) -> int:
+        """How many kills there were, as soon as they are more than ``seen``, and after ``seconds`` at the latest."""
+        if self._state.get("oomKills", 0) <= seen:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(seconds, _LONGEST_WAIT)):
+                    await self._changed.wait()
+        return int(self._state.get("oomKills", 0))
+
+    async def _update(self, wanted: object) -> list[str]:
+        merged = resources.merge(wanted, self._limits)
+        on_host = host_limits(merged)
+        warnings = []
+        if on_host != host_limits(self._limits):
+            warnings = await asyncio.to_thread(self._cgroup.limit, on_host)
+        await self._ask("update", resources=resources.for_guest(merged))
+        self._limits = merged
+        return warnings
+
+    async def _ask(self, method: str, **params: Any) -> object:
+        return await self._processes.call(method, {"container": self._name} | params)

@@ -1,0 +1,186 @@
+"""Cgroups of the host: which path a specification means, and what is made, set and removed."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import ConfigError, HostError
+from hawse.oci.cgroups import CgroupPlan, HostLimits, expand_slice, plan_cgroup
+from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
+from hawse.sandbox.systemd import arguments, enter_scope
+
+HYBRID = """\
+30 25 0:26 / {root} rw - tmpfs tmpfs rw
+31 30 0:27 / {root}/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / {root}/cpuset rw,relatime - cgroup cgroup rw,cpuset,clone_children
+33 30 0:29 / {root}/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+34 30 0:29 / /elsewhere rw,relatime - cgroup cgroup rw,xattr,name=systemd
+35 30 0:30 / {root}/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "systemd", "plan"),
+    [
+        ("", False, CgroupPlan()),
+        ("", True, CgroupPlan()),
+        ("/", False, CgroupPlan()),
+        ("/docker/c1", False, CgroupPlan(path="/docker/c1")),
+        ("docker/c1", False, CgroupPlan(path="/docker/c1")),
+        ("/a/../../b//c", False, CgroupPlan(path="/b/c")),
+        ("//..", False, CgroupPlan()),
+        (
+            "machine.slice:libpod:1f",
+            True,
+            CgroupPlan(path="/machine.slice/libpod-1f.scope", slice="machine.slice", unit="libpod-1f.scope"),
+        ),
+        (
+            "kubepods-besteffort-pod5.slice:cri-containerd:1f",
+            True,
+            CgroupPlan(
+                path="/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod5.slice/cri-containerd-1f.scope",
+                slice="kubepods-besteffort-pod5.slice",
+                unit="cri-containerd-1f.scope",
+            ),
+        ),
+        (
+            ":docker:1f",
+            True,
+            CgroupPlan(path="/system.slice/docker-1f.scope", slice="system.slice", unit="docker-1f.scope"),
+        ),
+        ("-.slice:x:y.slice", True, CgroupPlan(path="/y.slice", slice="-.slice", unit="y.slice")),
+        ("slice:prefix:name", False, CgroupPlan(path="/slice:prefix:name")),
+    ],
+)
+def test_the_path_that_is_meant(path: str, systemd: bool, plan: CgroupPlan) -> None:
+    assert plan_cgroup("config.json", path, {}, systemd=systemd) == plan
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/docker/c1", "expected cgroupsPath to be of format slice:prefix:name"),
+        ("a.slice:b", "expected cgroupsPath"),
+        ("a.slice:b:", "expected cgroupsPath"),
+        ("a.slice:../b:c", "expected cgroupsPath"),
+        ("a:b:c", "invalid slice name 'a'"),
+        ("a--b.slice:b:c", "invalid slice name"),
+        (".slice:b:c", "invalid slice name"),
+    ],
+)
+def test_what_systemd_would_not_take_is_named(path: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_cgroup("config.json", path, {}, systemd=True)
+    assert words in caught.value.message
+
+
+def test_cpus_need_a_cgroup() -> None:
+    resources = {"cpu": {"cpus": "0-1", "shares": 5}, "memory": {"limit": 1}}
+    limits = HostLimits(shares=5, cpus="0-1")
+    assert plan_cgroup("x", "/a", resources, systemd=False) == CgroupPlan(path="/a", limits=limits)
+    with pytest.raises(ConfigError, match="'0-1' are the host's"):
+        plan_cgroup("x", "", resources, systemd=False)
+
+
+def test_slices_hold_each_other() -> None:
+    assert expand_slice("a-b-c.slice") == "/a.slice/a-b.slice/a-b-c.slice"
+
+
+def test_hierarchies_are_found_once() -> None:
+    found = [(h.mount, h.version, sorted(h.controllers)) for h in hierarchies(HYBRID.format(root="/c"))]
+    assert found == [
+        ("/c/cpu", 1, ["cpu", "cpuacct"]),
+        ("/c/cpuset", 1, ["cpuset"]),
+        ("/c/systemd", 1, ["name=systemd"]),
+        ("/c/unified", 2, []),
+    ]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> str:
+    """A host's cgroups as plain directories; the path of its mountinfo."""
+    root = tmp_path / "cgroup"
+    for name in ("cpu", "cpuset", "systemd", "unified"):
+        (root / name).mkdir(parents=True)
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        (root / "cpuset" / name).write_text("0-3\n")
+        (root / "cpuset" / "a").mkdir(exist_ok=True)
+        (root / "cpuset" / "a" / name).write_text("1\n")
+    (root / "unified" / "cgroup.controllers").write_text("memory pids\n")
+    (root / "unified" / "cgroup.subtree_control").write_text("")
+    (tmp_path / "mountinfo").write_text(HYBRID.format(root=root))
+    (tmp_path / "state").mkdir()
+    return str(tmp_path / "mountinfo")
+
+
+def test_it_is_on_record_before_it_is_made_and_removed_by_the_record(tmp_path: Path, mounted: str) -> None:
+    made = HostCgroup(CgroupPlan(path="/b/c1"), str(tmp_path / "state"))
+    # In plain directories no kernel makes the files of a new cgroup: two hierarchies are warned of, the others used.
+    assert made.make(mountinfo=mounted) == [
+        f"no cgroup at {tmp_path}/cgroup/{name}/b/c1: No such file or directory" for name in ("cpuset", "unified")
+    ]
+    assert made.is_made
+    paths = [f"{tmp_path}/cgroup/{name}/b/c1" for name in ("cpu", "systemd")]
+    assert all(os.path.isdir(path) for path in paths)
+    assert (tmp_path / "cgroup/unified/cgroup.subtree_control").read_text() == "+pidsry", "+memory before it"
+    assert release(str(tmp_path / "state")) == []
+    assert not any(os.path.exists(path) for path in paths)
+    assert os.path.isdir(f"{tmp_path}/cgroup/cpu/b"), "the directory above is for whoever asked for it"
+
+
+def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text("30 25 0:26 / / rw - ext4 /dev/x rw\n")
+    made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))
+    shares, missing = made.make(mountinfo=str(tmp_path / "mountinfo"))
+    assert shares.startswith("linux.resources.cpu.shares: '5' is not set in the host's cgroup")
+    assert missing == "the host's cgroups cannot be used, and engines find no statistics: none is mounted"
+    made.add(os.getpid())
+    assert release(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("field", ["cpus", "mems"])
+def test_a_limit_of_the_host_that_cannot_be_set_is_an_error(tmp_path: Path, mounted: str, field: str) -> None:
+    limits = HostLimits(**{field: "7"})  # type: ignore[arg-type]
+    with pytest.raises(HostError, match=re.escape(f"linux.resources.cpu.{field}: '7' is not set")):
+        HostCgroup(CgroupPlan(path="/b/c1", limits=limits), str(tmp_path / "state")).make(mountinfo=mounted)
+
+
+@pytest.mark.parametrize(("shares", "weight"), [(2, "1"), (1024, "39"), (262144, "10000"), (1, "1")])
+def test_shares_become_a_weight(tmp_path: Path, shares: int, weight: str) -> None:
+    (tmp_path / "leaf").mkdir()
+    (tmp_path / "leaf" / "cpu.weight").write_text("")
+    (tmp_path / "cgroups").write_text(f"{tmp_path}/leaf\n")
+    assert HostCgroup(CgroupPlan(path="/leaf"), str(tmp_path)).limit(HostLimits(shares=shares)) == []
+    assert (tmp_path / "leaf" / "cpu.weight").read_text() == weight
+
+
+def test_systemd_is_asked_for_a_scope_with_the_process_in_it() -> None:
+    plan = plan_cgroup("x", "a-b.slice:docker:1f", {}, systemd=True)
+    words = arguments(plan, 77, busctl="busctl")
+    assert words[:8] == [
+        "busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+        "StartTransientUnit", "ssa(sv)a(sa(sv))", "docker-1f.scope",
+    ]  # fmt: skip
+    assert words[8:10] == ["fail", "6"]
+    text = " ".join(words[10:])
+    assert text.endswith(" 0")
+    assert "PIDs au 1 77 Slice s a-b.slice Delegate b true" in text
+
+
+def test_without_systemd_it_is_said_and_the_path_is_made(tmp_path: Path) -> None:
+    plan = plan_cgroup("x", "a.slice:docker:1f", {}, systemd=True)
+    none = "the cgroup /a.slice/docker-1f.scope is made without systemd"
+    assert enter_scope(CgroupPlan(path="/x"), 1) == []
+    assert enter_scope(plan, 1, running=f"{tmp_path}/none") == [f"systemd does not run here: {none}"]
+    [absent] = enter_scope(plan, 1, running=str(tmp_path), busctl="/none")
+    assert absent.endswith(none)
+    program = tmp_path / "busctl"
+    program.write_text("#!/bin/sh\necho 'Unit docker-1f.scope already exists.' >&2\nexit 1\n")
+    program.chmod(0o755)
+    assert enter_scope(plan, 1, running=str(tmp_path), busctl=str(program)) == [
+        f"systemd does not make docker-1f.scope: Unit docker-1f.scope already exists.: {none}"
+    ]

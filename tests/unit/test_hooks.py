@@ -1,0 +1,85 @@
+"""Hooks of the specification: which run where, what is refused, and how one is run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.container.hooks import run_all, state
+from hawse.errors import ConfigError
+from hawse.oci.hooks import split
+from hawse.oci.types import Hook
+
+RECORD = {"ociVersion": "1.0.2", "id": "c1", "bundle": "/", "annotations": {}}
+
+
+def test_the_hosts_and_the_guests_are_divided() -> None:
+    hook = Hook(path="/bin/true", args=["true"])
+    kinds = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+    host, guest = split("config.json", {kind: [hook] for kind in kinds} | {"unknown": [hook], "prestart": None})
+    assert list(host) == ["createRuntime", "createContainer", "poststart", "poststop"]
+    assert guest == {"startContainer": [{"path": "/bin/true", "args": ["true"]}]}, "crun takes no null"
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (Hook(path="true"), "hooks.poststop[0].path: 'true' is not absolute"),
+        (Hook(path=""), "hooks.poststop[0].path: '' is not absolute"),
+        (Hook(path="/x", timeout=0), "hooks.poststop[0].timeout: 0 is not greater than 0"),
+    ],
+)
+def test_what_makes_no_sense_is_named(hook: Hook, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        split("config.json", {"poststop": [hook]})
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(("pid", "keys"), [(7, {"pid", "status"}), (0, {"status"})])
+def test_a_container_that_has_ended_has_no_pid(pid: int, keys: set[str]) -> None:
+    assert set(state(RECORD, "stopped", pid)) - set(RECORD) == keys
+
+
+@pytest.mark.parametrize(
+    ("hook", "seen"),
+    [
+        ({}, "sh inherited"),
+        ({"env": []}, "sh "),
+        ({"env": ["COLOUR=blue=sky"]}, "sh blue=sky"),
+    ],
+)
+def test_arguments_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: dict[str, Any], seen: str
+) -> None:
+    monkeypatch.setenv("COLOUR", "inherited")
+    out = tmp_path / "out"
+    script = f'echo "$0 $COLOUR" > {out}; cat >> {out}'
+    assert run_all("poststop", [{"path": "/bin/sh", "args": ["sh", "-c", script]} | hook], RECORD) == []
+    first, rest = out.read_text().split("\n", 1)
+    assert (first, json.loads(rest)) == (seen, RECORD)
+
+
+def test_one_that_reads_nothing_or_leaves_something_running_ends_nothing(tmp_path: Path) -> None:
+    """Its own end counts, not the end of what it wrote to."""
+    pid = tmp_path / "pid"
+    script = f"exec 0<&-; sleep 1000 & echo $! > {pid}"
+    large = RECORD | {"annotations": {"x": "y" * 200_000}}
+    assert run_all("poststop", [{"path": "/bin/sh", "args": ["sh", "-c", script]}], large) == []
+    os.kill(int(pid.read_text()), 9)
+
+
+def test_every_failure_is_told_and_the_others_run(tmp_path: Path) -> None:
+    scripts = ("echo why >&2; exit 2", "kill -9 $$", "sleep 1000", f"echo > {tmp_path}/ran")
+    hooks: list[dict[str, Any]] = [{"path": "/bin/sh", "args": ["sh", "-c", script]} for script in scripts]
+    hooks[2]["timeout"] = 1
+    assert run_all("poststop", [*hooks, {"path": "/none"}], RECORD) == [
+        "error running poststop hook #0: /bin/sh: exit code 2, output: why",
+        "error running poststop hook #1: /bin/sh: killed by signal 9",
+        "error running poststop hook #2: /bin/sh: hook ran past specified timeout of 1 s",
+        "error running poststop hook #4: /none: no such file or directory",
+    ]
+    assert (tmp_path / "ran").exists()

@@ -1,0 +1,225 @@
+"""Statistics, lists of processes, limits: from what a guest or an engine says to what is told or set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.agent.cgroup import Cgroup
+from hawse.agent.processes import listing
+from hawse.cli.events import parse_interval
+from hawse.cli.ps import chosen
+from hawse.cli.update import from_options, parse_size
+from hawse.errors import ConfigError, HostError, UsageError, VmError
+from hawse.oci.listing import check, table
+from hawse.oci.resources import for_guest, merge
+from hawse.oci.statistics import convert
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=20,
+)
+CURRENT = {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}, "blockIO": {"weight": 7}, "pids": None}
+
+
+def test_statistics_in_runcs_shape() -> None:
+    made = convert({
+        "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 5\n",
+        "memory.current": "4096\n", "memory.max": "max\n", "memory.peak": "8192\n", "memory.stat": "anon 7\nfile 9\n",
+        "memory.swap.current": "1\n", "memory.swap.max": "max\n", "memory.events": "low 0\nmax 3\noom_kill 1\n",
+        "pids.current": "2\n", "pids.max": "max\n",
+        "io.stat": "8:16 rbytes=5 wbytes=6 rios=1 wios=2 dbytes=0 dios=0\n",
+        "hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 1\n",
+    })  # fmt: skip
+    assert made["cpu"] == {
+        "usage": {"total": 30000, "kernel": 10000, "user": 20000},
+        "throttling": {"periods": 4, "throttledPeriods": 2, "throttledTime": 5000},
+    }
+    most = 2**64 - 1
+    assert made["memory"] == {
+        "cache": 9, "raw": {"anon": 7, "file": 9},
+        "usage": {"usage": 4096, "max": 8192, "limit": most, "failcnt": 3},
+        "swap": {"usage": 4097, "limit": most, "failcnt": 0},
+        "kernel": {"limit": 0, "failcnt": 0}, "kernelTCP": {"limit": 0, "failcnt": 0},
+    }  # fmt: skip
+    assert made["pids"] == {"current": 2}
+    assert made["blkio"]["ioServiceBytesRecursive"] == [
+        {"major": 8, "minor": 16, "op": "Read", "value": 5},
+        {"major": 8, "minor": 16, "op": "Write", "value": 6},
+        {"major": 8, "minor": 16, "op": "Discard"},
+    ]
+    assert made["hugetlb"] == {"2MB": {"usage": 2097152, "failcnt": 1}}
+    assert made["network_interfaces"] is None
+
+
+@given(JSON)
+def test_no_guest_breaks_the_statistics(told: Any) -> None:
+    try:
+        made = convert(told)
+    except VmError:
+        assert not isinstance(told, dict)
+        return
+    assert made["cpu"]["usage"]["user"] == 0
+
+
+@given(st.dictionaries(st.sampled_from(["cpu.stat", "memory.stat", "io.stat", "memory.max"]), st.text(max_size=60)))
+def test_no_text_breaks_the_statistics(told: dict[str, str]) -> None:
+    assert set(convert(told)) >= {"cpu", "memory", "pids", "blkio"}
+
+
+@given(JSON)
+def test_no_guest_breaks_the_list_of_processes(told: Any) -> None:
+    try:
+        rows = check(told)
+    except VmError:
+        assert not isinstance(told, list)
+        return
+    assert len(table(rows, now=1e9)) == len(rows) + 1
+
+
+def test_a_table_as_ps_prints_it() -> None:
+    rows = check([[0, 1, 0, 100, "?", 10, "/bin/sh\x1b[2J"], [1000, 2, 1, 0, "pts/0", 3661, "x"], ["no"], [0] * 7])
+    lines = [line.split() for line in table(rows, now=1_000_000)]
+    assert [(row[0], row[1], row[2], row[3], *row[5:]) for row in lines] == [
+        ("UID", "PID", "PPID", "C", "TTY", "TIME", "CMD"),
+        ("0", "1", "0", "10", "?", "00:00:10", "/bin/sh?[2J"),
+        ("1000", "2", "1", "0", "pts/0", "01:01:01", "x"),
+    ]
+
+
+def test_the_hosts_ps_is_reduced_to_the_containers_lines() -> None:
+    lines = ["UID PID CMD", "root 12 12", "root 1 12", "root 123 x"]
+    assert chosen(lines, [12, 7]) == ["UID PID CMD", "root 12 12"]
+    with pytest.raises(HostError, match="leave the column PID out"):
+        chosen(["CMD", "x"], [1])
+
+
+def test_processes_are_read_from_proc(tmp_path: Path) -> None:
+    (tmp_path / "uptime").write_text("1000.00 1.0\n")
+    for pid, parent, spaces in ((50, 1, "50 1"), (51, 50, "51 2"), (1, 0, "1")):
+        (tmp_path / str(pid)).mkdir()
+        fields = ["S", str(parent), "0", "0", str(136 << 8 | 3 if pid == 51 else 0), "0", *["0"] * 5, "150", "50"]
+        fields += [*["0"] * 6, "90000", "0"]
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}\n")
+        (tmp_path / str(pid) / "cmdline").write_bytes(b"" if pid == 51 else b"/bin/sh\0-c\0x\0")
+        (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{spaces}\n".replace(" ", "\t"))
+    rows = listing([51, 50, 99], proc=str(tmp_path))
+    assert [row[1:] for row in rows] == [[1, 0, 100, "?", 2, "/bin/sh -c x"], [2, 1, 100, "pts/3", 2, "[a ) b]"]]
+
+
+def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:
+    gone = Cgroup("/hawse/c1", root=str(tmp_path))
+    assert (gone.members(), gone.statistics(), gone.oom_kills()) == ([], {}, 0)
+    (tmp_path / "hawse" / "c1" / "sub").mkdir(parents=True)
+    files = {
+        "cgroup.procs": "1\n2\n", "sub/cgroup.procs": "3\n", "memory.events": "oom 4\noom_kill 2\n",
+        "pids.max": "max\n", "hugetlb.2MB.max": "0\n", "cgroup.type": "domain\n",
+    }  # fmt: skip
+    for path, text in files.items():
+        (tmp_path / "hawse" / "c1" / path).write_text(text)
+    found = Cgroup("/hawse/c1", root=str(tmp_path))
+    assert (found.members(), found.oom_kills()) == ([1, 2, 3], 2)
+    assert set(found.statistics()) == {"memory.events", "pids.max", "hugetlb.2MB.max"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "guest"),
+    [
+        ({}, {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}}),
+        ({"memory": {"limit": 128}}, {"memory": {"limit": 128}, "cpu": {"shares": 512, "period": 1000}}),
+        ({"memory": {"limit": 0, "swap": None}}, {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}}),
+        (
+            {"cpu": {"quota": -1}, "memory": {"limit": -1}},
+            {"cpu": {"shares": 512, "period": 1000}, "unified": {"cpu.max": "max", "memory.max": "max"}},
+        ),
+        ({"memory": {"swap": 64}}, {"memory": {"limit": 64, "swap": 64}, "cpu": {"shares": 512, "period": 1000}}),
+        (
+            {"memory": {"swap": -1}},
+            {
+                "memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000},
+                "unified": {"memory.swap.max": "max"},
+            },
+        ),
+        (
+            {"pids": {"limit": 5}, "unified": {"memory.high": "9"}},
+            {
+                "memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}, "pids": {"limit": 5},
+                "unified": {"memory.high": "9"},
+            },
+        ),
+        # What is as it was, or nothing in one of many ways, is no change; device rules are passed over, as by runc.
+        (
+            {
+                "blockIO": {"weight": 7}, "devices": [{"allow": True}], "hugepageLimits": [], "rdma": None,
+                "network": {"classID": 0, "priorities": None}, "memory": None, "cpu": {"realtimeRuntime": 0},
+            },
+            {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}},
+        ),
+    ],
+)  # fmt: skip
+def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> None:
+    assert for_guest(merge(wanted, CURRENT)) == guest
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ([], "no JSON object"),
+        ({"memory": {"limit": "64m"}}, "memory.limit: Expected"),
+        ({"memory": {"kernel": 5}}, "memory.kernel cannot be changed"),
+        ({"memory": {"disableOOMKiller": True}}, "memory.disableOOMKiller cannot"),
+        ({"memory": {"swap": 63}}, "memory.swap 63"),
+        ({"memory": {"checkBeforeUpdate": True}}, "memory.checkBeforeUpdate cannot"),
+        ({"cpu": {"realtimePeriod": 5}}, "cpu.realtimePeriod cannot"),
+        ({"blockIO": {"weight": 8}}, "blockIO cannot"),
+        ({"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}, "hugepageLimits cannot"),
+        ({"unified": {"io.max": "8:0"}}, "unified.io.max cannot"),
+        ({"unified": {"memory.../x": "1"}}, "cannot be changed"),
+    ],
+)
+def test_what_cannot_be_changed_is_named(wanted: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        merge(wanted, CURRENT)
+    assert words in caught.value.message
+
+
+@given(JSON)
+def test_no_engine_breaks_the_merge(wanted: Any) -> None:
+    try:
+        merge(wanted, CURRENT)
+    except ConfigError as error:
+        assert error.message.startswith("update: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("512m", 512 << 20), ("1G", 1 << 30), ("2kb", 2048), ("3 MiB", 3 << 20), ("-1", -1)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "m", "-2", "1x", "1.5.2g", "\u0661"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(text)
+
+
+def test_options_become_resources() -> None:
+    options = {"memory": 5, "cpu_share": 7, "cpuset_cpus": "0-1", "pids_limit": None}
+    assert from_options(options) == {"memory": {"limit": 5}, "cpu": {"shares": 7, "cpus": "0-1"}}
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("1m30s", 90), ("250ms", 0.25), ("1.5h", 5400)])
+def test_intervals(text: str, seconds: float) -> None:
+    assert parse_interval(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "-5s", "0s", "5s5", "5 s"])
+def test_intervals_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_interval(text)

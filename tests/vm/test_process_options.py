@@ -1,0 +1,102 @@
+"""What an engine says of one more process, and whom `kill` reaches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification
+from tests.support.host import difference, snapshot
+from tests.support.runtime import Runtime, wait_until
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
+    """A container that waits, for all tests of this module."""
+    before = snapshot()
+    directory = str(tmp_path_factory.mktemp("options"))
+    runtime = Runtime(directory)
+    bundle = f"{directory}/bundle"
+    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], capabilities=FILE_CAPABILITIES)
+    runtime.run_detached(bundle, "c1")
+    yield runtime, bundle
+    assert runtime("delete", "--force", "c1").code == 0
+    wait_until(lambda: not difference(before, snapshot()))
+
+
+def status(text: str) -> dict[str, str]:
+    """/proc/self/status as a table."""
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def test_groups_capabilities_and_privileges(running: tuple[Runtime, str]) -> None:
+    runtime, _ = running
+    plain = status(runtime("exec", "c1", "/bin/cat", "/proc/self/status").output)
+    options = ["--additional-gids", "7", "-g", "8", "--cap", "CAP_NET_RAW", "--no-new-privs"]
+    changed = status(runtime("exec", *options, "c1", "/bin/cat", "/proc/self/status").output)
+    net_raw = 1 << 13  # linux/capability.h
+    assert int(plain["CapEff"], 16) & net_raw == 0
+    assert int(changed["CapEff"], 16) == int(plain["CapEff"], 16) | net_raw
+    assert int(changed["CapBnd"], 16) & net_raw
+    assert {"7", "8"} <= set(changed["Groups"].split())
+    assert not {"7", "8"} & set(plain["Groups"].split())
+    assert changed["NoNewPrivs"] == "1"
+
+
+def test_an_engines_process_with_labels_of_the_host(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    """Docker puts its AppArmor profile in; the guest's kernel has none, and crun would fail."""
+    runtime, _ = running
+    process = specification(["/bin/id", "-u"], user={"uid": 5, "gid": 6})["process"]
+    process |= {"apparmorProfile": "docker-default", "selinuxLabel": "system_u:system_r:container_t:s0"}
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    result = runtime("exec", "--process", str(tmp_path / "process.json"), "c1")
+    assert (result.code, result.output) == (0, "5\n"), result.errors
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--cgroup", "sub"], "runs in the container's own cgroup"),
+        (["--ignore-paused"], "a paused container takes no process"),
+        (["--cap", "everything"], "'everything' is no capability"),
+    ],
+)
+def test_what_is_not_given_is_refused_by_name(running: tuple[Runtime, str], options: list[str], words: str) -> None:
+    runtime, _ = running
+    result = runtime("exec", *options, "c1", "/bin/true")
+    assert result.code == 255
+    assert words in result.errors
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_descriptors_are_refused_before_anything_is_made(running: tuple[Runtime, str], verb: str) -> None:
+    runtime, bundle = running
+    result = runtime(verb, "--preserve-fds", "1", "--bundle", bundle, "c2")
+    assert result.code == 1
+    assert "--preserve-fds 1: open descriptors cannot be handed into a virtual machine" in result.errors
+    assert not os.path.exists(f"{runtime.root}/c2")
+
+
+def test_kill_all_reaches_every_process(running: tuple[Runtime, str]) -> None:
+    """The first process ignores SIGTERM, as the first of a PID namespace does; the others end."""
+    runtime, _ = running
+    beside = [
+        runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    for process in beside:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+    assert runtime("kill", "c1", "0").code == 0
+    assert runtime("kill", "--all", "c1", "SIGTERM").code == 0
+    for process in beside:
+        assert process.wait(timeout=30) == 143
+        assert process.stdout is not None
+        process.stdout.close()
+    assert runtime.state("c1")["status"] == "running"
