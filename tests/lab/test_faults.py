@@ -17,7 +17,7 @@ VICTIMS = {
     "QEMU": "qemu-system-x86",
     "virtiofsd": "virtiofsd",
     "monitor": "hawse.sandbox.monitor",
-    "proxy": "hawse.container.proxy",
+    "proxy": r"^hawse\[victim\]",
     "the guest": "",
 }
 _STAY = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 
 def snapshot() -> dict[str, set[str]]:
@@ -20,6 +21,14 @@ def snapshot() -> dict[str, set[str]]:
 def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, set[str]]:
     """What differs, by kind; empty when nothing does."""
     return {kind: before[kind] ^ after[kind] for kind in before if before[kind] != after[kind]}
+
+
+def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 60) -> None:
+    """Raise AssertionError with what differs, unless nothing does soon: orphans are collected in PID 1's own time."""
+    deadline = time.monotonic() + seconds
+    while (found := difference(before, snapshot())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not found
 
 
 def _processes() -> set[str]:

@@ -13,8 +13,8 @@ from hawse.config import Vm
 from hawse.vm.accel import choose
 from hawse.vm.image import locate
 from tests.support.bundles import CACHE
-from tests.support.host import difference, snapshot
-from tests.support.runtime import Runtime, wait_until
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.runtime import Runtime
 
 EVIDENCE = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "evidence")
 outcome = pytest.StashKey[bool]()
@@ -46,7 +46,7 @@ def runtime(tmp_path: os.PathLike[str], request: pytest.FixtureRequest) -> Itera
     for name in os.listdir(made.root) if os.path.isdir(made.root) else ():
         made("delete", "--force", name)
     # Orphaned proxies are collected by PID 1 in its own time.
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
     assert not os.path.isdir(made.root) or os.listdir(made.root) == []
 
 

@@ -18,7 +18,7 @@ from hawse.container.attach import prepare
 from hawse.container.client import call
 from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-from tests.support.host import difference, snapshot
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Result, Runtime, wait_until
 from tests.vm.conftest import outcome, save_evidence
 
@@ -53,7 +53,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     made.run_detached(bundle, "c1")
     yield made
     assert made("delete", "--force", "c1").code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
 
 
 @pytest.fixture(autouse=True)

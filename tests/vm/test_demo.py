@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tests.support.host import difference, snapshot
-from tests.support.runtime import HAWSE, wait_until
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.vm
 
@@ -28,4 +28,4 @@ def test_packets_arrive() -> None:
     assert int(found[1]) > 0
     assert "as 1000:1000" in done.stdout
     assert re.search(r"CapEff:\s+0{16}\n", done.stdout)
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)

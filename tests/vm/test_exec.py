@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification, write
-from tests.support.host import difference, snapshot
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Runtime, wait_until
 
 pytestmark = pytest.mark.vm
@@ -41,7 +41,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     runtime.run_detached(bundle, "c1")
     yield runtime, bundle
     assert runtime("delete", "--force", "c1").code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -19,7 +19,7 @@ import pytest
 from hawse.errors import NotFoundError
 from hawse.sandbox.state import Store
 from tests.support.bundles import make_bundle, make_probe_bundle
-from tests.support.host import difference, snapshot
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Result, Runtime, wait_until
 
 pytestmark = pytest.mark.vm
@@ -54,7 +54,7 @@ VICTIMS = {
     "QEMU": "qemu-system-x86",
     "virtiofsd": "virtiofsd",
     "monitor": "hawse.sandbox.monitor",
-    "proxy": "hawse.container.proxy",
+    "proxy": f"hawse[{NAME}]: ",
     "command": "bin/hawse",
 }
 #: The guest, and its agent with it, can be made to crash once its container runs.
@@ -159,7 +159,7 @@ def test_a_death_leaves_nothing_and_the_device_works_on(
         assert "Traceback" not in result.errors
         assert result.code != 1 or result.errors.startswith("hawse: "), result
     assert runtime("delete", "--force", NAME).code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
     with pytest.raises(NotFoundError):
         Store(runtime.root, NAME).read()
     again = runtime("run", "--bundle", probe, "again")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.host import difference, snapshot
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Runtime, wait_until
 
 pytestmark = pytest.mark.vm
@@ -109,7 +109,7 @@ def test_one_that_fails_undoes_the_container(runtime: Runtime, bundle: str, tmp_
     assert errors == f"hawse: error running {kind} hook #1: {path}: exit code 3, output: no such network\n"
     assert noted(tmp_path)[-1][0] == "poststop", "what other hooks have done is undone"
     assert os.listdir(runtime.root) == []
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
 
 
 @pytest.mark.parametrize(

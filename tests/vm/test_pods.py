@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-from tests.support.host import difference, snapshot
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Result, Runtime, wait_until
 from tests.vm.conftest import outcome, save_evidence
 
@@ -57,7 +57,7 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     made.run_detached(bundle(directory, "pod"), "pod")
     yield made
     assert made("delete", "--force", "pod").code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
     assert os.listdir(made.root) == []
 
 
@@ -236,7 +236,7 @@ def test_a_container_that_cannot_be_made_leaves_nothing(
     assert words in refused.errors.lower(), refused
     assert os.listdir(pod.root) == ["pod"]
     assert os.listdir(f"{pod.root}/pod/share") == ["pod"]
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
     pod.run_detached(bundle(tmp_path, "two", groups=(5,)), "two")
 
 
@@ -250,7 +250,7 @@ def test_an_engine_that_is_killed_while_it_creates_leaves_nothing(pod: Runtime, 
     # The proxy has lost its monitor's interest, and the monitor its caller: both undo what they have.
     wait_until(lambda: os.listdir(f"{pod.root}/pod/share") == ["pod"], seconds=120)
     assert pod("delete", "--force", "one").code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
     pod.run_detached(path, "one")
     assert shell(pod, "one", "probe /dev/vfio/5").code == 0
 
@@ -287,7 +287,7 @@ def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
         assert "is stopped: no container can join it" in late.errors
         for name in ("one", "pod"):
             assert runtime("delete", name).code == 0
-        wait_until(lambda: not difference(before, snapshot()))
+        prove_unchanged(before)
         shutil.rmtree(tmp_path / "one")
         shutil.rmtree(tmp_path / "pod")
         shutil.rmtree(tmp_path / "two")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification
-from tests.support.host import difference, snapshot
-from tests.support.runtime import Runtime, wait_until
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -28,7 +28,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime,
     runtime.run_detached(bundle, "c1")
     yield runtime, bundle
     assert runtime("delete", "--force", "c1").code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
 
 
 def status(text: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.host import difference, snapshot
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Runtime, wait_until
 
 pytestmark = pytest.mark.vm
@@ -31,7 +31,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime,
     pid = runtime.run_detached(bundle, "c1")
     yield runtime, pid
     assert runtime("delete", "--force", "c1").code == 0
-    wait_until(lambda: not difference(before, snapshot()))
+    prove_unchanged(before)
 
 
 def cgroup(runtime: Runtime, name: str) -> str:
