@@ -20,23 +20,27 @@ VICTIMS = {
     "proxy": r"^hawse\[victim\]",
     "the guest": "",
 }
+_STAYS = "/run/stays"
 _STAY = """
-import json, sys
-with open(sys.argv[1]) as file:
-    spec = json.load(file)
-spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
-spec["linux"]["readonlyPaths"] = []
-with open(sys.argv[1], "w") as file:
-    json.dump(spec, file)
+import sys
+from hawse.vfio import sysfs
+from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+directory, address = sys.argv[1:]
+group = sysfs.iommu_group(address)
+spec = make_bundle(directory, ["/bin/sleep", "100000"], rlimits=[UNLIMITED])
+add_devices(spec, [("/dev/vfio/vfio", 10, 196), (f"/dev/vfio/{group}", *sysfs.group_numbers(group))])
+spec["linux"]["readonlyPaths"] = []  # /proc/sysrq-trigger among them
+spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+write(directory, spec)
 """
 
 
 @pytest.fixture(scope="module")
 def bundles(lab: Lab) -> tuple[str, str]:
     """A container that stays, and one that drives the device and ends; both have the host's group."""
-    stays, probe = make_bundle(lab, "stays", EDU), make_bundle(lab, "drives", EDU)
-    assert lab.python(_STAY, f"{stays}/config.json").code == 0
-    return stays, probe
+    made = lab.python(_STAY, _STAYS, EDU)
+    assert made.code == 0, made.errors
+    return _STAYS, make_bundle(lab, "drives", EDU)
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
