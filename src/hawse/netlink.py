@@ -1,0 +1,162 @@
+"""Messages of rtnetlink (rtnetlink(7), include/uapi/linux/rtnetlink.h), encoded; for the agent, and for host cleanup.
+
+Why no library: pyroute2, which the host uses for everything else, takes a sixth of a second to load without KVM's help
+and more memory than the agent may have; the agent has the standard library alone, and so have the hot verbs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+REQUEST, ACK, EXCL, CREATE = 0x1, 0x4, 0x200, 0x400
+NEW_LINK, NEW_ADDRESS, NEW_ROUTE, NEW_NEIGHBOUR, DELETE_QDISC, DELETE_FILTER = 16, 20, 24, 28, 37, 45
+INGRESS = 0xFFFFFFF1
+#: The handle that every ingress and clsact qdisc has (include/uapi/linux/pkt_sched.h).
+INGRESS_HANDLE = 0xFFFF0000
+#: The parent of filters of ingress: clsact knows no other for them, and ingress takes any (net/sched/sch_ingress.c).
+INGRESS_FILTERS = 0xFFFFFFF2
+#: The priority of our own filters, by which they are told from others'.
+PRIORITY = 0x4857
+ETH_P_ALL = 3
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_LINK, _ADDRESS, _ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=8BI")
+_NEIGHBOUR, _TRAFFIC = struct.Struct("=BxHiHBB"), struct.Struct("=BxHiIII")
+_UP = 1
+_NO_DAD = 0x02
+_PERMANENT = 0x80
+_UNICAST = 1
+_MAIN = 254
+_ERROR = 2
+_MAX = 65536
+_FAMILIES = {4: (socket.AF_INET, 32), 6: (socket.AF_INET6, 128)}
+
+
+def link(index: int, *, name: str = "", mtu: int = 0, up: bool = False) -> bytes:
+    """Change an interface: what is not named stays."""
+    flags = _UP if up else 0
+    body = _LINK.pack(0, 0, index, flags, flags)
+    if name:
+        body += attribute(3, name.encode() + b"\0")
+    if mtu:
+        body += attribute(4, struct.pack("=I", mtu))
+    return message(NEW_LINK, body)
+
+
+def address(
+    index: int, *, local: str, prefix: int, peer: str = "", broadcast: str = "", scope: int = 0, flags: int = 0,
+    label: str = "", metric: int = 0,
+) -> bytes:  # fmt: skip
+    """Give an interface an address. Nobody is asked whether he has it: the host has done that already."""
+    family, packed = pack(local)
+    if family == socket.AF_INET6:
+        flags |= _NO_DAD
+    body = _ADDRESS.pack(family, _within(prefix, len(packed) * 8), 0, scope, index) + attribute(2, packed)
+    body += attribute(1, pack(peer, family)[1] if peer else packed)
+    if broadcast:
+        body += attribute(4, pack(broadcast, family)[1])
+    if label:
+        body += attribute(3, label.encode() + b"\0")
+    if metric:
+        body += attribute(9, struct.pack("=I", metric))
+    return message(NEW_ADDRESS, body + attribute(8, struct.pack("=I", flags)), flags=CREATE | EXCL)
+
+
+def route(
+    index: int, *, family: int, to: str, prefix: int, gateway: str = "", source: str = "", metric: int = 0,
+    scope: int = 0, protocol: int = 0, flags: int = 0, mtu: int = 0, mtu_locked: bool = False,
+) -> bytes:  # fmt: skip
+    """Add a unicast route of the main table; ``to`` is "" for the default, ``family`` is 4 or 6.
+
+    A gateway of the other family goes in the attribute RTA_VIA (net/ipv4/fib_semantics.c, fib_gw_from_via()).
+    """
+    number, bits = _FAMILIES[family]
+    body = _ROUTE.pack(number, _within(prefix, bits), 0, 0, _MAIN, protocol, scope, _UNICAST, flags)
+    if to:
+        body += attribute(1, pack(to, number)[1])
+    body += attribute(4, struct.pack("=I", index))
+    if gateway:
+        via, packed = pack(gateway)
+        body += attribute(5, packed) if via == number else attribute(18, struct.pack("=H", via) + packed)
+    if metric:
+        body += attribute(6, struct.pack("=I", metric))
+    if source:
+        body += attribute(7, pack(source, number)[1])
+    if mtu:
+        locked = attribute(1, struct.pack("=I", 1 << 2)) if mtu_locked else b""
+        body += attribute(8, locked + attribute(2, struct.pack("=I", mtu)))
+    return message(NEW_ROUTE, body, flags=CREATE | EXCL)
+
+
+def neighbour(index: int, *, to: str, mac: str) -> bytes:
+    """Add a neighbour that stays."""
+    family, packed = pack(to)
+    body = _NEIGHBOUR.pack(family, 0, index, _PERMANENT, 0, 0) + attribute(1, packed)
+    return message(NEW_NEIGHBOUR, body + attribute(2, bytes.fromhex(mac.replace(":", ""))), flags=CREATE)
+
+
+def no_ingress(index: int) -> bytes:
+    """Take the ingress qdisc off an interface, with its filters."""
+    return message(DELETE_QDISC, _TRAFFIC.pack(0, 0, index, INGRESS_HANDLE, INGRESS, 0))
+
+
+def no_filters(index: int) -> bytes:
+    """Take our filters off the ingress of an interface; others' have other priorities."""
+    info = PRIORITY << 16 | socket.htons(ETH_P_ALL)
+    return message(DELETE_FILTER, _TRAFFIC.pack(0, 0, index, 0, INGRESS_FILTERS, info))
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes (netlink(7))."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def message(kind: int, body: bytes, *, flags: int = 0, number: int = 1) -> bytes:
+    """A request that is to be acknowledged."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, REQUEST | ACK | flags, number, 0) + body
+
+
+def pack(text: str, family: int = 0) -> tuple[int, bytes]:
+    """Family and bytes of an address. Raises ValueError where it is none, or none of ``family``."""
+    found = socket.AF_INET6 if ":" in text else socket.AF_INET
+    if family not in (0, found):
+        raise ValueError(f"{text} is an address of another family")
+    try:
+        return found, socket.inet_pton(found, text)
+    except OSError:
+        raise ValueError(f"{text} is no address") from None
+
+
+def verdict(answer: bytes) -> int:
+    """The error number that the kernel acknowledges with, 0 for success. Raises ValueError for another message."""
+    if len(answer) < _HEADER.size + 4:
+        raise ValueError("a short answer of rtnetlink")
+    _, kind, *_ = _HEADER.unpack_from(answer)
+    if kind != _ERROR:
+        raise ValueError(f"an answer of rtnetlink of type {kind}")
+    code: int = struct.unpack_from("=i", answer, _HEADER.size)[0]
+    return -code
+
+
+def talk(messages: Sequence[bytes]) -> None:
+    """Have the kernel carry them out, in the calling thread's namespace. Raises OSError at the first that fails."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as connection:
+        connection.bind((0, 0))
+        for each in messages:
+            connection.send(each)
+            code = verdict(connection.recv(_MAX))
+            if code:
+                raise OSError(code, os.strerror(code))
+
+
+def _within(prefix: int, bits: int) -> int:
+    if not 0 <= prefix <= bits:
+        raise ValueError(f"a prefix of {prefix} of {bits} bits")
+    return prefix

@@ -1,0 +1,84 @@
+"""Network namespaces for tests: the one that an engine prepares, and one outside, on the other ends of its cables."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from types import TracebackType
+from typing import Any
+
+from hawse.sandbox import namespaces
+
+
+class Namespace:
+    """A named network namespace, as a context; ``path`` is what a configuration says."""
+
+    def __init__(self) -> None:
+        self.name = f"hawse-{uuid.uuid4().hex[:12]}"
+        self.path = f"/run/netns/{self.name}"
+
+    def __enter__(self) -> Namespace:
+        run("ip", "netns", "add", self.name)
+        self.ip("link set lo up")
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.fd)
+        run("ip", "netns", "del", self.name)
+
+    def ip(self, words: str) -> None:
+        """An ip command in it."""
+        run("ip", "-n", self.name, *words.split())
+
+    def tc(self, words: str) -> str:
+        """A tc command in it."""
+        return run("tc", "-n", self.name, *words.split())
+
+    def execute(self, *argv: str) -> str:
+        """The output of a program in it, which must succeed."""
+        return run("ip", "netns", "exec", self.name, *argv)
+
+    def shown(self, words: str) -> Any:
+        """What ip says, as JSON."""
+        return json.loads(run("ip", "-json", "-n", self.name, *words.split()) or "[]")
+
+    def links(self) -> list[str]:
+        """The names of its interfaces, but for lo."""
+        return sorted(link["ifname"] for link in self.shown("link show") if link["ifname"] != "lo")
+
+    def traffic_control(self) -> str:
+        """Its qdiscs and filters of ingress, all that a sandbox could leave."""
+        filters = "".join(self.tc(f"filter show dev {name} ingress") for name in self.links())
+        qdiscs = [line for line in self.tc("qdisc show").splitlines() if "ingress" in line or "clsact" in line]
+        return "\n".join([*qdiscs, filters]).strip()
+
+    def inode(self) -> int:
+        """The number that others may have after it."""
+        return os.fstat(self.fd).st_ino
+
+    def cookie(self) -> int:
+        """The number that it is known by."""
+        return namespaces.cookie(self.fd)
+
+
+def cable(inside: Namespace, outside: Namespace, name: str, *, net: int, settings: str = "") -> None:
+    """A veth pair, ``name`` inside and the same outside: 10.77.NET.2 and fd77:NET::2 inside, .1 and ::1 outside."""
+    run("ip", "link", "add", name, "netns", inside.name, "type", "veth", "peer", "name", name, "netns", outside.name)
+    if settings:
+        inside.ip(f"link set {name} {settings}")
+    for namespace, host in ((inside, 2), (outside, 1)):
+        namespace.ip(f"addr add 10.77.{net}.{host}/24 brd + dev {name}")
+        namespace.ip(f"addr add fd77:{net}::{host}/64 dev {name} nodad")
+        namespace.ip(f"link set {name} up")
+
+
+def run(*argv: str) -> str:
+    """The output of a program, which must succeed."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stderr}"
+    return done.stdout

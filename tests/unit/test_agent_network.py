@@ -1,0 +1,79 @@
+"""What the agent takes of a network's description, and where it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent.network import check, set_sysctls
+from hawse.errors import VmError
+
+
+def interface(**other: Any) -> dict[str, Any]:
+    made = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "settings": {}}
+    return made | {"addresses": [], "routes": [], "neighbours": []} | other
+
+
+@pytest.mark.parametrize("name", ["eth0", "net1", "a.b", "ipvl_0", "eth0-15-letters", "eth@1"])
+def test_names_that_interfaces_have(name: str) -> None:
+    check([interface(name=name)])
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"name": ""}, "not a name"),
+        ({"name": ".."}, "not a name"),
+        ({"name": "../../etc"}, "not a name"),
+        ({"name": "eth 0"}, "not a name"),
+        ({"name": "sixteen-letters!"}, "not a name"),
+        ({"name": "ééééééééé"}, "not a name"),
+        ({"routes": [{}] * 1025}, "1025 routes, more than 1024"),
+        ({"settings": {"ipv6/../../kernel/core_pattern": "1"}}, "settings that are not to be made"),
+        ({"settings": {"ipv6/accept_ra": "|/bin/sh"}}, "settings that are not to be made"),
+    ],
+)
+def test_what_no_interface_has_is_refused(other: dict[str, Any], words: str) -> None:
+    with pytest.raises(VmError, match=words):
+        check([interface(**other)])
+
+
+def test_more_interfaces_than_there_should_be_are_refused() -> None:
+    with pytest.raises(VmError, match="65 network interfaces"):
+        check([interface()] * 65)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.5/arp_notify", "net/ipv4/conf/eth0.5/arp_notify"),
+    ],
+)
+def test_a_setting_is_written_where_runc_writes_it(tmp_path: Path, name: str, path: str) -> None:
+    file = tmp_path / "proc" / "sys" / path
+    file.parent.mkdir(parents=True)
+    file.write_text("0")
+    set_sysctls({name: "1"}, root=str(tmp_path))
+    assert file.read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kernel.core_pattern", "'kernel.core_pattern' is no setting of the network"),
+        ("net/../kernel/core_pattern", "'net/../kernel/core_pattern' is no setting of the network"),
+        ("network", "'network' is no setting of the network"),
+        ("net.none", "net.none: the guest cannot set it: No such file or directory"),
+    ],
+)
+def test_what_is_no_setting_of_the_network_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(VmError, match=words):
+        set_sysctls({name: "1"}, root=str(tmp_path))
+
+
+def test_more_settings_than_there_should_be_are_refused() -> None:
+    with pytest.raises(VmError, match="257 settings"):
+        set_sysctls({f"net.a{n}": "1" for n in range(257)})

@@ -1,0 +1,174 @@
+"""From pyroute2's messages to what a guest's interfaces are: what is taken, what is left, what is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hawse.errors import ConfigError
+from hawse.sandbox.interfaces import Interface, read
+
+MAC = "0a:00:00:00:00:02"
+
+
+def link(index: int = 2, name: str = "eth0", mac: str = MAC, mtu: int = 1500, kind: int = 1) -> dict[str, Any]:
+    attrs = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_ADDRESS", mac)]
+    return {"index": index, "ifi_type": kind, "attrs": attrs}
+
+
+def address(local: str, *, index: int = 2, prefix: int = 24, flags: int = 0x80, **attrs: Any) -> dict[str, Any]:
+    listed = {"IFA_ADDRESS": local, "IFA_FLAGS": flags} | attrs
+    family = 10 if ":" in local else 2
+    shown = {"index": index, "family": family, "prefixlen": prefix, "scope": 0, "flags": flags & 0xFF}
+    return shown | {"attrs": list(listed.items())}
+
+
+def route(to: str = "", prefix: int = 0, *, family: int = 2, index: int | None = 2, **other: Any) -> dict[str, Any]:
+    attrs = {key: value for key, value in other.items() if key.startswith("RTA_")}
+    attrs |= ({"RTA_DST": to} if to else {}) | ({"RTA_OIF": index} if index is not None else {})
+    fields = {"table": 254, "proto": 3, "scope": 0, "type": 1, "flags": 0}
+    fields |= {key: value for key, value in other.items() if not key.startswith("RTA_")}
+    return {"family": family, "dst_len": prefix, "attrs": [("RTA_TABLE", fields["table"]), *attrs.items()]} | fields
+
+
+def neighbour(to: str, *, index: int = 2, state: int = 0x80, family: int = 2) -> dict[str, Any]:
+    attrs = [("NDA_DST", to), ("NDA_LLADDR", "02:00:00:00:00:01")]
+    return {"family": family, "ifindex": index, "state": state, "flags": 0, "attrs": attrs}
+
+
+def seen(**messages: list[dict[str, Any]]) -> tuple[Interface, list[str]]:
+    """The one interface, and what is said."""
+    given: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
+    [found], warnings = read([2], **given)
+    return found, warnings
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            address("10.0.0.2", IFA_LOCAL="10.0.0.2", IFA_BROADCAST="10.0.0.255", IFA_LABEL="eth0"),
+            {"local": "10.0.0.2", "prefix": 24, "scope": 0, "broadcast": "10.0.0.255", "label": "eth0"},
+        ),
+        (
+            address("10.0.0.1", prefix=32, IFA_LOCAL="10.0.0.2"),
+            {"local": "10.0.0.2", "prefix": 32, "scope": 0, "peer": "10.0.0.1"},
+        ),
+        (  # one more of the same net, which for IPv6 would be a temporary one
+            address("10.0.0.3", flags=0x81, IFA_RT_PRIORITY=9),
+            {"local": "10.0.0.3", "prefix": 24, "scope": 0, "metric": 9},
+        ),
+        (address("fd77::2", prefix=64, flags=0x282), {"local": "fd77::2", "prefix": 64, "scope": 0, "flags": 0x200}),
+        (address("fd77::3", prefix=64, flags=0x01), None),
+        (address("10.0.0.2", index=3), None),
+    ],
+)
+def test_addresses(message: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    found, warnings = seen(addresses=[message])
+    assert found.addresses == ([expected] if expected else [])
+    assert warnings == []
+
+
+def test_an_address_that_another_host_has_is_left_and_said() -> None:
+    found, warnings = seen(addresses=[address("fd77::2", flags=0x88)])
+    assert found.addresses == []
+    assert warnings == ["interface eth0: another host has its address fd77::2: the guest does not get it"]
+
+
+DEFAULT = {"family": 4, "to": "", "prefix": 0, "scope": 0, "protocol": 3}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (route(RTA_GATEWAY="10.0.0.1", RTA_PRIORITY=5), DEFAULT | {"gateway": "10.0.0.1", "metric": 5}),
+        (route(RTA_GATEWAY="169.254.1.1", flags=4), DEFAULT | {"gateway": "169.254.1.1", "flags": 4}),
+        (
+            route("10.9.0.0", 16, scope=253, proto=4, RTA_PREFSRC="10.0.0.2"),
+            {"family": 4, "to": "10.9.0.0", "prefix": 16, "scope": 253, "protocol": 4, "source": "10.0.0.2"},
+        ),
+        (route(RTA_VIA={"family": 10, "addr": "fe80::1"}), DEFAULT | {"gateway": "fe80::1"}),
+        (
+            route(RTA_METRICS={"attrs": [("RTAX_LOCK", 4), ("RTAX_MTU", 1400)]}),
+            DEFAULT | {"mtu": 1400, "mtu_locked": True},
+        ),
+        (route(family=10, RTA_GATEWAY="fe80::1"), DEFAULT | {"family": 6, "gateway": "fe80::1"}),
+        (route("10.0.0.0", 24, proto=2), None),  # comes with its address
+        (route(family=10, proto=9), None),  # comes from the router
+        (route("10.0.0.2", 32, type=2, table=255), None),
+        (route("10.9.0.0", 16, table=100), None),
+        (route("10.9.0.0", 16, index=3), None),
+        (route("10.9.0.0", 16, index=None, type=6), None),
+        (route(family=10, flags=0x200), None),
+        (route(family=7), None),
+    ],
+)
+def test_routes(message: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    found, warnings = seen(routes=[message])
+    assert found.routes == ([expected] if expected else [])
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            route("10.9.0.0", 16, index=None, RTA_MULTIPATH=[{"oif": 2}, {"oif": 2}]),
+            "interface eth0: the route 10.9.0.0/16 has several gateways: the guest does not get it",
+        ),
+        (route(RTA_ENCAP={}), "interface eth0: the route default has an encapsulation: the guest does not get it"),
+    ],
+)
+def test_routes_that_are_left_and_said(message: dict[str, Any], words: str) -> None:
+    found, warnings = seen(routes=[message])
+    assert found.routes == []
+    assert warnings == [words]
+
+
+@pytest.mark.parametrize(
+    ("message", "taken"),
+    [
+        (neighbour("10.0.0.1"), True),
+        (neighbour("fd77::1", family=10), True),
+        (neighbour("10.0.0.1", state=0x02), False),
+        (neighbour("10.0.0.1", index=3), False),
+        (neighbour("x", family=7), False),
+    ],
+)
+def test_neighbours_that_stay(message: dict[str, Any], taken: bool) -> None:
+    found, _ = seen(neighbours=[message])
+    assert [entry["mac"] for entry in found.neighbours] == ["02:00:00:00:00:01"] * taken
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (link(kind=65534, mac=""), "interface eth0 is not of Ethernet: the guest does not get it"),
+        (link(mac="01:00:00:00:00:01"), "interface eth0 is not of Ethernet: the guest does not get it"),
+        (link(mtu=65536), "interface eth0 has an MTU of 65536: the guest does not get it"),
+    ],
+)
+def test_interfaces_that_a_machine_cannot_have(message: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"links": [message], "addresses": [address("10.0.0.2")], "routes": [], "neighbours": []}
+    assert read([2], **given) == ([], [words])
+
+
+def test_several_interfaces_in_the_hosts_order_and_what_went_meanwhile() -> None:
+    links = [link(7, "net1", "0a:00:00:00:00:07"), link(2)]
+    found, _ = read([7, 2, 9], links=links, addresses=[address("10.1.0.2", index=7)], routes=[], neighbours=[])
+    assert [(each.index, each.name, len(each.addresses)) for each in found] == [(2, "eth0", 0), (7, "net1", 1)]
+
+
+@pytest.mark.parametrize(("priority", "said"), [(0, False), (32766, False), (32767, False), (100, True)])
+def test_rules_of_policy_routing_are_said(priority: int, said: bool) -> None:
+    _, warnings = seen(rules=[{"attrs": [("FRA_PRIORITY", priority)]}])
+    assert bool(warnings) == said
+
+
+def test_more_than_a_guest_takes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="interface eth0 has 1025 routes, and a guest takes 1024"):
+        seen(routes=[route(f"10.{n >> 8}.{n & 255}.0", 24) for n in range(1025)])
+    links = [link(index, f"eth{index}") for index in range(1, 66)]
+    with pytest.raises(ConfigError, match="has 65 interfaces, and a guest takes 64"):
+        read(range(1, 66), links=links, addresses=[], routes=[], neighbours=[])

@@ -1,0 +1,123 @@
+"""rtnetlink's messages: byte for byte as the kernel's headers have them, and as a kernel takes them."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from hawse import netlink
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a message's rest."""
+    found = {}
+    while data:
+        length, kind = struct.unpack_from("=HH", data)
+        found[kind] = data[4:length]
+        data = data[(length + 3) & ~3 :]
+    return found
+
+
+def parts(message: bytes, body: str) -> tuple[int, int, tuple[int, ...], dict[int, bytes]]:
+    """Type, flags, the fixed part and the attributes of a message."""
+    length, kind, flags, _, _ = struct.unpack_from("=IHHII", message)
+    assert length == len(message)
+    end = 16 + struct.calcsize(body)
+    return kind, flags, struct.unpack_from(body, message, 16), attributes(message[end:])
+
+
+def number(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+V6 = bytes.fromhex("fd77000000000000" + "0000000000000002")
+LINK_LOCAL = bytes.fromhex("fe80000000000000" + "0000000000000001")
+
+
+@pytest.mark.parametrize(
+    ("message", "body", "expected"),
+    [
+        (netlink.link(1, up=True), "=BxHiII", (16, 5, (0, 0, 1, 1, 1), {})),
+        (
+            netlink.link(2, name="eth0", mtu=9000), "=BxHiII",
+            (16, 5, (0, 0, 2, 0, 0), {3: b"eth0\0", 4: number(9000)}),
+        ),
+        (
+            netlink.address(2, local="10.0.0.2", prefix=24, broadcast="10.0.0.255", label="eth0:1", metric=7), "=BBBBI",
+            (20, 0x605, (2, 24, 0, 0, 2), {
+                1: bytes([10, 0, 0, 2]), 2: bytes([10, 0, 0, 2]), 3: b"eth0:1\0", 4: bytes([10, 0, 0, 255]),
+                8: number(0), 9: number(7),
+            }),
+        ),
+        (
+            netlink.address(2, local="10.0.0.2", prefix=32, peer="10.0.0.1", scope=253), "=BBBBI",
+            (20, 0x605, (2, 32, 0, 253, 2), {1: bytes([10, 0, 0, 1]), 2: bytes([10, 0, 0, 2]), 8: number(0)}),
+        ),
+        (
+            netlink.address(2, local="fd77::2", prefix=64, flags=0x200), "=BBBBI",
+            (20, 0x605, (10, 64, 0, 0, 2), {1: V6, 2: V6, 8: number(0x202)}),
+        ),
+        (
+            netlink.route(2, family=4, to="", prefix=0, gateway="10.0.0.1", metric=5, protocol=3), "=8BI",
+            (24, 0x605, (2, 0, 0, 0, 254, 3, 0, 1, 0), {4: number(2), 5: bytes([10, 0, 0, 1]), 6: number(5)}),
+        ),
+        (
+            netlink.route(2, family=4, to="10.9.0.0", prefix=16, scope=253, source="10.0.0.2"), "=8BI",
+            (24, 0x605, (2, 16, 0, 0, 254, 0, 253, 1, 0), {
+                1: bytes([10, 9, 0, 0]), 4: number(2), 7: bytes([10, 0, 0, 2]),
+            }),
+        ),
+        (
+            netlink.route(2, family=6, to="", prefix=0, gateway="fe80::1", flags=4), "=8BI",
+            (24, 0x605, (10, 0, 0, 0, 254, 0, 0, 1, 4), {4: number(2), 5: LINK_LOCAL}),
+        ),
+        (  # IPv4 by way of an IPv6 gateway: RTA_VIA
+            netlink.route(2, family=4, to="", prefix=0, gateway="fe80::1", mtu=1400, mtu_locked=True), "=8BI",
+            (24, 0x605, (2, 0, 0, 0, 254, 0, 0, 1, 0), {
+                4: number(2), 18: struct.pack("=H", 10) + LINK_LOCAL,
+                8: struct.pack("=HHI", 8, 1, 4) + struct.pack("=HHI", 8, 2, 1400),
+            }),
+        ),
+        (
+            netlink.neighbour(2, to="10.0.0.1", mac="02:00:00:00:00:0a"), "=BxHiHBB",
+            (28, 0x405, (2, 0, 2, 0x80, 0, 0), {1: bytes([10, 0, 0, 1]), 2: bytes([2, 0, 0, 0, 0, 10])}),
+        ),
+        (netlink.no_ingress(3), "=BxHiIII", (37, 5, (0, 0, 3, 0xFFFF0000, 0xFFFFFFF1, 0), {})),
+        (netlink.no_filters(3), "=BxHiIII", (45, 5, (0, 0, 3, 0, 0xFFFFFFF2, 0x48570300), {})),
+    ],
+)  # fmt: skip
+def test_a_message_is_the_kernels(message: bytes, body: str, expected: object) -> None:
+    assert parts(message, body) == expected
+    assert len(message) % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"local": "10.0.0.300", "prefix": 24}, "10.0.0.300 is no address"),
+        ({"local": "fd77:::2", "prefix": 24}, "fd77:::2 is no address"),
+        ({"local": "10.0.0.2", "prefix": 33}, "a prefix of 33 of 32 bits"),
+        ({"local": "fd77::2", "prefix": -1}, "a prefix of -1 of 128 bits"),
+        ({"local": "10.0.0.2", "prefix": 24, "peer": "fd77::1"}, "fd77::1 is an address of another family"),
+    ],
+)
+def test_what_is_no_address_is_refused(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        netlink.address(2, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (-17, 17)])
+def test_the_kernels_verdict(code: int, expected: int) -> None:
+    assert netlink.verdict(struct.pack("=IHHIIi", 36, 2, 0, 1, 0, code) + bytes(16)) == expected
+
+
+@pytest.mark.parametrize("answer", [b"", bytes(19), struct.pack("=IHHIIi", 20, 16, 0, 1, 0, 0)])
+def test_an_answer_that_is_no_verdict(answer: bytes) -> None:
+    with pytest.raises(ValueError, match="answer of rtnetlink"):
+        netlink.verdict(answer)
+
+
+def test_a_kernel_says_no() -> None:
+    with pytest.raises(OSError, match="No such device"):
+        netlink.talk([netlink.link(2**31 - 1, up=True)])
