@@ -1,0 +1,124 @@
+"""What of a specification makes no sense wherever it is run, and what of mounts and names a guest is given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import ConfigError
+from hawse.oci.guest import Share, plan_guest
+from hawse.oci.load import load_bundle, load_process
+from hawse.oci.template import example
+from tests.support.bundles import write
+
+
+def planned(path: Path, spec: dict[str, Any], **options: Any) -> Any:
+    """The plan of a bundle with this specification."""
+    (path / "rootfs").mkdir(exist_ok=True)
+    write(str(path), spec)
+    return plan_guest(load_bundle(str(path)), container="c1", **options)
+
+
+def limit(kind: str, soft: int = 1, hard: int = 1) -> dict[str, Any]:
+    return {"type": kind, "soft": soft, "hard": hard}
+
+
+def without(kind: str) -> list[dict[str, str]]:
+    """The example's namespaces but for one."""
+    return [namespace for namespace in example()["linux"]["namespaces"] if namespace["type"] != kind]
+
+
+ALL = without("")
+MAPPING = [{"containerID": 0, "hostID": 1000, "size": 1}]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("process", {"rlimits": [limit("RLIMIT_FLY")]}, r"process\.rlimits\[0\]\.type: 'RLIMIT_FLY' is no resource"),
+        ("process", {"rlimits": [limit("NOFILE")]}, r"process\.rlimits\[0\]\.type: 'NOFILE' is no"),
+        ("process", {"rlimits": [limit("RLIMIT_AS"), limit("RLIMIT_AS")]}, r"rlimits\[1\]: RLIMIT_AS is there twice"),
+        ("process", {"rlimits": [limit("RLIMIT_AS", 5, 4)]}, r"rlimits\[0\]: RLIMIT_AS: soft 5 is above hard 4"),
+        ("linux", {"namespaces": [*ALL, {"type": "x"}]}, r"linux\.namespaces\[6\]\.type: 'x' is no kind of namespace"),
+        ("linux", {"namespaces": [*ALL, ALL[0]]}, r"linux\.namespaces\[6\]: the pid namespace is there twice"),
+        ("linux", {"namespaces": [*ALL, {"type": "time"}]}, r"linux\.namespaces\[6\]: .* makes no time namespace"),
+        ("linux", {"namespaces": without("mount")}, r"linux\.namespaces: none of type mount"),
+        ("linux", {"namespaces": without("uts")}, "hostname: the container has no uts namespace"),
+        ("linux", {"uidMappings": MAPPING}, r"linux\.uidMappings: the container has no user namespace"),
+        ("linux", {"gidMappings": MAPPING}, r"linux\.gidMappings: the container has no user namespace"),
+        ("linux", {"rootfsPropagation": "viral"}, r"linux\.rootfsPropagation: 'viral' is unknown"),
+        ("linux", {"resources": {"unified": {"io.max": "x"}}}, r"linux\.resources\.unified: 'io\.max' cannot be set"),
+        ("linux", {"resources": {"unified": {"memory.x/../y": "x"}}}, r"unified: 'memory\.x/\.\./y' cannot be set"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_named(tmp_path: Path, part: str, change: dict[str, Any], words: str) -> None:
+    spec = example()
+    spec[part] |= change
+    with pytest.raises(ConfigError, match=words) as caught:
+        planned(tmp_path, spec)
+    assert caught.value.hint
+
+
+def test_a_further_process_is_looked_at_as_the_first_is(tmp_path: Path) -> None:
+    write(str(tmp_path), {"args": ["a"], "cwd": "/", "rlimits": [limit("RLIMIT_AS", 2)]})
+    with pytest.raises(ConfigError, match=r"config\.json: rlimits\[0\]: RLIMIT_AS: soft 2 is above hard 1"):
+        load_process(f"{tmp_path}/config.json")
+    write(str(tmp_path), {"args": ["a"], "cwd": "/", "ioPriority": {"class": "IOPRIO_CLASS_RT"}})
+    with pytest.raises(ConfigError, match=r"config\.json: ioPriority: "):
+        load_process(f"{tmp_path}/config.json")
+
+
+@pytest.mark.parametrize("option", ["shared", "rshared", "unbindable", "runbindable", "idmap", "ridmap"])
+@pytest.mark.parametrize("kind", ["bind", "tmpfs"])
+def test_a_mounts_option_that_a_guest_cannot_have(tmp_path: Path, kind: str, option: str) -> None:
+    spec = example()
+    spec["mounts"].append({"destination": "/x", "type": kind, "source": "/", "options": [option]})
+    with pytest.raises(ConfigError, match=rf"mounts\[7\]\.options: {option}: "):
+        planned(tmp_path, spec)
+
+
+@pytest.mark.parametrize(
+    ("options", "readonly", "private", "recursive"),
+    [
+        (["rbind"], False, False, True),
+        (["bind"], False, False, False),
+        ([], False, False, True),
+        (["rbind", "rprivate", "ro"], True, True, True),
+        (["bind", "private", "rro"], True, True, False),
+        (["rbind", "rslave", "rw"], False, False, True),
+    ],
+)
+def test_what_the_host_mounts_below_a_share(
+    tmp_path: Path, options: list[str], readonly: bool, private: bool, recursive: bool
+) -> None:
+    spec = example()
+    spec["mounts"].append({"destination": "/x", "type": "bind", "source": str(tmp_path), "options": options})
+    share = planned(tmp_path, spec).shares[-1]
+    assert share == Share("mount7", str(tmp_path), True, readonly, private=private, recursive=recursive)
+
+
+def test_a_container_without_a_uts_namespace_sees_the_hosts_name(tmp_path: Path) -> None:
+    spec = example()
+    del spec["hostname"]
+    spec["linux"]["namespaces"] = without("uts")
+    plan = planned(tmp_path, spec, host="the-host")
+    assert plan.spec["hostname"] == "the-host"
+    assert {"type": "uts"} in plan.spec["linux"]["namespaces"]
+    assert planned(tmp_path, spec).spec["hostname"] == os.uname().nodename
+
+
+def test_the_name_of_a_domain_is_a_setting(tmp_path: Path) -> None:
+    spec = example() | {"domainname": "example.org"}
+    spec["linux"]["sysctl"] = {"kernel.shm_rmid_forced": "1"}
+    plan = planned(tmp_path, spec)
+    assert "domainname" not in plan.spec
+    assert plan.spec["linux"]["sysctl"] == {"kernel.domainname": "example.org", "kernel.shm_rmid_forced": "1"}
+
+
+def test_a_burst_is_a_file_of_the_cgroup(tmp_path: Path) -> None:
+    spec = example()
+    spec["linux"]["resources"]["cpu"] = {"quota": 100, "burst": 50}
+    assert planned(tmp_path, spec).spec["linux"]["resources"]["unified"] == {"cpu.max.burst": "50"}
