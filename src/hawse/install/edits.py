@@ -1,0 +1,203 @@
+"""What the configuration of an engine is to be so that the engine knows hawse: from text to text. Pure.
+
+What others have written stays as it is, comments and order too; where it is there already, nothing changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from hawse.errors import ConfigError
+
+#: containerd's tables of runtimes: those of configurations of version 2 and 3 (containerd docs/cri/config.md).
+_CONTAINERD = {
+    2: ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes"),
+    3: ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The runtime as an engine is to know it: its name, and the path of the program."""
+
+    name: str
+    program: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine's file, what is said when it has changed, and its two edits: text, "" for none, to text."""
+
+    path: str
+    advice: str
+    add: Callable[[str, Wanted], str]
+    remove: Callable[[str, Wanted], str]
+
+
+def add_podman(text: str, wanted: Wanted) -> str:
+    """A file of containers.conf.d (containers.conf(5), [engine.runtimes]), which is hawse's alone."""
+    document = _toml(text)
+    _table(document, ("engine", "runtimes"))[wanted.name] = [wanted.program]
+    return tomlkit.dumps(document)
+
+
+def remove_podman(text: str, wanted: Wanted) -> str:
+    """The same without it."""
+    return _without(text, ("engine", "runtimes"), wanted.name)
+
+
+def add_docker(text: str, wanted: Wanted) -> str:
+    """daemon.json (dockerd(8), "runtimes")."""
+    document = _json(text)
+    runtimes = document.setdefault("runtimes", {})
+    if not isinstance(runtimes, dict):
+        raise ConfigError('daemon.json: "runtimes" is no object', hint="make it one, {}")
+    if isinstance(runtimes.get(wanted.name), dict) and runtimes[wanted.name].get("path") == wanted.program:
+        return text
+    runtimes[wanted.name] = {"path": wanted.program}
+    return json.dumps(document, indent=4) + "\n"
+
+
+def remove_docker(text: str, wanted: Wanted) -> str:
+    """The same without it."""
+    document = _json(text)
+    if wanted.name not in document.get("runtimes", {}):
+        return text
+    del document["runtimes"][wanted.name]
+    if not document["runtimes"]:
+        del document["runtimes"]
+    return json.dumps(document, indent=4) + "\n" if document else ""
+
+
+def add_containerd(text: str, wanted: Wanted) -> str:
+    """config.toml: a handler of the CRI plugin. Not a file that it imports: until version 2 of containerd such a file
+    replaces all that the plugin is told elsewhere (containerd cmd/containerd/server/config, mergeConfig)."""
+    document = _toml(text)
+    if not text.strip():
+        document["version"] = 2
+    table = _table(document, _containerd_tables(document))
+    found = table.setdefault(wanted.name, tomlkit.table())
+    values: dict[str, Any] = {
+        "runtime_type": "io.containerd.runc.v2",
+        # A privileged container has the guest's devices, not the host's.
+        "privileged_without_host_devices": True,
+        "pod_annotations": ["hawse.*"],
+        "container_annotations": ["hawse.*"],
+    }
+    for key, value in values.items():
+        if found.get(key) != value:
+            found[key] = value
+    options = found.setdefault("options", tomlkit.table())
+    if options.get("BinaryName") != wanted.program:
+        options["BinaryName"] = wanted.program
+    return tomlkit.dumps(document)
+
+
+def remove_containerd(text: str, wanted: Wanted) -> str:
+    """The same without it."""
+    if not text.strip():
+        return text
+    left = _without(text, _containerd_tables(_toml(text)), wanted.name)
+    return "" if left.split() == ["version", "=", "2"] else left
+
+
+def add_crio(text: str, wanted: Wanted) -> str:
+    """A file of crio.conf.d (crio.conf(5)), which is hawse's alone."""
+    document = _toml(text)
+    runtime = _table(document, ("crio", "runtime"))
+    # The sandbox is the virtual machine. CRI-O makes none of its own accord (crio.conf(5), drop_infra_ctr).
+    runtime["drop_infra_ctr"] = False
+    _table(document, ("crio", "runtime", "runtimes"))[wanted.name] = {
+        "runtime_path": wanted.program,
+        "runtime_type": "oci",
+        "runtime_root": "/run/hawse",
+        "privileged_without_host_devices": True,
+        "allowed_annotations": ["hawse."],
+    }
+    return tomlkit.dumps(document)
+
+
+def remove_crio(text: str, wanted: Wanted) -> str:
+    """The same without it; the file goes with the last runtime in it."""
+    left = _without(text, ("crio", "runtime", "runtimes"), wanted.name)
+    kept = _toml(left).unwrap().get("crio", {}).get("runtime", {})
+    return "" if kept in ({}, {"drop_infra_ctr": False}) else left
+
+
+ENGINES = {
+    "podman": Engine("/etc/containers/containers.conf.d/hawse.conf", "", add_podman, remove_podman),
+    "docker": Engine(
+        "/etc/docker/daemon.json", "have dockerd read it: systemctl reload docker", add_docker, remove_docker
+    ),
+    "containerd": Engine(
+        "/etc/containerd/config.toml", "have containerd read it: systemctl restart containerd", add_containerd,
+        remove_containerd,
+    ),
+    "crio": Engine(
+        "/etc/crio/crio.conf.d/50-hawse.conf", "have CRI-O read it: systemctl restart crio", add_crio, remove_crio
+    ),
+}  # fmt: skip
+
+
+def _containerd_tables(document: tomlkit.TOMLDocument) -> tuple[str, ...]:
+    version = document.get("version", 1)
+    if version not in _CONTAINERD:
+        raise ConfigError(
+            f"config.toml: version {version} is not known", hint="`containerd config migrate` writes one of version 2"
+        )
+    return _CONTAINERD[version]
+
+
+def _table(document: MutableMapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The table at a path, made where it is not there."""
+    found: Any = document
+    for index, key in enumerate(path):
+        if key not in found:
+            # One that has nothing but other tables needs no header of its own.
+            found[key] = tomlkit.table(is_super_table=index < len(path) - 1)
+        found = found[key]
+        if not isinstance(found, MutableMapping):
+            raise ConfigError(f"{'.'.join(path[: index + 1])} is no table", hint="make it one")
+    return found
+
+
+def _without(text: str, path: tuple[str, ...], name: str) -> str:
+    """The text without a key, and without the tables that are empty then."""
+    document = _toml(text)
+    tables: list[Any] = [document]
+    for key in path:
+        if key not in tables[-1]:
+            return text
+        tables.append(tables[-1][key])
+    if name not in tables[-1]:
+        return text
+    del tables[-1][name]
+    for parent, key in zip(reversed(tables[:-1]), reversed(path), strict=True):
+        if parent[key]:
+            break
+        del parent[key]
+    left = tomlkit.dumps(document).strip("\n")
+    return f"{left}\n" if left else ""
+
+
+def _toml(text: str) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(text)
+    except TOMLKitError as error:
+        raise ConfigError(f"not TOML: {error}", hint="the engine cannot read it either: correct it first") from None
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}", hint="the engine cannot read it either: correct it first") from None
+    if not isinstance(document, dict):
+        raise ConfigError("daemon.json is no object", hint="make it one, {}")
+    return document

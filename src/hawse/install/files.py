@@ -1,0 +1,39 @@
+"""Reading and writing an engine's configuration."""
+
+from __future__ import annotations
+
+import os
+
+from hawse.errors import ConfigError, HostError
+
+_MAX = 4 * 1024 * 1024
+
+
+def read(path: str) -> str:
+    """The file's text, "" where there is none. Raises :class:`ConfigError`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(_MAX)
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+
+
+def write(path: str, text: str) -> None:
+    """Have the file with this text, whole or not at all, and no file for "". Raises :class:`HostError`."""
+    try:
+        if not text:
+            os.unlink(path)
+            return
+        target = os.path.realpath(path)  # a link stays one
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = f"{target}.hawse-new"
+        mode = os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o644
+        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(text)
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.rename(temporary, target)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", hint="run it as root") from None
