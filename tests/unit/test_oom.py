@@ -1,0 +1,91 @@
+"""Telling a host's cgroup of a kill for memory in the guest: where that can be, and before what."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.oci.cgroups import CgroupPlan
+from hawse.sandbox.cgroups import HostCgroup
+from hawse.sandbox.oom import unfit
+from hawse.sandbox.processes import Processes
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"memory.events": "", "cgroup.type": "domain\n"}, ""),
+        ({"memory.events": "", "cgroup.type": "domain threaded\n"}, "it is no domain"),
+        ({"memory.events": "", "cgroup.type": "domain\n", "below/cgroup.type": ""}, "it has children"),
+        ({"cgroup.type": "domain\n"}, "it has no memory controller of version 2"),
+        ({"memory.oom_control": "", "memory.limit_in_bytes": ""}, "it has no memory controller of version 2"),
+    ],
+)
+def test_a_cgroup_that_cannot_be_told_is_left_alone(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+    cgroup, state = tmp_path / "cgroup", tmp_path / "state"
+    state.mkdir()
+    (state / "cgroups").write_text(f"{cgroup}\n{tmp_path}/gone\n")
+    for name, text in files.items():
+        (cgroup / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroup / name).write_text(text)
+    assert unfit(str(cgroup)) == reason
+    before = sorted(cgroup.rglob("*"))
+    if reason:
+        HostCgroup(CgroupPlan(path="/c1"), str(state)).record_oom()
+        assert sorted(cgroup.rglob("*")) == before
+
+
+class Link:
+    """As far as it is asked here."""
+
+    on_exit: Any = None
+
+    def route(self, _number: int, _proxy: object) -> None: ...
+    def forget(self, _number: int) -> None: ...
+    async def call(self, *_: object, **__: object) -> None: ...
+
+
+class Proxy:
+    """One that says how it ended."""
+
+    size = None
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    async def serve(self, *_: object, **__: object) -> None: ...
+
+    def exit(self, code: int) -> None:
+        self._said.append(f"exit {code}")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
+    async def live() -> list[str]:
+        said: list[str] = []
+        link, processes, gate = Link(), Processes(seconds=1), asyncio.Event()
+        anything: Any = link
+        processes.begin(anything)
+        proxies: list[Any] = [Proxy(said), Proxy(said)]
+        for name, proxy in zip(("c1", "c2"), proxies, strict=True):
+            await processes.launch(name, proxy, "create", {}, ended=lambda: said.append("ended"))
+
+        async def record() -> None:
+            await gate.wait()
+            said.append("recorded")
+            if fails:
+                raise OSError
+
+        processes.hold("c1", record())
+        link.on_exit(1, 137)
+        link.on_exit(2, 3)
+        assert said == ["ended", "exit 3"], "another container's end waits for nothing"
+        gate.set()
+        while len(said) < 5:
+            await asyncio.sleep(0)
+        return said[2:]
+
+    assert asyncio.run(live()) == ["recorded", "ended", "exit 137"]
