@@ -40,6 +40,7 @@ VERBS = {
     "timeline": "timeline",
     "bind": "bind",
     "unbind": "unbind",
+    "install": "install",
 }
 
 

@@ -21,6 +21,8 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     accel: str = "auto"  # auto | kvm | tcg
     memory_mib: int = 1024
     cpus: int = 2
+    hugepages: str = ""  # "" | 2MB | 1GB: of the host, for the machine's memory
+    guest_hugepages: str = ""  # 2MB:512,1GB:2
     kernel_append: str = ""
     boot_seconds: float = 0
     device_seconds: float = 0
@@ -69,7 +71,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg")},
+    "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg"), "hugepages": ("", "2MB", "1GB")},
     "devices": {
         "plug": ("hot", "cold"),
         "mode": ("vfio", "guest-kernel"),

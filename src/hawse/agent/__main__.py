@@ -35,11 +35,13 @@ def _serve_guest() -> None:
 
         modules = Modules()
         linked = modules.begin(boot.LINK_MODULES)
+        from hawse.agent.network import raise_loopback
         from hawse.agent.reaper import Reaper
         from hawse.agent.server import Server
         from hawse.agent.uevents import Uevents
         from hawse.link.blocking import Port
 
+    raise_loopback()
     uevents = Uevents()
     uevents.start()
     with trace.span("link opened"):

@@ -73,16 +73,27 @@ class Container:
         self._crun = crun
         self.processes: dict[int, Process] = {}
         self._rules: list[dict[str, Any]] = []
+        self._oom_score_adj = 0
+        self._hooked = False
         self.cgroup = Cgroup(f"hawse/{name}")
 
     def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`."""
         process = spec["process"]
-        self._rules = spec.get("linux", {}).get("resources", {}).get("devices") or []
-        if self._prepared is not None:
-            return self._use(self._prepared, spec, stdio)
-        _write_json(f"{self._directory}/config.json", spec)
-        return self._launch(self._init, process, stdio, "create", f"--bundle={self._directory}")
+        self._oom_score_adj = process.get("oomScoreAdj") or 0
+        resources = spec.get("linux", {}).get("resources") or {}
+        self._rules = resources.get("devices") or []
+        self._hooked = bool(spec.get("hooks"))
+        try:
+            if self._prepared is not None:
+                return self._use(self._prepared, spec, stdio)
+            _write_json(f"{self._directory}/config.json", spec)
+            return self._launch(self._init, process, stdio, "create", f"--bundle={self._directory}")
+        except VmError as error:
+            for name in resources.get("unified") or ():
+                if f"`{name}`" in error.message:  # crun names the cgroup's file, and not the field
+                    error.message = f"linux.resources.unified: {error.message}"
+            raise
 
     def start(self) -> None:
         """Let the first process execute its program."""
@@ -92,7 +103,11 @@ class Container:
         if not process.pid:
             raise StateError(f"cannot start container {self.name}: it has ended")
         with trace.span("started"):
+            before = _program(process.pid)
             self._crun.start(self._crun_name)
+            # Its own hooks run first; those of the host after it are for a program that runs (runtime.md, lifecycle).
+            while self._hooked and process.pid and before and _program(process.pid) == before:
+                time.sleep(0.005)
         self.started = True
 
     def execute(self, number: int, process: dict[str, Any], stdio: Stdio) -> Process:
@@ -203,14 +218,19 @@ class Container:
     def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:
         pid_file = f"{self._directory}/pid-{number}"
         arguments = [verb, f"--pid-file={pid_file}", *options]
-        command = process["args"][0]
+        # runc gives an exec the container's value too (libcontainer/container_linux.go, bootstrapData()), crun none.
+        run: dict[str, Any] = {
+            "command": process["args"][0],
+            "log": f"log-{number}",
+            "oom_score_adj": self._oom_score_adj,
+        }
         launched = Process(number, stdio)
         try:
             if process.get("terminal"):
                 with ConsoleSocket(f"{self._directory}/console-{number}") as console:
                     arguments.append(f"--console-socket={console.path}")
                     with trace.span(f"crun {verb}"):
-                        self._crun.run(*arguments, self._crun_name, command=command, log=f"log-{number}")
+                        self._crun.run(*arguments, self._crun_name, **run)
                     stdio.attach_terminal(console.receive())
                 size = process.get("consoleSize")
                 if size:
@@ -220,9 +240,7 @@ class Container:
                 try:
                     pipes.give_to(**owner(process))
                     with trace.span(f"crun {verb}"):
-                        self._crun.run(
-                            *arguments, self._crun_name, descriptors=pipes.theirs, command=command, log=f"log-{number}"
-                        )  # fmt: skip
+                        self._crun.run(*arguments, self._crun_name, descriptors=pipes.theirs, **run)
                     pipes.handed_on()
                     stdio.attach_pipes(pipes)
                 finally:
@@ -265,6 +283,14 @@ class ConsoleSocket:
             raise VmError("crun sent no terminal")
         os.set_inheritable(fds[0], False)
         return fds[0]
+
+
+def _program(pid: int) -> str:
+    """What a process executes (proc(5), exe); "" when it has ended."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def _write_json(path: str, value: object) -> None:

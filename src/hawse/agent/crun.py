@@ -25,17 +25,25 @@ class Crun:
         self._globals = [program, f"--root={root}", "--cgroup-manager=cgroupfs", "--log-format=json"]
 
     def run(
-        self, *arguments: str, descriptors: dict[int, int] | None = None, command: str = "", log: str = "log"
+        self,
+        *arguments: str,
+        descriptors: dict[int, int] | None = None,
+        command: str = "",
+        log: str = "log",
+        oom_score_adj: int = 0,
     ) -> None:
-        """Carry out one command; ``descriptors`` are the child's fds, which ``create`` and ``exec`` hand on.
+        """Carry out one command; ``descriptors`` are the child's fds, which ``create`` and ``exec`` hand on, as they
+        do ``oom_score_adj``.
 
         Raises :class:`CommandError` when ``command``, the program to execute inside, is what failed, else
         :class:`VmError` with crun's own words.
         """
-        pid = self.begin(*arguments, descriptors=descriptors, log=log)
+        pid = self.begin(*arguments, descriptors=descriptors, log=log, oom_score_adj=oom_score_adj)
         self.finish(pid, verb=arguments[0], command=command, log=log)
 
-    def begin(self, *arguments: str, descriptors: dict[int, int] | None = None, log: str = "log") -> int:
+    def begin(
+        self, *arguments: str, descriptors: dict[int, int] | None = None, log: str = "log", oom_score_adj: int = 0
+    ) -> int:
         """Start a command; its pid."""
         with open("/dev/null", "r+b") as null:
             fds = {0: null.fileno(), 1: null.fileno(), 2: null.fileno()} | (descriptors or {})
@@ -43,6 +51,7 @@ class Crun:
                 [*self._globals, f"--log=file:{self._directory}/{log}", *arguments],
                 environment=_ENVIRONMENT,
                 descriptors=fds,
+                oom_score_adj=oom_score_adj,
             )
 
     def finish(self, pid: int, *, verb: str, command: str = "", log: str = "log") -> None:
@@ -92,7 +101,7 @@ def read_log(path: str) -> str:
 
 def explain(message: str, *, verb: str, command: str) -> HawseError:
     """crun's words as an error. Docker and Podman map two phrases of it to the exit codes 127 and 126."""
-    about_the_program = re.search(r"executable|exec(ve)?[ `(]|execv", message)
+    about_the_program = re.search(r"executable|exec(ve)?[ `(]|execv|is not a regular file", message)
     if about_the_program and re.search(r"not found|no such file", message, re.IGNORECASE):
         return CommandError(
             f'exec: "{command}": executable file not found in $PATH, or no such file or directory',

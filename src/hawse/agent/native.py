@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+from hawse import netlink
 from hawse.agent import hardware, trace
 from hawse.agent.modules import Modules
 from hawse.agent.uevents import Uevents
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _STORAGE, _NETWORK = 0x01, 0x02
 #: Namespaces of an NVMe controller are scanned for after its driver has bound; one may have none.
 _SCAN_SECONDS = 30.0
+_HEADER_TYPE, _MULTIFUNCTION = 0x0E, 0x80  # PCI Local Bus 3.0, section 6.2.1
+_MAX_NAME = 16  # IFNAMSIZ, with the end's byte
 
 
 def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float, root: str = "") -> Answer:
@@ -57,6 +60,8 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
         ready = lambda: any(node[1] == "b" for node in nodes(device))  # noqa: E731
     if ready is not None:
         uevents.wait_until(ready, deadline=min(deadline, time.monotonic() + _SCAN_SECONDS))
+    if kind == _NETWORK:
+        _rename(address, device)
     return {
         "driver": sysfs.driver(address, root=root),
         "interfaces": interfaces(device),
@@ -83,6 +88,29 @@ def matching(alias: str, table: str) -> list[str]:
 def interfaces(device: str) -> list[str]:
     """The network interfaces of a function."""
     return sorted(os.listdir(f"{device}/net")) if os.path.isdir(f"{device}/net") else []
+
+
+def interface_name(address: str, port: int, *, multifunction: bool = False) -> str:
+    """By the function's address, as systemd names them (systemd.net-naming-scheme(7)), "enp2s0" say.
+
+    The kernel's own names, eth0 and on, are those that engines give their interfaces.
+    """
+    domain, bus, rest = address.split(":")
+    slot, function = (int(number, 16) for number in rest.split("."))
+    name = f"P{int(domain, 16)}" if int(domain, 16) else ""
+    name += f"p{int(bus, 16)}s{slot}"
+    return f"en{name}{f'f{function}' if function or multifunction else ''}{f'd{port}' if port else ''}"
+
+
+def _rename(address: str, device: str) -> None:
+    with open(f"{device}/config", "rb") as file:
+        header = file.read(_HEADER_TYPE + 1)
+    multifunction = bool(header[_HEADER_TYPE:] and header[_HEADER_TYPE] & _MULTIFUNCTION)
+    for name in interfaces(device):
+        with open(f"{device}/net/{name}/ifindex") as index, open(f"{device}/net/{name}/dev_port") as port:
+            wanted = interface_name(address, int(port.read()), multifunction=multifunction)
+            if len(wanted) < _MAX_NAME:
+                netlink.talk([netlink.link(int(index.read()), name=wanted)])
 
 
 def nodes(device: str) -> list[list[Any]]:

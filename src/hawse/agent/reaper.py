@@ -28,13 +28,28 @@ class Reaper:
         environment: Mapping[str, str],
         descriptors: Mapping[int, int] | None = None,
         new_session: bool = False,
+        oom_score_adj: int = 0,
     ) -> int:
-        """Start ``argv[0]``, an absolute path, with ``{child's fd: our fd}`` in place; its pid."""
+        """Start ``argv[0]``, an absolute path, with ``{child's fd: our fd}`` in place; its pid.
+
+        ``oom_score_adj`` (proc(5)) is inherited: this process, which is never killed for memory, has it meanwhile.
+        """
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in (descriptors or {}).items()]
         with self._changed:
-            pid = os.posix_spawn(
-                argv[0], list(argv), dict(environment), file_actions=actions, setsid=new_session, setsigdef=range(1, 32)
-            )
+            if oom_score_adj:
+                _set_oom_score_adj(oom_score_adj)
+            try:
+                pid = os.posix_spawn(
+                    argv[0],
+                    list(argv),
+                    dict(environment),
+                    file_actions=actions,
+                    setsid=new_session,
+                    setsigdef=range(1, 32),
+                )
+            finally:
+                if oom_score_adj:
+                    _set_oom_score_adj(0)
             self._exits.pop(pid, None)  # an orphan that had the same number before
             self._changed.notify_all()
         return pid
@@ -63,3 +78,8 @@ class Reaper:
                 if len(self._exits) > _KEPT:  # orphans nobody asks for
                     del self._exits[next(iter(self._exits))]
                 self._changed.notify_all()
+
+
+def _set_oom_score_adj(value: int) -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(value))

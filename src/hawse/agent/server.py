@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hawse.agent import hardware, identity, processes, syscalls, trace
+from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
@@ -27,6 +27,8 @@ from hawse.link.frames import CALL, CREDIT, DATA, EOF
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from typing import Any
+
+    from hawse.agent.resolver import Resolver
 
 PROTOCOL = 1
 RUN = "/run/hawse"
@@ -57,6 +59,7 @@ class Server:
         self._stdio: dict[int, Stdio] = {}
         self._newest = 0
         self._prepared: Prepared | None = None
+        self._resolver: Resolver | None = None
         self._methods: dict[str, Callable[..., object]] = {
             "wake": identity.wake,
             "settle": self.settle,
@@ -64,7 +67,12 @@ class Server:
             "mount_share": self.mount_share,
             "bind_vfio": self.bind_vfio,
             "bind_native": self.bind_native,
+            "configure_network": self.configure_network,
+            "set_sysctls": self.set_sysctls,
+            "serve_names": self.serve_names,
+            "answer_name": self.answer_name,
             "reserve_hugepages": self.reserve_hugepages,
+            "share_hugepages": self.share_hugepages,
             "share_memory": self.share_memory,
             "create": self.create,
             "start": self.start,
@@ -104,7 +112,7 @@ class Server:
 
     def settle(self) -> None:
         """Be ready to be saved as a template: everything loaded that a container may need, nothing left to collect."""
-        for names in (*SHARE_MODULES.values(), VFIO_MODULES):
+        for names in (*SHARE_MODULES.values(), VFIO_MODULES, network.MODULES):
             self._load(names)
         if self._prepared is not None:
             self._prepared.settle()
@@ -126,7 +134,9 @@ class Server:
         target = f"{self._run}/share"
         os.makedirs(target, exist_ok=True)
         # cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
-        options = "trans=virtio,version=9p2000.L,cache=mmap,access=any,msize=512000" if kind == "9p" else ""
+        # directio, which Linux 6.1 passes over: from 6.8 on what was appended to a file on the host since its size was
+        # first asked for is read as zeros out of the page cache (zero_point, fs/netfs/buffered_read.c).
+        options = "trans=virtio,version=9p2000.L,cache=mmap,directio,access=any,msize=512000" if kind == "9p" else ""
         with trace.span("share mounted"):
             # The driver's link is there before its probe has found the share: until then there is none of that tag.
             def mounted() -> bool:
@@ -154,23 +164,35 @@ class Server:
         drivers = f"{self._run}/share/{container}/drivers"
         return native.bind_native(self._uevents, address, drivers=drivers, seconds=seconds)
 
+    def configure_network(self, *, interfaces: list[dict[str, Any]], seconds: float) -> None:
+        """Make interfaces what the host's are."""
+        self._load(network.MODULES)
+        network.configure(self._uevents, interfaces, seconds=seconds)
+
+    def set_sysctls(self, *, values: dict[str, str]) -> None:
+        """Make a container's settings of the network."""
+        network.set_sysctls(values)
+
+    def serve_names(self, *, servers: list[str]) -> None:
+        """Pass queries for these name servers on to the host."""
+        from hawse.agent.resolver import Resolver  # here, since most guests never need it
+
+        if self._resolver is None:
+            self._resolver = Resolver(lambda query: self._port.send(control.encode_event("query", query)))
+        self._resolver.serve(servers=servers)
+
+    def answer_name(self, *, number: int, message: str) -> None:
+        """The host's answer to a query."""
+        if self._resolver is not None:
+            self._resolver.answer(number=number, message=message)
+
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
-        """Make ``count`` more huge pages of ``kib`` KiB each."""
-        path = f"/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages"
-        if not os.path.exists(path):
-            raise VmError(f"the guest's CPU has no huge pages of {kib} KiB")
-        with open(path, "r+") as file:
-            before = int(file.read())
-            file.seek(0)
-            file.write(str(before + count))
-            file.flush()
-            file.seek(0)
-            got = int(file.read()) - before
-        if got < count:
-            raise VmError(
-                f"the guest could reserve {got} of {count} huge pages of {kib} KiB",
-                hint="give the virtual machine more memory: memory_mib in the section [vm] of the configuration",
-            )
+        """Have more huge pages, or fewer."""
+        hugepages.reserve(kib=kib, count=count)
+
+    def share_hugepages(self, *, name: str, kib: int, mode: int, uid: int, gid: int) -> None:
+        """Have a file system of huge pages for the containers that are bound to it."""
+        hugepages.share(name=name, kib=kib, mode=mode, uid=uid, gid=gid, run=self._run)
 
     def share_memory(self, *, name: str, size: int) -> None:
         """Have a file system of shared memory, of ``size`` bytes, for the containers that are bound to it."""
@@ -193,6 +215,7 @@ class Server:
         """
         for kind, other in joins.items():
             spec["linux"]["namespaces"].append({"type": kind, "path": self._find(other).namespace(kind)})
+        hugepages.drop_unknown_limits(spec)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)

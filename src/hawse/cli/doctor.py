@@ -14,6 +14,7 @@ from hawse.doctor.check import MISSING, Finding, is_ready
 from hawse.errors import HawseError
 from hawse.sandbox.state import Store
 from hawse.vfio import binding, bindings, memlock
+from hawse.vm.hugepages import KIB
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -66,7 +67,7 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
         host.vfio(root=root),
         host.groups(root=root),
         host.locked_memory(*memlock.read()),
-        host.hugepages(root=root),
+        host.hugepages(page_kib=KIB.get(config.vm.hugepages, 0), memory_mib=config.vm.memory_mib, root=root),
         machine.left_over(state)[0],
         machine.left_bound(state)[0],
     ]

@@ -10,7 +10,7 @@ from hawse.container.execute import execute
 from hawse.container.process import attend, check_descriptors, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
 from hawse.oci.load import load_bundle, load_process
-from hawse.oci.process import Changes, change, without_labels
+from hawse.oci.process import Changes, change
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -77,7 +77,7 @@ def _refuse(args: argparse.Namespace) -> None:
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    return without_labels(load_process(path)[0])
+    return load_process(path)[0]
 
 
 def _from_options(args: argparse.Namespace, bundle: str) -> dict[str, Any]:

@@ -30,8 +30,8 @@ FEATURES: dict[str, Any] = {
     "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
     "mountOptions": [
         "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "noatime", "nodev", "nodiratime",
-        "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ro", "rprivate", "rshared",
-        "rslave", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync", "tmpcopyup", "unbindable",
+        "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ro", "rprivate", "rro",
+        "rslave", "rw", "slave", "strictatime", "suid", "sync", "tmpcopyup",
     ],
     "linux": {
         "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],

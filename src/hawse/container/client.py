@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+class MonitorGoneError(StateError):
+    """The monitor has ended, or is about to."""
+
+
 def connect(store: Store) -> socket.socket:
     """A connection to the monitor. Raises :class:`StateError` in runc's words when there is none."""
     try:
         return sockets.connect(store.path, "monitor.sock")
     except OSError:
         store.read()  # raises where there is no such container at all
-        raise StateError(f"container not running: {store.name}") from None
+        raise MonitorGoneError(f"container not running: {store.name}") from None
 
 
 def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool = False) -> object:
@@ -47,5 +51,7 @@ def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool =
             if not answered:
                 raise
         if not answered:
-            raise StateError(f"container not running: {store.name}: its monitor ended before it answered {method}")
+            raise MonitorGoneError(
+                f"container not running: {store.name}: its monitor ended before it answered {method}"
+            )
         return answer

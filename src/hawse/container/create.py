@@ -7,11 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hawse.container.client import call
-from hawse.container.delete import give_back
+from hawse.container.delete import remove
 from hawse.container.launch import MonitorProcess, ProxyProcess
-from hawse.container.process import check_console, start_proxy
+from hawse.container.process import check_console, start_first
 from hawse.errors import HawseError, StateError, VmError
-from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import Store
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
             terminal = bool(made.spec["process"].get("terminal"))
             check_console(terminal=terminal, detach=detach, console_socket=console_socket)
             monitor.send(made.encode())
-            proxy = start_proxy(store, "init", made.spec["process"], console_socket=console_socket)
+            proxy = start_first(store, "init", made, console_socket=console_socket)
             if made.hooks:
                 # Here, since the plan has loaded what it takes.
                 from hawse.container.hooks import Hooked
@@ -76,17 +75,15 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
         take_back(store, error, hooked)
         raise
     except BaseException:
-        release(store.path)
-        store.remove()
+        remove(store)
         raise
 
 
 def take_back(store: Store, error: HawseError, hooked: Hooked | None) -> None:
     """Leave nothing of a container that could not be made; what fails of that too is added to the error."""
-    left = release(store.path)
-    store.remove()
+    left: list[str] = []
     try:
-        give_back(store)
+        left = remove(store)
     except HawseError as failure:
         error.message += f"; and then {failure.message}"
         error.hint = f"{error.hint}; {failure.hint}" if error.hint else failure.hint

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from hawse.container.client import call
+from hawse.container.client import MonitorGoneError, call
 from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store, alive, start_time
@@ -37,15 +37,18 @@ def delete(store: Store, *, force: bool) -> list[str]:
     if store.monitor_lives():
         try:
             call(store, "delete", {}, until_end=True)
+        except MonitorGoneError:
+            if store.has_joined:
+                _await_end_of_others(store)
+        except NotFoundError:
+            pass  # a deletion before this one came as far
         except HawseError as error:
-            # A sandbox was ending already, or is stuck: what counts is the lock.
-            if store.has_joined and store.monitor_lives() and not isinstance(error, NotFoundError):
+            # A sandbox that is stuck is ended below: what counts is the lock.
+            if store.has_joined and store.monitor_lives():
                 stays = error
         if not store.has_joined:
             _await_monitor(store, state.get("monitorPid", 0))
-    left = release(store.path)
-    store.remove()
-    give_back(store)
+    left = remove(store)
     # One that is still being created is its creator's to undo, hooks and all.
     warnings = [*left, *(_run_hooks(state) if state["status"] != CREATING else ())]
     if stays is not None:
@@ -65,7 +68,25 @@ def _run_hooks(state: State) -> list[str]:
     return run_all("poststop", hooks, about(state, STOPPED, 0))
 
 
-def give_back(store: Store) -> None:
+def remove(store: Store) -> list[str]:
+    """Remove what is left of a container without a monitor: cgroups, on interfaces and functions of the host, on disk.
+
+    What to warn of. Raises :class:`HawseError` for what cannot be undone; it stays on record.
+    """
+    left = release(store.path)
+    try:
+        if os.path.exists(f"{store.path}/network"):
+            # Here, since a monitor that could end by itself has left none.
+            from hawse.sandbox import redirects
+
+            redirects.release(store.path)
+        store.remove()
+    finally:
+        _give_back(store)
+    return left
+
+
+def _give_back(store: Store) -> None:
     """Give functions of the host that a monitor has bound, and could not give back itself, to their drivers.
 
     Raises :class:`HawseError` for those that cannot be given back; they stay on record.
@@ -79,6 +100,13 @@ def give_back(store: Store) -> None:
     records = bindings.of_owner(directory, store.name)
     if records:
         binding.give_back(records, directory=directory)
+
+
+def _await_end_of_others(store: Store) -> None:
+    """Wait for the end of a sandbox that is ending, for a while: it is its other containers' too."""
+    deadline = time.monotonic() + _SECONDS
+    while store.monitor_lives() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _await_monitor(store: Store, pid: int) -> None:

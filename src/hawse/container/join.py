@@ -10,10 +10,11 @@ import msgspec
 
 from hawse.container.client import call
 from hawse.container.create import Created, take_back
+from hawse.container.delete import remove
 from hawse.container.hooks import Hooked
-from hawse.container.process import check_console, start_proxy
-from hawse.errors import HawseError, StateError
-from hawse.sandbox.cgroups import release
+from hawse.container.process import check_console, start_first
+from hawse.errors import ConfigError, HawseError, StateError
+from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.share import open_trees
 from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.vm.ports import Port
@@ -41,6 +42,7 @@ def join(
     try:
         # By the container's own name from here on: its directory has links to the sandbox's socket and lock.
         made = make_plan(msgspec.convert(call(store, "ports", {}), list[Port]))
+        _check_network(first, made.network)
         hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))
         check_console(terminal=terminal, detach=detach, console_socket=console_socket)
@@ -49,7 +51,7 @@ def join(
         try:
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
             key = f"init-{os.urandom(16).hex()}"
-            proxy = start_proxy(store, key, made.spec["process"], console_socket=console_socket)
+            proxy = start_first(store, key, made, console_socket=console_socket)
             if hooked.creates:
                 hooked.before(pid=proxy.pid, monitor=first.read()["monitorPid"])
             notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})
@@ -64,11 +66,25 @@ def join(
         take_back(store, error, hooked)
         raise
     except BaseException:
-        release(store.path)
-        store.remove()
+        remove(store)
         raise
     lines = notes if isinstance(notes, list) else []
     return Created(store, None, proxy, notes=[(str(level), str(text)) for level, text in lines], terminal=terminal)
+
+
+def _check_network(first: Store, path: str) -> None:
+    """Raise :class:`ConfigError` for a network that is not the sandbox's: its machine has no other."""
+    if not path:
+        return
+    namespace = namespaces.open_path(path)
+    try:
+        if not redirects.is_of(first.path, namespace):
+            raise ConfigError(
+                f"{namespaces.FIELD}.path: {path}: not the network of sandbox {first.name}, which the container joins",
+                hint="the containers of a pod have the pod's network, or each a new one: leave the path out",
+            )
+    finally:
+        os.close(namespace)
 
 
 def _check(first: Store) -> None:

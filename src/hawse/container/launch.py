@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 
 import hawse
-from hawse.errors import VmError, from_wire
+from hawse.container.view import ChildrenApart
+from hawse.errors import HostError, VmError, from_wire
 from hawse.sandbox import sockets
 from hawse.sandbox.state import Store
 
@@ -84,13 +86,32 @@ class MonitorProcess:
         self._process.returncode = 0  # not this process's to wait for: Popen would warn about it
 
 
+@dataclass(frozen=True)
+class Namespaces:
+    """Where programs of the host find the container at the pid that the engine is told.
+
+    ``network`` is the path of its network namespace, "" for a new one: engines put interfaces there. ``view`` is
+    :func:`hawse.container.view.encode`'s descriptor.
+    """
+
+    network: str
+    view: int
+
+
 class ProxyProcess:
     """A proxy that waits for its process, as the parent of nothing and the child of whoever adopts orphans."""
 
     def __init__(
-        self, store: Store, key: str, *, stdio: Sequence[int] = (0, 1, 2), terminal: bool, command: Sequence[str]
+        self,
+        store: Store,
+        key: str,
+        *,
+        stdio: Sequence[int] = (0, 1, 2),
+        terminal: bool,
+        command: Sequence[str],
+        namespaces: Namespaces | None = None,
     ) -> None:
-        """``command``: what ps shows beside the container's name."""
+        """Start it; ``command`` is what ps shows beside the container's name."""
         program = (
             f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
@@ -99,16 +120,25 @@ class ProxyProcess:
         name = f"{store.name}/{key}"
         # It connects itself: the kernel then tells the monitor its pid.
         fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        view = -1 if namespaces is None else namespaces.view
+        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), title]
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, str(fd), name, "terminal" if terminal else "pipes", title],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=(fd,),
-                start_new_session=True,
-                cwd="/",
-            )
+            with nullcontext() if namespaces is None else ChildrenApart():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", program, *words],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=(fd,) if view < 0 else (fd, view),
+                    start_new_session=True,
+                    cwd="/",
+                    preexec_fn=None if namespaces is None else _mover(namespaces.network),
+                )
+        except (subprocess.SubprocessError, PermissionError):
+            raise HostError(
+                "the container's process cannot be put into its namespaces on the host",
+                hint="hawse needs root, with CAP_SYS_ADMIN",
+            ) from None
         finally:
             os.close(fd)
 
@@ -135,6 +165,19 @@ class ProxyProcess:
     def let_go(self) -> None:
         """Leave it to who adopts orphans."""
         self._process.returncode = 0
+
+
+def _mover(network: str) -> Callable[[], None]:
+    """What a new process does first to be in that namespace."""
+    from hawse.sandbox import namespaces
+
+    def move() -> None:
+        if network:
+            namespaces.enter(os.open(network, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            namespaces.leave()
+
+    return move
 
 
 FORWARDED = tuple(

@@ -11,8 +11,8 @@ from hawse.errors import ConfigError
 
 PREFIX = "hawse."
 VF_TOKEN, KEEP_ADDRESSES, MANAGED = "hawse.vf-token", "hawse.keep-addresses", "hawse.managed"
-DEVICES, MODE = "hawse.devices", "hawse.device-mode"
-KNOWN = (DEVICES, KEEP_ADDRESSES, MANAGED, MODE, VF_TOKEN)
+DEVICES, MODE, HUGEPAGES = "hawse.devices", "hawse.device-mode", "hawse.hugepages"
+KNOWN = (DEVICES, HUGEPAGES, KEEP_ADDRESSES, MANAGED, MODE, VF_TOKEN)
 #: What becomes of a device in the guest: a VFIO group, or one of the guest kernel's own.
 VFIO, GUEST_KERNEL = "vfio", "guest-kernel"
 MODES = (VFIO, GUEST_KERNEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hawse.config import Config
+from hawse.container import hugepages as pages
 from hawse.container.backend import by_file
 from hawse.container.devices import (
     add_named,
@@ -30,12 +32,12 @@ from hawse.oci.cgroups import CgroupPlan, plan_cgroup
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role
-from hawse.sandbox import plan
+from hawse.sandbox import namespaces, plan
 from hawse.sandbox.steps import COMMAND, process_start
 from hawse.vfio.devices import Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm import accel, capabilities, image, template, virtiofsd
+from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
 from hawse.vm.ports import Port, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
@@ -69,6 +71,8 @@ def plan_sandbox(
     plugs = plug_steps(groups, ports.slots, owner=name, options=options, by_file=wanted.by_file)
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
+    if machine.page_kib:
+        pages.check_cgroups(_cgroup(bundle, systemd=systemd).path, machine.memory_mib, machine.page_kib)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
@@ -78,6 +82,7 @@ def plan_sandbox(
         **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd),
         machine=machine,
         ports=list(ports.ports),
+        network_port=ports.network,
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
         timeline=timeline,
     )
@@ -106,7 +111,7 @@ def plan_container(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a specification asks for."""
+    """What a specification asks for. ``room``: the huge pages that a machine made for it must have room for."""
 
     guest: GuestPlan
     request: Request
@@ -114,12 +119,16 @@ class _Wanted:
     role: str
     native: dict[int, dict[str, int]]
     by_file: frozenset[int]
+    hugepages: tuple[tuple[int, int], ...]
+    room: tuple[tuple[int, int], ...]
 
 
 def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
     annotations = bundle.spec.annotations or {}
-    role, _ = read_role(annotations)
+    role, _ = read_role(annotations, bundle.spec.process.args if bundle.spec.process else ())
     guest = plan_guest(bundle, container=name, role=role)
+    if guest.network:
+        os.close(namespaces.open_path(guest.network))
     linux = bundle.spec.linux
     emulated = read_table(config.emulated)
     options = device_options(config, annotations)
@@ -131,7 +140,9 @@ def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
         request, native = take_out(request, guest.spec)
     for warning in [*fallbacks, *check_host(request.groups, options)]:
         log.warning(warning)
-    return _Wanted(guest, request, options, role, native, files)
+    said = pages.wanted(guest, config, annotations)
+    huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
+    return _Wanted(guest, request, options, role, native, files, huge, pages.room(said, huge, role=role))
 
 
 def _container(
@@ -148,7 +159,17 @@ def _container(
     for step in plugs:
         log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
     guest = wanted.guest
-    shares = [plan.Share(name=s.name, source=s.source, is_dir=s.is_dir, readonly=s.readonly) for s in guest.shares]
+    shares = [
+        plan.Share(
+            name=s.name,
+            source=s.source,
+            is_dir=s.is_dir,
+            readonly=s.readonly,
+            private=s.private,
+            recursive=s.recursive,
+        )
+        for s in guest.shares
+    ]
     if wanted.native:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
         shares.append(drivers(found.drivers))
@@ -165,10 +186,15 @@ def _container(
         "shares": shares,
         "plugs": plugs,
         "nodes": node_requests(wanted.request, plugs),
-        "hugepages": list(guest.hugepages),
+        "hugepages": list(wanted.hugepages),
+        "hugetlbfs": [
+            plan.Hugetlbfs(name=name, kib=fs.kib, mode=fs.mode, uid=fs.uid, gid=fs.gid) for name, fs in guest.hugetlbfs
+        ],
         "memory": list(guest.memory),
         "binds": to_bind(wanted.request.groups, wanted.options),
         "joins": guest.joins,
+        "network": guest.network,
+        "sysctls": guest.sysctls,
         "native": wanted.native,
         "hooks": guest.hooks,
         "cgroup": _cgroup(bundle, systemd=systemd),
@@ -188,7 +214,7 @@ def _limits(bundle: Bundle, wanted: _Wanted) -> Limits:
     cpu = resources.cpu if resources else None
     return Limits(
         memory=pod.memory or (memory.limit or 0 if memory else 0),
-        hugepages=sum(kib * 1024 * count for kib, count in wanted.guest.hugepages),
+        hugepages=wanted.room,
         quota=pod.quota or (cpu.quota or 0 if cpu else 0),
         period=pod.period if pod.quota else (cpu.period or pod.period if cpu else pod.period),
     )
@@ -213,6 +239,10 @@ def plan_machine(
     Raises ConfigError, HostError or ImageError.
     """
     memory_mib, cpus = size or (config.vm.memory_mib, config.vm.cpus)
+    page_kib = hugepages.KIB[config.vm.hugepages] if config.vm.hugepages else 0
+    memory_mib = hugepages.round_up(memory_mib, page_kib)
+    if page_kib:
+        hugepages.check(memory_mib, page_kib)
     ports = ports or plan_ports([shape(group) for group in groups])
     found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     can = ask_qemu(config)
@@ -233,6 +263,7 @@ def plan_machine(
         qemu=config.vm.qemu,
         accel=acceleration.name,
         memory_mib=memory_mib,
+        page_kib=page_kib,
         cpus=cpus,
         kernel=found.kernel,
         initrd=found.initrd,

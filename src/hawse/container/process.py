@@ -9,9 +9,14 @@ from types import FrameType
 from typing import Any
 
 from hawse.container.console import send_master
-from hawse.container.launch import FORWARDED, ProxyProcess
+from hawse.container.launch import FORWARDED, Namespaces, ProxyProcess
+from hawse.container.view import encode
 from hawse.errors import HostError, UsageError
+from hawse.oci.guest import GUEST_SHARE
+from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.state import Store
+
+_GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
 
 
 def check_console(*, terminal: bool, detach: bool, console_socket: str | None) -> None:
@@ -33,14 +38,50 @@ def check_descriptors(count: int) -> None:
         )
 
 
-def start_proxy(store: Store, key: str, process: Mapping[str, Any], *, console_socket: str | None) -> ProxyProcess:
+def start_first(store: Store, key: str, plan: ContainerPlan, *, console_socket: str | None) -> ProxyProcess:
+    """The proxy of a container's first process, in the container's network and among its files."""
+    readonly = bool(plan.spec["root"].get("readonly"))
+    view = encode(plan.rootfs, shown(plan), readonly=readonly, directory=plan.spec["process"]["cwd"])
+    try:
+        namespaces = Namespaces(plan.network, view)
+        return start_proxy(store, key, plan.spec["process"], console_socket=console_socket, namespaces=namespaces)
+    finally:
+        os.close(view)
+
+
+def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
+    """The mounts that :mod:`hawse.container.view` is to show, as it takes them. Pure."""
+    shares = {f"{GUEST_SHARE}/{plan.id}/{share.name}": share for share in plan.shares}
+    mounts = []
+    for mount in plan.spec.get("mounts") or ():
+        share = shares.get(mount.get("source") or "")
+        if share is not None:
+            found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
+        elif mount.get("type") in _GUESTS_OWN:
+            found = {"type": mount["type"]}
+        else:
+            continue
+        mounts.append({"destination": mount["destination"], **found})
+    return mounts
+
+
+def start_proxy(
+    store: Store,
+    key: str,
+    process: Mapping[str, Any],
+    *,
+    console_socket: str | None,
+    namespaces: Namespaces | None = None,
+) -> ProxyProcess:
     """A proxy with this process's stdio, or with a new terminal whose master went to ``console_socket``."""
-    command = process["args"]
+    command, terminal = process["args"], bool(process.get("terminal"))
     if not console_socket:
-        return ProxyProcess(store, key, terminal=bool(process.get("terminal")) and os.isatty(0), command=command)
+        on_terminal = terminal and os.isatty(0)
+        return ProxyProcess(store, key, terminal=on_terminal, command=command, namespaces=namespaces)
     slave = send_master(console_socket)
     try:
-        return ProxyProcess(store, key, stdio=(slave, slave, slave), terminal=True, command=command)
+        stdio = (slave, slave, slave)
+        return ProxyProcess(store, key, stdio=stdio, terminal=True, command=command, namespaces=namespaces)
     finally:
         os.close(slave)
 

@@ -4,14 +4,16 @@ It stands for that process on the host: its pid goes into the pid file, signals 
 stdin, stdout and stderr are the process's, and it exits with the process's code. Standard library only, and little of
 it: there is one proxy for each process.
 
-``hawse-proxy DIRECTORY KEY TERMINAL TITLE``: DIRECTORY is an inherited descriptor of the sandbox's directory. TITLE is
-what `ps` shows of it, since `docker top` runs the host's ps on the pids that it is told.
+``hawse-proxy DIRECTORY KEY TERMINAL VIEW TITLE``: DIRECTORY is an inherited descriptor of the sandbox's directory, VIEW
+one for :mod:`hawse.container.view`, or -1. TITLE is what `ps` shows of it, since `docker top` runs the host's ps on the
+pids that it is told.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -29,6 +31,8 @@ _STREAMS, _LOCAL = 4, 1
 _STDIN, _STDOUT, _STDERR = (_LOCAL * _STREAMS + n for n in range(3))
 #: The exit code when the sandbox ended before the process's own code was known.
 LOST = 255
+#: More than any memory that it has given back, so that malloc(3) maps it anew; one page of it is used.
+_MAPPED = 1024 * 1024
 
 
 def main() -> None:
@@ -47,6 +51,13 @@ def main() -> None:
     port = Port(connection.fileno())
     size = _size() if terminal else None
     params = {"key": key} | ({"rows": size[0], "columns": size[1]} if size else {})
+    if (view := int(sys.argv[4])) >= 0:
+        from hawse.container.view import enter  # here, since other processes than the first do without
+
+        try:
+            enter(view)
+        except OSError as error:
+            params["failure"] = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     port.send(control.encode_call(1, "proxy", params))
     stdin = Outgoing(port, _STDIN)
     outputs = {_STDOUT: Incoming(port, _STDOUT), _STDERR: Incoming(port, _STDERR)}
@@ -62,12 +73,18 @@ def main() -> None:
 
 
 def _serve(port: Port, stdin: Outgoing, outputs: dict[int, Incoming]) -> int:
+    charged = bytearray()
     try:
         for stream, kind, payload in port.frames():
             if kind == EVENT:
                 name, params = control.decode_event(payload)
                 if name == "exit":
                     return int(params["code"])
+                if name == "placed":
+                    # What it has taken so far was charged to the cgroup that it came from (cgroup-v1/memory.rst, 2.3),
+                    # and a container without any memory has no statistics for Kubernetes: so a page of a new mapping.
+                    charged = bytearray(_MAPPED)
+                    charged[_MAPPED // 2] = 1
             elif kind == CREDIT and stream == _STDIN:
                 stdin.grant(decode_credit(payload))
             elif kind == DATA and stream in outputs:
@@ -94,7 +111,7 @@ def _write(source: Incoming, fd: int) -> None:
         try:
             source.done(len(data))
         except LinkError:
-            return
+            pass  # the monitor has told all and is gone; what it told last is still here
     try:
         os.close(fd)
     except OSError:
@@ -164,8 +181,6 @@ def _size() -> tuple[int, int] | None:
 
 
 def _wait_writable(fd: int) -> None:
-    import select
-
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()

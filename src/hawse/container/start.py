@@ -14,11 +14,12 @@ def start(store: Store) -> list[str]:
         raise StateError(
             f"cannot start a container that has stopped: {store.name}", hint="delete it and create it anew"
         )
-    call(store, "start", {})
+    notes = call(store, "start", {})
+    warnings = [str(text) for level, text in notes if level == "warning"] if isinstance(notes, list) else []
     hooks = state.get("hooks", {}).get("poststart")
     if not hooks:
-        return []
+        return warnings
     from hawse.container.hooks import run_all
     from hawse.container.hooks import state as about
 
-    return run_all("poststart", hooks, about(state, "running", state["pid"]))
+    return [*warnings, *run_all("poststart", hooks, about(state, "running", state["pid"]))]

@@ -6,6 +6,7 @@ import os
 
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.vfio import inventory, memlock
+from hawse.vm import hugepages as pages
 
 #: Extended capability register of an Intel IOMMU, bit 3: it remaps interrupts (VT-d specification 4.1, 11.4.3).
 _INTERRUPT_REMAPPING = 1 << 3
@@ -84,15 +85,27 @@ def locked_memory(limit: int, capabilities: int) -> Finding:
     return Finding("locked memory", WARNING, sentence, remedy.removesuffix("]"))
 
 
-def hugepages(*, root: str = "") -> Finding:
-    """How many are there? They are only good to have."""
+def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Finding:
+    """How many are there? They are needed where a machine's memory, of so many MiB, is to be made of those."""
     found = []
     for name in sorted(_list(f"{root}/sys/kernel/mm/hugepages")):
-        directory = f"{root}/sys/kernel/mm/hugepages/{name}"
-        total, free = _read(f"{directory}/nr_hugepages"), _read(f"{directory}/free_hugepages")
-        if total.isdigit() and total != "0":
-            found.append(f"{free} of {total} of {name.removeprefix('hugepages-')} are free")
-    return Finding("huge pages", OK, "; ".join(found) or "none are reserved on this host, and none are needed")
+        kib = name.removeprefix("hugepages-").removesuffix("kB")
+        total, free = pages.count(int(kib), root=root) if kib.isdigit() else (0, 0)
+        if total:
+            found.append(f"{free} of {total} of {kib}kB are free")
+    said = "; ".join(found) or "none are reserved on this host"
+    if not page_kib:
+        return Finding("huge pages", OK, said if found else f"{said}, and none are needed")
+    total, free = pages.count(page_kib, root=root)
+    wanted = pages.round_up(memory_mib, page_kib) * 1024 // page_kib
+    if free >= wanted:
+        return Finding("huge pages", OK, f"{said}; a machine takes {wanted}", needed="containers")
+    return Finding(
+        "huge pages", WARNING if total >= wanted else MISSING,
+        f"{said}; a machine takes {wanted} of {pages.size_name(page_kib)}",
+        f"{pages.remedy(page_kib, total + wanted - free)}; or clear vm.hugepages in the configuration",
+        needed="containers",
+    )  # fmt: skip
 
 
 def _read(path: str) -> str:

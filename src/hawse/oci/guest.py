@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
-from hawse.oci import memory
+from hawse.oci import hugepages, memory
+from hawse.oci.checks import check_options
+from hawse.oci.fields import review
 from hawse.oci.hooks import Hooks, split
+from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 
@@ -19,33 +23,44 @@ GUEST_SHARE = "/run/hawse/share"
 GUEST_VERSION = "1.0.2"
 _JOINABLE = ("pid", "ipc", "uts")
 _KERNEL_VIEWS = ("/proc", "/sys", "/dev")
-_PAGE_SIZES = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
 
 
 @dataclass(frozen=True)
 class Share:
-    """A directory or file of the host that the guest needs; it appears as GUEST_SHARE/<container>/<name>."""
+    """A directory or file of the host that the guest needs; it appears as GUEST_SHARE/<container>/<name>.
+
+    ``private``: what the host mounts below it later is not to appear. ``recursive``: what is mounted below it now is.
+    """
 
     name: str
     source: str
     is_dir: bool
     readonly: bool
+    private: bool = False
+    recursive: bool = True
 
 
 @dataclass(frozen=True)
 class GuestPlan:
-    """The guest's specification, what is shared with it, and the huge pages it needs as (KiB of a page, count).
+    """The guest's specification, and what is shared with it.
 
-    ``memory`` are file systems of shared memory, by name, and their bytes. ``joins`` has, by kind of namespace, the
-    path of one that another container of the same sandbox has; ``hooks`` are those that run on the host.
+    ``memory`` are file systems of shared memory, by name, and their bytes; ``hugetlbfs`` are those of huge pages, by
+    name. ``hugepages`` are limits, pages by the KiB of one, and ``page_sizes`` the KiB of those that are mounted.
+    ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has; ``hooks`` are
+    those that run on the host. ``network`` is the path of the network namespace on the host, "" for a new one;
+    ``sysctls`` are the network's.
     """
 
     spec: dict[str, Any]
     shares: tuple[Share, ...]
-    hugepages: tuple[tuple[int, int], ...]
+    hugepages: dict[int, int]
+    page_sizes: frozenset[int]
+    hugetlbfs: tuple[tuple[str, Hugetlbfs], ...]
     memory: tuple[tuple[str, int], ...]
     joins: dict[str, str]
     hooks: Hooks
+    network: str
+    sysctls: dict[str, str]
 
 
 def plan_guest(
@@ -56,14 +71,18 @@ def plan_guest(
     is_dir: Callable[[str], bool] = os.path.isdir,
     exists: Callable[[str], bool] = os.path.exists,
     tmpfs_size: Callable[[str], int] = memory.tmpfs_size,
+    hugetlbfs: Callable[[str], Hugetlbfs | None] = hugepages.hugetlbfs,
+    host: str = "",
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
 
     Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), LSM
     labels (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod alone.
+    ``host`` is the host's name, which a container without a uts namespace sees; the machine's own by default.
     """
-    _refuse(bundle)
+    network = _network(bundle)
     spec = copy.deepcopy(bundle.raw)
+    review(f"{bundle.path}/config.json", spec)
     base = f"{GUEST_SHARE}/{container}"
     readonly = bool(bundle.spec.root and bundle.spec.root.readonly)
     shares = [Share("rootfs", bundle.rootfs, True, readonly)]
@@ -73,45 +92,95 @@ def plan_guest(
     hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks or {})
     if spec_hooks:
         spec["hooks"] = spec_hooks
-    for label in ("apparmorProfile", "selinuxLabel"):
-        spec["process"].pop(label, None)
     mounts = []
     shared: dict[str, int] = {}
+    huge: dict[str, Hugetlbfs] = {}
+    page_sizes = set()
     for index, mount in enumerate(spec.get("mounts") or ()):
-        if _is_bind(mount) and not _is_kernel_view(mount["source"]):
+        check_options(f"{bundle.path}/config.json: mounts[{index}]", mount.get("options") or ())
+        if kib := hugepages.mounted_kib(mount):
+            page_sizes.add(kib)
+        if _is_bind(mount):
             source = os.path.normpath(os.path.join(bundle.path, mount["source"]))
-            if not exists(source):
+            view = _is_kernel_view(mount["source"])
+            if not exists(source) and not view:
                 raise ConfigError(
                     f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
                     hint=f"make it, or take the mount at {mount['destination']} out",
                 )
+            if pages := hugetlbfs(source):
+                name = memory.guest_name(source)
+                huge[name] = pages
+                page_sizes.add(pages.kib)
+                mounts.append({**mount, "source": f"{hugepages.GUEST_DIRECTORY}/{name}"})
+                continue
+            if view:
+                mounts.append(mount)
+                continue
             if os.path.normpath(mount["destination"]) == memory.DESTINATION and (size := tmpfs_size(source)):
                 name = memory.guest_name(source)
                 shared[name] = size
                 mounts.append({**mount, "source": f"{memory.GUEST_DIRECTORY}/{name}"})
                 continue
             options = mount.get("options") or []
-            shares.append(Share(f"mount{index}", source, is_dir(source), "ro" in options))
+            shares.append(
+                Share(
+                    f"mount{index}",
+                    source,
+                    is_dir(source),
+                    bool({"ro", "rro"} & set(options)),
+                    private=bool({"private", "rprivate"} & set(options)),
+                    recursive="rbind" in options or "bind" not in options,
+                )
+            )
             mount = {**mount, "source": f"{base}/mount{index}"}
         mounts.append(mount)
     spec["mounts"] = mounts
     linux = spec.setdefault("linux", {})
     linux["cgroupsPath"] = f"/hawse/{container}"
-    linux.pop("mountLabel", None)
     for number in ("cpus", "mems"):  # of the host's, and for the host's cgroup
         ((linux.get("resources") or {}).get("cpu") or {}).pop(number, None)
+    _limits(linux.get("resources") or {})
     linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
-    return GuestPlan(spec, tuple(shares), _hugepages(bundle), tuple(shared.items()), joins, hooks)
+    _names(f"{bundle.path}/config.json", spec, joins, host or os.uname().nodename)
+    sysctls: dict[str, str] = {}
+    if not any(namespace["type"] == "network" for namespace in linux["namespaces"]):
+        # crun knows the guest's own network for a host's, and would refuse these: the agent sets them.
+        sysctls = {key: value for key, value in (linux.get("sysctl") or {}).items() if re.match("net[./]", key)}
+    if sysctls:
+        linux["sysctl"] = {key: value for key, value in linux["sysctl"].items() if key not in sysctls}
+    resources = bundle.spec.linux.resources if bundle.spec.linux else None
+    limits = (resources.hugepage_limits if resources else None) or ()
+    return GuestPlan(
+        spec=spec,
+        shares=tuple(shares),
+        hugepages=hugepages.limits_of(f"{bundle.path}/config.json", limits),
+        page_sizes=frozenset(page_sizes),
+        hugetlbfs=tuple(huge.items()),
+        memory=tuple(shared.items()),
+        joins=joins,
+        hooks=hooks,
+        network=network,
+        sysctls=sysctls,
+    )
 
 
 def _namespaces(
     bundle: Bundle, namespaces: Sequence[dict[str, Any]], role: str
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Those that the container is to have of its own, and the paths of those that it joins, by kind."""
+    """Those that the container is to have of its own, and the paths of those that it joins, by kind.
+
+    The network of the guest is that of all its containers but for one that asks for a new one beside its sandbox's.
+    """
     own, joins = [], {}
     for index, namespace in enumerate(namespaces):
         kind, path = namespace["type"], namespace.get("path")
-        if kind == "network":
+        if kind == "time":
+            raise ConfigError(
+                f"{bundle.path}/config.json: linux.namespaces[{index}]: the guest's runtime makes no time namespace",
+                hint="take it out",
+            )
+        if kind == "network" and (path or role != CONTAINER):
             continue
         if not path or role == SANDBOX:  # CRI-O makes a sandbox's own beforehand
             own.append({"type": kind})
@@ -126,32 +195,45 @@ def _namespaces(
     return own, joins
 
 
-def _refuse(bundle: Bundle) -> None:
-    name = f"{bundle.path}/config.json"
+def _limits(resources: dict[str, Any]) -> None:
+    """crun 1.8.1 reads cpu.burst and sets nothing: it is a file of the cgroup, and named as such."""
+    if burst := (resources.get("cpu") or {}).get("burst"):
+        resources["unified"] = {"cpu.max.burst": str(burst)} | (resources.get("unified") or {})
+
+
+def _names(name: str, spec: dict[str, Any], joins: dict[str, str], host: str) -> None:
+    """The names of the uts namespace. Without one the container sees its host's, for which it needs one in the guest.
+
+    The domain is a setting, since crun 1.8.1 does not read the field; the kernel has it for both (uts_sysctl.c).
+    """
+    linux = spec["linux"]
+    if "uts" not in joins and not any(namespace["type"] == "uts" for namespace in linux["namespaces"]):
+        for field in ("hostname", "domainname"):
+            if spec.get(field):
+                raise ConfigError(
+                    f"{name}: {field}: the container has no uts namespace",
+                    hint=f"add one to linux.namespaces, or remove {field}",
+                )
+        linux["namespaces"].append({"type": "uts"})
+        spec["hostname"] = host
+    if domain := spec.pop("domainname", ""):
+        linux["sysctl"] = {"kernel.domainname": domain} | (linux.get("sysctl") or {})
+
+
+def _network(bundle: Bundle) -> str:
+    """The path of the network namespace, "" for a new one. A virtual machine cannot have the host's, nor its files."""
     linux = bundle.spec.linux
-    if linux is None:
-        return
-    if linux.intel_rdt:
-        raise ConfigError(f"{name}: linux.intelRdt: a guest has no cache allocation", hint="remove it")
-    if linux.seccomp and linux.seccomp.get("listenerPath"):
-        raise ConfigError(f"{name}: linux.seccomp.listenerPath: the guest cannot reach a listener of the host")
-
-
-def _hugepages(bundle: Bundle) -> tuple[tuple[int, int], ...]:
-    """The pages that the limits speak of: a guest has none but those that are reserved for its container."""
-    resources = bundle.spec.linux.resources if bundle.spec.linux else None
-    pages = []
-    for limit in (resources.hugepage_limits or ()) if resources else ():
-        number, unit = limit.page_size[:-2], limit.page_size[-2:]
-        if not number.isdigit() or unit not in _PAGE_SIZES:
+    paths = {namespace.type: namespace.path for namespace in (linux.namespaces or ())} if linux else {}
+    for kind, what in (("network", "network, which a virtual machine cannot share"), ("mount", "mounts")):
+        if kind not in paths:
             raise ConfigError(
-                f"{bundle.path}/config.json: linux.resources.hugepageLimits: pageSize {limit.page_size[:40]!r}",
-                hint="write it as 2MB or 1GB",
+                f"{bundle.path}/config.json: linux.namespaces: none of type {kind}: "
+                f"the container would have the host's {what}",
+                hint="name one, or have the engine do it: no --network=host, and no hostNetwork for a pod"
+                if kind == "network"
+                else "name one",
             )
-        kib = int(number) * _PAGE_SIZES[unit]
-        if limit.limit >= kib * 1024:
-            pages.append((kib, limit.limit // (kib * 1024)))
-    return tuple(pages)
+    return paths["network"]
 
 
 def _is_bind(mount: dict[str, Any]) -> bool:

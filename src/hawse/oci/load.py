@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.oci.checks import check_linux, check_rlimits
+from hawse.oci.fields import review_process
 from hawse.oci.types import Process, Spec, convert
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -49,14 +51,16 @@ def load_bundle(path: str) -> Bundle:
     if not os.path.isdir(rootfs):
         raise ConfigError(f"{name}: root.path: {rootfs} is not a directory", hint="unpack the container's files there")
     _check_paths(name, spec)
+    check_linux(name, spec)
     return Bundle(bundle, raw, spec, spec.process, rootfs)
 
 
 def load_process(path: str) -> tuple[dict[str, Any], Process]:
-    """Read a process as ``exec --process`` gets it. Raises :class:`ConfigError`."""
+    """Read a process as ``exec --process`` gets it, without what is passed over. Raises :class:`ConfigError`."""
     raw = _read(path, hint="--process names a file with one JSON object")
     process: Process = _check(path, raw, Process)
     _check_process(path, "", process)
+    review_process(path, raw)
     return raw, process
 
 
@@ -102,6 +106,7 @@ def _check_process(name: str, prefix: str, process: Process) -> None:
         raise ConfigError(f"{name}: {prefix}args: empty", hint="args[0] is the program")
     if not process.cwd.startswith("/"):
         raise ConfigError(f"{name}: {prefix}cwd: {process.cwd!r} is not absolute", hint="begin it with /")
+    check_rlimits(name, prefix, process.rlimits)
 
 
 def _check_paths(name: str, spec: Spec) -> None:

@@ -1,13 +1,15 @@
 """Pods: which container is a sandbox's first, and which one joins a sandbox that is there. Standard library only.
 
 Engines say it by annotations: containerd's CRI by its own (internal/cri/annotations/annotations.go), CRI-O and Podman
-by others (containers/podman pkg/annotations/annotations.go).
+by others (containers/podman pkg/annotations/annotations.go). From version 5 on Podman says of a container which sandbox
+it is to join, and nothing of the sandbox: that is told by its program, the same for every pod (containers/common
+pkg/config/default.go, DefaultInfraImage and its command).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hawse.errors import ConfigError
 
@@ -21,15 +23,22 @@ KEYS = (
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
     ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
 )
+_PODMANS = "io.kubernetes.cri-o.SandboxID"
+_MANAGER = ("io.container.manager", "libpod")
+_PODMANS_PAUSE = ["/catatonit", "-P"]
 _MAX_BYTES = 4 * 1024 * 1024
 
 
-def read_role(annotations: Mapping[str, Any]) -> tuple[str, str]:
-    """SINGLE, SANDBOX or CONTAINER, and for the last the id of its sandbox. Raises :class:`ConfigError`."""
+def read_role(annotations: Mapping[str, Any], args: Sequence[str] = ()) -> tuple[str, str]:
+    """SINGLE, SANDBOX or CONTAINER, and for the last the id of its sandbox. Raises :class:`ConfigError`.
+
+    ``args`` are those of the container's process.
+    """
     for kind_key, sandbox_key in KEYS:
         kind = annotations.get(kind_key)
-        if kind is None:
+        if kind is None and not (sandbox_key == _PODMANS and _PODMANS in annotations):
             continue
+        kind = kind or CONTAINER
         if kind == SANDBOX:
             return SANDBOX, ""
         if kind != CONTAINER:
@@ -40,6 +49,9 @@ def read_role(annotations: Mapping[str, Any]) -> tuple[str, str]:
         if not isinstance(sandbox, str) or not sandbox:
             raise ConfigError(f"annotations: {sandbox_key} is missing", hint="it names the sandbox to be joined")
         return CONTAINER, sandbox
+    key, manager = _MANAGER
+    if annotations.get(key) == manager and list(args) == _PODMANS_PAUSE:
+        return SANDBOX, ""
     return SINGLE, ""
 
 
@@ -49,6 +61,8 @@ def role_of(bundle: str) -> tuple[str, str]:
         with open(f"{bundle}/config.json", "rb") as file:
             document = json.loads(file.read(_MAX_BYTES + 1))
         annotations = document.get("annotations") or {}
+        args = (document.get("process") or {}).get("args") or []
+        readable = isinstance(annotations, dict) and isinstance(args, list)
     except (OSError, ValueError, AttributeError):
         return SINGLE, ""
-    return read_role(annotations) if isinstance(annotations, dict) else (SINGLE, "")
+    return read_role(annotations, args) if readable else (SINGLE, "")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import UsageError
+from hawse.oci.fields import review_process
 
-#: Labels of the host's security modules, of which a guest has no policy.
-_LABELS = ("apparmorProfile", "selinuxLabel")
 _SETS = ("bounding", "effective", "permitted", "ambient")
 
 
@@ -29,7 +28,8 @@ class Changes:
 
 def change(process: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """The new process; ``process`` stays as it is. Raises :class:`UsageError` for what makes no sense."""
-    made = without_labels(process) | {"args": list(changes.args), "terminal": changes.terminal}
+    made = dict(process) | {"args": list(changes.args), "terminal": changes.terminal}
+    review_process("exec", made)
     made.pop("consoleSize", None)
     if changes.cwd:
         made["cwd"] = changes.cwd
@@ -41,11 +41,6 @@ def change(process: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     if changes.no_new_privileges:
         made["noNewPrivileges"] = True
     return made
-
-
-def without_labels(process: Mapping[str, Any]) -> dict[str, Any]:
-    """The process as a guest can have it."""
-    return {key: value for key, value in process.items() if key not in _LABELS}
 
 
 def _user(user: dict[str, Any], changes: Changes) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Cpu(_Part, frozen=True):
     shares: Annotated[int, Meta(ge=0)] | None = None
     quota: int | None = None
     period: int | None = None
+    burst: Annotated[int, Meta(ge=0)] | None = None
     cpus: Text = ""
     mems: Text = ""
 
@@ -105,6 +106,13 @@ class Resources(_Part, frozen=True):
     hugepage_limits: list[HugepageLimit] | None = None
     memory: Memory | None = None
     cpu: Cpu | None = None
+    unified: dict[str, str] | None = None
+
+
+class IdMapping(_Part, frozen=True):
+    container_id: Uint32 = msgspec.field(name="containerID")
+    host_id: Uint32 = msgspec.field(name="hostID")
+    size: Uint32
 
 
 class Namespace(_Part, frozen=True):
@@ -121,7 +129,9 @@ class Linux(_Part, frozen=True):
     masked_paths: list[Text] | None = None
     readonly_paths: list[Text] | None = None
     seccomp: dict[str, Any] | None = None
-    intel_rdt: dict[str, Any] | None = None
+    uid_mappings: list[IdMapping] | None = None
+    gid_mappings: list[IdMapping] | None = None
+    rootfs_propagation: str = ""
 
 
 class Hook(_Part, frozen=True, omit_defaults=True):
@@ -136,6 +146,7 @@ class Spec(_Part, frozen=True):
     root: Root | None = None
     process: Process | None = None
     hostname: str = ""
+    domainname: Text = ""
     mounts: list[Mount] | None = None
     hooks: dict[str, list[Hook] | None] | None = None
     annotations: dict[str, str] | None = None

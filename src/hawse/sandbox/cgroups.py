@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
+from contextlib import suppress
 
 from hawse.errors import HostError
+from hawse.sandbox import oom
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class HostCgroup:
     def __init__(self, plan: CgroupPlan, directory: str) -> None:
         self._plan = plan
         self._directory = directory
+        self._lock = threading.Lock()
 
     @property
     def is_made(self) -> bool:
@@ -106,11 +110,19 @@ class HostCgroup:
 
     def add(self, pid: int) -> None:
         """Have the process in it, and what it starts from here on; one that has ended is none."""
-        for path in _recorded(self._directory):
-            try:
-                _write(f"{path}/cgroup.procs", str(pid))
-            except OSError:
-                continue  # said when it was made
+        with self._lock:
+            for path in _recorded(self._directory):
+                try:
+                    _write(f"{path}/cgroup.procs", str(pid))
+                except OSError:
+                    continue  # said when it was made
+
+    def record_oom(self) -> None:
+        """Have engines see that the guest's kernel has killed for want of memory, where that can be. Raises OSError."""
+        with self._lock:
+            for path in _recorded(self._directory):
+                if os.path.isdir(path) and not oom.unfit(path):
+                    oom.record(path)
 
     def _set(self, files: dict[str, str]) -> str:
         """Write the first of the files that is there; why none could be written."""
@@ -132,6 +144,9 @@ def release(directory: str) -> list[str]:
     deadline = time.monotonic() + _SECONDS
     warnings = []
     for path in _recorded(directory):
+        for name in oom.LEFT:
+            with suppress(OSError):
+                os.rmdir(f"{path}/{name}")
         while True:
             try:
                 os.rmdir(path)
@@ -157,12 +172,12 @@ def _make(path: str, hierarchy: Hierarchy) -> None:
         try:
             os.mkdir(below, 0o755)
         except FileExistsError:
-            continue
+            pass
         if "cpuset" in hierarchy.controllers:
-            # A new one has no CPUs at all, and takes no process (cgroup-v1/cpusets.rst).
+            # One that is new, whoever made it, has no CPUs at all, and takes no process (cgroup-v1/cpusets.rst).
             for name in ("cpuset.cpus", "cpuset.mems"):
-                with open(f"{above}/{name}") as file:
-                    _write(f"{below}/{name}", file.read().strip())
+                if not _read(f"{below}/{name}"):
+                    _write(f"{below}/{name}", _read(f"{above}/{name}"))
 
 
 def _enable(directory: str) -> None:
@@ -182,6 +197,11 @@ def _recorded(directory: str) -> list[str]:
             return file.read().splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
 
 
 def _write(path: str, text: str) -> None:

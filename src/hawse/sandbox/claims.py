@@ -15,7 +15,7 @@ class Claims:
     def __init__(self, ports: Sequence[Port]) -> None:
         self._ports = list(ports)
         self._plugs: dict[str, PlugStep] = {}
-        self._lost: set[str] = set()  # ports with a function in them that the guest does not let go
+        self._lost: set[str] = set()  # ports that are others', or whose function the guest does not let go
 
     @property
     def plugs(self) -> list[PlugStep]:
@@ -27,6 +27,13 @@ class Claims:
         """The ports that are free."""
         taken = self._lost | {plug.bus for plug in self._plugs.values()}
         return [port for port in self._ports if port.takes_at not in taken]
+
+    def take_port(self) -> Port | None:
+        """A port that is free, and from now on something else's; None when there is none."""
+        port = next((port for port in self.spares if not port.bridge), None)
+        if port is not None:
+            self._lost.add(port.takes_at)
+        return port
 
     def claim(self, plugs: Sequence[PlugStep]) -> None:
         """Take ports and groups for these functions. Raises :class:`StateError`, with nothing taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +14,8 @@ from hawse.oci.addresses import translate
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.hugepages import HugePages
+from hawse.sandbox.launch import Notes
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes
 from hawse.sandbox.proxies import Proxy
@@ -42,6 +44,7 @@ class Container:
         """
         self.plan = plan
         self.attachments = Attachments(plan, claims, seconds=seconds)
+        self._pages = HugePages(plan, processes)
         self.stopped = asyncio.Event()
         self._store = store
         self._processes = processes
@@ -49,6 +52,7 @@ class Container:
         self._init = 0
         self._resumed = RUNNING
         self._ready = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._state: dict[str, Any] = {
             "ociVersion": plan.oci_version,
             "id": plan.id,
@@ -78,17 +82,21 @@ class Container:
         """That of the first process's proxy."""
         return int(self._state["pid"])
 
-    async def create(self, joins: dict[str, str]) -> list[tuple[str, str]]:
+    async def create(self, joins: dict[str, str], *, connect: Callable[[int], Awaitable[Notes]] | None = None) -> Notes:
         """Make the container in the guest, with the proxy that has announced itself as its first process.
 
-        ``joins``, by kind of namespace, are containers whose namespace it has.
+        ``joins``, by kind of namespace, are containers whose namespace it has; ``connect`` is called with the proxy's
+        pid before the container is made.
         """
-        for kib, count in self.plan.hugepages:
-            await self._processes.call("reserve_hugepages", {"kib": kib, "count": count})
+        await self._pages.reserve()
         for name, size in self.plan.memory:
             await self._processes.call("share_memory", {"name": name, "size": size})
         proxy = await self._processes.await_proxy(self._key)
         warnings = await self._place(proxy)
+        if connect is not None:
+            warnings += await connect(proxy.pid)
+        if self.plan.sysctls:
+            await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
         spec = self.attachments.furnish(self.plan.spec)
         spec = spec | {"process": _with_size(spec["process"], proxy.size)}
         seen = self.attachments.seen()
@@ -105,22 +113,29 @@ class Container:
         self._ready.set()
         return [*warnings, *_log_lines(lines)]
 
-    async def start(self) -> None:
-        """runc start. Raises :class:`StateError` unless the container is created."""
-        if self.status == RUNNING:
-            raise StateError(f"cannot start an already running container: {self.plan.id}")
-        if self.status == PAUSED:
-            raise StateError(f"cannot start a container in the paused state: {self.plan.id}")
-        if self.status != CREATED:
-            raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
-        # Before the call: a program that ends at once is reported before its start is answered.
-        self._set_status(RUNNING)
+    async def start(self, *, connect: Callable[[], Awaitable[Notes]] | None = None) -> Notes:
+        """runc start, after ``connect``. Raises :class:`StateError` unless the container is created."""
+        async with self._starting:
+            self._check_created()
+            notes = await connect() if connect is not None else []
+            self._check_created()
+            # Before the call: a program that ends at once is reported before its start is answered.
+            self._set_status(RUNNING)
         try:
             await self._processes.call("start", {"container": self.plan.id})
         except HawseError:
             if self.status == RUNNING:
                 self._set_status(CREATED)
             raise
+        return notes
+
+    def _check_created(self) -> None:
+        if self.status == RUNNING:
+            raise StateError(f"cannot start an already running container: {self.plan.id}")
+        if self.status == PAUSED:
+            raise StateError(f"cannot start a container in the paused state: {self.plan.id}")
+        if self.status != CREATED:
+            raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
 
     async def kill(self, number: int, *, everyone: bool) -> None:
         """runc kill. Raises :class:`StateError` with runc's "container not running"."""
@@ -178,6 +193,11 @@ class Container:
         finally:
             self._show_devices()
 
+    def show_network(self, interfaces: list[dict[str, Any]]) -> None:
+        """Have the state tell of the sandbox's interfaces."""
+        self._state["network"] = interfaces
+        self._write()
+
     async def remove(self) -> None:
         """End it, and have nothing of it left in the guest. Raises :class:`DeviceError` for a device that stays."""
         with suppress(HawseError):  # the agent may have made nothing of it yet
@@ -185,9 +205,7 @@ class Container:
             self._ended()
         self.end()
         await self.attachments.end()
-        for kib, count in self.plan.hugepages:
-            with suppress(HawseError):
-                await self._processes.call("reserve_hugepages", {"kib": kib, "count": -count})
+        await self._pages.release()
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before the container did; the state keeps the reason for who asks."""
@@ -217,13 +235,14 @@ class Container:
             self._state["vfio"] = self.attachments.seen()
             self._write()
 
-    async def _place(self, proxy: Proxy) -> list[tuple[str, str]]:
+    async def _place(self, proxy: Proxy) -> Notes:
         """Have the proxy in the container's cgroup, which is made if it is not there; what to log. Raises HostError."""
         if not self.plan.cgroup.path:
             return []
         # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU.
         warnings = await asyncio.to_thread(self._cgroup.make)
         await asyncio.to_thread(self._cgroup.add, proxy.pid)
+        proxy.placed()
         return [("warning", text) for text in warnings]
 
     async def _launch(
@@ -239,7 +258,7 @@ class Container:
         self._store.write(self._state)
 
 
-def _log_lines(lines: object) -> list[tuple[str, str]]:
+def _log_lines(lines: object) -> Notes:
     """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
     return [
         (line[0], "".join(c for c in line[1][:500] if c.isprintable()))

@@ -88,6 +88,7 @@ class GuestLink:
         self.clock_offset = 0.0
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
         self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
+        self.on_query: Callable[[dict[str, Any]], None] = lambda _query: None
 
     async def run(self) -> None:
         """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
@@ -179,5 +180,7 @@ class GuestLink:
             if type(container) is not str or type(kills) is not int or not 0 < kills < 2**63:
                 raise LinkError("link: oom without a container or a count")
             self.on_oom(container, kills)
+        elif name == "query":
+            self.on_query(params)
         else:
             raise LinkError(f"link: unknown event {name}")

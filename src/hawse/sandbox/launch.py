@@ -16,7 +16,7 @@ from hawse.errors import HostError, VmError
 from hawse.sandbox import plan, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
-from hawse.vm import memory
+from hawse.vm import hugepages, memory
 from hawse.vm.arguments import Ends, render
 
 Notes = list[tuple[str, str]]
@@ -99,7 +99,7 @@ def launch(
     ``share_plugged``: the share's device is there from the start. ``saved``: restore that in place of booting.
     """
     with ExitStack() as undo:
-        ram = memory.make(machine.memory_mib * memory.MIB)
+        ram = _memory(machine)
         undo.callback(os.close, ram)
         ours, theirs = {}, {}
         for name in ("qmp", "link", "console"):
@@ -148,6 +148,19 @@ def launch(
         return Launched(
             qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, undo.pop_all()
         )
+
+
+def _memory(machine: plan.MachinePlan) -> int:
+    """A descriptor of the guest's RAM. Raises :class:`HostError`."""
+    try:
+        return memory.make(machine.memory_mib * memory.MIB, page_kib=machine.page_kib)
+    except OSError as error:
+        if not machine.page_kib:
+            raise HostError(f"cannot make the virtual machine's memory: {error.strerror}") from None
+        # Others may have taken them since the plan was made, which says more.
+        hugepages.check(machine.memory_mib, machine.page_kib)
+        size = hugepages.size_name(machine.page_kib)
+        raise HostError(f"cannot make the virtual machine's memory of huge pages of {size}: {error.strerror}") from None
 
 
 def _share_sockets(directory: str) -> tuple[socket.socket, socket.socket]:

@@ -13,11 +13,12 @@ from hawse.errors import HawseError, StateError
 from hawse.sandbox import devices, timeline
 from hawse.sandbox.launch import Launched, Notes
 from hawse.sandbox.machine import Machine
+from hawse.sandbox.network import Network
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
 from hawse.sandbox.state import Store
-from hawse.sandbox.steps import DEVICES, GUEST, Steps
+from hawse.sandbox.steps import DEVICES, GUEST, NETWORK, Steps
 from hawse.sandbox.templates import obtain
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Making:
 
     plan: SandboxPlan
     launched: Launched
+    network: Network
     store: Store
     report: Report
     steps: Steps
@@ -37,16 +39,17 @@ class Making:
 
 
 def run(making: Making, listener: socket.socket) -> None:
-    """Live it. Whatever happens, what was launched has ended afterwards."""
-    with making.launched.undo:
-        asyncio.run(_monitor(making, listener))
+    """Live it."""
+    asyncio.run(_monitor(making, listener))
 
 
 async def _monitor(making: Making, listener: socket.socket) -> None:
     """Make the sandbox and keep it until its container, a signal, a deletion or its caller's death ends it."""
     report = making.report
-    sandbox = Sandbox(making.plan, making.store, making.steps)
-    server = await asyncio.start_unix_server(Service(sandbox).connection, sock=listener)
+    sandbox = Sandbox(making.plan, making.network, making.store, making.steps)
+    # Not start_unix_server(), which from Python 3.13 on looks for the socket by the path that it was bound by
+    # (asyncio/unix_events.py): that went through a descriptor of this process's parent.
+    server = await asyncio.start_server(Service(sandbox).connection, sock=listener)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, sandbox.finished.set)
     living = asyncio.create_task(_live(making, sandbox))
@@ -101,14 +104,25 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
 
 
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
-    """Give the machine its devices, beside its files, which are on their way, then its container."""
-    if sandbox.plan.native:  # whose drivers are among the files
+    """Give the machine its devices and its network, beside its files, which are on their way, then its container."""
+    connecting = asyncio.create_task(_connect(machine, sandbox, steps))
+    try:
+        if sandbox.plan.native:  # whose drivers are among the files
+            await machine.shared
+        with steps.span(DEVICES, "attached"):
+            await sandbox.first.attachments.begin(machine.qmp, machine.link)
         await machine.shared
-    with steps.span(DEVICES, "attached"):
-        await sandbox.first.attachments.begin(machine.qmp, machine.link)
-    await machine.shared
+        notes = await connecting
+    finally:
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
     with steps.span(GUEST, "container created"):
-        return await sandbox.create(machine)
+        return [*notes, *await sandbox.create(machine)]
+
+
+async def _connect(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
+    with steps.span(NETWORK, "connected"):
+        return await sandbox.nics.plug(machine.qmp, machine.link)
 
 
 async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:

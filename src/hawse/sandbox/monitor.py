@@ -22,6 +22,7 @@ from hawse.errors import HawseError
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
 from hawse.sandbox.launch import Notes, begin
+from hawse.sandbox.network import Network
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import MONITOR, SHARE, Steps, process_start
 
@@ -75,10 +76,16 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
         share.enter_private_namespace()
         share.prepare(f"{store.path}/share")
         share.populate(made.shares, f"{store.path}/share/{store.name}")
-    launched = begin(made.machine, store.path, steps, notes)
-    with steps.span(MONITOR, "loaded"):
-        from hawse.sandbox import lifetime
-    lifetime.run(lifetime.Making(made, launched, store, report, steps, notes), listener)
+    network = Network(made.network, store.path)
+    try:
+        launched = begin(made.machine, store.path, steps, notes)
+        with launched.undo:
+            network.look()
+            with steps.span(MONITOR, "loaded"):
+                from hawse.sandbox import lifetime
+            lifetime.run(lifetime.Making(made, launched, network, store, report, steps, notes), listener)
+    finally:
+        network.close()
 
 
 def _enter_cgroup(made: plan.SandboxPlan, store: Store) -> list[str]:

@@ -17,12 +17,28 @@ from hawse.vm.ports import Port
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """A directory or file of the host that the guest sees below its share."""
+    """A directory or file of the host that the guest sees below its share.
+
+    ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
+    not either.
+    """
 
     name: str
     source: str
     is_dir: bool
     readonly: bool
+    private: bool = False
+    recursive: bool = True
+
+
+class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
+    """A file system of huge pages that the guest is to have: KiB of a page, mode and owners of its root."""
+
+    name: str
+    kib: int
+    mode: int
+    uid: int
+    gid: int
 
 
 class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +81,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The virtual machine. Times in seconds."""
+    """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
+    ordinary ones; nothing in the guest tells of it."""
 
     qemu: str
     accel: str
@@ -83,14 +100,17 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     template: Template | None
     share_address: str
     cold: list[tuple[str, dict[str, Any]]] = []
+    page_kib: int = 0
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
     the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
-    ``memory`` are file systems of shared memory by name, with their bytes. ``native`` are groups that the guest's own
-    drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
-    host's.
+    ``memory`` are file systems of shared memory by name, with their bytes; ``hugepages`` are (KiB of a page, count), to
+    be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
+    own drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
+    host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
+    is in; ``sysctls`` are settings of the guest's network.
     """
 
     id: str
@@ -104,9 +124,12 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     plugs: list[PlugStep]
     nodes: list[NodeRequest]
     hugepages: list[tuple[int, int]]
+    hugetlbfs: list[Hugetlbfs] = []
     memory: list[tuple[str, int]] = []
     binds: list[str]
     joins: dict[str, str] = {}
+    network: str
+    sysctls: dict[str, str] = {}
     native: dict[int, dict[str, int]] = {}
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup: CgroupPlan = CgroupPlan()
@@ -118,11 +141,12 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
     """A sandbox with its first container, whose id is its own. ``timeline`` is the file for its start's trace, "" for
-    none; ``ports`` are those that take devices.
+    none; ``ports`` are those that take devices, ``network_port`` takes interfaces.
     """
 
     machine: MachinePlan
     ports: list[Port]
+    network_port: Port
     steps: list[Step]
     timeline: str
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from hawse.errors import HawseError, StateError, VmError
+from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.sandbox.guest import GuestLink, Route
 from hawse.sandbox.proxies import Proxy
 
@@ -36,6 +36,7 @@ class Processes:
         self._unwanted: set[str] = set()
         self._running: dict[int, _Running] = {}
         self._newest = 0
+        self._held: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, link: GuestLink) -> None:
@@ -43,11 +44,15 @@ class Processes:
         self._link = link
         link.on_exit = self._exited
 
-    async def call(self, method: str, params: dict[str, Any]) -> object:
-        """Ask the agent."""
+    async def call(self, method: str, params: dict[str, Any], *, more: float = 0.0) -> object:
+        """Ask the agent; ``more``: seconds that it may take beside what every call may."""
         if self._link is None:
             raise StateError(f"container {params.get('container', '')} is still being created")
-        return await self._link.call(method, params, seconds=self._seconds)
+        return await self._link.call(method, params, seconds=self._seconds + more)
+
+    def hold(self, container: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that is to be done before an end of one of the container's processes is told."""
+        self._held[container] = self._begin(work)
 
     def proxies(self, container: str) -> list[int]:
         """The pids on the host of the container's processes, in the order in which they were made."""
@@ -69,8 +74,19 @@ class Processes:
         expected.set_result(proxy)
         asyncio.get_running_loop().call_later(_PROXY_SECONDS, self._turn_away, key)
 
+    def fail(self, key: str, reason: str) -> None:
+        """A proxy could not get to where programs of the host look for its container."""
+        expected = self._expect(key)
+        if not expected.done():
+            expected.set_exception(
+                HostError(
+                    f"the container's files cannot be put together for programs of the host: {reason}",
+                    hint="hawse needs root, with CAP_SYS_ADMIN, and Linux 5.2",
+                )
+            )
+
     async def await_proxy(self, key: str) -> Proxy:
-        """The proxy that announces itself with this key. Raises :class:`VmError` when none does."""
+        """The proxy that announces itself with this key. Raises :class:`VmError` when none does, and HostError."""
         self.claim(key)
         try:
             async with asyncio.timeout(_PROXY_SECONDS):
@@ -154,7 +170,7 @@ class Processes:
         if expected is None or not expected.done() or key in self._claimed:
             return False
         del self._proxies[key]
-        if not expected.cancelled():
+        if not expected.cancelled() and expected.exception() is None:
             expected.result().exit(LOST)
         return True
 
@@ -163,6 +179,14 @@ class Processes:
         if running is None or self._link is None:
             return
         self._link.forget(number)
+        held = self._held.get(running.container)
+        if held is None or held.done():
+            self._tell(running, code)
+        else:
+            held.add_done_callback(lambda _: self._tell(running, code))
+
+    @staticmethod
+    def _tell(running: _Running, code: int) -> None:
         running.ended()
         running.proxy.exit(code)
 

@@ -39,6 +39,11 @@ class Proxy:
         if not self._writer.is_closing():
             self._writer.write(encode(LOCAL * STREAMS + stream, kind, payload))
 
+    def placed(self) -> None:
+        """It has been moved into the container's cgroup."""
+        if not self._writer.is_closing():
+            self._writer.write(control.encode_event("placed", {}))
+
     def exit(self, code: int) -> None:
         """The process has ended and all that it wrote was passed on."""
         self._finished = True

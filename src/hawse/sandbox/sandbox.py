@@ -14,10 +14,13 @@ from hawse.sandbox import share, timeline
 from hawse.sandbox.bound import bound
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.network import Network
+from hawse.sandbox.nics import Nics
 from hawse.sandbox.plan import ContainerPlan, SandboxPlan
 from hawse.sandbox.processes import Processes
+from hawse.sandbox.resolver import Resolver
 from hawse.sandbox.state import CREATED, RUNNING, Store
-from hawse.sandbox.steps import GUEST, Steps
+from hawse.sandbox.steps import GUEST, NETWORK, Steps
 
 if TYPE_CHECKING:
     from hawse.sandbox.machine import Machine
@@ -33,9 +36,11 @@ Notes = list[tuple[str, str]]
 class Sandbox:
     """Everything here runs in the monitor's one event loop."""
 
-    def __init__(self, plan: SandboxPlan, store: Store, steps: Steps) -> None:
+    def __init__(self, plan: SandboxPlan, network: Network, store: Store, steps: Steps) -> None:
         self.plan = plan
         self.claims = Claims(plan.ports)
+        self.nics = Nics(plan, network, self.claims)
+        self._resolver = Resolver(plan, network, f"{store.path}/share/{plan.id}")
         self.finished = asyncio.Event()
         self._furnished = asyncio.Event()
         self._hooked = asyncio.Event()
@@ -66,7 +71,7 @@ class Sandbox:
         if any(self.plan.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
-        notes = await self.first.create({})
+        notes = await self.first.create({}, connect=self._connect)
         self._watching = asyncio.create_task(self._await_end())
         return notes
 
@@ -78,16 +83,16 @@ class Sandbox:
         """Those hooks have run."""
         self._hooked.set()
 
-    async def start(self, name: str) -> None:
-        """Start a container. Raises :class:`StateError`."""
+    async def start(self, name: str) -> Notes:
+        """Start a container; what to log. Raises :class:`StateError`, and what a change of its network raises."""
         found = self.find(name)
         if found is not self.first:
-            await found.start()
-            return
+            return await found.start()
         with self._steps.span(GUEST, "container started"):
-            await found.start()
+            notes = await found.start(connect=self._connect_again)
         if self.plan.timeline:
             await self._draw_timeline()
+        return notes
 
     async def add(self, plan: ContainerPlan, trees: Sequence[int], *, key: str) -> Notes:
         """Make one more container; ``trees`` are descriptors of what it shares, in the order of ``plan.shares``, and
@@ -151,6 +156,21 @@ class Sandbox:
 
     def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
         return Container(plan, store, self.processes, self.claims, key=key, seconds=self._seconds, sandbox=self.plan.id)
+
+    async def _connect(self, pid: int) -> Notes:
+        """The first process's proxy is there, and hooks may have brought it interfaces."""
+        self.nics.network.adopt(pid)
+        return await self._connect_again()
+
+    async def _connect_again(self) -> Notes:
+        """Have in the guest what the network has now."""
+        assert self._machine is not None
+        self.nics.network.look()
+        with self._steps.span(NETWORK, "connected again"):
+            notes = await self.nics.plug(self._machine.qmp, self._machine.link)
+            await self._resolver.serve(self._machine.link)
+        self.first.show_network(self.nics.seen)
+        return notes
 
     def _note_oom(self, container: str, kills: int) -> None:
         found = self._containers.get(container)

@@ -20,6 +20,7 @@ from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.sandbox import share
 from hawse.sandbox.plan import Attachment, ContainerPlan
+from hawse.sandbox.processes import LOST
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
 
@@ -80,7 +81,11 @@ class Service:
     def _attach(self, params: dict[str, Any], proxy: Proxy) -> None:
         if "rows" in params:
             proxy.size = (int(params["rows"]), int(params["columns"]))
-        self._sandbox.processes.announce(str(params["key"]), proxy)
+        if "failure" in params:
+            self._sandbox.processes.fail(str(params["key"]), str(params["failure"]))
+            proxy.exit(LOST)
+        else:
+            self._sandbox.processes.announce(str(params["key"]), proxy)
 
     async def _carry_out(self, method: str, params: dict[str, Any], *, caller: int) -> object:
         sandbox, name = self._sandbox, str(params["container"])
@@ -91,8 +96,8 @@ class Service:
         if method == "wants_files":
             return sandbox.find(name).attachments.wants_files
         if method == "start":
-            await sandbox.start(name)
-        elif method == "await_machine":
+            return await sandbox.start(name)
+        if method == "await_machine":
             await sandbox.await_machine()
         elif method == "go_on":
             sandbox.go_on()

@@ -14,7 +14,8 @@ from hawse.errors import ConfigError, HostError
 from hawse.sandbox.plan import Share
 
 _CLONE_NEWNS = 0x20000
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_SLAVE, _MS_SHARED = 1, 32, 4096, 16384, 1 << 19, 1 << 20
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
+_MS_PRIVATE, _MS_SLAVE, _MS_SHARED = 1 << 18, 1 << 19, 1 << 20
 _MNT_DETACH = 2
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
@@ -44,7 +45,11 @@ def prepare(directory: str) -> None:
 
 def populate(shares: Sequence[Share], directory: str) -> None:
     """Bind every share below ``directory``. Raises :class:`ConfigError` naming a source that cannot be bound."""
-    _place(shares, directory, lambda index, target: _mount(shares[index].source, target, _MS_BIND | _MS_REC))
+
+    def bind(index: int, target: str) -> None:
+        _mount(shares[index].source, target, _MS_BIND | (_MS_REC if shares[index].recursive else 0))
+
+    _place(shares, directory, bind)
 
 
 def open_trees(shares: Sequence[Share]) -> list[int]:
@@ -52,7 +57,7 @@ def open_trees(shares: Sequence[Share]) -> list[int]:
     which mounts made after it may never come. Raises :class:`ConfigError` as :func:`populate`."""
     trees: list[int] = []
     for share in shares:
-        flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+        flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if share.recursive else 0)
         fd = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, share.source.encode(), flags)
         if fd < 0:
             reason = _reason()
@@ -117,6 +122,8 @@ def _place(shares: Sequence[Share], directory: str, mount: Callable[[int, str], 
             else:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             mount(index, target)
+            if share.private:
+                _mount("none", target, _MS_PRIVATE | _MS_REC)
             if share.readonly:
                 _mount("none", target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
         except OSError as error:

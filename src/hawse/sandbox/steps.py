@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-COMMAND, MONITOR, QEMU, SHARE, MEMORY, DEVICES, GUEST = (
-    "command line", "monitor", "QEMU", "share", "memory", "devices", "guest"
+COMMAND, MONITOR, QEMU, SHARE, MEMORY, DEVICES, NETWORK, GUEST = (
+    "command line", "monitor", "QEMU", "share", "memory", "devices", "network", "guest"
 )  # fmt: skip
 
 _MOST_OF_GUEST = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -58,6 +59,9 @@ class Usage:
     def note_oom(self, kills: int) -> None:
         """The guest's kernel has killed so many of its processes for want of memory."""
         if kills > self._state.get("oomKills", 0):
+            if not self._state.get("oomKills", 0):
+                # Once: engines ask whether, not how often, and how often is the guest's to say.
+                self._processes.hold(self._name, self._record_oom())
             self._state["oomKills"] = kills
             self._write()
             self._wake()
@@ -65,6 +69,12 @@ class Usage:
     def end(self) -> None:
         """The container has ended: who waits for something of it is told."""
         self._wake()
+
+    async def _record_oom(self) -> None:
+        try:
+            await asyncio.to_thread(self._cgroup.record_oom)
+        except OSError as error:
+            print(f"the host's cgroup does not tell of a kill for memory: {error}", file=sys.stderr)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -142,9 +142,12 @@ def check_free(group: HostGroup, *, root: str = "") -> None:
             ) from None
         if error.errno == errno.ENOENT and all(sysfs.device_file(f.address, root=root) for f in group.functions):
             return
+        hint = "the node is there when a device of the group is bound to vfio-pci"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            # Who runs it as root has a device cgroup that forbids it, that of a container which the engine is in, say.
+            hint = "run hawse as root, where the device cgroup of its engine allows the node"
         raise DeviceError(
-            f"group {group.number} ({addresses}): {path}: {os.strerror(error.errno or 0)}",
-            hint="the node is there when a device of the group is bound to vfio-pci",
+            f"group {group.number} ({addresses}): {path}: {os.strerror(error.errno or 0)}", hint=hint
         ) from None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hawse.vm.ports import SHARE_BUS, Slot
+from hawse.vm.ports import SHARE_BUS, Port, Slot
 
 _DISK_BYTES = 64 * 1024 * 1024
 LINK_PORT = "hawse.link"
@@ -135,6 +135,22 @@ def plug_share() -> Command:
     """The QMP command that plugs the directory shared by virtiofsd, the chardev of the same name."""
     device = {"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "tag": SHARE_TAG}
     return ("device_add", device | {"bus": SHARE_BUS, "addr": "0.0"})
+
+
+def plug_interface(name: str, mac: str, port: Port, function: int, *, alone: bool, vhost: bool) -> list[Command]:
+    """The QMP commands that plug a network interface, with descriptors that QEMU was given as NAME and NAME-vhost."""
+    backend: dict[str, Any] = {"type": "tap", "id": name, "fd": name}
+    if vhost:
+        backend |= {"vhost": True, "vhostfd": f"{name}-vhost"}
+    device: dict[str, Any] = {
+        "driver": "virtio-net-pci",
+        "id": f"nic-{name}",
+        "netdev": name,
+        "mac": mac,
+        "romfile": "",
+    }
+    device |= {"bus": port.name, "addr": f"0.{function}"} | ({} if alone else {"multifunction": True})
+    return [("netdev_add", backend), ("device_add", device)]
 
 
 def option(first: str, rest: Mapping[str, Any]) -> str:

@@ -121,12 +121,17 @@ def _build(
 
 
 def unpack_kernel(kernels: Sequence[Package], into: str, directories: Sequence[str]) -> tuple[str, str]:
-    """Unpack a kernel package: the paths of its bzImage and of its modules, of which only ``directories`` are there."""
+    """Unpack a kernel package: the paths of its bzImage and of its modules, of which only ``directories`` are there.
+
+    One of those may be a module too.
+    """
     wanted = tuple(f"/kernel/{directory}/" for directory in directories)
     packages.unpack(
         kernels,
         into,
-        wanted=lambda name: name.startswith("boot/") or "/modules." in name or any(part in name for part in wanted),
+        wanted=lambda name: (
+            name.startswith("boot/") or "/modules." in name or any(part in f"{name}/" for part in wanted)
+        ),
     )
     release = os.listdir(f"{into}/usr/lib/modules")[0]
     return f"{into}/boot/vmlinuz-{release}", f"{into}/usr/lib/modules/{release}"

@@ -14,7 +14,7 @@ from hawse.errors import ImageError
 
 _LOADER = "/lib64/ld-linux-x86-64.so.2"
 _HAWSE = "usr/lib/hawse/hawse"
-_PYTHON = "/usr/bin/python3.11"
+_PYTHON = "/usr/bin/python3"
 
 # Runs in the unpacked tree: prints the files of every module that importing the named ones loads.
 _LIST_MODULES = """
@@ -27,6 +27,7 @@ for module in list(sys.modules.values()):
     if file and file.startswith("/usr/lib/python3"):
         print(file)
 """
+_LIBRARY = "import os; print(os.path.dirname(os.__file__))"
 # Runs there too, so that the byte code is of the guest's own Python, whatever runs the build. The name that goes into
 # the byte code is the path in the guest; unchecked: no time of a source is compared, since there are no sources.
 _COMPILE = """
@@ -64,7 +65,8 @@ def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: 
     for path in files:
         if path.endswith(".so"):
             _copy_with_libraries(full, tree, path)
-    os.makedirs(f"{tree}/usr/lib/python3.11/lib-dynload", exist_ok=True)
+    # Python takes the directory above for its own by this one (CPython Modules/getpath.py), which may be empty.
+    os.makedirs(f"{tree}{chroot(full, _PYTHON, '-IS', '-c', _LIBRARY).strip()}/lib-dynload", exist_ok=True)
     chroot(tree, _PYTHON, "-IS", "-c", _LIST_MODULES, *names, *extra)
 
 

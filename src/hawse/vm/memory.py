@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 MIB = 1024 * 1024
 #: Compared with zeros and written as one; a multiple of every page size of x86 but the huge ones.
@@ -23,10 +24,24 @@ _HEAD = struct.Struct(">QQ")
 _PAGE = 4096
 
 
-def make(size: int) -> int:
-    """A descriptor of ``size`` bytes of memory that others can map: memfd_create(2)."""
-    fd = os.memfd_create("hawse-ram", os.MFD_CLOEXEC)
-    os.ftruncate(fd, size)
+def make(size: int, *, page_kib: int = 0) -> int:
+    """A descriptor of ``size`` bytes of memory that others can map: memfd_create(2). Raises OSError.
+
+    ``page_kib``: made of huge pages of so many KiB, which are promised to it from now on: a mapping promises them, and
+    they stay so for the file's life (Linux Documentation/mm/hugetlbfs_reserv.rst). Else a page that is not there when
+    it is touched would end QEMU with SIGBUS.
+    """
+    flags = os.MFD_CLOEXEC
+    if page_kib:
+        flags |= os.MFD_HUGETLB | (page_kib * 1024).bit_length() - 1 << os.MFD_HUGE_SHIFT
+    fd = os.memfd_create("hawse-ram", flags)
+    try:
+        os.ftruncate(fd, size)
+        if page_kib:
+            mmap.mmap(fd, size).close()
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -38,16 +53,24 @@ def path(fd: int) -> str:
 def restore(source: int, target: int) -> int:
     """Copy a file of pieces into memory of the size that it was made of; the bytes copied. Raises OSError.
 
-    By write(2) from a mapping: the one copy there is, and faster than sendfile(2), whose pages go through a pipe.
+    By write(2) from a mapping: the one copy there is, and faster than sendfile(2), whose pages go through a pipe. Huge
+    pages cannot be written to (Linux fs/hugetlbfs/inode.c has no write_iter): they are mapped and read into.
     """
     size = os.fstat(source).st_size
     if size < _HEAD.size:
         raise OSError(errno.EIO, "the template's memory is cut short")
-    with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+    with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view, ExitStack() as undo:
+        room = None
+        if _is_huge(target):
+            room = undo.enter_context(memoryview(undo.enter_context(mmap.mmap(target, os.fstat(target).st_size))))
         position = begin = _begin_of_data(view)
         for start, end in _read_pieces(view, os.fstat(target).st_size):
             while start < end:
-                written = os.pwrite(target, view[position : position + min(end - start, _AT_ONCE)], start)
+                length = min(end - start, _AT_ONCE)
+                if room is None:
+                    written = os.pwrite(target, view[position : position + length], start)
+                else:
+                    written = os.preadv(source, [room[start : start + length]], position)
                 start, position = start + written, position + written
         return position - begin
 
@@ -74,6 +97,11 @@ def digest(fd: int) -> str:
         with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped:
             result.update(mapped)
     return result.hexdigest()
+
+
+def _is_huge(fd: int) -> bool:
+    """Whether it is of huge pages: their size is its block size (Linux fs/hugetlbfs/inode.c, hugetlbfs_statfs())."""
+    return os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
 
 
 def _begin_of_data(view: memoryview) -> int:

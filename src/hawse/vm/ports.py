@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 #: pcie.0 has the host bridge at 00.0, ICH9 at 1f, our own devices at 01 to 0e, the IOMMU none.
 FIRST_PORT_SLOT = 0x0F
 PORTS_PER_SLOT = 8
-MAX_PORTS = (0x1F - FIRST_PORT_SLOT) * PORTS_PER_SLOT - 1
+MAX_PORTS = (0x1F - FIRST_PORT_SLOT) * PORTS_PER_SLOT - 2
 #: An I/O window has 4 KiB of the 64 KiB of x86, and firmware needs some itself (QEMU docs/pcie.txt: "about 10").
 MAX_IO_PORTS = 10
 #: Between the memory of a machine with 2 GiB below 4 GiB, or its PCI configuration space, and the I/O APIC
@@ -31,10 +31,15 @@ MAX_MEMORY = 768 * MIB
 LEAST_PORTS = 4
 #: Where the share is plugged.
 SHARE_BUS = "port-share"
+#: Where network interfaces are plugged, as functions of one slot: the machine is the same however many there are.
+NETWORK_BUS = "port-net"
+FUNCTIONS = 8
 LAST_BUS = 0xFF
 #: What SeaBIOS gives a hotplug port unasked, in bytes.
 _MINIMUM_WINDOW = 2 * MIB
 _IO_WINDOW = 4096
+#: Ports that no VFIO group is given.
+_OWN = (SHARE_BUS, NETWORK_BUS)
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,14 @@ class Port:
 class PortPlan:
     """``bridges``: QEMU devices to start with, as option mappings. ``slots``: in the order of plugging.
 
-    ``ports`` are those that take devices, with one in it or not.
+    ``ports`` are those that take devices, with one in it or not; ``network`` is the one for interfaces.
     """
 
     bridges: tuple[dict[str, Any], ...]
     slots: tuple[Slot, ...]
     ports: tuple[Port, ...]
     share_address: str
+    network: Port
 
 
 @dataclass
@@ -115,7 +121,7 @@ class _Port:
 
 
 def plan_ports(groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridges: int = 0) -> PortPlan:
-    """The share's port and a root port for each group. Raises :class:`DeviceError` when there is no room.
+    """The share's port, one for each group, and the network's. Raises :class:`DeviceError` when there is no room.
 
     There are 4, 8, 16... ports, at least ``least``, some of them spare, and up to ``bridges`` of those with a bridge:
     most machines are then of one shape, which one template serves, and devices may come later. A group gets the bus
@@ -140,18 +146,20 @@ def plan_ports(groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridge
         _Port(f"port{index}", io=index < spare_io, spare_bridge=index >= count - bridges)
         for index in range(len(groups), count)
     ]
+    ports.append(_Port(NETWORK_BUS))
     _number(ports)
     devices: list[dict[str, Any]] = []
     for index, port in enumerate(ports):
-        devices.append(_root_port(index, port, last=index == count))
+        devices.append(_root_port(index, port, last=index == count + 1))
         if port.buses > 1:
             devices.append({"driver": "pcie-pci-bridge", "id": _bridge_of(port.name), "bus": port.name, "addr": "0.0"})
     by_name = {port.name: port for port in ports}
     return PortPlan(
         bridges=tuple(devices),
         slots=tuple(slot for index in range(len(groups)) for slot in _slots(by_name[f"port{index}"])),
-        ports=tuple(_port(port) for port in ports if port.name != SHARE_BUS),
+        ports=tuple(_port(port) for port in ports if port.name not in _OWN),
         share_address=f"0000:{by_name[SHARE_BUS].bus:02x}:00.0",
+        network=_port(by_name[NETWORK_BUS]),
     )
 
 
@@ -182,6 +190,21 @@ def place(group: GroupShape, spares: Sequence[Port]) -> tuple[Slot, ...]:
     # The least that fits: a large window is worth keeping.
     spare = wished[0] if wished else min(fitting, key=lambda spare: (spare.prefetchable, spare.memory, spare.bus))
     return _slots(_Port(spare.name, group, spare.bus))
+
+
+def place_interfaces(count: int, ports: Sequence[Port]) -> tuple[tuple[int, Port, int], ...]:
+    """Number, port and function of each interface that is plugged now, in the order of plugging: function 0 last.
+
+    A slot takes no functions once its function 0 is there, so those that come later need another port. Raises
+    :class:`DeviceError` when there are too few.
+    """
+    if count > len(ports) * FUNCTIONS:
+        raise DeviceError(
+            f"{count} network interfaces, and the virtual machine has ports for {len(ports) * FUNCTIONS}",
+            hint="have fewer interfaces in the network namespace",
+        )
+    order = sorted(range(count), key=lambda number: (number // FUNCTIONS, -(number % FUNCTIONS)))
+    return tuple((number, ports[number // FUNCTIONS], number % FUNCTIONS) for number in order)
 
 
 def window(sizes: Iterable[int]) -> int:

@@ -1,0 +1,110 @@
+"""A virtual machine's network interfaces: taps given to QEMU, devices plugged, and the guest told what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from hawse.errors import DeviceError, VmError
+from hawse.sandbox.network import Network
+from hawse.vm.arguments import plug_interface
+from hawse.vm.ports import FUNCTIONS, Port, place_interfaces
+
+if TYPE_CHECKING:
+    from hawse.sandbox.claims import Claims
+    from hawse.sandbox.guest import GuestLink
+    from hawse.sandbox.launch import Notes
+    from hawse.sandbox.plan import SandboxPlan
+    from hawse.vm.qmp import Events, Qmp
+
+_QMP_SECONDS = 30.0
+_MARGIN = 5.0
+_VHOST = "/dev/vhost-net"
+
+
+class Nics:
+    """What a sandbox has of its namespace; ``seen`` tells of each interface, for the state."""
+
+    def __init__(self, plan: SandboxPlan, network: Network, claims: Claims) -> None:
+        self.network = network
+        self.seen: list[dict[str, Any]] = []
+        self._seconds = plan.machine.device_seconds
+        self._vhost = plan.machine.accel == "kvm"
+        self._free: Port | None = plan.network_port
+        self._claims = claims
+        self._count = 0
+        self._failed = False
+
+    async def plug(self, qmp: Qmp, link: GuestLink) -> Notes:
+        """Plug what the network's last look found, and have the guest configure it; what to log. Raises HawseError."""
+        if self._failed:
+            raise VmError("the network of the virtual machine is in an unknown state", hint="delete the container")
+        joining = self.network.taken()
+        if joining is None:
+            return []
+        self._failed = True
+        joined, warnings = await asyncio.to_thread(joining.wait)
+        addresses: dict[int, str] = {}
+        try:
+            ports = [] if self._free is None else [self._free]
+            while len(ports) * FUNCTIONS < len(joined) and (port := self._claims.take_port()) is not None:
+                ports.append(port)
+            if joined:
+                self._free = None
+            with qmp.listen("DEVICE_DELETED") as events:
+                for number, port, function in place_interfaces(len(joined), ports):
+                    interface, tap = joined[number]
+                    name = f"net{self._count + number}"
+                    alone = len(joined) == 1
+                    await self._plug(qmp, name, interface["mac"], port, function, tap, alone=alone)
+                    addresses[number] = f"0000:{port.bus:02x}:00.{function}"
+                self._count += len(joined)
+                interfaces = [self._for_guest(joined[n][0], address) for n, address in sorted(addresses.items())]
+                await self._configure(link, interfaces, events)
+        finally:
+            for _, tap in joined:
+                os.close(tap)
+        self._failed = False
+        return [("warning", warning) for warning in warnings]
+
+    async def _plug(self, qmp: Qmp, name: str, mac: str, port: Port, function: int, tap: int, *, alone: bool) -> None:
+        vhost = -1
+        if self._vhost:
+            with suppress(OSError):  # not there, or not for us: QEMU moves the packets itself
+                vhost = os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            await qmp.give(tap, name, timeout=_QMP_SECONDS)
+            if vhost >= 0:
+                await qmp.give(vhost, f"{name}-vhost", timeout=_QMP_SECONDS)
+            for command, arguments in plug_interface(name, mac, port, function, alone=alone, vhost=vhost >= 0):
+                await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+        finally:
+            if vhost >= 0:
+                os.close(vhost)
+
+    def _for_guest(self, interface: dict[str, Any], address: str) -> dict[str, Any]:
+        self.seen.append({"name": interface["name"], "mac": interface["mac"], "guest": address})
+        keys = ("name", "mtu", "settings", "addresses", "routes", "neighbours")
+        return {"address": address} | {key: interface[key] for key in keys}
+
+    async def _configure(self, link: GuestLink, interfaces: list[dict[str, Any]], events: Events) -> None:
+        seconds = self._seconds
+        call = {"interfaces": interfaces, "seconds": seconds}
+        work = asyncio.create_task(link.call("configure_network", call, seconds=seconds + _MARGIN))
+        lost = asyncio.create_task(
+            events.wait(lambda data: str(data.get("device")).startswith("nic-"), seconds=seconds + _MARGIN)
+        )
+        try:
+            await asyncio.wait((work, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and lost.result() is not None:
+                raise DeviceError(
+                    "the guest unplugged a network interface as soon as it was plugged",
+                    hint="its console log has the reason; try again",
+                )
+            await work
+        finally:
+            for task in (work, lost):
+                task.cancel()
+            await asyncio.gather(work, lost, return_exceptions=True)
