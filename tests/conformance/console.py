@@ -1,0 +1,40 @@
+"""The engine's end of a console socket: where a runtime sends the master of a container's terminal."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SECONDS = 60
+
+
+class Console:
+    """A listening socket, at ``path`` for the length of the context."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.settimeout(_SECONDS)
+
+    def __enter__(self) -> Console:
+        self._listener.bind(self.path)
+        self._listener.listen(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        os.unlink(self.path)
+
+    @contextmanager
+    def receive(self) -> Iterator[int]:
+        """The master, a descriptor, for the length of the context."""
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(_SECONDS)
+            _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+        try:
+            yield fds[0]
+        finally:
+            os.close(fds[0])

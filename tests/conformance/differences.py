@@ -1,0 +1,82 @@
+"""Where a runtime does not do what a case asks for, and why.
+
+A difference that is none any more fails a test as one that is not here does. Some depend on the machine that the suite
+runs on, which is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A sentence. ``here`` tells whether it is so on this machine, ``where`` in words on which; "" is everywhere."""
+
+    why: str
+    where: str = ""
+    here: Callable[[], bool] = lambda: True
+
+
+def _lacks_sys_resource() -> bool:
+    with open("/proc/self/status") as file:
+        [line] = [line for line in file if line.startswith("CapEff:")]
+    return not int(line.split()[1], 16) & 1 << 24
+
+
+def _has_cgroups_of_version_1() -> bool:
+    return not os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+
+_LIMITS = Difference(
+    "Raising a limit takes CAP_SYS_RESOURCE; a guest's root has it", "without CAP_SYS_RESOURCE", _lacks_sys_resource
+)
+_VERSION_1 = Difference(
+    "Version 1 of cgroups has no such file; a guest's are of version 2", "with cgroups of version 1",
+    _has_cgroups_of_version_1,
+)  # fmt: skip
+_POSTSTART = Difference("runc 1.1 runs poststart at the end of create, before the program is executed")
+_VERSIONS = Difference("runc 1.1 does not look at the version")
+_LATER = Difference("runc 1.1 implements version 1.0 of the specification, which has no such field")
+_MACHINE = "The container has the kernel of a virtual machine, whose {} are not the host's"
+_PRIVATE = Difference(
+    "Refused, by the field's name: crun 1.8 in the guest makes every mount private, and none could appear on the host"
+)
+
+#: By case, by the runtime's name.
+DIFFERENCES: dict[str, dict[str, Difference]] = {
+    "rlimit-memlock-unlimited": {"runc": _LIMITS},
+    "rlimit-raised": {"runc": _LIMITS},
+    "oom-score-adj-negative": {"runc": _LIMITS},
+    "domainname": {"runc": _LATER},
+    "personality-linux32": {"runc": _LATER},
+    "personality-domain": {"runc": _LATER},
+    "unified": {"runc": _VERSION_1},
+    "memory-swap": {"runc": _VERSION_1},
+    "cpu-idle": {"runc": _VERSION_1},
+    "cpu-burst": {"runc": _VERSION_1},
+    "hooks-create": {"runc": _POSTSTART},
+    "hooks-start": {"runc": _POSTSTART},
+    "hook-state-poststart": {"runc": _POSTSTART},
+    "oci-version": {"runc": _VERSIONS},
+    "oci-version-none": {"runc": _VERSIONS},
+    "rlimit-duplicate": {"runc": Difference("runc 1.1 sets both, one after the other")},
+    "mappings-without-user": {"runc": Difference("runc 1.1 passes them over")},
+    "rootfs-shared": {"runc": Difference("runc 1.1 makes the root private again when it has entered it")},
+    "rootfs-unbindable": {"runc": Difference("runc 1.1 makes its own bind of the root unbindable, and fails at it")},
+    "mount-shared": {"hawse": _PRIVATE},
+    "mount-unbindable": {"hawse": _PRIVATE},
+    "pid-namespace-none": {"hawse": Difference(_MACHINE.format("processes"))},
+    "ipc-namespace-none": {"hawse": Difference(_MACHINE.format("IPC objects"))},
+    "hook-state-startContainer": {
+        "hawse": Difference("crun 1.8, which runs this hook in the guest, tells it the status of its own, starting")
+    },
+}
+
+
+def known(case: str, runtime: str) -> Difference | None:
+    """The difference of that case for that runtime on this machine."""
+    found = DIFFERENCES.get(case, {}).get(runtime)
+    return found if found is not None and found.here() else None

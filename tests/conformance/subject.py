@@ -1,0 +1,146 @@
+"""A runtime that is asked: any command line that is runc's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.support.bundles import make_bundle
+from tests.support.runtime import HAWSE, Result
+
+#: Minutes less than a person would wait, and more than a machine under load needs.
+_SECONDS = 180
+
+
+def chosen() -> list[list[str]]:
+    """The command lines to ask: that of the environment variable RUNTIME, or hawse and, to test the cases, runc."""
+    named = os.environ.get("RUNTIME")
+    return [shlex.split(named)] if named else [["runc"], [HAWSE]]
+
+
+@dataclass
+class Bundle:
+    """A bundle of a container with this name; ``spec`` may be changed until it is given to a runtime."""
+
+    name: str
+    path: str
+    spec: dict[str, Any]
+    mounted: list[str] = field(default_factory=list)
+
+    @property
+    def rootfs(self) -> str:
+        """The container's root file system, on the host."""
+        return f"{self.path}/rootfs"
+
+    def make(self, path: str, text: str | None = None, *, mode: int = 0o755) -> str:
+        """A directory, or a file with a text, below the bundle; its path."""
+        made = f"{self.path}/{path}"
+        if text is None:
+            os.makedirs(made, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(made), exist_ok=True)
+            with open(made, "w") as file:
+                file.write(text)
+        os.chmod(made, mode)
+        return made
+
+    def mount(self, path: str, *, shared: bool = False) -> str:
+        """A tmpfs of the host at a path below the bundle, for the runtime's life; its path."""
+        made = self.make(path)
+        subprocess.run(["mount", "-t", "tmpfs", "conformance", made], check=True)
+        self.mounted.append(made)
+        if shared:
+            subprocess.run(["mount", "--make-shared", made], check=True)
+        return made
+
+    def bind(self, source: str, destination: str, *options: str) -> None:
+        """Add a bind mount."""
+        mount = {"destination": destination, "type": "bind", "source": source, "options": list(options)}
+        self.spec["mounts"].append(mount)
+
+    def tmpfs(self, destination: str, *options: str) -> None:
+        """Add a tmpfs."""
+        mount = {"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": list(options)}
+        self.spec["mounts"].append(mount)
+
+
+class Subject:
+    """A runtime, with a root directory and bundles of its own below ``directory``, which all users can enter."""
+
+    def __init__(self, command: Sequence[str], directory: str) -> None:
+        self.name = os.path.basename(command[0])
+        self._command = [*command, "--root", f"{directory}/state"]
+        self._directory = directory
+        self._bundles: list[Bundle] = []
+        #: What its containers and their cgroups are called, and nobody else's.
+        self.prefix = f"conformance-{os.urandom(4).hex()}"
+
+    def argv(self, *arguments: str) -> list[str]:
+        """The command line."""
+        return [*self._command, *arguments]
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
+        """Run a command whose outputs no container keeps."""
+        done = subprocess.run(
+            self.argv(*arguments), input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def bundle(self, argv: Sequence[str]) -> Bundle:
+        """A new bundle: runc's own example, writable, with a busybox and a cgroup of its own."""
+        name = f"{self.prefix}-{len(self._bundles)}"
+        path = f"{self._directory}/{name}"
+        made = Bundle(name, path, make_bundle(path, argv))
+        made.spec["linux"]["cgroupsPath"] = f"/{name}"
+        self._bundles.append(made)
+        return made
+
+    def run(self, bundle: Bundle) -> Result:
+        """`run`, to the end of the container."""
+        self._write(bundle)
+        return self("run", "--bundle", bundle.path, bundle.name)
+
+    def begin(self, bundle: Bundle) -> subprocess.Popen[bytes]:
+        """`run`, which goes on."""
+        self._write(bundle)
+        null = subprocess.DEVNULL
+        argv = self.argv("run", "--bundle", bundle.path, bundle.name)
+        return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null)
+
+    def create(self, bundle: Bundle, *options: str) -> Result:
+        """`create`. What the container writes is in the file "output" of its bundle."""
+        self._write(bundle)
+        words = self.argv("create", "--bundle", bundle.path, "--pid-file", f"{bundle.path}/pid", *options, bundle.name)
+        # Files: a pipe would be the container's too, and open for as long as that lives.
+        with open(f"{bundle.path}/output", "w+") as output, open(f"{bundle.path}/errors", "w+") as errors:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=_SECONDS, check=False
+            )
+            errors.seek(0)
+            return Result(done.returncode, "", errors.read())
+
+    def state(self, bundle: Bundle) -> dict[str, Any]:
+        """`state`, which must succeed."""
+        done = self("state", bundle.name)
+        assert done.code == 0, done
+        state: dict[str, Any] = json.loads(done.output)
+        return state
+
+    def close(self) -> None:
+        """End whatever is left, and take the host's mounts away."""
+        for bundle in self._bundles:
+            self("delete", "--force", bundle.name)
+            for path in reversed(bundle.mounted):
+                subprocess.run(["umount", "--lazy", path], check=False)
+        shutil.rmtree(self._directory)
+
+    def _write(self, bundle: Bundle) -> None:
+        with open(f"{bundle.path}/config.json", "w") as file:
+            json.dump(bundle.spec, file)
