@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAWSE := $(CURDIR)/$(BIN)/hawse
 
-.PHONY: setup demo test lint bench lab lab-kernel image clean
+.PHONY: setup demo test soak lint bench lab lab-kernel image clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ demo: image
 
 test: image
 	$(BIN)/python -m pytest $(ARGS)
+
+# As the tests of an engine do, but a hundred containers in a row, and twenty at once.
+soak: image
+	HAWSE_ROUNDS=100 $(BIN)/python -m pytest tests/engines/test_podman.py -k in_a_row
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -17,6 +17,7 @@ CACHE = "/var/cache/hawse"
 _APPLETS = (
     "sh", "cat", "dd", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "pwd", "sleep", "stat", "stty",
     "test", "touch", "chown", "chmod", "true", "false", "wc", "yes", "tty", "seq", "sync", "rm", "ps", "md5sum",
+    "mknod", "uname",
 )  # fmt: skip
 #: To give files away, and to set the bits that change who runs them.
 FILE_CAPABILITIES = {

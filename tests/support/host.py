@@ -28,7 +28,7 @@ def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 60) -> None
     deadline = time.monotonic() + seconds
     while (found := difference(before, snapshot())) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not found
+    assert not found, f"left behind, or gone: {found}"
 
 
 def _processes() -> set[str]:

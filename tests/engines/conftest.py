@@ -1,0 +1,48 @@
+"""Engines of the machine with hawse as their runtime; each must leave the host as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.podman import Podman
+from tests.support.runtime import Runtime
+from tests.vm.conftest import acceleration, pytest_runtest_makereport, save_evidence
+
+__all__ = ["acceleration", "pytest_runtest_makereport"]
+
+DEVICES = '[emulated]\n5 = ["edu"]\n'
+#: The probe's group on the host: whatever node has these numbers, since the path in the container is one's own choice.
+GROUP_NODE, CONTAINER_NODE = (511, 5), (10, 196)
+
+
+@pytest.fixture(scope="module")
+def hawse(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """hawse with a root of its own, and group 5 emulated."""
+    before = snapshot()
+    made = Runtime(str(tmp_path_factory.mktemp("hawse")))
+    made.configure(DEVICES)
+    yield made
+    if request.session.testsfailed and os.path.isdir(made.root):
+        save_evidence(made.root, request.module.__name__)
+    prove_unchanged(before)
+    assert not os.path.isdir(made.root) or os.listdir(made.root) == []
+
+
+@pytest.fixture(scope="module")
+def podman(hawse: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    with Podman(str(tmp_path_factory.mktemp("podman")), hawse) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with nodes of the host, `vfio` and `5`, since engines look at the node that they are given."""
+    directory = tmp_path_factory.mktemp("nodes")
+    for name, (major, minor) in {"vfio": CONTAINER_NODE, "5": GROUP_NODE}.items():
+        os.mknod(directory / name, 0o020666, os.makedev(major, minor))
+    return directory

@@ -1,0 +1,144 @@
+"""A pod as a kubelet has an engine make it: the calls in their order, with what pods of Kubernetes usually ask for."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from typing import Any
+
+from tests.support.containerd import Containerd
+from tests.support.cri import Cri, Stream
+from tests.support.images import BUSYBOX_IMAGE
+from tests.support.runtime import Result, wait_until
+
+FOREVER = "trap 'echo told to stop; exit 0' TERM; while :; do sleep 3600 & wait; done"
+#: As a kubelet has it for a container that is not privileged (pkg/securitycontext/util.go).
+_MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"]
+_READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+_SECURITY: dict[str, Any] = {"namespace_options": {"pid": "CONTAINER"}, "seccomp": {"profile_type": "RuntimeDefault"}}
+
+
+class Pod:
+    """A pod and its containers by their names. ``changes`` are to what is asked for otherwise."""
+
+    def __init__(
+        self, engine: Containerd, cri: Cri, directory: str, *, security: dict[str, Any] | None = None, **changes: Any
+    ) -> None:
+        self.engine, self.cri, self.directory = engine, cri, directory
+        name = os.path.basename(directory)
+        os.makedirs(f"{directory}/logs")
+        os.makedirs(f"{directory}/nodes")
+        _write(f"{directory}/hosts", "127.0.0.1 localhost\n10.78.0.9 harbour\n")
+        linux = {"cgroup_parent": engine.cgroups, "security_context": _SECURITY | (security or {})}
+        self._config = {
+            "metadata": {"name": name, "uid": name, "namespace": "tests"},
+            "hostname": "ship",
+            "log_directory": f"{directory}/logs",
+            "dns_config": {"servers": ["10.78.0.1"], "searches": ["pods.test"], "options": ["ndots:5"]},
+            "linux": linux | changes.pop("linux", {}),
+        } | changes
+        made = cri("RunPodSandbox", config=self._config, runtime_handler="hawse")
+        self.id: str = made["pod_sandbox_id"]
+        self.containers: dict[str, str] = {}
+
+    def create(
+        self,
+        name: str,
+        script: str = FOREVER,
+        *,
+        groups: tuple[int, ...] = (),
+        security: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> str:
+        """A container of it, with VFIO groups; its id."""
+        _write(f"{self.directory}/{name}-message", "")
+        paths = {"masked_paths": _MASKED, "readonly_paths": _READONLY}
+        config = {
+            "metadata": {"name": name},
+            "image": {"image": BUSYBOX_IMAGE.name},
+            "command": ["/bin/sh", "-c", script],
+            "envs": [{"key": "NAME", "value": name}],
+            "mounts": [
+                {"container_path": "/etc/hosts", "host_path": f"{self.directory}/hosts"},
+                {"container_path": "/dev/termination-log", "host_path": f"{self.directory}/{name}-message"},
+            ],
+            "devices": self._devices(groups),
+            "log_path": f"{name}.log",
+            "linux": {
+                "resources": {"oom_score_adj": 1000, "cpu_shares": 102},
+                "security_context": _SECURITY | paths | (security or {}),
+            },
+        } | changes
+        made = self.cri("CreateContainer", pod_sandbox_id=self.id, config=config, sandbox_config=self._config)
+        self.containers[name] = made["container_id"]
+        return self.containers[name]
+
+    def _devices(self, groups: tuple[int, ...]) -> list[dict[str, str]]:
+        """What a device plugin answers. The engine wants nodes on the host, which emulated groups do not have: by
+        their paths in the container hawse knows them."""
+        numbers = {"vfio": (10, 196), **{str(group): (511, group) for group in groups}} if groups else {}
+        found = []
+        for name, (major, minor) in numbers.items():
+            path = f"{self.directory}/nodes/{name}"
+            if not os.path.exists(path):
+                os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(major, minor))
+            found.append({"container_path": f"/dev/vfio/{name}", "host_path": path, "permissions": "rw"})
+        return found
+
+    def run(self, name: str, script: str = FOREVER, **changes: Any) -> str:
+        """Create it and start it; its id."""
+        made = self.create(name, script, **changes)
+        self.cri("StartContainer", container_id=made)
+        return made
+
+    def status(self, name: str) -> dict[str, Any]:
+        """ContainerStatus."""
+        status: dict[str, Any] = self.cri("ContainerStatus", container_id=self.containers[name])["status"]
+        return status
+
+    def await_exit(self, name: str) -> dict[str, Any]:
+        """Its status once it has ended."""
+        wait_until(lambda: bool(self.status(name)["state"] == "CONTAINER_EXITED"), seconds=60)
+        return self.status(name)
+
+    def log(self, name: str) -> str:
+        """The log that a kubelet reads."""
+        with open(f"{self.directory}/logs/{name}.log") as file:
+            return file.read()
+
+    def message(self, name: str) -> str:
+        """Its termination message."""
+        with open(f"{self.directory}/{name}-message") as file:
+            return file.read()
+
+    def exec(self, name: str, script: str, *, timeout: int = 60) -> Result:
+        """A shell's output, by ExecSync."""
+        command = ["/bin/sh", "-c", script]
+        done = self.cri("ExecSync", container_id=self.containers[name], cmd=command, timeout=timeout)
+        stdout, stderr = (base64.b64decode(done[key]).decode() for key in ("stdout", "stderr"))
+        return Result(done["exit_code"], stdout, stderr)
+
+    def stream(self, method: str, name: str, **fields: Any) -> Stream:
+        """The stream of Exec or Attach, with stdin and stdout."""
+        answer = self.cri(method, container_id=self.containers[name], stdin=True, stdout=True, **fields)
+        return Stream(answer["url"], self.engine.node.fd)
+
+    def remove_container(self, name: str) -> None:
+        """RemoveContainer, whatever it does."""
+        self.cri("RemoveContainer", container_id=self.containers.pop(name))
+
+    def sandbox(self) -> dict[str, Any]:
+        """PodSandboxStatus."""
+        status: dict[str, Any] = self.cri("PodSandboxStatus", pod_sandbox_id=self.id)["status"]
+        return status
+
+    def remove(self) -> None:
+        """As a kubelet does at the end of a pod."""
+        self.cri("StopPodSandbox", pod_sandbox_id=self.id)
+        self.cri("RemovePodSandbox", pod_sandbox_id=self.id)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,169 @@
+"""CRI-O's calls, as it makes them (CRI-O internal/oci/runtime_oci.go), through the real conmon: it has no package here.
+
+A pod of a sandbox and two containers, one of them with a device; each is made by conmon, whose words go over the two
+pipes that CRI-O gives it, and everything else is a direct call of the runtime with ``--root`` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.netns import Namespace
+from tests.support.podman import install
+from tests.support.runtime import Runtime, wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
+
+class Crio:
+    """What CRI-O does to a container."""
+
+    def __init__(self, directory: Path, runtime: Runtime) -> None:
+        self.directory = directory
+        install("crio", f"{directory}/50-hawse.conf", runtime)
+        self.program = f"{directory}/50-hawse.conf.program"
+        self.root = f"{directory}/root"
+        # CRI-O gives no more than these (runtime_oci.go, runtimeCmd).
+        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR": str(directory)}
+        for name in ("exits", "sockets", "logs"):
+            (directory / name).mkdir()
+
+    def create(self, name: str, bundle: str) -> int:
+        """By conmon; the pid that it tells. Raises AssertionError with what it tells instead."""
+        answer = self._conmon(name, bundle, name, ["--exit-dir", f"{self.directory}/exits"])
+        assert answer.get("pid", -1) > 0, answer
+        return int(answer["pid"])
+
+    def exec_sync(self, name: str, bundle: str, process: dict[str, Any]) -> tuple[int, str]:
+        """The kubelet's ExecSync: exit code and log."""
+        spec = self.directory / "process.json"
+        spec.write_text(json.dumps(process))
+        answer = self._conmon(name, bundle, f"{name}-exec", ["--exec", "--exec-process-spec", str(spec)])
+        return answer["exit_code"], (self.directory / "logs" / f"{name}-exec").read_text()
+
+    def __call__(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """A direct call."""
+        argv = [self.program, "--root", self.root, *words]
+        return subprocess.run(
+            argv, env=self.environment, input=stdin, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def state(self, name: str) -> dict[str, Any]:
+        done = self("state", name)
+        assert done.returncode == 0, done
+        state: dict[str, Any] = json.loads(done.stdout)
+        assert {"ociVersion", "id", "status", "pid", "bundle", "created"} <= state.keys()
+        return state
+
+    def exit_code(self, name: str) -> int:
+        """What conmon has seen of the container's end."""
+        path = self.directory / "exits" / name
+        wait_until(path.exists)
+        return int(path.read_text())
+
+    def _conmon(self, name: str, bundle: str, key: str, more: list[str]) -> dict[str, Any]:
+        told, tells = os.pipe()
+        starts, start = os.pipe()
+        argv = [
+            "conmon", "--syslog", "-c", name, "-n", name, "-u", key, "-r", self.program, "-b", bundle,
+            "-p", f"{bundle}/{key}.pid", "-P", f"{bundle}/{key}.conmon",
+            "-l", f"{self.directory}/logs/{key}", "--socket-dir-path", f"{self.directory}/sockets",
+            "--runtime-arg", f"--root={self.root}", *more,
+        ]  # fmt: skip
+        pipes = {"_OCI_SYNCPIPE": str(tells), "_OCI_STARTPIPE": str(starts)}
+        process = subprocess.Popen(
+            argv, env=self.environment | pipes, pass_fds=(tells, starts), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(tells)
+        os.close(starts)
+        os.write(start, b"0")
+        os.close(start)
+        assert process.wait() == 0  # it has gone to the background
+        with os.fdopen(told) as answers:
+            answer: dict[str, Any] = json.loads(answers.readline())
+        return answer
+
+
+@pytest.fixture
+def crio(tmp_path: Path) -> Iterator[Crio]:
+    before = snapshot()
+    runtime = Runtime(str(tmp_path))
+    runtime.configure('[emulated]\n5 = ["edu"]\n')
+    made = Crio(tmp_path, runtime)
+    yield made
+    for name in sorted(os.listdir(made.root) if os.path.isdir(made.root) else (), reverse=True):
+        made("delete", "--force", name)
+    prove_unchanged(before)
+
+
+def bundle(crio: Crio, name: str, network: str, script: str, *, device: bool = False) -> str:
+    path = f"{crio.directory}/{name}"
+    spec = make_bundle(path, ["/bin/sh", "-c", script], rlimits=[UNLIMITED])
+    kind = "sandbox" if name == "sandbox" else "container"
+    spec["annotations"] = {"io.kubernetes.cri-o.ContainerType": kind, "io.kubernetes.cri-o.SandboxID": "sandbox"}
+    spec["linux"]["namespaces"] = [
+        {"type": entry["type"]} | ({"path": network} if entry["type"] == "network" else {})
+        for entry in spec["linux"]["namespaces"]
+    ]
+    if device:
+        add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)])
+        build_probe(f"{path}/rootfs")
+    write(path, spec)
+    return path
+
+
+FOREVER = "trap 'exit 7' TERM; echo ready; while :; do sleep 1; done"
+
+
+def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
+    with Namespace() as network:
+        sandbox = bundle(crio, "sandbox", network.path, "sleep 1000")
+        pid = crio.create("sandbox", sandbox)
+        assert crio("start", "sandbox").returncode == 0
+        assert (crio.state("sandbox")["status"], crio.state("sandbox")["pid"]) == ("running", pid)
+        for name, device in (("with", True), ("without", False)):
+            crio.create(name, bundle(crio, name, network.path, FOREVER, device=device))
+            assert crio("start", name).returncode == 0
+            wait_until(lambda log=crio.directory / "logs" / name: "stdout F ready" in log.read_text())  # type: ignore[misc]
+        spec = json.loads(Path(f"{crio.directory}/with/config.json").read_text())["process"]
+        code, log = crio.exec_sync("with", f"{crio.directory}/with", spec | {"args": ["/probe", "/dev/vfio/5"]})
+        assert code == 0, log
+        assert "dma" in log
+        streamed = crio.directory / "streamed.json"
+        streamed.write_text(json.dumps(spec | {"args": ["/bin/sh", "-c", "cat; exit 3"]}))
+        done = crio("exec", "--process", str(streamed), "without", stdin="through the runtime\n")
+        assert (done.returncode, done.stdout) == (3, "through the runtime\n")
+        for verb, status in (("pause", "paused"), ("resume", "running")):
+            assert crio(verb, "with").returncode == 0
+            assert crio.state("with")["status"] == status
+        limits = {"memory": {"limit": 200 << 20}, "cpu": {"shares": 512}}
+        assert crio("update", "--resources", "-", "without", stdin=json.dumps(limits)).returncode == 0
+        assert crio("kill", "with", "TERM").returncode == 0
+        assert crio.exit_code("with") == 7
+        assert crio.state("with")["status"] == "stopped"
+        assert "not running" in crio("kill", "with", "KILL").stderr
+        assert crio("delete", "--force", "with").returncode == 0
+        # The other container and the sandbox go on.
+        assert crio.state("without")["status"] == "running"
+        assert crio("kill", "without", "KILL").returncode == 0
+        assert crio.exit_code("without") == 137
+        assert crio("kill", "-a", "sandbox", "9").returncode == 0
+        for name in ("without", "sandbox"):
+            assert crio("delete", "--force", name).returncode == 0
+        assert "does not exist" in crio("state", "sandbox").stderr
+
+
+def test_what_cannot_be_made_is_told_over_conmons_pipe(crio: Crio) -> None:
+    path = bundle(crio, "lonely", "/run/netns/nothing", "true")
+    with pytest.raises(AssertionError, match="sandbox sandbox does not exist"):
+        crio.create("lonely", path)

@@ -1,0 +1,70 @@
+"""Engines take what `hawse install` writes for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.runtime import HAWSE
+
+pytestmark = pytest.mark.engine
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    return done.stdout + done.stderr
+
+
+def install(engine: str, file: Path, *options: str) -> str:
+    return run(HAWSE, "install", engine, "--file", str(file), *options)
+
+
+def test_docker(tmp_path: Path) -> None:
+    """The daemon of the other tests is told of hawse so, too."""
+    file = tmp_path / "daemon.json"
+    assert "written" in install("docker", file)
+    assert json.loads(file.read_text())["runtimes"]["hawse"]["path"] == HAWSE
+    assert "nothing to change" in install("docker", file)
+    assert "removed" in install("docker", file, "--undo")
+    assert not file.exists()
+
+
+def test_containerd(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(run("containerd", "config", "default"))
+    before = file.read_text()
+    install("containerd", file)
+    shown = run("containerd", "--config", str(file), "config", "dump")
+    assert f'BinaryName = "{HAWSE}"' in shown
+    assert "default_runtime_name" in shown
+    install("containerd", file, "--undo")
+    assert file.read_text() == before
+
+
+def test_podman(tmp_path: Path) -> None:
+    """In a mount namespace in which the directory for such files is one of the test's own."""
+    directory = tmp_path / "containers.conf.d"
+    directory.mkdir()
+    install("podman", directory / "hawse.conf")
+    script = f"mkdir -p /etc/containers/containers.conf.d && mount --bind {directory} /etc/containers/containers.conf.d"
+    storage = f"--root {tmp_path}/graph --runroot {tmp_path}/run --tmpdir {tmp_path}/tmp"
+    shown = run("unshare", "--mount", "sh", "-c", f"{script} && podman {storage} --runtime hawse info")
+    assert HAWSE in shown
+
+
+def test_what_would_change_is_shown_and_nothing_changed(tmp_path: Path) -> None:
+    file = tmp_path / "hawse.conf"
+    assert f'+runtime_path = "{HAWSE}"' in install("crio", file, "--dry-run")
+    assert not file.exists()
+
+
+def test_a_program_that_is_none_is_refused(tmp_path: Path) -> None:
+    words = [HAWSE, "install", "docker", "--file", str(tmp_path / "x"), "--program", f"{sys.executable}.not"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not a program that can be run" in done.stderr

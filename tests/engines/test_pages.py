@@ -1,0 +1,60 @@
+"""The commands of the engines' pages, as they stand there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import docker
+from tests.support.docker import Docker
+from tests.support.podman import Podman
+from tests.support.runtime import HAWSE, Runtime
+
+pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def commands(page: str) -> str:
+    """The blocks of sh, one after the other."""
+    found = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert found
+    return "".join(found)
+
+
+def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Path, image: str) -> None:
+    """Run a page's commands; each must succeed.
+
+    What is of a test's own: where `hawse install` writes to, and where the host's nodes of emulated groups are.
+    """
+    bin_ = directory / "bin"
+    bin_.mkdir()
+    (bin_ / "hawse").write_text(f'#!/bin/sh\nexec {HAWSE} "$@" --file {directory}/installed\n')
+    (bin_ / "hawse").chmod(0o755)
+    script = re.sub(r"--device /dev/vfio/(\w+)", rf"--device {nodes}/\1:/dev/vfio/\1", commands(page))
+    path = f"{bin_}:{environment['PATH']}"
+    done = subprocess.run(
+        ["sh", "-exc", script], env=environment | {"PATH": path, "IMAGE": image}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert HAWSE in (directory / "installed").read_text()
+    Path("/tmp/hawse-page-hostname").unlink()
+
+
+@pytest.fixture
+def engine_of_docker(hawse: Runtime, tmp_path: Path) -> Iterator[Docker]:
+    with Docker(str(tmp_path / "docker"), hawse) as made:
+        yield made
+
+
+def test_podmans(podman: Podman, nodes: Path, tmp_path: Path) -> None:
+    run_page("podman.md", tmp_path, podman.environment, nodes, "localhost/box:latest")
+
+
+def test_dockers(engine_of_docker: Docker, nodes: Path, tmp_path: Path) -> None:
+    run_page("docker.md", tmp_path, engine_of_docker.environment, nodes, docker.IMAGE)

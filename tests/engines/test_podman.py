@@ -1,0 +1,237 @@
+"""Podman drives hawse by its own conventions (docs/podman.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.sandbox.state import Store
+from tests.support.bundles import build_probe
+from tests.support.podman import IMAGE, Podman
+from tests.support.runtime import Runtime, wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.engine]
+
+#: Says that it is there, serves its files over HTTP, and has an end of its own for SIGTERM.
+SERVICE = "trap 'echo asked to end; exit 7' TERM; echo to stdout; echo to stderr >&2; busybox httpd -p 8080 -h /data; "
+SERVICE += "while :; do sleep 1; done"
+LISTENS = "busybox netstat -ltn | grep -q :8080"
+
+
+def test_a_command_runs_with_what_it_was_given(podman: Podman) -> None:
+    script = "id -u; pwd; echo $GREETING; echo $(cat /etc/hostname); cat; touch /file; exit 3"
+    done = podman(
+        "run", "--rm", "--interactive", "--user", "1000:1000", "--workdir", "/tmp", "--env", "GREETING=hello",
+        "--hostname", "inside", "--read-only", "--tmpfs", "/not/there/before", IMAGE, "sh", "-c", script,
+        stdin="from stdin\n",
+    )  # fmt: skip
+    assert done.output.splitlines() == ["1000", "/tmp", "hello", "inside", "from stdin"]
+    assert "Read-only file system" in done.errors
+    assert done.code == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["/bin/false"], 1, ""),
+        (["/bin/nothing"], 127, "no such file or directory"),
+        (["/etc"], 126, "permission denied"),
+    ],
+)
+def test_what_cannot_run_is_told_by_code_and_words(podman: Podman, command: list[str], code: int, words: str) -> None:
+    done = podman("run", "--rm", IMAGE, *command)
+    assert done.code == code, done
+    assert words in done.errors.lower()
+
+
+def test_the_hosts_network_is_refused(podman: Podman) -> None:
+    done = podman("run", "--rm", "--network", "host", IMAGE, "true")
+    assert done.code == 126
+    assert "the container would have the host's network, which a virtual machine cannot share" in done.errors
+
+
+def test_a_terminal_is_one(podman: Podman) -> None:
+    assert "/dev/pts/0" in podman.on_terminal("run", "--rm", "--interactive", "--tty", IMAGE, "tty")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("files")
+    (directory / "page").write_text("a page\n")
+    return directory
+
+
+@pytest.fixture
+def service(podman: Podman, files: Path) -> Iterator[str]:
+    """A container that serves files of a volume."""
+    podman.must(
+        "run", "--detach", "--name", "service", "--publish", "127.0.0.1:18080:8080", "--volume", f"{files}:/data",
+        "--tmpfs", "/scratch", "--memory", "300m", "--cpus", "1", IMAGE, "sh", "-c", SERVICE,
+    )  # fmt: skip
+    # Until then a signal has no trap, and a container's first process ignores it.
+    wait_until(lambda: "to stdout" in podman("logs", "service").output)
+    yield "service"
+    podman("rm", "--force", "--time", "0", "service")
+
+
+def test_a_container_is_used_while_it_runs(podman: Podman, service: str) -> None:
+    assert "Up" in podman.must("ps", "--filter", f"name={service}", "--format", "{{.Status}}")
+    done = podman("exec", service, "sh", "-c", "cat /data/page; exit 3")
+    assert (done.code, done.output) == (3, "a page\n")
+    assert "/dev/pts/" in podman.on_terminal("exec", "--interactive", "--tty", service, "tty")
+    logs = podman("logs", service)
+    assert (logs.output, logs.errors) == ("to stdout\n", "to stderr\n")
+    # Through the published port, and from the host to the container's own address.
+    wait_until(lambda: podman("exec", service, "sh", "-c", LISTENS).code == 0)
+    address = podman.inspect(service)["NetworkSettings"]["IPAddress"]
+    for place in ("127.0.0.1:18080", f"{address}:8080"):
+        with urllib.request.urlopen(f"http://{place}/page", timeout=20) as answer:
+            assert answer.read() == b"a page\n"
+    memory = podman.must("stats", "--no-stream", "--format", "{{.MemUsageBytes}} {{.PIDs}} {{.CPUNano}}", service)
+    used, pids, cpu = (float(re.match(r"[\d.]+", word)[0]) for word in (*memory.split(" / ")[:1], *memory.split()[-2:]))  # type: ignore[index]
+    assert used > 0
+    assert pids > 1
+    assert cpu > 0
+    title, *processes = podman.must("top", service, "pid", "args").splitlines()
+    assert title.split() == ["PID", "COMMAND"]
+    assert len(processes) == 1  # the host's are not shown
+    assert processes[0].split()[0] == "1"
+    assert "echo to stdout" in processes[0]
+    assert "httpd -p 8080" in podman.must("top", service, "-o", "pid,args")
+
+
+def test_files_are_copied_from_and_to_the_container_and_not_the_host(
+    podman: Podman, service: str, files: Path, tmp_path: Path
+) -> None:
+    podman.must("exec", service, "sh", "-c", "echo the container > /etc/whose")
+    podman.must("cp", f"{service}:/etc/whose", f"{tmp_path}/whose")
+    assert (tmp_path / "whose").read_text() == "the container\n"
+    podman.must("cp", f"{tmp_path}/whose", f"{service}:/data/copied")
+    assert (files / "copied").read_text() == "the container\n"
+    (files / "copied").unlink()
+    name = f"hawse-{os.getpid()}"
+    podman.must("cp", f"{tmp_path}/whose", f"{service}:/etc/{name}")
+    assert podman.must("exec", service, "cat", f"/etc/{name}") == "the container\n"
+    assert not os.path.exists(f"/etc/{name}")
+    # What only the guest has, the host cannot write to; it is not lost in silence.
+    assert "read-only file system" in podman("cp", f"{tmp_path}/whose", f"{service}:/scratch/x").errors
+
+
+def test_a_container_is_paused_stopped_started_again_and_killed(podman: Podman, service: str) -> None:
+    podman.must("pause", service)
+    assert podman.inspect(service)["State"]["Status"] == "paused"
+    podman.must("unpause", service)
+    podman.must("stop", "--time", "20", service)
+    assert podman.inspect(service)["State"]["ExitCode"] == 7
+    assert podman.must("logs", service).endswith("asked to end\n")
+    podman.must("start", service)
+    assert podman.must("exec", service, "echo", "again") == "again\n"
+    podman.must("kill", "--signal", "KILL", service)
+    assert podman.must("wait", service) == "137\n"
+
+
+def test_a_named_volume_outlives_its_container(podman: Podman) -> None:
+    podman.must("run", "--rm", "--volume", "kept:/data", IMAGE, "sh", "-c", "echo kept > /data/it")
+    assert podman.must("run", "--rm", "--volume", "kept:/data:ro", IMAGE, "cat", "/data/it") == "kept\n"
+    podman.must("volume", "rm", "kept")
+
+
+def test_containers_of_a_network_know_each_other_by_name(podman: Podman) -> None:
+    podman.must("network", "create", "net")
+    try:
+        podman.must("run", "--detach", "--name", "first", "--network", "net", IMAGE, "sleep", "1000")
+        ping = ["busybox", "ping", "-c", "1", "-W", "10", "first"]
+        podman.must("run", "--rm", "--cap-add", "NET_RAW", "--network", "net", IMAGE, *ping)
+    finally:
+        podman("rm", "--force", "--time", "0", "first")
+        podman("network", "rm", "--force", "net")
+
+
+def test_a_vfio_device_is_one(podman: Podman, nodes: Path, tmp_path: Path) -> None:
+    """The same arguments as with runc, but for the emulated group's node, which is no host's."""
+    done = podman(
+        "run", "--rm", "--device", f"{nodes}/vfio:/dev/vfio/vfio", "--device", f"{nodes}/5:/dev/vfio/5",
+        "--ulimit", "memlock=-1:-1", "--volume", f"{build_probe(str(tmp_path))}:/probe:ro", IMAGE, "/probe",
+        "/dev/vfio/5",
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert "dma" in done.output.lower()
+
+
+FETCH = "busybox wget -qO /dev/null http://127.0.0.1:9000/busybox"
+POD = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: pod}}
+spec:
+  containers:
+  - name: server
+    image: {IMAGE}
+    imagePullPolicy: Never
+    command: ["sh", "-c", "busybox httpd -f -p 9000 -h /bin"]
+    resources: {{limits: {{memory: 200Mi}}}}
+  - name: client
+    image: {IMAGE}
+    imagePullPolicy: Never
+    command: ["sh", "-c", "until {FETCH}; do sleep 1; done; sleep 1000"]
+"""
+
+
+def test_a_pod_of_a_kubernetes_file_is_one_machine(podman: Podman, hawse: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "pod.yaml").write_text(POD)
+    podman.must("kube", "play", f"{tmp_path}/pod.yaml")
+    try:
+        machines = {Store(hawse.root, name).read()["monitorPid"] for name in os.listdir(hawse.root)}
+        assert (len(os.listdir(hawse.root)), len(machines)) == (3, 1)
+        fetched = ("exec", "pod-client", *FETCH.split())
+        wait_until(lambda: podman(*fetched).code == 0)
+        podman.must("restart", "--time", "0", "pod-client")
+        podman.must(*fetched)
+    finally:
+        podman("kube", "down", f"{tmp_path}/pod.yaml")
+    assert os.listdir(hawse.root) == []
+
+
+def test_a_device_is_one_containers_of_a_pod(podman: Podman, nodes: Path, tmp_path: Path) -> None:
+    podman.must("pod", "create", "--name", "pod")
+    try:
+        podman.must("run", "--detach", "--pod", "pod", "--name", "without", IMAGE, "sleep", "1000")
+        done = podman(
+            "run", "--rm", "--pod", "pod", "--device", f"{nodes}/vfio:/dev/vfio/vfio",
+            "--device", f"{nodes}/5:/dev/vfio/5", "--ulimit", "memlock=-1:-1",
+            "--volume", f"{build_probe(str(tmp_path))}:/probe:ro", IMAGE, "/probe", "/dev/vfio/5",
+        )  # fmt: skip
+        assert done.code == 0, done
+        assert podman("exec", "without", "ls", "/dev/vfio").code != 0
+    finally:
+        podman("pod", "rm", "--force", "--time", "0", "pod")
+
+
+def traces(podman: Podman) -> dict[str, list[str]]:
+    """What a container could leave of itself with its engine and with the host's kernel."""
+    return {
+        "interfaces": sorted(os.listdir("/sys/class/net")),
+        "namespaces": sorted(name for name in os.listdir("/run/netns") if name.startswith("netns-")),
+        "containers": sorted(os.listdir(f"{podman.directory}/graph/overlay-containers")),
+        "cgroups": sorted(directory for directory, _, _ in os.walk("/sys/fs/cgroup") if "libpod" in directory),
+        "descriptors": sorted(os.listdir("/proc/self/fd")),
+    }
+
+
+def test_containers_in_a_row_and_at_once_leave_nothing(podman: Podman, hawse: Runtime) -> None:
+    """HAWSE_ROUNDS of them in a row, and a fifth of that at once."""
+    rounds = int(os.environ.get("HAWSE_ROUNDS", "10"))
+    podman.must("run", "--rm", IMAGE, "true")
+    before = traces(podman)
+    for _ in range(rounds):
+        podman.must("run", "--rm", IMAGE, "true")
+    assert traces(podman) == before
+    started = [podman.start("run", "--rm", IMAGE, "true") for _ in range(rounds // 5)]
+    assert [process.wait() for process in started] == [0] * len(started)
+    assert traces(podman) == before
+    assert os.listdir(hawse.root) == []

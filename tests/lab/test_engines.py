@@ -1,0 +1,99 @@
+"""Engines on a host with real VFIO groups: the same arguments as with runc, and DPDK on the device."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from demo.rootfs import make
+from tests.lab.host import CACHE, Lab
+from tests.lab.steps import LONE_NIC, group_of
+
+pytestmark = [pytest.mark.lab, pytest.mark.engine]
+
+#: Sends what it makes up itself: the card reads it from the container's memory.
+_TESTPMD = (
+    "timeout -s INT 60 dpdk-testpmd -l 0,1 --no-huge -m 256 --iova-mode=va -- --forward-mode=txonly --stats-period 10 "
+    "--total-num-mbufs=16384"
+)
+#: Keeping addresses would need a machine without a template.
+_PODMAN = """
+import sys
+from tests.support.podman import Podman
+from tests.support.runtime import Runtime
+runtime = Runtime("/run")
+runtime.configure("[devices]\\nkeep_addresses = false\\n")
+with Podman("/run/podman", runtime) as podman:
+    done = podman(*sys.argv[1:], timeout=1200)
+sys.stdout.write(done.output)
+sys.stderr.write(done.errors)
+sys.exit(done.code)
+"""
+
+
+def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
+    rootfs = f"{CACHE}/test-dpdk"
+    if not os.path.exists(f"{rootfs}/usr/bin/dpdk-testpmd"):
+        make(rootfs, cache=CACHE)
+    done = lab.python(
+        _PODMAN, "run", "--rm", "--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/run",
+        "--device", "/dev/vfio/vfio", "--device", f"/dev/vfio/{group_of(lab, LONE_NIC)}", "--ulimit", "memlock=-1:-1",
+        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _TESTPMD, timeout=1500,
+    )  # fmt: skip
+    assert done.code == 0, done
+    sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
+    assert sent, done
+    assert sent[-1] > 0
+    assert lab.run(["pgrep", "-c", "qemu-system"]).output == "0\n"
+
+
+#: DPDK's programs and libraries are the host's, mounted; the image is of busybox alone.
+_DPDK = "/dpdk/usr/lib/x86_64-linux-gnu"
+_TESTPMD_OF_HOST = _TESTPMD.replace(
+    "dpdk-testpmd",
+    f"{_DPDK}/ld-linux-x86-64.so.2 --library-path {_DPDK} /dpdk/usr/bin/dpdk-testpmd -d {_DPDK}/dpdk/pmds-23.0",
+)
+_CRI = f"""
+import os, sys
+from tests.engines.pod import Pod
+from tests.support.containerd import Containerd
+from tests.support.cri import Cri
+from tests.support.images import write_busybox, write_pause
+from tests.support.runtime import wait_until
+os.makedirs("/run/c")
+engine = Containerd("/run/c", hawse="[devices]\\nkeep_addresses = false\\n")
+try:
+    for archive in (write_pause("/run/c/pause.tar"), write_busybox("/run/c/busybox.tar")):
+        engine.load(archive, namespace="k8s.io")
+    with Cri(engine.address, seconds=900) as cri:
+        wait_until(lambda: len(cri("ListImages")["images"]) == 2)
+        pod = Pod(engine, cri, "/run/c/pod")
+        node = f"/dev/vfio/{{sys.argv[1]}}"
+        pod.run(
+            "testpmd", "mkdir -p /var/run && exec busybox {_TESTPMD_OF_HOST}",
+            devices=[
+                {{"container_path": path, "host_path": path, "permissions": "rw"}} for path in ("/dev/vfio/vfio", node)
+            ],
+            mounts=[{{"container_path": "/dpdk", "host_path": "{CACHE}/test-dpdk", "readonly": True}}],
+            security={{"capabilities": {{"add_capabilities": ["IPC_LOCK"]}}}},
+        )
+        wait_until(lambda: pod.status("testpmd")["state"] == "CONTAINER_EXITED", seconds=600)
+        print(pod.log("testpmd"))
+        pod.run("hog", "head -c 200M /dev/zero | tail", linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}})
+        print(pod.await_exit("hog")["reason"])
+        pod.remove()
+finally:
+    engine.stop()
+"""
+
+
+def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
+    """The lab's cgroups are of version 2."""
+    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), timeout=1500)
+    assert done.code == 0, done
+    sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
+    assert sent, done
+    assert sent[-1] > 0
+    assert done.output.splitlines()[-1] == "OOMKilled", done

@@ -1,0 +1,227 @@
+"""A containerd of the tests' own, as a node of Kubernetes has it: the machine's program with files, network and images
+that go with it.
+
+It is in a network namespace of its own, which plays the node's network: pods of two test runs beside each other cannot
+meet, and nothing stays on the machine's interfaces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import uuid
+
+import tomlkit
+
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.images import PAUSE_IMAGE
+from tests.support.netns import Namespace
+from tests.support.runtime import HAWSE, Result, wait_until
+
+#: What `hawse install containerd` adds to.
+CONFIG = """
+version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+
+[grpc]
+  address = "{directory}/containerd.sock"
+
+[plugins."io.containerd.grpc.v1.cri"]
+  enable_selinux = false
+  disable_apparmor = true
+  # The tests' mount namespace may not be the machine's, and /run/netns is everybody's.
+  netns_mounts_under_state_dir = true
+  sandbox_image = "{pause}"
+  stats_collect_period = 1
+
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{directory}/cni"
+
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+"""
+NETWORK = {
+    "cniVersion": "0.4.0",
+    "name": "pods",
+    "plugins": [
+        {
+            "type": "ptp",
+            "mtu": 1460,
+            "ipam": {"type": "host-local", "subnet": "10.78.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]},
+        }
+    ],
+}
+
+
+class Containerd:
+    """It runs from its making to :meth:`stop`; ``directory`` is to be short: sockets' paths are limited."""
+
+    def __init__(self, directory: str, *, hawse: str = "") -> None:
+        """``hawse`` is the content of hawse's configuration."""
+        self.directory = directory
+        self.address = f"{directory}/containerd.sock"
+        #: ctr's namespace, after which containerd calls the cgroup above those of containers that name none. Not after
+        #: hawse: tests beside these compare all cgroups that are called so, before and after.
+        self.namespace = f"containerd-test-{uuid.uuid4().hex[:8]}"
+        self.cgroups = f"/{self.namespace}"
+        self.runtime_root = f"{directory}/runtime"
+        self._log = f"{directory}/containerd.log"
+        self.binary = f"{directory}/hawse"
+        _write(f"{directory}/hawse.toml", hawse)
+        _write(self.binary, f'#!/bin/sh\nexec {HAWSE} --config {directory}/hawse.toml "$@"\n')
+        os.chmod(self.binary, 0o755)
+        self._configure()
+        os.mkdir(f"{directory}/cni")
+        [plugin] = NETWORK["plugins"]
+        assert isinstance(plugin, dict)
+        network = NETWORK | {"plugins": [plugin | {"ipam": plugin["ipam"] | {"dataDir": f"{directory}/addresses"}}]}
+        _write(f"{directory}/cni/10-pods.conflist", json.dumps(network))
+        self.node = Namespace()
+        self.node.__enter__()
+        try:
+            for mount in _mounts("/sys/fs/cgroup", kind="cgroup"):
+                os.mkdir(f"{mount}{self.cgroups}")
+            self._before = snapshot()
+            self._start()
+        except BaseException:
+            self._release()
+            raise
+
+    def _configure(self) -> None:
+        """As `hawse install containerd` does it, but for the root, which other runs of tests have too."""
+        path = f"{self.directory}/config.toml"
+        _write(path, CONFIG.format(directory=self.directory, pause=PAUSE_IMAGE.name))
+        words = [HAWSE, "install", "containerd", "--file", path, "--program", self.binary]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        with open(path) as file:
+            document = tomlkit.load(file).unwrap()
+        runtimes = document["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+        runtimes["hawse"]["options"]["Root"] = self.runtime_root
+        _write(path, tomlkit.dumps(document))
+
+    def _start(self) -> None:
+        # Not `ip netns exec`, which would have it in a mount namespace where no test sees what it leaves.
+        argv = ["nsenter", f"--net={self.node.path}", "containerd", "--config", f"{self.directory}/config.toml"]
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            wait_until(lambda: self._process.poll() is not None or self._is_ready())
+            assert self._process.poll() is None, self.log()
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _is_ready(self) -> bool:
+        return os.path.exists(self.address) and self.ctr("version").code == 0
+
+    def restart(self) -> None:
+        """End it and begin it again, as an update of a node's packages does; what runs goes on."""
+        self._process.send_signal(signal.SIGTERM)
+        assert self._process.wait(30) == 0, self.log()
+        self._start()
+
+    def log(self) -> str:
+        """What it said."""
+        with open(self._log, errors="replace") as file:
+            return file.read()
+
+    def load(self, archive: str, *, namespace: str = "") -> None:
+        """Have it know the images of an archive."""
+        done = self.ctr("images", "import", archive, namespace=namespace)
+        assert done.code == 0, done.errors
+
+    def argv(self, *words: str, namespace: str = "") -> list[str]:
+        """The command line of ctr."""
+        return ["ctr", "--address", self.address, "--namespace", namespace or self.namespace, *words]
+
+    def ctr(self, *words: str, namespace: str = "", stdin: str | None = None) -> Result:
+        """Run ctr to its end."""
+        done = subprocess.run(
+            self.argv(*words, namespace=namespace),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def stop(self) -> None:
+        """End it, and prove that nothing is left: of it, of its pods and containers."""
+        try:
+            left = self.left()
+            self._process.send_signal(signal.SIGTERM)
+            assert self._process.wait(30) == 0, self.log()
+            assert not left, left
+            prove_unchanged(self._before)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._release()
+
+    def _release(self) -> None:
+        self.node.__exit__(None, None, None)
+        for mount in _mounts("/sys/fs/cgroup", kind="cgroup"):
+            os.rmdir(f"{mount}{self.cgroups}")
+
+    def containers(self) -> list[str]:
+        """The directories of hawse's containers."""
+        found = []
+        for directory, names, _ in os.walk(self.runtime_root):
+            found += [f"{directory}/{name}" for name in names if directory.count("/") > self.runtime_root.count("/")]
+            if directory != self.runtime_root:
+                names.clear()
+        return found
+
+    def left(self) -> list[str]:
+        """What is there of pods and containers while it runs: nothing, when all of them have been removed."""
+        found = [f"hawse: {path}" for path in self.containers()] + [f"shim: {words}" for words in self._shims()]
+        found += [f"interface: {name}" for name in self.node.links()]
+        found += [f"mount: {path}" for path in _mounts(self.directory)]
+        for mount in _mounts("/sys/fs/cgroup", kind="cgroup"):
+            found += [f"cgroup: {path}" for path, *_ in os.walk(f"{mount}{self.cgroups}")][1:]
+        return found
+
+    def shims(self, name: str) -> list[int]:
+        """The pid of the shim of a container or a pod."""
+        return [int(words.split()[0]) for words in self._shims() if f" -id {name} " in words]
+
+    def kill_shim(self, sandbox: str) -> None:
+        """Kill the shim of a pod; its socket, which containerd leaves behind then, goes too."""
+        [pid] = self.shims(sandbox)
+        with open(f"{self.directory}/state/io.containerd.runtime.v2.task/k8s.io/{sandbox}/address") as file:
+            socket = file.read().removeprefix("unix://")
+        os.kill(pid, signal.SIGKILL)
+        os.unlink(socket)
+
+    def _shims(self) -> list[str]:
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    words = file.read().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "containerd-shim" in words and self.address in words:
+                found.append(f"{pid} {words}")
+        return found
+
+
+def _mounts(below: str, *, kind: str = "") -> list[str]:
+    with open("/proc/self/mounts") as file:
+        fields = [line.split() for line in file]
+    return [field[1] for field in fields if field[1].startswith(below) and field[2].startswith(kind)]
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,102 @@
+"""Docker's daemon with a directory, networks and a socket of a test's own, and hawse among its runtimes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from types import TracebackType
+from typing import Any
+
+from tests.support.bundles import make_rootfs
+from tests.support.podman import install, on_terminal
+from tests.support.runtime import Result, Runtime, wait_until
+
+IMAGE = "box"
+_DOCKER = "/usr/bin/docker"
+_SECONDS = 300
+
+
+class Docker:
+    """As a context; afterwards its containers, networks and daemon are gone."""
+
+    def __init__(self, directory: str, runtime: Runtime) -> None:
+        self.directory = directory
+        os.makedirs(directory, exist_ok=True)
+        configuration = {
+            "default-runtime": "hawse",
+            "data-root": f"{directory}/data",
+            "exec-root": f"{directory}/exec",
+            "pidfile": f"{directory}/pid",
+            "hosts": [f"unix://{directory}/socket"],
+            # What any machine lets a container have: runc fails where they are raised without a right to.
+            "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}},
+        }
+        with open(f"{directory}/daemon.json", "w") as file:
+            json.dump(configuration, file)
+        install("docker", f"{directory}/daemon.json", runtime)
+        self.environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": directory,
+            "DOCKER_HOST": f"unix://{directory}/socket",
+        }
+
+    def __enter__(self) -> Docker:
+        with open(f"{self.directory}/dockerd.log", "wb") as log:
+            words = ["dockerd", "--config-file", f"{self.directory}/daemon.json"]
+            self._daemon = subprocess.Popen(
+                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            wait_until(lambda: self._daemon.poll() is not None or self("version").code == 0, seconds=120)
+            make_rootfs(f"{self.directory}/rootfs")
+            tar = f"{self.directory}/box.tar"
+            subprocess.run(["tar", "-C", f"{self.directory}/rootfs", "-cf", tar, "."], check=True)
+            self.must("import", "--change", "ENV PATH=/bin", tar, IMAGE)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        names = self("ps", "--all", "--quiet").output.split()
+        if names:
+            self("rm", "--force", *names)
+        self("network", "prune", "--force")
+        self._end()
+
+    def __call__(self, *words: str, stdin: str | None = None) -> Result:
+        """A command, to its end."""
+        return self.run([_DOCKER, *words], stdin=stdin)
+
+    def run(self, argv: list[str], stdin: str | None = None) -> Result:
+        """A client of the daemon, to its end."""
+        done = subprocess.run(
+            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=_SECONDS,
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def must(self, *words: str, stdin: str | None = None) -> str:
+        """The output of a command, which must succeed."""
+        done = self(*words, stdin=stdin)
+        assert done.code == 0, f"docker {' '.join(words)}: {done}"
+        return done.output
+
+    def on_terminal(self, *words: str) -> str:
+        """What a command writes to the terminal that it is on; it must succeed."""
+        return on_terminal([_DOCKER, *words], self.environment)
+
+    def inspect(self, name: str) -> Any:
+        """What `docker inspect` says of a container."""
+        return json.loads(self.must("inspect", name))[0]
+
+    def _end(self) -> None:
+        self._daemon.send_signal(signal.SIGTERM)
+        self._daemon.wait(60)
+        # What the daemon keeps for its next start: its bridge, and a name of the host's network namespace.
+        for words in (["ip", "link", "delete", "docker0"], ["umount", f"{self.directory}/exec/netns/default"]):
+            subprocess.run(words, check=False, stderr=subprocess.DEVNULL)

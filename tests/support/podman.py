@@ -1,0 +1,132 @@
+"""Podman with storage, configuration and networks of a test's own, and hawse as its runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+from types import TracebackType
+from typing import Any
+
+from tests.support.bundles import make_rootfs
+from tests.support.runtime import Result, Runtime
+
+IMAGE = "localhost/box:latest"
+#: What a start may take, in seconds, on a machine without KVM that does other things.
+_SECONDS = 300
+
+
+class Podman:
+    """As a context; afterwards its containers, pods, networks and mounts are gone."""
+
+    def __init__(self, directory: str, runtime: Runtime) -> None:
+        self.directory = directory
+        os.makedirs(directory, exist_ok=True)
+        self.environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": directory,
+            "CONTAINERS_STORAGE_CONF": _write(f"{directory}/storage.conf", _storage(directory)),
+            "CONTAINERS_CONF": _write(f"{directory}/containers.conf", _engine(directory)),
+            "TMPDIR": directory,
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+        }
+        install("podman", f"{directory}/containers.conf", runtime)
+
+    def __enter__(self) -> Podman:
+        make_rootfs(f"{self.directory}/rootfs")
+        tar = f"{self.directory}/box.tar"
+        subprocess.run(["tar", "-C", f"{self.directory}/rootfs", "-cf", tar, "."], check=True)
+        self.must("import", "--change", "ENV PATH=/bin", tar, IMAGE)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self("pod", "rm", "--all", "--force", "--time", "0")
+        self("rm", "--all", "--force", "--time", "0")
+        self("network", "prune", "--force")
+        self("system", "reset", "--force")
+        shutil.rmtree(f"{self.directory}/graph", ignore_errors=True)
+
+    def __call__(self, *words: str, stdin: str | None = None, timeout: float = _SECONDS) -> Result:
+        """A command, to its end."""
+        done = subprocess.run(
+            ["podman", *words], env=self.environment, capture_output=True, text=True, check=False, timeout=timeout,
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def must(self, *words: str, stdin: str | None = None) -> str:
+        """The output of a command, which must succeed."""
+        done = self(*words, stdin=stdin)
+        assert done.code == 0, f"podman {' '.join(words)}: {done}"
+        return done.output
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Begin a command, whose output nobody reads."""
+        null = subprocess.DEVNULL
+        return subprocess.Popen(["podman", *words], env=self.environment, stdin=null, stdout=null, stderr=null)
+
+    def on_terminal(self, *words: str) -> str:
+        """What a command writes to the terminal that it is on; it must succeed."""
+        return on_terminal(["podman", *words], self.environment)
+
+    def inspect(self, name: str) -> Any:
+        """What `podman inspect` says of a container."""
+        return json.loads(self.must("inspect", name))[0]
+
+
+def install(engine: str, file: str, runtime: Runtime) -> None:
+    """Tell an engine of hawse with a test's own options, by way of a program that adds them."""
+    program = _write(f"{file}.program", f'#!/bin/sh\nexec {" ".join(runtime.argv())} "$@"\n')
+    os.chmod(program, 0o755)
+    done = runtime("install", engine, "--file", file, "--program", program)
+    assert done.code == 0, done
+
+
+def on_terminal(argv: list[str], environment: dict[str, str]) -> str:
+    """What a program writes to the terminal that it is on; it must succeed."""
+    master, slave = pty.openpty()
+    with subprocess.Popen(argv, env=environment, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        written = b""
+        try:
+            while piece := os.read(master, 65536):
+                written += piece
+        except OSError:  # the last one that had the other end has closed it
+            pass
+        os.close(master)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+def _storage(directory: str) -> str:
+    return f'[storage]\ndriver = "overlay"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
+
+
+def _engine(directory: str) -> str:
+    """The limits are what any machine lets a container have: runc fails where they are raised without a right to."""
+    return f"""
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+runtime = "hawse"
+runtime_supports_json = ["crun", "runc", "hawse"]
+static_dir = "{directory}/graph/libpod"
+tmp_dir = "{directory}/tmp"
+[engine.runtimes]
+runc = ["/usr/sbin/runc"]
+[network]
+network_config_dir = "{directory}/networks"
+"""
+
+
+def _write(path: str, text: str) -> str:
+    with open(path, "w") as file:
+        file.write(text)
+    return path
