@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.common import Measured, workbench
 from tests.support.bundles import make_bundle, write
+from tests.support.runtime import Runtime
 
 
 def measure() -> Measured:
@@ -24,8 +25,35 @@ def measure() -> Measured:
         [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
         agent = int(line.split()[1]) / 1024
         runtime("delete", "--force", "c1")
-    figures = {"pss_mib_host_side": round(sum(host.values()), 1), "agent_rss_mib": round(agent, 1)}
-    return Measured(figures, {"pss_mib": host})
+        _overhead(runtime, directory, "first")  # where there is no template yet, this makes one
+        warm = _overhead(runtime, directory, "warm")
+        runtime.configure("[template]\nenabled = false\n")
+        cold = _overhead(runtime, directory, "cold")
+    figures = {
+        "pss_mib_host_side": round(sum(host.values()), 1),
+        "agent_rss_mib": round(agent, 1),
+        "pod_overhead_mib": round(sum(warm.values()), 1),
+        "pod_overhead_cold_mib": round(sum(cold.values()), 1),
+    }
+    return Measured(figures, {"pss_mib": host, "pod_pss_mib": {"warm": warm, "cold": cold}})
+
+
+def _overhead(runtime: Runtime, directory: str, name: str) -> dict[str, float]:
+    """What a pod's sandbox has of the host's memory before its containers come: what Kubernetes calls its overhead."""
+    spec = make_bundle(f"{directory}/{name}", ["/bin/sleep", "1000"])
+    spec["annotations"] = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": name}
+    write(f"{directory}/{name}", spec)
+    pid = runtime.run_detached(f"{directory}/{name}", name)
+    monitor = json.loads(Path(f"{runtime.root}/{name}/state.json").read_text())["monitorPid"]
+    processes = {"proxy": pid, "monitor": monitor}
+    parents = [monitor]
+    while parents:
+        for child in Path(f"/proc/{parents[0]}/task/{parents.pop(0)}/children").read_text().split():
+            processes[f"{Path(f'/proc/{child}/comm').read_text().strip()} {child}"] = int(child)
+            parents.append(int(child))
+    found = {name: _pss(number) for name, number in processes.items()}
+    runtime("delete", "--force", name)
+    return found
 
 
 def _pss(pid: int) -> float:

@@ -68,8 +68,11 @@ class Lab:
                 env=os.environ | {VIEW: view},
             )  # fmt: skip
         self._theirs.close()
-        self._channel.settimeout(_BOOT_SECONDS)
-        self.run(["true"], timeout=_BOOT_SECONDS)
+        try:
+            self.run(["true"], timeout=_BOOT_SECONDS)
+        except OSError:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

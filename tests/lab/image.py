@@ -26,9 +26,11 @@ _MODULES = [
     "e1000e",
     "igb",
 ]
+#: What an engine's network takes. A kernel that is built for the lab has none of it, and no engine runs there.
+_NETWORK_MODULES = ["veth", "tun", "sch_ingress", "cls_u32", "act_mirred"]
 _MORE = [
     "drivers/net/ethernet/intel/e1000e", "drivers/net/ethernet/intel/igb", "drivers/ptp", "drivers/pps", "drivers/i2c",
-    "drivers/dca",
+    "drivers/dca", "drivers/net/veth.ko", "drivers/net/tun.ko", "net/sched",
 ]  # fmt: skip
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
 
@@ -60,9 +62,11 @@ def build(directory: str, *, python: str, inside: str, cache: str, own: Kernel |
     with tempfile.TemporaryDirectory(dir=directory) as work:
         full, tree = f"{work}/full", f"{work}/tree"
         packages.unpack(packages.fetch(recipe["packages"], cache=cache, progress=print), full)
+        names = _MODULES
         if own:
             modules = own.modules
         else:
+            names = _MODULES + _NETWORK_MODULES
             kernels = kernel_packages(recipe, cache, print)
             _, modules = unpack_kernel(kernels, f"{work}/kernel", [*recipe["module_directories"], *_MORE])
         packages.unpack((), tree)
@@ -71,9 +75,9 @@ def build(directory: str, *, python: str, inside: str, cache: str, own: Kernel |
         add_programs(full, tree, ["usr/bin/busybox"], {"usr/sbin/modprobe": "../bin/busybox"})
         for name in ("sh", "mount", "mkdir", "switch_root"):
             os.symlink("busybox", f"{tree}/usr/bin/{name}")
-        add_kernel_modules(full, tree, modules, os.path.basename(modules), _MODULES)
+        add_kernel_modules(full, tree, modules, os.path.basename(modules), names)
         with open(f"{tree}/init", "w") as init:
-            init.write(_INIT.format(modules=" ".join(_MODULES), python=python, inside=inside))
+            init.write(_INIT.format(modules=" ".join(names), python=python, inside=inside))
         os.chmod(f"{tree}/init", 0o755)
         if own:
             with open(own.image, "rb") as source, open(f"{directory}/vmlinux", "wb") as target:

@@ -28,6 +28,9 @@ def main() -> None:
     for kind, target in (("cgroup2", "/sys/fs/cgroup"), ("devpts", "/dev/pts"), ("tmpfs", "/dev/shm")):
         os.makedirs(target, exist_ok=True)
         subprocess.run(["mount", "-t", kind, kind, target], check=True)
+    # As udev has them; the kernel's devtmpfs has none (devtmpfs is without links, Linux drivers/base/devtmpfs.c).
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     make_virtual_functions()

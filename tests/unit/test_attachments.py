@@ -34,7 +34,7 @@ def plan(*groups: EmulatedGroup, seconds: float = 1.0) -> SandboxPlan:
         id="c1", bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", spec={},
         machine=machine, shares=[], plugs=plug_steps(groups, ports.slots, owner="c1"), hugepages=[], steps=[],
         nodes=[NodeRequest(path=f"/dev/vfio/{g.number}", major=0, minor=0, group=g.number) for g in groups],
-        ports=list(ports.ports), binds=[], timeline="",
+        ports=list(ports.ports), binds=[], timeline="", network="", network_port=ports.network, sysctls={},
     )  # fmt: skip
 
 

@@ -132,6 +132,19 @@ def test_it_is_on_record_before_it_is_made_and_removed_by_the_record(tmp_path: P
     assert os.path.isdir(f"{tmp_path}/cgroup/cpu/b"), "the directory above is for whoever asked for it"
 
 
+def test_a_directory_above_that_has_no_cpus_gets_them(tmp_path: Path, mounted: str) -> None:
+    """As one that an engine has made and left as it was."""
+    given = {"a": "1", "a/b": "", "a/b/c1": ""}
+    for directory, text in given.items():
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            path = tmp_path / "cgroup" / "cpuset" / directory / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{text}\n")
+    HostCgroup(CgroupPlan(path="/a/b/c1"), str(tmp_path / "state")).make(mountinfo=mounted)
+    for directory in given:
+        assert (tmp_path / "cgroup" / "cpuset" / directory / "cpuset.cpus").read_text().strip() == "1"
+
+
 def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text("30 25 0:26 / / rw - ext4 /dev/x rw\n")
     made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))

@@ -89,6 +89,26 @@ def test_huge_pages_are_counted(tmp_path: Path) -> None:
     assert checks.hugepages(root=host.root).found == "4 of 16 of 2048kB are free"
 
 
+@pytest.mark.parametrize(
+    ("mib", "verdict", "words"),
+    [
+        (8, OK, "; a machine takes 4"),
+        (16, WARNING, "4 of 16 of 2048kB are free; a machine takes 8 of 2MB"),
+        (64, MISSING, "a machine takes 32 of 2MB"),
+    ],
+)
+def test_huge_pages_are_needed_for_machines_that_are_made_of_them(
+    tmp_path: Path, mib: int, verdict: str, words: str
+) -> None:
+    host = FakeSysfs(str(tmp_path))
+    for name, number in (("nr", 16), ("free", 6), ("resv", 2)):
+        host.write(f"sys/kernel/mm/hugepages/hugepages-2048kB/{name}_hugepages", f"{number}\n")
+    finding = checks.hugepages(page_kib=2048, memory_mib=mib, root=host.root)
+    assert (finding.verdict, finding.needed) == (verdict, "containers")
+    assert words in finding.found
+    assert ("vm.nr_hugepages" in finding.remedy) is (verdict != OK)
+
+
 def test_a_limit_of_locked_memory_has_its_remedy_apart() -> None:
     finding = checks.locked_memory(8 << 20, 0)
     assert finding.verdict == WARNING

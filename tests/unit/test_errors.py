@@ -25,6 +25,10 @@ from hawse.container.backend import by_file
 from hawse.container.devices import find_groups
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError
+from hawse.oci.fields import FIELDS, Fate, review
+from hawse.oci.guest import plan_guest
+from hawse.oci.load import load_bundle
+from hawse.oci.template import example
 from hawse.oci.types import Device
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
@@ -34,6 +38,7 @@ from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import check_free, check_token, check_viable, read_group, reset_warning
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
+from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.sysfs import FakeSysfs
 from tests.unit.test_attachments import BOUND, EDU, NICS, plan, wanted
@@ -166,6 +171,62 @@ def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:
     return RefusedError("device_add: vfio 0000:3b:00.0: failed to open /dev/vfio/7: Device or resource busy")
 
 
+def forbidden(host: FakeSysfs) -> Any:
+    """The node of group 7 is root's, and the runtime is not."""
+    host.function("0000:3b:00.0", group=7)
+    found = read_group(7, root=host.root)
+    host.write("dev/vfio/7", "")
+    os.chmod(f"{host.root}/dev/vfio/7", 0)
+    os.seteuid(65534)
+    try:
+        return check_free(found, root=host.root)
+    finally:
+        os.seteuid(0)
+
+
+def bundle(**parts: Any) -> Act:
+    """A bundle, runc's example with these parts: objects are changed, anything else is put."""
+
+    def act(host: FakeSysfs) -> Any:
+        spec: dict[str, Any] = example()
+        for name, value in parts.items():
+            spec[name] = {**spec[name], **value} if isinstance(value, dict) and name in spec else value
+        os.mkdir(f"{host.root}/rootfs")
+        write(host.root, spec)
+        return plan_guest(load_bundle(host.root), container="c1")
+
+    return act
+
+
+def refused_field(path: str) -> Act:
+    """A field of the table of those that cannot be applied."""
+
+    def act(_host: FakeSysfs) -> Any:
+        value: Any = "asked for"
+        for name in reversed(path.split(".")):
+            value = {name.removesuffix("[]"): [value] if name.endswith("[]") else value}
+        return review("config.json", value)
+
+    return act
+
+
+def limit(soft: int, hard: int, kind: str = "RLIMIT_MEMLOCK") -> dict[str, Any]:
+    return {"type": kind, "soft": soft, "hard": hard}
+
+
+NAMESPACES = example()["linux"]["namespaces"]
+
+
+def without(kind: str) -> Act:
+    """A bundle without a namespace of that kind."""
+    return bundle(linux={"namespaces": [namespace for namespace in NAMESPACES if namespace["type"] != kind]})
+
+
+SHARED = {"destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "rshared"]}
+FIELD_SITUATIONS = {
+    f"`{field.path}` asks for something": refused_field(field.path) for field in FIELDS if field.fate is Fate.REFUSED
+}
+
 SITUATIONS: dict[str, Act] = {
     "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
     "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
@@ -176,6 +237,7 @@ SITUATIONS: dict[str, Act] = {
     "Its device has no driver": group("", then=lambda g, _: check_viable(g)),
     "Some of its devices are not on vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
     "Its node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
+    "There is no permission for its node": forbidden,
     "Its device's BARs make no sense": odd_bars,
     "A virtual function's physical function is on vfio-pci, and there is no token": virtual,
     "A device file is asked for, and the host has no /dev/iommu (a warning)": lambda host: by_files(
@@ -188,7 +250,7 @@ SITUATIONS: dict[str, Act] = {
     "Nothing can reset it (a warning)": reset("\n"),
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
-    "There are more groups than ports": shapes(128),
+    "There are more groups than ports": shapes(127),
     "More groups have I/O BARs than there are windows": shapes(11, io=32),
     "32-bit BARs are larger than the room below 4 GiB": shapes(4, memory=(256 * MIB,)),
     "A group is larger than a bridge": shapes(1, functions=32),
@@ -219,6 +281,24 @@ SITUATIONS: dict[str, Act] = {
     "The guest does not let a device go": running(
         FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
     ),
+    "A bundle has no network namespace": without("network"),
+    "A bundle has no mount namespace": without("mount"),
+    "A kind of namespace is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
+    "A kind of namespace is there twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
+    "A time namespace is asked for": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
+    "A namespace is one of the host's": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/x"}]}),
+    "A name is asked for without a namespace for it": without("uts"),
+    "Users are mapped without a namespace for it": bundle(
+        linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
+    ),
+    "A resource limit is unknown": bundle(process={"rlimits": [limit(1, 1, "RLIMIT_FLY")]}),
+    "A resource limit is there twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
+    "A resource limit's order is wrong": bundle(process={"rlimits": [limit(2, 1)]}),
+    "The root's propagation is unknown": bundle(linux={"rootfsPropagation": "viral"}),
+    "A mount is to appear on the host": bundle(mounts=[SHARED]),
+    "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
+    **FIELD_SITUATIONS,
 }  # fmt: skip
 
 
@@ -236,10 +316,10 @@ def said(act: Act) -> str:
 def page() -> str:
     """The whole page."""
     lines = [
-        "# What goes wrong with devices, and what is said",
+        "# What goes wrong, and what is said",
         "",
-        "Each sentence names what failed, on which device, and in brackets what to do. Nothing was touched, or all",
-        "of it was undone, when one is printed. `tests/unit/test_errors.py` brings each of them about.",
+        "Each sentence names what failed, on which device or in which field, and in brackets what to do. Nothing was",
+        "touched, or all of it was undone, when one is printed. `tests/unit/test_errors.py` brings each of them about.",
     ]
     for situation, act in SITUATIONS.items():
         lines += ["", f"**{situation}.**", "", f"    hawse: {said(act)}"]

@@ -20,6 +20,9 @@ from hawse.oci.memory import find_tmpfs
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
 from hawse.oci.template import example
 
+#: What every container has of its own.
+OWN = [{"type": "mount"}, {"type": "uts"}]
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -93,14 +96,14 @@ def test_the_guest_gets_what_is_the_guests(tmp_path: Path) -> None:
     spec = example()
     spec["process"] |= {"apparmorProfile": "docker-default", "selinuxLabel": "x"}
     spec["linux"] |= {"cgroupsPath": "/host/path", "mountLabel": "y"}
-    spec["linux"]["namespaces"] = [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}]
+    spec["linux"]["namespaces"] = [{"type": "network", "path": "/proc/1/ns/net"}, *OWN]
     bundle = bundle_with(tmp_path, spec)
     before = copy.deepcopy(bundle.raw)
     plan = plan_guest(bundle, container="c1")
     assert bundle.raw == before
     assert plan.spec["ociVersion"] == GUEST_VERSION
     assert plan.spec["root"] == {"path": "/run/hawse/share/c1/rootfs", "readonly": True}
-    assert plan.spec["linux"]["namespaces"] == [{"type": "ipc"}]
+    assert plan.spec["linux"]["namespaces"] == OWN
     assert plan.spec["linux"]["cgroupsPath"] == "/hawse/c1"
     assert not {"apparmorProfile", "selinuxLabel"} & plan.spec["process"].keys()
     assert "mountLabel" not in plan.spec["linux"]
@@ -131,7 +134,7 @@ def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: P
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
     assert plan.shares[1:] == (
         Share("mount0", f"{tmp_path}/data", True, True),
-        Share("mount1", f"{tmp_path}/file", False, False),
+        Share("mount1", f"{tmp_path}/file", False, False, recursive=False),
     )
     assert [mount["source"] for mount in plan.spec["mounts"]] == [
         "/run/hawse/share/c1/mount0", "/run/hawse/share/c1/mount1", "/sys", "tmpfs",
@@ -174,23 +177,44 @@ def test_shared_memory_is_the_guests_own(tmp_path: Path) -> None:
     assert [share.name for share in plan.shares] == ["rootfs", "mount1"]
 
 
-NAMESPACES = [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "ipc", "path": "/run/ipcns/x"}, {"type": "mount"}]
+NAMESPACES = [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "ipc", "path": "/run/ipcns/x"}, *OWN]
 
 
 @pytest.mark.parametrize(
     ("role", "own", "joins"),
     [
-        (SANDBOX, ["pid", "ipc", "mount"], {}),
-        (CONTAINER, ["mount"], {"pid": "/proc/7/ns/pid", "ipc": "/run/ipcns/x"}),
+        (SANDBOX, ["pid", "ipc", "mount", "uts"], {}),
+        (CONTAINER, ["mount", "uts"], {"pid": "/proc/7/ns/pid", "ipc": "/run/ipcns/x"}),
     ],
 )
 def test_namespaces_with_paths_are_those_of_the_pod(
     tmp_path: Path, role: str, own: list[str], joins: dict[str, str]
 ) -> None:
     spec = example()
-    spec["linux"]["namespaces"] = NAMESPACES
+    spec["linux"]["namespaces"] = [*NAMESPACES, {"type": "network", "path": "/run/netns/pod"}]
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1", role=role)
     assert (plan.spec["linux"]["namespaces"], plan.joins) == ([{"type": kind} for kind in own], joins)
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "own", "sysctls"),
+    [
+        (SINGLE, "", [], {"net.core.somaxconn": "9"}),
+        (SANDBOX, "/run/netns/pod", [], {"net.core.somaxconn": "9"}),
+        (CONTAINER, "/run/netns/pod", [], {"net.core.somaxconn": "9"}),
+        (CONTAINER, "", [{"type": "network"}], {}),
+    ],
+)
+def test_the_network_is_the_guests_but_for_a_container_with_a_new_one_beside_its_pods(
+    tmp_path: Path, role: str, path: str, own: list[dict[str, str]], sysctls: dict[str, str]
+) -> None:
+    spec = example()
+    spec["linux"]["namespaces"] = [{"type": "network", "path": path}, *OWN]
+    spec["linux"]["sysctl"] = {"net.core.somaxconn": "9", "kernel.domainname": "x"}
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1", role=role)
+    assert (plan.network, plan.spec["linux"]["namespaces"], plan.sysctls) == (path, [*own, *OWN], sysctls)
+    assert plan.spec["linux"]["sysctl"].keys() | sysctls.keys() == spec["linux"]["sysctl"].keys()
+    assert not plan.spec["linux"]["sysctl"].keys() & sysctls.keys()
 
 
 @pytest.mark.parametrize(
@@ -201,12 +225,30 @@ def test_namespaces_with_paths_are_those_of_the_pod(
         ({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s"}, (CONTAINER, "s")),
         ({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "s"}, (CONTAINER, "s")),
         ({"io.kubernetes.cri.sandbox-id": "s"}, (SINGLE, "")),
+        ({"io.kubernetes.cri-o.SandboxID": "s", "io.container.manager": "libpod"}, (CONTAINER, "s")),
+        ({"io.container.manager": "libpod"}, (SINGLE, "")),
     ],
 )
 def test_a_containers_role_in_a_pod(tmp_path: Path, annotations: dict[str, str], role: tuple[str, str]) -> None:
     assert read_role(annotations) == role
     bundle_with(tmp_path, example() | {"annotations": annotations})
     assert role_of(str(tmp_path)) == role
+
+
+@pytest.mark.parametrize(
+    ("manager", "args", "role"),
+    [
+        ("libpod", ["/catatonit", "-P"], SANDBOX),
+        ("libpod", ["/catatonit", "--", "sh"], SINGLE),
+        ("other", ["/catatonit", "-P"], SINGLE),
+    ],
+)
+def test_the_first_container_of_podman_5s_pod_is_known_by_its_program(
+    tmp_path: Path, manager: str, args: list[str], role: str
+) -> None:
+    spec = example() | {"annotations": {"io.container.manager": manager}}
+    bundle_with(tmp_path, spec | {"process": spec["process"] | {"args": args}})
+    assert role_of(str(tmp_path)) == (role, "")
 
 
 @pytest.mark.parametrize(
@@ -232,14 +274,12 @@ def test_a_bundle_that_cannot_be_read_has_no_role(tmp_path: Path, text: str | No
 @pytest.mark.parametrize(
     ("limits", "pages"),
     [
-        ([{"pageSize": "2MB", "limit": 64 << 20}], ((2048, 32),)),
-        ([{"pageSize": "1GB", "limit": 1 << 30}, {"pageSize": "2MB", "limit": 0}], ((1048576, 1),)),
-        ([], ()),
+        ([{"pageSize": "2MB", "limit": 64 << 20}], {2048: 32}),
+        ([{"pageSize": "1GB", "limit": 1 << 30}, {"pageSize": "2MB", "limit": 0}], {1048576: 1, 2048: 0}),
+        ([], {}),
     ],
 )
-def test_huge_pages_come_from_their_limits(
-    tmp_path: Path, limits: list[dict[str, Any]], pages: tuple[tuple[int, int], ...]
-) -> None:
+def test_huge_pages_come_from_their_limits(tmp_path: Path, limits: list[dict[str, Any]], pages: dict[int, int]) -> None:
     spec = example()
     spec["linux"]["resources"]["hugepageLimits"] = limits
     assert plan_guest(bundle_with(tmp_path, spec), container="c1").hugepages == pages
@@ -251,7 +291,7 @@ def test_huge_pages_come_from_their_limits(
         ({"intelRdt": {"closID": "x"}}, "linux.intelRdt"),
         ({"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}}, "linux.seccomp.listenerPath"),
         ({"resources": {"hugepageLimits": [{"pageSize": "2 MiB", "limit": 1}]}}, "hugepageLimits"),
-        ({"namespaces": [{"type": "mount"}, {"type": "ipc", "path": "/x"}]}, r"linux.namespaces\[1\]: the ipc"),
+        ({"namespaces": [*OWN, {"type": "network"}, {"type": "ipc", "path": "/x"}]}, r"linux.namespaces\[3\]: the ipc"),
     ],
 )
 def test_what_a_guest_cannot_have_is_refused_by_name(tmp_path: Path, linux: dict[str, Any], words: str) -> None:
@@ -269,3 +309,34 @@ def test_a_bundle_is_found_from_a_relative_path(tmp_path: Path) -> None:
         assert load_bundle(".").path == str(tmp_path)
     finally:
         os.chdir(before)
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "path"),
+    [
+        ([{"type": "network"}, *OWN], ""),
+        ([*OWN, {"type": "network", "path": "/run/netns/pod"}], "/run/netns/pod"),
+    ],
+)
+def test_the_network_namespace_stays_on_the_host(tmp_path: Path, namespaces: list[dict[str, Any]], path: str) -> None:
+    spec = example()
+    spec["linux"]["namespaces"] = namespaces
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
+    assert plan.network == path
+    assert "network" not in [namespace["type"] for namespace in plan.spec["linux"]["namespaces"]]
+
+
+@pytest.mark.parametrize("linux", [{}, {"namespaces": []}, {"namespaces": [{"type": "pid"}]}])
+def test_the_hosts_network_is_refused_by_name(tmp_path: Path, linux: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"linux\.namespaces: none of type network: the container would have the host's"
+    ):
+        plan_guest(bundle_with(tmp_path, example() | {"linux": linux}), container="c1")
+
+
+def test_settings_of_the_network_are_the_agents_and_others_cruns(tmp_path: Path) -> None:
+    spec = example()
+    spec["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1", "net/core/somaxconn": "9", "kernel.shm_rmid_forced": "1"}
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
+    assert plan.sysctls == {"net.ipv4.ip_forward": "1", "net/core/somaxconn": "9"}
+    assert plan.spec["linux"]["sysctl"] == {"kernel.shm_rmid_forced": "1"}

@@ -10,12 +10,14 @@ from hawse.errors import DeviceError
 from hawse.vm.ports import (
     LAST_BUS,
     MIB,
+    NETWORK_BUS,
     SHARE_BUS,
     FunctionShape,
     GroupShape,
     Port,
     PortPlan,
     place,
+    place_interfaces,
     plan_ports,
     reservation,
     window,
@@ -195,11 +197,11 @@ def test_io_windows_are_rationed_where_there_are_more_ports_than_windows() -> No
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("groups", "ports"), [(0, 4), (1, 4), (4, 4), (5, 8), (9, 16), (100, 127)])
+@pytest.mark.parametrize(("groups", "ports"), [(0, 4), (1, 4), (4, 4), (5, 8), (9, 16), (100, 126)])
 def test_machines_of_few_groups_are_of_one_shape(groups: int, ports: int) -> None:
     """One template serves them all, and devices may come later."""
     plan = plan_ports([GroupShape(number, (FunctionShape(),)) for number in range(groups)])
-    assert len(plan.bridges) == 1 + ports
+    assert len(plan.bridges) == 2 + ports
     assert plan.bridges[0]["id"] == SHARE_BUS
     if groups <= 4:
         assert plan.bridges == plan_ports([]).bridges
@@ -240,5 +242,35 @@ def test_more_io_windows_than_x86_has_are_refused_with_the_groups_named() -> Non
 
 
 def test_more_groups_than_ports_are_refused() -> None:
-    with pytest.raises(DeviceError, match="128 VFIO groups"):
-        plan_ports([GroupShape(number, (FunctionShape(),)) for number in range(128)])
+    with pytest.raises(DeviceError, match="127 VFIO groups"):
+        plan_ports([GroupShape(number, (FunctionShape(),)) for number in range(127)])
+
+
+def test_interfaces_share_the_slot_of_one_port_and_function_0_is_plugged_last() -> None:
+    plan = plan_ports([])
+    assert plan.network not in plan.ports
+    places = place_interfaces(3, [plan.network])
+    assert [(number, port.name, function) for number, port, function in places] == [
+        (2, NETWORK_BUS, 2), (1, NETWORK_BUS, 1), (0, NETWORK_BUS, 0),
+    ]  # fmt: skip
+
+
+def test_more_interfaces_than_a_slot_has_functions_take_more_ports() -> None:
+    plan = plan_ports([])
+    places = place_interfaces(10, [plan.network, plan.ports[0]])
+    assert [(number, function) for number, port, function in places if port == plan.ports[0]] == [(9, 1), (8, 0)]
+    assert sorted(number for number, _, _ in places) == list(range(10))
+    with pytest.raises(DeviceError, match="9 network interfaces, and the virtual machine has ports for 8"):
+        place_interfaces(9, [plan.network])
+    assert place_interfaces(0, []) == ()
+
+
+@given(group_lists)
+def test_the_networks_port_is_never_a_groups(groups: list[GroupShape]) -> None:
+    try:
+        plan = plan_ports(groups)
+    except DeviceError:
+        return
+    assert plan.network.name not in {slot.bus for slot in plan.slots} | {port.name for port in plan.ports}
+    address = f"0000:{plan.network.bus:02x}:00.0"
+    assert address not in {slot.guest_address for slot in plan.slots} | {plan.share_address}

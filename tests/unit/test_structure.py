@@ -13,9 +13,23 @@ import hawse
 
 PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: Lowest first; a layer may import itself and those before it. The agent is beside them: see GUEST.
-LAYERS = ["errors", "config", "link", "vfio", "oci", "vm", "sandbox", "container", "doctor", "cli", "__main__"]
+LAYERS = [
+    "errors",
+    "netlink",
+    "config",
+    "link",
+    "vfio",
+    "oci",
+    "vm",
+    "sandbox",
+    "container",
+    "doctor",
+    "install",
+    "cli",
+    "__main__",
+]
 #: What the guest has.
-GUEST = {"errors", "link", "vfio.sysfs", "agent"}
+GUEST = {"errors", "netlink", "link", "vfio.sysfs", "agent"}
 
 
 def imports(path: str) -> set[str]:
@@ -84,6 +98,21 @@ def test_a_hot_verb_imports_the_standard_library_alone(verb: str) -> None:
     }
     ours = {name for name in loaded if name.startswith("hawse.")}
     assert not {name for name in ours if name.startswith(("hawse.vm", "hawse.vfio", "hawse.oci"))}
+
+
+def test_a_start_without_a_network_loads_nothing_for_one() -> None:
+    """pyroute2 takes a sixth of a second and twenty megabytes: a program that ends has it, the monitor never."""
+    text = "import sys, hawse.sandbox.monitor, hawse.sandbox.lifetime, hawse.cli.run; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
+    loaded = set(answer.stdout.split())
+    assert "hawse.sandbox.nics" in loaded
+    assert not loaded & {"pyroute2", "hawse.sandbox.taps", "hawse.sandbox.interfaces"}
+
+
+def test_what_is_loaded_before_qemu_starts_needs_no_asyncio() -> None:
+    text = "import sys, hawse.sandbox.monitor; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
+    assert "asyncio" not in answer.stdout.split()
 
 
 def test_the_guests_modules_need_no_typing() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hawse.errors import HostError
 from hawse.vm import accel, cache, capabilities, virtiofsd
-from hawse.vm.arguments import Ends, VmShape, option, plug_emulated, plug_host, plug_share, render
-from hawse.vm.ports import Slot
+from hawse.vm.arguments import Ends, VmShape, option, plug_emulated, plug_host, plug_interface, plug_share, render
+from hawse.vm.ports import Port, Slot
 
 SLOT = Slot(5, 0, "port0", "0.0", False, "0000:01:00.0")
 
@@ -172,3 +172,27 @@ def test_virtiofsd_is_spoken_to_in_its_own_dialect(tmp_path: Path, text: str, op
 def test_a_virtiofsd_that_is_not_there_is_named() -> None:
     with pytest.raises(HostError, match="/none/virtiofsd cannot be executed"):
         virtiofsd.find("/none/virtiofsd")
+
+
+@pytest.mark.parametrize(
+    ("alone", "vhost", "backend", "device"),
+    [
+        (True, False, {}, {}),
+        (False, False, {}, {"multifunction": True}),
+        (True, True, {"vhost": True, "vhostfd": "net0-vhost"}, {}),
+    ],
+)
+def test_an_interface_is_plugged_with_its_own_address(
+    alone: bool, vhost: bool, backend: dict[str, object], device: dict[str, object]
+) -> None:
+    port = Port("port-net", 6, io=False, memory=0, prefetchable=0)
+    assert plug_interface("net0", "0a:00:00:00:00:02", port, 1, alone=alone, vhost=vhost) == [
+        ("netdev_add", {"type": "tap", "id": "net0", "fd": "net0"} | backend),
+        (
+            "device_add",
+            {
+                "driver": "virtio-net-pci", "id": "nic-net0", "netdev": "net0", "mac": "0a:00:00:00:00:02",
+                "romfile": "", "bus": "port-net", "addr": "0.1",
+            } | device,
+        ),
+    ]  # fmt: skip

@@ -219,7 +219,8 @@ def _settled(runtime: Runtime) -> dict[str, int]:
     def quiet() -> bool:
         accepted = re.findall(r" 03 +(\d+) \S*/monitor\.sock$", Path("/proc/net/unix").read_text(), re.MULTILINE)
         links = [os.readlink(path) for path in Path(f"/proc/{monitor}/fd").iterdir()]
-        return sum(f"socket:[{inode}]" in links for inode in accepted) == 1  # that of the first process's proxy
+        # Not that of the first process's proxy, which stays: it is listed in the container's network namespace.
+        return not any(f"socket:[{inode}]" in links for inode in accepted)
 
     wait_until(quiet)
     return _descriptors(runtime)

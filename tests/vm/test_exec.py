@@ -159,6 +159,17 @@ def test_the_files_are_the_hosts_in_both_directions(running: tuple[Runtime, str]
     assert os.path.isdir(f"{bundle}/rootfs/data/d/e")
 
 
+def test_a_file_that_grows_on_the_host_is_read_whole(running: tuple[Runtime, str]) -> None:
+    runtime, bundle = running
+    log = Path(f"{bundle}/rootfs/data/log")
+    log.write_text("first\n")
+    assert runtime("exec", "c1", "/bin/cat", "/data/log").output == "first\n"
+    with log.open("a") as file:
+        file.write("second\n")
+    # virtiofsd lets the guest keep a file's size for a second.
+    wait_until(lambda: runtime("exec", "c1", "/bin/cat", "/data/log").output == "first\nsecond\n")
+
+
 def test_a_terminal_over_a_console_socket(running: tuple[Runtime, str], tmp_path: Path) -> None:
     """As containerd and conmon do it: the socket gets the master, the command ends, the size comes afterwards."""
     runtime, _ = running

@@ -106,6 +106,9 @@ def test_invalid_json(runtime: Runtime, bundle: str) -> None:
         ("root", None, "root: missing"),
         ("process", None, "process: missing"),
         ("root.path", "nowhere", "root.path: {bundle}/nowhere is not a directory"),
+        ("process.scheduler", {"policy": "SCHED_FIFO"}, "process.scheduler: the guest's runtime cannot set it"),
+        ("linux.resources.blockIO", {"weight": 500}, "linux.resources.blockIO.weight: the container's files come over"),
+        ("process.rlimits", [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], "process.rlimits[0].type: 'RLIMIT_X' is no"),
         ("hooks", {"prestart": [{"path": "true"}]}, "hooks.prestart[0].path: 'true' is not absolute"),
         (
             "mounts",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+from tests.support.netns import Namespace, cable
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -59,6 +61,28 @@ def test_a_nic_is_an_interface_and_a_disk_a_block_device(runtime: Runtime, tmp_p
     for verb in ("attach", "detach"):
         refused = runtime(verb, "c1", "7" if verb == "attach" else "5")
         assert (refused.code, "come and go with the container" in refused.errors) == (1, True), refused
+
+
+def test_a_nic_leaves_its_name_to_the_engines_interface(runtime: Runtime, tmp_path: Path) -> None:
+    runtime.configure(GROUPS)
+    path = bundle(tmp_path, 5, annotations={"hawse.device-mode": "guest-kernel"})
+    with Namespace() as inside, Namespace() as outside:
+        cable(inside, outside, "eth0", net=1)
+        spec = json.loads(Path(f"{path}/config.json").read_text())
+        for namespace in spec["linux"]["namespaces"]:
+            if namespace["type"] == "network":
+                namespace["path"] = inside.path
+        write(path, spec)
+        runtime.run_detached(path, "c1")
+        [interface] = runtime.state("c1")["vfio"][0]["interfaces"]
+        drivers = "for i in eth0 $(ls /sys/class/net); do busybox readlink /sys/class/net/$i/device/driver; done"
+        shown = runtime("exec", "c1", "/bin/sh", "-c", f"ls /sys/class/net; {drivers}").output.split()
+        assert runtime("delete", "--force", "c1").code == 0
+    assert interface.startswith("enp")
+    assert sorted(shown[:3]) == sorted(["eth0", interface, "lo"])
+    assert [os.path.basename(driver) for driver in shown[3:]] == [
+        "virtio_net", *(["e1000e", "virtio_net"] if interface < "eth0" else ["virtio_net", "e1000e"])
+    ]  # fmt: skip
 
 
 def test_a_device_that_the_guests_kernel_does_not_know_is_refused(runtime: Runtime, tmp_path: Path) -> None:

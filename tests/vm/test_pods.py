@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.netns import Namespace
 from tests.support.runtime import Result, Runtime, wait_until
 from tests.vm.conftest import outcome, save_evidence
 
@@ -170,7 +171,7 @@ def test_namespaces_of_the_pod_can_be_joined(pod: Runtime, tmp_path: Path) -> No
     path = f"/proc/{pod.state('pod')['pid']}/ns"
     spec = make_bundle(str(tmp_path / "scratch"), FOREVER)
     joined = [{"type": kind, "path": f"{path}/{kind}"} for kind in ("pid", "ipc", "uts")]
-    linux = spec["linux"] | {"namespaces": [{"type": "mount"}, *joined]}
+    linux = spec["linux"] | {"namespaces": [{"type": "mount"}, {"type": "network"}, *joined]}
     pod.run_detached(bundle(tmp_path, "one", linux=linux), "one")
     pod.run_detached(bundle(tmp_path, "two"), "two")
     links = {
@@ -268,6 +269,30 @@ def test_files_mounted_after_the_sandbox_began_are_there(pod: Runtime, tmp_path:
         subprocess.run(["umount", f"{path}/rootfs/tmp"], check=True)
 
 
+def test_the_network_is_the_pods_or_a_new_one(pod: Runtime, tmp_path: Path) -> None:
+    """As an engine has it: the path of the sandbox's, by its pid. That of another pod is refused."""
+    linux = make_bundle(str(tmp_path / "scratch"), FOREVER)["linux"]
+
+    def joining(name: str, path: str) -> str:
+        others = [entry for entry in linux["namespaces"] if entry["type"] != "network"]
+        network = {"type": "network"} | ({"path": path} if path else {})
+        return bundle(tmp_path, name, linux=linux | {"namespaces": [*others, network]})
+
+    pod.run_detached(joining("one", f"/proc/{pod.state('pod')['pid']}/ns/net"), "one")
+    pod.run_detached(joining("two", ""), "two")
+    inside, pods, new = (
+        shell(pod, name, "busybox readlink /proc/self/ns/net").output for name in ("one", "pod", "two")
+    )
+    assert inside == pods != new
+    assert shell(pod, "two", "ls /sys/class/net").output == "lo\n"
+    on_host = [os.readlink(f"/proc/{pod.state(name)['pid']}/ns/net") for name in ("pod", "one", "two")]
+    assert on_host[0] == on_host[1] != on_host[2]
+    with Namespace() as other:
+        refused = pod("create", "--bundle", joining("three", other.path), "three")
+    assert refused.code == 1
+    assert f"{other.path}: not the network of sandbox pod, which the container joins" in refused.errors
+
+
 def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
     before = snapshot()
     runtime = Runtime(str(tmp_path))
@@ -276,6 +301,8 @@ def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
         runtime.run_detached(bundle(tmp_path, "pod"), "pod")
         with runtime.start("run", "--keep", "--bundle", bundle(tmp_path, "one", groups=(5,)), "one") as process:
             wait_until(lambda: runtime("state", "one").code == 0 and runtime.state("one")["status"] == "running")
+            # The state is that a moment before the start is answered; a command takes longer than the answer.
+            assert runtime("exec", "one", "/bin/true").code == 0
             if how == "its monitor":
                 os.kill(json.loads(Path(f"{runtime.root}/pod/state.json").read_text())["monitorPid"], signal.SIGKILL)
             else:

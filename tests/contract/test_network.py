@@ -1,0 +1,220 @@
+"""Network namespaces and traffic control, with the kernel's own: what is done to interfaces, and that it is undone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import ConfigError, HostError
+from hawse.sandbox import namespaces, redirects
+from hawse.sandbox.network import Joining, Network
+from tests.support.netns import Namespace, cable
+
+
+@pytest.fixture
+def inside() -> Iterator[Namespace]:
+    with Namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def outside() -> Iterator[Namespace]:
+    with Namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[Network]:
+    cable(inside, outside, "eth0", net=1)
+    made = Network(inside.path, str(tmp_path))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/run/netns/hawse-none", "no such file or directory"),
+        ("/etc/hostname", "not a network namespace"),
+        ("/proc/self/ns/mnt", "not a network namespace"),
+        ("/dev/null", "not a network namespace"),
+        ("/proc/self/ns/net", "the host's own network, which a virtual machine cannot share"),
+    ],
+)
+def test_a_path_that_is_no_namespace_for_a_sandbox(path: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        namespaces.open_path(path)
+    assert caught.value.message == f"linux.namespaces[type=network].path: {path}: {words}"
+    assert caught.value.hint
+
+
+def test_a_look_into_a_namespace_leaves_the_process_where_it_is(inside: Namespace, outside: Namespace) -> None:
+    before = os.readlink("/proc/self/ns/net")
+    cable(inside, outside, "eth0", net=1)
+    cable(inside, outside, "eth1", net=2)
+    inside.ip("link set eth1 down")
+    inside.ip("tuntap add mode tap name hawse2")
+    inside.ip("link set hawse2 up")
+    assert list(namespaces.within(inside.fd, namespaces.interfaces).values()) == ["eth0"]
+    assert os.readlink("/proc/self/ns/net") == os.readlink("/proc/thread-self/ns/net") == before
+    assert inside.cookie() != outside.cookie()
+
+
+def test_an_error_in_a_namespace_is_the_callers() -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    with pytest.raises(HostError, match="cannot enter the network namespace: Invalid argument"):
+        namespaces.within(fd, lambda: None)
+    os.close(fd)
+
+
+def joining(network: Network) -> Joining:
+    network.look()
+    made = network.taken()
+    assert made is not None
+    return made
+
+
+def test_an_interface_is_joined_to_a_tap_and_freed_again(
+    network: Network, inside: Namespace, outside: Namespace
+) -> None:
+    inside.ip("route add default via 10.77.1.1 metric 5")
+    [(interface, tap)], warnings = joining(network).wait()
+    assert warnings == []
+    assert interface["name"] == "eth0"
+    assert interface["mtu"] == 1500
+    assert interface["mac"] == inside.shown("link show eth0")[0]["address"]
+    assert [a["local"] for a in interface["addresses"]][:2] == ["10.77.1.2", "fd77:1::2"]
+    assert [(r["to"], r["gateway"], r["metric"]) for r in interface["routes"]] == [("", "10.77.1.1", 5)]
+    assert interface["settings"].keys() == {"ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf"}
+    assert inside.links() == ["eth0", f"hawse{interface['index']}"]
+    # What is sent outside arrives at the tap, behind virtio's header of ten bytes.
+    with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
+        sender.bind(("eth0", 0))
+        frame = b"\xff" * 12 + b"\x88\xb5" + b"hawse" * 20
+        sender.send(frame)
+        os.set_blocking(tap, True)
+        while os.read(tap, 2048)[10:] != frame:
+            pass
+        # And the other way.
+        with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as receiver:
+            receiver.bind(("eth0", 3))
+            receiver.settimeout(10)
+            os.write(tap, bytes(10) + frame[::-1])
+            while receiver.recv(2048) != frame[::-1]:
+                pass
+    network.look()
+    assert network.taken() is None, "it is known"
+    os.close(tap)
+    assert inside.links() == ["eth0"]
+    assert "mirred" in inside.traffic_control()
+    network.close()
+    assert inside.traffic_control() == ""
+
+
+def test_an_interface_is_one_sandboxs_alone(network: Network, inside: Namespace, tmp_path: Path) -> None:
+    [(_, tap)], _ = joining(network).wait()
+    before = inside.traffic_control()
+    (tmp_path / "second").mkdir()
+    second = Network(inside.path, str(tmp_path / "second"))
+    with pytest.raises(HostError, match=r"interface eth0 of the network namespace is another sandbox's: hawse\d+ is"):
+        joining(second).wait()
+    second.close()
+    assert inside.traffic_control() == before
+    os.close(tap)
+
+
+def test_a_joining_that_nobody_takes_is_undone(network: Network, inside: Namespace) -> None:
+    """As when the monitor is killed meanwhile."""
+    joining(network).end()
+    assert inside.links() == ["eth0"]
+    network.close()
+    assert inside.traffic_control() == ""
+
+
+@pytest.mark.usefixtures("network")
+def test_a_record_without_a_directory_stops_the_joining(inside: Namespace, tmp_path: Path) -> None:
+    """As when the sandbox is deleted after its monitor's death, and the program is still at work."""
+    gone = Joining(inside.fd, [inside.shown("link show eth0")[0]["ifindex"]], str(tmp_path / "gone" / "network"))
+    with pytest.raises(HostError, match="ended before its time"):
+        gone.wait()
+    assert inside.links() == ["eth0"]
+    assert inside.traffic_control() == ""
+
+
+def test_what_a_dead_sandbox_left_is_taken_over_and_cleared(network: Network, inside: Namespace) -> None:
+    inside.tc("qdisc add dev eth0 ingress")
+    inside.tc(
+        "filter add dev eth0 parent ffff: pref 18519 protocol all u32 match u8 0 0 action mirred egress redirect dev lo"
+    )
+    [(_, tap)], _ = joining(network).wait()
+    shown = inside.tc("filter show dev eth0 ingress")
+    assert "to device hawse" in shown and "to device lo" not in shown
+    os.close(tap)
+    network.close()
+    assert inside.traffic_control() == ""
+
+
+@pytest.mark.parametrize("kind", ["ingress", "clsact"])
+def test_filters_of_others_stay(network: Network, inside: Namespace, kind: str) -> None:
+    inside.tc(f"qdisc add dev eth0 {kind}")
+    inside.tc("filter add dev eth0 ingress pref 7 protocol ip u32 match u32 0 0 action mirred egress mirror dev lo")
+    [(_, tap)], _ = joining(network).wait()
+    both = inside.tc("filter show dev eth0 ingress")
+    assert "Mirror to device lo" in both and "Redirect to device hawse" in both
+    os.close(tap)
+    network.close()
+    left = inside.tc("filter show dev eth0 ingress")
+    assert "Mirror to device lo" in left and "Redirect" not in left
+    assert kind in inside.tc("qdisc show dev eth0")
+
+
+def test_a_record_of_another_namespace_is_not_carried_out(
+    network: Network, inside: Namespace, outside: Namespace, tmp_path: Path
+) -> None:
+    [(interface, tap)], _ = joining(network).wait()
+    os.close(tap)
+    other = tmp_path / "other"
+    other.mkdir()
+    redirects.note(f"{other}/network", {"path": inside.path, "inode": inside.inode(), "cookie": outside.cookie()})
+    redirects.note(f"{other}/network", {"index": interface["index"], "name": "eth0", "qdisc": True})
+    before = inside.traffic_control()
+    redirects.release(str(other))
+    assert inside.traffic_control() == before != ""
+    assert not os.path.exists(f"{other}/network")
+
+
+def test_a_namespace_is_found_by_its_mount_where_its_process_has_gone(
+    network: Network, inside: Namespace, tmp_path: Path
+) -> None:
+    """As when an engine keeps the namespace of a process that was killed together with the monitor."""
+    [(interface, tap)], _ = joining(network).wait()
+    os.close(tap)
+    other = tmp_path / "other"
+    other.mkdir()
+    where = {"path": "/proc/0/ns/net", "inode": inside.inode(), "cookie": inside.cookie()}
+    redirects.note(f"{other}/network", where)
+    redirects.note(f"{other}/network", {"index": interface["index"], "name": "eth0", "qdisc": True})
+    redirects.release(str(other))
+    assert inside.traffic_control() == ""
+
+
+def test_a_namespace_that_is_gone_needs_no_clearing(tmp_path: Path) -> None:
+    with Namespace() as made:
+        redirects.note(f"{tmp_path}/network", {"path": made.path, "inode": made.inode(), "cookie": made.cookie()})
+        redirects.note(f"{tmp_path}/network", {"index": 2, "name": "eth0", "qdisc": True})
+    redirects.release(str(tmp_path))
+    assert os.listdir(tmp_path) == []
+    redirects.release(str(tmp_path))
+
+
+def test_the_hosts_namespace_is_never_adopted(tmp_path: Path) -> None:
+    network = Network("", str(tmp_path))
+    network.look()
+    assert network.taken() is None
+    with pytest.raises(ConfigError, match="the host's own network"):
+        network.adopt(os.getpid())
+    network.close()
