@@ -81,7 +81,7 @@ try:
         )
         wait_until(lambda: pod.status("testpmd")["state"] == "CONTAINER_EXITED", seconds=600)
         print(pod.log("testpmd"))
-        pod.run("hog", "head -c 200M /dev/zero | tail", linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}})
+        pod.run("hog", "exec busybox tail /dev/zero", linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}})
         print(pod.await_exit("hog")["reason"])
         pod.remove()
 finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
 import pytest
 
+from hawse.agent import hardware
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.uevents import Uevents
 from hawse.errors import DeviceError
@@ -71,6 +73,31 @@ def test_a_driver_that_takes_it_only_at_the_second_probe(guest: FakeSysfs) -> No
     guest.node(6, 245, 0)
     threading.Timer(0.1, guest.bind, (ADDRESS, "vfio-pci")).start()
     assert bind(guest, seconds=20)["group"] == 6
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENODEV, ""), (errno.EIO, "Input/output error")])
+def test_a_bus_that_finds_it_only_at_the_second_probe(
+    guest: FakeSysfs, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    """The kernel shows a function before the bus has it in its list; any other error of a probe is one."""
+    guest.function(ADDRESS, group=6, driver="")
+    guest.node(6, 245, 0)
+    write, probed = hardware.write, []
+
+    def refuse_once(path: str, text: str) -> None:
+        if path.endswith("drivers_probe"):
+            probed.append(text)
+            if len(probed) == 1:
+                raise OSError(number, "")
+            guest.bind(ADDRESS, "vfio-pci")
+        write(path, text)
+
+    monkeypatch.setattr(hardware, "write", refuse_once)
+    if not words:
+        assert bind(guest, seconds=20)["group"] == 6
+        return
+    with pytest.raises(DeviceError, match=f"refuses to bind to vfio-pci: {words}"):
+        bind(guest, seconds=20)
 
 
 def test_no_group(guest: FakeSysfs) -> None:

@@ -150,7 +150,7 @@ def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root:
     def is_bound() -> bool:
         if sysfs.driver(address, root=root) == driver:
             return True
-        write(f"{root}/sys/bus/pci/drivers_probe", address)
+        probe(address, root=root)
         return sysfs.driver(address, root=root) == driver
 
     try:
@@ -165,6 +165,19 @@ def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root:
             f"{address}: appeared in the guest, but refuses to bind to {driver}: {reason}",
             hint="the guest's console log has the driver's reason",
         )
+
+
+def probe(address: str, *, root: str) -> None:
+    """Have the drivers that match the function probe it, which does not tell whether one took it.
+
+    Its directory comes before the bus finds it by name, too (bus_add_device() in drivers/base/bus.c adds the link, then
+    the entry of the list that is searched): ENODEV means not yet, or not any more.
+    """
+    try:
+        write(f"{root}/sys/bus/pci/drivers_probe", address)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 def write(path: str, text: str) -> None:

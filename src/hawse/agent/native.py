@@ -132,5 +132,5 @@ def _probe(address: str, root: str) -> bool:
     """Have any driver probe it; whether one has it."""
     if sysfs.driver(address, root=root):
         return True
-    hardware.write(f"{root}/sys/bus/pci/drivers_probe", address)
+    hardware.probe(address, root=root)
     return bool(sysfs.driver(address, root=root))
