@@ -23,7 +23,7 @@ demo: image
 	$(BIN)/python demo/run $(HAWSE) $(BIN)/python
 
 test: image
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m tests $(ARGS)
 
 # As the tests of an engine do, but a hundred containers in a row, and twenty at once.
 soak: image

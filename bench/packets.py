@@ -26,7 +26,7 @@ from hawse.sandbox.steps import Steps
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import plan_ports
 from hawse.vm.qmp import Qmp
-from tests.support.bundles import CACHE
+from tests.support.caches import CACHE
 
 ROUNDS = 5
 _TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -97,9 +97,9 @@ class Pod:
         status: dict[str, Any] = self.cri("ContainerStatus", container_id=self.containers[name])["status"]
         return status
 
-    def await_exit(self, name: str) -> dict[str, Any]:
+    def await_exit(self, name: str, *, seconds: float = 60.0) -> dict[str, Any]:
         """Its status once it has ended."""
-        wait_until(lambda: bool(self.status(name)["state"] == "CONTAINER_EXITED"), seconds=60)
+        wait_until(lambda: bool(self.status(name)["state"] == "CONTAINER_EXITED"), seconds=seconds)
         return self.status(name)
 
     def log(self, name: str) -> str:

@@ -20,10 +20,10 @@ from types import TracebackType
 
 from tests.lab.image import build
 from tests.lab.kernel import Kernel
+from tests.support.caches import CACHE
 from tests.support.runtime import Result
 from tests.support.suites import VIEW, newer_qemu
 
-CACHE = "/var/cache/hawse"
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _BOOT_SECONDS = 120.0
 #: A root port for each, in this order: its bus is the place in the list, from 1.

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 from hawse.vm import packages
-from tests.support.bundles import CACHE
+from tests.support.caches import CACHE
 from tests.support.suites import apt_options
 
 _CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernel.config")

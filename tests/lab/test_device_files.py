@@ -1,6 +1,6 @@
 """A host with VFIO's device files: /dev/iommu and /dev/vfio/devices/vfioN, under runc and under hawse.
 
-In a lab of its own, whose kernel is that of `make lab-kernel`; so is the guests', and QEMU 10, which has iommufd.
+In a lab of its own, whose kernel is that of `make lab-kernel`; so is the guests', and a QEMU that has iommufd.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import pytest
 
 from hawse.vm.image_build import build
 from tests.lab import kernel
-from tests.lab.host import CACHE, Lab
+from tests.lab.conftest import console_kept
+from tests.lab.host import Lab
 from tests.lab.steps import EDU, PAIR, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
+from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
 from tests.support.suites import newer_qemu
 
@@ -55,7 +57,7 @@ print(*sorted(link for link in found if link.startswith(("/dev/vfio", "/dev/iomm
 
 
 @pytest.fixture(scope="module")
-def files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A booted lab with device files, and CONFIG in it."""
     found = kernel.find()
     if found is None:
@@ -66,7 +68,8 @@ def files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
         "[template]\nenabled = false\n"
     )
-    with Lab(str(tmp_path_factory.mktemp("files-lab")), kernel=found) as booted:
+    directory = str(tmp_path_factory.mktemp("files-lab"))
+    with Lab(directory, kernel=found) as booted, console_kept(booted, request.session):
         made = booted.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", CONFIG, config)
         assert made.code == 0, made.errors
         yield booted
@@ -108,7 +111,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
 
     def probe(path: str) -> dict[str, object]:
         result = files_lab.run([*runtime, "exec", "c1", "/bin/probe", path], timeout=SECONDS)
-        assert result.code == 0, result
+        assert result.code == 0, result.output + result.errors
         return read_json(result.output)
 
     seen = probe(files[0])

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from demo.rootfs import make
-from tests.lab.host import CACHE, Lab
+from tests.lab.host import Lab
 from tests.lab.steps import RUNTIME, configure, group_of
 from tests.lab.test_shapes import VIRTUAL
+from tests.support.caches import dpdk_rootfs
 
 pytestmark = pytest.mark.lab
 
@@ -71,9 +71,7 @@ def probed(output: str) -> list[str]:
 
 
 def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec(lab: Lab) -> None:
-    rootfs = f"{CACHE}/test-dpdk"
-    if not os.path.exists(f"{rootfs}/usr/bin/dpdk-testpmd"):
-        make(rootfs, cache=CACHE)
+    rootfs = dpdk_rootfs()
     configure(lab)
     spec = specification(lab, rootfs)
     write = "import os, sys; os.makedirs('/run/dpdk'); open('/run/dpdk/config.json', 'w').write(sys.argv[1])"

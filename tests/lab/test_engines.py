@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
 
-from demo.rootfs import make
-from tests.lab.host import CACHE, Lab
+from tests.lab.host import Lab
 from tests.lab.steps import LONE_NIC, group_of
+from tests.support.caches import CACHE, dpdk_rootfs
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine]
 
@@ -34,15 +33,13 @@ sys.exit(done.code)
 
 
 def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
-    rootfs = f"{CACHE}/test-dpdk"
-    if not os.path.exists(f"{rootfs}/usr/bin/dpdk-testpmd"):
-        make(rootfs, cache=CACHE)
+    rootfs = dpdk_rootfs()
     done = lab.python(
         _PODMAN, "run", "--rm", "--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/run",
         "--device", "/dev/vfio/vfio", "--device", f"/dev/vfio/{group_of(lab, LONE_NIC)}", "--ulimit", "memlock=-1:-1",
         "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _TESTPMD, timeout=1500,
     )  # fmt: skip
-    assert done.code == 0, done
+    assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
     assert sent, done
     assert sent[-1] > 0
@@ -79,10 +76,13 @@ try:
             mounts=[{{"container_path": "/dpdk", "host_path": "{CACHE}/test-dpdk", "readonly": True}}],
             security={{"capabilities": {{"add_capabilities": ["IPC_LOCK"]}}}},
         )
-        wait_until(lambda: pod.status("testpmd")["state"] == "CONTAINER_EXITED", seconds=600)
+        pod.await_exit("testpmd", seconds=600)
         print(pod.log("testpmd"))
-        pod.run("hog", "exec busybox tail /dev/zero", linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}})
-        print(pod.await_exit("hog")["reason"])
+        pod.run(
+            "hog", "exec busybox dd if=/dev/zero of=/dev/null bs=209715200",
+            linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}},
+        )
+        print(pod.await_exit("hog", seconds=300)["reason"])
         pod.remove()
 finally:
     engine.stop()
@@ -92,7 +92,7 @@ finally:
 def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
     """The lab's cgroups are of version 2."""
     done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), timeout=1500)
-    assert done.code == 0, done
+    assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
     assert sent, done
     assert sent[-1] > 0

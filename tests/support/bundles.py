@@ -12,8 +12,8 @@ from typing import Any
 
 from hawse.oci.template import example
 from hawse.vm import packages
+from tests.support.caches import CACHE, kept
 
-CACHE = "/var/cache/hawse"
 _APPLETS = (
     "sh", "cat", "dd", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "pwd", "sleep", "stat", "stty",
     "test", "touch", "chown", "chmod", "true", "false", "wc", "yes", "tty", "seq", "sync", "rm", "ps", "md5sum",
@@ -32,11 +32,12 @@ Device = tuple[str, int, int]
 @functools.cache
 def _busybox() -> str:
     """Debian's static busybox, unpacked once a run."""
-    directory = os.path.join(CACHE, "test-busybox")
-    if not os.path.exists(f"{directory}/usr/bin/busybox"):
+
+    def unpack(path: str) -> None:
         fetched = packages.fetch(["busybox-static"], cache=CACHE, progress=print)
-        packages.unpack(fetched, directory, wanted=lambda name: name.startswith("usr/bin"))
-    return f"{directory}/usr/bin/busybox"
+        packages.unpack(fetched, path, wanted=lambda name: name.startswith("usr/bin"))
+
+    return f"{kept('busybox', unpack)}/usr/bin/busybox"
 
 
 def make_rootfs(rootfs: str) -> None:

@@ -4,8 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 
-from tests.support.bundles import CACHE
+from demo.rootfs import make
+from hawse.vm.cache import alone
+
+CACHE = "/var/cache/hawse"
+
+
+def kept(name: str, make: Callable[[str], object]) -> str:
+    """The path of what tests keep in the cache by a name; ``make`` puts it at the path that it is given."""
+    path = f"{CACHE}/test-{name}"
+    with alone(f"{path}.lock"):
+        if not os.path.exists(path):
+            shutil.rmtree(f"{path}.making", ignore_errors=True)
+            make(f"{path}.making")
+            os.rename(f"{path}.making", path)
+    return path
+
+
+def dpdk_rootfs() -> str:
+    """A root file system with Debian's DPDK, as the demo's."""
+    return kept("dpdk", lambda path: make(path, cache=CACHE))
 
 
 def own_cache(directory: str) -> str:

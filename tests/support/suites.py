@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 
 from hawse.vm import packages
-from tests.support.bundles import CACHE
+from tests.support.caches import CACHE, kept
 
 #: A directory in which such a program finds the files of this machine as they are: see :func:`_program`.
 VIEW = "TEST_VIEW_OF_ROOT"
@@ -19,8 +19,8 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def newer_qemu() -> str:
-    """Debian 12's backport of QEMU 10; the path of a program that runs it."""
-    tree = _unpacked(["bookworm", "bookworm-backports"], "bookworm-backports", ["qemu-system-x86", "seabios"])
+    """Debian 13's backport of QEMU 11; the path of a program that runs it."""
+    tree = _unpacked(["trixie", "trixie-backports"], "trixie-backports", ["qemu-system-x86", "seabios"])
     firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
     return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
 
@@ -31,17 +31,15 @@ def rust_virtiofsd() -> str:
 
 
 def _unpacked(suites: Sequence[str], target: str, names: Sequence[str]) -> str:
-    tree = f"{CACHE}/test-{target}"
-    if not os.path.exists(f"{tree}/done"):
+    def unpack(tree: str) -> None:
         options = apt_options(suites, target)
         fetched = packages.fetch(names, cache=f"{CACHE}/{target}", progress=print, options=options)
         wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
         packages.unpack(
             fetched, tree, wanted=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
         )
-        with open(f"{tree}/done", "w"):
-            pass
-    return tree
+
+    return kept(f"{target}-{names[0]}", unpack)
 
 
 def apt_options(suites: Sequence[str], target: str) -> list[str]:

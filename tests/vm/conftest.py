@@ -12,7 +12,7 @@ import pytest
 from hawse.config import Vm
 from hawse.vm.accel import choose
 from hawse.vm.image import locate
-from tests.support.bundles import CACHE
+from tests.support.caches import CACHE
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Runtime
 

@@ -10,7 +10,7 @@ import pytest
 from hawse.config import Vm
 from hawse.vm.accel import choose
 from hawse.vm.image import locate
-from tests.support.bundles import CACHE
+from tests.support.caches import CACHE
 
 pytestmark = pytest.mark.vm
 

@@ -13,7 +13,6 @@ import pytest
 from hawse.vm.image_build import build
 from tests.lab import kernel
 from tests.support.bundles import (
-    CACHE,
     UNLIMITED,
     Device,
     add_devices,
@@ -22,6 +21,7 @@ from tests.support.bundles import (
     make_probe_bundle,
     write,
 )
+from tests.support.caches import CACHE
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from hawse.vm.image import current_path
-from tests.support.bundles import CACHE, add_devices, make_bundle, write
+from tests.support.bundles import add_devices, make_bundle, write
+from tests.support.caches import CACHE
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm

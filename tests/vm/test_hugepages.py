@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from demo.rootfs import make
 from hawse.sandbox.cgroups import hierarchies
 from hawse.vm import memory
 from hawse.vm.hugepages import KIB, count
-from tests.support.bundles import CACHE, make_bundle, write
-from tests.support.caches import own_cache
+from tests.support.bundles import make_bundle, write
+from tests.support.caches import dpdk_rootfs, own_cache
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Result, Runtime
 from tests.vm.test_pods import FOREVER, KIND, SANDBOX, shell
@@ -137,9 +136,7 @@ def test_nothing_else_said(
 
 def test_dpdk_needs_nothing_else_said(runtime: Runtime, tmp_path: Path, volume: Callable[[str], str]) -> None:
     """The demo's container, by a bind of the host's and without a limit; the host has no page that is free."""
-    rootfs = f"{CACHE}/test-dpdk"
-    if not os.path.exists(f"{rootfs}/usr/bin/dpdk-testpmd"):
-        make(rootfs, cache=CACHE)
+    rootfs = dpdk_rootfs()
     spec = demo_specification()
     source = volume("pagesize=2M")
     os.chown(source, 1000, 1000)

@@ -11,7 +11,7 @@ import pytest
 from hawse.errors import ImageError
 from hawse.vm.image import FILES, file_digest, locate, recipe_directory
 from hawse.vm.image_build import build, kernel_packages, unpack_kernel
-from tests.support.bundles import CACHE
+from tests.support.caches import CACHE
 
 pytestmark = pytest.mark.vm
 

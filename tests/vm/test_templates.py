@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from hawse.vm import memory, packages
-from tests.support.bundles import CACHE, make_bundle, specification, write
-from tests.support.caches import own_cache, templates
+from tests.support.bundles import make_bundle, specification, write
+from tests.support.caches import CACHE, own_cache, templates
 from tests.support.runtime import Result, Runtime, wait_until
 
 pytestmark = pytest.mark.vm

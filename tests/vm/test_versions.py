@@ -1,4 +1,4 @@
-"""The other versions that hawse works with: QEMU 10 and the virtiofsd in Rust."""
+"""The other versions that hawse works with: a newer QEMU and the virtiofsd in Rust."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.support.suites import newer_qemu, rust_virtiofsd
 pytestmark = pytest.mark.vm
 
 
-def test_qemu_10_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_newer_qemu_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
     qemu = newer_qemu()
     found = capabilities.ask(qemu, directory=str(tmp_path))
-    assert found.version.startswith("10.")
+    assert int(found.version.split(".")[0]) >= 11
     assert "igb" in found.devices, "what Debian 12's own does not have is asked for, not derived"
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")

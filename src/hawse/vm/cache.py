@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _KEPT = 8
@@ -31,6 +34,14 @@ def write(path: str, key: object, value: object) -> None:
         os.rename(temporary, path)
     except OSError:
         return
+
+
+@contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Hold the lock of a file: of several that make the same thing, the second finds what the first has made."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _entries(path: str) -> list[Any]:

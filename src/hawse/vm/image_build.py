@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,12 +10,12 @@ import stat
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from hawse.errors import ImageError
 from hawse.vm import packages
+from hawse.vm.cache import alone
 from hawse.vm.cpio import write_archive
 from hawse.vm.image import (
     DRIVERS,
@@ -50,7 +49,7 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
     sources = sources_digest(kernel, modules)
     images = os.path.join(cache, "images")
     os.makedirs(images, exist_ok=True)
-    with _locked(f"{images}/lock"):
+    with alone(f"{images}/lock"):
         userland = packages.fetch(recipe["packages"], cache=cache, progress=progress)
         kernels = [] if kernel else kernel_packages(recipe, cache, progress)
         digest = _digest(sources, [*userland, *kernels])
@@ -160,11 +159,3 @@ def _write(path: str, text: str) -> None:
     with open(temporary, "w") as file:
         file.write(text)
     os.rename(temporary, path)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """One build at a time: the second finds what the first has made."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

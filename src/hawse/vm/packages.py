@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import HostError
+from hawse.vm.cache import alone
 
 Progress = Callable[[str], None]
 
@@ -48,16 +49,17 @@ def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequ
         "APT::Install-Recommends=0", "APT::Sandbox::User=root", *options,
     ]  # fmt: skip
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
-    if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir("/var/lib/apt/lists")):
-        progress("reading the package lists")
-        _run([*apt, "update"])
-    try:
-        return _fetch(apt, names, archives, none, progress)
-    except HostError:
-        # Lists that are older than the mirror name versions which it has no longer.
-        progress("reading the package lists again")
-        _run([*apt, "update"])
-        return _fetch(apt, names, archives, none, progress)
+    with alone(os.path.join(cache, "packages.lock")):
+        if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir("/var/lib/apt/lists")):
+            progress("reading the package lists")
+            _run([*apt, "update"])
+        try:
+            return _fetch(apt, names, archives, none, progress)
+        except HostError:
+            # Lists that are older than the mirror name versions which it has no longer.
+            progress("reading the package lists again")
+            _run([*apt, "update"])
+            return _fetch(apt, names, archives, none, progress)
 
 
 def _fetch(

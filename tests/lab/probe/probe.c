@@ -83,6 +83,14 @@ static void say(const char *key, int ok)
 		failures++;
 }
 
+static void say_bytes(const char *key, const uint8_t *bytes, unsigned count)
+{
+	printf(",\n  \"%s\": \"", key);
+	for (unsigned i = 0; i < count; i++)
+		printf("%02x", bytes[i]);
+	printf("\"");
+}
+
 /* The group's number is what the kernel calls the node's device, wherever the node stands. */
 static long group_number(const char *node)
 {
@@ -291,7 +299,12 @@ static void drive_edu(int container, int device, volatile uint8_t *bar)
 	need(!dma(bar, IOVA, COUNT, 0), "transfer to the device");
 	memset(memory + PAGE, 0, COUNT);
 	need(!dma(bar, IOVA + PAGE, COUNT, 2), "transfer from the device");
-	say("dma_matched", memcmp(memory + PAGE, sent, COUNT) == 0);
+	int matched = memcmp(memory + PAGE, sent, COUNT) == 0;
+	say("dma_matched", matched);
+	if (!matched) { /* zeros: what the device wrote went elsewhere; else it had not read what was sent */
+		say_bytes("sent", sent, 16);
+		say_bytes("received", memory + PAGE, 16);
+	}
 
 	/* The device still holds the random bytes; where they must not go, a pattern must stay. */
 	map(container, memory + 2 * PAGE, IOVA_UNMAPPED, PAGE);
