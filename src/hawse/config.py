@@ -57,6 +57,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     plug: str = "hot"  # hot | cold
     rom: bool = False
     backend: str = "auto"  # auto | group | iommufd
+    pod_window_mib: int = 256
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +85,8 @@ _RANGES = {
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),
 }
+#: Sixteen of twice that are what a guest with 40 bits of physical addresses, QEMU's without KVM, has room for.
+_MAX_WINDOW_MIB = 16 * 1024
 
 
 def load_config(path: str | None) -> Config:
@@ -110,4 +113,9 @@ def load_config(path: str | None) -> Config:
     for key, (least, greatest) in _RANGES.items():
         if not least <= getattr(config.vm, key) <= greatest:
             raise ConfigError(f"configuration {name}: vm.{key} must be from {least} to {greatest}")
+    window = config.devices.pod_window_mib
+    if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):
+        raise ConfigError(
+            f"configuration {name}: devices.pod_window_mib must be a power of two from 2 to {_MAX_WINDOW_MIB}"
+        )
     return config

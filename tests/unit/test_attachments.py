@@ -184,6 +184,53 @@ def test_what_the_guest_does_not_give_stays_as_it_was(refusal: HawseError) -> No
     asyncio.run(story())
 
 
+def test_groups_that_the_guest_has_made_one_of_are_refused() -> None:
+    """Who has opened one of them would have the other's devices."""
+
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {}, EDU, NICS)
+        with pytest.raises(
+            DeviceError, match="emulated e1000e of host group 7: in the guest's group 3, as is host group 5"
+        ):
+            await box.begin()
+
+    asyncio.run(story())
+
+
+def test_a_device_that_was_there_at_the_boot_is_not_plugged_and_can_be_taken_out() -> None:
+    async def story() -> None:
+        made = plan(NICS)
+        cold = [msgspec.structs.replace(step, cold=True) for step in made.plugs]
+        box = Sandbox(FakeQmp(), {})
+        box.qmp.plugged = {step.device for step in cold}
+        box.attachments = Attachments(msgspec.structs.replace(made, plugs=cold), Claims(made.ports), seconds=1)
+        await box.begin()
+        assert box.qmp.commands == []
+        await box.attachments.detach(7, force=False)
+        assert box.qmp.plugged == set()
+        assert [name for command, name in box.qmp.commands if command == "netdev_del"] == [
+            f"net-{step.device}" for step in cold
+        ]
+
+    asyncio.run(story())
+
+
+def test_a_groups_port_is_given_back_by_who_has_it_now() -> None:
+    """One container of a pod has detached a group that another has attached since; then the first one ends."""
+
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {}, EDU)
+        first = list(box.attachments.plugs)
+        await box.begin()
+        await box.attachments.detach(5, force=False)
+        await box.attach(EDU)
+        box.claims.release(first)
+        assert [plug.group for plug in box.claims.plugs] == [5]
+        assert len(box.claims.spares) == 3
+
+    asyncio.run(story())
+
+
 def test_what_is_attached_or_is_not_is_said() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)

@@ -235,6 +235,16 @@ def test_a_window_is_a_power_of_two_that_holds_all(sizes: list[int]) -> None:
     assert size & (size - 1) == 0
 
 
+def test_a_pods_ports_have_windows_for_what_comes_with_its_containers() -> None:
+    """Those with a bridge above all, since a group of several functions has no other place."""
+    ports = plan_ports([], least=16, bridges=2, spare_window=256 * MIB).ports
+    assert sum(port.io for port in ports) == 10
+    assert [port.io for port in ports if port.bridge] == [True, True]
+    assert {port.prefetchable for port in ports} == {256 * MIB}
+    nics = GroupShape(7, tuple(FunctionShape(memory=(128 * 1024,), prefetchable=(64 * MIB,), io=32) for _ in range(2)))
+    assert {slot.bus for slot in place(nics, ports)} < {port.takes_at for port in ports if port.bridge}
+
+
 def test_more_io_windows_than_x86_has_are_refused_with_the_groups_named() -> None:
     groups = [GroupShape(number, (FunctionShape(io=32),)) for number in range(11)]
     with pytest.raises(DeviceError, match="I/O windows for 10"):

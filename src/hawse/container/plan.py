@@ -38,7 +38,7 @@ from hawse.vfio.devices import Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
-from hawse.vm.ports import Port, PortPlan, Slot, place, plan_ports
+from hawse.vm.ports import MIB, Port, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
@@ -67,7 +67,8 @@ def plan_sandbox(
     groups, options = wanted.request.groups, wanted.options
     shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
     # The devices of a pod come with its containers, when its machine runs.
-    ports = plan_ports(shapes, least=POD_PORTS, bridges=POD_BRIDGES) if wanted.role == SANDBOX else plan_ports(shapes)
+    pod = {"least": POD_PORTS, "bridges": POD_BRIDGES, "spare_window": config.devices.pod_window_mib * MIB}
+    ports = plan_ports(shapes, **pod if wanted.role == SANDBOX else {})
     plugs = plug_steps(groups, ports.slots, owner=name, options=options, by_file=wanted.by_file)
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
@@ -77,7 +78,7 @@ def plan_sandbox(
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
-        plugs = [msgspec.structs.replace(step, commands=[]) for step in plugs]
+        plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
     return plan.SandboxPlan(
         **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd),
         machine=machine,

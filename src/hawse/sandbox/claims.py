@@ -46,7 +46,11 @@ class Claims:
         self._plugs |= {plug.device: plug for plug in plugs}
 
     def release(self, plugs: Sequence[PlugStep], left: Sequence[PlugStep] = ()) -> None:
-        """Functions are gone; the ports of those that the guest does not let go are lost."""
+        """Functions are gone; the ports of those that the guest does not let go are lost.
+
+        What was claimed anew since, by the same name, is another's.
+        """
         for plug in plugs:
-            self._plugs.pop(plug.device, None)
+            if self._plugs.get(plug.device) is plug:
+                del self._plugs[plug.device]
         self._lost |= {plug.bus for plug in left}

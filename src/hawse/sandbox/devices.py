@@ -71,8 +71,11 @@ async def _arrive(
         lost = asyncio.create_task(_lost(plugs, events, seconds))
         try:
             for plug in plugs:
-                await _plug(plug, qmp)
+                if not plug.cold:
+                    await _plug(plug, qmp)
             arrived = asyncio.gather(*waits)
+            # Where it is given up, nobody awaits it, and asyncio would tell of that.
+            arrived.add_done_callback(lambda future: future.cancelled() or future.exception())
             ends: list[asyncio.Future[Any]] = [lost, arrived]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not arrived.done() and (gone := lost.result()) is not None:
@@ -106,13 +109,19 @@ async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> Pl
 
 
 def _together(plugs: Sequence[PlugStep], seen: Sequence[tuple[int, int, int]]) -> Groups:
-    """Each group's place in the guest. Raises :class:`DeviceError` where the guest has divided one."""
+    """Each group's place in the guest. Raises :class:`DeviceError` where the guest has divided one, or joined two."""
     groups: Groups = {}
+    hosts: dict[int, int] = {}
     for plug, numbers in zip(plugs, seen, strict=True):
         if groups.setdefault(plug.group, numbers) != numbers:
             raise DeviceError(
                 f"{plug.label}: in the guest's group {numbers[0]}, others of host group {plug.group} are in "
                 f"{groups[plug.group][0]}",
+                hint="its console log has the groups that the guest's IOMMU makes",
+            )
+        if (other := hosts.setdefault(numbers[0], plug.group)) != plug.group:
+            raise DeviceError(
+                f"{plug.label} of host group {plug.group}: in the guest's group {numbers[0]}, as is host group {other}",
                 hint="its console log has the groups that the guest's IOMMU makes",
             )
     return groups

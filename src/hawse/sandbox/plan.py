@@ -45,7 +45,8 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group.
 
     ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
-    ``bus`` is QEMU's id of the port or bridge that it is plugged into.
+    ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
+    made by options of the same names as the commands'.
     """
 
     group: int
@@ -56,6 +57,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     bus: str
     guest_address: str
+    cold: bool = False
 
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,12 +106,16 @@ class PortPlan:
 
 @dataclass
 class _Port:
-    """A root port to be: its group, if any, and the numbers of the bus behind it and of the bridge behind that."""
+    """A root port to be: its group, if any, and the numbers of the bus behind it and of the bridge behind that.
+
+    ``window``: the bytes of 64-bit prefetchable window where there is no group.
+    """
 
     name: str
     group: GroupShape | None = None
     bus: int = 0
     io: bool = False
+    window: int = 0
     spare_bridge: bool = False
     properties: dict[str, Any] = field(default_factory=dict)
 
@@ -119,13 +123,21 @@ class _Port:
     def buses(self) -> int:
         return 2 if self.spare_bridge or (self.group and _needs_bridge(self.group)) else 1
 
+    @property
+    def prefetchable(self) -> list[int]:
+        """The sizes of the BARs that its 64-bit window is for."""
+        return _prefetchable_bars(self.group) if self.group else [self.window]
 
-def plan_ports(groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridges: int = 0) -> PortPlan:
+
+def plan_ports(
+    groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridges: int = 0, spare_window: int = 0
+) -> PortPlan:
     """The share's port, one for each group, and the network's. Raises :class:`DeviceError` when there is no room.
 
     There are 4, 8, 16... ports, at least ``least``, some of them spare, and up to ``bridges`` of those with a bridge:
     most machines are then of one shape, which one template serves, and devices may come later. A group gets the bus
-    that it would like; the others have the numbers that are left.
+    that it would like; the others have the numbers that are left. ``spare_window``: the bytes of 64-bit prefetchable
+    window, a power of two, that each spare port has at least.
     """
     if len(groups) > MAX_PORTS:
         raise DeviceError(
@@ -139,11 +151,13 @@ def plan_ports(groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridge
     # All, where there are windows for all; else the groups that need one, and as many spare ports as can have one.
     all_io = count + 1 <= MAX_IO_PORTS
     _check_room(groups, spare_io=all_io)
-    spare_io = count if all_io else len(groups) + MAX_IO_PORTS - sum(map(_has_io, groups))
+    # The bridges first: a group of several functions has no other place.
+    spares = sorted(range(len(groups), count), key=lambda index: index < count - bridges)
+    spare_io = spares if all_io else spares[: MAX_IO_PORTS - sum(map(_has_io, groups))]
     ports = [_Port(SHARE_BUS)]
     ports += [_Port(f"port{index}", group, io=all_io or _has_io(group)) for index, group in enumerate(groups)]
     ports += [
-        _Port(f"port{index}", io=index < spare_io, spare_bridge=index >= count - bridges)
+        _Port(f"port{index}", io=index in spare_io, window=spare_window, spare_bridge=index >= count - bridges)
         for index in range(len(groups), count)
     ]
     ports.append(_Port(NETWORK_BUS))
@@ -283,7 +297,7 @@ def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
     }
     if function or not last:
         made["multifunction"] = True
-    for name, sizes in (("mem-reserve", _memory_bars(port.group)), ("pref64-reserve", _prefetchable_bars(port.group))):
+    for name, sizes in (("mem-reserve", _memory_bars(port.group)), ("pref64-reserve", port.prefetchable)):
         if window(sizes) > _MINIMUM_WINDOW:
             made[name] = reservation(sizes)
     # Said either way: firmware gives a PCI Express port no I/O window unasked (SeaBIOS src/fw/pciinit.c,
@@ -314,7 +328,7 @@ def _bridge_of(port: str) -> str:
 
 
 def _port(port: _Port) -> Port:
-    memory, prefetchable = max(_memory(port.group), _MINIMUM_WINDOW), max(_prefetchable(port.group), _MINIMUM_WINDOW)
+    memory, prefetchable = max(_memory(port.group), _MINIMUM_WINDOW), max(window(port.prefetchable), _MINIMUM_WINDOW)
     return Port(port.name, port.bus, port.io, memory, prefetchable, bridge=port.buses > 1)
 
 
