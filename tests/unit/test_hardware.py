@@ -111,3 +111,28 @@ def test_no_node(guest: FakeSysfs) -> None:
     guest.function(ADDRESS, group=6)
     with pytest.raises(DeviceError, match="in the guest's group 6, but /dev/vfio/6 did not appear"):
         bind(guest)
+
+
+def test_a_wait_that_was_given_up_touches_nothing_of_what_comes_next(guest: FakeSysfs) -> None:
+    """The host has stopped listening for the first, and has another function plugged into the same port."""
+    failures: list[str] = []
+    before = hardware._newest.get(ADDRESS)
+
+    def give_up() -> None:
+        try:
+            bind(guest, seconds=20)
+        except DeviceError as error:
+            failures.append(error.message)
+
+    first = threading.Thread(target=give_up)
+    first.start()
+    while hardware._newest.get(ADDRESS) is before:
+        pass
+    waiting = Uevents()
+    try:
+        with pytest.raises(DeviceError, match="did not appear"):
+            hardware.bind_virtio(waiting, ADDRESS, seconds=0.5, root=guest.root)
+    finally:
+        waiting.close()
+    first.join()
+    assert failures == [f"{ADDRESS}: given up, since another function is to come to the same address"]

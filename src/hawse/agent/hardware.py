@@ -18,9 +18,15 @@ from hawse.agent.uevents import Uevents
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
 
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DRIVER = "vfio-pci"
 VIRTIO = "virtio-pci"
 _BIND_SECONDS = 10.0
+#: Whose wait for a function is the newest, by its address.
+_newest: dict[str, object] = {}
 
 
 def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, object]:
@@ -32,9 +38,9 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
-        await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+        check = await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
     with trace.span(f"{address} bound to {DRIVER}"):
-        _bind(uevents, address, DRIVER, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
+        _bind(uevents, address, DRIVER, check, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
     if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
         raise DeviceError(
             f"{address}: bound to {DRIVER} in the guest, but no iommu_group link appeared within {seconds:g} s",
@@ -123,21 +129,38 @@ def _users(paths: list[str]) -> list[tuple[int, str]]:
 def bind_virtio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> None:
     """Wait for a virtio function and give it to virtio's driver, whose own bus probes by itself."""
     deadline = time.monotonic() + seconds
-    await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
-    _bind(uevents, address, VIRTIO, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
+    check = await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+    _bind(uevents, address, VIRTIO, check, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
 
 
-def await_device(uevents: Uevents, address: str, *, seconds: float, deadline: float, root: str) -> None:
-    """Wait until the function is there. Raises :class:`DeviceError` at the deadline."""
+def await_device(uevents: Uevents, address: str, *, seconds: float, deadline: float, root: str) -> Callable[[], None]:
+    """Wait until the function is there. Raises :class:`DeviceError` at the deadline, and as what it returns does.
+
+    That is to be called before the function is touched, and raises :class:`DeviceError` when somebody else has begun to
+    wait for one at the same address: the host has given up on this wait, and what comes there now is another function.
+    """
     device = f"{root}/sys/bus/pci/devices/{address}"
-    if not uevents.wait_until(lambda: os.path.exists(f"{device}/driver_override"), deadline=deadline):
+    mine = _newest[address] = object()
+
+    def check() -> None:
+        if _newest[address] is not mine:
+            raise DeviceError(f"{address}: given up, since another function is to come to the same address")
+
+    def is_there() -> bool:
+        check()
+        return os.path.exists(f"{device}/driver_override")
+
+    if not uevents.wait_until(is_there, deadline=deadline):
         raise DeviceError(
             f"{address}: the device did not appear in the guest within {seconds:g} s",
             hint="the guest's console log tells whether its PCI hotplug saw the device and found room for its BARs",
         )
+    return check
 
 
-def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root: str) -> None:
+def _bind(
+    uevents: Uevents, address: str, driver: str, check: Callable[[], None], *, deadline: float, root: str
+) -> None:
     """Have a driver probe the function, and see that it took it.
 
     Its directory and uevent come before the kernel lets any driver match it (pci_device_add(), then
@@ -148,11 +171,13 @@ def _bind(uevents: Uevents, address: str, driver: str, *, deadline: float, root:
     device = f"{root}/sys/bus/pci/devices/{address}"
 
     def is_bound() -> bool:
+        check()
         if sysfs.driver(address, root=root) == driver:
             return True
         probe(address, root=root)
         return sysfs.driver(address, root=root) == driver
 
+    check()
     try:
         write(f"{device}/driver_override", driver)
         if sysfs.driver(address, root=root) not in ("", driver):

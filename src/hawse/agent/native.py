@@ -35,7 +35,7 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
-        hardware.await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
+        check = hardware.await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
     device = f"{root}/sys/bus/pci/devices/{address}"
     with open(f"{device}/modalias") as file:
         alias = file.read(256).strip()
@@ -45,7 +45,7 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
         for name in names:
             modules.insert(name)
     with trace.span(f"{address} bound"):
-        bound = uevents.wait_until(lambda: _probe(address, root), deadline=min(deadline, time.monotonic() + 10))
+        bound = uevents.wait_until(lambda: _probe(address, check, root), deadline=min(deadline, time.monotonic() + 10))
     if not bound:
         why = f"{', '.join(names)} does not take it" if names else "there is none for it"
         raise DeviceError(
@@ -128,8 +128,9 @@ def nodes(device: str) -> list[list[Any]]:
     return sorted(found)
 
 
-def _probe(address: str, root: str) -> bool:
+def _probe(address: str, check: Callable[[], None], root: str) -> bool:
     """Have any driver probe it; whether one has it."""
+    check()
     if sysfs.driver(address, root=root):
         return True
     hardware.probe(address, root=root)

@@ -258,6 +258,8 @@ class Server:
         made = self._find(container)
         hardware.end_users(self._uevents, group, force=force, seconds=seconds)
         made.remove_nodes([(path, (major, minor)) for path, major, minor in nodes], devices)
+        # Whoever has opened it between the two would have the guest's only queue for hotplug wait.
+        hardware.end_users(self._uevents, group, force=force, seconds=seconds)
 
     def start(self, *, container: str) -> None:
         """Start a created container."""

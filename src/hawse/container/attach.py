@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -20,10 +21,12 @@ from hawse.container.devices import (
     plug_steps,
     read_address,
     shape,
+    to_bind,
 )
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.plan import ask_qemu
-from hawse.errors import StateError
+from hawse.errors import HawseError, StateError
+from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.native import ANNOTATION
 from hawse.sandbox.plan import Attachment
 from hawse.sandbox.state import STOPPED, Store
@@ -34,21 +37,50 @@ from hawse.vm.ports import Port, place
 
 
 def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """Attach the groups, one after the other; what there is to say of their functions, and what to warn of.
+    """Attach the groups, all or none; what there is to say of their functions, and what to warn of.
 
     ``targets`` are numbers of groups or addresses of functions, whose groups come whole. Everything that can be wrong
     on the host is looked at first, for all of them. Raises DeviceError, StateError or UsageError.
     """
-    calls, warnings = prepare(store, targets, config)
     entries: list[dict[str, Any]] = []
-    for wanted in calls:
-        answer = call(store, "attach", wanted)
-        entries += answer if isinstance(answer, list) else []
+    undo = ExitStack()
+    try:
+        groups, options = _wanted(store, targets, config)
+        if addresses := to_bind(groups, options):
+            undo.callback(give_back, store, take(addresses, store))
+        calls, warnings = prepare(store, targets, config)
+        for wanted in calls:
+            answer = call(store, "attach", wanted)
+            undo.callback(call, store, "detach", {"group": wanted["plugs"][0]["group"], "force": False})
+            entries += answer if isinstance(answer, list) else []
+    except HawseError as failure:
+        try:
+            undo.close()
+        except HawseError as problem:
+            told = f"{failure.message}; and undoing it failed: {problem.message}"
+            raise type(failure)(told, hint=failure.hint) from None
+        raise
     return entries, warnings
 
 
 def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict[str, Any]], list[str]]:
     """The calls of the monitor that attach the groups, and what to warn of; nothing is touched. Raises as attach()."""
+    groups, options = _wanted(store, targets, config)
+    files = [file for group in groups for file in device_files(group)] if call(store, "wants_files", {}) else []
+    chosen, warnings = by_file(groups, files, options, lambda: ask_qemu(config))
+    warnings += check_host(groups, options)
+    spares = msgspec.convert(call(store, "ports", {}), list[Port])
+    calls = []
+    for group in groups:
+        wanted = _attachment(group, files, spares, owner=store.name, options=options, by_file=chosen)
+        taken = {plug.bus for plug in wanted.plugs}
+        spares = [spare for spare in spares if spare.takes_at not in taken]
+        calls.append(msgspec.to_builtins(wanted))
+    return calls, warnings
+
+
+def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Group], DeviceOptions]:
+    """The groups, none of which the container has, and how it has devices. Raises as attach()."""
     state = store.read()
     if state["status"] == STOPPED:
         raise StateError(f"container not running: {store.name} is {state['status']}")
@@ -58,31 +90,23 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
         if group.number in have:
             raise StateError(f"group {group.number} is attached to {store.name} already")
     asked = {name: text for name, text in (state.get("annotations") or {}).items() if name != ANNOTATION}
-    options = device_options(config, asked)
-    files = [file for group in groups for file in device_files(group)] if call(store, "wants_files", {}) else []
-    chosen, warnings = by_file(groups, files, options, lambda: ask_qemu(config))
-    warnings += check_host(groups, options)
-    spares = msgspec.convert(call(store, "ports", {}), list[Port])
-    calls = []
-    for group in groups:
-        wanted = _attachment(group, files, spares, owner=store.name, options=options, by_file=chosen)
-        taken = {plug.bus for plug in wanted.plugs}
-        spares = [spare for spare in spares if spare.name not in taken]
-        calls.append(msgspec.to_builtins(wanted))
-    return calls, warnings
+    return groups, device_options(config, asked)
 
 
 def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> None:
-    """Take the groups from the container, one after the other. Raises DeviceError, StateError or UsageError."""
+    """Take the groups from the container, one after the other, and give back what was bound for it of them.
+
+    Raises DeviceError, StateError or UsageError.
+    """
     state = store.read()
-    attached = {entry["host"]["group"]: entry for entry in state.get("vfio", ())}
-    by_address = {entry["host"]["address"]: number for number, entry in attached.items()}
+    by_address = {entry["host"]["address"]: entry["host"]["group"] for entry in state.get("vfio", ())}
     for target in targets:
         # By what was attached, where it is known: the host may have forgotten a device that has gone.
         number = int(target) if is_number(target) else by_address.get(read_address(target))
         if number is None:
             number = find_groups([target], read_table(config.emulated))[0].number
         call(store, "detach", {"group": number, "force": force})
+        give_back(store, [address for address, group in by_address.items() if group == number])
 
 
 def _attachment(

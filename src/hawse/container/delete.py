@@ -8,6 +8,7 @@ import time
 
 from hawse.container.client import MonitorGoneError, call
 from hawse.errors import HawseError, NotFoundError, StateError
+from hawse.sandbox.bound import give_back
 from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store, alive, start_time
 
@@ -82,24 +83,8 @@ def remove(store: Store) -> list[str]:
             redirects.release(store.path)
         store.remove()
     finally:
-        _give_back(store)
+        give_back(store)
     return left
-
-
-def _give_back(store: Store) -> None:
-    """Give functions of the host that a monitor has bound, and could not give back itself, to their drivers.
-
-    Raises :class:`HawseError` for those that cannot be given back; they stay on record.
-    """
-    directory = f"{store.root.rstrip('/')}.bindings"
-    if not os.path.isdir(directory):
-        return
-    # Here, since it takes libraries that a delete does without.
-    from hawse.vfio import binding, bindings
-
-    records = bindings.of_owner(directory, store.name)
-    if records:
-        binding.give_back(records, directory=directory)
 
 
 def _await_end_of_others(store: Store) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.oci.hooks import CREATION
 from hawse.sandbox import share, timeline
-from hawse.sandbox.bound import bound
+from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
 from hawse.sandbox.network import Network
@@ -52,7 +52,7 @@ class Sandbox:
         self.first = self._make(plan, store, INIT_KEY)
         self._containers = {plan.id: self.first}
         self._undo: dict[str, AsyncExitStack] = {}
-        self._bound: dict[str, AbstractContextManager[None]] = {}
+        self._owing: dict[str, Store] = {}  # containers that functions of the host were bound for
         self._machine: Machine | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -111,10 +111,10 @@ class Sandbox:
             undo.callback(self.claims.release, plan.plugs)
             self._containers[plan.id] = made
             undo.callback(self._containers.pop, plan.id)
+            self._owing[plan.id] = store
+            undo.push_async_callback(self._give_back, plan.id)
             if plan.binds:
-                self._bound[plan.id] = bound(plan.binds, store, self._steps)
-                await asyncio.to_thread(self._bound[plan.id].__enter__)
-                undo.push_async_callback(self._give_back, plan.id)
+                await asyncio.to_thread(take, plan.binds, store)
             directory = f"{self._store.path}/share/{plan.id}"
             undo.callback(share.unmount, directory)
             share.attach(plan.shares, trees, directory)
@@ -142,7 +142,7 @@ class Sandbox:
 
     async def leave(self) -> None:
         """With the virtual machine, all that it held of the host is gone: give the rest back."""
-        for name in list(self._bound):
+        for name in list(self._owing):
             with suppress(HawseError):  # it stays on record, and the container's deletion tries again, and tells
                 await self._give_back(name)
 
@@ -178,7 +178,8 @@ class Sandbox:
             found.usage.note_oom(kills)
 
     async def _give_back(self, name: str) -> None:
-        await asyncio.to_thread(self._bound.pop(name).__exit__, None, None, None)
+        await asyncio.to_thread(give_back, self._owing[name])
+        del self._owing[name]
 
     async def _await_end(self) -> None:
         await self.first.stopped.wait()
