@@ -46,9 +46,7 @@ def build() -> None:
     """Build it: with two processors about ten minutes, and 3 GiB of disk while it goes."""
     final = _place()
     os.makedirs(os.path.dirname(final), exist_ok=True)
-    fetched = packages.fetch(
-        [_SOURCE], cache=f"{CACHE}/{_SUITE}", progress=print, options=apt_options([_SUITE], _SUITE)
-    )
+    fetched = packages.fetch([_SOURCE], cache=f"{CACHE}/{_SUITE}", progress=print, options=apt_options(_SUITE))
     [source] = [package for package in fetched if package.name == _SOURCE]
     with tempfile.TemporaryDirectory(dir=os.path.dirname(final)) as work:
         print(f"unpacking Linux {source.version}")

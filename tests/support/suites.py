@@ -19,41 +19,43 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def newer_qemu() -> str:
-    """Debian 13's backport of QEMU 11; the path of a program that runs it."""
-    tree = _unpacked(["trixie", "trixie-backports"], "trixie-backports", ["qemu-system-x86", "seabios"])
+    """Debian 13's QEMU 10.0; the path of a program that runs it.
+
+    None from 10.1 on: by device files that needs a later kernel than `make lab-kernel` builds (container/backend.py).
+    """
+    tree = _unpacked("trixie", ["qemu-system-x86", "seabios"])
     firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
     return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
 
 
 def rust_virtiofsd() -> str:
     """Debian 13's virtiofsd; the path of a program that runs it."""
-    return _program(_unpacked(["trixie"], "trixie", ["virtiofsd"]), "usr/libexec/virtiofsd", "")
+    return _program(_unpacked("trixie", ["virtiofsd"]), "usr/libexec/virtiofsd", "")
 
 
-def _unpacked(suites: Sequence[str], target: str, names: Sequence[str]) -> str:
+def _unpacked(suite: str, names: Sequence[str]) -> str:
     def unpack(tree: str) -> None:
-        options = apt_options(suites, target)
-        fetched = packages.fetch(names, cache=f"{CACHE}/{target}", progress=print, options=options)
+        options = apt_options(suite)
+        fetched = packages.fetch(names, cache=f"{CACHE}/{suite}", progress=print, options=options)
         wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
         packages.unpack(
             fetched, tree, wanted=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
         )
 
-    return kept(f"{target}-{names[0]}", unpack)
+    return kept(f"{suite}-{names[0]}", unpack)
 
 
-def apt_options(suites: Sequence[str], target: str) -> list[str]:
-    """apt's options for suites of the mirror that the machine's first source names."""
+def apt_options(suite: str) -> list[str]:
+    """apt's options for a suite of the mirror that the machine's first source names."""
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     mirror = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]
-    directory = f"{CACHE}/{target}"
+    directory = f"{CACHE}/{suite}"
     os.makedirs(f"{directory}/lists/partial", exist_ok=True)
     with open(f"{directory}/sources.list", "w") as file:
-        for suite in suites:
-            file.write(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
+        file.write(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
     options = [
         f"Dir::Etc::sourcelist={directory}/sources.list", "Dir::Etc::sourceparts=-",
-        f"Dir::State::lists={directory}/lists", f"APT::Default-Release={target}",
+        f"Dir::State::lists={directory}/lists", f"APT::Default-Release={suite}",
     ]  # fmt: skip
     update = ["apt-get", "-qq", *(part for option in options[:3] for part in ("-o", option)), "update"]
     subprocess.run(update, check=True, capture_output=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from hawse.container.backend import by_file
 from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError
+from hawse.vfio import iommufd
 from hawse.vfio.devices import Node, device_files, find_request
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup, check_free, read_group
@@ -34,12 +36,18 @@ def host(tmp_path: Path) -> FakeSysfs:
 
 
 def choose(
-    host: FakeSysfs, backend: str, *, asked: bool = True, can: Capabilities = NEW, managed: bool = False
+    host: FakeSysfs,
+    backend: str,
+    *,
+    asked: bool = True,
+    can: Capabilities = NEW,
+    managed: bool = False,
+    maps_files: bool = True,
 ) -> tuple[frozenset[int], list[str]]:
     groups: list[HostGroup | EmulatedGroup] = [read_group(12, root=host.root), EmulatedGroup(5, ("edu",))]
     files = [Node("/dev/vfio/devices/vfio3", 510, 0, 12, PAIR[0])] if asked else []
     options = DeviceOptions(backend=backend, managed=managed)
-    return by_file(groups, files, options, lambda: can, root=host.root)
+    return by_file(groups, files, options, lambda: can, maps_files=lambda: maps_files, root=host.root)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,34 @@ def test_an_old_qemu_takes_the_group_and_says_so(host: FakeSysfs) -> None:
     )
     with pytest.raises(DeviceError, match="group 12 cannot be passed by its device files: QEMU 7"):
         choose(host, "iommufd", can=OLD)
+
+
+@pytest.mark.parametrize(
+    ("version", "maps_files", "works"),
+    [("10.0.7", False, True), ("10.1.0", False, False), ("11.1.3", False, False), ("10.1.0", True, True)],
+)
+def test_a_qemu_that_maps_by_file_needs_a_kernel_that_can(
+    host: FakeSysfs, version: str, maps_files: bool, works: bool
+) -> None:
+    """Else everything seems to work, and no transfer of the device arrives."""
+    can = replace(NEW, version=version)
+    chosen, warnings = choose(host, "auto", can=can, maps_files=maps_files)
+    assert chosen == ({12} if works else set())
+    assert (
+        warnings == []
+        if works
+        else warnings[0].endswith(
+            f"QEMU {version} maps memory by its file, which this kernel cannot: Linux 6.13 is the first that can"
+        )
+    )
+
+
+def test_a_kernel_is_asked_for_what_it_can(tmp_path: Path) -> None:
+    """A file that knows no such command is any other; one that is not there cannot be asked."""
+    assert iommufd.maps_files(root=str(tmp_path)) is True
+    os.mkdir(tmp_path / "dev")
+    (tmp_path / "dev/iommu").write_text("")
+    assert iommufd.maps_files(root=str(tmp_path)) is False
 
 
 def test_qemu_is_not_asked_where_it_does_not_matter(host: FakeSysfs) -> None:

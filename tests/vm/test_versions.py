@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vm
 def test_a_newer_qemu_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
     qemu = newer_qemu()
     found = capabilities.ask(qemu, directory=str(tmp_path))
-    assert int(found.version.split(".")[0]) >= 11
+    assert found.version.startswith("10.0.")
     assert "igb" in found.devices, "what Debian 12's own does not have is asked for, not derived"
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")

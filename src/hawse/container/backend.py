@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hawse.container.devices import Group
 from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError
-from hawse.vfio import sysfs
+from hawse.vfio import iommufd, sysfs
 from hawse.vfio.devices import Node
 from hawse.vfio.groups import HostGroup
 from hawse.vm.capabilities import Capabilities
@@ -20,12 +20,14 @@ def by_file(
     options: DeviceOptions,
     ask: Callable[[], Capabilities],
     *,
+    maps_files: Callable[[], bool] = iommufd.maps_files,
     root: str = "",
 ) -> tuple[frozenset[int], list[str]]:
     """The groups that QEMU has by their device files, and what to warn of.
 
     Those that were asked for by one, where that can be, else none; devices.backend may say all, or none at all. Raises
-    :class:`DeviceError` where all are to be and one cannot. ``ask`` asks QEMU what it can do, where that matters.
+    :class:`DeviceError` where all are to be and one cannot. ``ask`` asks QEMU what it can do, and ``maps_files`` the
+    kernel, where that matters.
     """
     if options.backend == "group":
         return frozenset(), []
@@ -34,7 +36,7 @@ def by_file(
     for group in groups:
         if not isinstance(group, HostGroup) or (options.backend == "auto" and group.number not in asked):
             continue
-        obstacle = _obstacle(group, options, ask, root)
+        obstacle = _obstacle(group, options, ask, maps_files, root)
         if not obstacle:
             chosen.add(group.number)
         elif options.backend == "iommufd":
@@ -48,13 +50,23 @@ def by_file(
     return frozenset(chosen), warnings
 
 
-def _obstacle(group: HostGroup, options: DeviceOptions, ask: Callable[[], Capabilities], root: str) -> str:
+def _obstacle(
+    group: HostGroup,
+    options: DeviceOptions,
+    ask: Callable[[], Capabilities],
+    maps_files: Callable[[], bool],
+    root: str,
+) -> str:
     """Why QEMU cannot have the group by its device files; "" where it can."""
     if not os.path.exists(f"{root}/dev/iommu"):
         return "this host has no /dev/iommu (CONFIG_IOMMUFD)"
     can = ask()
     if "iommufd" not in can.objects:
         return f"QEMU {can.version} has no backend iommufd: 9.0 is the first that has"
+    # It does not go back to another call where the kernel has not this one, and the guest hears nothing of it: its
+    # device cannot reach its memory (QEMU hw/vfio/container.c, vfio_container_dma_map()).
+    if can.at_least(10, 1) and not maps_files():
+        return f"QEMU {can.version} maps memory by its file, which this kernel cannot: Linux 6.13 is the first that can"
     for function in group.functions:
         to_come = options.managed and "vfio" not in function.driver
         if not to_come and sysfs.device_file(function.address, root=root) is None:

@@ -35,6 +35,11 @@ class Capabilities:
         if device not in self.devices:
             raise HostError(f"QEMU {self.version} has no device {device}", hint="use a QEMU built with it")
 
+    def at_least(self, major: int, minor: int) -> bool:
+        """Whether it is that version or a later one."""
+        numbers = [int(number) for number in self.version.split(".")[:2]]
+        return numbers >= [major, minor]
+
 
 def ask(qemu: str, *, directory: str) -> Capabilities:
     """The capabilities of the program ``qemu``, from ``directory``'s cache where it was asked before.
