@@ -20,13 +20,15 @@ class FakeSysfs:
         class_code: int = 0x020000,
         resource: str = "",
         device_id: int = 0x10D3,
+        header: int | None = None,
     ) -> None:
-        """A PCI function of Intel's in a group; "" for no driver."""
+        """A PCI function of Intel's in a group; "" for no driver. With a header type its configuration is there."""
         device = f"{self.root}/sys/bus/pci/devices/{address}"
         os.makedirs(device)
-        members = f"{self.root}/sys/kernel/iommu_groups/{group}/devices"
-        os.makedirs(members, exist_ok=True)
-        os.symlink(device, f"{members}/{address}")
+        self.member(group, address, device)
+        if header is not None:
+            with open(f"{device}/config", "wb") as file:
+                file.write(bytes(0x0E) + bytes([header]) + bytes(0x31))
         os.symlink(f"../../../../kernel/iommu_groups/{group}", f"{device}/iommu_group")
         modalias = f"pci:v00008086d{device_id:08X}sv00001AF4sd00001100bc02sc00i00"
         texts = {"vendor": "0x8086", "device": f"{device_id:#06x}", "class": f"{class_code:#08x}"}
@@ -35,6 +37,10 @@ class FakeSysfs:
             self.write(f"sys/bus/pci/devices/{address}/{name}", f"{text.strip()}\n" if text else "")
         if driver:
             self.bind(address, driver)
+
+    def member(self, group: int, name: str, device: str) -> None:
+        """An entry of a group."""
+        self.link(f"sys/kernel/iommu_groups/{group}/devices/{name}", device)
 
     def bind(self, address: str, driver: str) -> None:
         """Give a function to a driver."""

@@ -303,6 +303,41 @@ def test_nothing_comes_back_while_its_group_is_open(host: Host) -> None:
     assert [record.address for record in host.records()] == [A, B]
 
 
+def test_a_sandboxes_qemu_that_is_ending_is_waited_for(host: Host) -> None:
+    """Its monitor was killed, and the kernel has not closed its files yet; /proc names it no longer."""
+    records = host.take(A, B, C, owner="pod")
+    ending = [["qemu (pid 5)"], ["another process"], []]
+    host.kernel.effects = replace(host.kernel.effects, holders=lambda group: ending.pop(0) if group == 12 else [])
+    host.give_back(*records)
+    assert (host.state(), host.records(), ending) == (BEFORE, [], [])
+
+
+@pytest.mark.parametrize(("owner", "looks"), [("pod", range(2, 100)), ("", range(1, 2))])
+def test_who_stays_is_named_after_a_while_and_at_once_where_no_sandbox_has_ended(
+    host: Host, owner: str, looks: range
+) -> None:
+    records = host.take(C, owner=owner)
+    seen: list[int] = []
+
+    def holders(group: int) -> list[str]:
+        seen.append(group)
+        return ["dpdk (pid 6)"]
+
+    host.kernel.effects = replace(host.kernel.effects, holders=holders)
+    with pytest.raises(DeviceError, match=r"0000:3c:00\.0: its group 13 is open: dpdk \(pid 6\) has /dev/vfio/13"):
+        host.give_back(*records)
+    assert len(seen) in looks
+    assert host.records() == records
+
+
+def test_an_nvswitch_is_no_bridge(host: Host) -> None:
+    """Its class is one of bridges' base class, and its header an endpoint's."""
+    host.function("0000:56:00.0", group=56, driver="e1000e", class_code=0x068000, header=0)
+    host.kernel.native["0000:56:00.0"] = "e1000e"
+    [record] = host.take("0000:56:00.0")
+    host.give_back(record)
+
+
 def test_what_somebody_else_has_changed_is_left_to_him(host: Host) -> None:
     records = host.take(C)
     os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/driver")

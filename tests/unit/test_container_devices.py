@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hawse.container.devices import (
     add_named,
+    check_host,
     find_groups,
     mirrored_bus,
     node_requests,
@@ -18,12 +20,15 @@ from hawse.container.devices import (
 )
 from hawse.container.native import take_out
 from hawse.container.options import DeviceOptions
+from hawse.errors import DeviceError
 from hawse.sandbox.mirror import mirror
 from hawse.sandbox.plan import NodeRequest, PlugStep, addresses
+from hawse.vfio import inventory
 from hawse.vfio.devices import Node, Request
 from hawse.vfio.emulated import EmulatedGroup
-from hawse.vfio.groups import Bar, Function, HostGroup
+from hawse.vfio.groups import Bar, Function, HostGroup, read_group
 from hawse.vm.ports import plan_ports
+from tests.support.sysfs import FakeSysfs
 
 
 def group(number: int, *names: str, bars: tuple[Bar, ...] = ()) -> HostGroup:
@@ -90,6 +95,43 @@ def test_what_is_not_on_vfio_is_bound_where_that_is_wanted(
         Function(f"0000:3b:00.{n}", 0x8086, 0x10D3, 0x020000, driver, ()) for n, driver in enumerate(drivers)
     )
     assert to_bind([HostGroup(7, functions), EmulatedGroup(5, ("edu",))], DeviceOptions(managed=managed)) == expected
+
+
+@pytest.mark.parametrize("managed", [True, False])
+@pytest.mark.parametrize(
+    ("path", "text", "words"),
+    [
+        ("reserved_regions", "0x00000000000e0000 0x00000000000effff direct\n", "its firmware wants memory"),
+        ("name", "vfio-noiommu\n", "a device without an IOMMU cannot be given"),
+    ],
+)
+def test_what_no_binding_mends_is_refused_before_one_with_the_inventorys_reason(
+    tmp_path: Path, path: str, text: str, words: str, *, managed: bool
+) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:3b:00.0", group=7, driver="ixgbe" if managed else "vfio-pci")
+    host.node(7, 511, 0)
+    host.write(f"sys/kernel/iommu_groups/7/{path}", text)
+    with pytest.raises(DeviceError, match=words) as caught:
+        check_host([read_group(7, root=host.root)], DeviceOptions(managed=managed), root=host.root)
+    assert caught.value.message.startswith("group 7 (0000:3b:00.0): ")
+    [listing] = inventory.read(root=host.root, holders=lambda _: [])
+    assert (listing.refusal, listing.remedy) == (caught.value.message, caught.value.hint)
+
+
+@pytest.mark.parametrize("managed", [True, False])
+def test_a_bridge_in_the_way_is_told_before_its_group_is_bound(tmp_path: Path, *, managed: bool) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:3b:00.0", group=7, driver="ixgbe" if managed else "vfio-pci")
+    host.function("0000:3a:00.0", group=7, driver="shpchp", class_code=0x060400)
+    with pytest.raises(DeviceError, match=r"the bridge 0000:3a:00\.0 is bound to shpchp"):
+        check_host([read_group(7, root=host.root)], DeviceOptions(managed=managed), root=host.root)
+
+
+def test_a_group_that_is_to_be_bound_needs_no_node_yet(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:3b:00.0", group=7, driver="ixgbe")
+    check_host([read_group(7, root=host.root)], DeviceOptions(managed=True), root=host.root)
 
 
 def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_the_spec() -> None:

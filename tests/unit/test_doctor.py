@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hawse.cli import doctor
 from hawse.cli.log import Log
 from hawse.cli.settings import Settings
-from hawse.config import Config, ImageFiles, Vm
+from hawse.config import Config, ImageFiles, Templates, Vm
 from hawse.doctor import host as checks
 from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding, is_ready
-from hawse.sandbox.state import RUNNING, Store
+from hawse.sandbox import sockets
+from hawse.sandbox.state import PAUSED, RUNNING, Store
 from hawse.vfio import bindings
 from hawse.vfio.bindings import Record
 from tests.support.sysfs import FakeSysfs
+from tests.support.vfio_host import BEFORE, A, B, C, Host
 
 Prepare = Callable[[FakeSysfs], object]
 
@@ -34,37 +38,70 @@ def nothing(_host: FakeSysfs) -> None:
     """A host as bare as can be."""
 
 
-def unsafe(host: FakeSysfs) -> None:
-    host.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y\n")
-
-
-def unit(ecap: str) -> Prepare:
-    return lambda host: host.write("sys/class/iommu/dmar0/intel-iommu/ecap", ecap)
+def unsafe(module: str) -> Prepare:
+    return lambda host: host.write(f"sys/module/{module}/parameters/allow_unsafe_interrupts", "Y\n")
 
 
 def groups(driver: str) -> Prepare:
-    return lambda host: host.function("0000:3b:00.0", group=7, driver=driver)
+    def prepare(host: FakeSysfs) -> None:
+        host.function("0000:3b:00.0", group=7, driver=driver)
+        if driver == "vfio-pci":
+            host.node(7, 511, 0)
+
+    return prepare
 
 
-@pytest.mark.parametrize(
-    ("check", "prepare", "verdict", "words"),
-    [
-        (checks.iommu, nothing, MISSING, "off, or there is none"),
-        (checks.iommu, groups("igb"), OK, "on: 1 groups"),
-        (checks.interrupts, nothing, OK, "of no matter"),
-        (checks.interrupts, groups("igb"), WARNING, "does not tell"),
-        (checks.interrupts, unsafe, WARNING, "any interrupt"),
-        (checks.interrupts, unit("f00f5a"), OK, "all 1 IOMMUs can"),
-        (checks.interrupts, unit("f00f52"), WARNING, "not all"),
-        (checks.interrupts, unit("nonsense"), OK, "of no matter"),
-        (checks.vfio, nothing, MISSING, "/dev/vfio/vfio is not there"),
-        (checks.vfio, lambda host: host.write("dev/vfio/vfio", ""), MISSING, "vfio-pci is not loaded"),
-        (checks.vfio, vfio_is_there, OK, "are there"),
-        (checks.groups, groups("igb"), WARNING, "none of 1"),
-        (checks.groups, groups("vfio-pci"), OK, "1 of 1 can be passed now: 7"),
-        (checks.hugepages, nothing, OK, "none are needed"),
-    ],
-)  # fmt: skip
+def interrupts(ecap: str = "", *chips: str) -> Prepare:
+    """A host with groups, whose IOMMU and whose interrupts' controllers sysfs shows so."""
+
+    def prepare(host: FakeSysfs) -> None:
+        groups("igb")(host)
+        if ecap:
+            host.write("sys/class/iommu/dmar0/intel-iommu/ecap", ecap)
+        for number, chip in enumerate(chips):
+            host.write(f"sys/kernel/irq/{number}/chip_name", f"{chip}\n")
+
+    return prepare
+
+
+def without_an_iommu(host: FakeSysfs) -> None:
+    """VFIO's own mode for that, which makes a group."""
+    vfio_is_there(host)
+    groups("vfio-pci")(host)
+    host.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
+    host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
+
+
+HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
+    (checks.iommu, nothing, MISSING, "off, or there is none"),
+    (checks.iommu, without_an_iommu, MISSING, "off, or there is none"),
+    (checks.iommu, groups("igb"), OK, "on: 1 groups"),
+    (checks.interrupts, nothing, OK, "of no matter"),
+    (checks.interrupts, without_an_iommu, OK, "of no matter"),
+    (checks.interrupts, unsafe("vfio_iommu_type1"), WARNING, "any interrupt"),
+    (checks.interrupts, unsafe("iommufd"), WARNING, "any interrupt"),
+    (checks.interrupts, interrupts("f00f5a", "IR-IO-APIC", "DMAR-MSI"), OK, "on"),
+    (checks.interrupts, interrupts("", "PCI-MSIX-0000:00:02.0", "vIR-PCI-MSI-0000:00:03.0"), OK, "on"),
+    (checks.interrupts, interrupts("f00f5a", "IO-APIC", "PCI-MSI-0000:00:02.0"), MISSING, "off: VFIO refuses"),
+    (checks.interrupts, interrupts("f00f52", "IO-APIC"), MISSING, "off, since not all of the IOMMUs can: VFIO refuses"),
+    (checks.interrupts, interrupts("f00f52"), MISSING, "not all"),
+    (checks.interrupts, interrupts("f00f5a"), OK, "all 1 IOMMUs can; whether it is on, this kernel does not tell"),
+    (checks.interrupts, interrupts("nonsense", "GICv3"), WARNING, "this kernel does not tell"),
+    (checks.vfio, nothing, MISSING, "/dev/vfio/vfio is not there"),
+    (checks.vfio, lambda host: host.write("dev/vfio/vfio", ""), MISSING, "vfio-pci is not loaded"),
+    (checks.vfio, vfio_is_there, OK, "are there"),
+    (checks.vfio, without_an_iommu, WARNING, "its mode without an IOMMU is on"),
+    (checks.groups, nothing, OK, "there are none"),
+    (checks.groups, groups("igb"), WARNING, "none of 1"),
+    (checks.groups, without_an_iommu, WARNING, "none of 1"),
+    (checks.groups, groups("vfio-pci"), OK, "1 of 1 can be passed now: 7"),
+    (checks.hugepages, nothing, OK, "none are needed"),
+    (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a machine takes 32"),
+    (lambda root: checks.locked_memory(8 << 20, 0), nothing, WARNING, "maps more than 8192 KiB"),  # noqa: ARG005
+]
+
+
+@pytest.mark.parametrize(("check", "prepare", "verdict", "words"), HOSTS)
 def test_what_is_found_of_the_host(
     tmp_path: Path, check: Callable[..., Finding], prepare: Prepare, verdict: str, words: str
 ) -> None:
@@ -72,14 +109,109 @@ def test_what_is_found_of_the_host(
     prepare(host)
     finding = check(root=host.root)
     assert (finding.verdict, words in finding.found) == (verdict, True), finding
-    assert finding.verdict != MISSING or finding.remedy
 
 
-def test_the_mode_without_an_iommu_is_warned_of(tmp_path: Path) -> None:
-    host = FakeSysfs(str(tmp_path))
-    vfio_is_there(host)
-    host.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
-    assert checks.vfio(root=host.root).verdict == WARNING
+NEEDED = (
+    "intel-iommu", "pcie-root-port", "pcie-pci-bridge", "virtio-serial-pci", "virtserialport", "virtio-rng-pci",
+)  # fmt: skip
+
+
+def qemu(*devices: str, objects: Sequence[str] = ()) -> Callable[[Path], Config]:
+    """A configuration whose QEMU says that it has these; with none it dies at its start."""
+
+    def prepare(directory: Path) -> Config:
+        program = directory / "qemu"
+        replies: list[object] = [
+            {}, {"qemu": {"major": 9, "minor": 0, "micro": 1}}, [{"name": name} for name in devices], [],
+            [{"name": name} for name in objects], {},
+        ]  # fmt: skip
+        said = "\n".join(json.dumps({"return": reply}) for reply in replies)
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n" if devices else "#!/bin/sh\nexit 1\n")
+        program.chmod(0o755)
+        (directory / "virtiofsd").write_text("#!/bin/sh\n")
+        (directory / "virtiofsd").chmod(0o755)
+        cache = ImageFiles(cache=str(directory / "cache"))
+        return Config(vm=Vm(qemu=str(program), virtiofsd=str(directory / "virtiofsd")), image=cache)
+
+    return prepare
+
+
+def absent(directory: Path) -> Config:
+    """Nothing of what a configuration names is there."""
+    files = ImageFiles(cache=str(directory / "cache"), kernel="/none/kernel", modules="/none")
+    return Config(vm=Vm(qemu="/none/qemu", virtiofsd="/none/virtiofsd"), image=files)
+
+
+def others_templates(directory: Path) -> Config:
+    """A cache whose templates others may write."""
+    (directory / "cache" / "templates").mkdir(parents=True)
+    (directory / "cache" / "templates").chmod(0o777)
+    return absent(directory)
+
+
+def cold(directory: Path) -> Config:
+    return msgspec.structs.replace(absent(directory), template=Templates(enabled=False))
+
+
+MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str, str]] = [
+    (machine.qemu, absent, MISSING, "QEMU cannot be run: /none/qemu"),
+    (machine.qemu, qemu(), MISSING, "dies at its start"),
+    *[
+        (machine.qemu, qemu(*{*NEEDED, "vfio-pci"} - {name}), MISSING, f"/qemu 9.0.1 lacks {name}")
+        for name in ("virtserialport", "pcie-pci-bridge")
+    ],
+    (machine.qemu, qemu(*NEEDED), MISSING, "has no vfio-pci: no device of the host can be passed"),
+    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "9.0.1; no iommufd: devices go by their groups' nodes, not by"),
+    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "; no vhost-user-fs-pci: files go by 9p"),
+    (
+        machine.qemu, qemu(*NEEDED, "vfio-pci", "vhost-user-fs-pci", objects=["iommufd"]), OK,
+        "9.0.1; iommufd is there; vhost-user-fs-pci is there",
+    ),
+    (machine.sharing, absent, MISSING, "/none/virtiofsd cannot be executed"),
+    (machine.sharing, qemu(*NEEDED), WARNING, "9p, which is slower: QEMU has no vhost-user-fs-pci"),
+    (machine.sharing, qemu(*NEEDED, "vhost-user-fs-pci"), OK, "virtiofs, by"),
+    (machine.guest_image, absent, MISSING, "guest image"),
+    (machine.acceleration, absent, WARNING, "guest image"),
+    (machine.templates, cold, WARNING, "turned off"),
+    (machine.templates, others_templates, WARNING, "others may write"),
+    (machine.templates, absent, OK, "0; a machine"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "prepare", "verdict", "words"), MACHINES)
+def test_what_is_found_of_the_machine(
+    tmp_path: Path, check: Callable[[Config], Finding], prepare: Callable[[Path], Config], verdict: str, words: str
+) -> None:
+    finding = check(prepare(tmp_path))
+    assert (finding.verdict, words in finding.found) == (verdict, True), finding
+
+
+def test_a_qemu_without_vfio_is_enough_where_devices_are_emulated(tmp_path: Path) -> None:
+    finding = machine.qemu(qemu(*NEEDED)(tmp_path))
+    assert is_ready([finding], devices=False)
+    assert not is_ready([finding], devices=True)
+
+
+def test_whatever_is_not_well_has_a_remedy(tmp_path: Path) -> None:
+    found = []
+    for number, (check, prepare, _, _) in enumerate(HOSTS):
+        host = FakeSysfs(str(tmp_path / f"host{number}"))
+        prepare(host)
+        found.append(check(root=host.root))
+    for number, (look, configure, _, _) in enumerate(MACHINES):
+        directory = tmp_path / f"machine{number}"
+        directory.mkdir()
+        found.append(look(configure(directory)))
+    (tmp_path / "file").write_text("")
+    found.append(machine.state_directory(str(tmp_path / "file" / "state")))
+    found += leave_behind(tmp_path / "state")
+    (tmp_path / "damaged.bindings").mkdir()
+    (tmp_path / "damaged.bindings" / f"{A}.json").write_text("{")
+    (tmp_path / "unread.bindings").symlink_to("unread.bindings")
+    found += [machine.left_bound(str(tmp_path / name))[0] for name in ("damaged", "unread")]
+    unwell = [finding for finding in found if finding.verdict in (WARNING, MISSING)]
+    assert len(unwell) > 20
+    assert [finding for finding in unwell if not finding.remedy] == []
 
 
 def test_huge_pages_are_counted(tmp_path: Path) -> None:
@@ -126,11 +258,27 @@ def test_what_is_needed_for_containers_alone_is_enough_where_devices_are_emulate
 
 def test_a_machine_without_anything(tmp_path: Path) -> None:
     config = Config(vm=Vm(qemu="/none/qemu"), image=ImageFiles(cache=str(tmp_path / "cache")))
-    assert machine.qemu(config).verdict == MISSING
     assert machine.guest_image(config).remedy == "build it with `hawse image build`"
     assert machine.state_directory(str(tmp_path / "a" / "b")).verdict == OK
     (tmp_path / "file").write_text("")
     assert machine.state_directory(str(tmp_path / "file" / "state")).verdict == MISSING
+
+
+def unfinished(state: Path, name: str, *, age: float) -> Store:
+    """The directory of a sandbox whose `create` and monitor were killed before there was a state, so old."""
+    store = Store(str(state), name)
+    store.make()
+    sockets.bind(store.path, "monitor.sock").close()
+    (Path(store.path) / "lock").touch()
+    os.utime(store.path, (time.time() - age,) * 2)
+    return store
+
+
+def leave_behind(state: Path) -> tuple[Finding, Finding]:
+    """A sandbox that was killed while it was bound for, with a function on record; what is found of both."""
+    unfinished(state, "killed", age=60)
+    bindings.write(bindings.directory_of(str(state)), Record(A, "e1000e", "", "vfio-pci", "killed"))
+    return machine.left_over(str(state))[0], machine.left_bound(str(state))[0]
 
 
 def settings(state: Path, config: Path | None = None) -> Settings:
@@ -139,22 +287,81 @@ def settings(state: Path, config: Path | None = None) -> Settings:
 
 def test_what_a_dead_monitor_left_is_found_and_cleared_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = tmp_path / "state"
-    for name, status in (("dead", RUNNING), ("ended", "stopped"), ("alive", RUNNING)):
+    for name, status in (("dead", RUNNING), ("held", PAUSED), ("ended", "stopped"), ("alive", RUNNING)):
         store = Store(str(state), name)
         store.make()
         store.write({"id": name, "status": status, "pid": 0, "pidStart": 0, "monitorPid": 0})
         (Path(store.path) / "lock").touch()
     lock = Store(str(state), "alive").lock()
     finding, left = machine.left_over(str(state))
-    assert (left, finding.verdict) == (["dead"], WARNING)
+    assert (left, finding.verdict) == (["dead", "held"], WARNING)
     config = tmp_path / "config.toml"
     config.write_text("[vm]\nqemu = '/none'\n[emulated]\n5 = ['edu']\n")
     assert doctor.run(Namespace(json=False, repair=True), settings(state, config)) == 1
     said = capsys.readouterr().out
-    assert said.startswith("deleted what was left of the sandbox dead\n")
+    assert said.startswith("deleted what was left of the sandbox dead\ndeleted what was left of the sandbox held\n")
     assert said.endswith("\nnot ready\n")
     assert sorted(os.listdir(state)) == ["alive", "ended"]
     os.close(lock)
+
+
+def test_a_sandbox_that_was_killed_before_it_had_a_state_is_told_from_one_that_is_being_made(tmp_path: Path) -> None:
+    unfinished(tmp_path, "killed", age=60)
+    unfinished(tmp_path, "just-bound", age=0)
+    beginning = unfinished(tmp_path, "beginning", age=60)
+    os.unlink(f"{beginning.path}/monitor.sock")
+    listener = sockets.bind(beginning.path, "monitor.sock")
+    os.utime(beginning.path, (0, 0))
+    locked = unfinished(tmp_path, "locked", age=60)
+    lock = locked.lock()
+    for name, age in (("empty", 60.0), ("new", 0.0)):
+        Store(str(tmp_path), name).make()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / "a file").write_text("")
+    assert machine.left_over(str(tmp_path))[1] == ["empty", "killed"]
+    listener.close()
+    os.close(lock)
+    assert machine.left_over(str(tmp_path))[1] == ["beginning", "empty", "killed", "locked"]
+
+
+def test_a_repair_gives_functions_back_to_their_drivers_and_deletes_their_sandboxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Host(str(tmp_path))
+    state = tmp_path / "run" / "hawse"
+    host.take(A, B, owner="killed")
+    host.take(C, owner="gone")
+    unfinished(state, "killed", age=60)
+    config = tmp_path / "config.toml"
+    config.write_text("[vm]\nqemu = '/none'\n")
+    repair = Namespace(json=False, repair=True)
+    doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"gave {A} back to e1000e", f"gave {B} back to igb", f"gave {C} back to e1000e",
+        "deleted what was left of the sandbox killed",
+    ]  # fmt: skip
+    assert (host.state(), host.records(), os.listdir(state)) == (BEFORE, [], [])
+
+
+def test_a_repair_keeps_a_sandbox_whose_function_cannot_be_given_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Host(str(tmp_path))
+    state = tmp_path / "run" / "hawse"
+    host.take(C, owner="killed")
+    unfinished(state, "killed", age=60)
+    host.kernel.picky = {"e1000e"}
+    config = tmp_path / "config.toml"
+    config.write_text("[vm]\nqemu = '/none'\n")
+    repair = Namespace(json=False, repair=True)
+    doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
+    said = capsys.readouterr().out
+    assert said.startswith(f"{C}: e1000e did not take it")
+    assert "left by monitors that died: killed" in said
+    assert f"bound for sandboxes that are gone: {C}" in said
+    host.kernel.picky = set()
+    doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
+    assert (host.state(), host.records(), os.listdir(state)) == (BEFORE, [], [])
 
 
 def test_functions_bound_for_a_sandbox_that_is_gone_are_found(tmp_path: Path) -> None:
@@ -167,6 +374,9 @@ def test_functions_bound_for_a_sandbox_that_is_gone_are_found(tmp_path: Path) ->
     finding, records = machine.left_bound(state)
     assert [record.owner for record in records] == ["gone"]
     assert "0000:3b:00.4" in finding.found
+    unfinished(Path(state), "killed", age=60)
+    bindings.write(directory, Record("0000:3b:00.6", "e1000e", "", "vfio-pci", "killed"))
+    assert [record.owner for record in machine.left_bound(state)[1]] == ["gone", "killed"]
     Path(f"{directory}/0000:3b:00.4.json").write_text("{")
     assert "is damaged" in machine.left_bound(state)[0].found
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ import pytest
 from hawse.agent.devices import Node as GuestNode
 from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
+from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import Config
 from hawse.container.backend import by_file
@@ -32,15 +34,17 @@ from hawse.oci.template import example
 from hawse.oci.types import Device
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
-from hawse.vfio import memlock
+from hawse.vfio import memlock, obstacles
 from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
-from hawse.vfio.groups import check_free, check_token, check_viable, read_group, reset_warning
+from hawse.vfio.groups import check_free, check_viable, read_group
+from hawse.vfio.obstacles import check_token, reset_warning
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.sysfs import FakeSysfs
+from tests.support.vfio_host import C, Host
 from tests.unit.test_attachments import BOUND, EDU, NICS, plan, wanted
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -70,6 +74,77 @@ def bridge(host: FakeSysfs) -> Any:
     return read_group(7, root=host.root)
 
 
+def hotplug_bridge(host: FakeSysfs) -> Any:
+    """One on a driver of the host that does DMA, as far as the kernel knows."""
+    host.function("0000:3b:00.0", group=7)
+    host.function("0000:00:1c.0", group=7, driver="shpchp", class_code=0x060400)
+    return check_viable(read_group(7, root=host.root))
+
+
+def mediated(host: FakeSysfs) -> Any:
+    host.member(7, "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "../../../../devices/pci0000:00/0000:00:02.0")
+    return read_group(7, root=host.root)
+
+
+def beyond_binding(attribute: str, text: str) -> Act:
+    """A group of which sysfs says that."""
+
+    def act(host: FakeSysfs) -> Any:
+        host.function("0000:3b:00.0", group=7)
+        host.write(f"sys/kernel/iommu_groups/7/{attribute}", text)
+        return obstacles.check(read_group(7, root=host.root), root=host.root)
+
+    return act
+
+
+def open_elsewhere(host: FakeSysfs) -> Any:
+    """The kernel's answer is the test's own; who has the node is found in a /proc."""
+
+    def busy(_path: str, _flags: int) -> int:
+        raise OSError(errno.EBUSY, "")
+
+    host.function("0000:3b:00.0", group=7)
+    host.write("dev/vfio/7", "")
+    host.link("proc/4242/fd/9", f"{host.root}/dev/vfio/7")
+    host.write("proc/4242/comm", "qemu-system-x86\n")
+    return check_free(read_group(7, root=host.root), root=host.root, open_node=busy)
+
+
+def binding(*addresses: str, prepare: Callable[[Host], Any] = lambda _host: None) -> Act:
+    """Functions of a host are bound that is prepared so: 0000:3b:00.0 and .1 are one group, 0000:3c:00.0 another."""
+
+    def act(made: FakeSysfs) -> Any:
+        host = Host(made.root)
+        prepare(host)
+        return host.take(*addresses)
+
+    return act
+
+
+def routing(host: Host) -> None:
+    host.below(C, "net", "net/eth0")
+    host.write("proc/net/route", "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
+
+
+def mounted(host: Host) -> None:
+    host.below(C, "block", "nvme/nvme0/nvme0n1")
+    host.write("sys/class/block/nvme0n1/dev", "259:0\n")
+    host.write("proc/self/mountinfo", "29 1 259:0 / /srv rw - ext4 /dev/nvme0n1 rw\n")
+
+
+def virtual_functions(host: Host) -> None:
+    host.write(f"sys/bus/pci/devices/{C}/sriov_numvfs", "2\n")
+
+
+def in_use(host: Host) -> None:
+    host.kernel.users[13] = ["dpdk-testpmd (pid 4242)"]
+
+
+def held(host: Host) -> None:
+    """The write that takes the function from its driver does not return."""
+    host.kernel.errors["drivers/e1000e/unbind", f"{C}\n"] = -1
+
+
 def groupless(host: FakeSysfs) -> Any:
     host.write("sys/bus/pci/devices/0000:3b:00.0/vendor", "")
     return find_groups(["3b:00.0"], {}, root=host.root)
@@ -96,15 +171,16 @@ def virtual(host: FakeSysfs) -> Any:
     return check_token(read_group(7, root=host.root), "")
 
 
-def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True) -> Any:
-    """Group 7 is asked for by a device file, on a host with files, and an old QEMU."""
+def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "7.2.22") -> Any:
+    """Group 7 is asked for by a device file, on a host with files whose kernel maps no memory by its file."""
     host.function("0000:3b:00.0", group=7)
     host.device_file("0000:3b:00.0", 0, 510, 0)
     if not iommu:
         os.unlink(f"{host.root}/dev/iommu")
-    old = Capabilities("7.2.22", frozenset(), frozenset())
+    can = Capabilities(qemu, frozenset(), frozenset(), frozenset() if qemu.startswith("7.") else frozenset({"iommufd"}))
     files, options = [Node("/dev/vfio/devices/vfio0", 510, 0, 7)], DeviceOptions(backend=backend)
-    return by_file([read_group(7, root=host.root)], files, options, lambda: old, root=host.root)[1][0]
+    groups = [read_group(7, root=host.root)]
+    return by_file(groups, files, options, lambda: can, maps_files=lambda: False, root=host.root)[1][0]
 
 
 def no_files(_host: FakeSysfs) -> Any:
@@ -148,6 +224,26 @@ def in_guest(*, driver: str = "vfio-pci", there: bool = True, group: bool = True
             uevents.close()
 
     return act
+
+
+def left_to_the_guest(guest: FakeSysfs) -> Any:
+    """The mode guest-kernel, and a guest without a driver for the device."""
+    guest.write("sys/bus/pci/drivers_probe", "")
+    guest.function("0000:02:00.0", group=6, driver="")
+    guest.write("drivers/modules.dep", "")
+    uevents = Uevents()
+    try:
+        return bind_native(uevents, "0000:02:00.0", drivers=f"{guest.root}/drivers", seconds=0.2, root=guest.root)
+    finally:
+        uevents.close()
+
+
+def claimed_twice(_host: FakeSysfs) -> Any:
+    """Two containers of one virtual machine ask for a group."""
+    made = plan(EDU)
+    claims = Claims(made.ports)
+    claims.claim(made.plugs, owner="one")
+    return claims.claim(made.plugs, owner="two")
 
 
 def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then: Callable[[Attachments], Any]) -> Act:
@@ -233,15 +329,33 @@ SITUATIONS: dict[str, Act] = {
     "It asks for a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
     "The group does not exist": lambda host: read_group(7, root=host.root),
     "The group has bridges alone": bridge,
+    "A bridge of the group is on a driver of its own": hotplug_bridge,
+    "A member of the group is a mediated device": mediated,
+    "The group's firmware wants memory of its own": beyond_binding(
+        "reserved_regions", "0x00000000000e0000 0x00000000000effff direct\n"
+    ),
+    "The group is one without an IOMMU": beyond_binding("name", "vfio-noiommu\n"),
     "Its device is on a host driver": group("ixgbe", then=lambda g, _: check_viable(g)),
     "Its device has no driver": group("", then=lambda g, _: check_viable(g)),
     "Some of its devices are not on vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
     "Its node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
     "There is no permission for its node": forbidden,
+    "Its node is open elsewhere": open_elsewhere,
     "Its device's BARs make no sense": odd_bars,
     "A virtual function's physical function is on vfio-pci, and there is no token": virtual,
+    "What is bound shares its group with others": binding("3b:00.0"),
+    "What is bound is a bridge": binding("3a:00.0"),
+    "What is bound carries a route": binding(C, prepare=routing),
+    "What is bound has a disk that is mounted": binding(C, prepare=mounted),
+    "What is bound has virtual functions": binding(C, prepare=virtual_functions),
+    "What is bound is of a group that is open": binding(C, prepare=in_use),
+    "What is bound is bound for another container": binding(C, prepare=lambda host: host.take(C, owner="web")),
+    "What is bound is not let go by its driver": binding(C, prepare=held),
     "A device file is asked for, and the host has no /dev/iommu (a warning)": lambda host: by_files(
         host, "auto", iommu=False
+    ),
+    "A device file is asked for, and QEMU needs a later kernel for it (a warning)": lambda host: by_files(
+        host, "auto", qemu="10.1.0"
     ),
     "A device file is asked for, and QEMU knows groups alone (a warning)": lambda host: by_files(host, "auto"),
     "All devices are to go by files, and QEMU knows groups alone": lambda host: by_files(host, "iommufd"),
@@ -261,6 +375,7 @@ SITUATIONS: dict[str, Act] = {
     "What is attached is no name of a device": lambda host: find_groups(["eth0"], {}, root=host.root),
     "What is attached is no function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),
     "What is attached is in no group": groupless,
+    "Two containers of one virtual machine ask for a group": claimed_twice,
     "A group is attached twice": running(FakeQmp(), {}, NICS, then=attach_nics),
     "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
     "An annotation is unknown": annotation("hawse.vf_token", "x"),
@@ -274,6 +389,7 @@ SITUATIONS: dict[str, Act] = {
     "The guest's vfio-pci does not take it": in_guest(driver=""),
     "The guest puts it in no group": in_guest(group=False),
     "The guest makes no node for its group": in_guest(),
+    "No driver of the guest's takes a device that is left to them": left_to_the_guest,
     "The guest divides a group": running(
         FakeQmp(), {"bind_vfio": [BOUND, BOUND | {"group": 4}]}, NICS, then=attach_nics
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from hawse.errors import ConfigError, DeviceError
 from hawse.oci.types import Device
+from hawse.vfio import members, obstacles
 from hawse.vfio.devices import find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
-from hawse.vfio.groups import Bar, check_free, check_token, check_viable, read_group, reset_warning
+from hawse.vfio.groups import Bar, Bridge, check_free, check_viable, holders, read_group
+from hawse.vfio.obstacles import check_token, reset_warning
 from tests.support.sysfs import FakeSysfs
 
 RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200
@@ -41,6 +44,75 @@ def test_a_group_has_its_endpoints_in_order_and_no_bridge(host: FakeSysfs) -> No
     group = read_group(6, root=host.root)
     assert [function.address for function in group.functions] == ["0000:02:00.0", "0000:02:00.1"]
     check_viable(group)
+
+
+@pytest.mark.parametrize(
+    ("class_code", "header", "expected"),
+    [
+        (0x060000, 0x00, True),  # a host bridge
+        (0x060400, 0x81, True),
+        (0x060401, None, True),
+        (0x060900, None, True),
+        (0x060700, 0x02, True),  # CardBus
+        (0x068000, 0x01, True),
+        (0x068000, 0x00, False),  # an NVSwitch
+        (0x060100, 0x80, False),  # an LPC controller
+        (0x068000, 0xFF, False),  # one that no longer answers
+        (0x068000, None, False),
+        (0x020000, None, False),
+    ],
+)
+def test_a_bridge_is_told_by_its_class_or_its_header(
+    tmp_path: Path, class_code: int, header: int | None, *, expected: bool
+) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7, class_code=class_code, header=header)
+    assert members.is_bridge("0000:03:00.0", root=host.root) == expected
+
+
+def test_an_nvswitch_is_passed_with_its_group(host: FakeSysfs) -> None:
+    host.function("0000:02:00.2", group=6, class_code=0x068000, header=0)
+    group = read_group(6, root=host.root)
+    assert [function.address for function in group.functions] == ["0000:02:00.0", "0000:02:00.1", "0000:02:00.2"]
+    assert group.bridges == (Bridge("0000:00:1c.0", "pcieport"),)
+
+
+@pytest.mark.parametrize("driver", ["", "pcieport", "pci-stub", "vfio-pci"])
+def test_a_bridge_may_be_on_a_driver_that_does_no_dma(tmp_path: Path, driver: str) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7)
+    host.function("0000:00:1c.0", group=7, class_code=0x060400, driver=driver)
+    check_viable(read_group(7, root=host.root))
+
+
+@pytest.mark.parametrize(("class_code", "driver"), [(0x060400, "shpchp"), (0x060000, "skx_edac")])
+def test_a_bridge_on_another_driver_keeps_its_group_from_vfio(tmp_path: Path, class_code: int, driver: str) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function("0000:03:00.0", group=7)
+    host.function("0000:00:1c.0", group=7, class_code=class_code, driver=driver)
+    for check in (check_viable, obstacles.check):
+        with pytest.raises(DeviceError) as caught:
+            check(read_group(7, root=host.root))
+        assert caught.value.message == (
+            f"group 7 is not viable: the bridge 0000:00:1c.0 is bound to {driver}, which keeps the whole group for the "
+            "kernel"
+        )
+        assert caught.value.hint == f"unbind it: `echo 0000:00:1c.0 > /sys/bus/pci/drivers/{driver}/unbind`"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "mediated devices are not passed"),
+        ("PNP0C02:00", "only PCI functions are passed"),
+    ],
+)
+def test_a_member_that_is_no_pci_function_is_refused_by_its_name(host: FakeSysfs, name: str, words: str) -> None:
+    host.member(6, name, f"../../../../devices/{name}")
+    with pytest.raises(DeviceError) as caught:
+        read_group(6, root=host.root)
+    assert caught.value.message.startswith(f"IOMMU group 6: {name}: {words}")
+    assert caught.value.hint
 
 
 def test_bars_have_sizes_and_kinds(host: FakeSysfs) -> None:
@@ -137,6 +209,23 @@ def test_a_node_that_is_missing_is_named(tmp_path: Path) -> None:
         check_free(read_group(7, root=host.root), root=host.root)
 
 
+def busy(_path: str, _flags: int) -> int:
+    """What open(2) does to the node of a group that is open."""
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def test_who_has_a_group_open_is_named(host: FakeSysfs) -> None:
+    group = read_group(5, root=host.root)
+    check_free(group, root=host.root)
+    with pytest.raises(DeviceError, match=r"group 5 \(0000:01:00\.0\) is open elsewhere: another process has"):
+        check_free(group, root=host.root, open_node=busy)
+    host.link("proc/4242/fd/9", f"{host.root}/dev/vfio/5")
+    host.write("proc/4242/comm", "qemu-system-x86\n")
+    assert holders(5, root=host.root) == [(4242, "qemu-system-x86")]
+    with pytest.raises(DeviceError, match=r"is open elsewhere: qemu-system-x86 \(pid 4242\) has \S+/dev/vfio/5"):
+        check_free(group, root=host.root, open_node=busy)
+
+
 def device(path: str, major: int, minor: int, kind: str = "c") -> Device:
     return Device(path=path, type=kind, major=major, minor=minor)
 
@@ -200,6 +289,10 @@ def test_device_files_lead_to_the_group_of_their_function(host: FakeSysfs) -> No
     request = find_request(asked, emulated={}, root=host.root)
     assert [(file.path, file.group) for file in request.files] == [("/dev/iommu", None), ("/dev/vfio/devices/vfio3", 5)]
     assert [group.number for group in request.groups] == [5]
+    mediated = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    host.character_device(510, 5, f"../../devices/pci0000:00/0000:00:02.0/{mediated}/vfio-dev/vfio5")
+    with pytest.raises(DeviceError, match=rf"vfio5: {mediated}: mediated devices are not passed"):
+        find_request([device("/dev/vfio/devices/vfio5", 510, 5)], emulated={}, root=host.root)
     host.character_device(510, 4, "../../devices/virtual/nothing/vfio-dev/vfio4")
     with pytest.raises(DeviceError, match="nothing is in no IOMMU group"):
         find_request([device("/dev/vfio/devices/vfio4", 510, 4)], emulated={}, root=host.root)

@@ -63,7 +63,7 @@ def _as_text(group: dict[str, Any]) -> str:
     """A group's head, then a line for each function, and what is in the way."""
     head = f"group {group['group']}" if group["group"] is not None else "no group"
     if group["can_be_passed"]:
-        head += f"  {group['node']}  can be passed"
+        head += f"  {group['node'] or 'device files alone'}  can be passed"
     lines = [head]
     for function in group["functions"]:
         about = [function["driver"] or "no driver"]

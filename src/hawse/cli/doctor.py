@@ -14,10 +14,12 @@ from hawse.doctor.check import MISSING, Finding, is_ready
 from hawse.errors import HawseError
 from hawse.sandbox.state import Store
 from hawse.vfio import binding, bindings, memlock
+from hawse.vfio.moves import REAL
 from hawse.vm.hugepages import KIB
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
+    from hawse.vfio.moves import Effects
 
 HELP = (
     "say whether this host is ready for containers and for passing its devices, and what to do where it is not; "
@@ -32,17 +34,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repair", action="store_true", help="clear away what monitors that died have left")
 
 
-def run(args: argparse.Namespace, settings: Settings, *, root: str = "") -> int:
-    """Look at everything; ``root`` is another host's sysfs."""
+def run(args: argparse.Namespace, settings: Settings, *, root: str = "", effects: Effects = REAL) -> int:
+    """Look at everything; ``root`` and ``effects`` are another host."""
     if args.repair:
-        for line in _repair(settings.root):
+        for line in _repair(settings.root, root=root, effects=effects):
             print(line)
     try:
         config = settings.config
         findings = [Finding("configuration", "ok", "can be read")]
     except HawseError as error:
         config = Config()
-        findings = [Finding("configuration", MISSING, error.message, error.hint, needed="containers")]
+        remedy = error.hint or "correct that in the file"
+        findings = [Finding("configuration", MISSING, error.message, remedy, needed="containers")]
     findings += look(config, settings.root, root=root)
     ready = is_ready(findings, devices=not config.emulated)
     if args.json:
@@ -73,22 +76,29 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
     ]
 
 
-def _repair(state: str) -> list[str]:
-    """Undo what is left; what was done, or why it could not be."""
+def _repair(state: str, *, root: str, effects: Effects) -> list[str]:
+    """Undo what is left; what was done, or why it could not be.
+
+    A sandbox whose functions cannot be given back stays, and is told of until they can.
+    """
     said = []
+    directory = bindings.directory_of(state)
+    stuck = set()
+    for record in machine.left_bound(state)[1]:
+        try:
+            binding.give_back([record], directory=directory, root=root, effects=effects)
+            said.append(f"gave {record.address} back to {record.driver or 'no driver'}")
+        except HawseError as error:
+            stuck.add(record.owner)
+            said.append(error.sentence())
     for name in machine.left_over(state)[1]:
+        if name in stuck:
+            continue
         try:
             delete(Store(state, name), force=True)
             said.append(f"deleted what was left of the sandbox {name}")
         except HawseError as error:
             said.append(f"sandbox {name}: {error.sentence()}")
-    directory = bindings.directory_of(state)
-    for record in machine.left_bound(state)[1]:
-        try:
-            binding.give_back([record], directory=directory)
-            said.append(f"gave {record.address} back to {record.driver or 'no driver'}")
-        except HawseError as error:
-            said.append(error.sentence())
     return said
 
 

@@ -30,6 +30,7 @@ from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.native import ANNOTATION
 from hawse.sandbox.plan import Attachment
 from hawse.sandbox.state import STOPPED, Store
+from hawse.vfio import obstacles
 from hawse.vfio.devices import Node, Request, device_files
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
@@ -89,6 +90,8 @@ def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Grou
     for group in groups:
         if group.number in have:
             raise StateError(f"group {group.number} is attached to {store.name} already")
+        if isinstance(group, HostGroup):
+            obstacles.check(group)
     asked = {name: text for name, text in (state.get("annotations") or {}).items() if name != ANNOTATION}
     return groups, device_options(config, asked)
 

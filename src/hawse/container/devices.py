@@ -9,10 +9,10 @@ from typing import Any
 from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
-from hawse.vfio import memlock, sysfs
+from hawse.vfio import memlock, obstacles, sysfs
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
-from hawse.vfio.groups import HostGroup, check_free, check_token, check_viable, read_group, reset_warning
+from hawse.vfio.groups import HostGroup, check_free, check_viable, read_group
 from hawse.vfio.targets import parse_address
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.ports import FunctionShape, GroupShape, Slot
@@ -83,19 +83,20 @@ def plug_steps(
     return steps
 
 
-def check_host(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
+def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "") -> list[str]:
     """Look at everything on the host that can be wrong with these groups; what to warn of.
 
     Raises :class:`DeviceError` naming group and function.
     """
     hosts = [group for group in groups if isinstance(group, HostGroup)]
     for group in hosts:
-        check_token(group, options.vf_token)
+        obstacles.check(group, root=root)
+        obstacles.check_token(group, options.vf_token)
         if to_bind([group], options):
             continue  # what can be wrong with that is looked at when it is bound
         check_viable(group)
-        check_free(group)
-    warnings = [reset_warning(group) for group in hosts]
+        check_free(group, root=root)
+    warnings = [obstacles.reset_warning(group) for group in hosts]
     if hosts:
         warnings.append(memlock.warning(*memlock.read()))
     return [warning for warning in warnings if warning]

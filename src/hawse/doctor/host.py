@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
-from hawse.vfio import inventory, memlock
+from hawse.vfio import inventory, memlock, sysfs
 from hawse.vm import hugepages as pages
 
 #: Extended capability register of an Intel IOMMU, bit 3: it remaps interrupts (VT-d specification 4.1, 11.4.3).
 _INTERRUPT_REMAPPING = 1 << 3
+#: How the kernel's interrupt controllers are called where interrupts are remapped (Linux arch/x86/kernel/apic/
+#: io_apic.c, drivers/iommu/intel/irq_remapping.c, drivers/iommu/amd/iommu.c), and where those of an x86 are not.
+_REMAPPED, _NOT_REMAPPED = ("IR-", "vIR-"), "IO-APIC"
 
 
 def iommu(*, root: str = "") -> Finding:
     """Is it on? Then there are groups."""
-    groups = _list(f"{root}/sys/kernel/iommu_groups")
-    if groups:
-        return Finding("IOMMU", OK, f"on: {len(groups)} groups", needed="devices")
+    count = _count_groups(root)
+    if count:
+        return Finding("IOMMU", OK, f"on: {count} groups", needed="devices")
     return Finding(
         "IOMMU", MISSING, "off, or there is none: no device of this host can be passed",
         "turn VT-d or AMD-Vi on in the firmware, and intel_iommu=on on the kernel's command line; or emulate groups: "
@@ -28,26 +31,31 @@ def iommu(*, root: str = "") -> Finding:
 def interrupts(*, root: str = "") -> Finding:
     """Are they remapped? Without, VFIO refuses devices, or trusts them blindly."""
     name = "interrupt remapping"
-    unsafe = _read(f"{root}/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts") == "Y"
-    if unsafe:
+    for module in ("vfio_iommu_type1", "iommufd"):
+        if _read(f"{root}/sys/module/{module}/parameters/allow_unsafe_interrupts") == "Y":
+            return Finding(
+                name, WARNING, "VFIO is told to do without: a device may send any interrupt to this host",
+                f"clear allow_unsafe_interrupts of the module {module}",
+            )  # fmt: skip
+    if not _count_groups(root):
+        return Finding(name, OK, "of no matter without an IOMMU")
+    # Linux Documentation/ABI/testing/sysfs-kernel-irq
+    chips = {_read(f"{root}/sys/kernel/irq/{number}/chip_name") for number in _list(f"{root}/sys/kernel/irq")}
+    if any(chip.startswith(_REMAPPED) for chip in chips):
+        return Finding(name, OK, "on", needed="devices")
+    able = _able(root)
+    # One that cannot has the kernel leave it off for all of them (intel_prepare_irq_remapping()).
+    why = "" if all(able) else ", since not all of the IOMMUs can"
+    if _NOT_REMAPPED in chips or why:
         return Finding(
-            name, WARNING, "VFIO is told to do without: a device may send any interrupt to this host",
-            "clear allow_unsafe_interrupts of the module vfio_iommu_type1",
+            name, MISSING, f"off{why}: VFIO refuses every device",
+            "turn it on in the firmware, with VT-d or AMD-Vi, and take intremap=off and nointremap from the kernel's "
+            "command line; or, where all containers are trusted, `modprobe vfio_iommu_type1 allow_unsafe_interrupts=1`",
+            needed="devices",
         )  # fmt: skip
-    units = [unit for unit in _list(f"{root}/sys/class/iommu") if unit.startswith("dmar")]
-    able = []
-    for unit in units:
-        try:
-            able.append(int(_read(f"{root}/sys/class/iommu/{unit}/intel-iommu/ecap"), 16) & _INTERRUPT_REMAPPING)
-        except ValueError:
-            continue
-    if able and all(able):
-        return Finding(name, OK, f"all {len(able)} IOMMUs can")
     if able:
-        return Finding(name, WARNING, "not all of the IOMMUs can: devices behind them are refused")
-    if _list(f"{root}/sys/kernel/iommu_groups"):
-        return Finding(name, WARNING, "this kernel does not tell", "see `dmesg | grep -i remapping`")
-    return Finding(name, OK, "of no matter without an IOMMU")
+        return Finding(name, OK, f"all {len(able)} IOMMUs can; whether it is on, this kernel does not tell")
+    return Finding(name, WARNING, "this kernel does not tell", "see `dmesg | grep -i remapping`")
 
 
 def vfio(*, root: str = "") -> Finding:
@@ -106,6 +114,24 @@ def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Find
         f"{pages.remedy(page_kib, total + wanted - free)}; or clear vm.hugepages in the configuration",
         needed="containers",
     )  # fmt: skip
+
+
+def _count_groups(root: str) -> int:
+    """How many there are, but for those that VFIO makes itself, without an IOMMU."""
+    numbers = [int(name) for name in _list(f"{root}/sys/kernel/iommu_groups") if name.isdigit()]
+    return len([number for number in numbers if not sysfs.lacks_iommu(number, root=root)])
+
+
+def _able(root: str) -> list[bool]:
+    """Of each IOMMU of Intel's, whether it can remap interrupts."""
+    found = []
+    for unit in _list(f"{root}/sys/class/iommu"):
+        try:
+            register = int(_read(f"{root}/sys/class/iommu/{unit}/intel-iommu/ecap"), 16)
+        except ValueError:
+            continue
+        found.append(bool(register & _INTERRUPT_REMAPPING))
+    return found
 
 
 def _read(path: str) -> str:

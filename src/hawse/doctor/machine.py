@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 from hawse.config import Config
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
-from hawse.errors import HawseError, HostError
-from hawse.sandbox.state import CREATED, CREATING, RUNNING, Store
+from hawse.errors import HawseError, HostError, UsageError
+from hawse.sandbox import sockets
+from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, Store
 from hawse.vfio import bindings
 from hawse.vm import accel, capabilities, image, template, virtiofsd
 
-#: Without these no sandbox starts.
-_DEVICES = ("intel-iommu", "pcie-root-port", "virtio-serial-pci", "virtio-rng-pci")
+#: Without these no sandbox starts, or none of a pod's: its machine has bridges.
+_DEVICES = (
+    "intel-iommu", "pcie-root-port", "pcie-pci-bridge", "virtio-serial-pci", "virtserialport", "virtio-rng-pci",
+)  # fmt: skip
+_SHARE = "vhost-user-fs-pci"
+#: What is good to have, and how it is without.
+_EXTRAS = {"iommufd": "devices go by their groups' nodes, not by device files", _SHARE: "files go by 9p"}
+#: Seconds in which a `create` that has made a sandbox's directory has the socket in it, and the socket a listener.
+_BEGINNING, _LISTENING = 10.0, 1.0
 
 
 def qemu(config: Config) -> Finding:
@@ -21,14 +30,17 @@ def qemu(config: Config) -> Finding:
     try:
         can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
     except HawseError as error:
-        return _missing("QEMU", error)
+        return _missing("QEMU", error, "install a QEMU that runs, or set vm.qemu in the configuration")
     lacking = [name for name in _DEVICES if name not in can.devices]
     if lacking:
         found = f"{config.vm.qemu} {can.version} lacks {', '.join(lacking)}"
         return Finding("QEMU", MISSING, found, "use a QEMU built with them", needed="containers")
     if "vfio-pci" not in can.devices:
-        return Finding("QEMU", WARNING, f"{config.vm.qemu} {can.version} has no vfio-pci", "use one built with it")
-    return Finding("QEMU", OK, f"{config.vm.qemu} {can.version}", needed="containers")
+        found = f"{config.vm.qemu} {can.version} has no vfio-pci: no device of the host can be passed"
+        return Finding("QEMU", MISSING, found, "use a QEMU built with it", needed="devices")
+    known = can.devices | can.objects
+    extras = [f"{name} is there" if name in known else f"no {name}: {how}" for name, how in _EXTRAS.items()]
+    return Finding("QEMU", OK, "; ".join([f"{config.vm.qemu} {can.version}", *extras]), needed="containers")
 
 
 def sharing(config: Config) -> Finding:
@@ -36,7 +48,14 @@ def sharing(config: Config) -> Finding:
     try:
         program = virtiofsd.find(config.vm.virtiofsd)
     except HawseError as error:
-        return _missing("shared files", error)
+        return _missing("shared files", error, "install the package virtiofsd")
+    try:
+        able = _SHARE in capabilities.ask(config.vm.qemu, directory=config.image.cache).devices
+    except HawseError:
+        able = True  # what is wrong with QEMU is told of QEMU
+    if program and not able:
+        found = f"9p, which is slower: QEMU has no {_SHARE}"
+        return Finding("shared files", WARNING, found, "use a QEMU built with it")
     if program:
         return Finding("shared files", OK, f"virtiofs, by {program}")
     return Finding("shared files", WARNING, "9p, which is slower", "install the package virtiofsd")
@@ -47,7 +66,7 @@ def guest_image(config: Config) -> Finding:
     try:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     except HawseError as error:
-        return _missing("guest image", error)
+        return _missing("guest image", error, "build it with `hawse image build`")
     return Finding("guest image", OK, os.path.dirname(found.initrd), needed="containers")
 
 
@@ -55,15 +74,16 @@ def acceleration(config: Config) -> Finding:
     """What do guests run with?"""
     try:
         kernel = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules).kernel
-        found = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=kernel, directory=config.image.cache)
+        chosen = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=kernel, directory=config.image.cache)
     except HawseError as error:
-        return Finding("acceleration", WARNING, error.message, error.hint)
+        return Finding("acceleration", WARNING, error.message, error.hint or "set vm.accel to auto")
     except OSError as error:
-        return Finding("acceleration", WARNING, f"it cannot be tried: {error.filename}: {error.strerror}")
-    if found.name == "kvm":
-        return Finding("acceleration", OK, f"KVM ({found.reason})")
+        found = f"it cannot be tried: {error.filename}: {error.strerror}"
+        return Finding("acceleration", WARNING, found, "see to that file: check vm.qemu and image.kernel")
+    if chosen.name == "kvm":
+        return Finding("acceleration", OK, f"KVM ({chosen.reason})")
     return Finding(
-        "acceleration", WARNING, f"none, guests are some twenty times slower: {found.reason}",
+        "acceleration", WARNING, f"none, guests are some twenty times slower: {chosen.reason}",
         "run on a machine whose KVM works",
     )  # fmt: skip
 
@@ -72,10 +92,12 @@ def templates(config: Config) -> Finding:
     """Can they be used, and are they whole?"""
     if not config.template.enabled:
         return Finding("templates", WARNING, "turned off: every start is a cold one", "template.enabled = true")
+    directory = f"{config.image.cache}/templates"
     try:
-        template.is_ours(f"{config.image.cache}/templates")
+        template.is_ours(directory)
     except HostError as error:
-        return Finding("templates", WARNING, error.message, error.hint)
+        remedy = f"remove {directory}: it is made anew, for the user that hawse runs as alone"
+        return Finding("templates", WARNING, error.message, error.hint or remedy)
     found = template.list_all(config.image.cache)
     damaged = [name[:12] for name, made in found if isinstance(made, HostError)]
     if damaged:
@@ -98,15 +120,8 @@ def state_directory(root: str) -> Finding:
 
 def left_over(root: str) -> tuple[Finding, list[str]]:
     """Sandboxes whose monitor is gone though they were not stopped, and the ids of them."""
-    found = []
-    for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
-        try:
-            with open(f"{Store(root, name).path}/state.json", "rb") as file:
-                status = json.load(file)["status"]
-        except (OSError, ValueError, KeyError, TypeError, HawseError):
-            continue
-        if status in (CREATING, CREATED, RUNNING) and not Store(root, name).monitor_lives():
-            found.append(name)
+    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    found = [name for name in names if _is_left(root, name)]
     if not found:
         return Finding("sandboxes", OK, "none was left by a monitor that died"), []
     remedy = "`hawse doctor --repair`, or `hawse delete --force ID`"
@@ -117,15 +132,49 @@ def left_bound(root: str) -> tuple[Finding, list[bindings.Record]]:
     """Functions that are bound for sandboxes which are no more, and their records."""
     directory = bindings.directory_of(root)
     records, damaged = bindings.read_all(directory)
-    left = [record for record in records if record.owner and not os.path.isdir(f"{root}/{record.owner}")]
+    dead = set(left_over(root)[1])
+    left = [r for r in records if r.owner and (r.owner in dead or not os.path.isdir(f"{root}/{r.owner}"))]
     if damaged:
         return Finding("bindings", WARNING, damaged[0].message, damaged[0].hint), left
     if left:
         names = ", ".join(record.address for record in left)
-        remedy = "`hawse doctor --repair`, or `hawse unbind ADDRESS`"
-        return Finding("bindings", WARNING, f"bound for sandboxes that are gone: {names}", remedy), left
+        found = f"bound for sandboxes that are gone: {names}"
+        return Finding("bindings", WARNING, found, "`hawse doctor --repair`"), left
     return Finding("bindings", OK, f"{len(records)} functions are bound by hawse"), []
 
 
-def _missing(name: str, error: HawseError) -> Finding:
-    return Finding(name, MISSING, error.message, error.hint, needed="containers")
+def _missing(name: str, error: HawseError, remedy: str) -> Finding:
+    return Finding(name, MISSING, error.message, error.hint or remedy, needed="containers")
+
+
+def _is_left(root: str, name: str) -> bool:
+    try:
+        store = Store(root, name)
+    except UsageError:
+        return False  # nothing of hawse's
+    try:
+        with open(f"{store.path}/state.json", "rb") as file:
+            status = json.load(file)["status"]
+    except FileNotFoundError:
+        # The first is written when the sandbox's functions are bound: a monitor that was killed before has left none.
+        return os.path.isdir(store.path) and not _is_made(store)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return status in (CREATING, CREATED, RUNNING, PAUSED) and not store.monitor_lives()
+
+
+def _is_made(store: Store) -> bool:
+    """Whether a sandbox without a state is just being made: a monitor has its lock or, before, somebody its socket.
+
+    `create` makes the directory, then has the socket open until a monitor has inherited it, which takes the lock.
+    """
+    if store.monitor_lives():
+        return True
+    try:
+        sockets.connect(store.path, "monitor.sock").close()
+        return True
+    except FileNotFoundError:
+        patience = _BEGINNING
+    except OSError:
+        patience = _LISTENING
+    return os.path.isdir(store.path) and time.time() - os.stat(store.path).st_mtime < patience

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,12 @@ from hawse.vfio.targets import Target
 SECONDS = 30.0
 #: Where a write hangs, the function's lock is held in the kernel, and undoing is all but sure to hang as well.
 _SECONDS_WHERE_ONE_HANGS = 2.0
+#: How long who has a group open may take to let it go, where a function was bound for a sandbox. QEMU dies with a
+#: monitor that was killed, but only after it, and the kernel then closes its files last: it unpins the guest's memory,
+#: gigabytes in a second, and resets each device, which may take a second to be ready again (PCI Express Base
+#: Specification 6.0, section 6.6.1). What the user has bound himself may be open for hours: there it is told at once.
+_LEAVING = 10.0
+_LOOK_AGAIN = 0.05  # seconds
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def bind(
                 continue
             record = _before(target, previous, owner)
             module = driver or variants.module_for(target.address, root=root)
-            _check_closed(target.address, closed, root=root, effects=effects)
+            _check_closed(target.address, closed, deadline=0.0, root=root, effects=effects)
             busy.check(target.address, root=root)
             if variants.same(module, variants.GENERIC):
                 variants.check_denylist(target.address, root=root)
@@ -85,19 +92,21 @@ def give_back(
 ) -> None:
     """Make functions as their records say that they were, and delete the records; one that is gone has nothing to get.
 
-    Never while a group is open, nor what is on record for somebody else by now. ``seconds`` bound each wait, as of
-    :func:`bind`. All are tried; then raises the :class:`HawseError` of the one that failed, or one that tells of all
-    that did. A function that failed keeps its record.
+    Never while a group is open, nor what is on record for somebody else by now; a sandbox's QEMU that is just ending is
+    waited for. ``seconds`` bound each wait, as of :func:`bind`. All are tried; then raises the :class:`HawseError` of
+    the one that failed, or one that tells of all that did. A function that failed keeps its record.
     """
     failures: list[HawseError] = []
     closed: set[int] = set()
+    gone_by = time.monotonic() + min(seconds, _LEAVING)
     for record in records:
         try:
             with bindings.locked(directory, [record.address], seconds=seconds):
                 if _is_anothers(record, directory):
                     continue
                 if targets.exists(record.address, root=root):
-                    _check_closed(record.address, closed, root=root, effects=effects)
+                    deadline = gone_by if record.owner else 0.0
+                    _check_closed(record.address, closed, deadline=deadline, root=root, effects=effects)
                     moves.restore(record, seconds=seconds, root=root, effects=effects)
                 bindings.remove(directory, record.address)
         except HawseError as failure:
@@ -132,17 +141,18 @@ def _before(target: Target, previous: Record | None, owner: str) -> Record:
     return Record(target.address, driver, override, "", owner)
 
 
-def _check_closed(address: str, closed: set[int], *, root: str, effects: Effects) -> None:
-    """Raise :class:`DeviceError` when its group is open. One that is not is then in ``closed``."""
+def _check_closed(address: str, closed: set[int], *, deadline: float, root: str, effects: Effects) -> None:
+    """Raise :class:`DeviceError` when its group is open at the deadline. One that is not is then in ``closed``."""
     group = sysfs.iommu_group(address, root=root)
     if group is None or group in closed:
         return
-    users = effects.holders(group)
-    if users:
-        raise DeviceError(
-            f"{address}: its group {group} is open: {', '.join(users)} has /dev/vfio/{group}",
-            hint="end it first: a driver cannot change under its user",
-        )
+    while users := effects.holders(group):
+        if time.monotonic() >= deadline:
+            raise DeviceError(
+                f"{address}: its group {group} is open: {', '.join(users)} has /dev/vfio/{group}",
+                hint="end it first: a driver cannot change under its user",
+            )
+        time.sleep(_LOOK_AGAIN)
     closed.add(group)
 
 

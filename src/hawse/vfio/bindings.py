@@ -24,6 +24,7 @@ _OWNER = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_+.-]{1,255}|")
 _DRIVER = re.compile(r"(?![-.])[ -.0-~]{1,128}")
 _LOCK_POLL = 0.05  # seconds
 _MAX_SIZE = 64 * 1024
+_AS_ROOT = "the records are root's: run hawse as root"
 _MAX_OVERRIDE = 4095  # less than a page (Linux drivers/base/driver.c, driver_set_override())
 
 
@@ -92,7 +93,7 @@ def read(directory: str, address: str) -> Record | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DeviceError(f"{address}: its record {path} cannot be read: {error.strerror}") from None
+        raise DeviceError(f"{address}: its record {path} cannot be read: {error.strerror}", hint=_AS_ROOT) from None
     try:
         return _parse(data, address)
     except ValueError as error:
@@ -109,7 +110,8 @@ def read_all(directory: str) -> tuple[list[Record], list[DeviceError]]:
     except (FileNotFoundError, NotADirectoryError):
         return [], []
     except OSError as error:
-        return [], [DeviceError(f"the records in {directory} cannot be read: {error.strerror}")]
+        problem = f"the records in {directory} cannot be read: {error.strerror}"
+        return [], [DeviceError(problem, hint=_AS_ROOT)]
     records: list[Record] = []
     damaged: list[DeviceError] = []
     for address in (name.removesuffix(".json") for name in names if name.endswith(".json")):

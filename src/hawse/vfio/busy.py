@@ -34,7 +34,7 @@ def check(address: str, *, root: str = "", claimed: Callable[[str], bool] | None
 
 def holders(group: int, *, root: str = "") -> list[str]:
     """The processes that have a group open, as "name (pid 5)"; a container's may be known as "another process" only."""
-    found = [f"{name} (pid {pid})" for pid, name in groups.holders(group)]
+    found = [f"{name} (pid {pid})" for pid, name in groups.holders(group, root=root)]
     if found:
         return found
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hawse.errors import DeviceError
-from hawse.vfio import sysfs
+from hawse.vfio import members, sysfs
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup, check_viable, read_group
 
@@ -142,6 +142,8 @@ def _behind_file(path: str, major: int, minor: int, root: str) -> tuple[str, int
     """The function behind a device file, and its group: .../0000:3b:00.0/vfio-dev/vfio0 (Linux
     Documentation/ABI/testing/sysfs-devices-vfio-dev)."""
     address = os.readlink(f"{root}/sys/dev/char/{major}:{minor}").rstrip("/").split("/")[-3]
+    if members.mediated([address]):
+        members.check_names([address], where=f"linux.devices: {path}")
     number = sysfs.iommu_group(address, root=root)
     if number is None:
         raise DeviceError(

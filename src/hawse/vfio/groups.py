@@ -1,19 +1,22 @@
 """IOMMU groups of the host: their endpoints, and whether a virtual machine can have them.
 
-A group is the unit of ownership: each of its devices must be on a VFIO driver or on none, bridges excepted (Linux
-Documentation/driver-api/vfio.rst). QEMU finds out late and says little, so everything is looked at here first.
+A group is the unit of ownership: each of its devices must be on a VFIO driver or on none, bridges excepted, which may
+be on the kernel's driver of ports (Linux Documentation/driver-api/vfio.rst). QEMU finds out late and says little, so
+everything is looked at here first.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hawse.errors import DeviceError
-from hawse.vfio import sysfs
+from hawse.vfio import members, sysfs
 
-_BRIDGE = 0x06
+#: Drivers that leave a group's DMA to its user, beside VFIO's own (Linux drivers/pci/pcie/portdrv.c and pci-stub.c).
+_HARMLESS = ("", "pcieport", "pci-stub")
 _IO, _PREFETCH, _MEM_64 = 0x100, 0x2000, 0x100000  # include/linux/ioport.h
 
 
@@ -48,34 +51,66 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Bridge:
+    """A member of a group that is not passed. ``driver`` is "" when none has it."""
+
+    address: str
+    driver: str
+
+
+@dataclass(frozen=True)
 class HostGroup:
-    """A group by its number, with its endpoints in the order of their addresses; bridges are left out."""
+    """A group by its number, with its endpoints in the order of their addresses, and the bridges beside them."""
 
     number: int
     functions: tuple[Function, ...]
+    bridges: tuple[Bridge, ...] = ()
 
 
 def read_group(number: int, *, root: str = "") -> HostGroup:
-    """The group. Raises :class:`DeviceError` when the host has none of that number, or none with an endpoint."""
-    members = sysfs.group_members(number, root=root)
-    if not members:
+    """The group. Raises :class:`DeviceError` when the host has none of that number, or none with an endpoint, or one
+    with members that are no PCI functions."""
+    names = sysfs.group_members(number, root=root)
+    if not names:
         raise DeviceError(f"IOMMU group {number} does not exist on this host", hint="see /sys/kernel/iommu_groups")
-    functions = tuple(_read_function(address, root) for address in members if not _is_bridge(address, root))
+    members.check_names(names, where=f"IOMMU group {number}")
+    bridges = [name for name in names if members.is_bridge(name, root=root)]
+    functions = tuple(_read_function(name, root) for name in names if name not in bridges)
     if not functions:
         raise DeviceError(
             f"IOMMU group {number} has no device but bridges",
             hint="a bridge is not passed: pass the group of a device behind it",
         )
-    return HostGroup(number, functions)
+    return HostGroup(number, functions, tuple(Bridge(name, sysfs.driver(name, root=root)) for name in bridges))
 
 
 def read_function(address: str, *, root: str = "") -> list[Function]:
     """The function, none for a bridge. Raises :class:`DeviceError`."""
-    return [] if _is_bridge(address, root) else [_read_function(address, root)]
+    return [] if members.is_bridge(address, root=root) else [_read_function(address, root)]
+
+
+def check_bridges(group: HostGroup) -> None:
+    """Raise :class:`DeviceError` naming every bridge whose driver keeps the group from VFIO, and the driver.
+
+    A driver that is bound claims its group's DMA for the kernel unless it has declared driver_managed_dma (Linux
+    drivers/pci/pci-driver.c, pci_dma_configure()), and who opens the group then gets EPERM (drivers/iommu/iommu.c,
+    iommu_group_claim_dma_owner()). shpchp has not, for one. Before 5.19 any driver of a bridge was let pass, but for
+    a host bridge's (drivers/vfio/vfio.c, vfio_dev_driver_allowed()); a distribution's version does not tell which.
+    """
+    others = [bridge for bridge in group.bridges if bridge.driver not in _HARMLESS and "vfio" not in bridge.driver]
+    if others:
+        names = ", ".join(f"the bridge {bridge.address} is bound to {bridge.driver}" for bridge in others)
+        remedies = (f"`echo {bridge.address} > /sys/bus/pci/drivers/{bridge.driver}/unbind`" for bridge in others)
+        raise DeviceError(
+            f"group {group.number} is not viable: {names}, which keeps the whole group for the kernel",
+            hint=f"unbind it: {', '.join(remedies)}",
+        )
 
 
 def check_viable(group: HostGroup) -> None:
-    """Raise :class:`DeviceError` naming every function that is not on a VFIO driver, and its driver."""
+    """Raise :class:`DeviceError` naming every function that is not on a VFIO driver, and its driver, or every bridge
+    that is in the way."""
+    check_bridges(group)
     others = [function for function in group.functions if "vfio" not in function.driver]
     if not others:
         return
@@ -94,80 +129,71 @@ def check_viable(group: HostGroup) -> None:
     )
 
 
-def check_token(group: HostGroup, token: str) -> None:
-    """Raise :class:`DeviceError` where a virtual function needs the token of its physical function and there is none.
+def check_node(group: HostGroup, *, root: str = "") -> None:
+    """Raise :class:`DeviceError` when the group's node is not there; nothing is opened.
 
-    The kernel answers EACCES without one and EINVAL to one that is not needed (Linux drivers/vfio/pci/
-    vfio_pci_core.c, vfio_pci_validate_vf_token()); a PF that was never opened by a user of VFIO asks for none.
+    A kernel without CONFIG_VFIO_GROUP has device files alone.
     """
-    for function in group.functions:
-        if function.physical_driver == "vfio-pci" and not token:
-            raise DeviceError(
-                f"{function.address} of group {group.number} is a virtual function of {function.physical}, which is "
-                "on vfio-pci itself: it cannot be opened without that one's token",
-                hint="give the UUID that the PF's program has set in the annotation hawse.vf-token",
-            )
+    try:
+        os.stat(f"{root}/dev/vfio/{group.number}")
+    except OSError as error:
+        if error.errno == errno.ENOENT and all(sysfs.device_file(f.address, root=root) for f in group.functions):
+            return
+        raise _not_opened(group, error, root) from None
 
 
-def reset_warning(group: HostGroup) -> str:
-    """What to tell of a function that only a reset of its whole bus can reset; "" when there is nothing to tell.
-
-    Functions of that bus in other groups would be reset too, so the kernel does it only where all of them are in the
-    same hands (Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_dev_set_hot_reset()).
-    """
-    weak = [f.address for f in group.functions if f.resets is not None and not set(f.resets) - {"bus", "cxl_bus"}]
-    if not weak:
-        return ""
-    how = "nothing can reset" if any(f.resets == () for f in group.functions) else "a reset of the bus alone resets"
-    return f"group {group.number}: {how} {', '.join(weak)}: what one container leaves in it the next may find"
-
-
-def check_free(group: HostGroup, *, root: str = "") -> None:
+def check_free(group: HostGroup, *, root: str = "", open_node: Callable[[str, int], int] = os.open) -> None:
     """Raise :class:`DeviceError` when the group's node cannot be opened now: a group opens once at a time, and not
     while a device file of it is in use (Linux drivers/vfio/group.c, vfio_group_fops_open()).
 
-    A kernel without CONFIG_VFIO_GROUP has device files alone; who has one is found out when it is used.
+    Where there are device files alone, who has one is found out when it is used. ``open_node`` is open(2).
     """
+    check_node(group, root=root)
     path = f"{root}/dev/vfio/{group.number}"
-    addresses = ", ".join(function.address for function in group.functions)
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        os.close(open_node(path, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return
     except OSError as error:
         if error.errno == errno.EBUSY:
-            users = holders(group.number)
+            users = holders(group.number, root=root)
             who = ", ".join(f"{name} (pid {pid})" for pid, name in users) or "another process"
             raise DeviceError(
-                f"group {group.number} ({addresses}) is open elsewhere: {who} has {path}",
+                f"group {group.number} ({_addresses(group)}) is open elsewhere: {who} has {path}",
                 hint="end it, or pass another group: a VFIO group can be opened once at a time",
             ) from None
-        if error.errno == errno.ENOENT and all(sysfs.device_file(f.address, root=root) for f in group.functions):
-            return
-        hint = "the node is there when a device of the group is bound to vfio-pci"
-        if error.errno in (errno.EACCES, errno.EPERM):
-            # Who runs it as root has a device cgroup that forbids it, that of a container which the engine is in, say.
-            hint = "run hawse as root, where the device cgroup of its engine allows the node"
-        raise DeviceError(
-            f"group {group.number} ({addresses}): {path}: {os.strerror(error.errno or 0)}", hint=hint
-        ) from None
+        raise _not_opened(group, error, root) from None
 
 
-def holders(number: int) -> list[tuple[int, str]]:
+def holders(number: int, *, root: str = "") -> list[tuple[int, str]]:
     """Pid and name of each process that has the group's node or a device file of it open, as far as /proc shows it."""
-    files = [sysfs.device_file(address) for address in sysfs.group_members(number)]
-    paths = {f"/dev/vfio/{number}", *(f"/dev/vfio/devices/vfio{file[0]}" for file in files if file)}
+    files = [sysfs.device_file(address, root=root) for address in sysfs.group_members(number, root=root)]
+    paths = {f"{root}/dev/vfio/{number}", *(f"{root}/dev/vfio/devices/vfio{file[0]}" for file in files if file)}
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    processes = f"{root}/proc"
+    for pid in filter(str.isdigit, os.listdir(processes) if os.path.isdir(processes) else ()):
         try:
-            if any(os.readlink(f"/proc/{pid}/fd/{fd}") in paths for fd in os.listdir(f"/proc/{pid}/fd")):
-                with open(f"/proc/{pid}/comm") as file:
+            if any(os.readlink(f"{processes}/{pid}/fd/{fd}") in paths for fd in os.listdir(f"{processes}/{pid}/fd")):
+                with open(f"{processes}/{pid}/comm") as file:
                     found.append((int(pid), file.read().strip()))
         except OSError:
             continue  # it has ended
     return found
 
 
-def _is_bridge(address: str, root: str) -> bool:
-    return _number(address, "class", root) >> 16 == _BRIDGE
+def _addresses(group: HostGroup) -> str:
+    return ", ".join(function.address for function in group.functions)
+
+
+def _not_opened(group: HostGroup, error: OSError, root: str) -> DeviceError:
+    hint = "the node is there when a device of the group is bound to vfio-pci"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        # Who runs it as root has a device cgroup that forbids it, that of a container which the engine is in, say.
+        hint = "run hawse as root, where the device cgroup of its engine allows the node"
+    path = f"{root}/dev/vfio/{group.number}"
+    return DeviceError(
+        f"group {group.number} ({_addresses(group)}): {path}: {os.strerror(error.errno or 0)}", hint=hint
+    )
 
 
 def _read_function(address: str, root: str) -> Function:

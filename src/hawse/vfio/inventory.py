@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hawse.errors import DeviceError
-from hawse.vfio import groups, sysfs
+from hawse.vfio import groups, members, obstacles, sysfs
 from hawse.vfio.groups import Function, HostGroup
 
 
@@ -42,22 +42,26 @@ Holders = Callable[[int], list[tuple[int, str]]]
 def read(*, root: str = "", holders: Holders = groups.holders) -> list[Listing]:
     """All groups with an endpoint in the order of their numbers, then the endpoints without one.
 
-    A function that goes while it is read, or that sysfs tells nonsense of, is left out.
+    A function that goes while it is read, or that sysfs tells nonsense of, is left out. A group of mediated devices
+    has no entry, and tells why it cannot be passed.
     """
     listings = []
     numbers = sorted(int(name) for name in _list(f"{root}/sys/kernel/iommu_groups") if name.isdigit())
     for number in numbers:
+        node = os.path.exists(f"{root}/dev/vfio/{number}")
         try:
             group = groups.read_group(number, root=root)
-        except DeviceError:
+        except DeviceError as error:
+            if members.mediated(sysfs.group_members(number, root=root)):
+                listings.append(Listing(number, node, (), tuple(holders(number)), error.message, error.hint))
             continue  # bridges alone, or just gone
         users = tuple(holders(number))
         refusal, remedy = verdict(group, users, root=root)
-        node = os.path.exists(f"{root}/dev/vfio/{number}")
         listings.append(Listing(number, node, _entries(group, root), users, refusal, remedy))
     alone = HostGroup(-1, tuple(_without_group(root)))
     if alone.functions:
-        why = "in no IOMMU group" if numbers else "this host has no IOMMU that is on"
+        on = [number for number in numbers if not sysfs.lacks_iommu(number, root=root)]
+        why = "in no IOMMU group" if on else "this host has no IOMMU that is on"
         hint = "turn it on: VT-d or AMD-Vi in the firmware, intel_iommu=on on the kernel's command line"
         listings.append(Listing(None, False, _entries(alone, root), (), why, hint))
     return listings
@@ -65,15 +69,13 @@ def read(*, root: str = "", holders: Holders = groups.holders) -> list[Listing]:
 
 def verdict(group: HostGroup, users: tuple[tuple[int, str], ...], *, root: str = "") -> tuple[str, str]:
     """Why a group cannot be passed now and what to do; ("", "") where it can."""
-    direct = _direct_regions(group.number, root)
-    if direct:
-        return (
-            f"its firmware wants memory at fixed addresses ({direct[0]}), which no guest can give",
-            "look for a setting of the firmware for shared memory (RMRR)",
-        )
+    try:
+        obstacles.check(group, root=root)
+    except DeviceError as error:
+        return error.message, error.hint
     for function in group.functions:
         virtual = _virtual(function.address, root)
-        if virtual and virtual[0] and not function.driver.endswith("vfio-pci"):
+        if virtual and virtual[0] and "vfio" not in function.driver:
             return (
                 f"{function.address} has {virtual[0]} virtual functions: pass those",
                 f"or remove them: echo 0 > /sys/bus/pci/devices/{function.address}/sriov_numvfs",
@@ -85,6 +87,10 @@ def verdict(group: HostGroup, users: tuple[tuple[int, str], ...], *, root: str =
     if users:
         who = ", ".join(f"{name} (pid {pid})" for pid, name in users)
         return f"it is open: {who}", "a group is one user's at a time"
+    try:
+        groups.check_node(group, root=root)
+    except DeviceError as error:
+        return error.message, error.hint
     return "", ""
 
 
@@ -122,17 +128,6 @@ def _without_group(root: str) -> list[Function]:
             except DeviceError:
                 continue
     return found
-
-
-def _direct_regions(number: int, root: str) -> list[str]:
-    """Regions that a device must be able to reach at their own addresses ("direct"; a "direct-relaxable" one is for
-    the boot alone: Linux Documentation/ABI/testing/sysfs-kernel-iommu_groups)."""
-    try:
-        with open(f"{root}/sys/kernel/iommu_groups/{number}/reserved_regions") as file:
-            fields = [line.split() for line in file.read(65536).splitlines()]
-    except OSError:
-        return []
-    return [f"{line[0]} to {line[1]}" for line in fields if len(line) == 3 and line[2] == "direct"]
 
 
 def _number(address: str, attribute: str, root: str, default: int) -> int:

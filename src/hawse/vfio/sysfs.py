@@ -33,6 +33,16 @@ def group_members(group: int, *, root: str = "") -> list[str]:
         return []
 
 
+def lacks_iommu(group: int, *, root: str = "") -> bool:
+    """Whether VFIO has made the group for a device that is behind no IOMMU, which it tells by the group's name (Linux
+    drivers/vfio/group.c, vfio_noiommu_group_alloc())."""
+    try:
+        with open(f"{root}/sys/kernel/iommu_groups/{group}/name") as file:
+            return file.read(64).strip() == "vfio-noiommu"
+    except OSError:
+        return False
+
+
 def group_numbers(group: int, *, root: str = "") -> tuple[int, int] | None:
     """Major and minor of /dev/vfio/<group>; None when no function of the group is on a VFIO driver."""
     return _numbers(f"{root}/sys/class/vfio/{group}/dev")

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hawse.errors import DeviceError, UsageError
-from hawse.vfio import bindings, groups, sysfs, variants
+from hawse.vfio import bindings, groups, members, sysfs, variants
 
 _ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f]\.[0-7])", re.IGNORECASE)
-_BRIDGE = 0x06  # base class (PCI Code and ID Assignment Specification, section 1.7)
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,7 @@ def choose(addresses: Sequence[str], *, with_group: bool, root: str = "") -> lis
 def _read(address: str, root: str) -> Target:
     if not exists(address, root=root):
         raise DeviceError(f"{address}: this host has no such PCI function", hint="`lspci -D` lists them")
-    try:
-        base_class = sysfs.read_number(address, "class", root=root) >> 16
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"{address}: its class cannot be read from sysfs: {error}") from None
-    if base_class == _BRIDGE:
+    if members.is_bridge(address, root=root):
         raise DeviceError(
             f"{address} is a bridge, which VFIO does not take", hint="name the function behind it: see `lspci -tD`"
         )

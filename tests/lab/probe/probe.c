@@ -1,10 +1,11 @@
 /*
  * A VFIO driver in small: does with a device what DPDK or SPDK would, and prints what it saw as one JSON object.
  *
- *     probe [/dev/vfio/GROUP]
+ *     probe [/dev/vfio/GROUP [ADDRESS]]
  *     probe /dev/vfio/devices/vfioN      by the device's file and /dev/iommu in place of its group and /dev/vfio/vfio
  *
- * Without an argument the only numbered node of /dev/vfio is taken. Needs no privilege beyond the two nodes.
+ * Without an argument the only numbered node of /dev/vfio is taken, without an address the group's first function.
+ * Needs no privilege beyond the two nodes.
  * With QEMU's "edu" device it also moves data: random bytes to the device and back, a message-signalled interrupt, and
  * a transfer to an address that is not mapped. The registers are those of QEMU's docs/specs/edu.rst.
  * Exit code 0 when every step did what it should.
@@ -139,7 +140,8 @@ static void first_device(long group, char *name, size_t size)
 			text[0] = 0;
 		if (file)
 			fclose(file);
-		if (strncmp(text, "0x06", 4) == 0) /* a bridge */
+		/* A host bridge, a PCI-to-PCI bridge of either kind; others of that base class are endpoints. */
+		if (!strncmp(text, "0x0600", 6) || !strncmp(text, "0x0604", 6) || !strncmp(text, "0x0609", 6))
 			continue;
 		if (!best[0] || strcmp(entry->d_name, best) < 0)
 			snprintf(best, sizeof(best), "%.63s", entry->d_name);
@@ -319,8 +321,8 @@ static void drive_edu(int container, int device, volatile uint8_t *bar)
 	unmap(container, IOVA, 2 * PAGE);
 }
 
-/* The device behind its group's node, in a new container. */
-static int open_by_group(const char *node, int *space)
+/* The device behind its group's node, in a new container: that of the address, "" for the group's first. */
+static int open_by_group(const char *node, const char *address, int *space)
 {
 	char name[64];
 	struct vfio_group_status status = {.argsz = sizeof(status)};
@@ -342,7 +344,9 @@ static int open_by_group(const char *node, int *space)
 	need(!ioctl(container, VFIO_IOMMU_GET_INFO, &iommu), "VFIO_IOMMU_GET_INFO");
 	printf(",\n  \"iova_page_sizes\": %llu", (unsigned long long)iommu.iova_pgsizes);
 
-	first_device(number, name, sizeof(name));
+	snprintf(name, sizeof(name), "%s", address);
+	if (!name[0])
+		first_device(number, name, sizeof(name));
 	printf(",\n  \"address\": \"%s\"", name);
 	int device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
 	need(device >= 0, "VFIO_GROUP_GET_DEVICE_FD");
@@ -407,7 +411,7 @@ int main(int argc, char **argv)
 		only_node(node, sizeof(node));
 	printf(",\n  \"node\": \"%s\"", node);
 	int by_file = strncmp(node, "/dev/vfio/devices/", strlen("/dev/vfio/devices/")) == 0;
-	int device = by_file ? open_by_file(node, &container) : open_by_group(node, &container);
+	int device = by_file ? open_by_file(node, &container) : open_by_group(node, argc > 2 ? argv[2] : "", &container);
 	need(!ioctl(device, VFIO_DEVICE_GET_INFO, &info), "VFIO_DEVICE_GET_INFO");
 	printf(",\n  \"device_flags\": %u", info.flags & ~VFIO_DEVICE_FLAGS_CAPS);
 	need(!ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region), "VFIO_DEVICE_GET_REGION_INFO");
