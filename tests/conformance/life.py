@@ -34,7 +34,7 @@ def _await(subject: Subject, bundle: Bundle, status: str) -> str:
 
 
 def _ask_life(subject: Subject) -> Answers:
-    bundle = subject.bundle(["/bin/sh", "-c", "echo up > /data/up; trap 'exit 3' TERM; while :; do sleep 0.1; done"])
+    bundle = subject.bundle(["/bin/sh", "-c", "trap 'exit 3' TERM; echo up > /data/up; while :; do sleep 0.1; done"])
     bundle.spec["annotations"] = {"org.example.key": "a value", "org.example.empty": ""}
     name, answers = bundle.name, {}
     answers["unknown-id"] = "\n".join(_brief(subject(verb, "nobody")) for verb in ("state", "start", "kill", "delete"))

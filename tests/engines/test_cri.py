@@ -253,7 +253,7 @@ def test_containers_begun_at_once(pod: Pod) -> None:
 
 
 def test_a_container_is_told_to_stop_and_then_killed(pod: Pod) -> None:
-    pod.run("obedient", f"echo ready; {FOREVER}")
+    pod.run("obedient", FOREVER.replace("while", "echo ready; while"))
     wait_until(lambda: "ready" in pod.log("obedient"))
     pod.cri("StopContainer", container_id=pod.containers["obedient"], timeout=60)
     status = pod.status("obedient")

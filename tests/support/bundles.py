@@ -30,8 +30,8 @@ Device = tuple[str, int, int]
 
 
 @functools.cache
-def _busybox() -> str:
-    """Debian's static busybox, unpacked once a run."""
+def busybox() -> str:
+    """Debian's static busybox, unpacked once a run; its path."""
 
     def unpack(path: str) -> None:
         fetched = packages.fetch(["busybox-static"], cache=CACHE, progress=print)
@@ -45,7 +45,7 @@ def make_rootfs(rootfs: str) -> None:
     os.makedirs(f"{rootfs}/bin")
     for name in ("dev", "etc", "proc", "sys", "tmp", "data"):
         os.mkdir(f"{rootfs}/{name}")
-    shutil.copyfile(_busybox(), f"{rootfs}/bin/busybox")
+    shutil.copyfile(busybox(), f"{rootfs}/bin/busybox")
     os.chmod(f"{rootfs}/bin/busybox", 0o755)
     for applet in _APPLETS:
         os.symlink("busybox", f"{rootfs}/bin/{applet}")

@@ -82,8 +82,11 @@ class Runtime:
             return int(file.read())
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
-    """Look until it is so; the time is a limit for a failure, not a measure."""
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
+    """Look until it is so; the time is a limit for a failure, not a measure.
+
+    Beside the lab's machines one without KVM has half a processor: what takes a second alone may take ten.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

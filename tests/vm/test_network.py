@@ -17,7 +17,7 @@ import pytest
 
 from hawse.sandbox import namespaces
 from hawse.sandbox.state import start_time
-from tests.support.bundles import make_bundle, write
+from tests.support.bundles import busybox, make_bundle, write
 from tests.support.netns import Namespace, cable, run
 from tests.support.runtime import Runtime, wait_until
 from tests.vm.test_failures import fails
@@ -160,7 +160,7 @@ def test_packets_go_both_ways(
         connection.sendall(b"GET /sent HTTP/1.0\r\n\r\n")
         page = b"".join(iter(lambda: connection.recv(65536), b""))
     assert page.endswith(much[::-1])
-    assert "3 packets received" in outside.execute("busybox", "ping", "-c", "3", theirs)
+    assert "3 packets received" in outside.execute(busybox(), "ping", "-c", "3", theirs)
     assert "lladdr" in json.dumps(outside.shown(f"neigh show {theirs}")), (
         "the address is the virtual machine's to defend"
     )

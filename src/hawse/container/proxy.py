@@ -46,7 +46,10 @@ def main() -> None:
     if terminal:
         _adopt_terminal()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
+    except OSError:
+        os._exit(LOST)  # the monitor has died: whoever has started this process hears of it, and says so
     os.close(directory)
     port = Port(connection.fileno())
     size = _size() if terminal else None
