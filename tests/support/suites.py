@@ -23,19 +23,34 @@ def newer_qemu() -> str:
 
     None from 10.1 on: by device files that needs a later kernel than `make lab-kernel` builds (container/backend.py).
     """
-    tree = _unpacked("trixie", ["qemu-system-x86", "seabios"])
-    firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
-    return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
+    return _qemu(["trixie"])
+
+
+def newest_qemu() -> str:
+    """Debian 13's backport, QEMU 11 or later: the lab's own.
+
+    Without KVM a CPU of QEMU 10.0's stops getting timer interrupts at times, and the lab with it ("rcu_preempt kthread
+    starved"); 11.1's did not in hours.
+    """
+    return _qemu(["trixie", "trixie-backports"])
 
 
 def rust_virtiofsd() -> str:
     """Debian 13's virtiofsd; the path of a program that runs it."""
-    return _program(_unpacked("trixie", ["virtiofsd"]), "usr/libexec/virtiofsd", "")
+    return _program(_unpacked(["trixie"], ["virtiofsd"]), "usr/libexec/virtiofsd", "")
 
 
-def _unpacked(suite: str, names: Sequence[str]) -> str:
+def _qemu(suites: Sequence[str]) -> str:
+    tree = _unpacked(suites, ["qemu-system-x86", "seabios"])
+    firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
+    return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
+
+
+def _unpacked(suites: Sequence[str], names: Sequence[str]) -> str:
+    suite = suites[-1]
+
     def unpack(tree: str) -> None:
-        options = apt_options(suite)
+        options = apt_options(*suites)
         fetched = packages.fetch(names, cache=f"{CACHE}/{suite}", progress=print, options=options)
         wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
         packages.unpack(
@@ -45,17 +60,17 @@ def _unpacked(suite: str, names: Sequence[str]) -> str:
     return kept(f"{suite}-{names[0]}", unpack)
 
 
-def apt_options(suite: str) -> list[str]:
-    """apt's options for a suite of the mirror that the machine's first source names."""
+def apt_options(*suites: str) -> list[str]:
+    """apt's options for suites of the mirror that the machine's first source names, the last of them preferred."""
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     mirror = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]
-    directory = f"{CACHE}/{suite}"
+    directory = f"{CACHE}/{suites[-1]}"
     os.makedirs(f"{directory}/lists/partial", exist_ok=True)
     with open(f"{directory}/sources.list", "w") as file:
-        file.write(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n")
+        file.writelines(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite in suites)
     options = [
         f"Dir::Etc::sourcelist={directory}/sources.list", "Dir::Etc::sourceparts=-",
-        f"Dir::State::lists={directory}/lists", f"APT::Default-Release={suite}",
+        f"Dir::State::lists={directory}/lists", f"APT::Default-Release={suites[-1]}",
     ]  # fmt: skip
     update = ["apt-get", "-qq", *(part for option in options[:3] for part in ("-o", option)), "update"]
     subprocess.run(update, check=True, capture_output=True)
