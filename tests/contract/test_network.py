@@ -52,6 +52,15 @@ def test_a_path_that_is_no_namespace_for_a_sandbox(path: str, words: str) -> Non
     assert caught.value.hint
 
 
+def test_a_program_that_cannot_be_started_is_a_sentence_and_leaves_no_socket(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    closed = os.open("/dev/null", os.O_RDONLY)
+    os.close(closed)
+    with pytest.raises(HostError, match="the program that joins the network interfaces cannot be started: Bad file"):
+        Joining(closed + 100, [1], str(tmp_path / "network"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_look_into_a_namespace_leaves_the_process_where_it_is(inside: Namespace, outside: Namespace) -> None:
     before = os.readlink("/proc/self/ns/net")
     cable(inside, outside, "eth0", net=1)

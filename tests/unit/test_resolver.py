@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
+import queue
 import socket
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +17,11 @@ from hypothesis import strategies as st
 
 from hawse.agent.resolver import Resolver
 from hawse.errors import LinkError
+from hawse.link import control
+from hawse.sandbox import resolver as hosts
+from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.network import Network
+from hawse.sandbox.plan import ContainerPlan, Share
 from hawse.sandbox.resolver import loopback_servers, parse_query
 
 MESSAGE = bytes(range(12))
@@ -51,8 +61,7 @@ def test_a_query_is_read() -> None:
     "wrong",
     [
         {"number": 0}, {"number": True}, {"number": 2**53}, {"number": "7"}, {"server": 7}, {"transport": "sctp"},
-        {"message": None}, {"message": "****"}, {"message": ""}, {"message": base64.b64encode(bytes(65536)).decode()},
-        {"message": base64.b64encode(bytes(11)).decode()},
+        {"message": None}, {"message": "****"}, {"message": base64.b64encode(bytes(65536)).decode()},
     ],
 )  # fmt: skip
 def test_a_query_that_breaks_a_rule_ends_the_link(wrong: dict[str, Any]) -> None:
@@ -68,7 +77,55 @@ def test_any_query_is_read_or_refused(query: dict[str, Any]) -> None:
         return
     assert number > 0
     assert transport in ("udp", "tcp")
-    assert 12 <= len(message) <= 65535
+    assert len(message) <= 65535
+
+
+def resolv_conf() -> ContainerPlan:
+    """The plan of a container whose resolv.conf is the share mount0."""
+    mounts = [{"destination": "/etc/resolv.conf", "type": "bind", "source": "/run/hawse/share/c1/mount0"}]
+    return ContainerPlan(
+        id="c1", bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="",
+        spec={"mounts": mounts}, plugs=[], nodes=[], hugepages=[], binds=[], network="", sysctls={},
+        shares=[Share(name="mount0", source="/x", is_dir=False, readonly=True)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [0, 1, 11])
+def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, size: int) -> None:
+    """As `echo | nc -u 127.0.0.11 53` does, were the agent to pass it on."""
+    (tmp_path / "mount0").write_text("nameserver 127.0.0.11\n")
+
+    async def story() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours)
+            link = GuestLink(reader, writer)
+            serving = asyncio.create_task(link.run())
+            asked = asyncio.create_task(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(link))
+            await asyncio.sleep(0.01)
+            assert b"serve_names" in theirs.recv(4096)
+            query = QUERY | {"message": base64.b64encode(bytes(size)).decode()}
+            theirs.sendall(control.encode_event("query", query) + control.encode_result(1, None))
+            await asked
+            assert not link.ended.done()
+            theirs.shutdown(socket.SHUT_WR)
+            await serving
+            assert "the guest closed the link" in link.ended.result().message
+            writer.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("kind", ["directory", "FIFO", "nothing"])
+def test_a_resolv_conf_that_is_no_file_names_nobody(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mount0"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(None))  # type: ignore[arg-type]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def free_port() -> int:
@@ -79,28 +136,64 @@ def free_port() -> int:
 
 
 def test_each_program_in_the_guest_gets_its_own_answer() -> None:
-    asked: list[dict[str, Any]] = []
-    resolver = Resolver(asked.append)
+    asked: queue.Queue[dict[str, Any]] = queue.Queue()
+    resolver = Resolver(asked.put)
     port = free_port()
     resolver.serve(servers=["127.0.0.11"], port=port)
     answers = {}
-    for name in ("one", "two"):
+    for name in ("message of one", "message of two"):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
             program.settimeout(10)
             program.sendto(name.encode(), ("127.0.0.11", port))
-            while not asked:
-                continue
-            query = asked.pop()
+            query = asked.get(timeout=10)
             assert (query["server"], query["transport"]) == ("127.0.0.11", "udp")
             text = base64.b64encode(base64.b64decode(query["message"]) + b"!").decode()
             resolver.answer(number=query["number"], message=text)
             resolver.answer(number=query["number"], message=text)  # a second one has nobody to go to
             answers[name] = program.recv(100)
-    assert answers == {"one": b"one!", "two": b"two!"}
+    assert answers == {"message of one": b"message of one!", "message of two": b"message of two!"}
     with socket.create_connection(("127.0.0.11", port), timeout=10) as program:
-        program.sendall(b"\0\x05three")
-        while not asked:
-            continue
-        assert asked[0]["transport"] == "tcp"
-        resolver.answer(number=asked[0]["number"], message=asked[0]["message"])
-        assert program.recv(100) == b"\0\x05three"
+        program.sendall(b"\0\x10message of three")
+        query = asked.get(timeout=10)
+        assert query["transport"] == "tcp"
+        resolver.answer(number=query["number"], message=query["message"])
+        assert program.recv(100) == b"\0\x10message of three"
+
+
+@pytest.mark.parametrize("sent", [b"", b"x\n", bytes(11)])
+def test_what_is_no_query_stays_in_the_guest(sent: bytes) -> None:
+    """Any program of a container can send it to the port, and nobody could answer it (RFC 1035, section 4.1.1)."""
+    asked: queue.Queue[dict[str, Any]] = queue.Queue()
+    port = free_port()
+    Resolver(asked.put).serve(servers=["127.0.0.11"], port=port)
+    with socket.create_connection(("127.0.0.11", port), timeout=10) as program:
+        program.sendall(len(sent).to_bytes(2, "big") + sent)
+        assert program.recv(100) == b"", "the connection ends"
+    with socket.create_connection(("127.0.0.11", port), timeout=10) as program:
+        program.sendall(b"\0\x20" + MESSAGE)
+        program.shutdown(socket.SHUT_WR)
+        assert program.recv(100) == b"", "as does one whose message is cut off"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
+        program.sendto(sent, ("127.0.0.11", port))
+        program.sendto(MESSAGE, ("127.0.0.11", port))
+        assert base64.b64decode(asked.get(timeout=10)["message"]) == MESSAGE
+    assert asked.empty()
+
+
+def test_connections_are_bounded_and_each_is_served_in_its_turn() -> None:
+    """A thread and a descriptor of the guest's first process is what each costs."""
+    asked: queue.Queue[dict[str, Any]] = queue.Queue()
+    resolver = Resolver(asked.put)
+    port = free_port()
+    resolver.serve(servers=["127.0.0.11"], port=port)
+    with ExitStack() as connections:
+        for _ in range(100):
+            program = connections.enter_context(socket.create_connection(("127.0.0.11", port), timeout=10))
+            program.sendall(len(MESSAGE).to_bytes(2, "big") + MESSAGE)
+        queries = [asked.get(timeout=10) for _ in range(32)]
+        with pytest.raises(queue.Empty):
+            asked.get(timeout=0.5)
+    # Those that have ended make room for the others, whose queries wait in the kernel.
+    for _ in range(100):
+        query = queries.pop() if queries else asked.get(timeout=10)
+        resolver.answer(number=query["number"], message=query["message"])

@@ -10,6 +10,7 @@ import binascii
 import itertools
 import socket
 import threading
+import time
 
 from hawse.errors import VmError
 
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
     Answer = Callable[[bytes], None]
 
 _PORT = 53
-_MAX = 65535
+#: A message begins with a header of 12 bytes (section 4.1.1), and over TCP two bytes say its length (section 4.2.2).
+_MIN, _MAX = 12, 65535
 #: Queries without an answer yet; of more the oldest is forgotten, and its program asks again.
 _MAX_PENDING = 128
+#: Connections at once, each with a thread and a descriptor of the guest's first process; more wait in the kernel.
+_MAX_CONNECTIONS = 32
 _SECONDS = 15.0
+_PAUSE = 0.1
 
 
 class Resolver:
@@ -35,6 +40,7 @@ class Resolver:
         self._numbers = itertools.count(1)
         self._pending: dict[int, Answer] = {}
         self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def serve(self, *, servers: Sequence[str], port: int = _PORT) -> None:
         """Be these name servers from now on. Raises :class:`VmError` where something else is already."""
@@ -67,6 +73,8 @@ class Resolver:
     def _serve_datagrams(self, server: str, port: socket.socket) -> None:
         while True:
             message, peer = port.recvfrom(_MAX)
+            if len(message) < _MIN:
+                continue  # any program of the container can send it; no name server answers it
 
             def answer(data: bytes, peer: Any = peer) -> None:
                 try:
@@ -78,16 +86,32 @@ class Resolver:
 
     def _serve_streams(self, server: str, listener: socket.socket) -> None:
         while True:
-            connection, _ = listener.accept()
-            connection.settimeout(_SECONDS)
+            self._slots.acquire()
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it has gone already, or there is no descriptor for it now (accept(2), ERRORS)
+                self._slots.release()
+                time.sleep(_PAUSE)
+                continue
             threading.Thread(target=self._serve_stream, args=(server, connection), daemon=True).start()
 
     def _serve_stream(self, server: str, connection: socket.socket) -> None:
-        with connection:
-            stream = connection.makefile("rb")
+        try:
+            with connection:
+                connection.settimeout(_SECONDS)
+                self._answer_all(server, connection)
+        finally:
+            self._slots.release()
+
+    def _answer_all(self, server: str, connection: socket.socket) -> None:
+        """Answer a connection's queries, one after the other, until its program ends it or sends what is none."""
+        with connection.makefile("rb") as stream:
             try:
                 while len(length := stream.read(2)) == 2:
-                    message = stream.read(int.from_bytes(length, "big"))
+                    size = int.from_bytes(length, "big")
+                    message = stream.read(size)
+                    if size < _MIN or len(message) < size:
+                        return
                     came = threading.Event()
                     answers: list[bytes] = []
 

@@ -26,6 +26,7 @@ _PORT = 53
 _MAX_FILE = 64 * 1024
 #: resolv.conf(5), MAXNS is 3.
 _MAX_SERVERS = 3
+#: From a header (RFC 1035, section 4.1.1) to what the two bytes of a length over TCP can say (section 4.2.2).
 _MIN_MESSAGE, _MAX_MESSAGE = 12, 65535
 _MAX_QUERIES = 64
 _SECONDS, _CALL_SECONDS = 10.0, 30.0
@@ -51,8 +52,9 @@ class Resolver:
 
     def _begin(self, link: GuestLink, query: dict[str, Any]) -> None:
         number, server, transport, message = parse_query(query)
-        # A guest that asks for more at once, or of who is not named, waits in vain, as with a server that is gone.
-        if server in self._servers and len(self._queries) < _MAX_QUERIES:
+        # Who asks for more at once, of who is not named, or what is no query, waits in vain, as with a server that is
+        # gone. All of it a container can do by itself: the link, and with it the sandbox, goes on.
+        if server in self._servers and len(self._queries) < _MAX_QUERIES and len(message) >= _MIN_MESSAGE:
             task = asyncio.create_task(self._ask(link, number, server, transport, message))
             self._queries.add(task)
             task.add_done_callback(self._queries.discard)
@@ -85,15 +87,18 @@ class Resolver:
 
 
 def parse_query(query: dict[str, Any]) -> tuple[int, str, str, bytes]:
-    """Number, server, transport and message of a guest's query. Raises :class:`LinkError`. Pure."""
+    """Number, server, transport and message of a guest's query, of any length that a message can have. Pure.
+
+    Raises :class:`LinkError` for what no agent sends, whatever a container does.
+    """
     number, server, transport, text = (query.get(key) for key in ("number", "server", "transport", "message"))
     if type(number) is not int or not 0 < number < 2**53 or type(server) is not str or transport not in ("udp", "tcp"):
         raise LinkError("link: a query without a number, a server or a transport")
     try:
-        message = base64.b64decode(text if type(text) is str else "", validate=True)
+        message = base64.b64decode(text if type(text) is str else "?", validate=True)
     except ValueError:
         raise LinkError("link: a query that is not in base64") from None
-    if not _MIN_MESSAGE <= len(message) <= _MAX_MESSAGE:
+    if len(message) > _MAX_MESSAGE:
         raise LinkError(f"link: a query of {len(message)} bytes")
     return number, server, str(transport), message
 
@@ -130,5 +135,10 @@ def _read(path: str) -> str:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
-    with os.fdopen(fd, "rb") as file:
-        return file.read(_MAX_FILE).decode(errors="replace") if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+    try:
+        data = os.pread(fd, _MAX_FILE, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return data.decode(errors="replace")
