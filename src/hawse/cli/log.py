@@ -1,15 +1,26 @@
 """Where messages go: the file of ``--log`` in the format of ``--log-format``, and stderr for people.
 
-Engines read the file as a stream of JSON objects and show the last of level "error" (containerd), or take the whole
-file for one object (Podman): so nothing but errors and warnings goes in, one line each.
+One line each, appended. Of a file in JSON containerd shows the last object of level "error" (its
+cmd/containerd-shim-runc-v2/process/utils.go, getLastRuntimeError()), and Podman reads the whole as one object or not
+at all (its libpod/oci_conmon_common.go): so an error takes in what was only warned of before it, by this command or by
+those that went well before it, and is then the only object.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import stat
 import sys
 import time
+
+TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
+if TYPE_CHECKING:
+    from typing import Any
+
+#: A file with more before the first error is somebody's journal, and stays as it is.
+_MOST_TAKEN_IN = 64 * 1024
 
 
 class Log:
@@ -43,18 +54,41 @@ class Log:
         if self._path is None and self._form != "json":
             return
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        fields = {"level": level, "msg": message, "time": moment} | ({"evidence": evidence} if evidence else {})
         if self._form == "json":
-            fields = {"level": level, "msg": message, "time": moment}
-            line = json.dumps(fields | ({"evidence": evidence} if evidence else {}))
+            line = json.dumps(fields)
         else:
             line = f"time={json.dumps(moment)} level={level} msg={json.dumps(message)}"
-        data = line.encode() + b"\n"
         if self._path is None:
-            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.write(line.encode() + b"\n")
             sys.stderr.flush()
             return
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, data)
+            if self._form == "json" and stat.S_ISREG(os.fstat(fd).st_mode):
+                fcntl.flock(fd, fcntl.LOCK_EX)  # commands of one container share a file
+                if level == "error" and _take_in(self._path, fields):
+                    return
+            os.write(fd, line.encode() + b"\n")
         finally:
             os.close(fd)
+
+
+def _take_in(path: str, error: dict[str, Any]) -> bool:
+    """Have an error in place of a log's objects below one, which it then has as "before".
+
+    False, and nothing changed, where there are none, or anything else, or too many.
+    """
+    with open(path, "r+b", buffering=0) as file:
+        data = file.read(_MOST_TAKEN_IN + 1)
+        try:
+            before = [json.loads(line) for line in data.splitlines()]
+        except ValueError:
+            return False
+        below = all(isinstance(entry, dict) and entry.get("level") in ("warning", "debug") for entry in before)
+        if not before or not below or len(data) > _MOST_TAKEN_IN:
+            return False
+        file.seek(0)
+        # In one write that covers all, since somebody may be reading.
+        file.write(json.dumps(error | {"before": before}).encode().ljust(len(data) - 1) + b"\n")
+        return True
