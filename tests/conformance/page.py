@@ -87,8 +87,8 @@ def _fields() -> str:
         "|---|---|---|",
     ]
     for field in FIELDS:
-        proof = field.why if field.fate in (Fate.MOOT, Fate.REFUSED) else ", ".join(PROOFS[field.path])
-        lines.append(f"| `{field.path}` | {field.fate.value} | {proof} |")
+        proof = "" if field.fate in (Fate.MOOT, Fate.REFUSED) else ", ".join(PROOFS[field.path])
+        lines.append(f"| `{field.path}` | {field.fate.value} | {': '.join(filter(None, (field.why, proof)))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "annotations": ("state-annotations",),
     "root.path": ("process-args",),
     "linux.cgroupsPath": (_CGROUPS,),
+    "process.selinuxLabel": ("tests/unit/test_selinux.py",),
     "root.readonly": ("root-readonly",),
     "mounts": ("mount-bind", "mount-order", "mount-tmpfs-size"),
     "hooks": ("hooks-create", "hooks-start", "hooks-delete"),

@@ -224,9 +224,63 @@ def test_a_groups_port_is_given_back_by_who_has_it_now() -> None:
         await box.begin()
         await box.attachments.detach(5, force=False)
         await box.attach(EDU)
-        box.claims.release(first)
+        box.claims.release(first, owner="another")
         assert [plug.group for plug in box.claims.plugs] == [5]
         assert len(box.claims.spares) == 3
+
+    asyncio.run(story())
+
+
+def test_a_group_of_two_containers_is_plugged_once_and_leaves_with_the_last() -> None:
+    """An init container of a pod has ended, and is still there when the next one with its device is made."""
+
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {}, EDU)
+        await box.begin()
+        made = plan(EDU)
+        made = msgspec.structs.replace(
+            made, id="c2", plugs=[msgspec.structs.replace(plug, shared=True) for plug in made.plugs]
+        )
+        second = Attachments(made, box.claims, seconds=1)
+        done = list(box.qmp.commands)
+        await second.begin(box.qmp, box.link)  # type: ignore[arg-type]
+        assert box.qmp.commands == done
+        assert second.seen() == box.attachments.seen()
+        await box.attachments.end()
+        assert box.qmp.plugged == {"vfio-5-0"}
+        await second.detach(5, force=False)
+        assert box.link.calls[-1][1]["group"] == 3, "nobody else has it any more: its users are looked for"
+        assert (box.qmp.plugged, len(box.claims.spares)) == (set(), 4)
+
+    asyncio.run(story())
+
+
+def test_what_another_has_stays_whoever_uses_it() -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {}, EDU)
+        await box.begin()
+        [plug] = plan(EDU).plugs
+        box.claims.claim([msgspec.structs.replace(plug, shared=True)], owner="c2")
+        await box.attachments.detach(5, force=True)
+        assert box.link.calls[-1][1]["group"] is None
+        assert box.qmp.plugged == {"vfio-5-0"}
+
+    asyncio.run(story())
+
+
+def test_what_leaves_or_has_left_is_shared_with_nobody() -> None:
+    async def story() -> None:
+        box = Sandbox(FakeQmp(), {}, EDU)
+        await box.begin()
+        shared = [msgspec.structs.replace(plug, shared=True) for plug in box.attachments.plugs]
+        with box.claims.alone(box.attachments.plugs, owner="c1") as alone:
+            assert alone == box.attachments.plugs
+            assert box.claims.to_share == []
+            with pytest.raises(StateError, match="group 5 was detached from the virtual machine meanwhile"):
+                box.claims.claim(shared, owner="c2")
+        await box.attachments.end()
+        with pytest.raises(StateError, match="group 5 was detached from the virtual machine meanwhile"):
+            box.claims.claim(shared, owner="c2")
 
     asyncio.run(story())
 

@@ -145,6 +145,36 @@ def test_a_directory_above_that_has_no_cpus_gets_them(tmp_path: Path, mounted: s
         assert (tmp_path / "cgroup" / "cpuset" / directory / "cpuset.cpus").read_text().strip() == "1"
 
 
+def test_a_process_is_placed_in_systemds_scope_once(tmp_path: Path, mounted: str) -> None:
+    """Each container of a pod has one of its own, with what stands for it on the host in it from the start."""
+    plan = plan_cgroup("x", "a.slice:b:c1", {}, systemd=True)
+    made = HostCgroup(plan, str(tmp_path / "state"))
+    asked = []
+
+    def enter(plan: CgroupPlan, pid: int) -> list[str]:
+        asked.append((plan.unit, pid, made.is_made))
+        return ["without systemd"]
+
+    first, *others = made.place(7, mountinfo=mounted, enter=enter)
+    assert (first, asked) == ("without systemd", [("b-c1.scope", 7, False)])
+    assert all(text.startswith("no cgroup at") for text in others)
+    assert made.place(8, mountinfo=mounted, enter=enter) == []
+    assert len(asked) == 1
+
+
+def test_a_cgroup_that_is_there_and_takes_no_process_is_warned_of(tmp_path: Path) -> None:
+    """Not so one that could not be made, which was said then."""
+    for name in ("takes", "refuses"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "takes" / "cgroup.procs").touch()
+    os.symlink("/dev/full", tmp_path / "refuses" / "cgroup.procs")  # ENOSPC, as of a cpuset without CPUs
+    (tmp_path / "cgroups").write_text("".join(f"{tmp_path}/{name}\n" for name in ("takes", "refuses", "missing")))
+    assert HostCgroup(CgroupPlan(path="/x"), str(tmp_path)).add(7) == [
+        f"a process is not in the cgroup {tmp_path}/refuses: No space left on device"
+    ]
+    assert (tmp_path / "takes" / "cgroup.procs").read_text() == "7"
+
+
 def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text("30 25 0:26 / / rw - ext4 /dev/x rw\n")
     made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))

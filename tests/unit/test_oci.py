@@ -141,6 +141,70 @@ def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: P
     ]  # fmt: skip
 
 
+def with_bind(path: Path, source: str) -> Bundle:
+    """A bundle with one mount, of that source."""
+    mount = {"destination": "/x", "type": "bind", "source": source, "options": ["rbind"]}
+    return bundle_with(path, example() | {"mounts": [mount]})
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("/sys/class/net", "/sys/class/net is the guest's own, not the host's"),
+        ("/proc/", "/proc is the guest's own, not the host's"),
+        ("/dev/log", "/dev/log is the guest's own, not the host's"),
+        ("/dev/vfio/vfio", "/dev/vfio/vfio is the guest's own, not the host's"),
+        ("/dev", "/dev is the guest's own: of the host's VFIO devices it has those alone that linux.devices names"),
+        (
+            "/dev/vfio/",
+            "/dev/vfio is the guest's own: of the host's VFIO devices it has those alone that linux.devices",
+        ),
+        ("/dev/vfio/devices", "/dev/vfio/devices is the guest's own: of the host's VFIO devices it has those alone"),
+    ],
+)
+def test_a_mount_that_is_the_guests_own_is_warned_of(tmp_path: Path, source: str, words: str) -> None:
+    plan = plan_guest(with_bind(tmp_path, source), container="c1")
+    [(level, text)] = plan.notes
+    assert level == "warning"
+    assert text.startswith(f"{tmp_path}/config.json: mounts[0].source: {words}")
+    assert text.endswith("]"), "no remedy"
+    assert [mount["source"] for mount in plan.spec["mounts"]] == [source.rstrip("/")]
+
+
+@pytest.mark.parametrize("source", ["/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/../dev/vfio/noiommu-0"])
+def test_a_mount_of_a_vfio_devices_node_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: /dev/vfio/\S+ is a device of the host's") as caught:
+        plan_guest(with_bind(tmp_path, source), container="c1")
+    assert "--device" in caught.value.hint
+
+
+def test_a_directory_of_the_hosts_is_one_by_whatever_path(tmp_path: Path) -> None:
+    plan = plan_guest(with_bind(tmp_path, f"/dev/..{tmp_path}"), container="c1")
+    assert plan.notes == ()
+    assert plan.shares[1].source == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("profile", "warned"), [("docker-default", True), ("localhost/own", True), ("unconfined", False), ("", False)]
+)
+def test_a_profile_of_apparmor_is_warned_of(tmp_path: Path, profile: str, warned: bool) -> None:
+    spec = example()
+    spec["process"]["apparmorProfile"] = profile
+    notes = plan_guest(bundle_with(tmp_path, spec), container="c1").notes
+    expected = [("warning", f"process.apparmorProfile: {profile!r} has no effect: ")] if warned else []
+    assert [(level, text[: len(words)]) for (level, text), (_, words) in zip(notes, expected, strict=True)] == expected
+
+
+def test_labels_are_the_machines_and_not_the_guests(tmp_path: Path) -> None:
+    spec = example()
+    spec["process"]["selinuxLabel"] = "system_u:system_r:container_kvm_t:s0"
+    spec["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0"
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
+    assert plan.label == "system_u:system_r:container_kvm_t:s0"
+    assert [level for level, text in plan.notes if text.startswith("linux.mountLabel")] == ["debug"]
+    assert "Label" not in json.dumps(plan.spec)
+
+
 MOUNTS = """\
 22 1 0:21 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 22 0:40 / /run/pod/my\\040shm rw,nosuid shared:9 - tmpfs shm rw,size=65536k

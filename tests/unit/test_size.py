@@ -47,6 +47,24 @@ def test_a_machine_grows_with_its_limits_as_far_as_the_host_goes(limits: Limits,
             Limits(memory=GIB, quota=400_000),
         ),
         ({"io.kubernetes.cri.sandbox-memory": "much", "io.kubernetes.cri.sandbox-cpu-quota": "-1"}, Limits()),
+        (
+            {
+                "io.kubernetes.cri-o.PodLinuxResources": (
+                    '{"cpu_period":50000,"cpu_quota":400000,"cpu_shares":8192,"memory_limit_in_bytes":1073741824}'
+                ),
+                "io.kubernetes.cri-o.PodLinuxOverhead": '{"cpu_quota":100000,"memory_limit_in_bytes":4294967296}',
+            },
+            Limits(memory=GIB, quota=400_000, period=50_000),
+        ),
+        (
+            {
+                "pod-linux-resources.crio.io": '{"memory_limit_in_bytes":1073741824}',
+                "io.kubernetes.cri-o.PodLinuxResources": '{"memory_limit_in_bytes":1}',
+            },
+            Limits(memory=GIB),
+        ),
+        ({"pod-linux-resources.crio.io": '{"memory_limit_in_bytes":-1,"cpu_quota":"much"}'}, Limits()),
+        *(({"pod-linux-resources.crio.io": text}, Limits()) for text in ("null", "{}", "[1]", "{", "[" * 9999)),
     ],
 )
 def test_the_sandbox_of_a_pod_is_told_the_limits_of_all(annotations: dict[str, str], limits: Limits) -> None:

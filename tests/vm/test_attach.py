@@ -177,12 +177,12 @@ def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
     [wanted], _ = prepare(store, ["5"], Config(emulated={"5": ["edu"]}))
     call(store, "attach", wanted)
     call(store, "detach", {"group": 5, "force": False})
-    before = _settled(runtime), call(store, "ports", {})
+    before = _settled(runtime), call(store, "room", {})
     for number in range(ROUNDS):
         [entry] = _entries(call(store, "attach", wanted))
         assert entry["host"]["group"] == 5, number
         call(store, "detach", {"group": 5, "force": False})
-    assert (_settled(runtime), call(store, "ports", {})) == before
+    assert (_settled(runtime), call(store, "room", {})) == before
     assert runtime("attach", "c1", "5").code == 0
     assert shell(runtime, "probe /dev/vfio/5").code == 0
 

@@ -432,22 +432,50 @@ def serve_names(inside: Namespace, address: str, answer: str) -> ExitStack:
     return undo
 
 
-def test_names_are_asked_of_a_server_on_the_namespaces_loopback(
-    runtime: Runtime, tmp_path: Path, inside: Namespace
-) -> None:
-    """Docker's server for its networks is at 127.0.0.11, in the namespace that the engine made."""
+def bundle_of_docker(tmp_path: Path, script: str, network: str) -> str:
+    """As :func:`bundle_in`, with the name server of Docker's networks."""
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.11\noptions ndots:0\n")
-    bundle = bundle_in(tmp_path / "bundle", f"{BOX} nslookup -type=a anything; {BOX} netstat -lnu", inside.path)
+    bundle = bundle_in(tmp_path / "bundle", script, network)
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     mount = {"destination": "/etc/resolv.conf", "type": "bind", "source": f"{tmp_path}/resolv.conf"}
     spec["mounts"].append(mount | {"options": ["rbind", "ro"]})
     write(bundle, spec)
+    return bundle
+
+
+def test_names_are_asked_of_a_server_on_the_namespaces_loopback(
+    runtime: Runtime, tmp_path: Path, inside: Namespace
+) -> None:
+    """Docker's server for its networks is at 127.0.0.11, in the namespace that the engine made."""
+    bundle = bundle_of_docker(tmp_path, f"{BOX} nslookup -type=a anything; {BOX} netstat -lnu", inside.path)
     with serve_names(inside, "127.0.0.11", "192.0.2.7"):
         result = runtime("run", "--bundle", bundle, "c1")
     assert result.code == 0, result
     assert "192.0.2.7" in result.output
     assert "127.0.0.11:53" in result.output
+
+
+def test_what_is_no_query_ends_nothing(runtime: Runtime, tmp_path: Path, inside: Namespace) -> None:
+    """Any program can send it, as `echo x | nc -u 127.0.0.11 53` does: the sandbox is none of its business."""
+    script = (
+        f"/bin/send && printf '\\0\\0' | {BOX} nc 127.0.0.11 53 && printf '\\0\\1x' | {BOX} nc 127.0.0.11 53 &&"
+        f"{BOX} nslookup -type=a anything"
+    )
+    bundle = bundle_of_docker(tmp_path, script, inside.path)
+    source = """
+        #include <arpa/inet.h>
+        int main(void) {
+            struct sockaddr_in to = {AF_INET, htons(53), {inet_addr("127.0.0.11")}, {0}};
+            return sendto(socket(AF_INET, SOCK_DGRAM, 0), "x\\n", 2, 0, (void *)&to, sizeof to) != 2;
+        }
+    """
+    gcc = ["gcc", "-static", "-O2", "-x", "c", "-", "-o", f"{bundle}/rootfs/bin/send"]
+    subprocess.run(gcc, input=source, text=True, check=True)
+    with serve_names(inside, "127.0.0.11", "192.0.2.7"):
+        result = runtime("run", "--bundle", bundle, "c1")
+    assert (result.code, result.errors) == (0, "")
+    assert "192.0.2.7" in result.output
 
 
 def test_a_containers_own_name_server_is_left_alone(runtime: Runtime, tmp_path: Path, inside: Namespace) -> None:

@@ -251,15 +251,18 @@ class Server:
         self._find(container).add_nodes([(node[0], (node[1], node[2]), *node[3:]) for node in nodes], devices)
 
     def remove_nodes(
-        self, *, container: str, nodes: list[list[Any]], group: int, force: bool, seconds: float,
+        self, *, container: str, nodes: list[list[Any]], group: int | None, force: bool, seconds: float,
         devices: list[dict[str, Any]],
     ) -> None:  # fmt: skip
-        """Take nodes, [path, major, minor] each, and the group behind them from a container, once nobody uses it."""
+        """Take nodes, [path, major, minor] each, and the group behind them from a container, once nobody uses it; None
+        for a group that stays, whoever uses it."""
         made = self._find(container)
-        hardware.end_users(self._uevents, group, force=force, seconds=seconds)
+        if group is not None:
+            hardware.end_users(self._uevents, group, force=force, seconds=seconds)
         made.remove_nodes([(path, (major, minor)) for path, major, minor in nodes], devices)
-        # Whoever has opened it between the two would have the guest's only queue for hotplug wait.
-        hardware.end_users(self._uevents, group, force=force, seconds=seconds)
+        if group is not None:
+            # Whoever has opened it between the two would have the guest's only queue for hotplug wait.
+            hardware.end_users(self._uevents, group, force=force, seconds=seconds)
 
     def start(self, *, container: str) -> None:
         """Start a created container."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hawse.container.create import Created, create
 from hawse.container.delete import delete
+from hawse.container.pidfd import FIRST, send
 from hawse.container.process import check_descriptors, write_pid_file
 from hawse.errors import UsageError
 from hawse.oci.pods import CONTAINER, role_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
+    from hawse.cli.log import Log
     from hawse.cli.settings import Settings
     from hawse.sandbox.plan import ContainerPlan, SandboxPlan
-    from hawse.vm.ports import Port
+    from hawse.sandbox.room import Room
 
 HELP = "create a container from a bundle"
 
@@ -27,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--bundle", metavar="DIR", default="", help="the bundle (default: here)")
     parser.add_argument("--console-socket", metavar="SOCKET", help="where the terminal's master is sent")
     parser.add_argument("--pid-file", metavar="FILE", help="where the process's pid is written")
+    parser.add_argument("--pidfd-socket", metavar="SOCKET", help="where a descriptor of the process is sent")
     parser.add_argument("--no-pivot", action="store_true", help="accepted: the guest's root can always be pivoted")
     parser.add_argument("--no-new-keyring", action="store_true", help="accepted for runc's sake")
     parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="only 0: a VM cannot take descriptors")
@@ -38,6 +43,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Create it; the pid file is the last thing written."""
     made = make(args, settings, detach=True)
     try:
+        send(args.pidfd_socket, made.proxy.pid, FIRST)
         write_pid_file(args.pid_file, made.proxy.pid)
     except BaseException:
         made.let_go()
@@ -70,13 +76,18 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
             systemd=settings.systemd_cgroup,
         )
 
-    def make_joining(spares: Sequence[Port]) -> ContainerPlan:
+    def make_joining(room: Room) -> ContainerPlan:
         from hawse.container.plan import plan_container
         from hawse.oci.load import load_bundle
 
         bundle = load_bundle(args.bundle or ".")
         return plan_container(
-            bundle, settings.config, spares, name=store.name, log=settings.log, systemd=settings.systemd_cgroup
+            bundle,
+            settings.config,
+            room,
+            name=store.name,
+            log=settings.log,
+            systemd=settings.systemd_cgroup,
         )
 
     role, sandbox = role_of(args.bundle or ".")
@@ -86,12 +97,23 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         made = join(store, sandbox, make_joining, console_socket=args.console_socket, detach=detach)
     else:
         made = create(store, make_plan, console_socket=args.console_socket, detach=detach)
-    for level, text in made.notes:
-        if level == "warning":
-            settings.log.warning(text)
-        else:
-            settings.log.debug(text)
+    tell(settings.log, made.notes)
     return made
+
+
+def tell(log: Log, notes: Iterable[tuple[str, str]]) -> None:
+    """Log these, (level, text) each: what has been done is done, whether or not the log can be written."""
+    for level, text in notes:
+        with suppress(OSError):
+            if level == "warning":
+                log.warning(text)
+            else:
+                log.debug(text)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # Whoever read it has gone. Python would write it once more at exit, and make the exit code 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
 
 
 def _timeline(option: str | None, directory: str, name: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.container.console import raw_mode
 from hawse.container.execute import execute
+from hawse.container.pidfd import FURTHER, send
 from hawse.container.process import attend, check_descriptors, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
 from hawse.oci.load import load_bundle, load_process
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("--console-socket", metavar="SOCKET", help="where the terminal's master is sent")
     parser.add_argument("--pid-file", metavar="FILE", help="where the process's pid is written")
+    parser.add_argument("--pidfd-socket", metavar="SOCKET", help="where a descriptor of the process is sent")
     parser.add_argument("-p", "--process", metavar="FILE", help="the process as JSON instead of the options below")
     parser.add_argument("-d", "--detach", action="store_true", help="leave the process running and return")
     parser.add_argument("-t", "--tty", action="store_true", help="with a terminal")
@@ -62,7 +64,12 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
         process["terminal"] = True
     with raw_mode(0, wanted=bool(process.get("terminal")) and not args.detach):
         proxy = execute(store, process, console_socket=args.console_socket, detach=args.detach)
-        write_pid_file(args.pid_file, proxy.pid)
+        try:
+            send(args.pidfd_socket, proxy.pid, FURTHER)
+            write_pid_file(args.pid_file, proxy.pid)
+        except BaseException:
+            proxy.abort()
+            raise
         if args.detach:
             proxy.let_go()
             return 0

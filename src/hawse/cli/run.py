@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hawse.cli import create
 from hawse.container.console import raw_mode
 from hawse.container.delete import delete
+from hawse.container.pidfd import FIRST, send
 from hawse.container.process import attend, write_pid_file
 from hawse.container.proxy import LOST
 from hawse.container.start import start
@@ -32,10 +33,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run it; the exit code is the process's own."""
     made = create.make(args, settings, detach=args.detach)
     try:
+        send(args.pidfd_socket, made.proxy.pid, FIRST)
         write_pid_file(args.pid_file, made.proxy.pid)
         with raw_mode(0, wanted=made.terminal and not args.detach):
-            for warning in start(made.store):
-                settings.log.warning(warning)
+            create.tell(settings.log, [("warning", text) for text in start(made.store)])
             if args.detach:
                 made.let_go()
                 made.proxy.let_go()
@@ -51,6 +52,5 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         raise
     made.let_go()
     if not args.keep:
-        for warning in delete(made.store, force=True):
-            settings.log.warning(warning)
+        create.tell(settings.log, [("warning", text) for text in delete(made.store, force=True)])
     return code

@@ -28,13 +28,14 @@ from hawse.container.plan import ask_qemu
 from hawse.errors import HawseError, StateError
 from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.native import ANNOTATION
-from hawse.sandbox.plan import Attachment
+from hawse.sandbox.plan import Attachment, PlugStep
+from hawse.sandbox.room import Room
 from hawse.sandbox.state import STOPPED, Store
 from hawse.vfio import obstacles
 from hawse.vfio.devices import Node, Request, device_files
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm.ports import Port, place
+from hawse.vm.ports import place
 
 
 def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[str, Any]], list[str]]:
@@ -68,15 +69,20 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
     """The calls of the monitor that attach the groups, and what to warn of; nothing is touched. Raises as attach()."""
     groups, options = _wanted(store, targets, config)
     files = [file for group in groups for file in device_files(group)] if call(store, "wants_files", {}) else []
-    chosen, warnings = by_file(groups, files, options, lambda: ask_qemu(config))
-    warnings += check_host(groups, options)
-    spares = msgspec.convert(call(store, "ports", {}), list[Port])
+    room = msgspec.convert(call(store, "room", {}), Room)
+    there = {group.number: room.shared([group.number], native=options.native) for group in groups}
+    new = [group for group in groups if not there[group.number]]
+    chosen, warnings = by_file(new, files, options, lambda: ask_qemu(config))
+    warnings += check_host(new, options)
+    spares = room.spares
     calls = []
     for group in groups:
-        wanted = _attachment(group, files, spares, owner=store.name, options=options, by_file=chosen)
-        taken = {plug.bus for plug in wanted.plugs}
-        spares = [spare for spare in spares if spare.takes_at not in taken]
-        calls.append(msgspec.to_builtins(wanted))
+        plugs = there[group.number]
+        if not plugs:
+            slots = place(shape(group, keep_address=options.keep_addresses), spares)
+            spares = [spare for spare in spares if spare.takes_at != slots[0].bus]
+            plugs = plug_steps([group], slots, owner=store.name, options=options, by_file=chosen)
+        calls.append(msgspec.to_builtins(_attachment(group, files, plugs)))
     return calls, warnings
 
 
@@ -112,17 +118,7 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
         give_back(store, [address for address, group in by_address.items() if group == number])
 
 
-def _attachment(
-    group: Group,
-    files: list[Node],
-    spares: list[Port],
-    *,
-    owner: str,
-    options: DeviceOptions,
-    by_file: frozenset[int],
-) -> Attachment:
-    slots = place(shape(group, keep_address=options.keep_addresses), spares)
-    plugs = plug_steps([group], slots, owner=owner, options=options, by_file=by_file)
+def _attachment(group: Group, files: list[Node], plugs: list[PlugStep]) -> Attachment:
     path = f"/dev/vfio/{group.number}"
     mode, uid, gid, numbers = 0o666, 0, 0, (0, 0)
     if isinstance(group, HostGroup) and os.path.exists(path):

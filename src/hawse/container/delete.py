@@ -34,7 +34,6 @@ def delete(store: Store, *, force: bool) -> list[str]:
             f"cannot delete container {store.name} that is not stopped: {state['status']}",
             hint=f"end it first, or `hawse delete --force {store.name}`",
         )
-    stays: HawseError | None = None
     if store.monitor_lives():
         try:
             call(store, "delete", {}, until_end=True)
@@ -43,18 +42,16 @@ def delete(store: Store, *, force: bool) -> list[str]:
                 _await_end_of_others(store)
         except NotFoundError:
             pass  # a deletion before this one came as far
-        except HawseError as error:
-            # A sandbox that is stuck is ended below: what counts is the lock.
+        except HawseError:
+            # What stays of it in a machine that runs on stays on record, for the next deletion. A sandbox that is stuck
+            # is ended below: what counts is the lock.
             if store.has_joined and store.monitor_lives():
-                stays = error
+                raise
         if not store.has_joined:
             _await_monitor(store, state.get("monitorPid", 0))
     left = remove(store)
     # One that is still being created is its creator's to undo, hooks and all.
-    warnings = [*left, *(_run_hooks(state) if state["status"] != CREATING else ())]
-    if stays is not None:
-        raise stays
-    return warnings
+    return [*left, *(_run_hooks(state) if state["status"] != CREATING else ())]
 
 
 def _run_hooks(state: State) -> list[str]:

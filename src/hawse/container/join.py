@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,9 +15,9 @@ from hawse.container.hooks import Hooked
 from hawse.container.process import check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.sandbox import namespaces, redirects
+from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_trees
 from hawse.sandbox.state import CREATED, RUNNING, Store
-from hawse.vm.ports import Port
 
 if TYPE_CHECKING:
     from hawse.sandbox.plan import ContainerPlan
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 def join(
     store: Store,
     sandbox: str,
-    make_plan: Callable[[Sequence[Port]], ContainerPlan],
+    make_plan: Callable[[Room], ContainerPlan],
     *,
     console_socket: str | None,
     detach: bool,
 ) -> Created:
-    """Make the container; ``make_plan`` is given the free ports. When anything fails, nothing is left of it.
+    """Make the container; ``make_plan`` is told of the machine. When anything fails, nothing is left of it.
 
     Raises :class:`StateError` where there is no such sandbox, and what planning and making raise.
     """
@@ -41,7 +41,7 @@ def join(
     hooked: Hooked | None = None
     try:
         # By the container's own name from here on: its directory has links to the sandbox's socket and lock.
-        made = make_plan(msgspec.convert(call(store, "ports", {}), list[Port]))
+        made = make_plan(msgspec.convert(call(store, "room", {}), Room))
         _check_network(first, made.network)
         hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from hawse.config import Config
 from hawse.container import hugepages as pages
 from hawse.container.backend import by_file
 from hawse.container.devices import (
+    Group,
     add_named,
     check_host,
     find_groups,
@@ -26,19 +27,22 @@ from hawse.container.devices import (
 )
 from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
+from hawse.container.privileged import allows_all, choose, leave_out
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
 from hawse.oci.cgroups import CgroupPlan, plan_cgroup
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role
-from hawse.sandbox import namespaces, plan
+from hawse.oci.types import Device
+from hawse.sandbox import namespaces, plan, selinux
+from hawse.sandbox.room import Room
 from hawse.sandbox.steps import COMMAND, process_start
-from hawse.vfio.devices import Request, find_request
+from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
-from hawse.vm.ports import MIB, Port, PortPlan, Slot, place, plan_ports
+from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
@@ -63,15 +67,20 @@ def plan_sandbox(
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
     """
-    wanted = _read(bundle, config, name=name, log=log)
-    groups, options = wanted.request.groups, wanted.options
-    shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
     # The devices of a pod come with its containers, when its machine runs.
     pod = {"least": POD_PORTS, "bridges": POD_BRIDGES, "spare_window": config.devices.pod_window_mib * MIB}
-    ports = plan_ports(shapes, **pod if wanted.role == SANDBOX else {})
+
+    def fit(groups: Sequence[Group], options: DeviceOptions, role: str) -> PortPlan:
+        shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
+        return plan_ports(shapes, **pod if role == SANDBOX else {})
+
+    wanted = _read(bundle, config, fit, name=name, log=log)
+    groups, options = wanted.request.groups, wanted.options
+    ports = fit(groups, options, wanted.role)
     plugs = plug_steps(groups, ports.slots, owner=name, options=options, by_file=wanted.by_file)
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
+    machine = msgspec.structs.replace(machine, label=wanted.guest.label)
     if machine.page_kib:
         pages.check_cgroups(_cgroup(bundle, systemd=systemd).path, machine.memory_mib, machine.page_kib)
     if options.cold and plugs:
@@ -90,23 +99,40 @@ def plan_sandbox(
 
 
 def plan_container(
-    bundle: Bundle, config: Config, spares: Sequence[Port], *, name: str, log: Log, systemd: bool = False
+    bundle: Bundle,
+    config: Config,
+    room: Room,
+    *,
+    name: str,
+    log: Log,
+    systemd: bool = False,
 ) -> plan.ContainerPlan:
-    """The plan of a container that joins a sandbox with these free ports. Raises as :func:`plan_sandbox`."""
-    wanted = _read(bundle, config, name=name, log=log)
+    """The plan of a container that joins a sandbox whose machine has this room. Raises as :func:`plan_sandbox`."""
+    there = {plug.group for plug in room.plugs}
+
+    def fit(groups: Sequence[Group], options: DeviceOptions, _role: str) -> list[Slot]:
+        free = list(room.spares)
+        slots: list[Slot] = []
+        for group in [group for group in groups if group.number not in there]:
+            placed = place(shape(group, keep_address=options.keep_addresses), free)
+            free = [port for port in free if port.takes_at != placed[0].bus]
+            slots += placed
+        return slots
+
+    wanted = _read(bundle, config, fit, name=name, log=log, there=there)
     groups, options = wanted.request.groups, wanted.options
     if options.cold and groups:
         log.warning("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
-    free = list(spares)
-    slots: list[Slot] = []
-    for group in groups:
-        placed = place(shape(group, keep_address=options.keep_addresses), free)
-        free = [port for port in free if port.takes_at != placed[0].bus]
-        slots += placed
+    slots = fit(groups, options, wanted.role)
     plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file)
+    plugs += room.shared([group.number for group in groups], native=options.native)
     made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd))
     if made.cgroup.limits.cpus or made.cgroup.limits.mems:
         log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
+    limit = _limits(bundle, wanted).memory
+    host_mib = host_size()["host_mib"]
+    for warning in room.warnings(memory=limit, label=wanted.guest.label, host_mib=host_mib):
+        log.warning(warning)
     return made
 
 
@@ -124,22 +150,53 @@ class _Wanted:
     room: tuple[tuple[int, int], ...]
 
 
-def _read(bundle: Bundle, config: Config, *, name: str, log: Log) -> _Wanted:
+def _read(
+    bundle: Bundle,
+    config: Config,
+    fit: Callable[[Sequence[Group], DeviceOptions, str], object],
+    *,
+    name: str,
+    log: Log,
+    there: Collection[int] = (),
+) -> _Wanted:
+    """``fit`` raises DeviceError where the machine has no room for groups; those ``there`` it has already."""
     annotations = bundle.spec.annotations or {}
     role, _ = read_role(annotations, bundle.spec.process.args if bundle.spec.process else ())
     guest = plan_guest(bundle, container=name, role=role)
+    selinux.check(f"{bundle.path}/config.json", guest.label)
+    for level, text in guest.notes:
+        (log.warning if level == "warning" else log.debug)(text)
     if guest.network:
         os.close(namespaces.open_path(guest.network))
-    linux = bundle.spec.linux
     emulated = read_table(config.emulated)
     options = device_options(config, annotations)
-    request = find_request(linux.devices or () if linux else (), emulated=emulated, managed=options.managed)
+
+    def find(devices: Sequence[Device]) -> Request:
+        return find_request(devices, emulated=emulated, managed=options.managed)
+
+    def check(groups: Sequence[Group]) -> None:
+        """The last of them alone, and then whether there is room for all: the others have been looked at before."""
+        look([group for group in groups[-1:] if group.number not in there], ())
+        fit(groups, options, role)
+
+    def look(groups: Sequence[Group], files: Sequence[Node]) -> tuple[frozenset[int], list[str]]:
+        """Those that go by their device files, and what to warn of."""
+        chosen, fallbacks = by_file(groups, files, options, lambda: ask_qemu(config))
+        return chosen, [*fallbacks, *check_host(groups, options)]
+
+    linux = bundle.spec.linux
+    devices: Sequence[Device] = linux.devices or () if linux else ()
+    if linux and linux.resources and allows_all(linux.resources.devices or ()):
+        devices, left_out = choose(devices, find, check)
+        if left_out:
+            log.warning(leave_out(guest.spec, left_out))
+    request = find(devices)
     request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
-    files, fallbacks = by_file(request.groups, request.files, options, lambda: ask_qemu(config))
+    files, warnings = look([group for group in request.groups if group.number not in there], request.files)
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in [*fallbacks, *check_host(request.groups, options)]:
+    for warning in warnings:
         log.warning(warning)
     said = pages.wanted(guest, config, annotations)
     huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])

@@ -30,7 +30,7 @@ class Fate(Enum):
 @dataclass(frozen=True)
 class Field:
     """``path`` is from the document's root, with "[]" for each entry of a list. ``why`` ends the sentence of a refusal,
-    and is the reason of one that is passed over."""
+    is the reason of one that is passed over, and of others what there is to say of where they are applied."""
 
     path: str
     fate: Fate
@@ -42,7 +42,7 @@ def _fields(fate: Fate, paths: str, why: str = "", hint: str = "remove it") -> t
     return tuple(Field(path, fate, why, hint) for path in paths.split())
 
 
-_POLICY = "the guest's kernel has no policy of the host's security modules, and its processes cannot reach the host"
+POLICY = "the guest's kernel has no policy of the host's security modules, and its processes cannot reach the host"
 _DISK = "the container's files come over a shared directory: the guest has no disk to limit"
 _PLATFORM = "a container of another platform cannot be run"
 _VM = "the virtual machine is what hawse's configuration says"
@@ -66,7 +66,13 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.BOTH, "linux.resources.cpu.shares"),
     *_fields(Fate.HOST, "linux.resources.cpu.cpus linux.resources.cpu.mems"),
-    *_fields(Fate.MOOT, "process.apparmorProfile process.selinuxLabel linux.mountLabel", _POLICY),
+    *_fields(
+        Fate.HOST,
+        "process.selinuxLabel",
+        "QEMU and virtiofsd have the label of the first container; without SELinux it is an error, as under runc",
+    ),
+    *_fields(Fate.MOOT, "process.apparmorProfile", f"{POLICY}; a warning says so"),
+    *_fields(Fate.MOOT, "linux.mountLabel", POLICY),
     *_fields(Fate.MOOT, "linux.resources.memory.swappiness", "the guest has no swap"),
     *_fields(
         Fate.MOOT,
@@ -142,7 +148,8 @@ def review(name: str, spec: dict[str, Any]) -> None:
 
 
 def review_process(name: str, process: dict[str, Any]) -> None:
-    """As :func:`review`, of a process alone, as ``exec`` gets it."""
+    """As :func:`review`, of a process alone, as ``exec`` gets it; its label is that of a machine which runs already."""
+    process.pop("selinuxLabel", None)
     _review(name, process, [field for field in FIELDS if field.path.startswith(_PROCESS)], _PROCESS)
 
 

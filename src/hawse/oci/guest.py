@@ -12,7 +12,7 @@ from typing import Any
 from hawse.errors import ConfigError
 from hawse.oci import hugepages, memory
 from hawse.oci.checks import check_options
-from hawse.oci.fields import review
+from hawse.oci.fields import POLICY, review
 from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.load import Bundle
@@ -23,6 +23,9 @@ GUEST_SHARE = "/run/hawse/share"
 GUEST_VERSION = "1.0.2"
 _JOINABLE = ("pid", "ipc", "uts")
 _KERNEL_VIEWS = ("/proc", "/sys", "/dev")
+#: Directories that have the host's VFIO nodes below them, and those nodes.
+_VFIO_DIRECTORIES = ("/dev", "/dev/vfio", "/dev/vfio/devices")
+_VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class GuestPlan:
     name. ``hugepages`` are limits, pages by the KiB of one, and ``page_sizes`` the KiB of those that are mounted.
     ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has; ``hooks`` are
     those that run on the host. ``network`` is the path of the network namespace on the host, "" for a new one;
-    ``sysctls`` are the network's.
+    ``sysctls`` are the network's. ``label`` is the SELinux label of the machine's programs on the host. ``notes`` are
+    what the user is to be told: level ("warning" or "debug"), sentence.
     """
 
     spec: dict[str, Any]
@@ -61,6 +65,8 @@ class GuestPlan:
     hooks: Hooks
     network: str
     sysctls: dict[str, str]
+    label: str
+    notes: tuple[tuple[str, str], ...]
 
 
 def plan_guest(
@@ -76,13 +82,16 @@ def plan_guest(
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
 
-    Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), LSM
-    labels (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod alone.
+    Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), labels of
+    security modules (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod
+    alone.
     ``host`` is the host's name, which a container without a uts namespace sees; the machine's own by default.
     """
     network = _network(bundle)
     spec = copy.deepcopy(bundle.raw)
     review(f"{bundle.path}/config.json", spec)
+    spec["process"].pop("selinuxLabel", None)
+    notes = _policies(bundle)
     base = f"{GUEST_SHARE}/{container}"
     readonly = bool(bundle.spec.root and bundle.spec.root.readonly)
     shares = [Share("rootfs", bundle.rootfs, True, readonly)]
@@ -102,7 +111,7 @@ def plan_guest(
             page_sizes.add(kib)
         if _is_bind(mount):
             source = os.path.normpath(os.path.join(bundle.path, mount["source"]))
-            view = _is_kernel_view(mount["source"])
+            view = _is_kernel_view(source)
             if not exists(source) and not view:
                 raise ConfigError(
                     f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
@@ -115,7 +124,8 @@ def plan_guest(
                 mounts.append({**mount, "source": f"{hugepages.GUEST_DIRECTORY}/{name}"})
                 continue
             if view:
-                mounts.append(mount)
+                notes.append(("warning", _guests_own(f"{bundle.path}/config.json: mounts[{index}].source", source)))
+                mounts.append({**mount, "source": source})
                 continue
             if os.path.normpath(mount["destination"]) == memory.DESTINATION and (size := tmpfs_size(source)):
                 name = memory.guest_name(source)
@@ -162,6 +172,45 @@ def plan_guest(
         hooks=hooks,
         network=network,
         sysctls=sysctls,
+        label=bundle.process.selinux_label,
+        notes=tuple(notes),
+    )
+
+
+def _policies(bundle: Bundle) -> list[tuple[str, str]]:
+    """What to say of security modules' policies that the guest has not. Engines ask for theirs of their own accord."""
+    notes = []
+    profile = bundle.process.apparmor_profile
+    if profile not in ("", "unconfined"):
+        notes.append(
+            (
+                "warning",
+                f"process.apparmorProfile: {profile[:80]!r} has no effect: {POLICY} "
+                "[have the engine ask for none: --security-opt apparmor=unconfined]",
+            )
+        )
+    if (bundle.raw.get("linux") or {}).get("mountLabel"):
+        notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
+    return notes
+
+
+def _guests_own(where: str, source: str) -> str:
+    """What to say of a bind of the host's view of its kernel, in whose place is the guest's.
+
+    Raises :class:`ConfigError` for a VFIO device's node: the guest's of that number would be another device's.
+    """
+    if _VFIO_NODE.fullmatch(source):
+        raise ConfigError(
+            f"{where}: {source} is a device of the host's, and a mount of it would be the guest's of that number",
+            hint="name it in linux.devices: --device in place of --volume",
+        )
+    if source in _VFIO_DIRECTORIES:
+        return (
+            f"{where}: {source} is the guest's own: of the host's VFIO devices it has those alone that linux.devices "
+            "names [name them there: --device /dev/vfio/NN for each group]"
+        )
+    return (
+        f"{where}: {source[:200]} is the guest's own, not the host's [bind files that are not below /proc, /sys, /dev]"
     )
 
 

@@ -27,7 +27,7 @@ class Attachments:
     """What is plugged, and the two ways to change it; one change at a time."""
 
     def __init__(self, plan: ContainerPlan, claims: Claims, *, seconds: float) -> None:
-        """Raises :class:`StateError` where another container of the machine has a group or a port of the plan."""
+        """Raises :class:`StateError` where a port of the plan is taken by now, or a group of it there or gone."""
         self.plugs: list[PlugStep] = list(plan.plugs)
         self._container = plan.id
         self._seconds = seconds
@@ -40,7 +40,7 @@ class Attachments:
         self._lock = asyncio.Lock()
         self._qmp: Qmp | None = None
         self._link: GuestLink | None = None
-        claims.claim(self.plugs)
+        claims.claim(self.plugs, owner=plan.id)
 
     async def begin(self, qmp: Qmp, link: GuestLink) -> None:
         """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
@@ -91,7 +91,7 @@ class Attachments:
             if group in self._groups:
                 raise StateError(f"group {group} is attached already")
             self._refuse_native()
-            self._claims.claim(wanted.plugs)
+            self._claims.claim(wanted.plugs, owner=self._container)
             try:
                 groups, files = await devices.attach(wanted.plugs, qmp, link, seconds=self._seconds)
             except HawseError:
@@ -117,34 +117,39 @@ class Attachments:
             self._refuse_native()
             if group not in self._groups:
                 raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
-            numbers = self._groups[group]
             plugs = [plug for plug in self.plugs if plug.group == group]
             rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
-            call = {
-                "container": self._container, "nodes": self._places(plugs), "group": numbers[0],
-                "force": force, "seconds": self._seconds, "devices": rest,
-            }  # fmt: skip
-            await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
-            left = await devices.unplug(plugs, qmp, seconds=self._seconds)
-            if left:
-                raise DeviceError(
-                    f"{', '.join(plug.label for plug in left)} of group {group}: the guest does not let go of it "
-                    f"within {self._seconds:g} s; its nodes are gone from the container",
-                    hint="try again, or end the container: the end of its virtual machine gives every device back",
-                )
-            self._claims.release(plugs)
+            with self._claims.alone(plugs, owner=self._container) as alone:
+                call = {
+                    "container": self._container, "nodes": self._places(plugs), "force": force,
+                    # What another container has stays in the machine, whoever uses it.
+                    "group": self._groups[group][0] if alone else None, "seconds": self._seconds, "devices": rest,
+                }  # fmt: skip
+                await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+                left = await devices.unplug(alone, qmp, seconds=self._seconds)
+                if left:
+                    raise DeviceError(
+                        f"{', '.join(plug.label for plug in left)} of group {group}: the guest does not let go of it "
+                        f"within {self._seconds:g} s; its nodes are gone from the container",
+                        hint="try again, or end the container: the end of its virtual machine gives every device back",
+                    )
+                self._claims.release(plugs, owner=self._container)
             self.plugs = [plug for plug in self.plugs if plug.group != group]
             self._nodes = [node for node in self._nodes if node.group != group]
             del self._groups[group]
             self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
 
     async def end(self) -> None:
-        """Take everything out of the machine, after the container's end. Raises :class:`DeviceError` for what stays."""
+        """Take what is this container's alone out of the machine, after its end.
+
+        Raises :class:`DeviceError` for what stays.
+        """
         async with self._lock:
             left: list[PlugStep] = []
-            if self._qmp is not None:
-                left = await devices.unplug(self.plugs, self._qmp, seconds=self._seconds)
-            self._claims.release(self.plugs, left)
+            with self._claims.alone(self.plugs, owner=self._container) as alone:
+                if self._qmp is not None:
+                    left = await devices.unplug(alone, self._qmp, seconds=self._seconds)
+                self._claims.release(self.plugs, left, owner=self._container)
             self.plugs, self._groups = left, {}
         if left:
             raise DeviceError(
@@ -155,10 +160,11 @@ class Attachments:
 
     async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
         """Take out what was plugged of an attachment that failed; a port that stays occupied is lost."""
-        left = list(wanted.plugs)
-        with suppress(HawseError):
-            left = await devices.unplug(wanted.plugs, qmp, seconds=self._seconds)
-        self._claims.release(wanted.plugs, left)
+        with self._claims.alone(wanted.plugs, owner=self._container) as alone:
+            left = alone
+            with suppress(HawseError):
+                left = await devices.unplug(alone, qmp, seconds=self._seconds)
+            self._claims.release(wanted.plugs, left, owner=self._container)
 
     def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
         owner = [wanted.mode, wanted.uid, wanted.gid]

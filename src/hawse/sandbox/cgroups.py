@@ -17,7 +17,11 @@ from hawse.sandbox import oom
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hawse.oci.cgroups import CgroupPlan, HostLimits
+
+    Enter = Callable[[CgroupPlan, int], list[str]]
 
 _RECORD = "cgroups"
 _SECONDS = 5.0
@@ -108,14 +112,32 @@ class HostCgroup:
                 warnings.append(text)
         return warnings
 
-    def add(self, pid: int) -> None:
-        """Have the process in it, and what it starts from here on; one that has ended is none."""
+    def place(self, pid: int, *, mountinfo: str = "/proc/self/mountinfo", enter: Enter | None = None) -> list[str]:
+        """Have the process in it, and make it where it is not there: by ``enter``, which asks systemd, and by hand.
+
+        What to warn of. Raises as :meth:`make`.
+        """
+        warnings = []
+        if not self.is_made:
+            # Here, since hot verbs load this module, and have no use for it.
+            from hawse.sandbox.systemd import enter_scope
+
+            warnings = [*(enter or enter_scope)(self._plan, pid), *self.make(mountinfo=mountinfo)]
+        return [*warnings, *self.add(pid)]
+
+    def add(self, pid: int) -> list[str]:
+        """Have the process in it, and what it starts from here on; what to warn of. One that has ended is none."""
+        warnings = []
         with self._lock:
             for path in _recorded(self._directory):
                 try:
                     _write(f"{path}/cgroup.procs", str(pid))
-                except OSError:
-                    continue  # said when it was made
+                except OSError as error:
+                    # ENOENT: it could not be made, which was said then. EBUSY and ENOSPC are of a cgroup that is there
+                    # and takes none (cgroup-v2.rst, "No Internal Process Constraint"; cgroup-v1/cpusets.rst).
+                    if error.errno not in (errno.ENOENT, errno.ESRCH):
+                        warnings.append(f"a process is not in the cgroup {path}: {error.strerror}")
+        return warnings
 
     def record_oom(self) -> None:
         """Have engines see that the guest's kernel has killed for want of memory, where that can be. Raises OSError."""
@@ -144,10 +166,10 @@ def release(directory: str) -> list[str]:
     deadline = time.monotonic() + _SECONDS
     warnings = []
     for path in _recorded(directory):
-        for name in oom.LEFT:
-            with suppress(OSError):
-                os.rmdir(f"{path}/{name}")
         while True:
+            for name in oom.LEFT:
+                with suppress(OSError):
+                    os.rmdir(f"{path}/{name}")
             try:
                 os.rmdir(path)
             except FileNotFoundError:

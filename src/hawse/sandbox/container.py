@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from hawse.sandbox.claims import Claims
 from hawse.sandbox.hugepages import HugePages
 from hawse.sandbox.launch import Notes
 from hawse.sandbox.plan import Attachment, ContainerPlan
-from hawse.sandbox.processes import KILLED, LOST, Processes
+from hawse.sandbox.processes import KILLED, LOST, Processes, whole
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
 from hawse.sandbox.usage import Usage
@@ -32,6 +32,7 @@ class Container:
         store: Store,
         processes: Processes,
         claims: Claims,
+        cgroup: HostCgroup,
         *,
         key: str,
         seconds: float,
@@ -40,10 +41,9 @@ class Container:
         """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
         ``sandbox``: the id of the first container.
 
-        Raises :class:`StateError` where another container has a device of the plan.
+        Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
         """
         self.plan = plan
-        self.attachments = Attachments(plan, claims, seconds=seconds)
         self._pages = HugePages(plan, processes)
         self.stopped = asyncio.Event()
         self._store = store
@@ -67,8 +67,13 @@ class Container:
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
         } | ({"hooks": plan.hooks} if plan.hooks else {})
-        self._write()
-        self._cgroup = HostCgroup(plan.cgroup, store.path)
+        try:
+            store.write(self._state)
+        except FileNotFoundError:
+            raise StateError(f"container {plan.id} was deleted while it was created") from None
+        # Once nothing can fail any more: what is claimed is the maker's to release.
+        self.attachments = Attachments(plan, claims, seconds=seconds)
+        self._cgroup = cgroup
         self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
         processes.claim(self._key)
 
@@ -92,18 +97,18 @@ class Container:
         for name, size in self.plan.memory:
             await self._processes.call("share_memory", {"name": name, "size": size})
         proxy = await self._processes.await_proxy(self._key)
-        warnings = await self._place(proxy)
-        if connect is not None:
-            warnings += await connect(proxy.pid)
-        if self.plan.sysctls:
-            await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
-        spec = self.attachments.furnish(self.plan.spec)
-        spec = spec | {"process": _with_size(spec["process"], proxy.size)}
-        seen = self.attachments.seen()
-        call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
         try:
+            warnings = await self._place(proxy)
+            if connect is not None:
+                warnings += await connect(proxy.pid)
+            if self.plan.sysctls:
+                await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
+            spec = self.attachments.furnish(self.plan.spec)
+            spec = spec | {"process": _with_size(spec["process"], proxy.size)}
+            seen = self.attachments.seen()
+            call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended)
-        except HawseError:
+        except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
             proxy.exit(LOST)
             raise
         self._state["vfio"] = seen
@@ -138,8 +143,11 @@ class Container:
             raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
 
     async def kill(self, number: int, *, everyone: bool) -> None:
-        """runc kill. Raises :class:`StateError` with runc's "container not running"."""
-        if self.status not in (CREATED, RUNNING, PAUSED):
+        """runc kill. Raises :class:`StateError` with runc's "container not running".
+
+        Others may outlive the first process, where the PID namespace is another container's (pid_namespaces(7)).
+        """
+        if self.status not in (CREATED, RUNNING, PAUSED) and not (everyone and self.status == STOPPED):
             raise StateError(f"container not running: {self.plan.id}")
         await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
 
@@ -168,10 +176,10 @@ class Container:
             raise StateError(f"container not running: {self.plan.id}")
         process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
-        await self._place(proxy)
         try:
+            await self._place(proxy)
             await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
-        except HawseError:
+        except BaseException:
             proxy.exit(LOST)
             raise
         return proxy.pid
@@ -200,12 +208,13 @@ class Container:
 
     async def remove(self) -> None:
         """End it, and have nothing of it left in the guest. Raises :class:`DeviceError` for a device that stays."""
-        with suppress(HawseError):  # the agent may have made nothing of it yet
-            await self._processes.call("delete", {"container": self.plan.id})
-            self._ended()
-        self.end()
-        await self.attachments.end()
-        await self._pages.release()
+        async with AsyncExitStack() as rest:  # each, whatever becomes of the one before it
+            rest.push_async_callback(self._pages.release)
+            rest.push_async_callback(self.attachments.end)
+            rest.callback(self.end)
+            with suppress(HawseError):  # the agent may have made nothing of it yet
+                await self._processes.call("delete", {"container": self.plan.id})
+                self._ended()
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before the container did; the state keeps the reason for who asks."""
@@ -216,15 +225,19 @@ class Container:
         """Nothing of it runs any more."""
         # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
         code = KILLED if self.status == STOPPED else LOST
-        self._ended()
-        self._ready.set()
-        self._processes.end(code, container=self.plan.id)
+        try:
+            self._ended()
+        finally:
+            self._ready.set()
+            self._processes.end(code, container=self.plan.id)
 
     def _ended(self) -> None:
-        if self.status != STOPPED:
-            self._set_status(STOPPED)
-        self.stopped.set()
-        self.usage.end()
+        try:
+            if self.status != STOPPED:
+                self._set_status(STOPPED)
+        finally:
+            self.stopped.set()
+            self.usage.end()
 
     def _check_lives(self) -> None:
         if self.status not in (CREATED, RUNNING, PAUSED):
@@ -239,9 +252,8 @@ class Container:
         """Have the proxy in the container's cgroup, which is made if it is not there; what to log. Raises HostError."""
         if not self.plan.cgroup.path:
             return []
-        # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU.
-        warnings = await asyncio.to_thread(self._cgroup.make)
-        await asyncio.to_thread(self._cgroup.add, proxy.pid)
+        # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU, a scope for systemd.
+        warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.pid))
         proxy.placed()
         return [("warning", text) for text in warnings]
 
@@ -255,7 +267,8 @@ class Container:
         self._write()
 
     def _write(self) -> None:
-        self._store.write(self._state)
+        with suppress(FileNotFoundError):  # somebody has removed the directory: nobody asks for the state any more
+            self._store.write(self._state)
 
 
 def _log_lines(lines: object) -> Notes:

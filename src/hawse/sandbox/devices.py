@@ -71,7 +71,7 @@ async def _arrive(
         lost = asyncio.create_task(_lost(plugs, events, seconds))
         try:
             for plug in plugs:
-                if not plug.cold:
+                if not (plug.cold or plug.shared):
                     await _plug(plug, qmp)
             arrived = asyncio.gather(*waits)
             # Where it is given up, nobody awaits it, and asyncio would tell of that.

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hawse.errors import HostError, VmError
-from hawse.sandbox import plan, sockets
+from hawse.sandbox import plan, selinux, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
 from hawse.vm import hugepages, memory
@@ -92,11 +92,18 @@ def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes)
 
 
 def launch(
-    machine: plan.MachinePlan, directory: str, steps: Steps, *, share_plugged: bool, saved: Saved | None = None
+    machine: plan.MachinePlan,
+    directory: str,
+    steps: Steps,
+    *,
+    share_plugged: bool,
+    saved: Saved | None = None,
+    attribute: str = selinux.ATTRIBUTE,
 ) -> Launched:
     """Start everything; ``Launched.undo`` ends it. Raises :class:`HostError`, with nothing left.
 
     ``share_plugged``: the share's device is there from the start. ``saved``: restore that in place of booting.
+    ``attribute`` is where the kernel is told of the programs' label.
     """
     with ExitStack() as undo:
         ram = _memory(machine)
@@ -122,20 +129,20 @@ def launch(
             incoming=saved is not None,
         )
         inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if client else [])]
-        with steps.span(QEMU, "process started"):
+        with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
             argv = render(plan.shape(machine), ends)
             log = f"{directory}/qemu.log"
             qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True)
-        undo.callback(qemu.end)
+            undo.callback(qemu.end)
         for end in theirs.values():
             end.close()
         virtiofsd = None
         if listener and client:
-            with steps.span(SHARE, "virtiofsd started"):
+            with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
                 fd, shared = str(listener.fileno()), f"{directory}/share"
                 argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
                 virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)])
-            undo.callback(virtiofsd.end)
+                undo.callback(virtiofsd.end)
             listener.close()
             client.close()
         copy = None

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from hawse.errors import HostError, from_wire
@@ -29,19 +30,28 @@ class Joining:
 
     def __init__(self, namespace: int, wanted: list[int], record: str) -> None:
         """Start it; nothing is waited for. Raises :class:`HostError` when it cannot be started."""
-        self._connection, theirs = socket.socketpair()
-        self._connection.settimeout(_ANSWER_SECONDS)
-        with theirs:
-            self._connection.sendall(json.dumps({"wanted": wanted}).encode())
-            program = "from hawse.sandbox.taps import main; main()"
-            arguments = [str(theirs.fileno()), str(namespace), record]
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), namespace),
-                cwd="/",
-            )
+        try:
+            with ExitStack() as undo:
+                self._connection, theirs = socket.socketpair()
+                undo.callback(self._connection.close)
+                self._connection.settimeout(_ANSWER_SECONDS)
+                with theirs:
+                    self._connection.sendall(json.dumps({"wanted": wanted}).encode())
+                    program = "from hawse.sandbox.taps import main; main()"
+                    arguments = [str(theirs.fileno()), str(namespace), record]
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-I", "-c", program, *arguments],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        pass_fds=(theirs.fileno(), namespace),
+                        cwd="/",
+                    )
+                undo.pop_all()
+        except OSError as error:
+            raise HostError(
+                f"the program that joins the network interfaces cannot be started: {error.strerror}",
+                hint="the host may have no memory, processes or descriptors left",
+            ) from None
 
     def wait(self) -> Joined:
         """What became of it. Raises what the program raised."""

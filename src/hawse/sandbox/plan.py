@@ -46,7 +46,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
 
     ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
     ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
-    made by options of the same names as the commands'.
+    made by options of the same names as the commands'. ``shared``: it is there for another container.
     """
 
     group: int
@@ -58,6 +58,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     bus: str
     guest_address: str
     cold: bool = False
+    shared: bool = False
 
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +85,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
-    ordinary ones; nothing in the guest tells of it."""
+    ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none."""
 
     qemu: str
     accel: str
@@ -103,6 +104,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     share_address: str
     cold: list[tuple[str, dict[str, Any]]] = []
     page_kib: int = 0
+    label: str = ""
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):

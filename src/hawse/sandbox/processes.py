@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.sandbox.guest import GuestLink, Route
@@ -16,6 +16,20 @@ from hawse.sandbox.proxies import Proxy
 _PROXY_SECONDS = 20.0
 #: Exit codes of a process that the kernel has killed, and of one whose end nobody has seen.
 KILLED, LOST = 128 + signal.SIGKILL, 255
+Value = TypeVar("Value")
+
+
+async def whole(work: Awaitable[Value]) -> Value:
+    """The result of work that goes on when nobody waits for it any more, in a thread or in the guest.
+
+    A cancellation is passed on when the work has ended: only then can what it did be undone.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,11 @@ class Processes:
                 return await asyncio.shield(self._expect(key))
         except TimeoutError:
             raise VmError(f"the proxy process did not connect within {_PROXY_SECONDS:g} s") from None
+        except asyncio.CancelledError:
+            self._claimed.discard(key)
+            if not self._turn_away(key):
+                self._unwanted.add(key)
+            raise
         finally:
             self._proxies.pop(key, None)
             self._claimed.discard(key)
@@ -100,21 +119,26 @@ class Processes:
     async def launch(
         self, container: str, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]
     ) -> tuple[int, object]:
-        """Have the agent make a process for the proxy: its number, and the agent's answer. ``ended``: at its end."""
+        """Have the agent make a process for the proxy: its number, and the agent's answer. ``ended``: at its end.
+
+        Cancelled, it waits for the answer; a process that was made then is for the container's end to end.
+        """
         assert self._link is not None
         # Numbered where nothing is awaited before it is sent: the agent takes them in ascending order only.
         self._newest += 1
         number = self._newest
         route = self._link.route(number, proxy)
         self._running[number] = _Running(container, proxy, ended)
+        # In this order, which is that of their frames: the agent knows no stream before the process that it is of.
+        asked = asyncio.create_task(self.call(method, call | {"container": container, "process": number}))
         serving = self._begin(self._serve(container, number, proxy, route))
         try:
-            result = await self.call(method, call | {"container": container, "process": number})
-        except HawseError:
-            serving.cancel()
-            self._running.pop(number, None)
-            self._link.forget(number)
-            raise
+            result = await whole(asked)
+        finally:
+            if not asked.done() or asked.cancelled() or asked.exception() is not None:
+                serving.cancel()
+                self._running.pop(number, None)
+                self._link.forget(number)
         if proxy.size is not None:
             await self._resize(container, number, *proxy.size)
         return number, result

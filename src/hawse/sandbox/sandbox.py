@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.oci.hooks import CREATION
 from hawse.sandbox import share, timeline
 from hawse.sandbox.bound import give_back, take
+from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.network import Network
 from hawse.sandbox.nics import Nics
 from hawse.sandbox.plan import ContainerPlan, SandboxPlan
-from hawse.sandbox.processes import Processes
+from hawse.sandbox.processes import Processes, whole
 from hawse.sandbox.resolver import Resolver
+from hawse.sandbox.room import Room
 from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.sandbox.steps import GUEST, NETWORK, Steps
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 #: By which the proxy of the first container's first process announces itself.
 INIT_KEY = "init"
 _LEAST_CALL_SECONDS = 60.0
-_PROCESS_NAMESPACE = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/[a-z]+")
 
 Notes = list[tuple[str, str]]
 
@@ -51,7 +52,9 @@ class Sandbox:
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
         self.first = self._make(plan, store, INIT_KEY)
         self._containers = {plan.id: self.first}
+        self._making: dict[str, asyncio.Task[Notes]] = {}
         self._undo: dict[str, AsyncExitStack] = {}
+        self._undoing: dict[str, asyncio.Task[None]] = {}
         self._owing: dict[str, Store] = {}  # containers that functions of the host were bound for
         self._machine: Machine | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -62,6 +65,17 @@ class Sandbox:
             return self._containers[name]
         except KeyError:
             raise NotFoundError(f"container does not exist: {name[:255]}") from None
+
+    @property
+    def room(self) -> Room:
+        """What there is for others."""
+        return Room(
+            spares=self.claims.spares,
+            plugs=self.claims.to_share,
+            native=[group for found in self._containers.values() for group in found.plan.native],
+            memory_mib=self.plan.machine.memory_mib,
+            label=self.plan.machine.label,
+        )
 
     async def create(self, machine: Machine) -> Notes:
         """Make the first container, whose devices are there; with its end the sandbox ends."""
@@ -104,36 +118,39 @@ class Sandbox:
             raise StateError(f"sandbox {self.plan.id} is {self.first.status}: no container can join it")
         if plan.id in self._containers:
             raise StateError(f"container with given ID already exists: {plan.id}")
-        joins = {kind: self._owner_of(path) for kind, path in plan.joins.items()}
+        joins = self._find_joins(plan) if plan.joins else {}
         store = Store(self._store.root, plan.id)
         made = self._make(plan, store, key)
-        async with AsyncExitStack() as undo:
-            undo.callback(self.claims.release, plan.plugs)
-            self._containers[plan.id] = made
-            undo.callback(self._containers.pop, plan.id)
-            self._owing[plan.id] = store
-            undo.push_async_callback(self._give_back, plan.id)
-            if plan.binds:
-                await asyncio.to_thread(take, plan.binds, store)
-            directory = f"{self._store.path}/share/{plan.id}"
-            undo.callback(share.unmount, directory)
-            share.attach(plan.shares, trees, directory)
-            undo.push_async_callback(made.remove)
-            await made.attachments.begin(self._machine.qmp, self._machine.link)
-            notes = await made.create(joins)
-            self._undo[plan.id] = undo.pop_all()
-        return notes
+        undo = self._undo[plan.id] = AsyncExitStack()
+        undo.callback(self.claims.release, plan.plugs, owner=plan.id)
+        self._containers[plan.id] = made
+        undo.callback(self._containers.pop, plan.id)
+        undo.callback(made.end)
+        making = self._making[plan.id] = asyncio.create_task(self._join(made, store, trees, joins, undo))
+        making.add_done_callback(lambda _: self._making.pop(plan.id))
+        try:
+            return await making
+        except BaseException as failure:
+            await self._take_back(plan.id, failure)
+            task = asyncio.current_task()
+            if isinstance(failure, asyncio.CancelledError) and task is not None and not task.cancelling():
+                raise StateError(f"container {plan.id} was deleted while it was created") from None
+            raise
 
     async def remove(self, name: str) -> None:
-        """Delete a container; with the first one the sandbox ends. Raises :class:`DeviceError` for what stays."""
+        """Delete a container, one that is being made too; with the first one the sandbox ends.
+
+        Raises :class:`DeviceError` for what stays.
+        """
         found = self.find(name)
         if found is self.first:
             self.finished.set()
             return
-        undo = self._undo.pop(name, None)
-        if undo is None:
-            raise StateError(f"container {name} is still being created")
-        await undo.aclose()
+        making = self._making.get(name)
+        if making is not None:
+            making.cancel()
+            await asyncio.wait((making,))
+        await self._take_back(name)
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before its containers did."""
@@ -148,14 +165,54 @@ class Sandbox:
 
     def end(self) -> None:
         """The virtual machine is gone: nothing runs any more."""
-        for found in self._containers.values():
-            found.end()
+        with ExitStack() as each:  # whatever becomes of the others
+            for found in self._containers.values():
+                each.callback(found.end)
         if self._watching is not None:
             self._watching.cancel()
         self.finished.set()
 
     def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
-        return Container(plan, store, self.processes, self.claims, key=key, seconds=self._seconds, sandbox=self.plan.id)
+        cgroup = HostCgroup(plan.cgroup, store.path)
+        return Container(
+            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id
+        )
+
+    async def _join(
+        self, made: Container, store: Store, trees: Sequence[int], joins: dict[str, str], undo: AsyncExitStack
+    ) -> Notes:
+        """Make a container, with what undoes it on the stack; what to log."""
+        assert self._machine is not None
+        plan = made.plan
+        self._owing[plan.id] = store
+        undo.push_async_callback(self._give_back, plan.id)
+        if plan.binds:
+            await whole(asyncio.to_thread(take, plan.binds, store))
+        directory = f"{self._store.path}/share/{plan.id}"
+        undo.callback(share.unmount, directory)
+        share.attach(plan.shares, trees, directory)
+        undo.push_async_callback(made.remove)
+        await made.attachments.begin(self._machine.qmp, self._machine.link)
+        return await made.create(joins)
+
+    async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
+        """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.
+
+        Raises what fails of it; where it is undone for a failure of hawse's, that tells of it instead.
+        """
+        undo = self._undo.pop(name, None)
+        if undo is not None:
+            undoing = self._undoing[name] = asyncio.create_task(undo.aclose())
+            undoing.add_done_callback(lambda _: self._undoing.pop(name))
+        if name not in self._undoing:
+            return
+        try:
+            await asyncio.shield(self._undoing[name])
+        except HawseError as problem:
+            if not isinstance(failure, HawseError):
+                raise
+            failure.message += f"; and then {problem.message}"
+            failure.hint = "; ".join(hint for hint in (failure.hint, problem.hint) if hint)
 
     async def _connect(self, pid: int) -> Notes:
         """The first process's proxy is there, and hooks may have brought it interfaces."""
@@ -178,18 +235,20 @@ class Sandbox:
             found.usage.note_oom(kills)
 
     async def _give_back(self, name: str) -> None:
-        await asyncio.to_thread(give_back, self._owing[name])
-        del self._owing[name]
+        store = self._owing.get(name)
+        if store is not None:  # else the sandbox's end came first
+            await asyncio.to_thread(give_back, store)
+            self._owing.pop(name, None)
 
     async def _await_end(self) -> None:
         await self.first.stopped.wait()
         self.finished.set()
 
-    def _owner_of(self, path: str) -> str:
-        """The container whose namespace that path of the spec is: a process's, or the sandbox's own by any name."""
-        match = _PROCESS_NAMESPACE.fullmatch(path)
-        pid = int(match[1]) if match else 0
-        return next((name for name, found in self._containers.items() if pid and found.pid == pid), self.plan.id)
+    def _find_joins(self, plan: ContainerPlan) -> dict[str, str]:
+        """The containers whose namespaces a new one is to have, by kind. Raises :class:`ConfigError`."""
+        pids = {name: found.pid for name, found in self._containers.items()}
+        own = own_paths(self.plan.bundle)
+        return {kind: owner_of(kind, path, pids=pids, first=self.plan.id, own=own) for kind, path in plan.joins.items()}
 
     async def _draw_timeline(self) -> None:
         """The start is complete: the guest's steps are added to ours, and the trace is written."""

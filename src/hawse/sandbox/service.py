@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import struct
-from dataclasses import asdict
+import traceback
 from typing import Any
 
 import msgspec
@@ -64,6 +64,12 @@ class Service:
             frame = control.encode_error(number, error)
         except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
             frame = control.encode_error(number, UsageError(f"monitor: {method}: {type(error).__name__}: {error}"))
+        except Exception as error:
+            # Nothing else ends the connection (Python 3.11 asyncio/streams.py, connection_made()): without an answer
+            # its other end would wait for ever.
+            traceback.print_exc()
+            failure = VmError(f"monitor: {method}: {type(error).__name__}: {error}", hint="monitor.log shows where")
+            frame = control.encode_error(number, failure)
         writer.write(frame)
         if self._sandbox.finished.is_set() and method == "delete":
             # Its caller waits for the end of this connection, which is the end of the monitor.
@@ -91,8 +97,8 @@ class Service:
         sandbox, name = self._sandbox, str(params["container"])
         if method == "create":
             return await self._create(params, caller)
-        if method == "ports":
-            return [asdict(port) for port in sandbox.claims.spares]
+        if method == "room":
+            return msgspec.to_builtins(sandbox.room)
         if method == "wants_files":
             return sandbox.find(name).attachments.wants_files
         if method == "start":

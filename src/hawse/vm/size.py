@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ STEP_MIB = 1024
 #: whole). So many more it must have.
 BESIDE_GIGANTIC_MIB = 4096
 _GIGANTIC_KIB = 1024 * 1024
-#: Of a pod's sandbox: what its containers' limits come to (containerd internal/cri/annotations/annotations.go).
-POD_MEMORY, POD_QUOTA, POD_PERIOD = (
-    "io.kubernetes.cri.sandbox-memory",
-    "io.kubernetes.cri.sandbox-cpu-quota",
-    "io.kubernetes.cri.sandbox-cpu-period",
-)
+#: Of a pod's sandbox: what its containers' limits come to, by CRI's names of the fields. From containerd's CRI an
+#: annotation each (internal/cri/annotations/annotations.go); from CRI-O, by its newer or older name, the JSON of a
+#: LinuxContainerResources (server/sandbox_run_linux.go, pkg/annotations/v2/annotations.go).
+_MEMORY, _QUOTA, _CPU_PERIOD = "memory_limit_in_bytes", "cpu_quota", "cpu_period"
+_CONTAINERD = {
+    _MEMORY: "io.kubernetes.cri.sandbox-memory",
+    _QUOTA: "io.kubernetes.cri.sandbox-cpu-quota",
+    _CPU_PERIOD: "io.kubernetes.cri.sandbox-cpu-period",
+}
+_CRIO = ("pod-linux-resources.crio.io", "io.kubernetes.cri-o.PodLinuxResources")
 _PERIOD = 100_000  # microseconds (Linux Documentation/admin-guide/cgroup-v2.rst, cpu.max)
 
 
@@ -59,13 +64,34 @@ def _steps(mib: int) -> int:
 
 
 def pod_limits(annotations: Mapping[str, str]) -> Limits:
-    """The limits of a pod's containers together, as its sandbox is told them; what is no number is no limit."""
+    """The limits of a pod's containers together, as its sandbox is told them; what is no number is no limit.
 
-    def number(name: str) -> int:
-        text = annotations.get(name, "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+    CRI-O tells the pod's overhead too, and it is left out: the host's cgroup of the pod has it beside these limits, for
+    QEMU and the guest's kernel, and a machine that had it as memory of its own would leave QEMU nothing.
+    """
+    told: Mapping[str, object] = {field: annotations.get(name) for field, name in _CONTAINERD.items()}
+    for name in _CRIO:
+        if name in annotations:
+            told = _object(annotations[name])
+            break
+    period = _number(told.get(_CPU_PERIOD)) or _PERIOD
+    return Limits(memory=_number(told.get(_MEMORY)), quota=_number(told.get(_QUOTA)), period=period)
 
-    return Limits(memory=number(POD_MEMORY), quota=number(POD_QUOTA), period=number(POD_PERIOD) or _PERIOD)
+
+def _object(text: str) -> dict[str, object]:
+    """A JSON object; what is none, null for one, is empty."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int:
+    """A positive number, or its digits; 0 for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        return int(value)
+    return value if type(value) is int and 0 < value < 2**63 else 0
 
 
 def host_size() -> dict[str, int]:

@@ -1,0 +1,121 @@
+"""What containers could leave of themselves with their engine and the host's kernel, and what could grow with their
+number, beside what :mod:`tests.support.host` compares."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from hawse.vfio.bindings import directory_of
+from hawse.vm import template
+from hawse.vm.image import locate
+from tests.support.caches import CACHE
+from tests.support.host import difference, snapshot
+
+Kinds = dict[str, set[str]]
+#: Programs of engines that are there for one container, one pod or one network.
+_PROGRAMS = re.compile(r"podman|conmon|netavark|aardvark|containerd-shim|docker-proxy|qemu-system|virtiofsd")
+_CGROUPS = re.compile(r"libpod|docker|hawse|moby")
+#: Where a program may put what it means to delete.
+_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+
+
+def take(root: str, *directories: str) -> Kinds:
+    """All that is there, by its kind; ``root`` is the runtime's, ``directories`` others whose every path counts."""
+    return snapshot() | {
+        "below the root": _below(root),
+        "bindings": _names(directory_of(root)),
+        "interfaces": _names("/sys/class/net"),
+        "network namespaces": {name for name in _names("/run/netns") if name.startswith("netns-")},
+        "rules": _rules(),
+        "programs": _programs(),
+        "cgroups": {path for path, _, _ in os.walk("/sys/fs/cgroup") if _CGROUPS.search(path)},
+        "templates": _templates(),
+        "temporary files": {f"{place}/{name}" for place in _TEMPORARY for name in _names(place) if "hawse-" in name},
+        "files": {path for directory in directories for path in _below(directory)},
+    }
+
+
+def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 60) -> None:
+    """Raise AssertionError with what differs, unless nothing does soon: an engine tells of an end before it is over."""
+    deadline = time.monotonic() + seconds
+    while found := _more(before, look()):
+        assert time.monotonic() < deadline, f"left behind, or gone: {found}"
+        time.sleep(0.1)
+
+
+def _more(before: Kinds, after: Kinds) -> Kinds:
+    """What differs; but others on the machine have temporary files, which may go meanwhile."""
+    found = difference(before, after)
+    if after["temporary files"] <= before["temporary files"]:
+        found.pop("temporary files", None)
+    return found
+
+
+def held(pid: int) -> Counter[str]:
+    """A process's descriptors, by what they are of; the numbers of pipes and the like are left out."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found[re.sub(r"\d+", "N", os.readlink(f"/proc/{pid}/fd/{fd}"))] += 1
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def private_kib(pid: int) -> int:
+    """KiB of memory that are a process's own (proc(5), /proc/pid/smaps).
+
+    A guest's is a file's, and not among it; nor is the code that QEMU has translated without KVM, in memory that can be
+    executed: of that there is more with every program that the guest runs, until its buffer is full.
+    """
+    with open(f"/proc/{pid}/smaps") as file:
+        mappings = re.findall(
+            r"^[0-9a-f]+-[0-9a-f]+ (\S+) .*\n(?:[A-Z].*\n)*?Anonymous: +(\d+) kB$", file.read(), re.MULTILINE
+        )
+    return sum(int(kib) for rights, kib in mappings if "x" not in rights)
+
+
+def _rules() -> set[str]:
+    """The firewall's, by all three programs that have made some, without what they have counted."""
+    found: Counter[str] = Counter()
+    for command in (["iptables-save"], ["ip6tables-save"], ["nft", "--stateless", "list", "ruleset"]):
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        lines = [re.sub(r"\[\d+:\d+\]", "", line) for line in done.stdout.splitlines() if not line.startswith("#")]
+        found.update(f"{command[0]}: {line.strip()}" for line in lines)
+    return {f"{count} times {line}" for line, count in found.items()}
+
+
+def _programs() -> set[str]:
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if _PROGRAMS.search(name):
+            found.add(f"{pid} {words[:200]}")
+    return found
+
+
+def _templates() -> set[str]:
+    """Those of this installation's image: other checkouts on the machine have theirs in the same cache."""
+    found = dict(template.list_all(CACHE))
+    initrd = locate(cache=CACHE).initrd
+    return {
+        name for name, made in found.items() if isinstance(made, template.Template) and made.shape["initrd"] == initrd
+    }
+
+
+def _names(directory: str) -> set[str]:
+    return set(os.listdir(directory)) if os.path.isdir(directory) else set()
+
+
+def _below(directory: str) -> set[str]:
+    return {f"{path}/{name}" for path, directories, files in os.walk(directory) for name in (*directories, *files)}

@@ -1,0 +1,55 @@
+"""What `create` and `run` do last: the pid file, and telling what there is to know of what has been done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hawse.cli.create import tell
+from hawse.cli.log import Log
+from hawse.container.process import write_pid_file
+from hawse.errors import HostError
+
+NOTES = [("warning", "something to know"), ("debug", "something more")]
+
+
+def test_a_pid_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Engines read it as soon as it is there. A rename puts a new file in place; what has the old one open keeps it."""
+    path = tmp_path / "pid"
+    path.write_text("1234567")
+    with open(path) as old:
+        write_pid_file(str(path), 42)
+        assert old.read() == "1234567"
+    assert path.read_text() == "42"
+    assert os.listdir(tmp_path) == ["pid"]
+
+
+def test_a_pid_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cannot write the pid file .*/none/pid: No such file or directory"):
+        write_pid_file(str(tmp_path / "none" / "pid"), 42)
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/none/log"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_log_that_cannot_be_written_fails_nothing(path: str, form: str) -> None:
+    tell(Log(path, form=form, debug=True), NOTES)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("stderr", ["closed", "full"])
+def test_a_stderr_that_nobody_reads_fails_nothing(form: str, stderr: str) -> None:
+    """Not at the exit either, where Python writes once more what is left, and makes the exit code 120."""
+    program = f"from hawse.cli.create import tell; from hawse.cli.log import Log; tell(Log(form={form!r}), {NOTES!r})"
+    if stderr == "closed":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open("/dev/full", os.O_WRONLY)
+    try:
+        assert subprocess.run([sys.executable, "-I", "-c", program], stderr=writing, check=False).returncode == 0
+    finally:
+        os.close(writing)

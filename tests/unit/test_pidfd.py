@@ -1,0 +1,53 @@
+"""The descriptor of a process, sent to an engine as runc sends it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hawse.cli import create, execute, run
+from hawse.container.pidfd import FIRST, send
+from hawse.errors import HostError
+
+
+def test_the_engine_gets_a_descriptor_that_is_the_process(tmp_path: Path) -> None:
+    """It accepts when the command has ended already."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, subprocess.Popen(["sleep", "100"]) as process:
+        listener.bind(path)
+        listener.listen()
+        send(path, process.pid, FIRST)
+        connection, _ = listener.accept()
+        with connection:
+            text, [fd], _, _ = socket.recv_fds(connection, 64, 1)
+        try:
+            assert text == b"standard"
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+        assert process.wait(10) == -signal.SIGKILL
+
+
+def test_without_the_option_nothing_is_sent() -> None:
+    send(None, os.getpid(), FIRST)
+
+
+def test_a_socket_that_nobody_listens_at_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with pytest.raises(HostError, match=f"^cannot send the pidfd to the socket {path}: No such file or directory$"):
+        send(path, os.getpid(), FIRST)
+
+
+@pytest.mark.parametrize("verb", [create, run, execute])
+@pytest.mark.parametrize("words", [["--pidfd-socket", "/s"], ["--pidfd-socket=/s"]])
+def test_the_verbs_that_make_a_process_take_the_option(verb: object, words: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    verb.configure(parser)  # type: ignore[attr-defined]
+    assert parser.parse_args([*words, "c1"]).pidfd_socket == "/s"
+    assert parser.parse_args(["c1"]).pidfd_socket is None

@@ -1,0 +1,162 @@
+"""What a privileged container has of the host's VFIO devices, and that others are told of each that is in the way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.config import Config
+from hawse.container import plan
+from hawse.container.devices import Group, check_host, shape
+from hawse.container.options import DeviceOptions
+from hawse.container.privileged import allows_all, choose, leave_out
+from hawse.errors import DeviceError
+from hawse.oci.load import load_bundle
+from hawse.oci.template import example
+from hawse.oci.types import Device, DeviceRule
+from hawse.vfio.devices import find_request
+from hawse.vm.ports import plan_ports
+from tests.support.bundles import write
+from tests.support.sysfs import FakeSysfs
+
+ALL = DeviceRule(allow=True, access="rwm")
+NONE = DeviceRule(allow=False, access="rwm")
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([], False),
+        ([NONE], False),
+        ([ALL], True),
+        ([NONE, ALL], True),
+        ([ALL, NONE], False),
+        ([ALL, DeviceRule(allow=False, access="m")], False),
+        ([DeviceRule(allow=True, type="", access="mrw")], True),
+        ([DeviceRule(allow=True, major=-1, minor=-1, access="rwm")], True),
+        ([DeviceRule(allow=True, access="rw")], False),
+        ([DeviceRule(allow=True, type="c", access="rwm")], False),
+        ([DeviceRule(allow=True, type="c", major=511, access="rwm")], False),
+        ([DeviceRule(allow=True, major=10, access="rwm")], False),
+        ([ALL, DeviceRule(allow=False, type="c", major=511, access="rwm")], True),
+    ],
+)
+def test_a_container_is_privileged_where_the_last_rule_for_all_allows_all(
+    rules: list[DeviceRule], expected: bool
+) -> None:
+    assert allows_all(rules) is expected
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeSysfs:
+    """Group 7 can be passed, and group 8 by its device file too; 9 is not viable, 10 is gone from its node."""
+    made = FakeSysfs(str(tmp_path))
+    for number, driver in ((7, "vfio-pci"), (8, "vfio-pci"), (9, "vfio-pci"), (10, "vfio-pci")):
+        made.function(f"0000:{number:02x}:00.0", group=number, driver=driver)
+        made.node(number, 240, number)
+    made.device_file("0000:08:00.0", 0, 510, 0)
+    made.function("0000:09:00.1", group=9, driver="ixgbe")
+    (tmp_path / "dev/vfio/10").unlink()
+    return made
+
+
+def node(path: str, major: int, minor: int) -> Device:
+    return Device(path=path, type="c", major=major, minor=minor)
+
+
+NODES = [
+    node("/dev/null", 1, 3),
+    node("/dev/vfio/vfio", 10, 196),
+    node("/dev/iommu", 10, 126),
+    node("/dev/vfio/devices/vfio0", 510, 0),
+    *(node(f"/dev/vfio/{number}", 240, number) for number in (7, 8, 9, 10)),
+    node("/dev/vfio/noiommu-0", 240, 77),
+]
+
+
+def test_groups_that_cannot_be_passed_are_left_out_and_named(host: FakeSysfs) -> None:
+    looked_at: list[list[int]] = []
+
+    def check(groups: Sequence[Group]) -> None:
+        looked_at.append([group.number for group in groups])
+        check_host(groups[-1:], DeviceOptions(), root=host.root)
+
+    kept, left_out = choose(NODES, functools.partial(find_request, emulated={}, root=host.root), check)
+    assert [device.path for device in kept] == [
+        "/dev/null", "/dev/vfio/vfio", "/dev/iommu", "/dev/vfio/devices/vfio0", "/dev/vfio/7", "/dev/vfio/8",
+    ]  # fmt: skip
+    assert list(left_out) == ["/dev/vfio/9", "/dev/vfio/10", "/dev/vfio/noiommu-0"]
+    assert "is bound to ixgbe" in left_out["/dev/vfio/9"].message
+    assert looked_at == [[8], [8, 7], [8, 7, 9], [8, 7, 10]], "one that is left out takes no room, and none is twice"
+
+
+def test_groups_for_which_there_is_no_room_are_left_out(tmp_path: Path) -> None:
+    """A virtual machine has I/O windows for ten, where more ports are needed than that."""
+    host = FakeSysfs(str(tmp_path))
+    port = "0x0000000000001000 0x000000000000101f 0x0000000000040101"
+    for number in range(1, 18):
+        host.function(f"0000:{number:02x}:00.0", group=number, resource=port)
+        host.node(number, 240, number)
+    nodes = [node(f"/dev/vfio/{number}", 240, number) for number in range(1, 18)]
+    kept, left_out = choose(
+        nodes,
+        functools.partial(find_request, emulated={}, root=host.root),
+        lambda groups: plan_ports([shape(group) for group in groups]),
+    )
+    assert kept
+    assert left_out
+    assert len(kept) + len(left_out) == len(nodes)
+    assert all("I/O" in error.message for error in left_out.values())
+
+
+def test_what_is_left_out_is_out_of_the_spec_and_warned_of_once() -> None:
+    spec: dict[str, Any] = {"linux": {"devices": [{"path": "/dev/null"}, {"path": "/dev/vfio/9"}, {"path": "/dev/x"}]}}
+    busy = DeviceError("group 9 is open elsewhere", hint="end it")
+    text = leave_out(spec, {"/dev/vfio/9": busy, "/dev/x": busy, "/dev/vfio/10": DeviceError("group 10 is gone")})
+    assert spec == {"linux": {"devices": [{"path": "/dev/null"}]}}
+    assert text == (
+        "linux.devices: a container that may use every device does without those that cannot be passed: "
+        "/dev/vfio/9, /dev/x: group 9 is open elsewhere [end it]; /dev/vfio/10: group 10 is gone"
+    )
+
+
+class Said:
+    """A log that remembers."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def debug(self, message: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_a_plan_does_without_a_group_only_where_all_devices_are_allowed(tmp_path: Path, privileged: bool) -> None:
+    """No host has this group: who names it among all there is goes without, who names it alone is told."""
+    spec = example()
+    spec["linux"]["devices"] = [{"path": "/dev/vfio/999999", "type": "c", "major": 4095, "minor": 1048575}]
+    rule = {"allow": True, "access": "rwm"} | ({} if privileged else {"type": "c", "major": 4095, "minor": 1048575})
+    spec["linux"]["resources"] = {"devices": [{"allow": False, "access": "rwm"}, rule]}
+    (tmp_path / "rootfs").mkdir()
+    write(str(tmp_path), spec)
+    said = Said()
+
+    def read() -> Any:
+        return plan._read(load_bundle(str(tmp_path)), Config(), lambda *_: None, name="c1", log=said)
+
+    if not privileged:
+        with pytest.raises(DeviceError, match="group 999999 is absent"):
+            read()
+        return
+    wanted = read()
+    assert wanted.request.nodes == wanted.request.groups == ()
+    assert wanted.guest.spec["linux"]["devices"] == []
+    [warning] = said.warnings
+    assert "/dev/vfio/999999: linux.devices: /dev/vfio/999999: group 999999 is absent" in warning

@@ -1,0 +1,59 @@
+"""What of a specification has no effect is told, by its field, and the container is made all the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.bundles import make_bundle, write
+from tests.support.runtime import Runtime
+
+pytestmark = pytest.mark.vm
+
+KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+
+
+def warnings(runtime: Runtime) -> list[str]:
+    """What the log has by now."""
+    with open(runtime.log) as file:
+        return [json.loads(line)["msg"] for line in file]
+
+
+def test_fields_of_the_hosts_security_and_views_of_its_kernel(runtime: Runtime, tmp_path: Path) -> None:
+    bundle = str(tmp_path / "bundle")
+    spec = make_bundle(bundle, ["/bin/cat", "/data/ostype"], apparmorProfile="docker-default")
+    bind = {"destination": "/data", "type": "bind", "source": "/proc/sys/kernel", "options": ["bind", "ro"]}
+    spec["mounts"].append(bind)
+    write(bundle, spec)
+    result = runtime("run", "--bundle", bundle, "c1", log=True)
+    assert (result.code, result.output) == (0, "Linux\n"), result.errors
+    profile, mount = warnings(runtime)
+    assert profile.startswith("process.apparmorProfile: 'docker-default' has no effect: ")
+    assert ".source: /proc/sys/kernel is the guest's own, not the host's" in mount
+
+
+def test_a_container_with_more_memory_than_the_pods_machine_has(runtime: Runtime, tmp_path: Path) -> None:
+    pod, member = str(tmp_path / "pod"), str(tmp_path / "member")
+    spec = make_bundle(pod, ["/bin/sleep", "1000"])
+    spec["annotations"] = {KIND: "sandbox"}
+    write(pod, spec)
+    runtime.run_detached(pod, "pod")
+    with open(f"{runtime.root}/pod/machine.json") as file:
+        assert json.load(file)["memory_mib"] == 1024
+    shutil.copytree(pod, member, symlinks=True)
+    spec["annotations"] = {KIND: "container", SANDBOX: "pod"}
+    spec["process"]["args"] = ["/bin/echo", "made"]
+    for limit, warned in ((512 << 20, False), (1536 << 20, True)):
+        spec["linux"]["resources"]["memory"] = {"limit": limit}
+        write(member, spec)
+        result = runtime("run", "--bundle", member, f"limit-{limit}", log=True)
+        assert (result.code, result.output) == (0, "made\n"), result.errors
+        if not warned:
+            assert not Path(runtime.log).exists()
+    [text] = warnings(runtime)
+    assert text.startswith(
+        "linux.resources.memory.limit: 1536 MiB are more than the virtual machine of the pod has, 1024"
+    )
