@@ -51,7 +51,7 @@ FEATURES: dict[str, Any] = {
             "archs": ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
         },
         "apparmor": {"enabled": False},
-        "selinux": {"enabled": False},
+        "selinux": {"enabled": True},
         "intelRdt": {"enabled": False},
         "mountExtensions": {"idmap": {"enabled": False}},
     },
