@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab.host import Lab
-from tests.support.runtime import HAWSE
+from tests.support.bundles import build_probe, make_bundle, write
+from tests.support.runtime import HAWSE, Runtime
 from tests.vm.conftest import EVIDENCE
 
 
@@ -19,11 +20,28 @@ from tests.vm.conftest import EVIDENCE
 def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A booted lab; its console is kept when a test of it failed.
 
-    It sees this machine's templates, of which most of its tests need the usual one: a cold boot in it takes minutes.
+    It sees this machine's templates, of which most of its tests need the usual one, and one a pod's: a cold boot in it
+    takes minutes.
     """
     subprocess.run([HAWSE, "template", "build"], check=True)
+    leave_template_of_a_pod(str(tmp_path_factory.mktemp("pod")))
     with Lab(str(tmp_path_factory.mktemp("lab"))) as booted, console_kept(booted, request.session):
         yield booted
+
+
+@pytest.fixture(scope="package")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The probe as a program, which the lab sees: its own compiler takes ten times as long."""
+    return build_probe(str(tmp_path_factory.mktemp("probe")))
+
+
+def leave_template_of_a_pod(directory: str) -> None:
+    """Have a pod's machine made, and its template where there is none; no verb builds it alone."""
+    runtime = Runtime(directory)
+    spec = make_bundle(f"{directory}/bundle", ["/bin/sleep", "1000"])
+    write(f"{directory}/bundle", spec | {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
+    runtime.run_detached(f"{directory}/bundle", "pod")
+    assert runtime("delete", "--force", "pod").code == 0
 
 
 @contextmanager

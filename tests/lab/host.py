@@ -22,7 +22,7 @@ from tests.lab.image import build
 from tests.lab.kernel import Kernel
 from tests.support.caches import CACHE
 from tests.support.runtime import Result
-from tests.support.suites import VIEW, newer_qemu
+from tests.support.suites import VIEW, newest_qemu
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _BOOT_SECONDS = 120.0
@@ -35,7 +35,10 @@ DEVICES: list[list[dict[str, str]]] = [
     [{"driver": "nvme", "serial": "lab", "drive": "d0"}],
     [{"driver": "pci-testdev", "membar": "8G"}],
     *[[{"driver": "edu"}] for _ in range(12)],
+    [{"driver": "pcie-pci-bridge", "id": "bridge"}],
 ]
+#: Behind that bridge, in its slots from 1 on (0 is its own hotplug controller's): they have one requester id.
+BEHIND_BRIDGE: list[dict[str, str]] = [{"driver": "edu"}, {"driver": "pci-testdev", "membar": "8M"}]
 
 
 class Lab:
@@ -113,13 +116,13 @@ def command(kernel: str, initrd: str, mode: str, view: str) -> list[str]:
     :mod:`hawse.vm.arguments`.
     """
     return [
-        newer_qemu(), "-accel", "tcg,thread=multi", "-machine", "q35,kernel-irqchip=split,hpet=off", "-cpu", "max",
+        newest_qemu(), "-accel", "tcg,thread=multi", "-machine", "q35,kernel-irqchip=split,hpet=off", "-cpu", "max",
         "-m", "6144", "-smp", "2", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
         "-device", "intel-iommu,intremap=on,caching-mode=on",
         *_devices(),
         "-virtfs", f"local,path={view},mount_tag=hostfs,security_model=none,readonly=on,multidevs=remap",
         "-kernel", kernel, "-initrd", initrd,
-        "-append", f"console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on -- {mode}",
+        "-append", f"console=ttyS0 quiet panic=-1 no_timer_check pci=hpiosize=0 intel_iommu=on -- {mode}",
     ]  # fmt: skip
 
 
@@ -131,11 +134,13 @@ def _devices() -> list[str]:
     for index, functions in enumerate(DEVICES):
         port = {"driver": "pcie-root-port", "id": f"rp{index}", "bus": "pcie.0", "addr": f"{0x4 + index:x}.0"}
         # Firmware has I/O windows for a few ports alone.
-        reserve = {} if "netdev" in functions[0] else {"io-reserve": "0"}
+        reserve = {} if "netdev" in functions[0] or "id" in functions[0] else {"io-reserve": "0"}
         arguments += ["-device", _option(port | {"slot": str(index + 1), "chassis": str(index + 1)} | reserve)]
         for number, function in enumerate(functions):
             place = {"bus": f"rp{index}", "addr": f"0.{number}"} | ({"multifunction": "on"} if functions[1:] else {})
             arguments += ["-device", _option(function | place)]
+    for slot, function in enumerate(BEHIND_BRIDGE, 1):
+        arguments += ["-device", _option(function | {"bus": "bridge", "addr": f"{slot:x}.0"})]
     return arguments
 
 

@@ -6,9 +6,13 @@ import json
 from typing import Any
 
 from tests.lab.host import Lab
-from tests.support.runtime import HAWSE
+from tests.support.runtime import HAWSE, Result
 
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
+PHYSICAL, VIRTUAL = "0000:04:00.0", ["0000:04:10.0", "0000:04:10.2"]
+NVME, LARGE = "0000:05:00.0", "0000:06:00.0"
+#: A group of two behind a conventional bridge, 0000:13:00.0.
+CONVENTIONAL = ["0000:14:01.0", "0000:14:02.0"]
 _CONFIG = "/tmp/config.toml"
 #: With addresses that are not kept, most machines are of the one shape whose template this machine has already.
 _SETTINGS = "[devices]\nkeep_addresses = false\n"
@@ -23,12 +27,36 @@ group = sysfs.iommu_group(address)
 major, minor = sysfs.group_numbers(group)
 make_probe_bundle(directory, group=(f"/dev/vfio/{group}", major, minor))
 """
+_SHELL = """
+import json, shutil, sys
+from hawse.vfio import sysfs
+from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+directory, probe, annotations, *addresses = sys.argv[1:]
+spec = make_bundle(directory, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+shutil.copy(probe, f"{directory}/rootfs/bin/probe")
+groups = dict.fromkeys(sysfs.iommu_group(address) for address in addresses)
+nodes = [(f"/dev/vfio/{group}", *sysfs.group_numbers(group)) for group in groups]
+add_devices(spec, [("/dev/vfio/vfio", 10, 196), *nodes] if nodes else [])
+spec["linux"]["readonlyPaths"] = []  # /proc/sysrq-trigger among them
+spec["annotations"] = json.loads(annotations)
+write(directory, spec)
+"""
+_UNCHANGED = """
+import json, sys
+from tests.support.host import prove_unchanged
+prove_unchanged({kind: set(found) for kind, found in json.loads(sys.argv[1]).items()})
+"""
 
 
-def configure(lab: Lab) -> None:
-    """Write RUNTIME's configuration."""
-    result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", _CONFIG, _SETTINGS)
+def configure(lab: Lab, text: str = _SETTINGS, path: str = _CONFIG) -> None:
+    """Write a configuration, RUNTIME's if no other."""
+    result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, text)
     assert result.code == 0, result.errors
+
+
+def hawse(lab: Lab, *words: str, timeout: float = 900) -> Result:
+    """Run RUNTIME. A nested guest without KVM on a busy machine needs minutes."""
+    return lab.run([*RUNTIME, *words], timeout=timeout)
 
 
 def make_bundle(lab: Lab, name: str, address: str) -> str:
@@ -38,6 +66,28 @@ def make_bundle(lab: Lab, name: str, address: str) -> str:
     configure(lab)
     assert result.code == 0, result.errors
     return directory
+
+
+def make_shell_bundle(lab: Lab, name: str, *addresses: str, probe: str, annotations: dict[str, str]) -> str:
+    """A bundle whose container waits, and has the probe and the groups of these functions; its directory there."""
+    directory = f"/tmp/bundles/{name}"
+    result = lab.python(_SHELL, directory, probe, json.dumps(annotations), *addresses)
+    configure(lab)
+    assert result.code == 0, result.errors
+    return directory
+
+
+def snapshot(lab: Lab) -> str:
+    """What a sandbox could leave behind there, for :func:`prove_unchanged`."""
+    text = "import json; from tests.support.host import snapshot; "
+    text += "print(json.dumps({kind: sorted(found) for kind, found in snapshot().items()}))"
+    return lab.python(text).output
+
+
+def prove_unchanged(lab: Lab, before: str) -> None:
+    """Raise AssertionError with what differs: drivers and their overrides, open groups, processes, mounts, cgroups."""
+    result = lab.python(_UNCHANGED, before)
+    assert result.code == 0, result.errors
 
 
 def group_of(lab: Lab, address: str) -> int:

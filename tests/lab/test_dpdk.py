@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import RUNTIME, configure, group_of
-from tests.lab.test_shapes import VIRTUAL
+from tests.lab.steps import RUNTIME, VIRTUAL, configure, group_of
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = pytest.mark.lab
@@ -30,7 +29,7 @@ _SCRIPT = f"""
 echo "{_NAME}=${_NAME}"; echo "{_NAME}_INFO=${_NAME}_INFO"
 first=${{{_NAME}%,*}} second=${{{_NAME}#*,}}
 echo quit | timeout {_SECONDS} dpdk-testpmd -l 0,1 --iova-mode=va -a $first -a $second -- --interactive \
-    --total-num-mbufs=8192
+    --total-num-mbufs=2048
 """
 _NUMBERS = """
 import json, sys
@@ -46,6 +45,8 @@ def specification(lab: Lab, rootfs: str) -> dict[str, Any]:
     loader.exec_module(module)
     spec: dict[str, Any] = module.specification()
     spec["root"] = {"path": rootfs, "readonly": True}
+    # The machine clears each before it gives it out, and testpmd takes a few.
+    spec["linux"]["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 64 << 20}]
     groups = [group_of(lab, address) for address in VIRTUAL]
     numbers = json.loads(lab.python(_NUMBERS, *map(str, groups)).output)
     spec["linux"]["devices"] = [

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import LONE_NIC, group_of
-from tests.support.caches import CACHE, dpdk_rootfs
+from tests.lab.steps import EDU, LONE_NIC, group_of
+from tests.support.caches import dpdk_rootfs
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine]
 
-#: Sends what it makes up itself: the card reads it from the container's memory.
+#: Sends what it makes up itself: the card reads it from the container's memory, of which each page is mapped by itself
+#: through both IOMMUs, since none is huge.
 _TESTPMD = (
-    "timeout -s INT 60 dpdk-testpmd -l 0,1 --no-huge -m 256 --iova-mode=va -- --forward-mode=txonly --stats-period 10 "
-    "--total-num-mbufs=16384"
+    "timeout -s INT 60 dpdk-testpmd -l 0,1 --no-huge -m 32 --iova-mode=va -- --forward-mode=txonly --stats-period 10 "
+    "--total-num-mbufs=2048"
 )
 #: Keeping addresses would need a machine without a template.
 _PODMAN = """
@@ -73,7 +75,7 @@ try:
             devices=[
                 {{"container_path": path, "host_path": path, "permissions": "rw"}} for path in ("/dev/vfio/vfio", node)
             ],
-            mounts=[{{"container_path": "/dpdk", "host_path": "{CACHE}/test-dpdk", "readonly": True}}],
+            mounts=[{{"container_path": "/dpdk", "host_path": sys.argv[2], "readonly": True}}],
             security={{"capabilities": {{"add_capabilities": ["IPC_LOCK"]}}}},
         )
         pod.await_exit("testpmd", seconds=600)
@@ -91,9 +93,54 @@ finally:
 
 def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
     """The lab's cgroups are of version 2."""
-    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), timeout=1500)
+    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), timeout=1500)
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
     assert sent, done
     assert sent[-1] > 0
     assert done.output.splitlines()[-1] == "OOMKilled", done
+
+
+#: Memory that no swap can take the place of: dd would have a buffer of 200 MiB.
+_HOG = """
+import sys
+from tests.support.podman import IMAGE, Podman
+from tests.support.runtime import Runtime
+runtime = Runtime("/run")
+runtime.configure("[devices]\\nkeep_addresses = false\\n")
+words = ["--name", "hog", "--network", "none", "--memory", "48m", "--memory-swap", "48m"]
+with Podman("/run/hog", runtime) as podman:
+    done = podman("run", *words, IMAGE, "dd", "if=/dev/zero", "of=/dev/null", "bs=209715200", timeout=1200)
+    print(done.code, podman.must("inspect", "--format", "{{.State.OOMKilled}} {{.State.ExitCode}}", "hog"), done.errors)
+"""
+
+
+def test_podman_tells_of_a_kill_for_memory(lab: Lab) -> None:
+    """conmon hears of it from the cgroup of the process that it knows, which counts events where it is of version 2."""
+    done = lab.python(_HOG, timeout=1500)
+    assert done.code == 0, done.output + done.errors
+    assert done.output.split()[:3] == ["137", "true", "137"], done
+
+
+_DOCKER = """
+import sys
+from tests.support.docker import IMAGE, Docker
+from tests.support.runtime import Runtime
+probe, group = sys.argv[1:]
+runtime = Runtime("/run")
+runtime.configure("[devices]\\nkeep_addresses = false\\n")
+words = ["--rm", "--network", "none", "--ulimit", "memlock=-1:-1", "--volume", f"{probe}:/probe:ro"]
+devices = ["--device", "/dev/vfio/vfio", "--device", group]
+# What would take the kernel's modules for a firewall; the container has no network.
+with Docker("/run/docker-test", runtime, seconds=1200, iptables=False, bridge="none") as docker:
+    done = docker("run", *words, *devices, IMAGE, "/probe", group)
+sys.stdout.write(done.output)
+sys.stderr.write(done.errors)
+sys.exit(done.code)
+"""
+
+
+def test_a_container_of_dockers_drives_a_device(lab: Lab, probe: str) -> None:
+    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=1800)
+    assert done.code == 0, done.output + done.errors
+    assert json.loads(done.output)["passed"]

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, LONE_NIC, PAIR, group_of
-from tests.lab.test_shapes import LARGE, VIRTUAL
+from tests.lab.steps import CONVENTIONAL, EDU, LARGE, LONE_NIC, PAIR, VIRTUAL, group_of
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
@@ -20,7 +19,9 @@ def test_every_group_is_listed_with_what_is_in_its_way(lab: Lab) -> None:
     groups = {group["group"]: group for group in json.loads(result.output)}
     pair = groups[group_of(lab, PAIR[0])]
     assert [function["address"] for function in pair["functions"]] == PAIR
-    for address in (EDU, LONE_NIC, *VIRTUAL, LARGE):
+    behind_bridge = groups[group_of(lab, CONVENTIONAL[0])]
+    assert [function["address"] for function in behind_bridge["functions"]] == CONVENTIONAL, "bridges are left out"
+    for address in (EDU, LONE_NIC, *VIRTUAL, LARGE, CONVENTIONAL[0]):
         group = groups[group_of(lab, address)]
         assert (group["can_be_passed"], group["node"]) == (True, f"/dev/vfio/{group['group']}"), group
     physical = groups[group_of(lab, "0000:04:00.0")]
