@@ -25,9 +25,9 @@ demo: image
 test: image
 	$(BIN)/python -m tests $(ARGS)
 
-# As the tests of an engine do, but a hundred containers in a row, and twenty at once.
+# As the tests of an engine do, but a hundred containers in a row, and twenty at once; and a hundred in one pod.
 soak: image
-	HAWSE_ROUNDS=100 $(BIN)/python -m pytest tests/engines/test_podman.py -k in_a_row
+	HAWSE_ROUNDS=100 $(BIN)/python -m tests tests/engines/test_podman.py -k in_a_row --durations=0 -rP
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

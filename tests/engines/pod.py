@@ -49,6 +49,7 @@ class Pod:
         *,
         groups: tuple[int, ...] = (),
         security: dict[str, Any] | None = None,
+        resources: dict[str, Any] | None = None,
         **changes: Any,
     ) -> str:
         """A container of it, with VFIO groups; its id."""
@@ -66,7 +67,7 @@ class Pod:
             "devices": self._devices(groups),
             "log_path": f"{name}.log",
             "linux": {
-                "resources": {"oom_score_adj": 1000, "cpu_shares": 102},
+                "resources": {"oom_score_adj": 1000, "cpu_shares": 102} | (resources or {}),
                 "security_context": _SECURITY | paths | (security or {}),
             },
         } | changes

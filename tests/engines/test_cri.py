@@ -280,7 +280,6 @@ def test_how_a_container_ended(pod: Pod) -> None:
     [
         ({"command": ["/bin/nothing"]}, 'exec: "/bin/nothing": executable file not found in $PATH'),
         ({"groups": (9,)}, "linux.devices: /dev/vfio/9: group 9 is absent"),
-        ({"groups": (5,)}, "group 5 is attached to the same virtual machine already"),
         ({"annotations": {"hawse.none": "1"}}, "annotations: hawse.none is unknown"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any
 
 import pytest
 
+from hawse.cli.features import CAPABILITIES
+from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
+from tests.support.engines import read_hosts_disk
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
 from tests.support.podman import install
 from tests.support.runtime import Runtime, wait_until
+from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
@@ -37,9 +42,9 @@ class Crio:
         for name in ("exits", "sockets", "logs"):
             (directory / name).mkdir()
 
-    def create(self, name: str, bundle: str) -> int:
+    def create(self, name: str, bundle: str, *options: str) -> int:
         """By conmon; the pid that it tells. Raises AssertionError with what it tells instead."""
-        answer = self._conmon(name, bundle, name, ["--exit-dir", f"{self.directory}/exits"])
+        answer = self._conmon(name, bundle, name, ["--exit-dir", f"{self.directory}/exits", *options])
         assert answer.get("pid", -1) > 0, answer
         return int(answer["pid"])
 
@@ -63,6 +68,14 @@ class Crio:
         state: dict[str, Any] = json.loads(done.stdout)
         assert {"ociVersion", "id", "status", "pid", "bundle", "created"} <= state.keys()
         return state
+
+    def said(self, name: str) -> str:
+        """A container's output, put together from conmon's log of whole and partial lines."""
+        text = ""
+        for line in (self.directory / "logs" / name).read_bytes().decode().removesuffix("\n").split("\n"):
+            _, _, tag, piece = line.split(" ", 3)
+            text += piece + ("\n" if tag == "F" else "")
+        return text
 
     def exit_code(self, name: str) -> int:
         """What conmon has seen of the container's end."""
@@ -106,18 +119,35 @@ def crio(tmp_path: Path) -> Iterator[Crio]:
     prove_unchanged(before)
 
 
-def bundle(crio: Crio, name: str, network: str, script: str, *, device: bool = False) -> str:
+def bundle(
+    crio: Crio, name: str, network: str, script: str, *, device: bool = False, terminal: bool = False,
+    privileged: bool = False,
+) -> str:  # fmt: skip
+    """``network`` is the pod's, "" for the host's. All of a pod have one directory, /pod, and one /dev/shm."""
     path = f"{crio.directory}/{name}"
-    spec = make_bundle(path, ["/bin/sh", "-c", script], rlimits=[UNLIMITED])
+    spec = make_bundle(path, ["/bin/sh", "-c", script], terminal=terminal, rlimits=[UNLIMITED])
     kind = "sandbox" if name == "sandbox" else "container"
     spec["annotations"] = {"io.kubernetes.cri-o.ContainerType": kind, "io.kubernetes.cri-o.SandboxID": "sandbox"}
     spec["linux"]["namespaces"] = [
         {"type": entry["type"]} | ({"path": network} if entry["type"] == "network" else {})
         for entry in spec["linux"]["namespaces"]
+        if network or entry["type"] != "network"
     ]
+    for place, target in (("volume", "/pod"), ("shm", "/dev/shm")):
+        os.makedirs(f"{crio.directory}/{place}", exist_ok=True)
+        spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != target]
+        source = f"{crio.directory}/{place}"
+        spec["mounts"].append({"destination": target, "type": "bind", "source": source, "options": ["rw", "rbind"]})
     if device:
         add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)])
         build_probe(f"{path}/rootfs")
+    if privileged:
+        # With privileged_without_host_devices, which `hawse install` sets (CRI-O server/container_create.go).
+        sets = ("bounding", "effective", "permitted", "inheritable")
+        spec["process"]["capabilities"] = {key: list(CAPABILITIES) for key in sets}
+        spec["annotations"]["io.kubernetes.cri-o.PrivilegedRuntime"] = "true"
+        spec["linux"] |= {"maskedPaths": [], "readonlyPaths": []}
+        spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
     write(path, spec)
     return path
 
@@ -143,6 +173,13 @@ def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
         streamed.write_text(json.dumps(spec | {"args": ["/bin/sh", "-c", "cat; exit 3"]}))
         done = crio("exec", "--process", str(streamed), "without", stdin="through the runtime\n")
         assert (done.returncode, done.stdout) == (3, "through the runtime\n")
+        # Its own files are each container's alone; the volume and the memory are the pod's.
+        shared = spec | {"args": ["/bin/sh", "-c", "echo kept >/pod/it; echo memory >/dev/shm/it; echo own >/tmp/it"]}
+        assert crio.exec_sync("with", f"{crio.directory}/with", shared)[0] == 0
+        look = spec | {"args": ["/bin/sh", "-c", "cat /pod/it /dev/shm/it; ls /tmp"]}
+        code, log = crio.exec_sync("without", f"{crio.directory}/without", look)
+        assert [line.split(" F ")[1] for line in log.splitlines()] == ["kept", "memory"]
+        assert (crio.directory / "volume" / "it").read_text() == "kept\n"
         for verb, status in (("pause", "paused"), ("resume", "running")):
             assert crio(verb, "with").returncode == 0
             assert crio.state("with")["status"] == status
@@ -163,7 +200,49 @@ def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
         assert "does not exist" in crio("state", "sandbox").stderr
 
 
-def test_what_cannot_be_made_is_told_over_conmons_pipe(crio: Crio) -> None:
-    path = bundle(crio, "lonely", "/run/netns/nothing", "true")
-    with pytest.raises(AssertionError, match="sandbox sandbox does not exist"):
-        crio.create("lonely", path)
+def test_a_privileged_container_on_a_terminal(crio: Crio) -> None:
+    script = f"tty; grep CapEff /proc/self/status; {read_hosts_disk()}; exit 6"
+    with Namespace() as network:
+        crio.create("sandbox", bundle(crio, "sandbox", network.path, "sleep 1000"))
+        assert crio("start", "sandbox").returncode == 0
+        path = bundle(crio, "one", network.path, script, terminal=True, privileged=True)
+        crio.create("one", path, "--terminal")
+        assert crio("start", "one").returncode == 0
+        assert crio.exit_code("one") == 6
+        said = crio.said("one")
+        assert said.startswith("/dev/pts/0\r\n"), said
+        assert f"CapEff:\t{2 ** len(CAPABILITIES) - 1:016x}\r\n" in said
+        assert "No such device or address" in said
+        for name in ("one", "sandbox"):
+            assert crio("delete", "--force", name).returncode == 0
+
+
+def test_a_pod_whose_machine_is_killed(crio: Crio) -> None:
+    with Namespace() as network:
+        for name, script in (("sandbox", "sleep 1000"), ("one", FOREVER)):
+            crio.create(name, bundle(crio, name, network.path, script))
+            assert crio("start", name).returncode == 0
+        os.kill(qemu_of(Store(crio.root, "sandbox").read()["monitorPid"]), signal.SIGKILL)
+        for name in ("one", "sandbox"):
+            assert crio.exit_code(name) in (137, 255)
+            assert crio.state(name)["status"] == "stopped"
+            assert crio("delete", "--force", name).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "network", "script", "words"),
+    [
+        ("lonely", "/run/netns/nothing", "true", "sandbox sandbox does not exist"),
+        ("sandbox", "", "true", "virtual machine cannot share .name one, or have the engine do it"),
+        ("sandbox", "own", "", "executable file not found"),
+    ],
+)
+def test_what_cannot_be_made_is_told_over_conmons_pipe(
+    crio: Crio, kind: str, network: str, script: str, words: str
+) -> None:
+    with Namespace() as own:
+        path = bundle(crio, kind, own.path if network == "own" else network, script)
+        if not script:
+            os.unlink(f"{path}/rootfs/bin/sh")
+        with pytest.raises(AssertionError, match=words):
+            crio.create(kind, path)

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import pytest
 
+from hawse.sandbox.state import Store
 from tests.support.containerd import Containerd
+from tests.support.engines import read_hosts_disk
 from tests.support.images import BUSYBOX_IMAGE, write_busybox
 from tests.support.runtime import HAWSE, Result, wait_until
 from tests.vm.conftest import outcome, save_evidence
+from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
@@ -64,11 +68,14 @@ def run(engine: Containerd, script: str, *options: str) -> Result:
 
 
 @pytest.fixture
-def stays(engine: Containerd) -> Iterator[Callable[..., Result]]:
+def stays(engine: Containerd, tmp_path: Path) -> Iterator[Callable[..., Result]]:
     """`ctr task VERB` of a container that runs until it is told to stop; it is deleted after the test."""
-    script = "trap 'exit 5' TERM; while :; do sleep 3600 & wait; done"
-    started = engine.ctr(*argv(engine, "stays", "--detach"), "/bin/sh", "-c", script)
+    # A first process without a handler is not told of the signal (pid_namespaces(7)).
+    script = "trap 'exit 5' TERM; echo >/said/ready; while :; do sleep 3600 & wait; done"
+    mount = f"type=bind,src={tmp_path},dst=/said,options=rbind:rw"
+    started = engine.ctr(*argv(engine, "stays", "--detach", "--mount", mount), "/bin/sh", "-c", script)
     assert started.code == 0, started
+    wait_until((tmp_path / "ready").exists)
 
     def task(verb: str, *words: str) -> Result:
         return engine.ctr("task", verb, *words)
@@ -147,6 +154,26 @@ def test_run_with_a_device_by_annotation(engine: Containerd) -> None:
     assert (done.code, done.output) == (0, "/dev/vfio/5\n/dev/vfio/vfio\n")
 
 
+def test_run_privileged_has_no_device_of_the_host(engine: Containerd) -> None:
+    """ctr names every node of the host then, its disks too, but the kernel behind the numbers is the guest's."""
+    done = run(engine, read_hosts_disk(), "--privileged")
+    assert done.code == 1, done
+    assert "No such device or address" in done.errors
+
+
+def test_run_with_an_address_of_a_networks(engine: Containerd) -> None:
+    """ctr calls the plugins itself, when the container is made and before it is started: as Docker does from 28 on."""
+    places = {"/etc/cni/net.d": f"{engine.directory}/cni", "/opt/cni/bin": "/usr/lib/cni"}
+    binds = [f"mkdir -p {place} && mount --bind {source} {place}" for place, source in places.items()]
+    words = engine.argv(*argv(engine, "one", "--rm", "--cni"), "/bin/busybox", "ip", "-o", "addr", "show", "eth0")
+    script = " && ".join(["mount -t tmpfs none /opt", *binds, 'exec "$@"'])
+    enter = ["nsenter", f"--net={engine.node.path}", "unshare", "--mount", "sh", "-ec", script, "sh"]
+    done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done
+    assert re.search(r"inet 10\.78\.0\.\d+/24 brd 10\.78\.0\.255 scope global eth0", done.stdout), done
+    wait_until(lambda: engine.left() == [])
+
+
 def test_exec(stays: Callable[..., Result]) -> None:
     done = stays("exec", "--exec-id", "e1", "stays", "/bin/sh", "-c", "echo out; echo error >&2; exit 4")
     assert (done.code, done.output, done.errors) == (4, "out\n", "error\n")
@@ -214,3 +241,21 @@ def test_a_container_that_is_killed(stays: Callable[..., Result]) -> None:
     assert stays("kill", "--signal", "SIGKILL", "stays").code == 0
     wait_until(lambda: status(stays) == "STOPPED")
     assert "non-zero exit code 137" in stays("delete", "stays").errors
+
+
+def test_a_container_whose_machine_is_killed(engine: Containerd, stays: Callable[..., Result]) -> None:
+    monitor = Store(f"{engine.runtime_root}/{engine.namespace}", "stays").read()["monitorPid"]
+    os.kill(qemu_of(monitor), signal.SIGKILL)
+    wait_until(lambda: status(stays) == "STOPPED")
+    done = stays("delete", "stays")
+    assert re.search("non-zero exit code (137|255)", done.errors), done
+    assert engine.left() == []
+
+
+def test_a_container_outlives_its_engine(engine: Containerd, stays: Callable[..., Result]) -> None:
+    engine.restart()
+    assert status(stays) == "RUNNING"
+    assert stays("exec", "--exec-id", "e1", "stays", "echo", "on").output == "on\n"
+    assert stays("kill", "--signal", "SIGTERM", "stays").code == 0
+    wait_until(lambda: status(stays) == "STOPPED")
+    assert "non-zero exit code 5" in stays("delete", "stays").errors

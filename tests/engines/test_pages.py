@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tests.support.runtime import HAWSE, Runtime
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
 DOCS = Path(__file__).parents[2] / "docs"
+#: What pages have an engine copy out of a container.
+COPIED = Path("/tmp/hawse-page-hostname")
 
 
 def commands(page: str) -> str:
@@ -43,7 +46,6 @@ def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert HAWSE in (directory / "installed").read_text()
-    Path("/tmp/hawse-page-hostname").unlink()
 
 
 @pytest.fixture
@@ -54,7 +56,17 @@ def engine_of_docker(hawse: Runtime, tmp_path: Path) -> Iterator[Docker]:
 
 def test_podmans(podman: Podman, nodes: Path, tmp_path: Path) -> None:
     run_page("podman.md", tmp_path, podman.environment, nodes, "localhost/box:latest")
+    COPIED.unlink()
 
 
 def test_dockers(engine_of_docker: Docker, nodes: Path, tmp_path: Path) -> None:
     run_page("docker.md", tmp_path, engine_of_docker.environment, nodes, docker.IMAGE)
+    COPIED.unlink()
+
+
+def test_crios(tmp_path: Path) -> None:
+    """CRI-O is not here: what it would read is what the page shows."""
+    run_page("crio.md", tmp_path, {"PATH": "/usr/bin:/bin"}, tmp_path, "")
+    [shown] = re.findall(r"```toml\n(.*?)```", (DOCS / "crio.md").read_text(), re.DOTALL)
+    written = (tmp_path / "installed").read_text().replace(HAWSE, "/usr/bin/hawse")
+    assert tomllib.loads(written) == tomllib.loads(shown)

@@ -15,14 +15,18 @@ from tests.support.runtime import Result, Runtime, wait_until
 
 IMAGE = "box"
 _DOCKER = "/usr/bin/docker"
+#: What a command may take, in seconds, on a machine without KVM that does other things.
 _SECONDS = 300
 
 
 class Docker:
-    """As a context; afterwards its containers, networks and daemon are gone."""
+    """As a context; afterwards its containers, networks and daemon are gone. ``settings`` are more of daemon.json's."""
 
-    def __init__(self, directory: str, runtime: Runtime) -> None:
+    def __init__(self, directory: str, runtime: Runtime, *, seconds: float = _SECONDS, **settings: Any) -> None:
         self.directory = directory
+        self._seconds = seconds
+        #: Where its shim has any runtime keep containers (moby daemon/runtime_unix.go): below its namespace's name.
+        self.runtime_root = f"{directory}/exec/runtime-runc/moby"
         os.makedirs(directory, exist_ok=True)
         configuration = {
             "default-runtime": "hawse",
@@ -32,7 +36,7 @@ class Docker:
             "hosts": [f"unix://{directory}/socket"],
             # What any machine lets a container have: runc fails where they are raised without a right to.
             "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}},
-        }
+        } | settings
         with open(f"{directory}/daemon.json", "w") as file:
             json.dump(configuration, file)
         install("docker", f"{directory}/daemon.json", runtime)
@@ -43,13 +47,8 @@ class Docker:
         }
 
     def __enter__(self) -> Docker:
-        with open(f"{self.directory}/dockerd.log", "wb") as log:
-            words = ["dockerd", "--config-file", f"{self.directory}/daemon.json"]
-            self._daemon = subprocess.Popen(
-                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        self._start()
         try:
-            wait_until(lambda: self._daemon.poll() is not None or self("version").code == 0, seconds=120)
             make_rootfs(f"{self.directory}/rootfs")
             tar = f"{self.directory}/box.tar"
             subprocess.run(["tar", "-C", f"{self.directory}/rootfs", "-cf", tar, "."], check=True)
@@ -75,7 +74,7 @@ class Docker:
     def run(self, argv: list[str], stdin: str | None = None) -> Result:
         """A client of the daemon, to its end."""
         done = subprocess.run(
-            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=_SECONDS,
+            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=self._seconds,
             **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
@@ -94,9 +93,37 @@ class Docker:
         """What `docker inspect` says of a container."""
         return json.loads(self.must("inspect", name))[0]
 
+    @property
+    def processes(self) -> list[int]:
+        """The pids of the daemon and of its containerd."""
+        with open(f"{self.directory}/exec/containerd/containerd.pid") as file:
+            return [self._daemon.pid, int(file.read())]
+
+    def restart(self) -> None:
+        """End the daemon and its containerd and begin them again, as an update of their packages does."""
+        self._daemon.send_signal(signal.SIGTERM)
+        assert self._daemon.wait(60) == 0
+        self._start()
+
+    def _start(self) -> None:
+        with open(f"{self.directory}/dockerd.log", "ab") as log:
+            words = ["dockerd", "--config-file", f"{self.directory}/daemon.json"]
+            self._daemon = subprocess.Popen(
+                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            wait_until(lambda: self._daemon.poll() is not None or self("version").code == 0, seconds=self._seconds)
+            assert self._daemon.poll() is None, f"{self.directory}/dockerd.log tells why"
+        except BaseException:
+            self._daemon.kill()
+            self._daemon.wait()
+            raise
+
     def _end(self) -> None:
         self._daemon.send_signal(signal.SIGTERM)
         self._daemon.wait(60)
-        # What the daemon keeps for its next start: its bridge, and a name of the host's network namespace.
-        for words in (["ip", "link", "delete", "docker0"], ["umount", f"{self.directory}/exec/netns/default"]):
+        # What the daemon keeps for its next start: its bridge, a name of the host's network namespace, and with
+        # "live-restore" the mount that its data are.
+        places = [f"{self.directory}/{name}" for name in ("exec/netns/default", "data")]
+        for words in (["ip", "link", "delete", "docker0"], *(["umount", place] for place in places)):
             subprocess.run(words, check=False, stderr=subprocess.DEVNULL)

@@ -11,22 +11,47 @@ TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"
 
 
-def functions(directory: Path) -> set[str]:
-    """The names of the tests below a directory."""
-    return {
-        name for path in directory.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
-    }
+#: The files with the tests of an engine's column; those of what `hawse install` writes are in one for all.
+COLUMNS = {
+    "Podman": "test_podman.py",
+    "Docker": "test_docker.py",
+    "CRI-O, replayed": "test_crio.py",
+    "containerd, by ctr": "test_ctr.py",
+    "containerd, by CRI": "test_cri.py test_kubernetes.py",
+}
+CONFIGURATION = "the engine's configuration"
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of a page's tables."""
+    lines = (DOCS / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
 
 
 def cells(page: str) -> list[str]:
     """What is in backticks in the cells of a page's tables, but for the first of a row."""
-    rows = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| ")]
-    return sorted({word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|", 2)[2])})
+    return sorted({word for row in rows(page) for cell in row[1:] for word in re.findall(r"`([^`]+)`", cell)})
 
 
-@pytest.mark.parametrize("name", [name for name in cells("engines.md") if name.startswith("test_")])
-def test_a_cell_of_the_engines_is_a_test(name: str) -> None:
-    assert name in functions(TESTS / "engines")
+HEAD, *OPERATIONS = rows("engines.md")
+
+
+def test_the_columns_are_the_engines() -> None:
+    assert ["operation", *COLUMNS] == HEAD
+    assert len({row[0] for row in OPERATIONS}) == len(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("operation", "engine", "cell"),
+    [(row[0], engine, cell) for row in OPERATIONS for engine, cell in zip(COLUMNS, row[1:], strict=True)],
+)
+def test_a_cell_of_the_engines_is_a_test_of_that_engine_or_says_why_not(operation: str, engine: str, cell: str) -> None:
+    names = re.findall(r"`(test_\w+)`", cell)
+    files = COLUMNS[engine].split() + (["test_install.py", "test_pages.py"] if operation == CONFIGURATION else [])
+    text = "".join((TESTS / "engines" / name).read_text() for name in files)
+    for name in names:
+        assert re.search(rf"^def {name}\(", text, re.M), name
+    assert names or re.fullmatch(r"[a-z][^`]+", cell), "a cell without a test says why there is none"
 
 
 @pytest.mark.parametrize("path", [path for path in cells("devices.md") if re.match(r"(unit|vm|lab|contract)/", path)])

@@ -1,0 +1,107 @@
+"""What engines take for granted of a runtime's command, where no engine of these tests shows whether it is so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.__main__ import SPEC_VERSION, VERSION
+from tests.support.bundles import make_bundle
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.runtime import HAWSE, Runtime
+
+pytestmark = pytest.mark.engine
+
+
+def bare(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """hawse as Podman begins it for kill, delete and pause: without PATH and HOME (libpod oci_conmon_common.go)."""
+    null = subprocess.DEVNULL
+    return subprocess.run(argv, env={}, stdin=null, text=True, check=False, timeout=90, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_the_version_is_as_engines_parse_it() -> None:
+    done = bare(HAWSE, "--version", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.strip().split("\n")
+    # `docker info` (moby daemon/info_unix.go, parseRuntimeVersion): one line has "version", one begins with "commit:".
+    [line] = [line for line in lines if "version" in line]
+    name, number = line.split("version")
+    assert (name.strip(), number.strip()) == ("hawse", VERSION)
+    assert [line.removeprefix("commit:").strip() for line in lines if line.startswith("commit:")] == [VERSION]
+    # go-runc (runc.go, parseVersion) takes the lines from the second on; for its first it knows runc's name alone, and
+    # what does not begin so is an empty version, and no error.
+    assert lines[1:] == [f"commit: {VERSION}", f"spec: {SPEC_VERSION}"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", SPEC_VERSION)
+
+
+def test_it_begins_without_an_environment_by_an_absolute_path() -> None:
+    """Its helpers are looked for with a PATH; its interpreter is not: `env -i` has none."""
+    first = Path(HAWSE).read_bytes().split(b"\n")[0]
+    assert first.startswith(b"#!/"), first
+    assert b"/env" not in first
+
+
+@pytest.mark.parametrize("verb", ["checkpoint", "restore"])
+@pytest.mark.parametrize("options", [[], ["--image-path", "/x", "--work-path", "/y"], ["--help"]])
+def test_what_it_cannot_do_is_one_sentence(tmp_path: Path, verb: str, options: list[str]) -> None:
+    """Podman asks for the help of `checkpoint` first, and takes its failure for a runtime that has none."""
+    log = tmp_path / "log.json"
+    words = ["--root", f"{tmp_path}/root", "--log", str(log), "--log-format", "json"]
+    done = bare(HAWSE, *words, verb, *options, "c1", capture_output=True)
+    sentence = f"unknown command '{verb}' [see `hawse --help`]"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"hawse: {sentence}\n")
+    assert json.loads(log.read_text())["msg"] == sentence
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Runtime]:
+    """A container `c1`, made and begun without an environment."""
+    before = snapshot()
+    made = Runtime(str(tmp_path))
+    make_bundle(f"{tmp_path}/bundle", ["/bin/sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"])
+    with open(f"{tmp_path}/said", "w+") as said:
+        for words in (["create", "--bundle", f"{tmp_path}/bundle", "c1"], ["start", "c1"]):
+            done = bare(*made.argv(*words), stdout=subprocess.DEVNULL, stderr=said)
+            said.seek(0)
+            assert done.returncode == 0, said.read()
+    yield made
+    made("delete", "--force", "c1")
+    prove_unchanged(before)
+
+
+@pytest.mark.vm
+def test_a_life_without_an_environment(running: Runtime) -> None:
+    def run(*words: str) -> str:
+        done = bare(*running.argv(*words), capture_output=True)
+        assert done.returncode == 0, done
+        return str(done.stdout)
+
+    assert json.loads(run("state", "c1"))["status"] == "running"
+    for verb, status in (("pause", "paused"), ("resume", "running")):
+        run(verb, "c1")
+        assert json.loads(run("state", "c1"))["status"] == status
+    assert run("exec", "c1", "echo", "words") == "words\n"
+    run("kill", "c1", "9")
+    run("delete", "--force", "c1")
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("options", [[], ["--log-format", "json"]])
+def test_state_is_told_whoever_reads_its_errors(running: Runtime, options: list[str]) -> None:
+    """Podman 4 closes the other end at once (libpod oci_conmon_common.go): a word there must not cost the answer."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = bare(*running.argv(*options, "state", "c1"), stdout=subprocess.PIPE, stderr=writer)
+        absent = bare(*running.argv(*options, "state", "none"), stdout=subprocess.PIPE, stderr=writer)
+    finally:
+        os.close(writer)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["status"] == "running"
+    assert (absent.returncode != 0, absent.stdout) == (True, "")

@@ -1,0 +1,183 @@
+"""What deploy/kubernetes gives to a cluster: the manifests fit each other, and the pod runs as a kubelet has it run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines.pod import Pod
+from tests.support import manifests
+from tests.support.caches import dpdk_rootfs
+from tests.support.containerd import Containerd
+from tests.support.cri import Cri
+from tests.support.images import Image, write_archive, write_pause
+from tests.support.manifests import DEPLOY
+from tests.support.runtime import HAWSE, wait_until
+from tests.vm.conftest import outcome, save_evidence
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_manifests_fit_each_other() -> None:
+    documents = {path.name: manifests.read(path) for path in DEPLOY.glob("*.yaml")}
+    kinds = {document["kind"]: document for found in documents.values() for document in found}
+    assert {*kinds} == {"Pod", "RuntimeClass", "ConfigMap"}
+    assert all(len(found) == 1 for found in documents.values())
+    versions = {kind: document["apiVersion"] for kind, document in kinds.items()}
+    assert versions == {"Pod": "v1", "RuntimeClass": "node.k8s.io/v1", "ConfigMap": "v1"}
+    pod, runtime_class = kinds["Pod"], kinds["RuntimeClass"]
+    assert pod["spec"]["runtimeClassName"] == runtime_class["metadata"]["name"]
+    assert runtime_class["handler"] == "hawse"
+    # The plugin's resource is what the pod asks for, and its variable the one that the command reads.
+    [listed] = json.loads(kinds["ConfigMap"]["data"]["config.json"])["resourceList"]
+    name, count = manifests.asked_for(pod)
+    assert name == f"{listed['resourcePrefix']}/{listed['resourceName']}"
+    assert count == 2
+    [container] = pod["spec"]["containers"]
+    assert f"${manifests.plugins_variables(name, {})[0]['key']}" in container["args"][0]
+    # What a plugin gives and huge pages must be asked for as they are limited (Kubernetes pkg/apis/core/validation).
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    [volume] = pod["spec"]["volumes"]
+    assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"]]
+    assert volume["emptyDir"]["medium"] == "HugePages"
+    # The figure on the page is this one's ground.
+    [figure] = re.findall(r"(\d+) MiB without KVM", (DEPLOY / "README.md").read_text())
+    assert int(figure) * 2**20 <= manifests.quantity(runtime_class["overhead"]["podFixed"]["memory"])
+
+
+def test_the_commands_of_the_page(tmp_path: Path) -> None:
+    """As they stand there, on a node whose groups are emulated and whose image is built. There is no cluster: `kubectl`
+    is a stand-in that sees that what it is told is there."""
+    (tmp_path / "hawse.toml").write_text('[emulated]\n5 = ["edu"]\n')
+    programs = {
+        "hawse": f"""
+            case "$1" in
+                image) [ "$2" = build ] ;;
+                install) exec {HAWSE} "$@" --file {tmp_path}/$2.toml ;;
+                *) exec {HAWSE} --config {tmp_path}/hawse.toml "$@" ;;
+            esac""",
+        "systemctl": f'echo "$*" >>{tmp_path}/told',
+        "kubectl": f"""
+            echo "$*" >>{tmp_path}/told
+            while [ $# -gt 0 ]; do
+                [ "$1" != -f ] || test -r "$2"
+                shift
+            done""",
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh -e\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    page = (DEPLOY / "README.md").read_text()
+    script = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODE": "node-1"}
+    done = subprocess.run(
+        ["sh", "-exc", script], env=environment, cwd=DEPLOY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "\nready\n" in done.stdout
+    assert "runtimes.hawse" in (tmp_path / "containerd.toml").read_text()
+    told = (tmp_path / "told").read_text()
+    [(label, value)] = manifests.read_one("runtimeclass.yaml")["scheduling"]["nodeSelector"].items()
+    assert f"label node node-1 {label}={value}\n" in told
+    assert {*re.findall(r"-f (\S+)", told)} == {path.name for path in DEPLOY.glob("*.yaml")}
+
+
+#: Where the guest has the first two groups that come to a pod. Emulated ones have no address on the host that could be
+#: another: tests/lab/test_engines.py has groups that do.
+ADDRESSES = {"0000:02:00.0": 5, "0000:03:00.0": 6}
+
+
+@pytest.fixture
+def engine(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Containerd]:
+    """containerd with the pod's image, of Debian's DPDK; the node has two NICs."""
+    directory = str(tmp_path_factory.mktemp("kube"))
+    shutil.copytree(dpdk_rootfs(), f"{directory}/rootfs", symlinks=True)
+    os.symlink("busybox", f"{directory}/rootfs/usr/bin/tr")
+    os.makedirs(f"{directory}/rootfs/var", exist_ok=True)
+    os.symlink("/run", f"{directory}/rootfs/var/run")  # as Debian's base-files has it
+    [container] = manifests.read_one("dpdk-pod.yaml")["spec"]["containers"]
+    made = Containerd(directory, hawse='[emulated]\n5 = ["e1000e"]\n6 = ["e1000e"]\n')
+    try:
+        for archive in (
+            write_pause(f"{directory}/pause.tar"),
+            write_archive(f"{directory}/dpdk.tar", [Image(container["image"])], f"{directory}/rootfs"),
+        ):
+            made.load(archive, namespace="k8s.io")
+        yield made
+        if request.node.stash.get(outcome, False) and os.path.isdir(f"{made.runtime_root}/k8s.io"):
+            save_evidence(f"{made.runtime_root}/k8s.io", request.node.name)
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def hugepages(tmp_path: Path) -> Iterator[str]:
+    """The volume, as a kubelet mounts it (pkg/volume/emptydir/empty_dir.go, setupHugepages)."""
+    path = tmp_path / "hugepages"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "nodev", path], check=True)
+    path.chmod(0o777)
+    yield str(path)
+    subprocess.run(["umount", path], check=True)
+
+
+def is_forwarding(pod: Pod) -> bool:
+    return "NIC statistics for port 1" in pod.log("testpmd")
+
+
+@pytest.mark.vm
+def test_the_pod_runs_as_a_kubelet_has_it_run(engine: Containerd, hugepages: str, tmp_path: Path) -> None:
+    """With a container beside it that has asked for nothing."""
+    manifest = manifests.read_one("dpdk-pod.yaml")
+    [container] = manifest["spec"]["containers"]
+    name, count = manifests.asked_for(manifest)
+    assert count == len(ADDRESSES)
+    whole = manifests.sandbox(manifest, manifests.read_one("runtimeclass.yaml"))
+    [mount] = container["volumeMounts"]
+    image: dict[str, Any] = {"image": {"image": container["image"]}}
+    process: dict[str, Any] = {key: container[key] for key in ("command", "args")}
+    with Cri(engine.address) as cri:
+        wait_until(lambda: cri.is_ready() and len(cri("ListImages")["images"]) == 2)
+        pod = Pod(engine, cri, f"{tmp_path}/pod", linux=whole)
+        try:
+            pod.run("beside", "echo $(env); exec sleep 1000000", **image)
+            pod.run(
+                "testpmd", groups=tuple(ADDRESSES.values()), envs=manifests.plugins_variables(name, ADDRESSES),
+                mounts=[{"container_path": mount["mountPath"], "host_path": hugepages}],
+                resources=manifests.resources(container["resources"]["limits"]),
+                security={"capabilities": {"add_capabilities": container["securityContext"]["capabilities"]["add"]}},
+                **image, **process,
+            )  # fmt: skip
+            wait_until(lambda: is_forwarding(pod) or pod.status("testpmd")["state"] == "CONTAINER_EXITED", seconds=240)
+            assert is_forwarding(pod), pod.log("testpmd")
+            guest = json.loads(pod.exec("testpmd", "busybox cat /dev/hawse/devices.json").output)
+            assert [entry["guest"]["address"] for entry in guest] == [*ADDRESSES]
+            nodes = {f"/dev/vfio/{number}" for number in ("vfio", *ADDRESSES.values())}
+            assert nodes <= {*pod.exec("testpmd", "echo /dev/vfio/*").output.split()}
+            probed = re.findall(r"Probe PCI driver: net_e1000_em \(8086:10d3\) device: (\S+) ", pod.log("testpmd"))
+            assert probed == [*ADDRESSES], pod.log("testpmd")
+            # What it takes of huge pages is the guest's, and no more than it has asked for.
+            mounted = pod.exec("testpmd", f"grep ' {mount['mountPath']} ' /proc/mounts").output
+            assert mounted.split()[2] == "hugetlbfs"
+            pages = pod.exec("testpmd", "grep HugePages_ /proc/meminfo").output
+            counts = {key: int(number) for key, number in re.findall(r"HugePages_(\w+): +(\d+)", pages)}
+            taken = (counts["Total"] - counts["Free"]) * 2 * 2**20
+            assert 0 < taken <= manifests.quantity(container["resources"]["limits"]["hugepages-2Mi"])
+            assert os.listdir(hugepages) == []
+            # The other container has nothing of it.
+            assert "PCIDEVICE" not in pod.log("beside")
+            assert "No such file" in pod.exec("beside", "ls /dev/vfio").errors
+            cri("StopContainer", container_id=pod.containers["testpmd"], timeout=60)
+            assert pod.status("testpmd")["exit_code"] == 0
+        finally:
+            pod.remove()
+    assert engine.left() == []

@@ -1,0 +1,98 @@
+"""Kubernetes' manifests: read as what reads YAML there would, and told to an engine as a kubelet and a device plugin
+would tell them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hawse.vm import packages
+from tests.support.caches import CACHE, kept
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
+#: Microseconds (Kubernetes pkg/kubelet/cm/helpers_linux.go, QuotaPeriod).
+_PERIOD = 100_000
+_UNITS = {"m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+#: Sizes that a node has pages of: a kubelet sends a limit of zero for each that is not asked for
+#: (pkg/kubelet/kuberuntime/kuberuntime_container_linux.go, GetHugepageLimitsFromResources).
+_PAGES = {"hugepages-2Mi": "2MB", "hugepages-1Gi": "1GB"}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file, by Debian's PyYAML, which is kept in the cache: no engine here reads all of them."""
+
+    def unpack(tree: str) -> None:
+        fetched = packages.fetch(["python3-yaml"], cache=CACHE, progress=print)
+        packages.unpack(fetched, tree, wanted=lambda name: name.startswith("usr/lib/python3/dist-packages/yaml"))
+
+    library = f"{kept('yaml', unpack)}/usr/lib/python3/dist-packages"
+    script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=path.read_text(), env=os.environ | {"PYTHONPATH": library},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{path}: {done.stderr}"
+    documents: list[dict[str, Any]] = json.loads(done.stdout)
+    return documents
+
+
+def read_one(name: str) -> dict[str, Any]:
+    """The one document of a file of deploy/kubernetes."""
+    [document] = read(DEPLOY / name)
+    return document
+
+
+def quantity(text: str) -> float:
+    """A number of bytes or of CPUs (k8s.io/apimachinery pkg/api/resource), in the units that are used here."""
+    number = text.rstrip("kmKMGi")
+    return float(number) * (_UNITS[text[len(number) :]] if text != number else 1)
+
+
+def resources(limits: dict[str, str]) -> dict[str, Any]:
+    """The limits of a container as a kubelet sends them."""
+    cpus = quantity(limits["cpu"])
+    return {
+        "cpu_period": _PERIOD,
+        "cpu_quota": int(cpus * _PERIOD),
+        "cpu_shares": int(cpus * 1024),
+        "memory_limit_in_bytes": int(quantity(limits["memory"])),
+        "hugepage_limits": [
+            {"page_size": size, "limit": int(quantity(limits.get(name, "0")))} for name, size in _PAGES.items()
+        ],
+    }
+
+
+def sandbox(pod: dict[str, Any], runtime_class: dict[str, Any]) -> dict[str, Any]:
+    """What a kubelet says of the pod as a whole: its overhead, and what its containers' limits come to."""
+    limits = [resources(container["resources"]["limits"]) for container in pod["spec"]["containers"]]
+    summed = {key: sum(limit[key] for limit in limits) for key in ("cpu_quota", "cpu_shares", "memory_limit_in_bytes")}
+    overhead = resources(runtime_class["overhead"]["podFixed"])
+    return {"overhead": overhead, "resources": summed | {"cpu_period": _PERIOD}}
+
+
+def plugins_variables(resource: str, functions: dict[str, int]) -> list[dict[str, str]]:
+    """What the SR-IOV network device plugin tells a container of the functions that it gives it: addresses and their
+    groups (pkg/resources/server.go, getEnvs(); pkg/infoprovider/vfioInfoProvider.go)."""
+    name = "PCIDEVICE_" + "".join(letter if letter.isalnum() else "_" for letter in resource.upper())
+    info = {
+        address: {
+            "generic": {"deviceID": address},
+            "vfio": {"dev-mount": f"/dev/vfio/{group}", "mount": "/dev/vfio/vfio"},
+        }
+        for address, group in functions.items()
+    }
+    return [
+        {"key": name, "value": ",".join(functions)},
+        {"key": f"{name}_INFO", "value": json.dumps(info)},
+    ]
+
+
+def asked_for(pod: dict[str, Any]) -> tuple[str, int]:
+    """The one resource of a plugin's that a pod asks for, and how many."""
+    limits = pod["spec"]["containers"][0]["resources"]["limits"]
+    [(name, count)] = [(name, count) for name, count in limits.items() if "/" in name]
+    return name, int(count)
