@@ -92,7 +92,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
 
 
 #: Where the guest has the first two groups that come to a pod. Emulated ones have no address on the host that could be
-#: another: tests/lab/test_engines.py has groups that do.
+#: another: tests/lab/test_dpdk.py has functions that do.
 ADDRESSES = {"0000:02:00.0": 5, "0000:03:00.0": 6}
 
 

@@ -31,8 +31,10 @@ _SHELL = """
 import json, shutil, sys
 from hawse.vfio import sysfs
 from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
-directory, probe, annotations, *addresses = sys.argv[1:]
+directory, probe, annotations, network, *addresses = sys.argv[1:]
 spec = make_bundle(directory, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+for namespace in spec["linux"]["namespaces"]:
+    namespace |= {"path": network} if network and namespace["type"] == "network" else {}
 shutil.copy(probe, f"{directory}/rootfs/bin/probe")
 groups = dict.fromkeys(sysfs.iommu_group(address) for address in addresses)
 nodes = [(f"/dev/vfio/{group}", *sysfs.group_numbers(group)) for group in groups]
@@ -68,10 +70,15 @@ def make_bundle(lab: Lab, name: str, address: str) -> str:
     return directory
 
 
-def make_shell_bundle(lab: Lab, name: str, *addresses: str, probe: str, annotations: dict[str, str]) -> str:
-    """A bundle whose container waits, and has the probe and the groups of these functions; its directory there."""
+def make_shell_bundle(
+    lab: Lab, name: str, *addresses: str, probe: str, annotations: dict[str, str], network: str = ""
+) -> str:
+    """A bundle whose container waits, and has the probe and the groups of these functions; its directory there.
+
+    ``network`` is the path of a namespace, "" for a new one.
+    """
     directory = f"/tmp/bundles/{name}"
-    result = lab.python(_SHELL, directory, probe, json.dumps(annotations), *addresses)
+    result = lab.python(_SHELL, directory, probe, json.dumps(annotations), network, *addresses)
     configure(lab)
     assert result.code == 0, result.errors
     return directory

@@ -43,9 +43,10 @@ def pod(lab: Lab, probe: str) -> Iterator[str]:
 
 
 def join(lab: Lab, probe: str, name: str, *addresses: str, mode: str = "vfio") -> None:
-    """Run a container of the pod with the groups of these functions."""
+    """Run a container of the pod with the groups of these functions, and as engines do in the pod's network."""
     about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": mode}
-    bundle = make_shell_bundle(lab, name, *addresses, probe=probe, annotations=about)
+    network = f"/proc/{state(lab, 'pod')['pid']}/ns/net"
+    bundle = make_shell_bundle(lab, name, *addresses, probe=probe, annotations=about, network=network)
     started = hawse(lab, "run", "--detach", "--bundle", bundle, name)
     assert started.code == 0, started
 

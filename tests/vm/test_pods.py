@@ -27,6 +27,7 @@ GROUPS = """
 5 = ["edu"]
 6 = ["edu"]
 7 = ["e1000e", "e1000e"]
+8 = ["nvme"]
 """
 KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
@@ -146,6 +147,16 @@ def test_a_group_is_several_containers_and_leaves_with_the_last(pod: Runtime, tm
     assert pod("detach", "three", "5").code == 0
     pod.run_detached(bundle(tmp_path, "again", groups=(5,)), "again")
     assert shell(pod, "again", "probe /dev/vfio/5").code == 0
+
+
+def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_path: Path) -> None:
+    about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": "guest-kernel"}
+    pod.run_detached(bundle(tmp_path, "one", groups=(8,), annotations=about), "one")
+    assert pod.state("one")["vfio"][0]["guest"]["driver"] == "nvme"
+    assert shell(pod, "one", "dd if=/dev/nvme0n1 bs=4096 count=16 2>&- | wc -c").output == "65536\n"
+    about = {KIND: "container", SANDBOX: "pod"}
+    refused = pod("create", "--bundle", bundle(tmp_path, "two", groups=(8,), annotations=about), "two")
+    assert "group 8 is left to the guest's own driver in another container of the pod" in refused.errors
 
 
 def test_groups_come_and_go_in_a_container_of_a_pod(pod: Runtime, tmp_path: Path) -> None:

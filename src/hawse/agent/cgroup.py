@@ -25,6 +25,8 @@ class Cgroup:
 
     def __init__(self, path: str, *, root: str = ROOT) -> None:
         self._directory = f"{root}/{path.strip('/')}"
+        self._watcher: threading.Thread | None = None
+        self._end = -1
 
     def members(self) -> list[int]:
         """The pids in it and below it."""
@@ -58,9 +60,19 @@ class Cgroup:
         return 0
 
     def watch_oom(self, tell: Callable[[int], None]) -> None:
-        """Call ``tell`` with the count of :meth:`oom_kills`, in a thread, whenever it has grown, until the cgroup is
-        gone."""
-        threading.Thread(target=self._watch_oom, args=(tell,), daemon=True).start()
+        """Call ``tell`` with the count of :meth:`oom_kills`, in a thread, whenever it has grown, until
+        :meth:`unwatch`."""
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._watcher = threading.Thread(target=self._watch_oom, args=(tell,), daemon=True)
+        self._watcher.start()
+
+    def unwatch(self) -> None:
+        """End that thread: the kernel does not wake who polls a file of a cgroup that goes, seen with Linux 6.1."""
+        if self._watcher is not None:
+            os.eventfd_write(self._end, 1)
+            self._watcher.join()
+            os.close(self._end)
+            self._watcher = None
 
     def _watch_oom(self, tell: Callable[[int], None]) -> None:
         try:
@@ -70,6 +82,7 @@ class Cgroup:
         seen = 0
         poll = select.poll()
         poll.register(fd, select.POLLPRI)
+        poll.register(self._end, select.POLLIN)
         try:
             while True:
                 # The kernel notifies of changes since this descriptor's last read (fs/kernfs/file.c, kernfs_fop_poll).
@@ -79,7 +92,8 @@ class Cgroup:
                 if count > seen:
                     seen = count
                     tell(count)
-                poll.poll()
+                if any(ready == self._end for ready, _ in poll.poll()):
+                    return
         except OSError:  # ENODEV: it has been removed
             return
         finally:

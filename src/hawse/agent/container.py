@@ -182,6 +182,7 @@ class Container:
         """Have crun end and forget it, and remove its directory; whatever is gone already is no error."""
         with suppress(HawseError):
             self._crun.run("delete", "--force", self._crun_name, log="log-delete")
+        self.cgroup.unwatch()
         with suppress(OSError):
             for name in os.listdir(self._directory):
                 os.unlink(f"{self._directory}/{name}")

@@ -129,7 +129,8 @@ class Service:
 
     async def _create(self, params: dict[str, Any], caller: int) -> object:
         """One more container, whose shared directories are descriptors of the caller's."""
-        wanted = msgspec.convert(params["plan"], ContainerPlan)
+        # In JSON the numbers of groups, as keys, are strings.
+        wanted = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
         try:
             trees = share.take_descriptors(caller, [int(number) for number in params["trees"]])
         except OSError as error:
