@@ -104,4 +104,4 @@ def test_state_is_told_whoever_reads_its_errors(running: Runtime, options: list[
         os.close(writer)
     assert done.returncode == 0
     assert json.loads(done.stdout)["status"] == "running"
-    assert (absent.returncode != 0, absent.stdout) == (True, "")
+    assert (absent.returncode, absent.stdout) == (1, "")

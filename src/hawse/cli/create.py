@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -109,11 +108,6 @@ def tell(log: Log, notes: Iterable[tuple[str, str]]) -> None:
                 log.warning(text)
             else:
                 log.debug(text)
-    try:
-        sys.stderr.flush()
-    except OSError:
-        # Whoever read it has gone. Python would write it once more at exit, and make the exit code 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
 
 
 def _timeline(option: str | None, directory: str, name: str) -> str:

@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 import time
+from contextlib import suppress
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -33,17 +34,18 @@ class Log:
 
     def error(self, message: str, evidence: str = "") -> None:
         """The reason for which the command fails. With a log file, people get it on stderr as well, as from runc."""
-        self._write("error", message, evidence)
+        with suppress(OSError):  # of the file: this is told all the same
+            self._write("error", message, evidence)
         if self._path is not None or self._form != "json":
             if evidence:
                 message += "\n" + "\n".join(f"  | {line}" for line in evidence.splitlines())
-            print(f"hawse: {message}", file=sys.stderr)
+            _say(f"hawse: {message}")
 
     def warning(self, message: str) -> None:
         """Something that the user should know, though the command goes on."""
         self._write("warning", message)
         if self._path is None and self._form != "json":
-            print(f"hawse: warning: {message}", file=sys.stderr)
+            _say(f"hawse: warning: {message}")
 
     def debug(self, message: str) -> None:
         """Only with --debug."""
@@ -60,8 +62,7 @@ class Log:
         else:
             line = f"time={json.dumps(moment)} level={level} msg={json.dumps(message)}"
         if self._path is None:
-            sys.stderr.buffer.write(line.encode() + b"\n")
-            sys.stderr.flush()
+            _say(line)
             return
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -72,6 +73,15 @@ class Log:
             os.write(fd, line.encode() + b"\n")
         finally:
             os.close(fd)
+
+
+def _say(line: str) -> None:
+    """Write to stderr, whoever reads it: what has been done is done, and the exit status the command's own."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # Its reader has gone. Python would write it once more at exit, and make the exit status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
 
 
 def _take_in(path: str, error: dict[str, Any]) -> bool:
