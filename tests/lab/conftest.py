@@ -51,4 +51,4 @@ def console_kept(lab: Lab, session: pytest.Session) -> Iterator[None]:
     yield
     if session.testsfailed > failed:
         os.makedirs(EVIDENCE, exist_ok=True)
-        shutil.copy(lab.console, f"{EVIDENCE}/{os.path.basename(os.path.dirname(lab.console))}-console.log")
+        shutil.copy(lab.console, f"{EVIDENCE}/{'-'.join(lab.console.split('/')[-3:])}")  # two runs have one each
