@@ -3,6 +3,7 @@
 
 import json
 import os
+import select
 import sys
 
 
@@ -34,9 +35,10 @@ def main() -> None:
             file.write(str(child))
         return
     if verb == "create":
-        os.set_blocking(waiting, True)
-        with open(gate) as file:
-            file.read()
+        # By this descriptor: whoever starts it takes the name away before it writes.
+        poll = select.poll()
+        poll.register(waiting, select.POLLIN)
+        poll.poll()
     os.execv(program, process["args"])
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
 from msgspec import structs
 
 from hawse.errors import HawseError
 from hawse.sandbox.plan import ContainerPlan
-from hawse.sandbox.processes import Processes
+from hawse.sandbox.processes import Processes, whole
 
 #: Seconds that the guest may take for a GiB of them: each page is cleared, and the host finds memory for it.
 _SECONDS_A_GIB = 2.0
@@ -27,8 +28,14 @@ class HugePages:
         """Have them, and their file systems, which stay as long as the machine. Raises what the agent raises."""
         for kib, count in self._plan.hugepages:
             more = kib * count / _GIB_KIB * _SECONDS_A_GIB
-            await self._processes.call("reserve_hugepages", {"kib": kib, "count": count}, more=more)
-            self._reserved.append((kib, count))
+            asked = asyncio.ensure_future(
+                self._processes.call("reserve_hugepages", {"kib": kib, "count": count}, more=more)
+            )
+            try:
+                await whole(asked)
+            finally:
+                if asked.done() and not asked.cancelled() and asked.exception() is None:
+                    self._reserved.append((kib, count))
         for made in self._plan.hugetlbfs:
             await self._processes.call("share_hugepages", structs.asdict(made))
 

@@ -91,12 +91,9 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
 def _enter_cgroup(made: plan.SandboxPlan, store: Store) -> list[str]:
     """Be in it before there is a child: whatever this process starts, and the memory that it takes, is in it too."""
     from hawse.sandbox.cgroups import HostCgroup
-    from hawse.sandbox.systemd import enter_scope
 
     cgroup = HostCgroup(made.cgroup, store.path)
-    warnings = [*enter_scope(made.cgroup, os.getpid()), *cgroup.make()]
-    cgroup.add(os.getpid())
-    return warnings
+    return cgroup.place(os.getpid())
 
 
 def _read_plan(report: socket.socket) -> bytes:
