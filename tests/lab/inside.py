@@ -35,6 +35,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     make_virtual_functions()
     bind_devices()
+    # A machine in a machine boots in minutes: limits for a failure.
+    os.makedirs("/etc/hawse", exist_ok=True)
+    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 3000\ndevice_seconds = 900\n")
     threading.Thread(target=reap, daemon=True).start()
     if sys.argv[1:] == ["serve"]:
         serve()

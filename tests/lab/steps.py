@@ -14,8 +14,10 @@ NVME, LARGE = "0000:05:00.0", "0000:06:00.0"
 #: A group of two behind a conventional bridge, 0000:13:00.0.
 CONVENTIONAL = ["0000:14:01.0", "0000:14:02.0"]
 _CONFIG = "/tmp/config.toml"
-#: With addresses that are not kept, most machines are of the one shape whose template this machine has already.
-_SETTINGS = "[devices]\nkeep_addresses = false\n"
+#: With addresses that are not kept, most machines are of the one shape whose template this machine has already. The
+#: times are limits for a failure: two processors are shared by two labs, and by the other tests.
+LIMITS = "boot_seconds = 3000\ndevice_seconds = 900\n"
+SETTINGS = f"[vm]\n{LIMITS}[devices]\nkeep_addresses = false\n"
 RUNTIME = [HAWSE, "--config", _CONFIG]
 
 _MAKE = """
@@ -50,13 +52,13 @@ prove_unchanged({kind: set(found) for kind, found in json.loads(sys.argv[1]).ite
 """
 
 
-def configure(lab: Lab, text: str = _SETTINGS, path: str = _CONFIG) -> None:
+def configure(lab: Lab, text: str = SETTINGS, path: str = _CONFIG) -> None:
     """Write a configuration, RUNTIME's if no other."""
     result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, text)
     assert result.code == 0, result.errors
 
 
-def hawse(lab: Lab, *words: str, timeout: float = 900) -> Result:
+def hawse(lab: Lab, *words: str, timeout: float = 3000) -> Result:
     """Run RUNTIME. A nested guest without KVM on a busy machine needs minutes."""
     return lab.run([*RUNTIME, *words], timeout=timeout)
 

@@ -108,11 +108,11 @@ with open(sys.argv[1], "w") as file:
     json.dump(spec, file)
 """
     lab.python(annotate, f"{bundle}/config.json")
-    ran = hawse(lab, "run", "--bundle", bundle, "managed", timeout=900)
+    ran = hawse(lab, "run", "--bundle", bundle, "managed", timeout=3000)
     assert ran.code == 0, ran
     assert json.loads(ran.output)["passed"] is True
     assert drivers(lab, LONE_NIC) == [NATIVE]
-    created = hawse(lab, "create", "--bundle", bundle, "killed", timeout=900)
+    created = hawse(lab, "create", "--bundle", bundle, "killed", timeout=3000)
     assert created.code == 0, created
     assert drivers(lab, LONE_NIC) == [GIVEN]
     assert "is bound for the sandbox killed" in hawse(lab, "unbind", LONE_NIC).errors

@@ -14,7 +14,7 @@ from hawse.vm.image_build import build
 from tests.lab import kernel
 from tests.lab.conftest import console_kept
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, PAIR, group_of, read_json
+from tests.lab.steps import EDU, LIMITS, PAIR, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
 from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
@@ -22,7 +22,7 @@ from tests.support.suites import newer_qemu
 
 pytestmark = pytest.mark.lab
 
-SECONDS = 1500  # a machine in a machine boots, and its image's template is not here
+SECONDS = 3000  # a machine in a machine boots, and its image's template is not here
 CONFIG = "/tmp/files.toml"
 FILE, ALL = "/tmp/bundles/file", "/tmp/bundles/all"
 LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in snapshot().items()})"
@@ -65,7 +65,8 @@ def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
     config = (
         # One processor: with two QEMU 10 without KVM dies at times as its memory map changes, in iotlb_to_section().
-        f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
+        f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n{LIMITS}'
+        f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
         "[template]\nenabled = false\n"
     )
     directory = str(tmp_path_factory.mktemp("files-lab"))

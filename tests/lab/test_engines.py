@@ -23,11 +23,12 @@ _TESTPMD = (
 _PODMAN = """
 import sys
 from tests.support.podman import Podman
+from tests.lab.steps import SETTINGS
 from tests.support.runtime import Runtime
 runtime = Runtime("/run")
-runtime.configure("[devices]\\nkeep_addresses = false\\n")
+runtime.configure(SETTINGS)
 with Podman("/run/podman", runtime) as podman:
-    done = podman(*sys.argv[1:], timeout=1200)
+    done = podman(*sys.argv[1:], timeout=2400)
 sys.stdout.write(done.output)
 sys.stderr.write(done.errors)
 sys.exit(done.code)
@@ -39,7 +40,7 @@ def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
     done = lab.python(
         _PODMAN, "run", "--rm", "--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/run",
         "--device", "/dev/vfio/vfio", "--device", f"/dev/vfio/{group_of(lab, LONE_NIC)}", "--ulimit", "memlock=-1:-1",
-        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _TESTPMD, timeout=1500,
+        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _TESTPMD, timeout=3000,
     )  # fmt: skip
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
@@ -57,16 +58,17 @@ _TESTPMD_OF_HOST = _TESTPMD.replace(
 _CRI = f"""
 import os, sys
 from tests.engines.pod import Pod
+from tests.lab.steps import SETTINGS
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
 from tests.support.images import write_busybox, write_pause
 from tests.support.runtime import wait_until
 os.makedirs("/run/c")
-engine = Containerd("/run/c", hawse="[devices]\\nkeep_addresses = false\\n")
+engine = Containerd("/run/c", hawse=SETTINGS)
 try:
     for archive in (write_pause("/run/c/pause.tar"), write_busybox("/run/c/busybox.tar")):
         engine.load(archive, namespace="k8s.io")
-    with Cri(engine.address, seconds=900) as cri:
+    with Cri(engine.address, seconds=2400) as cri:
         wait_until(lambda: len(cri("ListImages")["images"]) == 2)
         pod = Pod(engine, cri, "/run/c/pod")
         node = f"/dev/vfio/{{sys.argv[1]}}"
@@ -78,13 +80,13 @@ try:
             mounts=[{{"container_path": "/dpdk", "host_path": sys.argv[2], "readonly": True}}],
             security={{"capabilities": {{"add_capabilities": ["IPC_LOCK"]}}}},
         )
-        pod.await_exit("testpmd", seconds=600)
+        pod.await_exit("testpmd", seconds=1200)
         print(pod.log("testpmd"))
         pod.run(
             "hog", "exec busybox dd if=/dev/zero of=/dev/null bs=209715200",
             linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}},
         )
-        print(pod.await_exit("hog", seconds=300)["reason"])
+        print(pod.await_exit("hog", seconds=900)["reason"])
         pod.remove()
 finally:
     engine.stop()
@@ -93,7 +95,7 @@ finally:
 
 def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
     """The lab's cgroups are of version 2."""
-    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), timeout=1500)
+    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), timeout=3000)
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
     assert sent, done
@@ -105,19 +107,20 @@ def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) ->
 _HOG = """
 import sys
 from tests.support.podman import IMAGE, Podman
+from tests.lab.steps import SETTINGS
 from tests.support.runtime import Runtime
 runtime = Runtime("/run")
-runtime.configure("[devices]\\nkeep_addresses = false\\n")
+runtime.configure(SETTINGS)
 words = ["--name", "hog", "--network", "none", "--memory", "48m", "--memory-swap", "48m"]
 with Podman("/run/hog", runtime) as podman:
-    done = podman("run", *words, IMAGE, "dd", "if=/dev/zero", "of=/dev/null", "bs=209715200", timeout=1200)
+    done = podman("run", *words, IMAGE, "dd", "if=/dev/zero", "of=/dev/null", "bs=209715200", timeout=2400)
     print(done.code, podman.must("inspect", "--format", "{{.State.OOMKilled}} {{.State.ExitCode}}", "hog"), done.errors)
 """
 
 
 def test_podman_tells_of_a_kill_for_memory(lab: Lab) -> None:
     """conmon hears of it from the cgroup of the process that it knows, which counts events where it is of version 2."""
-    done = lab.python(_HOG, timeout=1500)
+    done = lab.python(_HOG, timeout=3000)
     assert done.code == 0, done.output + done.errors
     assert done.output.split()[:3] == ["137", "true", "137"], done
 
@@ -128,11 +131,11 @@ from tests.support.docker import IMAGE, Docker
 from tests.support.runtime import Runtime
 probe, group = sys.argv[1:]
 runtime = Runtime("/run")
-runtime.configure("[devices]\\nkeep_addresses = false\\n")
+runtime.configure(SETTINGS)
 words = ["--rm", "--network", "none", "--ulimit", "memlock=-1:-1", "--volume", f"{probe}:/probe:ro"]
 devices = ["--device", "/dev/vfio/vfio", "--device", group]
 # What would take the kernel's modules for a firewall; the container has no network.
-with Docker("/run/docker-test", runtime, seconds=1200, iptables=False, bridge="none") as docker:
+with Docker("/run/docker-test", runtime, seconds=2400, iptables=False, bridge="none") as docker:
     done = docker("run", *words, *devices, IMAGE, "/probe", group)
 sys.stdout.write(done.output)
 sys.stderr.write(done.errors)
@@ -141,6 +144,6 @@ sys.exit(done.code)
 
 
 def test_a_container_of_dockers_drives_a_device(lab: Lab, probe: str) -> None:
-    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=1800)
+    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=3000)
     assert done.code == 0, done.output + done.errors
     assert json.loads(done.output)["passed"]

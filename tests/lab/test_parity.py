@@ -27,7 +27,7 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
     bundle = make_bundle(lab, "whole-pair", PAIR[0])
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "pair-runc"])
     assert under_runc.code == 0, under_runc
-    under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=900)
+    under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=3000)
     assert under_hawse.code == 0, under_hawse
     expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
     assert seen["passed"] is True
@@ -46,7 +46,7 @@ def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab) -> 
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])
     assert under_runc.code == 0, under_runc
     before = lab.python(LEFT).output
-    under_hawse = lab.run([HAWSE, "run", "--bundle", bundle, "parity-hawse"], timeout=900)
+    under_hawse = lab.run([HAWSE, "run", "--bundle", bundle, "parity-hawse"], timeout=3000)
     assert under_hawse.code == 0, under_hawse
     expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
     assert seen["passed"] is True

@@ -15,6 +15,7 @@ import pytest
 from tests.lab.host import Lab
 from tests.lab.steps import (
     EDU,
+    LIMITS,
     PHYSICAL,
     VIRTUAL,
     configure,
@@ -30,7 +31,7 @@ from tests.support.suites import newer_qemu
 
 pytestmark = pytest.mark.lab
 
-SECONDS = 1500  # a machine in a machine boots
+SECONDS = 3000  # a machine in a machine boots
 TOKEN = "14d63f20-8445-11ea-8900-1f9ce7d5650d"
 CONFIG = "/tmp/token.toml"
 _SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
@@ -91,7 +92,7 @@ def test_a_virtual_function_is_opened_with_the_token_alone(lab: Lab, probe: str)
     configure(
         lab,
         # One processor: see test_device_files.
-        f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n[template]\nenabled = false\n'
+        f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n{LIMITS}[template]\nenabled = false\n'
         '[devices]\nplug = "cold"\nkeep_addresses = false\n',
         CONFIG,
     )
