@@ -1,4 +1,4 @@
-"""Engines on a host with real VFIO groups: the same arguments as with runc, and DPDK on the device."""
+"""An engine on a host with real VFIO groups: the same arguments as with runc, and DPDK on the device."""
 
 from __future__ import annotations
 
@@ -46,57 +46,3 @@ def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
     assert sent, done
     assert sent[-1] > 0
     assert lab.run(["pgrep", "-c", "qemu-system"]).output == "0\n"
-
-
-#: DPDK's programs and libraries are the host's, mounted; the image is of busybox alone.
-_DPDK = "/dpdk/usr/lib/x86_64-linux-gnu"
-_TESTPMD_OF_HOST = _TESTPMD.replace(
-    "dpdk-testpmd",
-    f"{_DPDK}/ld-linux-x86-64.so.2 --library-path {_DPDK} /dpdk/usr/bin/dpdk-testpmd -d {_DPDK}/dpdk/pmds-23.0",
-)
-_CRI = f"""
-import os, sys
-from tests.engines.pod import Pod
-from tests.lab.steps import SETTINGS
-from tests.support.containerd import Containerd
-from tests.support.cri import Cri
-from tests.support.images import write_busybox, write_pause
-from tests.support.runtime import wait_until
-os.makedirs("/run/c")
-engine = Containerd("/run/c", hawse=SETTINGS)
-try:
-    for archive in (write_pause("/run/c/pause.tar"), write_busybox("/run/c/busybox.tar")):
-        engine.load(archive, namespace="k8s.io")
-    with Cri(engine.address, seconds=2400) as cri:
-        wait_until(lambda: len(cri("ListImages")["images"]) == 2)
-        pod = Pod(engine, cri, "/run/c/pod")
-        node = f"/dev/vfio/{{sys.argv[1]}}"
-        pod.run(
-            "testpmd", "mkdir -p /var/run && exec busybox {_TESTPMD_OF_HOST}",
-            devices=[
-                {{"container_path": path, "host_path": path, "permissions": "rw"}} for path in ("/dev/vfio/vfio", node)
-            ],
-            mounts=[{{"container_path": "/dpdk", "host_path": sys.argv[2], "readonly": True}}],
-            security={{"capabilities": {{"add_capabilities": ["IPC_LOCK"]}}}},
-        )
-        pod.await_exit("testpmd", seconds=1200)
-        print(pod.log("testpmd"))
-        pod.run(
-            "hog", "exec busybox dd if=/dev/zero of=/dev/null bs=209715200",
-            linux={{"resources": {{"memory_limit_in_bytes": 48 << 20}}}},
-        )
-        print(pod.await_exit("hog", seconds=900)["reason"])
-        pod.remove()
-finally:
-    engine.stop()
-"""
-
-
-def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
-    """The lab's cgroups are of version 2."""
-    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), timeout=3000)
-    assert done.code == 0, done.output + done.errors
-    sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
-    assert sent, done
-    assert sent[-1] > 0
-    assert done.output.splitlines()[-1] == "OOMKilled", done
