@@ -18,8 +18,8 @@ from contextlib import ExitStack
 
 _NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "catatonit", "--"]
 _OTHERS = ["--ignore=tests/lab"]
-#: What takes about half of the lab's time: DPDK, engines, and a lab of its own.
-_SLOW = [f"tests/lab/test_{name}.py" for name in ("binding", "device_files", "dpdk", "engines")]
+#: What takes about half of the time of all of the lab's.
+_SLOW = [f"tests/lab/test_{name}.py" for name in ("attach", "binding", "device_files", "dpdk", "engines")]
 _LABS = [_SLOW, ["tests/lab", *(f"--ignore={path}" for path in _SLOW)]]
 _CLOSING = re.compile(r"(?:=+ )?(\d+ [a-z]+.*) in [\d.]+s.*\n")
 
