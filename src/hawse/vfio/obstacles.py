@@ -28,7 +28,7 @@ def check_token(group: HostGroup, token: str) -> None:
     """Raise :class:`DeviceError` where a virtual function needs the token of its physical function and there is none.
 
     The kernel answers EACCES without one and EINVAL to one that is not needed (Linux drivers/vfio/pci/
-    vfio_pci_core.c, vfio_pci_validate_vf_token()); a PF that was never opened by a user of VFIO asks for none.
+    vfio_pci_core.c, vfio_pci_validate_vf_token()); a PF on vfio-pci has a random one, which its program replaces.
     """
     for function in group.functions:
         if function.physical_driver == "vfio-pci" and not token:
