@@ -30,6 +30,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _LINK, _ADDRESS, _ROUTE = struct.Struct("=BxHiII"), struct.Struct("=BBBBI"), struct.Struct("=8BI")
 _NEIGHBOUR, _TRAFFIC = struct.Struct("=BxHiHBB"), struct.Struct("=BxHiIII")
 _UP = 1
+_NET_NS_PID = 19  # include/uapi/linux/if_link.h
 _NO_DAD = 0x02
 _PERMANENT = 0x80
 _UNICAST = 1
@@ -39,14 +40,16 @@ _MAX = 65536
 _FAMILIES = {4: (socket.AF_INET, 32), 6: (socket.AF_INET6, 128)}
 
 
-def link(index: int, *, name: str = "", mtu: int = 0, up: bool = False) -> bytes:
-    """Change an interface: what is not named stays."""
+def link(index: int, *, name: str = "", mtu: int = 0, up: bool = False, pid: int = 0) -> bytes:
+    """Change an interface: what is not named stays. With ``pid`` it goes to the network namespace of that process."""
     flags = _UP if up else 0
     body = _LINK.pack(0, 0, index, flags, flags)
     if name:
         body += attribute(3, name.encode() + b"\0")
     if mtu:
         body += attribute(4, struct.pack("=I", mtu))
+    if pid:
+        body += attribute(_NET_NS_PID, struct.pack("=I", pid))
     return message(NEW_LINK, body)
 
 

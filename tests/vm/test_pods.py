@@ -159,6 +159,28 @@ def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_
     assert "group 8 is left to the guest's own driver in another container of the pod" in refused.errors
 
 
+@pytest.mark.parametrize("new", [False, True], ids=["the pod's network", "a network of its own"])
+def test_a_nic_that_is_left_to_the_guests_kernel_is_in_the_containers_network(
+    pod: Runtime, tmp_path: Path, new: bool
+) -> None:
+    about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": "guest-kernel"}
+    path = bundle(tmp_path, "one", groups=(7,), annotations=about)
+    if not new:
+        spec = json.loads(Path(f"{path}/config.json").read_text())
+        for namespace in spec["linux"]["namespaces"]:
+            if namespace["type"] == "network":
+                namespace["path"] = f"/proc/{pod.state('pod')['pid']}/ns/net"
+        write(path, spec)
+    pod.run_detached(path, "one")
+    interfaces = [name for entry in pod.state("one")["vfio"] for name in entry["interfaces"]]
+    assert len(interfaces) == 2
+    assert {*shell(pod, "one", "ls /sys/class/net").output.split()} == {"lo", *interfaces}
+    seen_by_the_pod = shell(pod, "pod", "ls /sys/class/net").output.split()
+    assert set(interfaces).isdisjoint(seen_by_the_pod) == new
+    assert pod("delete", "--force", "one").code == 0
+    assert shell(pod, "pod", "ls /sys/class/net").output.split() == ["lo"]
+
+
 def test_groups_come_and_go_in_a_container_of_a_pod(pod: Runtime, tmp_path: Path) -> None:
     pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
     assert pod("attach", "one", "6").code == 0

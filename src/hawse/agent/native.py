@@ -15,6 +15,7 @@ from hawse.vfio import sysfs
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     Answer = dict[str, Any]
@@ -67,6 +68,25 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
         "interfaces": interfaces(device),
         "nodes": nodes(device),
     }
+
+
+def hand_over(functions: Sequence[Answer], pid: int, *, root: str = "") -> None:
+    """Move the interfaces of a container's functions to its network namespace, that of its process ``pid``.
+
+    A function is an entry of the map. They are back in the machine's when that namespace is gone (Linux
+    net/core/dev.c, default_device_exit_net()). Raises :class:`DeviceError`.
+    """
+    for function in functions:
+        for name in function.get("interfaces") or ():
+            try:
+                with open(f"{root}/sys/class/net/{name}/ifindex") as file:
+                    netlink.talk([netlink.link(int(file.read()), pid=pid)])
+            except OSError as error:
+                address = function["guest"]["address"]
+                raise DeviceError(
+                    f"{address}: {name} cannot go to the network namespace of its container: {error.strerror}",
+                    hint="leave the namespace out, so that the container has the network of its pod",
+                ) from None
 
 
 def matching(alias: str, table: str) -> list[str]:

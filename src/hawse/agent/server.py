@@ -230,7 +230,12 @@ class Server:
             container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared
         )  # fmt: skip
         try:
-            self._watch(container, made.create(spec, self._stdio[process]))
+            first = made.create(spec, self._stdio[process])
+            if {"type": "network"} in spec["linux"]["namespaces"]:
+                from hawse.agent import native  # here, since most guests never need it
+
+                native.hand_over(devices, first.pid)
+            self._watch(container, first)
         except BaseException:
             del self._stdio[process]
             made.remove()
