@@ -24,7 +24,7 @@ from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import Config
 from hawse.container.backend import by_file
-from hawse.container.devices import find_groups
+from hawse.container.devices import check_tokens, find_groups
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError
 from hawse.oci.fields import FIELDS, Fate, review
@@ -164,11 +164,19 @@ def reset(methods: str) -> Act:
     return act
 
 
-def virtual(host: FakeSysfs) -> Any:
-    host.function("0000:3b:00.0", group=6)
-    host.function("0000:3b:02.0", group=7)
-    os.symlink("../0000:3b:00.0", f"{host.root}/sys/bus/pci/devices/0000:3b:02.0/physfn")
-    return check_token(read_group(7, root=host.root), "")
+def virtual(token: str) -> Callable[[FakeSysfs], Any]:
+    """A virtual function whose physical function is on vfio-pci, and a QEMU of Debian 12."""
+
+    def act(host: FakeSysfs) -> Any:
+        host.function("0000:3b:00.0", group=6)
+        host.function("0000:3b:02.0", group=7)
+        os.symlink("../0000:3b:00.0", f"{host.root}/sys/bus/pci/devices/0000:3b:02.0/physfn")
+        found = read_group(7, root=host.root)
+        check_token(found, token)
+        can = Capabilities("7.2.22", frozenset({"vfio-pci"}), frozenset(), vfio_properties=frozenset({"host"}))
+        return check_tokens([found], DeviceOptions(vf_token=token), lambda: can)
+
+    return act
 
 
 def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "7.2.22") -> Any:
@@ -342,7 +350,8 @@ SITUATIONS: dict[str, Act] = {
     "There is no permission for its node": forbidden,
     "Its node is open elsewhere": open_elsewhere,
     "Its device's BARs make no sense": odd_bars,
-    "A virtual function's physical function is on vfio-pci, and there is no token": virtual,
+    "A virtual function's physical function is on vfio-pci, and there is no token": virtual(""),
+    "There is a token, and QEMU knows none": virtual("14d63f20-8445-11ea-8900-1f9ce7d5650d"),
     "What is bound shares its group with others": binding("3b:00.0"),
     "What is bound is a bridge": binding("3a:00.0"),
     "What is bound carries a route": binding(C, prepare=routing),

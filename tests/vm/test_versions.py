@@ -21,6 +21,7 @@ def test_a_newer_qemu_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
     found = capabilities.ask(qemu, directory=str(tmp_path))
     assert found.version.startswith("10.0.")
     assert "igb" in found.devices, "what Debian 12's own does not have is asked for, not derived"
+    assert "vf-token" in found.vfio_properties
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))

@@ -15,6 +15,7 @@ from hawse.container.client import call
 from hawse.container.devices import (
     Group,
     check_host,
+    check_tokens,
     find_groups,
     is_number,
     node_requests,
@@ -74,6 +75,7 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
     new = [group for group in groups if not there[group.number]]
     chosen, warnings = by_file(new, files, options, lambda: ask_qemu(config))
     warnings += check_host(new, options)
+    check_tokens(new, options, lambda: ask_qemu(config))
     spares = room.spares
     calls = []
     for group in groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from hawse.container.options import DeviceOptions
@@ -12,9 +12,10 @@ from hawse.sandbox import plan
 from hawse.vfio import memlock, obstacles, sysfs
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
-from hawse.vfio.groups import HostGroup, check_free, check_viable, read_group
+from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.targets import parse_address
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
+from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import FunctionShape, GroupShape, Slot
 
 Group = HostGroup | EmulatedGroup
@@ -64,8 +65,7 @@ def plug_steps(
         else:
             function = group.functions[slot.index]
             host = label = function.address
-            # QEMU is told a token where one is asked for alone: the kernel refuses one that is not.
-            token = options.vf_token if function.physical_driver == "vfio-pci" else ""
+            token = _token(function, options)
             commands = plug_host(slot, host, rom=options.rom, token=token, by_file=slot.group in by_file)
             note = _note(group, slot, keep=options.keep_addresses)
         steps.append(
@@ -100,6 +100,23 @@ def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "
     if hosts:
         warnings.append(memlock.warning(*memlock.read()))
     return [warning for warning in warnings if warning]
+
+
+def check_tokens(groups: Sequence[Group], options: DeviceOptions, ask: Callable[[], Capabilities]) -> None:
+    """Raise :class:`DeviceError` for a function that QEMU cannot open: it gives tokens from 8.1 on. ``ask`` asks it."""
+    hosts = [group for group in groups if isinstance(group, HostGroup)]
+    for function in [function for group in hosts for function in group.functions if _token(function, options)]:
+        can = ask()
+        if "vf-token" not in can.vfio_properties:
+            raise DeviceError(
+                f"{function.address} is opened with a token alone, and QEMU {can.version} cannot give one",
+                hint="use QEMU 8.1 or a later one: vm.qemu in the configuration",
+            )
+
+
+def _token(function: Function, options: DeviceOptions) -> str:
+    """The token that a function is opened with, "" for none: the kernel refuses one that was not asked for."""
+    return options.vf_token if function.physical_driver == "vfio-pci" else ""
 
 
 def find_groups(targets: Sequence[str], emulated: Mapping[int, EmulatedGroup], *, root: str = "") -> list[Group]:

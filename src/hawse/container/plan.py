@@ -18,6 +18,7 @@ from hawse.container.devices import (
     Group,
     add_named,
     check_host,
+    check_tokens,
     find_groups,
     node_requests,
     plug_steps,
@@ -182,7 +183,9 @@ def _read(
     def look(groups: Sequence[Group], files: Sequence[Node]) -> tuple[frozenset[int], list[str]]:
         """Those that go by their device files, and what to warn of."""
         chosen, fallbacks = by_file(groups, files, options, lambda: ask_qemu(config))
-        return chosen, [*fallbacks, *check_host(groups, options)]
+        warnings = check_host(groups, options)
+        check_tokens(groups, options, lambda: ask_qemu(config))
+        return chosen, [*fallbacks, *warnings]
 
     linux = bundle.spec.linux
     devices: Sequence[Device] = linux.devices or () if linux else ()

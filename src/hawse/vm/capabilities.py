@@ -11,24 +11,29 @@ from hawse.errors import HostError, VmError
 from hawse.vm import cache
 
 _SECONDS = 30
+#: What is kept of the answers beside the version, in the order of :class:`Capabilities`.
+_LISTS = ("devices", "machine_properties", "objects", "vfio_properties")
 _QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("qmp_capabilities", {}),
     ("query-version", {}),
     ("qom-list-types", {"implements": "device"}),
     ("qom-list-properties", {"typename": "generic-pc-machine"}),
     ("qom-list-types", {"implements": "user-creatable"}),
+    ("device-list-properties", {"typename": "vfio-pci"}),
     ("quit", {}),
 )
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The version as text, the device models, the properties of the q35 machine, the objects that -object makes."""
+    """The version as text, the device models, the properties of the q35 machine, the objects that -object makes, and
+    the properties of the device model vfio-pci."""
 
     version: str
     devices: frozenset[str]
     machine_properties: frozenset[str]
     objects: frozenset[str] = frozenset()
+    vfio_properties: frozenset[str] = frozenset()
 
     def require(self, device: str) -> None:
         """Raise :class:`HostError` when this QEMU has no such device model."""
@@ -56,9 +61,7 @@ def ask(qemu: str, *, directory: str) -> Capabilities:
     if known is None:
         known = _ask(qemu)
         cache.write(path, key, known)
-    return Capabilities(
-        known["version"], *(frozenset(known[key]) for key in ("devices", "machine_properties", "objects"))
-    )
+    return Capabilities(known["version"], *(frozenset(known[key]) for key in _LISTS))
 
 
 def _ask(qemu: str) -> dict[str, Any]:
@@ -73,12 +76,14 @@ def _ask(qemu: str) -> dict[str, Any]:
     try:
         messages = [json.loads(line) for line in answer.stdout.splitlines()]
         replies = [message for message in messages if "return" in message or "error" in message]
-        _, version, devices, properties, objects = (reply.get("return") for reply in replies[:5])
+        # One that has no q35 machine or no vfio-pci says an error there.
+        _, version, devices, properties, objects, vfio = (reply.get("return") for reply in replies[:6])
         return {
             "version": "{major}.{minor}.{micro}".format(**version["qemu"]),
             "devices": sorted(device["name"] for device in devices),
             "machine_properties": sorted(entry["name"] for entry in properties or ()),
             "objects": sorted(entry["name"] for entry in objects),
+            "vfio_properties": sorted(entry["name"] for entry in vfio or ()),
         }
     except (ValueError, KeyError, TypeError):
         raise VmError(f"{qemu} dies at its start", hint="see what it says", evidence=answer.stderr[-4096:]) from None
