@@ -25,8 +25,9 @@ def shell(script: str) -> dict[str, Any]:
     return {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": []}
 
 
-def create(agent: Agent, script: str) -> None:
-    agent.call("create", container="c1", process=1, joins={}, spec={"process": shell(script)}, nodes=[], devices=[])
+def create(agent: Agent, script: str, *, process: int = 1) -> None:
+    spec = {"process": shell(script)}
+    agent.call("create", container="c1", process=process, joins={}, spec=spec, nodes=[], devices=[])
 
 
 def test_a_container_from_create_to_exit(agent: Agent) -> None:
@@ -67,6 +68,21 @@ def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None
     output, code = agent.output_until_exit(2)
     assert received + len(output[1]) == size
     assert code == 0
+
+
+def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
+    """A host that waits for one no longer deletes what comes of it, whenever that is."""
+    spec = {"process": shell("exec sleep 1000"), "annotations": {"takes": "1"}}
+    params = {"container": "c1", "process": 1, "joins": {}, "spec": spec, "nodes": [], "devices": []}
+    agent.send("create", **params)
+    agent.send("delete", container="c1")
+    answers = [agent.answer(), agent.answer()]
+    assert [error for _, _, error in answers] == [None, None]
+    with pytest.raises(NotFoundError):
+        agent.call("delete", container="c1")
+    create(agent, "exit 3", process=2)
+    agent.call("start", container="c1")
+    assert agent.output_until_exit(2)[1] == 3
 
 
 @pytest.mark.parametrize(

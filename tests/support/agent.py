@@ -58,15 +58,23 @@ class Agent:
 
     def call(self, method: str, **params: Any) -> object:
         """The result of a call; other frames that come first are kept in ``seen``. Raises the agent's error."""
+        self.send(method, **params)
+        number, result, error = self.answer()
+        assert number == self._number
+        if error is not None:
+            raise error
+        return result
+
+    def send(self, method: str, **params: Any) -> None:
+        """Call without waiting for the answer."""
         self._number += 1
         self.port.send(control.encode_call(self._number, method, params))
+
+    def answer(self) -> tuple[int, object, HawseError | None]:
+        """The next answer: the number of its call, and the result or the error."""
         for frame in self.frames:
             if frame[1] == REPLY:
-                number, result, error = control.decode_reply(frame[2])
-                assert number == self._number
-                if error is not None:
-                    raise error
-                return result
+                return control.decode_reply(frame[2])
             self.seen.append(frame)
         raise HawseError("the agent ended")
 

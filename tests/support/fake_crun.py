@@ -1,10 +1,14 @@
 #!/usr/bin/python3 -IS
-"""crun's command line as the agent uses it, without containers: what it starts runs on the machine itself."""
+"""crun's command line as the agent uses it, without containers: what it starts runs on the machine itself.
+
+The annotation "takes" is the seconds that a creation takes.
+"""
 
 import json
 import os
 import select
 import sys
+import time
 
 
 def main() -> None:
@@ -20,7 +24,9 @@ def main() -> None:
         os.mkfifo(gate)
         waiting = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
         with open(options.get("config", f"{options['bundle']}/config.json")) as file:
-            process = json.load(file)["process"]
+            spec = json.load(file)
+        process = spec["process"]
+        time.sleep(float(spec.get("annotations", {}).get("takes", "0")))
     else:
         with open(options["process"]) as file:
             process = json.load(file)

@@ -56,6 +56,8 @@ class Server:
         self._crun = crun
         self._crun_root = crun_root
         self._containers: dict[str, Container] = {}
+        #: By container: it is created and deleted in turn.
+        self._turns: dict[str, threading.Lock] = {}
         self._stdio: dict[int, Stdio] = {}
         self._newest = 0
         self._prepared: Prepared | None = None
@@ -213,6 +215,13 @@ class Server:
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
         namespace that it has.
         """
+        with self._turns.setdefault(container, threading.Lock()):
+            return self._create(container, process, spec, nodes, devices, joins)
+
+    def _create(
+        self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
+        devices: list[dict[str, Any]], joins: dict[str, str],
+    ) -> list[list[str]]:  # fmt: skip
         for kind, other in joins.items():
             spec["linux"]["namespaces"].append({"type": kind, "path": self._find(other).namespace(kind)})
         hugepages.drop_unknown_limits(spec)
@@ -231,7 +240,7 @@ class Server:
         )  # fmt: skip
         try:
             first = made.create(spec, self._stdio[process])
-            if {"type": "network"} in spec["linux"]["namespaces"]:
+            if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
 
                 native.hand_over(devices, first.pid)
@@ -245,9 +254,14 @@ class Server:
         return log
 
     def delete(self, *, container: str) -> None:
-        """End what runs of a container and leave nothing of it, nor of the files that it has seen."""
-        self._find(container).remove()
-        del self._containers[container]
+        """End what runs of a container and leave nothing of it, nor of the files that it has seen.
+
+        After its creation, where that still runs: a host that waits for it no longer knows of nothing that it leaves.
+        """
+        with self._turns.setdefault(container, threading.Lock()):
+            del self._turns[container]
+            self._find(container).remove()
+            del self._containers[container]
         with open("/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 
