@@ -354,6 +354,22 @@ def test_templates_are_built_listed_and_removed(runtime: Runtime, tmp_path: Path
     assert templates(cache) == []
 
 
+def test_the_template_of_a_bundles_machine_is_built_ahead(runtime: Runtime, tmp_path: Path, bundle: str) -> None:
+    """Of a pod's here, whose machine has more ports than the usual one."""
+    cache = own_cache(f"{tmp_path}/cache")
+    configure(runtime, cache)
+    spec = json.loads(Path(f"{bundle}/config.json").read_text())
+    write(bundle, spec | {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
+    built = runtime("template", "build", "--bundle", bundle)
+    assert built.code == 0, built
+    assert start(runtime, bundle, tmp_path) == (True, [])
+    assert len(templates(cache)) == 1
+    refused = runtime("template", "list", "--bundle", bundle)
+    assert "template list takes no bundle" in refused.errors
+    configure(runtime, cache, "[template]\nenabled = false")
+    assert "this machine has no template [set template.enabled" in runtime("template", "build").errors
+
+
 def test_the_timeline_is_drawn(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
     configure(runtime, cache, f'[timeline]\ndirectory = "{tmp_path}/traces"')
     (tmp_path / "traces").mkdir()

@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("action", choices=("list", "build", "remove"))
     parser.add_argument("digest", nargs="*", help="of remove: the templates' digests or their beginnings")
+    parser.add_argument("-b", "--bundle", metavar="DIR", help="of build: for the machine of this bundle's sandbox")
     parser.add_argument("-a", "--all", action="store_true", help="of remove: all of them")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table", help="of list")
 
@@ -28,8 +29,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Do it."""
     if args.action != "remove" and (args.digest or args.all):
         raise UsageError(f"template {args.action} takes no digest", hint="see `hawse template --help`")
+    if args.action != "build" and args.bundle is not None:
+        raise UsageError(f"template {args.action} takes no bundle", hint="see `hawse template --help`")
     if args.action == "build":
-        return _build(settings)
+        return _build(args.bundle or "", settings)
     cache = settings.config.image.cache
     found = template.list_all(cache)
     if args.action == "list":
@@ -45,10 +48,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _build(settings: Settings) -> int:
-    from hawse.container.template import build
+def _build(bundle: str, settings: Settings) -> int:
+    from hawse.container.template import build, plan_of
 
-    made, fresh, seconds = build(settings.config, log=settings.log)
+    made, fresh, seconds = build(plan_of(settings.config, bundle, log=settings.log))
     how = f"built in {seconds:.1f} s" if fresh else "is there already"
     print(f"template {made.digest[:12]}: {made.used / _MIB:.0f} MiB, {how}")
     return 0

@@ -1,4 +1,4 @@
-"""Building the template of the configuration's machine ahead of the first container that would leave it behind."""
+"""Building a machine's template ahead of the first container that would leave it behind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 from contextlib import AsyncExitStack
 
 from hawse.config import Config
-from hawse.container.plan import Log, plan_machine
+from hawse.container.plan import Log, plan_machine, plan_sandbox
 from hawse.errors import ConfigError, HostError, VmError
+from hawse.oci.load import load_bundle
 from hawse.sandbox import plan
 from hawse.sandbox.launch import launch
 from hawse.sandbox.machine import boot
@@ -19,16 +20,23 @@ from hawse.sandbox.templates import save
 from hawse.vm import template
 
 
-def build(config: Config, *, log: Log) -> tuple[template.Template, bool, float]:
-    """The template of a machine without special ports; whether it was made just now, and in how many seconds.
+def plan_of(config: Config, bundle: str, *, log: Log) -> plan.MachinePlan:
+    """The machine of a sandbox's bundle, or for "" the one without special ports. Raises what planning raises."""
+    if not bundle:
+        return plan_machine(config, [], log)
+    return plan_sandbox(load_bundle(bundle), config, name="template", log=log).machine
+
+
+def build(machine: plan.MachinePlan) -> tuple[template.Template, bool, float]:
+    """The template of a machine; whether it was made just now, and in how many seconds.
 
     Raises :class:`HostError` where templates cannot be kept, and what a boot raises.
     """
-    if not config.template.enabled:
-        raise ConfigError("templates are turned off", hint="set template.enabled in the configuration")
-    machine = plan_machine(config, [], log)
     wanted = machine.template
-    assert wanted is not None
+    if wanted is None:
+        raise ConfigError(
+            "this machine has no template", hint='set template.enabled, and devices.plug to "hot", in the configuration'
+        )
     began = time.monotonic()
     if not wanted.usable:
         asyncio.run(_build(machine, wanted))
