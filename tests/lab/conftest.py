@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from hawse.cli.log import Log
+from hawse.config import load_config
+from hawse.container.template import plan_of
 from tests.lab.host import Lab
 from tests.support.bundles import build_probe, make_bundle, write
-from tests.support.runtime import HAWSE, Runtime
 from tests.vm.conftest import EVIDENCE
 
 
@@ -20,12 +21,14 @@ from tests.vm.conftest import EVIDENCE
 def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A booted lab; its console is kept when a test of it failed.
 
-    It sees this machine's templates, of which most of its tests need the usual one, and one a pod's: a cold boot in it
-    takes minutes.
+    Most of its tests need the usual machine's template, and some a pod's: a cold boot in it takes minutes.
     """
-    subprocess.run([HAWSE, "template", "build"], check=True)
-    leave_template_of_a_pod(str(tmp_path_factory.mktemp("pod")))
+    bundle = str(tmp_path_factory.mktemp("pod"))
+    spec = make_bundle(bundle, ["/bin/true"])
+    write(bundle, spec | {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
     with Lab(str(tmp_path_factory.mktemp("lab"))) as booted, console_kept(booted, request.session):
+        for each in ("", bundle):
+            booted.leave_template(plan_of(load_config(None), each, log=Log()))
         yield booted
 
 
@@ -33,15 +36,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 def probe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The probe as a program, which the lab sees: its own compiler takes ten times as long."""
     return build_probe(str(tmp_path_factory.mktemp("probe")))
-
-
-def leave_template_of_a_pod(directory: str) -> None:
-    """Have a pod's machine made, and its template where there is none; no verb builds it alone."""
-    runtime = Runtime(directory)
-    spec = make_bundle(f"{directory}/bundle", ["/bin/sleep", "1000"])
-    write(f"{directory}/bundle", spec | {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
-    runtime.run_detached(f"{directory}/bundle", "pod")
-    assert runtime("delete", "--force", "pod").code == 0
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+
+from hawse.sandbox.plan import MachinePlan
 from tests.lab.host import Lab
 from tests.support.runtime import HAWSE, Result
 
@@ -14,6 +17,8 @@ NVME, LARGE = "0000:05:00.0", "0000:06:00.0"
 #: A group of two behind a conventional bridge, 0000:13:00.0.
 CONVENTIONAL = ["0000:14:01.0", "0000:14:02.0"]
 _CONFIG = "/tmp/config.toml"
+#: The lab's own, with addresses kept: see inside.py.
+DEFAULT_CONFIG = "/etc/hawse/config.toml"
 #: With addresses that are not kept, most machines are of the one shape whose template this machine has already. The
 #: times are limits for a failure: two processors are shared by two labs, and by the other tests.
 LIMITS = "boot_seconds = 3000\ndevice_seconds = 900\n"
@@ -44,6 +49,14 @@ add_devices(spec, [("/dev/vfio/vfio", 10, 196), *nodes] if nodes else [])
 spec["linux"]["readonlyPaths"] = []  # /proc/sysrq-trigger among them
 spec["annotations"] = json.loads(annotations)
 write(directory, spec)
+"""
+_MACHINE = """
+import sys
+import msgspec
+from hawse.cli.log import Log
+from hawse.config import load_config
+from hawse.container.template import plan_of
+sys.stdout.buffer.write(msgspec.json.encode(plan_of(load_config(sys.argv[1]), sys.argv[2], log=Log())))
 """
 _UNCHANGED = """
 import json, sys
@@ -84,6 +97,13 @@ def make_shell_bundle(
     configure(lab)
     assert result.code == 0, result.errors
     return directory
+
+
+def leave_template(lab: Lab, bundle: str, path: str = _CONFIG) -> None:
+    """Have the lab know the template of the machine that this bundle gets there; ``path`` is the configuration's."""
+    planned = lab.python(_MACHINE, path, bundle)
+    assert planned.code == 0, planned
+    lab.leave_template(msgspec.json.decode(planned.output, type=MachinePlan))
 
 
 def snapshot(lab: Lab) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import RUNTIME, VIRTUAL, configure, group_of
+from tests.lab.steps import RUNTIME, VIRTUAL, configure, group_of, leave_template
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = pytest.mark.lab
@@ -77,6 +77,7 @@ def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec
     spec = specification(lab, rootfs)
     write = "import os, sys; os.makedirs('/run/dpdk'); open('/run/dpdk/config.json', 'w').write(sys.argv[1])"
     assert lab.python(write, json.dumps(spec)).code == 0
+    leave_template(lab, "/run/dpdk")
     run = " ".join([*RUNTIME, "run --detach --bundle /run/dpdk dpdk >/run/dpdk/out 2>&1"])
     started = lab.run(["sh", "-c", run], timeout=3000)
     assert started.code == 0, lab.run(["cat", "/run/dpdk/out"])

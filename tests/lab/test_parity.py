@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, PAIR, RUNTIME, group_of, make_bundle, read_json
+from tests.lab.steps import DEFAULT_CONFIG, EDU, PAIR, RUNTIME, group_of, leave_template, make_bundle, read_json
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
@@ -25,6 +25,7 @@ DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities
 
 def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None:
     bundle = make_bundle(lab, "whole-pair", PAIR[0])
+    leave_template(lab, bundle)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "pair-runc"])
     assert under_runc.code == 0, under_runc
     under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=3000)
@@ -43,6 +44,7 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
 
 def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab) -> None:
     bundle = make_bundle(lab, "parity", EDU)
+    leave_template(lab, bundle, DEFAULT_CONFIG)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])
     assert under_runc.code == 0, under_runc
     before = lab.python(LEFT).output
