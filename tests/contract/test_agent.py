@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from hawse.errors import CommandError, LinkError, NotFoundError, StateError, VmError
+from hawse.link.control import encode_call
 from hawse.link.flow import WINDOW
-from hawse.link.frames import DATA, EVENT, HEADER, encode
+from hawse.link.frames import DATA, EOF, EVENT, HEADER, encode
+from hawse.link.streams import MAX_PRESERVED, STREAMS
 from tests.support.agent import Agent
 
 
@@ -25,18 +27,67 @@ def shell(script: str) -> dict[str, Any]:
     return {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": []}
 
 
-def create(agent: Agent, script: str, *, process: int = 1) -> None:
-    spec = {"process": shell(script)}
-    agent.call("create", container="c1", process=process, joins={}, spec=spec, nodes=[], devices=[])
+def create(agent: Agent, script: str, *descriptors: str, process: int = 1) -> None:
+    container: dict[str, Any] = {"container": "c1", "joins": {}, "nodes": [], "devices": []}
+    agent.call("create", **container, process=process, descriptors=descriptors, spec={"process": shell(script)})
+
+
+def execute(agent: Agent, number: int, spec: dict[str, Any], *descriptors: str) -> None:
+    agent.call("exec", container="c1", process=number, descriptors=descriptors, spec=spec)
 
 
 def test_a_container_from_create_to_exit(agent: Agent) -> None:
     create(agent, "cat; echo err >&2; exit 7")
-    agent.write_stdin(1, b"to the process\n")
+    agent.write(1, b"to the process\n")
     assert agent.call("start", container="c1") is None
     output, code = agent.output_until_exit(1)
     assert output == {1: b"to the process\n", 2: b"err\n"}
     assert code == 7
+
+
+def test_descriptors_beyond_stdio_are_pipes_and_sockets_of_the_guest(agent: Agent) -> None:
+    script = (
+        "cat <&3; echo out >&4; exec 4>&-; head -c 3 <&5; echo back >&5; exec 5>&-; read x; readlink /proc/self/fd/5"
+    )
+    create(agent, script, "in", "out", "both")
+    agent.call("start", container="c1")
+    agent.write(1, b"first ", descriptor=3)
+    agent.write(1, b"second", descriptor=5)
+    ended: set[int] = set()
+    told = {1: b"", 4: b"", 5: b""}
+    while not {4, 5} <= ended:  # both before the process ends: it has closed them
+        stream, kind, payload = next(agent.everything())
+        if kind == EOF:
+            ended.add(stream - STREAMS)
+        elif kind == DATA:
+            told[stream - STREAMS] += payload
+    agent.write(1, b"go\n")
+    output, code = agent.output_until_exit(1)
+    told[1] += output[1]
+    assert told == {1: b"first sec", 4: b"out\n", 5: b"back\n"}
+    assert code == 1, "the process has closed its last one"
+
+
+def test_a_process_that_has_written_all_still_reads(agent: Agent) -> None:
+    program = "import socket as s; c = s.socket(fileno=3); c.send(b'all'); c.shutdown(s.SHUT_WR); print(c.recv(9))"
+    create(agent, "exec sleep 1000")
+    agent.call("start", container="c1")
+    execute(agent, 2, {"args": ["/usr/bin/python3", "-c", program], "cwd": "/", "env": []}, "both")
+    frames = [next(agent.everything()) for _ in range(2)]
+    assert frames == [(2 * STREAMS + 3, DATA, b"all"), (2 * STREAMS + 3, EOF, b"")]
+    agent.write(2, b"answer", descriptor=3)
+    assert agent.output_until_exit(2) == ({1: b"b'answer'\n", 2: b""}, 0)
+
+
+def test_as_many_descriptors_as_there_may_be(agent: Agent) -> None:
+    """Numbers that the agent itself has are among them."""
+    create(agent, "exec sleep 1000")
+    agent.call("start", container="c1")
+    numbers = range(3, 3 + MAX_PRESERVED)
+    bash = {"args": ["/bin/bash", "-c", f"for n in {{3..{numbers[-1]}}}; do echo $n >&$n; done"], "cwd": "/", "env": []}
+    execute(agent, 2, bash, *["out"] * MAX_PRESERVED)
+    output, code = agent.output_until_exit(2)
+    assert (output, code) == ({1: b"", 2: b""} | {number: f"{number}\n".encode() for number in numbers}, 0)
 
 
 def test_a_signal_ends_it_with_128_and_its_number(agent: Agent) -> None:
@@ -52,19 +103,19 @@ def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
     size = 3 * WINDOW
-    agent.call("exec", container="c1", process=2, spec=shell(f"head -c {size} /dev/zero"))
-    agent.call("exec", container="c1", process=3, spec=shell("echo quick"))
+    execute(agent, 2, shell(f"head -c {size} /dev/zero"))
+    execute(agent, 3, shell("echo quick"))
     # No credit is given yet: of process 2 a window comes, of process 3 everything.
     received, quick = 0, b""
     for stream, kind, payload in agent.everything():
-        if kind == DATA and stream == 2 * 4 + 1:
+        if kind == DATA and stream == 2 * STREAMS + 1:
             received += len(payload)
-        elif kind == DATA and stream == 3 * 4 + 1:
+        elif kind == DATA and stream == 3 * STREAMS + 1:
             quick += payload
         if quick and received >= WINDOW:
             break
     assert (quick, received) == (b"quick\n", WINDOW)
-    agent.port.send(encode(2 * 4 + 1, 5, WINDOW.to_bytes(4, "big")))
+    agent.port.send(encode(2 * STREAMS + 1, 5, WINDOW.to_bytes(4, "big")))
     output, code = agent.output_until_exit(2)
     assert received + len(output[1]) == size
     assert code == 0
@@ -73,7 +124,7 @@ def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None
 def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
     """A host that waits for one no longer deletes what comes of it, whenever that is."""
     spec = {"process": shell("exec sleep 1000"), "annotations": {"takes": "1"}}
-    params = {"container": "c1", "process": 1, "joins": {}, "spec": spec, "nodes": [], "devices": []}
+    params = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "spec": spec, "nodes": [], "devices": []}
     agent.send("create", **params)
     agent.send("delete", container="c1")
     answers = [agent.answer(), agent.answer()]
@@ -92,7 +143,7 @@ def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
         ("start", {"container": "c9"}, NotFoundError),
         ("start", {}, VmError),
         ("signal", {"container": "c9", "process": 1, "signal": 9, "everyone": False}, NotFoundError),
-        ("exec", {"container": "c9", "process": 5, "spec": {}}, NotFoundError),
+        ("exec", {"container": "c9", "process": 5, "descriptors": [], "spec": {}}, NotFoundError),
         ("mount_share", {"kind": "nfs", "tag": "x"}, VmError),
         ("reserve_hugepages", {"kib": 7, "count": 1}, VmError),
     ],
@@ -107,8 +158,9 @@ def test_a_call_that_cannot_be_carried_out_is_answered(
 def test_a_program_that_is_not_there(agent: Agent) -> None:
     with pytest.raises(CommandError, match=r'exec: "/none": executable file not found in \$PATH') as caught:
         agent.call(
-            "create", container="c1", process=1, joins={}, spec={"process": {"args": ["/none"]}}, nodes=[], devices=[]
-        )
+            "create", container="c1", process=1, joins={}, spec={"process": {"args": ["/none"]}}, nodes=[], devices=[],
+            descriptors=[],
+        )  # fmt: skip
     assert caught.value.exit_code == 127
 
 
@@ -116,15 +168,15 @@ def test_an_exec_that_fails_leaves_the_container_usable(agent: Agent) -> None:
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
     with pytest.raises(CommandError):
-        agent.call("exec", container="c1", process=2, spec={"args": ["/none"]})
-    agent.call("exec", container="c1", process=3, spec=shell("echo fine"))
+        execute(agent, 2, {"args": ["/none"]})
+    execute(agent, 3, shell("echo fine"))
     assert agent.output_until_exit(3)[0][1] == b"fine\n"
 
 
 def test_an_exec_before_the_start_is_refused(agent: Agent) -> None:
     create(agent, "true")
     with pytest.raises(StateError, match="container not running"):
-        agent.call("exec", container="c1", process=2, spec=shell("true"))
+        execute(agent, 2, shell("true"))
 
 
 @pytest.mark.parametrize(
@@ -133,8 +185,10 @@ def test_an_exec_before_the_start_is_refused(agent: Agent) -> None:
         b"nonsense that is no frame at all",
         HEADER.pack(0, 1, 2**31),
         encode(0, EVENT, b"{}"),
-        encode(4 * 77, DATA, b"x"),
+        encode(STREAMS * 77, DATA, b"x"),
         encode(0, 1, b'{"id": 1}'),
+        encode_call(1, "exec", {"process": 1, "descriptors": ["out"] * (MAX_PRESERVED + 1)}),
+        encode_call(1, "exec", {"process": 1, "descriptors": ["sideways"]}),
     ],
 )
 def test_a_host_that_breaks_a_rule_ends_the_agent(agent: Agent, noise: bytes) -> None:
@@ -150,7 +204,7 @@ def test_more_stdin_than_the_credit_ends_the_agent(agent: Agent) -> None:
     piece = bytes(65536)
     with pytest.raises((StopIteration, LinkError)):
         for _ in range(WINDOW // len(piece) + 20):
-            agent.write_stdin(1, piece, end=False)
+            agent.write(1, piece, end=False)
         while True:
             next(agent.frames)
     assert "bytes received with a credit of" in agent.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
 from tests.support.podman import IMAGE, Podman
-from tests.support.runtime import Runtime, wait_until
+from tests.support.runtime import Runtime, handing_on, wait_until
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -64,6 +65,18 @@ def test_a_terminal_is_one(podman: Podman) -> None:
     """Its line ends, too: conmon sets the terminal anew (conmon src/ctrl.c), and each still has one return."""
     said = podman.on_terminal("run", "--rm", "--interactive", "--tty", IMAGE, "sh", "-c", "tty; echo end")
     assert said == "/dev/pts/0\r\nend\r\n"
+
+
+def test_a_descriptor_is_handed_on(podman: Podman) -> None:
+    reading, writing = os.pipe()
+    argv = ["podman", "run", "--rm", "--preserve-fds", "1", IMAGE, "cat", "/proc/self/fd/3"]
+    pipe = subprocess.PIPE
+    process = handing_on(argv, reading, env=podman.environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    os.close(reading)
+    os.write(writing, b"from a pipe\n")
+    os.close(writing)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (0, b"from a pipe\n"), errors
 
 
 @pytest.fixture(scope="module")

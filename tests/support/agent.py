@@ -17,6 +17,7 @@ from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, REPLY, Frame, encode
+from hawse.link.streams import STREAMS
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 _FAKE_CRUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_crun.py")
@@ -96,11 +97,11 @@ class Agent:
             yield frame
 
     def output_until_exit(self, process: int, *, credit: bool = True) -> tuple[dict[int, bytes], int]:
-        """{stream: bytes} of a process's two outputs, and its exit code."""
+        """{descriptor: bytes} of a process's outputs, and its exit code."""
         output = {1: b"", 2: b""}
         for stream, kind, payload in self.everything():
-            if kind == DATA and stream // 4 == process:
-                output[stream % 4] += payload
+            if kind == DATA and stream // STREAMS == process:
+                output[stream % STREAMS] = output.get(stream % STREAMS, b"") + payload
                 if credit:
                     self.port.send(encode(stream, CREDIT, len(payload).to_bytes(4, "big")))
             elif kind == EVENT:
@@ -109,11 +110,12 @@ class Agent:
                     return output, params["code"]
         raise HawseError("the agent ended")
 
-    def write_stdin(self, process: int, data: bytes, *, end: bool = True) -> None:
-        """Send stdin."""
-        self.port.send(encode(process * 4, DATA, data))
+    def write(self, process: int, data: bytes, *, descriptor: int = 0, end: bool = True) -> None:
+        """Send what the process is to read, from its stdin or from another descriptor."""
+        stream = process * STREAMS + descriptor
+        self.port.send(encode(stream, DATA, data))
         if end:
-            self.port.send(encode(process * 4, EOF))
+            self.port.send(encode(stream, EOF))
 
     def wait(self) -> str:
         """The agent's end by itself; what it said on stderr."""

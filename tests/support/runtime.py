@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,3 +92,15 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def handing_on(argv: Sequence[str], *descriptors: int, **options: Any) -> subprocess.Popen[bytes]:
+    """Begin a program with these descriptors as its own from 3 on."""
+    # Far from the numbers that they are to have: one could be another's.
+    away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 500) for fd in descriptors]
+    moves = " ".join(f"{number}<&{fd} {fd}<&-" for number, fd in enumerate(away, 3))
+    try:
+        return subprocess.Popen(["/bin/bash", "-c", f'exec "$@" {moves}', "bash", *argv], pass_fds=away, **options)
+    finally:
+        for fd in away:
+            os.close(fd)

@@ -9,9 +9,11 @@ import asyncio
 import errno
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import Config
 from hawse.container.backend import by_file
+from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError
@@ -318,6 +321,13 @@ def limit(soft: int, hard: int, kind: str = "RLIMIT_MEMLOCK") -> dict[str, Any]:
     return {"type": kind, "soft": soft, "hard": hard}
 
 
+def preserving(count: int, *found: Descriptor) -> Act:
+    """--preserve-fds, where these are open."""
+    return lambda _host: preserve(count, look={each.number: each for each in found}.get)
+
+
+PIPE = Descriptor(3, "pipe:[7]", stat.S_IFIFO, os.O_RDONLY, inode=(13, 7))
+LISTENER = Descriptor(3, "socket:[7]", stat.S_IFSOCK, os.O_RDWR, stream=True, listening=True)
 NAMESPACES = example()["linux"]["namespaces"]
 
 
@@ -423,6 +433,10 @@ SITUATIONS: dict[str, Act] = {
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
     "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
     "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
+    "A descriptor to be preserved is not open": preserving(2, PIPE),
+    "It is no stream of bytes": preserving(1, LISTENER),
+    "It reads what stdin reads": preserving(1, replace(PIPE, number=0), PIPE),
+    "There are more of them than are handed on": preserving(100),
     **FIELD_SITUATIONS,
 }  # fmt: skip
 

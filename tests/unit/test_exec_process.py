@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from hawse.container.process import check_descriptors
 from hawse.errors import UsageError
 from hawse.oci.process import Changes, change
 
@@ -66,9 +65,3 @@ def test_what_makes_no_sense_is_named(changes: dict[str, Any], words: str) -> No
     with pytest.raises(UsageError) as caught:
         change(OWN, Changes(args=("id",), **changes))
     assert words in caught.value.message
-
-
-def test_descriptors_stay_on_their_side() -> None:
-    check_descriptors(0)
-    with pytest.raises(UsageError, match="--preserve-fds 2: open descriptors cannot be handed into a virtual machine"):
-        check_descriptors(2)

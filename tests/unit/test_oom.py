@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hawse.link.streams import STDIO
 from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.oom import unfit
@@ -52,6 +53,7 @@ class Proxy:
     """One that says how it ended."""
 
     size = None
+    directions = STDIO
 
     def __init__(self, said: list[str]) -> None:
         self._said = said

@@ -122,7 +122,7 @@ class Box:
     async def announce(self, key: str) -> asyncio.StreamReader:
         """A proxy has started; what it hears."""
         reader, writer = await self.connect()
-        writer.write(control.encode_call(1, "proxy", {"key": key}))
+        writer.write(control.encode_call(1, "proxy", {"key": key, "descriptors": []}))
         return reader
 
     def joining(self, name: str = "c2", **changes: Any) -> ContainerPlan:

@@ -215,7 +215,7 @@ def test_a_foreground_terminal_is_raw_while_it_runs_and_restored_after(running: 
     [
         (["exec", "--tty", "--detach", "c1", "/bin/true"], "without setting console socket"),
         (["exec", "--console-socket", "/tmp/x", "c1", "/bin/true"], "cannot use console socket"),
-        (["exec", "--preserve-fds", "2", "c1", "/bin/true"], "cannot be handed into a virtual machine"),
+        (["exec", "--preserve-fds", "2", "c1", "/bin/true"], "--preserve-fds: descriptor 3 is not open"),
         (["exec", "c1"], "no command given"),
         (["exec", "--user", "root", "c1", "/bin/true"], "--user 'root' is not UID"),
         (["exec", "nobody", "/bin/true"], "container does not exist"),

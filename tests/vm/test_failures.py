@@ -285,11 +285,6 @@ def test_a_program_that_cannot_be_executed(runtime: Runtime, bundle: str, progra
     assert fails(runtime, "run", "--bundle", bundle, "c1", code=code).startswith(words)
 
 
-def test_a_descriptor_cannot_be_preserved(runtime: Runtime, bundle: str) -> None:
-    said = fails(runtime, "create", "--bundle", bundle, "--preserve-fds", "1", "c1")
-    assert said.startswith("--preserve-fds 1: open descriptors cannot be handed into a virtual machine [")
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,15 +72,6 @@ def test_what_is_not_given_is_refused_by_name(running: tuple[Runtime, str], opti
     result = runtime("exec", *options, "c1", "/bin/true")
     assert result.code == 255
     assert words in result.errors
-
-
-@pytest.mark.parametrize("verb", ["create", "run"])
-def test_descriptors_are_refused_before_anything_is_made(running: tuple[Runtime, str], verb: str) -> None:
-    runtime, bundle = running
-    result = runtime(verb, "--preserve-fds", "1", "--bundle", bundle, "c2")
-    assert result.code == 1
-    assert "--preserve-fds 1: open descriptors cannot be handed into a virtual machine" in result.errors
-    assert not os.path.exists(f"{runtime.root}/c2")
 
 
 def test_kill_all_reaches_every_process(running: tuple[Runtime, str]) -> None:

@@ -18,6 +18,7 @@ from hawse.agent.prepared import Prepared, owner
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Pipes, Stdio
 from hawse.errors import HawseError, StateError, VmError
+from hawse.link.streams import STDIO
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -219,33 +220,23 @@ class Container:
     def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:
         pid_file = f"{self._directory}/pid-{number}"
         arguments = [verb, f"--pid-file={pid_file}", *options]
-        # runc gives an exec the container's value too (libcontainer/container_linux.go, bootstrapData()), crun none.
-        run: dict[str, Any] = {
-            "command": process["args"][0],
-            "log": f"log-{number}",
-            "oom_score_adj": self._oom_score_adj,
-        }
         launched = Process(number, stdio)
         try:
             if process.get("terminal"):
-                with ConsoleSocket(f"{self._directory}/console-{number}") as console:
-                    arguments.append(f"--console-socket={console.path}")
-                    with trace.span(f"crun {verb}"):
-                        self._crun.run(*arguments, self._crun_name, **run)
+                with (
+                    Pipes(stdio.directions, first=len(STDIO)) as pipes,
+                    ConsoleSocket(f"{self._directory}/console-{number}") as console,
+                ):
+                    self._run([*arguments, f"--console-socket={console.path}"], number, process, pipes)
                     stdio.attach_terminal(console.receive())
+                    stdio.attach_pipes(pipes)
                 size = process.get("consoleSize")
                 if size:
                     stdio.resize(size["height"], size["width"])
             else:
-                pipes = Pipes()
-                try:
-                    pipes.give_to(**owner(process))
-                    with trace.span(f"crun {verb}"):
-                        self._crun.run(*arguments, self._crun_name, descriptors=pipes.theirs, **run)
-                    pipes.handed_on()
+                with Pipes(stdio.directions) as pipes:
+                    self._run(arguments, number, process, pipes)
                     stdio.attach_pipes(pipes)
-                finally:
-                    pipes.close()
         except BaseException:
             stdio.abandon()
             raise
@@ -253,6 +244,22 @@ class Container:
             launched.pid = int(file.read())
         self.processes[number] = launched
         return launched
+
+    def _run(self, arguments: list[str], number: int, process: dict[str, Any], pipes: Pipes) -> None:
+        """Have crun make a process of the container with these pipes."""
+        pipes.give_to(**owner(process))
+        with trace.span(f"crun {arguments[0]}"):
+            self._crun.run(
+                *arguments,
+                f"--preserve-fds={pipes.preserved}",
+                self._crun_name,
+                descriptors=pipes.theirs,
+                command=process["args"][0],
+                log=f"log-{number}",
+                # runc gives an exec the container's too (libcontainer/container_linux.go, bootstrapData()), crun none.
+                oom_score_adj=self._oom_score_adj,
+            )
+        pipes.handed_on()
 
 
 class ConsoleSocket:

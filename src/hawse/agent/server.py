@@ -16,13 +16,14 @@ from hawse.agent.crun import CRUN, ROOT, Crun
 from hawse.agent.devices import Node, rewrite_devices, show
 from hawse.agent.prepared import Prepared
 from hawse.agent.reaper import Reaper
-from hawse.agent.stdio import STDIN, STREAMS, Stdio
+from hawse.agent.stdio import Stdio
 from hawse.agent.uevents import Uevents
 from hawse.errors import HawseError, LinkError, NotFoundError, VmError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.flow import decode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF
+from hawse.link.streams import STDIO, STREAMS, directions
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Server:
                 number, method, params = control.decode_call(payload)
                 if method in ("create", "exec"):
                     # Here and not in the call's thread: the process's first bytes may be the very next frame.
-                    self._open_stdio(params["process"])
+                    self._open_stdio(params["process"], params.pop("descriptors"))
                 elif method == "wake":
                     # Here, so that whatever is asked for next happens in a machine that is one of its own.
                     self._answer(number, method, params)
@@ -231,15 +232,15 @@ class Server:
         if devices:
             show(spec, devices, f"{directory}/devices.json")
         crun = Crun(self._reaper, directory=directory, program=self._crun, root=self._crun_root)
-        prepared = None
-        # The one that waits has a name of its own, which hooks would be told.
-        if not spec["process"].get("terminal") and not spec.get("hooks"):
+        prepared, stdio = None, self._stdio[process]
+        # The one that waits has a name of its own, which hooks would be told, and stdio alone.
+        if not (spec["process"].get("terminal") or spec.get("hooks") or stdio.directions != STDIO):
             prepared, self._prepared = self._prepared, None
         made = Container(
             container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared
         )  # fmt: skip
         try:
-            first = made.create(spec, self._stdio[process])
+            first = made.create(spec, stdio)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
 
@@ -325,11 +326,11 @@ class Server:
         """Set a terminal's size."""
         self._process(self._find(container), process).stdio.resize(rows, columns)
 
-    def _open_stdio(self, process: int) -> None:
+    def _open_stdio(self, process: int, descriptors: object) -> None:
         if process <= self._newest:
             raise LinkError(f"link: process number {process} was used before")
         self._newest = process
-        self._stdio[process] = Stdio(self._port, process)
+        self._stdio[process] = Stdio(self._port, process, directions(descriptors))
 
     def _watch(self, container: str, process: Process) -> None:
         def wait() -> None:
@@ -385,13 +386,14 @@ class Server:
             if 0 < stream // STREAMS <= self._newest:
                 return  # on its way when the process ended
             raise LinkError(f"link: frame for the unknown stream {stream}")
+        number = stream % STREAMS
         if kind == CREDIT:
-            if stream not in stdio.outputs:
+            if number not in stdio.outputs:
                 raise LinkError(f"link: credit for stream {stream}, which is not sent here")
-            stdio.outputs[stream].grant(decode_credit(payload))
-        elif stream % STREAMS != STDIN:
+            stdio.outputs[number].grant(decode_credit(payload))
+        elif number not in stdio.inputs:
             raise LinkError(f"link: data for stream {stream}, which is sent from here")
         elif kind == DATA:
-            stdio.stdin.push(payload)
+            stdio.inputs[number].push(payload)
         else:
-            stdio.stdin.end()
+            stdio.inputs[number].end()

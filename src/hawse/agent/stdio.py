@@ -1,4 +1,4 @@
-"""A process's stdio: pipes or a terminal on this side, streams of the link on the other."""
+"""A process's stdio and other descriptors: pipes or a terminal on this side, streams of the link on the other."""
 
 from __future__ import annotations
 
@@ -6,33 +6,52 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import struct
 import termios
 import threading
 from collections.abc import Callable
 
 from hawse.errors import LinkError
-from hawse.link.blocking import Incoming, Outgoing, Port
+from hawse.link.blocking import Incoming, Outgoing, Port, end_writing
 from hawse.link.frames import MAX_DATA
+from hawse.link.streams import BOTH, IN, STDIO, STREAMS, read_by, written_by
 
-STDIN, STDOUT, STDERR = 0, 1, 2
-#: Streams per process: its n-th stream is ``process * STREAMS + n``, so process 0 is the control stream's.
-STREAMS = 4
+_STDIN, _STDOUT, _STDERR = range(3)
 
 
 class Pipes:
-    """Pipes for a child's fds 0 to 2. ``theirs``: {fd: our fd of its end}, until :meth:`handed_on`."""
+    """Pipes for a child's descriptors, pairs of sockets for those of both directions.
 
-    def __init__(self) -> None:
-        stdin_read, stdin_write = os.pipe2(os.O_CLOEXEC)
-        stdout_read, stdout_write = os.pipe2(os.O_CLOEXEC)
-        stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC)
-        self._ours = [stdin_write, stdout_read, stderr_read]
-        self.theirs = {0: stdin_read, 1: stdout_write, 2: stderr_write}
+    ``theirs``: {the child's fd: our fd of its end}, until :meth:`handed_on`; ``preserved``: how many follow stdio.
+    """
+
+    def __init__(self, directions: tuple[str, ...] = STDIO, *, first: int = 0) -> None:
+        """For the descriptors from ``first`` on. Raises OSError, with nothing left open."""
+        self._ours: dict[int, int] = {}
+        self.theirs: dict[int, int] = {}
+        self.preserved = len(directions) - len(STDIO)
+        try:
+            for fd in range(first, len(directions)):
+                self._ours[fd], theirs = _pair(directions[fd])
+                try:
+                    # Above all that the child gets: where one of those is put in place, it would close this one.
+                    self.theirs[fd] = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, STREAMS)
+                finally:
+                    os.close(theirs)
+        except OSError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Pipes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def give_to(self, *, uid: int, gid: int) -> None:
         """Set who owns them: /dev/stdout can only be opened again by who owns the pipe, whichever its end."""
-        for fd in self._ours:
+        for fd in self._ours.values():
             os.fchown(fd, uid, gid)
 
     def handed_on(self) -> None:
@@ -41,26 +60,26 @@ class Pipes:
             os.close(fd)
         self.theirs = {}
 
-    def release(self) -> list[int]:
-        """Our ends of the three, now the caller's."""
-        ours, self._ours = self._ours, []
+    def release(self) -> dict[int, int]:
+        """{the child's fd: our end}, now the caller's."""
+        ours, self._ours = self._ours, {}
         return ours
 
     def close(self) -> None:
         """Close what was neither handed on nor released."""
         self.handed_on()
-        for fd in self.release():
+        for fd in self.release().values():
             os.close(fd)
 
 
 class Stdio:
-    """The streams of one process. ``attach_*`` starts the threads that copy."""
+    """The streams of one process, by descriptor. ``attach_*`` starts the threads that copy."""
 
-    def __init__(self, port: Port, process: int) -> None:
+    def __init__(self, port: Port, process: int, directions: tuple[str, ...]) -> None:
         base = process * STREAMS
-        self.stdin = Incoming(port, base + STDIN)
-        self.outputs = {base + STDOUT: Outgoing(port, base + STDOUT), base + STDERR: Outgoing(port, base + STDERR)}
-        self._stdout, self._stderr = self.outputs.values()
+        self.directions = directions
+        self.inputs = {fd: Incoming(port, base + fd) for fd in read_by(directions)}
+        self.outputs = {fd: Outgoing(port, base + fd) for fd in written_by(directions)}
         self._copies: list[threading.Thread] = []
         # Closed when the process has ended: what is in the pipes then is still sent, what comes later is not.
         self._ended_read, self._ended_write = os.pipe2(os.O_CLOEXEC)
@@ -68,17 +87,19 @@ class Stdio:
 
     def attach_pipes(self, pipes: Pipes) -> None:
         """Serve the pipes. Not before crun has succeeded: its complaints come out of them as well as into its log."""
-        stdin, stdout, stderr = pipes.release()
-        self._start(self._feed, stdin, True)
-        self._copies.append(self._start(self._drain, stdout, self._stdout))
-        self._copies.append(self._start(self._drain, stderr, self._stderr))
+        for fd, ours in pipes.release().items():
+            if fd in self.inputs:
+                # Either direction may end before the other, and closes what it has.
+                self._start(self._feed, self.inputs[fd], os.dup(ours) if fd in self.outputs else ours)
+            if fd in self.outputs:
+                self._copies.append(self._start(self._drain, ours, self.outputs[fd]))
 
     def attach_terminal(self, master: int) -> None:
-        """Serve the master side of the process's terminal."""
+        """Serve the master side of the process's terminal as its stdio."""
         self._terminal = master
-        self._start(self._feed, os.dup(master), False)
-        self._copies.append(self._start(self._drain, master, self._stdout))
-        self._stderr.finish()
+        self._start(self._feed, self.inputs[_STDIN], os.dup(master))
+        self._copies.append(self._start(self._drain, master, self.outputs[_STDOUT]))
+        self.outputs[_STDERR].finish()
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the terminal's size; without a terminal nothing."""
@@ -93,7 +114,7 @@ class Stdio:
         for output in self.outputs.values():
             output.finish()
         os.close(self._ended_read)
-        self.stdin.end()
+        self._end_inputs()
 
     def abandon(self) -> None:
         """The process never came to be."""
@@ -101,17 +122,21 @@ class Stdio:
             os.close(fd)
         for output in self.outputs.values():
             output.abandon()
-        self.stdin.end()
+        self._end_inputs()
+
+    def _end_inputs(self) -> None:
+        for source in self.inputs.values():
+            source.end()
 
     def _start(self, target: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=args, daemon=True)
         thread.start()
         return thread
 
-    def _feed(self, fd: int, close_at_end: bool) -> None:
-        """Host to process. A process that closed its stdin makes the rest be dropped, not the link be stalled."""
+    def _feed(self, source: Incoming, fd: int) -> None:
+        """Host to process. A process that closed its end makes the rest be dropped, not the link be stalled."""
         broken = False
-        while data := self.stdin.get():
+        while data := source.get():
             view = memoryview(data)
             while view and not broken:
                 try:
@@ -119,32 +144,45 @@ class Stdio:
                 except OSError:
                     broken = True
             try:
-                self.stdin.done(len(data))
+                source.done(len(data))
             except LinkError:
                 break
-        if close_at_end or broken:
-            os.close(fd)
+        end_writing(fd)
+        os.close(fd)
 
     def _drain(self, fd: int, output: Outgoing) -> None:
         """Process to host, until the last writer is gone or, after the process's end, nothing is left."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(self._ended_read, select.POLLIN)
-        while True:
-            ready = dict(poll.poll())
-            if fd not in ready:  # the process has ended, and nothing is left
-                break
-            try:
-                data = os.read(fd, MAX_DATA)
-            except OSError as error:
-                if error.errno != errno.EIO:  # a terminal whose last user is gone
-                    raise
-                data = b""
-            try:
+        try:
+            while fd in dict(poll.poll()):  # else the process has ended, and nothing is left
+                data = _read(fd)
                 if not data or not output.write(data):
                     break
-            except LinkError:
-                break
+            output.finish()
+        except LinkError:
+            pass  # the host is gone, and this machine with it
         if fd == self._terminal:
             self._terminal = -1
         os.close(fd)
+
+
+def _read(fd: int) -> bytes:
+    """What is there, nothing at the end: of a terminal whose last user is gone, and of a socket whose other end was
+    closed with something unread, that is an error."""
+    try:
+        return os.read(fd, MAX_DATA)
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ECONNRESET):
+            raise
+        return b""
+
+
+def _pair(direction: str) -> tuple[int, int]:
+    """Our end and the process's."""
+    if direction == BOTH:
+        ours, theirs = socket.socketpair()
+        return ours.detach(), theirs.detach()
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    return (writing, reading) if direction == IN else (reading, writing)

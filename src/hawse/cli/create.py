@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from hawse.container.create import Created, create
 from hawse.container.delete import delete
+from hawse.container.descriptors import activated, preserve
 from hawse.container.pidfd import FIRST, send
-from hawse.container.process import check_descriptors, write_pid_file
+from hawse.container.process import Handed, write_pid_file
 from hawse.errors import UsageError
 from hawse.oci.pods import CONTAINER, role_of
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from hawse.cli.log import Log
     from hawse.cli.settings import Settings
+    from hawse.oci.load import Bundle
     from hawse.sandbox.plan import ContainerPlan, SandboxPlan
     from hawse.sandbox.room import Room
 
@@ -33,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pidfd-socket", metavar="SOCKET", help="where a descriptor of the process is sent")
     parser.add_argument("--no-pivot", action="store_true", help="accepted: the guest's root can always be pivoted")
     parser.add_argument("--no-new-keyring", action="store_true", help="accepted for runc's sake")
-    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="only 0: a VM cannot take descriptors")
+    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="hand on N descriptors, from 3 on")
     parser.add_argument("--timeline", metavar="FILE", help="write the start as a trace, for Perfetto too")
     parser.add_argument("id")
 
@@ -56,18 +58,27 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Created:
     """The part that ``create`` and ``run`` share."""
-    check_descriptors(args.preserve_fds)
+    listening = activated(os.environ, os.getpid())
+    handed = Handed(args.console_socket, detach, preserve(args.preserve_fds, listening=listening))
     store = settings.store(args.id)
 
-    def make_plan() -> SandboxPlan:
+    def load() -> Bundle:
         # Here, since reading specifications takes a library that is still to be loaded: the monitor starts meanwhile.
-        from hawse.container.plan import plan_sandbox
         from hawse.oci.load import load_bundle
 
-        timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
         bundle = load_bundle(args.bundle or ".")
+        if listening:
+            # What runc tells the process in place of its own environment's (utils_linux.go, run()).
+            told = [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+            bundle.raw["process"]["env"] = [*(bundle.raw["process"].get("env") or ()), *told]
+        return bundle
+
+    def make_plan() -> SandboxPlan:
+        from hawse.container.plan import plan_sandbox
+
+        timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
         return plan_sandbox(
-            bundle,
+            load(),
             settings.config,
             name=store.name,
             log=settings.log,
@@ -77,11 +88,9 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
 
     def make_joining(room: Room) -> ContainerPlan:
         from hawse.container.plan import plan_container
-        from hawse.oci.load import load_bundle
 
-        bundle = load_bundle(args.bundle or ".")
         return plan_container(
-            bundle,
+            load(),
             settings.config,
             room,
             name=store.name,
@@ -93,9 +102,9 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
     if role == CONTAINER:
         from hawse.container.join import join
 
-        made = join(store, sandbox, make_joining, console_socket=args.console_socket, detach=detach)
+        made = join(store, sandbox, make_joining, handed)
     else:
-        made = create(store, make_plan, console_socket=args.console_socket, detach=detach)
+        made = create(store, make_plan, handed)
     tell(settings.log, made.notes)
     return made
 

@@ -6,9 +6,10 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from hawse.container.console import raw_mode
+from hawse.container.descriptors import preserve
 from hawse.container.execute import execute
 from hawse.container.pidfd import FURTHER, send
-from hawse.container.process import attend, check_descriptors, write_pid_file
+from hawse.container.process import Handed, attend, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
 from hawse.oci.load import load_bundle, load_process
 from hawse.oci.process import Changes, change
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-new-privs", action="store_true", help="it cannot gain privileges")
     parser.add_argument("--cwd", metavar="DIR", help="where it runs (default: as the container)")
     parser.add_argument("-e", "--env", metavar="NAME=VALUE", action="append", default=[], help="one more variable")
-    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="only 0: a VM cannot take descriptors")
+    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="hand on N descriptors, from 3 on")
     parser.add_argument("--apparmor", metavar="PROFILE", help="accepted for runc's sake: the guest has no such policy")
     parser.add_argument("--process-label", metavar="LABEL", help="accepted for runc's sake, as --apparmor")
     parser.add_argument("--cgroup", metavar="PATH", help="refused: it runs in the container's cgroup")
@@ -56,14 +57,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(args: argparse.Namespace, settings: Settings) -> int:
-    check_descriptors(args.preserve_fds)
+    handed = Handed(args.console_socket, args.detach, preserve(args.preserve_fds))
     _refuse(args)
     store = settings.store(args.id)
     process = _from_file(args.process) if args.process else _from_options(args, store.read()["bundle"])
     if args.tty:
         process["terminal"] = True
     with raw_mode(0, wanted=bool(process.get("terminal")) and not args.detach):
-        proxy = execute(store, process, console_socket=args.console_socket, detach=args.detach)
+        proxy = execute(store, process, handed)
         try:
             send(args.pidfd_socket, proxy.pid, FURTHER)
             write_pid_file(args.pid_file, proxy.pid)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hawse.container.client import call
 from hawse.container.delete import remove
 from hawse.container.launch import MonitorProcess, ProxyProcess
-from hawse.container.process import check_console, start_first
+from hawse.container.process import Handed, check_console, start_first
 from hawse.errors import HawseError, StateError, VmError
 from hawse.sandbox.state import Store
 
@@ -42,7 +42,7 @@ class Created:
             self._monitor.let_go()
 
 
-def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket: str | None, detach: bool) -> Created:
+def create(store: Store, make_plan: Callable[[], SandboxPlan], handed: Handed) -> Created:
     """Make the container. When anything fails, nothing is left of it and the id is free again.
 
     The monitor starts first: it is ready by the time that the plan is made.
@@ -55,9 +55,9 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], *, console_socket
         try:
             made = make_plan()
             terminal = bool(made.spec["process"].get("terminal"))
-            check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+            check_console(handed, terminal=terminal)
             monitor.send(made.encode())
-            proxy = start_first(store, "init", made, console_socket=console_socket)
+            proxy = start_first(store, "init", made, handed)
             if made.hooks:
                 # Here, since the plan has loaded what it takes.
                 from hawse.container.hooks import Hooked

@@ -7,22 +7,21 @@ from typing import Any
 
 from hawse.container.client import call
 from hawse.container.launch import ProxyProcess
-from hawse.container.process import check_console, start_proxy
+from hawse.container.process import Handed, check_console, start_proxy
 from hawse.errors import StateError
 from hawse.sandbox.state import PAUSED, RUNNING, Store
 
 
-def execute(store: Store, process: dict[str, Any], *, console_socket: str | None, detach: bool) -> ProxyProcess:
+def execute(store: Store, process: dict[str, Any], handed: Handed) -> ProxyProcess:
     """Start it; the proxy stands for it. Raises :class:`StateError` when the container does not run."""
-    terminal = bool(process.get("terminal"))
-    check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+    check_console(handed, terminal=bool(process.get("terminal")))
     state = store.read()
     if state["status"] == PAUSED:
         raise StateError(f"cannot exec in a paused container: {store.name}", hint="`hawse resume` it first")
     if state["status"] != RUNNING:
         raise StateError(f"cannot exec in a container that is not running: {store.name} is {state['status']}")
     key = os.urandom(16).hex()
-    proxy = start_proxy(store, key, process, console_socket=console_socket)
+    proxy = start_proxy(store, key, process, handed)
     try:
         call(store, "exec", {"key": key, "process": process})
     except BaseException:

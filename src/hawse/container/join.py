@@ -12,7 +12,7 @@ from hawse.container.client import call
 from hawse.container.create import Created, take_back
 from hawse.container.delete import remove
 from hawse.container.hooks import Hooked
-from hawse.container.process import check_console, start_first
+from hawse.container.process import Handed, check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.room import Room
@@ -27,9 +27,7 @@ def join(
     store: Store,
     sandbox: str,
     make_plan: Callable[[Room], ContainerPlan],
-    *,
-    console_socket: str | None,
-    detach: bool,
+    handed: Handed,
 ) -> Created:
     """Make the container; ``make_plan`` is told of the machine. When anything fails, nothing is left of it.
 
@@ -45,13 +43,13 @@ def join(
         _check_network(first, made.network)
         hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))
-        check_console(terminal=terminal, detach=detach, console_socket=console_socket)
+        check_console(handed, terminal=terminal)
         trees = open_trees(made.shares)
         proxy = None
         try:
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
             key = f"init-{os.urandom(16).hex()}"
-            proxy = start_first(store, key, made, console_socket=console_socket)
+            proxy = start_first(store, key, made, handed)
             if hooked.creates:
                 hooked.before(pid=proxy.pid, monitor=first.read()["monitorPid"])
             notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import hawse
 from hawse.container.view import ChildrenApart
 from hawse.errors import HostError, VmError, from_wire
+from hawse.link.streams import STDIO
 from hawse.sandbox import sockets
 from hawse.sandbox.state import Store
 
@@ -110,8 +111,13 @@ class ProxyProcess:
         terminal: bool,
         command: Sequence[str],
         namespaces: Namespaces | None = None,
+        preserved: Sequence[str] = (),
     ) -> None:
-        """Start it; ``command`` is what ps shows beside the container's name."""
+        """Start it; ``command`` is what ps shows beside the container's name.
+
+        ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
+        is at their other ends shall see when the process closes them.
+        """
         program = (
             f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
@@ -121,7 +127,8 @@ class ProxyProcess:
         # It connects itself: the kernel then tells the monitor its pid.
         fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         view = -1 if namespaces is None else namespaces.view
-        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), title]
+        handed = range(len(STDIO), len(STDIO) + len(preserved))
+        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), title]
         try:
             with nullcontext() if namespaces is None else ChildrenApart():
                 self._process = subprocess.Popen(
@@ -129,7 +136,7 @@ class ProxyProcess:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=(fd,) if view < 0 else (fd, view),
+                    pass_fds=(fd, *handed) if view < 0 else (fd, view, *handed),
                     start_new_session=True,
                     cwd="/",
                     preexec_fn=None if namespaces is None else _mover(namespaces.network),
@@ -140,7 +147,8 @@ class ProxyProcess:
                 hint="hawse needs root, with CAP_SYS_ADMIN",
             ) from None
         finally:
-            os.close(fd)
+            for each in (fd, *handed):
+                os.close(each)
 
     @property
     def pid(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -19,8 +21,19 @@ from hawse.sandbox.state import Store
 _GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
 
 
-def check_console(*, terminal: bool, detach: bool, console_socket: str | None) -> None:
+@dataclass(frozen=True)
+class Handed:
+    """What a command's caller hands on to the process: where its terminal goes, and the directions of the descriptors
+    that follow its stdio. ``detach``: the command does not stay for the process."""
+
+    console_socket: str | None
+    detach: bool
+    preserved: tuple[str, ...] = ()
+
+
+def check_console(handed: Handed, *, terminal: bool) -> None:
     """The combinations that make sense, as runc has them (utils_linux.go, checkTerminal). Raises UsageError."""
+    detach, console_socket = handed.detach, handed.console_socket
     if terminal and detach and not console_socket:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket",
                          hint="process.terminal is true: give --console-socket")  # fmt: skip
@@ -29,22 +42,13 @@ def check_console(*, terminal: bool, detach: bool, console_socket: str | None) -
                          hint="process.terminal is false, or the command stays in the foreground")  # fmt: skip
 
 
-def check_descriptors(count: int) -> None:
-    """--preserve-fds: a descriptor is an object of one kernel, and a container's is another. Raises UsageError."""
-    if count:
-        raise UsageError(
-            f"--preserve-fds {count}: open descriptors cannot be handed into a virtual machine",
-            hint="pass a bind mount or a device instead",
-        )
-
-
-def start_first(store: Store, key: str, plan: ContainerPlan, *, console_socket: str | None) -> ProxyProcess:
+def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> ProxyProcess:
     """The proxy of a container's first process, in the container's network and among its files."""
     readonly = bool(plan.spec["root"].get("readonly"))
     view = encode(plan.rootfs, shown(plan), readonly=readonly, directory=plan.spec["process"]["cwd"])
     try:
         namespaces = Namespaces(plan.network, view)
-        return start_proxy(store, key, plan.spec["process"], console_socket=console_socket, namespaces=namespaces)
+        return start_proxy(store, key, plan.spec["process"], handed, namespaces=namespaces)
     finally:
         os.close(view)
 
@@ -69,19 +73,20 @@ def start_proxy(
     store: Store,
     key: str,
     process: Mapping[str, Any],
+    handed: Handed,
     *,
-    console_socket: str | None,
     namespaces: Namespaces | None = None,
 ) -> ProxyProcess:
-    """A proxy with this process's stdio, or with a new terminal whose master went to ``console_socket``."""
-    command, terminal = process["args"], bool(process.get("terminal"))
-    if not console_socket:
-        on_terminal = terminal and os.isatty(0)
-        return ProxyProcess(store, key, terminal=on_terminal, command=command, namespaces=namespaces)
-    slave = send_master(console_socket)
+    """A proxy with this process's stdio, or with a new terminal whose master went to the console socket."""
+    start = partial(
+        ProxyProcess, store, key, command=process["args"], namespaces=namespaces, preserved=handed.preserved
+    )
+    terminal = bool(process.get("terminal"))
+    if not handed.console_socket:
+        return start(terminal=terminal and os.isatty(0))
+    slave = send_master(handed.console_socket)
     try:
-        stdio = (slave, slave, slave)
-        return ProxyProcess(store, key, stdio=stdio, terminal=True, command=command, namespaces=namespaces)
+        return start(stdio=(slave, slave, slave), terminal=True)
     finally:
         os.close(slave)
 

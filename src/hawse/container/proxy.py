@@ -1,12 +1,12 @@
 """The proxy: the process that an engine sees in place of a process of the container.
 
 It stands for that process on the host: its pid goes into the pid file, signals sent to it reach the process, its
-stdin, stdout and stderr are the process's, and it exits with the process's code. Standard library only, and little of
-it: there is one proxy for each process.
+stdin, stdout, stderr and preserved descriptors are the process's, and it exits with the process's code. Standard
+library only, and little of it: there is one proxy for each process.
 
-``hawse-proxy DIRECTORY KEY TERMINAL VIEW TITLE``: DIRECTORY is an inherited descriptor of the sandbox's directory, VIEW
-one for :mod:`hawse.container.view`, or -1. TITLE is what `ps` shows of it, since `docker top` runs the host's ps on the
-pids that it is told.
+``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS TITLE``: DIRECTORY is an inherited descriptor of the sandbox's
+directory, VIEW one for :mod:`hawse.container.view`, or -1. DESCRIPTORS are the directions of those from 3 on, "in,both"
+say. TITLE is what `ps` shows of it, since `docker top` runs the host's ps on the pids that it is told.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import threading
 
 from hawse.errors import LinkError
 from hawse.link import control
-from hawse.link.blocking import Incoming, Outgoing, Port
+from hawse.link.blocking import Incoming, Outgoing, Port, end_writing
 from hawse.link.flow import decode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA
+from hawse.link.streams import STREAMS, directions, read_by, written_by
 
-_STREAMS, _LOCAL = 4, 1
-_STDIN, _STDOUT, _STDERR = (_LOCAL * _STREAMS + n for n in range(3))
+#: The first stream of the one process that it knows.
+_BASE = STREAMS
 #: The exit code when the sandbox ended before the process's own code was known.
 LOST = 255
 #: More than any memory that it has given back, so that malloc(3) maps it anew; one page of it is used.
@@ -53,7 +54,8 @@ def main() -> None:
     os.close(directory)
     port = Port(connection.fileno())
     size = _size() if terminal else None
-    params = {"key": key} | ({"rows": size[0], "columns": size[1]} if size else {})
+    preserved = sys.argv[5].split(",") if sys.argv[5] else []
+    params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
     if (view := int(sys.argv[4])) >= 0:
         from hawse.container.view import enter  # here, since other processes than the first do without
 
@@ -62,20 +64,22 @@ def main() -> None:
         except OSError as error:
             params["failure"] = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     port.send(control.encode_call(1, "proxy", params))
-    stdin = Outgoing(port, _STDIN)
-    outputs = {_STDOUT: Incoming(port, _STDOUT), _STDERR: Incoming(port, _STDERR)}
-    writers = [_thread(_write, outputs[stream], target) for stream, target in ((_STDOUT, 1), (_STDERR, 2))]
-    _thread(_read, stdin)
+    process = directions(preserved)
+    inputs = {fd: Outgoing(port, _BASE + fd) for fd in read_by(process)}
+    outputs = {fd: Incoming(port, _BASE + fd) for fd in written_by(process)}
+    writers = [_thread(_write, source, fd, fd in inputs) for fd, source in outputs.items()]
+    for fd, target in inputs.items():
+        _thread(_read, target, fd)
     _thread(_forward_signals, port, signals, terminal)
-    code = _serve(port, stdin, outputs)
+    code = _serve(port, inputs, outputs)
     for output in outputs.values():
         output.end()
     for writer in writers:
         writer.join()
-    os._exit(code)  # the thread that reads stdin may never return
+    os._exit(code)  # a thread that reads may never return
 
 
-def _serve(port: Port, stdin: Outgoing, outputs: dict[int, Incoming]) -> int:
+def _serve(port: Port, inputs: dict[int, Outgoing], outputs: dict[int, Incoming]) -> int:
     charged = bytearray()
     try:
         for stream, kind, payload in port.frames():
@@ -88,19 +92,22 @@ def _serve(port: Port, stdin: Outgoing, outputs: dict[int, Incoming]) -> int:
                     # and a container without any memory has no statistics for Kubernetes: so a page of a new mapping.
                     charged = bytearray(_MAPPED)
                     charged[_MAPPED // 2] = 1
-            elif kind == CREDIT and stream == _STDIN:
-                stdin.grant(decode_credit(payload))
-            elif kind == DATA and stream in outputs:
-                outputs[stream].push(payload)
-            elif kind == EOF and stream in outputs:
-                outputs[stream].end()
+            elif kind == CREDIT and (fd := stream - _BASE) in inputs:
+                inputs[fd].grant(decode_credit(payload))
+            elif kind == DATA and (fd := stream - _BASE) in outputs:
+                outputs[fd].push(payload)
+            elif kind == EOF and (fd := stream - _BASE) in outputs:
+                outputs[fd].end()
     except LinkError:
         pass
     return LOST
 
 
-def _write(source: Incoming, fd: int) -> None:
-    """Process to engine. A reader that is gone makes the rest be dropped: the process shall end all the same."""
+def _write(source: Incoming, fd: int, read_too: bool = False) -> None:
+    """Process to engine. A reader that is gone makes the rest be dropped: the process shall end all the same.
+
+    ``read_too``: another thread reads from the descriptor, which stays open for that.
+    """
     broken = False
     while data := source.get():
         view = memoryview(data)
@@ -108,31 +115,37 @@ def _write(source: Incoming, fd: int) -> None:
             try:
                 view = view[os.write(fd, view) :]
             except BlockingIOError:  # somebody made the shared description non-blocking
-                _wait_writable(fd)
+                _wait(fd, select.POLLOUT)
             except OSError:
                 broken = True
         try:
             source.done(len(data))
         except LinkError:
             pass  # the monitor has told all and is gone; what it told last is still here
+    if read_too:
+        end_writing(fd)
+        return
     try:
         os.close(fd)
     except OSError:
         return
 
 
-def _read(stdin: Outgoing) -> None:
+def _read(target: Outgoing, fd: int) -> None:
     """Engine to process."""
     try:
         while True:
             try:
-                data = os.read(0, MAX_DATA)
+                data = os.read(fd, MAX_DATA)
+            except BlockingIOError:
+                _wait(fd, select.POLLIN)
+                continue
             except OSError:
                 data = b""
             if not data:
-                stdin.finish()
+                target.finish()
                 return
-            if not stdin.write(data):
+            if not target.write(data):
                 return
     except LinkError:
         return
@@ -183,9 +196,9 @@ def _size() -> tuple[int, int] | None:
     return (rows, columns) if rows and columns else None
 
 
-def _wait_writable(fd: int) -> None:
+def _wait(fd: int, event: int) -> None:
     poll = select.poll()
-    poll.register(fd, select.POLLOUT)
+    poll.register(fd, event)
     poll.poll()
 
 

@@ -6,6 +6,7 @@ They do without asyncio, whose import alone costs 54 ms, and twenty times that i
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +14,21 @@ from collections.abc import Iterator
 from hawse.errors import LinkError
 from hawse.link.flow import ReceiveWindow, SendWindow, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
+
+
+def end_writing(fd: int) -> None:
+    """Tell whoever reads at a socket's other end that nothing more comes; the descriptor stays open, for its own other
+    direction. For what is no socket this does nothing."""
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        return
+    try:
+        connection.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the other end is gone
+    finally:
+        connection.detach()
 
 
 class Port:

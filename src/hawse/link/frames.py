@@ -17,7 +17,7 @@ CALL, REPLY, EVENT, DATA, CREDIT, EOF = 1, 2, 3, 4, 5, 6
 #: Control messages carry a whole OCI specification, which real engines write in some tens of kilobytes.
 MAX_CONTROL = 4 * 1024 * 1024
 MAX_DATA = 64 * 1024
-MAX_STREAM = 2**24
+MAX_STREAM = 2**28
 
 CONTROL_STREAM = 0
 _CONTROL_TYPES = (CALL, REPLY, EVENT)

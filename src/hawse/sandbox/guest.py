@@ -15,17 +15,18 @@ from hawse.errors import HawseError, LinkError, VmError
 from hawse.link import control
 from hawse.link.flow import SendWindow, decode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, REPLY, Decoder, Frame, encode
+from hawse.link.streams import STREAMS, read_by, written_by
 
 PROTOCOL = 1
-STREAMS = 4
-STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class Sink(Protocol):
-    """Where a process's frames go: its proxy."""
+    """Where a process's frames go: its proxy. ``directions`` are those of the process's descriptors."""
+
+    directions: tuple[str, ...]
 
     def send(self, stream: int, kind: int, payload: bytes) -> None:
-        """Take one frame of the stream 0, 1 or 2; never blocks: what it must hold is bounded by the credit."""
+        """Take one frame of a descriptor's stream; never blocks: what it must hold is bounded by the credit."""
 
 
 class Route:
@@ -35,18 +36,21 @@ class Route:
         self._link = link
         self._process = process
         self._sink = sink
-        self._from_guest = {STDOUT: SendWindow(), STDERR: SendWindow()}
-        self._to_guest = SendWindow()
+        self._from_guest = {number: SendWindow() for number in written_by(sink.directions)}
+        self._to_guest = {number: SendWindow() for number in read_by(sink.directions)}
+        self._ended: set[int] = set()
         self._discard = False
 
     def from_guest(self, stream: int, kind: int, payload: bytes) -> None:
         """A frame of the agent; raises :class:`LinkError` where it breaks a rule."""
         if kind == CREDIT:
-            if stream != STDIN:
+            if stream not in self._to_guest:
                 raise LinkError(f"link: the guest gave credit for stream {stream}")
-            self._to_guest.grant(decode_credit(payload))
-        elif stream not in self._from_guest:
+            self._to_guest[stream].grant(decode_credit(payload))
+        elif stream not in self._from_guest or stream in self._ended:
             raise LinkError(f"link: the guest sent data on stream {stream}")
+        elif kind == EOF:
+            self._ended.add(stream)  # one alone: no credit bounds how many of these there are
         elif kind == DATA:
             self._from_guest[stream].spend(len(payload))
             if self._discard:
@@ -55,11 +59,11 @@ class Route:
         self._sink.send(stream, kind, payload)
 
     def from_proxy(self, stream: int, kind: int, payload: bytes) -> None:
-        """A frame of the proxy."""
+        """A frame of the proxy; raises KeyError for a stream that the process has not, or not in this direction."""
         if kind == CREDIT:
             self._from_guest[stream].grant(decode_credit(payload))
-        elif kind == DATA:
-            self._to_guest.spend(len(payload))
+        else:
+            self._to_guest[stream].spend(len(payload))
         self._link.send(encode(self._process * STREAMS + stream, kind, payload))
 
     def discard(self) -> None:

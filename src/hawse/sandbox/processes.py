@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hawse.errors import HawseError, HostError, StateError, VmError
+from hawse.link.streams import STDIO
 from hawse.sandbox.guest import GuestLink, Route
 from hawse.sandbox.proxies import Proxy
 
@@ -130,7 +131,8 @@ class Processes:
         route = self._link.route(number, proxy)
         self._running[number] = _Running(container, proxy, ended)
         # In this order, which is that of their frames: the agent knows no stream before the process that it is of.
-        asked = asyncio.create_task(self.call(method, call | {"container": container, "process": number}))
+        call = call | {"container": container, "process": number, "descriptors": proxy.directions[len(STDIO) :]}
+        asked = asyncio.create_task(self.call(method, call))
         serving = self._begin(self._serve(container, number, proxy, route))
         try:
             result = await whole(asked)

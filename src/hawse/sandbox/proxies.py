@@ -8,7 +8,8 @@ from collections.abc import Callable
 from hawse.errors import LinkError
 from hawse.link import control
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, Frame, encode
-from hawse.sandbox.guest import STREAMS, Route
+from hawse.link.streams import STDIO, STREAMS
+from hawse.sandbox.guest import Route
 
 #: A proxy knows one process and calls it by this number.
 LOCAL = 1
@@ -28,6 +29,7 @@ class Proxy:
     ) -> None:
         self.pid = pid
         self.size: tuple[int, int] | None = None
+        self.directions: tuple[str, ...] = STDIO
         self._decoder = decoder
         self._backlog = backlog  # frames that came together with the call to attach
         self._reader = reader

@@ -18,6 +18,7 @@ import msgspec
 from hawse.errors import HawseError, LinkError, UsageError, VmError
 from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
+from hawse.link.streams import directions
 from hawse.sandbox import share
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import LOST
@@ -85,6 +86,7 @@ class Service:
         gone.cancel()
 
     def _attach(self, params: dict[str, Any], proxy: Proxy) -> None:
+        proxy.directions = directions(params["descriptors"])
         if "rows" in params:
             proxy.size = (int(params["rows"]), int(params["columns"]))
         if "failure" in params:

@@ -1,0 +1,239 @@
+"""--preserve-fds: descriptors of the caller's that a process in a virtual machine reads and writes, and their ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import make_bundle
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.runtime import Runtime, handing_on
+
+pytestmark = pytest.mark.vm
+
+SECONDS = 90
+LARGE = 1 << 20
+Script = Callable[[str], str]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """Makes a bundle whose process runs a script; its path."""
+
+    def make(text: str, **process: Any) -> str:
+        bundle = str(tmp_path / "bundle")
+        make_bundle(bundle, ["/bin/sh", "-c", text], **process)
+        return bundle
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """A container that waits, for the processes of the tests."""
+    before = snapshot()
+    directory = str(tmp_path_factory.mktemp("descriptors"))
+    runtime = Runtime(directory)
+    make_bundle(f"{directory}/bundle", ["/bin/sleep", "100000"])
+    runtime.run_detached(f"{directory}/bundle", "c1")
+    yield runtime
+    assert runtime("delete", "--force", "c1").code == 0
+    prove_unchanged(before)
+
+
+def _file(fd: int, mode: str) -> io.FileIO:
+    return io.FileIO(fd, mode)
+
+
+class Pipe:
+    """A pipe whose ends close themselves."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = map(_file, os.pipe(), ("rb", "wb"))
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reading.close()
+        self.writing.close()
+
+
+def begin(runtime: Runtime, verb: str, *words: str, hand: list[int], **options: Any) -> subprocess.Popen[bytes]:
+    """Begin a verb with these descriptors, and all of them preserved."""
+    argv = runtime.argv(verb, "--preserve-fds", str(len(hand)), *words)
+    null = subprocess.DEVNULL
+    return handing_on(argv, *hand, **({"stdin": null, "stdout": subprocess.PIPE, "stderr": null} | options))
+
+
+def said(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+    """The exit code of a command and its output, once it has ended."""
+    output, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, output
+
+
+def until_end(fd: int) -> bytes:
+    """What comes until the end does."""
+    found = b""
+    while True:
+        assert select.select([fd], [], [], SECONDS)[0], f"no end after {len(found)} bytes"
+        piece = os.read(fd, 65536)
+        if not piece:
+            return found
+        found += piece
+
+
+def test_pipes_of_a_container_and_their_ends(runtime: Runtime, script: Script, tmp_path: Path) -> None:
+    """More goes through than the link lets be on its way; its reader sees the end while the process goes on."""
+    bundle = script("cat <&3 >&4; exec 4>&-; read x; echo $x; ls /proc/self/fd | wc -l; exit 5")
+    (tmp_path / "content").write_bytes(content := os.urandom(LARGE))
+    with Pipe() as to, Pipe() as back, Pipe() as stdin:
+        hand = [to.reading.fileno(), back.writing.fileno()]
+        process = begin(runtime, "run", "--bundle", bundle, "c1", hand=hand, stdin=stdin.reading)
+        to.reading.close()
+        back.writing.close()
+        writer = subprocess.Popen(["cat", str(tmp_path / "content")], stdout=to.writing)
+        to.writing.close()
+        assert until_end(back.reading.fileno()) == content
+        assert writer.wait(SECONDS) == 0
+        assert process.poll() is None
+        stdin.writing.write(b"done\n")
+        # Stdio, descriptor 3, and the one that ls reads the directory by.
+        assert said(process) == (5, b"done\n5\n")
+
+
+def test_files_are_read_and_written_in_order(running: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "read").write_bytes(b"one\ntwo\n")
+    (tmp_path / "written").write_bytes(b"before\n")
+    with open(tmp_path / "read", "rb") as read, open(tmp_path / "written", "ab") as written:
+        argv = ["c1", "/bin/sh", "-c", "read x <&3; cat <&3 >&4; echo $x >&4; echo gone >&5"]
+        null = os.open("/dev/null", os.O_RDWR)
+        process = begin(running, "exec", *argv, hand=[read.fileno(), written.fileno(), null])
+        os.close(null)
+        assert said(process) == (0, b"")
+    assert (tmp_path / "written").read_bytes() == b"before\ntwo\none\n"
+
+
+def test_a_socket_goes_both_ways_and_each_has_its_end(running: Runtime) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)  # the description is the same for the proxy
+        theirs.setblocking(False)
+        process = begin(
+            running, "exec", "c1", "/bin/sh", "-c", "cat <&3; echo to you >&3; read x; echo $x >&3",
+            hand=[theirs.fileno()], stdin=subprocess.PIPE,
+        )  # fmt: skip
+        theirs.close()
+        ours.send(b"to it\n")
+        ours.shutdown(socket.SHUT_WR)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            assert select.select([ours], [], [], SECONDS)[0]
+            answer += ours.recv(100)
+        assert answer == b"to you\n"
+        output, _ = process.communicate(b"last\n", timeout=SECONDS)
+        assert (process.returncode, output) == (0, b"to it\n")
+        assert until_end(ours.fileno()) == b"last\n"
+
+
+def test_the_process_ends_its_direction_of_a_socket_first(running: Runtime) -> None:
+    """The whole of it, which is all that a shell can: what still comes for it is dropped."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        argv = ["c1", "/bin/sh", "-c", "echo bye >&3; exec 3>&-; read x; echo $x"]
+        process = begin(running, "exec", *argv, hand=[theirs.fileno()], stdin=subprocess.PIPE)
+        theirs.close()
+        assert until_end(ours.fileno()) == b"bye\n"
+        ours.sendall(bytes(LARGE))  # more than is stored anywhere
+        output, _ = process.communicate(b"still here\n", timeout=SECONDS)
+        assert (process.returncode, output) == (0, b"still here\n")
+
+
+def test_a_container_with_a_terminal_has_descriptors_too(running: Runtime) -> None:
+    master, slave = pty.openpty()
+    with Pipe() as back:
+        argv = ["--tty", "c1", "/bin/sh", "-c", "tty >&3"]
+        process = begin(
+            running, "exec", *argv, hand=[back.writing.fileno()], stdin=slave, stdout=slave, stderr=slave
+        )  # fmt: skip
+        back.writing.close()
+        assert until_end(back.reading.fileno()).startswith(b"/dev/pts/")
+        assert process.wait(SECONDS) == 0
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_created_container_has_them_from_its_start_to_its_end(runtime: Runtime, script: Script) -> None:
+    """Nobody of the host's keeps them open: neither the monitor nor the command that has ended."""
+    bundle = script("echo started >&3; sleep 1000")
+    with Pipe() as back:
+        null = subprocess.DEVNULL
+        made = begin(runtime, "create", "--bundle", bundle, "c1", hand=[back.writing.fileno()], stdout=null)
+        back.writing.close()
+        assert made.wait(SECONDS) == 0
+        assert not select.select([back.reading], [], [], 0)[0]
+        assert runtime("start", "c1").code == 0
+        assert select.select([back.reading], [], [], SECONDS)[0]
+        assert back.reading.read(100) == b"started\n"
+        assert holders(back.reading.fileno()) == {runtime.state("c1")["pid"]}
+        assert runtime("kill", "c1", "KILL").code == 0
+        assert until_end(back.reading.fileno()) == b""
+
+
+def holders(fd: int) -> set[int]:
+    """The other processes that have the pipe open."""
+    pipe, found = os.readlink(f"/proc/self/fd/{fd}"), set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = {os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")}
+        except OSError:
+            continue
+        found |= {int(pid)} & ({int(pid)} if pipe in links else set())
+    return found - {os.getpid()}
+
+
+def test_the_socket_that_systemd_has_accepted(runtime: Runtime, script: Script) -> None:
+    """With Accept=yes a unit gets a connection, which is a stream; LISTEN_PID must be the runtime's own."""
+    bundle = script("echo $LISTEN_FDS of $LISTEN_PID: $$ >&3; cat <&4 >&3")
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Pipe() as more:
+        program = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        argv = ["/bin/sh", "-c", program, "sh", *runtime.argv("run", "--preserve-fds", "1", "--bundle", bundle, "c1")]
+        process = handing_on(argv, theirs.fileno(), more.reading.fileno(), stdin=subprocess.DEVNULL)
+        theirs.close()
+        more.writing.write(b"and more\n")
+        more.writing.close()
+        assert until_end(ours.fileno()) == b"1 of 1: 1\nand more\n"
+        assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_what_is_no_stream_is_refused_before_anything_is_made(runtime: Runtime, script: Script, verb: str) -> None:
+    bundle = script("true")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = begin(
+            runtime, verb, "--bundle", bundle, "c1", hand=[listener.fileno()], stderr=subprocess.STDOUT
+        )  # fmt: skip
+    words = (
+        b"hawse: --preserve-fds: descriptor 3 is a listening socket, which cannot be handed into a virtual machine ["
+    )
+    code, output = said(process)
+    assert (code, output[: len(words)]) == (1, words)
+    assert not os.path.exists(f"{runtime.root}/c1")
+
+
+@pytest.mark.parametrize(("count", "words"), [("1", "descriptor 3 is not open"), ("62", "at most 61 descriptors")])
+def test_a_count_without_descriptors_is_refused(runtime: Runtime, script: Script, count: str, words: str) -> None:
+    result = runtime("run", "--preserve-fds", count, "--bundle", script("true"), "c1")
+    assert result.code == 1
+    assert words in result.errors
+    assert not os.path.exists(f"{runtime.root}/c1")
