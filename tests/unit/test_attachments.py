@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -15,8 +17,8 @@ from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Attachment, MachinePlan, NodeRequest, PlugStep, SandboxPlan
 from hawse.vfio.emulated import EmulatedGroup
-from hawse.vfio.groups import Function, HostGroup
-from hawse.vm.ports import Port, place, plan_ports
+from hawse.vfio.groups import Bar, Function, HostGroup
+from hawse.vm.ports import MIB, Port, place, plan_ports
 from tests.support.fake_qmp import FakeLink, FakeQmp
 
 BOUND = {"group": 3, "major": 511, "minor": 0}
@@ -368,6 +370,35 @@ def test_a_guest_that_reports_nonsense_of_its_files_is_not_believed(file: object
         box = Sandbox(FakeQmp(), {"bind_vfio": FILES | {"file": file}}, EDU)
         with pytest.raises(VmError, match="the guest reports no usable number of the device file"):
             await box.begin()
+
+    asyncio.run(story())
+
+
+ROOM, NONE = BOUND | {"bars": [0, 0, 8 * MIB]}, BOUND | {"bars": [0, 0, 0]}
+ANEW = ["bind_vfio", "bind_vfio", "find_anew", "bind_vfio", "bind_vfio"]
+
+
+@pytest.mark.parametrize(
+    ("functions", "answers", "calls", "words"),
+    [
+        (2, [ROOM, ROOM], ["bind_vfio", "bind_vfio"], ""),
+        (2, [ROOM, NONE, ROOM, ROOM], ANEW, ""),
+        (2, [ROOM, BOUND | {"bars": "many"}, ROOM, NONE], ANEW, "0000:3b:00.1 of group 12: the guest has no room for"),
+        (1, [NONE], ["bind_vfio"], "0000:3b:00.0 of group 12: the guest has no room for its BAR 2 of 8388608 bytes"),
+    ],
+)  # fmt: skip
+def test_a_bar_without_room_has_its_bridge_found_anew_and_is_an_error_then(
+    functions: int, answers: list[Any], calls: list[str], words: str
+) -> None:
+    async def story() -> None:
+        bars = (Bar(2, 8 * MIB, False, True, True),)
+        members = tuple(Function(f"0000:3b:00.{n}", 1, 1, 0x020000, "vfio-pci", bars) for n in range(functions))
+        group = HostGroup(12, members)
+        steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
+        link = FakeLink({"bind_vfio": list(answers), "find_anew": None})
+        with pytest.raises(DeviceError, match=re.escape(words)) if words else nullcontext():
+            await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+        assert [method for method, _ in link.calls] == calls
 
     asyncio.run(story())
 

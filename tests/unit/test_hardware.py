@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 
@@ -33,9 +34,26 @@ def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
 
 
 def test_a_function_that_is_there_and_bound(guest: FakeSysfs) -> None:
-    guest.function(ADDRESS, group=6)
+    resource = "".join(
+        f"0x{start:016x} 0x{end:016x} 0x0\n" for start, end in [(0xFC000000, 0xFC000FFF), *[(0, 0)] * 12]
+    )
+    guest.function(ADDRESS, group=6, resource=resource)
     guest.node(6, 245, 0)
-    assert bind(guest) == {"group": 6, "major": 245, "minor": 0, "file": None, "iommu": None}
+    expected = {"group": 6, "major": 245, "minor": 0, "bars": [4096, 0, 0, 0, 0, 0], "file": None, "iommu": None}
+    assert bind(guest) == expected
+
+
+def test_a_bridge_is_forgotten_and_found_anew_by_its_port(guest: FakeSysfs) -> None:
+    port = f"{guest.root}/sys/devices/pci0000:00/0000:00:0f.1"
+    os.makedirs(f"{port}/pci_bus/0000:02")
+    os.makedirs(f"{port}/0000:02:00.0/0000:03:01.0")
+    os.makedirs(f"{guest.root}/sys/bus/pci/devices", exist_ok=True)
+    os.symlink(f"{port}/0000:02:00.0/0000:03:01.0", f"{guest.root}/sys/bus/pci/devices/0000:03:01.0")
+    hardware.find_anew("0000:03:01.0", root=guest.root)
+    for path in (f"{port}/0000:02:00.0/remove", f"{port}/pci_bus/0000:02/rescan"):
+        assert Path(path).read_text() == "1"
+    with pytest.raises(DeviceError, match=r"0000:04:01\.0: its bridge devices is not found anew"):
+        hardware.find_anew("0000:04:01.0", root=guest.root)
 
 
 def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:

@@ -63,6 +63,12 @@ def test_a_host_group_of_two_is_behind_one_bridge_and_shifts_the_buses_after_it(
     ]
 
 
+def test_a_port_with_a_bridge_has_room_for_the_bridges_own_bar() -> None:
+    functions = (FunctionShape(memory=(16 * MIB,), prefetchable=(256 * MIB, 32 * MIB)), FunctionShape())
+    [port] = [device for device in plan_ports([GroupShape(6, functions)]).bridges if device["id"] == "port0"]
+    assert (port["mem-reserve"], port["pref64-reserve"]) == ((16 + 14 + 2) * MIB, (512 + 254) * MIB)
+
+
 def test_slots_behind_a_bridge_are_written_in_hexadecimal_as_qemu_reads_them() -> None:
     plan = plan_ports([GroupShape(6, (FunctionShape(),) * 12)])
     assert [(slot.addr, slot.guest_address) for slot in plan.slots][9:11] == [

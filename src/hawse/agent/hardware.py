@@ -32,9 +32,10 @@ _newest: dict[str, object] = {}
 def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, object]:
     """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
 
-    Beside them, None on a kernel without them: "file", number, major and minor of its device file, and "iommu", those
-    of /dev/iommu. The file comes with the probe, after the group's node (Linux drivers/vfio/vfio_main.c,
-    __vfio_register_dev()), and the probe is over when the driver's file has been written to.
+    Beside them "bars", the bytes of those of its BARs that have room; and, None on a kernel without them, "file", the
+    number, major and minor of its device file, and "iommu", those of /dev/iommu. The file comes with the probe, after
+    the group's node (Linux drivers/vfio/vfio_main.c, __vfio_register_dev()), and the probe is over when the driver's
+    file has been written to.
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
@@ -61,7 +62,24 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
             hint="the guest's console log tells whether VFIO refused the group",
         )
     files = {"file": sysfs.device_file(address, root=root), "iommu": sysfs.iommu_numbers(root=root)}
-    return {"group": group, "major": numbers[0], "minor": numbers[1], **files}
+    bars = sysfs.bar_sizes(address, root=root)
+    return {"group": group, "major": numbers[0], "minor": numbers[1], "bars": bars, **files}
+
+
+def find_anew(address: str, *, root: str = "") -> None:
+    """Have the kernel forget the bridge that a function is behind, and find it again with all that is behind it.
+
+    The windows of a bridge that was empty have 2 MiB each; now the kernel makes them for what is there, within those of
+    the port that the bridge is in (Linux drivers/pci/probe.c, pci_rescan_bus()). Raises :class:`DeviceError`.
+    """
+    bridge = os.path.dirname(os.path.realpath(f"{root}/sys/bus/pci/devices/{address}"))
+    buses = f"{os.path.dirname(bridge)}/pci_bus"
+    try:
+        [bus] = os.listdir(buses)
+        write(f"{bridge}/remove", "1")
+        write(f"{buses}/{bus}/rescan", "1")
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{address}: its bridge {os.path.basename(bridge)} is not found anew: {error}") from None
 
 
 def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root: str = "") -> None:

@@ -69,6 +69,7 @@ class Server:
             "trace": self.trace,
             "mount_share": self.mount_share,
             "bind_vfio": self.bind_vfio,
+            "find_anew": self.find_anew,
             "bind_native": self.bind_native,
             "configure_network": self.configure_network,
             "set_sysctls": self.set_sysctls,
@@ -159,6 +160,11 @@ class Server:
         with trace.span(f"VFIO modules loaded for {address}"):
             self._load(VFIO_MODULES)
         return hardware.bind_vfio(self._uevents, address, seconds=seconds)
+
+    def find_anew(self, *, address: str) -> None:
+        """Have the bridge of a function found anew, with windows for all that is behind it."""
+        with trace.span(f"bridge of {address} found anew"):
+            hardware.find_anew(address)
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
         """Wait for a function and give it to the guest's own driver, whose module the container's share has."""

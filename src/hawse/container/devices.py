@@ -62,12 +62,14 @@ def plug_steps(
             model = group.models[slot.index]
             commands = plug_emulated(slot, model, network=model in NETWORK_MODELS, owner=owner)
             host, note = "", ""
+            bars: list[tuple[int, int]] = []
         else:
             function = group.functions[slot.index]
             host = label = function.address
             token = _token(function, options)
             commands = plug_host(slot, host, rom=options.rom, token=token, by_file=slot.group in by_file)
             note = _note(group, slot, keep=options.keep_addresses)
+            bars = [(bar.index, bar.size) for bar in function.bars]
         steps.append(
             plan.PlugStep(
                 group=slot.group,
@@ -78,6 +80,7 @@ def plug_steps(
                 device=device_id(slot),
                 bus=slot.bus,
                 guest_address=slot.guest_address,
+                bars=bars,
             )
         )
     return steps

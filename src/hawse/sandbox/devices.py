@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawse.errors import DeviceError, RefusedError, VmError
@@ -42,8 +43,19 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
     Raises :class:`DeviceError` naming the device.
     """
     seen = await _arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
-    files = {name: place for _, found in seen for name, place in found.items()}
-    return _together(plugs, [numbers for numbers, _ in seen]), files
+    for group in {plug.group for plug, found in zip(plugs, seen, strict=True) if _without_room(plug, found)}:
+        members = [index for index, plug in enumerate(plugs) if plug.group == group]
+        if len(members) > 1:
+            # Behind a bridge, whose windows the guest's kernel has made when it was empty.
+            address = plugs[members[0]].guest_address
+            await link.call("find_anew", {"address": address}, seconds=seconds + _MARGIN)
+            again = await asyncio.gather(*(_bound(plugs[index], link, seconds) for index in members))
+            for index, found in zip(members, again, strict=True):
+                seen[index] = found
+        for index in members:
+            _check_room(plugs[index], seen[index])
+    files = {name: place for found in seen for name, place in found.files.items()}
+    return _together(plugs, [found.numbers for found in seen]), files
 
 
 async def attach_native(
@@ -185,7 +197,16 @@ def guest_nodes(requests: Sequence[NodeRequest], groups: Groups, files: Files) -
     return nodes
 
 
-async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[tuple[int, int, int], Files]:
+@dataclass(frozen=True)
+class _Bound:
+    """What the agent says of a function that vfio-pci has: of its group, of its device file, and of its BARs."""
+
+    numbers: tuple[int, int, int]
+    files: Files
+    bars: list[int]
+
+
+async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> _Bound:
     found = await _bind(plug, link, "bind_vfio", {}, seconds)
     answer: dict[str, Any] = found if isinstance(found, dict) else {}
     group, *numbers = (_number(plug, answer.get(key), key) for key in ("group", "major", "minor"))
@@ -195,7 +216,21 @@ async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> tuple[tuple
         files[plug.device] = (f"/dev/vfio/devices/vfio{number}", rest[0], rest[1])
         major, minor = _numbers(plug, answer["iommu"], 2, _IOMMU)
         files[""] = (_IOMMU, major, minor)
-    return (group, numbers[0], numbers[1]), files
+    bars = answer.get("bars")
+    return _Bound((group, numbers[0], numbers[1]), files, bars if isinstance(bars, list) else [])
+
+
+def _without_room(plug: PlugStep, found: _Bound) -> list[tuple[int, int]]:
+    """The BARs that a function has on the host, and the guest found no room for."""
+    return [(number, size) for number, size in plug.bars if number >= len(found.bars) or not found.bars[number]]
+
+
+def _check_room(plug: PlugStep, found: _Bound) -> None:
+    for number, size in _without_room(plug, found):
+        raise DeviceError(
+            f"{plug.label} of group {plug.group}: the guest has no room for its BAR {number} of {size} bytes",
+            hint="its console log has the windows of its ports; pass the group in a sandbox alone",
+        )
 
 
 async def _driven(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> Native:

@@ -46,7 +46,8 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
 
     ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
     ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
-    made by options of the same names as the commands'. ``shared``: it is there for another container.
+    made by options of the same names as the commands'. ``shared``: it is there for another container. ``bars`` are
+    those that it has on the host, (number, bytes) each.
     """
 
     group: int
@@ -59,6 +60,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     guest_address: str
     cold: bool = False
     shared: bool = False
+    bars: list[tuple[int, int]] = []
 
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):

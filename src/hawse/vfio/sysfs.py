@@ -48,6 +48,14 @@ def group_numbers(group: int, *, root: str = "") -> tuple[int, int] | None:
     return _numbers(f"{root}/sys/class/vfio/{group}/dev")
 
 
+def bar_sizes(address: str, *, root: str = "") -> list[int]:
+    """The bytes of a function's six BARs, 0 for one that it has not, or for which the kernel found no room (Linux
+    Documentation/PCI/sysfs-pci.rst, ``resource``)."""
+    with open(f"{root}/sys/bus/pci/devices/{address}/resource") as file:
+        places = [[int(number, 16) for number in line.split()[:2]] for line in file.readlines()[:6]]
+    return [end - start + 1 if end else 0 for start, end in places]
+
+
 def device_file(address: str, *, root: str = "") -> tuple[int, int, int] | None:
     """K, major and minor of /dev/vfio/devices/vfio<K>, a function's device file; None when it has none.
 

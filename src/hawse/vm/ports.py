@@ -300,6 +300,8 @@ def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
     for name, sizes in (("mem-reserve", _memory_bars(port.group)), ("pref64-reserve", port.prefetchable)):
         if window(sizes) > _MINIMUM_WINDOW:
             made[name] = reservation(sizes)
+    if port.buses > 1 and "mem-reserve" in made:
+        made["mem-reserve"] += _MINIMUM_WINDOW  # for the BAR of the bridge's own hotplug controller
     # Said either way: firmware gives a PCI Express port no I/O window unasked (SeaBIOS src/fw/pciinit.c,
     # pci_bios_check_devices()), and the guest's kernel is told to give none itself: it gives them to the first ports.
     made["io-reserve"] = _IO_WINDOW if port.io else 0
