@@ -27,7 +27,7 @@ from hawse.agent.uevents import Uevents
 from hawse.config import Config
 from hawse.container.backend import by_file
 from hawse.container.descriptors import Descriptor, preserve
-from hawse.container.devices import check_tokens, find_groups
+from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError
 from hawse.oci.fields import FIELDS, Fate, review
@@ -35,12 +35,14 @@ from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
 from hawse.oci.template import example
 from hawse.oci.types import Device
+from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.room import Room
 from hawse.vfio import memlock, obstacles
 from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
-from hawse.vfio.groups import check_free, check_viable, read_group
+from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.obstacles import check_token, reset_warning
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
@@ -305,6 +307,26 @@ def bundle(**parts: Any) -> Act:
     return act
 
 
+def without_room(_host: FakeSysfs) -> Any:
+    """A guest whose kernel has assigned none of a function's BARs."""
+    bars = (Bar(2, 8 * MIB, False, True, True),)
+    group = HostGroup(7, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", bars),))
+    steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
+    link = FakeLink({"bind_vfio": BOUND | {"bars": [0] * 6}})
+    return asyncio.run(devices.attach(steps, FakeQmp(), link, seconds=0.1))  # type: ignore[arg-type]
+
+
+def in_room(*, memory: int = 0, label: str = "") -> Act:
+    """A container that joins a pod whose machine has 1 GiB and no label."""
+    return lambda _host: Room(spares=[], memory_mib=1024).warnings(memory=memory, label=label, host_mib=65536)[0]
+
+
+def bound(source: str) -> Act:
+    """A mount of the host's view of its devices; what is refused, or warned of."""
+    act = bundle(mounts=[{"destination": "/host", "type": "bind", "source": source, "options": ["bind"]}])
+    return lambda host: next(text for level, text in act(host).notes if level == "warning")
+
+
 def refused_field(path: str) -> Act:
     """A field of the table of those that cannot be applied."""
 
@@ -326,6 +348,7 @@ def preserving(count: int, *found: Descriptor) -> Act:
     return lambda _host: preserve(count, look={each.number: each for each in found}.get)
 
 
+LABEL = "system_u:system_r:container_kvm_t:s0:c1,c2"
 PIPE = Descriptor(3, "pipe:[7]", stat.S_IFIFO, os.O_RDONLY, inode=(13, 7))
 LISTENER = Descriptor(3, "socket:[7]", stat.S_IFSOCK, os.O_RDWR, stream=True, listening=True)
 NAMESPACES = example()["linux"]["namespaces"]
@@ -412,6 +435,7 @@ SITUATIONS: dict[str, Act] = {
     "The guest divides a group": running(
         FakeQmp(), {"bind_vfio": [BOUND, BOUND | {"group": 4}]}, NICS, then=attach_nics
     ),
+    "The guest has no room for a device's BAR": without_room,
     "The guest says nonsense": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
     "The guest does not let a device go": running(
         FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
@@ -431,6 +455,12 @@ SITUATIONS: dict[str, Act] = {
     "A resource limit's order is wrong": bundle(process={"rlimits": [limit(2, 1)]}),
     "The root's propagation is unknown": bundle(linux={"rootfsPropagation": "viral"}),
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
+    "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
+    "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
+    "A mount is of the host's view of its kernel (a warning)": bound("/sys/kernel"),
+    "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
+    "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
+    "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),
     "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
     "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
     "A descriptor to be preserved is not open": preserving(2, PIPE),
