@@ -11,6 +11,8 @@ import pytest
 from tests.lab.host import Lab
 from tests.lab.steps import (
     EDU,
+    LONE_NIC,
+    NVME,
     PAIR,
     group_of,
     hawse,
@@ -40,9 +42,9 @@ def pod(lab: Lab, probe: str) -> Iterator[str]:
     prove_unchanged(lab, before)
 
 
-def join(lab: Lab, probe: str, name: str, *addresses: str) -> None:
+def join(lab: Lab, probe: str, name: str, *addresses: str, mode: str = "vfio") -> None:
     """Run a container of the pod with the groups of these functions, and as engines do in the pod's network."""
-    about = {KIND: "container", SANDBOX: "pod"}
+    about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": mode}
     network = f"/proc/{state(lab, 'pod')['pid']}/ns/net"
     bundle = make_shell_bundle(lab, name, *addresses, probe=probe, annotations=about, network=network)
     started = hawse(lab, "run", "--detach", "--bundle", bundle, name)
@@ -102,3 +104,23 @@ def test_each_container_has_its_own_groups_alone(lab: Lab, probe: str) -> None:
     nodes = [node for node in opened(lab) if node.startswith("/dev/vfio/") and node != "/dev/vfio/vfio"]
     assert nodes == [f"/dev/vfio/{group_of(lab, PAIR[0])}"]
     assert hawse(lab, "delete", "--force", "two").code == 0
+
+
+@pytest.mark.usefixtures("pod")
+def test_what_is_left_to_the_guests_kernel_is_an_interface_and_a_disk(lab: Lab, probe: str) -> None:
+    join(lab, probe, "three", LONE_NIC, NVME, mode="guest-kernel")
+    seen = state(lab, "three")
+    nic = seen["vfio"][0]
+    [interface] = nic["interfaces"]
+    names = json.loads(seen["annotations"]["hawse.guest-devices"])
+    assert names[LONE_NIC][0] == interface
+    assert "nvme0n1" in names[NVME]
+    script = (
+        f"ls /sys/bus/pci/devices/{nic['guest']['address']}/net; ls /sys/class/net;"
+        "dd if=/dev/nvme0n1 bs=4096 count=16 2>/dev/null | wc -c; ls -d /dev/vfio 2>/dev/null || echo none"
+    )
+    assert shell(lab, "three", script).output.split() == [interface, *sorted([interface, "lo"]), "65536", "none"]
+    held = {f"/dev/vfio/{group_of(lab, address)}" for address in (LONE_NIC, NVME)}
+    assert held <= set(opened(lab))
+    assert hawse(lab, "delete", "--force", "three").code == 0
+    assert held.isdisjoint(opened(lab))
