@@ -1,23 +1,32 @@
-"""An engine on a host with real VFIO groups: the same arguments as with runc, and DPDK on the device."""
+"""Engines on a host with real VFIO groups: the same arguments as with runc, and DPDK on the device."""
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import LONE_NIC, group_of
+from tests.lab.steps import EDU, LONE_NIC, group_of
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine]
 
 #: Sends what it makes up itself: the card reads it from the container's memory, of which each page is mapped by itself
-#: through both IOMMUs, since none is huge.
-_TESTPMD = (
-    "timeout -s INT 60 dpdk-testpmd -l 0,1 --no-huge -m 32 --iova-mode=va -- --forward-mode=txonly --stats-period 10 "
-    "--total-num-mbufs=2048"
-)
+#: through both IOMMUs, since none is huge. It is ended once it has sent, not after a time: a first process that has no
+#: handler yet does not get the signal (pid_namespaces(7)), and a machine in a machine takes long until it has one.
+_SENDS = """
+{testpmd} -l 0,1 --no-huge -m 32 --iova-mode=va {more} -- --forward-mode=txonly --stats-period 1 \\
+    --total-num-mbufs=2048 >/tmp/said 2>&1 </dev/null &
+ticks=0
+until busybox grep -q -e 'TX-packets: [1-9]' -e 'exiting with code' /tmp/said || [ $((ticks += 1)) -gt 600 ]; do
+    busybox sleep 1
+done
+kill -TERM $!; wait $!; code=$?
+busybox cat /tmp/said
+exit $code
+"""
 #: Keeping addresses would need a machine without a template.
 _PODMAN = """
 import sys
@@ -39,10 +48,91 @@ def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
     done = lab.python(
         _PODMAN, "run", "--rm", "--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/run",
         "--device", "/dev/vfio/vfio", "--device", f"/dev/vfio/{group_of(lab, LONE_NIC)}", "--ulimit", "memlock=-1:-1",
-        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _TESTPMD, timeout=3000,
+        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _SENDS.format(testpmd="dpdk-testpmd", more=""), timeout=3000,
     )  # fmt: skip
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
     assert sent, done
     assert sent[-1] > 0
     assert lab.run(["pgrep", "-c", "qemu-system"]).output == "0\n"
+
+
+#: DPDK's programs and libraries are the host's, mounted; the image is of busybox alone.
+_DPDK = "/dpdk/usr/lib/x86_64-linux-gnu"
+_SENDS_FROM_HOST = "mkdir -p /tmp /var/run" + _SENDS.format(
+    testpmd=f"{_DPDK}/ld-linux-x86-64.so.2 --library-path {_DPDK} /dpdk/usr/bin/dpdk-testpmd",
+    more=f"-d {_DPDK}/dpdk/pmds-23.0",
+)
+_CRI = """
+import os, sys
+from tests.engines.pod import Pod
+from tests.lab.steps import SETTINGS
+from tests.support.containerd import Containerd
+from tests.support.cri import Cri
+from tests.support.images import write_busybox, write_pause
+from tests.support.runtime import wait_until
+os.makedirs("/run/c")
+engine = Containerd("/run/c", hawse=SETTINGS)
+try:
+    for archive in (write_pause("/run/c/pause.tar"), write_busybox("/run/c/busybox.tar")):
+        engine.load(archive, namespace="k8s.io")
+    with Cri(engine.address, seconds=2400) as cri:
+        wait_until(lambda: len(cri("ListImages")["images"]) == 2)
+        pod = Pod(engine, cri, "/run/c/pod")
+        node = f"/dev/vfio/{sys.argv[1]}"
+        pod.run(
+            "testpmd", sys.argv[3],
+            devices=[
+                {"container_path": path, "host_path": path, "permissions": "rw"} for path in ("/dev/vfio/vfio", node)
+            ],
+            mounts=[{"container_path": "/dpdk", "host_path": sys.argv[2], "readonly": True}],
+            security={"capabilities": {"add_capabilities": ["IPC_LOCK"]}},
+        )
+        try:
+            pod.await_exit("testpmd", seconds=2400)
+        finally:
+            print(pod.log("testpmd"))
+        pod.run(
+            "hog", "exec busybox dd if=/dev/zero of=/dev/null bs=209715200",
+            resources={"memory_limit_in_bytes": 48 << 20},
+        )
+        print(pod.await_exit("hog", seconds=900)["reason"])
+        pod.remove()
+finally:
+    engine.stop()
+"""
+
+
+def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
+    """The lab's cgroups are of version 2."""
+    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), _SENDS_FROM_HOST, timeout=3000)
+    assert done.code == 0, done.output + done.errors
+    sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
+    assert sent, done
+    assert sent[-1] > 0
+    assert done.output.splitlines()[-1] == "OOMKilled", done
+
+
+_DOCKER = """
+import sys
+from tests.support.docker import IMAGE, Docker
+from tests.lab.steps import SETTINGS
+from tests.support.runtime import Runtime
+probe, group = sys.argv[1:]
+runtime = Runtime("/run")
+runtime.configure(SETTINGS)
+words = ["--rm", "--network", "none", "--ulimit", "memlock=-1:-1", "--volume", f"{probe}:/probe:ro"]
+devices = ["--device", "/dev/vfio/vfio", "--device", group]
+# What would take the kernel's modules for a firewall; the container has no network.
+with Docker("/run/docker-test", runtime, seconds=2400, iptables=False, bridge="none") as docker:
+    done = docker("run", *words, *devices, IMAGE, "/probe", group)
+sys.stdout.write(done.output)
+sys.stderr.write(done.errors)
+sys.exit(done.code)
+"""
+
+
+def test_a_container_of_dockers_drives_a_device(lab: Lab, probe: str) -> None:
+    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=3000)
+    assert done.code == 0, done.output + done.errors
+    assert json.loads(done.output)["passed"]
