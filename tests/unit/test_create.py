@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from hawse.cli.create import tell
 from hawse.cli.log import Log
 from hawse.container.process import write_pid_file
 from hawse.errors import HostError
@@ -36,14 +35,14 @@ def test_a_pid_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", ["/dev/full", "/none/log"])
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_log_that_cannot_be_written_fails_nothing(path: str, form: str) -> None:
-    tell(Log(path, form=form, debug=True), NOTES)
+    Log(path, form=form, debug=True).tell(NOTES)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("stderr", ["closed", "full"])
 def test_a_stderr_that_nobody_reads_fails_nothing(form: str, stderr: str) -> None:
     """Not at the exit either, where Python writes once more what is left, and makes the exit code 120."""
-    program = f"from hawse.cli.create import tell; from hawse.cli.log import Log; tell(Log(form={form!r}), {NOTES!r})"
+    program = f"from hawse.cli.log import Log; Log(form={form!r}).tell({NOTES!r})"
     if stderr == "closed":
         reading, writing = os.pipe()
         os.close(reading)

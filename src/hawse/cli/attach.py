@@ -24,8 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Attach them and print where they are in the guest."""
     entries, warnings = attach(settings.store(args.id), args.target, settings.config)
-    for warning in warnings:
-        settings.log.warning(warning)
+    settings.log.tell(("warning", text) for text in warnings)
     print(json.dumps(entries, indent=2) if args.format == "json" else "\n".join(map(_line, entries)))
     return 0
 

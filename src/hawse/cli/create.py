@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hawse.container.create import Created, create
@@ -16,9 +15,6 @@ from hawse.errors import UsageError
 from hawse.oci.pods import CONTAINER, role_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from hawse.cli.log import Log
     from hawse.cli.settings import Settings
     from hawse.oci.load import Bundle
     from hawse.sandbox.plan import ContainerPlan, SandboxPlan
@@ -105,18 +101,8 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         made = join(store, sandbox, make_joining, handed)
     else:
         made = create(store, make_plan, handed)
-    tell(settings.log, made.notes)
+    settings.log.tell(made.notes)
     return made
-
-
-def tell(log: Log, notes: Iterable[tuple[str, str]]) -> None:
-    """Log these, (level, text) each: what has been done is done, whether or not the log can be written."""
-    for level, text in notes:
-        with suppress(OSError):
-            if level == "warning":
-                log.warning(text)
-            else:
-                log.debug(text)
 
 
 def _timeline(option: str | None, directory: str, name: str) -> str:

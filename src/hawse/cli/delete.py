@@ -17,6 +17,5 @@ def main(words: list[str], settings: Settings) -> int:
     """Delete it."""
     found = split(words, flags={"-f": "force", "--force": "force"})
     [name] = expect(found, "delete", "ID")
-    for warning in delete(settings.store(name), force="force" in found.flags):
-        settings.log.warning(warning)
+    settings.log.tell(("warning", text) for text in delete(settings.store(name), force="force" in found.flags))
     return 0

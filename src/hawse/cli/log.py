@@ -18,6 +18,7 @@ from contextlib import suppress
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 #: A file with more before the first error is somebody's journal, and stays as it is.
@@ -51,6 +52,15 @@ class Log:
         """Only with --debug."""
         if self._debug:
             self._write("debug", message)
+
+    def tell(self, notes: Iterable[tuple[str, str]]) -> None:
+        """Log these, (level, text) each: what has been done is done, whether or not the log can be written."""
+        for level, text in notes:
+            with suppress(OSError):
+                if level == "warning":
+                    self.warning(text)
+                else:
+                    self.debug(text)
 
     def _write(self, level: str, message: str, evidence: str = "") -> None:
         if self._path is None and self._form != "json":

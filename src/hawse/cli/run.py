@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         send(args.pidfd_socket, made.proxy.pid, FIRST)
         write_pid_file(args.pid_file, made.proxy.pid)
         with raw_mode(0, wanted=made.terminal and not args.detach):
-            create.tell(settings.log, [("warning", text) for text in start(made.store)])
+            settings.log.tell(("warning", text) for text in start(made.store))
             if args.detach:
                 made.let_go()
                 made.proxy.let_go()
@@ -52,5 +52,5 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         raise
     made.let_go()
     if not args.keep:
-        create.tell(settings.log, [("warning", text) for text in delete(made.store, force=True)])
+        settings.log.tell(("warning", text) for text in delete(made.store, force=True))
     return code

@@ -16,6 +16,5 @@ USAGE = "ID"
 def main(words: list[str], settings: Settings) -> int:
     """Ask the monitor."""
     [name] = expect(split(words), "start", "ID")
-    for warning in start(settings.store(name)):
-        settings.log.warning(warning)
+    settings.log.tell(("warning", text) for text in start(settings.store(name)))
     return 0

@@ -59,8 +59,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Ask the monitor."""
     wanted = _read(args.resources) if args.resources else from_options(vars(args))
     warnings = call(settings.store(args.id), "update", {"resources": wanted})
-    for warning in warnings if isinstance(warnings, list) else ():
-        settings.log.warning(str(warning))
+    settings.log.tell(("warning", str(text)) for text in (warnings if isinstance(warnings, list) else ()))
     return 0
 
 
