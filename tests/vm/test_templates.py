@@ -17,6 +17,7 @@ import pytest
 from hawse.vm import memory, packages
 from tests.support.bundles import make_bundle, specification, write
 from tests.support.caches import CACHE, own_cache, templates
+from tests.support.host import prove_unchanged, snapshot
 from tests.support.runtime import Result, Runtime, wait_until
 
 pytestmark = pytest.mark.vm
@@ -27,6 +28,7 @@ SECRET = "a-secret-of-the-first-container"
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cache with one template, left by the start of a container that has a secret."""
+    before = snapshot()
     directory = tmp_path_factory.mktemp("kept")
     runtime = Runtime(str(directory))
     cache = own_cache(str(directory / "cache"))
@@ -36,6 +38,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert result == Result(0, "", "")
     assert {"boots", "state saved", "memory saved"} <= step_names(directory / "trace.json")
     assert len(templates(cache)) == 1
+    prove_unchanged(before)
     return cache
 
 
@@ -382,7 +385,8 @@ def test_the_timeline_is_drawn(runtime: Runtime, cache: str, bundle: str, tmp_pa
     steps = {event["name"]: event for event in events if event["ph"] == "X"}
     # Host and guest on one clock: what the guest did for a call lies within the call.
     call, inside = steps["container created"], steps["prepared crun create"]
-    slack = 50_000  # half of the longest wake call is the clocks' uncertainty
+    # In microseconds: half of the call by which they were compared, and what two clocks drift apart in a start.
+    slack = steps["woken"]["dur"] / 2 + 5_000
     assert call["ts"] - slack <= inside["ts"]
     assert inside["ts"] + inside["dur"] <= call["ts"] + call["dur"] + slack
 
