@@ -22,9 +22,8 @@ _SECONDS = 300
 class Docker:
     """As a context; afterwards its containers, networks and daemon are gone. ``settings`` are more of daemon.json's."""
 
-    def __init__(self, directory: str, runtime: Runtime, *, seconds: float = _SECONDS, **settings: Any) -> None:
+    def __init__(self, directory: str, runtime: Runtime, **settings: Any) -> None:
         self.directory = directory
-        self._seconds = seconds
         #: Where its shim has any runtime keep containers (moby daemon/runtime_unix.go): below its namespace's name.
         self.runtime_root = f"{directory}/exec/runtime-runc/moby"
         os.makedirs(directory, exist_ok=True)
@@ -74,7 +73,7 @@ class Docker:
     def run(self, argv: list[str], stdin: str | None = None) -> Result:
         """A client of the daemon, to its end."""
         done = subprocess.run(
-            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=self._seconds,
+            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=_SECONDS,
             **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
@@ -112,7 +111,7 @@ class Docker:
                 words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         try:
-            wait_until(lambda: self._daemon.poll() is not None or self("version").code == 0, seconds=self._seconds)
+            wait_until(lambda: self._daemon.poll() is not None or self("version").code == 0, seconds=_SECONDS)
             assert self._daemon.poll() is None, f"{self.directory}/dockerd.log tells why"
         except BaseException:
             self._daemon.kill()
