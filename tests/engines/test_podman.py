@@ -299,7 +299,9 @@ def test_containers_in_a_row_and_at_once_leave_nothing(podman: Podman, hawse: Ru
         layers = {name for name in os.listdir(f"{graph}/overlay") if name != "l"}
         return traces.take(hawse.root, *own) | {"beside": here, "layers": layers}
 
+    idle = look()["programs"]
     podman.must("run", "--rm", IMAGE, "true")
+    wait_until(lambda: look()["programs"] <= idle)  # conmon, and Podman's command that cleans up, outlive that one
     before = look()
     for _ in range(ROUNDS):
         podman.must("run", "--rm", IMAGE, "true")
