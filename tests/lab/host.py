@@ -32,7 +32,7 @@ _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 _BOOT_SECONDS = 300.0
 #: With no_timer_check: see :mod:`hawse.vm.arguments`. With tsc=reliable, since this kernel takes the TSC of no CPU but
 #: Intel's for synchronous (arch/x86/kernel/tsc.c, unsynchronized_tsc()), and each look at the ACPI timer in its place
-#: is one at QEMU's device, of which the QEMU in the lab takes thousands a second.
+#: is one at a device of QEMU's.
 _APPEND = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off pci=hpiosize=0 intel_iommu=on"
 #: A root port for each, in this order: its bus is the place in the list, from 1.
 DEVICES: list[list[dict[str, str]]] = [

@@ -266,7 +266,7 @@ class Server:
         After its creation, where that still runs: a host that waits for it no longer knows of nothing that it leaves.
         """
         with self._turns.setdefault(container, threading.Lock()):
-            del self._turns[container]
+            self._turns.pop(container, None)
             self._find(container).remove()
             del self._containers[container]
         with open("/proc/sys/vm/drop_caches", "w") as file:
