@@ -118,13 +118,19 @@ def answer(outside: Namespace, family: int, address: str, text: bytes) -> tuple[
     server.settimeout(60)
     heard: list[bytes] = []
 
+    def send(connection: socket.socket) -> None:
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+
     def serve() -> None:
         with server:
             connection, _ = server.accept()
         with connection:
-            connection.sendall(text)
-            connection.shutdown(socket.SHUT_WR)
+            # At once with what is received: a peer that sends before it reads would wait for us, and we for it.
+            sending = threading.Thread(target=send, args=[connection])
+            sending.start()
             heard.append(b"".join(iter(lambda: connection.recv(4096), b"")))
+            sending.join()
 
     thread = threading.Thread(target=serve)
     thread.start()
