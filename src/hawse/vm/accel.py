@@ -7,13 +7,18 @@ kernel's decompressor. So the guest's own kernel is booted once, without a root,
 from __future__ import annotations
 
 import os
+import select
 import subprocess
+import tempfile
+import time
 from dataclasses import dataclass, replace
 
 from hawse.errors import HostError
 from hawse.vm import cache
 
-_SECONDS = 10
+_SECONDS = 30
+#: What is read of what QEMU says, in bytes.
+_MOST = 64 * 1024
 #: The kernel's banner (init/version.c), printed by code that runs after decompression.
 _PROOF = b"Linux version"
 
@@ -55,24 +60,37 @@ def _probe_once(qemu: str, kernel: str, directory: str, device: str) -> Accel:
 
 
 def _probe(qemu: str, kernel: str) -> Accel:
+    # With earlyprintk the kernel speaks as soon as it runs, in place of when its consoles are there.
     argv = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-serial", "stdio",
         "-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-m", "256M",
-        "-kernel", kernel, "-append", "console=ttyS0 panic=-1",
+        "-kernel", kernel, "-append", "earlyprintk=serial,ttyS0 console=ttyS0 panic=-1",
     ]  # fmt: skip
     try:
-        with subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            try:
-                # The kernel has no root file system: it panics, and QEMU ends, as soon as it runs at all.
-                output, errors = process.communicate(timeout=_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                output, errors = process.communicate()
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
+        ):
+            assert process.stdout is not None
+            spoke = _speaks(process.stdout.fileno())
+            process.kill()
+            process.wait()
+            errors.seek(0)
+            words = errors.read(_MOST).decode(errors="replace").strip().splitlines()
     except OSError as error:
         return Accel("tcg", f"{qemu}: {error.strerror}")
-    if _PROOF in output:
+    if spoke:
         return Accel("kvm", "a guest kernel ran")
-    words = errors.decode(errors="replace").strip().splitlines()
     return Accel("tcg", words[-1] if words else f"the guest kernel said nothing within {_SECONDS} s")
+
+
+def _speaks(fd: int) -> bool:
+    """Whether the proof comes before the end of the output, and in time."""
+    output, deadline = b"", time.monotonic() + _SECONDS
+    while _PROOF not in output:
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        piece = os.read(fd, 4096) if ready else b""
+        if not piece:
+            return False
+        output = output[-len(_PROOF) :] + piece
+    return True
