@@ -9,26 +9,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from hawse.cli.log import Log
-from hawse.config import load_config
-from hawse.container.template import plan_of
 from tests.lab.host import Lab
-from tests.support.bundles import build_probe, make_bundle, write
+from tests.support.bundles import build_probe
 from tests.vm.conftest import EVIDENCE
 
 
 @pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A booted lab; its console is kept when a test of it failed.
-
-    Most of its tests need the usual machine's template, and some a pod's: a cold boot in it takes minutes.
-    """
-    bundle = str(tmp_path_factory.mktemp("pod"))
-    spec = make_bundle(bundle, ["/bin/true"])
-    write(bundle, spec | {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
+    """A booted lab; its console is kept when a test of it failed."""
     with Lab(str(tmp_path_factory.mktemp("lab"))) as booted, console_kept(booted, request.session):
-        for each in ("", bundle):
-            booted.leave_template(plan_of(load_config(None), each, log=Log()))
         yield booted
 
 

@@ -26,11 +26,12 @@ _MODULES = [
     "e1000e",
     "igb",
 ]
-#: What an engine's network takes. A kernel that is built for the lab has none of it, and no engine runs there.
-_NETWORK_MODULES = ["veth", "tun", "sch_ingress", "cls_u32", "act_mirred"]
+#: KVM, and what an engine's network takes. A kernel that is built for the lab has none of it, and no engine runs there.
+_DEBIANS_MODULES = ["kvm_amd", "veth", "tun", "sch_ingress", "cls_u32", "act_mirred"]
 _MORE = [
     "drivers/net/ethernet/intel/e1000e", "drivers/net/ethernet/intel/igb", "drivers/ptp", "drivers/pps", "drivers/i2c",
-    "drivers/dca", "drivers/net/veth.ko", "drivers/net/tun.ko", "net/sched",
+    "drivers/dca", "drivers/net/veth.ko", "drivers/net/tun.ko", "net/sched", "arch/x86/kvm", "drivers/crypto/ccp",
+    "virt/lib",
 ]  # fmt: skip
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
 
@@ -66,7 +67,7 @@ def build(directory: str, *, python: str, inside: str, cache: str, own: Kernel |
         if own:
             modules = own.modules
         else:
-            names = _MODULES + _NETWORK_MODULES
+            names = _MODULES + _DEBIANS_MODULES
             kernels = kernel_packages(recipe, cache, print)
             _, modules = unpack_kernel(kernels, f"{work}/kernel", [*recipe["module_directories"], *_MORE])
         packages.unpack((), tree)

@@ -41,9 +41,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     make_virtual_functions()
     bind_devices()
-    # A machine in a machine boots in minutes: limits for a failure.
+    # Limits for a failure, and one processor: see tests/lab/steps.py.
     os.makedirs("/etc/hawse", exist_ok=True)
-    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 3000\ndevice_seconds = 900\n")
+    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 3000\ndevice_seconds = 900\ncpus = 1\n")
     if sys.argv[1:] == ["serve"]:
         serve()
     else:

@@ -25,8 +25,8 @@ from tests.support.runtime import Result
 
 pytestmark = pytest.mark.lab
 
-#: Two hundred are in tests/vm, where a round takes a second; here it takes minutes.
-ROUNDS = 2
+#: Two hundred are in tests/vm, where a round takes a second; here it takes half a minute.
+ROUNDS = 3
 KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 
 

@@ -14,7 +14,7 @@ from hawse.vm.image_build import build
 from tests.lab import kernel
 from tests.lab.conftest import console_kept
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, LIMITS, PAIR, group_of, read_json
+from tests.lab.steps import EDU, MACHINE, PAIR, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
 from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
@@ -64,8 +64,8 @@ def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
         pytest.skip(kernel.MISSING)
     build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
     config = (
-        # One processor: with two QEMU 10 without KVM dies at times as its memory map changes, in iotlb_to_section().
-        f'[vm]\nqemu = "{newer_qemu()}"\ncpus = 1\n{LIMITS}'
+        # Of one processor: with two QEMU 10 without KVM dies at times as its memory map changes, in iotlb_to_section().
+        f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}'
         f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
         "[template]\nenabled = false\n"
     )

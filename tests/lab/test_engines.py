@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import LONE_NIC, group_of
+from tests.lab.steps import EDU, LONE_NIC, group_of
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine]
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.engine]
 #: through both IOMMUs, since none is huge. It is ended once it has sent, not after a time: a first process that has no
 #: handler yet does not get the signal (pid_namespaces(7)), and a machine in a machine takes long until it has one.
 _SENDS = """
-{testpmd} -l 0,1 --no-huge -m 32 --iova-mode=va {more} -- --forward-mode=txonly --stats-period 1 \\
+{testpmd} --lcores 0@0,1@0 --no-huge -m 32 --iova-mode=va {more} -- --forward-mode=txonly --stats-period 1 \\
     --total-num-mbufs=2048 >/tmp/said 2>&1 </dev/null &
 ticks=0
 until busybox grep -q -e 'TX-packets: [1-9]' -e 'exiting with code' /tmp/said || [ $((ticks += 1)) -gt 600 ]; do
@@ -110,3 +111,28 @@ def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) ->
     assert sent, done
     assert sent[-1] > 0
     assert done.output.splitlines()[-1] == "OOMKilled", done
+
+
+_DOCKER = """
+import sys
+from tests.support.docker import IMAGE, Docker
+from tests.lab.steps import SETTINGS
+from tests.support.runtime import Runtime
+probe, group = sys.argv[1:]
+runtime = Runtime("/run")
+runtime.configure(SETTINGS)
+words = ["--rm", "--network", "none", "--ulimit", "memlock=-1:-1", "--volume", f"{probe}:/probe:ro"]
+devices = ["--device", "/dev/vfio/vfio", "--device", group]
+# What would take the kernel's modules for a firewall; the container has no network.
+with Docker("/run/docker-test", runtime, seconds=2400, iptables=False, bridge="none") as docker:
+    done = docker("run", *words, *devices, IMAGE, "/probe", group)
+sys.stdout.write(done.output)
+sys.stderr.write(done.errors)
+sys.exit(done.code)
+"""
+
+
+def test_a_container_of_dockers_drives_a_device(lab: Lab, probe: str) -> None:
+    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=3000)
+    assert done.code == 0, done.output + done.errors
+    assert json.loads(done.output)["passed"]

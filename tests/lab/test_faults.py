@@ -16,7 +16,6 @@ from tests.lab.steps import (
     RUNTIME,
     group_of,
     hawse,
-    leave_template,
     make_bundle,
     make_shell_bundle,
     prove_unchanged,
@@ -34,9 +33,8 @@ VICTIMS = {
     "the guest": "",
 }
 RUNS, ATTACHES = "it runs", "a group is being attached"
-#: Each takes minutes here, so that who is killed while a group is attached has another at work. That of the others
-#: leaves the device to the same two hands: tests/vm/test_faults.py has all, at every step.
-CASES = [(RUNS, "the guest"), (ATTACHES, "QEMU"), (ATTACHES, "monitor")]
+#: Each takes minutes here. That of the others leaves the device to the same two hands: tests/vm/test_faults.py has all.
+CASES = [(RUNS, "QEMU"), (RUNS, "monitor"), (RUNS, "the guest"), (ATTACHES, "QEMU"), (ATTACHES, "monitor")]
 #: The kill comes when QEMU has been told of the device; its way to the container takes seconds from there.
 _KILL_WHILE_ATTACHING = """
 runtime=$1 address=$2 device=$3 words=$4
@@ -75,7 +73,6 @@ def bundles(lab: Lab, probe: str) -> Iterator[dict[str, str]]:
     rebind(lab, LONE_NIC, "e1000e")
     lab.run(["sh", "-c", f"echo > /sys/bus/pci/devices/{LONE_NIC}/driver_override"])
     assert f"{LONE_NIC} e1000e (null)" in snapshot(lab)
-    leave_template(lab, made[RUNS])
     yield made
     rebind(lab, LONE_NIC, "vfio-pci")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import DEFAULT_CONFIG, EDU, PAIR, RUNTIME, group_of, leave_template, make_bundle, read_json
+from tests.lab.steps import EDU, MACHINE, PAIR, RUNTIME, configure, group_of, leave_template, make_bundle, read_json
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
+
+CONFIG = "/tmp/parity.toml"
 
 #: The only field that may differ: the group's number is the guest's own. Not even what a vIOMMU could change may, the
 #: page sizes it offers, since both of these hosts offer those of an Intel IOMMU.
@@ -25,7 +27,6 @@ DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities
 
 def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None:
     bundle = make_bundle(lab, "whole-pair", PAIR[0])
-    leave_template(lab, bundle)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "pair-runc"])
     assert under_runc.code == 0, under_runc
     under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=3000)
@@ -42,13 +43,16 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
     ]
 
 
-def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab) -> None:
+@pytest.mark.parametrize("acceleration", ["kvm", "tcg"])
+def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab, acceleration: str) -> None:
     bundle = make_bundle(lab, "parity", EDU)
-    leave_template(lab, bundle, DEFAULT_CONFIG)
+    configure(lab, f'[vm]\naccel = "{acceleration}"\n{MACHINE}', CONFIG)
+    if acceleration == "tcg":
+        leave_template(lab, bundle, CONFIG)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])
     assert under_runc.code == 0, under_runc
     before = lab.python(LEFT).output
-    under_hawse = lab.run([HAWSE, "run", "--bundle", bundle, "parity-hawse"], timeout=3000)
+    under_hawse = lab.run([HAWSE, "--config", CONFIG, "run", "--bundle", bundle, "parity-hawse"], timeout=3000)
     assert under_hawse.code == 0, under_hawse
     expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
     assert seen["passed"] is True

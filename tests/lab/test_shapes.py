@@ -1,4 +1,5 @@
-"""Every shape of group in one sandbox: single functions, a pair, virtual functions, NVMe, a BAR of 8 GiB; 16 groups."""
+"""Every shape of group in one sandbox: single functions, a pair, two behind a conventional bridge, virtual functions,
+NVMe, a BAR of 8 GiB; 16 groups."""
 
 from __future__ import annotations
 
@@ -8,36 +9,45 @@ from typing import Any
 import pytest
 
 from tests.lab.host import DEVICES, Lab
-from tests.lab.steps import DEFAULT_CONFIG, LARGE, NVME, PAIR, VIRTUAL, leave_template
+from tests.lab.steps import CONVENTIONAL, LARGE, LONE_NIC, NVME, PAIR, VIRTUAL
 from tests.lab.test_parity import DIFFERENT, DIFFERENT_BEHIND_A_BRIDGE
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
 
 EDUS = [f"0000:{bus:02x}:00.0" for bus, functions in enumerate(DEVICES, 1) if functions[0]["driver"] == "edu"]
-#: One function of each group.
-SIXTEEN = [PAIR[0], "0000:03:00.0", *VIRTUAL, NVME, LARGE, *EDUS[:10]]
+#: Every function of sixteen groups.
+FUNCTIONS = [*PAIR, LONE_NIC, *VIRTUAL, NVME, LARGE, *EDUS[:9], *CONVENTIONAL]
 
+#: As libraries do it: by address, and through sysfs to the group. A group's number is another in the guest. Each is
+#: opened, and the endpoints of its group are listed; the table of the devices is hawse's own.
+_SCRIPT = """
+IFS=,
+for address in $PCIDEVICE_TEST; do
+    group=$(busybox readlink /sys/bus/pci/devices/$address/iommu_group)
+    probe /dev/vfio/${group##*/} $address || exit 1
+    members=
+    for member in /sys/kernel/iommu_groups/${group##*/}/devices/*; do
+        case $(cat $member/class) in 0x06*) ;; *) members="$members,\\"${member##*/}\\"" ;; esac
+    done
+    echo "[${members#,}]"
+done
+cat /dev/hawse/devices.json 2>/dev/null || echo []
+"""
 _BUNDLE = """
-import json, os, sys
+import shutil, sys
 from hawse.vfio import sysfs
-from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-directory, *addresses = sys.argv[1:]
-groups = [sysfs.iommu_group(address) for address in addresses]
+from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+directory, probe, script, *addresses = sys.argv[1:]
+groups = dict.fromkeys(sysfs.iommu_group(address) for address in addresses)
 nodes = [(f"/dev/vfio/{group}", *sysfs.group_numbers(group)) for group in groups]
-# As libraries do it: by address, and through sysfs to the group. A group's number is another in the guest.
-script = (
-    "IFS=,; for address in $PCIDEVICE_TEST; do "
-    "group=$(busybox readlink /sys/bus/pci/devices/$address/iommu_group); probe /dev/vfio/${group##*/} || exit 1; done;"
-    # The table of the devices is hawse's own; the container looks the same otherwise.
-    "cat /dev/hawse/devices.json 2>/dev/null || echo [];"
-)
 environment = ["PATH=/bin", f"PCIDEVICE_TEST={','.join(addresses)}"]
 spec = make_bundle(directory, ["/bin/sh", "-c", script], rlimits=[UNLIMITED], env=environment)
-build_probe(f"{directory}/rootfs/bin")
+shutil.copy(probe, f"{directory}/rootfs/bin/probe")
 add_devices(spec, [("/dev/vfio/vfio", 10, 196), *nodes])
 spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
 write(directory, spec)
+print(len(groups))
 """
 
 
@@ -51,32 +61,32 @@ def documents(text: str) -> list[Any]:
     return found
 
 
-def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab) -> None:
-    assert len(SIXTEEN) == 16
-    made = lab.python(_BUNDLE, "/run/sixteen", *SIXTEEN)
-    assert made.code == 0, made.errors
-    leave_template(lab, "/run/sixteen", DEFAULT_CONFIG)
+def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, probe: str) -> None:
+    made = lab.python(_BUNDLE, "/run/sixteen", probe, _SCRIPT, *FUNCTIONS)
+    assert (made.code, made.output) == (0, "16\n"), made.errors
     under_runc = lab.run(["runc", "run", "--bundle", "/run/sixteen", "sixteen-runc"], timeout=300)
     assert under_runc.code == 0, under_runc
     under_hawse = lab.run([HAWSE, "run", "--bundle", "/run/sixteen", "sixteen-hawse"], timeout=3000)
     assert under_hawse.code == 0, under_hawse
     *expected, _ = documents(under_runc.output)
     *seen, table = documents(under_hawse.output)
-    assert len(seen) == len(expected) == 16
-    for address, host, guest in zip(SIXTEEN, expected, seen, strict=True):
+    assert len(seen) == len(expected) == 2 * len(FUNCTIONS)
+    for address, host, guest in zip(FUNCTIONS, expected[::2], seen[::2], strict=True):
         assert host["address"] == address
         # The node is looked for by the guest's group here, so that it is another too.
         different = {key for key in host if host[key] != guest.get(key)} - {"node"}
-        if address == PAIR[0]:
+        if address in PAIR:
             assert different == DIFFERENT_BEHIND_A_BRIDGE
-        elif address in VIRTUAL:
+        elif address in (*VIRTUAL, *CONVENTIONAL):
             assert different <= DIFFERENT | {"address"}
         else:
             assert different <= DIFFERENT, "the address is the host's own"
-    [large] = [guest for address, guest in zip(SIXTEEN, seen, strict=True) if address == LARGE]
+    [large] = [guest for address, guest in zip(FUNCTIONS, seen[::2], strict=True) if address == LARGE]
     assert max(region.get("size", 0) for region in large["regions"]) == 8 << 30
-    assert len({guest["group"] for guest in seen}) == 16
-    assert {entry["host"]["address"] for entry in table} == {*SIXTEEN, PAIR[1]}
+    assert len({guest["group"] for guest in seen[::2]}) == 16
+    guests = {entry["host"]["address"]: entry["guest"]["address"] for entry in table}
+    assert list(guests) == FUNCTIONS
+    assert [sorted(guests[address] for address in members) for members in expected[1::2]] == seen[1::2]
     notes = {entry["host"]["address"]: entry.get("note", "") for entry in table}
-    assert {address for address, note in notes.items() if note} == {*PAIR, *VIRTUAL}
+    assert {address for address, note in notes.items() if note} == {*PAIR, *VIRTUAL, *CONVENTIONAL}
     assert notes[VIRTUAL[0]] == "it is 10.0 on its bus, and a port of the guest has 00.0 alone"

@@ -21,14 +21,14 @@ _SECONDS = 300
 class Podman:
     """As a context; afterwards its containers, pods, networks and mounts are gone."""
 
-    def __init__(self, directory: str, runtime: Runtime) -> None:
+    def __init__(self, directory: str, runtime: Runtime, *, cgroup_manager: str = "cgroupfs") -> None:
         self.directory = directory
         os.makedirs(directory, exist_ok=True)
         self.environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": directory,
             "CONTAINERS_STORAGE_CONF": _write(f"{directory}/storage.conf", _storage(directory)),
-            "CONTAINERS_CONF": _write(f"{directory}/containers.conf", _engine(directory)),
+            "CONTAINERS_CONF": _write(f"{directory}/containers.conf", _engine(directory, cgroup_manager)),
             "TMPDIR": directory,
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
         }
@@ -106,13 +106,13 @@ def _storage(directory: str) -> str:
     return f'[storage]\ndriver = "overlay"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
 
 
-def _engine(directory: str) -> str:
+def _engine(directory: str, cgroup_manager: str) -> str:
     """The limits are what any machine lets a container have: runc fails where they are raised without a right to."""
     return f"""
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
-cgroup_manager = "cgroupfs"
+cgroup_manager = "{cgroup_manager}"
 events_logger = "file"
 lock_type = "file"
 runtime = "hawse"

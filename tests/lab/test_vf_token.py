@@ -1,0 +1,123 @@
+"""A virtual function whose physical function is on vfio-pci too: it is opened with that one's token, and not without.
+
+The last module of the lab's: the NIC's virtual functions are made anew, before it and after it. Its machine is booted
+with its devices in it, since no template is of the QEMU that knows tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.host import Lab
+from tests.lab.steps import (
+    EDU,
+    MACHINE,
+    PHYSICAL,
+    VIRTUAL,
+    configure,
+    group_of,
+    make_shell_bundle,
+    prove_unchanged,
+    read_json,
+    snapshot,
+)
+from tests.lab.test_host_groups import rebind, refused
+from tests.support.runtime import HAWSE, Result
+from tests.support.suites import newer_qemu
+
+pytestmark = pytest.mark.lab
+
+SECONDS = 3000  # a machine in a machine boots
+TOKEN = "14d63f20-8445-11ea-8900-1f9ce7d5650d"
+CONFIG = "/tmp/token.toml"
+_SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
+#: What drives a physical function and lets others have its virtual ones (Linux include/uapi/linux/vfio.h).
+_OWNER = """
+import fcntl, os, struct, sys, time, uuid
+group, address, token = sys.argv[1:]
+SET_IOMMU, GROUP_SET_CONTAINER, GROUP_GET_DEVICE_FD, DEVICE_FEATURE = (0x3B64 + number for number in (2, 4, 6, 17))
+TYPE1, FEATURE_SET, FEATURE_PCI_VF_TOKEN = 1, 1 << 17, 0
+container, group = (os.open(f"/dev/vfio/{name}", os.O_RDWR) for name in ("vfio", group))
+fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("i", container))
+fcntl.ioctl(container, SET_IOMMU, TYPE1)
+device = fcntl.ioctl(group, GROUP_GET_DEVICE_FD, bytearray(address.encode() + bytes(1)))
+request = struct.pack("II", 8 + 16, FEATURE_SET | FEATURE_PCI_VF_TOKEN) + uuid.UUID(token).bytes
+fcntl.ioctl(device, DEVICE_FEATURE, request)
+if pid := os.fork():
+    print(pid)
+    sys.exit()
+os.setsid()
+time.sleep(100000)
+"""
+
+
+def write(lab: Lab, path: str, text: str) -> None:
+    """Set an attribute of the lab's."""
+    result = lab.run(["sh", "-c", 'echo "$1" > "$2"', "sh", text, path])
+    assert result.code == 0, result
+
+
+@pytest.fixture
+def owner(lab: Lab) -> Iterator[None]:
+    """A program has the physical function by VFIO and has set TOKEN; afterwards all is as it was."""
+    before, functions = snapshot(lab), f"/sys/bus/pci/devices/{PHYSICAL}/sriov_numvfs"
+    was = lab.run(["cat", _SRIOV]).output.strip()
+    write(lab, functions, "0")
+    rebind(lab, PHYSICAL, "vfio-pci")
+    started = lab.python(_OWNER, str(group_of(lab, PHYSICAL)), PHYSICAL, TOKEN)
+    assert started.code == 0, started
+    pid = int(started.output)
+    write(lab, _SRIOV, "1")
+    write(lab, functions, str(len(VIRTUAL)))
+    yield
+    write(lab, functions, "0")
+    write(lab, _SRIOV, was)
+    lab.run(["sh", "-c", f"kill {pid}; while kill -0 {pid}; do sleep 0.2; done"])
+    rebind(lab, PHYSICAL, "igb")
+    write(lab, f"/sys/bus/pci/devices/{PHYSICAL}/driver_override", "")
+    made = lab.python("from tests.lab.inside import make_virtual_functions; make_virtual_functions()")
+    assert made.code == 0, made
+    for address in VIRTUAL:
+        rebind(lab, address, "vfio-pci")
+    prove_unchanged(lab, before)
+
+
+@pytest.mark.usefixtures("owner")
+def test_a_virtual_function_is_opened_with_the_token_alone(lab: Lab, probe: str) -> None:
+    """One of them, and an edu, are there when the guest boots; the other comes while it runs."""
+    configure(
+        lab,
+        f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}[template]\nenabled = false\n'
+        '[devices]\nplug = "cold"\nkeep_addresses = false\n',
+        CONFIG,
+    )
+
+    def run(*words: str) -> Result:
+        return lab.run([HAWSE, "--config", CONFIG, *words], timeout=SECONDS)
+
+    def probed(address: str) -> dict[str, Any]:
+        entries = json.loads(run("state", "token").output)["vfio"]
+        [nodes] = [entry["nodes"] for entry in entries if entry["host"]["address"] == address]
+        result = run("exec", "token", "/bin/probe", nodes[0])
+        assert result.code == 0, result
+        return read_json(result.output)
+
+    groups = [group_of(lab, address) for address in VIRTUAL]
+    said = refused(lab, make_shell_bundle(lab, "no-token", EDU, VIRTUAL[0], probe=probe, annotations={}))
+    assert f"{VIRTUAL[0]} of group {groups[0]} is a virtual function of {PHYSICAL}, which is on vfio-pci itself" in said
+    assert "[give the UUID that the PF's program has set in the annotation hawse.vf-token" in said
+    bundle = make_shell_bundle(lab, "token", EDU, VIRTUAL[0], probe=probe, annotations={"hawse.vf-token": TOKEN})
+    started = run("run", "--detach", "--bundle", bundle, "token")
+    try:
+        assert started.code == 0, started
+        assert probed(EDU)["dma_matched"] is True
+        assert probed(VIRTUAL[0])["device"] == "10ca"
+        attached = run("attach", "token", VIRTUAL[1])
+        assert attached.code == 0, attached
+        assert probed(VIRTUAL[1])["device"] == "10ca"
+    finally:
+        run("delete", "--force", "token")
