@@ -1,6 +1,6 @@
 """On the lab's real groups: a warm start over a bare boot, and attaching by the guest's memory, locked and timed.
 
-The lab is a machine without KVM that has one itself, which its guests run under: everything takes some ten times longer.
+The lab is a machine without KVM that has one itself, which its guests run under: all takes some ten times longer.
 """
 
 from __future__ import annotations
