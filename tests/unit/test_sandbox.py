@@ -31,6 +31,7 @@ from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox import sockets
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
+from hawse.sandbox.evidence import with_last_words
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.machine import Machine
@@ -474,3 +475,22 @@ def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp
             assert made.guest.asked("create")[-1]["joins"] == {"uts": "c1"}
 
     run(story)
+
+
+@pytest.mark.parametrize(
+    ("reason", "console", "sentence", "evidence"),
+    [
+        (VmError("it ended"), "Oops", "it ended [the last words of its console follow]", "Oops"),
+        (
+            VmError("it ended"), "",
+            "it ended [its console said nothing: a processor was reset, as by a triple fault, or its agent ended]",
+            "",
+        ),
+        (VmError("QEMU ended", hint="look", evidence="abort"), "Oops", "QEMU ended [look]", "abort"),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_machine_is_told_with_its_last_words(
+    reason: VmError, console: str, sentence: str, evidence: str
+) -> None:
+    told = with_last_words(reason, console)
+    assert (told.sentence(), told.evidence) == (sentence, evidence)

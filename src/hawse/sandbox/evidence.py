@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
+    from hawse.errors import HawseError
+
 FILE_LIMIT = 1024 * 1024
 TAIL = 4096
 
@@ -41,6 +43,15 @@ class BoundedLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def with_last_words(reason: HawseError, console: str) -> HawseError:
+    """Why a machine ended, with the tail of its console where nothing else is shown."""
+    if not reason.evidence:
+        reason.evidence = console
+        silent = "its console said nothing: a processor was reset, as by a triple fault, or its agent ended"
+        reason.hint = reason.hint or ("the last words of its console follow" if console else silent)
+    return reason
 
 
 async def collect(reader: asyncio.StreamReader, log: BoundedLog) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, StateError
 from hawse.sandbox import devices, timeline
+from hawse.sandbox.evidence import with_last_words
 from hawse.sandbox.launch import Launched, Notes
 from hawse.sandbox.machine import Machine
 from hawse.sandbox.network import Network
@@ -134,7 +135,4 @@ async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:
 
 
 def _explained(machine: Machine) -> HawseError:
-    """Why the machine ended, with the last words of its console where nothing else is shown."""
-    reason = machine.failure.result()
-    reason.evidence = reason.evidence or machine.console.tail()
-    return reason
+    return with_last_words(machine.failure.result(), machine.console.tail())
