@@ -11,7 +11,7 @@ import pytest
 from hawse.errors import ConfigError, HostError
 from hawse.oci.cgroups import CgroupPlan, HostLimits, expand_slice, plan_cgroup
 from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
-from hawse.sandbox.systemd import arguments, enter_scope
+from hawse.sandbox.systemd import arguments, end_scope, enter_scope
 
 HYBRID = """\
 30 25 0:26 / {root} rw - tmpfs tmpfs rw
@@ -227,3 +227,21 @@ def test_without_systemd_it_is_said_and_the_path_is_made(tmp_path: Path) -> None
     assert enter_scope(plan, 1, running=str(tmp_path), busctl=str(program)) == [
         f"systemd does not make docker-1f.scope: Unit docker-1f.scope already exists.: {none}"
     ]
+
+
+def test_systemd_is_told_of_the_end_of_a_scope_alone(tmp_path: Path) -> None:
+    """Once its cgroup is gone: what is in a scope that is stopped is killed."""
+    scope, leaf = tmp_path / "a.slice" / "docker-1f.scope", tmp_path / "leaf"
+    for directory in (scope, leaf):
+        directory.mkdir(parents=True)
+    (tmp_path / "cgroups").write_text(f"{scope}\n{leaf}\n")
+    ended: list[tuple[str, bool]] = []
+    assert release(str(tmp_path), end=lambda path: ended.append((path, scope.exists()))) == []
+    assert ended == [(str(scope), False)]
+    program = tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/told\nexit 5\n')  # it is not loaded
+    program.chmod(0o755)
+    for running in (f"{tmp_path}/none", str(tmp_path)):
+        end_scope(str(scope), systemctl=str(program), running=running)
+    end_scope(str(scope), systemctl="/none", running=str(tmp_path))
+    assert (tmp_path / "told").read_text() == "stop --quiet -- docker-1f.scope\n"

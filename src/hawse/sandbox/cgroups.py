@@ -161,8 +161,11 @@ class HostCgroup:
         return reason
 
 
-def release(directory: str) -> list[str]:
-    """Remove the cgroups on record there, as soon as their last process has gone; what to warn of."""
+def release(directory: str, *, end: Callable[[str], None] | None = None) -> list[str]:
+    """Remove the cgroups on record there, as soon as their last process has gone; what to warn of.
+
+    ``end`` has systemd forget what it made.
+    """
     deadline = time.monotonic() + _SECONDS
     warnings = []
     for path in _recorded(directory):
@@ -182,6 +185,11 @@ def release(directory: str) -> list[str]:
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or os.path.isdir(path):
                     warnings.append(f"the cgroup {path} cannot be removed: {error.strerror}")
             break
+    scopes = [path for path in _recorded(directory) if path.endswith(".scope") and not os.path.exists(path)]
+    if scopes:
+        from hawse.sandbox.systemd import end_scope  # hot verbs load this module, and have no use for it
+
+        (end or end_scope)(scopes[0])
     return warnings
 
 

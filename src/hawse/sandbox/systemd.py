@@ -1,6 +1,6 @@
 """A scope of systemd's for a sandbox: systemd alone may make cgroups below its slices.
 
-By busctl, systemd's own program: the call is one, and a library for D-Bus would be one more dependency.
+By systemd's own programs: the calls are two, and a library for D-Bus would be one more dependency.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from contextlib import suppress
 
 from hawse.oci.cgroups import CgroupPlan
 
-_BUSCTL = "/usr/bin/busctl"
+_BUSCTL, _SYSTEMCTL = "/usr/bin/busctl", "/usr/bin/systemctl"
 _RUNNING = "/run/systemd/system"  # sd_booted(3)
 _SECONDS = 10.0
 
@@ -38,6 +39,20 @@ def enter_scope(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL, running: s
             return [f"systemd has not moved a process into {plan.unit} for {_SECONDS:g} s: {without}"]
         time.sleep(0.005)
     return []
+
+
+def end_scope(path: str, *, systemctl: str = _SYSTEMCTL, running: str = _RUNNING) -> None:
+    """Have systemd forget the unit whose cgroup was removed.
+
+    The kernel tells of an empty cgroup up to 10 ms late (CGROUP_FILE_NOTIFY_MIN_INTV, Linux kernel/cgroup/cgroup.c),
+    and of one that was removed before that never: the unit would stay active without a process. One that systemd has
+    forgotten by itself is no failure.
+    """
+    if not os.path.isdir(running):
+        return
+    argv = [systemctl, "stop", "--quiet", "--", os.path.basename(path)]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False)
 
 
 def arguments(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL) -> list[str]:
