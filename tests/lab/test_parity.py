@@ -45,7 +45,7 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
 
 @pytest.mark.parametrize("acceleration", ["kvm", "tcg"])
 def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab, acceleration: str) -> None:
-    bundle = make_bundle(lab, "parity", EDU)
+    bundle = make_bundle(lab, f"parity-{acceleration}", EDU)
     configure(lab, f'[vm]\naccel = "{acceleration}"\n{MACHINE}', CONFIG)
     if acceleration == "tcg":
         leave_template(lab, bundle, CONFIG)

@@ -112,7 +112,8 @@ class Docker:
             )
         try:
             wait_until(lambda: self._daemon.poll() is not None or self("version").code == 0, seconds=_SECONDS)
-            assert self._daemon.poll() is None, f"{self.directory}/dockerd.log tells why"
+            with open(f"{self.directory}/dockerd.log", errors="replace") as log:
+                assert self._daemon.poll() is None, log.read()[-4000:]
         except BaseException:
             self._daemon.kill()
             self._daemon.wait()

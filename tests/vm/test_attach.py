@@ -167,10 +167,14 @@ def test_lost_events_lose_no_device(runtime: Runtime) -> None:
     flood = "while [ ! -e /tmp/enough ]; do yes change | dd bs=7 count=9999 of=/sys/class/mem/null/uevent 2>&-; done"
     loud = runtime.start("exec", "c1", "/bin/sh", "-c", f"{flood} & {flood} & {flood}; wait", stdin=subprocess.DEVNULL)
     try:
-        for _ in range(3):
+        # Three rounds, and more while the agent keeps up, as it may where nothing else is busy.
+        for number in range(40):
             assert runtime("attach", "c1", "5").code == 0
             assert runtime("detach", "c1", "5").code == 0
-        assert int(shell(runtime, f"busybox {drops}").output) > 0, "no event was lost"
+            if number >= 2 and int(shell(runtime, f"busybox {drops}").output) > 0:
+                break
+        else:
+            pytest.fail("no event was lost")
     finally:
         # Not by killing the command that waits for it: the loops are the container's and would go on.
         assert shell(runtime, "touch /tmp/enough").code == 0
