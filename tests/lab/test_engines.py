@@ -124,7 +124,7 @@ runtime.configure(SETTINGS)
 words = ["--rm", "--network", "none", "--ulimit", "memlock=-1:-1", "--volume", f"{probe}:/probe:ro"]
 devices = ["--device", "/dev/vfio/vfio", "--device", group]
 # What would take the kernel's modules for a firewall; the container has no network.
-with Docker("/run/docker-test", runtime, seconds=2400, iptables=False, bridge="none") as docker:
+with Docker("/run/docker-test", runtime, iptables=False, bridge="none") as docker:
     done = docker("run", *words, *devices, IMAGE, "/probe", group)
 sys.stdout.write(done.output)
 sys.stderr.write(done.errors)
