@@ -229,19 +229,30 @@ def test_without_systemd_it_is_said_and_the_path_is_made(tmp_path: Path) -> None
     ]
 
 
-def test_systemd_is_told_of_the_end_of_a_scope_alone(tmp_path: Path) -> None:
-    """Once its cgroup is gone: what is in a scope that is stopped is killed."""
-    scope, leaf = tmp_path / "a.slice" / "docker-1f.scope", tmp_path / "leaf"
-    for directory in (scope, leaf):
-        directory.mkdir(parents=True)
-    (tmp_path / "cgroups").write_text(f"{scope}\n{leaf}\n")
-    ended: list[tuple[str, bool]] = []
-    assert release(str(tmp_path), end=lambda path: ended.append((path, scope.exists()))) == []
-    assert ended == [(str(scope), False)]
+@pytest.mark.parametrize(("refusal", "told"), [([], ["docker-1f.scope"]), (["it refuses"], [])])
+def test_systemd_is_told_of_the_end_of_its_own_scope_alone(
+    tmp_path: Path, mounted: str, refusal: list[str], told: list[str]
+) -> None:
+    """Once the cgroup is gone: what is in a scope that is stopped is killed."""
+    plan = plan_cgroup("x", "a.slice:docker:1f", {}, systemd=True)
+    made = Path(f"{tmp_path}/cgroup/cpu{plan.path}")
+    ended: list[str] = []
+
+    def end(unit: str) -> None:
+        assert not made.exists()
+        ended.append(unit)
+
+    HostCgroup(plan, str(tmp_path / "state")).place(1, mountinfo=mounted, enter=lambda _plan, _pid: refusal)
+    assert made.is_dir()
+    assert release(str(tmp_path / "state"), end=end) == []
+    assert ended == told
+
+
+def test_a_scope_that_systemd_has_forgotten_is_no_failure(tmp_path: Path) -> None:
     program = tmp_path / "systemctl"
     program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/told\nexit 5\n')  # it is not loaded
     program.chmod(0o755)
     for running in (f"{tmp_path}/none", str(tmp_path)):
-        end_scope(str(scope), systemctl=str(program), running=running)
-    end_scope(str(scope), systemctl="/none", running=str(tmp_path))
+        end_scope("docker-1f.scope", systemctl=str(program), running=running)
+    end_scope("docker-1f.scope", systemctl="/none", running=str(tmp_path))
     assert (tmp_path / "told").read_text() == "stop --quiet -- docker-1f.scope\n"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     Enter = Callable[[CgroupPlan, int], list[str]]
 
-_RECORD = "cgroups"
+#: Files with the paths, a line each, and with the name of the unit that systemd made for them.
+_RECORD, _UNIT = "cgroups", "scope"
 _SECONDS = 5.0
 
 
@@ -122,7 +123,11 @@ class HostCgroup:
             # Here, since hot verbs load this module, and have no use for it.
             from hawse.sandbox.systemd import enter_scope
 
-            warnings = [*(enter or enter_scope)(self._plan, pid), *self.make(mountinfo=mountinfo)]
+            warnings = (enter or enter_scope)(self._plan, pid)
+            if self._plan.unit and not warnings:
+                with open(f"{self._directory}/{_UNIT}", "w") as file:
+                    file.write(self._plan.unit)
+            warnings = [*warnings, *self.make(mountinfo=mountinfo)]
         return [*warnings, *self.add(pid)]
 
     def add(self, pid: int) -> list[str]:
@@ -164,7 +169,8 @@ class HostCgroup:
 def release(directory: str, *, end: Callable[[str], None] | None = None) -> list[str]:
     """Remove the cgroups on record there, as soon as their last process has gone; what to warn of.
 
-    ``end`` has systemd forget what it made.
+    ``end`` has systemd forget the unit that it made for them, and no other: what a config calls its path may be
+    anybody's.
     """
     deadline = time.monotonic() + _SECONDS
     warnings = []
@@ -185,11 +191,10 @@ def release(directory: str, *, end: Callable[[str], None] | None = None) -> list
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or os.path.isdir(path):
                     warnings.append(f"the cgroup {path} cannot be removed: {error.strerror}")
             break
-    scopes = [path for path in _recorded(directory) if path.endswith(".scope") and not os.path.exists(path)]
-    if scopes:
+    if os.path.exists(f"{directory}/{_UNIT}") and not any(map(os.path.exists, _recorded(directory))):
         from hawse.sandbox.systemd import end_scope  # hot verbs load this module, and have no use for it
 
-        (end or end_scope)(scopes[0])
+        (end or end_scope)(_read(f"{directory}/{_UNIT}"))
     return warnings
 
 

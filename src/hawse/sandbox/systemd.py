@@ -41,7 +41,7 @@ def enter_scope(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL, running: s
     return []
 
 
-def end_scope(path: str, *, systemctl: str = _SYSTEMCTL, running: str = _RUNNING) -> None:
+def end_scope(unit: str, *, systemctl: str = _SYSTEMCTL, running: str = _RUNNING) -> None:
     """Have systemd forget the unit whose cgroup was removed.
 
     The kernel tells of an empty cgroup up to 10 ms late (CGROUP_FILE_NOTIFY_MIN_INTV, Linux kernel/cgroup/cgroup.c),
@@ -50,7 +50,7 @@ def end_scope(path: str, *, systemctl: str = _SYSTEMCTL, running: str = _RUNNING
     """
     if not os.path.isdir(running):
         return
-    argv = [systemctl, "stop", "--quiet", "--", os.path.basename(path)]
+    argv = [systemctl, "stop", "--quiet", "--", unit]
     with suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False)
 
