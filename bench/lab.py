@@ -1,6 +1,6 @@
 """On the lab's real groups: a warm start over a bare boot, and attaching by the guest's memory, locked and timed.
 
-The lab is a machine without KVM that has one itself, which its guests run under: all takes some ten times longer.
+The lab is a machine without KVM that has one itself, which its guests run under.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _address(lab: Lab, name: str) -> str:
 
 
 def _say(text: str) -> None:
-    """This takes minutes."""
+    """Tell of progress: this takes minutes."""
     print(f"   {text}", file=sys.stderr, flush=True)
 
 

@@ -25,7 +25,7 @@ from tests.support.runtime import Result
 
 pytestmark = pytest.mark.lab
 
-#: Two hundred are in tests/vm, where a round takes a second; here it takes half a minute.
+#: Two hundred are in tests/vm, where a round takes a second; here it takes some.
 ROUNDS = 3
 KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 

@@ -33,7 +33,7 @@ VICTIMS = {
     "the guest": "",
 }
 RUNS, ATTACHES = "it runs", "a group is being attached"
-#: Each takes minutes here. That of the others leaves the device to the same two hands: tests/vm/test_faults.py has all.
+#: That of the others leaves the device to the same two hands: tests/vm/test_faults.py has all.
 CASES = [(RUNS, "QEMU"), (RUNS, "monitor"), (RUNS, "the guest"), (ATTACHES, "QEMU"), (ATTACHES, "monitor")]
 #: The kill comes when QEMU has been told of the device; its way to the container takes seconds from there.
 _KILL_WHILE_ATTACHING = """
