@@ -9,6 +9,7 @@ physical function of the SR-IOV NIC, whose two virtual functions are.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ import msgspec
 
 from hawse.container.template import build
 from hawse.sandbox.plan import MachinePlan, Template
+from hawse.vm.qmp import Qmp
 from tests.lab import image
 from tests.lab.kernel import Kernel
 from tests.support.caches import CACHE
@@ -34,6 +36,7 @@ _BOOT_SECONDS = 300.0
 #: Intel's for synchronous (arch/x86/kernel/tsc.c, unsynchronized_tsc()), and each look at the ACPI timer in its place
 #: is one at a device of QEMU's.
 _APPEND = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off pci=hpiosize=0 intel_iommu=on"
+_APPEND += " unknown_nmi_panic"  # at the one that a lab is sent which hangs
 #: A root port for each, in this order: its bus is the place in the list, from 1.
 DEVICES: list[list[dict[str, str]]] = [
     [{"driver": "edu"}],
@@ -57,6 +60,7 @@ class Lab:
     def __init__(self, directory: str, *, kernel: Kernel | None = None) -> None:
         self._kernel = kernel
         self.console = f"{directory}/lab-console.log"
+        self._monitor = f"{directory}/lab.qmp"
         self._directory = directory
         self._cache = f"{directory}/cache"
         self._channel, self._theirs = socket.socketpair()
@@ -65,11 +69,12 @@ class Lab:
         kernel, initrd = _build(self._directory, self._kernel)
         view = f"{self._directory}/root"
         os.makedirs(view, exist_ok=True)
-        with open(self.console, "wb") as console:
+        with open(self.console, "ab") as console:
             self._process = subprocess.Popen(
                 [
                     *command(kernel, initrd, "serve", view),
                     "-serial", "stdio",
+                    "-qmp", f"unix:{self._monitor},server=on,wait=off",
                     "-chardev", f"socket,id=commands,fd={self._theirs.fileno()}",
                     "-device", "virtio-serial-pci",
                     "-device", "virtserialport,chardev=commands,name=lab.commands",
@@ -98,12 +103,20 @@ class Lab:
         self._process.wait()
 
     def run(self, argv: Sequence[str], *, timeout: float = 120.0, cwd: str = _TOP) -> Result:
-        """Run a command in the lab; times are in seconds. Raises OSError when the lab does not answer."""
+        """Run a command in the lab; times are in seconds.
+
+        Raises OSError when the lab does not answer: it is ended then, and every later command raises at once.
+        """
         request = json.dumps({"argv": list(argv), "cwd": cwd, "timeout": timeout}).encode()
         self._channel.settimeout(timeout + 60)
-        self._channel.sendall(struct.pack(">I", len(request)) + request)
-        (length,) = struct.unpack(">I", self._receive(4))
-        answer = json.loads(self._receive(length))
+        try:
+            self._channel.sendall(struct.pack(">I", len(request)) + request)
+            (length,) = struct.unpack(">I", self._receive(4))
+            answer = json.loads(self._receive(length))
+        except TimeoutError as error:
+            asyncio.run(self._make_it_say_where_it_is())
+            self._process.kill()
+            raise ConnectionError(f"the lab does not answer; its console is {self.console}: {self._said()}") from error
         return Result(answer["code"], answer["output"], answer["errors"])
 
     def leave_template(self, machine: MachinePlan) -> None:
@@ -125,12 +138,31 @@ class Lab:
         """Run Python there, with hawse and the tests importable."""
         return self.run([sys.executable, "-c", text, *arguments], timeout=timeout)
 
+    async def _make_it_say_where_it_is(self) -> None:
+        """Have a lab that hangs tell its processor's registers, and its kernel panic with a trace, on the console."""
+        monitor, channel = Qmp(), socket.socket(socket.AF_UNIX)
+        channel.connect(self._monitor)
+        await monitor.open(channel, seconds=60)
+        for _ in range(3):
+            line = {"command-line": "info registers"}
+            registers = await monitor.execute("human-monitor-command", line, timeout=60)
+            with open(self.console, "a") as console:
+                console.write(f"\n{registers}\n")
+        await monitor.execute("inject-nmi", {}, timeout=60)
+        await asyncio.sleep(20)  # it is emulated, and ends when it has panicked
+        await monitor.close()
+
+    def _said(self) -> str:
+        """The end of its console."""
+        with open(self.console, errors="replace") as console:
+            return console.read()[-8192:]
+
     def _receive(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
             piece = self._channel.recv(count - len(data))
             if not piece:
-                raise ConnectionError(f"the lab ended; its console is {self.console}")
+                raise ConnectionError(f"the lab ended; its console is {self.console}: {self._said()}")
             data += piece
         return data
 

@@ -43,7 +43,7 @@ def main() -> None:
     bind_devices()
     # Limits for a failure, and one processor: see tests/lab/steps.py.
     os.makedirs("/etc/hawse", exist_ok=True)
-    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 3000\ndevice_seconds = 900\ncpus = 1\n")
+    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 300\ndevice_seconds = 120\ncpus = 1\n")
     if sys.argv[1:] == ["serve"]:
         serve()
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import LONE_NIC, PAIR, RUNTIME, configure, group_of, make_bundle
+from tests.lab.steps import LONE_NIC, PAIR, RUNTIME, SECONDS, configure, group_of, make_bundle
 from tests.support.runtime import HAWSE, Result
 
 pytestmark = pytest.mark.lab
@@ -108,11 +108,11 @@ with open(sys.argv[1], "w") as file:
     json.dump(spec, file)
 """
     lab.python(annotate, f"{bundle}/config.json")
-    ran = hawse(lab, "run", "--bundle", bundle, "managed", timeout=3000)
+    ran = hawse(lab, "run", "--bundle", bundle, "managed", timeout=SECONDS)
     assert ran.code == 0, ran
     assert json.loads(ran.output)["passed"] is True
     assert drivers(lab, LONE_NIC) == [NATIVE]
-    created = hawse(lab, "create", "--bundle", bundle, "killed", timeout=3000)
+    created = hawse(lab, "create", "--bundle", bundle, "killed", timeout=SECONDS)
     assert created.code == 0, created
     assert drivers(lab, LONE_NIC) == [GIVEN]
     assert "is bound for the sandbox killed" in hawse(lab, "unbind", LONE_NIC).errors

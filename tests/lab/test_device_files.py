@@ -14,7 +14,7 @@ from hawse.vm.image_build import build
 from tests.lab import kernel
 from tests.lab.conftest import console_kept
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, MACHINE, PAIR, group_of, read_json
+from tests.lab.steps import EDU, PAIR, SLOW_MACHINE, SLOW_SECONDS, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
 from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
@@ -22,7 +22,6 @@ from tests.support.suites import newer_qemu
 
 pytestmark = pytest.mark.lab
 
-SECONDS = 3000  # a machine in a machine boots, and its image's template is not here
 CONFIG = "/tmp/files.toml"
 FILE, ALL = "/tmp/bundles/file", "/tmp/bundles/all"
 LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in snapshot().items()})"
@@ -65,7 +64,7 @@ def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
     build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
     config = (
         # Of one processor: with two QEMU 10 without KVM dies at times as its memory map changes, in iotlb_to_section().
-        f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}'
+        f'[vm]\nqemu = "{newer_qemu()}"\n{SLOW_MACHINE}'
         f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
         "[template]\nenabled = false\n"
     )
@@ -104,14 +103,14 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     runtime = [HAWSE, "--config", CONFIG]
     expected = read_json(files_lab.run(["runc", "run", "--bundle", FILE, "expected"]).output)
     before = files_lab.python(LEFT).output
-    created = files_lab.run([*runtime, "create", "--bundle", ALL, "c1"], timeout=SECONDS)
+    created = files_lab.run([*runtime, "create", "--bundle", ALL, "c1"], timeout=SLOW_SECONDS)
     assert created.code == 0, created
     assert "device files" not in created.errors
     assert files_lab.run([*runtime, "start", "c1"]).code == 0
     assert opened(files_lab) == sorted(["/dev/iommu", "/dev/iommu", *files]), "one iommufd a group, no group's node"
 
     def probe(path: str) -> dict[str, object]:
-        result = files_lab.run([*runtime, "exec", "c1", "/bin/probe", path], timeout=SECONDS)
+        result = files_lab.run([*runtime, "exec", "c1", "/bin/probe", path], timeout=SLOW_SECONDS)
         assert result.code == 0, result.output + result.errors
         return read_json(result.output)
 
@@ -121,20 +120,20 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     assert probe(f"/dev/vfio/{group_of(files_lab, EDU)}")["dma_matched"] is True
     assert {probe(path)["device"] for path in files[1:]} == {"10d3"}
 
-    result = files_lab.run([*runtime, "detach", "c1", EDU], timeout=SECONDS)
+    result = files_lab.run([*runtime, "detach", "c1", EDU], timeout=SLOW_SECONDS)
     assert result.code == 0, result
     assert opened(files_lab) == sorted(["/dev/iommu", *files[1:]])
-    result = files_lab.run([*runtime, "attach", "c1", EDU], timeout=SECONDS)
+    result = files_lab.run([*runtime, "attach", "c1", EDU], timeout=SLOW_SECONDS)
     assert result.code == 0, result
     assert opened(files_lab) == sorted(["/dev/iommu", "/dev/iommu", *files])
     entry = json.loads(files_lab.run([*runtime, "state", "c1"]).output)["vfio"][-1]
     assert files[0] in entry["nodes"]
     assert probe(files[0])["dma_matched"] is True
 
-    refused = files_lab.run([*runtime, "create", "--bundle", FILE, "c2"], timeout=SECONDS)
+    refused = files_lab.run([*runtime, "create", "--bundle", FILE, "c2"], timeout=SLOW_SECONDS)
     assert f"group {group_of(files_lab, EDU)} ({EDU}) is open elsewhere: " in refused.errors
     assert f"has /dev/vfio/{group_of(files_lab, EDU)}" in refused.errors
-    assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SECONDS).code == 0
+    assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SLOW_SECONDS).code == 0
     assert files_lab.python(LEFT).output == before
     assert opened(files_lab) == []
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import RUNTIME, VIRTUAL, configure, group_of
+from tests.lab.steps import RUNTIME, SECONDS, VIRTUAL, configure, group_of
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = pytest.mark.lab
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.lab
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _NAME = "PCIDEVICE_EXAMPLE_COM_NICS"
 #: A limit for a failure.
-_SECONDS = 2400
+_SECONDS = 480
 _SCRIPT = f"""
 echo "{_NAME}=${_NAME}"; echo "{_NAME}_INFO=${_NAME}_INFO"
 first=${{{_NAME}%,*}} second=${{{_NAME}#*,}}
@@ -78,15 +78,15 @@ def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec
     write = "import os, sys; os.makedirs('/run/dpdk'); open('/run/dpdk/config.json', 'w').write(sys.argv[1])"
     assert lab.python(write, json.dumps(spec)).code == 0
     run = " ".join([*RUNTIME, "run --detach --bundle /run/dpdk dpdk >/run/dpdk/out 2>&1"])
-    started = lab.run(["sh", "-c", run], timeout=3000)
+    started = lab.run(["sh", "-c", run], timeout=SECONDS)
     assert started.code == 0, lab.run(["cat", "/run/dpdk/out"])
     try:
-        waited = lab.run(["sh", "-c", "until grep -q Bye /run/dpdk/out; do sleep 1; done"], timeout=3000)
+        waited = lab.run(["sh", "-c", "until grep -q Bye /run/dpdk/out; do sleep 1; done"], timeout=SECONDS)
         first = lab.run(["cat", "/run/dpdk/out"]).output
         assert waited.code == 0, first
         state = json.loads(lab.run([*RUNTIME, "state", "dpdk"]).output)
         guest = {entry["host"]["address"]: entry["guest"]["address"] for entry in state["vfio"]}
-        in_exec = lab.run([*RUNTIME, "exec", "dpdk", "/bin/sh", "-c", _SCRIPT], timeout=3000)
+        in_exec = lab.run([*RUNTIME, "exec", "dpdk", "/bin/sh", "-c", _SCRIPT], timeout=SECONDS)
         for said in (first, in_exec.output + in_exec.errors):
             assert f"{_NAME}={','.join(guest[address] for address in VIRTUAL)}\n" in said
             [info] = re.findall(f"{_NAME}_INFO=(.*)\n", said)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, LONE_NIC, group_of
+from tests.lab.steps import EDU, LONE_NIC, SECONDS, group_of
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine]
@@ -31,12 +31,12 @@ exit $code
 _PODMAN = """
 import sys
 from tests.support.podman import Podman
-from tests.lab.steps import SETTINGS
+from tests.lab.steps import SECONDS, SETTINGS
 from tests.support.runtime import Runtime
 runtime = Runtime("/run")
 runtime.configure(SETTINGS)
 with Podman("/run/podman", runtime) as podman:
-    done = podman(*sys.argv[1:], timeout=2400)
+    done = podman(*sys.argv[1:], timeout=SECONDS)
 sys.stdout.write(done.output)
 sys.stderr.write(done.errors)
 sys.exit(done.code)
@@ -48,7 +48,7 @@ def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
     done = lab.python(
         _PODMAN, "run", "--rm", "--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/run",
         "--device", "/dev/vfio/vfio", "--device", f"/dev/vfio/{group_of(lab, LONE_NIC)}", "--ulimit", "memlock=-1:-1",
-        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _SENDS.format(testpmd="dpdk-testpmd", more=""), timeout=3000,
+        "--rootfs", f"{rootfs}:O", "/bin/sh", "-c", _SENDS.format(testpmd="dpdk-testpmd", more=""), timeout=2 * SECONDS,
     )  # fmt: skip
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
@@ -66,7 +66,7 @@ _SENDS_FROM_HOST = "mkdir -p /tmp /var/run" + _SENDS.format(
 _CRI = """
 import os, sys
 from tests.engines.pod import Pod
-from tests.lab.steps import SETTINGS
+from tests.lab.steps import SECONDS, SETTINGS
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
 from tests.support.images import write_busybox, write_pause
@@ -76,7 +76,7 @@ engine = Containerd("/run/c", hawse=SETTINGS)
 try:
     for archive in (write_pause("/run/c/pause.tar"), write_busybox("/run/c/busybox.tar")):
         engine.load(archive, namespace="k8s.io")
-    with Cri(engine.address, seconds=2400) as cri:
+    with Cri(engine.address, seconds=SECONDS) as cri:
         wait_until(lambda: len(cri("ListImages")["images"]) == 2)
         pod = Pod(engine, cri, "/run/c/pod")
         node = f"/dev/vfio/{sys.argv[1]}"
@@ -89,14 +89,14 @@ try:
             security={"capabilities": {"add_capabilities": ["IPC_LOCK"]}},
         )
         try:
-            pod.await_exit("testpmd", seconds=2400)
+            pod.await_exit("testpmd", seconds=SECONDS)
         finally:
             print(pod.log("testpmd"))
         pod.run(
             "hog", "exec busybox dd if=/dev/zero of=/dev/null bs=209715200",
             resources={"memory_limit_in_bytes": 48 << 20},
         )
-        print(pod.await_exit("hog", seconds=900)["reason"])
+        print(pod.await_exit("hog", seconds=SECONDS)["reason"])
         pod.remove()
 finally:
     engine.stop()
@@ -105,7 +105,7 @@ finally:
 
 def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
     """The lab's cgroups are of version 2."""
-    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), _SENDS_FROM_HOST, timeout=3000)
+    done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), _SENDS_FROM_HOST, timeout=2 * SECONDS)
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
     assert sent, done
@@ -116,7 +116,7 @@ def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) ->
 _DOCKER = """
 import sys
 from tests.support.docker import IMAGE, Docker
-from tests.lab.steps import SETTINGS
+from tests.lab.steps import SECONDS, SETTINGS
 from tests.support.runtime import Runtime
 probe, group = sys.argv[1:]
 runtime = Runtime("/run")
@@ -133,6 +133,6 @@ sys.exit(done.code)
 
 
 def test_a_container_of_dockers_drives_a_device(lab: Lab, probe: str) -> None:
-    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=3000)
+    done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=2 * SECONDS)
     assert done.code == 0, done.output + done.errors
     assert json.loads(done.output)["passed"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, RUNTIME, configure, group_of
+from tests.lab.steps import EDU, RUNTIME, SECONDS, configure, group_of
 
 pytestmark = pytest.mark.lab
 
@@ -48,7 +48,7 @@ def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab, tmp_
     made = lab.python(_BUNDLE, bundle, EDU, program)
     configure(lab)
     assert made.code == 0, made.errors
-    started = lab.run([*RUNTIME, "run", "--detach", "--bundle", bundle, "locked"], timeout=3000)
+    started = lab.run([*RUNTIME, "run", "--detach", "--bundle", bundle, "locked"], timeout=SECONDS)
     assert started.code == 0, started
     try:
         assert locked_kib(lab) <= 1024, "of a guest of a gibibyte"
@@ -58,7 +58,7 @@ def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab, tmp_
             f"(sleep 100000 | map /dev/vfio/{group_of(lab, EDU)} {MIB} $address >/tmp/said) &"
             "until grep -q mapped /tmp/said; do sleep 1; done"
         )
-        mapped = lab.run([*RUNTIME, "exec", "locked", "/bin/sh", "-c", script], timeout=3000)
+        mapped = lab.run([*RUNTIME, "exec", "locked", "/bin/sh", "-c", script], timeout=SECONDS)
         assert mapped.code == 0, mapped
         assert locked_kib(lab) >= MIB * 1024
     finally:

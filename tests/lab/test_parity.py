@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, MACHINE, PAIR, RUNTIME, configure, group_of, leave_template, make_bundle, read_json
+from tests.lab.steps import (
+    EDU,
+    PAIR,
+    RUNTIME,
+    SECONDS,
+    SLOW_MACHINE,
+    SLOW_SECONDS,
+    configure,
+    group_of,
+    leave_template,
+    make_bundle,
+    read_json,
+)
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
@@ -29,7 +41,7 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
     bundle = make_bundle(lab, "whole-pair", PAIR[0])
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "pair-runc"])
     assert under_runc.code == 0, under_runc
-    under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=3000)
+    under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=SECONDS)
     assert under_hawse.code == 0, under_hawse
     expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
     assert seen["passed"] is True
@@ -46,13 +58,13 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
 @pytest.mark.parametrize("acceleration", ["kvm", "tcg"])
 def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab, acceleration: str) -> None:
     bundle = make_bundle(lab, f"parity-{acceleration}", EDU)
-    configure(lab, f'[vm]\naccel = "{acceleration}"\n{MACHINE}', CONFIG)
+    configure(lab, f'[vm]\naccel = "{acceleration}"\n{SLOW_MACHINE}', CONFIG)
     if acceleration == "tcg":
         leave_template(lab, bundle, CONFIG)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])
     assert under_runc.code == 0, under_runc
     before = lab.python(LEFT).output
-    under_hawse = lab.run([HAWSE, "--config", CONFIG, "run", "--bundle", bundle, "parity-hawse"], timeout=3000)
+    under_hawse = lab.run([HAWSE, "--config", CONFIG, "run", "--bundle", bundle, "parity-hawse"], timeout=SLOW_SECONDS)
     assert under_hawse.code == 0, under_hawse
     expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
     assert seen["passed"] is True

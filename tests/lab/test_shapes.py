@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.lab.host import DEVICES, Lab
-from tests.lab.steps import CONVENTIONAL, LARGE, LONE_NIC, NVME, PAIR, VIRTUAL
+from tests.lab.steps import CONVENTIONAL, LARGE, LONE_NIC, NVME, PAIR, SECONDS, VIRTUAL
 from tests.lab.test_parity import DIFFERENT, DIFFERENT_BEHIND_A_BRIDGE
 from tests.support.runtime import HAWSE
 
@@ -66,7 +66,7 @@ def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, probe: str) -
     assert (made.code, made.output) == (0, "16\n"), made.errors
     under_runc = lab.run(["runc", "run", "--bundle", "/run/sixteen", "sixteen-runc"], timeout=300)
     assert under_runc.code == 0, under_runc
-    under_hawse = lab.run([HAWSE, "run", "--bundle", "/run/sixteen", "sixteen-hawse"], timeout=3000)
+    under_hawse = lab.run([HAWSE, "run", "--bundle", "/run/sixteen", "sixteen-hawse"], timeout=SECONDS)
     assert under_hawse.code == 0, under_hawse
     *expected, _ = documents(under_runc.output)
     *seen, table = documents(under_hawse.output)

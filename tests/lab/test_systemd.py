@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, RUNTIME, make_shell_bundle, read_json
+from tests.lab.steps import EDU, RUNTIME, SECONDS, make_shell_bundle, read_json
 from tests.support.runtime import Result
 
 pytestmark = pytest.mark.lab
@@ -69,14 +69,14 @@ for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
 """
 _PODMAN = """
 import json, sys
-from tests.lab.steps import SETTINGS
+from tests.lab.steps import SECONDS, SETTINGS
 from tests.support.podman import IMAGE, Podman
 from tests.support.runtime import Runtime
 runtime = Runtime("/run")
 runtime.configure(SETTINGS)
 with Podman("/run/podman", runtime, cgroup_manager="systemd") as podman:
     words = ["run", "--detach", "--name", "one", "--network", "none", "--pids-limit", "77", IMAGE, "sleep", "100000"]
-    done = podman(*words, timeout=2400)
+    done = podman(*words, timeout=SECONDS)
     assert done.code == 0, done
     seen = podman.inspect("one")
     with open(f"/proc/{seen['State']['Pid']}/cgroup") as file:
@@ -94,7 +94,7 @@ class Host:
         self._inside = ["nsenter", "--target", str(pid), "--mount", "--pid", "--cgroup"]
 
     def run(self, *argv: str) -> Result:
-        return self._lab.run([*self._inside, *argv], timeout=3000)
+        return self._lab.run([*self._inside, *argv], timeout=2 * SECONDS)
 
     def python(self, text: str, *arguments: str) -> Result:
         """As the lab's own."""

@@ -17,6 +17,7 @@ from tests.lab.steps import (
     EDU,
     MACHINE,
     PHYSICAL,
+    SECONDS,
     VIRTUAL,
     configure,
     group_of,
@@ -31,7 +32,6 @@ from tests.support.suites import newer_qemu
 
 pytestmark = pytest.mark.lab
 
-SECONDS = 3000  # a machine in a machine boots
 TOKEN = "14d63f20-8445-11ea-8900-1f9ce7d5650d"
 CONFIG = "/tmp/token.toml"
 _SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
