@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hawse.vm import packages
+from tests.support import svm
 from tests.support.caches import CACHE, kept
 
 #: A directory in which such a program finds the files of this machine as they are: see :func:`_program`.
@@ -32,21 +33,28 @@ def newest_qemu() -> str:
     Without KVM a CPU of QEMU 10.0's stops getting timer interrupts at times, and the lab with it ("rcu_preempt kthread
     starved"); 11.1's did not in hours.
     """
-    return _qemu(["trixie", "trixie-backports"])
+    return _qemu(["trixie", "trixie-backports"], change=_mend)
 
 
 def rust_virtiofsd() -> str:
     """Debian 13's virtiofsd; the path of a program that runs it."""
-    return _program(_unpacked(["trixie"], ["virtiofsd"]), "usr/libexec/virtiofsd", "")
+    return _program(_unpacked(["trixie"], ["virtiofsd"], lambda _: None), "usr/libexec/virtiofsd", "")
 
 
-def _qemu(suites: Sequence[str]) -> str:
-    tree = _unpacked(suites, ["qemu-system-x86", "seabios"])
+def _mend(tree: str) -> None:
+    try:
+        svm.mend(f"{tree}/usr/bin/qemu-system-x86_64")
+    except ValueError as error:
+        print(f"this QEMU is run as it is, for guests of the lab too: {error}")
+
+
+def _qemu(suites: Sequence[str], *, change: Callable[[str], None] = lambda _: None) -> str:
+    tree = _unpacked(suites, ["qemu-system-x86", "seabios"], change)
     firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
     return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
 
 
-def _unpacked(suites: Sequence[str], names: Sequence[str]) -> str:
+def _unpacked(suites: Sequence[str], names: Sequence[str], change: Callable[[str], None]) -> str:
     suite = suites[-1]
 
     def unpack(tree: str) -> None:
@@ -56,6 +64,7 @@ def _unpacked(suites: Sequence[str], names: Sequence[str]) -> str:
         packages.unpack(
             fetched, tree, wanted=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
         )
+        change(tree)
 
     return kept(f"{suite}-{names[0]}", unpack)
 
