@@ -8,7 +8,7 @@ import stat
 from typing import Any
 
 from tests.support.containerd import Containerd
-from tests.support.cri import Cri, Stream
+from tests.support.cri import PORT, Cri, Stream
 from tests.support.images import BUSYBOX_IMAGE
 from tests.support.runtime import Result, wait_until
 
@@ -124,6 +124,11 @@ class Pod:
         """The stream of Exec or Attach, with stdin and stdout."""
         answer = self.cri(method, container_id=self.containers[name], stdin=True, stdout=True, **fields)
         return Stream(answer["url"], self.engine.node.fd)
+
+    def forward(self, port: int) -> Stream:
+        """The stream of PortForward for one port; each of its outputs begins with two bytes of the number."""
+        answer = self.cri("PortForward", pod_sandbox_id=self.id, port=[port])
+        return Stream(f"{answer['url']}?port={port}", self.engine.node.fd, PORT)
 
     def remove_container(self, name: str) -> None:
         """RemoveContainer, whatever it does."""

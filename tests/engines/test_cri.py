@@ -194,6 +194,25 @@ def test_a_stream_of_a_terminal(pod: Pod) -> None:
         assert stream.end().code == 6
 
 
+def test_a_port_is_forwarded(pod: Pod) -> None:
+    data = os.urandom(300_000)
+    answer = "head -c 300000 | md5sum; yes | head -c 300000"
+    pod.run("server", f"{BOX} nc -ll -p 8080 -e /bin/sh -c '{answer}'")
+    wait_until(lambda: ":1F90 " in pod.exec("server", "cat /proc/net/tcp /proc/net/tcp6").output)
+    for _ in range(2):
+        with pod.forward(8080) as stream:
+            for start in range(0, len(data), 10_000):
+                stream.send(data[start : start + 10_000])
+            seen = stream.end()
+        assert seen.stdout == b"\x90\x1f" + f"{hashlib.md5(data).hexdigest()}  -\n".encode() + b"y\n" * 150_000
+        assert seen.stderr == b"\x90\x1f"
+
+
+def test_a_port_that_nobody_listens_at(pod: Pod) -> None:
+    with pod.forward(9) as stream:
+        assert b"connection reset by peer" in stream.end().stderr
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_attach(pod: Pod, terminal: bool) -> None:
     pod.run("cat", "echo ready; read x; echo got $x; exit 4", stdin=True, stdin_once=True, tty=terminal)

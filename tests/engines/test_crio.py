@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from hawse.cli.features import CAPABILITIES
+from hawse.sandbox import namespaces
 from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.engines import read_hosts_disk
@@ -198,6 +200,30 @@ def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
         for name in ("without", "sandbox"):
             assert crio("delete", "--force", name).returncode == 0
         assert "does not exist" in crio("state", "sandbox").stderr
+
+
+def test_a_port_of_the_pod_is_dialled(crio: Crio) -> None:
+    """As for `kubectl port-forward`: on the loopback of the pod's namespace (runtime_oci.go, PortForwardContainer)."""
+
+    def dial(network: Namespace) -> bytes:
+        address = ("127.0.0.1", 8080)
+        with namespaces.within(network.fd, lambda: socket.create_connection(address, timeout=60)) as connection:
+            return connection.recv(100)
+
+    with Namespace() as network:
+        for name, script in (("sandbox", "sleep 1000"), ("one", "exec busybox nc -ll -p 8080 -e /bin/echo from a pod")):
+            crio.create(name, bundle(crio, name, network.path, script))
+            assert crio("start", name).returncode == 0
+        spec = json.loads(Path(f"{crio.directory}/one/config.json").read_text())["process"]
+        await_port = spec | {"args": ["/bin/sh", "-c", "until grep -q :1F90 /proc/net/tcp*; do sleep 0.1; done"]}
+        assert crio.exec_sync("one", f"{crio.directory}/one", await_port)[0] == 0
+        assert [dial(network), dial(network)] == [b"from a pod\n"] * 2
+        for name in ("one", "sandbox"):
+            assert crio("kill", name, "KILL").returncode == 0
+            assert crio.exit_code(name) == 137
+            assert crio("delete", "--force", name).returncode == 0
+        with pytest.raises(ConnectionRefusedError):
+            dial(network)
 
 
 def test_a_privileged_container_on_a_terminal(crio: Crio) -> None:

@@ -24,14 +24,14 @@ _FAKE_CRUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_crun
 
 
 class Agent:
-    """Calls and frames, as the monitor would send them."""
+    """Calls and frames, as the monitor would send them, over ``connection``; ``pid`` is the agent's."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     def __enter__(self) -> Agent:
-        self._ours, theirs = socket.socketpair()
-        self._ours.settimeout(30)
+        self.connection, theirs = socket.socketpair()
+        self.connection.settimeout(30)
         program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
         options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
         self._process = subprocess.Popen(
@@ -40,9 +40,10 @@ class Agent:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        self.pid = self._process.pid
         theirs.close()
-        self.port = Port(self._ours.fileno())
-        self._ours.setblocking(True)
+        self.port = Port(self.connection.fileno())
+        self.connection.setblocking(True)
         self.frames: Iterator[Frame] = self.port.frames()
         self._number = 0
         self.seen: list[Frame] = []
@@ -51,7 +52,7 @@ class Agent:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ours.close()
+        self.connection.close()
         self._process.communicate(timeout=30)
         # In a guest everything ends with the machine; here the crun that waits for a container would stay.
         with suppress(ProcessLookupError):

@@ -24,6 +24,10 @@ from hawse.sandbox import namespaces
 _PROTO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cri.proto")
 #: The channels of the protocol v4.channel.k8s.io (k8s.io/apimachinery pkg/util/remotecommand/constants.go).
 _STDIN, _STDOUT, _STDERR, _STATUS, _RESIZE = range(5)
+_OUTPUTS = {_STDOUT: "stdout", _STDERR: "stderr", _STATUS: "status"}
+#: Those of a forwarded port: what it says, and what went wrong, each behind two bytes of the port's number
+#: (k8s.io/kubelet pkg/cri/streaming/portforward/websocket.go).
+PORT = {0: "stdout", 1: "stderr"}
 
 
 class CallError(Exception):
@@ -117,9 +121,13 @@ class Streamed:
 
 
 class Stream:
-    """A stream that the engine has prepared at ``url``, as a context; its server listens in ``node``, a namespace."""
+    """A stream that the engine has prepared at ``url``, as a context; its server listens in ``node``, a namespace.
 
-    def __init__(self, url: str, node: int) -> None:
+    ``channels`` are what is kept of what comes over each.
+    """
+
+    def __init__(self, url: str, node: int, channels: dict[int, str] = _OUTPUTS) -> None:
+        self._channels = channels
         parts = urllib.parse.urlsplit(url)
         assert parts.hostname is not None
         where = (parts.hostname, parts.port)
@@ -140,7 +148,7 @@ class Stream:
         self._connected.close()  # which the library leaves open when the server has closed the stream
 
     def send(self, data: bytes) -> None:
-        """To stdin."""
+        """To stdin, or to the port."""
         self._socket.send_binary(bytes([_STDIN]) + data)
 
     def resize(self, rows: int, columns: int) -> None:
@@ -163,6 +171,6 @@ class Stream:
         opcode, data = self._socket.recv_data()
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             return False
-        name = {_STDOUT: "stdout", _STDERR: "stderr", _STATUS: "status"}[data[0]]
+        name = self._channels[data[0]]
         setattr(self.seen, name, getattr(self.seen, name) + data[1:])
         return True

@@ -29,6 +29,7 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from typing import Any
 
+    from hawse.agent.forwards import Forwards
     from hawse.agent.resolver import Resolver
 
 PROTOCOL = 1
@@ -63,6 +64,7 @@ class Server:
         self._newest = 0
         self._prepared: Prepared | None = None
         self._resolver: Resolver | None = None
+        self._forwards: Forwards | None = None
         self._methods: dict[str, Callable[..., object]] = {
             "wake": identity.wake,
             "settle": self.settle,
@@ -75,6 +77,8 @@ class Server:
             "set_sysctls": self.set_sysctls,
             "serve_names": self.serve_names,
             "answer_name": self.answer_name,
+            "connect": self.connect,
+            "disconnect": self.disconnect,
             "reserve_hugepages": self.reserve_hugepages,
             "share_hugepages": self.share_hugepages,
             "share_memory": self.share_memory,
@@ -101,7 +105,7 @@ class Server:
         for stream, kind, payload in self._port.frames():
             if kind == CALL:
                 number, method, params = control.decode_call(payload)
-                if method in ("create", "exec"):
+                if method in ("create", "exec", "connect"):
                     # Here and not in the call's thread: the process's first bytes may be the very next frame.
                     self._open_stdio(params["process"], params.pop("descriptors"))
                 elif method == "wake":
@@ -194,6 +198,27 @@ class Server:
         """The host's answer to a query."""
         if self._resolver is not None:
             self._resolver.answer(number=number, message=message)
+
+    def connect(self, *, process: int, port: int) -> None:
+        """Connect to a port of the loopback for the host, which chose the number of the connection."""
+        from hawse.agent.forwards import Forwards  # here, since most guests never need it
+
+        self._forwards = self._forwards or Forwards()
+
+        def ended() -> None:
+            self._stdio.pop(process, None)
+            self._port.send(control.encode_event("exit", {"container": "", "process": process, "code": 0}))
+
+        try:
+            self._forwards.connect(process, self._stdio[process], port=port, ended=ended)
+        except BaseException:
+            self._stdio.pop(process).abandon()
+            raise
+
+    def disconnect(self, *, process: int) -> None:
+        """The host's side of a connection is gone."""
+        if self._forwards is not None:
+            self._forwards.disconnect(process)
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
         """Have more huge pages, or fewer."""

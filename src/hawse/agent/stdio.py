@@ -101,6 +101,13 @@ class Stdio:
         self._copies.append(self._start(self._drain, master, self.outputs[_STDOUT]))
         self.outputs[_STDERR].finish()
 
+    def serve_socket(self, number: int, connection: socket.socket) -> None:
+        """Serve a connection as the descriptor of this number until both of its directions have ended."""
+        ours = connection.detach()
+        copy = self._start(self._drain, os.dup(ours), self.outputs[number])
+        self._feed(self.inputs[number], ours)
+        copy.join()
+
     def resize(self, rows: int, columns: int) -> None:
         """Set the terminal's size; without a terminal nothing."""
         if self._terminal >= 0:

@@ -94,6 +94,7 @@ def plan_sandbox(
         machine=machine,
         ports=list(ports.ports),
         network_port=ports.network,
+        pod=wanted.role == SANDBOX,
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
         timeline=timeline,
     )

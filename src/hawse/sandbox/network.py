@@ -102,6 +102,11 @@ class Network:
         if path:
             self._open(path)
 
+    @property
+    def namespace(self) -> int:
+        """A descriptor of it, -1 for none; it is closed with this object."""
+        return self._namespace
+
     def look(self) -> None:
         """Begin to join the interfaces that are new, if any; only the look is waited for."""
         if self._namespace < 0:

@@ -147,12 +147,13 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
     """A sandbox with its first container, whose id is its own. ``timeline`` is the file for its start's trace, "" for
-    none; ``ports`` are those that take devices, ``network_port`` takes interfaces.
+    none; ``ports`` are those that take devices, ``network_port`` takes interfaces. ``pod``: others may join it.
     """
 
     machine: MachinePlan
     ports: list[Port]
     network_port: Port
+    pod: bool = False
     steps: list[Step]
     timeline: str
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hawse.errors import HawseError, HostError, StateError, VmError
-from hawse.link.streams import STDIO
+from hawse.link.streams import BOTH, STDIO
+from hawse.sandbox.forwards import Connection
 from hawse.sandbox.guest import GuestLink, Route
 from hawse.sandbox.proxies import Proxy
 
@@ -50,6 +51,7 @@ class Processes:
         self._claimed: set[str] = set()
         self._unwanted: set[str] = set()
         self._running: dict[int, _Running] = {}
+        self._connections: dict[int, Connection] = {}
         self._newest = 0
         self._held: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,6 +147,43 @@ class Processes:
             await self._resize(container, number, *proxy.size)
         return number, result
 
+    @property
+    def connections(self) -> int:
+        """How many connections of the host's the guest has."""
+        return len(self._connections)
+
+    async def connect(self, connection: Connection, port: int) -> None:
+        """Have the agent connect to a port of the guest's loopback, and pass on until both directions have ended.
+
+        Raises HawseError when nobody listens there, and OSError when the host's side is gone before its time.
+        """
+        assert self._link is not None
+        self._newest += 1
+        number = self._newest
+        route = self._link.route(number, connection)
+        self._connections[number] = connection
+        asked = asyncio.create_task(self.call("connect", {"process": number, "port": port, "descriptors": [BOTH]}))
+        serving = asyncio.create_task(connection.serve(route))
+        ended = asyncio.create_task(connection.ended.wait())
+        try:
+            await whole(asked)
+            await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                await serving
+            await ended
+        except BaseException:
+            refused = asked.done() and (asked.cancelled() or asked.exception() is not None)
+            if refused:
+                self._connections.pop(number, None)
+                self._link.forget(number)
+            elif number in self._connections:
+                route.discard()  # what its other end still writes would keep it
+                self._begin(self._disconnect(number))
+            raise
+        finally:
+            serving.cancel()
+            ended.cancel()
+
     async def signal(self, container: str, number: int, signal_number: int, *, everyone: bool) -> None:
         """Signal a process, or every one of the container."""
         call = {"container": container, "process": number, "signal": signal_number, "everyone": everyone}
@@ -158,6 +197,10 @@ class Processes:
                 running.proxy.exit(code)
                 if self._link is not None:
                     self._link.forget(number)
+        if container is None:
+            for number, connection in list(self._connections.items()):
+                self._exited(number, code)
+                connection.reset()
         for key in {*self._proxies, *self._claimed}:
             if container in (None, key.partition("/")[0]):
                 self._claimed.discard(key)
@@ -200,7 +243,14 @@ class Processes:
             expected.result().exit(LOST)
         return True
 
+    async def _disconnect(self, number: int) -> None:
+        await self.call("disconnect", {"process": number})
+
     def _exited(self, number: int, code: int) -> None:
+        connection = self._connections.pop(number, None)
+        if connection is not None and self._link is not None:
+            self._link.forget(number)
+            connection.exit()
         running = self._running.pop(number, None)
         if running is None or self._link is None:
             return

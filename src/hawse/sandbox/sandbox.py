@@ -14,6 +14,7 @@ from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.forwards import Forwards
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.network import Network
 from hawse.sandbox.nics import Nics
@@ -50,6 +51,7 @@ class Sandbox:
         self._seconds = plan.machine.device_seconds
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
+        self._forwards = Forwards(network, self.processes)
         self.first = self._make(plan, store, INIT_KEY)
         self._containers = {plan.id: self.first}
         self._making: dict[str, asyncio.Task[Notes]] = {}
@@ -86,6 +88,8 @@ class Sandbox:
             self._furnished.set()
             await self._hooked.wait()
         notes = await self.first.create({}, connect=self._connect)
+        if self.plan.pod:
+            notes += self._forwards.begin()
         self._watching = asyncio.create_task(self._await_end())
         return notes
 
@@ -165,6 +169,7 @@ class Sandbox:
 
     def end(self) -> None:
         """The virtual machine is gone: nothing runs any more."""
+        self._forwards.end()
         with ExitStack() as each:  # whatever becomes of the others
             for found in self._containers.values():
                 each.callback(found.end)
