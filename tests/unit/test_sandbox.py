@@ -7,6 +7,7 @@ QEMU of the test's making.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -220,6 +221,31 @@ def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
             assert (made.guest.containers, len(made.spares)) == ({"c1", "c2"}, 3)
             await made.call("c2", "delete")
             assert await heard(proxy) == ("exit", {"code": 137})
+            made.prove_alone()
+
+    run(story)
+
+
+def test_an_end_that_cannot_be_recorded_is_told_and_is_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        async with box(tmp_path) as made:
+            wanted = made.joining()
+            proxy = await made.announce(f"c2/{KEY}")
+            await made.create(wanted)
+            [asked] = [params for params in made.guest.asked("create") if params["container"] == "c2"]
+
+            def full(_store: Store, _state: dict[str, Any]) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "write", full)
+                made.guest.tell("exit", container="c2", process=asked["process"], code=5)
+                assert await heard(proxy) == ("exit", {"code": 5})
+            assert "the state of container c2 cannot be written: No space left on device" in capsys.readouterr().err
+            assert made.sandbox.find("c2").status == "stopped"
+            await made.call("c2", "delete")
             made.prove_alone()
 
     run(story)

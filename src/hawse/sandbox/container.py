@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
@@ -235,6 +236,8 @@ class Container:
         try:
             if self.status != STOPPED:
                 self._set_status(STOPPED)
+        except OSError as error:  # a full disk: whoever reads the old state sees that its process has ended
+            print(f"the state of container {self.plan.id} cannot be written: {error.strerror}", file=sys.stderr)
         finally:
             self.stopped.set()
             self.usage.end()
