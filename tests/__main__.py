@@ -13,10 +13,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from threading import Thread
+from threading import Thread, Timer
 
 _NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "catatonit", "--"]
 _OTHERS, _LAB = "--ignore=tests/lab", "tests/lab"
+#: In seconds, twice what the longer of the two takes: what hangs is a failure that shows where.
+_LIMIT = 3600.0
 _CLOSING = re.compile(r"(?:=+ )?(\d+ [a-z]+.*) in [\d.]+s.*\n")
 
 
@@ -48,13 +50,16 @@ class _Run:
         )
         self._mark = mark
         self._reader = Thread(target=self._show)
+        self._limit = Timer(_LIMIT, self._give_up)
         self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> _Run:
         self._reader.start()
+        self._limit.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._limit.cancel()
         self._process.kill()
         self.wait()
 
@@ -62,6 +67,10 @@ class _Run:
         """Its exit code, when all that it said is shown."""
         self._reader.join()
         return self._process.wait()
+
+    def _give_up(self) -> None:
+        sys.stdout.write(f"\n{self._mark}not done within {_LIMIT:g} s: the last test that is named above hangs\n")
+        self._process.kill()
 
     def _show(self) -> None:
         assert self._process.stdout is not None
