@@ -91,14 +91,15 @@ def _bpf(command: int, attributes: bytes) -> int:
 def _program(sockets: int) -> bytes:
     """The instructions (Linux Documentation/bpf/standardization/instruction-set.rst): the map's socket of the address's
     family for TCP to 127.0.0.1 or ::1, else the kernel's own lookup. Pure."""
-    load, store, move, set_, add = 0x61, 0x62, 0xBF, 0xB7, 0x07
-    equal, unequal, call, leave = 0x16, 0x56, 0x85, 0x95  # of the lower 32 bits, which is what is loaded
+    load, store, move, set_, add, load_map = 0x61, 0x62, 0xBF, 0xB7, 0x07, 0x18
+    equal, unequal = 0x16, 0x56  # of the lower 32 bits, which is what is loaded
+    null, go, call, leave = 0x15, 0x05, 0x85, 0x95
     one, loopback4 = (int.from_bytes(socket.inet_aton(ip), "little") for ip in ("0.0.0.1", "127.0.0.1"))
     ours = [
         _step(load, 2, 1, _PROTOCOL), _step(unequal, 2, value=socket.IPPROTO_TCP, jump="pass"),
         _step(load, 2, 1, _FAMILY), _step(equal, 2, value=socket.AF_INET6, jump="six"),
         _step(load, 2, 1, _LOCAL_IP4), _step(unequal, 2, value=loopback4, jump="pass"),
-        _step(store, 10, offset=-4, value=0), _step(0x05, jump="choose"),
+        _step(store, 10, offset=-4, value=0), _step(go, jump="choose"),
     ]  # fmt: skip
     six = [
         step
@@ -108,9 +109,9 @@ def _program(sockets: int) -> bytes:
     six += [_step(store, 10, offset=-4, value=1)]
     choose = [
         _step(move, 6, 1),
-        _step(0x18, 1, 1, value=sockets), _step(0),  # the map, of 64 bits
+        _step(load_map, 1, 1, value=sockets), _step(0),  # it takes the place of two
         _step(move, 2, 10), _step(add, 2, value=-4), _step(call, value=_MAP_LOOKUP_ELEM),
-        _step(0x15, 0, value=0, jump="pass"),
+        _step(null, 0, value=0, jump="pass"),
         _step(move, 7, 0),
         _step(move, 1, 6), _step(move, 2, 0), _step(set_, 3, value=0), _step(call, value=_SK_ASSIGN),
         _step(move, 1, 7), _step(call, value=_SK_RELEASE),
