@@ -26,7 +26,8 @@ _MODULES = [
     "e1000e",
     "igb",
 ]
-#: KVM, and what an engine's network takes. A kernel that is built for the lab has none of it, and no engine runs there.
+#: KVM, and what an engine's network takes. A kernel that is built for the lab has the first built in, and there no
+#: engine runs.
 _DEBIANS_MODULES = ["kvm_amd", "veth", "tun", "sch_ingress", "cls_u32", "act_mirred"]
 _MORE = [
     "drivers/net/ethernet/intel/e1000e", "drivers/net/ethernet/intel/igb", "drivers/ptp", "drivers/pps", "drivers/i2c",

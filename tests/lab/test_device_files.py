@@ -14,7 +14,7 @@ from hawse.vm.image_build import build
 from tests.lab import kernel
 from tests.lab.conftest import console_kept
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, PAIR, SLOW_MACHINE, SLOW_SECONDS, group_of, read_json
+from tests.lab.steps import EDU, MACHINE, PAIR, SECONDS, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
 from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
@@ -63,8 +63,7 @@ def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
         pytest.skip(kernel.MISSING)
     build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
     config = (
-        # Of one processor: with two QEMU 10 without KVM dies at times as its memory map changes, in iotlb_to_section().
-        f'[vm]\nqemu = "{newer_qemu()}"\n{SLOW_MACHINE}'
+        f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}'
         f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
         "[template]\nenabled = false\n"
     )
@@ -103,14 +102,14 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     runtime = [HAWSE, "--config", CONFIG]
     expected = read_json(files_lab.run(["runc", "run", "--bundle", FILE, "expected"]).output)
     before = files_lab.python(LEFT).output
-    created = files_lab.run([*runtime, "create", "--bundle", ALL, "c1"], timeout=SLOW_SECONDS)
+    created = files_lab.run([*runtime, "create", "--bundle", ALL, "c1"], timeout=SECONDS)
     assert created.code == 0, created
     assert "device files" not in created.errors
     assert files_lab.run([*runtime, "start", "c1"]).code == 0
     assert opened(files_lab) == sorted(["/dev/iommu", "/dev/iommu", *files]), "one iommufd a group, no group's node"
 
     def probe(path: str) -> dict[str, object]:
-        result = files_lab.run([*runtime, "exec", "c1", "/bin/probe", path], timeout=SLOW_SECONDS)
+        result = files_lab.run([*runtime, "exec", "c1", "/bin/probe", path], timeout=SECONDS)
         assert result.code == 0, result.output + result.errors
         return read_json(result.output)
 
@@ -120,20 +119,20 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     assert probe(f"/dev/vfio/{group_of(files_lab, EDU)}")["dma_matched"] is True
     assert {probe(path)["device"] for path in files[1:]} == {"10d3"}
 
-    result = files_lab.run([*runtime, "detach", "c1", EDU], timeout=SLOW_SECONDS)
+    result = files_lab.run([*runtime, "detach", "c1", EDU], timeout=SECONDS)
     assert result.code == 0, result
     assert opened(files_lab) == sorted(["/dev/iommu", *files[1:]])
-    result = files_lab.run([*runtime, "attach", "c1", EDU], timeout=SLOW_SECONDS)
+    result = files_lab.run([*runtime, "attach", "c1", EDU], timeout=SECONDS)
     assert result.code == 0, result
     assert opened(files_lab) == sorted(["/dev/iommu", "/dev/iommu", *files])
     entry = json.loads(files_lab.run([*runtime, "state", "c1"]).output)["vfio"][-1]
     assert files[0] in entry["nodes"]
     assert probe(files[0])["dma_matched"] is True
 
-    refused = files_lab.run([*runtime, "create", "--bundle", FILE, "c2"], timeout=SLOW_SECONDS)
+    refused = files_lab.run([*runtime, "create", "--bundle", FILE, "c2"], timeout=SECONDS)
     assert f"group {group_of(files_lab, EDU)} ({EDU}) is open elsewhere: " in refused.errors
     assert f"has /dev/vfio/{group_of(files_lab, EDU)}" in refused.errors
-    assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SLOW_SECONDS).code == 0
+    assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SECONDS).code == 0
     assert files_lab.python(LEFT).output == before
     assert opened(files_lab) == []
 
