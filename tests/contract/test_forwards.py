@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import socket
@@ -148,6 +149,26 @@ def test_more_at_once_than_there_may_be_wait(agent: Agent, inside: Namespace) ->
             for connection in there:
                 connection.shutdown(socket.SHUT_WR)
             assert await asyncio.gather(*(asyncio.to_thread(receive, each) for each in there)) == [b"done"] * 80
+
+    forwarding(agent, inside, act)
+
+
+def test_descriptors_that_are_used_up_for_a_while_are_waited_for(
+    agent: Agent, inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(_: Forwards, __: Processes) -> None:
+        loop = asyncio.get_running_loop()
+        accept, failures = loop.sock_accept, iter([errno.EMFILE, errno.ENFILE])
+
+        async def accept_at_last(listening: socket.socket) -> tuple[socket.socket, Any]:
+            if (failure := next(failures, 0)) != 0:
+                raise OSError(failure, os.strerror(failure))
+            return await accept(listening)
+
+        monkeypatch.setattr(loop, "sock_accept", accept_at_last)
+        with serving(digest_and_answer) as port:
+            await asyncio.to_thread(exchange, inside, port, "127.0.0.1")
+        assert next(failures, 0) == 0
 
     forwarding(agent, inside, act)
 

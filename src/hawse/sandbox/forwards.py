@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STREAM = len(STDIO)
 #: As a listening socket's backlog: who comes beyond waits until another has gone.
 _MAX_CONNECTIONS = 64
+_PAUSE_SECONDS = 1.0
 _RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close() tells the peer of an error
 
 
@@ -148,30 +149,31 @@ class Forwards:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._room.acquire()
             try:
                 accepted, _ = await loop.sock_accept(listening)
+            except OSError:  # no descriptors or memory are left (accept(2)): who dials waits until there are
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            try:
+                await self._room.acquire()
             except BaseException:
-                self._room.release()
+                accepted.close()
                 raise
             self._begin(self._serve(accepted))
 
     async def _serve(self, accepted: socket.socket) -> None:
-        try:
-            with ExitStack() as undo:
-                undo.callback(accepted.close)
-                port = accepted.getsockname()[1]
-                connection = Connection(*await asyncio.open_connection(sock=accepted))
-                undo.pop_all()
-            with suppress(HawseError, OSError):  # nobody to tell but who dials
-                try:
-                    await self._processes.connect(connection, port)
-                    await connection.close()
-                except BaseException:
-                    connection.reset()
-                    raise
-        finally:
-            self._room.release()
+        with ExitStack() as undo:
+            undo.callback(self._room.release)
+            undo.enter_context(suppress(HawseError, OSError))  # nobody to tell but who dials
+            failed = undo.enter_context(ExitStack())
+            failed.callback(accepted.close)
+            port = accepted.getsockname()[1]
+            connection = Connection(*await asyncio.open_connection(sock=accepted))
+            failed.pop_all()
+            failed.callback(connection.reset)
+            await self._processes.connect(connection, port)
+            await connection.close()
+            failed.pop_all()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
