@@ -67,13 +67,21 @@ class Connection:
         self.ended.set()
 
     async def serve(self, route: Route) -> None:
-        """Pass on what comes from either side until both have ended. Raises OSError when the host's is gone."""
-        directions = [asyncio.create_task(each) for each in (self._to_guest(route), self._from_guest(route))]
+        """Pass on what comes from either side until both have ended: what the guest has sent to its last byte, and
+        nothing more to a guest that has ended the connection. Raises OSError when the host's side is gone."""
+        sending, ended = asyncio.create_task(self._to_guest(route)), asyncio.create_task(self.ended.wait())
+        receiving = asyncio.create_task(self._from_guest(route))
+
+        async def send() -> None:
+            await asyncio.wait((sending, ended), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
+
         try:
-            await asyncio.gather(*directions)
+            await asyncio.gather(send(), receiving)
         finally:
-            for direction in directions:
-                direction.cancel()
+            for task in (sending, ended, receiving):
+                task.cancel()
 
     def reset(self) -> None:
         """Have the host's side see an error."""

@@ -163,14 +163,10 @@ class Processes:
         route = self._link.route(number, connection)
         self._connections[number] = connection
         asked = asyncio.create_task(self.call("connect", {"process": number, "port": port, "descriptors": [BOTH]}))
-        serving = asyncio.create_task(connection.serve(route))
-        ended = asyncio.create_task(connection.ended.wait())
         try:
             await whole(asked)
-            await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                await serving
-            await ended
+            await connection.serve(route)
+            await connection.ended.wait()
         except BaseException:
             refused = asked.done() and (asked.cancelled() or asked.exception() is not None)
             if refused:
@@ -180,9 +176,6 @@ class Processes:
                 route.discard()  # what its other end still writes would keep it
                 self._begin(self._disconnect(number))
             raise
-        finally:
-            serving.cancel()
-            ended.cancel()
 
     async def signal(self, container: str, number: int, signal_number: int, *, everyone: bool) -> None:
         """Signal a process, or every one of the container."""
