@@ -114,8 +114,10 @@ class Lab:
             (length,) = struct.unpack(">I", self._receive(4))
             answer = json.loads(self._receive(length))
         except TimeoutError as error:
-            asyncio.run(self._make_it_say_where_it_is())
-            self._process.kill()
+            try:
+                asyncio.run(self._make_it_say_where_it_is())
+            finally:
+                self._process.kill()
             raise ConnectionError(f"the lab does not answer; its console is {self.console}: {self._said()}") from error
         return Result(answer["code"], answer["output"], answer["errors"])
 

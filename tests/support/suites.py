@@ -38,7 +38,7 @@ def newest_qemu() -> str:
 
 def rust_virtiofsd() -> str:
     """Debian 13's virtiofsd; the path of a program that runs it."""
-    return _program(_unpacked(["trixie"], ["virtiofsd"], lambda _: None), "usr/libexec/virtiofsd", "")
+    return _program(_unpacked(["trixie"], ["virtiofsd"]), "usr/libexec/virtiofsd", "")
 
 
 def _mend(tree: str) -> None:
@@ -48,13 +48,13 @@ def _mend(tree: str) -> None:
         print(f"this QEMU is run as it is, for guests of the lab too: {error}")
 
 
-def _qemu(suites: Sequence[str], *, change: Callable[[str], None] = lambda _: None) -> str:
+def _qemu(suites: Sequence[str], *, change: Callable[[str], None] | None = None) -> str:
     tree = _unpacked(suites, ["qemu-system-x86", "seabios"], change)
     firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
     return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
 
 
-def _unpacked(suites: Sequence[str], names: Sequence[str], change: Callable[[str], None]) -> str:
+def _unpacked(suites: Sequence[str], names: Sequence[str], change: Callable[[str], None] | None = None) -> str:
     suite = suites[-1]
 
     def unpack(tree: str) -> None:
@@ -64,9 +64,10 @@ def _unpacked(suites: Sequence[str], names: Sequence[str], change: Callable[[str
         packages.unpack(
             fetched, tree, wanted=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
         )
-        change(tree)
+        if change is not None:
+            change(tree)
 
-    return kept(f"{suite}-{names[0]}", unpack)
+    return kept(f"{suite}-{names[0]}{'-mended' if change else ''}", unpack)
 
 
 def apt_options(*suites: str) -> list[str]:
