@@ -324,6 +324,7 @@ def plan_machine(
     machine = plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,
+        one_thread=accel.one_thread(acceleration.name, can, cpus=cpus),
         memory_mib=memory_mib,
         page_kib=page_kib,
         cpus=cpus,

@@ -107,6 +107,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     cold: list[tuple[str, dict[str, Any]]] = []
     page_kib: int = 0
     label: str = ""
+    one_thread: bool = False
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +174,7 @@ def shape(machine: MachinePlan) -> VmShape:
     return VmShape(
         qemu=machine.qemu,
         accel=machine.accel,
+        one_thread=machine.one_thread,
         memory_mib=machine.memory_mib,
         cpus=machine.cpus,
         kernel=machine.kernel,

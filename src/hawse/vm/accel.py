@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from hawse.errors import HostError
 from hawse.vm import cache
+from hawse.vm.capabilities import Capabilities
 
 _SECONDS = 30
 #: What is read of what QEMU says, in bytes.
@@ -40,6 +41,17 @@ def choose(requested: str, *, qemu: str, kernel: str, directory: str, device: st
     if requested == "kvm" and found.name != "kvm":
         raise HostError(f"KVM is configured and does not work here: {found.reason}", hint="set vm.accel to auto")
     return found
+
+
+def one_thread(name: str, can: Capabilities, *, cpus: int) -> bool:
+    """Whether a guest's CPUs have to take turns on one thread of the host's.
+
+    Before 8.1 QEMU without KVM reads the code that it translates before it watches for writes to it: what another CPU
+    writes in between is lost. Linux writes to its own code while it runs (a static key, arch/x86/kernel/alternative.c,
+    text_poke_bp_batch()), by way of a breakpoint; with that one kept, every CPU runs into it for ever. QEMU's commit
+    deba78709ae8, "accel/tcg: Always lock pages before translation", ends it.
+    """
+    return name == "tcg" and cpus > 1 and not can.at_least(8, 1)
 
 
 def _probe_once(qemu: str, kernel: str, directory: str, device: str) -> Accel:

@@ -39,6 +39,7 @@ _COLD = {
 class VmShape:
     """A virtual machine as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB.
 
+    ``accel``: "kvm" or "tcg", and ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`).
     ``cold``: what would else be QMP commands, of devices that are there from the start.
     """
 
@@ -53,6 +54,7 @@ class VmShape:
     share: str
     machine_properties: frozenset[str] = frozenset()
     cold: Sequence[Command] = ()
+    one_thread: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ _OFF = {"usb": "off", "vmport": "off", "smbus": "off", "sata": "off", "i8042": "
 
 def render(shape: VmShape, ends: Ends) -> list[str]:
     """The argument vector."""
-    machine = {"accel": shape.accel, "kernel-irqchip": "split", "memory-backend": "ram"}
+    machine = {"kernel-irqchip": "split", "memory-backend": "ram"}
     machine |= {name: value for name, value in _OFF.items() if name in shape.machine_properties}
     # A file of RAM that is shared: virtiofsd maps it too, and migration leaves it alone (x-ignore-shared; since QEMU
     # 8.0 only where the memory has a name, migration/ram.c, migrate_ram_is_ignored()).
@@ -88,6 +90,7 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         shape.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
         "-name", "hawse",
         "-machine", option("q35", machine),
+        "-accel", option(shape.accel, {"thread": "single"} if shape.one_thread else {}),
         "-cpu", "host" if shape.accel == "kvm" else "max",
         "-m", f"{shape.memory_mib}M", "-smp", str(shape.cpus),
         "-object", option("memory-backend-file", memory),
