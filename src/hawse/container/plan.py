@@ -46,10 +46,11 @@ from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
-# Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower,
-# and inside of another such guest twenty times more.
-_BOOT = {"kvm": 30.0, "tcg": 600.0}
-_DEVICE = {"kvm": 15.0, "tcg": 240.0}
+# Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower.
+# Podman gives a creation up after 240 s, with no word of why (libpod/define/config.go, ContainerCreateTimeout): less
+# than that, so that ours comes first.
+_BOOT = {"kvm": 30.0, "tcg": 180.0}
+_DEVICE = {"kvm": 15.0, "tcg": 120.0}
 #: A pod's machine: ports for the groups of all its containers, and of those the ones for groups of several functions.
 POD_PORTS, POD_BRIDGES = 16, 2
 

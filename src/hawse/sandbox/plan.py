@@ -87,7 +87,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
-    ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none."""
+    ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
+    ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`)."""
 
     qemu: str
     accel: str
