@@ -104,7 +104,7 @@ def test_no_two_sandboxes_have_nics_of_one_address() -> None:
 def test_cpus_take_turns_where_qemu_would_lose_what_one_writes_to_the_code_of_another(
     name: str, version: str, cpus: int, expected: str
 ) -> None:
-    """Seen to happen, and not to happen from 8.1 on: vm/test_acceleration.py."""
+    """Either way of running them is tried in vm/test_acceleration.py, with QEMU 7.2 and 10.0."""
     can = capabilities.Capabilities(version, frozenset(), frozenset())
     argv = render(shape(accel=name, cpus=cpus, one_thread=accel.one_thread(name, can, cpus=cpus)), ENDS)
     assert values(argv, "-accel") == [expected]
