@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAWSE := $(CURDIR)/$(BIN)/hawse
 
-.PHONY: setup demo test soak lint bench lab lab-kernel image clean
+.PHONY: setup demo test soak mutants lint bench lab lab-kernel image clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ test: image
 # As the tests of an engine do, but a hundred containers in a row, and twenty at once; and a hundred in one pod.
 soak: image
 	HAWSE_ROUNDS=100 $(BIN)/python -m tests tests/engines/test_podman.py -k in_a_row --durations=0 -rP
+
+# How many of N random mutations of src/hawse the unit and contract tests notice; SEED repeats a sample.
+mutants: setup
+	nice $(BIN)/python -m tests.mutants $(or $(N),50) $(SEED) --least 0.85
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
