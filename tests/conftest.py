@@ -1,9 +1,75 @@
-"""What holds for all tests."""
+"""What holds for all tests: their order, their time limits, the evidence of failures and the closing words of a run."""
 
 from __future__ import annotations
 
-from hypothesis import settings
+import os
+from collections.abc import Generator
+from typing import Any
 
-# No example is too slow: how long one takes is the machine's business, and a busy one is no failure of the code.
+import pytest
+from hypothesis import settings
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
+from tests.support import evidence
+from tests.support.patience import patience
+
+# No example is too slow: how long one takes depends on the machine, and a busy one is no failure of the code.
 settings.register_profile("hawse", deadline=None)
 settings.load_profile("hawse")
+
+#: Folders in the order in which they are given to workers, the longest first, and the limit of a test in seconds of
+#: tests.support.patience. A lab's first test boots it.
+_FOLDERS = {"lab": 180, "vm": 75, "engines": 120, "conformance": 75, "contract": 30, "unit": 30}
+#: Property of a test's report that the end of the run counts: see `fault_survived`.
+_FAULT = "fault survived"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by folder, and give each test the limit of its folder."""
+    order = list(_FOLDERS)
+    items.sort(key=lambda item: order.index(_folder(item)))
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(patience(_FOLDERS[_folder(item)])))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
+    """Give whole files to workers, since engines are started once a file; all files of the lab go to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "tests/lab" if file.startswith("tests/lab/") else file
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Save evidence as soon as a test with a VM has failed, while its processes are still there."""
+    report = yield
+    if report.failed and {"vm", "lab", "engine"} & {marker.name for marker in item.iter_markers()}:
+        report.sections.append(("evidence", evidence.save(item.nodeid.removeprefix("tests/"))))
+    return report
+
+
+@pytest.fixture
+def fault_survived(record_property: Any) -> Any:
+    """Call it with the name of a fault; the number of all faults survived is printed at the end of the run."""
+    return lambda name: record_property(_FAULT, name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the count of faults survived, and last of all what was not run and how to run it."""
+    passed = terminalreporter.getreports("passed")
+    properties = [name for report in passed if report.when == "call" for name, _ in report.user_properties]
+    if faults := properties.count(_FAULT):
+        terminalreporter.write_line(f"faults injected and survived: {faults}")
+    skipped = {report.longrepr[2] for report in terminalreporter.getreports("skipped") if report.longrepr}
+    for reason in sorted(skipped):
+        terminalreporter.write_line(f"not run: {reason}")
+
+
+def _folder(item: pytest.Item) -> str:
+    return os.path.relpath(item.path, os.path.dirname(__file__)).partition(os.sep)[0]

@@ -7,7 +7,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SECONDS = 60
+from tests.support.patience import patience
+
+#: Given to :func:`patience`.
+_SECONDS = 15
 
 
 class Console:
@@ -16,7 +19,7 @@ class Console:
     def __init__(self, path: str) -> None:
         self.path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.settimeout(_SECONDS)
+        self._listener.settimeout(patience(_SECONDS))
 
     def __enter__(self) -> Console:
         self._listener.bind(self.path)
@@ -32,7 +35,7 @@ class Console:
         """The master, a descriptor, for the length of the context."""
         connection, _ = self._listener.accept()
         with connection:
-            connection.settimeout(_SECONDS)
+            connection.settimeout(patience(_SECONDS))
             _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
         try:
             yield fds[0]

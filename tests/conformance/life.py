@@ -9,6 +9,7 @@ import time
 
 from tests.conformance.subject import Bundle, Subject
 from tests.conformance.suite import Answers, Case, Group
+from tests.support.patience import patience
 from tests.support.runtime import Result
 
 LIFE = "runtime.md#operations"
@@ -18,7 +19,8 @@ CODES = "runc's man pages"
 HOOKS = "config.md#posix-platform-hooks"
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 FAILED = re.compile(r"\A[1-9]\d* .*\w", re.S)
-_SECONDS = 60
+#: Given to :func:`patience`.
+_SECONDS = 15
 
 
 def _brief(result: Result) -> str:
@@ -27,7 +29,7 @@ def _brief(result: Result) -> str:
 
 def _await(subject: Subject, bundle: Bundle, status: str) -> str:
     """The status, once it is that or the time is over."""
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + patience(_SECONDS)
     while (found := str(subject.state(bundle)["status"])) != status and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
@@ -124,12 +126,12 @@ def _ask_codes(subject: Subject) -> Answers:
         answers[case] = str(done.code) if case.startswith("run-code") else _brief(done)
     bundle = subject.bundle(["/bin/sh", "-c", "echo up > /data/up; sleep 1000"])
     with subject.begin(bundle) as running:
-        deadline = time.monotonic() + _SECONDS
+        deadline = time.monotonic() + patience(_SECONDS)
         up = f"{bundle.rootfs}/data/up"
         while not os.path.exists(up) and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         subject("kill", bundle.name, "KILL")
-        answers["run-code-signal"] = str(running.wait(timeout=_SECONDS))
+        answers["run-code-signal"] = str(running.wait(timeout=patience(_SECONDS)))
     return answers
 
 

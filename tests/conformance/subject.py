@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support import evidence
 from tests.support.bundles import make_bundle
+from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
 
-#: Minutes less than a person would wait, and more than a machine under load needs.
-_SECONDS = 180
+#: The limit of a command, given to :func:`patience`.
+_SECONDS = 45
 
 
 def chosen() -> list[list[str]]:
@@ -76,6 +78,7 @@ class Subject:
     def __init__(self, command: Sequence[str], directory: str) -> None:
         self.name = os.path.basename(command[0])
         self._command = [*command, "--root", f"{directory}/state"]
+        evidence.watch(f"{directory}/state")
         self._directory = directory
         self._bundles: list[Bundle] = []
         #: What its containers and their cgroups are called, and nobody else's.
@@ -89,7 +92,7 @@ class Subject:
         """Run a command whose outputs no container keeps."""
         done = subprocess.run(
             self.argv(*arguments), input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False,
+            capture_output=True, text=True, errors="replace", timeout=patience(_SECONDS), check=False,
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -121,7 +124,7 @@ class Subject:
         # Files: a pipe would be the container's too, and open for as long as that lives.
         with open(f"{bundle.path}/output", "w+") as output, open(f"{bundle.path}/errors", "w+") as errors:
             done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=_SECONDS, check=False
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=patience(_SECONDS), check=False
             )
             errors.seek(0)
             return Result(done.returncode, "", errors.read())

@@ -11,9 +11,6 @@ import pytest
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.podman import Podman
 from tests.support.runtime import Runtime
-from tests.vm.conftest import acceleration, pytest_runtest_makereport, save_evidence
-
-__all__ = ["acceleration", "pytest_runtest_makereport"]
 
 DEVICES = '[emulated]\n5 = ["edu"]\n'
 #: The probe's group on the host: whatever node has these numbers, since the path in the container is one's own choice.
@@ -21,14 +18,12 @@ GROUP_NODE, CONTAINER_NODE = (511, 5), (10, 196)
 
 
 @pytest.fixture(scope="module")
-def hawse(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Runtime]:
+def hawse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """hawse with a root of its own, and group 5 emulated."""
     before = snapshot()
     made = Runtime(str(tmp_path_factory.mktemp("hawse")))
     made.configure(DEVICES)
     yield made
-    if request.session.testsfailed and os.path.isdir(made.root):
-        save_evidence(made.root, request.module.__name__)
     prove_unchanged(before)
     assert not os.path.isdir(made.root) or os.listdir(made.root) == []
 

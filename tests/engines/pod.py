@@ -10,7 +10,8 @@ from typing import Any
 from tests.support.containerd import Containerd
 from tests.support.cri import PORT, Cri, Stream
 from tests.support.images import BUSYBOX_IMAGE
-from tests.support.runtime import Result, wait_until
+from tests.support.patience import wait_until
+from tests.support.runtime import Result
 
 FOREVER = "trap 'echo told to stop; exit 0' TERM; while :; do sleep 3600 & wait; done"
 #: As a kubelet has it for a container that is not privileged (pkg/securitycontext/util.go).
@@ -98,7 +99,7 @@ class Pod:
         status: dict[str, Any] = self.cri("ContainerStatus", container_id=self.containers[name])["status"]
         return status
 
-    def await_exit(self, name: str, *, seconds: float = 60.0) -> dict[str, Any]:
+    def await_exit(self, name: str, *, seconds: float = 30.0) -> dict[str, Any]:
         """Its status once it has ended."""
         wait_until(lambda: bool(self.status(name)["state"] == "CONTAINER_EXITED"), seconds=seconds)
         return self.status(name)

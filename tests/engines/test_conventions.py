@@ -14,6 +14,7 @@ import pytest
 from hawse.__main__ import SPEC_VERSION, VERSION
 from tests.support.bundles import make_bundle
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Runtime
 
 pytestmark = pytest.mark.engine
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.engine
 def bare(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
     """hawse as Podman begins it for kill, delete and pause: without PATH and HOME (libpod oci_conmon_common.go)."""
     null = subprocess.DEVNULL
-    return subprocess.run(argv, env={}, stdin=null, text=True, check=False, timeout=90, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(argv, env={}, stdin=null, text=True, check=False, timeout=patience(30), **options)  # type: ignore[call-overload, no-any-return]
 
 
 def test_the_version_is_as_engines_parse_it() -> None:

@@ -21,8 +21,7 @@ from tests.support.containerd import Containerd
 from tests.support.cri import CallError, Cri
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import BUSYBOX_IMAGE, write_archive, write_pause
-from tests.support.runtime import wait_until
-from tests.vm.conftest import outcome, save_evidence
+from tests.support.patience import wait_until
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -100,14 +99,6 @@ def pods(engine: Containerd, cri: Cri, tmp_path_factory: pytest.TempPathFactory)
     # Where a shim was killed, containerd deletes what it had beside all this.
     wait_until(lambda: engine.containers() == before[0])
     prove_unchanged(before[1])
-
-
-@pytest.fixture(autouse=True)
-def evidence(engine: Containerd, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kept when a test fails."""
-    yield
-    if request.node.stash.get(outcome, False) and os.path.isdir(f"{engine.runtime_root}/k8s.io"):
-        save_evidence(f"{engine.runtime_root}/k8s.io", request.node.name)
 
 
 def test_what_a_kubelet_asks_first(cri: Cri) -> None:

@@ -24,8 +24,9 @@ from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bund
 from tests.support.engines import read_hosts_disk
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
+from tests.support.patience import patience, wait_until
 from tests.support.podman import install
-from tests.support.runtime import Runtime, wait_until
+from tests.support.runtime import Runtime
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -207,7 +208,9 @@ def test_a_port_of_the_pod_is_dialled(crio: Crio) -> None:
 
     def dial(network: Namespace) -> bytes:
         address = ("127.0.0.1", 8080)
-        with namespaces.within(network.fd, lambda: socket.create_connection(address, timeout=60)) as connection:
+        with namespaces.within(
+            network.fd, lambda: socket.create_connection(address, timeout=patience(20))
+        ) as connection:
             return connection.recv(100)
 
     with Namespace() as network:

@@ -23,8 +23,8 @@ from hawse.sandbox.state import Store
 from tests.support.containerd import Containerd
 from tests.support.engines import read_hosts_disk
 from tests.support.images import BUSYBOX_IMAGE, write_busybox
-from tests.support.runtime import HAWSE, Result, wait_until
-from tests.vm.conftest import outcome, save_evidence
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import HAWSE, Result
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -40,15 +40,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
         yield made
     finally:
         made.stop()
-
-
-@pytest.fixture(autouse=True)
-def evidence(engine: Containerd, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Kept when a test fails."""
-    yield
-    root = f"{engine.runtime_root}/{engine.namespace}"
-    if request.node.stash.get(outcome, False) and os.path.isdir(root):
-        save_evidence(root, request.node.name)
 
 
 def argv(engine: Containerd, name: str, *options: str) -> list[str]:
@@ -108,7 +99,7 @@ def test_the_commands_of_the_page(engine: Containerd, tmp_path: Path) -> None:
     script = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
     done = subprocess.run(
         ["sh", "-exc", script], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=patience(100),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "/dev/vfio/5\n" in done.stdout
@@ -168,7 +159,7 @@ def test_run_with_an_address_of_a_networks(engine: Containerd) -> None:
     words = engine.argv(*argv(engine, "one", "--rm", "--cni"), "/bin/busybox", "ip", "-o", "addr", "show", "eth0")
     script = " && ".join(["mount -t tmpfs none /opt", *binds, 'exec "$@"'])
     enter = ["nsenter", f"--net={engine.node.path}", "unshare", "--mount", "sh", "-ec", script, "sh"]
-    done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False, timeout=patience(40))
     assert done.returncode == 0, done
     assert re.search(r"inet 10\.78\.0\.\d+/24 brd 10\.78\.0\.255 scope global eth0", done.stdout), done
     wait_until(lambda: engine.left() == [])
@@ -205,7 +196,7 @@ def test_exec_with_a_terminal(engine: Containerd) -> None:
         with suppress(OSError):
             while piece := os.read(master, 4096):
                 seen += piece
-        assert client.wait(60) == 6
+        assert client.wait(patience(20)) == 6
     os.close(master)
     assert b"/dev/pts/" in seen
     assert b"\n33 77\r" in seen

@@ -18,7 +18,8 @@ from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.docker import IMAGE, Docker
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
-from tests.support.runtime import HAWSE, Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import HAWSE, Runtime
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -132,7 +133,7 @@ def test_a_container_is_used_while_it_runs(docker: Docker, service: str, tmp_pat
     wait_until(lambda: docker("exec", service, "sh", "-c", LISTENS).code == 0)
     address = docker.inspect(service)["NetworkSettings"]["IPAddress"]
     for place in ("127.0.0.1:18080", f"{address}:8080"):
-        with urllib.request.urlopen(f"http://{place}/page", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://{place}/page", timeout=patience(5)) as answer:
             assert answer.read() == b"a page\n"
     used, pids = docker.must("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", service).split()[::3]
     assert used.endswith("MiB")
@@ -198,7 +199,7 @@ def test_two_containers_of_a_compose_file_find_each_other_by_name(docker: Docker
 
     try:
         compose("up", "--detach")
-        wait_until(lambda: "fetched" in compose("logs", "client"), seconds=120)
+        wait_until(lambda: "fetched" in compose("logs", "client"))
     finally:
         compose("down", "--timeout", "0")
 

@@ -20,8 +20,8 @@ from tests.support.containerd import Containerd
 from tests.support.cri import Cri
 from tests.support.images import Image, write_archive, write_pause
 from tests.support.manifests import DEPLOY
-from tests.support.runtime import HAWSE, wait_until
-from tests.vm.conftest import outcome, save_evidence
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.engine
 
@@ -80,7 +80,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODE": "node-1"}
     done = subprocess.run(
         ["sh", "-exc", script], env=environment, cwd=DEPLOY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False, timeout=300,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=patience(100),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "\nready\n" in done.stdout
@@ -97,7 +97,7 @@ ADDRESSES = {"0000:02:00.0": 5, "0000:03:00.0": 6}
 
 
 @pytest.fixture
-def engine(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Containerd]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     """containerd with the pod's image, of Debian's DPDK; the node has two NICs."""
     directory = str(tmp_path_factory.mktemp("kube"))
     shutil.copytree(dpdk_rootfs(), f"{directory}/rootfs", symlinks=True)
@@ -113,8 +113,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         ):
             made.load(archive, namespace="k8s.io")
         yield made
-        if request.node.stash.get(outcome, False) and os.path.isdir(f"{made.runtime_root}/k8s.io"):
-            save_evidence(f"{made.runtime_root}/k8s.io", request.node.name)
     finally:
         made.stop()
 
@@ -157,7 +155,7 @@ def test_the_pod_runs_as_a_kubelet_has_it_run(engine: Containerd, hugepages: str
                 security={"capabilities": {"add_capabilities": container["securityContext"]["capabilities"]["add"]}},
                 **image, **process,
             )  # fmt: skip
-            wait_until(lambda: is_forwarding(pod) or pod.status("testpmd")["state"] == "CONTAINER_EXITED", seconds=240)
+            wait_until(lambda: is_forwarding(pod) or pod.status("testpmd")["state"] == "CONTAINER_EXITED", seconds=80)
             assert is_forwarding(pod), pod.log("testpmd")
             guest = json.loads(pod.exec("testpmd", "busybox cat /dev/hawse/devices.json").output)
             assert [entry["guest"]["address"] for entry in guest] == [*ADDRESSES]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import docker
 from tests.support.docker import Docker
+from tests.support.patience import patience
 from tests.support.podman import Podman
 from tests.support.runtime import HAWSE, Runtime
 
@@ -42,7 +43,7 @@ def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Pat
     path = f"{bin_}:{environment['PATH']}"
     done = subprocess.run(
         ["sh", "-exc", script], env=environment | {"PATH": path, "IMAGE": image}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=patience(200),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert HAWSE in (directory / "installed").read_text()

@@ -17,8 +17,9 @@ from hawse.sandbox.state import Store
 from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
+from tests.support.patience import patience, wait_until
 from tests.support.podman import IMAGE, Podman
-from tests.support.runtime import Runtime, handing_on, wait_until
+from tests.support.runtime import Runtime, handing_on
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -75,7 +76,7 @@ def test_a_descriptor_is_handed_on(podman: Podman) -> None:
     os.close(reading)
     os.write(writing, b"from a pipe\n")
     os.close(writing)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=patience(100))
     assert (process.returncode, output) == (0, b"from a pipe\n"), errors
 
 
@@ -110,7 +111,7 @@ def test_a_container_is_used_while_it_runs(podman: Podman, service: str) -> None
     wait_until(lambda: podman("exec", service, "sh", "-c", LISTENS).code == 0)
     address = podman.inspect(service)["NetworkSettings"]["IPAddress"]
     for place in ("127.0.0.1:18080", f"{address}:8080"):
-        with urllib.request.urlopen(f"http://{place}/page", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://{place}/page", timeout=patience(5)) as answer:
             assert answer.read() == b"a page\n"
     memory = podman.must("stats", "--no-stream", "--format", "{{.MemUsageBytes}} {{.PIDs}} {{.CPUNano}}", service)
     used, pids, cpu = (float(re.match(r"[\d.]+", word)[0]) for word in (*memory.split(" / ")[:1], *memory.split()[-2:]))  # type: ignore[index]

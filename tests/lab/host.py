@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
@@ -27,11 +29,11 @@ from hawse.vm.qmp import Qmp
 from tests.lab import image
 from tests.lab.kernel import Kernel
 from tests.support.caches import CACHE
+from tests.support.patience import patience
 from tests.support.runtime import Result
 from tests.support.suites import VIEW, newest_qemu
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_BOOT_SECONDS = 300.0
 #: With no_timer_check: see :mod:`hawse.vm.arguments`. With tsc=reliable, since this kernel takes the TSC of no CPU but
 #: Intel's for synchronous (arch/x86/kernel/tsc.c, unsynchronized_tsc()), and each look at the ACPI timer in its place
 #: is one at a device of QEMU's.
@@ -52,6 +54,22 @@ DEVICES: list[list[dict[str, str]]] = [
 BEHIND_BRIDGE: list[dict[str, str]] = [{"driver": "edu"}, {"driver": "pci-testdev", "membar": "8M"}]
 
 
+#: Prints what a failing test leaves in the lab as a compressed archive in base64.
+_SAVE = """
+import base64, io, sys, tarfile, tempfile
+from tests.support import evidence
+for root in ("/run/hawse", "/run/state", "/run/c/runtime", "/run/docker-test/exec/runtime-runc/moby"):
+    evidence.watch(root, depth=2)
+with tempfile.TemporaryDirectory() as directory:
+    evidence.EVIDENCE = directory
+    evidence.save("lab")
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.add(f"{directory}/lab", "lab")
+sys.stdout.write(base64.b64encode(archive.getvalue()).decode())
+"""
+
+
 class Lab:
     """A running lab, as a context. ``console`` is the file of its console, for evidence; ``kernel`` one in the place of
     Debian's. Templates of machines are its own, since others use those of this machine, which keeps a few alone; under
@@ -64,6 +82,8 @@ class Lab:
         self._directory = directory
         self._cache = f"{directory}/cache"
         self._channel, self._theirs = socket.socketpair()
+        self._number = 0
+        self._received = b""
 
     def __enter__(self) -> Lab:
         kernel, initrd = _build(self._directory, self._kernel)
@@ -89,7 +109,7 @@ class Lab:
         try:
             os.makedirs(f"{self._cache}/templates", mode=0o700)
             place = f"mkdir -p {CACHE}/templates && mount --bind {self._cache}/templates {CACHE}/templates"
-            assert self.run(["sh", "-c", place], timeout=_BOOT_SECONDS).code == 0
+            assert self.run(["sh", "-c", place], timeout=patience(75)).code == 0
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -107,12 +127,15 @@ class Lab:
 
         Raises OSError when the lab does not answer: it is ended then, and every later command raises at once.
         """
-        request = json.dumps({"argv": list(argv), "cwd": cwd, "timeout": timeout}).encode()
-        self._channel.settimeout(timeout + 60)
+        self._number += 1
+        request = json.dumps({"number": self._number, "argv": list(argv), "cwd": cwd, "timeout": timeout}).encode()
+        self._channel.settimeout(timeout + patience(15))
         try:
             self._channel.sendall(struct.pack(">I", len(request)) + request)
-            (length,) = struct.unpack(">I", self._receive(4))
-            answer = json.loads(self._receive(length))
+            answer: dict[str, Any] = {}
+            # A test that is ended by its limit leaves an answer unread.
+            while answer.get("number") != self._number:
+                answer = json.loads(self._receive())
         except TimeoutError as error:
             try:
                 asyncio.run(self._make_it_say_where_it_is())
@@ -140,6 +163,15 @@ class Lab:
         """Run Python there, with hawse and the tests importable."""
         return self.run([sys.executable, "-c", text, *arguments], timeout=timeout)
 
+    def save_evidence(self, directory: str) -> None:
+        """Save the console, and logs, states and stacks of the sandboxes in the lab where it still answers."""
+        shutil.copy(self.console, f"{directory}/lab-console.log")
+        answer = self.python(_SAVE, timeout=patience(20))
+        with open(f"{directory}/lab.tar.b64", "w") as file:
+            file.write(answer.output or answer.errors)
+        subprocess.run(["sh", "-c", "base64 -d <lab.tar.b64 | tar -xz"], cwd=directory, check=True)
+        os.unlink(f"{directory}/lab.tar.b64")
+
     async def _make_it_say_where_it_is(self) -> None:
         """Have a lab that hangs tell its processor's registers, and its kernel panic with a trace, on the console."""
         monitor, channel = Qmp(), socket.socket(socket.AF_UNIX)
@@ -159,14 +191,15 @@ class Lab:
         with open(self.console, errors="replace") as console:
             return console.read()[-8192:]
 
-    def _receive(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            piece = self._channel.recv(count - len(data))
+    def _receive(self) -> bytes:
+        """The next answer. What was received of it stays when a test's limit interrupts this."""
+        while len(self._received) < (end := 4 + int.from_bytes(self._received[:4], "big")):
+            piece = self._channel.recv(1 << 20)
             if not piece:
                 raise ConnectionError(f"the lab ended; its console is {self.console}: {self._said()}")
-            data += piece
-        return data
+            self._received += piece
+        answer, self._received = self._received[4:end], self._received[end:]
+        return answer
 
 
 def command(kernel: str, initrd: str, mode: str, view: str) -> list[str]:

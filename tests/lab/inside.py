@@ -1,7 +1,7 @@
 """Runs in the lab as its first process: makes it a host that can run containers, then serves commands or a shell.
 
 ``inside.py serve`` answers on the virtio-serial port "lab.commands": each request and each answer is four bytes of
-length and a JSON object, {"argv", "cwd", "timeout"} and {"code", "output", "errors"}.
+length and a JSON object, {"number", "argv", "cwd", "timeout"} and {"number", "code", "output", "errors"}.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def serve() -> None:
     with open(f"/dev/{port}", "r+b", buffering=0) as channel:
         while header := read_exactly(channel, 4):
             request = json.loads(read_exactly(channel, struct.unpack(">I", header)[0]))
-            answer = json.dumps(run(**request)).encode()
+            number = request.pop("number")
+            answer = json.dumps({"number": number} | run(**request)).encode()
             channel.write(struct.pack(">I", len(answer)))
             view = memoryview(answer)
             while view:

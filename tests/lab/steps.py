@@ -9,6 +9,7 @@ import msgspec
 
 from hawse.sandbox.plan import MachinePlan
 from tests.lab.host import Lab
+from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
 
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
@@ -23,8 +24,8 @@ _CONFIG = "/tmp/config.toml"
 MACHINE = "boot_seconds = 300\ndevice_seconds = 120\ncpus = 1\n"
 #: The same without KVM, where a machine is emulated in an emulated one.
 SLOW_MACHINE = "boot_seconds = 1500\ndevice_seconds = 900\ncpus = 1\n"
-#: The limits of a command with machines of either kind.
-SECONDS, SLOW_SECONDS = 600, 1800
+#: The limits of a command with VMs of either kind, on this machine.
+SECONDS, SLOW_SECONDS = patience(150), patience(450)
 #: With addresses that are not kept, most machines are of the one shape that has a template.
 SETTINGS = f"[vm]\n{MACHINE}[devices]\nkeep_addresses = false\n"
 RUNTIME = [HAWSE, "--config", _CONFIG]

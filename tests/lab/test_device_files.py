@@ -12,10 +12,10 @@ import pytest
 
 from hawse.vm.image_build import build
 from tests.lab import kernel
-from tests.lab.conftest import console_kept
 from tests.lab.host import Lab
 from tests.lab.steps import EDU, MACHINE, PAIR, SECONDS, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
+from tests.support import evidence
 from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
 from tests.support.suites import newer_qemu
@@ -56,7 +56,7 @@ print(*sorted(link for link in found if link.startswith(("/dev/vfio", "/dev/iomm
 
 
 @pytest.fixture(scope="module")
-def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A booted lab with device files, and CONFIG in it."""
     found = kernel.find()
     if found is None:
@@ -68,7 +68,7 @@ def files_lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
         "[template]\nenabled = false\n"
     )
     directory = str(tmp_path_factory.mktemp("files-lab"))
-    with Lab(directory, kernel=found) as booted, console_kept(booted, request.session):
+    with Lab(directory, kernel=found) as booted, evidence.collected(booted.save_evidence):
         made = booted.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", CONFIG, config)
         assert made.code == 0, made.errors
         yield booted

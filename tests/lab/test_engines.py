@@ -31,12 +31,12 @@ exit $code
 _PODMAN = """
 import sys
 from tests.support.podman import Podman
-from tests.lab.steps import SECONDS, SETTINGS
+from tests.lab.steps import SETTINGS
 from tests.support.runtime import Runtime
 runtime = Runtime("/run")
 runtime.configure(SETTINGS)
 with Podman("/run/podman", runtime) as podman:
-    done = podman(*sys.argv[1:], timeout=SECONDS)
+    done = podman(*sys.argv[1:])
 sys.stdout.write(done.output)
 sys.stderr.write(done.errors)
 sys.exit(done.code)
@@ -66,17 +66,17 @@ _SENDS_FROM_HOST = "mkdir -p /tmp /var/run" + _SENDS.format(
 _CRI = """
 import os, sys
 from tests.engines.pod import Pod
-from tests.lab.steps import SECONDS, SETTINGS
+from tests.lab.steps import SETTINGS
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
 from tests.support.images import write_busybox, write_pause
-from tests.support.runtime import wait_until
+from tests.support.patience import wait_until
 os.makedirs("/run/c")
 engine = Containerd("/run/c", hawse=SETTINGS)
 try:
     for archive in (write_pause("/run/c/pause.tar"), write_busybox("/run/c/busybox.tar")):
         engine.load(archive, namespace="k8s.io")
-    with Cri(engine.address, seconds=SECONDS) as cri:
+    with Cri(engine.address) as cri:
         wait_until(lambda: len(cri("ListImages")["images"]) == 2)
         pod = Pod(engine, cri, "/run/c/pod")
         node = f"/dev/vfio/{sys.argv[1]}"
@@ -89,14 +89,14 @@ try:
             security={"capabilities": {"add_capabilities": ["IPC_LOCK"]}},
         )
         try:
-            pod.await_exit("testpmd", seconds=SECONDS)
+            pod.await_exit("testpmd")
         finally:
             print(pod.log("testpmd"))
         pod.run(
             "hog", "exec busybox dd if=/dev/zero of=/dev/null bs=209715200",
             resources={"memory_limit_in_bytes": 48 << 20},
         )
-        print(pod.await_exit("hog", seconds=SECONDS)["reason"])
+        print(pod.await_exit("hog")["reason"])
         pod.remove()
 finally:
     engine.stop()
@@ -116,7 +116,7 @@ def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) ->
 _DOCKER = """
 import sys
 from tests.support.docker import IMAGE, Docker
-from tests.lab.steps import SECONDS, SETTINGS
+from tests.lab.steps import SETTINGS
 from tests.support.runtime import Runtime
 probe, group = sys.argv[1:]
 runtime = Runtime("/run")

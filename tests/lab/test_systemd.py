@@ -69,14 +69,14 @@ for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
 """
 _PODMAN = """
 import json, sys
-from tests.lab.steps import SECONDS, SETTINGS
+from tests.lab.steps import SETTINGS
 from tests.support.podman import IMAGE, Podman
 from tests.support.runtime import Runtime
 runtime = Runtime("/run")
 runtime.configure(SETTINGS)
 with Podman("/run/podman", runtime, cgroup_manager="systemd") as podman:
     words = ["run", "--detach", "--name", "one", "--network", "none", "--pids-limit", "77", IMAGE, "sleep", "100000"]
-    done = podman(*words, timeout=SECONDS)
+    done = podman(*words)
     assert done.code == 0, done
     seen = podman.inspect("one")
     with open(f"/proc/{seen['State']['Pid']}/cgroup") as file:

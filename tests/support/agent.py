@@ -18,6 +18,7 @@ from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, REPLY, Frame, encode
 from hawse.link.streams import STREAMS
+from tests.support.patience import patience
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 _FAKE_CRUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_crun.py")
@@ -31,7 +32,7 @@ class Agent:
 
     def __enter__(self) -> Agent:
         self.connection, theirs = socket.socketpair()
-        self.connection.settimeout(30)
+        self.connection.settimeout(patience(10))
         program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
         options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
         self._process = subprocess.Popen(
@@ -53,7 +54,7 @@ class Agent:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.connection.close()
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=patience(10))
         # In a guest everything ends with the machine; here the crun that waits for a container would stay.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -120,5 +121,5 @@ class Agent:
 
     def wait(self) -> str:
         """The agent's end by itself; what it said on stderr."""
-        _, errors = self._process.communicate(timeout=30)
+        _, errors = self._process.communicate(timeout=patience(10))
         return errors.decode()

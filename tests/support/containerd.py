@@ -15,10 +15,12 @@ import uuid
 
 import tomlkit
 
+from tests.support import evidence
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import PAUSE_IMAGE
 from tests.support.netns import Namespace
-from tests.support.runtime import HAWSE, Result, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import HAWSE, Result
 
 #: What `hawse install containerd` adds to.
 CONFIG = """
@@ -71,6 +73,8 @@ class Containerd:
         self.cgroups = f"/{self.namespace}"
         self.runtime_root = f"{directory}/runtime"
         self._log = f"{directory}/containerd.log"
+        evidence.watch(directory, depth=0)
+        evidence.watch(self.runtime_root, depth=2)
         self.binary = f"{directory}/hawse"
         _write(f"{directory}/hawse.toml", hawse)
         _write(self.binary, f'#!/bin/sh\nexec {HAWSE} --config {directory}/hawse.toml "$@"\n')
@@ -125,7 +129,7 @@ class Containerd:
     def restart(self) -> None:
         """End it and begin it again, as an update of a node's packages does; what runs goes on."""
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(30) == 0, self.log()
+        assert self._process.wait(patience(10)) == 0, self.log()
         self._start()
 
     def log(self) -> str:
@@ -150,7 +154,7 @@ class Containerd:
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patience(40),
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)
@@ -160,7 +164,7 @@ class Containerd:
         try:
             left = self.left()
             self._process.send_signal(signal.SIGTERM)
-            assert self._process.wait(30) == 0, self.log()
+            assert self._process.wait(patience(10)) == 0, self.log()
             assert not left, left
             prove_unchanged(self._before)
         finally:

@@ -20,6 +20,7 @@ import websocket
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
 from hawse.sandbox import namespaces
+from tests.support.patience import patience
 
 _PROTO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cri.proto")
 #: The channels of the protocol v4.channel.k8s.io (k8s.io/apimachinery pkg/util/remotecommand/constants.go).
@@ -66,7 +67,7 @@ def _methods() -> dict[str, tuple[str, Any, Any]]:
 class Cri:
     """A connection to an engine's socket, as a context; called with the name of a call and its fields."""
 
-    def __init__(self, address: str, *, seconds: float = 120) -> None:
+    def __init__(self, address: str, *, seconds: float = 40) -> None:
         self._channel = grpc.insecure_channel(f"unix://{address}")
         self._seconds = seconds
 
@@ -85,7 +86,9 @@ class Cri:
             path, request_serializer=request.SerializeToString, response_deserializer=answer.FromString
         )
         try:
-            message = call(json_format.ParseDict(fields, request()), timeout=self._seconds, wait_for_ready=True)
+            message = call(
+                json_format.ParseDict(fields, request()), timeout=patience(self._seconds), wait_for_ready=True
+            )
         except grpc.RpcError as error:
             raise CallError(error.code().name, error.details()) from None
         shown: dict[str, Any] = json_format.MessageToDict(
@@ -131,7 +134,7 @@ class Stream:
         parts = urllib.parse.urlsplit(url)
         assert parts.hostname is not None
         where = (parts.hostname, parts.port)
-        connected = namespaces.within(node, lambda: socket.create_connection(where, timeout=60))
+        connected = namespaces.within(node, lambda: socket.create_connection(where, timeout=patience(20)))
         self._connected = connected
         self._socket = websocket.create_connection(
             url.replace("http://", "ws://"), socket=connected, subprotocols=["v4.channel.k8s.io"], timeout=60

@@ -9,14 +9,16 @@ import subprocess
 from types import TracebackType
 from typing import Any
 
+from tests.support import evidence
 from tests.support.bundles import make_rootfs
+from tests.support.patience import patience, wait_until
 from tests.support.podman import install, on_terminal
-from tests.support.runtime import Result, Runtime, wait_until
+from tests.support.runtime import Result, Runtime
 
 IMAGE = "box"
 _DOCKER = "/usr/bin/docker"
-#: What a command may take, in seconds, on a machine without KVM that does other things.
-_SECONDS = 300
+#: The limit of a command, given to :func:`patience`.
+_SECONDS = 75
 
 
 class Docker:
@@ -26,6 +28,8 @@ class Docker:
         self.directory = directory
         #: Where its shim has any runtime keep containers (moby daemon/runtime_unix.go): below its namespace's name.
         self.runtime_root = f"{directory}/exec/runtime-runc/moby"
+        evidence.watch(directory, depth=0)
+        evidence.watch(self.runtime_root)
         os.makedirs(directory, exist_ok=True)
         configuration = {
             "default-runtime": "hawse",
@@ -73,7 +77,7 @@ class Docker:
     def run(self, argv: list[str], stdin: str | None = None) -> Result:
         """A client of the daemon, to its end."""
         done = subprocess.run(
-            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=_SECONDS,
+            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=patience(_SECONDS),
             **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
@@ -101,7 +105,7 @@ class Docker:
     def restart(self) -> None:
         """End the daemon and its containerd and begin them again, as an update of their packages does."""
         self._daemon.send_signal(signal.SIGTERM)
-        assert self._daemon.wait(60) == 0
+        assert self._daemon.wait(patience(20)) == 0
         self._start()
 
     def _start(self) -> None:
@@ -121,7 +125,7 @@ class Docker:
 
     def _end(self) -> None:
         self._daemon.send_signal(signal.SIGTERM)
-        self._daemon.wait(60)
+        self._daemon.wait(patience(20))
         # What the daemon keeps for its next start: its bridge, a name of the host's network namespace, and with
         # "live-restore" the mount that its data are.
         places = [f"{self.directory}/{name}" for name in ("exec/netns/default", "data")]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import time
+
+from tests.support.patience import wait_until
 
 
 def snapshot() -> dict[str, set[str]]:
@@ -23,12 +24,12 @@ def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[
     return {kind: before[kind] ^ after[kind] for kind in before if before[kind] != after[kind]}
 
 
-def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 60) -> None:
-    """Raise AssertionError with what differs, unless nothing does soon: orphans are collected in PID 1's own time."""
-    deadline = time.monotonic() + seconds
-    while (found := difference(before, snapshot())) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not found, f"left behind, or gone: {found}"
+def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 15) -> None:
+    """Raise AssertionError with what differs, unless nothing does soon: orphans are collected in PID 1's own time.
+
+    ``seconds`` is given to :func:`patience`.
+    """
+    wait_until(lambda: not difference(before, snapshot()), seconds=seconds, seen=lambda: difference(before, snapshot()))
 
 
 def _processes() -> set[str]:

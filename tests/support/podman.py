@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.bundles import make_rootfs
+from tests.support.patience import patience
 from tests.support.runtime import Result, Runtime
 
 IMAGE = "localhost/box:latest"
-#: What a start may take, in seconds, on a machine without KVM that does other things.
-_SECONDS = 300
+#: The limit of a command, given to :func:`patience`.
+_SECONDS = 75
 
 
 class Podman:
@@ -50,11 +51,11 @@ class Podman:
         self("system", "reset", "--force")
         shutil.rmtree(f"{self.directory}/graph", ignore_errors=True)
 
-    def __call__(self, *words: str, stdin: str | None = None, timeout: float = _SECONDS) -> Result:
+    def __call__(self, *words: str, stdin: str | None = None, seconds: float = _SECONDS) -> Result:
         """A command, to its end."""
         done = subprocess.run(
-            ["podman", *words], env=self.environment, capture_output=True, text=True, check=False, timeout=timeout,
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+            ["podman", *words], env=self.environment, capture_output=True, text=True, check=False,
+            timeout=patience(seconds), **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
 

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tests.support import evidence
+from tests.support.patience import patience
 
 HAWSE = os.path.join(os.path.dirname(sys.executable), "hawse")
 
@@ -32,6 +34,7 @@ class Runtime:
         self.log = f"{directory}/log.json"
         self._config = f"{directory}/config.toml"
         self.configure("")
+        evidence.watch(self.root)
 
     def configure(self, text: str) -> None:
         """Set the configuration file's content."""
@@ -43,15 +46,15 @@ class Runtime:
         logging = ["--log", self.log, "--log-format", "json"] if log else []
         return [HAWSE, "--root", self.root, "--config", self._config, *logging, *arguments]
 
-    def __call__(self, *arguments: str, log: bool = False, stdin: str | None = None, timeout: float = 90) -> Result:
-        """Run a command to its end."""
+    def __call__(self, *arguments: str, log: bool = False, stdin: str | None = None, seconds: float = 30) -> Result:
+        """Run a command to its end. ``seconds`` is given to :func:`patience`."""
         done = subprocess.run(
             self.argv(*arguments, log=log),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=patience(seconds),
             check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr)
@@ -81,17 +84,6 @@ class Runtime:
         assert started.code == 0, started
         with open(pid_file) as file:
             return int(file.read())
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
-    """Look until it is so; the time is a limit for a failure, not a measure.
-
-    Beside the lab's machines one without KVM has half a processor: what takes a second alone may take ten.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def handing_on(argv: Sequence[str], *descriptors: int, **options: Any) -> subprocess.Popen[bytes]:

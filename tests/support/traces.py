@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from hawse.vm import template
 from hawse.vm.image import locate
 from tests.support.caches import CACHE
 from tests.support.host import difference, snapshot
+from tests.support.patience import wait_until
 
 Kinds = dict[str, set[str]]
 #: Programs of engines that are there for one container, one pod or one network.
@@ -40,12 +40,9 @@ def take(root: str, *directories: str) -> Kinds:
     }
 
 
-def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 60) -> None:
+def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 15) -> None:
     """Raise AssertionError with what differs, unless nothing does soon: an engine tells of an end before it is over."""
-    deadline = time.monotonic() + seconds
-    while found := _more(before, look()):
-        assert time.monotonic() < deadline, f"left behind, or gone: {found}"
-        time.sleep(0.1)
+    wait_until(lambda: not _more(before, look()), seconds=seconds, seen=lambda: _more(before, look()))
 
 
 def _more(before: Kinds, after: Kinds) -> Kinds:

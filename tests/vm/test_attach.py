@@ -19,8 +19,8 @@ from hawse.container.client import call
 from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
-from tests.support.runtime import Result, Runtime, wait_until
-from tests.vm.conftest import outcome, save_evidence
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -57,11 +57,9 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 
 
 @pytest.fixture(autouse=True)
-def alone(runtime: Runtime, request: pytest.FixtureRequest) -> Iterator[None]:
+def alone(runtime: Runtime) -> Iterator[None]:
     """Each test begins and ends with group 8 alone."""
     yield
-    if request.node.stash.get(outcome, False):
-        save_evidence(runtime.root, request.node.name)
     for entry in runtime.state("c1")["vfio"]:
         if entry["host"]["group"] != 8:
             runtime("detach", "--force", "c1", str(entry["host"]["group"]))
@@ -116,7 +114,7 @@ def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
         assert "of the guest is in use: 'sleep 1000' (process " in result.errors
         assert shell(runtime, "ls /dev/vfio/5").code == 0, "nothing was taken"
         assert runtime("detach", "--force", "c1", "5").code == 0
-        assert holder.wait(timeout=60) == 137
+        assert holder.wait(timeout=patience(20)) == 137
 
 
 @pytest.mark.parametrize(
@@ -178,7 +176,7 @@ def test_lost_events_lose_no_device(runtime: Runtime) -> None:
     finally:
         # Not by killing the command that waits for it: the loops are the container's and would go on.
         assert shell(runtime, "touch /tmp/enough").code == 0
-        loud.wait(timeout=60)
+        loud.wait(timeout=patience(20))
 
 
 def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
@@ -207,7 +205,7 @@ def test_a_container_that_is_being_created_gets_its_devices_too(runtime: Runtime
         wait_until(lambda: os.path.exists(f"{runtime.root}/c2/console.log"))
         assert runtime.state("c2")["status"] == "creating"
         result = runtime("attach", "c2", "5", "6")
-        assert (creating.wait(timeout=60), result.code) == (0, 0), result
+        assert (creating.wait(timeout=patience(20)), result.code) == (0, 0), result
         assert [entry["host"]["group"] for entry in runtime.state("c2")["vfio"]] == [5, 6]
         assert runtime("start", "c2").code == 0
         listing = runtime("exec", "c2", "/bin/ls", "/dev/vfio", "/dev/hawse").output.split()

@@ -12,7 +12,8 @@ import pytest
 
 from hawse.sandbox.cgroups import hierarchies
 from tests.support.bundles import make_bundle, write
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -69,7 +70,7 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
 
     assert runtime("kill", "c1", "KILL").code == 0
     wait_until(lambda: runtime.state("c1")["status"] == "stopped")
-    beside.wait(timeout=30)
+    beside.wait(timeout=patience(10))
     beside.stdout.close()
     deleted = runtime("delete", "c1")
     assert (deleted.code, deleted.errors) == (0, "")

@@ -16,11 +16,13 @@ import pytest
 
 from tests.support.bundles import make_bundle
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.patience import patience
 from tests.support.runtime import Runtime, handing_on
 
 pytestmark = pytest.mark.vm
 
-SECONDS = 90
+#: The limit of a program, given to :func:`patience`.
+SECONDS = 25
 LARGE = 1 << 20
 Script = Callable[[str], str]
 
@@ -77,7 +79,7 @@ def begin(runtime: Runtime, verb: str, *words: str, hand: list[int], **options: 
 
 def said(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
     """The exit code of a command and its output, once it has ended."""
-    output, _ = process.communicate(timeout=SECONDS)
+    output, _ = process.communicate(timeout=patience(SECONDS))
     return process.returncode, output
 
 
@@ -85,7 +87,7 @@ def until_end(fd: int) -> bytes:
     """What comes until the end does."""
     found = b""
     while True:
-        assert select.select([fd], [], [], SECONDS)[0], f"no end after {len(found)} bytes"
+        assert select.select([fd], [], [], patience(SECONDS))[0], f"no end after {len(found)} bytes"
         piece = os.read(fd, 65536)
         if not piece:
             return found
@@ -104,7 +106,7 @@ def test_pipes_of_a_container_and_their_ends(runtime: Runtime, script: Script, t
         writer = subprocess.Popen(["cat", str(tmp_path / "content")], stdout=to.writing)
         to.writing.close()
         assert until_end(back.reading.fileno()) == content
-        assert writer.wait(SECONDS) == 0
+        assert writer.wait(patience(SECONDS)) == 0
         assert process.poll() is None
         stdin.writing.write(b"done\n")
         # Stdio, descriptor 3, and the one that ls reads the directory by.
@@ -137,10 +139,10 @@ def test_a_socket_goes_both_ways_and_each_has_its_end(running: Runtime) -> None:
         ours.shutdown(socket.SHUT_WR)
         answer = b""
         while not answer.endswith(b"\n"):
-            assert select.select([ours], [], [], SECONDS)[0]
+            assert select.select([ours], [], [], patience(SECONDS))[0]
             answer += ours.recv(100)
         assert answer == b"to you\n"
-        output, _ = process.communicate(b"last\n", timeout=SECONDS)
+        output, _ = process.communicate(b"last\n", timeout=patience(SECONDS))
         assert (process.returncode, output) == (0, b"to it\n")
         assert until_end(ours.fileno()) == b"last\n"
 
@@ -154,7 +156,7 @@ def test_the_process_ends_its_direction_of_a_socket_first(running: Runtime) -> N
         theirs.close()
         assert until_end(ours.fileno()) == b"bye\n"
         ours.sendall(bytes(LARGE))  # more than is stored anywhere
-        output, _ = process.communicate(b"still here\n", timeout=SECONDS)
+        output, _ = process.communicate(b"still here\n", timeout=patience(SECONDS))
         assert (process.returncode, output) == (0, b"still here\n")
 
 
@@ -167,7 +169,7 @@ def test_a_container_with_a_terminal_has_descriptors_too(running: Runtime) -> No
         )  # fmt: skip
         back.writing.close()
         assert until_end(back.reading.fileno()).startswith(b"/dev/pts/")
-        assert process.wait(SECONDS) == 0
+        assert process.wait(patience(SECONDS)) == 0
     os.close(master)
     os.close(slave)
 
@@ -179,10 +181,10 @@ def test_a_created_container_has_them_from_its_start_to_its_end(runtime: Runtime
         null = subprocess.DEVNULL
         made = begin(runtime, "create", "--bundle", bundle, "c1", hand=[back.writing.fileno()], stdout=null)
         back.writing.close()
-        assert made.wait(SECONDS) == 0
+        assert made.wait(patience(SECONDS)) == 0
         assert not select.select([back.reading], [], [], 0)[0]
         assert runtime("start", "c1").code == 0
-        assert select.select([back.reading], [], [], SECONDS)[0]
+        assert select.select([back.reading], [], [], patience(SECONDS))[0]
         assert back.reading.read(100) == b"started\n"
         assert holders(back.reading.fileno()) == {runtime.state("c1")["pid"]}
         assert runtime("kill", "c1", "KILL").code == 0
@@ -213,7 +215,7 @@ def test_the_socket_that_systemd_has_accepted(runtime: Runtime, script: Script) 
         more.writing.write(b"and more\n")
         more.writing.close()
         assert until_end(ours.fileno()) == b"1 of 1: 1\nand more\n"
-        assert process.wait(SECONDS) == 0
+        assert process.wait(patience(SECONDS)) == 0
 
 
 @pytest.mark.parametrize("verb", ["create", "run"])

@@ -22,6 +22,7 @@ from tests.support.bundles import (
     write,
 )
 from tests.support.caches import CACHE
+from tests.support.patience import patience
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
@@ -116,6 +117,6 @@ def test_files_come_and_go_with_what_is_attached(image: str, runtime: Runtime, t
             refused = runtime("detach", "c1", "5")
             assert "of the guest is in use: 'sleep 1000' (process " in refused.errors
             assert runtime("detach", "--force", "c1", "5").code == 0
-            assert holder.wait(timeout=60) == 137
+            assert holder.wait(timeout=patience(20)) == 137
         assert shell(f"ls -d {' '.join(entry['nodes'])} 2>/dev/null").output == ""
     assert json.loads(shell("probe /dev/vfio/devices/vfio8").output)["passed"] is True

@@ -19,7 +19,8 @@ import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification, write
 from tests.support.host import prove_unchanged, snapshot
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -94,7 +95,7 @@ def test_several_at_once_do_not_mix(running: tuple[Runtime, str]) -> None:
         process.stdin.close()
         process.stdin = None
     for n, process in enumerate(processes):
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=patience(20))
         assert output == f"input {n}\n".encode() * 1000
         assert process.returncode == n
 
@@ -133,7 +134,7 @@ def test_a_hundred_megabytes_and_a_slow_reader(running: tuple[Runtime, str]) -> 
         if received == len(piece):  # at the first piece, while nobody reads the rest
             assert runtime("exec", "c1", "/bin/echo", "in between").output == "in between\n"
     assert received == size
-    assert flood.wait(timeout=30) == 0
+    assert flood.wait(timeout=patience(10)) == 0
     flood.stdout.close()
     stuck.stdout.close()  # its reader is gone: yes is not held up by it any more, and is ended
     stuck.kill()
@@ -204,7 +205,7 @@ def test_a_foreground_terminal_is_raw_while_it_runs_and_restored_after(running: 
     assert b"21 77\r\n" in read_until(master, b"go\r\n")
     os.write(master, b"word\n")
     assert b"got word\r\n" in read_until(master, b"got word\r\n")
-    assert process.wait(timeout=30) == 4
+    assert process.wait(timeout=patience(10)) == 4
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import wait_until
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 

@@ -147,7 +147,7 @@ def test_dpdk_needs_nothing_else_said(runtime: Runtime, tmp_path: Path, volume: 
     spec["process"]["args"] = ["/bin/sh", "-c", words]
     write(str(tmp_path), spec)
     runtime.configure('[emulated]\n6 = ["e1000e", "e1000e"]\n')
-    result = runtime("run", "--bundle", str(tmp_path), "c1", timeout=300)
+    result = runtime("run", "--bundle", str(tmp_path), "c1", seconds=100)
     assert result.code == 0, result
     assert "Port 1 is closed" in result.output, result
 
@@ -170,7 +170,7 @@ def test_pages_of_a_gigabyte(runtime: Runtime, tmp_path: Path, program: str, vol
     runtime.configure("[template]\nenabled = false\n")
     source = volume("pagesize=1G")
     path = bundle(tmp_path, "b", program, "hugepage /dev/hugepages/it 1 7", [bind(source)], {"1GB": 1 << 30})
-    assert runtime("run", "--bundle", path, "c1", timeout=240) == Result(0, "1048576 0\n", "")
+    assert runtime("run", "--bundle", path, "c1", seconds=80) == Result(0, "1048576 0\n", "")
 
 
 def test_containers_of_a_pod_share_what_they_bind_and_give_back_what_is_theirs(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import UNLIMITED, make_bundle, write
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -122,7 +123,7 @@ def test_a_killed_container_ends_with_128_and_the_signal(runtime: Runtime, tmp_p
     else:
         os.kill(runtime.state("c1")["pid"], signal.SIGKILL)
         expected = 137
-    assert running.wait(timeout=30) == expected
+    assert running.wait(timeout=patience(10)) == expected
     running.stdout.close()
     assert runtime("list", "--quiet").output == ""
 
@@ -139,7 +140,7 @@ def test_a_machine_that_dies_ends_its_container_and_says_why(runtime: Runtime, t
         monitor = json.load(file)["monitorPid"]
     found = subprocess.run(["pgrep", "-P", str(monitor), "-f", "qemu-system"], capture_output=True, text=True)
     os.kill(int(found.stdout), signal.SIGKILL)
-    _, errors = running.communicate(timeout=30)
+    _, errors = running.communicate(timeout=patience(10))
     assert running.returncode == 1
     assert b"hawse: QEMU was killed by signal 9" in errors
 
@@ -165,7 +166,7 @@ def test_an_exec_ends_with_the_container(runtime: Runtime, tmp_path: Path) -> No
     assert beside.stdout is not None
     assert beside.stdout.readline() == b"up\n"
     assert runtime("kill", "c1", "KILL").code == 0
-    assert beside.wait(timeout=30) == 137
+    assert beside.wait(timeout=patience(10)) == 137
     beside.stdout.close()
 
 
@@ -176,7 +177,7 @@ def test_deleted_while_it_is_created(runtime: Runtime, tmp_path: Path) -> None:
     creating = runtime.start("create", "--bundle", bundle, "c1", stdin=null, stdout=null, stderr=subprocess.PIPE)
     wait_until(lambda: os.path.exists(f"{runtime.root}/c1/console.log"))
     assert runtime("delete", "--force", "c1").code == 0
-    _, errors = creating.communicate(timeout=30)
+    _, errors = creating.communicate(timeout=patience(10))
     assert (creating.returncode, errors) == (1, b"hawse: container c1 was deleted while it was created\n")
 
 

@@ -19,7 +19,8 @@ from hawse.sandbox import namespaces
 from hawse.sandbox.state import start_time
 from tests.support.bundles import busybox, make_bundle, write
 from tests.support.netns import Namespace, cable, run
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Runtime
 from tests.vm.test_failures import fails
 
 pytestmark = pytest.mark.vm
@@ -115,7 +116,7 @@ def answer(outside: Namespace, family: int, address: str, text: bytes) -> tuple[
     server = namespaces.within(outside.fd, lambda: socket.socket(family, socket.SOCK_STREAM))
     server.bind((address, 0))
     server.listen()
-    server.settimeout(60)
+    server.settimeout(patience(20))
     heard: list[bytes] = []
 
     def send(connection: socket.socket) -> None:
@@ -162,7 +163,9 @@ def test_packets_go_both_ways(
     assert "3 packets received" in (data / "ping").read_text()
     assert (data / "got").read_bytes() == much
     assert heard == [much[::-1]]
-    with namespaces.within(outside.fd, lambda: socket.create_connection((theirs, 8080), timeout=60)) as connection:
+    with namespaces.within(
+        outside.fd, lambda: socket.create_connection((theirs, 8080), timeout=patience(20))
+    ) as connection:
         connection.sendall(b"GET /sent HTTP/1.0\r\n\r\n")
         page = b"".join(iter(lambda: connection.recv(65536), b""))
     assert page.endswith(much[::-1])
@@ -244,7 +247,7 @@ def create(runtime: Runtime, bundle: str) -> int:
     """`create`; the pid that the engine is told."""
     null = subprocess.DEVNULL
     words = ["create", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "c1"]
-    assert runtime.start(*words, stdin=null, stdout=null, stderr=null).wait(90) == 0
+    assert runtime.start(*words, stdin=null, stdout=null, stderr=null).wait(patience(30)) == 0
     return int(Path(bundle, "pid").read_text())
 
 

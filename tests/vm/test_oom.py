@@ -35,7 +35,7 @@ def test_the_cgroup_counts_it_and_is_as_it_was(runtime: Runtime, tmp_path: Path)
             mount["options"] = ["rw"]
     spec["linux"]["readonlyPaths"] = []
     write(path, spec)
-    result = runtime("run", "--bundle", path, "c1", timeout=240)
+    result = runtime("run", "--bundle", path, "c1", seconds=80)
     assert result.code == 0, result
     seen: dict[str, Any] = json.loads(result.output)
     as_it_was = {"members": True, "children": [], "given": [], "lives": True, "kills": 0, "own": 0}

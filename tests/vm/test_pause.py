@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -67,7 +68,7 @@ def test_a_paused_container_can_be_killed(runtime: Runtime, tmp_path: Path, way:
         assert runtime("kill", "c1", "KILL").code == 0
     else:
         os.kill(runtime.state("c1")["pid"], signal.SIGKILL)
-    assert running.wait(timeout=30) == 137
+    assert running.wait(timeout=patience(10)) == 137
     running.stdout.close()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle
+from tests.support.patience import patience
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -51,7 +52,7 @@ def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtim
     with listening(str(tmp_path / "first")) as first, listening(str(tmp_path / "further")) as further:
         words = ["--pidfd-socket", str(tmp_path / "first"), "--pid-file", str(tmp_path / "pid"), "c1"]
         made = runtime.start("create", "--bundle", bundle, *words, stdin=null, stdout=null, stderr=null)
-        assert made.wait(90) == 0
+        assert made.wait(patience(30)) == 0
         kind, container = received(first)
         assert (kind, pid_of(container)) == ("standard", int((tmp_path / "pid").read_text()))
         assert runtime("start", "c1").code == 0
@@ -64,7 +65,7 @@ def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtim
             "c1",
         ]
         made = runtime.start("exec", *words, *FOREVER, stdin=null, stdout=null, stderr=null)
-        assert made.wait(30) == 0
+        assert made.wait(patience(10)) == 0
         kind, process = received(further)
         assert (kind, pid_of(process)) == ("setns", int((tmp_path / "exec.pid").read_text()))
     for fd in (process, container):

@@ -17,8 +17,8 @@ import pytest
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
-from tests.support.runtime import Result, Runtime, wait_until
-from tests.vm.conftest import outcome, save_evidence
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -65,11 +65,9 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 
 
 @pytest.fixture(autouse=True)
-def alone(pod: Runtime, request: pytest.FixtureRequest) -> Iterator[None]:
+def alone(pod: Runtime) -> Iterator[None]:
     """Each test begins and ends with the first container alone."""
     yield
-    if request.node.stash.get(outcome, False):
-        save_evidence(pod.root, request.node.name)
     for name in MEMBERS:
         deleted = pod("delete", "--force", name)
         assert (deleted.code, deleted.errors) == (0, "")
@@ -371,7 +369,7 @@ def test_an_engine_that_is_killed_while_it_creates_leaves_nothing(pod: Runtime, 
     creating.kill()
     creating.wait()
     # The proxy has lost its monitor's interest, and the monitor its caller: both undo what they have.
-    wait_until(lambda: os.listdir(f"{pod.root}/pod/share") == ["pod"], seconds=120)
+    wait_until(lambda: os.listdir(f"{pod.root}/pod/share") == ["pod"])
     assert pod("delete", "--force", "one").code == 0
     prove_unchanged(before)
     pod.run_detached(path, "one")
@@ -395,7 +393,7 @@ def test_a_container_that_is_deleted_while_it_is_created_leaves_nothing(
     # What the machine had of it is out of it by then, and its directories with it.
     assert os.listdir(f"{pod.root}/pod/share") == ["pod"]
     assert os.listdir(pod.root) == ["pod"]
-    _, errors = creating.communicate(timeout=30)
+    _, errors = creating.communicate(timeout=patience(10))
     if engine != "has killed it":
         assert (creating.returncode, errors) == (1, b"hawse: container one was deleted while it was created\n")
     prove_unchanged(before)

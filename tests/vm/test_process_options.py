@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.patience import patience
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -86,7 +87,7 @@ def test_kill_all_reaches_every_process(running: tuple[Runtime, str]) -> None:
     assert runtime("kill", "c1", "0").code == 0
     assert runtime("kill", "--all", "c1", "SIGTERM").code == 0
     for process in beside:
-        assert process.wait(timeout=30) == 143
+        assert process.wait(timeout=patience(10)) == 143
         assert process.stdout is not None
         process.stdout.close()
     assert runtime.state("c1")["status"] == "running"

@@ -18,7 +18,8 @@ from hawse.vm import memory, packages
 from tests.support.bundles import make_bundle, specification, write
 from tests.support.caches import CACHE, own_cache, templates
 from tests.support.host import prove_unchanged, snapshot
-from tests.support.runtime import Result, Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -264,7 +265,7 @@ def test_two_first_starts_at_once_leave_one_good_template(runtime: Runtime, bund
         runtime.start("run", "--bundle", bundle, f"c{n}", stdin=null, stdout=pipe, stderr=pipe) for n in range(2)
     ]
     for process in processes:
-        assert process.communicate(timeout=90) == (b"it ran\n", b"")
+        assert process.communicate(timeout=patience(30)) == (b"it ran\n", b"")
         assert process.returncode == 0
     assert len(templates(f"{tmp_path}/cache")) == 1
     assert start(runtime, bundle, tmp_path) == (True, [])
@@ -278,7 +279,7 @@ def test_a_crash_while_saving_leaves_nothing_that_is_believed(runtime: Runtime, 
     half_written = Path(cache) / "templates"
     wait_until(lambda: half_written.is_dir() and any(n.name.endswith(".new") for n in half_written.iterdir()))
     os.kill(json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"], signal.SIGKILL)
-    assert process.wait(30) != 0
+    assert process.wait(patience(10)) != 0
     assert templates(cache) == []
     assert [name for name in os.listdir(half_written) if name.endswith(".new")]
     runtime("delete", "--force", "c1")

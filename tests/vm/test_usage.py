@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
-from tests.support.runtime import Runtime, wait_until
+from tests.support.patience import patience, wait_until
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 MIB = 1 << 20
@@ -160,10 +161,10 @@ def test_the_end_is_told_with_what_it_came_of(runtime: Runtime, tmp_path: Path) 
     assert json.loads(stream.stdout.readline())["type"] == "stats"
     running.stdin.write(b"go\n")
     running.stdin.close()
-    assert running.wait(timeout=60) == 137
+    assert running.wait(timeout=patience(20)) == 137
     lines = [json.loads(line)["type"] for line in stream.stdout.read().splitlines()]
     assert lines.count("oom") == 1
-    assert stream.wait(timeout=30) == 0
+    assert stream.wait(timeout=patience(10)) == 0
     stream.stdout.close()
     for verb in (["events", "--stats"], ["ps"], ["update", "--memory", "1g"]):
         late = runtime(*verb, "c1")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import Device, add_devices, make_bundle, make_probe_bundle, write
+from tests.support.patience import patience
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -97,6 +98,6 @@ def test_two_containers_have_two_machines(runtime: Runtime, tmp_path: Path) -> N
         for n, bundle in enumerate(bundles)
     ]
     for process in running:
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=patience(30))
         assert json.loads(output)["passed"] is True
         assert process.returncode == 0

@@ -1,0 +1,127 @@
+"""Evidence of a failing test: consoles, QMP logs, states and the stacks of processes, in one directory.
+
+Whatever creates a directory of hawse or of an engine registers it with :func:`watch`; the lab registers a function with
+:func:`collected`. tests/conftest.py calls :func:`save` when a test fails or is ended by its time limit, while
+everything still runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+EVIDENCE = os.path.join(_TOP, "evidence")
+_PROCESSES = re.compile(r"qemu-system|virtiofsd|hawse|conmon|podman|containerd|dockerd|crun|runc")
+_PY_SPY = os.path.join(os.path.dirname(sys.executable), "py-spy")
+Collector = Callable[[str], None]
+"""Saves what it knows below the directory that it is given."""
+_collectors: list[Collector] = []
+_directories: list[tuple[str, int]] = []
+#: Bytes of one file: a log that a test floods is cut at its beginning.
+_MOST = 4 * 1024 * 1024
+
+
+def watch(directory: str, *, depth: int = 1) -> None:
+    """Save the logs and states to that depth below ``directory``, while it exists, when a test fails.
+
+    Root file systems and shares, which containers write to, lie deeper.
+    """
+    _directories.append((directory, depth))
+
+
+@contextmanager
+def collected(collector: Collector) -> Iterator[None]:
+    """Have ``collector`` called for each test that fails in this context."""
+    _collectors.append(collector)
+    try:
+        yield
+    finally:
+        _collectors.remove(collector)
+
+
+def save(test: str) -> str:
+    """Save the evidence of a test; returns the directory. A collector that fails leaves its error there."""
+    directory = os.path.join(EVIDENCE, re.sub(r"[^\w.=-]+", "_", test)[:150])
+    shutil.rmtree(directory, ignore_errors=True)
+    os.makedirs(directory)
+    for number, collector in enumerate([*_collectors, _save_logs, _save_processes]):
+        try:
+            collector(directory)
+        except Exception as error:  # the failure of the test is what matters
+            with open(f"{directory}/collector-{number}.error", "w") as file:
+                file.write(f"{type(error).__name__}: {error}\n")
+    return directory
+
+
+def _save_logs(directory: str) -> None:
+    for number, (top, depth) in enumerate(_directories):
+        for path in _within(top, depth) if os.path.isdir(top) else ():
+            for name in os.listdir(path):
+                if name.endswith((".log", ".json", ".old")) and os.path.isfile(f"{path}/{name}"):
+                    target = os.path.join(directory, str(number), os.path.relpath(path, top))
+                    os.makedirs(target, exist_ok=True)
+                    _copy_end(f"{path}/{name}", f"{target}/{name}")
+
+
+def _within(top: str, depth: int) -> list[str]:
+    """``top`` and the directories below it, to that depth."""
+    children = [entry.path for entry in os.scandir(top) if depth and entry.is_dir(follow_symlinks=False)]
+    return [top, *(path for child in children for path in _within(child, depth - 1))]
+
+
+def _copy_end(source: str, target: str) -> None:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        reader.seek(max(0, os.path.getsize(source) - _MOST))
+        writer.write(reader.read(_MOST))
+
+
+def _save_processes(directory: str) -> None:
+    """For each process that may take part: command line, state, kernel stacks, descriptors, and Python's stack."""
+    with open(f"{directory}/processes.txt", "w") as file:
+        for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+            words = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            if not _PROCESSES.search(words) or int(pid) == os.getpid():
+                continue
+            file.write(f"== {pid}: {words[:1000]}\n{_status(pid)}\n")
+            for task in os.listdir(f"/proc/{pid}/task") if os.path.isdir(f"/proc/{pid}/task") else ():
+                stack = _read(f"/proc/{pid}/task/{task}/stack").replace("\n", "\n    ")
+                file.write(f"  thread {task}:\n    {stack.rstrip()}\n")
+            file.writelines(f"  {fd} -> {target}\n" for fd, target in _descriptors(pid))
+            if "python" in words.partition(" ")[0] or words.startswith("hawse["):
+                file.write(_python_stack(pid))
+
+
+def _status(pid: str) -> str:
+    wanted = ("State", "PPid", "Threads", "VmRSS")
+    return "  " + ", ".join(line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith(wanted))
+
+
+def _descriptors(pid: str) -> list[tuple[str, str]]:
+    try:
+        return [(fd, os.readlink(f"/proc/{pid}/fd/{fd}")) for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:  # it has ended meanwhile
+        return []
+
+
+def _python_stack(pid: str) -> str:
+    try:
+        done = subprocess.run(
+            [_PY_SPY, "dump", "--pid", pid], capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"  py-spy: {error}\n"
+    return done.stdout + done.stderr
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

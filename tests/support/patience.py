@@ -1,0 +1,89 @@
+"""Time limits of tests, scaled by the speed of the machine.
+
+A limit ends a test that hangs. It measures nothing, so it may be generous; but a limit that fits a fast machine fails
+on a slow or busy one. Tests state how many seconds a thing may take on an idle machine with KVM, and
+:func:`patience` returns the limit for this machine now.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+#: How much longer a guest takes in QEMU's software emulation than under KVM, as a limit and not as a measurement.
+_EMULATED = 4.0
+#: Seconds that the loop in `_slowness` takes on the machine that the limits are written for.
+_REFERENCE = 0.012
+#: A machine with more runnable processes than this per CPU has another problem than a short limit.
+_MOST_LOAD = 8.0
+
+
+def patience(seconds: float) -> float:
+    """Return the limit, in seconds, for what may take ``seconds`` on an idle machine with KVM."""
+    return seconds * _acceleration() * _slowness() * _load()
+
+
+def wait_until(condition: Callable[[], T], *, seconds: float = 30, seen: Callable[[], object] | None = None) -> T:
+    """Return the condition's first true value.
+
+    ``seconds`` is given to :func:`patience`. Raises AssertionError with the condition's source, its last value and
+    what ``seen`` returns.
+    """
+    limit = patience(seconds)
+    deadline = time.monotonic() + limit
+    pause = 0.005
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            more = f"; seen: {seen()!r}" if seen is not None else ""
+            raise AssertionError(f"not within {limit:.0f} s: {_source(condition)}; last value: {value!r}{more}")
+        time.sleep(pause)
+        # Conditions read /proc or start a command: what they wait for needs the same CPU.
+        pause = min(pause * 1.5, 0.1)
+    return value
+
+
+@functools.cache
+def _acceleration() -> float:
+    # Imported late: programs in the lab import this module, and each import takes long there.
+    from hawse.config import Vm
+    from hawse.errors import HawseError
+    from hawse.vm.accel import choose
+    from hawse.vm.image import locate
+    from tests.support.caches import CACHE
+
+    try:
+        found = choose("auto", qemu=Vm().qemu, kernel=locate(cache=CACHE).kernel, directory=CACHE)
+    except HawseError:  # no guest image yet: only unit tests run then
+        return _EMULATED
+    return 1.0 if found.name == "kvm" else _EMULATED
+
+
+@functools.cache
+def _slowness() -> float:
+    """This CPU's time for a fixed loop, as a multiple of the reference, at least 1; the best of three tries."""
+    return max(1.0, min(_loop() for _ in range(3)) / _REFERENCE)
+
+
+def _loop() -> float:
+    began = time.process_time()
+    total = 0
+    for number in range(200_000):
+        total += number
+    return time.process_time() - began
+
+
+def _load() -> float:
+    """Runnable processes per CPU in the last minute, at least 1."""
+    return min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), _MOST_LOAD)
+
+
+def _source(condition: Callable[[], object]) -> str:
+    try:
+        return " ".join(inspect.getsource(condition).split())
+    except (OSError, TypeError):
+        return repr(condition)
