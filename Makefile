@@ -25,9 +25,9 @@ demo: image
 test: image
 	$(BIN)/python -m tests $(ARGS)
 
-# As the tests of an engine do, but a hundred containers in a row, and twenty at once; and a hundred in one pod.
+# The tests that repeat what they do, with many rounds: containers in a row and in one pod, attaching, changes of code.
 soak: image
-	HAWSE_ROUNDS=100 $(BIN)/python -m tests tests/engines/test_podman.py -k in_a_row --durations=0 -rP
+	HAWSE_SOAK=1 $(BIN)/python -m tests -m soak --durations=0 -rP
 
 # How many of N random mutations of src/hawse the unit and contract tests notice; SEED repeats a sample.
 mutants: setup

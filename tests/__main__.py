@@ -19,7 +19,7 @@ _WORKERS = 2
 def main(arguments: Sequence[str]) -> int:
     """Run them; the exit code is pytest's."""
     os.environ["HAWSE_TEST_PYTHON"] = sys.executable
-    if any(not argument.startswith("-") for argument in arguments):
+    if any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
         return subprocess.call([_WORKER, "-m", "pytest", "--durations=10", *arguments])
     spread = ["--dist=loadscope", "--no-loadscope-reorder", f"--tx={_WORKERS}*popen//python={_WORKER}"]
     return subprocess.call([sys.executable, "-m", "pytest", "--durations=10", *spread, *arguments])

@@ -20,6 +20,7 @@ from tests.support.engines import SHOW_LIMITS, read_hosts_disk
 from tests.support.patience import patience, wait_until
 from tests.support.podman import IMAGE, Podman
 from tests.support.runtime import Runtime, handing_on
+from tests.support.soak import rounds
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
@@ -285,12 +286,13 @@ def test_the_containers_of_a_pod_share_what_it_says(podman: Podman) -> None:
         podman("pod", "rm", "--force", "--time", "0", "pod")
 
 
-ROUNDS = int(os.environ.get("HAWSE_ROUNDS", "10"))
+#: Containers in a row, and a fifth of it at once.
+ROUNDS = rounds(5, soak=100)
 
 
+@pytest.mark.soak
 def test_containers_in_a_row_and_at_once_leave_nothing(podman: Podman, hawse: Runtime) -> None:
-    """HAWSE_ROUNDS of them in a row, and a fifth of that at once. No process of hawse's or Podman's is there between
-    them: nothing that could grow but what is compared."""
+    """No process of hawse or Podman exists between them, so nothing can grow but what is compared."""
 
     def look() -> traces.Kinds:
         # Of Podman's own directories those of containers, and that for temporary files, which is the runtime's, too.
@@ -307,7 +309,7 @@ def test_containers_in_a_row_and_at_once_leave_nothing(podman: Podman, hawse: Ru
     for _ in range(ROUNDS):
         podman.must("run", "--rm", IMAGE, "true")
     traces.prove_same(before, look)
-    started = [podman.start("run", "--rm", IMAGE, "true") for _ in range(ROUNDS // 5)]
+    started = [podman.start("run", "--rm", IMAGE, "true") for _ in range(max(2, ROUNDS // 5))]
     assert [process.wait() for process in started] == [0] * len(started)
     traces.prove_same(before, look)
     assert os.listdir(hawse.root) == []
@@ -320,8 +322,9 @@ AGENT = "grep -E 'Threads|RssAnon' /proc/1/status; echo Descriptors: $(ls /proc/
 SLACK_KIB = 4096
 
 
+@pytest.mark.soak
 def test_containers_in_a_row_grow_nothing_of_their_pods(podman: Podman, hawse: Runtime) -> None:
-    """What lives as long as a pod has no more after HAWSE_ROUNDS more containers: the monitor, QEMU, the agent.
+    """What lives as long as a pod has no more after ROUNDS more containers: the monitor, QEMU, the agent.
 
     Of QEMU descriptors alone are compared: without KVM it keeps what it has translated of all that has run.
     """

@@ -122,13 +122,18 @@ class Lab:
         self._process.terminate()
         self._process.wait()
 
-    def run(self, argv: Sequence[str], *, timeout: float = 120.0, cwd: str = _TOP) -> Result:
-        """Run a command in the lab; times are in seconds.
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, cwd: str = _TOP) -> Result:
+        """Run a command in the lab; its limit is in seconds.
 
         Raises OSError when the lab does not answer: it is ended then, and every later command raises at once.
         """
+        return self._ask(argv=argv, timeout=timeout, cwd=cwd)
+
+    def _ask(self, *, argv: Sequence[str], timeout: float | None, cwd: str = _TOP, text: str | None = None) -> Result:
         self._number += 1
-        request = json.dumps({"number": self._number, "argv": list(argv), "cwd": cwd, "timeout": timeout}).encode()
+        timeout = patience(30) if timeout is None else timeout
+        asked = {"number": self._number, "argv": list(argv), "cwd": cwd, "timeout": timeout, "text": text}
+        request = json.dumps(asked).encode()
         self._channel.settimeout(timeout + patience(15))
         try:
             self._channel.sendall(struct.pack(">I", len(request)) + request)
@@ -159,9 +164,9 @@ class Lab:
         # Documentation/admin-guide/sysctl/vm.rst.
         assert self.run(["sh", "-c", "echo 2 >/proc/sys/vm/drop_caches"]).code == 0
 
-    def python(self, text: str, *arguments: str, timeout: float = 120.0) -> Result:
-        """Run Python there, with hawse and the tests importable."""
-        return self.run([sys.executable, "-c", text, *arguments], timeout=timeout)
+    def python(self, text: str, *arguments: str, timeout: float | None = None) -> Result:
+        """Run a program of Python there, with hawse and the tests importable."""
+        return self._ask(argv=arguments, text=text, timeout=timeout)
 
     def save_evidence(self, directory: str) -> None:
         """Save the console, and logs, states and stacks of the sandboxes in the lab where it still answers."""

@@ -1,18 +1,23 @@
 """Runs in the lab as its first process: makes it a host that can run containers, then serves commands or a shell.
 
 ``inside.py serve`` answers on the virtio-serial port "lab.commands": each request and each answer is four bytes of
-length and a JSON object, {"number", "argv", "cwd", "timeout"} and {"number", "code", "output", "errors"}.
+length and a JSON object, {"number", "argv", "cwd", "timeout", "text"} and {"number", "code", "output", "errors"}.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
+import select
+import signal
 import struct
 import subprocess
 import sys
 import threading
+import traceback
+from typing import IO
 
 PORT = "lab.commands"
 #: Devices that are on vfio-pci when the lab is ready: edu, e1000e, igb's virtual functions, nvme, pci-testdev.
@@ -20,6 +25,11 @@ VFIO_IDS = {
     ("0x1234", "0x11e8"), ("0x8086", "0x10d3"), ("0x8086", "0x10ca"), ("0x1b36", "0x0010"), ("0x1b36", "0x0005"),
 }  # fmt: skip
 VIRTUAL_FUNCTIONS = 2
+#: What the programs of many tests import.
+PRELOADED = (
+    "hawse.vfio.sysfs", "hawse.config", "hawse.container.template", "tests.support.bundles", "tests.support.host",
+    "tests.support.runtime",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -78,6 +88,9 @@ def bind_devices() -> None:
 
 def serve() -> None:
     """Answer one command after the other until the other side goes."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    for module in PRELOADED:
+        importlib.import_module(module)
     names = "/sys/class/virtio-ports"
     port = next(name for name in os.listdir(names) if read(f"{names}/{name}/name") == PORT)
     with open(f"/dev/{port}", "r+b", buffering=0) as channel:
@@ -91,24 +104,66 @@ def serve() -> None:
                 view = view[channel.write(view) :]
 
 
-def run(argv: list[str], cwd: str, timeout: float) -> dict[str, object]:
-    """Run a command whose output goes to files, so that what it leaves behind cannot hold a pipe open."""
+def run(argv: list[str], cwd: str, timeout: float, text: str | None = None) -> dict[str, object]:
+    """Run a command, or with ``text`` a program of Python, whose arguments ``argv`` are then.
+
+    Outputs go to files, so that what a command leaves behind cannot hold a pipe open.
+    """
     with open("/tmp/out", "w+b") as output, open("/tmp/err", "w+b") as errors:
-        try:
-            done = subprocess.run(
-                argv, cwd=cwd, timeout=timeout, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
-            )
-            code = done.returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-        except OSError as error:
-            code = -2
-            errors.write(str(error).encode())
+        if text is not None:
+            code = run_python(text, argv, cwd, timeout, output, errors)
+        else:
+            code = run_command(argv, cwd, timeout, output, errors)
         texts = []
         for file in (output, errors):
             file.seek(0)
             texts.append(file.read(4 * 1024 * 1024).decode(errors="replace"))
     return {"code": code, "output": texts[0], "errors": texts[1]}
+
+
+def run_command(argv: list[str], cwd: str, timeout: float, output: IO[bytes], errors: IO[bytes]) -> int:
+    """The exit code; -1 where the time was over, -2 where it could not be started."""
+    try:
+        return subprocess.run(
+            argv, cwd=cwd, timeout=timeout, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return -1
+    except OSError as error:
+        errors.write(str(error).encode())
+        return -2
+
+
+def run_python(text: str, argv: list[str], cwd: str, timeout: float, output: IO[bytes], errors: IO[bytes]) -> int:
+    """As run_command, in a fork of this process: PRELOADED need no import then, which takes seconds here."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(output.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            os.chdir(cwd)
+            sys.argv = ["-c", *argv]
+            exec(compile(text, "<program>", "exec"), {"__name__": "__main__"})
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    ended = os.pidfd_open(pid)
+    try:
+        over = not select.select([ended], [], [], timeout)[0]
+    finally:
+        os.close(ended)
+    if over:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return -1 if over else status
 
 
 def read_exactly(channel: object, count: int) -> bytes:

@@ -22,11 +22,11 @@ from tests.lab.steps import (
     snapshot,
 )
 from tests.support.runtime import Result
+from tests.support.soak import rounds
 
 pytestmark = pytest.mark.lab
 
-#: Two hundred are in tests/vm, where a round takes a second; here it takes some.
-ROUNDS = 3
+ROUNDS = rounds(2, soak=50)
 KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 
 
@@ -67,6 +67,7 @@ def opened(lab: Lab) -> list[str]:
     return sorted(result.output.split("\n"))
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("pod")
 def test_a_group_comes_and_goes_round_after_round(lab: Lab) -> None:
     node = f"/dev/vfio/{group_of(lab, EDU)}"

@@ -14,14 +14,15 @@ from hawse.vm.image import locate
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import CACHE
 from tests.support.runtime import Runtime
+from tests.support.soak import rounds
 from tests.support.suites import newer_qemu
 
 pytestmark = pytest.mark.vm
 
 #: Each write has the kernel change its scheduler's code, a static key's places, while another CPU runs through it.
-_CHANGES = """
+_CHANGES = f"""
 (while :; do busybox true; done) &
-for i in $(seq 250); do for on in 1 0; do echo $on > /proc/sys/kernel/sched_schedstats; done; done
+for i in $(seq {rounds(25, soak=1000)}); do for on in 1 0; do echo $on > /proc/sys/kernel/sched_schedstats; done; done
 echo changed
 """
 _ADMINISTERS = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "permitted")}
@@ -55,6 +56,7 @@ def test_a_guest_that_is_seen_to_run_leads_to_kvm(tmp_path: Path) -> None:
     assert found.name == "kvm"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("find_qemu", [lambda: Vm().qemu, newer_qemu], ids=["configured", "newer"])
 def test_cpus_run_on_while_the_kernel_changes_its_own_code(
     runtime: Runtime, tmp_path: Path, find_qemu: Callable[[], str]
@@ -64,5 +66,5 @@ def test_cpus_run_on_while_the_kernel_changes_its_own_code(
     spec = make_bundle(f"{tmp_path}/bundle", ["sh", "-ec", _CHANGES], capabilities=_ADMINISTERS)
     spec["linux"]["readonlyPaths"] = []
     write(f"{tmp_path}/bundle", spec)
-    done = runtime("run", "--bundle", f"{tmp_path}/bundle", "changing", seconds=100)
+    done = runtime("run", "--bundle", f"{tmp_path}/bundle", "changing", seconds=rounds(30, soak=300))
     assert (done.code, done.output) == (0, "changed\n"), done

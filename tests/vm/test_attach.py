@@ -21,6 +21,7 @@ from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bund
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
 from tests.support.runtime import Result, Runtime
+from tests.support.soak import rounds
 
 pytestmark = pytest.mark.vm
 
@@ -31,7 +32,7 @@ GROUPS = """
 7 = ["e1000e", "e1000e"]
 8 = ["edu"]
 """
-ROUNDS = 200
+ROUNDS = rounds(10, soak=200)
 PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
 
 
@@ -179,6 +180,7 @@ def test_lost_events_lose_no_device(runtime: Runtime) -> None:
         loud.wait(timeout=patience(20))
 
 
+@pytest.mark.soak
 def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
     """By the monitor's socket, as the commands do it, without a process for each."""
     store = Store(runtime.root, "c1")

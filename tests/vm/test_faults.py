@@ -192,7 +192,7 @@ def check_nothing_left(runtime: Runtime, before: dict[str, set[str]]) -> None:
         Store(runtime.root, NAME).read()
 
 
-@pytest.mark.parametrize(("moment", "victim"), itertools.product(MOMENTS, VICTIMS))
+@pytest.mark.parametrize(("moment", "victim"), list(itertools.product(MOMENTS, VICTIMS)))
 def test_killed_process_leaves_nothing_behind(
     runtime: Runtime, bundle: str, fault_survived: Callable[[str], None], moment: str, victim: str
 ) -> None:
