@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.lab.host import Lab
 from tests.lab.steps import EDU, RUNTIME, SECONDS, configure, group_of
+from tests.support.programs import compiled_file
 
 pytestmark = pytest.mark.lab
 
@@ -40,10 +39,9 @@ def locked_kib(lab: Lab) -> int:
     return int(result.output)
 
 
-def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab, tmp_path: Path) -> None:
+def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab) -> None:
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "probe", "map.c")
-    program = str(tmp_path / "map")
-    subprocess.run(["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True)
+    program = compiled_file(source)
     bundle = "/run/locked"
     made = lab.python(_BUNDLE, bundle, EDU, program)
     configure(lab)

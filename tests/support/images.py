@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-import subprocess
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.bundles import make_rootfs
+from tests.support.programs import compiled
 
 #: Waits to be told to stop and collects orphans, as a pod's first process has to.
 _PAUSE = """
@@ -58,24 +59,16 @@ def write_busybox(path: str) -> str:
         return write_archive(path, [BUSYBOX_IMAGE], f"{directory}/rootfs")
 
 
+def pause_program() -> str:
+    """The path of the program."""
+    return compiled(_PAUSE)
+
+
 def write_pause(path: str) -> str:
     """An archive with a program for a pod's first container; its path."""
     with tempfile.TemporaryDirectory() as directory:
         os.mkdir(f"{directory}/rootfs")
-        command = [
-            "gcc",
-            "-static",
-            "-Os",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-x",
-            "c",
-            "-o",
-            f"{directory}/rootfs/pause",
-            "-",
-        ]
-        subprocess.run(command, input=_PAUSE.encode(), check=True)
+        shutil.copy(pause_program(), f"{directory}/rootfs/pause")
         return write_archive(path, [PAUSE_IMAGE], f"{directory}/rootfs")
 
 

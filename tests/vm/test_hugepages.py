@@ -19,6 +19,7 @@ from hawse.vm.hugepages import KIB, count
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import dpdk_rootfs, own_cache
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.programs import compiled_file
 from tests.support.runtime import Result, Runtime
 from tests.vm.test_pods import FOREVER, KIND, SANDBOX, shell
 from tests.vm.test_templates import step_names
@@ -71,10 +72,8 @@ def volume(runtime: Runtime, tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = str(tmp_path_factory.mktemp("program") / "hugepage")
-    subprocess.run(["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", path, str(SOURCE)], check=True)
-    return path
+def program() -> str:
+    return compiled_file(str(SOURCE))
 
 
 def demo_specification() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from hawse.sandbox.state import start_time
 from tests.support.bundles import busybox, make_bundle, write
 from tests.support.netns import Namespace, cable, run
 from tests.support.patience import patience, wait_until
+from tests.support.programs import compiled
 from tests.support.runtime import Runtime
 from tests.vm.test_failures import fails
 
@@ -479,8 +481,7 @@ def test_what_is_no_query_ends_nothing(runtime: Runtime, tmp_path: Path, inside:
             return sendto(socket(AF_INET, SOCK_DGRAM, 0), "x\\n", 2, 0, (void *)&to, sizeof to) != 2;
         }
     """
-    gcc = ["gcc", "-static", "-O2", "-x", "c", "-", "-o", f"{bundle}/rootfs/bin/send"]
-    subprocess.run(gcc, input=source, text=True, check=True)
+    shutil.copy(compiled(source), f"{bundle}/rootfs/bin/send")
     with serve_names(inside, "127.0.0.11", "192.0.2.7"):
         result = runtime("run", "--bundle", bundle, "c1")
     assert (result.code, result.errors) == (0, "")
