@@ -22,6 +22,7 @@ _PY_SPY = os.path.join(os.path.dirname(sys.executable), "py-spy")
 Collector = Callable[[str], None]
 """Saves what it knows below the directory that it is given."""
 _collectors: list[Collector] = []
+_saved: set[str] = set()
 _directories: list[tuple[str, int]] = []
 #: Bytes of one file: a log that a test floods is cut at its beginning.
 _MOST = 4 * 1024 * 1024
@@ -46,8 +47,14 @@ def collected(collector: Collector) -> Iterator[None]:
 
 
 def save(test: str) -> str:
-    """Save the evidence of a test; returns the directory. A collector that fails leaves its error there."""
+    """Save the evidence of a test; returns the directory. A collector that fails leaves its error there.
+
+    The first failure of a test counts: at a later one, in its clean-up, the processes have ended.
+    """
     directory = os.path.join(EVIDENCE, re.sub(r"[^\w.=-]+", "_", test)[:150])
+    if directory in _saved:
+        return directory
+    _saved.add(directory)
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory)
     for number, collector in enumerate([*_collectors, _save_logs, _save_processes]):
