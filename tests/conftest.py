@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -50,8 +52,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Save evidence as soon as a test with a VM has failed, while its processes are still there."""
     report = yield
     if report.failed and {"vm", "lab", "engine"} & {marker.name for marker in item.iter_markers()}:
-        report.sections.append(("evidence", evidence.save(item.nodeid.removeprefix("tests/"))))
+        report.sections.append(("evidence", evidence.save(_evidence_name(item))))
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
+    """Save evidence when a test's time is over, before its limit is raised in it: what it waits for is killed then."""
+    result = yield
+    fail = signal.getsignal(signal.SIGALRM)
+
+    def save_and_fail(number: int, frame: FrameType | None) -> None:
+        evidence.save(_evidence_name(item))
+        assert callable(fail)
+        fail(number, frame)
+
+    signal.signal(signal.SIGALRM, save_and_fail)
+    return result
 
 
 @pytest.fixture
@@ -71,5 +88,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"not run: {reason}")
 
 
+def _evidence_name(item: pytest.Item) -> str:
+    return item.nodeid.removeprefix("tests/")
+
+
 def _folder(item: pytest.Item) -> str:
-    return os.path.relpath(item.path, os.path.dirname(__file__)).partition(os.sep)[0]
+    folder = os.path.relpath(item.path, os.path.dirname(__file__)).partition(os.sep)[0]
+    return folder if folder in _FOLDERS else "unit"

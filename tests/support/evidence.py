@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-EVIDENCE = os.path.join(_TOP, "evidence")
+#: Where it is saved; a test of this module chooses another place.
+EVIDENCE = os.environ.get("HAWSE_EVIDENCE", os.path.join(_TOP, "evidence"))
 _PROCESSES = re.compile(r"qemu-system|virtiofsd|hawse|conmon|podman|containerd|dockerd|crun|runc")
 _PY_SPY = os.path.join(os.path.dirname(sys.executable), "py-spy")
 Collector = Callable[[str], None]

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import termios
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,13 @@ from tests.support.runtime import Runtime
 pytestmark = pytest.mark.vm
 
 
-@pytest.fixture(scope="module", params=["virtiofs", "9p"])
-def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Runtime, str]]:
-    """A container that sleeps, for all tests of this module: once with virtiofsd, once without."""
+@contextmanager
+def sleeping(tmp_path_factory: pytest.TempPathFactory, share: str) -> Iterator[tuple[Runtime, str]]:
+    """A container that sleeps, and its bundle. ``share`` is how the guest gets its files."""
     before = snapshot()
     directory = str(tmp_path_factory.mktemp("exec"))
     runtime = Runtime(directory)
-    runtime.configure(f'[vm]\nshare = "{request.param}"\n')
+    runtime.configure(f'[vm]\nshare = "{share}"\n')
     bundle = f"{directory}/bundle"
     # It is the first process of its PID namespace, so it also collects the orphans of the others.
     make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp", capabilities=FILE_CAPABILITIES)
@@ -45,9 +46,30 @@ def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     prove_unchanged(before)
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
+    """A container for all tests of this module."""
+    with sleeping(tmp_path_factory, "virtiofs") as container:
+        yield container
+
+
+@pytest.fixture(scope="module")
+def running_on_9p(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
+    """The same without virtiofsd."""
+    with sleeping(tmp_path_factory, "9p") as container:
+        yield container
+
+
+@pytest.fixture(params=["running", "running_on_9p"], ids=["virtiofs", "9p"])
+def running_on_each(request: pytest.FixtureRequest) -> tuple[Runtime, str]:
+    """Both in turn, for tests that depend on files."""
+    container: tuple[Runtime, str] = request.getfixturevalue(request.param)
+    return container
+
+
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_is_the_programs(running: tuple[Runtime, str], code: int) -> None:
-    runtime, _ = running
+def test_the_exit_code_is_the_programs(running_on_each: tuple[Runtime, str], code: int) -> None:
+    runtime, _ = running_on_each
     result = runtime("exec", "c1", "/bin/sh", "-c", f"cat; echo err >&2; exit {code}", stdin="in\n")
     assert (result.code, result.output, result.errors) == (code, "in\n", "err\n")
 
@@ -148,8 +170,8 @@ def test_a_megabyte_of_stdin_arrives_whole(running: tuple[Runtime, str]) -> None
     assert runtime("exec", "c1", "/bin/cat", stdin=text).output == text
 
 
-def test_the_files_are_the_hosts_in_both_directions(running: tuple[Runtime, str]) -> None:
-    runtime, bundle = running
+def test_the_files_are_the_hosts_in_both_directions(running_on_each: tuple[Runtime, str]) -> None:
+    runtime, bundle = running_on_each
     assert runtime("exec", "c1", "/bin/stat", "-c", "%u %g %a", "/data/from-host").output == "1234 5678 4640\n"
     script = "cd /data; echo made > new; chown 42:43 new; chmod 2750 new; mkdir -p d/e; sync"
     assert runtime("exec", "c1", "/bin/sh", "-c", script).code == 0
@@ -160,8 +182,8 @@ def test_the_files_are_the_hosts_in_both_directions(running: tuple[Runtime, str]
     assert os.path.isdir(f"{bundle}/rootfs/data/d/e")
 
 
-def test_a_file_that_grows_on_the_host_is_read_whole(running: tuple[Runtime, str]) -> None:
-    runtime, bundle = running
+def test_a_file_that_grows_on_the_host_is_read_whole(running_on_each: tuple[Runtime, str]) -> None:
+    runtime, bundle = running_on_each
     log = Path(f"{bundle}/rootfs/data/log")
     log.write_text("first\n")
     assert runtime("exec", "c1", "/bin/cat", "/data/log").output == "first\n"
