@@ -44,7 +44,7 @@ def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 60)
     """Raise AssertionError with what differs, unless nothing does soon: an engine tells of an end before it is over."""
     deadline = time.monotonic() + seconds
     while found := _more(before, look()):
-        assert time.monotonic() < deadline, f"left behind, or gone: {found}"
+        assert time.monotonic() < deadline, f"left behind (+) or gone (-): {found}"
         time.sleep(0.1)
 
 
