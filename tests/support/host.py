@@ -20,8 +20,17 @@ def snapshot() -> dict[str, set[str]]:
 
 
 def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, set[str]]:
-    """What differs, by kind; empty when nothing does."""
-    return {kind: before[kind] ^ after[kind] for kind in before if before[kind] != after[kind]}
+    """Entries that differ, by kind; empty when none does. `+` marks what is left behind, `-` what is gone.
+
+    The two have different causes. An entry that is gone was in ``before``: something was removed that should have
+    stayed, or ``before`` was taken while something was still ending.
+    """
+    return {
+        kind: {f"+{entry}" for entry in after[kind] - before[kind]}
+        | {f"-{entry}" for entry in before[kind] - after[kind]}
+        for kind in before
+        if before[kind] != after[kind]
+    }
 
 
 def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 15) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.bundles import make_rootfs
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 from tests.support.runtime import Result, Runtime
 
 IMAGE = "localhost/box:latest"
@@ -69,6 +69,29 @@ class Podman:
         """Begin a command, whose output nobody reads."""
         null = subprocess.DEVNULL
         return subprocess.Popen(["podman", *words], env=self.environment, stdin=null, stdout=null, stderr=null)
+
+    def await_cleanup(self) -> None:
+        """Wait until Podman has finished with every container that has exited; none may be running.
+
+        `podman run --rm` and `podman rm` remove a container and return. Its conmon may still run then: it waits for its
+        exit command, `podman container cleanup`, which finds the container removed and exits (podman pull request 2631,
+        issue 23811; conmon src/ctr_exit.c, do_exit_command).
+        """
+        wait_until(lambda: not self._helpers())
+
+    def _helpers(self) -> list[str]:
+        """The pids of this Podman's conmon and podman processes: all have paths of its directory as arguments."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                    words = os.fsdecode(file.read())
+            except OSError:  # it has exited
+                continue
+            if name in ("conmon", "podman") and f"{self.directory}/" in words:
+                found.append(pid)
+        return found
 
     def on_terminal(self, *words: str) -> str:
         """What a command writes to the terminal that it is on; it must succeed."""
