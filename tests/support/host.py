@@ -38,7 +38,12 @@ def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 15) -> None
 
     ``seconds`` is given to :func:`patience`.
     """
-    wait_until(lambda: not difference(before, snapshot()), seconds=seconds, seen=lambda: difference(before, snapshot()))
+    wait_until(
+        lambda: not difference(before, snapshot()),
+        seconds=seconds,
+        what="nothing left behind (+) or gone (-)",
+        seen=lambda: difference(before, snapshot()),
+    )
 
 
 def _processes() -> set[str]:

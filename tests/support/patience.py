@@ -28,19 +28,22 @@ def patience(seconds: float) -> float:
     return seconds * _acceleration() * _slowness() * _load()
 
 
-def wait_until(condition: Callable[[], T], *, seconds: float = 30, seen: Callable[[], object] | None = None) -> T:
+def wait_until(
+    condition: Callable[[], T], *, seconds: float = 30, what: str = "", seen: Callable[[], object] | None = None
+) -> T:
     """Return the condition's first true value.
 
-    ``seconds`` is given to :func:`patience`. Raises AssertionError with the condition's source, its last value and
-    what ``seen`` returns.
+    ``seconds`` is given to :func:`patience`. Raises AssertionError with ``what`` is waited for, else the condition's
+    source and last value, and with what ``seen`` returns.
     """
     limit = patience(seconds)
     deadline = time.monotonic() + limit
     pause = 0.005
     while not (value := condition()):
         if time.monotonic() > deadline:
-            more = f"; seen: {seen()!r}" if seen is not None else ""
-            raise AssertionError(f"not within {limit:.0f} s: {_source(condition)}; last value: {value!r}{more}")
+            more = f": {seen()}" if seen is not None else ""
+            text = what or f"{_source(condition)}; last value: {value!r}"
+            raise AssertionError(f"not within {limit:.0f} s: {text}{more}")
         time.sleep(pause)
         # Conditions read /proc or start a command: what they wait for needs the same CPU.
         pause = min(pause * 1.5, 0.1)

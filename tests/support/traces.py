@@ -42,7 +42,12 @@ def take(root: str, *directories: str) -> Kinds:
 
 def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 15) -> None:
     """Raise AssertionError with what differs, unless nothing does soon: an engine tells of an end before it is over."""
-    wait_until(lambda: not _more(before, look()), seconds=seconds, seen=lambda: _more(before, look()))
+    wait_until(
+        lambda: not _more(before, look()),
+        seconds=seconds,
+        what="nothing left behind (+) or gone (-)",
+        seen=lambda: _more(before, look()),
+    )
 
 
 def _more(before: Kinds, after: Kinds) -> Kinds:

@@ -19,7 +19,7 @@ def test_wait_returns_first_true_value() -> None:
 
 def test_wait_reports_condition_and_what_was_seen() -> None:
     with pytest.raises(AssertionError) as raised:
-        wait_until(list, seconds=0, seen=lambda: {"state": "created"})
+        wait_until(lambda: 0, seconds=0, seen=lambda: {"state": "created"})
     text = str(raised.value)
-    assert "wait_until(lambda: []" in text
-    assert "last value: []; seen: {'state': 'created'}" in text
+    assert "wait_until(lambda: 0" in text
+    assert "last value: 0: {'state': 'created'}" in text
