@@ -17,6 +17,7 @@ import pytest
 from hawse.vm.image import current_path
 from tests.support.bundles import add_devices, make_bundle, write
 from tests.support.caches import CACHE
+from tests.support.patience import patience
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
@@ -231,9 +232,11 @@ def test_a_configuration_that_is_wrong(runtime: Runtime, bundle: str, text: str,
 
 
 def test_a_guest_that_never_reports_shows_its_console(runtime: Runtime, bundle: str) -> None:
-    runtime.configure('[vm]\nboot_seconds = 25\nkernel_append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"\n')
+    seconds = round(patience(3))
+    append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"
+    runtime.configure(f'[vm]\nboot_seconds = {seconds}\nkernel_append = "{append}"\n')
     said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("the guest did not report within 25 s [the end of its console follows")
+    assert said.startswith(f"the guest did not report within {seconds} s [the end of its console follows")
     assert "Run /usr/bin/busybox as init process" in said
 
 
@@ -253,14 +256,14 @@ def test_an_agent_that_speaks_nonsense(runtime: Runtime, bundle: str) -> None:
     ("append", "words"),
     [
         # Nothing in the guest then hears of the device that QEMU has plugged.
-        ("acpiphp.disable=1", "in the guest 0000:02:00.0: the device did not appear in the guest within 20 s"),
+        ("acpiphp.disable=1", "in the guest 0000:02:00.0: the device did not appear in the guest within 8 s"),
         # Without an IOMMU vfio-pci takes no device (drivers/vfio/pci: probe failed with error -22).
         ("intel_iommu=off", "in the guest 0000:02:00.0: appeared in the guest, but refuses to bind to vfio-pci"),
     ],
 )
 def test_a_device_that_does_not_come(runtime: Runtime, bundle: str, append: str, words: str) -> None:
     runtime.configure(
-        f'[vm]\ndevice_seconds = 20\nkernel_append = "{append}"\n[template]\nenabled = false\n[emulated]\n5 = ["edu"]\n'
+        f'[vm]\ndevice_seconds = 8\nkernel_append = "{append}"\n[template]\nenabled = false\n[emulated]\n5 = ["edu"]\n'
     )
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
