@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAWSE := $(CURDIR)/$(BIN)/hawse
 
-.PHONY: setup demo test soak mutants lint bench lab lab-kernel image clean
+.PHONY: setup demo test soak mutants lint bench lab image clean
 
 setup: $(STAMP)
 
@@ -41,10 +41,6 @@ bench: image
 
 lab: image
 	$(BIN)/python -m tests.lab.host shell
-
-lab-kernel: setup
-	bash scripts/host-packages bison flex bc libelf-dev make xz-utils
-	nice $(BIN)/python -m tests.lab.kernel
 
 clean:
 	rm -rf $(VENV) build dist evidence

@@ -27,7 +27,6 @@ from hawse.container.template import build
 from hawse.sandbox.plan import MachinePlan, Template
 from hawse.vm.qmp import Qmp
 from tests.lab import image
-from tests.lab.kernel import Kernel
 from tests.support.caches import CACHE
 from tests.support.patience import patience
 from tests.support.runtime import Result
@@ -73,12 +72,13 @@ sys.stdout.write(base64.b64encode(archive.getvalue()).decode())
 
 
 class Lab:
-    """A running lab, as a context. ``console`` is the file of its console, for evidence; ``kernel`` one in the place of
-    Debian's. Templates of machines are its own, since others use those of this machine, which keeps a few alone; under
-    KVM it makes them itself."""
+    """A running lab, as a context. ``console`` is the path of its console's log, for evidence.
 
-    def __init__(self, directory: str, *, kernel: Kernel | None = None) -> None:
-        self._kernel = kernel
+    Its templates are private, since other tests use those of this machine, which keeps only a few; under KVM it makes
+    them itself.
+    """
+
+    def __init__(self, directory: str) -> None:
         self.console = f"{directory}/lab-console.log"
         self._monitor = f"{directory}/lab.qmp"
         self._directory = directory
@@ -88,7 +88,7 @@ class Lab:
         self._received = b""
 
     def __enter__(self) -> Lab:
-        kernel, initrd = _build(self._directory, self._kernel)
+        kernel, initrd = _build(self._directory)
         view = f"{self._directory}/root"
         os.makedirs(view, exist_ok=True)
         with open(self.console, "ab") as console:
@@ -162,8 +162,13 @@ class Lab:
             return
         kept = Template(cache=self._cache, digest=digest, usable=False)
         build(msgspec.structs.replace(machine, template=kept))
-        # What the lab's overlay remembers not to have found is to be looked for again: dentries, in the kernel's
-        # Documentation/admin-guide/sysctl/vm.rst.
+        self.see_new_files()
+
+    def see_new_files(self) -> None:
+        """Have the lab look again for files of this machine that it did not find before.
+
+        Its overlay and 9p keep that in dentries, which this drops (Documentation/admin-guide/sysctl/vm.rst of Linux).
+        """
         assert self.run(["sh", "-c", "echo 2 >/proc/sys/vm/drop_caches"]).code == 0
 
     def python(self, text: str, *arguments: str, timeout: float | None = None) -> Result:
@@ -257,9 +262,9 @@ def _option(properties: dict[str, str]) -> str:
     return ",".join([properties["driver"], *(f"{k}={v}" for k, v in properties.items() if k != "driver")])
 
 
-def _build(directory: str, own: Kernel | None = None) -> tuple[str, str]:
+def _build(directory: str) -> tuple[str, str]:
     inside = os.path.join(_TOP, "tests", "lab", "inside.py")
-    return image.build(directory, python=sys.executable, inside=inside, cache=CACHE, own=own)
+    return image.build(directory, python=sys.executable, inside=inside, cache=CACHE)
 
 
 def main() -> int:

@@ -1,19 +1,17 @@
-"""The lab's kernel and first root: the guest image's kernel, and a busybox that mounts this machine's files."""
+"""The lab's kernel, which has VFIO's device files, and its first root: a busybox that mounts this machine's files."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 import tomllib
 
 from hawse.vm import image, packages
 from hawse.vm.cpio import write_archive
-from hawse.vm.image_build import kernel_packages, unpack_kernel
 from hawse.vm.image_tree import add_kernel_modules, add_programs
 from hawse.vm.vmlinux import bootable
-from tests.lab.kernel import Kernel
+from tests.lab import kernel
 
 _MODULES = [
     "virtio_pci",
@@ -25,15 +23,14 @@ _MODULES = [
     "vfio_iommu_type1",
     "e1000e",
     "igb",
+    # KVM, and what an engine's network takes.
+    "kvm_amd",
+    "veth",
+    "tun",
+    "sch_ingress",
+    "cls_u32",
+    "act_mirred",
 ]
-#: KVM, and what an engine's network takes. A kernel that is built for the lab has the first built in, and there no
-#: engine runs.
-_DEBIANS_MODULES = ["kvm_amd", "veth", "tun", "sch_ingress", "cls_u32", "act_mirred"]
-_MORE = [
-    "drivers/net/ethernet/intel/e1000e", "drivers/net/ethernet/intel/igb", "drivers/ptp", "drivers/pps", "drivers/i2c",
-    "drivers/dca", "drivers/net/veth.ko", "drivers/net/tun.ko", "net/sched", "arch/x86/kvm", "drivers/crypto/ccp",
-    "virt/lib",
-]  # fmt: skip
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
 
 _INIT = """#!/bin/sh
@@ -53,39 +50,27 @@ exec switch_root /new {python} {inside} "$@"
 """
 
 
-def build(directory: str, *, python: str, inside: str, cache: str, own: Kernel | None = None) -> tuple[str, str]:
-    """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``.
-
-    ``own``: a kernel in the place of Debian's.
-    """
+def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str, str]:
+    """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``."""
     os.makedirs(directory, exist_ok=True)
     with open(f"{image.recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
+    built = kernel.build()
     with tempfile.TemporaryDirectory(dir=directory) as work:
         full, tree = f"{work}/full", f"{work}/tree"
         packages.unpack(packages.fetch(recipe["packages"], cache=cache, progress=print), full)
-        names = _MODULES
-        if own:
-            modules = own.modules
-        else:
-            names = _MODULES + _DEBIANS_MODULES
-            kernels = kernel_packages(recipe, cache, print)
-            _, modules = unpack_kernel(kernels, f"{work}/kernel", [*recipe["module_directories"], *_MORE])
         packages.unpack((), tree)
         for name in ("dev", "proc", "sys", "usr/sbin"):
             os.makedirs(f"{tree}/{name}", exist_ok=True)
         add_programs(full, tree, ["usr/bin/busybox"], {"usr/sbin/modprobe": "../bin/busybox"})
         for name in ("sh", "mount", "mkdir", "switch_root"):
             os.symlink("busybox", f"{tree}/usr/bin/{name}")
-        add_kernel_modules(full, tree, modules, os.path.basename(modules), names)
+        add_kernel_modules(full, tree, built.modules, os.path.basename(built.modules), _MODULES)
         with open(f"{tree}/init", "w") as init:
-            init.write(_INIT.format(modules=" ".join(names), python=python, inside=inside))
+            init.write(_INIT.format(modules=" ".join(_MODULES), python=python, inside=inside))
         os.chmod(f"{tree}/init", 0o755)
-        if own:
-            with open(own.image, "rb") as source, open(f"{directory}/vmlinux", "wb") as target:
-                target.write(bootable(source.read()))
-        else:
-            shutil.copyfile(image.locate(cache=cache).kernel, f"{directory}/vmlinux")
+        with open(built.image, "rb") as source, open(f"{directory}/vmlinux", "wb") as target:
+            target.write(bootable(source.read()))
         with open(f"{directory}/initrd.cpio", "wb") as output:
             write_archive(tree, output, nodes=_NODES)
     return f"{directory}/vmlinux", f"{directory}/initrd.cpio"

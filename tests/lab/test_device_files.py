@@ -1,21 +1,19 @@
 """A host with VFIO's device files: /dev/iommu and /dev/vfio/devices/vfioN, under runc and under hawse.
 
-In a lab of its own, whose kernel is that of `make lab-kernel`; so is the guests', and a QEMU that has iommufd.
+The guests have the lab's kernel, which has device files, and are run by a QEMU that has iommufd.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from hawse.vm.image_build import build
 from tests.lab import kernel
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, MACHINE, PAIR, SECONDS, group_of, read_json
+from tests.lab.steps import EDU, MACHINE, PAIR, SECONDS, configure, group_of, read_json
 from tests.lab.steps import make_bundle as make_group_bundle
-from tests.support import evidence
 from tests.support.caches import CACHE
 from tests.support.runtime import HAWSE
 from tests.support.suites import newer_qemu
@@ -56,22 +54,18 @@ print(*sorted(link for link in found if link.startswith(("/dev/vfio", "/dev/iomm
 
 
 @pytest.fixture(scope="module")
-def files_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A booted lab with device files, and CONFIG in it."""
-    found = kernel.find()
-    if found is None:
-        pytest.skip(kernel.MISSING)
+def files_lab(lab: Lab) -> Lab:
+    """The lab with CONFIG in it, whose guest image and QEMU have device files."""
+    found = kernel.build()
     build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
     config = (
         f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}'
         f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
         "[template]\nenabled = false\n"
     )
-    directory = str(tmp_path_factory.mktemp("files-lab"))
-    with Lab(directory, kernel=found) as booted, evidence.collected(booted.save_evidence):
-        made = booted.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", CONFIG, config)
-        assert made.code == 0, made.errors
-        yield booted
+    lab.see_new_files()
+    configure(lab, config, CONFIG)
+    return lab
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 def newer_qemu() -> str:
     """Debian 13's QEMU 10.0; the path of a program that runs it.
 
-    None from 10.1 on: by device files that needs a later kernel than `make lab-kernel` builds (container/backend.py).
+    Not 10.1 or newer: with device files those need Linux 6.13 (container/backend.py), and the lab has 6.12.
     """
     return _qemu(["trixie"])
 

@@ -9,6 +9,7 @@ import lzma
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,15 @@ def bz_image(payload: bytes, *, length: int | None = None) -> bytes:
     return bytes(head) + bytes(16) + payload
 
 
-def test_a_kernel_is_taken_out_of_its_image_where_it_can_be_entered() -> None:
-    compressed = lzma.compress(elf()) + struct.pack("<I", len(elf()))
+def zstd(data: bytes) -> bytes:
+    """A zstd frame of unknown content size with one raw block (RFC 8878, section 3.1.1)."""
+    return b"\x28\xb5\x2f\xfd\0\0" + (len(data) << 3 | 1).to_bytes(3, "little") + data
+
+
+@pytest.mark.parametrize("compress", [lzma.compress, zstd])
+def test_bootable_returns_the_decompressed_kernel(compress: Callable[[bytes], bytes]) -> None:
+    """XZ is Debian 12's format for Linux 6.1, zstd for 6.12, and Debian 13's."""
+    compressed = compress(elf()) + struct.pack("<I", len(elf()))
     assert vmlinux.bootable(bz_image(compressed)) == elf()
     assert vmlinux.bootable(elf()) == elf()
 
@@ -94,6 +102,9 @@ def test_a_kernel_is_taken_out_of_its_image_where_it_can_be_entered() -> None:
         b"no kernel" * 100,
         bz_image(b"\xfd7zXZ\0 but broken"),
         bz_image(b"LZ4 is not in Python's library"),
+        bz_image(b"\x28\xb5\x2f\xfd but broken" + struct.pack("<I", 9)),
+        bz_image(zstd(elf()) + struct.pack("<I", 2**32 - 1)),
+        bz_image(b"\x28\xb5\x2f\xfd"),
         bz_image(lzma.compress(elf()), length=2**32 - 1),
         bz_image(lzma.compress(elf(kind=7))),
         bz_image(lzma.compress(b"\x7fELF\x02\x01 cut")),

@@ -8,13 +8,13 @@ payload_length.
 from __future__ import annotations
 
 import bz2
+import ctypes
 import gzip
 import lzma
 import struct
 
 _MAX_KERNEL = 512 * 1024 * 1024
 _PVH_NOTE = 18  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
-_FORMATS = {b"\xfd7zXZ": lzma.decompress, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress}
 
 
 def bootable(image: bytes) -> bytes:
@@ -38,8 +38,7 @@ def extract(image: bytes) -> bytes:
     for magic, decompress in _FORMATS.items():
         if payload.startswith(magic):
             try:
-                # The payload's last four bytes are its uncompressed length (arch/x86/boot/compressed), not a stream.
-                kernel = decompress(payload if magic != b"\xfd7zXZ" else _xz_stream(payload))
+                kernel = decompress(payload)
             except (OSError, EOFError, ValueError, lzma.LZMAError):
                 return b""
             return kernel if len(kernel) <= _MAX_KERNEL else b""
@@ -72,6 +71,30 @@ def _find_note(notes: bytes) -> bool:
     return False
 
 
-def _xz_stream(payload: bytes) -> bytes:
+def _from_xz(payload: bytes) -> bytes:
+    # The payload's last four bytes are its uncompressed length (arch/x86/boot/compressed/Makefile), not the stream's.
     end = payload.rfind(b"YZ")  # the stream footer's magic
-    return payload[: end + 2] if end >= 0 else payload
+    return lzma.decompress(payload[: end + 2] if end >= 0 else payload)
+
+
+def _from_zstd(payload: bytes) -> bytes:
+    """Decompress with libzstd, which dpkg depends on: Python has no zstd before 3.14. Raises OSError or ValueError."""
+    stream, (length,) = payload[:-4], struct.unpack("<I", payload[-4:])
+    if length > _MAX_KERNEL:
+        raise ValueError(length)
+    library = ctypes.CDLL("libzstd.so.1")
+    library.ZSTD_decompress.restype = ctypes.c_size_t
+    library.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
+    output = ctypes.create_string_buffer(length)
+    # An error is a length beyond every buffer's (ZSTD_isError(), zstd.h).
+    if library.ZSTD_decompress(output, length, stream, len(stream)) != length:
+        raise ValueError(length)
+    return output.raw
+
+
+_FORMATS = {
+    b"\xfd7zXZ": _from_xz,
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\x28\xb5\x2f\xfd": _from_zstd,
+}
