@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.errors import StateError, VmError
+from hawse.errors import DeviceError, StateError, VmError
 from hawse.link.control import decode_event
 from hawse.link.frames import EVENT
 from tests.support.agent import Agent
@@ -173,6 +173,22 @@ def test_a_creation_that_fails_leaves_no_files(agent: Agent, tmp_path: Path) -> 
     with pytest.raises(VmError):
         create(agent, shell("true"), linux={"resources": {"unified": {"memory.nonsense": "refused"}}})
     assert os.listdir(tmp_path / "run/containers") == []
+
+
+@pytest.mark.parametrize(("kind", "fails"), [("network", True), ("ipc", False)])
+def test_interfaces_of_devices_move_to_a_network_namespace_of_the_container(
+    agent: Agent, tmp_path: Path, kind: str, fails: bool
+) -> None:
+    """Here the guest has no such interface. Without a network namespace they stay where they are."""
+    device = {"guest": {"address": "0000:03:00.0"}, "interfaces": ["enp3s0"]}
+    params: dict[str, Any] = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "nodes": []}
+    params |= {"devices": [device], "spec": {"process": shell("true"), "linux": {"namespaces": [{"type": kind}]}}}
+    if fails:
+        with pytest.raises(DeviceError, match="enp3s0 cannot go to the network namespace of its container: No such"):
+            agent.call("create", **params)
+    else:
+        agent.call("create", **params)
+    assert os.listdir(tmp_path / "run/containers") == ([] if fails else ["c1"])
 
 
 def test_what_a_container_uses_is_read_from_its_cgroup(agent: Agent, tmp_path: Path) -> None:

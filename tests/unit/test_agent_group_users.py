@@ -95,7 +95,7 @@ def test_a_group_in_use_is_refused_with_the_name_of_its_user(guest: Guest, node:
 def test_a_user_that_is_not_found_is_a_process(guest: Guest) -> None:
     program = guest.run("dev/vfio/6")
     os.unlink(f"{guest.root}/proc/{program.pid}/cmdline")
-    with pytest.raises(DeviceError, match="^group 6 of the guest is in use: a process has it open"):
+    with pytest.raises(DeviceError, match=r"^group 6 of the guest is in use: a process has it open"):
         end(guest)
 
 
@@ -113,7 +113,7 @@ def test_users_are_killed_when_that_is_asked_for_and_others_are_not(guest: Guest
 
 def test_users_that_do_not_end_are_an_error(guest: Guest) -> None:
     guest.run("dev/vfio/devices/vfio0")
-    with pytest.raises(DeviceError, match="^group 6 of the guest is still in use 9 s after its users were killed"):
+    with pytest.raises(DeviceError, match=r"^group 6 of the guest is still in use 9 s after its users were killed"):
         end(guest, force=True)
 
 
