@@ -314,12 +314,15 @@ class Server:
         """Take nodes, [path, major, minor] each, and the group behind them from a container, once nobody uses it; None
         for a group that stays, whoever uses it."""
         made = self._find(container)
-        if group is not None:
-            hardware.end_users(self._uevents, group, force=force, seconds=seconds, root=self._root)
+
+        def end_users() -> None:
+            if group is not None:
+                hardware.end_users(self._uevents, group, force=force, seconds=seconds, root=self._root)
+
+        end_users()
         made.remove_nodes([(path, (major, minor)) for path, major, minor in nodes], devices)
-        if group is not None:
-            # Whoever has opened it between the two would have the guest's only queue for hotplug wait.
-            hardware.end_users(self._uevents, group, force=force, seconds=seconds, root=self._root)
+        # A process that opened it between the two would block the guest's only queue for hotplug.
+        end_users()
 
     def start(self, *, container: str) -> None:
         """Start a created container."""
