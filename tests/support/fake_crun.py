@@ -54,7 +54,7 @@ def main() -> None:
     else:
         with open(options["process"]) as file:
             process = json.load(file)
-    record(options, {**call, "spec": spec})
+    record(options, {**call, "spec": spec, "preserved": options.get("preserve-fds")})
     refuse(options, spec.get("linux", {}).get("resources") or {})
     program = process["args"][0]
     if not os.path.exists(program):

@@ -1,4 +1,4 @@
-"""The limits of the link's protocol, as docs/link.md has them: the last value that is allowed and the first that is not.
+"""The limits of the link (docs/link.md): the last value that is allowed and the first that is not.
 
 The numbers are written out: both ends of the link, and every implementation of it, rely on them.
 """
