@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,9 +90,11 @@ def test_kills_are_told_until_nobody_watches(directory: Path, kills: int, told: 
     (directory / "memory.events").write_text(f"oom_kill {kills}\n")
     watched = cgroup(directory)
     counts: list[int] = []
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     watched.watch_oom(counts.append)
     watched.unwatch()
     assert counts == told
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
     watched.unwatch()
 
 

@@ -89,3 +89,10 @@ def test_a_function_that_cannot_be_written_to_is_refused_with_the_reason(kernel:
     os.mkdir(f"{kernel.root}/{DEVICE}/driver_override")
     with pytest.raises(DeviceError, match="appeared in the guest, but refuses to bind to vfio-pci: Is a directory"):
         bind(kernel)
+
+
+def test_numbers_without_a_node_are_not_enough(kernel: FakeKernel) -> None:
+    kernel.function(ADDRESS, group=6)
+    kernel.write("sys/class/vfio/6/dev", "245:0\n")
+    with pytest.raises(DeviceError, match="in the guest's group 6, but /dev/vfio/6 did not appear within 20 s"):
+        bind(kernel)
