@@ -67,6 +67,14 @@ def test_descriptors_beside_a_terminal_are_pipes(agent: Agent) -> None:
     assert agent.output_until_exit(1) == ({1: b"", 2: b"", 4: b"beside"}, 0)
 
 
+def test_credit_is_returned_on_the_stream_of_its_descriptor(agent: Agent) -> None:
+    create(agent, "cat <&4 >/dev/null", "out", "in")
+    agent.write(1, bytes(65536), descriptor=4, end=False)
+    assert (STREAMS + 4, CREDIT, (65536).to_bytes(4, "big")) in agent.everything()
+    agent.port.send(encode(STREAMS + 4, EOF))
+    assert agent.output_until_exit(1)[1] == 0
+
+
 def test_a_process_without_a_terminal_has_no_size(agent: Agent) -> None:
     create(agent, "read line; exit 4")
     assert agent.call("resize", container="c1", process=1, rows=1, columns=1) is None
