@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ class Agent:
 
     def __enter__(self) -> Agent:
         self.connection, theirs = socket.socketpair()
-        self.connection.settimeout(30)
+        # A wait for a frame that does not come is an error. settimeout() would not do: the port reads the descriptor.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 30, 0))
         program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
         options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
         options += ["--root", self._root]
@@ -51,7 +53,6 @@ class Agent:
         self.pid = self._process.pid
         theirs.close()
         self.port = Port(self.connection.fileno())
-        self.connection.setblocking(True)
         self.frames: Iterator[Frame] = self.port.frames()
         self._number = 0
         self.seen: list[Frame] = []
