@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,18 +27,26 @@ _FAKE_CRUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_crun
 
 
 class Agent:
-    """Calls and frames, as the monitor would send them, over ``connection``; ``pid`` is the agent's."""
+    """Calls and frames, as the monitor would send them, over ``connection``; ``pid`` is the agent's.
 
-    def __init__(self, directory: str) -> None:
+    ``root`` is a directory with /sys, /proc and /dev for the agent. ``unshare`` are options of unshare(1) for private
+    namespaces; what the agent does there ends with it.
+    """
+
+    def __init__(self, directory: str, *, root: str = "", unshare: tuple[str, ...] = ()) -> None:
         self._directory = directory
+        self._root = root
+        self._unshare = ["unshare", *unshare, "--"] if unshare else []
 
     def __enter__(self) -> Agent:
         self.connection, theirs = socket.socketpair()
-        self.connection.settimeout(patience(10))
+        # A wait for a frame that does not come is an error. settimeout() would not do: the port reads the descriptor.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(patience(10)), 0))
         program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
         options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
+        options += ["--root", self._root]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program, *options],
+            [*self._unshare, sys.executable, "-I", "-S", "-c", program, *options],
             pass_fds=[theirs.fileno()],
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -44,7 +54,6 @@ class Agent:
         self.pid = self._process.pid
         theirs.close()
         self.port = Port(self.connection.fileno())
-        self.connection.setblocking(True)
         self.frames: Iterator[Frame] = self.port.frames()
         self._number = 0
         self.seen: list[Frame] = []
@@ -97,6 +106,12 @@ class Agent:
         # Not "yield from": giving this up would close the link's reader with it.
         while (frame := next(self.frames, None)) is not None:
             yield frame
+
+    def crun_calls(self, *verbs: str) -> list[dict[str, Any]]:
+        """The fake crun's calls of these verbs so far, in their order."""
+        with open(f"{self._directory}/crun/calls") as file:
+            calls = [json.loads(line) for line in file]
+        return [call for call in calls if call["verb"] in verbs]
 
     def output_until_exit(self, process: int, *, credit: bool = True) -> tuple[dict[int, bytes], int]:
         """{descriptor: bytes} of a process's outputs, and its exit code."""

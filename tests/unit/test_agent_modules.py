@@ -59,3 +59,12 @@ def test_a_module_that_fails_is_told_to_the_console(
     monkeypatch.setattr(syscalls, "load_module", refuse)
     table.load(("virtiofs",))
     assert "module kernel/fs/fuse/virtiofs.ko: Exec format error" in capsys.readouterr().out
+
+
+def test_a_module_that_is_loaded_already_is_no_failure(
+    table: modules.Modules, loaded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.load(("vfio",))
+    table.load(("vfio_pci",))
+    assert len(loaded) == 3
+    assert capsys.readouterr().out == ""

@@ -77,3 +77,12 @@ def test_what_is_no_setting_of_the_network_is_refused(tmp_path: Path, name: str,
 def test_more_settings_than_there_should_be_are_refused() -> None:
     with pytest.raises(VmError, match="257 settings"):
         set_sysctls({f"net.a{n}": "1" for n in range(257)})
+
+
+def test_as_much_as_there_may_be_is_taken(tmp_path: Path) -> None:
+    entries: dict[str, Any] = {kind: [{}] * 1024 for kind in ("addresses", "routes", "neighbours")}
+    settings = {"ipv6/disable_ipv6": "0", "ipv6/accept_ra": "-1", "ipv6/autoconf": "999999999"}
+    check([interface(**entries, settings=settings)] * 64)
+    (tmp_path / "proc/sys/net").mkdir(parents=True)
+    set_sysctls({f"net.a{n}": str(n) for n in range(256)}, root=str(tmp_path))
+    assert (tmp_path / "proc/sys/net/a255").read_text() == "255"

@@ -83,3 +83,27 @@ def test_removing_what_is_gone_is_no_error(root: Path) -> None:
     make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
     remove_node(str(root), "/dev/vfio/5", NULL)
     assert list((root / "dev" / "vfio").iterdir()) == []
+
+
+def test_a_node_is_made_without_opening_its_device(root: Path) -> None:
+    """To open it is for the container: a group can be opened once, and here there is no such device."""
+    make_node(str(root), "/dev/vfio/5", (4095, 1), mode=0o640, uid=7, gid=8)
+    found = (root / "dev/vfio/5").stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o640, 7, 8)
+
+
+def test_a_file_in_the_place_of_a_directory_is_named(root: Path) -> None:
+    (root / "dev/vfio").write_text("")
+    with pytest.raises(StateError, match=r"^/dev/vfio/5: vfio cannot be entered in the container: Not a directory"):
+        make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
+
+
+def test_nothing_is_made_for_a_node_that_is_removed(root: Path) -> None:
+    remove_node(str(root), "/dev/vfio/devices/vfio0", NULL)
+    assert list((root / "dev").iterdir()) == []
+
+
+def test_a_directory_is_not_replaced_by_a_file(root: Path) -> None:
+    (root / "dev/hawse/devices.json").mkdir(parents=True)
+    with pytest.raises(StateError, match=r"^/dev/hawse/devices\.json: the file cannot be made in the container: "):
+        write_file(str(root), "/dev/hawse/devices.json", "text")

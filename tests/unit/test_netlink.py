@@ -109,7 +109,10 @@ def test_what_is_no_address_is_refused(arguments: dict[str, object], words: str)
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (-17, 17)])
 def test_the_kernels_verdict(code: int, expected: int) -> None:
-    assert netlink.verdict(struct.pack("=IHHIIi", 36, 2, 0, 1, 0, code) + bytes(16)) == expected
+    answer = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, code) + bytes(16)
+    assert netlink.verdict(answer) == netlink.verdict(answer[:20]) == expected
+    with pytest.raises(ValueError, match="a short answer of rtnetlink"):
+        netlink.verdict(answer[:19])
 
 
 @pytest.mark.parametrize("answer", [b"", bytes(19), struct.pack("=IHHIIi", 20, 16, 0, 1, 0, 0)])

@@ -56,7 +56,10 @@ def _serve_guest() -> None:
 
 
 def _serve_for_test(arguments: list[str]) -> None:
-    """``--link-fd N --run DIRECTORY [--crun PROGRAM]``: no boot, everything else is the same code."""
+    """Serve without a boot; everything else is the same code.
+
+    ``--link-fd N --run DIRECTORY [--crun PROGRAM] [--root DIRECTORY]``; below the root are /sys, /proc and /dev.
+    """
     from hawse.agent.reaper import Reaper
     from hawse.agent.server import Server
     from hawse.agent.uevents import Uevents
@@ -76,6 +79,7 @@ def _serve_for_test(arguments: list[str]) -> None:
         run=run,
         crun=options.get("--crun", "/usr/bin/crun"),
         crun_root=f"{run}/crun",
+        root=options.get("--root", ""),
     ).serve()
 
 

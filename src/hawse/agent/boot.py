@@ -45,31 +45,32 @@ def stop_autoprobe() -> None:
     write("/sys/bus/pci/drivers_autoprobe", "0")
 
 
-def open_link() -> int:
+def open_link(*, root: str = "") -> int:
     """A descriptor of the virtio-serial port to the host; LINK_MODULES are loaded."""
-    probe_virtio()
+    probe_virtio(root=root)
+    ports = f"{root}/sys/class/virtio-ports"
     # The port is announced by a control message of the device, some milliseconds after its driver's probe; devtmpfs
     # makes the node in the same moment as sysfs the directory.
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for port in os.listdir("/sys/class/virtio-ports") if os.path.isdir("/sys/class/virtio-ports") else ():
+        for port in os.listdir(ports) if os.path.isdir(ports) else ():
             try:
-                with open(f"/sys/class/virtio-ports/{port}/name") as file:
+                with open(f"{ports}/{port}/name") as file:
                     if file.read().strip() == PORT_NAME:
-                        return os.open(f"/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
+                        return os.open(f"{root}/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
         time.sleep(0.002)
     raise VmError(f"the virtio-serial port {PORT_NAME} did not appear within 30 s")
 
 
-def probe_virtio() -> None:
+def probe_virtio(*, root: str = "") -> None:
     """Let the virtio driver take every virtio device that has none; the bus above it probes by itself."""
-    for address in os.listdir("/sys/bus/pci/devices"):
-        device = f"/sys/bus/pci/devices/{address}"
+    for address in os.listdir(f"{root}/sys/bus/pci/devices"):
+        device = f"{root}/sys/bus/pci/devices/{address}"
         with open(f"{device}/vendor") as file:
             if file.read().strip() == _VIRTIO and not os.path.exists(f"{device}/driver"):
-                write("/sys/bus/pci/drivers_probe", address)
+                write(f"{root}/sys/bus/pci/drivers_probe", address)
 
 
 def write(path: str, text: str) -> None:

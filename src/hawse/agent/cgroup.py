@@ -76,7 +76,7 @@ class Cgroup:
 
     def _watch_oom(self, tell: Callable[[int], None]) -> None:
         try:
-            fd = os.open(f"{self._directory}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"{self._directory}/memory.events", os.O_RDONLY)
         except OSError:
             return  # no memory controller, or a container that has ended
         seen = 0

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 
 from hawse.agent import trace
+from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
 from hawse.agent.devices import DEVICES_FILE, map_text, write_map
@@ -62,8 +63,9 @@ class Container:
         reaper: Reaper,
         crun: Crun,
         prepared: Prepared | None = None,
+        root: str = "",
     ) -> None:
-        """``init`` is the number of its first process."""
+        """``init`` is the number of its first process; below ``root`` is the file system of cgroups."""
         self.name = name
         self._init = init
         self._crun_name = name
@@ -76,7 +78,7 @@ class Container:
         self._rules: list[dict[str, Any]] = []
         self._oom_score_adj = 0
         self._hooked = False
-        self.cgroup = Cgroup(f"hawse/{name}")
+        self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
 
     def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`."""

@@ -82,7 +82,20 @@ def find_anew(address: str, *, root: str = "") -> None:
         raise DeviceError(f"{address}: its bridge {os.path.basename(bridge)} is not found anew: {error}") from None
 
 
-def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root: str = "") -> None:
+def open_once(path: str) -> None:
+    """Open a node and close it again. Raises OSError; EBUSY when a process has the group open."""
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
+def end_users(
+    uevents: Uevents,
+    group: int,
+    *,
+    force: bool,
+    seconds: float,
+    root: str = "",
+    claim: Callable[[str], None] = open_once,
+) -> None:
     """See that nobody has the group or a device file of it open: a function in use is not let go by vfio-pci, and its
     removal would wait in the kernel's only queue for hotplug (Linux drivers/vfio/vfio_main.c,
     vfio_unregister_group_dev()).
@@ -95,7 +108,7 @@ def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root
 
     def is_free() -> bool:
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            claim(path)
         except FileNotFoundError:
             return True
         except OSError as error:
@@ -103,10 +116,10 @@ def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root
                 raise DeviceError(f"{path} in the guest: {os.strerror(error.errno or 0)}") from None
         else:
             # A device file that is open and bound to nothing yet keeps its device, and not its group.
-            if not _users(files):
+            if not _users(files, root):
                 return True
         if force:
-            for pid, _ in _users([path, *files]):
+            for pid, _ in _users([path, *files], root):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         return False
@@ -114,7 +127,7 @@ def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root
     if is_free():
         return
     if not force:
-        users = _users([path, *files])
+        users = _users([path, *files], root)
         who = ", ".join(f"{words!r} (process {pid} of the guest)" for pid, words in users) or "a process"
         raise DeviceError(
             f"group {group} of the guest is in use: {who} has it open", hint="end it first, or detach with --force"
@@ -123,20 +136,20 @@ def end_users(uevents: Uevents, group: int, *, force: bool, seconds: float, root
         raise DeviceError(f"group {group} of the guest is still in use {seconds:g} s after its users were killed")
 
 
-def _users(paths: list[str]) -> list[tuple[int, str]]:
+def _users(paths: list[str], root: str) -> list[tuple[int, str]]:
     """Processes that have one of the nodes open."""
     nodes = {os.stat(path).st_rdev for path in paths if os.path.exists(path)}
     found: list[tuple[int, str]] = []
     if not nodes:
         return found
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(str.isdigit, os.listdir(f"{root}/proc")):
         if int(pid) == os.getpid():
             continue
         try:
-            descriptors = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+            descriptors = [f"{root}/proc/{pid}/fd/{fd}" for fd in os.listdir(f"{root}/proc/{pid}/fd")]
             if any(os.stat(fd).st_rdev in nodes and stat.S_ISCHR(os.stat(fd).st_mode) for fd in descriptors):
                 # Not comm, which for a program of a busybox may be anything.
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
+                with open(f"{root}/proc/{pid}/cmdline", "rb") as file:
                     words = file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
                 found.append((int(pid), words))
         except OSError:

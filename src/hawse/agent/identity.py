@@ -8,7 +8,7 @@ import time
 from hawse.agent import syscalls, trace
 from hawse.errors import VmError
 
-_MAX_SEED = 512
+_MIN_SEED, _MAX_SEED = 16, 512
 
 
 def wake(*, seed: str, time_ns: int) -> dict[str, int]:
@@ -17,9 +17,7 @@ def wake(*, seed: str, time_ns: int) -> dict[str, int]:
     Each process's own generator is none of our business: nothing of a container runs in a template.
     """
     clock = time.monotonic_ns()
-    entropy = bytes.fromhex(seed)
-    if not 16 <= len(entropy) <= _MAX_SEED:
-        raise VmError(f"a seed of {len(entropy)} bytes")
+    entropy = read_seed(seed)
     with trace.span("random numbers reseeded"):
         syscalls.reseed(entropy)
     with trace.span("clock set and machine id drawn"):
@@ -28,3 +26,11 @@ def wake(*, seed: str, time_ns: int) -> dict[str, int]:
         with open("/etc/machine-id", "w") as file:  # machine-id(5): 32 lowercase digits
             file.write(os.urandom(16).hex() + "\n")
     return {"monotonic_ns": clock}
+
+
+def read_seed(seed: str) -> bytes:
+    """The bytes of a seed in hexadecimal. Raises :class:`VmError` for too few to be random or too many to be taken."""
+    entropy = bytes.fromhex(seed)
+    if not _MIN_SEED <= len(entropy) <= _MAX_SEED:
+        raise VmError(f"a seed of {len(entropy)} bytes")
+    return entropy

@@ -2,7 +2,7 @@
 
 The container's root is hostile ground: every directory on the way may be replaced by a link at any moment, and
 /proc/<pid>/root resolves an absolute link from the agent's own root. So each step is taken from an open directory and
-none follows a link (openat(2), O_NOFOLLOW).
+none follows a link (openat(2), O_NOFOLLOW; O_EXCL does not follow one either). Python sets O_CLOEXEC (PEP 446).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from hawse.errors import StateError
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid: int, gid: int) -> None:
@@ -32,7 +32,7 @@ def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid:
                 raise StateError(f"{path}: something else is there in the container") from None
             return
         # By the open node itself: its name may be another's by now.
-        node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        node = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=parent)
         try:
             if os.fstat(node).st_rdev == device:
                 os.chown(f"/proc/self/fd/{node}", uid, gid)
@@ -64,7 +64,7 @@ def write_file(root: str, path: str, text: str) -> None:
         name = os.path.basename(path)
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=parent)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with open(os.open(name, flags, 0o644, dir_fd=parent), "w") as file:
             file.write(text)
     except OSError as error:
@@ -74,7 +74,7 @@ def write_file(root: str, path: str, text: str) -> None:
 
 
 def _open_parent(root: str, path: str, *, make: bool) -> int:
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(root, os.O_RDONLY)
     for part in os.path.dirname(path).split("/"):
         if not part:
             continue

@@ -32,9 +32,11 @@ class Prepared:
 
     name = "prepared"
 
-    def __init__(self, *, directory: str, reaper: Reaper, program: str, root: str) -> None:
+    def __init__(self, *, directory: str, reaper: Reaper, program: str, root: str, seconds: float = _SECONDS) -> None:
+        """Start it. ``seconds`` is how long it may take to open its configuration."""
         os.makedirs(directory, mode=0o700)
         self._directory = directory
+        self._seconds = seconds
         self._fifo = f"{directory}/config.fifo"
         self._pid_file = f"{directory}/pid"
         os.mkfifo(self._fifo, 0o600)
@@ -48,7 +50,7 @@ class Prepared:
 
     def settle(self) -> None:
         """Wait until it waits, as it should in a template; a crun that does not is only slower later."""
-        deadline = time.monotonic() + _SECONDS
+        deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline:
             try:
                 with open(f"/proc/{self._pid}/wchan") as file:
@@ -81,7 +83,7 @@ class Prepared:
 
     def _open(self) -> int:
         """The FIFO's writing end, as soon as crun has opened the other. Raises :class:`VmError` when it does not."""
-        deadline = time.monotonic() + _SECONDS
+        deadline = time.monotonic() + self._seconds
         while True:
             try:
                 return os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -49,7 +49,10 @@ class Server:
         run: str = RUN,
         crun: str = CRUN,
         crun_root: str = ROOT,
+        root: str = "",
+        mount: Callable[..., None] = syscalls.mount,
     ) -> None:
+        """``root`` has /sys, /proc and /dev; ``mount`` mounts shared directories."""
         self._port = port
         self._reaper = reaper
         self._uevents = uevents
@@ -57,6 +60,8 @@ class Server:
         self._run = run
         self._crun = crun
         self._crun_root = crun_root
+        self._root = root
+        self._mount = mount
         self._containers: dict[str, Container] = {}
         #: By container: it is created and deleted in turn.
         self._turns: dict[str, threading.Lock] = {}
@@ -138,7 +143,7 @@ class Server:
         with trace.span("share's modules loaded"):
             self._load(SHARE_MODULES[kind])
         with trace.span("share's device ready"):
-            hardware.bind_virtio(self._uevents, address, seconds=seconds)
+            hardware.bind_virtio(self._uevents, address, seconds=seconds, root=self._root)
         target = f"{self._run}/share"
         os.makedirs(target, exist_ok=True)
         # cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
@@ -149,7 +154,7 @@ class Server:
             # The driver's link is there before its probe has found the share: until then there is none of that tag.
             def mounted() -> bool:
                 try:
-                    syscalls.mount(tag, target, kind, 0, options)
+                    self._mount(tag, target, kind, 0, options)
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.ENOENT) or time.monotonic() >= deadline:
                         raise VmError(f"the guest cannot mount the {kind} share {tag}: {error.strerror}") from None
@@ -163,28 +168,28 @@ class Server:
         """Wait for a function and give it to vfio-pci: its group, its node's numbers, its device file."""
         with trace.span(f"VFIO modules loaded for {address}"):
             self._load(VFIO_MODULES)
-        return hardware.bind_vfio(self._uevents, address, seconds=seconds)
+        return hardware.bind_vfio(self._uevents, address, seconds=seconds, root=self._root)
 
     def find_anew(self, *, address: str) -> None:
         """Have the bridge of a function found anew, with windows for all that is behind it."""
         with trace.span(f"bridge of {address} found anew"):
-            hardware.find_anew(address)
+            hardware.find_anew(address, root=self._root)
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
         """Wait for a function and give it to the guest's own driver, whose module the container's share has."""
         from hawse.agent import native
 
         drivers = f"{self._run}/share/{container}/drivers"
-        return native.bind_native(self._uevents, address, drivers=drivers, seconds=seconds)
+        return native.bind_native(self._uevents, address, drivers=drivers, seconds=seconds, root=self._root)
 
     def configure_network(self, *, interfaces: list[dict[str, Any]], seconds: float) -> None:
         """Make interfaces what the host's are."""
         self._load(network.MODULES)
-        network.configure(self._uevents, interfaces, seconds=seconds)
+        network.configure(self._uevents, interfaces, seconds=seconds, root=self._root)
 
     def set_sysctls(self, *, values: dict[str, str]) -> None:
         """Make a container's settings of the network."""
-        network.set_sysctls(values)
+        network.set_sysctls(values, root=self._root)
 
     def serve_names(self, *, servers: list[str]) -> None:
         """Pass queries for these name servers on to the host."""
@@ -222,7 +227,7 @@ class Server:
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
         """Have more huge pages, or fewer."""
-        hugepages.reserve(kib=kib, count=count)
+        hugepages.reserve(kib=kib, count=count, directory=self._root + hugepages.SYSFS)
 
     def share_hugepages(self, *, name: str, kib: int, mode: int, uid: int, gid: int) -> None:
         """Have a file system of huge pages for the containers that are bound to it."""
@@ -256,7 +261,7 @@ class Server:
     ) -> list[list[str]]:  # fmt: skip
         for kind, other in joins.items():
             spec["linux"]["namespaces"].append({"type": kind, "path": self._find(other).namespace(kind)})
-        hugepages.drop_unknown_limits(spec)
+        hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)
@@ -268,14 +273,15 @@ class Server:
         if not (spec["process"].get("terminal") or spec.get("hooks") or stdio.directions != STDIO):
             prepared, self._prepared = self._prepared, None
         made = Container(
-            container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared
+            container, init=process, directory=directory, reaper=self._reaper, crun=crun, prepared=prepared,
+            root=self._root,
         )  # fmt: skip
         try:
             first = made.create(spec, stdio)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
 
-                native.hand_over(devices, first.pid)
+                native.hand_over(devices, first.pid, root=self._root)
             self._watch(container, first)
         except BaseException:
             del self._stdio[process]
@@ -294,7 +300,7 @@ class Server:
             self._turns.pop(container, None)
             self._find(container).remove()
             del self._containers[container]
-        with open("/proc/sys/vm/drop_caches", "w") as file:
+        with open(f"{self._root}/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 
     def add_nodes(self, *, container: str, nodes: list[list[Any]], devices: list[dict[str, Any]]) -> None:
@@ -308,12 +314,15 @@ class Server:
         """Take nodes, [path, major, minor] each, and the group behind them from a container, once nobody uses it; None
         for a group that stays, whoever uses it."""
         made = self._find(container)
-        if group is not None:
-            hardware.end_users(self._uevents, group, force=force, seconds=seconds)
+
+        def end_users() -> None:
+            if group is not None:
+                hardware.end_users(self._uevents, group, force=force, seconds=seconds, root=self._root)
+
+        end_users()
         made.remove_nodes([(path, (major, minor)) for path, major, minor in nodes], devices)
-        if group is not None:
-            # Whoever has opened it between the two would have the guest's only queue for hotplug wait.
-            hardware.end_users(self._uevents, group, force=force, seconds=seconds)
+        # A process that opened it between the two would block the guest's only queue for hotplug.
+        end_users()
 
     def start(self, *, container: str) -> None:
         """Start a created container."""
@@ -351,7 +360,7 @@ class Server:
 
     def listing(self, *, container: str) -> list[list[object]]:
         """A container's processes."""
-        return processes.listing(self._find(container).cgroup.members())
+        return processes.listing(self._find(container).cgroup.members(), proc=f"{self._root}/proc")
 
     def resize(self, *, container: str, process: int, rows: int, columns: int) -> None:
         """Set a terminal's size."""

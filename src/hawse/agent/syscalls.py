@@ -32,7 +32,7 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
 def load_module(path: str) -> None:
     """finit_module(2): load a kernel module from its file; raises OSError, EEXIST when it is there already."""
     flags = 0 if path.endswith(".ko") else _MODULE_INIT_COMPRESSED_FILE
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY)
     try:
         if _libc.syscall(ctypes.c_long(_FINIT_MODULE), ctypes.c_int(fd), b"", ctypes.c_int(flags)):
             _fail(path)

@@ -1,0 +1,122 @@
+"""Calls and frames of the real agent that no container needs: order, names, ports, and what ends the agent."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent.network import raise_loopback
+from hawse.errors import VmError
+from hawse.link.frames import CREDIT, DATA, EOF, encode
+from hawse.link.streams import STREAMS
+from hawse.sandbox import namespaces
+from tests.support.agent import Agent
+
+QUERY = bytes(range(12))
+ONE = (1).to_bytes(4, "big")
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with Agent(str(tmp_path / "run"), root=str(tmp_path / "root")) as started:
+        yield started
+
+
+def create(agent: Agent, script: str, *descriptors: str) -> None:
+    spec = {"process": {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": []}}
+    agent.call(
+        "create", container="c1", process=1, descriptors=descriptors, joins={}, nodes=[], devices=[], spec=spec
+    )  # fmt: skip
+
+
+def test_a_wait_for_a_device_delays_no_other_call(agent: Agent) -> None:
+    agent.send("bind_vfio", address="0000:01:00.0", seconds=1000)
+    assert agent.call("settle") is None
+
+
+def test_everything_is_settled_again_after_the_prepared_crun_was_used(agent: Agent) -> None:
+    create(agent, "true")
+    assert agent.call("settle") is None
+
+
+def test_a_call_for_a_device_that_does_not_come_is_answered(agent: Agent) -> None:
+    with pytest.raises(Exception, match=r"0000:01:00\.0: the device did not appear in the guest within 0\.1 s"):
+        agent.call("bind_vfio", address="0000:01:00.0", seconds=0.1)
+
+
+def test_names_are_asked_of_the_host(tmp_path: Path) -> None:
+    with Agent(str(tmp_path), unshare=("--net",)) as agent:
+        agent.event("hello")  # from here on it is in its namespace
+        network = os.open(f"/proc/{agent.pid}/ns/net", os.O_RDONLY)
+        namespaces.within(network, raise_loopback)
+        agent.call("answer_name", number=1, message="")
+        agent.call("serve_names", servers=["127.0.0.11"])
+        agent.call("serve_names", servers=["127.0.0.53"])
+        with pytest.raises(VmError, match=r"listen for name queries at 127\.0\.0\.11: Address already in use"):
+            agent.call("serve_names", servers=["127.0.0.11"])
+        with namespaces.within(network, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as program:
+            program.settimeout(10)
+            for number, server in enumerate(("127.0.0.11", "127.0.0.53"), 1):
+                program.sendto(QUERY, (server, 53))
+                query = agent.event("query")
+                assert (query["number"], query["server"], base64.b64decode(query["message"])) == (number, server, QUERY)
+                agent.call("answer_name", number=number, message=base64.b64encode(b"answer").decode())
+                assert program.recvfrom(100) == (b"answer", (server, 53))
+        os.close(network)
+
+
+def test_a_port_that_nobody_listens_at(agent: Agent) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with pytest.raises(VmError, match=f"^port {port} of the pod: Connection refused"):
+        agent.call("connect", process=1, port=port, descriptors=["both"])
+    with pytest.raises(Exception, match="connection 1 does not exist in the guest"):
+        agent.call("disconnect", process=1)
+
+
+def test_a_disconnect_before_any_connection_has_nothing_to_do(agent: Agent) -> None:
+    assert agent.call("disconnect", process=1) is None
+
+
+def test_the_number_of_preserved_descriptors_is_cruns_option(agent: Agent) -> None:
+    create(agent, "true", "in", "out", "both")
+    [call] = agent.crun_calls("create")
+    assert call["preserved"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("noise", "words"),
+    [
+        (encode(STREAMS, CREDIT, ONE), "credit for stream 64, which is not sent here"),
+        (encode(STREAMS + 1, DATA, b"x"), "data for stream 65, which is sent from here"),
+        (encode(STREAMS + 2, EOF), "data for stream 66, which is sent from here"),
+        (encode(STREAMS + 1, CREDIT, ONE), "credit of 1 bytes"),
+        (encode(STREAMS - 1, DATA, b"x"), "frame for the unknown stream 63"),
+        (encode(2 * STREAMS, DATA, b"x"), "frame for the unknown stream 128"),
+    ],
+)
+def test_frames_that_break_a_rule_end_the_agent(agent: Agent, noise: bytes, words: str) -> None:
+    create(agent, "true")
+    agent.port.send(noise)
+    assert not [frame for frame in agent.frames if frame[1] == DATA]
+    assert words in agent.wait()
+
+
+def test_a_number_of_a_process_is_used_once(agent: Agent) -> None:
+    create(agent, "true")
+    agent.send("exec", container="c1", process=1, descriptors=[], spec={})
+    assert list(agent.frames) == []
+    assert "process number 1 was used before" in agent.wait()
+
+
+def test_a_bug_in_a_call_is_an_answer(agent: Agent) -> None:
+    for method, params in (("start", {}), ("create", {"process": 1, "descriptors": [], "container": "c1"})):
+        arguments: dict[str, Any] = params
+        with pytest.raises(VmError, match=f"^agent: {method}: TypeError: "):
+            agent.call(method, **arguments)

@@ -1,0 +1,236 @@
+"""Containers of the real agent: their states, limits, hooks and namespaces, and what crun is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import DeviceError, StateError, VmError
+from hawse.link.control import decode_event
+from hawse.link.frames import EVENT
+from tests.support.agent import Agent
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with Agent(str(tmp_path / "run"), root=str(tmp_path / "root")) as started:
+        drop_caches = tmp_path / "root" / "proc" / "sys" / "vm" / "drop_caches"
+        drop_caches.parent.mkdir(parents=True)
+        drop_caches.write_text("")
+        yield started
+
+
+def shell(script: str, **other: Any) -> dict[str, Any]:
+    return {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": [], **other}
+
+
+def create(
+    agent: Agent, process: dict[str, Any], *, name: str = "c1", number: int = 1, joins: dict[str, str] | None = None,
+    **spec: Any,
+) -> None:  # fmt: skip
+    agent.call(
+        "create", container=name, process=number, descriptors=[], joins=joins or {}, nodes=[], devices=[],
+        spec={"process": process, **spec},
+    )  # fmt: skip
+
+
+def cgroup(tmp_path: Path, **files: str) -> Path:
+    """The directory of the container's cgroup, with files."""
+    directory = tmp_path / "root/sys/fs/cgroup/hawse/c1"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("_", ".", 1)).write_text(text)
+    return directory
+
+
+def pid_of(tmp_path: Path, number: int = 1) -> int:
+    return int((tmp_path / f"run/containers/c1/pid-{number}").read_text())
+
+
+def test_a_container_is_started_once_and_while_it_exists(agent: Agent) -> None:
+    create(agent, shell("exec sleep 1000"))
+    agent.call("start", container="c1")
+    with pytest.raises(StateError, match="cannot start container c1: it has been started already"):
+        agent.call("start", container="c1")
+    create(agent, shell("exit 4"), name="c2", number=2)
+    agent.call("signal", container="c2", process=2, signal=9, everyone=False)
+    assert agent.output_until_exit(2)[1] == 137
+    with pytest.raises(StateError, match="cannot start container c2: it has ended"):
+        agent.call("start", container="c2")
+
+
+def test_nothing_is_executed_in_a_container_that_has_ended(agent: Agent) -> None:
+    create(agent, shell("exit 4"))
+    agent.call("start", container="c1")
+    assert agent.output_until_exit(1)[1] == 4
+    with pytest.raises(StateError, match="cannot exec in a container that is not running"):
+        agent.call("exec", container="c1", process=2, descriptors=[], spec=shell("true"))
+    with pytest.raises(StateError, match="container c1 has ended: its pid namespace cannot be joined"):
+        create(agent, shell("true"), name="c2", number=3, joins={"pid": "c1"}, linux={"namespaces": []})
+    with pytest.raises(StateError, match="container c1 has ended"):
+        agent.call("add_nodes", container="c1", nodes=[["/dev/x", 1, 3, 0o600, 0, 0]], devices=[])
+
+
+def test_a_container_joins_namespaces_of_another(agent: Agent, tmp_path: Path) -> None:
+    create(agent, shell("exec sleep 1000"))
+    create(
+        agent, shell("true"), name="c2", number=2, joins={"network": "c1", "ipc": "c1"},
+        linux={"namespaces": [{"type": "mount"}]},
+    )  # fmt: skip
+    [_, second] = agent.crun_calls("create")
+    first = (tmp_path / "run/prepared/pid").read_text()
+    assert second["spec"]["linux"]["namespaces"] == [
+        {"type": "mount"}, {"type": "network", "path": f"/proc/{first}/ns/net"},
+        {"type": "ipc", "path": f"/proc/{first}/ns/ipc"},
+    ]  # fmt: skip
+
+
+def test_the_prepared_crun_is_used_once_and_for_plain_containers_only(agent: Agent) -> None:
+    """Hooks see the name of the container; a terminal and further descriptors are passed by other means."""
+    hook = {"startContainer": [{"path": "/bin/true"}]}
+    create(agent, shell("true"), hooks=hook)
+    create(agent, shell("true", terminal=True), name="c2", number=2)
+    create(agent, shell("true"), name="c3", number=3)
+    create(agent, shell("true"), name="c4", number=4)
+    assert [call["name"] for call in agent.crun_calls("create")] == ["c1", "c2", "prepared", "c4"]
+
+
+def test_a_container_with_hooks_is_started_when_its_program_runs(agent: Agent, tmp_path: Path) -> None:
+    create(agent, shell("exec sleep 1000"), hooks={"startContainer": [{"path": "/bin/true"}]})
+    pid = pid_of(tmp_path)
+    before = os.readlink(f"/proc/{pid}/exe")
+    agent.call("start", container="c1")
+    assert os.readlink(f"/proc/{pid}/exe") != before
+
+
+def test_a_template_is_saved_when_crun_waits_for_its_configuration(agent: Agent) -> None:
+    assert agent.call("settle") is None
+    assert agent.call("trace") == []
+    create(agent, shell("echo hello"))
+    agent.call("start", container="c1")
+    assert agent.output_until_exit(1)[0][1] == b"hello\n"
+    steps: Any = agent.call("trace")
+    assert [name for name, _, _ in steps] == ["prepared crun create", "started"]
+    assert all(began <= ended for _, began, ended in steps)
+
+
+def test_a_specification_larger_than_a_pipe_reaches_the_prepared_crun(agent: Agent) -> None:
+    create(agent, shell("echo hello"), annotations={"large": "x" * 300_000})
+    agent.call("start", container="c1")
+    assert agent.output_until_exit(1)[0][1] == b"hello\n"
+
+
+def test_a_further_process_has_the_containers_oom_score(agent: Agent) -> None:
+    create(agent, shell("exec sleep 1000", oomScoreAdj=321))
+    agent.call("start", container="c1")
+    agent.call("exec", container="c1", process=2, descriptors=[], spec=shell("cat /proc/self/oom_score_adj"))
+    assert agent.output_until_exit(2)[0][1] == b"321\n"
+
+
+def test_a_limit_that_the_cgroup_refuses_is_named_by_its_field(agent: Agent) -> None:
+    refused = {"resources": {"unified": {"memory.high": "1", "memory.nonsense": "refused"}}}
+    with pytest.raises(VmError) as caught:
+        create(agent, shell("true"), linux=refused)
+    assert caught.value.message == (
+        "linux.resources.unified: crun create in the guest: open `memory.nonsense`: No such file or directory"
+    )
+
+
+def test_limits_are_updated_and_processes_frozen_by_crun(agent: Agent) -> None:
+    create(agent, shell("true"))
+    agent.call("update", container="c1", resources={"memory": {"limit": 1 << 20}})
+    agent.call("freeze", container="c1", frozen=True)
+    agent.call("freeze", container="c1", frozen=False)
+    calls = agent.crun_calls("update", "pause", "resume")
+    assert [(call["verb"], call["name"], call["resources"]) for call in calls] == [
+        ("update", "prepared", {"memory": {"limit": 1 << 20}}), ("pause", "prepared", {}), ("resume", "prepared", {}),
+    ]  # fmt: skip
+    with pytest.raises(VmError, match=r"crun update in the guest: open `pids\.max`"):
+        agent.call("update", container="c1", resources={"unified": {"pids.max": "refused"}})
+
+
+def test_limits_of_huge_pages_that_the_guest_has_not_are_left_out(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "root/sys/kernel/mm/hugepages/hugepages-2048kB").mkdir(parents=True)
+    limits = [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 0}]
+    create(agent, shell("true"), linux={"resources": {"hugepageLimits": limits}})
+    [call] = agent.crun_calls("create")
+    assert call["spec"]["linux"]["resources"]["hugepageLimits"] == limits[:1]
+
+
+def test_a_deleted_container_leaves_no_files_and_no_inodes_of_its_share(agent: Agent, tmp_path: Path) -> None:
+    create(agent, shell("exec sleep 1000"))
+    agent.call("delete", container="c1")
+    assert os.listdir(tmp_path / "run/containers") == []
+    assert [call["name"] for call in agent.crun_calls("delete")] == ["prepared"]
+    assert (tmp_path / "root/proc/sys/vm/drop_caches").read_text() == "2"
+
+
+def test_a_creation_that_fails_leaves_no_files(agent: Agent, tmp_path: Path) -> None:
+    with pytest.raises(VmError):
+        create(agent, shell("true"), linux={"resources": {"unified": {"memory.nonsense": "refused"}}})
+    assert os.listdir(tmp_path / "run/containers") == []
+
+
+@pytest.mark.parametrize(("kind", "fails"), [("network", True), ("ipc", False)])
+def test_interfaces_of_devices_move_to_a_network_namespace_of_the_container(
+    agent: Agent, tmp_path: Path, kind: str, fails: bool
+) -> None:
+    """Here the guest has no such interface. Without a network namespace they stay where they are."""
+    device = {"guest": {"address": "0000:03:00.0"}, "interfaces": ["enp3s0"]}
+    params: dict[str, Any] = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "nodes": []}
+    params |= {"devices": [device], "spec": {"process": shell("true"), "linux": {"namespaces": [{"type": kind}]}}}
+    if fails:
+        with pytest.raises(DeviceError, match="enp3s0 cannot go to the network namespace of its container: No such"):
+            agent.call("create", **params)
+    else:
+        agent.call("create", **params)
+    assert os.listdir(tmp_path / "run/containers") == ([] if fails else ["c1"])
+
+
+def test_what_a_container_uses_is_read_from_its_cgroup(agent: Agent, tmp_path: Path) -> None:
+    create(agent, shell("exec sleep 1000"))
+    statistics = {"memory.current": "4096\n", "hugetlb.2MB.current": "0\n", "pids.current": "1\n"}
+    directory = cgroup(tmp_path, cgroup_procs="")
+    for name, text in statistics.items():
+        (directory / name).write_text(text)
+    assert agent.call("statistics", container="c1") == statistics
+
+
+def test_a_signal_for_everyone_reaches_the_cgroup(agent: Agent, tmp_path: Path) -> None:
+    create(agent, shell("exec sleep 1000"))
+    agent.call("start", container="c1")
+    pid = (tmp_path / "run/prepared/pid").read_text()
+    directory = cgroup(tmp_path, cgroup_procs=f"{pid}\n", cgroup_kill="")
+    agent.call("signal", container="c1", process=1, signal=9, everyone=True)
+    assert (directory / "cgroup.kill").read_text() == "1"
+    agent.call("signal", container="c1", process=1, signal=15, everyone=True)
+    assert agent.output_until_exit(1)[1] == 143
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+def test_a_kill_for_memory_is_reported_before_the_exit(agent: Agent, tmp_path: Path, kills: int) -> None:
+    create(agent, shell("exit 5"))
+    cgroup(tmp_path, memory_events=f"oom 3\noom_kill {kills}\n")
+    agent.call("start", container="c1")
+    events: list[tuple[str, dict[str, Any]]] = []
+    while not events or events[-1][0] != "exit":
+        _, kind, payload = next(agent.everything())
+        if kind == EVENT:
+            events.append(decode_event(payload))
+    told = [params for name, params in events if name == "oom"]
+    assert told[:1] == ([{"container": "c1", "kills": kills}] if kills else [])
+
+
+def test_processes_are_listed_by_the_cgroup(agent: Agent, tmp_path: Path) -> None:
+    create(agent, shell("exec sleep 1000"))
+    agent.call("start", container="c1")
+    pid = (tmp_path / "run/prepared/pid").read_text()
+    cgroup(tmp_path, cgroup_procs=f"{pid}\n")
+    for name in (pid, "uptime"):
+        (tmp_path / "root/proc" / name).symlink_to(f"/proc/{name}")
+    processes: Any = agent.call("listing", container="c1")
+    assert [process[1] for process in processes] == [int(pid)]

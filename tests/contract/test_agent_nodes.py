@@ -1,0 +1,122 @@
+"""Device nodes that the real agent makes in a container that runs, with the rules of its device cgroup."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import StateError
+from tests.support.agent import Agent
+
+RULES = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]
+NULL = ["/dev/null0", 1, 3, 0o640, 7, 8]
+ZERO = ["/dev/vfio/5", 1, 5, 0o600, 0, 0]
+DEVICES = [{"host": {"group": 45}, "guest": {"group": 5}}]
+SHOWN = "dev/hawse/devices.json"
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Path:
+    """The root directory of the container."""
+    (tmp_path / "rootfs/dev").mkdir(parents=True)
+    return tmp_path / "rootfs"
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with Agent(str(tmp_path / "run"), root=str(tmp_path / "root")) as started:
+        yield started
+
+
+def create(
+    agent: Agent, container: Path, rules: list[dict[str, Any]], *, devices: list[dict[str, Any]] | None = None
+) -> None:
+    spec = {
+        "process": {"args": ["/bin/true"]}, "root": {"path": str(container)}, "annotations": {"chroot": ""},
+        "linux": {"resources": {"devices": rules}},
+    }  # fmt: skip
+    agent.call(
+        "create", container="c1", process=1, descriptors=[], joins={}, nodes=[], devices=devices or [], spec=spec
+    )  # fmt: skip
+
+
+def allow(major: int, minor: int) -> dict[str, Any]:
+    return {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+
+
+def rules_set(agent: Agent) -> list[Any]:
+    return [call["resources"]["devices"] for call in agent.crun_calls("update")]
+
+
+def test_nodes_are_made_allowed_shown_and_removed_again(agent: Agent, container: Path) -> None:
+    create(agent, container, RULES)
+    agent.call("add_nodes", container="c1", nodes=[NULL, ZERO], devices=DEVICES)
+    made = (container / "dev/null0").stat()
+    assert stat.S_ISCHR(made.st_mode)
+    assert (stat.S_IMODE(made.st_mode), made.st_rdev, made.st_uid, made.st_gid) == (0o640, os.makedev(1, 3), 7, 8)
+    assert (container / "dev/vfio/5").stat().st_rdev == os.makedev(1, 5)
+    assert json.loads((container / SHOWN).read_text()) == DEVICES
+    assert rules_set(agent) == [[*RULES, allow(1, 5)]], "the rule for the other exists"
+    agent.call(
+        "remove_nodes", container="c1", nodes=[ZERO[:3]], group=None, force=False, seconds=1, devices=[]
+    )  # fmt: skip
+    assert os.listdir(container / "dev/vfio") == []
+    assert (container / "dev/null0").exists()
+    assert rules_set(agent)[1:] == [RULES]
+    assert json.loads((container / SHOWN).read_text()) == []
+
+
+def test_nodes_that_cannot_all_be_made_leave_nothing(agent: Agent, container: Path) -> None:
+    create(agent, container, RULES)
+    (container / "dev/vfio").mkdir()
+    (container / "dev/vfio/5").write_text("the container's own")
+    with pytest.raises(StateError, match="/dev/vfio/5: something else is there"):
+        agent.call("add_nodes", container="c1", nodes=[NULL, ZERO], devices=DEVICES)
+    assert sorted(os.listdir(container / "dev")) == ["vfio"]
+    assert (container / "dev/vfio/5").read_text() == "the container's own"
+    assert rules_set(agent) == [[*RULES, allow(1, 5)], RULES]
+
+
+def test_a_container_without_rules_gets_none(agent: Agent, container: Path) -> None:
+    """It may open everything already; a rule would forbid the rest."""
+    create(agent, container, [])
+    agent.call("add_nodes", container="c1", nodes=[ZERO], devices=[])
+    assert (container / "dev/vfio/5").exists()
+    assert rules_set(agent) == []
+
+
+def test_the_file_of_devices_that_is_bound_in_the_container_is_changed_in_place(
+    agent: Agent, container: Path, tmp_path: Path
+) -> None:
+    create(agent, container, RULES, devices=DEVICES)
+    file = tmp_path / "run/containers/c1/devices.json"
+    [call] = agent.crun_calls("create")
+    assert [(mount["source"], mount["destination"]) for mount in call["spec"]["mounts"]] == [(str(file), f"/{SHOWN}")]
+    assert json.loads(file.read_text()) == DEVICES
+    before = file.stat().st_ino
+    agent.call("add_nodes", container="c1", nodes=[], devices=[])
+    assert (json.loads(file.read_text()), file.stat().st_ino) == ([], before)
+    assert not (container / SHOWN).exists()
+
+
+@pytest.mark.parametrize(("group", "removed"), [(None, True), (5, False)])
+def test_the_nodes_of_a_group_in_use_stay(
+    agent: Agent, container: Path, tmp_path: Path, group: int | None, removed: bool
+) -> None:
+    """The group's node is opened to see that no process uses it; one that cannot be opened is an error."""
+    create(agent, container, RULES)
+    agent.call("add_nodes", container="c1", nodes=[ZERO], devices=[])
+    (tmp_path / "root/dev/vfio/5").mkdir(parents=True)
+    remove: dict[str, Any] = {"nodes": [ZERO[:3]], "group": group, "force": False, "seconds": 1, "devices": []}
+    if removed:
+        agent.call("remove_nodes", container="c1", **remove)
+    else:
+        with pytest.raises(Exception, match="dev/vfio/5 in the guest: Is a directory"):
+            agent.call("remove_nodes", container="c1", **remove)
+    assert (container / "dev/vfio/5").exists() is not removed

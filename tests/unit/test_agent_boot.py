@@ -1,0 +1,70 @@
+"""What the agent does before it can talk: the virtio drivers, and the port of the link."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.agent import boot
+from tests.support.guest_kernel import FakeKernel
+
+SERIAL, SHARE, NETWORK = "0000:00:03.0", "0000:00:04.0", "0000:00:05.0"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
+    made = FakeKernel(str(tmp_path))
+    made.function(SERIAL, group=3, driver="")
+    made.attribute(SERIAL, "vendor", "0x1af4\n")
+    yield made
+    made.close()
+
+
+def add_port(kernel: FakeKernel, number: int, name: str) -> None:
+    kernel.write(f"dev/vport1p{number}", "")
+    kernel.write(f"sys/class/virtio-ports/vport1p{number}/name", f"{name}\n")
+
+
+def opened(kernel: FakeKernel) -> str:
+    """The name of the port that is opened for reading and writing, and inherited by no program."""
+    fd = boot.open_link(root=kernel.root)
+    try:
+        assert os.write(fd, b"x") == 1
+        assert os.pread(fd, 1, 0) == b"x"
+        assert not os.get_inheritable(fd)
+        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
+
+
+def test_only_virtio_functions_without_a_driver_are_probed(kernel: FakeKernel) -> None:
+    """A function of another vendor may be one that is passed through."""
+    kernel.function(SHARE, group=4, driver="virtio-pci")
+    kernel.attribute(SHARE, "vendor", "0x1af4\n")
+    kernel.function(NETWORK, group=5, driver="")
+    boot.probe_virtio(root=kernel.root)
+    assert kernel.probed() == [SERIAL]
+
+
+def test_the_link_is_the_port_of_that_name(kernel: FakeKernel) -> None:
+    for number, name in enumerate(("org.qemu.guest_agent.0", boot.PORT_NAME, "com.example")):
+        add_port(kernel, number, name)
+    assert opened(kernel) == "vport1p1"
+    assert kernel.probed() == [SERIAL]
+
+
+def test_the_port_may_appear_after_the_probe(kernel: FakeKernel) -> None:
+    """The directory of ports, a port whose name cannot be read yet, then the port."""
+
+    def appear() -> None:
+        os.makedirs(f"{kernel.root}/sys/class/virtio-ports/vport1p0")
+        add_port(kernel, 1, boot.PORT_NAME)
+
+    later = threading.Timer(0.05, appear)
+    later.start()
+    assert opened(kernel) == "vport1p1"
+    later.join()

@@ -1,0 +1,51 @@
+"""What the agent takes from the host for a machine of its own, and the steps that it reports."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.agent import syscalls, trace
+from hawse.agent.identity import read_seed
+from hawse.errors import VmError
+
+
+@pytest.mark.parametrize("size", [16, 64, 512])
+def test_a_seed_has_some_bytes(size: int) -> None:
+    assert read_seed("a5" * size) == b"\xa5" * size
+
+
+@pytest.mark.parametrize("size", [0, 15, 513])
+def test_a_seed_of_too_few_or_too_many_bytes(size: int) -> None:
+    with pytest.raises(VmError, match=f"^a seed of {size} bytes$"):
+        read_seed("a5" * size)
+
+
+def test_steps_are_noted_until_there_are_too_many() -> None:
+    trace.forget()
+    for number in range(300):
+        trace.add(str(number), number, number + 1)
+    steps = trace.taken()
+    trace.forget()
+    assert (len(steps), steps[0], steps[-1]) == (256, ("0", 0, 1), ("255", 255, 256))
+    with pytest.raises(ZeroDivisionError), trace.span("fails"):
+        _ = 1 // 0
+    [(name, began, ended)] = trace.taken()
+    trace.forget()
+    assert (name, began <= ended) == ("fails", True)
+
+
+def test_a_file_that_is_no_module_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "nothing.ko"
+    path.write_bytes(bytes(4096))
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match=r"nothing\.ko"):
+        syscalls.load_module(str(path))
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_mount_that_is_refused_names_its_target(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        syscalls.mount("none", f"{tmp_path}/nowhere", "tmpfs")

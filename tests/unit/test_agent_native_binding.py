@@ -1,0 +1,125 @@
+"""Functions that are left to drivers of the guest: bound, waited for, and described as sysfs shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent.native import bind_native, matching, nodes
+from hawse.errors import DeviceError
+from tests.support.guest_kernel import FakeKernel, FakeUevents
+
+ADDRESS = "0000:03:00.0"
+PATH = f"sys/bus/pci/devices/{ADDRESS}"
+STORAGE, DISPLAY, NETWORK = 0x010802, 0x030000, 0x020000
+ALIASES = """# Aliases extracted from modules themselves.
+alias pci:v00008086d000010D3sv*sd*bc*sc*i* e1000e
+alias pci:v00008086d000010D4sv*sd*bc*sc*i* other
+alias pci:v*d*sv*sd*bc01sc08i02* nvme
+alias pci:v*d*sv*sd*bc02sc*i* e1000e
+alias pci:v*d*sv*sd*bc02sc*i* nonsense with words
+alias pci:v*d*sv*sd*bc02sc*i* generic
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
+    made = FakeKernel(str(tmp_path / "root"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def drivers(tmp_path: Path) -> str:
+    """A directory of modules, all of which are built in."""
+    (tmp_path / "drivers").mkdir()
+    (tmp_path / "drivers/modules.dep").write_text("")
+    (tmp_path / "drivers/modules.alias").write_text(ALIASES)
+    return str(tmp_path / "drivers")
+
+
+def bind(kernel: FakeKernel, drivers: str, *steps: Callable[[], None]) -> tuple[dict[str, Any], int]:
+    """The answer, and how many of the steps did not happen."""
+    uevents = FakeUevents(*steps)
+    answer = bind_native(uevents, ADDRESS, drivers=drivers, seconds=20, root=kernel.root)
+    return answer, len(uevents.steps)
+
+
+def add_node(kernel: FakeKernel, path: str, subsystem: str, name: str, numbers: str) -> None:
+    """A device of the function that has a node."""
+    major, _, minor = numbers.partition(":")
+    text = f"MAJOR={major}\nMINOR={minor}\nDEVNAME={name}\n"
+    kernel.write(f"{PATH}/{path}/dev", f"{numbers}\n")
+    kernel.write(f"{PATH}/{path}/uevent", text)
+    kernel.link(f"{PATH}/{path}/subsystem", f"{kernel.root}/sys/class/{subsystem}")
+
+
+def test_a_function_that_appears_and_is_bound(kernel: FakeKernel, drivers: str) -> None:
+    def appear() -> None:
+        kernel.function(ADDRESS, group=3, driver="", class_code=DISPLAY)
+
+    answer, left = bind(kernel, drivers, appear, lambda: kernel.bind(ADDRESS, "i915"), lambda: None)
+    assert answer == {"driver": "i915", "interfaces": [], "nodes": []}
+    assert kernel.probed() == [ADDRESS]
+    assert left == 1, "a driver of another class is ready when it has bound"
+
+
+def test_a_function_that_a_driver_has_is_not_probed(kernel: FakeKernel, drivers: str) -> None:
+    kernel.function(ADDRESS, group=3, driver="i915", class_code=DISPLAY)
+    answer, _ = bind(kernel, drivers)
+    assert answer["driver"] == "i915"
+    assert kernel.probed() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(DISPLAY, "there is none for it"), (NETWORK, "e1000e, generic does not take it")],
+)
+def test_a_function_that_no_driver_takes(kernel: FakeKernel, drivers: str, code: int, words: str) -> None:
+    device_id = 0x10D3 if code == NETWORK else 0x7777
+    kernel.function(ADDRESS, group=3, driver="", class_code=code, device_id=device_id)
+    kernel.attribute(ADDRESS, "modalias", f"pci:v00008086d{device_id:08X}sv00sd00bc{code >> 16:02X}sc00i00\n")
+    with pytest.raises(DeviceError) as caught:
+        bind(kernel, drivers)
+    assert caught.value.message == f"{ADDRESS}: no driver of the guest's kernel has it: {words}"
+
+
+def test_a_disk_is_waited_for(kernel: FakeKernel, drivers: str) -> None:
+    """An NVMe driver has its character device first, its namespaces and their partitions later."""
+    kernel.function(ADDRESS, group=3, driver="nvme", class_code=STORAGE)
+
+    def scan() -> None:
+        add_node(kernel, "nvme/nvme0/nvme0n1", "block", "nvme0n1", "259:0")
+        add_node(kernel, "nvme/nvme0/nvme0n1/nvme0n1p1", "block", "nvme0n1p1", "259:1")
+
+    answer, left = bind(
+        kernel, drivers, lambda: add_node(kernel, "nvme/nvme0", "nvme", "nvme0", "241:0"), scan, lambda: None
+    )
+    assert answer["nodes"] == [["nvme0", "c", 241, 0], ["nvme0n1", "b", 259, 0], ["nvme0n1p1", "b", 259, 1]]
+    assert left == 1
+
+
+def test_a_disk_that_never_comes_is_no_error(kernel: FakeKernel, drivers: str) -> None:
+    kernel.function(ADDRESS, group=3, driver="nvme", class_code=STORAGE)
+    assert bind(kernel, drivers)[0] == {"driver": "nvme", "interfaces": [], "nodes": []}
+
+
+def test_devices_without_a_node_have_none(kernel: FakeKernel) -> None:
+    kernel.function(ADDRESS, group=3, class_code=DISPLAY)
+    kernel.write(f"{PATH}/uevent", "DRIVER=i915\n")
+    kernel.write(f"{PATH}/i2c/dev", "89:0\n")
+    kernel.write(f"{PATH}/hwmon/dev", "nonsense")
+    kernel.write(f"{PATH}/hwmon/uevent", "DEVNAME=hwmon\nMAJOR=none\nMINOR=0\n")
+    kernel.write(f"{PATH}/unnamed/dev", "1:2\n")
+    kernel.write(f"{PATH}/unnamed/uevent", "MAJOR=1\nMINOR=2\n")
+    add_node(kernel, "drm/card0", "drm", "dri/card0", "226:0")
+    assert nodes(f"{kernel.root}/{PATH}") == [["dri/card0", "c", 226, 0]]
+
+
+def test_modules_are_those_whose_patterns_match_each_once(drivers: str) -> None:
+    alias = "pci:v00008086d000010D3sv00001AF4sd00001100bc02sc00i00"
+    assert matching(alias, f"{drivers}/modules.alias") == ["e1000e", "generic"]
+    assert matching(alias, f"{drivers}/none") == []

@@ -1,0 +1,76 @@
+"""Waiting for what the kernel announces: the look decides, events only say when to look."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from hawse.agent.uevents import Uevents
+
+
+@pytest.fixture
+def uevents() -> Iterator[Uevents]:
+    made = Uevents()
+    yield made
+    made.close()
+
+
+def test_what_is_there_is_not_waited_for(uevents: Uevents) -> None:
+    assert uevents.wait_until(lambda: True, deadline=0)
+
+
+def test_a_look_after_the_deadline_is_the_last(uevents: Uevents) -> None:
+    looks: list[int] = []
+
+    def look() -> bool:
+        looks.append(1)
+        return False
+
+    assert not uevents.wait_until(look, deadline=time.monotonic())
+    assert looks == [1]
+
+
+def test_it_is_looked_at_again_without_an_event(uevents: Uevents) -> None:
+    """Events get lost when the socket overflows."""
+    looks = iter((False, False, True))
+    assert uevents.wait_until(lambda: next(looks), deadline=time.monotonic() + 20)
+
+
+def test_an_event_during_a_look_has_it_looked_at_again_at_once(uevents: Uevents) -> None:
+    looks = 0
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        with uevents._changed:
+            uevents._seen += 1
+        return looks == 100
+
+    assert uevents.wait_until(look, deadline=time.monotonic() + 20)
+
+
+def test_a_waiter_is_woken_by_the_kernels_event(uevents: Uevents) -> None:
+    """Writing to a device's uevent file has the kernel announce it again (Documentation/ABI/testing/sysfs-uevent)."""
+    path = "/sys/class/net/lo/uevent"
+    if not os.access(path, os.W_OK):
+        pytest.skip("events cannot be made here")
+    uevents.start()
+    before = uevents._seen
+    done = threading.Event()
+
+    def announce() -> None:
+        while not done.wait(0.01):
+            with open(path, "w") as file:
+                file.write("change")
+
+    source = threading.Thread(target=announce)
+    source.start()
+    try:
+        assert uevents.wait_until(lambda: uevents._seen >= before + 2, deadline=time.monotonic() + 20)
+    finally:
+        done.set()
+        source.join()

@@ -1,0 +1,124 @@
+"""The limits of the link (docs/link.md): the last value that is allowed and the first that is not.
+
+The numbers are written out: both ends of the link, and every implementation of it, rely on them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hawse.errors import DeviceError, HawseError, LinkError, from_wire
+from hawse.link import control, flow, frames, streams
+from hawse.link.frames import CALL, CREDIT, DATA, EOF, EVENT, HEADER, Decoder
+
+
+def decoded(stream: int, kind: int, length: int) -> list[frames.Frame]:
+    return Decoder().feed(HEADER.pack(stream, kind, length) + bytes(length))
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind", "least", "greatest"),
+    [
+        (0, CALL, 2, 4_194_304), (0, EVENT, 2, 4_194_304), (1, DATA, 1, 65_536), (1, CREDIT, 4, 4), (1, EOF, 0, 0),
+        (268_435_456, DATA, 1, 65_536),
+    ],
+)  # fmt: skip
+def test_lengths_of_frames(stream: int, kind: int, least: int, greatest: int) -> None:
+    for length in (least, greatest):
+        assert decoded(stream, kind, length) == [(stream, kind, bytes(length))]
+        assert frames.encode(stream, kind, bytes(length))[:9] == HEADER.pack(stream, kind, length)
+    for length in (least - 1, greatest + 1):
+        if length >= 0:
+            with pytest.raises(LinkError, match=f"with {length} bytes, allowed are {least} to {greatest}"):
+                frames.encode(stream, kind, bytes(length))
+
+
+def test_the_greatest_stream() -> None:
+    with pytest.raises(LinkError, match="on stream 268435457"):
+        decoded(268_435_457, DATA, 1)
+
+
+def test_a_sender_has_a_window_of_256_kib() -> None:
+    sender = flow.SendWindow()
+    assert sender.available == 262_144
+    sender.spend(262_144)
+    assert sender.available == 0
+    with pytest.raises(LinkError, match="1 bytes sent with a credit of 0"):
+        sender.spend(1)
+    sender.grant(262_144)
+    assert sender.available == 262_144
+
+
+def test_a_receiver_returns_credit_a_quarter_of_the_window_at_a_time() -> None:
+    receiver = flow.ReceiveWindow()
+    receiver.receive(262_144)
+    assert receiver.consume(65_535) == 0
+    assert receiver.consume(1) == 65_536
+    assert receiver.consume(65_536) == 65_536
+    receiver.receive(131_072)
+    with pytest.raises(LinkError):
+        receiver.receive(1)
+
+
+def test_a_process_has_64_streams() -> None:
+    assert len(streams.directions(["both"] * 61)) == 64
+    for wrong in (["in"] * 62, "in", None, ["in", "sideways"]):
+        with pytest.raises(LinkError):
+            streams.directions(wrong)
+
+
+def test_descriptors_by_their_direction() -> None:
+    directions = streams.directions(["in", "out", "both"])
+    assert streams.read_by(directions) == [0, 3, 5]
+    assert streams.written_by(directions) == [1, 2, 4, 5]
+
+
+def call(**other: Any) -> bytes:
+    return json.dumps({"id": 1, "method": "start", "params": {}} | other).encode()
+
+
+@pytest.mark.parametrize("other", [{"id": 0}, {"id": 2**53 - 1}, {"method": "m"}, {"method": "m" * 64}])
+def test_calls_at_their_limits(other: dict[str, Any]) -> None:
+    control.decode_call(call(**other))
+
+
+@pytest.mark.parametrize(
+    "other", [{"id": -1}, {"id": 2**53}, {"id": 1.0}, {"method": ""}, {"method": "m" * 65}, {"method": 7},
+              {"method": ["m"]}, {"params": None}]
+)  # fmt: skip
+def test_calls_beyond_their_limits(other: dict[str, Any]) -> None:
+    with pytest.raises(LinkError):
+        control.decode_call(call(**other))
+
+
+def test_results_and_events_arrive() -> None:
+    [(_, _, payload)] = Decoder().feed(control.encode_result(9, ["a"]))
+    assert control.decode_reply(payload) == (9, ["a"], None)
+    [(_, _, payload)] = Decoder().feed(control.encode_event("exit", {"code": 3}))
+    assert control.decode_event(payload) == ("exit", {"code": 3})
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(1, 1), (255, 255), (0, 127), (256, 127), (-1, 127), (True, 127), ("3", 127), (7.0, 127), (None, 127)],
+)
+def test_exit_codes_of_a_peers_error(code: object, expected: int) -> None:
+    """One that cannot be becomes that of the error's kind."""
+    assert from_wire({"kind": "CommandError", "message": "m", "exit_code": code}).exit_code == expected
+
+
+def test_texts_of_a_peers_error_cannot_steer_a_terminal() -> None:
+    wire = {"kind": "DeviceError", "message": "a\x1b[2Jb\nc", "hint": "h\td", "evidence": "one\ntwo\r\x07"}
+    error = from_wire(wire)
+    assert isinstance(error, DeviceError)
+    assert (error.message, error.hint, error.evidence) == ("a?[2Jb?c", "h?d", "one\ntwo??")
+    assert len(from_wire({"message": "m" * 20_000}).message) == 16_384
+    assert from_wire({"message": 7, "kind": ["x"]}).message == "unknown error"
+
+
+def test_a_hint_is_in_brackets() -> None:
+    assert HawseError("it failed", hint="try again").sentence() == "it failed [try again]"
+    assert HawseError("it failed").sentence() == "it failed"

@@ -1,0 +1,202 @@
+"""Specifications and what guests tell, at their limits: the last value that is taken and the first that is not."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import ConfigError
+from hawse.oci.addresses import translate
+from hawse.oci.guest import plan_guest
+from hawse.oci.hugepages import counts_of, page_kib
+from hawse.oci.listing import table
+from hawse.oci.load import load_bundle, load_process
+from hawse.oci.memory import find_tmpfs
+from hawse.oci.pods import SANDBOX, SINGLE, role_of
+from hawse.oci.resources import merge
+from hawse.oci.statistics import convert
+from hawse.oci.template import example
+from tests.support.bundles import write
+
+MOST = 4 * 1024 * 1024
+
+
+def refusal(tmp_path: Path, spec: Any) -> str:
+    """Why a bundle is refused, without the path of its config.json."""
+    (tmp_path / "rootfs").mkdir(exist_ok=True)
+    write(str(tmp_path), spec)
+    with pytest.raises(ConfigError) as caught:
+        load_bundle(str(tmp_path))
+    assert caught.value.hint
+    return caught.value.message.removeprefix(f"{tmp_path}/config.json: ")
+
+
+def changed(part: str, **fields: Any) -> dict[str, Any]:
+    spec = example()
+    spec[part] |= fields
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (changed("process", args=[]), "process.args: empty"),
+        (changed("process", args=[""]), "process.args: empty"),
+        (changed("process", cwd="tmp"), "process.cwd: 'tmp' is not absolute"),
+        (example() | {"process": None}, "process: missing"),
+        (example() | {"root": None}, "root: missing"),
+        ([example()], "not a JSON object"),
+        (example() | {"mounts": [{"destination": "/a"}, {"destination": "b"}]},
+         "mounts[1].destination: 'b' is not absolute"),
+        (changed("linux", devices=[{"path": "dev/x", "type": "c"}]), "linux.devices[0].path: 'dev/x' is not absolute"),
+        (changed("linux", devices=[{"path": "/dev/x", "type": "x"}]),
+         "linux.devices[0].type: 'x' is none of c, b, u, p"),
+        (changed("process", user={"uid": 2**32}), "process.user.uid: expected int <= 4294967295"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named(tmp_path: Path, spec: Any, words: str) -> None:
+    assert refusal(tmp_path, spec) == words
+
+
+def test_what_is_taken_at_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    spec = changed("linux", devices=[{"path": f"/dev/{kind}", "type": kind} for kind in "cbup"])
+    spec["process"]["user"] = {"uid": 2**32 - 1, "gid": 0}
+    del spec["mounts"]
+    text = json.dumps(spec)
+    (tmp_path / "config.json").write_text(text + " " * (MOST - len(text)))
+    assert load_bundle(str(tmp_path)).process.user.uid == 2**32 - 1
+    (tmp_path / "config.json").write_text(text + " " * (MOST - len(text) + 1))
+    with pytest.raises(ConfigError, match="larger than 4 MiB"):
+        load_bundle(str(tmp_path))
+
+
+def test_a_specification_without_linux_is_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    spec = example()
+    del spec["linux"]
+    write(str(tmp_path), spec)
+    assert load_bundle(str(tmp_path)).spec.linux is None
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^bundle {tmp_path}/none: no such directory"):
+        load_bundle(f"{tmp_path}/none")
+    with pytest.raises(ConfigError, match=r"/config\.json: no such file or directory"):
+        load_bundle(str(tmp_path))
+    write(str(tmp_path), example())
+    with pytest.raises(ConfigError, match=f"root.path: {tmp_path}/rootfs is not a directory"):
+        load_bundle(str(tmp_path))
+    path = tmp_path / "process.json"
+    for text, words in ((b'{"args":', "not JSON: Expecting value in line 1, column 9"), (b"\xff\xfe{", "not JSON: ")):
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match=words):
+            load_process(str(path))
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_root_file_system_is_read_only_where_that_is_asked_for(tmp_path: Path, readonly: bool) -> None:
+    (tmp_path / "rootfs").mkdir()
+    write(str(tmp_path), changed("root", readonly=readonly))
+    assert plan_guest(load_bundle(str(tmp_path)), container="c1").shares[0].readonly is readonly
+
+
+@pytest.mark.parametrize(("kind", "hint"), [("network", "--network=host"), ("mount", "name one")])
+def test_the_hint_for_a_namespace_that_is_missing_is_the_engines_option(tmp_path: Path, kind: str, hint: str) -> None:
+    (tmp_path / "rootfs").mkdir()
+    namespaces = [{"type": name} for name in ("network", "mount") if name != kind]
+    write(str(tmp_path), changed("linux", namespaces=namespaces))
+    with pytest.raises(ConfigError, match=f"none of type {kind}") as caught:
+        plan_guest(load_bundle(str(tmp_path)), container="c1")
+    assert hint in caught.value.hint
+    assert ("--network" in caught.value.hint) is (kind == "network")
+
+
+@pytest.mark.parametrize(("size", "role"), [(MOST, SANDBOX), (MOST + 2, SINGLE)])
+def test_the_role_of_a_bundle_is_read_up_to_a_size(tmp_path: Path, size: int, role: str) -> None:
+    text = json.dumps({"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
+    (tmp_path / "config.json").write_text(" " * (size - len(text)) + text)
+    assert role_of(str(tmp_path))[0] == role
+
+
+def test_a_mount_without_optional_fields_is_one() -> None:
+    """proc(5): of the fields before the hyphen the first six are always there."""
+    assert find_tmpfs("30 22 0:40 / /dev/shm rw - tmpfs shm rw,size=64k\n", "/dev/shm") == 65536
+    assert find_tmpfs("30 22 0:40 / /dev/shm - tmpfs shm rw,size=64k\n", "/dev/shm") == 0
+
+
+@pytest.mark.parametrize(("text", "kib"), [("9999999KB", 9999999), ("1MB", 1024)])
+def test_sizes_of_pages(text: str, kib: int) -> None:
+    assert page_kib(text) == kib
+    with pytest.raises(ValueError, match="10000000"):
+        page_kib("10000000KB")
+
+
+def test_numbers_of_pages() -> None:
+    assert counts_of("x", "2MB:9999999") == {2048: 9999999}
+    with pytest.raises(ConfigError, match="is no number of huge pages"):
+        counts_of("x", "2MB:10000000")
+
+
+@pytest.mark.parametrize(
+    ("age", "form"), [(0, "%H:%M"), (5 * 3600, "%H:%M"), (86_399, "%H:%M"), (86_400, "%b%d"), (10**12, "%b%d")]
+)
+def test_a_process_that_began_a_day_ago_is_listed_with_its_date(age: int, form: str) -> None:
+    now = 1_700_000_000.5
+    [_, line] = table([[0, 1, 0, age, "?", 3, "sh"]], now=now)
+    assert line.split()[4] == time.strftime(form, time.localtime(max(now - age, 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "current", "words"),
+    [
+        ({"memory": {"swap": 5}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is not set"),
+        ({"memory": {"swap": 5, "limit": 6}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is 6"),
+        ({"memory": {"kernel": 7}}, {"memory": {"kernel": 8}}, "memory.kernel cannot be changed"),
+        ({"memory": {"kernel": 7}}, {"memory": None}, "memory.kernel cannot be changed"),
+    ],
+)
+def test_limits_that_cannot_be_set(wanted: dict[str, Any], current: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^update: {words}"):
+        merge(wanted, current)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "current"),
+    [({"memory": {"swap": 5, "limit": 5}}, {}), ({"memory": {"kernel": 7}}, {"memory": {"kernel": 7}})],
+)
+def test_limits_that_can_be_set_or_are_set_already(wanted: dict[str, Any], current: dict[str, Any]) -> None:
+    assert merge(wanted, current) == {**wanted, **current}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0), ("100\n", 100), ("18446744073709551615", 2**64 - 1), ("99999999999999999999", 2**64 - 1),
+        ("100000000000000000000", 0), ("-1", 0), ("", 0), ("²", 0), ("max", 2**64 - 1),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_guest(text: str, number: int) -> None:
+    usage = convert({"memory.current": text, "memory.max": text})["memory"]["usage"]
+    assert usage.get("usage", 0) == number
+    assert usage["limit"] == (number or 2**64 - 1)
+
+
+def test_nonsense_of_a_guest_is_nothing() -> None:
+    told = {
+        1: "2", "memory.current": 3, "hugetlb.2MB.max": "4", "xB.current": "5", "hugetlb.1GB.current": "6",
+        "memory.stat": "anon 7\nfile\nlong line 8\nno-name 9\n",
+    }  # fmt: skip
+    made = convert(told)
+    assert made["memory"]["raw"] == {"anon": 7}
+    assert "usage" not in made["memory"]["usage"]
+    assert made["hugetlb"] == {"1GB": {"usage": 6, "failcnt": 0}}
+
+
+def test_an_address_in_a_list_is_translated() -> None:
+    entry = 'PCIDEVICE_X_INFO={"0000:3b:00.0":{"peers":["0000:3b:00.0","none"]}}'
+    assert translate([entry], {"0000:3b:00.0": "0000:06:00.0"}) == [entry.replace("3b", "06")]
