@@ -19,6 +19,8 @@ Progress = Callable[[str], None]
 # Python 3.11.2, Debian 12's, has no filters yet; the paths are made safe by merged() in any case.
 _FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 
+_LISTS = "/var/lib/apt/lists"
+
 
 @dataclass(frozen=True)
 class Package:
@@ -30,10 +32,13 @@ class Package:
     path: str
 
 
-def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequence[str] = ()) -> tuple[Package, ...]:
+def fetch(
+    names: Sequence[str], *, cache: str, progress: Progress, options: Sequence[str] = (), lists: str = _LISTS
+) -> tuple[Package, ...]:
     """The packages with all that they depend on, as if nothing were installed here, sorted by name.
 
-    ``options``: more of apt's, "Name=value", for other sources than the machine's own.
+    ``options``: more of apt's, "Name=value", for other sources than the machine's own. ``lists`` is the directory with
+    apt's package lists, which are read from the mirror first if they are missing.
     Raises :class:`HostError` when apt cannot find or download one.
     """
     archives = os.path.join(cache, "packages")
@@ -50,7 +55,7 @@ def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequ
     ]  # fmt: skip
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
     with alone(os.path.join(cache, "packages.lock")):
-        if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir("/var/lib/apt/lists")):
+        if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir(lists)):
             progress("reading the package lists")
             _run([*apt, "update"])
         try:
