@@ -182,3 +182,13 @@ def test_only_wanted_files_are_unpacked(tmp_path: Path) -> None:
     unpack([one], f"{tmp_path}/into", wanted=wanted)
     assert asked == ["usr/share/doc/a", "usr/share/doc/b"]
     assert os.listdir(tmp_path / "into/usr/share/doc") == ["b"]
+
+
+@pytest.mark.parametrize("size", [0, 300, 3000, -1000])
+def test_a_package_that_is_cut_short_is_named(tmp_path: Path, size: int) -> None:
+    """dpkg-deb then writes nothing, a part of a file, or all but the zeros at the end of an archive."""
+    one = package(tmp_path / "one.deb", file("./usr/bin/x", bytes(9000)))
+    os.truncate(one.path, size % os.path.getsize(one.path))
+    with pytest.raises(HostError, match=r"cannot unpack \S+/one\.deb") as caught:
+        unpack([one], f"{tmp_path}/into")
+    assert caught.value.hint == "delete it and try again"

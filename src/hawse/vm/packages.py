@@ -97,8 +97,15 @@ def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bo
         if not os.path.islink(f"{into}/{directory}"):
             os.symlink(f"usr/{directory}", f"{into}/{directory}")
     for package in packages:
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package.path], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
+        if not _unpack(package.path, into, wanted):
+            raise HostError(f"cannot unpack {package.path}", hint="delete it and try again")
+
+
+def _unpack(path: str, into: str, wanted: Callable[[str], bool]) -> bool:
+    """Unpack a package; False when it is damaged: dpkg-deb fails, or its output ends too early."""
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
                     member.name = merged(member.name)
@@ -106,8 +113,9 @@ def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bo
                         member.linkname = merged(member.linkname)
                     if member.name and not os.path.islink(f"{into}/{member.name}") and wanted(member.name):
                         archive.extract(member, into, **_FILTER)
-        if process.returncode:
-            raise HostError(f"cannot unpack {package.path}", hint="delete it and try again")
+        except tarfile.TarError:
+            return False
+    return process.returncode == 0
 
 
 def merged(name: str) -> str:
