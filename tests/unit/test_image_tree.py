@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_a_program_runs_in_the_tree_with_nothing_but_its_libraries(trees: tuple[
 def test_a_program_that_no_package_has_is_named(trees: tuple[str, str]) -> None:
     with pytest.raises(ImageError, match="no package brought /usr/bin/none"):
         add_programs(*trees, ["usr/bin/none"], {})
+
+
+def test_a_static_program_is_copied_through_links_inside_of_the_tree(trees: tuple[str, str]) -> None:
+    """An absolute link is one of the tree's root and a relative one of its directory; no library is looked for."""
+    full, tree = trees
+    Path(full, "usr/lib/busybox.real").write_text("static")
+    os.chmod(f"{full}/usr/lib/busybox.real", 0o4777)
+    os.symlink("busybox.real", f"{full}/usr/lib/busybox")
+    os.makedirs(f"{full}/etc/alternatives")
+    os.symlink("/usr/lib/busybox", f"{full}/etc/alternatives/busybox")
+    os.symlink("../../etc/alternatives/busybox", f"{full}/usr/bin/busybox")
+    add_programs(full, tree, ["usr/bin/busybox"], {})
+    copied = os.lstat(f"{tree}/usr/bin/busybox")
+    assert Path(tree, "usr/bin/busybox").read_text() == "static"
+    assert (stat.S_ISREG(copied.st_mode), stat.S_IMODE(copied.st_mode)) == (True, 0o755)
+    Path(full, "usr/lib/busybox.real").write_text("another")
+    add_programs(full, tree, ["usr/bin/busybox"], {})
+    assert Path(tree, "usr/bin/busybox").read_text() == "static", "what the tree has stays"
 
 
 def test_a_program_that_fails_in_the_tree_is_reported_with_its_stderr() -> None:
