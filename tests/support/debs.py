@@ -8,6 +8,9 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 
+Entry = tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]
+"""Of a package: an entry of its archive, with its content where it is a file."""
+
 _FAKE_APT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_apt.py")
 
 
@@ -32,7 +35,7 @@ def file(name: str, content: bytes, mode: int = 0o644) -> tuple[tarfile.TarInfo,
     return entry, content
 
 
-def make_deb(path: str, entries: Iterable[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]]) -> str:
+def make_deb(path: str, entries: Iterable[Entry]) -> str:
     """Write a package (deb(5)) with these entries in this order; its path."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:

@@ -8,8 +8,11 @@ import subprocess
 
 PYTHON = "/usr/bin/python3"
 _LIBRARY = "import os; print(os.path.dirname(os.__file__))"
-#: Parts of Python's library that are large and that the agent has no use for.
-_WITHOUT = {"__pycache__", "config", "dist-packages", "ensurepip", "idlelib", "lib2to3", "test", "tkinter"}
+#: Parts of Python's library that the agent has no use for, the largest of them.
+_WITHOUT = {
+    "__pycache__", "asyncio", "config", "curses", "dist-packages", "distutils", "email", "ensurepip", "idlelib",
+    "lib2to3", "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter", "unittest", "wsgiref", "xml",
+}  # fmt: skip
 
 
 def shell() -> dict[str, str]:
@@ -23,7 +26,7 @@ def runtime() -> dict[str, str]:
     library = subprocess.run([PYTHON, "-IS", "-c", _LIBRARY], capture_output=True, text=True, check=True).stdout.strip()
     for directory, directories, names in os.walk(library):
         directories[:] = [name for name in directories if name.partition("-")[0] not in _WITHOUT]
-        files |= {f"{directory}/{name}".lstrip("/"): f"{directory}/{name}" for name in names}
+        files |= {f"{directory}/{name}".lstrip("/"): f"{directory}/{name}" for name in names if _may_be_used(name)}
     return files | shell() | _libraries(PYTHON, *(path for path in files.values() if path.endswith(".so")))
 
 
@@ -51,3 +54,11 @@ printf '%s' '{aliases}' >../modules.alias
 def _libraries(*programs: str) -> dict[str, str]:
     listed = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=True).stdout
     return {f"usr/{path.lstrip('/').removeprefix('usr/')}": path for path in re.findall(r"(/\S+) \(0x", listed)}
+
+
+def _may_be_used(name: str) -> bool:
+    """Not so most text encodings, and modules of C that are large or linked to large libraries."""
+    return not name.startswith(
+        ("_bz2", "_codecs_", "_curses", "_dbm", "_decimal", "_hashlib", "_lzma", "_pydecimal", "_sqlite3", "_ssl",
+         "_test", "_tkinter", "cp", "iso", "mac_", "readline")
+    )  # fmt: skip

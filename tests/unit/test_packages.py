@@ -12,7 +12,7 @@ import pytest
 
 from hawse.errors import HostError
 from hawse.vm.packages import Package, fetch, unpack
-from tests.support.debs import Mirror, directory, file, link, make_deb
+from tests.support.debs import Entry, Mirror, directory, file, link, make_deb
 
 A, B = "liba_1.0-2_amd64.deb", "tool_2%3a3_all.deb"
 INSTALL = "install --print-uris tool"
@@ -116,8 +116,8 @@ def test_a_machine_without_apt_is_reported(apt: Apt, monkeypatch: pytest.MonkeyP
     assert caught.value.hint == "the image is built on Debian"
 
 
-def package(path: Path, *entries: object) -> Package:
-    return Package("p", "1", "", make_deb(str(path), entries))  # type: ignore[arg-type]
+def package(path: Path, *entries: Entry) -> Package:
+    return Package("p", "1", "", make_deb(str(path), entries))
 
 
 def tree(path: Path) -> dict[str, str]:

@@ -20,65 +20,34 @@ from hawse.vm import image, vmlinux
 from hawse.vm.cpio import write_archive
 from hawse.vm.image_tree import module_name
 from hawse.vm.packages import merged, parse_uris
+from tests.support.cpio import Entry, read_archive
+from tests.support.kernels import bz_image, elf
 
 
-def read_archive(data: bytes) -> dict[str, tuple[int, bytes]]:
-    """An independent reader of "newc": {path: (mode, content)}; checks the alignment and the trailer."""
-    entries: dict[str, tuple[int, bytes]] = {}
-    at = 0
-    while True:
-        assert data[at : at + 6] == b"070701"
-        fields = [int(data[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        mode, uid, gid, mtime, size, name_size = fields[1], fields[2], fields[3], fields[5], fields[6], fields[11]
-        assert (uid, gid, mtime) == (0, 0, 0)
-        name = data[at + 110 : at + 110 + name_size - 1].decode()
-        at += (110 + name_size + 3) // 4 * 4
-        content = data[at : at + size]
-        at += (size + 3) // 4 * 4
-        if name == "TRAILER!!!":
-            assert at == len(data)
-            return entries
-        entries[name] = (mode, content)
-
-
-names = st.text(st.characters(min_codepoint=33, max_codepoint=1000, exclude_characters="/"), min_size=1, max_size=20)
-
-
-@given(st.dictionaries(names.filter(lambda name: name not in (".", "..")), st.binary(max_size=50), max_size=6))
-def test_an_archive_holds_what_the_tree_held(files: dict[str, bytes]) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as tree:
-        os.mkdir(f"{tree}/dir-")
-        for name, content in files.items():
-            Path(tree, "dir-", name).write_bytes(content)
-        os.symlink("dir-", f"{tree}/link")
-        output = io.BytesIO()
-        size = write_archive(tree, output, nodes=[("console", stat.S_IFCHR | 0o600, 5, 1)])
+def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
+    """Names and contents of every alignment, in an order of their own."""
+    files = {f"{'n' * length}{size}é": b"x" * size for length in range(1, 5) for size in range(9)}
+    os.mkdir(tmp_path / "dir-")
+    for name, content in files.items():
+        (tmp_path / "dir-" / name).write_bytes(content)
+    os.chmod(tmp_path / "dir-" / "n1é", 0o750)
+    os.mkdir(tmp_path / "empty", 0o700)
+    os.symlink("dir-", tmp_path / "link")
+    os.mkfifo(tmp_path / "fifo")
+    output = io.BytesIO()
+    size = write_archive(str(tmp_path), output, nodes=[("console", stat.S_IFCHR | 0o600, 5, 1)])
     assert size == len(output.getvalue())
     entries = read_archive(output.getvalue())
-    assert {name: content for name, (mode, content) in entries.items() if stat.S_ISREG(mode)} == {
+    assert {name: entry.content for name, entry in entries.items() if stat.S_ISREG(entry.mode)} == {
         f"dir-/{name}": content for name, content in files.items()
     }
-    assert entries["link"] == (stat.S_IFLNK | 0o777, b"dir-")
-    assert stat.S_ISCHR(entries["console"][0])
-
-
-def elf(note: bytes = b"Xen\0", kind: int = 18) -> bytes:
-    """A file of ELF64 with one note."""
-    notes = struct.pack("<III", len(note), 8, kind) + note + bytes(8)
-    header = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 64) + bytes(14) + struct.pack("<HH", 56, 1)
-    header = header.ljust(64, b"\0")
-    return header + struct.pack("<IIQQQQQQ", 4, 0, 120, 0, 0, len(notes), 0, 0) + notes
-
-
-def bz_image(payload: bytes, *, length: int | None = None) -> bytes:
-    """A bzImage with one sector of setup."""
-    head = bytearray(1024)
-    head[0x1F1] = 1
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<II", head, 0x248, 16, len(payload) if length is None else length)
-    return bytes(head) + bytes(16) + payload
+    assert entries["dir-/n1é"].mode == stat.S_IFREG | 0o750
+    assert entries["empty"] == Entry(stat.S_IFDIR | 0o700, b"", (0, 0))
+    assert entries["link"] == Entry(stat.S_IFLNK | 0o777, b"dir-", (0, 0))
+    assert entries["console"] == Entry(stat.S_IFCHR | 0o600, b"", (5, 1))
+    assert "fifo" not in entries
+    assert [*entries][:2] == ["dir-", "dir-/n0é"]
+    assert [name for name in entries if "/" not in name] == ["dir-", "empty", "link", "console"]
 
 
 def test_a_kernel_is_taken_out_of_its_image_where_it_can_be_entered() -> None:
