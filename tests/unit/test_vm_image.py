@@ -1,27 +1,22 @@
-"""The parts of the guest image: archive, kernel, packages, and what is noticed about a kept image."""
+"""The parts of the guest image: archive, packages, and what is noticed about a kept image."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import lzma
 import os
 import stat
-import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hawse.errors import ImageError
-from hawse.vm import image, vmlinux
+from hawse.vm import image
 from hawse.vm.cpio import write_archive
 from hawse.vm.image_tree import module_name
 from hawse.vm.packages import merged, parse_uris
 from tests.support.cpio import Entry, read_archive
-from tests.support.kernels import bz_image, elf
 
 
 def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
@@ -48,33 +43,6 @@ def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
     assert "fifo" not in entries
     assert [*entries][:2] == ["dir-", "dir-/n0é"]
     assert [name for name in entries if "/" not in name] == ["dir-", "empty", "link", "console"]
-
-
-def test_a_kernel_is_taken_out_of_its_image_where_it_can_be_entered() -> None:
-    compressed = lzma.compress(elf()) + struct.pack("<I", len(elf()))
-    assert vmlinux.bootable(bz_image(compressed)) == elf()
-    assert vmlinux.bootable(elf()) == elf()
-
-
-@pytest.mark.parametrize(
-    "image_bytes",
-    [
-        b"",
-        b"no kernel" * 100,
-        bz_image(b"\xfd7zXZ\0 but broken"),
-        bz_image(b"LZ4 is not in Python's library"),
-        bz_image(lzma.compress(elf()), length=2**32 - 1),
-        bz_image(lzma.compress(elf(kind=7))),
-        bz_image(lzma.compress(b"\x7fELF\x02\x01 cut")),
-    ],
-)
-def test_an_image_without_such_a_kernel_stays_as_it_is(image_bytes: bytes) -> None:
-    assert vmlinux.bootable(image_bytes) == image_bytes
-
-
-@given(st.binary(max_size=300))
-def test_notes_of_any_kind_are_read_within_their_bounds(data: bytes) -> None:
-    vmlinux.has_pvh_entry(b"\x7fELF\x02\x01" + data)
 
 
 @pytest.mark.parametrize(

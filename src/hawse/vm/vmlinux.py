@@ -11,10 +11,10 @@ import bz2
 import gzip
 import lzma
 import struct
+import zlib
 
 _MAX_KERNEL = 512 * 1024 * 1024
 _PVH_NOTE = 18  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
-_FORMATS = {b"\xfd7zXZ": lzma.decompress, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress}
 
 
 def bootable(image: bytes) -> bytes:
@@ -25,8 +25,11 @@ def bootable(image: bytes) -> bytes:
     return kernel if kernel and has_pvh_entry(kernel) else image
 
 
-def extract(image: bytes) -> bytes:
-    """The payload of a bzImage, decompressed; empty when this is none, or compressed in an unknown way."""
+def extract(image: bytes, *, most: int = _MAX_KERNEL) -> bytes:
+    """The payload of a bzImage, decompressed; empty when this is none, or compressed in an unknown way.
+
+    ``most``: the bytes that a kernel may have.
+    """
     if len(image) < 0x250 or image[0x202:0x206] != b"HdrS":
         return b""
     setup = image[0x1F1] or 4
@@ -38,11 +41,10 @@ def extract(image: bytes) -> bytes:
     for magic, decompress in _FORMATS.items():
         if payload.startswith(magic):
             try:
-                # The payload's last four bytes are its uncompressed length (arch/x86/boot/compressed), not a stream.
-                kernel = decompress(payload if magic != b"\xfd7zXZ" else _xz_stream(payload))
-            except (OSError, EOFError, ValueError, lzma.LZMAError):
+                kernel = decompress(payload)
+            except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error):
                 return b""
-            return kernel if len(kernel) <= _MAX_KERNEL else b""
+            return kernel if len(kernel) <= most else b""
     return b""
 
 
@@ -72,6 +74,13 @@ def _find_note(notes: bytes) -> bool:
     return False
 
 
-def _xz_stream(payload: bytes) -> bytes:
-    end = payload.rfind(b"YZ")  # the stream footer's magic
-    return payload[: end + 2] if end >= 0 else payload
+def _decompress_xz(payload: bytes) -> bytes:
+    """Decompress one stream; the kernel's uncompressed length follows it (Linux arch/x86/boot/compressed/Makefile)."""
+    stream = lzma.LZMADecompressor()
+    kernel = stream.decompress(payload)
+    if not stream.eof:
+        raise EOFError
+    return kernel
+
+
+_FORMATS = {b"\xfd7zXZ": _decompress_xz, b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress}
