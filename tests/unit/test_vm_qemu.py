@@ -167,14 +167,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     cache.write(str(tmp_path / "file" / "answers.json"), 1, 2)
 
 
-def test_no_device_node_means_software_emulation(tmp_path: Path) -> None:
-    found = accel.choose("auto", qemu="/q", kernel="/k", directory=str(tmp_path), device="/dev/none")
-    assert found == accel.Accel("tcg", "/dev/none: No such file or directory")
-    with pytest.raises(HostError, match="KVM is configured and does not work here: /dev/none"):
-        accel.choose("kvm", qemu="/q", kernel="/k", directory=str(tmp_path), device="/dev/none")
-    assert accel.choose("tcg", qemu="/q", kernel="/k", directory="").reason == "configured"
-
-
 def test_a_qemu_without_a_device_is_named() -> None:
     with pytest.raises(HostError, match=r"QEMU 7\.2\.0 has no device igb"):
         capabilities.Capabilities("7.2.0", frozenset({"edu"}), frozenset()).require("igb")
