@@ -59,6 +59,7 @@ def test_a_kernel_that_speaks_proves_kvm(machine: Machine) -> None:
     ("body", "reason"),
     [
         ("echo first >&2; echo 'kvm: no such register' >&2; exit 1", "kvm: no such register"),
+        ("printf '%5000s\\n' x >&2; echo last >&2; exit 1", "last"),
         ("echo 'Linux versio'", "the guest kernel said nothing within 30 s"),
         ("exit 1", "the guest kernel said nothing within 30 s"),
         ("echo 'Linux version' >&2; exit 1", "Linux version"),
