@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hawse.vm import memory
-from hawse.vm.memory import MIB, PIECE
+from hawse.vm.memory import PIECE
 
 SIZE = 16 * PIECE
 PAGE = 4096
+MIB = 1024 * 1024
 #: Position, length and value of bytes; zeros are as good as none.
 writes = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * PIECE), st.integers(0, 255)), max_size=12).map(
     lambda content: [(position, bytes([value]) * length) for position, length, value in content]
