@@ -196,6 +196,20 @@ def test_tables_at_their_limits_are_restored(pieces: list[tuple[int, int]], expe
     assert restored(data + b"what follows", 2 * P, mapped=mapped) == expected
 
 
+def test_ordinary_memory_is_written_to_and_mapped_only_on_request() -> None:
+    """A mapping has to fault each page in, and needs a descriptor that can be read too."""
+    with ram([]) as fd, tempfile.TemporaryFile() as file:
+        write_only = os.open(memory.path(fd), os.O_WRONLY)
+        file.write(file_of(SIZE, [(P, 2 * P)], P))
+        file.flush()
+        assert memory.restore(file.fileno(), write_only, mapped=False) == P
+        assert memory.restore(file.fileno(), write_only) == P
+        with pytest.raises(PermissionError):
+            memory.restore(file.fileno(), write_only, mapped=True)
+        os.close(write_only)
+        assert os.pread(fd, SIZE, 0).strip(b"\0") == b"x" * P
+
+
 @settings(max_examples=60)
 @given(writes, st.integers(0, PAGE + SIZE), st.binary(max_size=24))
 def test_a_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], place: int, damage: bytes) -> None:
