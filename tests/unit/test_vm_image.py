@@ -92,6 +92,7 @@ def cache(tmp_path: Path) -> Path:
         "sources": image.sources_digest("", ""),
         "release": "6.1.0",
         "build_seconds": 1.5,
+        "packages": {f"package{number}": "1.0" for number in range(200)},
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -133,3 +134,58 @@ def test_a_kernel_of_the_users_own_that_is_gone_is_named(cache: Path) -> None:
     Path(image.current_path(str(cache), "/none", "/none")).write_text("d1")
     with pytest.raises(ImageError, match="/none: No such file"):
         image.locate(cache=str(cache), kernel="/none", modules="/none")
+
+
+def test_an_image_of_other_sources_is_stale(cache: Path) -> None:
+    path = cache / "images" / "d1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"sources": "0" * 64}))
+    with pytest.raises(ImageError, match="the guest image d1 is stale") as caught:
+        image.locate(cache=str(cache))
+    assert "hawse image build" in caught.value.hint
+
+
+def test_an_altered_file_is_noticed_after_it_was_right(cache: Path) -> None:
+    """Its size is the same; its time is not."""
+    path = cache / "images" / "d1" / "vmlinux"
+    image.locate(cache=str(cache))
+    path.write_bytes(b"KERNEL")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ImageError, match="vmlinux was altered"):
+        image.locate(cache=str(cache))
+    path.write_bytes(b"kernel")
+    assert image.locate(cache=str(cache)).digest == "d1"
+
+
+@pytest.mark.parametrize("name", ["sources", "digest", "release", "build_seconds", "files"])
+def test_a_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
+    path = cache / "images" / "d1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[name]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ImageError, match=r"the guest image is damaged: \S+/manifest\.json"):
+        image.locate(cache=str(cache))
+
+
+def test_the_guests_sources_are_those_that_the_agent_needs() -> None:
+    names = [name for name, path in image.guest_sources() if os.path.isfile(path)]
+    assert names == sorted(names)
+    assert {"errors.py", "agent/__main__.py", "link/frames.py", "vfio/sysfs.py"} < set(names)
+    assert all(name.endswith(".py") for name in names)
+    assert not any(name.startswith(("cli/", "sandbox/", "vm/")) for name in names)
+    assert {"recipe.toml", "init"} <= set(os.listdir(image.recipe_directory()))
+
+
+def test_a_kernel_of_the_users_own_is_an_input(tmp_path: Path) -> None:
+    kernel, modules = tmp_path / "vmlinuz", tmp_path / "modules"
+    kernel.write_text("kernel")
+    modules.mkdir()
+    digests = {image.sources_digest("", ""), image.sources_digest(str(kernel), str(modules))}
+    kernel.write_text("another")
+    digests.add(image.sources_digest(str(kernel), str(modules)))
+    os.utime(modules, ns=(1, 1))
+    digests.add(image.sources_digest(str(kernel), str(modules)))
+    assert len(digests) == 4
+    pointers = {image.current_path("/c", *paths) for paths in [("", ""), ("/k", "/m"), ("/k", "/n"), ("/l", "/m")]}
+    assert len(pointers) == 4
+    assert all(pointer.startswith("/c/images/current-") for pointer in pointers)
