@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,36 @@ def test_the_holders_of_nodes_and_device_files_are_named(host: FakeSysfs) -> Non
     host.write("proc/44", "")  # ended meanwhile
     host.write("proc/version", "")
     assert sorted(busy.holders(7, root=host.root)) == ["program41 (pid 41)", "program42 (pid 42)"]
+
+
+@pytest.mark.parametrize(
+    ("number", "users"),
+    [(0, []), (errno.EBUSY, ["another process"]), (errno.ENOENT, []), (errno.EPERM, [])],
+)
+def test_a_holder_that_proc_does_not_show_is_another_process(host: FakeSysfs, number: int, users: list[str]) -> None:
+    """In a mount namespace of its own the node has another name; but a group opens once."""
+    tried: list[tuple[str, int]] = []
+    assert busy.holders(7, root=host.root, open_node=opening(number, tried)) == users
+    assert tried == [(f"{host.root}/dev/vfio/7", os.O_RDWR)]
+
+
+@pytest.mark.parametrize(("number", "is_claimed"), [(0, False), (errno.EBUSY, True), (errno.ENOENT, False)])
+def test_a_disk_is_claimed_when_it_does_not_open_exclusively(number: int, is_claimed: bool) -> None:
+    tried: list[tuple[str, int]] = []
+    assert busy.is_claimed("/dev/sda", open_node=opening(number, tried)) is is_claimed
+    assert tried == [("/dev/sda", os.O_RDONLY | os.O_EXCL)]
+
+
+def opening(number: int, tried: list[tuple[str, int]]) -> Callable[[str, int], int]:
+    """open(2) that fails with an errno, or opens something else; it notes the flags but for O_CLOEXEC."""
+
+    def open_node(path: str, flags: int) -> int:
+        tried.append((path, flags & ~os.O_CLOEXEC))
+        if number:
+            raise OSError(number, os.strerror(number))
+        return os.open("/dev/null", os.O_RDONLY)
+
+    return open_node
 
 
 @pytest.mark.parametrize(

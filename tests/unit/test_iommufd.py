@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_an_unknown_command_is_known_by_its_error(root: str, number: int, can: b
 
     def ioctl(fd: int, command: int, argument: bytes) -> None:
         assert os.path.samestat(os.fstat(fd), os.stat(f"{root}/dev/iommu"))
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         asked.append((command, argument))
         if number:
             raise OSError(number, os.strerror(number))

@@ -73,6 +73,12 @@ def test_there_are_ten_io_windows_at_most(least: int, count: int) -> None:
     assert len(io_ports(plan_ports([], least=least))) == count
 
 
+@pytest.mark.parametrize(("least", "count"), [(8, 8), (9, 9), (10, 7)])
+def test_all_ports_have_io_windows_or_only_spare_ones(least: int, count: int) -> None:
+    """Three groups that need none have one where there are windows for all ports, and the share's port."""
+    assert len(io_ports(plan_ports(groups(3), least=least))) == count
+
+
 @pytest.mark.parametrize(("with_io", "without"), [(0, 12), (3, 9), (8, 0), (9, 3), (10, 5), (10, 0)])
 def test_io_windows_go_to_the_groups_that_need_them_first(with_io: int, without: int) -> None:
     plan = plan_ports([*groups(without), *groups(with_io, IO, first=100)], least=16, bridges=2)
