@@ -43,6 +43,7 @@ def test_the_next_larger_machine_begins_after_the_limit(limits: Limits, size: tu
 def test_a_host_that_is_no_whole_number_of_steps_gives_those_it_has() -> None:
     host = {"host_mib": 5 * 1024 - 1, "host_cpus": 1}
     assert machine_size(512, 1, Limits(memory=4500 * MIB, quota=400_000), **host) == (4096, 1)
+    assert machine_size(512, 1, Limits(memory=0, quota=0), **host) == (512, 1), "no limit"
     assert machine_size(6000, 4, Limits(memory=4500 * MIB, quota=400_000), **host) == (6000, 4), "as configured"
 
 
