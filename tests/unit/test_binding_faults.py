@@ -136,6 +136,21 @@ def test_a_child_that_is_killed_is_reported_and_undone(host: Host) -> None:
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
+def test_an_interrupt_that_cannot_be_undone_is_reported_with_the_function(host: Host) -> None:
+    """Without a word of it the user would not know that the function is left without a driver."""
+
+    def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:
+        host.kernel(writes, seconds)
+        host.kernel.picky = {"e1000e"}
+        raise KeyboardInterrupt
+
+    interrupts = iter([carry_out])
+    effects = replace(host.kernel.effects, carry_out=lambda *arguments: next(interrupts, host.kernel)(*arguments))
+    with pytest.raises(DeviceError, match=f"^KeyboardInterrupt; and undoing it failed: {C}: e1000e did not take it"):
+        bind([C], directory=host.directory, root=host.root, effects=effects)
+    assert [record.address for record in host.records()] == [C]
+
+
 @pytest.mark.parametrize(("hangs", "waits"), [(True, [30.0, 30.0, 2.0, 30.0]), (False, [30.0] * 4)])
 def test_undoing_waits_little_for_the_function_whose_write_hangs(host: Host, hangs: bool, waits: list[float]) -> None:
     """The kernel holds its lock. The functions before it have all the time."""
