@@ -49,6 +49,8 @@ def refusal(host: FakeSysfs, claimed: set[str] = frozenset()) -> str:  # type: i
         (NET_10, "eth0 carries the route to 10.0.0.0/8"),
         (HEADER, ""),
         (DEFAULT.replace("eth0", "eth00"), ""),
+        ("eth0\t0000000A\t0\t1\t0\t0\t0\t000000FF\n", "eth0 carries the route to 10.0.0.0/8"),
+        ("eth0\t0000000A\t0\t1\t0\t0\t0\n", ""),
         ("eth0\tzz\t0\t0\t0\t0\t0\tzz\t0\t0\t0\n", "eth0 carries a route"),
         ("eth0\n", ""),
     ],
@@ -71,6 +73,7 @@ def v6(target: str, length: int, *, flags: int = 1, interface: str = "eth0") -> 
         (v6("fe80", 64), ""),
         (v6("febf", 128), ""),
         (v6("fec0", 64), "eth0 carries the route to fec0::/64"),
+        (v6("2090", 64), "eth0 carries the route to 2090::/64"),
         (v6("ff", 8), ""),
         (v6("20010db8", 128, flags=0x80200001), ""),
         (v6("20010db8", 128, flags=0x00100001), ""),
@@ -78,11 +81,25 @@ def v6(target: str, length: int, *, flags: int = 1, interface: str = "eth0") -> 
         (v6("20010db8", 64, interface="eth1"), ""),
         (v6("20010db8", 64).replace("2001", "zzzz"), "eth0 carries a route"),
     ],
-    ids=["default", "network", "unique local", "link-local", "last link-local", "site-local", "multicast", "local",
-         "anycast", "loopback", "another's", "odd"],
+    ids=["default", "network", "unique local", "link-local", "last link-local", "site-local", "global", "multicast",
+         "local", "anycast", "loopback", "another's", "odd"],
 )  # fmt: skip
 def test_routes_of_ipv6(line: str, words: str) -> None:
     assert busy.ipv6_route([line], {"eth0", "lo"}) == words
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("40 35 259:3 / /mnt - ext4 /dev/root rw", "/mnt"),
+        ("40 35 0:44 / /mnt - btrfs /dev/sda1 rw", "/mnt"),
+        ("40 35 259:3 / - ext4 /dev/sda1 rw", ""),
+        ("40 35 259:30 / /mnt - ext4 /dev/sda10 rw", ""),
+        ("40 35 259:3 / /my\\040disk\\134x rw - ext4", "/my disk\\x"),
+    ],
+)
+def test_a_mount_is_known_by_its_numbers_or_its_source(line: str, place: str) -> None:
+    assert busy.mounted_at([line], "259:3", "sda1") == place
 
 
 @given(st.lists(st.text() | st.text().map(lambda text: "eth0 " + text), max_size=4))

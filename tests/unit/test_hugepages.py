@@ -18,7 +18,7 @@ from hawse.oci.hugepages import Hugetlbfs, counts_of, hugetlbfs, is_hugetlbfs, m
 from hawse.oci.load import load_bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 from hawse.oci.template import example
-from hawse.vm.hugepages import check, count, round_up, size_name
+from hawse.vm.hugepages import KIB, check, count, round_up, size_name
 from tests.support.bundles import write
 from tests.support.sysfs import FakeSysfs
 
@@ -48,6 +48,10 @@ def test_other_files_of_this_host_are_in_none(tmp_path: Path) -> None:
 def test_sizes_are_written_as_the_specification_does(text: str, kib: int) -> None:
     assert page_kib(text) == kib
     assert size_name(kib) == text
+
+
+def test_sizes_of_the_configuration_are_those_of_their_names() -> None:
+    assert {name: size_name(kib) for name, kib in KIB.items()} == {"2MB": "2MB", "1GB": "1GB"}
 
 
 @pytest.mark.parametrize("text", ["", "MB", "2 MB", "2M", "-2MB", "0MB", "2mb", "²MB", f"{10**9}MB"])

@@ -116,6 +116,48 @@ def test_virtual_functions_are_in_the_way_of_their_physical_one(host: FakeSysfs)
     assert listing.entries[0].virtual == (2, 7)
 
 
+@pytest.mark.parametrize(
+    ("driver", "virtual", "refusal"),
+    [
+        ("vfio-pci", (0, 7), ""),
+        ("vfio-pci", (2, 7), ""),
+        ("igb", (0, 7), f"group 7 cannot be passed: {A} is bound to igb, not to vfio-pci"),
+        ("igb", (1, 7), f"{A} has 1 virtual functions: pass those"),
+    ],
+)
+def test_virtual_functions_are_in_the_way_of_a_native_driver_only(
+    tmp_path: Path, driver: str, virtual: tuple[int, int], refusal: str
+) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.function(A, group=7, driver=driver)
+    host.node(7, 511, 0)
+    host.write(f"sys/bus/pci/devices/{A}/sriov_numvfs", f"{virtual[0]}\n")
+    host.write(f"sys/bus/pci/devices/{A}/sriov_totalvfs", f"{virtual[1]}\n")
+    listing = only(host)
+    assert (listing.refusal, listing.entries[0].virtual) == (refusal, virtual)
+
+
+def test_groups_of_bridges_and_functions_that_cannot_be_read_are_left_out(host: FakeSysfs) -> None:
+    host.function("0000:38:00.0", group=6, driver="pcieport", class_code=0x060400)
+    for address in ("0000:50:00.0", "0000:51:00.0"):
+        host.function(address, group=9)
+        os.unlink(f"{host.root}/sys/bus/pci/devices/{address}/iommu_group")
+    shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups/9")
+    os.unlink(f"{host.root}/sys/bus/pci/devices/0000:50:00.0/vendor")
+    listings = inventory.read(root=host.root, holders=lambda _: [])
+    assert [(listing.number, len(listing.entries)) for listing in listings] == [(7, 1), (None, 1)]
+    assert listings[1].entries[0].function.address == "0000:51:00.0"
+    assert (listings[1].entries[0].numa, listings[1].entries[0].virtual) == (-1, None)
+
+
+def test_groups_without_an_iommu_are_no_iommu_that_is_on(host: FakeSysfs) -> None:
+    host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
+    host.function("0000:51:00.0", group=9)
+    os.unlink(f"{host.root}/sys/bus/pci/devices/0000:51:00.0/iommu_group")
+    shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups/9")
+    assert inventory.read(root=host.root, holders=lambda _: [])[-1].refusal == "this host has no IOMMU that is on"
+
+
 def test_functions_without_a_group_come_last(host: FakeSysfs) -> None:
     host.function("0000:00:02.0", group=9, driver="virtio-pci")
     os.unlink(f"{host.root}/sys/bus/pci/devices/0000:00:02.0/iommu_group")

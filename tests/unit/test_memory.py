@@ -2,79 +2,256 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import struct
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hawse.vm import memory
+from hawse.vm.memory import PIECE
 
-SIZE = 64 * memory.PIECE
-writes = st.lists(st.tuples(st.integers(0, SIZE - 1), st.binary(min_size=1, max_size=3 * memory.PIECE)), max_size=12)
-
-
-def filled(content: list[tuple[int, bytes]]) -> int:
-    fd = memory.make(SIZE)
-    for position, data in content:
-        os.pwrite(fd, data[: SIZE - position], position)
-    return fd
-
-
-@given(writes)
-def test_a_memory_is_the_same_after_saving_and_restoring(content: list[tuple[int, bytes]]) -> None:
-    ram, again = filled(content), memory.make(SIZE)
-    with tempfile.TemporaryFile() as file:
-        used = memory.save(ram, file.fileno())
-        assert memory.restore(file.fileno(), again) == used
-        assert os.pread(again, SIZE, 0) == os.pread(ram, SIZE, 0)
-        assert used % memory.PIECE == 0
-        assert used >= sum(1 for byte in os.pread(ram, SIZE, 0) if byte)
-    os.close(ram)
-    os.close(again)
+SIZE = 16 * PIECE
+PAGE = 4096
+MIB = 1024 * 1024
+#: Position, length and value of bytes; zeros are as good as none.
+writes = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * PIECE), st.integers(0, 255)), max_size=12).map(
+    lambda content: [(position, bytes([value]) * length) for position, length, value in content]
+)
 
 
-@given(writes, st.integers(0, SIZE - 1))
-def test_any_changed_byte_changes_the_digest(content: list[tuple[int, bytes]], position: int) -> None:
-    ram = filled(content)
-    before = memory.digest(ram)
-    [byte] = os.pread(ram, 1, position)
-    os.pwrite(ram, bytes([byte ^ 0x40]), position)
-    assert memory.digest(ram) != before
-    os.close(ram)
+@contextmanager
+def ram(content: list[tuple[int, bytes]], size: int = SIZE) -> Iterator[int]:
+    fd = memory.make(size)
+    try:
+        for position, data in content:
+            os.pwrite(fd, data[: size - position], position)
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def test_what_was_never_used_takes_no_room(tmp_path: Path) -> None:
-    ram = filled([(5 * memory.PIECE + 17, b"x"), (40 * memory.PIECE, bytes(memory.PIECE))])
-    with open(tmp_path / "memory", "w+b") as file:
-        assert memory.save(ram, file.fileno()) == memory.PIECE
-        assert os.fstat(file.fileno()).st_size == 4096 + memory.PIECE
-    os.close(ram)
+def saved(content: list[tuple[int, bytes]], size: int = SIZE) -> bytes:
+    """The file of a memory."""
+    with ram(content, size) as fd, tempfile.TemporaryFile() as file:
+        used = memory.save(fd, file.fileno())
+        data = file.read()
+        assert used == sum(end - start for start, end in table(data))
+        return data
 
 
-def test_a_memory_of_another_size_is_refused(tmp_path: Path) -> None:
-    ram, other = memory.make(SIZE), memory.make(2 * SIZE)
-    with open(tmp_path / "memory", "w+b") as file:
-        memory.save(ram, file.fileno())
-        with pytest.raises(OSError, match="another size"):
-            memory.restore(file.fileno(), other)
-    os.close(ram)
-    os.close(other)
+def table(data: bytes) -> list[tuple[int, int]]:
+    """The pieces of a file, as its description in the module has them."""
+    _, count = struct.unpack(">QQ", data[:16])
+    return list(struct.iter_unpack(">QQ", data[16 : 16 + 16 * count]))
 
 
-@given(writes, st.integers(0, 4096 + SIZE), st.binary(max_size=24))
+def restored(data: bytes, size: int = SIZE, *, mapped: bool | None = None) -> bytes:
+    """The memory that a file makes. Raises OSError."""
+    with ram([], size) as fd, tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        copied = memory.restore(file.fileno(), fd, mapped=mapped)
+        assert copied == sum(end - start for start, end in table(data))
+        assert os.fstat(fd).st_size == size
+        return os.pread(fd, size, 0)
+
+
+@settings(max_examples=60)
+@given(writes, st.booleans())
+def test_a_memory_is_the_same_after_saving_and_restoring(content: list[tuple[int, bytes]], mapped: bool) -> None:
+    with ram(content) as fd:
+        before = os.pread(fd, SIZE, 0)
+    data = saved(content)
+    assert restored(data, mapped=mapped) == before
+    used = sum(end - start for start, end in table(data))
+    assert SIZE - before.count(0) <= used
+    assert used % PIECE == 0
+
+
+@pytest.mark.parametrize("position", [0, PIECE - 1, 5 * PIECE + 77, SIZE - 1])
+def test_the_digest_is_of_every_byte(position: int) -> None:
+    with ram([(5 * PIECE, b"some")]) as fd:
+        before = memory.digest(fd)
+        assert before == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest()
+        os.pwrite(fd, b"X", position)
+        assert memory.digest(fd) == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest() != before
+
+
+def test_the_digest_of_an_empty_file(tmp_path: Path) -> None:
+    with open(tmp_path / "empty", "w+b") as file:
+        assert memory.digest(file.fileno()) == hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "pieces"),
+    [
+        ([], []),
+        ([(10 * PIECE, bytes(PIECE))], []),
+        ([(5 * PIECE + 17, b"x")], [(5, 6)]),
+        ([(5 * PIECE + PAGE, b"x")], [(5, 6)]),
+        ([(6 * PIECE - 1, b"x")], [(5, 6)]),
+        ([(5 * PIECE, b"x"), (5 * PIECE + 2 * PAGE, b"x")], [(5, 6)]),  # two pages with a hole between them
+        ([(5 * PIECE, b"x"), (6 * PIECE, b"x")], [(5, 7)]),
+        ([(5 * PIECE, b"x"), (7 * PIECE, b"x")], [(5, 6), (7, 8)]),
+        ([(5 * PIECE, b"x" * 2 * PIECE), (8 * PIECE, b"x")], [(5, 7), (8, 9)]),
+        ([(0, b"x"), (SIZE - 1, b"x")], [(0, 1), (15, 16)]),
+        ([(5 * PIECE - 1, b"xx")], [(4, 6)]),
+    ],
+)
+def test_pieces_that_are_not_zero_are_saved_after_a_table_of_them(
+    content: list[tuple[int, bytes]], pieces: list[tuple[int, int]]
+) -> None:
+    data = saved(content)
+    assert struct.unpack(">QQ", data[:16]) == (SIZE, len(pieces))
+    assert table(data) == [(begin * PIECE, end * PIECE) for begin, end in pieces]
+    assert len(data) == PAGE + sum(end - begin for begin, end in pieces) * PIECE
+    assert not any(data[16 + 16 * len(pieces) : PAGE])
+
+
+def test_a_memory_may_end_within_a_piece() -> None:
+    size = 2 * PIECE + PAGE
+    assert table(saved([(2 * PIECE, bytes(PAGE))], size)) == []
+    data = saved([(size - 1, b"x")], size)
+    assert table(data) == [(2 * PIECE, size)]
+    assert restored(data, size) == bytes(size - 1) + b"x"
+
+
+@pytest.mark.parametrize("count", [255, 256])
+def test_a_table_may_be_longer_than_a_page(count: int) -> None:
+    size = 2 * count * PIECE
+    content = [(2 * index * PIECE, bytes([1 + index % 255])) for index in range(count)]
+    data = saved(content, size)
+    begin = PAGE if count == 255 else 2 * PAGE
+    assert len(data) == begin + count * PIECE
+    assert restored(data, size)[:: 2 * PIECE] == b"".join(byte for _, byte in content)
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"), [(16 * MIB, [(0, 16 * MIB)]), (16 * MIB + PIECE, [(0, 16 * MIB), (16 * MIB, 16 * MIB + PIECE)])]
+)
+def test_neighbours_are_joined_up_to_16_mib(size: int, pieces: list[tuple[int, int]]) -> None:
+    """What is written at once stays in the processor's caches."""
+    content = b"x" * size
+    data = saved([(0, content)], size)
+    assert table(data) == pieces
+    assert restored(data, size) == content
+
+
+def file_of(size: int, pieces: list[tuple[int, int]], data: int, *, head: int = PAGE) -> bytes:
+    """A file with this table, and so many bytes after it."""
+    words = [size, len(pieces), *(number for piece in pieces for number in piece)]
+    return struct.pack(f">{len(words)}Q", *words).ljust(head, b"\0") + b"x" * data
+
+
+P = PIECE
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "cut short"),
+        (file_of(2 * P, [], 0, head=0)[:15], "cut short"),
+        (file_of(2 * P, [], 0, head=0), "cut short"),
+        (file_of(2 * P, [], 0)[:-1], "cut short"),
+        (file_of(2 * P, [(0, P)] * 3, 3 * P), "cut short"),
+        (file_of(3 * P, [(0, P)], P), "another size"),
+        (file_of(P, [(0, P)], P), "another size"),
+        (file_of(2 * P, [(P, 2 * P)], P - 1), "damaged"),
+        (file_of(2 * P, [(0, P), (P, 2 * P)], 2 * P - 1), "damaged"),
+        (file_of(2 * P, [(P, P)], P), "damaged"),
+        (file_of(2 * P, [(P, 0)], P), "damaged"),
+        (file_of(2 * P, [(P, 2 * P + 1)], 2 * P), "damaged"),
+        (file_of(2 * P, [(0, P), (P - 1, 2 * P)], 2 * P + 1), "damaged"),
+        (file_of(2 * P, [(P, 2 * P), (0, P)], 2 * P), "damaged"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(OSError, match=f"the template's memory (is|has) {reason}") as caught:
+        restored(data, 2 * P)
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([], b"\0" * 2 * P),
+        ([(P, 2 * P)], b"\0" * P + b"x" * P),
+        ([(0, P), (P, 2 * P)], b"x" * 2 * P),
+        ([(0, 2 * P)], b"x" * 2 * P),
+        ([(1, 2)], b"\0x" + b"\0" * (2 * P - 2)),
+    ],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tables_at_their_limits_are_restored(pieces: list[tuple[int, int]], expected: bytes, mapped: bool) -> None:
+    data = file_of(2 * P, pieces, sum(end - start for start, end in pieces))
+    assert restored(data, 2 * P, mapped=mapped) == expected
+    assert restored(data + b"what follows", 2 * P, mapped=mapped) == expected
+
+
+def test_ordinary_memory_is_written_to_and_mapped_only_on_request() -> None:
+    """A mapping has to fault each page in, and needs a descriptor that can be read too."""
+    with ram([]) as fd, tempfile.TemporaryFile() as file:
+        write_only = os.open(memory.path(fd), os.O_WRONLY)
+        file.write(file_of(SIZE, [(P, 2 * P)], P))
+        file.flush()
+        assert memory.restore(file.fileno(), write_only, mapped=False) == P
+        assert memory.restore(file.fileno(), write_only) == P
+        with pytest.raises(PermissionError):
+            memory.restore(file.fileno(), write_only, mapped=True)
+        os.close(write_only)
+        assert os.pread(fd, SIZE, 0).strip(b"\0") == b"x" * P
+
+
+@settings(max_examples=60)
+@given(writes, st.integers(0, PAGE + SIZE), st.binary(max_size=24))
 def test_a_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], place: int, damage: bytes) -> None:
     """Nothing is written outside of the memory, whatever the table says."""
-    ram, again = filled(content), memory.make(SIZE)
-    with tempfile.TemporaryFile() as file:
-        memory.save(ram, file.fileno())
-        os.ftruncate(file.fileno(), max(os.fstat(file.fileno()).st_size - place, 0) if place % 2 else SIZE)
-        os.pwrite(file.fileno(), damage, place % 256)
+    data = bytearray(saved(content))
+    data = data[: max(len(data) - place, 0)] if place % 2 else data
+    data[place % 256 : place % 256 + len(damage)] = damage
+    with ram([]) as fd, tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
         with suppress(OSError):
-            memory.restore(file.fileno(), again)
-    assert os.fstat(again).st_size == SIZE
-    os.close(ram)
-    os.close(again)
+            memory.restore(file.fileno(), fd)
+        assert os.fstat(fd).st_size == SIZE
+
+
+SIZES = [
+    int(name.removeprefix("hugepages-").removesuffix("kB"))
+    for name in (os.listdir("/sys/kernel/mm/hugepages") if os.path.isdir("/sys/kernel/mm/hugepages") else ())
+]
+
+
+@pytest.mark.parametrize("kib", SIZES)
+def test_memory_is_of_the_pages_that_are_asked_for(kib: int) -> None:
+    fd = memory.create(kib * 1024, page_kib=kib)
+    assert os.fstatvfs(fd).f_bsize == kib * 1024
+    assert memory.is_huge(fd)
+    os.close(fd)
+    with ram([]) as fd:
+        assert not memory.is_huge(fd)
+
+
+@pytest.mark.parametrize("kib", SIZES)
+def test_pages_that_the_host_does_not_have_are_refused_at_once(kib: int) -> None:
+    """Without a promise QEMU would end with SIGBUS when the guest touches the first page that is missing."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        memory.make(1 << 46, page_kib=kib)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_memory_of_an_impossible_size_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Invalid argument"):
+        memory.make(-1)
+    assert os.listdir("/proc/self/fd") == before

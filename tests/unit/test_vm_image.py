@@ -1,122 +1,48 @@
-"""The parts of the guest image: archive, kernel, packages, and what is noticed about a kept image."""
+"""The parts of the guest image: archive, packages, and what is noticed about a kept image."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import lzma
 import os
 import stat
-import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hawse.errors import ImageError
-from hawse.vm import image, vmlinux
+from hawse.vm import image
 from hawse.vm.cpio import write_archive
 from hawse.vm.image_tree import module_name
 from hawse.vm.packages import merged, parse_uris
+from tests.support.cpio import Entry, read_archive
 
 
-def read_archive(data: bytes) -> dict[str, tuple[int, bytes]]:
-    """An independent reader of "newc": {path: (mode, content)}; checks the alignment and the trailer."""
-    entries: dict[str, tuple[int, bytes]] = {}
-    at = 0
-    while True:
-        assert data[at : at + 6] == b"070701"
-        fields = [int(data[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
-        mode, uid, gid, mtime, size, name_size = fields[1], fields[2], fields[3], fields[5], fields[6], fields[11]
-        assert (uid, gid, mtime) == (0, 0, 0)
-        name = data[at + 110 : at + 110 + name_size - 1].decode()
-        at += (110 + name_size + 3) // 4 * 4
-        content = data[at : at + size]
-        at += (size + 3) // 4 * 4
-        if name == "TRAILER!!!":
-            assert at == len(data)
-            return entries
-        entries[name] = (mode, content)
-
-
-names = st.text(st.characters(min_codepoint=33, max_codepoint=1000, exclude_characters="/"), min_size=1, max_size=20)
-
-
-@given(st.dictionaries(names.filter(lambda name: name not in (".", "..")), st.binary(max_size=50), max_size=6))
-def test_an_archive_holds_what_the_tree_held(files: dict[str, bytes]) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as tree:
-        os.mkdir(f"{tree}/dir-")
-        for name, content in files.items():
-            Path(tree, "dir-", name).write_bytes(content)
-        os.symlink("dir-", f"{tree}/link")
-        output = io.BytesIO()
-        size = write_archive(tree, output, nodes=[("console", stat.S_IFCHR | 0o600, 5, 1)])
+def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
+    """Names and contents of every alignment, in an order of their own."""
+    files = {f"{'n' * length}{size}é": b"x" * size for length in range(1, 5) for size in range(9)}
+    os.mkdir(tmp_path / "dir-")
+    for name, content in files.items():
+        (tmp_path / "dir-" / name).write_bytes(content)
+    os.chmod(tmp_path / "dir-" / "n1é", 0o750)
+    os.mkdir(tmp_path / "empty", 0o700)
+    os.symlink("dir-", tmp_path / "link")
+    os.mkfifo(tmp_path / "fifo")
+    output = io.BytesIO()
+    size = write_archive(str(tmp_path), output, nodes=[("console", stat.S_IFCHR | 0o600, 5, 1)])
     assert size == len(output.getvalue())
     entries = read_archive(output.getvalue())
-    assert {name: content for name, (mode, content) in entries.items() if stat.S_ISREG(mode)} == {
+    assert {name: entry.content for name, entry in entries.items() if stat.S_ISREG(entry.mode)} == {
         f"dir-/{name}": content for name, content in files.items()
     }
-    assert entries["link"] == (stat.S_IFLNK | 0o777, b"dir-")
-    assert stat.S_ISCHR(entries["console"][0])
-
-
-def elf(note: bytes = b"Xen\0", kind: int = 18) -> bytes:
-    """A file of ELF64 with one note."""
-    notes = struct.pack("<III", len(note), 8, kind) + note + bytes(8)
-    header = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<Q", 64) + bytes(14) + struct.pack("<HH", 56, 1)
-    header = header.ljust(64, b"\0")
-    return header + struct.pack("<IIQQQQQQ", 4, 0, 120, 0, 0, len(notes), 0, 0) + notes
-
-
-def bz_image(payload: bytes, *, length: int | None = None) -> bytes:
-    """A bzImage with one sector of setup."""
-    head = bytearray(1024)
-    head[0x1F1] = 1
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<II", head, 0x248, 16, len(payload) if length is None else length)
-    return bytes(head) + bytes(16) + payload
-
-
-def zstd(data: bytes) -> bytes:
-    """A zstd frame of unknown content size with one raw block (RFC 8878, section 3.1.1)."""
-    return b"\x28\xb5\x2f\xfd\0\0" + (len(data) << 3 | 1).to_bytes(3, "little") + data
-
-
-@pytest.mark.parametrize("compress", [lzma.compress, zstd])
-def test_bootable_returns_the_decompressed_kernel(compress: Callable[[bytes], bytes]) -> None:
-    """XZ is Debian 12's format for Linux 6.1, zstd for 6.12, and Debian 13's."""
-    compressed = compress(elf()) + struct.pack("<I", len(elf()))
-    assert vmlinux.bootable(bz_image(compressed)) == elf()
-    assert vmlinux.bootable(elf()) == elf()
-
-
-@pytest.mark.parametrize(
-    "image_bytes",
-    [
-        b"",
-        b"no kernel" * 100,
-        bz_image(b"\xfd7zXZ\0 but broken"),
-        bz_image(b"LZ4 is not in Python's library"),
-        bz_image(b"\x28\xb5\x2f\xfd but broken" + struct.pack("<I", 9)),
-        bz_image(zstd(elf()) + struct.pack("<I", 2**32 - 1)),
-        bz_image(b"\x28\xb5\x2f\xfd"),
-        bz_image(lzma.compress(elf()), length=2**32 - 1),
-        bz_image(lzma.compress(elf(kind=7))),
-        bz_image(lzma.compress(b"\x7fELF\x02\x01 cut")),
-    ],
-)
-def test_an_image_without_such_a_kernel_stays_as_it_is(image_bytes: bytes) -> None:
-    assert vmlinux.bootable(image_bytes) == image_bytes
-
-
-@given(st.binary(max_size=300))
-def test_notes_of_any_kind_are_read_within_their_bounds(data: bytes) -> None:
-    vmlinux.has_pvh_entry(b"\x7fELF\x02\x01" + data)
+    assert entries["dir-/n1é"].mode == stat.S_IFREG | 0o750
+    assert entries["empty"] == Entry(stat.S_IFDIR | 0o700, b"", (0, 0))
+    assert entries["link"] == Entry(stat.S_IFLNK | 0o777, b"dir-", (0, 0))
+    assert entries["console"] == Entry(stat.S_IFCHR | 0o600, b"", (5, 1))
+    assert "fifo" not in entries
+    assert [*entries][:2] == ["dir-", "dir-/n0é"]
+    assert [name for name in entries if "/" not in name] == ["dir-", "empty", "link", "console"]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +92,7 @@ def cache(tmp_path: Path) -> Path:
         "sources": image.sources_digest("", ""),
         "release": "6.1.0",
         "build_seconds": 1.5,
+        "packages": {f"package{number}": "1.0" for number in range(200)},
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -207,3 +134,58 @@ def test_a_kernel_of_the_users_own_that_is_gone_is_named(cache: Path) -> None:
     Path(image.current_path(str(cache), "/none", "/none")).write_text("d1")
     with pytest.raises(ImageError, match="/none: No such file"):
         image.locate(cache=str(cache), kernel="/none", modules="/none")
+
+
+def test_an_image_of_other_sources_is_stale(cache: Path) -> None:
+    path = cache / "images" / "d1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"sources": "0" * 64}))
+    with pytest.raises(ImageError, match="the guest image d1 is stale") as caught:
+        image.locate(cache=str(cache))
+    assert "hawse image build" in caught.value.hint
+
+
+def test_an_altered_file_is_noticed_after_it_was_right(cache: Path) -> None:
+    """Its size is the same; its time is not."""
+    path = cache / "images" / "d1" / "vmlinux"
+    image.locate(cache=str(cache))
+    path.write_bytes(b"KERNEL")
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ImageError, match="vmlinux was altered"):
+        image.locate(cache=str(cache))
+    path.write_bytes(b"kernel")
+    assert image.locate(cache=str(cache)).digest == "d1"
+
+
+@pytest.mark.parametrize("name", ["sources", "digest", "release", "build_seconds", "files"])
+def test_a_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
+    path = cache / "images" / "d1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[name]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ImageError, match=r"the guest image is damaged: \S+/manifest\.json"):
+        image.locate(cache=str(cache))
+
+
+def test_the_guests_sources_are_those_that_the_agent_needs() -> None:
+    names = [name for name, path in image.guest_sources() if os.path.isfile(path)]
+    assert names == sorted(names)
+    assert {"errors.py", "agent/__main__.py", "link/frames.py", "vfio/sysfs.py"} < set(names)
+    assert all(name.endswith(".py") for name in names)
+    assert not any(name.startswith(("cli/", "sandbox/", "vm/")) for name in names)
+    assert {"recipe.toml", "init"} <= set(os.listdir(image.recipe_directory()))
+
+
+def test_a_kernel_of_the_users_own_is_an_input(tmp_path: Path) -> None:
+    kernel, modules = tmp_path / "vmlinuz", tmp_path / "modules"
+    kernel.write_text("kernel")
+    modules.mkdir()
+    digests = {image.sources_digest("", ""), image.sources_digest(str(kernel), str(modules))}
+    kernel.write_text("another")
+    digests.add(image.sources_digest(str(kernel), str(modules)))
+    os.utime(modules, ns=(1, 1))
+    digests.add(image.sources_digest(str(kernel), str(modules)))
+    assert len(digests) == 4
+    pointers = {image.current_path("/c", *paths) for paths in [("", ""), ("/k", "/m"), ("/k", "/n"), ("/l", "/m")]}
+    assert len(pointers) == 4
+    assert all(pointer.startswith("/c/images/current-") for pointer in pointers)

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.errors import HostError
-from hawse.vm import accel, cache, capabilities, virtiofsd
+from hawse.vm import accel, cache, capabilities
 from hawse.vm.arguments import Ends, VmShape, option, plug_emulated, plug_host, plug_interface, plug_share, render
 from hawse.vm.ports import Port, Slot
 
@@ -165,33 +164,6 @@ def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache.write(str(tmp_path / "file" / "answers.json"), 1, 2)
-
-
-def test_no_device_node_means_software_emulation(tmp_path: Path) -> None:
-    found = accel.choose("auto", qemu="/q", kernel="/k", directory=str(tmp_path), device="/dev/none")
-    assert found == accel.Accel("tcg", "/dev/none: No such file or directory")
-    with pytest.raises(HostError, match="KVM is configured and does not work here: /dev/none"):
-        accel.choose("kvm", qemu="/q", kernel="/k", directory=str(tmp_path), device="/dev/none")
-    assert accel.choose("tcg", qemu="/q", kernel="/k", directory="").reason == "configured"
-
-
-def test_a_qemu_without_a_device_is_named() -> None:
-    with pytest.raises(HostError, match=r"QEMU 7\.2\.0 has no device igb"):
-        capabilities.Capabilities("7.2.0", frozenset({"edu"}), frozenset()).require("igb")
-
-
-@pytest.mark.parametrize(("text", "option_name"), [("--shared-dir <DIR>", "--shared-dir="), ("-o OPTION", "source=")])
-def test_virtiofsd_is_spoken_to_in_its_own_dialect(tmp_path: Path, text: str, option_name: str) -> None:
-    program = tmp_path / "virtiofsd"
-    program.write_text(f"#!/bin/sh\necho '{text}'\n")
-    program.chmod(0o755)
-    assert virtiofsd.find(str(program)) == str(program)
-    assert any(f"{option_name}{{directory}}" in word for word in virtiofsd.arguments(str(program)))
-
-
-def test_a_virtiofsd_that_is_not_there_is_named() -> None:
-    with pytest.raises(HostError, match="/none/virtiofsd cannot be executed"):
-        virtiofsd.find("/none/virtiofsd")
 
 
 @pytest.mark.parametrize(

@@ -32,23 +32,27 @@ def check(address: str, *, root: str = "", claimed: Callable[[str], bool] | None
     _check_disks(address, root, claimed or is_claimed)
 
 
-def holders(group: int, *, root: str = "") -> list[str]:
-    """The processes that have a group open, as "name (pid 5)"; a container's may be known as "another process" only."""
+def holders(group: int, *, root: str = "", open_node: Callable[[str, int], int] = os.open) -> list[str]:
+    """The processes that have a group open, as "name (pid 5)"; a container's may be known as "another process" only.
+
+    ``open_node`` is open(2).
+    """
     found = [f"{name} (pid {pid})" for pid, name in groups.holders(group, root=root)]
     if found:
         return found
     try:
         # A process with a mount namespace of its own has the node under another name in /proc, but a group opens once.
-        os.close(os.open(f"{root}/dev/vfio/{group}", os.O_RDWR | os.O_CLOEXEC))
+        os.close(open_node(f"{root}/dev/vfio/{group}", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         return ["another process"] if error.errno == errno.EBUSY else []
     return []
 
 
-def is_claimed(node: str) -> bool:
-    """Whether somebody, such as a mount of another namespace or ZFS, claims a block device for himself (open(2))."""
+def is_claimed(node: str, *, open_node: Callable[[str, int], int] = os.open) -> bool:
+    """Whether somebody, such as a mount of another namespace or ZFS, claims a block device for himself (open(2), which
+    is ``open_node``)."""
     try:
-        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        os.close(open_node(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         return error.errno == errno.EBUSY
     return False

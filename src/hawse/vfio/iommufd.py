@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 
 #: IOMMU_IOAS_MAP_FILE: type ';', command 0x8f, no direction or size in the number (Linux include/uapi/linux/iommufd.h).
 _MAP_FILE = 0x3B8F
@@ -12,8 +13,8 @@ _MAP_FILE = 0x3B8F
 _NO_SIZE = bytes(4)
 
 
-def maps_files(*, root: str = "") -> bool:
-    """Whether memory can be mapped by its file, as since Linux 6.13.
+def maps_files(*, root: str = "", ioctl: Callable[[int, int, bytes], object] = fcntl.ioctl) -> bool:
+    """Whether memory can be mapped by its file, as since Linux 6.13. ``ioctl`` is ioctl(2).
 
     An unknown command is answered with ENOTTY (drivers/iommu/iommufd/main.c, iommufd_fops_ioctl()). Where it cannot be
     asked, it is not known to be unable.
@@ -23,7 +24,7 @@ def maps_files(*, root: str = "") -> bool:
     except OSError:
         return True
     try:
-        fcntl.ioctl(fd, _MAP_FILE, _NO_SIZE)
+        ioctl(fd, _MAP_FILE, _NO_SIZE)
     except OSError as error:
         return error.errno != errno.ENOTTY
     finally:

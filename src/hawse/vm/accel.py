@@ -33,11 +33,22 @@ class Accel:
     fresh: bool = False
 
 
-def choose(requested: str, *, qemu: str, kernel: str, directory: str, device: str = "/dev/kvm") -> Accel:
-    """The acceleration for ``requested`` "auto", "kvm" or "tcg"; raises :class:`HostError` for a kvm that fails."""
+def choose(
+    requested: str,
+    *,
+    qemu: str,
+    kernel: str,
+    directory: str,
+    device: str = "/dev/kvm",
+    seconds: float = _SECONDS,
+) -> Accel:
+    """The acceleration for ``requested`` "auto", "kvm" or "tcg"; raises :class:`HostError` for a kvm that fails.
+
+    ``seconds``: how long a guest kernel may take until its first output.
+    """
     if requested == "tcg":
         return Accel("tcg", "configured")
-    found = _probe_once(qemu, kernel, directory, device)
+    found = _probe_once(qemu, kernel, directory, device, seconds)
     if requested == "kvm" and found.name != "kvm":
         raise HostError(f"KVM is configured and does not work here: {found.reason}", hint="set vm.accel to auto")
     return found
@@ -54,7 +65,7 @@ def one_thread(name: str, can: Capabilities, *, cpus: int) -> bool:
     return name == "tcg" and cpus > 1 and not can.at_least(8, 1)
 
 
-def _probe_once(qemu: str, kernel: str, directory: str, device: str) -> Accel:
+def _probe_once(qemu: str, kernel: str, directory: str, device: str, seconds: float) -> Accel:
     try:
         status = os.stat(device)
     except OSError as error:
@@ -66,12 +77,12 @@ def _probe_once(qemu: str, kernel: str, directory: str, device: str) -> Accel:
     known = cache.read(path, key)
     if known is not None:
         return Accel(*known)
-    found = _probe(qemu, kernel)
+    found = _probe(qemu, kernel, seconds)
     cache.write(path, key, [found.name, found.reason])
     return replace(found, fresh=True)
 
 
-def _probe(qemu: str, kernel: str) -> Accel:
+def _probe(qemu: str, kernel: str, seconds: float) -> Accel:
     # With earlyprintk the kernel speaks as soon as it runs, in place of when its consoles are there.
     argv = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-serial", "stdio",
@@ -84,7 +95,7 @@ def _probe(qemu: str, kernel: str) -> Accel:
             subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
         ):
             assert process.stdout is not None
-            spoke = _speaks(process.stdout.fileno())
+            spoke = _speaks(process.stdout.fileno(), seconds)
             process.kill()
             process.wait()
             errors.seek(0)
@@ -93,12 +104,12 @@ def _probe(qemu: str, kernel: str) -> Accel:
         return Accel("tcg", f"{qemu}: {error.strerror}")
     if spoke:
         return Accel("kvm", "a guest kernel ran")
-    return Accel("tcg", words[-1] if words else f"the guest kernel said nothing within {_SECONDS} s")
+    return Accel("tcg", words[-1] if words else f"the guest kernel said nothing within {seconds:g} s")
 
 
-def _speaks(fd: int) -> bool:
+def _speaks(fd: int, seconds: float) -> bool:
     """Whether the proof comes before the end of the output, and in time."""
-    output, deadline = b"", time.monotonic() + _SECONDS
+    output, deadline = b"", time.monotonic() + seconds
     while _PROOF not in output:
         ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
         piece = os.read(fd, 4096) if ready else b""

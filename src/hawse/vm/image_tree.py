@@ -41,7 +41,7 @@ for path in sys.stdin.read().split():
 def add_programs(full: str, tree: str, programs: Sequence[str], links: dict[str, str]) -> None:
     """Copy programs and the shared libraries that they need; make links."""
     for program in programs:
-        if not os.path.exists(f"{full}/{program}"):
+        if not os.path.lexists(f"{full}/{program}"):
             raise ImageError(f"guest image: no package brought /{program}")
         _copy_with_libraries(full, tree, program)
     for path, target in links.items():

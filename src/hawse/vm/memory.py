@@ -31,14 +31,24 @@ def make(size: int, *, page_kib: int = 0) -> int:
     they stay so for the file's life (Linux Documentation/mm/hugetlbfs_reserv.rst). Else a page that is not there when
     it is touched would end QEMU with SIGBUS.
     """
+    fd = create(size, page_kib=page_kib)
+    if page_kib:
+        try:
+            mmap.mmap(fd, size).close()
+        except OSError:
+            os.close(fd)
+            raise
+    return fd
+
+
+def create(size: int, *, page_kib: int = 0) -> int:
+    """The same as :func:`make`, without a promise of huge pages. Raises OSError."""
     flags = os.MFD_CLOEXEC
     if page_kib:
         flags |= os.MFD_HUGETLB | (page_kib * 1024).bit_length() - 1 << os.MFD_HUGE_SHIFT
     fd = os.memfd_create("hawse-ram", flags)
     try:
         os.ftruncate(fd, size)
-        if page_kib:
-            mmap.mmap(fd, size).close()
     except OSError:
         os.close(fd)
         raise
@@ -50,18 +60,20 @@ def path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def restore(source: int, target: int) -> int:
+def restore(source: int, target: int, *, mapped: bool | None = None) -> int:
     """Copy a file of pieces into memory of the size that it was made of; the bytes copied. Raises OSError.
 
     By write(2) from a mapping: the one copy there is, and faster than sendfile(2), whose pages go through a pipe. Huge
-    pages cannot be written to (Linux fs/hugetlbfs/inode.c has no write_iter): they are mapped and read into.
+    pages cannot be written to (Linux fs/hugetlbfs/inode.c has no write_iter): they are mapped and read into. With
+    ``mapped`` any memory is.
     """
+    mapped = is_huge(target) if mapped is None else mapped
     size = os.fstat(source).st_size
     if size < _HEAD.size:
         raise OSError(errno.EIO, "the template's memory is cut short")
-    with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view, ExitStack() as undo:
+    with mmap.mmap(source, size, prot=mmap.PROT_READ) as file, memoryview(file) as view, ExitStack() as undo:
         room = None
-        if _is_huge(target):
+        if mapped:
             room = undo.enter_context(memoryview(undo.enter_context(mmap.mmap(target, os.fstat(target).st_size))))
         position = begin = _begin_of_data(view)
         for start, end in _read_pieces(view, os.fstat(target).st_size):
@@ -99,7 +111,7 @@ def digest(fd: int) -> str:
     return result.hexdigest()
 
 
-def _is_huge(fd: int) -> bool:
+def is_huge(fd: int) -> bool:
     """Whether it is of huge pages: their size is its block size (Linux fs/hugetlbfs/inode.c, hugetlbfs_statfs())."""
     return os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
 

@@ -19,6 +19,8 @@ Progress = Callable[[str], None]
 # Python 3.11.2, Debian 12's, has no filters yet; the paths are made safe by merged() in any case.
 _FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 
+_LISTS = "/var/lib/apt/lists"
+
 
 @dataclass(frozen=True)
 class Package:
@@ -30,10 +32,13 @@ class Package:
     path: str
 
 
-def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequence[str] = ()) -> tuple[Package, ...]:
+def fetch(
+    names: Sequence[str], *, cache: str, progress: Progress, options: Sequence[str] = (), lists: str = _LISTS
+) -> tuple[Package, ...]:
     """The packages with all that they depend on, as if nothing were installed here, sorted by name.
 
-    ``options``: more of apt's, "Name=value", for other sources than the machine's own.
+    ``options``: more of apt's, "Name=value", for other sources than the machine's own. ``lists`` is the directory with
+    apt's package lists, which are read from the mirror first if they are missing.
     Raises :class:`HostError` when apt cannot find or download one.
     """
     archives = os.path.join(cache, "packages")
@@ -50,7 +55,7 @@ def fetch(names: Sequence[str], *, cache: str, progress: Progress, options: Sequ
     ]  # fmt: skip
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
     with alone(os.path.join(cache, "packages.lock")):
-        if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir("/var/lib/apt/lists")):
+        if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir(lists)):
             progress("reading the package lists")
             _run([*apt, "update"])
         try:
@@ -92,8 +97,15 @@ def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bo
         if not os.path.islink(f"{into}/{directory}"):
             os.symlink(f"usr/{directory}", f"{into}/{directory}")
     for package in packages:
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package.path], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
+        if not _unpack(package.path, into, wanted):
+            raise HostError(f"cannot unpack {package.path}", hint="delete it and try again")
+
+
+def _unpack(path: str, into: str, wanted: Callable[[str], bool]) -> bool:
+    """Unpack a package; False when it is damaged: dpkg-deb fails, or its output ends too early."""
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
                     member.name = merged(member.name)
@@ -101,8 +113,9 @@ def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bo
                         member.linkname = merged(member.linkname)
                     if member.name and not os.path.islink(f"{into}/{member.name}") and wanted(member.name):
                         archive.extract(member, into, **_FILTER)
-        if process.returncode:
-            raise HostError(f"cannot unpack {package.path}", hint="delete it and try again")
+        except tarfile.TarError:
+            return False
+    return process.returncode == 0
 
 
 def merged(name: str) -> str:

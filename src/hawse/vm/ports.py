@@ -34,7 +34,6 @@ SHARE_BUS = "port-share"
 #: Where network interfaces are plugged, as functions of one slot: the machine is the same however many there are.
 NETWORK_BUS = "port-net"
 FUNCTIONS = 8
-LAST_BUS = 0xFF
 #: What SeaBIOS gives a hotplug port unasked, in bytes.
 _MINIMUM_WINDOW = 2 * MIB
 _IO_WINDOW = 4096
@@ -263,7 +262,11 @@ def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
 
 
 def _number(ports: list[_Port]) -> None:
-    """Give each port its bus, sort by it, and reserve the numbers that are to stay unused."""
+    """Give each port its bus, sort by it, and reserve the numbers that are to stay unused.
+
+    The buses are enough for MAX_PORTS: a port with a bridge takes two; one that would like a bus takes it and may leave
+    the bus before it unused; those of the share and of the network take one each.
+    """
     # Of two that would like the same, the first gets it.
     wished = {p.group.bus: p for p in reversed(ports) if p.group and p.group.bus and p.buses == 1}
     for bus, port in wished.items():
@@ -276,8 +279,6 @@ def _number(ports: list[_Port]) -> None:
             bus += 1
         port.bus = bus
         bus += port.buses
-    if bus - 1 > LAST_BUS:
-        raise DeviceError(f"{len(ports) - 1} ports need more than {LAST_BUS} PCI buses")
     ports.sort(key=lambda port: port.bus)
     for port, following in itertools.pairwise(ports):
         unused = following.bus - port.bus - port.buses

@@ -49,14 +49,15 @@ class Template:
         return f"{self.directory}/state"
 
 
-def digest_of(shape: VmShape, *, version: str) -> str:
+def digest_of(shape: VmShape, *, version: str, layout: int = _FORMAT, root: str = "") -> str:
     """The name of the template of a machine: of its QEMU, its files, its command line and, with KVM, this CPU.
 
+    ``version`` is QEMU's; ``layout`` is the version of a template's own files; the CPU is read below ``root``.
     Raises OSError when one of the files is not there.
     """
     files = [answers.file_key(path) for path in (shape.qemu, shape.kernel, shape.initrd)]
     line = render(replace(shape, qemu="", kernel="", initrd=""), Ends("", "", 0, 0, 0, 0))
-    key = [_FORMAT, version, files, line, _cpu() if shape.accel == "kvm" else ""]
+    key = [layout, version, files, line, _cpu(root) if shape.accel == "kvm" else ""]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
@@ -265,9 +266,9 @@ def _write(path: str, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _cpu() -> str:
+def _cpu(root: str) -> str:
     """The host CPU as a guest of KVM's sees it: of another model or microcode a state may be of no use."""
     wanted = ("vendor_id", "model name", "flags", "microcode", "stepping")
-    with open("/proc/cpuinfo") as file:
+    with open(f"{root}/proc/cpuinfo") as file:
         lines = file.read().split("\n\n")[0].splitlines()
     return "\n".join(line for line in lines if line.startswith(wanted))

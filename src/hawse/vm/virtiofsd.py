@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 
 from hawse.errors import HostError
 
 CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 
-def find(configured: str) -> str:
-    """The program's path, "" when there is none. Raises :class:`HostError` when the configured one is missing."""
+def find(configured: str, *, candidates: Sequence[str] = CANDIDATES) -> str:
+    """The program's path, "" when there is none. Raises :class:`HostError` when the configured one is missing.
+
+    ``candidates``: the paths where it may be if none is configured.
+    """
     if configured:
         if not os.access(configured, os.X_OK):
             raise HostError(f"virtiofsd: {configured} cannot be executed", hint="check vm.virtiofsd")
         return configured
-    return next((path for path in CANDIDATES if os.access(path, os.X_OK)), "")
+    return next((path for path in candidates if os.access(path, os.X_OK)), "")
 
 
 def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}") -> list[str]:
@@ -31,10 +35,10 @@ def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}")
         ]  # fmt: skip
     # The limit of open files cannot be raised without CAP_SYS_RESOURCE, and the C one ends when its default cannot be
     # set: it is given what it has. No log to syslog, which nobody would read.
-    soft = _open_files()
+    most = _open_files()
     return [
         program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
-        "-o", "xattr", f"--rlimit-nofile={soft}",
+        "-o", "xattr", f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 

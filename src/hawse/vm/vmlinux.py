@@ -12,6 +12,7 @@ import ctypes
 import gzip
 import lzma
 import struct
+import zlib
 
 _MAX_KERNEL = 512 * 1024 * 1024
 _PVH_NOTE = 18  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
@@ -25,8 +26,11 @@ def bootable(image: bytes) -> bytes:
     return kernel if kernel and has_pvh_entry(kernel) else image
 
 
-def extract(image: bytes) -> bytes:
-    """The payload of a bzImage, decompressed; empty when this is none, or compressed in an unknown way."""
+def extract(image: bytes, *, most: int = _MAX_KERNEL) -> bytes:
+    """The payload of a bzImage, decompressed; empty when this is none, or compressed in an unknown way.
+
+    ``most``: the bytes that a kernel may have.
+    """
     if len(image) < 0x250 or image[0x202:0x206] != b"HdrS":
         return b""
     setup = image[0x1F1] or 4
@@ -39,9 +43,9 @@ def extract(image: bytes) -> bytes:
         if payload.startswith(magic):
             try:
                 kernel = decompress(payload)
-            except (OSError, EOFError, ValueError, lzma.LZMAError):
+            except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error):
                 return b""
-            return kernel if len(kernel) <= _MAX_KERNEL else b""
+            return kernel if len(kernel) <= most else b""
     return b""
 
 
@@ -72,9 +76,12 @@ def _find_note(notes: bytes) -> bool:
 
 
 def _from_xz(payload: bytes) -> bytes:
-    # The payload's last four bytes are its uncompressed length (arch/x86/boot/compressed/Makefile), not the stream's.
-    end = payload.rfind(b"YZ")  # the stream footer's magic
-    return lzma.decompress(payload[: end + 2] if end >= 0 else payload)
+    """Decompress one stream; the kernel's uncompressed length follows it (Linux arch/x86/boot/compressed/Makefile)."""
+    stream = lzma.LZMADecompressor()
+    kernel = stream.decompress(payload)
+    if not stream.eof:
+        raise EOFError
+    return kernel
 
 
 def _from_zstd(payload: bytes) -> bytes:

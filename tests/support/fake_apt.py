@@ -1,0 +1,48 @@
+#!/usr/bin/python3 -IS
+"""The part of apt-get's command line that hawse uses, on a directory of .deb files in place of a mirror.
+
+$FAKE_APT is a directory with a JSON file `packages`: {name: [the .deb files that it needs]}. A file `outdated` there
+makes every installation fail until `update` is called; `broken` makes it fail always. Each call is appended to `calls`.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import sys
+
+MIRROR = os.environ["FAKE_APT"]
+
+
+def main(words: list[str]) -> int:
+    values = [word for before, word in itertools.pairwise(words) if before == "-o"]
+    options = dict(value.split("=", 1) for value in values)
+    call = [word for word in words if word not in ("-o", "-qq", *values)]
+    plain = [word for word in call if not word.startswith("-")]
+    with open(f"{MIRROR}/calls", "a") as calls:
+        calls.write(" ".join(call) + "\n")
+    if os.stat(options["Dir::State::status"]).st_size:
+        return 100
+    if plain == ["update"]:
+        if os.path.exists(f"{MIRROR}/outdated"):
+            os.unlink(f"{MIRROR}/outdated")
+        return 0
+    if any(os.path.exists(f"{MIRROR}/{reason}") for reason in ("outdated", "broken")):
+        print("E: 404  Not Found", file=sys.stderr)
+        return 100
+    archives = options["Dir::Cache::archives"]
+    with open(f"{MIRROR}/packages") as file:
+        known = json.load(file)
+    needed = dict.fromkeys(deb for name in plain[1:] for deb in known[name])
+    for deb in needed:
+        if os.path.exists(f"{archives}/{deb}"):
+            continue  # apt neither lists nor downloads what it has
+        if "--print-uris" in call:
+            print(f"'http://mirror/{deb}' {deb} {os.path.getsize(f'{MIRROR}/{deb}')} MD5Sum:0")
+        else:
+            shutil.copyfile(f"{MIRROR}/{deb}", f"{archives}/{deb}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

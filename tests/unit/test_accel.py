@@ -1,0 +1,118 @@
+"""Acceleration: KVM is used only where a guest kernel has run with it, tried once for each QEMU and kernel."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import HostError
+from hawse.vm import accel
+from hawse.vm.accel import Accel
+from tests.support.scripts import write_program
+
+SPEAKS = "echo early; echo 'Linux version 6.1.0'; exec sleep 1000"
+
+
+@dataclass
+class Machine:
+    """A fake QEMU and a kernel; ``device`` is a file that stands for /dev/kvm."""
+
+    directory: str
+
+    def __post_init__(self) -> None:
+        self.qemu, self.kernel, self.device = (f"{self.directory}/{name}" for name in ("qemu", "vmlinux", "kvm"))
+        Path(self.kernel).write_text("kernel")
+        Path(self.device).touch()
+        self.install(SPEAKS)
+
+    def install(self, body: str) -> None:
+        """Make this the program that stands for QEMU; it appends its arguments to a file."""
+        write_program(self.qemu, f'echo "$@" >>{self.directory}/calls\n{body}')
+
+    def calls(self) -> list[str]:
+        path = Path(self.directory, "calls")
+        return path.read_text().splitlines() if path.exists() else []
+
+    def choose(self, requested: str = "auto", *, seconds: float = 30) -> Accel:
+        return accel.choose(
+            requested, qemu=self.qemu, kernel=self.kernel, directory=f"{self.directory}/cache", device=self.device,
+            seconds=seconds,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(str(tmp_path))
+
+
+def test_a_kernel_that_speaks_proves_kvm(machine: Machine) -> None:
+    assert machine.choose() == Accel("kvm", "a guest kernel ran", fresh=True)
+    [call] = machine.calls()
+    assert "-machine q35,accel=kvm,kernel-irqchip=split" in call
+    assert f"-kernel {machine.kernel} " in call
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("echo first >&2; echo 'kvm: no such register' >&2; exit 1", "kvm: no such register"),
+        ("printf '%5000s\\n' x >&2; echo last >&2; exit 1", "last"),
+        ("echo 'Linux versio'", "the guest kernel said nothing within 30 s"),
+        ("exit 1", "the guest kernel said nothing within 30 s"),
+        ("echo 'Linux version' >&2; exit 1", "Linux version"),
+    ],
+)
+def test_a_kernel_that_says_nothing_means_software_emulation(machine: Machine, body: str, reason: str) -> None:
+    machine.install(body)
+    assert machine.choose() == Accel("tcg", reason, fresh=True)
+    with pytest.raises(HostError) as caught:
+        machine.choose("kvm")
+    assert caught.value.message == f"KVM is configured and does not work here: {reason}"
+    assert caught.value.hint == "set vm.accel to auto"
+
+
+def test_the_banner_may_come_in_pieces_after_much_else(machine: Machine) -> None:
+    machine.install(
+        "head -c 100000 /dev/zero; printf 'Linux '; sleep 0.05; printf ver; sleep 0.05; printf sion; exec sleep 1000"
+    )
+    assert machine.choose().name == "kvm"
+
+
+def test_a_guest_that_hangs_is_given_up(machine: Machine) -> None:
+    """It would speak later; QEMU is killed before that."""
+    machine.install("sleep 3; echo 'Linux version'")
+    assert machine.choose(seconds=0.2) == Accel("tcg", "the guest kernel said nothing within 0.2 s", fresh=True)
+
+
+def test_a_qemu_that_cannot_be_executed_means_software_emulation(machine: Machine) -> None:
+    os.chmod(machine.qemu, 0o644)
+    assert machine.choose() == Accel("tcg", f"{machine.qemu}: Permission denied", fresh=True)
+
+
+def test_an_answer_is_kept_for_its_qemu_and_its_kernel(machine: Machine) -> None:
+    machine.choose()
+    assert machine.choose("kvm") == Accel("kvm", "a guest kernel ran")
+    assert len(machine.calls()) == 1
+    Path(machine.kernel).write_text("another kernel")
+    assert machine.choose().fresh
+    machine.install(f"exit 1 # another {SPEAKS}")
+    assert machine.choose().name == "tcg"
+    assert len(machine.calls()) == 3
+    os.chmod(machine.device, 0o600)
+    assert machine.choose().fresh, "whether the device may be used has changed"
+
+
+def test_no_device_node_means_software_emulation(machine: Machine) -> None:
+    os.unlink(machine.device)
+    assert machine.choose() == Accel("tcg", f"{machine.device}: No such file or directory")
+    with pytest.raises(HostError, match=r"KVM is configured and does not work here: \S+/kvm: No such file"):
+        machine.choose("kvm")
+    assert machine.calls() == []
+
+
+def test_nothing_is_tried_where_software_emulation_is_configured(machine: Machine) -> None:
+    assert machine.choose("tcg") == Accel("tcg", "configured")
+    assert machine.calls() == []

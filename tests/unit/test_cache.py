@@ -1,0 +1,52 @@
+"""Answers that are kept in a file: the last eight, each under its key, whatever the file has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hawse.vm import cache
+
+
+def test_the_last_eight_answers_are_kept_newest_first(tmp_path: Path) -> None:
+    path = f"{tmp_path}/sub/answers.json"
+    for number in range(9):
+        cache.write(path, number, f"answer {number}")
+    assert [cache.read(path, number) for number in range(9)] == [None, *(f"answer {number}" for number in range(1, 9))]
+    cache.write(path, 1, "again")
+    cache.write(path, 9, "new")
+    assert (cache.read(path, 1), cache.read(path, 2)) == ("again", None)
+    assert os.listdir(f"{tmp_path}/sub") == ["answers.json"]
+
+
+def test_an_answer_may_be_long(tmp_path: Path) -> None:
+    """QEMU's devices are ten kilobytes."""
+    cache.write(f"{tmp_path}/answers.json", "key", "x" * 20_000)
+    assert cache.read(f"{tmp_path}/answers.json", "key") == "x" * 20_000
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[[1]]", "[[1, 2, 3]]", '[["key", 1], 2]', "\xff"])
+def test_a_garbled_file_has_no_answers_and_is_replaced(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "answers.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert cache.read(str(path), "key") is None
+    cache.write(str(path), "key", 5)
+    assert cache.read(str(path), "key") == 5
+
+
+def test_the_second_of_two_waits_for_the_lock_and_finds_what_the_first_made(tmp_path: Path) -> None:
+    text = (
+        "import os, sys; from hawse.vm.cache import alone; print(flush=True)\n"
+        "with alone(sys.argv[1] + '/lock'): print(os.path.exists(sys.argv[1] + '/made'))"
+    )
+    with cache.alone(f"{tmp_path}/lock"):
+        second = subprocess.Popen([sys.executable, "-c", text, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert second.stdout is not None
+        second.stdout.readline()
+        # It blocks in flock(2), or will: either way it cannot go on before the lock is released.
+        (tmp_path / "made").touch()
+    assert second.communicate()[0] == "True\n"

@@ -1,0 +1,47 @@
+"""Whether /dev/iommu maps files: an unknown command is the only proof that it does not."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.vfio.iommufd import maps_files
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "iommu").touch()
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "can"), [(0, True), (errno.EINVAL, True), (errno.ENOTTY, False), (errno.EOPNOTSUPP, True)]
+)
+def test_an_unknown_command_is_known_by_its_error(root: str, number: int, can: bool) -> None:
+    asked: list[tuple[int, bytes]] = []
+
+    def ioctl(fd: int, command: int, argument: bytes) -> None:
+        assert os.path.samestat(os.fstat(fd), os.stat(f"{root}/dev/iommu"))
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        asked.append((command, argument))
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    before = os.listdir("/proc/self/fd")
+    assert maps_files(root=root, ioctl=ioctl) is can
+    # IOMMU_IOAS_MAP_FILE, with a size that no command has (Linux include/uapi/linux/iommufd.h).
+    assert asked == [(ord(";") << 8 | 0x8F, b"\0\0\0\0")]
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_that_is_not_iommufd_knows_no_command(root: str) -> None:
+    assert not maps_files(root=root)
+
+
+def test_a_host_without_iommufd_is_not_known_to_be_unable(tmp_path: Path) -> None:
+    assert maps_files(root=str(tmp_path))

@@ -1,0 +1,145 @@
+"""QMP over a socket, with a server that answers, refuses, stays silent or dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from hawse.errors import RefusedError, VmError
+from hawse.vm.qmp import Qmp
+from tests.support.qmp_server import Message, QmpServer, serving
+
+Scenario = Callable[[Qmp, QmpServer], Awaitable[None]]
+
+
+def run(scenario: Scenario, answer: Callable[[str, Message], Message | None] = lambda *_: {"return": {}}) -> list[Any]:
+    """Run it with a connected client; the messages of its log."""
+    log: list[bytes] = []
+
+    async def whole() -> None:
+        server = QmpServer(answer)
+        async with serving(server) as connection:
+            qmp = Qmp(log=log.append)
+            await qmp.open(connection, seconds=20)
+            try:
+                await scenario(qmp, server)
+            finally:
+                await qmp.close()
+
+    asyncio.run(whole())
+    assert all(line.endswith(b"\n") for line in log)
+    return [json.loads(line) for line in log]
+
+
+def test_commands_and_answers_are_logged() -> None:
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        assert await qmp.execute("query-x", {"a": 1}, timeout=20) == {"b": [2]}
+        with pytest.raises(RefusedError, match="device_add: no such bus"):
+            await qmp.execute("device_add", {}, timeout=20)
+        assert server.commands == [("query-x", {"a": 1}), ("device_add", {})]
+
+    error = {"error": {"class": "GenericError", "desc": "no such bus"}}
+    assert run(scenario, lambda name, _: {"return": {"b": [2]}} if name == "query-x" else error) == [
+        {"execute": "query-x", "arguments": {"a": 1}},
+        {"return": {"b": [2]}},
+        {"execute": "device_add", "arguments": {}},
+        {"error": "no such bus"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [({"status": "paused", "running": False}, "paused"), ({}, "None"), ([], ""), ("x", "")]
+)
+def test_states_are_texts(answer: object, expected: str) -> None:
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        assert await qmp.status(timeout=20) == expected
+        assert await qmp.migration(timeout=20) == expected
+        assert [name for name, _ in server.commands] == ["query-status", "query-migrate"]
+
+    run(scenario, lambda *_: {"return": answer})
+
+
+def test_memory_is_left_out_of_a_migration() -> None:
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        await qmp.leave_memory_alone(timeout=20)
+        capability = {"capability": "x-ignore-shared", "state": True}
+        assert server.commands == [("migrate-set-capabilities", {"capabilities": [capability]})]
+
+    run(scenario)
+
+
+def test_a_descriptor_is_given_with_its_name() -> None:
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        fd = os.open("/dev/null", os.O_RDONLY)
+        await qmp.give(fd, "net0", timeout=20)
+        os.close(fd)
+        assert server.commands == [("getfd", {"fdname": "net0"})]
+        assert server.descriptors == 1
+
+    run(scenario)
+
+
+def test_an_event_is_waited_for_by_its_name_and_data() -> None:
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        with qmp.listen("DEVICE_DELETED", "STOP") as events:
+            for name, data in [
+                ("DEVICE_DELETED", {"path": "/x"}),
+                ("RESUME", {"device": "b"}),
+                ("DEVICE_DELETED", {"device": "a"}),
+                ("DEVICE_DELETED", {"device": "b", "path": "/y"}),
+            ]:
+                server.send({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}})
+            server.send({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}})
+            found = await events.wait(lambda data: data.get("device") == "b", seconds=20)
+            assert found == {"device": "b", "path": "/y"}
+            assert await events.wait(lambda _: True, seconds=20) == {}, "an event without data"
+            assert await events.wait(lambda _: True, seconds=0) is None
+
+    run(scenario)
+
+
+def test_a_qemu_that_does_not_answer_is_given_up() -> None:
+    async def scenario(qmp: Qmp, _server: QmpServer) -> None:
+        with pytest.raises(VmError, match=r"QEMU did not answer query-status within 0\.05 s"):
+            await qmp.status(timeout=0.05)
+
+    run(scenario, lambda *_: None)
+
+
+def test_a_qemu_that_dies_is_reported_with_the_command() -> None:
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        waiting = asyncio.ensure_future(qmp.status(timeout=20))
+        while not server.commands:
+            await asyncio.sleep(0)
+        server.close()
+        with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
+            await waiting
+        with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
+            await qmp.status(timeout=20)
+
+    run(scenario, lambda *_: None)
+
+
+def test_a_monitor_without_a_greeting_is_given_up() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs, pytest.raises(VmError, match=r"QEMU's monitor did not answer within 0\.05 s"):
+            await Qmp().open(ours, seconds=0.05)
+
+    asyncio.run(scenario())
+
+
+def test_a_monitor_that_closes_is_reported() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        with pytest.raises(VmError, match="QEMU's monitor closed before it answered"):
+            await Qmp().open(ours, seconds=20)
+
+    asyncio.run(scenario())

@@ -1,0 +1,149 @@
+"""A template's name: it changes with every input that a restored VM depends on, and with nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.vm import cache, template
+from hawse.vm.arguments import VmShape
+
+CPU = """processor\t: {number}
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model name\t: Xeon
+stepping\t: 4
+microcode\t: 0x1
+cpu MHz\t\t: {mhz}
+flags\t\t: fpu vme
+bogomips\t: 1
+
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A root directory with the files of a VM and a CPU."""
+    for name in ("qemu", "kernel", "initrd"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text("".join(CPU.format(number=number, mhz=2000) for number in range(2)))
+    return tmp_path
+
+
+@pytest.fixture
+def shape(host: Path) -> VmShape:
+    return VmShape(
+        qemu=f"{host}/qemu", accel="kvm", memory_mib=1, cpus=2, kernel=f"{host}/kernel", initrd=f"{host}/initrd",
+        kernel_append="", bridges=[{"driver": "pcie-root-port", "id": "port0"}], share="virtiofs",
+    )  # fmt: skip
+
+
+def digest(shape: VmShape, host: Path, **options: Any) -> str:
+    return template.digest_of(shape, **{"version": "7.2", "root": str(host)} | options)
+
+
+def changed(shape: VmShape, **fields: Any) -> VmShape:
+    return replace(shape, **fields)
+
+
+CHANGES: dict[str, list[Any]] = {
+    "accel": ["tcg"],
+    "memory_mib": [2],
+    "cpus": [3],
+    "kernel_append": ["debug"],
+    "bridges": [[], [{"driver": "pcie-root-port", "id": "port0", "io-reserve": 0}]],
+    "share": ["9p", ""],
+    "machine_properties": [frozenset({"hpet"}), frozenset({"usb"})],
+    "cold": [[("device_add", {"driver": "edu", "id": "vfio-5-0", "bus": "port0", "addr": "0.0"})]],
+    "one_thread": [True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CHANGES.items() for value in values])
+def test_another_shape_is_another_template(shape: VmShape, host: Path, name: str, value: Any) -> None:
+    assert digest(changed(shape, **{name: value}), host) != digest(shape, host)
+
+
+def test_every_field_of_a_shape_is_tried_here() -> None:
+    files = {"qemu", "kernel", "initrd"}
+    assert {field.name for field in fields(VmShape)} == CHANGES.keys() | files
+
+
+def rewrite(path: str) -> None:
+    Path(path).write_text("another")
+
+
+def touch(path: str) -> None:
+    os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("change", [rewrite, touch])
+@pytest.mark.parametrize("name", ["qemu", "kernel", "initrd"])
+def test_another_file_is_another_template(shape: VmShape, host: Path, name: str, change: Callable[[str], None]) -> None:
+    before = digest(shape, host)
+    assert digest(shape, host) == before
+    change(f"{host}/{name}")
+    assert digest(shape, host) != before
+
+
+@pytest.mark.parametrize("name", ["qemu", "kernel", "initrd"])
+def test_a_file_elsewhere_is_another_template_but_a_link_to_it_is_not(shape: VmShape, host: Path, name: str) -> None:
+    before = digest(shape, host)
+    os.symlink(f"{host}/{name}", f"{host}/link")
+    assert digest(changed(shape, **{name: f"{host}/link"}), host) == before
+    shutil.copy2(f"{host}/{name}", f"{host}/copy")
+    assert digest(changed(shape, **{name: f"{host}/copy"}), host) != before
+
+
+def test_a_file_that_is_missing_is_an_error(shape: VmShape, host: Path) -> None:
+    os.unlink(f"{host}/initrd")
+    with pytest.raises(FileNotFoundError):
+        digest(shape, host)
+
+
+@pytest.mark.parametrize("options", [{"version": "7.3"}, {"layout": 99}])
+def test_another_version_is_another_template(shape: VmShape, host: Path, options: dict[str, Any]) -> None:
+    assert digest(shape, host, **options) != digest(shape, host)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_another"),
+    [
+        ("GenuineIntel", "AuthenticAMD", True),
+        ("Xeon", "Core", True),
+        ("stepping\t: 4", "stepping\t: 5", True),
+        ("0x1", "0x2", True),
+        ("fpu vme", "fpu", True),
+        ("2000", "3000", False),
+        ("bogomips\t: 1", "bogomips\t: 2", False),
+    ],
+)
+def test_another_cpu_is_another_template_with_kvm_only(
+    shape: VmShape, host: Path, old: str, new: str, is_another: bool
+) -> None:
+    emulated = replace(shape, accel="tcg")
+    before, before_emulated = digest(shape, host), digest(emulated, host)
+    path = host / "proc" / "cpuinfo"
+    path.write_text(path.read_text().replace(old, new))
+    assert (digest(shape, host) != before) is is_another
+    assert digest(emulated, host) == before_emulated
+
+
+def test_the_number_of_the_hosts_cpus_is_no_input(shape: VmShape, host: Path) -> None:
+    before = digest(shape, host)
+    (host / "proc" / "cpuinfo").write_text(CPU.format(number=0, mhz=2000))
+    assert digest(shape, host) == before
+
+
+def test_the_key_of_a_file_has_its_path_size_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("12345")
+    os.utime(path, ns=(1, 2_000_000_003))
+    assert cache.file_key(str(path)) == [str(path), 5, 2_000_000_003]
