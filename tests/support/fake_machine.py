@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -53,20 +53,25 @@ class FakeHost:
         #: What QEMU migrates of a machine that is saved, and how far the migration is at each question.
         self.state, self.migrations = b"state of the CPUs", ["active", "completed"]
         self._listener = sockets.bind(directory, "programs.sock")
-        self._listener.setblocking(False)
+        self._connections: list[socket.socket] = []
+        self._arriving: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> FakeHost:
-        self._accepting = asyncio.create_task(self._accept())
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._accepting.cancel()
-        problems = [await outcome(self._accepting), *[await machine.close() for machine in self.machines]]
+        asyncio.get_running_loop().remove_reader(self._listener)
+        for arriving in self._arriving:
+            arriving.cancel()
+        problems = [await outcome(arriving) for arriving in self._arriving]
+        problems += [await machine.close() for machine in self.machines]
         for daemon in self.daemons:
             daemon.close()
-        self._listener.close()
+        for connection in (*self._connections, self._listener):
+            connection.close()
         for problem in filter(None, problems):
             raise problem from value
 
@@ -75,18 +80,23 @@ class FakeHost:
         await until(lambda: len(self.machines) > number)
         return self.machines[number]
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            connection, _ = await loop.sock_accept(self._listener)
-            connection.setblocking(False)
-            puppet = Puppet(connection, *await receive(connection))
-            if puppet.facts["name"] == "qemu":
-                machine = FakeMachine(self, puppet)
-                self.machines.append(machine)
-                machine.begin()
-            else:
-                self.daemons.append(puppet)
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        self._connections.append(connection)
+        self._arriving.append(asyncio.create_task(self._meet(connection)))
+
+    async def _meet(self, connection: socket.socket) -> None:
+        data, fds = await receive(connection)
+        if not data:
+            return  # it was killed before it had handed over anything
+        puppet = Puppet(connection, data, fds)
+        if puppet.facts["name"] == "qemu":
+            machine = FakeMachine(self, puppet)
+            self.machines.append(machine)
+            machine.begin()
+        else:
+            self.daemons.append(puppet)
 
 
 class Puppet:
@@ -218,11 +228,20 @@ class FakeMachine:
         while data := await loop.sock_recv(self._link, 65536):
             for frame in decoder.feed(data):
                 if frame[1] == CALL:
-                    answer = asyncio.create_task(self._answer(*control.decode_call(frame[2])))
-                    self._answers.add(answer)
-                    answer.add_done_callback(self._answers.discard)
+                    self._begin(self._answer(*control.decode_call(frame[2])))
                 else:
                     self.frames.append(frame)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _migrate(self, fd: int) -> None:
+        self._copies.remove(fd)
+        with socket.socket(fileno=fd) as target:
+            target.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(target, self._host.state)
 
     async def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
         self.calls.append((method, params))
@@ -262,10 +281,7 @@ class FakeMachine:
                         self.incoming += data
             return {"status": state}
         elif name == "migrate":
-            self._copies.remove(self._given["state"])
-            with socket.socket(fileno=self._given.pop("state")) as target:
-                target.setblocking(False)
-                await loop.sock_sendall(target, self._host.state)
+            self._begin(self._migrate(self._given.pop("state")))
         elif name == "query-migrate":
             return {"status": self._migrations.pop(0)}
         return {}

@@ -8,7 +8,6 @@ import array
 import json
 import os
 import re
-import resource
 import socket
 import sys
 
@@ -21,7 +20,6 @@ me = {
     "argv": sys.argv,
     "pid": os.getpid(),
     "numbers": numbers,
-    "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK),
 }
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))] if numbers else []
 connection.sendmsg([json.dumps(me).encode() + b"\n"], rights)

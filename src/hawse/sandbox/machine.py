@@ -51,6 +51,13 @@ class Machine:
     share_plugged: bool
     shared: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
+    async def end(self) -> HawseError | None:
+        """Why the machine has ended, None while it runs."""
+        if self.link.ended.done() or self.qmp.ended:
+            # They end a moment before QEMU's process does. What was asked of it has failed of that, and explains less.
+            await asyncio.wait((self.failure,), timeout=_REASON_SECONDS)
+        return self.failure.result() if self.failure.done() else None
+
 
 async def boot(
     machine: plan.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
@@ -104,11 +111,8 @@ async def restore(
 async def settled(work: asyncio.Task[Value], made: Machine) -> Value:
     """The result of work that needs the machine. Raises the machine's failure where it ends before the work is done."""
     await asyncio.wait((work, made.failure), return_when=asyncio.FIRST_COMPLETED)
-    if not _succeeded(work) and (made.link.ended.done() or made.qmp.ended):
-        # They end a moment before QEMU's process does. The work may have failed of that, which explains less.
-        await asyncio.wait((made.failure,), timeout=_REASON_SECONDS)
-    if made.failure.done() and not _succeeded(work):
-        raise made.failure.result()
+    if not _succeeded(work) and (reason := await made.end()) is not None:
+        raise reason
     return await work
 
 
