@@ -145,14 +145,15 @@ def template_of(cache: Path, *, usable: bool = True) -> Template:
 
 def test_a_usable_template_is_copied_into_the_memory_of_a_machine_that_waits(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
-        leave_files(tmp_path / "cache", ram=b"a page", state=b"CPUs")
+        state = b"CPUs" * memory.MIB
+        leave_files(tmp_path / "cache", ram=b"a page", state=state)
         notes: Notes = []
         made = machine_plan(qemu=host.qemu, template=template_of(tmp_path / "cache"))
         launched = begin(made, str(tmp_path), steps, notes)
         with launched.undo:
             assert launched.saved is not None
             assert launched.copy is not None
-            assert launched.saved.state == b"CPUs"
+            assert launched.saved.state == state
             await asyncio.to_thread(launched.copy.wait)
             machine = await host.machine()
             assert os.pread(machine.ram, 6, 4096) == b"a page"
