@@ -190,7 +190,7 @@ def _wait_quietly(copy: Copy) -> None:
 def _open(place: str) -> Saved:
     with open(f"{place}/state", "rb") as file:
         state = file.read(_MAX_STATE)
-    return Saved(os.open(f"{place}/memory", os.O_RDONLY | os.O_CLOEXEC), state)
+    return Saved(os.open(f"{place}/memory", os.O_RDONLY), state)
 
 
 def describe(error: OSError) -> str:

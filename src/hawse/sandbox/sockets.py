@@ -30,7 +30,7 @@ def _at(directory: str, name: str, act: Callable[[socket.socket, str], None]) ->
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fd = -1
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_DIRECTORY)
         act(made, f"/proc/self/fd/{fd}/{name}")
     except BaseException:
         made.close()
