@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
+import termios
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +53,19 @@ def test_a_sandbox_lives_from_its_plan_to_the_exit_of_its_container(tmp_path: Pa
         assert Path(f"{monitor.store.path}/console.log").read_bytes() == b"Linux version 6\r\n"
         assert not os.path.exists(f"{monitor.store.path}/network"), "the record of the interfaces"
         assert monitor.steps()[-2:] == [(GUEST, "container started"), (DEVICES, "released")]
+
+    tell(tmp_path, story)
+
+
+def test_a_plan_arrives_in_pieces(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        data = sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network).encode()
+        whole = len(data).to_bytes(4, "big") + data
+        for begin, end in ((0, 2), (2, 9), (9, len(whole))):
+            monitor.connection.sendall(whole[begin:end])
+            await until(lambda: fcntl.ioctl(monitor.connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
+        await monitor.announce()
+        assert await monitor.report() == []
 
     tell(tmp_path, story)
 

@@ -19,7 +19,7 @@ def machine_plan(groups: Sequence[EmulatedGroup] = (), **changes: Any) -> Machin
     """A machine of 1 MiB that shares by 9p."""
     made = MachinePlan(
         qemu="/q", accel="tcg", memory_mib=1, cpus=1, kernel="/k", initrd="/i", kernel_append="", bridges=[],
-        machine_properties=[], share="9p", virtiofsd=[], boot_seconds=20, device_seconds=20, template=None,
+        machine_properties=[], share="9p", virtiofsd=[], boot_seconds=20, device_seconds=4, template=None,
         share_address=plan_ports([shape(group) for group in groups]).share_address,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
