@@ -15,7 +15,7 @@ from hawse.sandbox.launch import Copy, Notes, Saved, begin, launch
 from hawse.sandbox.plan import Template
 from hawse.sandbox.steps import Steps
 from hawse.vm import memory
-from tests.support.fake_machine import FakeHost, until
+from tests.support.fake_machine import SECONDS, FakeHost, until
 from tests.support.monitor import runs
 from tests.support.plans import machine_plan
 
@@ -24,7 +24,7 @@ DAEMON = ["--fd={fd}", "--shared-dir={directory}"]
 
 def run(directory: Path, story: Callable[[FakeHost, Steps], Awaitable[None]]) -> None:
     async def whole() -> None:
-        async with FakeHost(str(directory)) as host:
+        async with FakeHost(str(directory)) as host, asyncio.timeout(SECONDS):
             await story(host, Steps(f"{directory}/steps.json", []))
 
     before = descriptors()

@@ -22,7 +22,7 @@ from hawse.sandbox.machine import Machine
 from hawse.sandbox.steps import Steps
 from hawse.sandbox.templates import obtain
 from hawse.vm import memory, template
-from tests.support.fake_machine import GUEST_NS, FakeHost, FakeMachine, until
+from tests.support.fake_machine import GUEST_NS, SECONDS, FakeHost, FakeMachine, until
 from tests.support.monitor import runs
 from tests.support.plans import machine_plan
 
@@ -72,7 +72,7 @@ class Stage:
 
 def run(directory: Path, story: Callable[[Stage], Awaitable[None]]) -> None:
     async def whole() -> None:
-        async with FakeHost(str(directory)) as host:
+        async with FakeHost(str(directory)) as host, asyncio.timeout(SECONDS):
             await story(Stage(host, str(directory), [], Steps(f"{directory}/steps.json", [])))
             for machine in host.machines:
                 await until(lambda pid=machine.program.pid: not runs(pid))  # type: ignore[misc]

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hawse.sandbox import monitor, namespaces, sockets
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.sandbox import INIT_KEY
 from hawse.sandbox.state import Store, start_time
-from tests.support.fake_machine import FakeHost
+from tests.support.fake_machine import SECONDS, FakeHost
 
 
 class Monitor:
@@ -80,8 +80,9 @@ class Monitor:
     def kill(self) -> None:
         """End it, if it runs still."""
         if self._code is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            with suppress(ProcessLookupError, ChildProcessError):  # a thread has waited for it
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
         for end in self._open:
             end.close()
 
@@ -120,12 +121,13 @@ def tell(directory: Path, story: Callable[[Monitor, FakeHost], Awaitable[None]])
 
     async def whole() -> None:
         async with FakeHost(str(directory)) as host:
-            await story(made, host)
+            try:
+                async with asyncio.timeout(SECONDS):
+                    await story(made, host)
+            finally:
+                made.kill()  # here, since threads that wait for it would hold up the loop's end
 
-    try:
-        asyncio.run(whole())
-    finally:
-        made.kill()
+    asyncio.run(whole())
 
 
 @contextmanager

@@ -77,7 +77,8 @@ def run(story: Callable[[Ends], Awaitable[None]]) -> None:
         ends = Ends(GuestLink(reader, writer), guest)
         serving = asyncio.create_task(ends.link.run())
         try:
-            await story(ends)
+            async with asyncio.timeout(20):
+                await story(ends)
         finally:
             guest.close()
             await serving

@@ -112,10 +112,12 @@ def run(story: Callable[[Caller], Awaitable[None]]) -> None:
         caller = Caller(Recorder())
         await caller.begin()
         try:
-            await story(caller)
+            async with asyncio.timeout(20):
+                await story(caller)
         finally:
             caller.connection.close()
-            await caller.serving
+            caller.serving.cancel()
+            await asyncio.wait((caller.serving,))
             caller.writer.close()
 
     asyncio.run(whole())
