@@ -161,4 +161,4 @@ def start_time(pid: int) -> int:
 
 def alive(pid: int, started: int) -> bool:
     """Whether that very process still runs."""
-    return pid > 0 and started > 0 and start_time(pid) == started
+    return started > 0 and start_time(pid) == started
