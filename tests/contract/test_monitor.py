@@ -1,4 +1,7 @@
-"""The real monitor from its plan to its end, with a QEMU and a guest that the test plays."""
+"""The real monitor from its plan to its end, with a QEMU and a guest that the test plays.
+
+That is hawse.sandbox.monitor, hawse.sandbox.lifetime and hawse.sandbox.machine together, as a process of their own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The real monitor when a sandbox cannot be created or is deleted meanwhile: the report, and that all is undone."""
+"""The real monitor when a sandbox cannot be created or is deleted meanwhile: the report, and that all is undone.
+
+That is hawse.sandbox.monitor, hawse.sandbox.lifetime and hawse.sandbox.machine together, as a process of their own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A machine from its template, or by a boot that leaves one; whatever is wrong with a template fails no container."""
+"""A machine from its template, or by a boot that leaves one; whatever is wrong with a template fails no container.
+
+Each machine is woken first, by hawse.sandbox.identity.
+"""
 
 from __future__ import annotations
 
