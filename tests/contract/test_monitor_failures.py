@@ -72,14 +72,14 @@ def test_a_share_that_cannot_be_bound_is_reported(tmp_path: Path, network: str) 
     tell(tmp_path, story)
 
 
-@pytest.mark.parametrize("moment", ["hello", "wake", "mount_share", "device_add", "create"])
+@pytest.mark.parametrize("moment", ["greeting", "hello", "wake", "mount_share", "device_add", "create"])
 def test_a_qemu_that_dies_while_the_container_is_made_is_the_reported_reason(
     tmp_path: Path, network: str, moment: str
 ) -> None:
     """The kernel closes its link and QMP first, and what waits for an answer fails of that: this explains less."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
-        host.reports = moment != "hello"
+        host.greets, host.reports = moment != "greeting", moment != "hello"
         host.held[moment] = asyncio.Event()
         host.answers["bind_vfio"] = BOUND
         drawn = tmp_path / "trace.json"
@@ -87,9 +87,9 @@ def test_a_qemu_that_dies_while_the_container_is_made_is_the_reported_reason(
         monitor.send(sandbox_plan(made, bundle=str(tmp_path), groups=[EDU], network=network, timeline=str(drawn)))
         proxy = await monitor.announce()
         machine = await host.machine()
-        if moment != "hello":
+        if moment not in ("greeting", "hello"):
             await until(lambda: moment in [*machine.executed(), *(name for name, _ in machine.calls)])
-        await machine.end(exit=3, stderr="qemu: no such device\n")
+        await machine.end(exit=3, stderr="qemu: no such device\n", lingers=0.05)
         with pytest.raises(VmError) as caught:
             await monitor.report()
         assert caught.value.message == "QEMU ended with exit code 3"

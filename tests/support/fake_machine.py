@@ -50,8 +50,8 @@ class FakeHost:
         self.errors: dict[str, HawseError] = {}
         self.answers: dict[str, object] = {"wake": {"monotonic_ns": GUEST_NS}}
         self.held: dict[str, asyncio.Event] = {}
-        #: Whether the guest reports that it has booted, and with which protocol.
-        self.reports, self.protocol = True, 1
+        #: Whether QEMU greets, whether the guest reports that it has booted, and with which protocol.
+        self.greets, self.reports, self.protocol = True, True, 1
         #: What QEMU migrates of a machine that is saved, and how far the migration is at each question.
         self.state, self.migrations = b"state of the CPUs", ["active", "completed"]
         self._listener = sockets.bind(directory, "programs.sock")
@@ -112,7 +112,10 @@ class Puppet:
         self._connection = connection
 
     def end(self, **order: Any) -> None:
-        """Have it end: ``stderr`` is what it writes first, ``exit`` its code, ``signal`` what kills it instead."""
+        """Have it end: ``stderr`` is what it writes first, ``exit`` its code, ``signal`` what kills it instead.
+
+        ``lingers``: seconds between the end of its descriptors and its own.
+        """
         self._connection.setblocking(True)
         self._connection.sendall(json.dumps(order).encode() + b"\n")
 
@@ -202,7 +205,8 @@ class FakeMachine:
     async def _serve_qmp(self) -> None:
         """Answer QMP commands until the connection ends (QEMU docs/interop/qmp-spec.rst)."""
         self._qmp.setblocking(False)
-        await self._say(_GREETING)
+        if self._host.greets:
+            await self._say(_GREETING)
         text = ""
         while True:
             data, fds = await receive(self._qmp, whole=False)

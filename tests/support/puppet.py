@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import time
 
 directory, name = os.path.split(sys.argv[0])
 connection = socket.socket(socket.AF_UNIX)
@@ -25,6 +26,9 @@ rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))] if 
 connection.sendmsg([json.dumps(me).encode() + b"\n"], rights)
 order = json.loads(connection.makefile().readline() or '{"exit": 0}')
 os.write(2, order.get("stderr", "").encode())
+for number in set(numbers):
+    os.close(number)
+time.sleep(order.get("lingers", 0))
 if "signal" in order:
     os.kill(os.getpid(), order["signal"])
 os._exit(order["exit"])
