@@ -21,6 +21,8 @@ LABELLED = Room(spares=[], memory_mib=1024, label="a")
         (MACHINE, -1, "", []),
         (MACHINE, 1024 * MIB, "", []),
         (MACHINE, 1025 * MIB, "", ["linux.resources.memory.limit: 1025 MiB"]),
+        (MACHINE, 16 * 1024 * MIB - 1, "", ["linux.resources.memory.limit: 16383 MiB"]),
+        (MACHINE, 16 * 1024 * MIB, "", []),
         (MACHINE, 2**63 - 4096, "", []),
         (LABELLED, 0, "a", []),
         (LABELLED, 0, "", []),

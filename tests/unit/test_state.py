@@ -118,3 +118,81 @@ def test_signals(text: str, number: int) -> None:
 def test_signals_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="unknown signal"):
         parse_signal(text)
+
+
+def test_the_lock_is_of_one_monitor_and_seen_by_others(store: Store) -> None:
+    assert not store.monitor_lives(), "there is none yet"
+    lock = store.lock()
+    assert store.monitor_lives()
+    with pytest.raises(BlockingIOError):
+        store.lock()
+    os.close(lock)
+    assert not store.monitor_lives()
+
+
+def test_a_container_of_a_sandbox_has_the_sandboxs_monitor(store: Store) -> None:
+    joined = Store(store.root, "c2")
+    joined.make(sandbox=store)
+    assert (joined.has_joined, store.has_joined) == (True, False)
+    lock = store.lock()
+    assert joined.monitor_lives()
+    os.close(lock)
+    joined.remove()
+    assert os.path.exists(f"{store.path}/lock"), "the links are removed, and not what they point to"
+
+
+def test_a_state_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "root").touch()
+    store = Store(f"{tmp_path}/root/below", "c1")
+    with pytest.raises(StateError, match=r"cannot make the state directory .*/root/below/c1: Not a directory"):
+        store.make()
+    with pytest.raises(NotFoundError, match="container does not exist: c1"):
+        store.read()
+
+
+@pytest.mark.parametrize(
+    ("status", "alive_pid", "expected"),
+    [
+        ("creating", False, "creating"), ("created", True, "created"), ("created", False, STOPPED),
+        ("running", False, STOPPED), ("paused", True, "paused"), ("paused", False, STOPPED), (STOPPED, True, STOPPED),
+    ],
+)  # fmt: skip
+def test_a_first_process_that_is_gone_makes_its_container_stopped(
+    store: Store, status: str, alive_pid: bool, expected: str
+) -> None:
+    """Before it is created a container has no process yet."""
+    lock = store.lock()
+    store.write(state(status=status) if alive_pid else state(status=status, pid=2**22 + 5))
+    read = store.read()
+    os.close(lock)
+    assert read["status"] == expected
+    assert (read["pid"] == 0) is (expected == STOPPED)
+
+
+def test_a_reader_sees_the_old_state_or_the_new_one(store: Store) -> None:
+    store.write(state())
+    with open(f"{store.path}/state.json") as old:
+        store.write(state(status=STOPPED))
+        assert '"running"' in old.read()
+    assert os.listdir(store.path) == ["state.json"]
+
+
+def test_empty_files_that_were_mounted_on_are_removed_and_others_stop_it(store: Store) -> None:
+    os.makedirs(f"{store.path}/share/c1")
+    Path(f"{store.path}/share/c1/file").write_text("x")
+    with pytest.raises(OSError, match="not empty"):
+        store.remove()
+    assert Path(f"{store.path}/share/c1/file").read_text() == "x"
+    Store(store.root, "gone").remove()
+
+
+def test_a_process_that_has_ended_has_no_start() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert start_time(child) == 0, "a zombie runs no more"
+    os.waitpid(child, 0)
+    assert start_time(child) == 0
+    assert start_time(os.getpid()) > 0
+    assert not alive(child, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hawse.cli.timeline import bar
 from hawse.errors import ConfigError
 from hawse.sandbox import timeline
-from hawse.sandbox.steps import Step, Steps
+from hawse.sandbox.steps import Step, Steps, process_start
 
 STEPS: list[Step] = [
     ("QEMU", "process started", 100.25, 100.5),
@@ -90,3 +91,83 @@ def test_a_bar_fits_its_line_and_is_never_empty(began: float, takes: float, widt
     drawn = bar(began, began + takes, 20.0, width)
     assert drawn.count("█") >= 1
     assert len(drawn) <= width
+
+
+def test_steps_that_begin_together_are_drawn_from_the_outer_one() -> None:
+    steps: list[Step] = [("a", "inner", 1.0, 2.0), ("a", "outer", 1.0, 3.0), ("a", "instant", 2.0, 2.0)]
+    events = timeline.trace(steps, name="c1")["traceEvents"]
+    assert isinstance(events, list)
+    drawn = [(e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    assert drawn == [("outer", 0, 2_000_000), ("inner", 0, 1_000_000), ("instant", 1_000_000, 1)]
+    order = [(e["tid"], e["args"]) for e in events if e["name"] == "thread_sort_index"]
+    assert order == [(1, {"sort_index": 1})]
+    assert events[0]["args"] == {"name": "hawse c1"}
+
+
+def test_a_trace_replaces_the_former_whole(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text("the former")
+    with open(path) as former:
+        timeline.write(str(path), STEPS, name="c1")
+        assert former.read() == "the former"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["trace.json"]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_trace_is_read_up_to_a_size(tmp_path: Path, more: int) -> None:
+    path = tmp_path / "trace.json"
+    timeline.write(str(path), STEPS, name="c1")
+    with open(path, "a") as file:
+        file.write(" " * (16 * 1024 * 1024 - path.stat().st_size + more))
+    if not more:
+        assert len(timeline.read(str(path))) == len(STEPS)
+        return
+    with pytest.raises(ConfigError, match="more than 16777216 bytes are no timeline"):
+        timeline.read(str(path))
+
+
+def test_a_trace_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"timeline .*/none: No such file"):
+        timeline.read(f"{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    ("entry", "noted"),
+    [
+        (["a", 1, 2], [("a", 1e-9, 2e-9)]),
+        (["a", 2, 1], [("a", 2e-9, 2e-9)]),
+        (["a", -5, 3], [("a", 0.0, 3e-9)]),
+        (["a", 0, 2**70], [("a", 0.0, 2**63 / 1e9)]),
+        (["a" * 81, 1, 2], [("a" * 80, 1e-9, 2e-9)]),
+        (["a", True, 2], []),
+        (["a", 1.0, 2], []),
+        ([1, 1, 2], []),
+        (["a", 1], []),
+        (["a", 1, 2, 3], []),
+        ({"a": 1}, []),
+        ("abc", []),
+    ],
+)
+def test_a_guests_step_is_noted_as_far_as_it_is_one(entry: object, noted: list[tuple[str, float, float]]) -> None:
+    steps = Steps("/dev/null", [])
+    steps.add_guest([entry, ["last", 1, 2]], offset=0.0)
+    assert [(name, began, ended) for _, name, began, ended in steps.done] == [*noted, ("last", 1e-9, 2e-9)]
+
+
+def test_a_guest_that_reports_no_list_has_no_steps() -> None:
+    steps = Steps("/dev/null", [])
+    for taken in (None, "text", {"a": 1}, 5):
+        steps.add_guest(taken, offset=0.0)
+    assert steps.done == []
+
+
+def test_steps_are_written_where_they_can_be(tmp_path: Path) -> None:
+    steps = Steps(f"{tmp_path}/steps.json", STEPS)
+    steps.save()
+    assert json.loads((tmp_path / "steps.json").read_text()) == [list(step) for step in STEPS]
+    Steps(f"{tmp_path}/none/steps.json", []).save()
+
+
+def test_a_process_was_started_before_now() -> None:
+    """On the clock of the steps, which is one for all processes of the host."""
+    assert 0 < process_start() <= time.monotonic()

@@ -51,10 +51,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def _build(bundle: str, settings: Settings) -> int:
     from hawse.container.template import build, plan_of
 
-    made, fresh, seconds = build(plan_of(settings.config, bundle, log=settings.log))
-    how = f"built in {seconds:.1f} s" if fresh else "is there already"
-    print(f"template {made.digest[:12]}: {made.used / _MIB:.0f} MiB, {how}")
+    print(described(*build(plan_of(settings.config, bundle, log=settings.log))))
     return 0
+
+
+def described(made: template.Template, fresh: bool, seconds: float) -> str:
+    """The line about a template that was built, or found, in so many seconds."""
+    how = f"built in {seconds:.1f} s" if fresh else "is there already"
+    return f"template {made.digest[:12]}: {made.used / _MIB:.0f} MiB, {how}"
 
 
 def _complete(prefix: str, names: list[str]) -> str:

@@ -113,22 +113,20 @@ def launch(
             ours[name], theirs[name] = socket.socketpair()
             undo.callback(ours[name].close)
             undo.callback(theirs[name].close)
-        listener = client = None
-        if machine.share == "virtiofs":
-            listener, client = _share_sockets(directory)
-            undo.callback(listener.close)
-            undo.callback(client.close)
+        share = _share_sockets(directory) if machine.share == "virtiofs" else ()
+        for end in share:
+            undo.callback(end.close)
         ends = Ends(
             memory=memory.path(ram),
             share_directory=f"{directory}/share",
-            share_fd=client.fileno() if client else -1,
+            share_fd=share[1].fileno() if share else -1,
             qmp_fd=theirs["qmp"].fileno(),
             link_fd=theirs["link"].fileno(),
             console_fd=theirs["console"].fileno(),
             share_plugged=share_plugged,
             incoming=saved is not None,
         )
-        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if client else [])]
+        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if share else [])]
         with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
             argv = render(plan.shape(machine), ends)
             log = f"{directory}/qemu.log"
@@ -137,14 +135,14 @@ def launch(
         for end in theirs.values():
             end.close()
         virtiofsd = None
-        if listener and client:
+        if share:
             with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
-                fd, shared = str(listener.fileno()), f"{directory}/share"
+                fd, shared = str(share[0].fileno()), f"{directory}/share"
                 argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
                 virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)])
                 undo.callback(virtiofsd.end)
-            listener.close()
-            client.close()
+            for end in share:
+                end.close()
         copy = None
         if saved is not None:
             # Beside QEMU's start: one that waits for its state writes no ROM into the memory (hw/core/loader.c,
@@ -192,7 +190,7 @@ def _wait_quietly(copy: Copy) -> None:
 def _open(place: str) -> Saved:
     with open(f"{place}/state", "rb") as file:
         state = file.read(_MAX_STATE)
-    return Saved(os.open(f"{place}/memory", os.O_RDONLY | os.O_CLOEXEC), state)
+    return Saved(os.open(f"{place}/memory", os.O_RDONLY), state)
 
 
 def describe(error: OSError) -> str:

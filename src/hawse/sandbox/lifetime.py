@@ -13,7 +13,7 @@ from hawse.errors import HawseError, StateError
 from hawse.sandbox import devices, timeline
 from hawse.sandbox.evidence import with_last_words
 from hawse.sandbox.launch import Launched, Notes
-from hawse.sandbox.machine import Machine
+from hawse.sandbox.machine import Machine, settled
 from hawse.sandbox.network import Network
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.sandbox import Sandbox
@@ -128,10 +128,12 @@ async def _connect(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
 
 async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:
     """Wait for the work; a machine that ends before it is the better reason, with the last words of its console."""
-    await asyncio.wait((work, machine.failure), return_when=asyncio.FIRST_COMPLETED)
-    if machine.failure.done() and not (work.done() and work.exception() is None):
-        raise _explained(machine)
-    await work
+    try:
+        await settled(work, machine)
+    except HawseError:
+        if machine.failure.done():
+            raise _explained(machine) from None
+        raise
 
 
 def _explained(machine: Machine) -> HawseError:

@@ -10,7 +10,7 @@ import asyncio
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.sandbox import plan
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 _QMP_SECONDS = 60.0
 _DEATH_SECONDS = 1.0
+#: More than the end of the link takes to become the failure.
+_REASON_SECONDS = 5.0
 _POLL_SECONDS = 0.003
 #: What a call may take longer than the wait in the guest that it asks for.
 _MARGIN = 5.0
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -47,6 +50,13 @@ class Machine:
     ram: int
     share_plugged: bool
     shared: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    async def end(self) -> HawseError | None:
+        """Why the machine has ended, None while it runs."""
+        if self.link.ended.done() or self.qmp.ended:
+            # They end a moment before QEMU's process does. What was asked of it has failed of that, and explains less.
+            await asyncio.wait((self.failure,), timeout=_REASON_SECONDS)
+        return self.failure.result() if self.failure.done() else None
 
 
 async def boot(
@@ -80,8 +90,7 @@ async def restore(
     try:
         loading = asyncio.create_task(_load(launched, made, steps))
         try:
-            await _settle([loading], made.failure, _QMP_SECONDS)
-            await loading
+            await settled(loading, made)
         except OSError as error:
             # A state that QEMU stops reading is one that it dies of: its own words are worth a moment.
             await asyncio.wait([made.failure], timeout=_DEATH_SECONDS)
@@ -97,6 +106,14 @@ async def restore(
         error.evidence = error.evidence or made.console.tail()
         raise
     return made
+
+
+async def settled(work: asyncio.Task[Value], made: Machine) -> Value:
+    """The result of work that needs the machine. Raises the machine's failure where it ends before the work is done."""
+    await asyncio.wait((work, made.failure), return_when=asyncio.FIRST_COMPLETED)
+    if not _succeeded(work) and (reason := await made.end()) is not None:
+        raise reason
+    return await work
 
 
 def begin_sharing(machine: plan.MachinePlan, made: Machine, undo: AsyncExitStack, steps: Steps) -> None:
@@ -146,8 +163,7 @@ async def _wake(made: Machine, steps: Steps, *, seconds: float) -> None:
     """What every machine is told before anything else, and a clone above all."""
     waking = asyncio.create_task(wake(made.link, steps, seconds=seconds))
     try:
-        await _settle([waking], made.failure, seconds)
-        await waking
+        await settled(waking, made)
     finally:
         waking.cancel()
 
@@ -220,8 +236,12 @@ def _watch(program: Program, failure: asyncio.Future[HawseError], undo: AsyncExi
     undo.callback(task.cancel)
 
 
+def _succeeded(work: asyncio.Task[Value]) -> bool:
+    return work.done() and not work.cancelled() and work.exception() is None
+
+
 async def _settle(
-    work: list[asyncio.Future[object]] | list[asyncio.Task[None]] | list[asyncio.Future[dict[str, object]]],
+    work: list[asyncio.Task[None]] | list[asyncio.Future[dict[str, object]]],
     failure: asyncio.Future[HawseError],
     seconds: float,
 ) -> None:

@@ -38,7 +38,7 @@ def open_path(path: str) -> int:
     """A descriptor of the network namespace at ``path``. Raises :class:`ConfigError` where there is none, or the
     host's own is there, whose interfaces are not to be taken."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise ConfigError(
             f"{FIELD}.path: {path}: {(error.strerror or '').lower()}",

@@ -120,7 +120,7 @@ def _place(shares: Sequence[Share], directory: str, mount: Callable[[int, str], 
             if share.is_dir:
                 os.mkdir(target)
             else:
-                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             mount(index, target)
             if share.private:
                 _mount("none", target, _MS_PRIVATE | _MS_REC)
@@ -132,7 +132,7 @@ def _place(shares: Sequence[Share], directory: str, mount: Callable[[int, str], 
 
 def enter_namespace(pid: int) -> None:
     """In a forked child: be in the mount namespace of that process (setns(2)). Raises OSError."""
-    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
     try:
         if _libc.setns(fd, _CLONE_NEWNS):
             number = ctypes.get_errno()

@@ -28,14 +28,13 @@ def _listen(made: socket.socket, path: str) -> None:
 
 def _at(directory: str, name: str, act: Callable[[socket.socket, str], None]) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    fd = -1
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        act(made, f"/proc/self/fd/{fd}/{name}")
+        fd = os.open(directory, os.O_DIRECTORY)
+        try:
+            act(made, f"/proc/self/fd/{fd}/{name}")
+        finally:
+            os.close(fd)
     except BaseException:
         made.close()
         raise
-    finally:
-        if fd >= 0:
-            os.close(fd)
     return made

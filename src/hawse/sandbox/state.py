@@ -89,7 +89,7 @@ class Store:
 
     def lock(self) -> int:
         """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""
-        fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return fd
 
@@ -101,7 +101,7 @@ class Store:
     def monitor_lives(self) -> bool:
         """Whether a monitor holds the lock."""
         try:
-            fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(f"{self.path}/lock", os.O_RDWR)
         except FileNotFoundError:
             return False
         try:
@@ -161,4 +161,4 @@ def start_time(pid: int) -> int:
 
 def alive(pid: int, started: int) -> bool:
     """Whether that very process still runs."""
-    return pid > 0 and started > 0 and start_time(pid) == started
+    return started > 0 and start_time(pid) == started

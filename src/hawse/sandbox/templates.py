@@ -39,8 +39,8 @@ async def obtain(
         try:
             await save(machine, wanted, made, undo, steps)
         except (HawseError, OSError) as error:
-            if made.failure.done():
-                raise made.failure.result() from None
+            if (reason := await made.end()) is not None:
+                raise reason from None
             notes.append(("warning", f"no template was left for later starts: {_reason(error)}"))
     begin_sharing(machine, made, undo, steps)
     return made

@@ -22,6 +22,8 @@ class Qmp:
     def __init__(self, *, log: Callable[[bytes], object] = lambda _line: None) -> None:
         self._client = QMPClient("hawse")
         self._log = log
+        #: Whether a command was not answered since the connection had ended.
+        self.ended = False
 
     async def open(self, connection: socket.socket, *, seconds: float) -> None:
         """Negotiate over a connected socket, which this object then owns. Raises :class:`VmError`."""
@@ -46,6 +48,7 @@ class Qmp:
             self._write({"error": str(error)})
             raise RefusedError(f"{command}: {error}") from None
         except (QMPError, NotConnectedError, OSError) as error:
+            self.ended = True
             raise VmError(f"QEMU ended before it answered {command} ({type(error).__name__})") from None
         self._write({"return": answer})
         return answer

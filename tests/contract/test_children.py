@@ -1,0 +1,87 @@
+"""Programs of a sandbox: how they are started, what is kept of their words, and that they end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import HostError
+from hawse.sandbox.children import Program, Watched
+from tests.support.monitor import runs
+
+
+def program(path: Path, text: str) -> Program:
+    return Program("QEMU", [sys.executable, "-IS", "-c", text], log=f"{path}/qemu.log")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys; sys.stderr.write('last words'); sys.exit(1)", "QEMU ended with exit code 1"),
+        ("import sys; sys.stderr.write('last words'); sys.exit(255)", "QEMU ended with exit code 255"),
+        ("import os; os.write(2, b'last words'); os.abort()", "QEMU was killed by signal 6"),
+        ("import sys; sys.stderr.write('last words')", None),
+    ],
+)
+def test_the_end_of_a_program_is_told_with_its_last_words(tmp_path: Path, text: str, message: str | None) -> None:
+    async def story() -> None:
+        watched = Watched(program(tmp_path, text))
+        async with asyncio.timeout(20):
+            death = await watched.death()
+        if message is None:
+            assert death is None, "a guest that powered itself off"
+        else:
+            assert death is not None
+            assert (death.message, death.evidence) == (message, "last words")
+        watched.close()
+        assert (tmp_path / "qemu.log").read_text() == "last words"
+
+    asyncio.run(story())
+
+
+def test_a_child_of_the_program_that_holds_its_stderr_holds_up_nothing(tmp_path: Path) -> None:
+    text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x' * 200000)\nos._exit(3)"
+
+    async def story() -> None:
+        watched = Watched(program(tmp_path, text))
+        async with asyncio.timeout(20):
+            death = await watched.death()
+        assert death is not None
+        assert death.message == "QEMU ended with exit code 3"
+        os.killpg(watched.program.process.pid, signal.SIGKILL)
+        watched.close()
+        assert (tmp_path / "qemu.log").stat().st_size == 200000
+
+    asyncio.run(story())
+
+
+def test_a_program_is_in_a_session_of_its_own_with_only_what_it_is_given(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    text = f"import os; os.write({writing}, ' '.join([str(os.getsid(0)), *os.listdir('/proc/self/fd')]).encode())"
+    made = Program("QEMU", [sys.executable, "-IS", "-c", text], log=f"{tmp_path}/log", descriptors=[writing])
+    os.close(writing)
+    with open(reading, "rb") as file:
+        session, *fds = file.read().split()
+    assert int(session) == made.process.pid
+    assert len(fds) == 5, "stdio, what it was given, and the directory that it lists"
+    made.end()
+
+
+def test_a_program_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+    made = program(tmp_path, "import time; time.sleep(60)")
+    made.end()
+    assert made.process.returncode == -signal.SIGTERM
+    assert not runs(made.process.pid)
+
+
+def test_a_program_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "qemu").touch()
+    with pytest.raises(HostError, match=r"cannot run QEMU: .*/qemu: Permission denied") as caught:
+        Program("QEMU", [f"{tmp_path}/qemu"], log=f"{tmp_path}/log")
+    assert caught.value.hint == "install it, or name it in the configuration"

@@ -1,0 +1,216 @@
+"""The real monitor from its plan to its end, with a QEMU and a guest that the test plays.
+
+That is hawse.sandbox.monitor, hawse.sandbox.lifetime and hawse.sandbox.machine together, as a process of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import termios
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.sandbox.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
+from tests.support.fake_machine import BOUND, FakeHost, FakeMachine, until
+from tests.support.monitor import Monitor, heard, new_network, runs, tell
+from tests.support.plans import EDU, machine_plan, sandbox_plan
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[str]:
+    with new_network() as path:
+        yield path
+
+
+def test_a_sandbox_lives_from_its_plan_to_the_exit_of_its_container(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        proxy = await monitor.announce()
+        assert await monitor.report() == []
+        machine = await host.machine()
+        assert [name for name, _ in machine.calls] == ["wake", "mount_share", "create"]
+        assert (machine.asked("mount_share")[0]["kind"], machine.executed()) == ("9p", [])
+        assert monitor.store.read()["status"] == "created"
+        assert sorted(monitor.steps()) == sorted(
+            [
+                (MONITOR, "ready"), (SHARE, "prepared"), (QEMU, "process started"), (MONITOR, "loaded"),
+                (QEMU, "QMP answers"), (GUEST, "boots"), (GUEST, "woken"), (DEVICES, "attached"),
+                (NETWORK, "connected"), (SHARE, "mounted"), (NETWORK, "connected again"), (GUEST, "container created"),
+            ]
+        )  # fmt: skip
+        machine.console.send(b"Linux version 6\r\n")
+        await monitor.ask("start")
+        assert monitor.store.read()["status"] == "running"
+        machine.tell("exit", process=machine.asked("create")[0]["process"], code=5)
+        assert await heard(proxy) == [("exit", {"code": 5})]
+        assert await monitor.ended() == 0
+        state = monitor.store.read()
+        assert (state["status"], "failure" in state, monitor.log()) == ("stopped", False, "")
+        assert not runs(machine.program.pid)
+        assert Path(f"{monitor.store.path}/console.log").read_bytes() == b"Linux version 6\r\n"
+        assert not os.path.exists(f"{monitor.store.path}/network"), "the record of the interfaces"
+        assert monitor.steps()[-2:] == [(GUEST, "container started"), (DEVICES, "released")]
+
+    tell(tmp_path, story)
+
+
+def test_a_plan_arrives_in_pieces(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        data = sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network).encode()
+        whole = len(data).to_bytes(4, "big") + data
+        for begin, end in ((0, 2), (2, 9), (9, len(whole))):
+            monitor.connection.sendall(whole[begin:end])
+            await until(lambda: fcntl.ioctl(monitor.connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
+        await monitor.announce()
+        assert await monitor.report() == []
+
+    tell(tmp_path, story)
+
+
+def test_delete_releases_the_devices_and_returns_after_the_monitor_ended(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.answers["bind_vfio"] = BOUND
+        machine_of_edu = machine_plan([EDU], qemu=host.qemu)
+        monitor.send(sandbox_plan(machine_of_edu, bundle=str(tmp_path), groups=[EDU], network=network))
+        proxy = await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        assert [entry["guest"]["group"] for entry in monitor.store.read()["vfio"]] == [3]
+        await monitor.ask("delete", until_end=True)
+        assert machine.executed() == ["device_add", "device_del"]
+        assert not runs(machine.program.pid)
+        assert await monitor.ended() == 0
+        assert await heard(proxy) == [("exit", {"code": 255})], "nobody saw how the process ended"
+
+    tell(tmp_path, story)
+
+
+def test_groups_of_the_guests_own_drivers_wait_for_the_share(tmp_path: Path, network: str) -> None:
+    """The guest's drivers are modules, which are among the shared files."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.held["mount_share"] = asyncio.Event()
+        native = sandbox_plan(
+            machine_plan([EDU], qemu=host.qemu), bundle=str(tmp_path), groups=[EDU], network=network, native={5: {}}
+        )
+        monitor.send(native)
+        await monitor.announce()
+        machine = await host.machine()
+        await until(lambda: bool(machine.asked("mount_share")))
+        # Its answer shows that whatever does not wait for the share has had its turn.
+        await monitor.ask("room")
+        assert machine.executed() == []
+        host.held["mount_share"].set()
+        await until(lambda: "device_add" in machine.executed())
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_sandbox_in_order(tmp_path: Path, network: str, number: int) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        await monitor.report()
+        os.kill(monitor.pid, number)
+        assert await monitor.ended() == 0
+        assert monitor.store.read()["status"] == "stopped"
+        assert not runs((await host.machine()).program.pid)
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ({"exit": 1, "stderr": "qemu: aborted\n"}, "QEMU ended with exit code 1"),
+        ({"signal": 9, "stderr": "qemu: aborted\n"}, "QEMU was killed by signal 9"),
+    ],
+)
+def test_a_qemu_that_dies_is_the_recorded_failure_of_the_container(
+    tmp_path: Path, network: str, order: dict[str, object], message: str
+) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        proxy = await monitor.announce()
+        await monitor.report()
+        await (await host.machine()).end(**order)
+        assert await heard(proxy) == [("exit", {"code": 255})]
+        assert await monitor.ended() == 0
+        failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
+        assert (failure["message"], failure["evidence"]) == (message, "qemu: aborted")
+        assert Path(f"{monitor.store.path}/qemu.log").read_text() == "qemu: aborted\n"
+        assert (DEVICES, "released") not in monitor.steps(), "there is no QEMU to ask"
+
+    tell(tmp_path, story)
+
+
+async def speak_nonsense(machine: FakeMachine) -> None:
+    machine.write(b"\xff" * 9)
+
+
+async def power_off(machine: FakeMachine) -> None:
+    await machine.end(exit=0)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (speak_nonsense, "the agent in the guest speaks nonsense: link: "),
+        (power_off, "the guest closed the link"),
+    ],
+)
+def test_the_end_of_the_link_is_explained_with_the_last_words_of_the_console(
+    tmp_path: Path, network: str, ends: Callable[[FakeMachine], Awaitable[None]], message: str
+) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        machine.console.send(b"Kernel panic\n")
+        await until(lambda: Path(f"{monitor.store.path}/console.log").read_bytes() != b"")
+        await ends(machine)
+        assert await monitor.ended() == 0
+        failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
+        assert failure["message"].startswith(message)
+        assert (failure["evidence"], failure["hint"]) == ("Kernel panic", "the last words of its console follow")
+
+    tell(tmp_path, story)
+
+
+def test_hooks_of_the_host_run_between_the_machine_and_the_container(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        hooks = {"createRuntime": [{"path": "/bin/true"}]}
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network, hooks=hooks))
+        await monitor.announce()
+        await monitor.ask("await_machine")
+        machine = await host.machine()
+        assert machine.asked("create") == []
+        await monitor.ask("go_on")
+        assert await monitor.report() == []
+        assert len(machine.asked("create")) == 1
+
+    tell(tmp_path, story)
+
+
+def test_what_the_guest_logs_and_the_timeline_reach_the_caller(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.answers["create"] = [["warning", "a field is ignored"], ["debug", "crun said so"]]
+        host.answers["trace"] = [["mounted", 5_000_000_000, 6_000_000_000]]
+        drawn = tmp_path / "trace.json"
+        machine_of_ours = machine_plan(qemu=host.qemu)
+        monitor.send(sandbox_plan(machine_of_ours, bundle=str(tmp_path), network=network, timeline=str(drawn)))
+        await monitor.announce()
+        assert await monitor.report() == [("warning", "a field is ignored"), ("debug", "crun said so")]
+        await monitor.ask("start")
+        names = {event["name"] for event in json.loads(drawn.read_text())["traceEvents"]}
+        assert {"mounted", "container created", "container started"} <= names
+
+    tell(tmp_path, story)

@@ -1,0 +1,188 @@
+"""The real monitor when a sandbox cannot be created or is deleted meanwhile: the report, and that all is undone.
+
+That is hawse.sandbox.monitor, hawse.sandbox.lifetime and hawse.sandbox.machine together, as a process of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import ConfigError, HostError, StateError, VmError
+from hawse.sandbox.plan import Share
+from tests.support.fake_machine import BOUND, FakeHost, until
+from tests.support.monitor import Monitor, heard, new_network, runs, tell
+from tests.support.plans import EDU, machine_plan, sandbox_plan
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[str]:
+    with new_network() as path:
+        yield path
+
+
+async def prove_undone(monitor: Monitor, host: FakeHost) -> None:
+    """The monitor has ended in order, and its programs with it."""
+    assert await monitor.ended() == 0
+    assert monitor.store.read()["status"] == "stopped"
+    for machine in host.machines:
+        assert not runs(machine.program.pid)
+    assert not os.path.exists(f"{monitor.store.path}/network")
+
+
+def test_a_caller_that_ends_before_its_plan_leaves_nothing(tmp_path: Path) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.connection.sendall(b"\0\0\0\x09half")
+        monitor.connection.close()
+        assert await monitor.ended() == 1
+        assert "the command line ended before it had sent its plan" in monitor.log()
+        assert host.machines == []
+
+    tell(tmp_path, story)
+
+
+def test_a_qemu_that_cannot_be_executed_is_reported(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu="/no/qemu"), bundle=str(tmp_path), network=network))
+        with pytest.raises(HostError, match="cannot run QEMU: /no/qemu: No such file or directory"):
+            await monitor.report()
+        await prove_undone(monitor, host)
+        assert "cannot run QEMU" in monitor.log()
+
+    tell(tmp_path, story)
+
+
+def test_a_share_that_cannot_be_bound_is_reported(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        share = Share(name="rootfs", source="/no/rootfs", is_dir=True, readonly=False)
+        machine = machine_plan(qemu=host.qemu)
+        monitor.send(sandbox_plan(machine, bundle=str(tmp_path), network=network, shares=[share]))
+        with pytest.raises(ConfigError, match="cannot share /no/rootfs with the guest: No such file"):
+            await monitor.report()
+        await prove_undone(monitor, host)
+        assert host.machines == []
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.parametrize("moment", ["greeting", "hello", "wake", "mount_share", "device_add", "create"])
+def test_a_qemu_that_dies_while_the_container_is_made_is_the_reported_reason(
+    tmp_path: Path, network: str, moment: str
+) -> None:
+    """The kernel closes its link and QMP first, and what waits for an answer fails of that: this explains less."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.greets, host.reports = moment != "greeting", moment != "hello"
+        host.held[moment] = asyncio.Event()
+        host.answers["bind_vfio"] = BOUND
+        drawn = tmp_path / "trace.json"
+        made = machine_plan([EDU], qemu=host.qemu)
+        monitor.send(sandbox_plan(made, bundle=str(tmp_path), groups=[EDU], network=network, timeline=str(drawn)))
+        proxy = await monitor.announce()
+        machine = await host.machine()
+        if moment not in ("greeting", "hello"):
+            await until(lambda: moment in [*machine.executed(), *(name for name, _ in machine.calls)])
+        await machine.end(exit=3, stderr="qemu: no such device\n", lingers=0.05)
+        with pytest.raises(VmError) as caught:
+            await monitor.report()
+        assert caught.value.message == "QEMU ended with exit code 3"
+        assert caught.value.evidence == "qemu: no such device"
+        await prove_undone(monitor, host)
+        assert await heard(proxy) == [("exit", {"code": 255})]
+        assert "process started" in {event["name"] for event in json.loads(drawn.read_text())["traceEvents"]}
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.parametrize("moment", ["hello", "create"])
+def test_a_caller_that_is_killed_has_its_sandbox_undone(tmp_path: Path, network: str, moment: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.reports = moment != "hello"
+        host.held[moment] = asyncio.Event()
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        machine = await host.machine()
+        if moment != "hello":
+            await until(lambda: bool(machine.asked(moment)))
+        monitor.connection.close()
+        if moment in host.held:
+            host.held[moment].set()
+        await prove_undone(monitor, host)
+
+    tell(tmp_path, story)
+
+
+async def by_delete(monitor: Monitor) -> None:
+    await monitor.ask("delete", until_end=True)
+
+
+async def by_signal(monitor: Monitor) -> None:
+    os.kill(monitor.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end", [by_delete, by_signal])
+def test_a_container_that_is_ended_while_it_is_created_is_reported_as_deleted(
+    tmp_path: Path, network: str, end: Any
+) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.reports = False
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        await host.machine()
+        await monitor.ask("room")  # it serves, and so takes signals
+        await end(monitor)
+        with pytest.raises(StateError, match="container c1 was deleted while it was created"):
+            await monitor.report()
+        await prove_undone(monitor, host)
+
+    tell(tmp_path, story)
+
+
+def test_a_guest_that_does_not_report_in_time_is_shown_with_its_console(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.reports = False
+        monitor.send(
+            sandbox_plan(machine_plan(qemu=host.qemu, boot_seconds=0.3), bundle=str(tmp_path), network=network)
+        )
+        await monitor.announce()
+        (await host.machine()).console.send(b"Loading initrd\n")
+        with pytest.raises(VmError, match=r"the guest did not report within 0\.3 s") as caught:
+            await monitor.report()
+        assert caught.value.evidence == "Loading initrd"
+        assert "vm.boot_seconds" in caught.value.hint
+        await prove_undone(monitor, host)
+
+    tell(tmp_path, story)
+
+
+def test_an_error_of_the_guest_is_the_callers(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.errors["create"] = ConfigError("process.args: no such program", exit_code=127)
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        proxy = await monitor.announce()
+        with pytest.raises(ConfigError, match=r"process\.args: no such program") as caught:
+            await monitor.report()
+        assert caught.value.exit_code == 127
+        await prove_undone(monitor, host)
+        assert await heard(proxy) == [("exit", {"code": 255})]
+        assert "failure" not in monitor.store.read()
+
+    tell(tmp_path, story)
+
+
+def test_an_agent_of_another_protocol_is_refused(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.protocol = 2
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        with pytest.raises(VmError, match="the agent speaks protocol 2, not 1"):
+            await monitor.report()
+        await prove_undone(monitor, host)
+
+    tell(tmp_path, story)

@@ -1,0 +1,103 @@
+"""Looking into network namespaces of the host, and which of their interfaces are a sandbox's."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from hawse.errors import ConfigError
+from hawse.sandbox import namespaces
+from tests.support.monitor import new_network
+from tests.support.netns import run
+
+
+@pytest.fixture
+def network() -> Iterator[int]:
+    """A descriptor of a new namespace."""
+    with new_network() as path:
+        fd = os.open(path, os.O_RDONLY)
+        yield fd
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("name", "tap"),
+    [("hawse2", "hawse2"), ("hawse", ""), ("hawse12", "hawse12"), ("hawseX", ""), ("eth0", ""), ("xhawse2", "")],
+)
+def test_our_taps_are_known_by_their_names(name: str, tap: str) -> None:
+    assert namespaces.tap_name_of(name) == tap
+    assert namespaces.tap_name_of(namespaces.tap_name(7)) == "hawse7"
+
+
+def test_interfaces_that_are_up_are_a_sandboxs_but_for_the_loopback_and_taps(network: int) -> None:
+    def make() -> dict[int, str]:
+        for words in (
+            "tuntap add mode tap name eth0", "link set eth0 up", "tuntap add mode tap name eth1",
+            "tuntap add mode tap name hawse5", "link set hawse5 up", "link set lo up",
+        ):  # fmt: skip
+            run("ip", *words.split())
+        return namespaces.interfaces()
+
+    [(index, name)] = namespaces.within(network, make).items()
+    assert (name, index > 1) == ("eth0", True)
+
+
+def test_a_look_returns_what_was_seen_or_raises_what_went_wrong(network: int) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    inside = namespaces.within(network, lambda: os.readlink("/proc/thread-self/ns/net"))
+    assert inside != before
+    assert os.readlink("/proc/thread-self/ns/net") == before
+    with pytest.raises(ZeroDivisionError):
+        namespaces.within(network, lambda: 1 // 0)
+    assert namespaces.within(network, lambda: None) is None
+
+
+def test_a_cookie_is_that_of_one_namespace(network: int) -> None:
+    again = os.open(f"/proc/self/fd/{network}", os.O_RDONLY)
+    with new_network() as path:
+        other = os.open(path, os.O_RDONLY)
+        assert namespaces.cookie(network) == namespaces.cookie(again) != namespaces.cookie(other)
+        assert namespaces.cookie(network) > 0
+        os.close(other)
+    os.close(again)
+
+
+def test_a_namespace_is_checked_and_opened(network: int) -> None:
+    namespaces.check(network, "x")
+    fd = namespaces.open_path(f"/proc/self/fd/{network}")
+    assert not os.get_inheritable(fd)
+    assert os.fstat(fd).st_ino == os.fstat(network).st_ino
+    os.close(fd)
+
+
+@pytest.mark.parametrize("path", ["/etc", "/proc/self/ns/net"])
+def test_a_path_that_is_refused_leaves_no_descriptor(path: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError):
+        namespaces.open_path(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_entering_and_leaving_move_one_thread(network: int) -> None:
+    seen: list[str] = []
+
+    def move() -> None:
+        seen.append(os.readlink("/proc/thread-self/ns/net"))
+        namespaces.enter(network)
+        seen.append(os.readlink("/proc/thread-self/ns/net"))
+        namespaces.leave()
+        seen.append(os.readlink("/proc/thread-self/ns/net"))
+        try:
+            namespaces.enter(-1)
+        except OSError as error:
+            seen.append(str(error.strerror))
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    thread.join()
+    assert len(set(seen)) == 4
+    assert seen[3] == "Bad file descriptor"
+    assert seen[0] == os.readlink("/proc/self/ns/net")

@@ -1,0 +1,396 @@
+"""A machine from its template, or by a boot that leaves one; whatever is wrong with a template fails no container.
+
+Each machine is woken first, by hawse.sandbox.identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hawse.container.template import build
+from hawse.errors import ConfigError, HostError, VmError
+from hawse.sandbox import plan
+from hawse.sandbox.launch import Notes, begin
+from hawse.sandbox.machine import Machine
+from hawse.sandbox.steps import Steps
+from hawse.sandbox.templates import obtain
+from hawse.vm import memory, template
+from tests.support.fake_machine import GUEST_NS, SECONDS, FakeHost, FakeMachine, until
+from tests.support.monitor import runs
+from tests.support.plans import machine_plan
+
+DIGEST = "d" * 64
+SAVING = ["stop", "getfd", "migrate-set-capabilities", "migrate", "query-migrate", "query-migrate", "cont"]
+LOADING = [
+    "migrate-set-capabilities", "getfd", "migrate-incoming", "query-status", "query-status", "query-status", "cont",
+]  # fmt: skip
+
+
+@dataclass
+class Stage:
+    """Where machines are obtained."""
+
+    host: FakeHost
+    directory: str
+    notes: Notes
+    steps: Steps
+
+    @property
+    def cache(self) -> str:
+        return f"{self.directory}/cache"
+
+    def plan(self, **changes: Any) -> plan.MachinePlan:
+        """That of a machine with a template, whose share is virtiofs: it is plugged later."""
+        usable = os.path.isdir(f"{self.cache}/templates/{DIGEST}")
+        daemon = [self.host.virtiofsd, "--fd={fd}"]
+        made = machine_plan(
+            qemu=self.host.qemu, share="virtiofs", virtiofsd=daemon,
+            template=plan.Template(cache=self.cache, digest=DIGEST, usable=usable),
+        )  # fmt: skip
+        return msgspec.structs.replace(made, **changes)
+
+    @asynccontextmanager
+    async def machine(self, **changes: Any) -> AsyncIterator[Machine]:
+        """One that is obtained as the monitor does, with its share mounted; it ends with the block."""
+        made = self.plan(**changes)
+        async with AsyncExitStack() as undo:
+            launched = begin(made, self.directory, self.steps, self.notes)
+            machine = await obtain(made, launched, self.directory, undo, self.steps, self.notes)
+            await machine.shared
+            yield machine
+
+    def templates(self) -> list[str]:
+        return [name for name, _ in template.list_all(self.cache)]
+
+
+def run(directory: Path, story: Callable[[Stage], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with FakeHost(str(directory)) as host, asyncio.timeout(SECONDS):
+            await story(Stage(host, str(directory), [], Steps(f"{directory}/steps.json", [])))
+            for machine in host.machines:
+                await until(lambda pid=machine.program.pid: not runs(pid))  # type: ignore[misc]
+
+    asyncio.run(whole())
+
+
+def methods(machine: FakeMachine) -> list[str]:
+    return [name for name, _ in machine.calls]
+
+
+def test_the_first_start_leaves_a_template_that_the_second_is_restored_from(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.machine():
+            [booted] = stage.host.machines
+            assert methods(booted) == ["wake", "settle", "mount_share"]
+            assert booted.executed() == [*SAVING, "device_add"], "the share is no part of the template"
+            assert booted.running
+        assert (stage.templates(), stage.notes) == ([DIGEST], [])
+        found = template.find(stage.cache, DIGEST)
+        assert found is not None
+        assert Path(found.state).read_bytes() == b"state of the CPUs"
+        async with stage.machine() as machine:
+            _, restored = stage.host.machines
+            assert restored.incoming == b"state of the CPUs"
+            assert restored.executed()[:7] == LOADING
+            assert restored.executed()[7:] == ["device_add"]
+            assert restored.asked("wake")[0]["seed"] != booted.asked("wake")[0]["seed"]
+            assert methods(restored) == ["wake", "mount_share"]
+            assert machine.ram != restored.ram
+        assert (stage.templates(), stage.notes) == ([DIGEST], [])
+        names = [name for _, name, _, _ in stage.steps.done]
+        assert {"state saved", "memory saved", "copied", "state loaded", "plugged", "mounted"} <= set(names)
+
+    run(tmp_path, story)
+
+
+def test_memory_of_the_template_is_that_of_the_machine_that_stands_still(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        stage.host.held["settle"] = asyncio.Event()
+
+        async def write() -> None:
+            machine = await stage.host.machine()
+            await until(lambda: bool(machine.asked("settle")))
+            os.pwrite(machine.ram, b"what a kernel left", 8192)
+            stage.host.held["settle"].set()
+
+        writing = asyncio.create_task(write())
+        async with stage.machine():
+            await writing
+        async with stage.machine() as machine:
+            assert os.pread(machine.ram, 18, 8192) == b"what a kernel left"
+
+    run(tmp_path, story)
+
+
+def test_a_machine_of_9p_has_its_share_from_the_start(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        for commands in (SAVING, LOADING):
+            async with stage.machine(share="9p"):
+                assert stage.host.machines[-1].executed() == commands
+                assert stage.host.machines[-1].asked("mount_share")[0]["kind"] == "9p"
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("command", "stands"), [("stop", False), ("getfd", True), ("migrate-set-capabilities", True), ("migrate", True)]
+)
+def test_a_template_that_cannot_be_saved_is_a_warning_and_the_machine_goes_on(
+    tmp_path: Path, command: str, stands: bool
+) -> None:
+    async def story(stage: Stage) -> None:
+        stage.host.refused[command] = "no such thing"
+        async with stage.machine():
+            [machine] = stage.host.machines
+            assert ("cont" in machine.executed()) is stands
+            assert machine.running
+        reason = f"no template was left for later starts: {command}: no such thing"
+        assert stage.notes == [("warning", reason)]
+        assert stage.templates() == []
+        assert not [name for name in os.listdir(f"{stage.cache}/templates") if name.endswith(".new")]
+        stage.host.refused.clear()
+        async with stage.machine():
+            pass
+        assert stage.templates() == [DIGEST], "nothing holds up the next attempt"
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("size", "migrations", "words"),
+    [
+        (64 * memory.MIB, ["completed"], ""),
+        (64 * memory.MIB + 1, ["completed"], "its state has more than 67108864 bytes"),
+        (1, ["active", "active", "failed"], "QEMU failed to save its state"),
+    ],
+)
+def test_only_a_state_that_is_whole_and_bounded_is_kept(
+    tmp_path: Path, size: int, migrations: list[str], words: str
+) -> None:
+    async def story(stage: Stage) -> None:
+        stage.host.state, stage.host.migrations = bytes(size), migrations
+        async with stage.machine():
+            pass
+        assert [text for _, text in stage.notes] == (
+            [f"no template was left for later starts: {words}"] if words else []
+        )
+        assert stage.templates() == ([] if words else [DIGEST])
+
+    run(tmp_path, story)
+
+
+def test_one_machine_saves_and_another_does_without(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        draft = template.begin(stage.cache, DIGEST, plan.shape(stage.plan()))
+        assert draft is not None
+        async with stage.machine():
+            assert "stop" not in stage.host.machines[0].executed()
+        assert stage.notes == []
+        draft.close()
+
+    run(tmp_path, story)
+
+
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        os.makedirs(f"{stage.cache}/templates")
+        os.chmod(f"{stage.cache}/templates", 0o777)
+        async with stage.machine():
+            assert methods(stage.host.machines[0]) == ["wake", "mount_share"]
+        [(level, text)] = stage.notes
+        assert (level, "others may write to" in text) == ("warning", True)
+
+    run(tmp_path, story)
+
+
+def test_a_cache_that_is_no_directory_is_a_warning(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        Path(stage.cache).touch()
+        async with stage.machine():
+            pass
+        reason = f"no template was left for later starts: Not a directory: {stage.cache}/templates"
+        assert stage.notes == [("warning", reason)]
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("command", ["migrate-set-capabilities", "migrate-incoming", "cont"])
+def test_a_template_that_qemu_refuses_is_removed_and_the_machine_boots(tmp_path: Path, command: str) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.machine():
+            pass
+        refused, stage.host.refused = stage.host.refused, {command: "not this one"}
+
+        async def forgive() -> None:
+            machine = await stage.host.machine(1)
+            await until(lambda: command in machine.executed())
+            stage.host.refused = refused
+
+        forgiving = asyncio.create_task(forgive())
+        async with stage.machine():
+            await forgiving
+            _, restored, booted = stage.host.machines
+            assert ("-incoming" in restored.argv, "-incoming" in booted.argv) == (True, False)
+            assert not runs(restored.program.pid), "the attempt is undone before the next"
+        [(level, text)] = stage.notes
+        assert level == "warning"
+        assert (
+            text
+            == f"the template {DIGEST[:12]} cannot be restored, and this start is a cold one: {command}: not this one"
+        )
+        assert stage.templates() == [DIGEST], "the boot has left a new one"
+
+    run(tmp_path, story)
+
+
+def test_a_qemu_that_dies_of_the_state_is_explained(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.machine():
+            pass
+        stage.host.held["migrate-incoming"] = asyncio.Event()
+
+        async def die() -> None:
+            machine = await stage.host.machine(1)
+            await until(lambda: "migrate-incoming" in machine.executed())
+            await machine.end(exit=1, stderr="qemu: load of migration failed\n")
+
+        dying = asyncio.create_task(die())
+        async with stage.machine():
+            await dying
+        [(_, text)] = stage.notes
+        assert text.endswith("this start is a cold one: QEMU ended with exit code 1 [its last words follow]")
+
+    run(tmp_path, story)
+
+
+def test_a_template_whose_memory_is_damaged_is_not_loaded(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.machine():
+            pass
+        os.truncate(f"{stage.cache}/templates/{DIGEST}/memory", 3)
+        async with stage.machine():
+            _, restored, _ = stage.host.machines
+            assert restored.executed() == ["migrate-set-capabilities"], "it gets no state"
+        [(_, text)] = stage.notes
+        assert text.endswith("cannot copy the template's memory: the template's memory is cut short")
+
+    run(tmp_path, story)
+
+
+def test_a_template_that_is_removed_meanwhile_is_no_error(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.machine():
+            pass
+        stage.host.refused["migrate-incoming"] = "not this one"
+        held = stage.host.held["migrate-incoming"] = asyncio.Event()
+
+        async def remove() -> None:
+            machine = await stage.host.machine(1)
+            await until(lambda: "migrate-incoming" in machine.executed())
+            shutil.rmtree(f"{stage.cache}/templates/{DIGEST}")
+            held.set()
+
+        removing = asyncio.create_task(remove())
+        async with stage.machine():
+            await removing
+        assert len(stage.notes) == 1
+        assert stage.templates() == [DIGEST]
+
+    run(tmp_path, story)
+
+
+def test_a_qemu_that_dies_while_it_is_saved_fails_the_start(tmp_path: Path) -> None:
+    """There is no machine to go on with."""
+
+    async def story(stage: Stage) -> None:
+        stage.host.held["migrate"] = asyncio.Event()
+
+        async def die() -> None:
+            machine = await stage.host.machine()
+            await until(lambda: "migrate" in machine.executed())
+            await machine.end(exit=1, stderr="qemu: out of memory\n")
+
+        dying = asyncio.create_task(die())
+        with pytest.raises(VmError, match="QEMU ended with exit code 1") as caught:
+            async with stage.machine():
+                pass
+        await dying
+        assert caught.value.evidence == "qemu: out of memory"
+        assert (stage.notes, stage.templates()) == ([], [])
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"monotonic_ns": -1}, {"monotonic_ns": 2**63}, {"monotonic_ns": True}])
+def test_a_guest_without_a_usable_clock_is_refused(tmp_path: Path, answer: object) -> None:
+    async def story(stage: Stage) -> None:
+        stage.host.answers["wake"] = answer
+        with pytest.raises(VmError, match="the guest reports no usable clock"):
+            async with stage.machine(template=None):
+                pass
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("clock", [0, GUEST_NS, 2**63 - 1])
+def test_the_guests_clock_is_compared_with_the_hosts(tmp_path: Path, clock: int) -> None:
+    async def story(stage: Stage) -> None:
+        stage.host.answers["wake"] = {"monotonic_ns": clock}
+        async with stage.machine(template=None) as machine:
+            [(sent, received)] = [(began, ended) for _, name, began, ended in stage.steps.done if name == "woken"]
+            assert sent <= machine.link.clock_offset + clock / 1e9 <= received
+            assert machine.link.clock_offset + clock / 1e9 == pytest.approx((sent + received) / 2)
+            [call] = stage.host.machines[0].asked("wake")
+            assert len(bytes.fromhex(call["seed"])) == 64
+
+    run(tmp_path, story)
+
+
+def test_a_template_is_built_ahead_and_once(tmp_path: Path) -> None:
+    """`hawse template build`: the machine ends when its template is there."""
+    wanted: list[plan.MachinePlan] = []
+
+    async def story(stage: Stage) -> None:
+        wanted.append(stage.plan())
+        made, fresh, seconds = await asyncio.to_thread(build, stage.plan())
+        assert (made.digest, fresh) == (DIGEST, True)
+        assert 0 < seconds < 60
+        assert methods(stage.host.machines[0]) == ["wake", "settle"], "nothing is shared with it"
+        again, fresh, _ = await asyncio.to_thread(build, stage.plan())
+        assert (again, fresh, len(stage.host.machines)) == (made, False, 1)
+        with pytest.raises(ConfigError, match="this machine has no template"):
+            build(stage.plan(template=None))
+        shutil.rmtree(f"{stage.cache}/templates/{DIGEST}")
+        with pytest.raises(VmError, match="the template was not kept"):
+            build(
+                msgspec.structs.replace(
+                    stage.plan(), template=plan.Template(cache=stage.cache, digest=DIGEST, usable=True)
+                )
+            )
+
+    run(tmp_path, story)
+
+
+def test_a_template_that_another_process_builds_is_waited_for_by_the_user(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        draft = template.begin(stage.cache, DIGEST, plan.shape(stage.plan()))
+        assert draft is not None
+        with pytest.raises(HostError, match="another process is making this template"):
+            await asyncio.to_thread(build, stage.plan())
+        draft.close()
+        shutil.rmtree(stage.cache)
+        Path(stage.cache).touch()
+        with pytest.raises(HostError, match=r"the template cannot be kept: Not a directory: .*/cache/templates"):
+            await asyncio.to_thread(build, stage.plan())
+
+    run(tmp_path, story)

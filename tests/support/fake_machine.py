@@ -1,0 +1,342 @@
+"""QEMU, virtiofsd and the guest, played by the test at the real ends: processes, inherited sockets, QMP and the link.
+
+The code under test starts ``FakeHost.qemu`` and ``FakeHost.virtiofsd`` as its programs. Each is
+tests/support/puppet.py, which hands its descriptors over. The test answers QMP commands as QEMU does, and calls of the
+link as the agent does.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+from hawse.errors import HawseError
+from hawse.link import control
+from hawse.link.frames import CALL, Decoder, Frame
+from hawse.sandbox import sockets
+
+_PUPPET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "puppet.py")
+_GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
+#: Longer than any story takes: what waits for more waits for ever.
+SECONDS = 30.0
+#: What the guest answers of a function that VFIO has taken.
+BOUND = {"group": 3, "major": 511, "minor": 0}
+#: The guest's CLOCK_MONOTONIC when it is woken.
+GUEST_NS = 5_000_000_000
+
+
+class FakeHost:
+    """The programs' files in ``directory``, and how QEMU and the guest answer. ``machines``: those that were started.
+
+    ``refused`` are QMP commands that fail, each with QEMU's description; ``errors`` are the guest's, by method;
+    ``answers`` are the results of its other methods; what is in ``held``, of QMP or of
+    the guest, is answered after its event.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.qemu, self.virtiofsd = f"{directory}/qemu", f"{directory}/virtiofsd"
+        for program in (self.qemu, self.virtiofsd):
+            os.symlink(_PUPPET, program)
+        self.machines: list[FakeMachine] = []
+        self.daemons: list[Puppet] = []
+        self.refused: dict[str, str] = {}
+        self.errors: dict[str, HawseError] = {}
+        self.answers: dict[str, object] = {"wake": {"monotonic_ns": GUEST_NS}}
+        self.held: dict[str, asyncio.Event] = {}
+        #: Whether QEMU greets, whether the guest reports that it has booted, and with which protocol.
+        self.greets, self.reports, self.protocol = True, True, 1
+        #: What QEMU migrates of a machine that is saved, and how far the migration is at each question.
+        self.state, self.migrations = b"state of the CPUs", ["active", "completed"]
+        self._listener = sockets.bind(directory, "programs.sock")
+        self._connections: list[socket.socket] = []
+        self._arriving: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> FakeHost:
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
+        for arriving in self._arriving:
+            arriving.cancel()
+        problems = [await outcome(arriving) for arriving in self._arriving]
+        problems += [await machine.close() for machine in self.machines]
+        for daemon in self.daemons:
+            daemon.close()
+        for connection in (*self._connections, self._listener):
+            connection.close()
+        for problem in filter(None, problems):
+            raise problem from value
+
+    async def machine(self, number: int = 0) -> FakeMachine:
+        """The machine of that number, when it was started."""
+        await until(lambda: len(self.machines) > number)
+        return self.machines[number]
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        self._connections.append(connection)
+        self._arriving.append(asyncio.create_task(self._meet(connection)))
+
+    async def _meet(self, connection: socket.socket) -> None:
+        data, fds = await receive(connection)
+        if not data:
+            return  # it was killed before it had handed over anything
+        puppet = Puppet(connection, data, fds)
+        if puppet.facts["name"] == "qemu":
+            machine = FakeMachine(self, puppet)
+            self.machines.append(machine)
+            machine.begin()
+        else:
+            self.daemons.append(puppet)
+
+
+class Puppet:
+    """A program that runs: ``facts`` of tests/support/puppet.py, and copies of its descriptors by their numbers."""
+
+    def __init__(self, connection: socket.socket, data: bytes, fds: list[int]) -> None:
+        self.facts: dict[str, Any] = json.loads(data)
+        self.argv: list[str] = self.facts["argv"]
+        self.pid: int = self.facts["pid"]
+        self.fds = dict(zip(self.facts["numbers"], fds, strict=True))
+        self._connection = connection
+
+    def end(self, **order: Any) -> None:
+        """Have it end: ``stderr`` is what it writes first, ``exit`` its code, ``signal`` what kills it instead.
+
+        ``lingers``: seconds between the end of its descriptors and its own.
+        """
+        self._connection.setblocking(True)
+        self._connection.sendall(json.dumps(order).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close what is left."""
+        self._connection.close()
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+
+
+class FakeMachine:
+    """One QEMU and its guest. ``commands`` are of QMP, ``calls`` of the link, ``frames`` what else the guest got.
+
+    ``incoming``: the state that the machine was restored from.
+    """
+
+    def __init__(self, host: FakeHost, program: Puppet) -> None:
+        self.program = program
+        self.argv = program.argv
+        self.commands: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.frames: list[Frame] = []
+        self.running = "-incoming" not in self.argv
+        self.incoming = b""
+        self.ram = program.fds.pop(self._number("mem-path=/proc/self/fd/"))
+        self._host = host
+        self._qmp, self._link, self.console = (
+            socket.socket(fileno=program.fds.pop(self._number(f"id={name},fd="))) for name in ("qmp", "link", "console")
+        )
+        self._given: dict[str, int] = {}
+        self._waiting: list[int] = []
+        self._copies = [self.ram]
+        self._serving: list[asyncio.Task[None]] = []
+        self._states = iter(["inmigrate", "inmigrate"])
+        self._migrations = list(host.migrations)
+        self._answers: set[asyncio.Task[None]] = set()
+
+    def asked(self, method: str) -> list[dict[str, Any]]:
+        """The parameters of each call of that method."""
+        return [params for name, params in self.calls if name == method]
+
+    def executed(self) -> list[str]:
+        """The names of the QMP commands."""
+        return [name for name, _ in self.commands]
+
+    def tell(self, event: str, **params: Any) -> None:
+        """An event of the guest's."""
+        self.write(control.encode_event(event, params))
+
+    def write(self, data: bytes) -> None:
+        """Bytes of the guest's on the link."""
+        self._link.setblocking(True)
+        self._link.sendall(data)
+        self._link.setblocking(False)
+
+    def cut_link(self) -> None:
+        """The guest's end of the link closes, and QEMU runs."""
+        self._link.shutdown(socket.SHUT_RDWR)
+
+    def begin(self) -> None:
+        """Answer."""
+        self._serving = [asyncio.create_task(self._serve_qmp()), asyncio.create_task(self._serve_link())]
+
+    async def end(self, **order: Any) -> None:
+        """QEMU ends, as :meth:`Puppet.end` says, and its ends of the sockets with it, as the kernel has it: before."""
+        assert await self._release() is None
+        self.program.end(**order)
+
+    async def close(self) -> BaseException | None:
+        """Close what is left of it; what went wrong meanwhile."""
+        problem = await self._release()
+        self.program.close()
+        return problem
+
+    async def _release(self) -> BaseException | None:
+        tasks = [*self._serving, *self._answers]
+        for task in tasks:
+            task.cancel()
+        problems = [await outcome(task) for task in tasks]
+        for end in (self._link, self._qmp, self.console):
+            end.close()
+        while self._copies:
+            os.close(self._copies.pop())
+        return next(filter(None, problems), None)
+
+    async def _serve_qmp(self) -> None:
+        """Answer QMP commands until the connection ends (QEMU docs/interop/qmp-spec.rst)."""
+        self._qmp.setblocking(False)
+        if self._host.greets:
+            await self._say(_GREETING)
+        text = ""
+        while True:
+            data, fds = await receive(self._qmp, whole=False)
+            if not data:
+                return
+            self._waiting += fds
+            self._copies += fds
+            text += data.decode()
+            while text := text.lstrip():
+                try:
+                    request, length = json.JSONDecoder().raw_decode(text)
+                except ValueError:
+                    break  # the rest of it is on its way
+                text = text[length:]
+                await self._command(request)
+
+    async def _serve_link(self) -> None:
+        """Answer calls as the agent does, once there is a guest."""
+        loop = asyncio.get_running_loop()
+        self._link.setblocking(False)
+        await until(lambda: self.running)
+        if not self.incoming and self._host.reports:
+            self.tell("hello", protocol=self._host.protocol)
+        decoder = Decoder()
+        while data := await loop.sock_recv(self._link, 65536):
+            for frame in decoder.feed(data):
+                if frame[1] == CALL:
+                    self._begin(self._answer(*control.decode_call(frame[2])))
+                else:
+                    self.frames.append(frame)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _migrate(self, fd: int) -> None:
+        self._copies.remove(fd)
+        with socket.socket(fileno=fd) as target:
+            target.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(target, self._host.state)
+
+    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
+        self.calls.append((method, params))
+        if method in self._host.held:
+            await self._host.held[method].wait()
+        if method in self._host.errors:
+            self.write(control.encode_error(number, self._host.errors[method]))
+        else:
+            self.write(control.encode_result(number, self._host.answers.get(method)))
+
+    async def _command(self, request: dict[str, Any]) -> None:
+        name, arguments = str(request["execute"]), request.get("arguments", {})
+        if name != "qmp_capabilities":
+            self.commands.append((name, arguments))
+        named = {"id": request["id"]} if "id" in request else {}
+        if name in self._host.held:
+            await self._host.held[name].wait()
+        if name in self._host.refused:
+            await self._say(named | {"error": {"class": "GenericError", "desc": self._host.refused[name]}})
+            return
+        await self._say(named | {"return": await self._carry_out(name, arguments)})
+        if name == "device_del":
+            await self._say({"event": "DEVICE_DELETED", "data": {"device": arguments["id"]}, "timestamp": {}})
+
+    async def _carry_out(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        if name == "getfd":
+            self._given[arguments["fdname"]] = self._waiting.pop(0)
+        elif name in ("stop", "cont"):
+            self.running = name == "cont"
+        elif name == "query-status":
+            state = next(self._states, "paused")
+            if state == "inmigrate":
+                with socket.socket(fileno=os.dup(self._given["state"])) as source:
+                    source.setblocking(False)
+                    while data := await loop.sock_recv(source, 65536):
+                        self.incoming += data
+            return {"status": state}
+        elif name == "migrate":
+            self._begin(self._migrate(self._given.pop("state")))
+        elif name == "query-migrate":
+            return {"status": self._migrations.pop(0)}
+        return {}
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        await asyncio.get_running_loop().sock_sendall(self._qmp, json.dumps(message).encode() + b"\n")
+
+    def _number(self, before: str) -> int:
+        [word] = [word for word in self.argv if before in word]
+        return int(word.partition(before)[2].partition(",")[0])
+
+
+async def receive(connection: socket.socket, *, whole: bool = True) -> tuple[bytes, list[int]]:
+    """What comes next on a socket, and the descriptors with it; ``whole``: up to the end of its line."""
+    data, fds = b"", array.array("i")
+    while True:
+        try:
+            piece, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(256))
+        except BlockingIOError:
+            await _readable(connection)
+            continue
+        except ConnectionError:
+            piece, ancillary = b"", []
+        for _, _, rights in ancillary:
+            fds.frombytes(rights)
+        data += piece
+        if not piece or not whole or data.endswith(b"\n"):
+            return data, list(fds)
+
+
+async def outcome(task: asyncio.Task[None]) -> BaseException | None:
+    """What a task that was cancelled has failed of, if anything but the end of its peer."""
+    await asyncio.wait((task,))
+    problem = None if task.cancelled() else task.exception()
+    return None if isinstance(problem, ConnectionError) else problem
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def _readable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)

@@ -1,0 +1,160 @@
+"""The real monitor as a process, and the command line's end of it; tests/support/fake_machine.py plays its programs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hawse.container import client
+from hawse.errors import from_wire
+from hawse.link import control
+from hawse.link.frames import EVENT, Decoder
+from hawse.sandbox import monitor, namespaces, sockets
+from hawse.sandbox.plan import SandboxPlan
+from hawse.sandbox.sandbox import INIT_KEY
+from hawse.sandbox.state import Store, start_time
+from tests.support.fake_machine import SECONDS, FakeHost
+
+
+class Monitor:
+    """A monitor that waits for its plan. It is forked, since it has to be loaded else; call this before any thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(str(directory / "root"), "c1")
+        self.store.make()
+        self.connection, theirs = socket.socketpair()
+        with sockets.bind(self.store.path, "monitor.sock") as listener, theirs:
+            self.pid = os.fork()
+            if self.pid == 0:
+                self._run(listener, theirs)
+        self._code: int | None = None
+        self._open = [self.connection]
+
+    def send(self, plan: SandboxPlan) -> None:
+        """Have it make the sandbox."""
+        data = plan.encode()
+        self.connection.sendall(len(data).to_bytes(4, "big") + data)
+
+    async def report(self) -> list[tuple[str, str]]:
+        """What to log, once the container is created. Raises what the monitor reports."""
+        self.connection.setblocking(False)
+        data = b""
+        while not data.endswith(b"\n"):
+            piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.connection, 65536), 20)
+            assert piece, f"the monitor ended without a report:\n{self.log()}"
+            data += piece
+        message = json.loads(data)
+        if "error" in message:
+            raise from_wire(message["error"])
+        return [(level, text) for level, text in message["created"]]
+
+    async def ask(self, method: str, *, until_end: bool = False, **params: Any) -> object:
+        """What it answers a command line."""
+        return await asyncio.to_thread(client.call, self.store, method, params, until_end=until_end)
+
+    async def announce(self) -> socket.socket:
+        """The first process's proxy has started: its connection."""
+        proxy = sockets.connect(self.store.path, "monitor.sock")
+        self._open.append(proxy)
+        proxy.sendall(control.encode_call(1, "proxy", {"key": f"c1/{INIT_KEY}", "descriptors": []}))
+        proxy.setblocking(False)
+        return proxy
+
+    async def ended(self) -> int:
+        """Its exit code, when it has ended."""
+        if self._code is None:
+            _, status = await asyncio.to_thread(os.waitpid, self.pid, 0)
+            self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def kill(self) -> None:
+        """End it, if it runs still."""
+        if self._code is None:
+            with suppress(ProcessLookupError, ChildProcessError):  # a thread has waited for it
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        for end in self._open:
+            end.close()
+
+    def log(self) -> str:
+        """What it wrote to stderr."""
+        return Path(f"{self.store.path}/monitor.log").read_text()
+
+    def steps(self) -> list[tuple[str, str]]:
+        """Lane and name of each step that is on record."""
+        with open(f"{self.store.path}/steps.json") as file:
+            return [(lane, name) for lane, name, _, _ in json.load(file)]
+
+    def _run(self, listener: socket.socket, theirs: socket.socket) -> None:
+        code = 1
+        try:
+            self.connection.close()
+            os.setsid()
+            log = os.open(f"{self.store.path}/monitor.log", os.O_WRONLY | os.O_CREAT, 0o600)
+            for number in (1, 2):
+                os.dup2(log, number)
+            sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
+            sys.argv = ["", self.store.root, self.store.name, str(listener.detach()), str(theirs.detach())]
+            monitor.main()
+            code = 0
+        except SystemExit as exit:
+            print(exit)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+
+def tell(directory: Path, story: Callable[[Monitor, FakeHost], Awaitable[None]]) -> None:
+    """Run a test's story."""
+    made = Monitor(directory)
+
+    async def whole() -> None:
+        async with FakeHost(str(directory)) as host:
+            try:
+                async with asyncio.timeout(SECONDS):
+                    await story(made, host)
+            finally:
+                made.kill()  # here, since threads that wait for it would hold up the loop's end
+
+    asyncio.run(whole())
+
+
+@contextmanager
+def new_network() -> Iterator[str]:
+    """The path of a network namespace with nothing in it."""
+    found: list[int] = []
+
+    def make() -> None:
+        namespaces.leave()
+        found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    yield f"/proc/{os.getpid()}/fd/{found[0]}"
+    os.close(found[0])
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs, and is no zombie."""
+    return start_time(pid) != 0
+
+
+async def heard(proxy: socket.socket) -> list[tuple[str, dict[str, Any]]]:
+    """The events that a proxy was sent before its connection ended."""
+    decoder, events = Decoder(), []
+    async with asyncio.timeout(20):
+        while data := await asyncio.get_running_loop().sock_recv(proxy, 65536):
+            events += [control.decode_event(payload) for _, kind, payload in decoder.feed(data) if kind == EVENT]
+    return events

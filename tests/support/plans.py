@@ -1,0 +1,40 @@
+"""Plans of sandboxes for tests: what the command line would have decided, with as little as possible in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from hawse.container.devices import plug_steps, shape
+from hawse.sandbox.plan import MachinePlan, NodeRequest, SandboxPlan
+from hawse.vfio.emulated import EmulatedGroup
+from hawse.vm.ports import plan_ports
+
+EDU = EmulatedGroup(5, ("edu",))
+
+
+def machine_plan(groups: Sequence[EmulatedGroup] = (), **changes: Any) -> MachinePlan:
+    """A machine of 1 MiB that shares by 9p."""
+    made = MachinePlan(
+        qemu="/q", accel="tcg", memory_mib=1, cpus=1, kernel="/k", initrd="/i", kernel_append="", bridges=[],
+        machine_properties=[], share="9p", virtiofsd=[], boot_seconds=20, device_seconds=4, template=None,
+        share_address=plan_ports([shape(group) for group in groups]).share_address,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+def sandbox_plan(
+    machine: MachinePlan, *, bundle: str, groups: Sequence[EmulatedGroup] = (), **changes: Any
+) -> SandboxPlan:
+    """The sandbox c1 with these groups."""
+    ports = plan_ports([shape(group) for group in groups])
+    made = SandboxPlan(
+        id="c1", bundle=bundle, rootfs=f"{bundle}/rootfs", oci_version="1.0.2", annotations={}, owner="",
+        spec={"process": {"args": ["x"]}}, machine=machine, shares=[], hugepages=[], steps=[], binds=[],
+        plugs=plug_steps(groups, ports.slots, owner="c1"),
+        nodes=[NodeRequest(path=f"/dev/vfio/{g.number}", major=0, minor=0, group=g.number) for g in groups],
+        ports=list(ports.ports), timeline="", network="", network_port=ports.network, sysctls={},
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)

@@ -1,0 +1,72 @@
+"""Functions that a sandbox has bound: whose they are on record, and which of them are restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import DeviceError
+from hawse.sandbox.bound import bound, give_back, take
+from hawse.sandbox.state import Store
+from hawse.sandbox.steps import DEVICES, Steps
+from hawse.vfio import bindings
+
+#: Of a PCI segment that no host has: only the records of such functions can be restored.
+FIRST, SECOND, OTHERS = "fffe:01:00.0", "fffe:02:00.0", "fffe:03:00.0"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A sandbox with two functions on record, beside one of another's."""
+    made = Store(str(tmp_path / "root"), "c1")
+    made.make()
+    for address, owner in ((FIRST, "c1"), (SECOND, "c1"), (OTHERS, "c2")):
+        bindings.write(bindings.directory_of(made.root), bindings.Record(address, "e1000e", "", "vfio-pci", owner))
+    return made
+
+
+def on_record(store: Store) -> list[str]:
+    return [record.address for record in bindings.read_all(bindings.directory_of(store.root))[0]]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "left"),
+    [
+        (None, [OTHERS]),
+        ([SECOND], [FIRST, OTHERS]),
+        ([FIRST, SECOND, OTHERS], [OTHERS]),
+        ([OTHERS], [FIRST, SECOND, OTHERS]),
+        ([], [FIRST, SECOND, OTHERS]),
+    ],
+)
+def test_the_sandboxs_own_functions_are_restored(store: Store, addresses: list[str] | None, left: list[str]) -> None:
+    give_back(store, addresses)
+    assert on_record(store) == left
+
+
+def test_where_nothing_was_bound_there_is_nothing_to_restore(tmp_path: Path) -> None:
+    give_back(Store(str(tmp_path), "c1"))
+
+
+@pytest.mark.parametrize("ends", ["in order", "with an error"])
+def test_what_was_bound_meanwhile_is_restored_whatever_ends_the_sandbox(store: Store, ends: str) -> None:
+    steps = Steps("/dev/null", [])
+    try:
+        with bound([], store, steps):
+            assert on_record(store) == [FIRST, SECOND, OTHERS]
+            if ends != "in order":
+                raise KeyError
+    except KeyError:
+        pass
+    assert on_record(store) == [OTHERS]
+    assert [(lane, name) for lane, name, _, _ in steps.done] == [(DEVICES, "given back")], "nothing was bound first"
+
+
+def test_a_function_that_does_not_exist_cannot_be_bound(store: Store) -> None:
+    steps = Steps("/dev/null", [])
+    with pytest.raises(DeviceError, match=r"fffe:09:00\.0"), bound(["fffe:09:00.0"], store, steps):
+        pass
+    assert [name for _, name, _, _ in steps.done] == ["bound"]
+    with pytest.raises(DeviceError, match=r"fffe:09:00\.0"):
+        take(["fffe:09:00.0"], store)

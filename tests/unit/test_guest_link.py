@@ -1,0 +1,302 @@
+"""The monitor's end of the link with a hostile guest: what is passed on, what is dropped, what ends the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from hawse.errors import ConfigError, HawseError, LinkError, VmError
+from hawse.link import control
+from hawse.link.flow import WINDOW, encode_credit
+from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
+from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
+from hawse.sandbox.guest import GuestLink, Route
+
+FIRST = STREAMS
+NONSENSE = "the agent in the guest speaks nonsense: "
+
+
+@dataclass
+class Taker:
+    """A proxy that keeps what it is sent."""
+
+    directions: tuple[str, ...] = STDIO
+    frames: list[Frame] = field(default_factory=list)
+
+    def send(self, stream: int, kind: int, payload: bytes) -> None:
+        self.frames.append((stream, kind, payload))
+
+
+class Ends:
+    """The monitor's end, and the guest's as a socket."""
+
+    def __init__(self, link: GuestLink, guest: socket.socket) -> None:
+        self.link, self.guest = link, guest
+        self.decoder = Decoder()
+        self.exits: list[tuple[int, int]] = []
+        self.kills: list[tuple[str, int]] = []
+        self.queries: list[dict[str, Any]] = []
+        link.on_exit = lambda process, code: self.exits.append((process, code))
+        link.on_oom = lambda container, kills: self.kills.append((container, kills))
+        link.on_query = self.queries.append
+
+    def send(self, *frames: bytes) -> None:
+        self.guest.sendall(b"".join(frames))
+
+    async def passed(self) -> None:
+        """All that the guest has sent was dispatched: a call that came after it was answered."""
+        asking = asyncio.create_task(self.link.call("ping", {}, seconds=20))
+        number = 0
+        while not number:
+            for _, kind, payload in await self.received():
+                if kind == CALL:
+                    number = control.decode_call(payload)[0]
+        self.send(control.encode_result(number, None))
+        await asking
+
+    async def received(self) -> list[Frame]:
+        """What comes next at the guest."""
+        return self.decoder.feed(await asyncio.get_running_loop().sock_recv(self.guest, 65536))
+
+    async def reason(self) -> HawseError:
+        async with asyncio.timeout(20):
+            return await asyncio.shield(self.link.ended)
+
+
+def run(story: Callable[[Ends], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        ours, guest = socket.socketpair()
+        guest.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        ends = Ends(GuestLink(reader, writer), guest)
+        serving = asyncio.create_task(ends.link.run())
+        try:
+            async with asyncio.timeout(20):
+                await story(ends)
+        finally:
+            guest.close()
+            await serving
+            writer.close()
+            with suppress(ConnectionError):  # what was on its way to the guest
+                await writer.wait_closed()
+
+    asyncio.run(whole())
+
+
+def event(name: str, **params: Any) -> bytes:
+    return control.encode_event(name, params)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (event("hello", protocol=2), "link: the agent speaks protocol 2, not 1"),
+        (event("hello"), "link: the agent speaks protocol None, not 1"),
+        (event("exit", process=1, code=256), "link: exit without a process or a code"),
+        (event("exit", process=1, code=-1), "link: exit without a process or a code"),
+        (event("exit", process="1", code=0), "link: exit without a process or a code"),
+        (event("exit", process=1, code=True), "link: exit without a process or a code"),
+        (event("exit", process=1), "link: exit without a process or a code"),
+        (event("exit", process=0, code=0), "link: exit of an unknown process"),
+        (event("exit", process=3, code=0), "link: exit of an unknown process"),
+        (event("oom", container="c1", kills=0), "link: oom without a container or a count"),
+        (event("oom", container="c1", kills=2**63), "link: oom without a container or a count"),
+        (event("oom", container="c1", kills=True), "link: oom without a container or a count"),
+        (event("oom", container=1, kills=1), "link: oom without a container or a count"),
+        (event("news"), "link: unknown event news"),
+        (control.encode_call(1, "create", {}), "link: the guest sent a frame of type 1"),
+        (encode(3 * STREAMS + 1, DATA, b"x"), f"link: frame for the unknown stream {3 * STREAMS + 1}"),
+        (encode(3 * STREAMS, EOF), f"link: frame for the unknown stream {3 * STREAMS}"),
+        (encode(FIRST, DATA, b"x"), "link: the guest sent data on stream 0"),
+        (encode(FIRST, EOF), "link: the guest sent data on stream 0"),
+        (encode(FIRST + 3, DATA, b"x"), "link: the guest sent data on stream 3"),
+        (encode(FIRST + 1, CREDIT, encode_credit(1)), "link: the guest gave credit for stream 1"),
+        (encode(FIRST, CREDIT, encode_credit(1)), "link: credit of 1 bytes for a window"),
+        (encode(FIRST + 1, EOF) + encode(FIRST + 1, DATA, b"x"), "link: the guest sent data on stream 1"),
+        (encode(FIRST + 1, EOF) * 2, "link: the guest sent data on stream 1"),
+        (encode(FIRST + 1, DATA, bytes(MAX_DATA)) * 5, "link: 65536 bytes sent with a credit of 0"),
+    ],
+)
+def test_a_guest_that_breaks_a_rule_loses_its_link(frame: bytes, message: str) -> None:
+    async def story(ends: Ends) -> None:
+        for process in (1, 2):
+            ends.link.route(process, Taker())
+        ends.guest.setblocking(True)
+        await asyncio.to_thread(ends.send, frame)
+        reason = await ends.reason()
+        assert isinstance(reason, LinkError)
+        assert reason.message.startswith(NONSENSE + message)
+        assert (ends.exits, ends.kills) == ([], [])
+        with pytest.raises(LinkError):
+            await ends.link.call("ping", {}, seconds=20)
+
+    run(story)
+
+
+def test_a_guest_that_closes_its_link_fails_what_waits_for_it() -> None:
+    async def story(ends: Ends) -> None:
+        waiting = [asyncio.create_task(ends.link.call("create", {}, seconds=20)) for _ in range(2)]
+        while not await ends.received():
+            pass
+        ends.guest.shutdown(socket.SHUT_RDWR)
+        for call in waiting:
+            with pytest.raises(VmError, match=r"^the guest closed the link$"):
+                await call
+        with pytest.raises(VmError, match=r"^the guest closed the link$"):
+            await ends.link.call("ping", {}, seconds=20)
+
+    run(story)
+
+
+def test_a_bug_of_the_monitor_ends_the_sandbox() -> None:
+    async def story(ends: Ends) -> None:
+        def fail(_query: dict[str, Any]) -> None:
+            raise ZeroDivisionError("a bug")
+
+        ends.link.on_query = fail
+        ends.send(event("query"))
+        assert (await ends.reason()).message == "the monitor cannot serve the link: ZeroDivisionError: a bug"
+
+    run(story)
+
+
+def test_events_reach_who_asked_for_them() -> None:
+    async def story(ends: Ends) -> None:
+        for process in (1, 2, 3):
+            ends.link.route(process, Taker())
+        ends.link.forget(2)  # its container was deleted
+        ends.send(
+            event("hello", protocol=1, more="x"), event("exit", process=1, code=0), event("exit", process=2, code=1),
+            event("exit", process=3, code=255), event("oom", container="c1", kills=1),
+            event("oom", container="c2", kills=2**63 - 1), event("query", number=1),
+        )  # fmt: skip
+        await ends.passed()
+        assert ends.link.hello.result() == {"protocol": 1, "more": "x"}
+        assert ends.exits == [(1, 0), (3, 255)]
+        assert ends.kills == [("c1", 1), ("c2", 2**63 - 1)]
+        assert ends.queries == [{"number": 1}]
+
+    run(story)
+
+
+def test_an_agent_says_hello_once() -> None:
+    async def story(ends: Ends) -> None:
+        ends.send(event("hello", protocol=1), event("hello", protocol=1))
+        assert (await ends.reason()).message == NONSENSE + "link: unknown event hello"
+
+    run(story)
+
+
+def test_answers_are_matched_by_their_numbers_and_others_are_dropped() -> None:
+    async def story(ends: Ends) -> None:
+        first, second = (asyncio.create_task(ends.link.call(name, {}, seconds=20)) for name in ("a", "b"))
+        numbers: dict[str, int] = {}
+        while len(numbers) < 2:
+            numbers |= {control.decode_call(p)[1]: control.decode_call(p)[0] for _, _, p in await ends.received()}
+        ends.send(
+            control.encode_result(99, "never asked for"),
+            control.encode_error(numbers["b"], ConfigError("no")),
+            control.encode_result(numbers["b"], "too late"),
+            control.encode_result(numbers["a"], 5),
+        )
+        assert await first == 5
+        with pytest.raises(ConfigError, match=r"^no$"):
+            await second
+        await ends.passed()
+
+    run(story)
+
+
+def test_a_call_that_is_not_answered_in_time_is_given_up() -> None:
+    async def story(ends: Ends) -> None:
+        with pytest.raises(VmError, match=r"^the agent in the guest did not answer settle within 0\.01 s$"):
+            await ends.link.call("settle", {}, seconds=0.01)
+        ends.send(control.encode_result(1, "too late"))
+        await ends.received()
+        await ends.passed()
+
+    run(story)
+
+
+def test_streams_go_to_their_process_and_back_within_the_credit() -> None:
+    async def story(ends: Ends) -> None:
+        takers = [Taker((*STDIO, BOTH)), Taker()]
+        routes = [ends.link.route(number, taker) for number, taker in enumerate(takers, 1)]
+        both = FIRST + 3
+        ends.send(
+            encode(FIRST + 1, DATA, b"out"), encode(FIRST + 2, DATA, b"err"), encode(both, DATA, b"socket"),
+            encode(2 * STREAMS + 1, DATA, b"other"), encode(FIRST + 1, EOF),
+        )  # fmt: skip
+        await ends.passed()
+        assert takers[0].frames == [(1, DATA, b"out"), (2, DATA, b"err"), (3, DATA, b"socket"), (1, EOF, b"")]
+        assert takers[1].frames == [(1, DATA, b"other")]
+        routes[0].from_proxy(0, DATA, b"in")
+        routes[0].from_proxy(3, DATA, b"in")
+        routes[0].from_proxy(1, CREDIT, encode_credit(3))
+        frames = await ends.received()
+        while len(frames) < 3:
+            frames += await ends.received()
+        assert frames == [(FIRST, DATA, b"in"), (both, DATA, b"in"), (FIRST + 1, CREDIT, encode_credit(3))]
+        ends.send(encode(FIRST, CREDIT, encode_credit(2)), encode(both, CREDIT, encode_credit(2)))
+        await ends.passed()
+        assert takers[0].frames[4:] == [(0, CREDIT, encode_credit(2)), (3, CREDIT, encode_credit(2))]
+        ends.link.forget(1)
+        ends.send(encode(FIRST + 2, DATA, b"after its end"))
+        await ends.passed()
+        assert len(takers[0].frames) == 6
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind", "payload"),
+    [
+        (1, DATA, b"x"),
+        (0, CREDIT, encode_credit(1)),
+        (4, DATA, b"x"),
+    ],
+)
+def test_a_proxy_has_no_stream_in_another_direction(stream: int, kind: int, payload: bytes) -> None:
+    async def story(ends: Ends) -> None:
+        route = ends.link.route(1, Taker((IN, OUT, OUT, IN)))
+        with pytest.raises(KeyError):
+            route.from_proxy(stream, kind, payload)
+
+    run(story)
+
+
+def test_a_proxy_is_held_to_its_credit() -> None:
+    async def story(ends: Ends) -> None:
+        route = ends.link.route(1, Taker())
+        for _ in range(WINDOW // MAX_DATA):
+            route.from_proxy(0, DATA, bytes(MAX_DATA))
+        with pytest.raises(LinkError, match="1 bytes sent with a credit of 0"):
+            route.from_proxy(0, DATA, b"x")
+
+    run(story)
+
+
+def test_what_a_process_writes_without_its_proxy_is_dropped_and_credited() -> None:
+    """Else a process whose proxy was killed would wait for credit, and never end."""
+
+    async def story(ends: Ends) -> None:
+        taker = Taker()
+        route: Route = ends.link.route(1, taker)
+        ends.send(encode(FIRST + 1, DATA, b"12345"))
+        await ends.passed()
+        route.discard()
+        assert await ends.received() == [(FIRST + 1, CREDIT, encode_credit(5))]
+        ends.send(encode(FIRST + 2, DATA, b"123"))
+        assert await ends.received() == [(FIRST + 2, CREDIT, encode_credit(3))]
+        assert taker.frames == [(1, DATA, b"12345")]
+        ends.send(encode(FIRST + 2, EOF))
+        await ends.passed()
+        assert taker.frames[1:] == [(2, EOF, b"")]
+
+    run(story)

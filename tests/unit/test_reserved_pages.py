@@ -1,0 +1,110 @@
+"""Huge pages of one container in the guest: what is reserved, and that only that is released."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from hawse.errors import VmError
+from hawse.sandbox.hugepages import HugePages
+from hawse.sandbox.plan import Hugetlbfs
+from hawse.sandbox.processes import Processes
+from tests.support.plans import machine_plan, sandbox_plan
+
+GIB_KIB = 1024 * 1024
+PAGES = [(GIB_KIB, 3), (2048, 256)]
+MOUNT = Hugetlbfs(name="h", kib=2048, mode=0o700, uid=1, gid=2)
+
+
+class Calls:
+    """The guest, as far as it is asked for huge pages; the pages of sizes in ``lacking`` it does not have."""
+
+    def __init__(self, lacking: int = 0) -> None:
+        self.made: list[tuple[str, dict[str, Any], float]] = []
+        self.go_on = asyncio.Event()
+        self._lacking = lacking
+
+    async def call(self, method: str, params: dict[str, Any], *, more: float = 0.0) -> None:
+        self.made.append((method, params, more))
+        await self.go_on.wait()
+        if params["kib"] == self._lacking and params.get("count", -1) > 0:
+            raise VmError("the guest has too few")
+
+
+def pages(calls: Calls) -> HugePages:
+    plan = msgspec.structs.replace(sandbox_plan(machine_plan(), bundle="/b"), hugepages=PAGES, hugetlbfs=[MOUNT])
+    return HugePages(plan, cast(Processes, calls))
+
+
+def test_all_is_reserved_then_released_once() -> None:
+    async def story() -> None:
+        calls = Calls()
+        calls.go_on.set()
+        made = pages(calls)
+        await made.reserve()
+        assert calls.made == [
+            ("reserve_hugepages", {"kib": GIB_KIB, "count": 3}, 6.0),
+            ("reserve_hugepages", {"kib": 2048, "count": 256}, 1.0),
+            ("share_hugepages", {"name": "h", "kib": 2048, "mode": 0o700, "uid": 1, "gid": 2}, 0.0),
+        ], "two seconds more for each GiB"
+        await made.release()
+        await made.release()
+        assert [(params["kib"], params["count"]) for _, params, _ in calls.made[3:]] == [(2048, -256), (GIB_KIB, -3)]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("lacking", "released"), [(2048, [(GIB_KIB, -3)]), (GIB_KIB, [])])
+def test_what_the_guest_refused_is_not_released(lacking: int, released: list[tuple[int, int]]) -> None:
+    async def story() -> None:
+        calls = Calls(lacking)
+        calls.go_on.set()
+        made = pages(calls)
+        with pytest.raises(VmError, match="the guest has too few"):
+            await made.reserve()
+        before = len(calls.made)
+        await made.release()
+        assert [(params["kib"], params["count"]) for _, params, _ in calls.made[before:]] == released
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("lacking", "released"), [(0, [-3]), (GIB_KIB, [])])
+def test_a_creation_that_is_given_up_waits_for_what_the_guest_does(lacking: int, released: list[int]) -> None:
+    async def story() -> None:
+        calls = Calls(lacking)
+        made = pages(calls)
+        reserving = asyncio.create_task(made.reserve())
+        while not calls.made:
+            await asyncio.sleep(0)
+        reserving.cancel()
+        await asyncio.sleep(0)
+        assert not reserving.done()
+        calls.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+        await made.release()
+        assert [params["count"] for _, params, _ in calls.made[1:]] == released
+
+    asyncio.run(story())
+
+
+def test_pages_that_cannot_be_released_hold_up_no_others() -> None:
+    async def story() -> None:
+        calls = Calls()
+        calls.go_on.set()
+        made = pages(calls)
+        await made.reserve()
+
+        async def refuse(method: str, params: dict[str, Any], **_: float) -> None:
+            calls.made.append((method, params, 0.0))
+            raise VmError("no")
+
+        calls.call = refuse  # type: ignore[method-assign]
+        await made.release()
+        assert [params["kib"] for _, params, _ in calls.made[3:]] == [2048, GIB_KIB]
+
+    asyncio.run(story())

@@ -1,0 +1,295 @@
+"""The monitor's socket: which call does what of a sandbox, and what its callers hear."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+
+from hawse.errors import HawseError, NotFoundError, UsageError, VmError
+from hawse.link import control
+from hawse.link.frames import EOF, EVENT, Decoder, Frame, encode
+from hawse.link.streams import BOTH, IN, STDIO
+from hawse.sandbox.plan import Attachment
+from hawse.sandbox.processes import LOST
+from hawse.sandbox.proxies import Proxy
+from hawse.sandbox.sandbox import Sandbox
+from hawse.sandbox.service import Service
+
+ATTACHMENT = {"plugs": [], "nodes": [], "mode": 0o660, "uid": 1, "gid": 2}
+
+
+class Recorder:
+    """A sandbox, its containers and processes in one object: it records calls and returns what ``answers`` has."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Any, ...]] = []
+        self.answers: dict[str, object] = {}
+        self.finished = asyncio.Event()
+        self.waits = asyncio.Event()
+        self.proxies: dict[str, Proxy] = {}
+        self.attachments = self.processes = self.usage = self
+        self.wants_files = True
+        self.room = {"spares": [7]}
+
+    def find(self, name: str) -> Recorder:
+        if name != "c1":
+            raise NotFoundError(f"container does not exist: {name}")
+        return self
+
+    def announce(self, key: str, proxy: Proxy) -> None:
+        self.done.append(("announce", key, proxy.pid, proxy.size, proxy.directions))
+        self.proxies[key] = proxy
+
+    def fail(self, key: str, reason: str) -> None:
+        self.done.append(("fail", key, reason))
+
+    def go_on(self) -> None:
+        self.done.append(("go_on",))
+
+    async def add(self, plan: Any, trees: list[int], *, key: str) -> object:
+        self.done.append(("add", plan.id, [os.readlink(f"/proc/self/fd/{tree}") for tree in trees], key))
+        try:
+            await self.waits.wait()
+        except asyncio.CancelledError:
+            self.done.append(("cancelled",))
+            raise
+        return ["added"]
+
+    async def remove(self, name: str) -> None:
+        self.done.append(("remove", name))
+        self.finished.set()
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[object]]:
+        async def act(*words: Any, **more: Any) -> object:
+            self.done.append((name, *words, *more.items()))
+            answer = self.answers.get(name)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return act
+
+
+class Caller:
+    """A connection to the service."""
+
+    def __init__(self, sandbox: Recorder) -> None:
+        self.sandbox = sandbox
+        self.connection, theirs = socket.socketpair()
+        self.connection.setblocking(False)
+        self._theirs = theirs
+
+    async def begin(self) -> None:
+        reader, writer = await asyncio.open_connection(sock=self._theirs)
+        self.serving = asyncio.create_task(Service(cast(Sandbox, self.sandbox)).connection(reader, writer))
+        self.writer = writer
+
+    async def frames(self) -> list[Frame]:
+        """All that comes until the service closes the connection."""
+        decoder, found = Decoder(), []
+        async with asyncio.timeout(20):
+            while data := await asyncio.get_running_loop().sock_recv(self.connection, 65536):
+                found += decoder.feed(data)
+        return found
+
+    async def ask(self, method: str, **params: Any) -> object:
+        self.connection.send(control.encode_call(7, method, {"container": "c1"} | params))
+        [(_, _, payload)] = await self.frames()
+        number, result, error = control.decode_reply(payload)
+        assert number == 7
+        if error is not None:
+            raise error
+        return result
+
+
+def run(story: Callable[[Caller], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        caller = Caller(Recorder())
+        await caller.begin()
+        try:
+            async with asyncio.timeout(20):
+                await story(caller)
+        finally:
+            caller.connection.close()
+            caller.serving.cancel()
+            await asyncio.wait((caller.serving,))
+            caller.writer.close()
+
+    asyncio.run(whole())
+
+
+def plan() -> dict[str, Any]:
+    return {
+        "id": "c2", "bundle": "/b", "rootfs": "/b/rootfs", "oci_version": "1.0.2", "annotations": {}, "owner": "",
+        "spec": {}, "shares": [], "plugs": [], "nodes": [], "hugepages": [], "binds": [], "network": "",
+        "native": {"5": {"mode": 0o600}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "done", "result"),
+    [
+        ("room", {}, [], {"spares": [7]}),
+        ("wants_files", {}, [], True),
+        ("start", {}, [("start", "c1")], "answer"),
+        ("await_machine", {}, [("await_machine",)], None),
+        ("go_on", {}, [("go_on",)], None),
+        ("pause", {}, [("pause",)], None),
+        ("resume", {}, [("resume",)], None),
+        ("delete", {}, [("remove", "c1")], None),
+        ("exec", {"key": "k", "process": {"args": []}}, [("execute", "k", {"args": []})], "answer"),
+        ("attach", ATTACHMENT, [("attach", Attachment(plugs=[], nodes=[], mode=0o660, uid=1, gid=2))], "answer"),
+        ("kill", {"signal": 9, "all": True}, [("kill", 9, ("everyone", True))], None),
+        ("detach", {"group": 5, "force": False}, [("detach", 5, ("force", False))], None),
+    ],
+)
+def test_a_call_does_what_it_says(method: str, params: dict[str, Any], done: list[Any], result: object) -> None:
+    async def story(caller: Caller) -> None:
+        caller.sandbox.answers |= dict.fromkeys(("start", "execute", "attach"), "answer")
+        asking = asyncio.create_task(caller.ask(method, **params))
+        if method == "delete":  # the end of the monitor ends its connection, and nothing before
+            while not caller.sandbox.finished.is_set():
+                await asyncio.sleep(0)
+            await caller.serving
+            assert not caller.writer.is_closing()
+            caller.writer.close()
+        assert await asking == result
+        assert caller.sandbox.done == done
+
+    run(story)
+
+
+@pytest.mark.parametrize("method", ["pids", "listing", "statistics", "await_oom", "update"])
+def test_questions_about_usage_are_passed_on(method: str) -> None:
+    async def story(caller: Caller) -> None:
+        caller.sandbox.answers["answer"] = {"pids": [1]}
+        assert await caller.ask(method, more=1) == {"pids": [1]}
+        assert caller.sandbox.done == [("answer", method, {"container": "c1", "more": 1})]
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "kind", "message"),
+    [
+        ("nothing", {}, VmError, "the monitor has no method nothing"),
+        ("pause", {"container": "c9"}, NotFoundError, "container does not exist: c9"),
+        ("kill", {"signal": "x", "all": True}, UsageError, "monitor: kill: ValueError: invalid literal"),
+        ("kill", {"all": True}, UsageError, "monitor: kill: KeyError: 'signal'"),
+        ("kill", {"signal": [], "all": True}, UsageError, "monitor: kill: TypeError: "),
+        ("attach", ATTACHMENT | {"mode": "x"}, UsageError, "monitor: attach: ValidationError: "),
+        ("resume", {}, VmError, "monitor: resume: ZeroDivisionError: a bug"),
+        (
+            "create",
+            {"plan": plan(), "trees": [10**6], "key": "k"},
+            VmError,
+            "the monitor cannot take what c2 shares: Bad",
+        ),
+    ],
+)
+def test_a_call_that_fails_is_answered_with_the_reason(
+    method: str, params: dict[str, Any], kind: type[HawseError], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story(caller: Caller) -> None:
+        caller.sandbox.answers["resume"] = ZeroDivisionError("a bug")
+        with pytest.raises(kind) as caught:
+            await caller.ask(method, **params)
+        assert type(caught.value) is kind
+        assert caught.value.message.startswith(message)
+
+    run(story)
+    assert ("Traceback" in capsys.readouterr().err) is (method == "resume"), "a bug is shown in monitor.log"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", encode(0, EVENT, b"{}"), b"\xff" * 9, encode(5, EOF), control.encode_call(1, "pause", {})[:-1]]
+)
+def test_a_connection_that_does_not_begin_with_a_call_is_closed(sent: bytes) -> None:
+    async def story(caller: Caller) -> None:
+        caller.connection.send(sent)
+        caller.connection.shutdown(socket.SHUT_WR)
+        assert await caller.frames() == []
+        assert caller.sandbox.done == []
+
+    run(story)
+
+
+def test_a_delete_of_another_than_the_first_container_ends_its_connection() -> None:
+    async def story(caller: Caller) -> None:
+        async def remove(name: str) -> None:
+            caller.sandbox.done.append(("remove", name))
+
+        caller.sandbox.remove = remove  # type: ignore[method-assign]
+        assert await caller.ask("delete") is None
+        assert caller.sandbox.done == [("remove", "c1")]
+
+    run(story)
+
+
+def test_a_call_that_is_answered_while_the_sandbox_ends_has_its_connection_closed() -> None:
+    async def story(caller: Caller) -> None:
+        caller.sandbox.finished.set()
+        assert await caller.ask("pause") is None
+
+    run(story)
+
+
+def test_a_creation_takes_the_callers_trees_and_closes_them() -> None:
+    async def story(caller: Caller) -> None:
+        tree = os.open("/usr", os.O_PATH)
+        before = len(os.listdir("/proc/self/fd"))
+        caller.sandbox.waits.set()
+        assert await caller.ask("create", plan=plan(), trees=[tree], key="k") == ["added"]
+        assert caller.sandbox.done == [("add", "c2", ["/usr"], "k")]
+        assert len(os.listdir("/proc/self/fd")) <= before
+        os.close(tree)
+
+    run(story)
+
+
+def test_a_caller_that_goes_has_its_creation_cancelled() -> None:
+    async def story(caller: Caller) -> None:
+        call = {"container": "c1", "plan": plan(), "trees": [], "key": "k"}
+        caller.connection.send(control.encode_call(1, "create", call))
+        while not caller.sandbox.done:
+            await asyncio.sleep(0)
+        caller.connection.shutdown(socket.SHUT_RDWR)
+        await caller.serving
+        assert [name for name, *_ in caller.sandbox.done] == ["add", "cancelled"]
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("params", "size", "directions"),
+    [
+        ({"descriptors": []}, None, STDIO),
+        ({"descriptors": [IN, BOTH], "rows": 24, "columns": 80}, (24, 80), (*STDIO, IN, BOTH)),
+    ],
+)
+def test_a_proxy_keeps_its_connection(
+    params: dict[str, Any], size: tuple[int, int] | None, directions: tuple[str, ...]
+) -> None:
+    async def story(caller: Caller) -> None:
+        caller.connection.send(control.encode_call(1, "proxy", params | {"key": "c1/init"}))
+        await caller.serving
+        assert caller.sandbox.done == [("announce", "c1/init", os.getpid(), size, directions)]
+        caller.sandbox.proxies["c1/init"].exit(3)
+        assert [control.decode_event(payload) for _, _, payload in await caller.frames()] == [("exit", {"code": 3})]
+
+    run(story)
+
+
+def test_a_proxy_without_its_files_is_turned_away() -> None:
+    async def story(caller: Caller) -> None:
+        call = {"key": "c1/init", "descriptors": [], "failure": "No such file"}
+        caller.connection.send(control.encode_call(1, "proxy", call))
+        assert [control.decode_event(payload) for _, _, payload in await caller.frames()] == [("exit", {"code": LOST})]
+        assert caller.sandbox.done == [("fail", "c1/init", "No such file")]
+
+    run(story)
