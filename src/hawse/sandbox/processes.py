@@ -24,13 +24,16 @@ Value = TypeVar("Value")
 async def whole(work: Awaitable[Value]) -> Value:
     """The result of work that goes on when nobody waits for it any more, in a thread or in the guest.
 
-    A cancellation is passed on when the work has ended: only then can what it did be undone.
+    A cancellation is passed on when the work has ended: only then can what it did be undone. Later cancellations change
+    nothing: the caller may have gone, and then its container is deleted, too.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait((task,))
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
         raise
 
 
