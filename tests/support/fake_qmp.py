@@ -1,8 +1,12 @@
-"""A QEMU and a guest of the test's own making, behind the seams that plugging uses."""
+"""A QEMU and a guest of the test's own making, behind the seams that plugging uses.
+
+Deadlines are those of the caller: a test that lets one pass runs in :mod:`tests.support.virtual_time`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +20,8 @@ class FakeQmp:
 
     def __init__(self, *, refuse: Answer = lambda _command, _arguments: None, patience: int = 1) -> None:
         self.commands: list[tuple[str, str]] = []
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.given: dict[str, int] = {}
         self.plugged: set[str] = set()
         self._asked: dict[str, int] = {}
         self._refuse = refuse
@@ -26,6 +32,7 @@ class FakeQmp:
         assert timeout > 0
         name = str(arguments.get("id"))
         self.commands.append((command, name))
+        self.sent.append((command, arguments))
         await asyncio.sleep(0)
         error = self._refuse(command, arguments)
         if error is not None:
@@ -39,6 +46,11 @@ class FakeQmp:
             if self._asked[name] >= self._patience:
                 self.drop(name)
         return {}
+
+    async def give(self, fd: int, name: str, *, timeout: float) -> None:
+        """Take a descriptor; ``given`` has the inode that it is of."""
+        assert timeout > 0
+        self.given[name] = os.fstat(fd).st_ino
 
     def drop(self, name: str) -> None:
         """The guest has let go of a device."""
@@ -66,9 +78,8 @@ class FakeEvents:
         self._listeners.remove(self)
 
     async def wait(self, matches: Callable[[dict[str, Any]], bool], *, seconds: float) -> dict[str, Any] | None:
-        # A fake's time is short: what does not come at once does not come.
         try:
-            async with asyncio.timeout(min(seconds, 0.02)):
+            async with asyncio.timeout(seconds):
                 while not matches(data := await self.queue.get()):
                     continue
                 return data
