@@ -102,8 +102,9 @@ def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, si
             link = GuestLink(reader, writer)
             serving = asyncio.create_task(link.run())
             asked = asyncio.create_task(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(link))
-            await asyncio.sleep(0.01)
-            assert b"serve_names" in theirs.recv(4096)
+            theirs.setblocking(False)
+            async with asyncio.timeout(10):
+                assert b"serve_names" in await asyncio.get_running_loop().sock_recv(theirs, 4096)
             query = QUERY | {"message": base64.b64encode(bytes(size)).decode()}
             theirs.sendall(control.encode_event("query", query) + control.encode_result(1, None))
             await asked
