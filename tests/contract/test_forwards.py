@@ -147,7 +147,7 @@ def test_more_at_once_than_there_may_be_wait(agent: Agent, inside: Namespace) ->
             there = [stack.enter_context(connection) for connection in dialled]
             while processes.connections < 64:
                 await asyncio.sleep(0.01)
-            for _ in range(1000):  # all are in the backlog: the loop could accept one in each of its rounds
+            for _round in range(1000):  # all are in the backlog: the loop could accept one in each of its rounds
                 await asyncio.sleep(0)
             assert processes.connections == 64
             gate.set()

@@ -10,7 +10,7 @@ from hawse.sandbox.processes import whole
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_cancellations_wait_for_the_end_of_the_work(times: int) -> None:
+def test_cancellation_waits_for_the_end_of_the_work(times: int) -> None:
     """The command that creates a container is killed, and its engine deletes the container: two cancellations."""
 
     async def story() -> None:
@@ -35,7 +35,7 @@ def test_cancellations_wait_for_the_end_of_the_work(times: int) -> None:
     asyncio.run(story())
 
 
-def test_work_that_fails_or_succeeds_is_its_callers() -> None:
+def test_result_and_error_are_passed_on() -> None:
     async def fail() -> None:
         raise ValueError("no")
 
