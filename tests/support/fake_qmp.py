@@ -6,6 +6,7 @@ Deadlines are those of the caller: a test that lets one pass runs in :mod:`tests
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Callable
 from typing import Any
@@ -48,8 +49,9 @@ class FakeQmp:
         return {}
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
-        """Take a descriptor; ``given`` has the inode that it is of."""
+        """Take a descriptor, which must be writable; ``given`` has its inode."""
         assert timeout > 0
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         self.given[name] = os.fstat(fd).st_ino
 
     def drop(self, name: str) -> None:
