@@ -175,7 +175,7 @@ def test_failure_leaves_the_network_unusable(failure: str) -> None:
         if failure == "qemu":
             made.qmp = FakeQmp(refuse=lambda command, _: VmError("gone") if command == "device_add" else None)
         before = descriptors()
-        with pytest.raises((HostError, VmError), match="no tap|gone|agent: no"):
+        with pytest.raises((HostError, VmError), match=r"no tap|gone|agent: no"):
             await made.plug()
         assert descriptors() == before
         with pytest.raises(VmError, match="unknown state"):
