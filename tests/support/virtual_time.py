@@ -6,6 +6,7 @@ A wait of twenty seconds takes no time, and always exactly twenty seconds of the
 from __future__ import annotations
 
 import asyncio
+import gc
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
@@ -78,6 +79,11 @@ class _Selector(selectors.DefaultSelector):
 
 
 def run(story: Coroutine[Any, Any, Value]) -> Value:
-    """``asyncio.run`` in such a loop."""
+    """``asyncio.run`` in such a loop. Raises AssertionError where a task failed and nobody asked for its result."""
+    unheard: list[str] = []
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(story)
+        runner.get_loop().set_exception_handler(lambda _, context: unheard.append(str(context)))
+        value = runner.run(story)
+    gc.collect(0)
+    assert not unheard, unheard
+    return value
