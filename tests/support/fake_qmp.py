@@ -90,15 +90,20 @@ class FakeEvents:
 
 
 class FakeLink:
-    """A guest that answers each call with what ``answers`` has for the method; a list is used up in order."""
+    """A guest that answers each call with what ``answers`` has for the method; a list is used up in order.
+
+    ``seconds`` are those that the last call of a method might take.
+    """
 
     def __init__(self, answers: dict[str, Any]) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.seconds: dict[str, float] = {}
         self._answers = answers
 
     async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
         assert seconds > 0
         self.calls.append((method, params))
+        self.seconds[method] = seconds
         await asyncio.sleep(0.001)
         answer = self._answers[method]
         if isinstance(answer, list):

@@ -93,7 +93,18 @@ class FakeGuest:
 
 
 class Apart(Network):
-    """A network that is taken for none of the host's, without a look at the process that the test itself is."""
+    """A network that is taken for none of the host's, without a look at the process that the test itself is.
+
+    ``loopback`` is the descriptor whose ports are forwarded.
+    """
+
+    def __init__(self, directory: str, loopback: int) -> None:
+        super().__init__("", directory)
+        self._loopback = loopback
+
+    @property
+    def namespace(self) -> int:
+        return self._loopback
 
     def adopt(self, pid: int) -> None:
         assert pid == os.getpid()
@@ -211,9 +222,18 @@ class Pod:
 
 @asynccontextmanager
 async def pod(
-    tmp_path: Path, qmp: FakeQmp | None = None, *, created: bool = True, seconds: float = 1.0, **changes: Any
+    tmp_path: Path,
+    qmp: FakeQmp | None = None,
+    *,
+    created: bool = True,
+    seconds: float = 1.0,
+    loopback: int = -1,
+    **changes: Any,
 ) -> AsyncIterator[Pod]:
-    """A sandbox whose machine runs. ``changes`` are of its plan; ``created``: its first container, c1, is made."""
+    """A sandbox whose VM runs. ``changes`` are of its plan; ``created``: its first container, c1, is created.
+
+    ``seconds`` are those that a device may take, and ``loopback`` is the namespace whose ports are forwarded.
+    """
     store = Store(str(tmp_path / "root"), "c1")
     store.make()
     lock = store.lock()
@@ -222,7 +242,7 @@ async def pod(
     tasks = [asyncio.create_task(link.run()), asyncio.create_task(guest.serve())]
     defaults: dict[str, Any] = {"spec": {"process": {"args": ["x"]}}, "bundle": str(tmp_path)}
     first = msgspec.structs.replace(plan(seconds=seconds), **defaults | changes)
-    sandbox = ObservedSandbox(first, Apart("", store.path), store, Steps(f"{store.path}/steps.json", []))
+    sandbox = ObservedSandbox(first, Apart(store.path, loopback), store, Steps(f"{store.path}/steps.json", []))
     server = await asyncio.start_server(Service(sandbox).connection, sock=sockets.bind(store.path, "monitor.sock"))
     made = Pod(sandbox, guest, FakeMachine(link, qmp or FakeQmp()), store, [ours[1], theirs[1]])
     try:

@@ -38,9 +38,9 @@ class Machine:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
 
 
-def file_node(number: int, device: str) -> NodeRequest:
+def file_node(number: int, device: str, *, group: int = 5) -> NodeRequest:
     path = f"/dev/vfio/devices/vfio{number}"
-    return NodeRequest(path=path, major=0, minor=0, group=5, file=True, device=device)
+    return NodeRequest(path=path, major=0, minor=0, group=group, file=True, device=device)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[NodeReque
         await made.attachments.attach(wanted(EDU, made.claims.spares))
         paths = [node[0] for node in made.link.calls[-1][1]["nodes"]]
         assert ("/dev/iommu" in paths) == wants
+        assert made.link.seconds["add_nodes"] == 61
 
     virtual_time.run(story())
 
@@ -81,14 +82,21 @@ def test_nodes_of_a_detached_group_are_forgotten() -> None:
 def test_detach_reports_the_devices_that_are_left() -> None:
     async def story() -> None:
         other = EmulatedGroup(9, ("edu",))
-        made = Machine(plan(EDU, other), FILES, FILES | {"group": 4, "file": [1, 509, 5]})
+        groups = plan(EDU, other)
+        nodes = [*groups.nodes, IOMMU, *(file_node(n, f"vfio-{n}-0", group=n) for n in (5, 9))]
+        both = msgspec.structs.replace(groups, nodes=nodes)
+        made = Machine(both, FILES, FILES | {"group": 4, "file": [1, 509, 5]})
         await made.begin()
         await made.attachments.detach(5, force=True)
         call = made.link.calls[-1][1]
+        assert made.link.seconds["remove_nodes"] == 61, "the guest may take a second"
         assert (call["force"], call["group"], call["seconds"], call["container"]) == (True, 3, 1.0, "c1")
         assert [entry["host"]["group"] for entry in call["devices"]] == [9]
         assert [entry["host"]["group"] for entry in made.attachments.seen()] == [9]
-        assert made.attachments.guest_nodes() == [["/dev/vfio/9", 0, 0, 4, 511, 0]]
+        assert made.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
+        assert [node[0] for node in made.attachments.guest_nodes()] == [
+            "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
+        ]  # fmt: skip
         with pytest.raises(Exception, match="group 5 is not attached") as caught:
             await made.attachments.detach(5, force=False)
         assert getattr(caught.value, "hint", "") == "attached: 9"

@@ -166,17 +166,11 @@ def test_call_before_the_link_is_refused() -> None:
 def test_call_passes_its_timeout() -> None:
     class Link(FakeLink):
         on_exit: Any = None
-        seconds: list[float] = []
-
-        async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
-            self.seconds.append(seconds)
-            return await super().call(method, params, seconds=seconds)
 
     async def story(processes: Processes) -> None:
         link = Link({"listing": 7})
         processes.begin(cast(Any, link))
-        assert await processes.call("listing", {}) == 7
-        assert await processes.call("listing", {}, more=5.0) == 7
-        assert link.seconds == [60, 65]
+        assert (await processes.call("listing", {}), link.seconds["listing"]) == (7, 60)
+        assert (await processes.call("listing", {}, more=5.0), link.seconds["listing"]) == (7, 65)
 
     run(story)

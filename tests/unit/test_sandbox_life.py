@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.errors import ConfigError, NotFoundError, StateError, VmError
+from hawse.errors import ConfigError, HawseError, NotFoundError, StateError, VmError
 from hawse.sandbox.plan import Share
 from hawse.sandbox.sandbox import INIT_KEY
 from hawse.vfio import bindings
@@ -222,5 +222,29 @@ def test_second_proxy_for_a_process_is_refused(tmp_path: Path) -> None:
             second = await made.announce(f"c1/{INIT_KEY}")
             answer = await second.read()
             assert b"a second proxy for the process c1/init" in answer
+
+    run(story)
+
+
+@pytest.mark.parametrize("is_pod", [True, False])
+def test_ports_are_forwarded_for_pods_only(tmp_path: Path, is_pod: bool) -> None:
+    """The descriptor is no namespace, so that the attempt is a warning."""
+
+    async def story() -> None:
+        with open("/dev/null") as nothing:
+            async with pod(tmp_path, created=False, pod=is_pod, loopback=nothing.fileno()) as made:
+                notes = await made.create_first()
+                assert [text[:39] for _, text in notes] == ["ports of this pod cannot be forwarded: "][: int(is_pod)]
+
+    run(story)
+
+
+def test_function_that_cannot_be_bound_fails_before_the_guest_is_called(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            with pytest.raises(HawseError, match=r"ffff:ff:1f\.0"):
+                await made.create(made.joining(binds=["ffff:ff:1f.0"]))
+            made.prove_alone()
+            assert [method for method, _ in made.guest.calls] == ["create"]
 
     run(story)

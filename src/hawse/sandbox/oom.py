@@ -65,11 +65,8 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
     from subprocess import PIPE, Popen, TimeoutExpired
 
     ours, theirs = socketpair()
-    with (
-        ours,
-        theirs,
-        Popen([program, "-I", "-S", "-c", _PROGRAM], stdin=theirs, stdout=theirs, stderr=PIPE) as process,
-    ):
+    argv, end = [program, "-I", "-S", "-c", _PROGRAM], theirs.fileno()
+    with ours, theirs, Popen(argv, stdin=end, stdout=end, stderr=PIPE) as process:
         try:
             theirs.close()
             ours.recv(1)
