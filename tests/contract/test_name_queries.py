@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,18 @@ async def answer(udp: socket.socket, *, reply: bytes = b"") -> bytes:
     query, address = await loop.sock_recvfrom(udp, 65535)
     await loop.sock_sendto(udp, reply or query, address)
     return query
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_socket_in_the_namespace_does_not_block_and_is_not_inherited(
+    inside: Namespace, tmp_path: Path, kind: int
+) -> None:
+    network = Network(inside.path, str(tmp_path))
+    with network.make_socket(kind) as made:
+        assert (os.get_blocking(made.fileno()), os.get_inheritable(made.fileno())) == (False, False)
+        cookie = made.getsockopt(socket.SOL_SOCKET, 71, 8)  # SO_NETNS_COOKIE
+        assert int.from_bytes(cookie, "little") == inside.cookie()
+    network.close()
 
 
 def test_query_over_udp(inside: Namespace, tmp_path: Path) -> None:
