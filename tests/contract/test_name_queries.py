@@ -177,8 +177,10 @@ def test_queries_at_once_are_bounded(inside: Namespace, tmp_path: Path) -> None:
     """Those beyond 64 are dropped. An answer makes room for another."""
 
     async def act(link: FakeLink, udp: socket.socket, _tcp: socket.socket) -> None:
+        before = len(asyncio.all_tasks())
         for number in range(1, 66):
             link.ask(number)
+        assert len(asyncio.all_tasks()) - before == 64, "each query that is taken has a task"
         for _ in range(64):
             await answer(udp)
         answered = {(await link.answers.get())[0] for _ in range(64)}
