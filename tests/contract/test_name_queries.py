@@ -120,9 +120,12 @@ def test_query_over_udp(inside: Namespace, tmp_path: Path) -> None:
     serve(inside, tmp_path, act)
 
 
-@pytest.mark.parametrize("pieces", [[1, 1, 3], [2, 300], [5]])
-def test_query_over_tcp(inside: Namespace, tmp_path: Path, pieces: list[int]) -> None:
-    """The answer has its length in front, and may come in pieces."""
+@pytest.mark.parametrize(
+    ("pieces", "reply", "more"),
+    [([1, 1, 3], 260, b""), ([2, 300], 260, b"not of this answer"), ([5], 260, b""), ([1], 0, b"")],
+)
+def test_query_over_tcp(inside: Namespace, tmp_path: Path, pieces: list[int], reply: int, more: bytes) -> None:
+    """The answer has its length in front, and may come in pieces. The server does not close the connection."""
 
     async def act(link: FakeLink, _udp: socket.socket, tcp: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -130,15 +133,15 @@ def test_query_over_tcp(inside: Namespace, tmp_path: Path, pieces: list[int]) ->
         connection, _ = await loop.sock_accept(tcp)
         with connection:
             assert await loop.sock_recv(connection, 100) == b"\0\x0c" + MESSAGE
-            reply = bytes(range(256)) + b"more"
-            framed = len(reply).to_bytes(2, "big") + reply + b"not of this answer"
+            expected = (bytes(range(256)) + b"more")[:reply]
+            framed = len(expected).to_bytes(2, "big") + expected + more
             for size in [*pieces, len(framed)]:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.sock_sendall(connection, framed[:size])
                 framed = framed[size:]
                 for _ in range(20):
                     await asyncio.sleep(0)
-            assert await link.answers.get() == (7, reply)
+            assert await link.answers.get() == (7, expected)
 
     serve(inside, tmp_path, act)
 

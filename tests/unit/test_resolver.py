@@ -55,6 +55,8 @@ def test_any_text_can_be_a_resolv_conf(text: str) -> None:
 
 def test_a_query_is_read() -> None:
     assert parse_query(QUERY) == (7, "127.0.0.11", "udp", MESSAGE)
+    greatest = {"number": 2**53 - 1, "transport": "tcp", "message": base64.b64encode(bytes(65535)).decode()}
+    assert parse_query(QUERY | greatest) == (2**53 - 1, "127.0.0.11", "tcp", bytes(65535))
 
 
 @pytest.mark.parametrize(
