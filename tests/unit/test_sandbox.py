@@ -286,7 +286,7 @@ def test_a_namespace_is_a_members_or_refused(tmp_path: Path) -> None:
     for kind, path in (
         ("pid", f"/proc/{os.getppid()}0/ns/pid"), ("ipc", "/proc/1/ns/ipc"), ("ipc", f"/proc/{mine}/ns/uts"),
         ("uts", "/proc/self/ns/uts"), ("ipc", str(tmp_path / "another")), ("uts", str(tmp_path / "ipc")),
-        ("pid", "/proc/0/ns/pid"),
+        ("pid", "/proc/0/ns/pid"), ("pid", f"/proc/{mine}/ns/uts"),
     ):  # fmt: skip
         with pytest.raises(ConfigError) as caught:
             owner(kind, path)
