@@ -19,7 +19,7 @@ from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.processes import Processes
 from tests.support import virtual_time
 from tests.support.fake_connection import FakeWriter, RoutedLink
-from tests.support.pods import settle
+from tests.support.pods import settle, until
 
 
 def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
@@ -31,19 +31,17 @@ def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
         connecting = asyncio.create_task(processes.connect(connection, 80))
         await asyncio.sleep(0)
         link.routed.from_guest(STREAM, DATA, b"first ")
-        while not writer.written:
-            await asyncio.sleep(0)
+        await until(lambda: writer.written == b"first ")
         link.routed.from_guest(STREAM, DATA, b"second")
         link.routed.from_guest(STREAM, EOF, b"")
         link.on_exit(1, 0)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await settle()
         assert not connecting.done()
         writer.reads.set()
         await asyncio.wait_for(connecting, 10)
         assert (writer.written, writer.ended) == (b"first second", True)
 
-    asyncio.run(live())
+    virtual_time.run(live())
 
 
 def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
@@ -55,14 +53,13 @@ def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
         connection = Connection(reader, cast(asyncio.StreamWriter, writer))
         reader.feed_data(bytes(1_000_000))
         connecting = asyncio.create_task(processes.connect(connection, 80))
-        while len(link.sent) < 4:
-            await asyncio.sleep(0)
+        await until(lambda: len(link.sent) == 4)
         link.on_exit(1, 0)
         await asyncio.wait_for(connecting, 10)
         assert writer.ended
         assert all(frame[4] in (DATA, CREDIT) for frame in link.sent)
 
-    asyncio.run(live())
+    virtual_time.run(live())
 
 
 class Connected:
