@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def writable() -> list[str]:
     return [mount for mount in mounts if os.access(f"{mount}/cgroup.procs", os.W_OK)]
 
 
-def test_what_an_interrupted_recording_left_is_removed_when_its_process_has_gone(tmp_path: Path) -> None:
+def test_cgroup_in_use_is_removed_when_its_last_process_has_ended(tmp_path: Path) -> None:
     """A proxy in a child of the cgroup ends a moment after its monitor: until then neither can be removed."""
     mounts = writable()
     if not mounts:
@@ -28,13 +29,23 @@ def test_what_an_interrupted_recording_left_is_removed_when_its_process_has_gone
     path = f"{mounts[0]}/left-{os.getpid()}"
     child = f"{path}/{oom.MEMBERS}"
     (tmp_path / "cgroups").write_text(f"{path}\n")
+    attempts = 0
     try:
         os.makedirs(child)
-        with subprocess.Popen(["sh", "-c", "read line; exec sleep 0.3"], stdin=subprocess.PIPE) as member:
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as member:
             Path(child, "cgroup.procs").write_text(str(member.pid))
-            assert member.stdin is not None
-            member.stdin.close()
-            assert release(str(tmp_path)) == []
+
+            def sleep(seconds: float) -> None:
+                nonlocal attempts
+                attempts += 1
+                assert os.path.isdir(child)
+                if attempts == 2:
+                    member.kill()
+                    member.wait()
+                time.sleep(seconds)
+
+            assert release(str(tmp_path), sleep=sleep) == []
+        assert attempts >= 2
         assert not os.path.exists(path)
     finally:
         for left in (child, path):

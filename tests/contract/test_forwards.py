@@ -134,7 +134,7 @@ def test_what_is_sent_arrives_both_ways_in_many_connections(agent: Agent, inside
 
 
 def test_more_at_once_than_there_may_be_wait(agent: Agent, inside: Namespace) -> None:
-    async def act(_: Forwards, __: Processes) -> None:
+    async def act(_: Forwards, processes: Processes) -> None:
         gate = threading.Event()
 
         def hold(connection: socket.socket) -> None:
@@ -145,6 +145,11 @@ def test_more_at_once_than_there_may_be_wait(agent: Agent, inside: Namespace) ->
         with serving(hold) as port, ExitStack() as stack:
             dialled = await asyncio.gather(*(asyncio.to_thread(dial, inside, port) for _ in range(80)))
             there = [stack.enter_context(connection) for connection in dialled]
+            while processes.connections < 64:
+                await asyncio.sleep(0.01)
+            for _round in range(1000):  # all are in the backlog: the loop could accept one in each of its rounds
+                await asyncio.sleep(0)
+            assert processes.connections == 64
             gate.set()
             for connection in there:
                 connection.shutdown(socket.SHUT_WR)

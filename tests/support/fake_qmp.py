@@ -1,8 +1,13 @@
-"""A QEMU and a guest of the test's own making, behind the seams that plugging uses."""
+"""A QEMU and a guest of the test's own making, behind the seams that plugging uses.
+
+Deadlines are those of the caller: a test that lets one pass runs in :mod:`tests.support.virtual_time`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +21,8 @@ class FakeQmp:
 
     def __init__(self, *, refuse: Answer = lambda _command, _arguments: None, patience: int = 1) -> None:
         self.commands: list[tuple[str, str]] = []
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.given: dict[str, int] = {}
         self.plugged: set[str] = set()
         self._asked: dict[str, int] = {}
         self._refuse = refuse
@@ -26,6 +33,7 @@ class FakeQmp:
         assert timeout > 0
         name = str(arguments.get("id"))
         self.commands.append((command, name))
+        self.sent.append((command, arguments))
         await asyncio.sleep(0)
         error = self._refuse(command, arguments)
         if error is not None:
@@ -39,6 +47,12 @@ class FakeQmp:
             if self._asked[name] >= self._patience:
                 self.drop(name)
         return {}
+
+    async def give(self, fd: int, name: str, *, timeout: float) -> None:
+        """Take a descriptor, which must be writable; ``given`` has its inode."""
+        assert timeout > 0
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        self.given[name] = os.fstat(fd).st_ino
 
     def drop(self, name: str) -> None:
         """The guest has let go of a device."""
@@ -66,9 +80,8 @@ class FakeEvents:
         self._listeners.remove(self)
 
     async def wait(self, matches: Callable[[dict[str, Any]], bool], *, seconds: float) -> dict[str, Any] | None:
-        # A fake's time is short: what does not come at once does not come.
         try:
-            async with asyncio.timeout(min(seconds, 0.02)):
+            async with asyncio.timeout(seconds):
                 while not matches(data := await self.queue.get()):
                     continue
                 return data
@@ -77,15 +90,20 @@ class FakeEvents:
 
 
 class FakeLink:
-    """A guest that answers each call with what ``answers`` has for the method; a list is used up in order."""
+    """A guest that answers each call with what ``answers`` has for the method; a list is used up in order.
+
+    ``seconds`` are those that the last call of a method might take.
+    """
 
     def __init__(self, answers: dict[str, Any]) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.seconds: dict[str, float] = {}
         self._answers = answers
 
     async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
         assert seconds > 0
         self.calls.append((method, params))
+        self.seconds[method] = seconds
         await asyncio.sleep(0.001)
         answer = self._answers[method]
         if isinstance(answer, list):

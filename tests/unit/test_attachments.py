@@ -15,35 +15,13 @@ from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, S
 from hawse.sandbox import devices
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
-from hawse.sandbox.plan import Attachment, MachinePlan, NodeRequest, PlugStep, SandboxPlan
+from hawse.sandbox.plan import NodeRequest, SandboxPlan
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
-from hawse.vm.ports import MIB, Port, place, plan_ports
+from hawse.vm.ports import MIB, plan_ports
+from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
-
-BOUND = {"group": 3, "major": 511, "minor": 0}
-EDU, NICS = EmulatedGroup(5, ("edu",)), EmulatedGroup(7, ("e1000e", "e1000e"))
-
-
-def plan(*groups: EmulatedGroup, seconds: float = 1.0) -> SandboxPlan:
-    ports = plan_ports([shape(group) for group in groups])
-    machine = MachinePlan(
-        qemu="/q", accel="tcg", memory_mib=512, cpus=1, kernel="/k", initrd="/i", kernel_append="", bridges=[],
-        machine_properties=[], share="9p", virtiofsd=[], boot_seconds=1, device_seconds=seconds, template=None,
-        share_address=ports.share_address,
-    )  # fmt: skip
-    return SandboxPlan(
-        id="c1", bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", spec={},
-        machine=machine, shares=[], plugs=plug_steps(groups, ports.slots, owner="c1"), hugepages=[], steps=[],
-        nodes=[NodeRequest(path=f"/dev/vfio/{g.number}", major=0, minor=0, group=g.number) for g in groups],
-        ports=list(ports.ports), binds=[], timeline="", network="", network_port=ports.network, sysctls={},
-    )  # fmt: skip
-
-
-def wanted(group: EmulatedGroup, spares: list[Port]) -> Attachment:
-    steps = plug_steps([group], place(shape(group), spares), owner="c1")
-    node = NodeRequest(path=f"/dev/vfio/{group.number}", major=0, minor=0, group=group.number)
-    return Attachment(plugs=steps, nodes=[node], mode=0o660, uid=1, gid=2)
+from tests.support.groups import BOUND, EDU, NICS, plan, wanted
 
 
 class Sandbox:
@@ -85,7 +63,7 @@ def test_a_group_comes_and_goes() -> None:
         await box.attachments.detach(5, force=False)
         assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +79,7 @@ def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseEr
         assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
         await box.attach(NICS)
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 @pytest.mark.parametrize(
@@ -122,7 +100,7 @@ def test_a_guest_that_fails_has_the_group_taken_back(answers: dict[str, Any], wo
             await box.attach(NICS)
         assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
@@ -145,20 +123,29 @@ def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
         with pytest.raises(DeviceError, match="the guest unplugged it as soon as it was plugged"):
             await waiting
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
-@pytest.mark.parametrize("patience", [1, 2, 3])
-def test_a_guest_that_misses_the_request_is_asked_again(patience: int) -> None:
-    async def story() -> list[PlugStep]:
+@pytest.mark.parametrize(
+    ("patience", "seconds", "asked", "left"), [(1, 12, 1, 0), (2, 12, 2, 0), (3, 12, 3, 0), (3, 9, 2, 2), (9, 3, 1, 2)]
+)
+def test_a_guest_that_misses_the_request_is_asked_again(patience: int, seconds: float, asked: int, left: int) -> None:
+    """Every five seconds, until the deadline; the back ends of functions that are gone are removed in reverse order."""
+
+    async def story() -> None:
         qmp = FakeQmp(patience=patience)
         steps = plan(NICS).plugs
         qmp.plugged = {step.device for step in steps}
-        left = await devices.unplug(steps, qmp, seconds=5)  # type: ignore[arg-type]
-        assert [name for command, name in qmp.commands if command == "netdev_del"] == ["net-vfio-7-1", "net-vfio-7-0"]
-        return left
+        began = asyncio.get_running_loop().time()
+        found = await devices.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
+        took = asyncio.get_running_loop().time() - began
+        assert [command for command, _ in qmp.commands].count("device_del") == 2 * asked
+        assert len(found) == left
+        backends = [] if left else ["net-vfio-7-1", "net-vfio-7-0"]
+        assert [name for command, name in qmp.commands if command == "netdev_del"] == backends
+        assert (seconds if left else 5 * (asked - 1)) <= took < seconds + 1
 
-    assert asyncio.run(story()) == []
+    virtual_time.run(story())
 
 
 def test_a_guest_that_refuses_is_told_of_and_its_port_stays_taken() -> None:
@@ -170,7 +157,7 @@ def test_a_guest_that_refuses_is_told_of_and_its_port_stays_taken() -> None:
         assert [entry["host"]["group"] for entry in box.attachments.seen()] == [5]
         assert len(box.claims.spares) == 3
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 @pytest.mark.parametrize("refusal", [DeviceError("group 3 of the guest is in use"), VmError("no answer")])
@@ -183,7 +170,7 @@ def test_what_the_guest_does_not_give_stays_as_it_was(refusal: HawseError) -> No
         assert box.qmp.plugged == {"vfio-5-0"}
         assert len(box.attachments.seen()) == 1
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_groups_that_the_guest_has_made_one_of_are_refused() -> None:
@@ -196,7 +183,7 @@ def test_groups_that_the_guest_has_made_one_of_are_refused() -> None:
         ):
             await box.begin()
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_a_device_that_was_there_at_the_boot_is_not_plugged_and_can_be_taken_out() -> None:
@@ -214,7 +201,7 @@ def test_a_device_that_was_there_at_the_boot_is_not_plugged_and_can_be_taken_out
             f"net-{step.device}" for step in cold
         ]
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_a_groups_port_is_given_back_by_who_has_it_now() -> None:
@@ -230,7 +217,7 @@ def test_a_groups_port_is_given_back_by_who_has_it_now() -> None:
         assert [plug.group for plug in box.claims.plugs] == [5]
         assert len(box.claims.spares) == 3
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_a_group_of_two_containers_is_plugged_once_and_leaves_with_the_last() -> None:
@@ -254,7 +241,7 @@ def test_a_group_of_two_containers_is_plugged_once_and_leaves_with_the_last() ->
         assert box.link.calls[-1][1]["group"] == 3, "nobody else has it any more: its users are looked for"
         assert (box.qmp.plugged, len(box.claims.spares)) == (set(), 4)
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_what_another_has_stays_whoever_uses_it() -> None:
@@ -267,7 +254,7 @@ def test_what_another_has_stays_whoever_uses_it() -> None:
         assert box.link.calls[-1][1]["group"] is None
         assert box.qmp.plugged == {"vfio-5-0"}
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_what_leaves_or_has_left_is_shared_with_nobody() -> None:
@@ -284,7 +271,7 @@ def test_what_leaves_or_has_left_is_shared_with_nobody() -> None:
         with pytest.raises(StateError, match="group 5 was detached from the virtual machine meanwhile"):
             box.claims.claim(shared, owner="c2")
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_what_is_attached_or_is_not_is_said() -> None:
@@ -303,7 +290,7 @@ def test_what_is_attached_or_is_not_is_said() -> None:
         with pytest.raises(StateError, match="the port for it was taken meanwhile"):
             await box.attachments.attach(wanted(other, taken))
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 FILES = BOUND | {"file": [2, 509, 4], "iommu": [10, 258]}
@@ -337,7 +324,7 @@ def test_device_files_are_where_the_guest_has_them(answer: dict[str, Any]) -> No
         files = ["/dev/vfio/devices/vfio2", "/dev/vfio/devices/vfio5"] if has else []
         assert gone == ["/dev/vfio/3", "/dev/vfio/5", *files]
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> None:
@@ -361,7 +348,7 @@ def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> N
             ["/dev/vfio/devices/vfio7", 509, 4, 0o660, 1, 2],
         ]
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 @pytest.mark.parametrize("file", [[1, 2], [1, 2, "3"], [-1, 2, 3], "vfio0", {"0": 1}, [0, 1, 2, 3]])
@@ -371,7 +358,7 @@ def test_a_guest_that_reports_nonsense_of_its_files_is_not_believed(file: object
         with pytest.raises(VmError, match="the guest reports no usable number of the device file"):
             await box.begin()
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 ROOM, NONE = BOUND | {"bars": [0, 0, 8 * MIB]}, BOUND | {"bars": [0, 0, 0]}
@@ -400,7 +387,7 @@ def test_a_bar_without_room_has_its_bridge_found_anew_and_is_an_error_then(
             await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         assert [method for method, _ in link.calls] == calls
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -417,4 +404,4 @@ def test_an_iommufd_goes_when_its_functions_have_gone(number: int) -> None:
         assert qmp.plugged == set()
         assert qmp.commands[-1] == ("object-del", "iommufd-12")
 
-    asyncio.run(story())
+    virtual_time.run(story())

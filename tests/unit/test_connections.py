@@ -3,91 +3,205 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import cast
 
-from hawse.link.frames import CREDIT, DATA, EOF
+import pytest
+
+from hawse.errors import VmError
+from hawse.link.flow import WINDOW, encode_credit
+from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
+from hawse.link.streams import STREAMS
 from hawse.sandbox.forwards import STREAM, Connection
-from hawse.sandbox.guest import GuestLink, Route
+from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.processes import Processes
-
-
-class Writer:
-    """The host's side, which takes nothing more until ``reads`` is set."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.ended = False
-        self.reads = asyncio.Event()
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    async def drain(self) -> None:
-        await self.reads.wait()
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-
-class Link:
-    """The guest's, whose agent connects to whatever is asked for."""
-
-    def __init__(self) -> None:
-        self.on_exit: Any = None
-        self.sent: list[bytes] = []
-
-    def route(self, number: int, sink: Connection) -> Route:
-        self.routed = Route(cast(GuestLink, self), number, sink)
-        return self.routed
-
-    def send(self, frame: bytes) -> None:
-        self.sent.append(frame)
-
-    def forget(self, number: int) -> None:
-        assert number == 1
-
-    async def call(self, method: str, _params: dict[str, Any], *, seconds: float) -> None:
-        assert (method, seconds) == ("connect", 1)
+from tests.support import virtual_time
+from tests.support.fake_connection import FakeWriter, RoutedLink
+from tests.support.pods import settle, until
 
 
 def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
     async def live() -> None:
-        link, processes, reader, writer = Link(), Processes(seconds=1), asyncio.StreamReader(), Writer()
+        link, processes, reader, writer = RoutedLink(), Processes(seconds=1), asyncio.StreamReader(), FakeWriter()
         processes.begin(cast(GuestLink, link))
         connection = Connection(reader, cast(asyncio.StreamWriter, writer))
         reader.feed_eof()
         connecting = asyncio.create_task(processes.connect(connection, 80))
         await asyncio.sleep(0)
         link.routed.from_guest(STREAM, DATA, b"first ")
-        while not writer.written:
-            await asyncio.sleep(0)
+        await until(lambda: writer.written == b"first ")
         link.routed.from_guest(STREAM, DATA, b"second")
         link.routed.from_guest(STREAM, EOF, b"")
         link.on_exit(1, 0)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await settle()
         assert not connecting.done()
         writer.reads.set()
         await asyncio.wait_for(connecting, 10)
         assert (writer.written, writer.ended) == (b"first second", True)
 
-    asyncio.run(live())
+    virtual_time.run(live())
 
 
 def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
     """Without the credit that it owes: the host's side has sent more than the guest ever takes."""
 
     async def live() -> None:
-        link, processes, reader, writer = Link(), Processes(seconds=1), asyncio.StreamReader(), Writer()
+        link, processes, reader, writer = RoutedLink(), Processes(seconds=1), asyncio.StreamReader(), FakeWriter()
         processes.begin(cast(GuestLink, link))
         connection = Connection(reader, cast(asyncio.StreamWriter, writer))
         reader.feed_data(bytes(1_000_000))
         connecting = asyncio.create_task(processes.connect(connection, 80))
-        while len(link.sent) < 4:
-            await asyncio.sleep(0)
+        await until(lambda: len(link.sent) == 4)
         link.on_exit(1, 0)
         await asyncio.wait_for(connecting, 10)
         assert writer.ended
         assert all(frame[4] in (DATA, CREDIT) for frame in link.sent)
 
-    asyncio.run(live())
+    virtual_time.run(live())
+
+
+class Connected:
+    """A connection on its way to port 80 of the guest."""
+
+    def __init__(self, link: RoutedLink) -> None:
+        self.link, self.reader, self.writer = link, asyncio.StreamReader(), FakeWriter()
+        self.writer.reads.set()
+        self.processes = Processes(seconds=1)
+        self.processes.begin(cast(GuestLink, link))
+        self.connection = Connection(self.reader, cast(asyncio.StreamWriter, self.writer))
+        self.task = asyncio.create_task(self.processes.connect(self.connection, 80))
+
+    def sent(self, kind: int) -> list[bytes]:
+        """The frames of a kind that the guest has got."""
+        return [frame for frame in self.link.sent if frame[4] == kind]
+
+
+def run(act: Callable[[Connected], Awaitable[None]], *, refusal: VmError | None = None) -> None:
+    async def live() -> None:
+        made = Connected(RoutedLink(refusal=refusal))
+        await settle()
+        await act(made)
+
+    virtual_time.run(live())
+
+
+def test_connection_from_call_to_end() -> None:
+    async def act(made: Connected) -> None:
+        assert made.link.calls == [("connect", {"process": 1, "port": 80, "descriptors": ["both"]})]
+        assert made.processes.connections == 1
+        made.reader.feed_data(b"request")
+        made.reader.feed_eof()
+        made.link.routed.from_guest(STREAM, DATA, b"answer")
+        await settle()
+        assert made.sent(DATA) + made.sent(EOF) == [
+            encode(STREAMS + STREAM, DATA, b"request"), encode(STREAMS + STREAM, EOF)
+        ]  # fmt: skip
+        assert made.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(6))]
+        assert (made.writer.written, made.writer.ended) == (b"answer", False)
+        made.link.routed.from_guest(STREAM, EOF, b"")
+        await settle()
+        assert made.writer.ended
+        assert not made.task.done(), "the agent has not reported the end"
+        made.link.on_exit(1, 0)
+        await made.task
+        assert (made.processes.connections, made.link.forgotten) == (0, [1])
+
+    run(act)
+
+
+def test_refused_connection_is_forgotten() -> None:
+    async def act(made: Connected) -> None:
+        with pytest.raises(VmError, match="nobody listens"):
+            await made.task
+        assert (made.processes.connections, made.link.forgotten) == (0, [1])
+        assert made.link.sent == []
+
+    run(act, refusal=VmError("nobody listens"))
+
+
+@pytest.mark.parametrize("cause", ["cancelled", "broken"])
+def test_connection_that_the_host_ends_is_disconnected_in_the_guest(cause: str) -> None:
+    """What the server still writes is dropped; the stream is forgotten when the agent reports the end."""
+
+    async def act(made: Connected) -> None:
+        if cause == "cancelled":
+            made.task.cancel()
+        else:
+            made.reader.set_exception(ConnectionResetError())
+        with pytest.raises((asyncio.CancelledError, ConnectionResetError)):
+            await made.task
+        await settle()
+        assert made.link.calls[1:] == [("disconnect", {"process": 1})]
+        assert (made.processes.connections, made.link.forgotten) == (1, [])
+        made.link.routed.from_guest(STREAM, DATA, b"late")
+        assert made.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(4))]
+        made.link.on_exit(1, 0)
+        assert (made.processes.connections, made.link.forgotten) == (0, [1])
+
+    run(act)
+
+
+@pytest.mark.parametrize("refusal", [None, VmError("nobody listens")])
+def test_cancellation_waits_for_the_guests_answer(refusal: VmError | None) -> None:
+    async def live() -> None:
+        link = RoutedLink(refusal=refusal)
+        link.gate.clear()
+        made = Connected(link)
+        await settle()
+        made.task.cancel()
+        await settle()
+        assert not made.task.done()
+        link.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await made.task
+        await settle()
+        assert [method for method, _ in link.calls] == ["connect", *([] if refusal else ["disconnect"])]
+        assert made.processes.connections == (0 if refusal else 1)
+
+    virtual_time.run(live())
+
+
+def test_host_sends_no_more_than_the_guest_gives_credit_for() -> None:
+    async def act(made: Connected) -> None:
+        made.reader.feed_data(bytes(WINDOW + 100))
+        await settle()
+        assert sum(len(frame) - 9 for frame in made.sent(DATA)) == WINDOW
+        assert max(len(frame) - 9 for frame in made.sent(DATA)) == MAX_DATA
+        made.link.routed.from_guest(STREAM, CREDIT, encode_credit(30))
+        await settle()
+        assert sum(len(frame) - 9 for frame in made.sent(DATA)) == WINDOW + 30
+        made.link.routed.from_guest(STREAM, CREDIT, encode_credit(1000))
+        await settle()
+        assert sum(len(frame) - 9 for frame in made.sent(DATA)) == WINDOW + 100
+        made.task.cancel()
+
+    run(act)
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_frames_of_other_streams_are_dropped(stream: int) -> None:
+    async def act(made: Connected) -> None:
+        kind, payload = (CREDIT, encode_credit(1)) if stream == 0 else (DATA, b"x")
+        made.connection.send(stream, kind, payload)
+        await settle()
+        assert made.writer.written == b""
+        assert made.link.sent == []
+        made.task.cancel()
+
+    run(act)
+
+
+def test_all_connections_end_with_the_sandbox() -> None:
+    async def act(made: Connected) -> None:
+        made.processes.end(255, container="c1")
+        assert made.processes.connections == 1
+        made.processes.end(255)
+        await settle()
+        assert (made.processes.connections, made.writer.aborted) == (0, True)
+        assert made.writer.options == [(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))]
+        made.reader.feed_eof()
+        await made.task
+
+    run(act)

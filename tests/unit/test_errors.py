@@ -48,9 +48,9 @@ from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.groups import BOUND, EDU, NICS, plan, wanted
 from tests.support.sysfs import FakeSysfs
 from tests.support.vfio_host import C, Host
-from tests.unit.test_attachments import BOUND, EDU, NICS, plan, wanted
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 PORTS = [Port("port2", 4, True, 2 * MIB, 2 * MIB)]

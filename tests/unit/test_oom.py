@@ -13,6 +13,8 @@ from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.oom import unfit
 from hawse.sandbox.processes import Processes
+from tests.support import virtual_time
+from tests.support.pods import until
 
 
 @pytest.mark.parametrize(
@@ -86,8 +88,7 @@ def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
         link.on_exit(2, 3)
         assert said == ["ended", "exit 3"], "another container's end waits for nothing"
         gate.set()
-        while len(said) < 5:
-            await asyncio.sleep(0)
+        await until(lambda: len(said) == 5)
         return said[2:]
 
-    assert asyncio.run(live()) == ["recorded", "ended", "exit 137"]
+    assert virtual_time.run(live()) == ["recorded", "ended", "exit 137"]

@@ -55,6 +55,8 @@ def test_any_text_can_be_a_resolv_conf(text: str) -> None:
 
 def test_a_query_is_read() -> None:
     assert parse_query(QUERY) == (7, "127.0.0.11", "udp", MESSAGE)
+    greatest = {"number": 2**53 - 1, "transport": "tcp", "message": base64.b64encode(bytes(65535)).decode()}
+    assert parse_query(QUERY | greatest) == (2**53 - 1, "127.0.0.11", "tcp", bytes(65535))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +104,9 @@ def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, si
             link = GuestLink(reader, writer)
             serving = asyncio.create_task(link.run())
             asked = asyncio.create_task(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(link))
-            await asyncio.sleep(0.01)
-            assert b"serve_names" in theirs.recv(4096)
+            theirs.setblocking(False)
+            async with asyncio.timeout(10):
+                assert b"serve_names" in await asyncio.get_running_loop().sock_recv(theirs, 4096)
             query = QUERY | {"message": base64.b64encode(bytes(size)).decode()}
             theirs.sendall(control.encode_event("query", query) + control.encode_result(1, None))
             await asked

@@ -7,7 +7,7 @@ import pytest
 
 from hawse.errors import ConfigError
 from hawse.sandbox.room import Room
-from tests.unit.test_attachments import EDU, NICS, plan
+from tests.support.groups import EDU, NICS, plan
 
 MIB = 1024 * 1024
 MACHINE = Room(spares=[], memory_mib=1024)

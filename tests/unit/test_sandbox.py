@@ -7,13 +7,8 @@ QEMU of the test's making.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,197 +19,22 @@ from hawse.cli import kill
 from hawse.cli.log import Log
 from hawse.cli.settings import Settings
 from hawse.container.delete import delete
-from hawse.container.devices import plug_steps, shape
-from hawse.errors import ConfigError, DeviceError, HawseError, NotFoundError, StateError, VmError
+from hawse.errors import ConfigError, DeviceError, HawseError, StateError, VmError
 from hawse.link import control
-from hawse.link.frames import CALL, EVENT, Decoder
 from hawse.oci.cgroups import CgroupPlan
-from hawse.sandbox import sockets
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
 from hawse.sandbox.evidence import with_last_words
-from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.joins import own_paths, owner_of
-from hawse.sandbox.machine import Machine
-from hawse.sandbox.network import Network
-from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.processes import LOST
-from hawse.sandbox.sandbox import INIT_KEY, Sandbox
-from hawse.sandbox.service import Service
 from hawse.sandbox.state import Store
-from hawse.sandbox.steps import Steps
-from hawse.vm.ports import Port, place
 from tests.support.fake_qmp import FakeQmp
-from tests.unit.test_attachments import BOUND, EDU, plan
-
-KEY = "init-of-c2"
-
-
-class Guest:
-    """An agent that knows its containers' names. A call of a method that is in ``held`` is answered after its event."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.containers: set[str] = set()
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.held: dict[str, asyncio.Event] = {}
-        self._reader, self._writer = reader, writer
-        self._answers: set[asyncio.Task[None]] = set()
-
-    async def serve(self) -> None:
-        decoder = Decoder()
-        while piece := await self._reader.read(65536):
-            for _, kind, payload in decoder.feed(piece):
-                if kind == CALL:
-                    self._answers.add(asyncio.create_task(self._answer(*control.decode_call(payload))))
-
-    def asked(self, method: str) -> list[dict[str, Any]]:
-        return [params for name, params in self.calls if name == method]
-
-    def tell(self, event: str, **params: Any) -> None:
-        self._writer.write(control.encode_event(event, params))
-
-    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
-        self.calls.append((method, params))
-        if method in self.held:
-            await self.held[method].wait()
-        name = params.get("container", "")
-        frame = control.encode_result(number, BOUND if method == "bind_vfio" else None)
-        if (method == "create") == (name in self.containers) and method in ("create", "delete"):
-            frame = control.encode_error(number, VmError(f"agent: {method}: {name} is there, or is not"))
-        elif method == "create":
-            self.containers.add(name)
-        elif method == "delete":
-            self.containers.discard(name)
-        self._writer.write(frame)
-
-
-class Apart(Network):
-    """A network that is taken for none of the host's, without a look at the process that the test itself is."""
-
-    def adopt(self, pid: int) -> None:
-        assert pid == os.getpid()
-
-
-@dataclass
-class Box:
-    """A sandbox whose first container is created, as a command line finds it."""
-
-    sandbox: Sandbox
-    guest: Guest
-    qmp: FakeQmp
-    store: Store
-    writers: list[asyncio.StreamWriter]
-
-    async def call(self, name: str, method: str, **params: Any) -> object:
-        """What the monitor answers a command line."""
-        reader, writer = await self.connect()
-        writer.write(control.encode_call(1, method, params | {"container": name}))
-        async with asyncio.timeout(20):
-            [(_, _, payload)] = Decoder().feed(await reader.read())
-        _, answer, error = control.decode_reply(payload)
-        if error is not None:
-            raise error
-        return answer
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(sock=sockets.connect(self.store.path, "monitor.sock"))
-        self.writers.append(writer)
-        return reader, writer
-
-    async def announce(self, key: str) -> asyncio.StreamReader:
-        """A proxy has started; what it hears."""
-        reader, writer = await self.connect()
-        writer.write(control.encode_call(1, "proxy", {"key": key, "descriptors": []}))
-        return reader
-
-    def joining(self, name: str = "c2", **changes: Any) -> ContainerPlan:
-        """The plan of a container with a group, whose state directory is made."""
-        store = Store(self.store.root, name)
-        if not os.path.exists(store.path):
-            store.make(sandbox=self.store)
-        steps = plug_steps([EDU], place(shape(EDU), self.spares), owner=name)
-        made = ContainerPlan(
-            id=name, bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", shares=[],
-            spec={"process": {"args": ["x"]}}, plugs=steps, nodes=[], hugepages=[], binds=[], network="", sysctls={},
-        )  # fmt: skip
-        return msgspec.structs.replace(made, **changes)
-
-    @property
-    def spares(self) -> list[Port]:
-        return self.sandbox.claims.spares
-
-    async def create(self, made: ContainerPlan) -> object:
-        return await self.call(made.id, "create", plan=msgspec.to_builtins(made), trees=[], key=KEY)
-
-    def prove_alone(self) -> None:
-        """Nothing is there of any other than the first container."""
-        assert self.qmp.plugged == set()
-        assert len(self.spares) == 4
-        assert self.guest.containers == {"c1"}
-        with pytest.raises(NotFoundError):
-            self.sandbox.find("c2")
-
-
-@asynccontextmanager
-async def box(tmp_path: Path, qmp: FakeQmp | None = None) -> AsyncIterator[Box]:
-    store = Store(str(tmp_path / "root"), "c1")
-    store.make()
-    lock = store.lock()
-    ours, theirs = [await asyncio.open_connection(sock=end) for end in socket.socketpair()]
-    link, guest = GuestLink(*ours), Guest(*theirs)
-    tasks = [asyncio.create_task(link.run()), asyncio.create_task(guest.serve())]
-    first = msgspec.structs.replace(plan(), spec={"process": {"args": ["x"]}}, bundle=str(tmp_path))
-    sandbox = Sandbox(first, Apart("", store.path), store, Steps(f"{store.path}/steps.json", []))
-    server = await asyncio.start_server(Service(sandbox).connection, sock=sockets.bind(store.path, "monitor.sock"))
-    machine = FakeMachine(link, qmp or FakeQmp())
-    made = Box(sandbox, guest, machine.qmp, store, [ours[1], theirs[1]])
-    try:
-        await made.announce(f"c1/{INIT_KEY}")
-        await sandbox.create(cast(Machine, machine))
-        yield made
-    finally:
-        for held in guest.held.values():
-            held.set()
-        sandbox.end()
-        server.close()
-        for writer in made.writers:
-            writer.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)  # a transport ends a moment after it is closed
-        os.close(lock)
-
-
-@dataclass
-class FakeMachine:
-    link: GuestLink
-    qmp: FakeQmp
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-async def heard(proxy: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:
-    """The last that a proxy was told before its connection ended."""
-    async with asyncio.timeout(20):
-        frames = Decoder().feed(await proxy.read())
-    return control.decode_event([payload for _, kind, payload in frames if kind == EVENT][-1])
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        await story()
-
-    asyncio.run(whole())
+from tests.support.pods import KEY, heard, pod, run, settle, until
 
 
 def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             wanted = made.joining()
             proxy = await made.announce(f"c2/{KEY}")
             assert await made.create(wanted) == []
@@ -227,22 +47,19 @@ def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
 
 
 def test_an_end_that_cannot_be_recorded_is_told_and_is_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             wanted = made.joining()
             proxy = await made.announce(f"c2/{KEY}")
             await made.create(wanted)
             [asked] = [params for params in made.guest.asked("create") if params["container"] == "c2"]
 
-            def full(_store: Store, _state: dict[str, Any]) -> None:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            with monkeypatch.context() as patch:
-                patch.setattr(Store, "write", full)
-                made.guest.tell("exit", container="c2", process=asked["process"], code=5)
-                assert await heard(proxy) == ("exit", {"code": 5})
+            os.symlink("/dev/full", f"{made.store.root}/c2/.state.json")
+            made.guest.tell("exit", container="c2", process=asked["process"], code=5)
+            assert await heard(proxy) == ("exit", {"code": 5})
+            os.unlink(f"{made.store.root}/c2/.state.json")
             assert "the state of container c2 cannot be written: No space left on device" in capsys.readouterr().err
             assert made.sandbox.find("c2").status == "stopped"
             await made.call("c2", "delete")
@@ -256,18 +73,22 @@ def test_a_container_is_deleted_while_it_is_created(tmp_path: Path, moment: str)
     """As containerd does after a create that it has given up. The deletion is answered when all is undone."""
 
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             wanted = made.joining()
             proxy = await made.announce(f"c2/{KEY}")
             made.guest.held[moment] = asyncio.Event()
             creating = asyncio.create_task(made.create(wanted))
             await until(lambda: any(params.get("container") != "c1" for params in made.guest.asked(moment)))
             deleting = asyncio.create_task(asyncio.to_thread(delete, Store(made.store.root, "c2"), force=True))
-            await asyncio.sleep(0.05)
+            await until(lambda: made.sandbox.removals == ["c2"])
             if moment == "create":
-                assert not deleting.done(), "what the agent makes can be undone when it has been made"
-            made.guest.held.pop(moment).set()
+                await settle()
+                assert made.guest.asked("delete") == [], "what the agent makes can be undone when it has been made"
+                made.guest.held.pop(moment).set()
             assert await deleting == []
+            for held in made.guest.held.values():
+                held.set()
+            made.guest.held.clear()
             made.prove_alone()
             assert not os.path.exists(f"{made.store.root}/c2")
             with pytest.raises(StateError, match="container c2 was deleted while it was created"):
@@ -283,7 +104,7 @@ def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path
     """The agent's calls are threads: a deletion that overtook the creation found nothing, and then it was there."""
 
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             wanted = made.joining()
             proxy = await made.announce(f"c2/{KEY}")
             held = made.guest.held["create"] = asyncio.Event()
@@ -292,11 +113,13 @@ def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path
             caller.write(control.encode_call(1, "create", params))
             await until(lambda: len(made.guest.asked("create")) == 2)
             caller.close()
-            await asyncio.sleep(0.05)
+            await settle()
             assert made.guest.asked("delete") == []
             # Its engine deletes it meanwhile: both wait for the one undoing.
             deleting = asyncio.create_task(made.call("c2", "delete"))
-            await asyncio.sleep(0.05)
+            await until(lambda: made.sandbox.removals == ["c2"])
+            await settle()
+            assert made.guest.asked("delete") == []
             held.set()
             await deleting
             made.prove_alone()
@@ -308,14 +131,17 @@ def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path
 
 def test_two_deletions_at_once_are_one(tmp_path: Path) -> None:
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             await made.announce(f"c2/{KEY}")
             await made.create(made.joining())
             made.guest.held["delete"] = asyncio.Event()
             deletions = [asyncio.create_task(made.call("c2", "delete")) for _ in range(2)]
-            await asyncio.sleep(0.05)
+            await until(lambda: made.sandbox.removals == ["c2", "c2"])
+            await settle()
+            assert [deletion.done() for deletion in deletions] == [False, False]
             made.guest.held["delete"].set()
             assert await asyncio.gather(*deletions) == [None, None]
+            assert len(made.guest.asked("delete")) == 1
             made.prove_alone()
 
     run(story)
@@ -325,7 +151,7 @@ def test_a_state_that_cannot_be_written_holds_up_no_release(tmp_path: Path) -> N
     """A directory that somebody has removed by hand, as a deletion by force once did."""
 
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             await made.announce(f"c2/{KEY}")
             await made.create(made.joining())
             shutil.rmtree(f"{made.store.root}/c2")
@@ -344,7 +170,7 @@ def test_a_state_that_cannot_be_written_holds_up_no_release(tmp_path: Path) -> N
 
 def test_a_container_whose_directory_has_gone_claims_nothing(tmp_path: Path) -> None:
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             wanted = made.joining()
             shutil.rmtree(f"{made.store.root}/c2")
             with pytest.raises(StateError, match="container c2 was deleted while it was created"):
@@ -356,10 +182,8 @@ def test_a_container_whose_directory_has_gone_claims_nothing(tmp_path: Path) -> 
 
 def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path: Path) -> None:
     async def story() -> None:
-        async with box(tmp_path, FakeQmp(patience=10**9)) as made:
-            await made.announce(f"c2/{KEY}")
-            await made.create(made.joining())
-            made.sandbox.find("c2").attachments._seconds = 0.1
+        async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
+            await made.join()
             store = Store(made.store.root, "c2")
             with pytest.raises(DeviceError, match="the guest does not let go of it"):
                 await asyncio.to_thread(delete, store, force=True)
@@ -373,15 +197,12 @@ def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path:
 
 def test_a_failure_and_that_of_its_undoing_are_told_together(tmp_path: Path) -> None:
     async def story() -> None:
-        async with box(tmp_path, FakeQmp(patience=10**9)) as made:
+        async with pod(tmp_path, FakeQmp(patience=10**9)) as made:
             wanted = made.joining()
             await made.announce(f"c2/{KEY}")
             made.guest.containers.add("c2")  # so that there can be no second one
-            creating = asyncio.create_task(made.create(wanted))
-            await until(lambda: "c2" in made.sandbox._containers)
-            made.sandbox.find("c2").attachments._seconds = 0.1
             with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not let go of it"):
-                await creating
+                await made.create(wanted)
 
     run(story)
 
@@ -393,7 +214,7 @@ def test_every_failure_is_answered(tmp_path: Path, capsys: pytest.CaptureFixture
         return cast(HawseError, OSError(28, "No space left on device")) if command == "device_add" else None
 
     async def story() -> None:
-        async with box(tmp_path, FakeQmp(refuse=refuse)) as made:
+        async with pod(tmp_path, FakeQmp(refuse=refuse)) as made:
             with pytest.raises(VmError, match=r"monitor: create: OSError: \[Errno 28\] No space left on device"):
                 await made.create(made.joining())
             made.prove_alone()
@@ -406,7 +227,7 @@ def test_all_can_be_killed_after_the_first_has_ended(tmp_path: Path) -> None:
     """In a PID namespace that is another container's, the end of a first process is not the others'."""
 
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             await made.announce(f"c2/{KEY}")
             await made.create(made.joining())
             made.guest.tell("exit", container="c2", process=2, code=0)
@@ -429,7 +250,7 @@ def test_the_cgroup_of_a_container_that_joins_is_asked_for_with_its_proxy(tmp_pa
             return [f"{pid} is placed"]
 
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             wanted = made.joining(
                 plugs=[], cgroup=CgroupPlan(path="/a.slice/x-c2.scope", slice="a.slice", unit="x-c2.scope")
             )
@@ -465,7 +286,7 @@ def test_a_namespace_is_a_members_or_refused(tmp_path: Path) -> None:
     for kind, path in (
         ("pid", f"/proc/{os.getppid()}0/ns/pid"), ("ipc", "/proc/1/ns/ipc"), ("ipc", f"/proc/{mine}/ns/uts"),
         ("uts", "/proc/self/ns/uts"), ("ipc", str(tmp_path / "another")), ("uts", str(tmp_path / "ipc")),
-        ("pid", "/proc/0/ns/pid"),
+        ("pid", "/proc/0/ns/pid"), ("pid", f"/proc/{mine}/ns/uts"),
     ):  # fmt: skip
         with pytest.raises(ConfigError) as caught:
             owner(kind, path)
@@ -489,7 +310,7 @@ def test_the_sandboxs_own_paths_are_its_specifications(tmp_path: Path, text: str
 
 def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     async def story() -> None:
-        async with box(tmp_path) as made:
+        async with pod(tmp_path) as made:
             # Of a PID namespace these processes may have the same.
             wanted = made.joining(joins={"ipc": "/proc/1/ns/ipc"})
             with pytest.raises(ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: of no"):

@@ -17,9 +17,9 @@ from hawse.sandbox.launch import launch
 from hawse.sandbox.selinux import check, enabled, executing_as
 from hawse.sandbox.steps import Steps
 from tests.support.bundles import specification, write
+from tests.support.groups import plan
 from tests.support.runtime import Runtime
 from tests.support.sysfs import FakeSysfs
-from tests.unit.test_attachments import plan
 
 LABEL = "system_u:system_r:container_kvm_t:s0:c1,c2"
 MOUNT = "25 24 0:22 / /sys/fs/selinux {} shared:8 - selinuxfs selinuxfs {}\n"

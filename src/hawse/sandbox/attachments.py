@@ -38,14 +38,13 @@ class Attachments:
         self._groups: Groups = {}
         self._files: Files = {}
         self._lock = asyncio.Lock()
-        self._qmp: Qmp | None = None
-        self._link: GuestLink | None = None
+        self._machine: tuple[Qmp, GuestLink] | None = None
         claims.claim(self.plugs, owner=plan.id)
 
     async def begin(self, qmp: Qmp, link: GuestLink) -> None:
         """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
         async with self._lock:
-            self._qmp, self._link = qmp, link
+            self._machine = qmp, link
             native = [plug for plug in self.plugs if plug.group in self._rights]
             plugs = [plug for plug in self.plugs if plug.group not in self._rights]
             self._groups, self._files = await devices.attach(plugs, qmp, link, seconds=self._seconds)
@@ -147,8 +146,8 @@ class Attachments:
         async with self._lock:
             left: list[PlugStep] = []
             with self._claims.alone(self.plugs, owner=self._container) as alone:
-                if self._qmp is not None:
-                    left = await devices.unplug(alone, self._qmp, seconds=self._seconds)
+                if self._machine is not None:
+                    left = await devices.unplug(alone, self._machine[0], seconds=self._seconds)
                 self._claims.release(self.plugs, left, owner=self._container)
             self.plugs, self._groups = left, {}
         if left:
@@ -179,9 +178,9 @@ class Attachments:
         return [list(place) for place in dict.fromkeys(found)]
 
     def _ends(self) -> tuple[Qmp, GuestLink]:
-        if self._qmp is None or self._link is None:
+        if self._machine is None:
             raise StateError(f"container {self._container} is still being created")
-        return self._qmp, self._link
+        return self._machine
 
     def _refuse_native(self) -> None:
         if self._rights:

@@ -45,7 +45,7 @@ def hierarchies(mountinfo: str) -> list[Hierarchy]:
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = [*right.split(" "), "", "", ""][:3]
-        mount = left.split(" ")[4] if left.count(" ") >= 4 else ""
+        mount = [*left.split(" "), *[""] * 5][4]
         if kind == "cgroup2":
             found.setdefault("", Hierarchy(mount, 2, frozenset()))
         elif kind == "cgroup":
@@ -166,11 +166,13 @@ class HostCgroup:
         return reason
 
 
-def release(directory: str, *, end: Callable[[str], None] | None = None) -> list[str]:
+def release(
+    directory: str, *, end: Callable[[str], None] | None = None, sleep: Callable[[float], None] = time.sleep
+) -> list[str]:
     """Remove the cgroups on record there, as soon as their last process has gone; what to warn of.
 
     ``end`` has systemd forget the unit that it made for them, and no other: what a config calls its path may be
-    anybody's.
+    anybody's. ``sleep`` is called between two attempts.
     """
     deadline = time.monotonic() + _SECONDS
     warnings = []
@@ -186,7 +188,7 @@ def release(directory: str, *, end: Callable[[str], None] | None = None) -> list
             except OSError as error:
                 # Proxies end when their monitor has; nothing tells when the kernel is done with them.
                 if error.errno == errno.EBUSY and time.monotonic() < deadline:
-                    time.sleep(0.01)
+                    sleep(0.01)
                     continue
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or os.path.isdir(path):
                     warnings.append(f"the cgroup {path} cannot be removed: {error.strerror}")

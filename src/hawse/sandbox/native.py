@@ -81,11 +81,13 @@ def _node(name: object, kind: object, major: object, minor: object) -> tuple[str
     text = _match(_NODE, name)
     if ".." in text.split("/") or kind not in ("b", "c"):
         raise ValueError("no node")
-    for number in (major, minor):
-        if type(number) is not int or not 0 <= number < _MAX_NUMBER:
-            raise ValueError("no number of a node")
-    assert isinstance(major, int) and isinstance(minor, int)
-    return f"/dev/{text}", str(kind), major, minor
+    return f"/dev/{text}", str(kind), _number(major), _number(minor)
+
+
+def _number(number: object) -> int:
+    if type(number) is not int or not 0 <= number < _MAX_NUMBER:
+        raise ValueError("no number of a node")
+    return number
 
 
 def _match(pattern: re.Pattern[str], text: object) -> str:

@@ -20,6 +20,7 @@ from hawse.sandbox import namespaces, redirects
 
 _ANSWER_SECONDS = 60.0
 _MAX_ANSWER = 2 * 1024 * 1024
+_PROGRAM = "from hawse.sandbox.taps import main; main()"
 
 Joined = tuple[list[tuple[dict[str, Any], int]], list[str]]
 """Interfaces, each with its tap's descriptor, and warnings."""
@@ -28,7 +29,7 @@ Joined = tuple[list[tuple[dict[str, Any], int]], list[str]]
 class Joining:
     """The program :mod:`hawse.sandbox.taps` at work on some interfaces."""
 
-    def __init__(self, namespace: int, wanted: list[int], record: str) -> None:
+    def __init__(self, namespace: int, wanted: list[int], record: str, *, program: str = _PROGRAM) -> None:
         """Start it; nothing is waited for. Raises :class:`HostError` when it cannot be started."""
         try:
             with ExitStack() as undo:
@@ -37,7 +38,6 @@ class Joining:
                 self._connection.settimeout(_ANSWER_SECONDS)
                 with theirs:
                     self._connection.sendall(json.dumps({"wanted": wanted}).encode())
-                    program = "from hawse.sandbox.taps import main; main()"
                     arguments = [str(theirs.fileno()), str(namespace), record]
                     self._process = subprocess.Popen(
                         [sys.executable, "-I", "-c", program, *arguments],

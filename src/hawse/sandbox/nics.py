@@ -27,11 +27,12 @@ _VHOST = "/dev/vhost-net"
 class Nics:
     """What a sandbox has of its namespace; ``seen`` tells of each interface, for the state."""
 
-    def __init__(self, plan: SandboxPlan, network: Network, claims: Claims) -> None:
+    def __init__(self, plan: SandboxPlan, network: Network, claims: Claims, *, vhost: str = _VHOST) -> None:
+        """``vhost`` is the device file by which the host kernel moves packets for a VM that runs under KVM."""
         self.network = network
         self.seen: list[dict[str, Any]] = []
         self._seconds = plan.machine.device_seconds
-        self._vhost = plan.machine.accel == "kvm"
+        self._vhost = vhost if plan.machine.accel == "kvm" else ""
         self._free: Port | None = plan.network_port
         self._claims = claims
         self._count = 0
@@ -70,18 +71,18 @@ class Nics:
         return [("warning", warning) for warning in warnings]
 
     async def _plug(self, qmp: Qmp, name: str, mac: str, port: Port, function: int, tap: int, *, alone: bool) -> None:
-        vhost = -1
+        vhost = None
         if self._vhost:
             with suppress(OSError):  # not there, or not for us: QEMU moves the packets itself
-                vhost = os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC)
+                vhost = os.open(self._vhost, os.O_RDWR | os.O_CLOEXEC)
         try:
             await qmp.give(tap, name, timeout=_QMP_SECONDS)
-            if vhost >= 0:
+            if vhost is not None:
                 await qmp.give(vhost, f"{name}-vhost", timeout=_QMP_SECONDS)
-            for command, arguments in plug_interface(name, mac, port, function, alone=alone, vhost=vhost >= 0):
+            for command, arguments in plug_interface(name, mac, port, function, alone=alone, vhost=vhost is not None):
                 await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
         finally:
-            if vhost >= 0:
+            if vhost is not None:
                 os.close(vhost)
 
     def _for_guest(self, interface: dict[str, Any], address: str) -> dict[str, Any]:

@@ -43,8 +43,6 @@ def unfit(directory: str) -> str:
 def record(directory: str, *, program: str = sys.executable) -> None:
     """Have one kill more in the memory.events of that cgroup, and of those above it. Raises OSError; either way all
     is as it was then."""
-    from subprocess import PIPE, Popen, TimeoutExpired  # what a hot verb that loads this module has no use for
-
     with ExitStack() as undo:
         members, victim = f"{directory}/{MEMBERS}", f"{directory}/{VICTIM}"
         os.mkdir(members)
@@ -55,23 +53,34 @@ def record(directory: str, *, program: str = sys.executable) -> None:
         undo.callback(_write, f"{directory}/cgroup.subtree_control", "-memory")
         os.mkdir(victim)
         undo.callback(os.rmdir, victim)
-        process = Popen([program, "-I", "-S", "-c", _PROGRAM], stdin=PIPE, stdout=PIPE, stderr=PIPE)
-        with process:
-            assert process.stdin is not None and process.stdout is not None
-            try:
-                process.stdout.read(1)
-                _write(f"{victim}/cgroup.procs", str(process.pid))
-                with suppress(FileNotFoundError):  # a kernel without swap
-                    _write(f"{victim}/memory.swap.max", "0")
-                _write(f"{victim}/memory.max", "0")
-                with suppress(BrokenPipeError):
-                    process.stdin.write(b"g")
-                    process.stdin.close()
-                process.wait(timeout=_SECONDS)
-            except TimeoutExpired:
-                raise OSError(f"the process in {victim} took memory that it may not have") from None
-            finally:
-                process.kill()
+        kill_in(victim, program=program)
+
+
+def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SECONDS) -> None:
+    """Start a process, and have the kernel kill it in that cgroup, where it may have no memory.
+
+    Raises OSError, after ``seconds`` where the process goes on; it has ended either way.
+    """
+    from socket import socketpair  # what a hot verb that loads this module has no use for
+    from subprocess import PIPE, Popen, TimeoutExpired
+
+    ours, theirs = socketpair()
+    argv, end = [program, "-I", "-S", "-c", _PROGRAM], theirs.fileno()
+    with ours, theirs, Popen(argv, stdin=end, stdout=end, stderr=PIPE) as process:
+        try:
+            theirs.close()
+            ours.recv(1)
+            _write(f"{victim}/cgroup.procs", str(process.pid))
+            with suppress(FileNotFoundError):  # a kernel without swap
+                _write(f"{victim}/memory.swap.max", "0")
+            _write(f"{victim}/memory.max", "0")
+            with suppress(BrokenPipeError, ConnectionResetError):
+                ours.sendall(b"g")
+            process.wait(timeout=seconds)
+        except TimeoutExpired:
+            raise OSError(f"the process in {victim} took memory that it may not have") from None
+        finally:
+            process.kill()
 
 
 def _move(source: str, target: str) -> None:

@@ -24,13 +24,16 @@ Value = TypeVar("Value")
 async def whole(work: Awaitable[Value]) -> Value:
     """The result of work that goes on when nobody waits for it any more, in a thread or in the guest.
 
-    A cancellation is passed on when the work has ended: only then can what it did be undone.
+    A cancellation is passed on when the work has ended: only then can what it did be undone. Later cancellations change
+    nothing: the caller may have gone, and then its container is deleted, too.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait((task,))
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
         raise
 
 
@@ -188,8 +191,7 @@ class Processes:
             if container in (None, running.container):
                 del self._running[number]
                 running.proxy.exit(code)
-                if self._link is not None:
-                    self._link.forget(number)
+                self._forget(number)
         if container is None:
             for number, connection in list(self._connections.items()):
                 self._exited(number, code)
@@ -241,18 +243,22 @@ class Processes:
 
     def _exited(self, number: int, code: int) -> None:
         connection = self._connections.pop(number, None)
-        if connection is not None and self._link is not None:
-            self._link.forget(number)
+        if connection is not None:
+            self._forget(number)
             connection.exit()
         running = self._running.pop(number, None)
-        if running is None or self._link is None:
+        if running is None:
             return
-        self._link.forget(number)
+        self._forget(number)
         held = self._held.get(running.container)
         if held is None or held.done():
             self._tell(running, code)
         else:
             held.add_done_callback(lambda _: self._tell(running, code))
+
+    def _forget(self, number: int) -> None:
+        if self._link is not None:
+            self._link.forget(number)
 
     @staticmethod
     def _tell(running: _Running, code: int) -> None:

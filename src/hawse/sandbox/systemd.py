@@ -17,8 +17,19 @@ _RUNNING = "/run/systemd/system"  # sd_booted(3)
 _SECONDS = 10.0
 
 
-def enter_scope(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL, running: str = _RUNNING) -> list[str]:
-    """Have systemd make the unit with the process in it; what to warn of, when the cgroup is to be made without it."""
+def enter_scope(
+    plan: CgroupPlan,
+    pid: int,
+    *,
+    busctl: str = _BUSCTL,
+    running: str = _RUNNING,
+    proc: str = "/proc",
+    seconds: float = _SECONDS,
+) -> list[str]:
+    """Have systemd make the unit with the process in it; what to warn of, when the cgroup is to be made without it.
+
+    ``seconds`` bound the wait for the move.
+    """
     if not plan.unit:
         return []
     without = f"the cgroup {plan.path} is made without systemd"
@@ -33,10 +44,10 @@ def enter_scope(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL, running: s
         return [f"busctl: {error}: {without}"]
     if done.returncode:
         return [f"systemd does not make {plan.unit}: {' '.join(done.stderr.split())[:500]}: {without}"]
-    deadline = time.monotonic() + _SECONDS
-    while not _is_in(plan.unit, pid):  # the answer is a job's name, and the job takes its time
+    deadline = time.monotonic() + seconds
+    while not _is_in(plan.unit, pid, proc):  # the answer is a job's name, and the job takes its time
         if time.monotonic() > deadline:
-            return [f"systemd has not moved a process into {plan.unit} for {_SECONDS:g} s: {without}"]
+            return [f"systemd has not moved a process into {plan.unit} for {seconds:g} s: {without}"]
         time.sleep(0.005)
     return []
 
@@ -71,9 +82,9 @@ def arguments(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL) -> list[str]
     return [busctl, "call", *manager, *method, plan.unit, "fail", str(len(properties)), *words, "0"]
 
 
-def _is_in(unit: str, pid: int) -> bool:
+def _is_in(unit: str, pid: int, proc: str) -> bool:
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
+        with open(f"{proc}/{pid}/cgroup") as file:
             return any(line.rstrip().endswith(f"/{unit}") for line in file)
     except OSError:
         return False

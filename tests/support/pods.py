@@ -1,0 +1,296 @@
+"""A running sandbox for tests: the monitor's real objects, from monitor.sock to the link; guest and QEMU are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from hawse.container.devices import plug_steps, shape
+from hawse.errors import HawseError, NotFoundError, VmError
+from hawse.link import control
+from hawse.link.frames import CALL, EVENT, Decoder, Frame
+from hawse.sandbox import sockets
+from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.machine import Machine
+from hawse.sandbox.network import Network
+from hawse.sandbox.plan import ContainerPlan
+from hawse.sandbox.sandbox import INIT_KEY, Sandbox
+from hawse.sandbox.service import Service
+from hawse.sandbox.state import Store
+from hawse.sandbox.steps import Steps
+from hawse.vm.ports import Port, place
+from tests.support import virtual_time
+from tests.support.fake_qmp import FakeQmp
+from tests.support.groups import BOUND, EDU, plan
+
+#: The key by which the proxy of a second container's first process announces itself.
+KEY = "init-of-c2"
+
+
+class FakeGuest:
+    """An agent that knows its containers' names.
+
+    ``answers`` has the result or the error of a method, for which the default is None. A call of a method that is in
+    ``held`` is answered after its event. ``frames`` are those that were no calls.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.containers: set[str] = set()
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.frames: list[Frame] = []
+        self.held: dict[str, asyncio.Event] = {}
+        self.answers: dict[str, Any] = {"bind_vfio": BOUND}
+        self._reader, self._writer = reader, writer
+        self._answers: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Answer until the link ends."""
+        decoder = Decoder()
+        while piece := await self._reader.read(65536):
+            for frame in decoder.feed(piece):
+                if frame[1] == CALL:
+                    self._answers.add(asyncio.create_task(self._answer(*control.decode_call(frame[2]))))
+                else:
+                    self.frames.append(frame)
+
+    def asked(self, method: str) -> list[dict[str, Any]]:
+        """The parameters of every call of a method."""
+        return [params for name, params in self.calls if name == method]
+
+    def tell(self, event: str, **params: Any) -> None:
+        """Send an event."""
+        self.send(control.encode_event(event, params))
+
+    def send(self, frame: bytes) -> None:
+        """Send any frame."""
+        self._writer.write(frame)
+
+    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
+        self.calls.append((method, params))
+        if method in self.held:
+            await self.held[method].wait()
+        name = params.get("container", "")
+        answer = self.answers.get(method)
+        if (method == "create") == (name in self.containers) and method in ("create", "delete"):
+            answer = VmError(f"agent: {method}: {name} is there, or is not")
+        if isinstance(answer, HawseError):
+            self.send(control.encode_error(number, answer))
+            return
+        if method == "create":
+            self.containers.add(name)
+        elif method == "delete":
+            self.containers.discard(name)
+        self.send(control.encode_result(number, answer))
+
+
+class Apart(Network):
+    """A network that is taken for none of the host's, without a look at the process that the test itself is.
+
+    ``loopback`` is the descriptor whose ports are forwarded.
+    """
+
+    def __init__(self, directory: str, loopback: int) -> None:
+        super().__init__("", directory)
+        self._loopback = loopback
+
+    @property
+    def namespace(self) -> int:
+        return self._loopback
+
+    def adopt(self, pid: int) -> None:
+        assert pid == os.getpid()
+
+
+class ObservedSandbox(Sandbox):
+    """``removals`` are the containers whose deletion has been asked for."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.removals: list[str] = []
+
+    async def remove(self, name: str) -> None:
+        self.removals.append(name)
+        await super().remove(name)
+
+
+@dataclass
+class FakeMachine:
+    """What a sandbox needs of its virtual machine."""
+
+    link: GuestLink
+    qmp: FakeQmp
+
+
+@dataclass
+class Pod:
+    """A sandbox, as a command line finds it."""
+
+    sandbox: ObservedSandbox
+    guest: FakeGuest
+    machine: FakeMachine
+    store: Store
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    @property
+    def qmp(self) -> FakeQmp:
+        """The fake QEMU's."""
+        return self.machine.qmp
+
+    async def create_first(self) -> list[tuple[str, str]]:
+        """Have the first container made, whose proxy has started; what is logged."""
+        await self.announce(f"{self.sandbox.plan.id}/{INIT_KEY}")
+        return await self.sandbox.create(cast(Machine, self.machine))
+
+    async def call(self, name: str, method: str, **params: Any) -> object:
+        """What the monitor answers a command line."""
+        reader, writer = await self.connect()
+        writer.write(control.encode_call(1, method, params | {"container": name}))
+        [(_, _, payload)] = Decoder().feed(await reader.read())
+        _, answer, error = control.decode_reply(payload)
+        if error is not None:
+            raise error
+        return answer
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to monitor.sock."""
+        reader, writer = await asyncio.open_connection(sock=sockets.connect(self.store.path, "monitor.sock"))
+        self.writers.append(writer)
+        return reader, writer
+
+    async def announce(self, key: str, **params: Any) -> asyncio.StreamReader:
+        """A proxy has started; what it hears."""
+        reader, _ = await self.start_proxy(key, **params)
+        return reader
+
+    async def start_proxy(self, key: str, **params: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A proxy has started: both directions of its connection."""
+        reader, writer = await self.connect()
+        writer.write(control.encode_call(1, "proxy", {"key": key, "descriptors": []} | params))
+        return reader, writer
+
+    def joining(self, name: str = "c2", **changes: Any) -> ContainerPlan:
+        """The plan of a container with a group, whose state directory is made."""
+        store = Store(self.store.root, name)
+        if not os.path.exists(store.path):
+            store.make(sandbox=self.store)
+        steps = plug_steps([EDU], place(shape(EDU), self.spares), owner=name)
+        made = ContainerPlan(
+            id=name, bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", shares=[],
+            spec={"process": {"args": ["x"]}}, plugs=steps, nodes=[], hugepages=[], binds=[], network="", sysctls={},
+        )  # fmt: skip
+        return msgspec.structs.replace(made, **changes)
+
+    async def join(self, **changes: Any) -> asyncio.StreamReader:
+        """Have a second container, c2, made; what its proxy hears."""
+        made = self.joining(**changes)
+        proxy = await self.announce(f"c2/{KEY}")
+        await self.create(made)
+        return proxy
+
+    @property
+    def spares(self) -> list[Port]:
+        """Ports that are free."""
+        return self.sandbox.claims.spares
+
+    async def create(self, made: ContainerPlan) -> object:
+        """Have the monitor make a container."""
+        return await self.call(made.id, "create", plan=msgspec.to_builtins(made), trees=[], key=KEY)
+
+    def state(self, name: str = "c2") -> dict[str, Any]:
+        """What is on disk of a container."""
+        with open(f"{self.store.root}/{name}/state.json", "rb") as file:
+            state: dict[str, Any] = msgspec.json.decode(file.read())
+        return state
+
+    def prove_alone(self) -> None:
+        """Nothing is there of any other than the first container."""
+        assert self.qmp.plugged == set()
+        assert len(self.spares) == 4
+        assert self.guest.containers == {"c1"}
+        with pytest.raises(NotFoundError):
+            self.sandbox.find("c2")
+
+
+@asynccontextmanager
+async def pod(
+    tmp_path: Path,
+    qmp: FakeQmp | None = None,
+    *,
+    created: bool = True,
+    seconds: float = 1.0,
+    loopback: int = -1,
+    **changes: Any,
+) -> AsyncIterator[Pod]:
+    """A sandbox whose VM runs. ``changes`` are of its plan; ``created``: its first container, c1, is created.
+
+    ``seconds`` are those that a device may take, and ``loopback`` is the namespace whose ports are forwarded.
+    """
+    store = Store(str(tmp_path / "root"), "c1")
+    store.make()
+    lock = store.lock()
+    ours, theirs = [await asyncio.open_connection(sock=end) for end in socket.socketpair()]
+    link, guest = GuestLink(*ours), FakeGuest(*theirs)
+    tasks = [asyncio.create_task(link.run()), asyncio.create_task(guest.serve())]
+    defaults: dict[str, Any] = {"spec": {"process": {"args": ["x"]}}, "bundle": str(tmp_path)}
+    first = msgspec.structs.replace(plan(seconds=seconds), **defaults | changes)
+    sandbox = ObservedSandbox(first, Apart(store.path, loopback), store, Steps(f"{store.path}/steps.json", []))
+    server = await asyncio.start_server(Service(sandbox).connection, sock=sockets.bind(store.path, "monitor.sock"))
+    made = Pod(sandbox, guest, FakeMachine(link, qmp or FakeQmp()), store, [ours[1], theirs[1]])
+    try:
+        if created:
+            await made.create_first()
+        yield made
+    finally:
+        for held in guest.held.values():
+            held.set()
+        sandbox.end()
+        server.close()
+        for writer in made.writers:
+            writer.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await settle()  # a transport ends a moment after it is closed
+        os.close(lock)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the loop, or a thread, is about to do."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def settle() -> None:
+    """Let everything happen that can happen without a timer or another thread."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def events(proxy: asyncio.StreamReader) -> list[tuple[str, dict[str, Any]]]:
+    """All events that a proxy was told until its connection ended."""
+    frames = Decoder().feed(await proxy.read())
+    return [control.decode_event(payload) for _, kind, payload in frames if kind == EVENT]
+
+
+async def heard(proxy: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:
+    """The last that a proxy was told before its connection ended."""
+    return (await events(proxy))[-1]
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine in virtual time."""
+
+    async def whole() -> None:
+        await story()
+
+    virtual_time.run(whole())

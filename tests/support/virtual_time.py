@@ -1,0 +1,89 @@
+"""An event loop whose clock jumps to the next timer when nothing else can happen, for tests of timeouts.
+
+A wait of twenty seconds takes no time, and always exactly twenty seconds of the loop's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import selectors
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+class StalledError(Exception):
+    """Every task waits for something that cannot happen any more: no timer, no thread, and no input."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """For tests whose sockets have both ends in the same loop.
+
+    While a call of ``asyncio.to_thread`` runs, the clock moves in real time: the thread may cause an event.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self._threads = 0
+        super().__init__(_Selector(self))
+
+    def time(self) -> float:
+        """Seconds: the real clock's, and those that were skipped."""
+        return super().time() + self._ahead
+
+    def skip(self, seconds: float) -> None:
+        """Move the clock."""
+        self._ahead += seconds
+
+    @property
+    def waits_for_thread(self) -> bool:
+        """Whether a call in another thread has not returned."""
+        return self._threads > 0
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., Value], *args: Any
+    ) -> asyncio.Future[Value]:
+        """As every loop does; counted."""
+        running = super().run_in_executor(executor, func, *args)
+        self._threads += 1
+        running.add_done_callback(self._returned)
+        return running
+
+    async def shutdown_default_executor(self) -> None:
+        """As every loop does; it waits for a thread."""
+        self._threads += 1
+        await super().shutdown_default_executor()
+
+    def _returned(self, _done: object) -> None:
+        self._threads -= 1
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if self._loop.waits_for_thread:
+            return super().select(timeout)
+        if timeout is None:
+            raise StalledError("no timer, no thread and no input: every task waits for ever")
+        self._loop.skip(timeout)
+        return []
+
+
+def run(story: Coroutine[Any, Any, Value]) -> Value:
+    """``asyncio.run`` in such a loop. Raises AssertionError where a task failed and nobody asked for its result."""
+    unheard: list[str] = []
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.get_loop().set_exception_handler(lambda _, context: unheard.append(str(context)))
+        value = runner.run(story)
+    gc.collect(0)
+    assert not unheard, unheard
+    return value

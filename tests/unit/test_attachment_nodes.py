@@ -1,0 +1,249 @@
+"""Nodes of attached groups, answers of the guest at the limits of what is believed, and ports at the limits of a VM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from hawse.container.devices import plug_steps, shape
+from hawse.errors import DeviceError, StateError, VmError
+from hawse.sandbox import devices
+from hawse.sandbox.attachments import Attachments
+from hawse.sandbox.claims import Claims
+from hawse.sandbox.plan import NodeRequest, SandboxPlan
+from hawse.vfio.emulated import EmulatedGroup
+from hawse.vfio.groups import Bar, Function, HostGroup
+from hawse.vm.ports import MIB, plan_ports
+from tests.support import virtual_time
+from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.groups import BOUND, EDU, plan, wanted
+
+FILES = BOUND | {"file": [2, 509, 4], "iommu": [10, 258]}
+CONTAINER = NodeRequest(path="/dev/vfio/vfio", major=10, minor=196, group=None)
+IOMMU = NodeRequest(path="/dev/iommu", major=10, minor=126, group=None, file=True)
+
+
+class Machine:
+    """The attachments of a container in a VM that runs."""
+
+    def __init__(self, made: SandboxPlan, *answers: dict[str, Any], **others: Any) -> None:
+        bound = list(answers) if len(answers) > 1 else answers[0]
+        self.qmp, self.claims = FakeQmp(), Claims(plan().ports)
+        self.link = FakeLink({"bind_vfio": bound, "add_nodes": None, "remove_nodes": None} | others)
+        self.attachments = Attachments(made, self.claims, seconds=1.0)
+
+    async def begin(self) -> None:
+        await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
+
+
+def file_node(number: int, device: str, *, group: int = 5) -> NodeRequest:
+    path = f"/dev/vfio/devices/vfio{number}"
+    return NodeRequest(path=path, major=0, minor=0, group=group, file=True, device=device)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wants"), [([CONTAINER], False), ([IOMMU], True), ([file_node(5, "vfio-5-0")], False)]
+)
+def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[NodeRequest], wants: bool) -> None:
+    async def story() -> None:
+        made = Machine(msgspec.structs.replace(plan(), nodes=nodes), FILES)
+        await made.begin()
+        assert made.attachments.wants_files == wants
+        await made.attachments.attach(wanted(EDU, made.claims.spares))
+        paths = [node[0] for node in made.link.calls[-1][1]["nodes"]]
+        assert ("/dev/iommu" in paths) == wants
+        assert made.link.seconds["add_nodes"] == 61
+
+    virtual_time.run(story())
+
+
+def test_nodes_of_a_detached_group_are_forgotten() -> None:
+    """The group can come back under another path, and a node that is named twice exists once."""
+
+    async def story() -> None:
+        made = Machine(plan(), FILES)
+        await made.begin()
+        [entry] = await made.attachments.attach(wanted(EDU, made.claims.spares))
+        assert entry["nodes"] == ["/dev/vfio/3", "/dev/vfio/5"]
+        await made.attachments.detach(5, force=False)
+        assert made.link.calls[-1][1]["devices"] == []
+        more = wanted(EDU, made.claims.spares)
+        [node] = more.nodes
+        other = msgspec.structs.replace(node, path="/dev/vfio/x")
+        [entry] = await made.attachments.attach(msgspec.structs.replace(more, nodes=[other, other]))
+        assert list(dict.fromkeys(entry["nodes"])) == ["/dev/vfio/3", "/dev/vfio/x"]
+        assert made.link.calls[-1][1]["devices"] == [entry]
+
+    virtual_time.run(story())
+
+
+def test_detach_reports_the_devices_that_are_left() -> None:
+    async def story() -> None:
+        other = EmulatedGroup(9, ("edu",))
+        groups = plan(EDU, other)
+        nodes = [*groups.nodes, IOMMU, *(file_node(n, f"vfio-{n}-0", group=n) for n in (5, 9))]
+        both = msgspec.structs.replace(groups, nodes=nodes)
+        made = Machine(both, FILES, FILES | {"group": 4, "file": [1, 509, 5]})
+        await made.begin()
+        await made.attachments.detach(5, force=True)
+        call = made.link.calls[-1][1]
+        assert made.link.seconds["remove_nodes"] == 61, "the guest may take a second"
+        assert (call["force"], call["group"], call["seconds"], call["container"]) == (True, 3, 1.0, "c1")
+        assert [entry["host"]["group"] for entry in call["devices"]] == [9]
+        assert [entry["host"]["group"] for entry in made.attachments.seen()] == [9]
+        assert made.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
+        assert [node[0] for node in made.attachments.guest_nodes()] == [
+            "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
+        ]  # fmt: skip
+        with pytest.raises(Exception, match="group 5 is not attached") as caught:
+            await made.attachments.detach(5, force=False)
+        assert getattr(caught.value, "hint", "") == "attached: 9"
+        await made.attachments.end()
+        assert (made.qmp.plugged, made.attachments.seen(), len(made.claims.spares)) == (set(), [], 4)
+
+    virtual_time.run(story())
+
+
+def test_end_before_the_creation_releases_the_ports() -> None:
+    async def story() -> None:
+        made = Machine(plan(EDU), BOUND)
+        assert len(made.claims.spares) == 3
+        await made.attachments.end()
+        assert (made.qmp.commands, len(made.claims.spares)) == ([], 4)
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize("call", ["detach", "end", "attach"])
+def test_device_that_stays_keeps_its_port(call: str) -> None:
+    """The container is gone from the claims, the port is not: QEMU has something in it."""
+
+    async def story() -> None:
+        made = Machine(plan(EDU) if call != "attach" else plan(), BOUND, add_nodes=VmError("agent: no"))
+        made.qmp = FakeQmp(patience=10**9)
+        await made.begin()
+        words = (
+            "agent: no" if call == "attach" else "emulated edu of group 5: the guest does not let go of it within 1 s"
+        )
+        with pytest.raises((DeviceError, VmError), match=words):
+            if call == "detach":
+                await made.attachments.detach(5, force=False)
+            elif call == "end":
+                await made.attachments.end()
+            else:
+                await made.attachments.attach(wanted(EDU, made.claims.spares))
+        assert made.qmp.plugged == {"vfio-5-0"}
+        assert len(made.claims.spares) == 3
+        assert [plug.group for plug in made.claims.plugs] == ([5] if call == "detach" else [])
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(
+    ("changes", "believed"),
+    [
+        ({"group": 2**20 - 1, "major": 0, "minor": 2**20 - 1}, True),
+        ({"group": 2**20}, False),
+        ({"minor": -1}, False),
+        ({"major": "511"}, False),
+        ({"major": None}, False),
+        ({"file": None, "iommu": [10, 258]}, True),
+        ({"file": [2, 509, 4], "iommu": None}, True),
+        ({"file": [2, 509, 4], "iommu": [10]}, False),
+        ({"file": [2, 509], "iommu": [10, 258]}, False),
+        ({"file": [2, 509, 4], "iommu": [10, 2**20]}, False),
+        ({"bars": None}, True),
+    ],
+)
+def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], believed: bool) -> None:
+    async def story() -> None:
+        answer = BOUND | changes
+        made = Machine(msgspec.structs.replace(plan(EDU), nodes=[IOMMU]), answer)
+        if not believed:
+            with pytest.raises(VmError, match=r"emulated edu: the guest reports no usable .* of its group"):
+                await made.begin()
+            return
+        await made.begin()
+        assert made.attachments.seen()[0]["guest"]["group"] == answer["group"]
+        assert made.attachments.guest_nodes() == [["/dev/iommu", 10, 126, None, None, None, "/dev/iommu"]]
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(
+    ("bars", "room"), [([0, 0, 1], True), ([0, 0, 0], False), ([1, 1], False), ([0, 0, 1, 0], True)]
+)
+def test_bar_needs_an_address_in_the_guest(bars: list[int], room: bool) -> None:
+    async def story() -> None:
+        group = HostGroup(
+            12, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", (Bar(2, MIB, False, True, True),)),)
+        )
+        steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
+        link = FakeLink({"bind_vfio": BOUND | {"bars": bars}})
+        if room:
+            await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(DeviceError, match="no room for its BAR 2 of 1048576 bytes"):
+                await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+
+    virtual_time.run(story())
+
+
+def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
+    async def story() -> None:
+        bars = (Bar(0, MIB, False, True, True),)
+        groups = [
+            HostGroup(n, tuple(Function(f"0000:{n}:00.{f}", 1, 1, 0x020000, "vfio-pci", bars) for f in (0, 1)))
+            for n in (12, 13)
+        ]
+        steps = plug_steps(groups, plan_ports([shape(group) for group in groups]).slots, owner="c1")
+        there, none = BOUND | {"bars": [MIB]}, BOUND | {"group": 4, "bars": [0]}
+        link = FakeLink({"bind_vfio": [there, there, none, none, *[none | {"bars": [MIB]}] * 2], "find_anew": None})
+        found, _ = await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+        assert found == {12: (3, 511, 0), 13: (4, 511, 0)}
+        again = steps[2].guest_address
+        assert [params for method, params in link.calls if method == "find_anew"] == [{"address": again}]
+        bound = [params["address"] for method, params in link.calls if method == "bind_vfio"]
+        assert bound[4:] == [step.guest_address for step in steps[2:]]
+
+    virtual_time.run(story())
+
+
+def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
+    """What the guest keeps goes with QEMU, and a QEMU that does not answer is no error then."""
+
+    async def story() -> None:
+        for patience, left in ((1, set()), (9, {"vfio-5-0"})):
+            qmp = FakeQmp(patience=patience)
+            qmp.plugged = {"vfio-5-0"}
+            await devices.release(plan(EDU).plugs, qmp)  # type: ignore[arg-type]
+            assert qmp.plugged == left
+        await devices.release(plan(EDU).plugs, FakeQmp(refuse=lambda *_: VmError("gone")))  # type: ignore[arg-type]
+
+    virtual_time.run(story())
+
+
+def test_all_ports_can_be_taken() -> None:
+    groups = [EmulatedGroup(number, ("edu",)) for number in range(1, 6)]
+    made = plan(*groups[:4])
+    claims = Claims(made.ports)
+    claims.claim(made.plugs, owner="c1")
+    assert claims.spares == []
+    assert claims.take_port() is None
+    with pytest.raises(StateError, match="the port for it was taken meanwhile"):
+        claims.claim([msgspec.structs.replace(made.plugs[0], group=9, device="vfio-9-0")], owner="c1")
+    claims.release(made.plugs[:1], owner="another")
+    assert claims.spares == []
+    claims.release(made.plugs[:1], owner="c1")
+    assert [port.takes_at for port in claims.spares] == [made.plugs[0].bus]
+
+
+def test_interfaces_take_ports_without_a_bridge() -> None:
+    ports = plan_ports([], least=4, bridges=3).ports
+    claims = Claims(ports)
+    [free] = [port for port in ports if not port.bridge]
+    assert claims.take_port() == free
+    assert claims.take_port() is None
+    assert len(claims.spares) == 3

@@ -1,0 +1,191 @@
+"""Processes, statistics, limits and OOM kills of one container: what the guest and the host's cgroup are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from hawse.errors import ConfigError, HostError, StateError, VmError
+from hawse.oci.cgroups import CgroupPlan, HostLimits
+from hawse.sandbox.cgroups import HostCgroup
+from hawse.sandbox.processes import Processes
+from hawse.sandbox.usage import Usage
+from tests.support import virtual_time
+from tests.support.fake_qmp import FakeLink
+from tests.support.groups import plan
+
+RESOURCES = {"memory": {"limit": 64}, "cpu": {"shares": 512}, "devices": [{"allow": True}]}
+
+
+class Link(FakeLink):
+    on_exit: Any = None
+
+
+class Container:
+    """A container's usage; its cgroup on the host is a directory of plain files."""
+
+    def __init__(self, directory: Path, status: str = "running", spec: Any = None, **answers: Any) -> None:
+        self.link = Link({"update": None} | answers)
+        self.state: dict[str, Any] = {"status": status}
+        self.written: list[dict[str, Any]] = []
+        self.directory = directory
+        (directory / "cgroup").mkdir()
+        (directory / "cgroups").write_text(f"{directory}/cgroup\n")
+        for name in ("cpu.weight", "cpuset.cpus", "cpuset.mems"):
+            (directory / "cgroup" / name).write_text("")
+        processes = Processes(seconds=60)
+        processes.begin(cast(Any, self.link))
+        spec = {"linux": {"resources": RESOURCES}} if spec is None else spec
+        made = msgspec.structs.replace(plan(), spec=spec, cgroup=CgroupPlan(path="/c1", limits=HostLimits(cpus="0-1")))
+        cgroup = HostCgroup(made.cgroup, str(directory))
+        self.usage = Usage(made, processes, cgroup, self.state, lambda: self.written.append(dict(self.state)))
+
+    def files(self) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (self.directory / "cgroup").iterdir() if path.read_text()}
+
+
+@pytest.mark.parametrize("status", ["creating", "stopped"])
+def test_container_that_does_not_run_is_refused(tmp_path: Path, status: str) -> None:
+    async def story() -> None:
+        made = Container(tmp_path, status)
+        with pytest.raises(StateError, match=f"container not running: c1 is {status}"):
+            await made.usage.answer("listing", {})
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize("status", ["created", "running", "paused"])
+def test_listing_and_statistics_are_converted(tmp_path: Path, status: str) -> None:
+    async def story() -> None:
+        row = [0, 1, 0, 100, "?", 10, "/bin/sh"]
+        made = Container(tmp_path, status, listing=[[row, "nonsense"]], statistics={"pids.current": "7\n"})
+        assert await made.usage.answer("listing", {}) == [row]
+        statistics = await made.usage.answer("statistics", {})
+        assert isinstance(statistics, dict)
+        assert statistics["pids"] == {"current": 7}
+        assert await made.usage.answer("pids", {}) == []
+        assert made.link.calls == [("listing", {"container": "c1"}), ("statistics", {"container": "c1"})]
+        with pytest.raises(VmError, match="the monitor has no method other"):
+            await made.usage.answer("other", {})
+
+    virtual_time.run(story())
+
+
+def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
+    """Limits that were given before are sent again. The host's CPUs are never sent to the guest."""
+
+    async def story() -> None:
+        made = Container(tmp_path)
+        assert await made.usage.answer("update", {"resources": {"memory": {"limit": 128}}}) == []
+        assert await made.usage.answer("update", {"resources": {"pids": {"limit": 5}}}) == []
+        first, second = (params["resources"] for _, params in made.link.calls)
+        assert first == {"memory": {"limit": 128}, "cpu": {"shares": 512}}
+        assert second == first | {"pids": {"limit": 5}}
+        assert made.files() == {}
+
+    virtual_time.run(story())
+
+
+def test_update_of_host_limits(tmp_path: Path) -> None:
+    async def story() -> None:
+        made = Container(tmp_path)
+        assert await made.usage.answer("update", {"resources": {"cpu": {"cpus": "2", "shares": 1024}}}) == []
+        assert made.files() == {"cpuset.cpus": "2", "cpu.weight": "39"}
+        assert made.link.calls[-1][1]["resources"]["cpu"] == {"shares": 1024}
+        (tmp_path / "cgroup" / "cpuset.cpus").unlink()
+        with pytest.raises(HostError, match="'3' is not set"):
+            await made.usage.answer("update", {"resources": {"cpu": {"cpus": "3"}}})
+        assert len(made.link.calls) == 1, "the guest is not asked for the rest"
+        (tmp_path / "cgroup" / "cpu.weight").unlink()
+        with pytest.raises(HostError, match="'2' is not set"):
+            await made.usage.answer("update", {"resources": {"cpu": {"shares": 2}}})
+
+    virtual_time.run(story())
+
+
+def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
+    async def story() -> None:
+        made = Container(tmp_path, update=[VmError("agent: no"), None])
+        with pytest.raises(ConfigError):
+            await made.usage.answer("update", {"resources": []})
+        with pytest.raises(VmError, match="agent: no"):
+            await made.usage.answer("update", {"resources": {"memory": {"limit": 128}}})
+        await made.usage.answer("update", {"resources": {}})
+        assert made.link.calls[-1][1]["resources"]["memory"] == {"limit": 64}
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize("spec", [{}, {"linux": {"resources": None}}, {"linux": {"resources": {"cpu": None}}}])
+def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """The specification names no CPUs any more: the plan took them out. Giving the same again changes nothing."""
+
+    async def story() -> None:
+        made = Container(tmp_path, spec=spec)
+        await made.usage.answer("update", {"resources": {"cpu": {"cpus": "0-1"}}})
+        assert made.files() == {}
+        assert made.link.calls == [("update", {"container": "c1", "resources": {}})]
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(5.0, 5), (10.0**9, 24 * 3600)])
+def test_wait_for_an_oom_kill_is_bounded(tmp_path: Path, seconds: float, longest: float) -> None:
+    async def story() -> None:
+        made = Container(tmp_path)
+        began = asyncio.get_running_loop().time()
+        assert await made.usage.answer("await_oom", {"seen": 0, "seconds": seconds}) == 0
+        assert longest <= asyncio.get_running_loop().time() - began < longest + 1
+
+    virtual_time.run(story())
+
+
+def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
+    """The agent reports the total. The host's cgroup shows one kill, however many there were."""
+    recorded = []
+
+    class Recording(HostCgroup):
+        def record_oom(self) -> None:
+            recorded.append(1)
+
+    async def story() -> None:
+        made = Container(tmp_path)
+        processes = Processes(seconds=1)
+        cgroup = Recording(CgroupPlan(path="/c1"), str(tmp_path))
+        usage = Usage(plan(), processes, cgroup, made.state, lambda: made.written.append(dict(made.state)))
+        waiting = [asyncio.create_task(usage.answer("await_oom", {"seen": n, "seconds": 50})) for n in (0, 1)]
+        await asyncio.sleep(1)
+        for kills in (1, 1, 3, 2):
+            usage.note_oom(kills)
+        assert await asyncio.gather(*waiting) == [3, 3]
+        assert [state["oomKills"] for state in made.written] == [1, 3]
+        while not recorded:
+            await asyncio.sleep(0.01)
+        assert await usage.answer("await_oom", {"seen": 3, "seconds": 50}) == 3
+        assert recorded == [1]
+
+    virtual_time.run(story())
+
+
+def test_cgroup_that_cannot_be_told_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing(HostCgroup):
+        def record_oom(self) -> None:
+            raise OSError("no room")
+
+    async def story() -> None:
+        made = Container(tmp_path)
+        cgroup = Failing(CgroupPlan(path="/c1"), str(tmp_path))
+        usage = Usage(plan(), Processes(seconds=1), cgroup, made.state, lambda: None)
+        usage.note_oom(1)
+        text = ""
+        async with asyncio.timeout(60):
+            while not text.endswith("\n"):
+                await asyncio.sleep(0.01)
+                text += capsys.readouterr().err
+        assert text == "the host's cgroup does not tell of a kill for memory: no room\n"
+
+    virtual_time.run(story())

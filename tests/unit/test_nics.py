@@ -1,0 +1,231 @@
+"""Network interfaces of a VM: taps and ports given to QEMU, the call that configures the guest, and failures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from hawse.errors import DeviceError, HostError, VmError
+from hawse.sandbox.claims import Claims
+from hawse.sandbox.network import Joined, Network
+from hawse.sandbox.nics import Nics
+from tests.support import virtual_time
+from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.groups import plan
+
+
+class FakeNetwork:
+    """Interfaces that were joined to taps: each list is the result of one look. An error is raised by the wait."""
+
+    def __init__(self, *looks: int | Exception) -> None:
+        self._looks = list(looks)
+        self._number = 0
+        self.inodes: list[int] = []
+
+    def taken(self) -> FakeNetwork | None:
+        return self if self._looks else None
+
+    def wait(self) -> Joined:
+        look = self._looks.pop(0)
+        if isinstance(look, Exception):
+            raise look
+        joined = []
+        for _ in range(look):
+            tap = os.memfd_create(f"tap{self._number}")
+            self.inodes.append(os.fstat(tap).st_ino)
+            joined.append((interface(self._number), tap))
+            self._number += 1
+        return joined, ["a route is missing"] if look else []
+
+
+def interface(number: int) -> dict[str, Any]:
+    parts = {"settings": {"ipv6/accept_ra": "1"}, "addresses": [{"local": "10.0.0.2"}], "routes": [], "neighbours": []}
+    return {"index": number + 2, "name": f"eth{number}", "mac": f"0a:00:00:00:00:{number:02x}", "mtu": 1500, **parts}
+
+
+class Machine:
+    """Interfaces of a VM with a fake QEMU and guest."""
+
+    def __init__(self, *looks: int | Exception, answer: Any = None, accel: str = "tcg", vhost: str = "/none") -> None:
+        made = plan()
+        made = msgspec.structs.replace(made, machine=msgspec.structs.replace(made.machine, accel=accel))
+        self.network = FakeNetwork(*looks)
+        self.claims = Claims(made.ports)
+        self.own = made.network_port
+        self.nics = Nics(made, cast(Network, self.network), self.claims, vhost=vhost)
+        self.qmp, self.link = FakeQmp(), FakeLink({"configure_network": answer})
+
+    async def plug(self) -> list[tuple[str, str]]:
+        return await self.nics.plug(self.qmp, self.link)  # type: ignore[arg-type]
+
+    def devices(self) -> list[tuple[str, str, str, bool]]:
+        """Id, bus, address and whether it shares its slot, of each device."""
+        added = [sent for command, sent in self.qmp.sent if command == "device_add"]
+        return [(d["id"], d["bus"], d["addr"], d.get("multifunction", False)) for d in added]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_single_interface() -> None:
+    async def story() -> None:
+        made = Machine(1)
+        before = descriptors()
+        assert await made.plug() == [("warning", "a route is missing")]
+        assert made.devices() == [("nic-net0", made.own.name, "0.0", False)]
+        assert made.qmp.given == {"net0": made.network.inodes[0]}
+        assert made.qmp.sent[0] == ("netdev_add", {"type": "tap", "id": "net0", "fd": "net0"})
+        address = f"0000:{made.own.bus:02x}:00.0"
+        [(method, call)] = made.link.calls
+        kept = {k: v for k, v in interface(0).items() if k not in ("index", "mac")}
+        assert (method, call) == ("configure_network", {"interfaces": [{"address": address, **kept}], "seconds": 1.0})
+        assert made.nics.seen == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
+        assert descriptors() == before, "the taps are QEMU's only"
+        assert await made.plug() == [], "nothing new"
+        assert len(made.link.calls) == 1
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(("count", "ports"), [(0, 0), (2, 1), (7, 1), (8, 1), (9, 2), (16, 2), (17, 3), (40, 5)])
+def test_interfaces_of_one_look_share_ports(count: int, ports: int) -> None:
+    """Eight functions fit into one port. Function 0 is plugged last, since it makes the guest look at the slot."""
+
+    async def story() -> None:
+        made = Machine(count)
+        await made.plug()
+        used = list(dict.fromkeys(bus for _, bus, _, _ in made.devices()))
+        assert len(used) == ports
+        assert used[:1] == [made.own.name][:ports]
+        assert len(made.claims.spares) == 4 - max(ports - 1, 0)
+        assert all(shared for *_, shared in made.devices())
+        for bus in used:
+            assert [addr for _, of, addr, _ in made.devices() if of == bus][-1] == "0.0"
+        addresses = [entry["address"] for entry in made.link.calls[0][1]["interfaces"]]
+        assert len(set(addresses)) == count
+        assert [seen["name"] for seen in made.nics.seen] == [f"eth{number}" for number in range(count)]
+
+    virtual_time.run(story())
+
+
+def test_interfaces_of_a_second_look_need_another_port() -> None:
+    async def story() -> None:
+        made = Machine(0, 1, 0, 2)
+        await made.plug()
+        assert made.devices() == []
+        await made.plug()
+        await made.plug()
+        assert len(made.claims.spares) == 4
+        await made.plug()
+        first, *others = made.devices()
+        assert first == ("nic-net0", made.own.name, "0.0", False)
+        assert [(name, shared) for name, _, _, shared in others] == [("nic-net2", True), ("nic-net1", True)]
+        assert made.own.name not in {bus for _, bus, _, _ in others}
+        assert len(made.claims.spares) == 3
+        assert sorted(made.qmp.given) == ["net0", "net1", "net2"]
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(
+    ("accel", "present", "used"), [("kvm", True, True), ("kvm", False, False), ("tcg", True, False)]
+)
+def test_vhost_is_used_under_kvm_where_it_exists(tmp_path: Path, accel: str, present: bool, used: bool) -> None:
+    device = tmp_path / "vhost-net"
+    if present:
+        device.touch()
+
+    async def story() -> None:
+        before = descriptors()
+        made = Machine(1, accel=accel, vhost=str(device))
+        await made.plug()
+        backend = made.qmp.sent[0][1]
+        assert (backend.get("vhost"), backend.get("vhostfd")) == ((True, "net0-vhost") if used else (None, None))
+        assert made.qmp.given.get("net0-vhost") == (device.stat().st_ino if used else None)
+        assert descriptors() == before
+
+    virtual_time.run(story())
+
+
+def test_more_interfaces_than_ports_is_an_error() -> None:
+    async def story() -> None:
+        made = Machine(41)
+        before = descriptors()
+        with pytest.raises(DeviceError, match="41 network interfaces, and the virtual machine has ports for 40"):
+            await made.plug()
+        assert descriptors() == before
+        with pytest.raises(VmError, match="the network of the virtual machine is in an unknown state"):
+            await made.plug()
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize("failure", ["join", "qemu", "guest"])
+def test_failure_leaves_the_network_unusable(failure: str) -> None:
+    """Nobody knows what of it the guest has: a second try is refused."""
+
+    async def story() -> None:
+        made = Machine(HostError("no tap") if failure == "join" else 1, answer=VmError("agent: no"))
+        if failure == "qemu":
+            made.qmp = FakeQmp(refuse=lambda command, _: VmError("gone") if command == "device_add" else None)
+        before = descriptors()
+        with pytest.raises((HostError, VmError), match=r"no tap|gone|agent: no"):
+            await made.plug()
+        assert descriptors() == before
+        with pytest.raises(VmError, match="unknown state"):
+            await made.plug()
+
+    virtual_time.run(story())
+
+
+class SlowLink(FakeLink):
+    """A guest that does not answer before its event."""
+
+    def __init__(self) -> None:
+        super().__init__({"configure_network": None})
+        self.gate = asyncio.Event()
+
+    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
+        async with asyncio.timeout(seconds):
+            await self.gate.wait()
+        return await super().call(method, params, seconds=seconds)
+
+
+@pytest.mark.parametrize(("device", "lost"), [("nic-net0", True), ("vfio-5-0", False)])
+def test_interface_that_the_guest_unplugs_is_an_error(device: str, lost: bool) -> None:
+    async def story() -> None:
+        made = Machine(1)
+        made.link = link = SlowLink()
+        plugging = asyncio.create_task(made.plug())
+        await asyncio.sleep(0.5)
+        made.qmp.drop(device)
+        await asyncio.sleep(0.5)
+        assert plugging.done() == lost
+        if lost:
+            with pytest.raises(DeviceError, match="the guest unplugged a network interface as soon as it was plugged"):
+                await plugging
+        else:
+            link.gate.set()
+            assert await plugging
+
+    virtual_time.run(story())
+
+
+def test_guest_that_never_answers_is_given_up() -> None:
+    """After the time of a device and a margin."""
+
+    async def story() -> None:
+        made = Machine(1)
+        made.link = SlowLink()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            await made.plug()
+        assert 1 < asyncio.get_running_loop().time() - began < 10
+
+    virtual_time.run(story())

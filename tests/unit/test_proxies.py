@@ -1,0 +1,173 @@
+"""Frames between a proxy and its process: forwarding, credit, protocol violations and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.link import control
+from hawse.link.flow import WINDOW, encode_credit
+from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
+from hawse.link.streams import STREAMS
+from hawse.sandbox.processes import LOST
+from tests.support.pods import KEY, Pod, pod, run, settle
+
+#: c2's first process is the second of the sandbox; its proxy calls it 1.
+GUEST, LOCAL = 2 * STREAMS, STREAMS
+SIGKILL = {"container": "c2", "process": 2, "signal": 9, "everyone": False}
+
+
+@asynccontextmanager
+async def proxy(
+    directory: Path, **params: Any
+) -> AsyncIterator[tuple[Pod, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A sandbox with c2, and both directions of its proxy's connection."""
+    async with pod(directory) as made:
+        plan = made.joining(plugs=[])
+        reader, writer = await made.start_proxy(f"c2/{KEY}", **params)
+        await made.create(plan)
+        yield made, reader, writer
+
+
+def test_input_and_credit_are_forwarded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxy(tmp_path, descriptors=["in", "out"]) as (made, _, writer):
+            writer.write(encode(LOCAL, DATA, b"typed") + encode(LOCAL, EOF) + encode(LOCAL + 3, DATA, b"more"))
+            made.guest.send(encode(GUEST + 1, DATA, b"x" * 9))
+            await settle()
+            writer.write(encode(LOCAL + 1, CREDIT, encode_credit(9)))
+            await settle()
+            assert made.guest.frames == [
+                (GUEST, DATA, b"typed"), (GUEST, EOF, b""), (GUEST + 3, DATA, b"more"),
+                (GUEST + 1, CREDIT, encode_credit(9)),
+            ]  # fmt: skip
+            assert made.guest.asked("create")[-1]["descriptors"] == ["in", "out"]
+            assert made.guest.asked("signal") == []
+
+    run(story)
+
+
+def test_input_in_the_same_packet_as_the_announcement_is_forwarded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            plan = made.joining(plugs=[])
+            _, writer = await made.connect()
+            announcement = control.encode_call(1, "proxy", {"key": f"c2/{KEY}", "descriptors": []})
+            writer.write(announcement + encode(LOCAL, DATA, b"early"))
+            await made.create(plan)
+            await settle()
+            assert made.guest.frames == [(GUEST, DATA, b"early")]
+
+    run(story)
+
+
+def test_signal_and_resize_are_forwarded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, _, writer):
+            for event, params in (("signal", {"number": 15}), ("other", {}), ("resize", {"rows": 3, "columns": 4})):
+                writer.write(control.encode_event(event, params))
+            await settle()
+            assert made.guest.asked("signal") == [SIGKILL | {"signal": 15}]
+            assert made.guest.asked("resize") == [{"container": "c2", "process": 2, "rows": 3, "columns": 4}]
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(b"", id="end"),
+        pytest.param(b"\xff" * 9, id="unknown frame type"),
+        pytest.param(encode(LOCAL + STREAMS, DATA, b"x"), id="other process"),
+        pytest.param(encode(LOCAL + 1, DATA, b"x"), id="data for stdout"),
+        pytest.param(encode(LOCAL + 3, DATA, b"x"), id="unknown descriptor"),
+        pytest.param(encode(LOCAL + 1, CREDIT, encode_credit(10)), id="too much credit"),
+        pytest.param(control.encode_call(2, "state", {}), id="a second call"),
+        pytest.param(control.encode_event("signal", {}), id="a signal without a number"),
+        pytest.param(control.encode_event("signal", {"number": "x"}), id="a signal that is no number"),
+        pytest.param(control.encode_event("signal", {"number": None}), id="a signal that is nothing"),
+    ],
+)
+def test_process_is_killed_when_its_proxy_ends_or_breaks_a_rule(tmp_path: Path, frame: bytes) -> None:
+    """The engine knows the process only by the proxy's pid. Later output is dropped and its credit returned."""
+
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, reader, writer):
+            made.guest.send(encode(GUEST + 1, DATA, b"x" * 9))
+            await settle()
+            if frame:
+                writer.write(frame)
+            else:
+                writer.close()
+            await settle()
+            assert made.guest.asked("signal") == [SIGKILL]
+            credits = [frame for frame in made.guest.frames if frame[1] == CREDIT]
+            assert credits == [(GUEST + 1, CREDIT, encode_credit(9))]
+            made.guest.send(encode(GUEST + 1, DATA, b"y" * 5))
+            await settle()
+            assert made.guest.frames[-1] == (GUEST + 1, CREDIT, encode_credit(5))
+            made.guest.tell("exit", process=2, code=137)
+            await made.sandbox.find("c2").stopped.wait()
+            assert not made.machine.link.ended.done()
+            assert b'"code"' not in await reader.read()
+
+    run(story)
+
+
+def test_input_beyond_the_credit_kills_the_process(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, _, writer):
+            for _ in range(WINDOW // MAX_DATA):
+                writer.write(encode(LOCAL, DATA, bytes(MAX_DATA)))
+                await settle()
+            assert made.guest.asked("signal") == []
+            writer.write(encode(LOCAL, DATA, b"x"))
+            await settle()
+            assert made.guest.asked("signal") == [SIGKILL]
+            assert sum(len(payload) for _, kind, payload in made.guest.frames if kind == DATA) == WINDOW
+
+    run(story)
+
+
+def test_output_beyond_the_credit_ends_the_link(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, reader, _):
+            for _ in range(WINDOW // MAX_DATA):
+                made.guest.send(encode(GUEST + 1, DATA, bytes(MAX_DATA)))
+                await reader.readexactly(MAX_DATA + 9)
+            assert not made.machine.link.ended.done()
+            made.guest.send(encode(GUEST + 1, DATA, b"x"))
+            assert "1 bytes sent with a credit of 0" in (await made.machine.link.ended).message
+
+    run(story)
+
+
+def test_input_after_the_exit_is_ignored(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, reader, writer):
+            made.guest.tell("exit", process=2, code=4)
+            assert b'"code":4' in await reader.read()
+            writer.write(encode(LOCAL, DATA, b"late"))
+            await settle()
+            assert made.guest.frames == []
+            assert made.guest.asked("signal") == []
+
+    run(story)
+
+
+def test_end_of_one_container_leaves_other_processes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, reader, _):
+            processes = made.sandbox.processes
+            processes.end(LOST, container="c1")
+            assert (len(processes.proxies("c1")), len(processes.proxies("c2"))) == (0, 1)
+            processes.end(7)
+            assert processes.proxies("c2") == []
+            assert b'"code":7' in await reader.read()
+
+    run(story)
