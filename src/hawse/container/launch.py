@@ -24,6 +24,13 @@ _MAX_REPORT = 1024 * 1024
 _MAX_TITLE = 4096
 
 
+#: The monitor is of the command's own package, whatever else is installed; no other module is looked for there.
+_MONITOR = (
+    f"import sys; sys.path.insert(0, {_PACKAGES!r}); import hawse; del sys.path[0]; "
+    "from hawse.sandbox.monitor import main; main()"
+)
+
+
 class MonitorProcess:
     """A monitor that is making a sandbox: started before there is a plan, since it takes as long to be ready."""
 
@@ -37,7 +44,7 @@ class MonitorProcess:
         ):
             arguments = [store.root, store.name, str(listener.fileno()), str(theirs.fileno())]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", "from hawse.sandbox.monitor import main; main()", *arguments],
+                [sys.executable, "-I", "-c", _MONITOR, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
