@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 from hawse.config import Config, load_config
@@ -15,15 +18,19 @@ from hawse.sandbox.plan import ContainerPlan, SandboxPlan
 from hawse.sandbox.room import Room
 from hawse.vm import image
 from tests.support import bundles
+from tests.support.command import Command
 
 Change = Callable[[dict[str, Any]], object]
 
+_FAKE_QEMU = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_qemu.py")
 #: What the QEMU says it has.
 DEVICES = (
     "intel-iommu", "pcie-root-port", "pcie-pci-bridge", "virtio-serial-pci", "virtserialport", "virtio-rng-pci",
     "vfio-pci", "vhost-user-fs-pci", "edu", "e1000e",
 )  # fmt: skip
-#: Edu devices of QEMU's, by which groups of the host can be tried without any.
+#: The annotation of a pod's sandbox.
+CRI = {"io.kubernetes.cri.container-type": "sandbox"}
+#: Devices of QEMU's, by which groups of the host can be tried without any.
 EMULATED = '[emulated]\n5 = ["edu"]\n6 = ["edu", "edu"]\n7 = ["e1000e"]\n'
 
 
@@ -143,3 +150,49 @@ class Planner(Ready):
         """The plan of a container that joins one, c2."""
         self.said = Said()
         return plan_container(load_bundle(self.bundle), self.load(config), room, name="c2", log=self.said, **options)
+
+
+class Sandboxes(Ready):
+    """This host with tests/support/fake_qemu.py as its QEMU, and `hawse` for it: sandboxes without machines.
+
+    As a context, what is left of them at the end is deleted.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        os.rename(self.qemu, f"{directory}/answers")
+        shutil.copy(_FAKE_QEMU, self.qemu)
+        answers = subprocess.run([f"{directory}/answers"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        with open(f"{self.qemu}.json", "wb") as file:
+            file.write(answers.stdout)
+        self.text = self.config(vm='share = "9p"', more=f"[template]\nenabled = false\n{EMULATED}")
+        self.hawse = Command(directory)
+        self.hawse.configure(self.text)
+
+    def __enter__(self) -> Sandboxes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # In this order: what has joined a sandbox goes before it.
+        for name in self.names():
+            self.hawse("delete", "--force", name)
+
+    def program(self, *words: str, more: Change = lambda _spec: None, **changes: Any) -> None:
+        """Have the bundle's program be this one of the fake guest's; ``changes`` are of the process."""
+
+        def change(spec: dict[str, Any]) -> None:
+            spec["process"] |= {"args": list(words)} | changes
+            more(spec)
+
+        self.write(change)
+
+    def names(self) -> list[str]:
+        """The containers that there are."""
+        return sorted(os.listdir(self.hawse.root)) if os.path.isdir(self.hawse.root) else []
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What `hawse state` says."""
+        state: dict[str, Any] = json.loads(self.hawse("state", name).output)
+        return state
