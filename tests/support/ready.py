@@ -34,11 +34,11 @@ CRI = {"io.kubernetes.cri.container-type": "sandbox"}
 EMULATED = '[emulated]\n5 = ["edu"]\n6 = ["edu", "edu"]\n7 = ["e1000e"]\n'
 
 
-def make_image(cache: str) -> str:
+def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
     """An image of a few bytes in a cache; its directory."""
     directory = f"{cache}/images/d1"
     os.makedirs(f"{directory}/drivers")
-    files = {"vmlinux": b"kernel", "initrd.cpio": b"archive"}
+    files = {"vmlinux": kernel, "initrd.cpio": b"archive"}
     for name, content in files.items():
         with open(f"{directory}/{name}", "wb") as file:
             file.write(content)
