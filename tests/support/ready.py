@@ -30,6 +30,8 @@ DEVICES = (
 )  # fmt: skip
 #: The annotation of a pod's sandbox.
 CRI = {"io.kubernetes.cri.container-type": "sandbox"}
+#: Those of a container that joins a sandbox of the id "pod".
+JOINS = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
 #: Devices of QEMU's, by which groups of the host can be tried without any.
 EMULATED = '[emulated]\n5 = ["edu"]\n6 = ["edu", "edu"]\n7 = ["e1000e"]\n'
 

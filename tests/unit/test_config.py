@@ -20,7 +20,7 @@ def test_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "") == Config()
 
 
-def test_default_file_may_be_missing_and_a_named_one_may_not(tmp_path: Path) -> None:
+def test_default_file_may_be_missing_and_a_named_one_may_not() -> None:
     assert isinstance(load_config(None), Config)
     with pytest.raises(ConfigError, match=r"^configuration /none/config.toml: no such file$"):
         load_config("/none/config.toml")

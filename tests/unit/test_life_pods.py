@@ -10,9 +10,7 @@ import pytest
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, STOPPED
 from tests.support.command import Done
 from tests.support.fake_monitor import FakeMonitor
-from tests.support.ready import CRI, Sandboxes, annotated
-
-JOINS = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
+from tests.support.ready import CRI, JOINS, Sandboxes, annotated
 
 
 @pytest.fixture
