@@ -197,3 +197,26 @@ def test_monitor_that_does_not_end_is_killed(hawse: Command) -> None:
         _await_monitor(monitor.store, stuck.pid, seconds=0)
         assert stuck.wait(30) == -9
     assert not monitor.store.monitor_lives()
+
+
+def test_monitor_that_ends_in_time_is_left_to_end(hawse: Command) -> None:
+    """It gives devices back meanwhile: killing it would leave them."""
+    with FakeMonitor(hawse.store("c1")) as monitor:
+        monitor.end()
+    program = STUCK.replace("signal.SIG_IGN", "lambda *_: sys.exit(5)")
+    lock = f"{monitor.store.path}/lock"
+    with subprocess.Popen([sys.executable, "-IS", "-c", program, lock], stdout=subprocess.PIPE) as ending:
+        assert ending.stdout is not None
+        assert ending.stdout.readline() == b"locked\n"
+
+        class Watching(Store):
+            looks = 0
+
+            def monitor_lives(self) -> bool:
+                self.looks += 1
+                if self.looks == 3:
+                    ending.terminate()
+                return super().monitor_lives()
+
+        _await_monitor(Watching(hawse.root, "c1"), ending.pid)
+        assert ending.wait(30) == 5
