@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hawse.container.create import create
+from hawse.container.process import Handed
+from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.state import CREATED, RUNNING, STOPPED
 from tests.support.command import Done
 from tests.support.ready import Sandboxes, make_program
@@ -97,6 +100,16 @@ def test_creation_that_fails_before_the_machine_leaves_nothing(host: Sandboxes, 
     done = host.hawse("create", "--bundle", host.bundle, *words, "c1")
     assert done.code == 1
     assert done.errors.startswith(f"hawse: {error}")
+    assert host.names() == []
+
+
+def test_interrupted_creation_leaves_nothing(host: Sandboxes) -> None:
+    def interrupt() -> SandboxPlan:
+        assert host.names() == ["c1"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create(host.hawse.store("c1"), interrupt, Handed(None, detach=True))
     assert host.names() == []
 
 

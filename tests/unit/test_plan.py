@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hawse.container.process import shown
 from hawse.errors import ConfigError, DeviceError, HostError
 from hawse.oci.template import example
 from hawse.vm.ports import MIB
@@ -224,6 +225,29 @@ class TestNotes:
             assert len(os.listdir("/proc/self/fd")) == before
         with pytest.raises(ConfigError, match="no such file or directory"):
             host.sandbox()
+
+
+def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> None:
+    """The guest's file systems are empty there, and what is the guest kernel's is left out."""
+    Path(f"{host.directory}/directory").mkdir()
+    Path(f"{host.directory}/file").touch()
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["mounts"] = [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
+            {"destination": "/d", "type": "bind", "source": f"{host.directory}/directory", "options": ["rbind"]},
+            {"destination": "/f", "type": "bind", "source": f"{host.directory}/file", "options": ["bind", "ro"]},
+        ]
+
+    host.write(change)
+    assert shown(host.sandbox()) == [
+        {"destination": "/proc", "type": "proc"},
+        {"destination": "/d", "source": f"{host.directory}/directory", "is_dir": True, "readonly": False},
+        {"destination": "/f", "source": f"{host.directory}/file", "is_dir": False, "readonly": True},
+    ]
+    host.write(lambda spec: spec.pop("mounts"))
+    assert shown(host.sandbox()) == []
 
 
 def test_example_is_a_container(host: Planner) -> None:
