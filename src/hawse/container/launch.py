@@ -132,7 +132,7 @@ class ProxyProcess:
         title = f"hawse[{store.name}]: {' '.join(command)[:_MAX_TITLE]}".replace("\0", " ")
         name = f"{store.name}/{key}"
         # It connects itself: the kernel then tells the monitor its pid.
-        fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(store.path, os.O_DIRECTORY)
         view = -1 if namespaces is None else namespaces.view
         handed = range(len(STDIO), len(STDIO) + len(preserved))
         words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), title]
@@ -188,7 +188,7 @@ def _mover(network: str) -> Callable[[], None]:
 
     def move() -> None:
         if network:
-            namespaces.enter(os.open(network, os.O_RDONLY | os.O_CLOEXEC))
+            namespaces.enter(os.open(network, os.O_RDONLY))
         else:
             namespaces.leave()
 
