@@ -103,6 +103,16 @@ def test_creation_that_fails_before_the_machine_leaves_nothing(host: Sandboxes, 
     assert host.names() == []
 
 
+@pytest.mark.parametrize(("options", "refused"), [((), False), (("--systemd-cgroup",), True)])
+def test_cgroups_path_is_systemds_with_its_option(host: Sandboxes, options: tuple[str, ...], refused: bool) -> None:
+    host.write(lambda spec: spec["linux"].update({"cgroupsPath": "/plain"}))
+    done = host.hawse("create", "--bundle", host.bundle, "--console-socket", "/s", "c1", options=options)
+    assert done.code == 1
+    assert ("expected cgroupsPath to be of format slice:prefix:name" in done.errors) is refused
+    assert ("cannot use console socket" in done.errors) is not refused, "the plan was made"
+    assert host.names() == []
+
+
 def test_interrupted_creation_leaves_nothing(host: Sandboxes) -> None:
     def interrupt() -> SandboxPlan:
         assert host.names() == ["c1"]
