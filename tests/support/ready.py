@@ -14,9 +14,10 @@ from typing import Any
 from hawse.config import Config, load_config
 from hawse.container.plan import plan_container, plan_sandbox
 from hawse.oci.load import load_bundle
-from hawse.sandbox.plan import ContainerPlan, SandboxPlan
+from hawse.sandbox.plan import ContainerPlan, MachinePlan, SandboxPlan, shape
 from hawse.sandbox.room import Room
-from hawse.vm import image
+from hawse.vm import image, template
+from hawse.vm.memory import MIB
 from tests.support import bundles
 from tests.support.command import Command
 
@@ -72,6 +73,20 @@ def make_qemu(path: str, *, version: str = "9.2.0", devices: Sequence[str] = DEV
     answers = [{"QMP": {}}, *({"return": value} for value in ({}, {"qemu": numbers}, *names))]
     lines = "\n".join(json.dumps(answer) for answer in answers)
     return make_program(path, f"cat >/dev/null <<END\nEND\ncat <<'END'\n{lines}\nEND")
+
+
+def keep_template(cache: str, digest: str, machine: MachinePlan, *, used_mib: int = 0) -> str:
+    """Keep a template of a machine under a digest, with so much memory that is not zero; its directory."""
+    draft = template.begin(cache, digest, shape(machine))
+    assert draft is not None
+    ram = os.memfd_create("ram")
+    os.ftruncate(ram, 4 * MIB)
+    os.pwrite(ram, b"x" * used_mib * MIB, 0)
+    draft.fill(ram, b"state")
+    os.close(ram)
+    draft.commit()
+    draft.close()
+    return f"{cache}/templates/{digest}"
 
 
 class Ready:

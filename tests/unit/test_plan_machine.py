@@ -9,10 +9,7 @@ import pytest
 
 from hawse.container.plan import plan_machine
 from hawse.errors import HostError
-from hawse.sandbox.plan import shape
-from hawse.vm import template
-from hawse.vm.ports import MIB
-from tests.support.ready import DEVICES, Planner, Said, make_program, make_qemu
+from tests.support.ready import DEVICES, Planner, Said, keep_template, make_program, make_qemu
 
 
 @pytest.fixture
@@ -76,15 +73,7 @@ class TestTemplate:
         machine = host.sandbox().machine
         assert machine.template is not None
         assert not machine.template.usable
-        draft = template.begin(host.cache, machine.template.digest, shape(machine))
-        assert draft is not None
-        ram = os.memfd_create("ram")
-        os.ftruncate(ram, MIB)
-        draft.fill(ram, b"state")
-        os.close(ram)
-        draft.commit()
-        draft.close()
-        return f"{host.cache}/templates/{machine.template.digest}"
+        return keep_template(host.cache, machine.template.digest, machine)
 
     def test_whole_one_is_used_and_kept_the_longer(self, host: Planner) -> None:
         directory = self.make(host)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ from hawse.container.template import build
 from hawse.errors import ConfigError
 from hawse.sandbox.plan import MachinePlan, shape
 from hawse.vm import template
+from hawse.vm.memory import MIB
 from tests.support.command import Command
-from tests.support.ready import EMULATED, Planner
-
-MIB = 1024 * 1024
+from tests.support.ready import EMULATED, Planner, keep_template
 
 
 @pytest.fixture
@@ -32,17 +30,7 @@ def hawse(host: Planner) -> Command:
 
 def keep(host: Planner, digest: str, *, used: int = 0) -> str:
     """A template of the bundle's machine under a digest, with so many MiB of memory in use; its directory."""
-    machine = host.sandbox(host.config(vm='share = "9p"')).machine
-    draft = template.begin(host.cache, digest, shape(machine))
-    assert draft is not None
-    ram = os.memfd_create("ram")
-    os.ftruncate(ram, 4 * MIB)
-    os.pwrite(ram, b"x" * used * MIB, 0)
-    draft.fill(ram, b"state")
-    os.close(ram)
-    draft.commit()
-    draft.close()
-    return f"{host.cache}/templates/{digest}"
+    return keep_template(host.cache, digest, host.sandbox(host.config(vm='share = "9p"')).machine, used_mib=used)
 
 
 def digest_of(machine: MachinePlan) -> str:
