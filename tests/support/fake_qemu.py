@@ -41,16 +41,24 @@ def monitor(connection: socket.socket) -> None:
 
     version = {"qemu": {"major": 9, "minor": 2, "micro": 0}, "package": ""}
     send({"QMP": {"version": version, "capabilities": []}})
-    text = ""
-    while piece := connection.recv(65536):
-        text += piece.decode()
+    text, given = "", []
+    while True:
+        piece, descriptors, _, _ = socket.recv_fds(connection, 65536, 4)
+        if not piece:
+            return
+        text = (text + piece.decode()).lstrip()  # a descriptor comes with a space
+        given += descriptors
         try:
             command, end = json.JSONDecoder().raw_decode(text)  # the library ends no line
         except ValueError:
             continue
         text = text[end:]
         arguments = command.get("arguments", {})
-        send({"return": {}} | {key: command[key] for key in ("id",) if key in command})
+        if command["execute"] == "migrate":
+            with open(given.pop(), "wb") as target:
+                target.write(b"state")
+        answer = {"status": "completed"} if command["execute"] == "query-migrate" else {}
+        send({"return": answer} | {key: command[key] for key in ("id",) if key in command})
         if command["execute"] == "device_del":
             moment = {"seconds": 1, "microseconds": 0}
             send({"event": "DEVICE_DELETED", "timestamp": moment, "data": {"device": arguments["id"]}})

@@ -176,3 +176,15 @@ class TestTimeline:
         assert len(longest) > len(last) > len(first) == len(second) > 1
         assert 0 <= lines[2].index("█") - lines[1].rindex("█") <= 1, "one begins where the other ends"
         assert lines[0].rindex("█") == lines[3].rindex("█")
+
+    @pytest.mark.parametrize(("columns", "longest"), [("100", range(95, 101)), ("30", range(60, 70))])
+    def test_drawing_is_as_wide_as_the_terminal(
+        self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str, longest: range
+    ) -> None:
+        """In a narrow one the bars have some room all the same."""
+        monkeypatch.setenv("COLUMNS", columns)
+        path = str(tmp_path / "trace.json")
+        timeline.write(path, list(self.STEPS), name="c1")
+        lines = [line.rstrip() for line in hawse("timeline", path).output.splitlines()]
+        assert max(map(len, lines)) in longest
+        assert max(line.count("█") for line in lines) >= 20

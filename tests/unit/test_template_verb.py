@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from hawse.config import load_config
+from hawse.container.plan import plan_machine
 from hawse.container.template import build
 from hawse.errors import ConfigError
 from hawse.sandbox.plan import MachinePlan, shape
 from hawse.vm import template
 from hawse.vm.memory import MIB
 from tests.support.command import Command
-from tests.support.ready import EMULATED, Planner, keep_template
+from tests.support.ready import EMULATED, Planner, Said, Sandboxes, keep_template
 
 
 @pytest.fixture
@@ -106,11 +109,29 @@ def test_machine_without_one_has_none_built(host: Planner, hawse: Command) -> No
         build(host.sandbox(host.config(more=f'[devices]\nplug = "cold"\n{EMULATED}')).machine)
 
 
-def test_template_that_another_process_makes_is_not_made_twice(host: Planner, hawse: Command) -> None:
-    machine = host.sandbox(host.config(vm='share = "9p"')).machine
+def test_machine_is_booted_and_kept(tmp_path: Path) -> None:
+    """The second time there is nothing to do."""
+    host = Sandboxes(str(tmp_path))
+    host.hawse.configure(host.config(vm='share = "9p"\nmemory_mib = 128'))
+    done = host.hawse("template", "build")
+    assert (done.code, done.errors) == (0, "")
+    digest, _, rest = done.output.removeprefix("template ").partition(": ")
+    assert re.fullmatch(r"0 MiB, built in \d+\.\d s\n", rest)
+    assert float(rest.split()[4]) < 60, "seconds"
+    assert host.hawse("template", "build").output == f"template {digest}: 0 MiB, is there already\n"
+    [entry] = json.loads(host.hawse("template", "list", "-f", "json").output)
+    assert entry["digest"].startswith(digest)
+
+
+def test_template_that_another_process_makes_is_not_made_twice(tmp_path: Path) -> None:
+    host = Sandboxes(str(tmp_path))
+    text = host.config(vm='share = "9p"\nmemory_mib = 128')
+    host.hawse.configure(text)
+    machine = plan_machine(load_config(host.hawse.config), [], Said())
     draft = template.begin(host.cache, digest_of(machine), shape(machine))
     assert draft is not None
     try:
-        assert hawse("template", "build").code == 1
+        done = host.hawse("template", "build")
+        assert (done.code, done.errors) == (1, "hawse: another process is making this template [wait for it]\n")
     finally:
         draft.close()

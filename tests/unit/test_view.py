@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,10 +115,40 @@ def test_file_systems_of_the_guest_are_empty_and_readonly(monitor: FakeMonitor, 
     mounts = [{"destination": "/proc", "type": "proc"}, {"destination": "/tmp", "type": "tmpfs"}]
     (rootfs / "tmp").mkdir()
     (rootfs / "tmp/hidden").write_text("")
-    with viewed(monitor, rootfs, *mounts) as (root, _, _):
+    with viewed(monitor, rootfs, *mounts) as (root, pid, _):
         assert (root / "proc/1/comm").read_text() == "hawse-proxy\n"
         assert list((root / "tmp").iterdir()) == []
         assert error_of(root / "tmp/new") == errno.EROFS
+        lines = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+        options = {words[4]: set(words[5].split(",")) for words in lines}
+        assert options["/proc"] >= {"rw", "nosuid", "nodev", "noexec"}
+        assert options["/tmp"] >= {"ro", "nosuid", "nodev", "noexec"}
+
+
+def test_mounts_of_the_host_are_shown_and_never_reached(monitor: FakeMonitor, rootfs: Path) -> None:
+    """Those below the shared files too; what is mounted in the view must not appear on the host."""
+    inner = rootfs / "inner"
+    mount = {"destination": "/data", "source": str(rootfs), "is_dir": True, "readonly": False}
+    with mounted(rootfs), mounted(rootfs / "inner"):
+        (inner / "file").write_text("mounted")
+        with viewed(monitor, rootfs, mount) as (root, pid, _):
+            assert (root / "inner/file").read_text() == (root / "data/inner/file").read_text() == "mounted"
+            text = Path(f"/proc/{pid}/mountinfo").read_text()
+            assert len(text.splitlines()) == 4
+            assert "shared:" not in text
+
+
+@contextmanager
+def mounted(path: Path) -> Iterator[None]:
+    """A file system of its own there, whose mounts are shared."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", str(path)], check=True)
+    subprocess.run(["mount", "--make-shared", str(path)], check=True)
+    try:
+        path.joinpath("inner").mkdir(exist_ok=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
 
 
 def test_mount_that_cannot_be_shown_is_left_to_the_guest(monitor: FakeMonitor, rootfs: Path) -> None:
