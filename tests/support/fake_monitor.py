@@ -57,6 +57,8 @@ class FakeMonitor:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(30)
+        while not self.proxies.empty():  # of processes that the test has not asked for
+            self.proxies.get()[0].close()
 
     def change(self, **state: Any) -> None:
         """Write another state."""
