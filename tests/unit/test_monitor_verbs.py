@@ -185,6 +185,13 @@ class TestUpdate:
             assert hawse("update", "-r", "-", "c1", stdin='{"cpu": {"shares": 7}}').code == 0
         assert monitor.calls[0][1]["resources"] == {"cpu": {"shares": 7}}
 
+    def test_standard_input_has_at_most_a_mebibyte(self, tmp_path: Path) -> None:
+        hawse = Runtime(str(tmp_path))
+        with FakeMonitor(Store(hawse.root, "c1")) as monitor:
+            done = hawse("update", "-r", "-", "c1", stdin="{}".ljust(1024 * 1024 + 1))
+        assert "update: -: larger than 1048576 bytes" in done.errors
+        assert monitor.calls == []
+
     @pytest.mark.parametrize(("extra", "refused"), [(0, False), (1, True)])
     def test_a_file_has_at_most_a_mebibyte(self, hawse: Command, tmp_path: Path, extra: int, refused: bool) -> None:
         limits = tmp_path / "limits.json"
