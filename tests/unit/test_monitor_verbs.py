@@ -34,6 +34,7 @@ def hawse(tmp_path: Path) -> Command:
         (["kill", "c1"], ("kill", {"signal": 15, "all": False})),
         (["kill", "c1", "KILL"], ("kill", {"signal": 9, "all": False})),
         (["kill", "--all", "c1", "64"], ("kill", {"signal": 64, "all": True})),
+        (["kill", "c1", "RTMIN"], ("kill", {"signal": 34, "all": False})),
         (["kill", "-a", "c1"], ("kill", {"signal": 15, "all": True})),
         (["start", "c1"], ("start", {})),
         (["update", "--memory", "64m", "c1"], ("update", {"resources": {"memory": {"limit": 64 << 20}}})),
