@@ -11,6 +11,10 @@ from hawse.cli.options import split
 from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
 
+TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 VERSION = "0.1.0"
 SPEC_VERSION = "1.2.0"
 
@@ -61,13 +65,14 @@ _FLAGS = {
 }
 
 
-def main() -> int:
-    """Run the command line; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. ``arguments`` are this process's by default."""
     log = Log()
     debug = False
     try:
         spellings = {f"--{name}": name for name in _FLAGS} | {"-v": "version", "-h": "help"}
-        words = split(sys.argv[1:], options=tuple(_OPTIONS), flags=spellings, verb=True)
+        given = sys.argv[1:] if arguments is None else arguments
+        words = split(given, options=tuple(_OPTIONS), flags=spellings, verb=True)
         if "help" in words.flags:
             print(_help())
             return 0

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from hawse.cli.log import Log
+from hawse.container.create import take_back
 from hawse.container.process import write_pid_file
-from hawse.errors import HostError
+from hawse.errors import HostError, VmError
+from hawse.sandbox.state import Store
 
 NOTES = [("warning", "something to know"), ("debug", "something more")]
 
@@ -52,3 +54,30 @@ def test_a_stderr_that_nobody_reads_fails_nothing(form: str, stderr: str) -> Non
         assert subprocess.run([sys.executable, "-I", "-c", program], stderr=writing, check=False).returncode == 0
     finally:
         os.close(writing)
+
+
+class Stuck(Store):
+    """A state directory that cannot be removed."""
+
+    def remove(self) -> None:
+        raise HostError("its directory stays", hint="remove it")
+
+
+@pytest.mark.parametrize(("hint", "together"), [("", "remove it"), ("see the log", "see the log; remove it")])
+def test_failure_of_the_undoing_is_added_to_the_reason(tmp_path: Path, hint: str, together: str) -> None:
+    store = Stuck(str(tmp_path), "c1")
+    store.make()
+    error = VmError("no machine", hint=hint)
+    take_back(store, error, None)
+    assert (error.message, error.hint) == ("no machine; and then its directory stays", together)
+
+
+def test_cgroup_that_stays_is_added_to_the_reason(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "state"), "c1")
+    store.make()
+    (tmp_path / "cgroup/other").mkdir(parents=True)
+    (Path(store.path) / "cgroups").write_text(f"{tmp_path}/cgroup\n")
+    error = VmError("no machine")
+    take_back(store, error, None)
+    assert error.message == f"no machine; and then the cgroup {tmp_path}/cgroup cannot be removed: Directory not empty"
+    assert not os.path.exists(store.path)

@@ -148,6 +148,8 @@ BOTH = frozenset({2048, GIB_KIB})
         (SINGLE, Wanted({2048: 32, GIB_KIB: 0}, BOTH), 9, ((2048, 32),)),
         (SINGLE, Wanted({2048: 32}, said={2048: 9}, configured={2048: 8}), 0, ((2048, 32),)),
         (SINGLE, Wanted({2048: 2**52}), 0, ()),
+        (SINGLE, Wanted({2048: 8 * 1024 - 1}), 0, ((2048, 8 * 1024 - 1),)),
+        (SINGLE, Wanted({2048: 8 * 1024}), 0, ()),
         (SINGLE, Wanted({2048: 2**52}, frozenset({2048})), 7, ((2048, 7),)),
         # The annotation, then the configuration: the one for whoever has it, the other for whoever mounts such pages.
         (SINGLE, Wanted(said={2048: 9}), 0, ((2048, 9),)),

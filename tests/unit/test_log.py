@@ -122,3 +122,49 @@ def test_a_log_may_be_a_pipe(tmp_path: Path) -> None:
         fd = os.open(tmp_path / "pipe", os.O_RDWR)
         with open(fd) as pipe:
             assert [json.loads(pipe.readline())["msg"] for _ in "we"] == ["w", "e"]
+
+
+@pytest.mark.parametrize(("spare", "taken_in"), [(0, True), (-1, False)])
+def test_a_file_of_many_warnings_is_taken_in_up_to_a_limit(tmp_path: Path, spare: int, taken_in: bool) -> None:
+    """64 KiB: what is larger is somebody's journal."""
+    path = tmp_path / "log.json"
+    warning = '{"level": "warning", "msg": "w"}\n'
+    path.write_text((warning * 1000).rstrip().ljust(64 * 1024 - spare - 1) + "\n")
+    Log(str(path), form="json").error("it failed")
+    assert (podman_reads(path) == "it failed") is taken_in
+
+
+@pytest.mark.parametrize(
+    ("with_file", "form", "lines"),
+    [
+        (False, "text", ["hawse: warning: w", "hawse: e"]),
+        (False, "json", ["w", "d", "e"]),
+        (True, "text", ["hawse: e"]),
+        (True, "json", ["hawse: e"]),
+    ],
+)
+def test_what_people_get_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], with_file: bool, form: str, lines: list[str]
+) -> None:
+    """With a log file only the error, as from runc; JSON without a file is stderr's."""
+    log = Log(str(tmp_path / "log") if with_file else None, form=form, debug=True)
+    log.tell([("warning", "w"), ("debug", "d")])
+    log.error("e")
+    written = capsys.readouterr().err.splitlines()
+    if form == "json" and not with_file:
+        written = [json.loads(line)["msg"] for line in written]
+    assert written == lines
+    if with_file:
+        text = (tmp_path / "log").read_text()
+        assert [level for level in ("warning", "debug", "error") if level in text] == ["warning", "debug", "error"]
+
+
+def test_evidence_follows_the_error_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Log().error("it failed", "one\ntwo")
+    Log().error("it failed")
+    assert capsys.readouterr().err == "hawse: it failed\n  | one\n  | two\nhawse: it failed\n"
+
+
+def test_details_are_for_debugging(tmp_path: Path) -> None:
+    Log(str(tmp_path / "log")).debug("a detail")
+    assert not (tmp_path / "log").exists()

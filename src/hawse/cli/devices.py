@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hawse.errors import UsageError
 from hawse.sandbox.state import Store
 from hawse.vfio import inventory, pci_ids
-from hawse.vfio.groups import Bar
+from hawse.vfio.groups import Bar, holders
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -24,10 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings, *, root: str = "") -> int:
     """List them; ``root`` is another host."""
-    listings = inventory.read(root=root)
+    listings = inventory.read(root=root, holders=partial(holders, root=root))
     functions = [entry.function for listing in listings for entry in listing.entries]
     names = pci_ids.names({(f.vendor, f.device) for f in functions}, root=root)
-    sandbox_of = inventory.sandboxes(_monitors(settings.root))
+    sandbox_of = inventory.sandboxes(_monitors(settings.root), root=root)
     found = [_as_json(listing, names, sandbox_of) for listing in listings]
     print(json.dumps(found, indent=2) if args.json else "\n".join(_as_text(group) for group in found))
     return 0
@@ -109,6 +111,6 @@ def _monitors(root: str) -> dict[str, int]:
         try:
             with open(f"{Store(root, name).path}/state.json", "rb") as file:
                 found[name] = int(json.load(file).get("monitorPid", 0))
-        except (OSError, ValueError, TypeError, AttributeError):
-            continue
+        except (UsageError, OSError, ValueError, TypeError, AttributeError):
+            continue  # nothing of hawse's, or not written yet
     return found

@@ -74,7 +74,7 @@ class Log:
         if self._path is None:
             _say(line)
             return
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             if self._form == "json" and stat.S_ISREG(os.fstat(fd).st_mode):
                 fcntl.flock(fd, fcntl.LOCK_EX)  # commands of one container share a file
@@ -91,7 +91,7 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
     except OSError:
         # Its reader has gone. Python would write it once more at exit, and make the exit status 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _take_in(path: str, error: dict[str, Any]) -> bool:

@@ -91,10 +91,10 @@ def _await_end_of_others(store: Store) -> None:
         time.sleep(0.005)
 
 
-def _await_monitor(store: Store, pid: int) -> None:
-    """Wait for the monitor's end; kill what does not end. Its children, QEMU among them, die with it."""
+def _await_monitor(store: Store, pid: int, *, seconds: float = _SECONDS) -> None:
+    """Wait for the monitor's end; kill it after ``seconds``. Its children, QEMU among them, die with it."""
     started = start_time(pid)
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + seconds
     while store.monitor_lives():
         if time.monotonic() > deadline:
             if not alive(pid, started):

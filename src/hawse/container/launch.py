@@ -24,6 +24,13 @@ _MAX_REPORT = 1024 * 1024
 _MAX_TITLE = 4096
 
 
+#: The monitor is of the command's own package, whatever else is installed; no other module is looked for there.
+_MONITOR = (
+    f"import sys; sys.path.insert(0, {_PACKAGES!r}); import hawse; del sys.path[0]; "
+    "from hawse.sandbox.monitor import main; main()"
+)
+
+
 class MonitorProcess:
     """A monitor that is making a sandbox: started before there is a plan, since it takes as long to be ready."""
 
@@ -37,7 +44,7 @@ class MonitorProcess:
         ):
             arguments = [store.root, store.name, str(listener.fileno()), str(theirs.fileno())]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", "from hawse.sandbox.monitor import main; main()", *arguments],
+                [sys.executable, "-I", "-c", _MONITOR, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -125,7 +132,7 @@ class ProxyProcess:
         title = f"hawse[{store.name}]: {' '.join(command)[:_MAX_TITLE]}".replace("\0", " ")
         name = f"{store.name}/{key}"
         # It connects itself: the kernel then tells the monitor its pid.
-        fd = os.open(store.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(store.path, os.O_DIRECTORY)
         view = -1 if namespaces is None else namespaces.view
         handed = range(len(STDIO), len(STDIO) + len(preserved))
         words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), title]
@@ -181,7 +188,7 @@ def _mover(network: str) -> Callable[[], None]:
 
     def move() -> None:
         if network:
-            namespaces.enter(os.open(network, os.O_RDONLY | os.O_CLOEXEC))
+            namespaces.enter(os.open(network, os.O_RDONLY))
         else:
             namespaces.leave()
 

@@ -49,7 +49,7 @@ class ChildrenApart:
     """While this lasts, a process that is started is the first of a PID namespace. Of a process of one thread only."""
 
     def __enter__(self) -> None:
-        self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._own = os.open("/proc/self/ns/pid", os.O_RDONLY)
         try:
             _check(_libc.unshare(_CLONE_NEWPID))
         except BaseException:
@@ -108,7 +108,7 @@ def _show(mount: dict[str, Any], tree: int) -> None:
     # Symbolic links lead nowhere but into the container's files: they are this process's root.
     if tree >= 0 and not mount["is_dir"]:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.close(os.open(target, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o755))
+        os.close(os.open(target, os.O_CREAT, 0o755))
     else:
         os.makedirs(target, exist_ok=True)
     if tree >= 0:

@@ -60,6 +60,7 @@ class Sandbox:
         self._owing: dict[str, Store] = {}  # containers that functions of the host were bound for
         self._machine: Machine | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._start = asyncio.Lock()
 
     def find(self, name: str) -> Container:
         """The container. Raises :class:`NotFoundError` in runc's words."""
@@ -106,11 +107,12 @@ class Sandbox:
         found = self.find(name)
         if found is not self.first:
             return await found.start()
-        with self._steps.span(GUEST, "container started"):
-            notes = await found.start(connect=self._connect_again)
-        if self.plan.timeline:
-            await self._draw_timeline()
-        return notes
+        async with self._start:
+            with self._steps.span(GUEST, "container started"):
+                notes = await found.start(connect=self._connect_again)
+            if self.plan.timeline:
+                await self._draw_timeline()
+            return notes
 
     async def add(self, plan: ContainerPlan, trees: Sequence[int], *, key: str) -> Notes:
         """Make one more container; ``trees`` are descriptors of what it shares, in the order of ``plan.shares``, and
@@ -247,7 +249,8 @@ class Sandbox:
 
     async def _await_end(self) -> None:
         await self.first.stopped.wait()
-        self.finished.set()
+        async with self._start:  # of a program that ended at once the start is answered before the monitor's end
+            self.finished.set()
 
     def _find_joins(self, plan: ContainerPlan) -> dict[str, str]:
         """The containers whose namespaces a new one is to have, by kind. Raises :class:`ConfigError`."""

@@ -1,0 +1,118 @@
+"""A monitor without a sandbox: it holds the lock, and answers on the socket of a real state directory."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from hawse.errors import HawseError
+from hawse.link import control
+from hawse.link.blocking import Port
+from hawse.sandbox import sockets
+from hawse.sandbox.state import RUNNING, Store, start_time
+
+#: An answer: the connection is closed without one.
+HANG_UP = object()
+
+
+class FakeMonitor:
+    """Records every call in ``calls``, and answers with ``answers[method]``.
+
+    An answer is a value, an error to send, :data:`HANG_UP`, or a function of the parameters that returns one of these.
+    A ``proxy`` connection is put into ``proxies`` with its parameters.
+    """
+
+    def __init__(self, store: Store, answers: dict[str, Any] | None = None, **state: Any) -> None:
+        self.store = store
+        self.answers: dict[str, Any] = {"delete": lambda _: self.end()} | (answers or {})
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.proxies: queue.Queue[tuple[socket.socket, dict[str, Any]]] = queue.Queue()
+        self._threads: list[threading.Thread] = []
+        self._open: set[socket.socket] = set()
+        if not os.path.isdir(store.path):
+            store.make()
+        self._lock = store.lock()
+        me = os.getpid()
+        self.state: dict[str, Any] = {"id": store.name, "ociVersion": "1.0.2", "bundle": "/b", "rootfs": "/b/rootfs"}
+        self.state |= {"created": "2026-01-02T03:04:05Z", "owner": "root", "pid": me, "pidStart": start_time(me)}
+        self.state |= {"status": RUNNING, "monitorPid": me} | state
+        store.write(self.state)
+        self._listener = sockets.bind(store.path, "monitor.sock")
+        self._start(self._accept)
+
+    def __enter__(self) -> FakeMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(30)
+        while not self.proxies.empty():  # of processes that the test has not asked for
+            self.proxies.get()[0].close()
+
+    def change(self, **state: Any) -> None:
+        """Write another state."""
+        self.state |= state
+        self.store.write(self.state)
+
+    def end(self) -> None:
+        """The monitor's end: its lock is free, and nobody listens."""
+        if self._lock >= 0:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that were called, in order."""
+        return [method for method, _ in self.calls]
+
+    def _start(self, run: Any, *arguments: Any) -> None:
+        thread = threading.Thread(target=run, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._open.add(connection)
+            self._start(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        port = Port(connection.fileno())
+        with suppress(HawseError, OSError):
+            for _, _, payload in port.frames():
+                number, method, params = control.decode_call(payload)
+                if method == "proxy":
+                    self._open.discard(connection)
+                    self.proxies.put((connection, params))
+                    return
+                self.calls.append((method, params))
+                answer = self.answers.get(method)
+                if callable(answer):
+                    answer = answer(params)
+                if answer is HANG_UP:
+                    break
+                if isinstance(answer, HawseError):
+                    port.send(control.encode_error(number, answer))
+                else:
+                    port.send(control.encode_result(number, answer))
+                if method == "delete":
+                    break
+        self._open.discard(connection)
+        connection.close()

@@ -1,0 +1,162 @@
+"""`attach` and `detach`: what the monitor is asked for, all groups or none, and what is undone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hawse.errors import DeviceError, VmError
+from hawse.sandbox.room import Room
+from hawse.sandbox.state import PAUSED, STOPPED
+from hawse.vm.ports import MIB, Port
+from tests.support.command import Command
+from tests.support.fake_monitor import FakeMonitor
+from tests.support.ready import EMULATED, Ready
+
+
+def spare(name: str, bus: int) -> Port:
+    return Port(name, bus, True, 64 * MIB, 64 * MIB)
+
+
+def entry(group: int, **more: Any) -> dict[str, Any]:
+    """What the monitor tells of a function."""
+    found = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
+    return found | {"guest": {"address": "0000:01:00.0"}} | more
+
+
+@pytest.fixture
+def hawse(tmp_path: Path) -> Command:
+    host = Ready(str(tmp_path))
+    made = Command(str(tmp_path))
+    made.configure(host.config(more=EMULATED))
+    return made
+
+
+@pytest.fixture
+def monitor(hawse: Command) -> Iterator[FakeMonitor]:
+    room = msgspec.to_builtins(Room(spares=[spare("port1", 1), spare("port2", 2)]))
+    answers = {"room": room, "wants_files": False, "attach": lambda params: [entry(params["plugs"][0]["group"])]}
+    with FakeMonitor(hawse.store("c1"), answers) as made:
+        yield made
+
+
+def sent(monitor: FakeMonitor, method: str) -> list[dict[str, Any]]:
+    return [params for name, params in monitor.calls if name == method]
+
+
+def test_groups_get_different_ports(hawse: Command, monitor: FakeMonitor) -> None:
+    monitor.answers["attach"] = lambda params: [entry(params["plugs"][0]["group"], note="bus 3b is taken")]
+    done = hawse("attach", "c1", "5", "7")
+    assert (done.code, done.errors) == (0, "")
+    assert done.output.splitlines() == [
+        "emulated edu, group 5: in the guest 0000:01:00.0 (bus 3b is taken), /dev/vfio/5",
+        "emulated edu, group 7: in the guest 0000:01:00.0 (bus 3b is taken), /dev/vfio/7",
+    ]
+    first, second = sent(monitor, "attach")
+    assert [plug["bus"] for plug in (*first["plugs"], *second["plugs"])] == ["port1", "port2"]
+    assert [node["path"] for node in first["nodes"]] == ["/dev/vfio/5"]
+    assert (first["mode"], first["uid"], first["gid"]) == (0o666, 0, 0)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_device_files_are_for_containers_that_have_the_interface(
+    hawse: Command, monitor: FakeMonitor, wanted: bool
+) -> None:
+    monitor.answers["wants_files"] = wanted
+    assert hawse("attach", "c1", "5").code == 0
+    [call] = sent(monitor, "attach")
+    files = [(node["path"], node["file"]) for node in call["nodes"]]
+    assert files == [("/dev/vfio/5", False), *([("/dev/vfio/devices/vfio5", True)] if wanted else [])]
+
+
+def test_group_of_another_container_is_shared(hawse: Command, monitor: FakeMonitor) -> None:
+    assert hawse("attach", "c1", "5").code == 0
+    [plug] = sent(monitor, "attach")[0]["plugs"]
+    monitor.answers["room"] = {"spares": [], "plugs": [plug]}
+    assert hawse("attach", "c1", "5").code == 0
+    assert sent(monitor, "attach")[1]["plugs"] == [plug | {"shared": True}]
+
+
+def test_json_is_what_the_monitor_tells(hawse: Command, monitor: FakeMonitor) -> None:
+    done = hawse("attach", "--format", "json", "c1", "5")
+    assert json.loads(done.output) == [entry(5)]
+    assert len(monitor.calls) == 3
+
+
+def test_without_a_free_port_nothing_is_attached(hawse: Command, monitor: FakeMonitor) -> None:
+    monitor.answers["room"] = {"spares": [msgspec.to_builtins(spare("port1", 1))]}
+    assert hawse("attach", "c1", "5", "7").code == 1
+    assert sent(monitor, "attach") == []
+
+
+@pytest.mark.parametrize(
+    ("undoing", "message"),
+    [
+        (None, "the guest refuses it [end its user]\n"),
+        (VmError("no answer"), "the guest refuses it; and undoing it failed: no answer [end its user]\n"),
+    ],
+)
+def test_failure_of_one_group_detaches_the_others(
+    hawse: Command, monitor: FakeMonitor, undoing: object, message: str
+) -> None:
+    answers = [[entry(5)], DeviceError("the guest refuses it", hint="end its user")]
+    monitor.answers |= {"attach": lambda _: answers.pop(0), "detach": undoing}
+    done = hawse("attach", "c1", "5", "7")
+    assert (done.code, done.output, done.errors) == (1, "", f"hawse: {message}")
+    assert sent(monitor, "detach") == [{"group": 5, "force": False, "container": "c1"}]
+
+
+@pytest.mark.parametrize(
+    ("state", "targets", "error"),
+    [
+        ({"status": STOPPED}, ["5"], "container not running: c1 is stopped"),
+        ({"vfio": [entry(5)]}, ["7", "5"], "group 5 is attached to c1 already"),
+        ({}, ["999999"], "IOMMU group 999999 does not exist"),
+        ({}, ["five"], "'five' is neither a group's number nor a PCI address"),
+        ({"annotations": {"hawse.device-mode": "other"}}, ["5"], "annotations: hawse.device-mode"),
+    ],
+)
+def test_what_cannot_be_attached_is_found_before_anything_is_done(
+    hawse: Command, monitor: FakeMonitor, state: dict[str, Any], targets: list[str], error: str
+) -> None:
+    monitor.change(**state)
+    done = hawse("attach", "c1", *targets)
+    assert done.code == 1
+    assert done.errors.startswith(f"hawse: {error}")
+    assert monitor.calls == []
+
+
+@pytest.mark.parametrize("annotations", [None, {}, {"hawse.guest-devices": "[]"}])
+def test_container_without_options_of_its_own(
+    hawse: Command, monitor: FakeMonitor, annotations: dict[str, str] | None
+) -> None:
+    """hawse.guest-devices is the monitor's note in the state, and no option. A paused container takes devices, too."""
+    monitor.change(annotations=annotations, status=PAUSED)
+    assert hawse("attach", "c1", "5").code == 0
+
+
+class TestDetach:
+    """By number or by address."""
+
+    def test_groups_are_detached_in_their_order(self, hawse: Command, monitor: FakeMonitor) -> None:
+        monitor.change(vfio=[entry(5), entry(8) | {"host": {"address": "0000:3b:00.0", "group": 8}}])
+        assert hawse("detach", "--force", "c1", "5", "3b:00.0").code == 0
+        assert sent(monitor, "detach") == [
+            {"group": 5, "force": True, "container": "c1"}, {"group": 8, "force": True, "container": "c1"},
+        ]  # fmt: skip
+
+    def test_address_that_was_not_attached_must_be_the_hosts(self, hawse: Command, monitor: FakeMonitor) -> None:
+        done = hawse("detach", "c1", "ffff:ff:1f.7")
+        assert (done.code, "ffff:ff:1f.7 is no PCI function of this host" in done.errors) == (1, True)
+        assert monitor.calls == []
+
+    def test_group_that_is_in_use_stays(self, hawse: Command, monitor: FakeMonitor) -> None:
+        monitor.answers["detach"] = DeviceError("group 5 is in use")
+        done = hawse("detach", "c1", "5", "7")
+        assert done.errors == "hawse: group 5 is in use\n"
+        assert sent(monitor, "detach") == [{"group": 5, "force": False, "container": "c1"}]

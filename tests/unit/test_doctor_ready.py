@@ -1,0 +1,134 @@
+"""`hawse doctor` on a host that has all that containers need, and what is missing one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.doctor import host as checks
+from hawse.doctor import machine
+from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from tests.support.command import Command
+from tests.support.ready import EMULATED, Planner, keep_template, make_program
+from tests.support.sysfs import FakeSysfs
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Planner:
+    return Planner(str(tmp_path))
+
+
+@pytest.fixture
+def hawse(host: Planner) -> Iterator[Command]:
+    made = Command(host.directory)
+    made.configure(host.config(more=EMULATED))
+    yield made
+
+
+def findings(hawse: Command) -> dict[str, dict[str, str]]:
+    """What each check says, by its name."""
+    return {check["name"]: check for check in json.loads(hawse("doctor", "--json").output)["checks"]}
+
+
+def test_host_with_emulated_groups_needs_no_devices(hawse: Command) -> None:
+    done = hawse("doctor")
+    assert done.code == 0
+    lines = done.output.splitlines()
+    assert lines[0] == "ok       configuration: can be read"
+    assert lines[-2:] == ["", "ready"]
+    assert json.loads(hawse("doctor", "--json").output)["ready"] is True
+
+
+def test_missing_image_makes_it_unready_and_has_a_remedy(host: Planner, hawse: Command) -> None:
+    for name in os.listdir(f"{host.cache}/images"):
+        if name.startswith("current-"):
+            os.unlink(f"{host.cache}/images/{name}")
+    done = hawse("doctor")
+    assert done.code == 1
+    lines = done.output.splitlines()
+    found = lines.index(f"MISSING  guest image: there is no guest image in {host.cache}")
+    assert lines[found + 1] == "         [build it with `hawse image build`]"
+    assert lines[-1] == "not ready"
+    assert not any(line.strip() == "[]" for line in lines)
+
+
+def test_configuration_that_cannot_be_read_is_a_finding(hawse: Command) -> None:
+    hawse.configure("[vm")
+    done = hawse("doctor")
+    assert done.code == 1
+    first, second = done.output.splitlines()[:2]
+    assert first.startswith("MISSING  configuration: configuration ")
+    assert second == "         [correct that in the file]"
+
+
+def test_findings_of_a_ready_host(host: Planner, hawse: Command) -> None:
+    found = findings(hawse)
+    assert (found["guest image"]["verdict"], found["guest image"]["found"]) == (OK, f"{host.cache}/images/d1")
+    assert (found["acceleration"]["verdict"], "configured" in found["acceleration"]["found"]) == (WARNING, True)
+    assert found["shared files"]["found"] == f"virtiofs, by {host.virtiofsd}"
+    assert found["state"]["found"] == hawse.root
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="where there is no KVM nothing is tried")
+@pytest.mark.parametrize("works", [True, False])
+def test_kvm_is_what_a_probe_says(host: Planner, hawse: Command, works: bool) -> None:
+    answers = Path(host.qemu).read_text().partition("\n")[2]
+    said = "Linux version 6" if works else "KVM is broken"
+    make_program(host.qemu, f"case $* in *accel=kvm*) echo {said}; echo {said} >&2; exit;; esac\n{answers}")
+    hawse.configure(host.config(vm='accel = "auto"'))
+    found = findings(hawse)["acceleration"]
+    assert (found["verdict"], found["found"]) == (
+        (OK, "KVM (a guest kernel ran)") if works else
+        (WARNING, "none, guests are some twenty times slower: KVM is broken")
+    )  # fmt: skip
+    if not works:
+        hawse.configure(host.config(vm='accel = "kvm"'))
+        assert findings(hawse)["acceleration"]["remedy"] == "set vm.accel to auto"
+
+
+def test_templates_are_counted_and_damaged_ones_named(host: Planner, hawse: Command) -> None:
+    made = host.sandbox().machine
+    for digest in ("a" * 64, "b" * 64):
+        keep_template(host.cache, digest, made)
+    assert findings(hawse)["templates"]["found"].startswith("2; ")
+    Path(f"{host.cache}/templates/{'b' * 64}/manifest.json").write_text("{")
+    found = findings(hawse)["templates"]
+    assert (found["verdict"], found["found"]) == (WARNING, "damaged: bbbbbbbbbbbb")
+    assert found["remedy"] == "`hawse template remove bbbbbbbbbbbb`"
+
+
+def test_state_directory_is_looked_for_upward(tmp_path: Path) -> None:
+    assert machine.state_directory(f"{tmp_path}/a/b").verdict == OK
+    program = make_program(f"{tmp_path}/program", "exit 0")
+    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is a file, if one that can be executed"
+
+
+@pytest.mark.parametrize("iommufd", [False, True])
+def test_device_file_interface_is_mentioned(tmp_path: Path, iommufd: bool) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.write("dev/vfio/vfio", "")
+    host.driver("vfio-pci")
+    if iommufd:
+        host.write("dev/iommu", "")
+    found: Finding = checks.vfio(root=host.root)
+    assert found.found == f"/dev/vfio/vfio and vfio-pci are there{', /dev/iommu too' if iommufd else ''}"
+
+
+def test_huge_pages_of_odd_names_and_of_none_are_not_counted(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.write("sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "0\n")
+    host.write("sys/kernel/mm/hugepages/other/nr_hugepages", "5\n")
+    assert checks.hugepages(root=host.root).found == "none are reserved on this host, and none are needed"
+
+
+@pytest.mark.parametrize(("total", "verdict"), [(4, WARNING), (3, MISSING)])
+def test_huge_pages_that_others_have_may_come_back(tmp_path: Path, total: int, verdict: str) -> None:
+    """Exactly as many as a machine takes are enough, once they are free."""
+    host = FakeSysfs(str(tmp_path))
+    host.write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", f"{total}\n")
+    found = checks.hugepages(page_kib=2048, memory_mib=8, root=host.root)
+    assert (found.verdict, found.remedy.split(";")[0]) == (verdict, f"sysctl vm.nr_hugepages={total + 4}")

@@ -1,0 +1,256 @@
+"""From a bundle and the configuration to a plan: what each field of them decides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.container.process import shown
+from hawse.errors import ConfigError, DeviceError, HostError
+from hawse.oci.template import example
+from hawse.vm.ports import MIB
+from tests.support.bundles import add_devices
+from tests.support.netns import Namespace
+from tests.support.ready import DEVICES, EMULATED, Change, Planner, annotated, limited, make_qemu
+
+COLD = f'[devices]\nplug = "cold"\n{EMULATED}'
+CRI = {"io.kubernetes.cri.container-type": "sandbox"}
+NODES = [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 0, 0)]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Planner:
+    return Planner(str(tmp_path))
+
+
+def test_plain_container(host: Planner) -> None:
+    made = host.sandbox(timeline="/t.json")
+    assert (made.id, made.bundle, made.rootfs) == ("c1", host.bundle, f"{host.bundle}/rootfs")
+    assert (made.annotations, made.plugs, made.nodes, made.binds, made.native) == ({}, [], [], [], {})
+    assert (made.pod, made.timeline, made.owner, made.network) == (False, "/t.json", "root", "")
+    assert made.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
+    assert [share.name for share in made.shares] == ["rootfs"]
+    machine = made.machine
+    assert (machine.memory_mib, machine.cpus, machine.page_kib, machine.accel) == (1024, 2, 0, "tcg")
+    assert machine.kernel == f"{host.cache}/images/d1/vmlinux"
+    assert machine.machine_properties == ["hpet", "usb"]
+    assert len(made.ports) == 4
+    assert host.said.warnings == []
+
+
+def test_container_without_optional_sections(host: Planner) -> None:
+    """Of linux only namespaces are needed; env, mounts and annotations may be missing."""
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["linux"] = {"namespaces": [{"type": "network"}, {"type": "mount"}]}
+        del spec["mounts"], spec["process"]["env"], spec["hostname"]
+
+    host.write(change)
+    made = host.sandbox()
+    assert (made.spec["process"]["env"], made.cgroup.path) == ([], "")
+
+
+class TestSize:
+    """Limits make the machine larger than the configuration says."""
+
+    @pytest.mark.parametrize(
+        ("change", "size"),
+        [
+            (limited(), (1024, 2)),
+            (limited(memory={}), (1024, 2)),
+            (limited(memory={"limit": 700 * MIB}), (1024, 2)),
+            (limited(memory={"limit": 800 * MIB}), (2048, 2)),
+            (limited(cpu={"shares": 5}), (1024, 2)),
+            (limited(cpu={"quota": 1000, "period": 1000}), (1024, 1)),
+            (limited(cpu={"quota": 200_000}), (1024, 2)),
+            (annotated(CRI | {"io.kubernetes.cri.sandbox-memory": str(800 * MIB)}), (2048, 2)),
+            (annotated({"io.kubernetes.cri.sandbox-memory": str(800 * MIB)}), (1024, 2)),
+        ],
+    )
+    def test_memory_and_cpus(self, host: Planner, change: Change, size: tuple[int, int]) -> None:
+        host.write(change)
+        machine = host.sandbox(host.config(vm="cpus = 1" if size[1] == 1 else "")).machine
+        assert (machine.memory_mib, machine.cpus) == size
+
+    @pytest.mark.parametrize(
+        ("quota", "period", "cpus"), [(150_000, None, 2), (150_000, 50_000, 3), (100_000, 100_000, 1), (0, 1000, 1)]
+    )
+    def test_quota_is_by_its_period(self, host: Planner, quota: int, period: int | None, cpus: int) -> None:
+        host.write(limited(cpu={"quota": quota} | ({"period": period} if period else {})))
+        expected = min(cpus, os.cpu_count() or 1)
+        assert host.sandbox(host.config(vm="cpus = 1")).machine.cpus == expected
+
+    @pytest.mark.parametrize(("period", "cpus"), [("", 2), ("200000", 1)])
+    def test_quota_of_a_pod_is_by_the_pods_period(self, host: Planner, period: str, cpus: int) -> None:
+        """The sandbox's own process has limits of its own, which say nothing of the containers."""
+        told = {"io.kubernetes.cri.sandbox-cpu-quota": "200000", "io.kubernetes.cri.sandbox-cpu-period": period}
+
+        def change(spec: dict[str, Any]) -> None:
+            annotated(CRI | {key: value for key, value in told.items() if value})(spec)
+            limited(cpu={"quota": 5, "period": 1_000_000}, memory={"limit": MIB})(spec)
+
+        host.write(change)
+        assert host.sandbox(host.config(vm="cpus = 1")).machine.cpus == min(cpus, os.cpu_count() or 1)
+
+    def test_hugepages_of_the_annotation_are_beside_all_else(self, host: Planner) -> None:
+        host.write(annotated({"hawse.hugepages": "2MB:512"}))
+        made = host.sandbox()
+        assert (made.hugepages, made.machine.memory_mib) == ([(2048, 512)], 2048)
+
+    def test_memory_of_hugepages_that_the_host_has_not(self, host: Planner) -> None:
+        with pytest.raises(HostError, match="takes 4096 huge pages of 1GB"):
+            host.sandbox(host.config(vm='hugepages = "1GB"\nmemory_mib = 4194304'))
+
+
+class TestRoles:
+    """Single containers, sandboxes of pods, and their ports."""
+
+    def test_pod_has_ports_for_the_devices_of_its_containers(self, host: Planner) -> None:
+        host.write(annotated(CRI))
+        made = host.sandbox(host.config(more="[devices]\npod_window_mib = 64"))
+        assert made.pod
+        assert len(made.ports) == 16
+        assert [port.bridge for port in made.ports].count(True) == 2
+        assert {port.prefetchable for port in made.ports} == {64 * MIB}
+
+    def test_podmans_pod_is_known_by_its_program(self, host: Planner) -> None:
+        def change(spec: dict[str, Any]) -> None:
+            annotated({"io.container.manager": "libpod"})(spec)
+            spec["process"]["args"] = ["/catatonit", "-P"]
+
+        host.write(change)
+        assert host.sandbox().pod
+
+
+class TestDevices:
+    """Groups of the specification and of the annotation."""
+
+    @pytest.mark.parametrize("config", [EMULATED, COLD])
+    def test_group_is_plugged(self, host: Planner, config: str) -> None:
+        host.write(lambda spec: add_devices(spec, NODES))
+        made = host.sandbox(host.config(more=config))
+        [step] = made.plugs
+        assert (step.group, step.cold) == (5, config == COLD)
+        assert [node.path for node in made.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
+        assert made.machine.cold == (step.commands if config == COLD else [])
+        assert (made.machine.template is None) is (config == COLD)
+        assert any(f"emulated edu is {step.guest_address} in the guest" in text for text in host.said.details)
+
+    def test_machine_without_devices_has_a_template_whatever_the_plugging(self, host: Planner) -> None:
+        assert host.sandbox(host.config(more=COLD)).machine.template is not None
+
+    @pytest.mark.parametrize("pod", [False, True])
+    def test_annotation_names_a_group(self, host: Planner, pod: bool) -> None:
+        host.write(annotated({"hawse.devices": "6"} | (CRI if pod else {})))
+        made = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in made.plugs] == [6, 6]
+        assert {node.path for node in made.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
+
+    @pytest.mark.parametrize("native", [False, True])
+    def test_device_mode_leaves_devices_to_the_guests_drivers(self, host: Planner, native: bool) -> None:
+        host.write(annotated({"hawse.device-mode": "guest-kernel"} if native else {}, *NODES))
+        made = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in made.plugs] == [5]
+        rights = {5: {"fileMode": 0o666, "uid": 0, "gid": 0}}
+        assert made.native == (rights if native else {})
+        assert bool(made.nodes) is not native
+        drivers = [share.source for share in made.shares if share.name == "drivers"]
+        assert drivers == ([f"{host.cache}/images/d1/drivers"] if native else [])
+
+    def test_privileged_container_goes_without_what_cannot_be_passed(self, host: Planner) -> None:
+        def change(spec: dict[str, Any]) -> None:
+            add_devices(spec, [*NODES, ("/dev/vfio/999999", 4095, 7)])
+            spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+
+        host.write(change)
+        made = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in made.plugs] == [5]
+        assert [device["path"] for device in made.spec["linux"]["devices"]] == ["/dev/vfio/vfio", "/dev/vfio/5"]
+        [warning] = host.said.warnings
+        assert "/dev/vfio/999999" in warning
+
+    def test_privileged_container_with_all_devices_warns_of_nothing(self, host: Planner) -> None:
+        def change(spec: dict[str, Any]) -> None:
+            add_devices(spec, NODES)
+            spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+
+        host.write(change)
+        assert [step.group for step in host.sandbox(host.config(more=EMULATED)).plugs] == [5]
+        assert host.said.warnings == []
+
+    def test_group_that_does_not_exist_is_an_error(self, host: Planner) -> None:
+        host.write(lambda spec: add_devices(spec, [("/dev/vfio/999999", 4095, 7)]))
+        with pytest.raises(DeviceError, match="group 999999 is absent"):
+            host.sandbox(host.config(more=EMULATED))
+
+    def test_model_that_qemu_lacks_is_named(self, host: Planner) -> None:
+        make_qemu(host.qemu, devices=[name for name in DEVICES if name != "edu"])
+        host.write(lambda spec: add_devices(spec, NODES))
+        with pytest.raises(HostError, match=r"QEMU 9\.2\.0 has no device edu"):
+            host.sandbox(host.config(more=EMULATED))
+
+
+class TestNotes:
+    """What the user is told of the specification."""
+
+    def test_field_without_effect_is_a_warning_or_a_detail(self, host: Planner) -> None:
+        def change(spec: dict[str, Any]) -> None:
+            spec["process"]["apparmorProfile"] = "docker-default"
+            spec["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0"
+
+        host.write(change)
+        host.sandbox()
+        assert [text.partition(":")[0] for text in host.said.warnings] == ["process.apparmorProfile"]
+        assert any(text.startswith("linux.mountLabel") for text in host.said.details)
+
+    @pytest.mark.parametrize(("systemd", "path"), [(False, "/a:b:c"), (True, "/a.slice/b-c.scope")])
+    def test_cgroup_path_is_read_as_the_option_says(self, host: Planner, systemd: bool, path: str) -> None:
+        written = "a.slice:b:c" if systemd else "a:b:c"
+        host.write(lambda spec: spec["linux"].update({"cgroupsPath": written}))
+        assert host.sandbox(systemd=systemd).cgroup.path == path
+
+    def test_network_of_the_engine_is_looked_at_first(self, host: Planner) -> None:
+        def change(spec: dict[str, Any]) -> None:
+            spec["linux"]["namespaces"] = [{"type": kind} for kind in ("mount", "uts")]
+            spec["linux"]["namespaces"].append({"type": "network", "path": path})
+
+        with Namespace() as network:
+            path = network.path
+            host.write(change)
+            before = len(os.listdir("/proc/self/fd"))
+            assert host.sandbox().network == path
+            assert len(os.listdir("/proc/self/fd")) == before
+        with pytest.raises(ConfigError, match="no such file or directory"):
+            host.sandbox()
+
+
+def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> None:
+    """The guest's file systems are empty there, and what is the guest kernel's is left out."""
+    Path(f"{host.directory}/directory").mkdir()
+    Path(f"{host.directory}/file").touch()
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["mounts"] = [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
+            {"destination": "/d", "type": "bind", "source": f"{host.directory}/directory", "options": ["rbind"]},
+            {"destination": "/f", "type": "bind", "source": f"{host.directory}/file", "options": ["bind", "ro"]},
+        ]
+
+    host.write(change)
+    assert shown(host.sandbox()) == [
+        {"destination": "/proc", "type": "proc"},
+        {"destination": "/d", "source": f"{host.directory}/directory", "is_dir": True, "readonly": False},
+        {"destination": "/f", "source": f"{host.directory}/file", "is_dir": False, "readonly": True},
+    ]
+    host.write(lambda spec: spec.pop("mounts"))
+    assert shown(host.sandbox()) == []
+
+
+def test_example_is_a_container(host: Planner) -> None:
+    """`hawse spec` and an empty root file system are enough."""
+    host.write(lambda spec: spec.update(example()))
+    assert host.sandbox().spec["root"]["readonly"] is True

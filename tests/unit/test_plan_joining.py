@@ -1,0 +1,71 @@
+"""The plan of a container that joins a sandbox, whose machine runs already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hawse.errors import DeviceError
+from hawse.sandbox.plan import SandboxPlan
+from hawse.sandbox.room import Room
+from hawse.vm.ports import MIB, Port
+from tests.support.ready import EMULATED, Planner, annotated, limited
+
+COLD = f'[devices]\nplug = "cold"\n{EMULATED}'
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Planner:
+    return Planner(str(tmp_path))
+
+
+def spare(name: str, bus: int, *, bridge: bool = False) -> Port:
+    return Port(name, bus, True, 64 * MIB, 64 * MIB, bridge)
+
+
+def test_groups_get_different_ports(host: Planner) -> None:
+    host.write(annotated({"hawse.devices": "5,7"}))
+    room = Room(spares=[spare("port1", 1), spare("port2", 2)], memory_mib=1024)
+    made = host.container(room, host.config(more=EMULATED))
+    assert [(step.group, step.bus, step.cold) for step in made.plugs] == [(5, "port1", False), (7, "port2", False)]
+    assert host.said.warnings == []
+    assert not isinstance(made, SandboxPlan)
+
+
+def test_groups_without_a_port_are_an_error(host: Planner) -> None:
+    host.write(annotated({"hawse.devices": "5,7"}))
+    with pytest.raises(DeviceError):
+        host.container(Room(spares=[spare("port1", 1)]), host.config(more=EMULATED))
+
+
+def test_group_of_another_container_is_shared(host: Planner) -> None:
+    host.write(annotated({"hawse.devices": "5"}))
+    first = host.container(Room(spares=[spare("port1", 1)]), host.config(more=EMULATED))
+    second = host.container(Room(spares=[], plugs=first.plugs), host.config(more=EMULATED))
+    assert second.plugs == [msgspec.structs.replace(first.plugs[0], shared=True)]
+
+
+@pytest.mark.parametrize(("devices", "warned"), [("5", True), ("", False)])
+def test_cold_plugging_comes_too_late(host: Planner, devices: str, warned: bool) -> None:
+    host.write(annotated({"hawse.devices": devices}))
+    host.container(Room(spares=[spare("port1", 1)]), host.config(more=COLD))
+    assert any("devices.plug is cold" in text for text in host.said.warnings) is warned
+
+
+@pytest.mark.parametrize(
+    ("resources", "warned"),
+    [({}, False), ({"cpu": {"cpus": "0"}}, True), ({"cpu": {"mems": "0"}}, True), ({"cpu": {"shares": 2}}, False)],
+)
+def test_cpus_of_the_host_are_the_sandboxes(host: Planner, resources: dict[str, Any], warned: bool) -> None:
+    host.write(limited(**resources))
+    host.container(Room(spares=[]))
+    assert any("linux.resources.cpu.cpus and mems" in text for text in host.said.warnings) is warned
+
+
+def test_limit_that_the_machine_is_too_small_for(host: Planner) -> None:
+    host.write(limited(memory={"limit": 300 * MIB}))
+    host.container(Room(spares=[], memory_mib=256))
+    assert any("300 MiB are more than the virtual machine" in text for text in host.said.warnings)

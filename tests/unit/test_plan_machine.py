@@ -1,0 +1,103 @@
+"""The machine of a plan: what the configuration and the host's programs decide, and which template it has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hawse.container.plan import plan_machine
+from hawse.errors import HostError
+from tests.support.ready import DEVICES, Planner, Said, keep_template, make_program, make_qemu
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Planner:
+    return Planner(str(tmp_path))
+
+
+class TestMachine:
+    """What the configuration and the host's programs decide."""
+
+    @pytest.mark.parametrize(
+        ("share", "able", "expected"),
+        [("auto", True, "virtiofs"), ("virtiofs", True, "virtiofs"), ("9p", True, "9p"), ("auto", False, "9p")],
+    )
+    def test_files_are_shared_by(self, host: Planner, share: str, able: bool, expected: str) -> None:
+        make_qemu(host.qemu, devices=[name for name in DEVICES if able or name != "vhost-user-fs-pci"])
+        machine = host.sandbox(host.config(vm=f'share = "{share}"')).machine
+        assert machine.share == expected
+        assert machine.virtiofsd[:1] == ([host.virtiofsd] if expected == "virtiofs" else [])
+
+    def test_virtiofs_that_is_configured_and_cannot_be(self, host: Planner) -> None:
+        make_qemu(host.qemu, devices=[name for name in DEVICES if name != "vhost-user-fs-pci"])
+        with pytest.raises(HostError, match="no virtiofsd was found"):
+            host.sandbox(host.config(vm='share = "virtiofs"'))
+
+    @pytest.mark.parametrize(
+        ("vm", "boot", "device"), [("", 180, 120), ("boot_seconds = 7\ndevice_seconds = 0.5", 7, 0.5)]
+    )
+    def test_patience(self, host: Planner, vm: str, boot: float, device: float) -> None:
+        """Less than 240 s without KVM, after which Podman gives up without a reason."""
+        machine = host.sandbox(host.config(vm=vm)).machine
+        assert (machine.boot_seconds, machine.device_seconds) == (boot, device)
+
+    @pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="where there is no KVM nothing is tried")
+    def test_slow_guests_are_warned_of_when_that_is_found_out(self, host: Planner) -> None:
+        config = host.config(vm='accel = "auto"')
+        for times in (1, 0):
+            assert host.sandbox(config).machine.accel == "tcg"
+            assert len([text for text in host.said.warnings if "without KVM" in text]) == times
+
+    @pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="where there is no KVM nothing is tried")
+    def test_guests_that_run_with_kvm_are_not(self, host: Planner) -> None:
+        answers = Path(host.qemu).read_text().partition("\n")[2]
+        make_program(host.qemu, f"case $* in *accel=kvm*) echo Linux version 6; exit;; esac\n{answers}")
+        made = host.sandbox(host.config(vm='accel = "auto"'))
+        assert (made.machine.accel, made.machine.boot_seconds, made.machine.device_seconds) == ("kvm", 30, 15)
+        assert host.said.warnings == []
+
+    def test_machine_of_the_configuration_alone(self, host: Planner) -> None:
+        """As `hawse template build` makes it: the one of most containers."""
+        machine = plan_machine(host.load(host.config(vm="memory_mib = 512\ncpus = 3")), [], Said())
+        assert (machine.memory_mib, machine.cpus) == (512, 3)
+        assert machine.bridges == host.sandbox().machine.bridges
+
+
+class TestTemplate:
+    """Whether the machine's template is used, made, or neither."""
+
+    def make(self, host: Planner) -> str:
+        """The machine's template; its directory."""
+        machine = host.sandbox().machine
+        assert machine.template is not None
+        assert not machine.template.usable
+        return keep_template(host.cache, machine.template.digest, machine)
+
+    def test_whole_one_is_used_and_kept_the_longer(self, host: Planner) -> None:
+        directory = self.make(host)
+        os.utime(f"{directory}/checked", (1, 1))
+        found = host.sandbox().machine.template
+        assert found is not None
+        assert (found.usable, found.cache) == (True, host.cache)
+        assert os.stat(f"{directory}/checked").st_mtime > 1
+        assert host.said.warnings == []
+
+    def test_damaged_one_is_made_again(self, host: Planner) -> None:
+        directory = self.make(host)
+        Path(f"{directory}/state").write_text("other")
+        found = host.sandbox().machine.template
+        assert found is not None
+        assert not found.usable
+        [warning] = host.said.warnings
+        assert warning.startswith("this start is a cold one: the template ")
+
+    def test_directory_that_others_may_write_to_is_not_used(self, host: Planner) -> None:
+        self.make(host)
+        os.chmod(f"{host.cache}/templates", 0o777)
+        assert host.sandbox().machine.template is None
+        assert "others may write" in host.said.warnings[0]
+
+    def test_configuration_turns_them_off(self, host: Planner) -> None:
+        assert host.sandbox(host.config(more="[template]\nenabled = false")).machine.template is None
