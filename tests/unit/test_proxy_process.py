@@ -21,7 +21,7 @@ from hawse.link.streams import STREAMS
 from hawse.sandbox.state import Store
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.proxies import Attached, Pipes, read_all
-from tests.support.runtime import wait_until
+from tests.support.patience import wait_until
 
 
 @pytest.fixture
