@@ -51,6 +51,7 @@ class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annota
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Save evidence as soon as a test with a VM has failed, while its processes are still there."""
     report = yield
+    item.stash[evidence.FAILED] = item.stash.get(evidence.FAILED, False) or report.failed
     if report.failed and {"vm", "lab", "engine"} & {marker.name for marker in item.iter_markers()}:
         report.sections.append(("evidence", evidence.save(_evidence_name(item))))
     return report

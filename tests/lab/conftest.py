@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from hawse.vm.image_build import build
+from tests.lab import kernel
 from tests.lab.host import Lab
 from tests.support import evidence
 from tests.support.bundles import build_probe
+from tests.support.caches import CACHE
 from tests.support.images import pause_program
+from tests.support.runtime import HAWSE
 
 
 @pytest.fixture(scope="package")
@@ -26,3 +30,27 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def probe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The path of the probe, which the lab sees."""
     return build_probe(str(tmp_path_factory.mktemp("probe")))
+
+
+@pytest.fixture(autouse=True)
+def containers_of_a_failed_test(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Delete what a failed test has left running: its devices belong to all tests."""
+    before = lab.run(["ls", "/run/hawse"]).output.split()
+    yield
+    if request.node.stash.get(evidence.FAILED, False):
+        for name in lab.run(["ls", "/run/hawse"]).output.split():
+            if name not in before:
+                lab.run([HAWSE, "delete", "--force", name])
+
+
+@pytest.fixture(scope="package")
+def same_kernel(lab: Lab) -> str:
+    """Configuration of a guest image with the lab's kernel.
+
+    Later kernels report other properties of the same device: from Linux 6.5 on, VFIO_IRQ_INFO_NORESIZE is not set for
+    MSI-X (drivers/vfio/pci/vfio_pci_core.c). A comparison of runc and hawse needs one kernel on both sides.
+    """
+    found = kernel.build()
+    build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
+    lab.see_new_files()
+    return f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'

@@ -5,7 +5,7 @@ One group was given to VFIO beforehand, the other is on its host driver before a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -48,17 +48,6 @@ exit $code
 
 
 @pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """The faults that were survived; their count is printed."""
-    survived: list[str] = []
-    yield survived
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    with capture.global_and_fixture_disabled():
-        print(f"\nfaults tried and survived, with groups of a host: {len(survived)}")
-
-
-@pytest.fixture(scope="module")
 def bundles(lab: Lab, probe: str) -> Iterator[dict[str, str]]:
     """A container that has both groups, one that gets the second later, and one that drives the device and ends.
 
@@ -94,7 +83,7 @@ def kill(lab: Lab, moment: str, victim: str) -> None:
 
 @pytest.mark.parametrize(("moment", "victim"), CASES)
 def test_a_death_leaves_the_hosts_groups_as_they_were(
-    lab: Lab, bundles: dict[str, str], tally: list[str], moment: str, victim: str
+    lab: Lab, bundles: dict[str, str], fault_survived: Callable[[str], None], moment: str, victim: str
 ) -> None:
     before = snapshot(lab)
     started = hawse(lab, "run", "--detach", "--bundle", bundles[moment], "victim")
@@ -110,4 +99,4 @@ def test_a_death_leaves_the_hosts_groups_as_they_were(
         again = hawse(lab, "run", "--bundle", bundles["again"], "again")
         assert again.code == 0, again
         assert read_json(again.output)["passed"] is True
-    tally.append(f"{victim} when {moment}")
+    fault_survived(f"{victim} of the lab when {moment}")

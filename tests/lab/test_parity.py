@@ -10,6 +10,7 @@ from tests.lab.steps import (
     PAIR,
     RUNTIME,
     SECONDS,
+    SETTINGS,
     SLOW_MACHINE,
     SLOW_SECONDS,
     configure,
@@ -37,8 +38,9 @@ LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in
 DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities", "regions", "interrupts"}
 
 
-def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None:
+def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab, same_kernel: str) -> None:
     bundle = make_bundle(lab, "whole-pair", PAIR[0])
+    configure(lab, f"{SETTINGS}{same_kernel}")
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "pair-runc"])
     assert under_runc.code == 0, under_runc
     under_hawse = lab.run([*RUNTIME, "run", "--bundle", bundle, "pair-hawse"], timeout=SECONDS)
@@ -56,9 +58,11 @@ def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab) -> None
 
 
 @pytest.mark.parametrize("acceleration", ["kvm", "tcg"])
-def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(lab: Lab, acceleration: str) -> None:
+def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(
+    lab: Lab, same_kernel: str, acceleration: str
+) -> None:
     bundle = make_bundle(lab, f"parity-{acceleration}", EDU)
-    configure(lab, f'[vm]\naccel = "{acceleration}"\n{SLOW_MACHINE}', CONFIG)
+    configure(lab, f'[vm]\naccel = "{acceleration}"\n{SLOW_MACHINE}{same_kernel}', CONFIG)
     if acceleration == "tcg":
         leave_template(lab, bundle, CONFIG)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from tests.lab.host import DEVICES, Lab
-from tests.lab.steps import CONVENTIONAL, LARGE, LONE_NIC, NVME, PAIR, SECONDS, VIRTUAL
+from tests.lab.steps import CONVENTIONAL, LARGE, LONE_NIC, MACHINE, NVME, PAIR, SECONDS, VIRTUAL, configure
 from tests.lab.test_parity import DIFFERENT, DIFFERENT_BEHIND_A_BRIDGE
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
 
 EDUS = [f"0000:{bus:02x}:00.0" for bus, functions in enumerate(DEVICES, 1) if functions[0]["driver"] == "edu"]
+_CONFIG = "/tmp/sixteen.toml"
 #: Every function of sixteen groups.
 FUNCTIONS = [*PAIR, LONE_NIC, *VIRTUAL, NVME, LARGE, *EDUS[:9], *CONVENTIONAL]
 
@@ -61,12 +62,14 @@ def documents(text: str) -> list[Any]:
     return found
 
 
-def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, probe: str) -> None:
+def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, same_kernel: str, probe: str) -> None:
+    configure(lab, f"[vm]\n{MACHINE}{same_kernel}", _CONFIG)
     made = lab.python(_BUNDLE, "/run/sixteen", probe, _SCRIPT, *FUNCTIONS)
     assert (made.code, made.output) == (0, "16\n"), made.errors
     under_runc = lab.run(["runc", "run", "--bundle", "/run/sixteen", "sixteen-runc"], timeout=300)
     assert under_runc.code == 0, under_runc
-    under_hawse = lab.run([HAWSE, "run", "--bundle", "/run/sixteen", "sixteen-hawse"], timeout=SECONDS)
+    runtime = [HAWSE, "--config", _CONFIG]
+    under_hawse = lab.run([*runtime, "run", "--bundle", "/run/sixteen", "sixteen-hawse"], timeout=SECONDS)
     assert under_hawse.code == 0, under_hawse
     *expected, _ = documents(under_runc.output)
     *seen, table = documents(under_hawse.output)

@@ -14,8 +14,8 @@ from hawse.container.process import Handed
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.state import CREATED, RUNNING, STOPPED
 from tests.support.command import Done
-from tests.support.ready import Sandboxes, make_program
 from tests.support.patience import wait_until
+from tests.support.ready import Sandboxes, make_program
 from tests.support.runtime import Runtime
 
 

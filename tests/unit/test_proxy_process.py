@@ -20,8 +20,8 @@ from hawse.link.frames import CREDIT, MAX_DATA, encode
 from hawse.link.streams import STREAMS
 from hawse.sandbox.state import Store
 from tests.support.fake_monitor import FakeMonitor
-from tests.support.proxies import Attached, Pipes, read_all
 from tests.support.patience import wait_until
+from tests.support.proxies import Attached, Pipes, read_all
 
 
 @pytest.fixture

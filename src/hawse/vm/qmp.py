@@ -33,8 +33,10 @@ class Qmp:
                 await self._client.connect(connection)
         except TimeoutError:
             raise VmError(f"QEMU's monitor did not answer within {seconds:g} s") from None
-        except ConnectError as error:
-            raise VmError(f"QEMU's monitor closed before it answered: {error}") from None
+        except (ConnectError, AssertionError) as error:
+            # AssertionError: the connection ended right after the greeting (qemu.qmp 0.0.6, AsyncProtocol.connect()).
+            reason = str(error) or "right after its greeting"
+            raise VmError(f"QEMU's monitor closed before it answered: {reason}") from None
 
     async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
         """The command's result. Raises :class:`RefusedError` with QEMU's own description, or :class:`VmError`."""
