@@ -1,4 +1,7 @@
-"""Ports of a namespace's loopback forwarded by the real agent: connections are whole, and end as a network's do."""
+"""Ports of a namespace's loopback forwarded by the real agent: connections are whole, and end as a network's do.
+
+With the socket lookup of :mod:`hawse.sandbox.sk_lookup`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Network namespaces and traffic control, with the kernel's own: what is done to interfaces, and that it is undone."""
+"""Network namespaces and traffic control, with the kernel's own: what is done to interfaces, and that it is undone.
+
+With the program :mod:`hawse.sandbox.taps`.
+"""
 
 from __future__ import annotations
 

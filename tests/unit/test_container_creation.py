@@ -1,4 +1,7 @@
-"""Calls to the guest when a container or an exec process is created, and the exit codes of their proxies."""
+"""Calls to the guest when a container or an exec process is created, and the exit codes of their proxies.
+
+Of :mod:`hawse.sandbox.container` and :mod:`hawse.sandbox.processes`, through the socket of the monitor.
+"""
 
 from __future__ import annotations
 

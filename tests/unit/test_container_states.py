@@ -1,4 +1,7 @@
-"""Operations allowed in each container state, the state that follows, and state.json on disk."""
+"""Operations allowed in each container state, the state that follows, and state.json on disk.
+
+Of :mod:`hawse.sandbox.container`, through the socket of the monitor.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Frames between a proxy and its process: forwarding, credit, protocol violations and the exit code."""
+"""Frames between a proxy and its process: forwarding, credit, protocol violations and the exit code.
+
+Of :mod:`hawse.sandbox.proxies`, through the socket of the monitor.
+"""
 
 from __future__ import annotations
 

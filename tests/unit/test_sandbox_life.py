@@ -1,4 +1,7 @@
-"""A sandbox from its machine's first answer to its end: hooks, who may join, kills for memory, the trace."""
+"""A sandbox from its machine's first answer to its end: hooks, who may join, kills for memory, the trace.
+
+Of :mod:`hawse.sandbox.sandbox`, through the socket of the monitor.
+"""
 
 from __future__ import annotations
 
