@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import sys
+import termios
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from hawse.agent import hardware
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.uevents import Uevents
 from hawse.errors import DeviceError
+from tests.support.patience import wait_until
 from tests.support.sysfs import FakeSysfs
 
 ADDRESS = "0000:01:00.0"
@@ -62,6 +67,33 @@ def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:
     guest.device_file(ADDRESS, 3, 244, 7)
     found = bind(guest)
     assert (found["file"], found["iommu"]) == ((3, 244, 7), (10, 126))
+
+
+def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
+    """PCI hotplug may probe a function itself: its driver link is there before its device file.
+
+    A FIFO stands for the attribute whose reading waits for the probe.
+    """
+    guest.function(ADDRESS, group=6)
+    guest.node(6, 245, 0)
+    override = f"{guest.root}/sys/bus/pci/devices/{ADDRESS}/driver_override"
+    os.unlink(override)
+    os.mkfifo(override)
+    probing = os.open(override, os.O_RDWR)
+    os.write(probing, b"(null)\n")
+
+    def unread() -> int:
+        return int.from_bytes(fcntl.ioctl(probing, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    with ThreadPoolExecutor(1) as pool:
+        bound = pool.submit(bind, guest, 20)
+        try:
+            wait_until(lambda: not unread() or bound.done())
+            assert not bound.done()
+            guest.device_file(ADDRESS, 3, 244, 7)
+        finally:
+            os.close(probing)
+        assert bound.result()["file"] == (3, 244, 7)
 
 
 def test_a_device_file_without_numbers_is_none(guest: FakeSysfs) -> None:

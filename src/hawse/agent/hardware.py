@@ -203,9 +203,9 @@ def _bind(
 
     def is_bound() -> bool:
         check()
-        if sysfs.driver(address, root=root) == driver:
-            return True
-        probe(address, root=root)
+        if sysfs.driver(address, root=root) != driver:
+            probe(address, root=root)
+        _await_probe(device)
         return sysfs.driver(address, root=root) == driver
 
     check()
@@ -221,6 +221,18 @@ def _bind(
             f"{address}: appeared in the guest, but refuses to bind to {driver}: {reason}",
             hint="the guest's console log has the driver's reason",
         )
+
+
+def _await_probe(device: str) -> None:
+    """Wait until no probe of the function is in progress.
+
+    PCI hotplug probes a function that it adds, whatever drivers_autoprobe says (drivers/pci/bus.c,
+    pci_bus_add_device()). The driver link appears at the begin of a probe, and VFIO's device file at its end. A probe
+    holds the device's lock (drivers/base/dd.c, __device_attach()), which reading this attribute takes as well
+    (drivers/pci/pci-sysfs.c, driver_override_show()).
+    """
+    with open(f"{device}/driver_override") as file:
+        file.read()
 
 
 def probe(address: str, *, root: str) -> None:
