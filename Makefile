@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAWSE := $(CURDIR)/$(BIN)/hawse
 
-.PHONY: setup demo test soak mutants lint bench lab image clean
+.PHONY: setup bytecode demo test soak mutants lint bench lab image clean
 
 setup: $(STAMP)
 
@@ -16,7 +16,11 @@ $(STAMP): pyproject.toml requirements.lock scripts/host-packages
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-image: setup
+# Commands of hawse start by the hundred in tests; byte code is also written where PYTHONDONTWRITEBYTECODE is set.
+bytecode: setup
+	$(BIN)/python -m compileall -q src tests demo
+
+image: bytecode
 	$(HAWSE) image build
 
 demo: image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import settings
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from tests.support import evidence
+from tests.support.outcome import FAILED
 from tests.support.patience import patience
 
 # No example is too slow: how long one takes depends on the machine, and a busy one is no failure of the code.
@@ -51,10 +53,17 @@ class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annota
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Save evidence as soon as a test with a VM has failed, while its processes are still there."""
     report = yield
-    item.stash[evidence.FAILED] = item.stash.get(evidence.FAILED, False) or report.failed
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     if report.failed and {"vm", "lab", "engine"} & {marker.name for marker in item.iter_markers()}:
         report.sections.append(("evidence", evidence.save(_evidence_name(item))))
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a failed test as soon as it has failed: the whole run takes minutes."""
+    if report.failed and os.environ.get("PYTEST_XDIST_WORKER") is None:
+        reason = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+        print(f"\nFAILED {report.nodeid}\n{reason[0] if reason else ''}", file=sys.__stdout__, flush=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.support import evidence
 from tests.support.bundles import make_bundle
+from tests.support.commands import run
 from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
 
@@ -90,11 +91,7 @@ class Subject:
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
         """Run a command whose outputs no container keeps."""
-        done = subprocess.run(
-            self.argv(*arguments), input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True, text=True, errors="replace", timeout=patience(_SECONDS), check=False,
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run(self.argv(*arguments), stdin=stdin, seconds=_SECONDS)
 
     def bundle(self, argv: Sequence[str]) -> Bundle:
         """A new bundle: runc's own example, writable, with a busybox and a cgroup of its own."""

@@ -13,6 +13,7 @@ from tests.support import evidence
 from tests.support.bundles import build_probe
 from tests.support.caches import CACHE
 from tests.support.images import pause_program
+from tests.support.outcome import FAILED
 from tests.support.runtime import HAWSE
 
 
@@ -37,7 +38,7 @@ def containers_of_a_failed_test(lab: Lab, request: pytest.FixtureRequest) -> Ite
     """Delete what a failed test has left running: its devices belong to all tests."""
     before = lab.run(["ls", "/run/hawse"]).output.split()
     yield
-    if request.node.stash.get(evidence.FAILED, False):
+    if request.node.stash.get(FAILED, False):
         for name in lab.run(["ls", "/run/hawse"]).output.split():
             if name not in before:
                 lab.run([HAWSE, "delete", "--force", name])

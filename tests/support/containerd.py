@@ -16,6 +16,7 @@ import uuid
 import tomlkit
 
 from tests.support import evidence
+from tests.support.commands import run
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import PAUSE_IMAGE
 from tests.support.netns import Namespace
@@ -148,16 +149,7 @@ class Containerd:
 
     def ctr(self, *words: str, namespace: str = "", stdin: str | None = None) -> Result:
         """Run ctr to its end."""
-        done = subprocess.run(
-            self.argv(*words, namespace=namespace),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=patience(40),
-            check=False,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run(self.argv(*words, namespace=namespace), stdin=stdin, seconds=40)
 
     def stop(self) -> None:
         """End it, and prove that nothing is left: of it, of its pods and containers."""

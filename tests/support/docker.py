@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.support import evidence
 from tests.support.bundles import make_rootfs
+from tests.support.commands import run
 from tests.support.patience import patience, wait_until
 from tests.support.podman import install, on_terminal
 from tests.support.runtime import Result, Runtime
@@ -76,11 +77,7 @@ class Docker:
 
     def run(self, argv: list[str], stdin: str | None = None) -> Result:
         """A client of the daemon, to its end."""
-        done = subprocess.run(
-            argv, env=self.environment, capture_output=True, text=True, check=False, timeout=patience(_SECONDS),
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run(argv, environment=self.environment, stdin=stdin, seconds=_SECONDS)
 
     def must(self, *words: str, stdin: str | None = None) -> str:
         """The output of a command, which must succeed."""

@@ -15,15 +15,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pytest
-
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 #: Where it is saved; a test of this module chooses another place.
 EVIDENCE = os.environ.get("HAWSE_EVIDENCE", os.path.join(_TOP, "evidence"))
 _PROCESSES = re.compile(r"qemu-system|virtiofsd|hawse|conmon|podman|containerd|dockerd|crun|runc")
 _PY_SPY = os.path.join(os.path.dirname(sys.executable), "py-spy")
-#: Whether a test has failed, for fixtures at their end.
-FAILED = pytest.StashKey[bool]()
 Collector = Callable[[str], None]
 """Saves what it knows below the directory that it is given."""
 _collectors: list[Collector] = []

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.bundles import make_rootfs
-from tests.support.patience import patience, wait_until
+from tests.support.commands import run
+from tests.support.patience import wait_until
 from tests.support.runtime import Result, Runtime
 
 IMAGE = "localhost/box:latest"
@@ -53,11 +54,7 @@ class Podman:
 
     def __call__(self, *words: str, stdin: str | None = None, seconds: float = _SECONDS) -> Result:
         """A command, to its end."""
-        done = subprocess.run(
-            ["podman", *words], env=self.environment, capture_output=True, text=True, check=False,
-            timeout=patience(seconds), **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run(["podman", *words], environment=self.environment, stdin=stdin, seconds=seconds)
 
     def must(self, *words: str, stdin: str | None = None) -> str:
         """The output of a command, which must succeed."""

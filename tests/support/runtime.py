@@ -8,22 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tests.support import evidence
-from tests.support.patience import patience
+from tests.support.commands import Result, run
+
+__all__ = ["HAWSE", "Result", "Runtime", "handing_on"]
 
 HAWSE = os.path.join(os.path.dirname(sys.executable), "hawse")
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a command ended."""
-
-    code: int
-    output: str
-    errors: str
 
 
 class Runtime:
@@ -48,16 +40,7 @@ class Runtime:
 
     def __call__(self, *arguments: str, log: bool = False, stdin: str | None = None, seconds: float = 30) -> Result:
         """Run a command to its end. ``seconds`` is given to :func:`patience`."""
-        done = subprocess.run(
-            self.argv(*arguments, log=log),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=patience(seconds),
-            check=False,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return run(self.argv(*arguments, log=log), stdin=stdin, seconds=seconds)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """Begin a command."""
