@@ -1,4 +1,4 @@
-"""``python -m tests`` is `make test`: all tests, spread over two workers.
+"""``python -m tests`` is `make test`: all tests, spread over workers.
 
 Arguments are pytest's. Where they name tests, one worker runs these. Each worker has PID and mount namespaces of its
 own (tests/worker). tests/conftest.py decides which tests go to a worker together.
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker")
-#: The lab keeps one worker busy for most of the run. More than two would share two CPUs with it.
-_WORKERS = 2
+#: One more than the CPUs: the lab keeps one worker and one CPU busy for most of the run, and tests of VMs often wait.
+_WORKERS = (os.cpu_count() or 1) + 1
 
 
 def main(arguments: Sequence[str]) -> int:

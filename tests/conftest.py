@@ -23,7 +23,7 @@ settings.load_profile("hawse")
 
 #: Folders in the order in which they are given to workers, the longest first, and the limit of a test in seconds of
 #: tests.support.patience. A lab's first test boots it.
-_FOLDERS = {"lab": 180, "vm": 75, "engines": 120, "conformance": 75, "contract": 30, "unit": 30}
+_FOLDERS = {"lab": 180, "engines": 120, "vm": 75, "conformance": 75, "contract": 30, "unit": 30}
 #: Property of a test's report that the end of the run counts: see `fault_survived`.
 _FAULT = "fault survived"
 
