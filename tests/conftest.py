@@ -42,11 +42,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
-    """Give whole files to workers, since engines are started once a file; all files of the lab go to one worker."""
+    """Give all tests of one lab to one worker, all that compare this host's cgroups to another, and unit tests by file.
+
+    Workers have PID and mount namespaces of their own, but the tree of cgroups is one for all of them.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "tests/lab" if file.startswith("tests/lab/") else file
+        folder = file.split("/")[1]
+        return {"lab": "lab", "unit": file}.get(folder, "host")
 
 
 @pytest.hookimpl(wrapper=True)
