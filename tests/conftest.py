@@ -1,4 +1,4 @@
-"""What holds for all tests: their order, their time limits, the evidence of failures and the closing words of a run."""
+"""Settings of all tests: their order, their time limits, the evidence of failures and the closing words of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import evidence
 from tests.support.outcome import FAILED
 from tests.support.patience import patience
 
-# No example is too slow: how long one takes depends on the machine, and a busy one is no failure of the code.
+# No deadline for an example: a busy machine is not a failure of the code.
 settings.register_profile("hawse", deadline=None)
 settings.load_profile("hawse")
 
@@ -44,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
     """Give all tests of one lab to one worker, all that compare this host's cgroups to another, and unit tests by file.
 
-    Workers have PID and mount namespaces of their own, but the tree of cgroups is one for all of them.
+    Each worker has private PID and mount namespaces, but all share the tree of cgroups.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -72,7 +72,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
-    """Save evidence when a test's time is over, before its limit is raised in it: what it waits for is killed then."""
+    """Save evidence when a test's time is over, before the failure is raised in it: that ends the processes it waits for."""
     result = yield
     fail = signal.getsignal(signal.SIGALRM)
 

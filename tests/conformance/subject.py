@@ -13,9 +13,9 @@ from typing import Any
 
 from tests.support import evidence
 from tests.support.bundles import make_bundle
-from tests.support.commands import run
 from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
+from tests.support.subprocesses import run
 
 #: The limit of a command, given to :func:`patience`.
 _SECONDS = 45

@@ -16,12 +16,12 @@ import uuid
 import tomlkit
 
 from tests.support import evidence
-from tests.support.commands import run
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import PAUSE_IMAGE
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
 from tests.support.runtime import HAWSE, Result
+from tests.support.subprocesses import run
 
 #: What `hawse install containerd` adds to.
 CONFIG = """

@@ -11,10 +11,10 @@ from typing import Any
 
 from tests.support import evidence
 from tests.support.bundles import make_rootfs
-from tests.support.commands import run
 from tests.support.patience import patience, wait_until
 from tests.support.podman import install, on_terminal
 from tests.support.runtime import Result, Runtime
+from tests.support.subprocesses import run
 
 IMAGE = "box"
 _DOCKER = "/usr/bin/docker"

@@ -45,7 +45,7 @@ def wait_until(
             text = what or f"{_source(condition)}; last value: {value!r}"
             raise AssertionError(f"not within {limit:.0f} s: {text}{more}")
         time.sleep(pause)
-        # Conditions read /proc or start a command: what they wait for needs the same CPU.
+        # Conditions read /proc or start a command, and so take CPU time from the process that they wait for.
         pause = min(pause * 1.5, 0.1)
     return value
 

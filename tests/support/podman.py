@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from tests.support.bundles import make_rootfs
-from tests.support.commands import run
 from tests.support.patience import wait_until
 from tests.support.runtime import Result, Runtime
+from tests.support.subprocesses import run
 
 IMAGE = "localhost/box:latest"
 #: The limit of a command, given to :func:`patience`.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.support import evidence
-from tests.support.commands import Result, run
+from tests.support.subprocesses import Result, run
 
 __all__ = ["HAWSE", "Result", "Runtime", "handing_on"]
 

@@ -1,4 +1,4 @@
-"""What a run of tests leaves and prints when a test fails, hangs or is skipped: see tests/conftest.py."""
+"""The output and the evidence of a run in which tests fail, hang and are skipped: see tests/conftest.py."""
 
 from __future__ import annotations
 

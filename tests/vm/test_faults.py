@@ -173,7 +173,7 @@ def strike(story: Story, directory: str, moment: str, kill: Callable[[], bool]) 
 
 
 def trigger(bundle: str) -> Path:
-    """The file at whose sight the container has the guest's kernel panic."""
+    """The file whose appearance makes the container crash the guest kernel."""
     return Path(f"{bundle}/rootfs/data/crash")
 
 
