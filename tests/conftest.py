@@ -72,7 +72,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
-    """Save evidence when a test's time is over, before the failure is raised in it: that ends the processes it waits for."""
+    """Save evidence when a test's time is over, before the failure is raised: that ends processes it waits for."""
     result = yield
     fail = signal.getsignal(signal.SIGALRM)
 
