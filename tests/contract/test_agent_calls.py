@@ -17,6 +17,7 @@ from hawse.link.frames import CREDIT, DATA, EOF, encode
 from hawse.link.streams import STREAMS
 from hawse.sandbox import namespaces
 from tests.support.agent import Agent
+from tests.support.patience import patience
 
 QUERY = bytes(range(12))
 ONE = (1).to_bytes(4, "big")
@@ -61,7 +62,7 @@ def test_names_are_asked_of_the_host(tmp_path: Path) -> None:
         with pytest.raises(VmError, match=r"listen for name queries at 127\.0\.0\.11: Address already in use"):
             agent.call("serve_names", servers=["127.0.0.11"])
         with namespaces.within(network, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as program:
-            program.settimeout(10)
+            program.settimeout(patience(3))
             for number, server in enumerate(("127.0.0.11", "127.0.0.53"), 1):
                 program.sendto(QUERY, (server, 53))
                 query = agent.event("query")

@@ -26,9 +26,10 @@ from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.processes import Processes
 from tests.support.agent import Agent
 from tests.support.netns import Namespace
+from tests.support.patience import patience
 
 SIZE = 3_000_000
-SECONDS = 15.0
+SECONDS = patience(5)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hawse.errors import ConfigError, HostError
 from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.network import Joining, Network
 from tests.support.netns import Namespace, cable
+from tests.support.patience import patience
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_an_interface_is_joined_to_a_tap_and_freed_again(
         # And the other way.
         with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as receiver:
             receiver.bind(("eth0", 3))
-            receiver.settimeout(10)
+            receiver.settimeout(patience(3))
             os.write(tap, bytes(10) + frame[::-1])
             while receiver.recv(2048) != frame[::-1]:
                 pass

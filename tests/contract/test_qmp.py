@@ -13,6 +13,7 @@ import pytest
 from hawse.config import Vm
 from hawse.errors import VmError
 from hawse.vm.qmp import Qmp
+from tests.support.patience import patience
 
 
 @asynccontextmanager
@@ -35,11 +36,11 @@ async def qemu() -> AsyncIterator[tuple[Qmp, subprocess.Popen[bytes], list[bytes
 def test_a_command_its_answer_and_its_error() -> None:
     async def scenario() -> None:
         async with qemu() as (qmp, _, log):
-            answer = await qmp.execute("query-status", {}, timeout=30)
+            answer = await qmp.execute("query-status", {}, timeout=patience(10))
             assert isinstance(answer, dict)
             assert "status" in answer
             with pytest.raises(VmError, match="device_add: 'nothing' is not a valid device model name"):
-                await qmp.execute("device_add", {"driver": "nothing"}, timeout=30)
+                await qmp.execute("device_add", {"driver": "nothing"}, timeout=patience(10))
             assert b'"execute": "device_add"' in b"".join(log)
 
     asyncio.run(scenario())
@@ -49,15 +50,15 @@ def test_an_event_is_not_missed_between_the_command_and_the_wait() -> None:
     async def scenario() -> None:
         async with qemu() as (qmp, _, _log):
             with qmp.listen("STOP", "RESUME") as events:
-                await qmp.execute("stop", {}, timeout=30)
-                await qmp.execute("cont", {}, timeout=30)
-                await qmp.execute("query-status", {}, timeout=30)
+                await qmp.execute("stop", {}, timeout=patience(10))
+                await qmp.execute("cont", {}, timeout=patience(10))
+                await qmp.execute("query-status", {}, timeout=patience(10))
                 for _ in range(2):
                     assert await events.wait(lambda _data: True, seconds=0) is not None
             with qmp.listen("SHUTDOWN") as events:
                 # QEMU sends both events before the last answer: if they passed, they would be there.
                 for command in ("stop", "cont", "query-status"):
-                    await qmp.execute(command, {}, timeout=30)
+                    await qmp.execute(command, {}, timeout=patience(10))
                 assert await events.wait(lambda _data: True, seconds=0) is None
 
     asyncio.run(scenario())
@@ -69,6 +70,6 @@ def test_a_qemu_that_is_gone() -> None:
             process.kill()
             process.wait()
             with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
-                await qmp.execute("query-status", {}, timeout=30)
+                await qmp.execute("query-status", {}, timeout=patience(10))
 
     asyncio.run(scenario())

@@ -20,11 +20,12 @@ from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.frames import CALL, Decoder, Frame
 from hawse.sandbox import sockets
+from tests.support.patience import patience
 
 _PUPPET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "puppet.py")
 _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 #: Longer than any story takes: what waits for more waits for ever.
-SECONDS = 30.0
+SECONDS = patience(10)
 #: What the guest answers of a function that VFIO has taken.
 BOUND = {"group": 3, "major": 511, "minor": 0}
 #: The guest's CLOCK_MONOTONIC when it is woken.

@@ -15,6 +15,7 @@ from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.sandbox import sockets
 from hawse.sandbox.state import RUNNING, Store, start_time
+from tests.support.patience import patience
 
 #: An answer: the connection is closed without one.
 HANG_UP = object()
@@ -56,7 +57,7 @@ class FakeMonitor:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(30)
+            thread.join(patience(10))
         while not self.proxies.empty():  # of processes that the test has not asked for
             self.proxies.get()[0].close()
 

@@ -15,6 +15,7 @@ from hawse.link.blocking import Port
 from hawse.link.frames import DATA, EOF, EVENT, Frame, encode
 from hawse.link.streams import STREAMS
 from tests.support.fake_monitor import FakeMonitor
+from tests.support.patience import patience
 
 
 class Attached:
@@ -22,7 +23,7 @@ class Attached:
 
     def __init__(self, monitor: FakeMonitor) -> None:
         self.connection: socket.socket
-        self.connection, self.params = monitor.proxies.get(timeout=30)
+        self.connection, self.params = monitor.proxies.get(timeout=patience(10))
         # Port reads the descriptor without Python's timeout: this one is the kernel's.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 30, 0))
         self.port = Port(self.connection.fileno())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hawse.agent.cgroup import Cgroup
+from tests.support.patience import patience
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_signal_reaches_the_members(directory: Path, member: subprocess.Popen[
     (directory / "cgroup.kill").write_text("")
     (directory / "cgroup.procs").write_text(f"{ended.pid}\n{member.pid}\n")
     cgroup(directory).signal(15)
-    assert member.wait(10) == -15
+    assert member.wait(patience(3)) == -15
     assert (directory / "cgroup.kill").read_text() == ""
 
 
@@ -58,7 +59,7 @@ def test_the_kernel_kills_all_members_at_once_where_it_can(directory: Path, memb
     assert member.poll() is None
     (directory / "cgroup.kill").unlink()
     cgroup(directory).signal(9)
-    assert member.wait(10) == -9
+    assert member.wait(patience(3)) == -9
     assert not (directory / "cgroup.kill").exists()
 
 

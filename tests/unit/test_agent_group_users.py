@@ -15,6 +15,7 @@ import pytest
 from hawse.agent.hardware import end_users, open_once
 from hawse.errors import DeviceError
 from tests.support.guest_kernel import FakeUevents
+from tests.support.patience import patience
 from tests.support.sysfs import FakeSysfs
 
 ADDRESS = "0000:01:00.0"
@@ -61,7 +62,7 @@ class Guest(FakeSysfs):
     def forget_the_dead(self) -> None:
         """Take programs that have ended out of /proc."""
         for program in self.programs:
-            if program.wait(10) is not None:
+            if program.wait(patience(3)) is not None:
                 os.rename(f"{self.root}/proc/{program.pid}", f"{self.root}/gone-{program.pid}")
         self.programs = []
 

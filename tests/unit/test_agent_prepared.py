@@ -15,6 +15,7 @@ import pytest
 from hawse.agent.prepared import Prepared, owner
 from hawse.agent.reaper import Reaper
 from hawse.errors import VmError
+from tests.support.patience import patience
 
 SPEC: dict[str, Any] = {"process": {"args": ["/bin/true"], "user": {"uid": 7, "gid": 8}}}
 
@@ -34,7 +35,7 @@ class FakeReaper:
         return program.pid
 
     def wait(self, pid: int) -> int:
-        return self.programs.pop(pid).wait(30)
+        return self.programs.pop(pid).wait(patience(10))
 
 
 def prepare(tmp_path: Path, script: str, *, seconds: float = 60) -> tuple[Prepared, FakeReaper]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hawse.agent.resolver import Resolver
+from tests.support.patience import patience
 
 QUERY = bytes(range(12))
 SERVER = "127.0.0.12"
@@ -25,10 +26,10 @@ def test_the_oldest_of_too_many_queries_is_forgotten(count: int, answered: int) 
         port = probe.getsockname()[1]
     resolver.serve(servers=[SERVER], port=port)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
-        program.settimeout(10)
+        program.settimeout(patience(3))
         for number in range(1, count + 1):
             program.sendto(QUERY, (SERVER, port))
-            assert asked.get(timeout=10)["number"] == number
+            assert asked.get(timeout=patience(3))["number"] == number
         for number in range(1, count + 1):
             resolver.answer(number=number, message=base64.b64encode(b"%d" % number).decode())
         assert program.recv(100) == b"%d" % answered

@@ -16,6 +16,7 @@ from hawse.container.console import raw_mode, send_master
 from hawse.container.launch import FORWARDED, ProxyProcess
 from hawse.container.process import Handed, attend, check_console
 from hawse.errors import HostError, UsageError
+from tests.support.patience import patience
 
 DETACHED = "cannot allocate tty if runc will detach without setting console socket"
 USELESS = "cannot use console socket if runc will not detach or allocate tty"
@@ -122,7 +123,7 @@ class Passive:
 
     def wait(self) -> int:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert self._done.wait(30)
+        assert self._done.wait(patience(10))
         return 6
 
 

@@ -15,6 +15,7 @@ from hawse.errors import NotFoundError, StateError, VmError
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store
 from tests.support.command import Command
 from tests.support.fake_monitor import HANG_UP, FakeMonitor
+from tests.support.patience import patience
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_monitor_that_does_not_end_is_killed(hawse: Command) -> None:
             _await_monitor(monitor.store, 0, seconds=0)
         assert stuck.poll() is None
         _await_monitor(monitor.store, stuck.pid, seconds=0)
-        assert stuck.wait(30) == -9
+        assert stuck.wait(patience(10)) == -9
     assert not monitor.store.monitor_lives()
 
 
@@ -219,4 +220,4 @@ def test_monitor_that_ends_in_time_is_left_to_end(hawse: Command) -> None:
                 return super().monitor_lives()
 
         _await_monitor(Watching(hawse.root, "c1"), ending.pid)
-        assert ending.wait(30) == 5
+        assert ending.wait(patience(10)) == 5

@@ -18,6 +18,7 @@ from hawse.sandbox.state import CREATED, PAUSED, RUNNING, STOPPED, Store
 from tests.support import bundles
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
+from tests.support.patience import patience
 from tests.support.proxies import Attached
 from tests.support.runtime import Runtime, handing_on
 
@@ -49,7 +50,7 @@ class Ending:
             process.exit(self._code)
 
     def join(self) -> dict[str, Any]:
-        self._thread.join(30)
+        self._thread.join(patience(10))
         return self.params
 
 
@@ -231,6 +232,6 @@ def test_descriptors_are_handed_on(tmp_path: Path, bundle: str) -> None:
                 assert os.read(reading, 9) == b""
                 process.write(1, b"output")
                 process.exit(9)
-            assert command.communicate(timeout=30)[0] == b"output"
+            assert command.communicate(timeout=patience(10))[0] == b"output"
     os.close(reading)
     assert command.returncode == 9

@@ -14,9 +14,10 @@ from hawse.errors import LinkError
 from hawse.link.blocking import Incoming, Outgoing, Port, end_writing
 from hawse.link.flow import WINDOW
 from hawse.link.frames import CREDIT, DATA, EOF, HEADER, MAX_DATA, Frame, encode
+from tests.support.patience import patience
 
 Ends = tuple[socket.socket, socket.socket]
-_SECONDS = 10
+_SECONDS = int(patience(3))
 
 
 @pytest.fixture

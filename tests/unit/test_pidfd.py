@@ -14,6 +14,7 @@ import pytest
 from hawse.cli import create, execute, run
 from hawse.container.pidfd import FIRST, send
 from hawse.errors import HostError
+from tests.support.patience import patience
 
 
 def test_the_engine_gets_a_descriptor_that_is_the_process(tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ def test_the_engine_gets_a_descriptor_that_is_the_process(tmp_path: Path) -> Non
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         finally:
             os.close(fd)
-        assert process.wait(10) == -signal.SIGKILL
+        assert process.wait(patience(3)) == -signal.SIGKILL
 
 
 def test_without_the_option_nothing_is_sent() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from hawse.errors import RefusedError, VmError
 from hawse.vm.qmp import Qmp
+from tests.support.patience import patience
 from tests.support.qmp_server import Message, QmpServer, serving
 
 Scenario = Callable[[Qmp, QmpServer], Awaitable[None]]
@@ -39,9 +40,9 @@ def run(scenario: Scenario, answer: Callable[[str, Message], Message | None] = l
 
 def test_commands_and_answers_are_logged() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
-        assert await qmp.execute("query-x", {"a": 1}, timeout=20) == {"b": [2]}
+        assert await qmp.execute("query-x", {"a": 1}, timeout=patience(7)) == {"b": [2]}
         with pytest.raises(RefusedError, match="device_add: no such bus"):
-            await qmp.execute("device_add", {}, timeout=20)
+            await qmp.execute("device_add", {}, timeout=patience(7))
         assert server.commands == [("query-x", {"a": 1}), ("device_add", {})]
 
     error = {"error": {"class": "GenericError", "desc": "no such bus"}}
@@ -58,8 +59,8 @@ def test_commands_and_answers_are_logged() -> None:
 )
 def test_states_are_texts(answer: object, expected: str) -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
-        assert await qmp.status(timeout=20) == expected
-        assert await qmp.migration(timeout=20) == expected
+        assert await qmp.status(timeout=patience(7)) == expected
+        assert await qmp.migration(timeout=patience(7)) == expected
         assert [name for name, _ in server.commands] == ["query-status", "query-migrate"]
 
     run(scenario, lambda *_: {"return": answer})
@@ -67,7 +68,7 @@ def test_states_are_texts(answer: object, expected: str) -> None:
 
 def test_memory_is_left_out_of_a_migration() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
-        await qmp.leave_memory_alone(timeout=20)
+        await qmp.leave_memory_alone(timeout=patience(7))
         capability = {"capability": "x-ignore-shared", "state": True}
         assert server.commands == [("migrate-set-capabilities", {"capabilities": [capability]})]
 
@@ -77,7 +78,7 @@ def test_memory_is_left_out_of_a_migration() -> None:
 def test_a_descriptor_is_given_with_its_name() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         fd = os.open("/dev/null", os.O_RDONLY)
-        await qmp.give(fd, "net0", timeout=20)
+        await qmp.give(fd, "net0", timeout=patience(7))
         os.close(fd)
         assert server.commands == [("getfd", {"fdname": "net0"})]
         assert server.descriptors == 1
@@ -114,14 +115,14 @@ def test_a_qemu_that_does_not_answer_is_given_up() -> None:
 
 def test_a_qemu_that_dies_is_reported_with_the_command() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
-        waiting = asyncio.ensure_future(qmp.status(timeout=20))
+        waiting = asyncio.ensure_future(qmp.status(timeout=patience(7)))
         while not server.commands:
             await asyncio.sleep(0)
         server.close()
         with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
             await waiting
         with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
-            await qmp.status(timeout=20)
+            await qmp.status(timeout=patience(7))
 
     run(scenario, lambda *_: None)
 
