@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,10 @@ def test_podman(tmp_path: Path) -> None:
     directory.mkdir()
     install("podman", directory / "hawse.conf")
     script = f"mkdir -p /etc/containers/containers.conf.d && mount --bind {directory} /etc/containers/containers.conf.d"
-    storage = f"--root {tmp_path}/graph --runroot {tmp_path}/run --tmpdir {tmp_path}/tmp"
-    shown = run("unshare", "--mount", "sh", "-c", f"{script} && podman {storage} --runtime hawse info")
+    # Podman refuses a runroot of more than 50 characters.
+    with tempfile.TemporaryDirectory(prefix="podman-", dir="/tmp") as short:
+        storage = f"--root {short}/graph --runroot {short}/run --tmpdir {short}/tmp"
+        shown = run("unshare", "--mount", "sh", "-c", f"{script} && podman {storage} --runtime hawse info")
     assert HAWSE in shown
 
 
