@@ -7,8 +7,10 @@ namespaces (tests/worker). tests/conftest.py decides which tests go to a worker 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker")
@@ -22,7 +24,13 @@ def main(arguments: Sequence[str]) -> int:
     if any(os.path.exists(argument.partition("::")[0]) for argument in arguments):
         return subprocess.call([_WORKER, "-m", "pytest", "--durations=10", *arguments])
     spread = ["--dist=loadscope", "--no-loadscope-reorder", f"--tx={_WORKERS}*popen//python={_WORKER}"]
-    return subprocess.call([sys.executable, "-m", "pytest", "--durations=10", *spread, *arguments])
+    # A short path: Podman refuses directories of more than 50 characters, some of them only when a container exits.
+    directory = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    command = [sys.executable, "-m", "pytest", "--durations=10", f"--basetemp={directory}", *spread, *arguments]
+    code = subprocess.call(command)
+    if code == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    return code
 
 
 if __name__ == "__main__":
