@@ -13,9 +13,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from tests.support.patience import patience
+
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker")
 #: One for the lab, one for the VMs of this host; both take about as long. Unit tests fill what is left.
 _WORKERS = 2
+#: In seconds, for the whole run. A test has its own limit; only clean-up that hangs exceeds this one.
+_LIMIT = patience(900)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,7 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     # A short path: Podman refuses directories of more than 50 characters, some of them only when a container exits.
     directory = tempfile.mkdtemp(prefix="t", dir="/tmp")
     command = [sys.executable, "-m", "pytest", "--durations=10", f"--basetemp={directory}", *spread, *arguments]
-    code = subprocess.call(command)
+    try:
+        code = subprocess.call(command, timeout=_LIMIT)
+    except subprocess.TimeoutExpired:
+        print(f"\nthe run was not done within {_LIMIT:.0f} s and was ended: a fixture hangs in its clean-up")
+        code = 1
     if code == 0:
         shutil.rmtree(directory, ignore_errors=True)
     return code
