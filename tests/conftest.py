@@ -42,15 +42,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
-    """Give all tests of one lab to one worker, all that compare this host's cgroups to another, and unit tests by file.
+    """Give all tests of the lab to one worker, those of engines and VMs on this host to another, the rest by file.
 
-    Each worker has private PID and mount namespaces, but all share the tree of cgroups.
+    Each worker has private PID and mount namespaces, but all share the tree of cgroups, the network and the templates,
+    which tests of engines compare before and after.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        folder = file.split("/")[1]
-        return {"lab": "lab", "unit": file}.get(folder, "host")
+        return {"lab": "lab", "engines": "host", "vm": "host"}.get(file.split("/")[1], file)
 
 
 @pytest.hookimpl(wrapper=True)

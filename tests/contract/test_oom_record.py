@@ -21,7 +21,7 @@ def cgroup() -> Iterator[Path]:
         mounts = [found.mount for found in hierarchies(file.read()) if found.version == 2]
     if not mounts or not os.access(f"{mounts[0]}/cgroup.procs", os.W_OK):
         pytest.skip("no cgroup of version 2 can be made here")
-    path = Path(mounts[0], f"hawse-test-{os.getpid()}")
+    path = Path(mounts[0], f"oom-test-{os.getpid()}")
     path.mkdir()
     yield path
     for left in (*(path / name for name in oom.LEFT), path):

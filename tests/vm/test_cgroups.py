@@ -182,7 +182,7 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
 def test_a_systemd_path_where_no_systemd_runs(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     """containerd-shim and conmon pass --systemd-cgroup; `delete --force` of the shim does not."""
     above = parent.strip("/").replace("-", "_").replace("_slice", ".slice")
-    bundle = write_bundle(tmp_path, f"{above}:hawse:c1")
+    bundle = write_bundle(tmp_path, f"{above}:cri:c1")
     null = subprocess.DEVNULL
     argv = runtime.argv("create", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "c1")
     argv.insert(1, "--systemd-cgroup")
@@ -190,7 +190,7 @@ def test_a_systemd_path_where_no_systemd_runs(parent: str, runtime: Runtime, tmp
         assert subprocess.run(argv, stdin=null, stdout=null, stderr=errors, check=False).returncode == 0
         errors.seek(0)
         text = errors.read()
-    path = f"/{above}/hawse-c1.scope"
+    path = f"/{above}/cri-c1.scope"
     assert text == f"hawse: warning: systemd does not run here: the cgroup {path} is made without systemd\n"
     with open(f"{bundle}/pid") as file:
         assert cgroups_of(int(file.read())) == {path}
