@@ -226,8 +226,8 @@ def _bind(
 def _await_probe(device: str) -> None:
     """Wait until no probe of the function is in progress.
 
-    PCI hotplug probes a function that it adds, whatever drivers_autoprobe says (drivers/pci/bus.c,
-    pci_bus_add_device()). The driver link appears at the begin of a probe, and VFIO's device file at its end. A probe
+    PCI hotplug probes a function that it adds, even with drivers_autoprobe=0 (drivers/pci/bus.c,
+    pci_bus_add_device()). The driver link appears at the start of a probe, and VFIO's device file at its end. A probe
     holds the device's lock (drivers/base/dd.c, __device_attach()), which reading this attribute takes as well
     (drivers/pci/pci-sysfs.c, driver_override_show()).
     """

@@ -12,23 +12,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
-import hawse
 from hawse.container.view import ChildrenApart
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
 from hawse.sandbox import sockets
+from hawse.sandbox.programs import PACKAGES, program
 from hawse.sandbox.state import Store
 
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 _MAX_REPORT = 1024 * 1024
 _MAX_TITLE = 4096
-
-
-#: The monitor is of the command's own package, whatever else is installed; no other module is looked for there.
-_MONITOR = (
-    f"import sys; sys.path.insert(0, {_PACKAGES!r}); import hawse; del sys.path[0]; "
-    "from hawse.sandbox.monitor import main; main()"
-)
+_MONITOR = program("hawse.sandbox.monitor")
 
 
 class MonitorProcess:
@@ -55,7 +48,7 @@ class MonitorProcess:
         self._log = f"{store.path}/monitor.log"
 
     def send(self, plan: bytes) -> None:
-        """Have it make the sandbox."""
+        """Send the plan, with which the monitor creates the sandbox."""
         self._planned = True
         with suppress(ConnectionError):  # it died; await_created() tells why
             self._connection.sendall(len(plan).to_bytes(4, "big") + plan)
@@ -126,7 +119,7 @@ class ProxyProcess:
         is at their other ends shall see when the process closes them.
         """
         program = (
-            f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.container.proxy import main; main()"
+            f"import sys; sys.path.insert(0, {PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
         stdin, stdout, stderr = stdio
         title = f"hawse[{store.name}]: {' '.join(command)[:_MAX_TITLE]}".replace("\0", " ")

@@ -15,18 +15,13 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-import hawse
 from hawse.errors import HostError, from_wire
 from hawse.sandbox import namespaces, redirects
+from hawse.sandbox.programs import program
 
 _ANSWER_SECONDS = 60.0
 _MAX_ANSWER = 2 * 1024 * 1024
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
-#: The program comes from the monitor's own package, whatever else is installed; no other module is looked for there.
-_PROGRAM = (
-    f"import sys; sys.path.insert(0, {_PACKAGES!r}); import hawse; del sys.path[0]; "
-    "from hawse.sandbox.taps import main; main()"
-)
+_PROGRAM = program("hawse.sandbox.taps")
 
 Joined = tuple[list[tuple[dict[str, Any], int]], list[str]]
 """Interfaces, each with its tap's descriptor, and warnings."""

@@ -57,7 +57,7 @@ def record(directory: str, *, program: str = sys.executable) -> None:
 
 
 def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SECONDS) -> None:
-    """Start a process, and have the kernel kill it in that cgroup, where it may have no memory.
+    """Start a process in that cgroup, whose memory limit is zero, so that the kernel kills it.
 
     Raises OSError, after ``seconds`` where the process goes on; it has ended either way.
     """

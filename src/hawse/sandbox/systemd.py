@@ -26,7 +26,7 @@ def enter_scope(
     proc: str = "/proc",
     seconds: float = _SECONDS,
 ) -> list[str]:
-    """Have systemd make the unit with the process in it; what to warn of, when the cgroup is to be made without it.
+    """Ask systemd to create the unit with the process in it. Returns warnings when the cgroup is created without it.
 
     ``seconds`` bound the wait for the move.
     """

@@ -33,7 +33,7 @@ def check(address: str, *, root: str = "", claimed: Callable[[str], bool] | None
 
 
 def holders(group: int, *, root: str = "", open_node: Callable[[str, int], int] = os.open) -> list[str]:
-    """The processes that have a group open, as "name (pid 5)"; a container's may be known as "another process" only.
+    """The processes that hold a group open, as "name (pid 5)". A process of a container may be just "another process".
 
     ``open_node`` is open(2).
     """
@@ -49,8 +49,10 @@ def holders(group: int, *, root: str = "", open_node: Callable[[str, int], int] 
 
 
 def is_claimed(node: str, *, open_node: Callable[[str, int], int] = os.open) -> bool:
-    """Whether somebody, such as a mount of another namespace or ZFS, claims a block device for himself (open(2), which
-    is ``open_node``)."""
+    """Whether a block device is claimed exclusively, as by a mount of another namespace or by ZFS (O_EXCL, open(2)).
+
+    ``open_node`` is open(2).
+    """
     try:
         os.close(open_node(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
