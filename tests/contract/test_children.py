@@ -13,6 +13,7 @@ import pytest
 from hawse.errors import HostError
 from hawse.sandbox.children import Program, Watched
 from tests.support.monitor import runs
+from tests.support.patience import patience
 
 
 def program(path: Path, text: str) -> Program:
@@ -31,7 +32,7 @@ def program(path: Path, text: str) -> Program:
 def test_the_end_of_a_program_is_told_with_its_last_words(tmp_path: Path, text: str, message: str | None) -> None:
     async def story() -> None:
         watched = Watched(program(tmp_path, text))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(7)):
             death = await watched.death()
         if message is None:
             assert death is None, "a guest that powered itself off"
@@ -49,7 +50,7 @@ def test_a_child_of_the_program_that_holds_its_stderr_holds_up_nothing(tmp_path:
 
     async def story() -> None:
         watched = Watched(program(tmp_path, text))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(7)):
             death = await watched.death()
         assert death is not None
         assert death.message == "QEMU ended with exit code 3"

@@ -15,7 +15,8 @@ from hawse.sandbox.launch import Copy, Notes, Saved, begin, launch
 from hawse.sandbox.plan import Template
 from hawse.sandbox.steps import Steps
 from hawse.vm import memory
-from tests.support.fake_machine import SECONDS, FakeHost, until
+from tests.support.async_wait import until
+from tests.support.fake_machine import SECONDS, FakeHost
 from tests.support.monitor import runs
 from tests.support.plans import machine_plan
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from hawse.sandbox.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
-from tests.support.fake_machine import BOUND, FakeHost, FakeMachine, until
+from tests.support.async_wait import until
+from tests.support.fake_machine import BOUND, FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, new_network, runs, tell
 from tests.support.plans import EDU, machine_plan, sandbox_plan
 

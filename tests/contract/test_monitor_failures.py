@@ -17,7 +17,8 @@ import pytest
 
 from hawse.errors import ConfigError, HostError, StateError, VmError
 from hawse.sandbox.plan import Share
-from tests.support.fake_machine import BOUND, FakeHost, until
+from tests.support.async_wait import until
+from tests.support.fake_machine import BOUND, FakeHost
 from tests.support.monitor import Monitor, heard, new_network, runs, tell
 from tests.support.plans import EDU, machine_plan, sandbox_plan
 

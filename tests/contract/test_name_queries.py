@@ -17,6 +17,7 @@ from hawse.sandbox.network import Network
 from hawse.sandbox.plan import ContainerPlan, Share
 from hawse.sandbox.resolver import Resolver
 from tests.support.netns import Namespace
+from tests.support.patience import patience
 
 SERVER, PORT = "127.0.0.11", 53
 MESSAGE = bytes(range(12))
@@ -73,7 +74,7 @@ def serve(
                 link = FakeLink()
                 await Resolver(plan(), network, str(directory)).serve(cast(Any, link))
                 assert link.served == [[SERVER]]
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(patience(10)):
                     await act(link, udp, tcp)
         finally:
             network.close()

@@ -25,7 +25,8 @@ from hawse.sandbox.machine import Machine
 from hawse.sandbox.steps import Steps
 from hawse.sandbox.templates import obtain
 from hawse.vm import memory, template
-from tests.support.fake_machine import GUEST_NS, SECONDS, FakeHost, FakeMachine, until
+from tests.support.async_wait import until
+from tests.support.fake_machine import GUEST_NS, SECONDS, FakeHost, FakeMachine
 from tests.support.monitor import runs
 from tests.support.plans import machine_plan
 

@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,7 @@ from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.frames import CALL, Decoder, Frame
 from hawse.sandbox import sockets
+from tests.support.async_wait import until
 from tests.support.patience import patience
 
 _PUPPET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "puppet.py")
@@ -324,13 +325,6 @@ async def outcome(task: asyncio.Task[None]) -> BaseException | None:
     await asyncio.wait((task,))
     problem = None if task.cancelled() else task.exception()
     return None if isinstance(problem, ConnectionError) else problem
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for it."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def _readable(connection: socket.socket) -> None:

@@ -24,6 +24,7 @@ from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.sandbox import INIT_KEY
 from hawse.sandbox.state import Store, start_time
 from tests.support.fake_machine import SECONDS, FakeHost
+from tests.support.patience import patience
 
 
 class Monitor:
@@ -50,7 +51,7 @@ class Monitor:
         self.connection.setblocking(False)
         data = b""
         while not data.endswith(b"\n"):
-            piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.connection, 65536), 20)
+            piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.connection, 65536), patience(7))
             assert piece, f"the monitor ended without a report:\n{self.log()}"
             data += piece
         message = json.loads(data)
@@ -154,7 +155,7 @@ def runs(pid: int) -> bool:
 async def heard(proxy: socket.socket) -> list[tuple[str, dict[str, Any]]]:
     """The events that a proxy was sent before its connection ended."""
     decoder, events = Decoder(), []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience(7)):
         while data := await asyncio.get_running_loop().sock_recv(proxy, 65536):
             events += [control.decode_event(payload) for _, kind, payload in decoder.feed(data) if kind == EVENT]
     return events

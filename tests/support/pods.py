@@ -263,13 +263,6 @@ async def pod(
         os.close(lock)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the loop, or a thread, is about to do."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 async def settle() -> None:
     """Let everything happen that can happen without a timer or another thread."""
     for _ in range(100):

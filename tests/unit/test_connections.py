@@ -18,8 +18,10 @@ from hawse.sandbox.forwards import STREAM, Connection
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.processes import Processes
 from tests.support import virtual_time
+from tests.support.async_wait import until
 from tests.support.fake_connection import FakeWriter, RoutedLink
-from tests.support.pods import settle, until
+from tests.support.patience import patience
+from tests.support.pods import settle
 
 
 def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
@@ -38,7 +40,7 @@ def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
         await settle()
         assert not connecting.done()
         writer.reads.set()
-        await asyncio.wait_for(connecting, 10)
+        await asyncio.wait_for(connecting, patience(3))
         assert (writer.written, writer.ended) == (b"first second", True)
 
     virtual_time.run(live())
@@ -55,7 +57,7 @@ def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
         connecting = asyncio.create_task(processes.connect(connection, 80))
         await until(lambda: len(link.sent) == 4)
         link.on_exit(1, 0)
-        await asyncio.wait_for(connecting, 10)
+        await asyncio.wait_for(connecting, patience(3))
         assert writer.ended
         assert all(frame[4] in (DATA, CREDIT) for frame in link.sent)
 

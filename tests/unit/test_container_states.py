@@ -16,8 +16,9 @@ import pytest
 
 from hawse.errors import DeviceError, HawseError, StateError, VmError
 from hawse.sandbox.state import start_time
+from tests.support.async_wait import until
 from tests.support.groups import EDU, NICS, wanted
-from tests.support.pods import KEY, Pod, heard, pod, run, settle, until
+from tests.support.pods import KEY, Pod, heard, pod, run, settle
 
 SH = {"args": ["sh"]}
 

@@ -17,6 +17,7 @@ from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
 from hawse.sandbox.guest import GuestLink, Route
+from tests.support.patience import patience
 
 FIRST = STREAMS
 NONSENSE = "the agent in the guest speaks nonsense: "
@@ -65,7 +66,7 @@ class Ends:
         return self.decoder.feed(await asyncio.get_running_loop().sock_recv(self.guest, 65536))
 
     async def reason(self) -> HawseError:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(7)):
             return await asyncio.shield(self.link.ended)
 
 
@@ -77,7 +78,7 @@ def run(story: Callable[[Ends], Awaitable[None]]) -> None:
         ends = Ends(GuestLink(reader, writer), guest)
         serving = asyncio.create_task(ends.link.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patience(7)):
                 await story(ends)
         finally:
             guest.close()

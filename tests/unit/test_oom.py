@@ -14,7 +14,7 @@ from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.oom import unfit
 from hawse.sandbox.processes import Processes
 from tests.support import virtual_time
-from tests.support.pods import until
+from tests.support.async_wait import until
 
 
 @pytest.mark.parametrize(

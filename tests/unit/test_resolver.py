@@ -106,7 +106,7 @@ def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, si
             serving = asyncio.create_task(link.run())
             asked = asyncio.create_task(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(link))
             theirs.setblocking(False)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patience(3)):
                 assert b"serve_names" in await asyncio.get_running_loop().sock_recv(theirs, 4096)
             query = QUERY | {"message": base64.b64encode(bytes(size)).decode()}
             theirs.sendall(control.encode_event("query", query) + control.encode_result(1, None))

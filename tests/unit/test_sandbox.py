@@ -28,8 +28,9 @@ from hawse.sandbox.evidence import with_last_words
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.processes import LOST
 from hawse.sandbox.state import Store
+from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
-from tests.support.pods import KEY, heard, pod, run, settle, until
+from tests.support.pods import KEY, heard, pod, run, settle
 
 
 def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:

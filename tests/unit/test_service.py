@@ -19,6 +19,7 @@ from hawse.sandbox.processes import LOST
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
+from tests.support.patience import patience
 
 ATTACHMENT = {"plugs": [], "nodes": [], "mode": 0o660, "uid": 1, "gid": 2}
 
@@ -92,7 +93,7 @@ class Caller:
     async def frames(self) -> list[Frame]:
         """All that comes until the service closes the connection."""
         decoder, found = Decoder(), []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(7)):
             while data := await asyncio.get_running_loop().sock_recv(self.connection, 65536):
                 found += decoder.feed(data)
         return found
@@ -112,7 +113,7 @@ def run(story: Callable[[Caller], Awaitable[None]]) -> None:
         caller = Caller(Recorder())
         await caller.begin()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patience(7)):
                 await story(caller)
         finally:
             caller.connection.close()

@@ -1,0 +1,15 @@
+"""A wait of tests that run in an event loop: see tests/support/patience.py for others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tests.support.patience import patience
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 7) -> None:
+    """Wait until a task or a thread makes the condition true. ``seconds`` is given to :func:`patience`."""
+    async with asyncio.timeout(patience(seconds)):
+        while not condition():
+            await asyncio.sleep(0.002)
