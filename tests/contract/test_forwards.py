@@ -33,12 +33,6 @@ SECONDS = patience(5)
 
 
 @pytest.fixture
-def inside() -> Iterator[Namespace]:
-    with Namespace() as made:
-        yield made
-
-
-@pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Agent]:
     with Agent(str(tmp_path)) as started:
         yield started

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,12 +42,6 @@ class FakeLink:
     def ask(self, number: int, *, server: str = SERVER, transport: str = "udp", message: bytes = MESSAGE) -> None:
         text = base64.b64encode(message).decode()
         self.on_query({"number": number, "server": server, "transport": transport, "message": text})
-
-
-@pytest.fixture
-def inside() -> Iterator[Namespace]:
-    with Namespace() as made:
-        yield made
 
 
 def plan(*, destination: str = "/etc/resolv.conf", source: str = "/run/share/mount0", name: str = "mount0") -> Any:

@@ -20,18 +20,6 @@ from tests.support.patience import patience
 
 
 @pytest.fixture
-def inside() -> Iterator[Namespace]:
-    with Namespace() as made:
-        yield made
-
-
-@pytest.fixture
-def outside() -> Iterator[Namespace]:
-    with Namespace() as made:
-        yield made
-
-
-@pytest.fixture
 def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[Network]:
     cable(inside, outside, "eth0", net=1)
     made = Network(inside.path, str(tmp_path))

@@ -15,18 +15,6 @@ from hawse.sandbox.network import Network
 from tests.support.netns import Namespace, cable
 
 
-@pytest.fixture
-def inside() -> Iterator[Namespace]:
-    with Namespace() as made:
-        yield made
-
-
-@pytest.fixture
-def outside() -> Iterator[Namespace]:
-    with Namespace() as made:
-        yield made
-
-
 def note(directory: Path, namespace: Namespace, *, cookie: int | None = None) -> str:
     """A record of the namespace; its directory."""
     directory.mkdir()
