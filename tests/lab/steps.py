@@ -30,6 +30,14 @@ SECONDS, SLOW_SECONDS = patience(150), patience(450)
 SETTINGS = f"[vm]\n{MACHINE}[devices]\nkeep_addresses = false\n"
 RUNTIME = [HAWSE, "--config", _CONFIG]
 
+#: Fields of the probe that may differ between runc and hawse: the number of a group is the guest's own. The page sizes
+#: of the vIOMMU may not differ, since both the lab and the guest have an Intel IOMMU.
+DIFFERENT = {"group"}
+#: A host group of several functions is put behind a PCIe-to-PCI bridge, since QEMU needs one requester id for one
+#: address space. On a conventional bus a function is alone in its slot, has no PCI Express capability (16), 256 bytes
+#: of configuration space in place of 4096, and no error interrupt (VFIO_PCI_ERR_IRQ_INDEX, 3).
+DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities", "regions", "interrupts"}
+
 _MAKE = """
 import os, sys
 from hawse.vfio import sysfs
@@ -62,6 +70,19 @@ from hawse.cli.log import Log
 from hawse.config import load_config
 from hawse.container.template import plan_of
 sys.stdout.buffer.write(msgspec.json.encode(plan_of(load_config(sys.argv[1]), sys.argv[2], log=Log())))
+"""
+_REBIND = """
+import sys, os
+address, driver = sys.argv[1:]
+device = f"/sys/bus/pci/devices/{address}"
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+write(f"{device}/driver_override", driver or "none")
+if os.path.exists(f"{device}/driver"):
+    write(f"{device}/driver/unbind", address)
+write("/sys/bus/pci/drivers_probe", address)
+assert os.path.exists(f"{device}/driver") == bool(driver)
 """
 _UNCHANGED = """
 import json, sys
@@ -122,6 +143,22 @@ def prove_unchanged(lab: Lab, before: str) -> None:
     """Raise AssertionError with what differs: drivers and their overrides, open groups, processes, mounts, cgroups."""
     result = lab.python(_UNCHANGED, before)
     assert result.code == 0, result.errors
+
+
+def rebind(lab: Lab, address: str, driver: str) -> None:
+    """Move a function to another driver, or to none for ""."""
+    result = lab.python(_REBIND, address, driver)
+    assert result.code == 0, result.errors
+
+
+def refused(lab: Lab, bundle: str) -> str:
+    """The sentence with which `hawse create` refuses the bundle; nothing may be left of it."""
+    before = snapshot(lab)
+    result = lab.run([*RUNTIME, "create", "--bundle", bundle, "refused"])
+    assert result.code == 1, result
+    prove_unchanged(lab, before)
+    assert lab.run([*RUNTIME, "list", "--quiet"]).output == ""
+    return result.errors
 
 
 def group_of(lab: Lab, address: str) -> int:

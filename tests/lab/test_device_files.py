@@ -10,7 +10,17 @@ import json
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, MACHINE, PAIR, SECONDS, configure, group_of, read_json
+from tests.lab.steps import (
+    EDU,
+    MACHINE,
+    PAIR,
+    SECONDS,
+    configure,
+    group_of,
+    prove_unchanged,
+    read_json,
+    snapshot,
+)
 from tests.lab.steps import make_bundle as make_group_bundle
 from tests.support.runtime import HAWSE
 from tests.support.suites import newer_qemu
@@ -19,7 +29,6 @@ pytestmark = pytest.mark.lab
 
 CONFIG = "/tmp/files.toml"
 FILE, ALL = "/tmp/bundles/file", "/tmp/bundles/all"
-LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in snapshot().items()})"
 
 _MAKE = """
 import os, shutil, sys
@@ -86,7 +95,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     """The edu, which does DMA, and both functions of a group."""
     runtime = [HAWSE, "--config", CONFIG]
     expected = read_json(files_lab.run(["runc", "run", "--bundle", FILE, "expected"]).output)
-    before = files_lab.python(LEFT).output
+    before = snapshot(files_lab)
     created = files_lab.run([*runtime, "create", "--bundle", ALL, "c1"], timeout=SECONDS)
     assert created.code == 0, created
     assert "device files" not in created.errors
@@ -122,7 +131,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     assert f"group {group_of(files_lab, EDU)} ({EDU}) is open elsewhere: " in refused.errors
     assert f"has /dev/vfio/{group_of(files_lab, EDU)}" in refused.errors
     assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SECONDS).code == 0
-    assert files_lab.python(LEFT).output == before
+    prove_unchanged(files_lab, before)
     assert opened(files_lab) == []
 
 

@@ -20,9 +20,9 @@ from tests.lab.steps import (
     make_shell_bundle,
     prove_unchanged,
     read_json,
+    rebind,
     snapshot,
 )
-from tests.lab.test_host_groups import rebind
 
 pytestmark = pytest.mark.lab
 

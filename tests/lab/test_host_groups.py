@@ -11,7 +11,7 @@ import json
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, LONE_NIC, PAIR, RUNTIME, group_of, make_bundle
+from tests.lab.steps import EDU, LONE_NIC, PAIR, group_of, make_bundle, rebind, refused
 
 pytestmark = pytest.mark.lab
 
@@ -34,42 +34,6 @@ print(json.dumps([bar.size for bar in found[0].functions[0].bars]))
     groups, bars = (json.loads(line) for line in result.output.splitlines())
     assert groups == [[EDU], PAIR, [LONE_NIC]]
     assert bars == [1024 * 1024]
-
-
-def refused(lab: Lab, bundle: str) -> str:
-    """The sentence with which `hawse create` refuses the bundle; nothing may be left of it."""
-    before = lab.python(LEFT).output
-    result = lab.run([*RUNTIME, "create", "--bundle", bundle, "refused"])
-    assert result.code == 1, result
-    assert lab.python(LEFT).output == before
-    assert lab.run([*RUNTIME, "list", "--quiet"]).output == ""
-    return result.errors
-
-
-LEFT = """
-import json
-from tests.support.host import snapshot
-print(json.dumps({kind: sorted(found) for kind, found in snapshot().items()}))
-"""
-
-
-def rebind(lab: Lab, address: str, driver: str) -> None:
-    """Move a function to another driver, or to none for ""."""
-    text = """
-import sys, os
-address, driver = sys.argv[1:]
-device = f"/sys/bus/pci/devices/{address}"
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-write(f"{device}/driver_override", driver or "none")
-if os.path.exists(f"{device}/driver"):
-    write(f"{device}/driver/unbind", address)
-write("/sys/bus/pci/drivers_probe", address)
-assert os.path.exists(f"{device}/driver") == bool(driver)
-"""
-    result = lab.python(text, address, driver)
-    assert result.code == 0, result.errors
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 
 from tests.lab.host import Lab
 from tests.lab.steps import (
+    DIFFERENT,
+    DIFFERENT_BEHIND_A_BRIDGE,
     EDU,
     PAIR,
     RUNTIME,
@@ -17,25 +19,15 @@ from tests.lab.steps import (
     group_of,
     leave_template,
     make_bundle,
+    prove_unchanged,
     read_json,
+    snapshot,
 )
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
 
 CONFIG = "/tmp/parity.toml"
-
-#: The only field that may differ: the group's number is the guest's own. Not even what a vIOMMU could change may, the
-#: page sizes it offers, since both of these hosts offer those of an Intel IOMMU.
-DIFFERENT = {"group"}
-
-LEFT = "from tests.support.host import snapshot; print({k: sorted(v) for k, v in snapshot().items()})"
-
-
-#: A host group of several functions is put behind a PCIe-to-PCI bridge, since QEMU needs one requester id for one
-#: address space. On a conventional bus a function is alone in its slot, has no PCI Express capability (16), 256 bytes
-#: of configuration space in place of 4096, and no error interrupt (VFIO_PCI_ERR_IRQ_INDEX, 3).
-DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities", "regions", "interrupts"}
 
 
 def test_two_functions_of_one_group_are_one_group_in_the_guest(lab: Lab, same_kernel: str) -> None:
@@ -67,7 +59,7 @@ def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(
         leave_template(lab, bundle, CONFIG)
     under_runc = lab.run(["runc", "run", "--bundle", bundle, "parity-runc"])
     assert under_runc.code == 0, under_runc
-    before = lab.python(LEFT).output
+    before = snapshot(lab)
     under_hawse = lab.run([HAWSE, "--config", CONFIG, "run", "--bundle", bundle, "parity-hawse"], timeout=SLOW_SECONDS)
     assert under_hawse.code == 0, under_hawse
     expected, seen = read_json(under_runc.output), read_json(under_hawse.output)
@@ -78,6 +70,6 @@ def test_the_probe_sees_the_same_device_under_runc_and_under_hawse(
     }
     assert expected["group"] == group_of(lab, EDU)
     # The group is closed, the drivers are as they were, nothing runs, nothing is mounted.
-    assert lab.python(LEFT).output == before
+    prove_unchanged(lab, before)
     again = lab.run(["runc", "run", "--bundle", bundle, "parity-again"])
     assert read_json(again.output)["passed"] is True

@@ -9,8 +9,19 @@ from typing import Any
 import pytest
 
 from tests.lab.host import DEVICES, Lab
-from tests.lab.steps import CONVENTIONAL, LARGE, LONE_NIC, MACHINE, NVME, PAIR, SECONDS, VIRTUAL, configure
-from tests.lab.test_parity import DIFFERENT, DIFFERENT_BEHIND_A_BRIDGE
+from tests.lab.steps import (
+    CONVENTIONAL,
+    DIFFERENT,
+    DIFFERENT_BEHIND_A_BRIDGE,
+    LARGE,
+    LONE_NIC,
+    MACHINE,
+    NVME,
+    PAIR,
+    SECONDS,
+    VIRTUAL,
+    configure,
+)
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab

@@ -24,9 +24,10 @@ from tests.lab.steps import (
     make_shell_bundle,
     prove_unchanged,
     read_json,
+    rebind,
+    refused,
     snapshot,
 )
-from tests.lab.test_host_groups import rebind, refused
 from tests.support.runtime import HAWSE, Result
 from tests.support.suites import newer_qemu
 
