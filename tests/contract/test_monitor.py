@@ -92,6 +92,24 @@ def test_delete_releases_the_devices_and_returns_after_the_monitor_ended(tmp_pat
     tell(tmp_path, story)
 
 
+def test_the_lock_is_held_until_the_process_ends(tmp_path: Path, network: str) -> None:
+    """`hawse delete` waits for the lock; a process that outlives it would be one that a deleted container left."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        assert await monitor.report() == []
+        lock = os.open(f"{monitor.store.path}/lock", os.O_RDWR)
+        machine = await host.machine()
+        machine.tell("exit", process=machine.asked("create")[0]["process"], code=0)
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_SH)
+        # The kernel takes a process's memory, and with it its command line, before its files.
+        assert Path(f"/proc/{monitor.pid}/cmdline").read_bytes() == b""
+        os.close(lock)
+
+    tell(tmp_path, story)
+
+
 def test_groups_of_the_guests_own_drivers_wait_for_the_share(tmp_path: Path, network: str) -> None:
     """The guest's drivers are modules, which are among the shared files."""
 

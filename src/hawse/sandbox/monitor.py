@@ -52,7 +52,7 @@ def main() -> None:
     for inherited in (listener, connection):
         inherited.set_inheritable(False)
     store = Store(root, name)
-    lock = store.lock()
+    store.lock()
     loaded = (MONITOR, "ready", process_start(), time.monotonic())
     made = plan.decode(_read_plan(connection))
     steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])
@@ -63,7 +63,10 @@ def main() -> None:
     except HawseError as error:
         report.send({"error": error.to_wire()})
         print(error.sentence(), file=sys.stderr)
-    os.close(lock)
+    # The kernel releases the lock when this process ends, so that `hawse delete`, which waits for the lock, leaves no
+    # process behind. It ends at once: the interpreter's own clean-up would only keep `hawse delete` waiting.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report: Report, steps: Steps) -> None:
