@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -72,6 +73,29 @@ def test_a_program_is_in_a_session_of_its_own_with_only_what_it_is_given(tmp_pat
     assert int(session) == made.process.pid
     assert len(fds) == 5, "stdio, what it was given, and the directory that it lists"
     made.end()
+
+
+@pytest.mark.parametrize("lock_memory", [False, True])
+def test_a_program_may_lock_memory_where_it_has_host_devices(tmp_path: Path, lock_memory: bool) -> None:
+    """VFIO counts each mapping of a guest's memory against RLIMIT_MEMLOCK (drivers/vfio/vfio_iommu_type1.c)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    reading, writing = os.pipe()
+    text = f"import os, resource; os.write({writing}, repr(resource.getrlimit(resource.RLIMIT_MEMLOCK)).encode())"
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, hard))
+    try:
+        made = Program(
+            "QEMU", [sys.executable, "-IS", "-c", text], log=f"{tmp_path}/log", descriptors=[writing],
+            lock_memory=lock_memory,
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+    os.close(writing)
+    with open(reading) as file:
+        limits = file.read()
+    made.end()
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    # As root in a container, tests may lack CAP_SYS_RESOURCE, which it takes to raise the hard limit.
+    assert limits in ([repr(unlimited), repr((hard, hard))] if lock_memory else [repr((65536, hard))])
 
 
 def test_a_program_ends_when_it_is_asked_to(tmp_path: Path) -> None:

@@ -10,14 +10,10 @@ import resource
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
 from hawse.sandbox.evidence import BoundedLog
 from hawse.sandbox.share import die_with_parent
-
-if TYPE_CHECKING:
-    pass
 
 _SOFT_SECONDS = 3.0
 
@@ -30,14 +26,13 @@ class Program:
     ) -> None:
         """Raises :class:`HostError` when it cannot be executed.
 
-        ``lock_memory`` lifts RLIMIT_MEMLOCK where this process may: VFIO accounts every mapping of a guest against it.
+        ``lock_memory`` lifts RLIMIT_MEMLOCK as far as this process may: VFIO counts the guest memory that it maps.
         """
 
         def prepare() -> None:
             die_with_parent()
             if lock_memory:
-                with suppress(ValueError, OSError):
-                    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                _lift_memlock()
 
         self.name = name
         self.log = log
@@ -60,6 +55,15 @@ class Program:
                 process.wait(_SOFT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _lift_memlock() -> None:
+    """Without CAP_SYS_RESOURCE a limit can be raised to the hard one only (setrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
 
 
 class Watched:
