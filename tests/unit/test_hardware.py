@@ -96,6 +96,29 @@ def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
         assert bound.result()["file"] == (3, 244, 7)
 
 
+def test_a_probe_that_begins_at_any_moment_is_waited_for(guest: FakeSysfs) -> None:
+    """A probe of PCI hotplug's may begin right after the agent has seen that none is in progress."""
+    guest.function(ADDRESS, group=6, driver="")
+    guest.node(6, 245, 0)
+    probes = Path(f"{guest.root}/sys/bus/pci/drivers_probe")
+    link = f"{guest.root}/sys/bus/pci/devices/{ADDRESS}/driver"
+
+    def await_probe(_device: str) -> None:
+        if os.path.islink(link):
+            guest.device_file(ADDRESS, 3, 244, 7)
+        else:
+            guest.bind(ADDRESS, "vfio-pci")
+
+    uevents = Uevents()
+    with ThreadPoolExecutor(1) as pool:
+        bound = pool.submit(bind_vfio, uevents, ADDRESS, seconds=20, root=guest.root, await_probe=await_probe)
+        wait_until(lambda: probes.read_text() == ADDRESS)
+        if not os.path.islink(link):
+            guest.bind(ADDRESS, "vfio-pci")
+        assert bound.result()["file"] == (3, 244, 7)
+    uevents.close()
+
+
 def test_a_device_file_without_numbers_is_none(guest: FakeSysfs) -> None:
     """Linux has the directory under every VFIO driver, and the file with CONFIG_VFIO_DEVICE_CDEV alone."""
     guest.function(ADDRESS, group=6)

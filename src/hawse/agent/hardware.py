@@ -29,7 +29,26 @@ _BIND_SECONDS = 10.0
 _newest: dict[str, object] = {}
 
 
-def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, object]:
+def _await_probe(device: str) -> None:
+    """Wait until no probe of the function is in progress.
+
+    PCI hotplug probes a function that it adds, even with drivers_autoprobe=0 (drivers/pci/bus.c,
+    pci_bus_add_device()). The driver link appears at the start of a probe, and VFIO's device file at its end. A probe
+    holds the device's lock (drivers/base/dd.c, __device_attach()), which reading this attribute takes as well
+    (drivers/pci/pci-sysfs.c, driver_override_show()).
+    """
+    with open(f"{device}/driver_override") as file:
+        file.read()
+
+
+def bind_vfio(
+    uevents: Uevents,
+    address: str,
+    *,
+    seconds: float,
+    root: str = "",
+    await_probe: Callable[[str], None] = _await_probe,
+) -> dict[str, object]:
     """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
 
     Beside them "bars", the bytes of those of its BARs that have room; and, None on a kernel without them, "file", the
@@ -41,7 +60,8 @@ def bind_vfio(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     with trace.span(f"{address} appears"):
         check = await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
     with trace.span(f"{address} bound to {DRIVER}"):
-        _bind(uevents, address, DRIVER, check, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
+        soon = min(deadline, time.monotonic() + _BIND_SECONDS)
+        _bind(uevents, address, DRIVER, check, deadline=soon, root=root, await_probe=await_probe)
     if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
         raise DeviceError(
             f"{address}: bound to {DRIVER} in the guest, but no iommu_group link appeared within {seconds:g} s",
@@ -190,7 +210,14 @@ def await_device(uevents: Uevents, address: str, *, seconds: float, deadline: fl
 
 
 def _bind(
-    uevents: Uevents, address: str, driver: str, check: Callable[[], None], *, deadline: float, root: str
+    uevents: Uevents,
+    address: str,
+    driver: str,
+    check: Callable[[], None],
+    *,
+    deadline: float,
+    root: str,
+    await_probe: Callable[[str], None] = _await_probe,
 ) -> None:
     """Have a driver probe the function, and see that it took it.
 
@@ -205,7 +232,10 @@ def _bind(
         check()
         if sysfs.driver(address, root=root) != driver:
             probe(address, root=root)
-        _await_probe(device)
+        # The link first, and then the end of the probe: one that begins between the two would not be waited for.
+        if sysfs.driver(address, root=root) != driver:
+            return False
+        await_probe(device)
         return sysfs.driver(address, root=root) == driver
 
     check()
@@ -221,18 +251,6 @@ def _bind(
             f"{address}: appeared in the guest, but refuses to bind to {driver}: {reason}",
             hint="the guest's console log has the driver's reason",
         )
-
-
-def _await_probe(device: str) -> None:
-    """Wait until no probe of the function is in progress.
-
-    PCI hotplug probes a function that it adds, even with drivers_autoprobe=0 (drivers/pci/bus.c,
-    pci_bus_add_device()). The driver link appears at the start of a probe, and VFIO's device file at its end. A probe
-    holds the device's lock (drivers/base/dd.c, __device_attach()), which reading this attribute takes as well
-    (drivers/pci/pci-sysfs.c, driver_override_show()).
-    """
-    with open(f"{device}/driver_override") as file:
-        file.read()
 
 
 def probe(address: str, *, root: str) -> None:
