@@ -1,7 +1,7 @@
 """``python -m tests`` is `make test`: all tests, spread over workers.
 
 Arguments are pytest's. Where they name tests, one worker runs these. Each worker has private PID and mount
-namespaces (tests/worker). tests/conftest.py decides which tests go to a worker together.
+namespaces, temporary files and templates (tests/worker). tests/conftest.py decides which tests go to a worker together.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from tests.support.patience import patience
 
 _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker")
-#: One for the lab, one for the VMs of this host; both take about as long. Unit tests fill what is left.
-_WORKERS = 2
+#: One for the lab, which keeps one CPU busy from its beginning to its end, and two for the rest: the tests with VMs of
+#: this host wait for something a good part of their time.
+_WORKERS = 3
 #: In seconds, for the whole run. A test has its own limit; only clean-up that hangs exceeds this one.
 _LIMIT = patience(900)
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     spread = ["--dist=loadscope", "--no-loadscope-reorder", f"--tx={_WORKERS}*popen//python={_WORKER}"]
     # A short path: Podman refuses directories of more than 50 characters, some of them only when a container exits.
     directory = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    os.environ["HAWSE_TEST_DIRECTORY"] = directory
     command = [sys.executable, "-m", "pytest", "--durations=10", f"--basetemp={directory}", *spread, *arguments]
     try:
         code = subprocess.call(command, timeout=_LIMIT)

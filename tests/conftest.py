@@ -42,15 +42,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no annotations
-    """Give all tests of the lab to one worker, those of engines and VMs on this host to another, the rest by file.
+    """Give all tests of the lab to one worker, those of engines to another, and the rest by file.
 
-    Each worker has private PID and mount namespaces, but all share the tree of cgroups, the network and the templates,
-    which tests of engines compare before and after.
+    The lab takes most of a minute to boot. Engines have fixed places on a host, the firewall's rules among them.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return {"lab": "lab", "engines": "host", "vm": "host"}.get(file.split("/")[1], file)
+        folder = file.split("/")[1]
+        return folder if folder in ("lab", "engines") else file
 
 
 @pytest.hookimpl(wrapper=True)

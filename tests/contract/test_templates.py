@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -221,6 +222,22 @@ def test_a_cache_that_is_no_directory_is_a_warning(tmp_path: Path) -> None:
             pass
         reason = f"no template was left for later starts: Not a directory: {stage.cache}/templates"
         assert stage.notes == [("warning", reason)]
+
+    run(tmp_path, story)
+
+
+def test_a_cache_that_is_read_only_is_a_warning(tmp_path: Path) -> None:
+    async def story(stage: Stage) -> None:
+        os.makedirs(stage.cache)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", stage.cache], check=True)
+        try:
+            async with stage.machine():
+                pass
+        finally:
+            subprocess.run(["umount", stage.cache], check=True)
+        [(level, text)] = stage.notes
+        assert level == "warning"
+        assert text.startswith("no template was left for later starts: Read-only file system: ")
 
     run(tmp_path, story)
 

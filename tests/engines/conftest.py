@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hawse.sandbox import namespaces
+from tests.support.bundles import busybox
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.manifests import yaml_library
 from tests.support.podman import Podman
 from tests.support.runtime import Runtime
 
 DEVICES = '[emulated]\n5 = ["edu"]\n'
 #: The probe's group on the host: whatever node has these numbers, since the path in the container is one's own choice.
 GROUP_NODE, CONTAINER_NODE = (511, 5), (10, 196)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def network() -> Iterator[None]:
+    """A network namespace, whose interfaces and rules of the firewall are the engines' only.
+
+    Nothing can be downloaded in it, so what is kept of downloads is made before.
+    """
+    busybox()
+    yaml_library()
+    host = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    namespaces.leave()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    yield
+    namespaces.enter(host)
+    os.close(host)
 
 
 @pytest.fixture(scope="module")

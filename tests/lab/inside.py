@@ -25,11 +25,15 @@ VFIO_IDS = {
     ("0x1234", "0x11e8"), ("0x8086", "0x10d3"), ("0x8086", "0x10ca"), ("0x1b36", "0x0010"), ("0x1b36", "0x0005"),
 }  # fmt: skip
 VIRTUAL_FUNCTIONS = 2
-#: What the programs of many tests import.
+#: What the programs of many tests import, and hawse's verbs.
 PRELOADED = (
     "hawse.vfio.sysfs", "hawse.config", "hawse.container.template", "tests.support.bundles", "tests.support.host",
-    "tests.support.runtime",
+    "tests.support.runtime", "hawse.__main__", "hawse.cli.attach", "hawse.cli.bind", "hawse.cli.create",
+    "hawse.cli.delete", "hawse.cli.detach", "hawse.cli.execute", "hawse.cli.list", "hawse.cli.run", "hawse.cli.start",
+    "hawse.cli.state", "hawse.cli.unbind", "hawse.container.launch", "hawse.container.plan", "hawse.oci.load",
 )  # fmt: skip
+#: What the script of hawse's package does. Tests of engines in the lab run that script.
+HAWSE = "import sys; from hawse.__main__ import main; sys.exit(main())"
 
 
 def main() -> None:
@@ -105,11 +109,13 @@ def serve() -> None:
 
 
 def run(argv: list[str], cwd: str, timeout: float, text: str | None = None) -> dict[str, object]:
-    """Run a command, or with ``text`` a program of Python, whose arguments ``argv`` are then.
+    """Run a command, or with ``text`` a program of Python, whose arguments ``argv`` are then. hawse is such a program.
 
     Outputs go to files, so that what a command leaves behind cannot hold a pipe open.
     """
     with open("/tmp/out", "w+b") as output, open("/tmp/err", "w+b") as errors:
+        if text is None and os.path.basename(argv[0]) == "hawse":
+            text, argv = HAWSE, argv[1:]
         if text is not None:
             code = run_python(text, argv, cwd, timeout, output, errors)
         else:
@@ -144,7 +150,7 @@ def run_python(text: str, argv: list[str], cwd: str, timeout: float, output: IO[
             os.dup2(output.fileno(), 1)
             os.dup2(errors.fileno(), 2)
             os.chdir(cwd)
-            sys.argv = ["-c", *argv]
+            sys.argv = ["hawse", *argv]
             exec(compile(text, "<program>", "exec"), {"__name__": "__main__"})
             code = 0
         except SystemExit as end:

@@ -22,14 +22,19 @@ _UNITS = {"m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _PAGES = {"hugepages-2Mi": "2MB", "hugepages-1Gi": "1GB"}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The documents of a file, by Debian's PyYAML, which is kept in the cache: no engine here reads all of them."""
+def yaml_library() -> str:
+    """The directory of Debian's PyYAML, fetched once and kept in the cache."""
 
     def unpack(tree: str) -> None:
         fetched = packages.fetch(["python3-yaml"], cache=CACHE, progress=print)
         packages.unpack(fetched, tree, wanted=lambda name: name.startswith("usr/lib/python3/dist-packages/yaml"))
 
-    library = f"{kept('yaml', unpack)}/usr/lib/python3/dist-packages"
+    return f"{kept('yaml', unpack)}/usr/lib/python3/dist-packages"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file, by PyYAML: no engine here reads all of them."""
+    library = yaml_library()
     script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
     done = subprocess.run(
         [sys.executable, "-c", script], input=path.read_text(), env=os.environ | {"PYTHONPATH": library},

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 
@@ -21,7 +23,7 @@ Kinds = dict[str, set[str]]
 _PROGRAMS = re.compile(r"podman|conmon|netavark|aardvark|containerd-shim|docker-proxy|qemu-system|virtiofsd")
 _CGROUPS = re.compile(r"libpod|docker|hawse|moby")
 #: Where a program may put what it means to delete.
-_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+_TEMPORARY = (tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run")
 
 
 def take(root: str, *directories: str) -> Kinds:
@@ -29,7 +31,7 @@ def take(root: str, *directories: str) -> Kinds:
     return snapshot() | {
         "below the root": _below(root),
         "bindings": _names(directory_of(root)),
-        "interfaces": _names("/sys/class/net"),
+        "interfaces": {name for _, name in socket.if_nameindex()},  # /sys has those of another network namespace
         "network namespaces": {name for name in _names("/run/netns") if name.startswith("netns-")},
         "rules": _rules(),
         "programs": _programs(),
