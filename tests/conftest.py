@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -86,9 +86,9 @@ def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, objec
 
 
 @pytest.fixture
-def fault_survived(record_property: Any) -> Any:
+def fault_survived(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with the name of a fault; the number of all faults survived is printed at the end of the run."""
-    return lambda name: record_property(_FAULT, name)
+    return lambda name: request.node.user_properties.append((_FAULT, name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

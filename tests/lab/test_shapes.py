@@ -21,6 +21,8 @@ from tests.lab.steps import (
     SECONDS,
     VIRTUAL,
     configure,
+    prove_unchanged,
+    snapshot,
 )
 from tests.support.runtime import HAWSE
 
@@ -73,24 +75,37 @@ def documents(text: str) -> list[Any]:
     return found
 
 
+def check_behind_a_bridge(host: dict[str, Any], guest: dict[str, Any]) -> None:
+    """Only what DIFFERENT_BEHIND_A_BRIDGE names differs: PCI Express's capability, region 7 and interrupt 3."""
+    assert guest["capabilities"] == [number for number in host["capabilities"] if number != 16]
+    for kind, number in (("regions", 7), ("interrupts", 3)):
+        seen, expected = ([entry for entry in each[kind] if entry["index"] != number] for each in (guest, host))
+        assert seen == expected
+
+
 def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, same_kernel: str, probe: str) -> None:
     configure(lab, f"[vm]\n{MACHINE}{same_kernel}", _CONFIG)
     made = lab.python(_BUNDLE, "/run/sixteen", probe, _SCRIPT, *FUNCTIONS)
     assert (made.code, made.output) == (0, "16\n"), made.errors
     under_runc = lab.run(["runc", "run", "--bundle", "/run/sixteen", "sixteen-runc"], timeout=300)
     assert under_runc.code == 0, under_runc
+    before = snapshot(lab)
     runtime = [HAWSE, "--config", _CONFIG]
     under_hawse = lab.run([*runtime, "run", "--bundle", "/run/sixteen", "sixteen-hawse"], timeout=SECONDS)
     assert under_hawse.code == 0, under_hawse
+    prove_unchanged(lab, before)
     *expected, _ = documents(under_runc.output)
     *seen, table = documents(under_hawse.output)
     assert len(seen) == len(expected) == 2 * len(FUNCTIONS)
     for address, host, guest in zip(FUNCTIONS, expected[::2], seen[::2], strict=True):
         assert host["address"] == address
+        assert host.keys() == guest.keys()
+        assert guest["passed"] is True
         # The node is looked for by the guest's group here, so that it is another too.
         different = {key for key in host if host[key] != guest.get(key)} - {"node"}
         if address in PAIR:
             assert different == DIFFERENT_BEHIND_A_BRIDGE
+            check_behind_a_bridge(host, guest)
         elif address in (*VIRTUAL, *CONVENTIONAL):
             assert different <= DIFFERENT | {"address"}
         else:
