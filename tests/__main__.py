@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     # A short path: Podman refuses directories of more than 50 characters, some of them only when a container exits.
     directory = tempfile.mkdtemp(prefix="t", dir="/tmp")
     os.environ["HAWSE_TEST_DIRECTORY"] = directory
-    command = [sys.executable, "-m", "pytest", "--durations=10", f"--basetemp={directory}", *spread, *arguments]
+    # pytest empties the directory that it is given.
+    command = [sys.executable, "-m", "pytest", "--durations=10", f"--basetemp={directory}/t", *spread, *arguments]
     try:
         code = subprocess.call(command, timeout=_LIMIT)
     except subprocess.TimeoutExpired:
