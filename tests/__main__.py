@@ -1,7 +1,7 @@
 """``python -m tests`` is `make test`: all tests, spread over workers.
 
 Arguments are pytest's. Where they name tests, one worker runs these. Each worker has private PID and mount
-namespaces, temporary files and templates (tests/worker). tests/conftest.py decides which tests go to a worker together.
+namespaces and temporary files (tests/worker). tests/conftest.py decides which tests go to a worker together.
 """
 
 from __future__ import annotations

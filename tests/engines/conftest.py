@@ -11,6 +11,7 @@ import pytest
 
 from hawse.sandbox import namespaces
 from tests.support.bundles import busybox
+from tests.support.caches import CACHE
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.manifests import yaml_library
 from tests.support.podman import Podman
@@ -35,6 +36,20 @@ def network() -> Iterator[None]:
     yield
     namespaces.enter(host)
     os.close(host)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Templates that are the engines' only: tests compare them before and after, and other workers leave some, too."""
+    if "HAWSE_TEST_DIRECTORY" not in os.environ:
+        yield
+        return
+    own, common = str(tmp_path_factory.mktemp("templates")), f"{CACHE}/templates"
+    os.chmod(own, 0o700)
+    os.makedirs(common, mode=0o700, exist_ok=True)
+    subprocess.run(["mount", "--bind", own, common], check=True)
+    yield
+    subprocess.run(["umount", "--lazy", common], check=True)
 
 
 @pytest.fixture(scope="module")

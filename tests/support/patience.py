@@ -39,14 +39,18 @@ def wait_until(
     limit = patience(seconds)
     deadline = time.monotonic() + limit
     pause = 0.005
+    began = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             more = f": {seen()}" if seen is not None else ""
             text = what or f"{_source(condition)}; last value: {value!r}"
             raise AssertionError(f"not within {limit:.0f} s: {text}{more}")
-        time.sleep(pause)
-        # Conditions read /proc or start a command, and so take CPU time from the process that they wait for.
+        # Conditions read /proc or start a command, and so take CPU time from the process that they wait for: a fifth of
+        # a CPU at most.
+        time.sleep(max(pause, min(4 * (now - began), 0.5)))
         pause = min(pause * 1.5, 0.1)
+        began = time.monotonic()
     return value
 
 
