@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def test_the_last_eight_answers_are_kept_newest_first(tmp_path: Path) -> None:
     cache.write(path, 9, "new")
     assert (cache.read(path, 1), cache.read(path, 2)) == ("again", None)
     assert os.listdir(f"{tmp_path}/sub") == ["answers.json"]
+
+
+def test_answers_of_several_at_once_are_all_kept(tmp_path: Path) -> None:
+    path = f"{tmp_path}/answers.json"
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: cache.write(path, number, f"answer {number}"), range(8)))
+        assert [cache.read(path, number) for number in range(8)] == [f"answer {number}" for number in range(8)]
+        os.unlink(path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_answer_may_be_long(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_a_damaged_template_is_not_used_and_is_replaced(
     damage(f"{cache}/templates/{digest}/{name}")
     restored, warnings = start(runtime, bundle, tmp_path)
     assert not restored
+    assert len(warnings) == 1, warnings
     [warning] = warnings
     assert warning.startswith(f"hawse: warning: this start is a cold one: the template {digest[:12]} is damaged: ")
     assert words in warning
@@ -217,6 +218,7 @@ def test_where_no_template_can_be_kept_a_container_starts_all_the_same(
     configure(runtime, cache)
     restored, warnings = start(runtime, bundle, tmp_path)
     assert not restored
+    assert len(warnings) == 1, warnings
     [warning] = warnings
     assert warning.startswith("hawse: warning: no template was left for later starts: ")
     assert "No space left on device" in warning

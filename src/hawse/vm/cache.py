@@ -24,14 +24,22 @@ def read(path: str, key: object) -> Any:
 
 
 def write(path: str, key: object, value: object) -> None:
-    """Keep a value beside the last few of other keys, whole or not at all; what cannot be written is only slow."""
-    others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
-    temporary = f"{path}.{os.getpid()}"
+    """Keep a value beside the last few of other keys, whole or not at all; what cannot be written is only slow.
+
+    Processes that write at the same time keep each other's values. They may have the same pid, in different namespaces.
+    """
+    directory = os.path.dirname(path)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        with open(temporary, "w") as file:
-            json.dump([[key, value], *others[: _KEPT - 1]], file)
-        os.rename(temporary, path)
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
+            with open(f"{path}.new", "w") as file:
+                json.dump([[key, value], *others[: _KEPT - 1]], file)
+            os.rename(f"{path}.new", path)
+        finally:
+            os.close(lock)
     except OSError:
         return
 
