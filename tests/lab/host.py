@@ -40,6 +40,8 @@ _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 _APPEND = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off pci=hpiosize=0 intel_iommu=on"
 #: Pages are cleared when they are given out, and not twice; a processor that waits is not kept busy.
 _APPEND += " init_on_alloc=0 kvm.halt_poll_ns=0"
+#: No checks at each call of the kernel that no test is about: a Python program takes a tenth longer with them here.
+_APPEND += " apparmor=0 hardened_usercopy=off"
 _APPEND += " unknown_nmi_panic"  # at the one that a lab is sent which hangs
 #: A root port for each, in this order: its bus is the place in the list, from 1.
 DEVICES: list[list[dict[str, str]]] = [
