@@ -220,9 +220,10 @@ class Lab:
 
 
 def _go_first() -> None:
-    """Have the scheduler prefer this process: the lab's tests run one after the other, and take as long as all others.
+    """Raise this process's priority. The lab's tests run one after the other, and take as long as all other tests.
 
-    The second file is for kernels that divide the CPUs among sessions first (sched(7), "The autogroup feature").
+    Where the kernel divides CPU time among sessions first, a session has a priority of its own, /proc/PID/autogroup
+    (sched(7), "The autogroup feature").
     """
     with suppress(OSError):
         os.nice(-10)

@@ -25,14 +25,14 @@ VFIO_IDS = {
     ("0x1234", "0x11e8"), ("0x8086", "0x10d3"), ("0x8086", "0x10ca"), ("0x1b36", "0x0010"), ("0x1b36", "0x0005"),
 }  # fmt: skip
 VIRTUAL_FUNCTIONS = 2
-#: What the programs of many tests import, and hawse's verbs.
+#: Modules of hawse's commands and of the tests' programs. They are imported once, before the processes are forked.
 PRELOADED = (
     "hawse.vfio.sysfs", "hawse.config", "hawse.container.template", "tests.support.bundles", "tests.support.host",
     "tests.support.runtime", "hawse.__main__", "hawse.cli.attach", "hawse.cli.bind", "hawse.cli.create",
     "hawse.cli.delete", "hawse.cli.detach", "hawse.cli.execute", "hawse.cli.list", "hawse.cli.run", "hawse.cli.start",
     "hawse.cli.state", "hawse.cli.unbind", "hawse.container.launch", "hawse.container.plan", "hawse.oci.load",
 )  # fmt: skip
-#: What the script of hawse's package does. Tests of engines in the lab run that script.
+#: The content of the installed script `hawse`. Engines in the lab run the script itself.
 HAWSE = "import sys; from hawse.__main__ import main; sys.exit(main())"
 
 

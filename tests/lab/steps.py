@@ -34,8 +34,8 @@ RUNTIME = [HAWSE, "--config", _CONFIG]
 #: of the vIOMMU may not differ, since both the lab and the guest have an Intel IOMMU.
 DIFFERENT = {"group"}
 #: A host group of several functions is put behind a PCIe-to-PCI bridge, since QEMU needs one requester id for one
-#: address space. On a conventional bus a function is alone in its slot, has no PCI Express capability (16), 256 bytes
-#: of configuration space in place of 4096, and no error interrupt (VFIO_PCI_ERR_IRQ_INDEX, 3).
+#: address space. On that conventional bus each function has a slot of its own and no PCI Express capability (16). Its
+#: configuration space has 256 bytes, not 4096. It has no error interrupt (VFIO_PCI_ERR_IRQ_INDEX, 3).
 DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities", "regions", "interrupts"}
 
 _MAKE = """

@@ -23,7 +23,7 @@ Kinds = dict[str, set[str]]
 _PROGRAMS = re.compile(r"podman|conmon|netavark|aardvark|containerd-shim|docker-proxy|qemu-system|virtiofsd")
 _CGROUPS = re.compile(r"libpod|docker|hawse|moby")
 #: Where a program may put what it means to delete.
-_TEMPORARY = (tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run")
+_TEMPORARY = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run"}
 
 
 def take(root: str, *directories: str) -> Kinds:

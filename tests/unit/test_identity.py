@@ -1,4 +1,4 @@
-"""What the monitor tells a guest to make it a machine of its own, and what it takes from the answer."""
+"""The monitor sends each guest a seed and the time. The guest answers with its own clock."""
 
 from __future__ import annotations
 

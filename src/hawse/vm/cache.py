@@ -24,9 +24,11 @@ def read(path: str, key: object) -> Any:
 
 
 def write(path: str, key: object, value: object) -> None:
-    """Keep a value beside the last few of other keys, whole or not at all; what cannot be written is only slow.
+    """Write a value under its key, and keep the newest values of seven other keys.
 
-    Processes that write at the same time keep each other's values. They may have the same pid, in different namespaces.
+    A file that cannot be written is no error: the value is then found out again by every start. Processes that write at
+    the same time keep each other's values. A reader sees the old file or the new one. No name contains the pid, since
+    two processes in different PID namespaces may have the same one.
     """
     directory = os.path.dirname(path)
     try:
