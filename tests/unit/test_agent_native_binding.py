@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hawse.agent import hardware
 from hawse.agent.native import bind_native, matching, nodes
 from hawse.errors import DeviceError
 from tests.support.guest_kernel import FakeKernel, FakeUevents
@@ -85,6 +86,18 @@ def test_a_function_that_no_driver_takes(kernel: FakeKernel, drivers: str, code:
     with pytest.raises(DeviceError) as caught:
         bind(kernel, drivers)
     assert caught.value.message == f"{ADDRESS}: no driver of the guest's kernel has it: {words}"
+
+
+def test_what_a_probe_makes_is_waited_for(kernel: FakeKernel, drivers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's link is there from the beginning of a probe on."""
+    kernel.function(ADDRESS, group=3, driver="i915", class_code=DISPLAY)
+
+    def finish(device: str) -> None:
+        assert device == f"{kernel.root}/{PATH}"
+        add_node(kernel, "drm/card0", "drm", "dri/card0", "226:0")
+
+    monkeypatch.setattr(hardware, "await_probe", finish)
+    assert bind(kernel, drivers)[0]["nodes"] == [["dri/card0", "c", 226, 0]]
 
 
 def test_a_disk_is_waited_for(kernel: FakeKernel, drivers: str) -> None:

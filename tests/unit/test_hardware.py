@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import sys
-import termios
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,28 +70,25 @@ def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:
 def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
     """PCI hotplug may probe a function itself: its driver link is there before its device file.
 
-    A FIFO stands for the attribute whose reading waits for the probe.
+    A full pipe stands for the driver's attribute that takes the device's lock: a write waits until it is read.
     """
     guest.function(ADDRESS, group=6)
     guest.node(6, 245, 0)
-    override = f"{guest.root}/sys/bus/pci/devices/{ADDRESS}/driver_override"
-    os.unlink(override)
-    os.mkfifo(override)
-    probing = os.open(override, os.O_RDWR)
-    os.write(probing, b"(null)\n")
-
-    def unread() -> int:
-        return int.from_bytes(fcntl.ioctl(probing, termios.FIONREAD, bytes(4)), sys.byteorder)
-
+    device = f"{guest.root}/sys/bus/pci/devices/{ADDRESS}"
+    os.mkfifo(f"{device}/driver/bind")
+    pipe = os.open(f"{device}/driver/bind", os.O_RDWR | os.O_NONBLOCK)
+    fill = bytes(fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ))
+    assert os.write(pipe, fill) == len(fill)
     with ThreadPoolExecutor(1) as pool:
         bound = pool.submit(bind, guest, 20)
         try:
-            wait_until(lambda: not unread() or bound.done())
-            assert not bound.done()
+            wait_until(lambda: Path(f"{device}/driver_override").read_text() == "vfio-pci" or bound.done())
             guest.device_file(ADDRESS, 3, 244, 7)
         finally:
-            os.close(probing)
+            os.read(pipe, len(fill))
         assert bound.result()["file"] == (3, 244, 7)
+    assert os.read(pipe, len(fill)) == ADDRESS.encode()
+    os.close(pipe)
 
 
 def test_a_probe_that_begins_at_any_moment_is_waited_for(guest: FakeSysfs) -> None:

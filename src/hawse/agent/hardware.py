@@ -29,16 +29,17 @@ _BIND_SECONDS = 10.0
 _newest: dict[str, object] = {}
 
 
-def _await_probe(device: str) -> None:
-    """Wait until no probe of the function is in progress.
+def await_probe(device: str) -> None:
+    """Wait until no probe of a function with a driver is in progress. ``device`` is its directory in sysfs.
 
     PCI hotplug probes a function that it adds, even with drivers_autoprobe=0 (drivers/pci/bus.c,
-    pci_bus_add_device()). The driver link appears at the start of a probe, and VFIO's device file at its end. A probe
-    holds the device's lock (drivers/base/dd.c, __device_attach()), which reading this attribute takes as well
-    (drivers/pci/pci-sysfs.c, driver_override_show()).
+    pci_bus_add_device()). The driver link appears at the start of a probe, and what the driver makes (VFIO's device
+    file, a network interface) comes later. A probe holds the device's lock (drivers/base/dd.c, __device_attach()). A
+    request to bind the function to the driver that it has takes the lock as well, and is then refused with EBUSY
+    (dd.c, device_driver_attach(), since Linux 5.14). Reading driver_override took the lock up to 6.12.y alone.
     """
-    with open(f"{device}/driver_override") as file:
-        file.read()
+    with suppress(OSError):  # EBUSY, or the probe has failed and the link is gone: the caller looks at the link again
+        write(f"{device}/driver/bind", os.path.basename(device))
 
 
 def bind_vfio(
@@ -47,7 +48,7 @@ def bind_vfio(
     *,
     seconds: float,
     root: str = "",
-    await_probe: Callable[[str], None] = _await_probe,
+    await_probe: Callable[[str], None] = await_probe,
 ) -> dict[str, object]:
     """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
 
@@ -217,7 +218,7 @@ def _bind(
     *,
     deadline: float,
     root: str,
-    await_probe: Callable[[str], None] = _await_probe,
+    await_probe: Callable[[str], None] = await_probe,
 ) -> None:
     """Have a driver probe the function, and see that it took it.
 

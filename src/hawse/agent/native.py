@@ -149,9 +149,11 @@ def nodes(device: str) -> list[list[Any]]:
 
 
 def _probe(address: str, check: Callable[[], None], root: str) -> bool:
-    """Have any driver probe it; whether one has it."""
+    """Have any driver probe it, and wait for the end of the probe; whether one has it."""
     check()
-    if sysfs.driver(address, root=root):
-        return True
-    hardware.probe(address, root=root)
+    if not sysfs.driver(address, root=root):
+        hardware.probe(address, root=root)
+    if not sysfs.driver(address, root=root):
+        return False
+    hardware.await_probe(f"{root}/sys/bus/pci/devices/{address}")
     return bool(sysfs.driver(address, root=root))
