@@ -16,7 +16,7 @@ from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
-from hawse.sandbox.guest import GuestLink, Route
+from hawse.sandbox.guest import MOST_QUEUED, GuestLink, Route
 from tests.support.patience import patience
 
 FIRST = STREAMS
@@ -293,11 +293,59 @@ def test_what_a_process_writes_without_its_proxy_is_dropped_and_credited() -> No
         await ends.passed()
         route.discard()
         assert await ends.received() == [(FIRST + 1, CREDIT, encode_credit(5))]
-        ends.send(encode(FIRST + 2, DATA, b"123"))
-        assert await ends.received() == [(FIRST + 2, CREDIT, encode_credit(3))]
+        ends.send(encode(FIRST + 2, DATA, bytes(WINDOW // 4)))
+        assert await ends.received() == [(FIRST + 2, CREDIT, encode_credit(WINDOW // 4))]
         assert taker.frames == [(1, DATA, b"12345")]
         ends.send(encode(FIRST + 2, EOF))
         await ends.passed()
         assert taker.frames[1:] == [(2, EOF, b"")]
+
+    run(story)
+
+
+def test_small_frames_of_a_stream_that_nobody_reads_are_answered_in_lumps() -> None:
+    """An answer to each would be larger than the frame, and a guest that does not read could fill memory with them."""
+
+    async def story(ends: Ends) -> None:
+        ends.link.route(1, Taker()).discard()
+        frames, answers = WINDOW // 4 - 1, []
+        ends.send(*[encode(FIRST + 1, DATA, b"x")] * 1000)
+        await ends.passed()
+        for _ in range(1000, frames):
+            await asyncio.get_running_loop().sock_sendall(ends.guest, encode(FIRST + 1, DATA, b"x"))
+        await ends.passed()
+        ends.send(encode(FIRST + 1, DATA, b"x"))
+        answers += await ends.received()
+        assert answers == [(FIRST + 1, CREDIT, encode_credit(WINDOW // 4))]
+
+    run(story)
+
+
+def test_a_guest_that_does_not_read_is_not_read_either() -> None:
+    async def story(ends: Ends) -> None:
+        for _ in range(4):
+            ends.link.send(encode(FIRST, DATA, bytes(MAX_DATA)) * (2**20 // MAX_DATA))
+        frame, taken, idle = event("oom", container="c1", kills=1) * 500, 0, 0
+        while taken < 32 * 2**20 and idle < 500:
+            try:
+                taken += ends.guest.send(frame)
+                idle = 0
+            except BlockingIOError:
+                idle += 1
+            await asyncio.sleep(0)
+        assert taken < 4 * 2**20, "only what is between them, and what was read before"
+        before = len(ends.kills)
+        while len(ends.kills) <= before + 500:  # it reads, and is read
+            await ends.received()
+
+    run(story)
+
+
+def test_a_guest_of_which_too_much_is_asked_without_reading_ends_its_link() -> None:
+    async def story(ends: Ends) -> None:
+        piece = encode(FIRST, DATA, bytes(MAX_DATA)) * (2**20 // MAX_DATA)
+        for _ in range(MOST_QUEUED // 2**20 + 8):
+            ends.link.send(piece)
+        assert (await ends.reason()).message == "the guest does not read its link: more than 64 MiB wait for it"
 
     run(story)

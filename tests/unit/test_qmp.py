@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import RefusedError, VmError
-from hawse.vm.qmp import Qmp
+from hawse.vm.qmp import MOST_EVENTS, Qmp
 from tests.support.patience import patience
 from tests.support.qmp_server import Message, QmpServer, serving
 
@@ -144,3 +144,26 @@ def test_a_monitor_that_closes_is_reported() -> None:
             await Qmp().open(ours, seconds=20)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("number", "floods"), [(MOST_EVENTS, 0), (20 * MOST_EVENTS, 1)])
+def test_events_that_nobody_waits_for_are_counted_and_not_kept(number: int, floods: int) -> None:
+    """ACPI_DEVICE_OST comes as often as a guest writes to a register."""
+    said: list[VmError] = []
+
+    async def whole() -> None:
+        server = QmpServer(lambda *_: {"return": {}})
+        async with serving(server) as connection:
+            qmp = Qmp(on_flood=said.append)
+            await qmp.open(connection, seconds=20)
+            message = {"event": "ACPI_DEVICE_OST", "data": {"info": {}}, "timestamp": {"seconds": 1, "microseconds": 0}}
+            for _ in range(0, number, 100):
+                for _ in range(100):
+                    server.send(message)
+                await qmp.execute("query-status", {}, timeout=patience(7))
+            kept = qmp._client.events
+            assert (kept.empty(), kept.history) == (True, ())
+            await qmp.close()
+
+    asyncio.run(whole())
+    assert [error.message for error in said] == ["QEMU reported more than 1000 events in a second"] * floods

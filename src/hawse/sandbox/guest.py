@@ -13,11 +13,15 @@ from typing import Any, Protocol
 
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.link import control
-from hawse.link.flow import SendWindow, decode_credit
+from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, REPLY, Decoder, Frame, encode
 from hawse.link.streams import STREAMS, read_by, written_by
 
 PROTOCOL = 1
+#: Bytes that may wait for the guest to read them. Streams take 256 KiB each at most, answers to name queries 6 MiB.
+MOST_QUEUED = 64 * 1024 * 1024
+#: While more bytes than this wait, nothing more is read of the guest: its frames are what most others answer.
+_HIGH_WATER = 1024 * 1024
 
 
 class Sink(Protocol):
@@ -40,6 +44,7 @@ class Route:
         self._to_guest = {number: SendWindow() for number in read_by(sink.directions)}
         self._ended: set[int] = set()
         self._discard = False
+        self._dropped = {number: ReceiveWindow() for number in self._from_guest}
 
     def from_guest(self, stream: int, kind: int, payload: bytes) -> None:
         """A frame of the agent; raises :class:`LinkError` where it breaks a rule."""
@@ -54,7 +59,9 @@ class Route:
         elif kind == DATA:
             self._from_guest[stream].spend(len(payload))
             if self._discard:
-                self.from_proxy(stream, CREDIT, len(payload).to_bytes(4, "big"))
+                # In lumps, as a proxy does: an answer to each small frame would be larger than the frame.
+                if credit := self._dropped[stream].consume(len(payload)):
+                    self.from_proxy(stream, CREDIT, encode_credit(credit))
                 return
         self._sink.send(stream, kind, payload)
 
@@ -72,7 +79,7 @@ class Route:
         for stream, window in self._from_guest.items():
             spent = SendWindow().available - window.available
             if spent:
-                self.from_proxy(stream, CREDIT, spent.to_bytes(4, "big"))
+                self.from_proxy(stream, CREDIT, encode_credit(spent))
 
 
 class GuestLink:
@@ -81,10 +88,12 @@ class GuestLink:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        writer.transport.set_write_buffer_limits(high=_HIGH_WATER)
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[object]] = {}
         self._routes: dict[int, Route] = {}
         self._newest = 0
+        self._overflowed = False
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.ended: asyncio.Future[HawseError] = loop.create_future()
@@ -102,12 +111,18 @@ class GuestLink:
             while piece := await self._reader.read(MAX_DATA):
                 for frame in decoder.feed(piece):
                     self._dispatch(frame)
+                # The agent's reader waits for nothing, so that a guest which reads its link is never waited for long.
+                await self._writer.drain()
         except LinkError as error:
             reason = LinkError(f"the agent in the guest speaks nonsense: {error.message}")
+        except ConnectionResetError:
+            pass  # it closed the link while something waited for it to read
         except OSError as error:
             reason = VmError(f"the link to the guest broke: {error.strerror}")
         except Exception as error:  # a bug must end the sandbox, not leave it deaf
             reason = VmError(f"the monitor cannot serve the link: {type(error).__name__}: {error}")
+        if self._overflowed:
+            reason = LinkError(f"the guest does not read its link: more than {MOST_QUEUED >> 20} MiB wait for it")
         self.ended.set_result(reason)
         for call in self._calls.values():
             if not call.done():
@@ -140,9 +155,13 @@ class GuestLink:
         self._routes.pop(process, None)
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame. What can be queued is bounded by the calls made and the credit given."""
-        if not self._writer.is_closing():
-            self._writer.write(frame)
+        """Queue a frame. A guest that does not read, and of which so much is asked, ends its link."""
+        if self._writer.is_closing():
+            return
+        self._writer.write(frame)
+        if self._writer.transport.get_write_buffer_size() > MOST_QUEUED:
+            self._overflowed = True
+            self._writer.transport.abort()
 
     def _dispatch(self, frame: Frame) -> None:
         stream, kind, payload = frame

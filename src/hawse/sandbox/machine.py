@@ -187,7 +187,7 @@ async def _adopt(launched: Launched, directory: str, undo: AsyncExitStack, steps
 
     qmp_log = BoundedLog(f"{directory}/qmp.log")
     undo.callback(qmp_log.close)
-    qmp = Qmp(log=qmp_log.write)
+    qmp = Qmp(log=qmp_log.write, on_flood=lambda error: None if failure.done() else failure.set_result(error))
     undo.push_async_callback(qmp.close)
     link_reader, link_writer = await asyncio.open_connection(sock=launched.link)
     undo.callback(link_writer.close)

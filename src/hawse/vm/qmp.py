@@ -14,14 +14,29 @@ from qemu.qmp.protocol import StateError as NotConnectedError
 from hawse.errors import RefusedError, VmError
 
 Event = dict[str, Any]
+#: More events than this within a second are a guest's doing. QEMU limits the rate of some events, which a guest can
+#: cause as often as it likes, and not of all (monitor/monitor.c, monitor_qapi_event_conf): ACPI_DEVICE_OST comes with
+#: each write to a register of CPU hotplug (hw/acpi/cpu.c, cpu_hotplug_wr()).
+MOST_EVENTS = 1000
 
 
 class Qmp:
     """A connection to one QEMU."""
 
-    def __init__(self, *, log: Callable[[bytes], object] = lambda _line: None) -> None:
+    def __init__(
+        self,
+        *,
+        log: Callable[[bytes], object] = lambda _line: None,
+        on_flood: Callable[[VmError], object] = lambda _error: None,
+    ) -> None:
+        """``log`` takes each command and answer. ``on_flood`` is called once, when more than :data:`MOST_EVENTS` come
+        in a second: QEMU's memory grows with each event that is not read in time."""
         self._client = QMPClient("hawse")
+        # The client's own listener would keep every event for ever (qemu.qmp 0.0.6, events.py).
+        self._client.events.event_filter = self._count
         self._log = log
+        self._on_flood = on_flood
+        self._events, self._since, self._flooded = 0, 0.0, False
         #: Whether a command was not answered since the connection had ended.
         self.ended = False
 
@@ -85,6 +100,22 @@ class Qmp:
             await self._client.disconnect()
         except (QMPError, EOFError, OSError):
             return
+
+    def _count(self, _event: object) -> bool:
+        """Note an event; False, so that it is not kept."""
+        now = asyncio.get_running_loop().time()
+        if now - self._since >= 1:
+            self._since, self._events = now, 0
+        self._events += 1
+        if self._events > MOST_EVENTS and not self._flooded:
+            self._flooded = True
+            self._on_flood(
+                VmError(
+                    f"QEMU reported more than {MOST_EVENTS} events in a second",
+                    hint="a program in the guest causes them; the virtual machine is ended, since they fill memory",
+                )
+            )
+        return False
 
     def _write(self, message: dict[str, object]) -> None:
         self._log(json.dumps(message, default=str).encode() + b"\n")
