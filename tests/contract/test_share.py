@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from hawse.errors import ConfigError
 from hawse.sandbox import share
 from hawse.sandbox.plan import Share
+from hawse.sandbox.share import ShareRoot
 
 
 def apart(act: Callable[[], Any]) -> Any:
@@ -63,88 +66,144 @@ def tree(tmp_path: Path) -> Path:
 
 def mount_below(tree: Path) -> None:
     """A mount in the tree, as a bundle's may have."""
-    share._mount(str(tree), f"{tree}/below", share._MS_BIND)
+    share._mount(str(tree), f"{tree}/below", "", share._MS_BIND)
+
+
+def placed(root: ShareRoot, container: str, shares: list[Share]) -> None:
+    """Share these, from this mount namespace."""
+    trees = share.open_trees(shares)
+    try:
+        root.place(container, shares, trees)
+    finally:
+        for tree in trees:
+            os.close(tree)
 
 
 def test_shares_are_bound_with_what_is_mounted_below_them(tmp_path: Path, tree: Path) -> None:
     target = f"{tmp_path}/share/c1"
 
     def act() -> Any:
-        share.prepare(f"{tmp_path}/share")
+        root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
         wanted = [
             made("rw", tree), made("ro", tree, readonly=True), made("flat", tree, recursive=False),
             made("file", tree / "file"), made("private", tree, private=True),
         ]  # fmt: skip
-        share.populate(wanted, target)
+        placed(root, "c1", wanted)
         found = {name: (sorted({"ro", "rw"} & options), kind) for name, (options, kind) in mounts(target).items()}
+        unsafe = [name for name, (options, _) in mounts(target).items() if not {"nodev", "nosuid"} <= options]
         late = tree / "late"
         late.mkdir()
-        return found, os.listdir(f"{target}/rw"), Path(f"{target}/file").read_text(), mounts(f"{tmp_path}/share")[""][1]
+        content = Path(f"{target}/file").read_text()
+        options, propagation = mounts(f"{tmp_path}/share")[""]
+        return found, unsafe, os.listdir(f"{target}/rw"), content, sorted(options), propagation
 
-    found, names, content, propagation = apart(act)
+    found, unsafe, names, content, options, propagation = apart(act)
     assert set(found) == {"/rw", "/rw/below", "/ro", "/ro/below", "/flat", "/file", "/private", "/private/below"}
     assert found["/ro"][0] == ["ro"]
     assert [found[name][0] for name in ("/rw", "/flat", "/file")] == [["rw"]] * 3
-    assert "shared" not in found["/private"][1]
+    assert "master" not in found["/private"][1]
+    assert unsafe == []
     assert (sorted(names), content) == (["below", "file", "late"], "content")
     assert propagation == "shared", "virtiofsd's copy of the namespace gets what is mounted later"
+    assert {"ro", "nodev", "nosuid", "noexec"} <= set(options)
     assert mounts(str(tmp_path)) == {}, "the host's table has none of it"
-    assert os.listdir(target)
+    assert os.listdir(f"{tmp_path}/share") == [], "nothing of it is on the host's file system"
 
 
-@pytest.mark.parametrize("kind", ["populate", "attach"])
-def test_a_source_that_cannot_be_shared_is_named(tmp_path: Path, tree: Path, kind: str) -> None:
+def test_a_source_that_cannot_be_shared_is_named(tree: Path) -> None:
     gone = Share(name="gone", source="/no/such", is_dir=True, readonly=False)
-
-    def act() -> str:
-        try:
-            if kind == "populate":
-                share.populate([made("rw", tree), gone], f"{tmp_path}/share/c1")
-            else:
-                before = len(os.listdir("/proc/self/fd"))
-                try:
-                    share.open_trees([made("rw", tree), gone])
-                finally:
-                    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
-        except ConfigError as error:
-            return error.message
-        return ""
-
-    assert apart(act) == "cannot share /no/such with the guest: No such file or directory"
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError) as caught:
+        share.open_trees([made("rw", tree), gone])
+    assert caught.value.message == "cannot share /no/such with the guest: No such file or directory"
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
 
 
-def test_trees_of_another_namespace_are_attached_and_unmounted(tmp_path: Path, tree: Path) -> None:
+def test_what_a_container_shares_comes_and_goes(tmp_path: Path, tree: Path) -> None:
     wanted = [made("rw", tree), made("flat", tree, recursive=False, readonly=True), made("file", tree / "file")]
     target = f"{tmp_path}/share/c2"
 
     def act() -> Any:
-        share.prepare(f"{tmp_path}/share")
+        root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
         trees = share.open_trees(wanted)
         inherited = [os.get_inheritable(fd) for fd in trees]
-        share.attach(wanted, trees, target)
+        before = os.listdir("/proc/self/fd")
+        root.place("c2", wanted, trees)
+        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
         found = {name: sorted({"ro", "rw"} & options) for name, (options, _) in mounts(target).items()}
-        kinds = {kind for _, kind in mounts(target).values()}
-        share.unmount(target)
-        return found, sorted(kinds), inherited, mounts(target), os.path.exists(target), (tree / "file").read_text()
+        root.remove("c2")
+        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
+        root.remove("never")
+        return found, inherited, mounts(target), os.path.exists(target), (tree / "file").read_text()
 
-    found, kinds, inherited, after, exists, content = apart(act)
+    found, inherited, after, exists, content = apart(act)
     assert found == {"/rw": ["rw"], "/rw/below": ["rw"], "/flat": ["ro"], "/file": ["rw"]}
-    assert not any("shared" in kind and "master" not in kind for kind in kinds), "what the guest mounts stays there"
     assert (inherited, after, exists, content) == ([False] * 3, {}, False, "content")
 
 
-def test_a_target_that_exists_is_no_target(tmp_path: Path, tree: Path) -> None:
-    (tmp_path / "share").mkdir()
-    (tmp_path / "share" / "rw").mkdir()
-    (tmp_path / "share" / "file").write_text("somebody's")
-
-    def act() -> list[str]:
-        found = []
-        for wanted in (made("rw", tree), made("file", tree / "file")):
+def test_mounts_that_the_host_makes_later_arrive_unless_they_are_private(tmp_path: Path, tree: Path) -> None:
+    """Both in the monitor's namespace and in virtiofsd's, which is a copy made before."""
+    share._mount(str(tree), str(tree), "", share._MS_BIND)
+    share._mount("none", str(tree), "", share._MS_SHARED)
+    try:
+        reading, writing = os.pipe()
+        placed_, go = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            code = 1
             try:
-                share.populate([wanted], f"{tmp_path}/share")
+                share.enter_private_namespace()
+                root = ShareRoot(f"{tmp_path}/share")
+                virtiofsd = os.fork()
+                if virtiofsd == 0:
+                    share.enter_private_namespace()
+                    os.write(writing, b".")
+                    os.read(go[0], 1)
+                    found = mounts(f"{tmp_path}/share/c1")
+                    os.write(writing, json.dumps(sorted(found)).encode())
+                    os._exit(0)
+                os.read(reading, 1)
+                placed(root, "c1", [made("late", tree), made("private", tree, private=True)])
+                os.write(placed_[1], b".")
+                os.waitpid(virtiofsd, 0)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.read(placed_[0], 1)
+        share._mount(str(tree), f"{tree}/below", "", share._MS_BIND)
+        os.write(go[1], b".")
+        assert os.waitpid(child, 0)[1] == 0
+        assert json.loads(os.read(reading, 65536)) == ["/late", "/late/below", "/private"]
+    finally:
+        for point in (f"{tree}/below", str(tree)):
+            share._libc.umount2(point.encode(), share._MNT_DETACH)
+        for fd in (reading, writing, *placed_, *go):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_mounted_in_the_share_stays_there(tmp_path: Path, tree: Path, private: bool) -> None:
+    def act() -> list[str]:
+        share._mount(str(tree), str(tree), "", share._MS_BIND)
+        share._mount("none", str(tree), "", share._MS_SHARED)
+        placed(ShareRoot(f"{tmp_path}/share"), "c1", [made("rw", tree, private=private)])
+        share._mount("none", f"{tmp_path}/share/c1/rw/below", "tmpfs", 0)
+        return sorted(mounts(str(tmp_path)))
+
+    assert apart(act) == ["/share", "/share/c1/rw", "/share/c1/rw/below", "/tree"]
+
+
+def test_a_target_that_exists_is_no_target(tmp_path: Path, tree: Path) -> None:
+    def act() -> list[str]:
+        root, found = ShareRoot(f"{tmp_path}/share"), []
+        for wanted in (made("rw", tree), made("file", tree / "file")):
+            placed(root, "c1", [wanted])
+            try:
+                placed(root, "c1", [wanted])
             except ConfigError as error:
                 found.append(error.message.rpartition(": ")[2])
         return found
@@ -152,13 +211,79 @@ def test_a_target_that_exists_is_no_target(tmp_path: Path, tree: Path) -> None:
     assert apart(act) == ["File exists"] * 2
 
 
-def test_a_share_that_was_never_made_is_unmounted_already(tmp_path: Path) -> None:
-    share.unmount(f"{tmp_path}/none")
-    (tmp_path / "c2" / "kept").mkdir(parents=True)
-    (tmp_path / "c2" / "kept" / "data").write_text("somebody's")
-    (tmp_path / "c2" / "empty").mkdir()
-    share.unmount(f"{tmp_path}/c2")
-    assert os.listdir(tmp_path / "c2") == ["kept"], "nothing is removed recursively"
+def test_the_guest_cannot_write_to_the_root(tmp_path: Path, tree: Path) -> None:
+    """It is served by virtiofsd or QEMU, as root in the monitor's mount namespace."""
+
+    def act() -> list[str]:
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [made("rw", tree), made("file", tree / "file")])
+        found = []
+        writes: list[Callable[[str], object]] = [
+            lambda path: os.symlink("/etc", path),
+            os.mkdir,
+            os.mkfifo,
+            lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3)),
+            lambda path: Path(path).write_text("x"),
+            lambda path: os.rename(f"{root.directory}/c1", path),
+        ]
+        for place in (root.directory, f"{root.directory}/c1"):
+            for write in writes:
+                try:
+                    write(f"{place}/new")
+                    found.append("written")
+                except OSError as error:
+                    found.append(os.strerror(error.errno or 0))
+        Path(f"{root.directory}/c1/rw/data").write_text("what is shared is written to")
+        return found
+
+    assert set(apart(act)) <= {"Read-only file system", "Device or resource busy"}
+    assert (tree / "data").exists()
+
+
+def links(target: str) -> dict[str, Callable[[str], object]]:
+    """What a guest would plant, could it write there, by name: each makes something at the path that it is given."""
+    return {
+        "a link to a directory": lambda path: os.symlink(target, path),
+        "a link to a link": lambda path: os.symlink("link", path),
+        "a link upwards": lambda path: os.symlink("../..", path),
+        "a file": lambda path: Path(path).write_text("data"),
+        "a FIFO": os.mkfifo,
+        "a directory": os.mkdir,
+    }
+
+
+@pytest.mark.parametrize("kind", list(links("")))
+@pytest.mark.parametrize("place", ["container", "point"])
+def test_a_planted_link_is_never_followed(tmp_path: Path, tree: Path, kind: str, place: str) -> None:
+    """The second line: the root is read-only for the guest, and here it is written to all the same."""
+    outside = tmp_path / "outside"
+    (outside / "rw").mkdir(parents=True)
+    (outside / "empty").touch()
+    os.mkfifo(outside / "fifo")
+
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        with suppress(FileExistsError):
+            os.mkdir("c1", dir_fd=root._writable)
+        os.symlink(str(outside), "link", dir_fd=root._writable)
+        path = "c2" if place == "container" else "c1/rw"
+        links(str(outside))[kind](f"/proc/self/fd/{root._writable}/{path}")
+        name, failure = path.partition("/")[0], ""
+        try:
+            placed(root, name, [made("rw", tree)])
+        except ConfigError as error:
+            failure = error.message
+        with suppress(OSError):
+            root.remove(name)
+        return failure, sorted(mounts(str(tmp_path)))
+
+    failure, left = apart(act)
+    if (kind, place) != ("a directory", "container"):
+        assert failure.startswith(f"cannot share {tree} with the guest: ")
+    assert left == ["/share"]
+    assert sorted(os.listdir(outside)) == ["empty", "fifo", "rw"]
+    assert os.listdir(outside / "rw") == []
+    assert sorted(os.listdir(tree)) == ["below", "file"]
 
 
 def test_descriptors_are_taken_from_another_process_or_none_is(tmp_path: Path) -> None:

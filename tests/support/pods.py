@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +15,17 @@ import msgspec
 import pytest
 
 from hawse.container.devices import plug_steps, shape
-from hawse.errors import HawseError, NotFoundError, VmError
+from hawse.errors import ConfigError, HawseError, NotFoundError, VmError
 from hawse.link import control
 from hawse.link.frames import CALL, EVENT, Decoder, Frame
 from hawse.sandbox import sockets
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.machine import Machine
 from hawse.sandbox.network import Network
-from hawse.sandbox.plan import ContainerPlan
+from hawse.sandbox.plan import ContainerPlan, Share
 from hawse.sandbox.sandbox import INIT_KEY, Sandbox
 from hawse.sandbox.service import Service
+from hawse.sandbox.share import ShareRoot
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import Steps
 from hawse.vm.ports import Port, place
@@ -108,6 +109,20 @@ class Apart(Network):
 
     def adopt(self, pid: int) -> None:
         assert pid == os.getpid()
+
+
+class NoShare(ShareRoot):
+    """A share that nothing is mounted in. ``removed`` are the containers that were removed from it."""
+
+    def __init__(self) -> None:
+        self.removed: list[str] = []
+
+    def place(self, _container: str, shares: Sequence[Share], _trees: Sequence[int]) -> None:
+        for share in shares:
+            raise ConfigError(f"cannot share {share.source} with the guest: not here")
+
+    def remove(self, container: str) -> None:
+        self.removed.append(container)
 
 
 class ObservedSandbox(Sandbox):
@@ -242,7 +257,9 @@ async def pod(
     tasks = [asyncio.create_task(link.run()), asyncio.create_task(guest.serve())]
     defaults: dict[str, Any] = {"spec": {"process": {"args": ["x"]}}, "bundle": str(tmp_path)}
     first = msgspec.structs.replace(plan(seconds=seconds), **defaults | changes)
-    sandbox = ObservedSandbox(first, Apart(store.path, loopback), store, Steps(f"{store.path}/steps.json", []))
+    sandbox = ObservedSandbox(
+        first, NoShare(), Apart(store.path, loopback), store, Steps(f"{store.path}/steps.json", [])
+    )
     server = await asyncio.start_server(Service(sandbox).connection, sock=sockets.bind(store.path, "monitor.sock"))
     made = Pod(sandbox, guest, FakeMachine(link, qmp or FakeQmp()), store, [ours[1], theirs[1]])
     try:

@@ -18,7 +18,7 @@ from hawse.errors import ConfigError, HawseError, NotFoundError, StateError, VmE
 from hawse.sandbox.plan import Share
 from hawse.sandbox.sandbox import INIT_KEY
 from hawse.vfio import bindings
-from tests.support.pods import KEY, heard, pod, run, settle
+from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
@@ -212,7 +212,8 @@ def test_share_that_cannot_be_mounted_fails_before_the_guest_is_called(tmp_path:
                 await made.call("c2", "create", **params, trees=[tree.fileno()])
             made.prove_alone()
             assert made.guest.asked("bind_vfio") == []
-            assert os.listdir(f"{made.store.path}/share") == []
+            assert isinstance(made.sandbox._share, NoShare)
+            assert made.sandbox._share.removed == ["c2"]
 
     run(story)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,48 @@ def test_runc_s_keys_in_runc_s_order() -> None:
     assert public(full | {"annotations": {"a": "b"}})["annotations"] == {"a": "b"}
 
 
-def test_nothing_below_the_share_is_deleted_but_empty_mount_points(store: Store) -> None:
-    os.makedirs(f"{store.path}/share/c1/rootfs")
-    Path(f"{store.path}/share/c1/mount0").write_text("")
+def test_a_container_is_removed_with_the_empty_directory_of_its_share(store: Store) -> None:
+    os.mkdir(f"{store.path}/share")
     store.remove()
     assert not os.path.exists(store.path)
+    Store(store.root, "gone").remove()
 
 
-def test_a_share_that_is_not_empty_stops_the_removal(store: Store) -> None:
-    os.makedirs(f"{store.path}/share/c1/rootfs")
-    kept = Path(f"{store.path}/share/c1/rootfs/data")
-    kept.write_text("somebody's")
+def plant(kind: str, path: str, target: str) -> None:
+    """What a guest could have left in a share that it can write to."""
+    if kind == "link":
+        os.symlink(target, path)
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "node":
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    elif kind == "directory":
+        os.mkdir(path)
+    else:
+        Path(path).write_text("data" if kind == "file" else "")
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO", "node", "directory", "file", "empty file"])
+@pytest.mark.parametrize("place", ["share/it", "share/c1/it"])
+def test_nothing_below_the_share_is_followed_or_deleted(store: Store, tmp_path: Path, kind: str, place: str) -> None:
+    """A share of an earlier version was on the host's own file system, and a guest could write to it."""
+    outside = tmp_path / "outside"
+    (outside / "empty").mkdir(parents=True)
+    (outside / "file").touch()
+    os.makedirs(f"{store.path}/share/c1")
+    plant(kind, f"{store.path}/{place}", str(outside))
     with pytest.raises(OSError, match="not empty"):
         store.remove()
-    assert kept.read_text() == "somebody's"
+    assert sorted(os.listdir(outside)) == ["empty", "file"]
+    assert os.path.lexists(f"{store.path}/{place}")
+
+
+def test_a_share_that_is_a_link_is_not_followed(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    os.symlink(tmp_path / "outside", f"{store.path}/share")
+    with pytest.raises(NotADirectoryError):
+        store.remove()
+    assert (tmp_path / "outside").is_dir()
 
 
 def test_a_process_is_its_pid_and_its_start() -> None:
@@ -175,15 +204,6 @@ def test_a_reader_sees_the_old_state_or_the_new_one(store: Store) -> None:
         store.write(state(status=STOPPED))
         assert '"running"' in old.read()
     assert os.listdir(store.path) == ["state.json"]
-
-
-def test_empty_files_that_were_mounted_on_are_removed_and_others_stop_it(store: Store) -> None:
-    os.makedirs(f"{store.path}/share/c1")
-    Path(f"{store.path}/share/c1/file").write_text("x")
-    with pytest.raises(OSError, match="not empty"):
-        store.remove()
-    assert Path(f"{store.path}/share/c1/file").read_text() == "x"
-    Store(store.root, "gone").remove()
 
 
 def test_a_process_that_has_ended_has_no_start() -> None:

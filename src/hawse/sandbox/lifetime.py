@@ -18,6 +18,7 @@ from hawse.sandbox.network import Network
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
+from hawse.sandbox.share import ShareRoot
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import DEVICES, GUEST, NETWORK, Steps
 from hawse.sandbox.templates import obtain
@@ -32,6 +33,7 @@ class Making:
 
     plan: SandboxPlan
     launched: Launched
+    share: ShareRoot
     network: Network
     store: Store
     report: Report
@@ -47,7 +49,7 @@ def run(making: Making, listener: socket.socket) -> None:
 async def _monitor(making: Making, listener: socket.socket) -> None:
     """Make the sandbox and keep it until its container, a signal, a deletion or its caller's death ends it."""
     report = making.report
-    sandbox = Sandbox(making.plan, making.network, making.store, making.steps)
+    sandbox = Sandbox(making.plan, making.share, making.network, making.store, making.steps)
     # Not start_unix_server(), which from Python 3.13 on looks for the socket by the path that it was bound by
     # (asyncio/unix_events.py): that went through a descriptor of this process's parent.
     server = await asyncio.start_server(Service(sandbox).connection, sock=listener)

@@ -77,8 +77,13 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
     # Here, since a mount namespace can only be left for another by a process of one thread.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
-        share.prepare(f"{store.path}/share")
-        share.populate(made.shares, f"{store.path}/share/{store.name}")
+        root = share.ShareRoot(f"{store.path}/share")
+        trees = share.open_trees(made.shares)
+        try:
+            root.place(store.name, made.shares, trees)
+        finally:
+            for tree in trees:
+                os.close(tree)
     network = Network(made.network, store.path)
     try:
         launched = begin(made.machine, store.path, steps, notes)
@@ -86,7 +91,7 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
             network.look()
             with steps.span(MONITOR, "loaded"):
                 from hawse.sandbox import lifetime
-            lifetime.run(lifetime.Making(made, launched, network, store, report, steps, notes), listener)
+            lifetime.run(lifetime.Making(made, launched, root, network, store, report, steps, notes), listener)
     finally:
         network.close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.oci.hooks import CREATION
-from hawse.sandbox import share, timeline
+from hawse.sandbox import timeline
 from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
@@ -22,6 +22,7 @@ from hawse.sandbox.plan import ContainerPlan, SandboxPlan
 from hawse.sandbox.processes import Processes, whole
 from hawse.sandbox.resolver import Resolver
 from hawse.sandbox.room import Room
+from hawse.sandbox.share import ShareRoot
 from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.sandbox.steps import GUEST, NETWORK, Steps
 
@@ -38,8 +39,9 @@ Notes = list[tuple[str, str]]
 class Sandbox:
     """Everything here runs in the monitor's one event loop."""
 
-    def __init__(self, plan: SandboxPlan, network: Network, store: Store, steps: Steps) -> None:
+    def __init__(self, plan: SandboxPlan, share: ShareRoot, network: Network, store: Store, steps: Steps) -> None:
         self.plan = plan
+        self._share = share
         self.claims = Claims(plan.ports)
         self.nics = Nics(plan, network, self.claims)
         self._resolver = Resolver(plan, network, f"{store.path}/share/{plan.id}")
@@ -195,9 +197,8 @@ class Sandbox:
         undo.push_async_callback(self._give_back, plan.id)
         if plan.binds:
             await whole(asyncio.to_thread(take, plan.binds, store))
-        directory = f"{self._store.path}/share/{plan.id}"
-        undo.callback(share.unmount, directory)
-        share.attach(plan.shares, trees, directory)
+        undo.callback(self._share.remove, plan.id)
+        self._share.place(plan.id, plan.shares, trees)
         undo.push_async_callback(made.remove)
         await made.attachments.begin(self._machine.qmp, self._machine.link)
         return await made.create(joins)

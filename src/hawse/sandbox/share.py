@@ -1,27 +1,39 @@
-"""The directory that the guest sees: bind mounts in a mount namespace of the monitor's own.
+"""The directory that the guest sees: mounts in a mount namespace of the monitor's own.
 
 The namespace is the undo: it ends with the monitor and its children, whatever ends them, and its mounts with it.
 The host's own mount table never shows one of them. All ctypes of the host side is here.
+
+Root in the guest can write wherever the share is writable, and plant links there. So the share's root is a small file
+system that is read-only for the guest; only the monitor makes the directories and files in it that the containers'
+trees are mounted on. Every mount is made by descriptors, and no path is followed that has a link in it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+import stat
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
 
 from hawse.errors import ConfigError, HostError
 from hawse.sandbox.plan import Share
 
 _CLONE_NEWNS = 0x20000
-_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 8, 32, 4096, 16384
 _MS_PRIVATE, _MS_SLAVE, _MS_SHARED = 1 << 18, 1 << 19, 1 << 20
-_MNT_DETACH = 2
-_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
+_RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 #: The same on every architecture (Linux include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl).
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_PIDFD_GETFD = 428, 429, 438
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETATTR = 428, 429, 437, 438, 442
 _PR_SET_PDEATHSIG = 1
+#: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
+_ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,67 +43,109 @@ def enter_private_namespace() -> None:
     To be called while the process has one thread. Raises :class:`HostError` where it is not permitted.
     """
     if _libc.unshare(_CLONE_NEWNS):
-        raise HostError(f"cannot make a mount namespace: {_reason()}", hint="hawse needs root, with CAP_SYS_ADMIN")
-    _mount("none", "/", _MS_REC | _MS_SLAVE)
+        reason = os.strerror(ctypes.get_errno())
+        raise HostError(f"cannot make a mount namespace: {reason}", hint="hawse needs root, with CAP_SYS_ADMIN")
+    _mount("none", "/", "", _MS_REC | _MS_SLAVE)
 
 
-def prepare(directory: str) -> None:
-    """Make the directory one whose later mounts virtiofsd gets too, in its own namespace: it makes its mounts slaves of
-    ours (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, setup_namespaces()). Raises OSError."""
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    _mount(directory, directory, _MS_BIND)
-    _mount("none", directory, _MS_SHARED)
+class ShareRoot:
+    """The root of the share, in which each container has a directory with its mount points."""
 
+    def __init__(self, directory: str) -> None:
+        """Mount it at ``directory``. Raises :class:`HostError`. In a mount namespace that ends with this process.
 
-def populate(shares: Sequence[Share], directory: str) -> None:
-    """Bind every share below ``directory``. Raises :class:`ConfigError` naming a source that cannot be bound."""
+        Its mounts are shared, so that virtiofsd gets later ones too, in its own namespace: it makes its mounts slaves
+        of ours (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, setup_namespaces()).
+        """
+        self.directory = directory
+        try:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            _mount("hawse", directory, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _ROOT_OPTIONS)
+            # A copy of the mount that is attached nowhere: what it writes appears in the other, which is read-only.
+            self._writable = _open_tree(directory, 0)
+            flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+            _mount("none", directory, "", flags)
+            _mount("none", directory, "", _MS_SHARED)
+            self._exported = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            raise HostError(
+                f"cannot mount the root of the share at {directory}: {error.strerror}",
+                hint="hawse needs Linux 5.12 or newer, with CAP_SYS_ADMIN",
+            ) from None
 
-    def bind(index: int, target: str) -> None:
-        _mount(shares[index].source, target, _MS_BIND | (_MS_REC if shares[index].recursive else 0))
+    def place(self, container: str, shares: Sequence[Share], trees: Sequence[int]) -> None:
+        """Mount what a container shares, from descriptors of :func:`open_trees`, which stay the caller's.
 
-    _place(shares, directory, bind)
+        Raises :class:`ConfigError` naming the source; :meth:`remove` undoes what was done by then.
+        """
+        for share, tree in zip(shares, trees, strict=True):
+            try:
+                self._place(container, share, tree)
+            except OSError as error:
+                raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
+
+    def remove(self, container: str) -> None:
+        """Undo :meth:`place`, as far as it came."""
+        try:
+            points = os.open(container, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
+        except FileNotFoundError:
+            return
+        try:
+            for name in os.listdir(points):
+                target = f"{self.directory}/{container}/{name}"
+                _libc.umount2(target.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+                with suppress(OSError):  # something is mounted there still: it ends with the namespace
+                    if stat.S_ISDIR(os.stat(name, dir_fd=points, follow_symlinks=False).st_mode):
+                        os.rmdir(name, dir_fd=points)
+                    else:
+                        os.unlink(name, dir_fd=points)
+        finally:
+            os.close(points)
+        with suppress(OSError):
+            os.rmdir(container, dir_fd=self._writable)
+
+    def _place(self, container: str, share: Share, tree: int) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(container, 0o755, dir_fd=self._writable)
+        target = f"{container}/{share.name}"
+        if share.is_dir:
+            os.mkdir(target, 0o755, dir_fd=self._writable)
+        else:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
+            os.close(os.open(target, flags, 0o600, dir_fd=self._writable))
+        # Before it is anywhere: the guest never sees it writable. Device nodes and set-uid programs are for the guest's
+        # kernel, which has mounts of its own; on the host nobody opens or runs them.
+        # Its propagation as well: below a shared mount it gets a copy in virtiofsd's namespace, which would follow the
+        # host's mount for ever where this one is made private only then.
+        propagation = _MS_PRIVATE if share.private else _MS_SLAVE
+        _set_attributes(tree, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, recursive=True, propagation=propagation)
+        if share.readonly:
+            _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=False)
+        place = self._open_beneath(target)
+        try:
+            flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+            _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), target)
+        finally:
+            os.close(place)
+
+    def _open_beneath(self, path: str) -> int:
+        """A descriptor of a place in the exported mount, by a path without links (openat2(2))."""
+        how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
+        return _check(_libc.syscall(_SYS_OPENAT2, self._exported, path.encode(), how, len(how)), path)
 
 
 def open_trees(shares: Sequence[Share]) -> list[int]:
-    """Descriptors of what is to be shared, as this process sees it: for :func:`attach` in another mount namespace, to
-    which mounts made after it may never come. Raises :class:`ConfigError` as :func:`populate`."""
+    """Descriptors of what is to be shared, as this process sees it: for :meth:`ShareRoot.place`, in whose mount
+    namespace mounts that were made after it may never come. Raises :class:`ConfigError` naming the source."""
     trees: list[int] = []
     for share in shares:
-        flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if share.recursive else 0)
-        fd = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, share.source.encode(), flags)
-        if fd < 0:
-            reason = _reason()
+        try:
+            trees.append(_open_tree(share.source, _AT_RECURSIVE if share.recursive else 0))
+        except OSError as error:
             for tree in trees:
                 os.close(tree)
-            raise ConfigError(f"cannot share {share.source} with the guest: {reason}")
-        trees.append(fd)
+            raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
     return trees
-
-
-def attach(shares: Sequence[Share], trees: Sequence[int], directory: str) -> None:
-    """As :func:`populate`, from descriptors of :func:`open_trees`."""
-
-    def move(index: int, target: str) -> None:
-        # move_mount(2): a clone of a tree may be attached in any namespace.
-        if _libc.syscall(_SYS_MOVE_MOUNT, trees[index], b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), target)
-        _mount("none", target, _MS_SLAVE | _MS_REC)
-
-    _place(shares, directory, move)
-
-
-def unmount(directory: str) -> None:
-    """Undo :func:`attach`, as far as it came."""
-    for name in os.listdir(directory) if os.path.isdir(directory) else ():
-        target = f"{directory}/{name}"
-        _libc.umount2(target.encode(), _MNT_DETACH)
-        try:
-            os.rmdir(target) if os.path.isdir(target) else os.unlink(target)
-        except OSError:
-            continue  # something is mounted there still: it ends with the namespace
-    if os.path.isdir(directory) and not os.listdir(directory):
-        os.rmdir(directory)
 
 
 def take_descriptors(pid: int, numbers: Sequence[int]) -> list[int]:
@@ -100,43 +154,22 @@ def take_descriptors(pid: int, numbers: Sequence[int]) -> list[int]:
     process = os.pidfd_open(pid)
     try:
         for number in numbers:
-            fd = _libc.syscall(_SYS_PIDFD_GETFD, process, number, 0)
-            if fd < 0:
-                error = ctypes.get_errno()
+            try:
+                taken.append(_check(_libc.syscall(_SYS_PIDFD_GETFD, process, number, 0), ""))
+            except OSError:
                 for other in taken:
                     os.close(other)
-                raise OSError(error, os.strerror(error))
-            taken.append(fd)
+                raise
     finally:
         os.close(process)
     return taken
-
-
-def _place(shares: Sequence[Share], directory: str, mount: Callable[[int, str], None]) -> None:
-    for index, share in enumerate(shares):
-        target = f"{directory}/{share.name}"
-        try:
-            os.makedirs(directory, mode=0o755, exist_ok=True)
-            if share.is_dir:
-                os.mkdir(target)
-            else:
-                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            mount(index, target)
-            if share.private:
-                _mount("none", target, _MS_PRIVATE | _MS_REC)
-            if share.readonly:
-                _mount("none", target, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
-        except OSError as error:
-            raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
 
 
 def enter_namespace(pid: int) -> None:
     """In a forked child: be in the mount namespace of that process (setns(2)). Raises OSError."""
     fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
     try:
-        if _libc.setns(fd, _CLONE_NEWNS):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        _check(_libc.setns(fd, _CLONE_NEWNS), f"/proc/{pid}/ns/mnt")
     finally:
         os.close(fd)
 
@@ -146,11 +179,27 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
 
 
-def _mount(source: str, target: str, flags: int) -> None:
-    if _libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None):
+def _open_tree(path: str, flags: int) -> int:
+    """A descriptor of a copy of the mount at ``path``, which is attached nowhere (open_tree(2))."""
+    flags |= _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
+    return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path.encode(), flags), path)
+
+
+def _set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:
+    """Set attributes of a mount, by its descriptor, beside those that it has (mount_setattr(2))."""
+    request = struct.pack("QQQQ", attributes, 0, propagation, 0)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    options = data.encode() or None
+    _check(_libc.mount(source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options), target)
+
+
+def _check(result: int, path: str) -> int:
+    """The result of a system call. Raises OSError for -1."""
+    if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
-
-
-def _reason() -> str:
-    return os.strerror(ctypes.get_errno())
+        raise OSError(number, os.strerror(number), path)
+    return result

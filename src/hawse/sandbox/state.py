@@ -113,21 +113,11 @@ class Store:
         return False
 
     def remove(self) -> None:
-        """Delete the directory. Below ``share`` are mount points, empty ones: nothing is removed recursively there.
+        """Delete the directory, which root alone can write to. Nothing below it is removed recursively.
 
-        The mounts themselves were the monitor's own, in its own mount namespace, and ended with it.
+        ``share`` is empty: what the guest saw there was mounted in the monitor's mount namespace, and ended with it.
         """
         try:
-            shares = f"{self.path}/share"
-            for container in os.listdir(shares) if os.path.isdir(shares) else ():
-                points = f"{shares}/{container}"
-                for name in os.listdir(points):
-                    point = f"{points}/{name}"
-                    if os.path.isdir(point):
-                        os.rmdir(point)
-                    elif os.lstat(point).st_size == 0:
-                        os.unlink(point)
-                os.rmdir(points)
             for entry in os.listdir(self.path):
                 if entry == "share":
                     os.rmdir(f"{self.path}/share")
