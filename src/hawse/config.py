@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -10,6 +11,8 @@ import msgspec
 from hawse.errors import ConfigError
 
 DEFAULT_PATH = "/etc/hawse/config.toml"
+#: What follows "hawse." in the annotations that hawse knows.
+ANNOTATIONS = ("device-mode", "devices", "hugepages", "keep-addresses", "managed", "vf-token")
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,7 +52,11 @@ class Timelines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How VFIO devices are given to sandboxes."""
+    """How VFIO devices are given to sandboxes.
+
+    ``annotations``: those of :data:`ANNOTATIONS` that a container may have. In Kubernetes whoever may create a pod
+    chooses its annotations. ``allow``: patterns of the functions that may be passed (:mod:`hawse.vfio.allowed`).
+    """
 
     keep_addresses: bool = True
     managed: bool = False
@@ -58,6 +65,8 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     rom: bool = False
     backend: str = "auto"  # auto | group | iommufd
     pod_window_mib: int = 256
+    annotations: tuple[str, ...] = ("hugepages", "keep-addresses")
+    allow: tuple[str, ...] = ("*",)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +88,8 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "backend": ("auto", "group", "iommufd"),
     },
 }
+#: Of devices.allow: everything, a driver, an address, or vendor and device; see :mod:`hawse.vfio.allowed`.
+_PATTERN = re.compile(r"\*|driver:[\w*?\[\]!-]+|[0-9a-fA-F*?\[\]!-]+(:[0-9a-fA-F*?\[\]!.-]+){1,2}")
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),
     "cpus": (1, 255),
@@ -113,6 +124,16 @@ def load_config(path: str | None) -> Config:
     for key, (least, greatest) in _RANGES.items():
         if not least <= getattr(config.vm, key) <= greatest:
             raise ConfigError(f"configuration {name}: vm.{key} must be from {least} to {greatest}")
+    for annotation in config.devices.annotations:
+        if annotation not in ANNOTATIONS:
+            known = ", ".join(ANNOTATIONS)
+            raise ConfigError(f"configuration {name}: devices.annotations: {annotation!r} is none of {known}")
+    for pattern in config.devices.allow:
+        if not _PATTERN.fullmatch(pattern):
+            raise ConfigError(
+                f"configuration {name}: devices.allow: {pattern!r} is no pattern",
+                hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", or "driver:NAME"',
+            )
     window = config.devices.pod_window_mib
     if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):
         raise ConfigError(

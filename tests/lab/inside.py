@@ -57,7 +57,8 @@ def main() -> None:
     bind_devices()
     # Limits for a failure, and one processor: see tests/lab/steps.py.
     os.makedirs("/etc/hawse", exist_ok=True)
-    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 300\ndevice_seconds = 120\ncpus = 1\n")
+    allowed = '[devices]\nannotations = ["device-mode", "devices", "managed", "vf-token"]\n'
+    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 300\ndevice_seconds = 120\ncpus = 1\n" + allowed)
     if sys.argv[1:] == ["serve"]:
         serve()
     else:

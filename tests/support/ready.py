@@ -20,6 +20,7 @@ from hawse.vm import image, template
 from hawse.vm.memory import MIB
 from tests.support import bundles
 from tests.support.command import Command
+from tests.support.settings import with_annotations
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -155,7 +156,7 @@ class Planner(Ready):
         """The configuration, through its file."""
         path = f"{self.directory}/config.toml"
         with open(path, "w") as file:
-            file.write(self.config() if config is None else config)
+            file.write(with_annotations(self.config() if config is None else config))
         return load_config(path)
 
     def sandbox(self, config: str | None = None, **options: Any) -> SandboxPlan:

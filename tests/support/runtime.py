@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.support import evidence
+from tests.support.settings import with_annotations
 from tests.support.subprocesses import Result, run
 
 __all__ = ["HAWSE", "Result", "Runtime", "handing_on"]
@@ -29,9 +30,9 @@ class Runtime:
         evidence.watch(self.root)
 
     def configure(self, text: str) -> None:
-        """Set the configuration file's content."""
+        """Set the configuration file's content. Unless it says otherwise, every annotation is allowed."""
         with open(self._config, "w") as file:
-            file.write(text)
+            file.write(with_annotations(text))
 
     def argv(self, *arguments: str, log: bool = False) -> list[str]:
         """The command line."""

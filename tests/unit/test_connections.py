@@ -137,8 +137,8 @@ def test_connection_that_the_host_ends_is_disconnected_in_the_guest(cause: str) 
         await settle()
         assert made.link.calls[1:] == [("disconnect", {"process": 1})]
         assert (made.processes.connections, made.link.forgotten) == (1, [])
-        made.link.routed.from_guest(STREAM, DATA, b"late")
-        assert made.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(4))]
+        made.link.routed.from_guest(STREAM, DATA, bytes(WINDOW // 4))
+        assert made.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(WINDOW // 4))]
         made.link.on_exit(1, 0)
         assert (made.processes.connections, made.link.forgotten) == (0, [1])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from hawse.config import Config, Devices
+from hawse.config import ANNOTATIONS, Config, Devices
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import ConfigError
 
@@ -28,7 +29,21 @@ TOKEN = "2ab74924-c335-45f4-9b16-8569e5b08258"
 def test_annotations_go_before_the_configuration(
     config: Devices, annotations: dict[str, str], expected: DeviceOptions
 ) -> None:
-    assert device_options(Config(devices=config), annotations) == expected
+    assert device_options(Config(devices=replace(config, annotations=ANNOTATIONS)), annotations) == expected
+
+
+@pytest.mark.parametrize("name", ANNOTATIONS)
+def test_an_annotation_that_the_configuration_does_not_allow_is_refused(name: str) -> None:
+    """Whoever may create a pod chooses its annotations."""
+    others = tuple(other for other in ANNOTATIONS if other != name)
+    config = Config(devices=Devices(annotations=others))
+    with pytest.raises(ConfigError, match=f"^annotations: hawse.{name} is not allowed on this host$") as caught:
+        device_options(config, {f"hawse.{name}": "x"})
+    assert "devices.annotations" in caught.value.hint
+
+
+def test_by_default_no_annotation_takes_a_device() -> None:
+    assert set(Devices().annotations) == {"hugepages", "keep-addresses"}
 
 
 @pytest.mark.parametrize(
@@ -41,4 +56,4 @@ def test_annotations_go_before_the_configuration(
 )
 def test_what_is_not_understood_is_named(name: str, value: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        device_options(Config(), {name: value})
+        device_options(Config(devices=Devices(annotations=ANNOTATIONS)), {name: value})

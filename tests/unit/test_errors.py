@@ -24,7 +24,7 @@ from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
-from hawse.config import Config
+from hawse.config import ANNOTATIONS, Config, Devices
 from hawse.container.backend import by_file
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
@@ -40,6 +40,7 @@ from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.room import Room
 from hawse.vfio import memlock, obstacles
+from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
@@ -213,8 +214,15 @@ def later(spares: list[Port], *, functions: int = 1, **sizes: Any) -> Act:
     return lambda _host: place(GroupShape(7, (FunctionShape(**sizes),) * functions), spares)
 
 
-def annotation(name: str, value: str) -> Act:
-    return lambda _host: device_options(Config(), {name: value})
+def annotation(name: str, value: str, allowed: tuple[str, ...] = ANNOTATIONS) -> Act:
+    config = Config(devices=Devices(annotations=allowed))
+    return lambda _host: device_options(config, {name: value})
+
+
+def not_allowed(_host: FakeSysfs) -> Any:
+    """devices.allow has a pattern of other functions."""
+    group = HostGroup(7, (Function("0000:3b:00.0", 0x8086, 0x10D3, 0x020000, "vfio-pci", ()),))
+    return check_allowed([group], ["0000:81:*"])
 
 
 def emulated(key: str, *models: str) -> Act:
@@ -421,6 +429,8 @@ SITUATIONS: dict[str, Act] = {
     "A group is attached twice": running(FakeQmp(), {}, NICS, then=attach_nics),
     "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
     "An annotation is unknown": annotation("hawse.vf_token", "x"),
+    "An annotation is not allowed": annotation("hawse.devices", "0000:3b:00.0", ()),
+    "A device is not among those that the configuration allows": not_allowed,
     "An annotation's token is none": annotation("hawse.vf-token", "secret"),
     "An annotation is no switch": annotation("hawse.keep-addresses", "yes"),
     "An emulated group's key is no number": emulated("five", "edu"),

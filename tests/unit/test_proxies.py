@@ -111,9 +111,9 @@ def test_process_is_killed_when_its_proxy_ends_or_breaks_a_rule(tmp_path: Path, 
             assert made.guest.asked("signal") == [SIGKILL]
             credits = [frame for frame in made.guest.frames if frame[1] == CREDIT]
             assert credits == [(GUEST + 1, CREDIT, encode_credit(9))]
-            made.guest.send(encode(GUEST + 1, DATA, b"y" * 5))
+            made.guest.send(encode(GUEST + 1, DATA, bytes(WINDOW // 4)))
             await settle()
-            assert made.guest.frames[-1] == (GUEST + 1, CREDIT, encode_credit(5))
+            assert made.guest.frames[-1] == (GUEST + 1, CREDIT, encode_credit(WINDOW // 4))
             made.guest.tell("exit", process=2, code=137)
             await made.sandbox.find("c2").stopped.wait()
             assert not made.machine.link.ended.done()

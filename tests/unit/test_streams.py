@@ -101,7 +101,7 @@ def test_when_the_proxy_is_gone_every_stream_drains() -> None:
     made, ends = route()
     made.from_guest(4, DATA, b"early")
     made.discard()
-    made.from_guest(5, DATA, b"late")
+    made.from_guest(5, DATA, bytes(WINDOW // 4))
     assert [frame[3] for frame in ends.to_guest] == [STREAMS + 4, STREAMS + 5]
     assert ends.to_proxy == [(4, DATA, b"early")]
 

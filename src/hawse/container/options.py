@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hawse.config import Config
+from hawse.config import ANNOTATIONS, Config
 from hawse.errors import ConfigError
 
 PREFIX = "hawse."
 VF_TOKEN, KEEP_ADDRESSES, MANAGED = "hawse.vf-token", "hawse.keep-addresses", "hawse.managed"
 DEVICES, MODE, HUGEPAGES = "hawse.devices", "hawse.device-mode", "hawse.hugepages"
-KNOWN = (DEVICES, HUGEPAGES, KEEP_ADDRESSES, MANAGED, MODE, VF_TOKEN)
+KNOWN = tuple(PREFIX + name for name in ANNOTATIONS)
 #: What becomes of a device in the guest: a VFIO group, or one of the guest kernel's own.
 VFIO, GUEST_KERNEL = "vfio", "guest-kernel"
 MODES = (VFIO, GUEST_KERNEL)
@@ -21,8 +21,8 @@ MODES = (VFIO, GUEST_KERNEL)
 @dataclass(frozen=True)
 class DeviceOptions:
     """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
-    that are given beside those of the spec. ``native``: they are left to the guest's own drivers. The rest as in the
-    configuration."""
+    that are given beside those of the spec. ``native``: they are left to the guest's own drivers. ``allow``: patterns
+    of what may be passed (:mod:`hawse.vfio.allowed`). The rest as in the configuration."""
 
     keep_addresses: bool = True
     managed: bool = False
@@ -32,13 +32,19 @@ class DeviceOptions:
     backend: str = "auto"
     vf_token: str = ""
     devices: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ("*",)
 
 
 def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOptions:
-    """The options. Raises :class:`ConfigError` naming an annotation that is unknown or makes no sense."""
+    """The options. Raises :class:`ConfigError` naming an annotation that is unknown, not allowed or makes no sense."""
     for name in annotations:
         if name.startswith(PREFIX) and name not in KNOWN:
             raise ConfigError(f"annotations: {name[:80]} is unknown", hint=f"known: {', '.join(KNOWN)}")
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in config.devices.annotations:
+            raise ConfigError(
+                f"annotations: {name} is not allowed on this host",
+                hint="an administrator allows it by devices.annotations in the configuration",
+            )
     token = annotations.get(VF_TOKEN, "")
     if token:
         try:
@@ -60,6 +66,7 @@ def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOpti
         backend=config.devices.backend,
         devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,
+        allow=config.devices.allow,
     )
 
 

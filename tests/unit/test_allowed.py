@@ -1,0 +1,67 @@
+"""Which functions of the host devices.allow lets pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hawse.config import load_config
+from hawse.errors import ConfigError, DeviceError
+from hawse.vfio.allowed import check_allowed
+from hawse.vfio.groups import Function, HostGroup
+
+
+def function(address: str, *, device: int = 0x10D3, driver: str = "vfio-pci") -> Function:
+    return Function(address=address, vendor=0x8086, device=device, class_code=0x020000, driver=driver, bars=())
+
+
+NIC, GPU = function("0000:3b:00.0"), function("0000:81:00.0", device=0x56C0, driver="i915")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "functions", "refused"),
+    [
+        (["*"], [NIC, GPU], ""),
+        ([], [NIC], "0000:3b:00.0"),
+        (["0000:3b:00.0"], [NIC], ""),
+        (["0000:3B:00.0"], [NIC], ""),
+        (["0000:3b:*"], [NIC], ""),
+        (["0000:3b:*"], [GPU], "0000:81:00.0"),
+        (["0000:3b:*"], [NIC, GPU], "0000:81:00.0"),
+        (["8086:10d3"], [NIC], ""),
+        (["8086:10D3"], [NIC], ""),
+        (["8086:10d3"], [GPU], "0000:81:00.0"),
+        (["8086:*"], [NIC, GPU], ""),
+        (["10de:*"], [NIC], "0000:3b:00.0"),
+        (["driver:vfio-pci"], [NIC], ""),
+        (["driver:vfio-*"], [GPU], "0000:81:00.0"),
+        (["driver:vfio-pci", "0000:81:00.?"], [NIC, GPU], ""),
+    ],
+)
+def test_every_function_of_a_group_matches_a_pattern(
+    patterns: list[str], functions: list[Function], refused: str
+) -> None:
+    groups = [HostGroup(7, tuple(functions))]
+    if not refused:
+        check_allowed(groups, patterns)
+        return
+    with pytest.raises(DeviceError) as caught:
+        check_allowed(groups, patterns)
+    assert caught.value.message.startswith(f"group 7 cannot be passed: {refused} (8086:")
+    assert "devices.allow" in caught.value.hint
+
+
+@pytest.mark.parametrize("pattern", ["", "eth0", "0000", "driver:", "0000:3b:00.0;", "/dev/vfio/5", "8086:10d3 "])
+def test_a_text_that_matches_nothing_is_refused_in_the_configuration(tmp_path: Path, pattern: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'[devices]\nallow = ["*", "{pattern}"]\n')
+    with pytest.raises(ConfigError, match=r"devices\.allow: .* is no pattern"):
+        load_config(str(path))
+
+
+def test_an_annotation_that_hawse_does_not_know_is_refused_in_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[devices]\nannotations = ["devices", "hawse.managed"]\n')
+    with pytest.raises(ConfigError, match=r"devices\.annotations: 'hawse\.managed' is none of device-mode, devices"):
+        load_config(str(path))
