@@ -120,6 +120,40 @@ def test_a_source_that_cannot_be_shared_is_named(tree: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
 
 
+def test_a_recursively_read_only_share_cannot_be_written_to_below(tmp_path: Path, tree: Path) -> None:
+    def act() -> dict[str, str]:
+        mount_below(tree)
+        wanted = [made("ro", tree, readonly=True), made("rro", tree, readonly=True, readonly_below=True)]
+        placed(ShareRoot(f"{tmp_path}/share"), "c1", wanted)
+        found = {}
+        for place in ("ro", "ro/below", "rro", "rro/below"):
+            try:
+                Path(f"{tmp_path}/share/c1/{place}/new").write_text("x")
+                found[place] = "written"
+            except OSError as error:
+                found[place] = os.strerror(error.errno or 0)
+        Path(f"{tree}/below/new").write_text("the host's own mount is as it was")
+        return found
+
+    readonly = "Read-only file system"
+    assert apart(act) == {"ro": readonly, "ro/below": "written", "rro": readonly, "rro/below": readonly}
+
+
+@pytest.mark.parametrize("kind", ["proc", "sysfs", "cgroup2", "devpts"])
+def test_a_view_of_the_hosts_kernel_is_not_shared_wherever_it_is_mounted(tree: Path, kind: str) -> None:
+    def act() -> str:
+        share._mount("none", f"{tree}/below", kind, 0)
+        before = os.listdir("/proc/self/fd")
+        try:
+            share.open_trees([made("tree", tree), made("view", tree / "below")])
+        except ConfigError as error:
+            assert os.listdir("/proc/self/fd") == before, "a descriptor stays"
+            return error.message
+        return "shared"
+
+    assert apart(act) == f"cannot share {tree}/below with the guest: it is on a {kind} of the host's kernel"
+
+
 def test_what_a_container_shares_comes_and_goes(tmp_path: Path, tree: Path) -> None:
     wanted = [made("rw", tree), made("flat", tree, recursive=False, readonly=True), made("file", tree / "file")]
     target = f"{tmp_path}/share/c2"

@@ -171,6 +171,21 @@ def test_a_mount_that_is_the_guests_own_is_warned_of(tmp_path: Path, source: str
     assert [mount["source"] for mount in plan.spec["mounts"]] == [source.rstrip("/")]
 
 
+def test_a_link_to_a_view_of_the_kernel_is_the_guests_own(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/sys/class")
+    plan = plan_guest(with_bind(tmp_path, f"{tmp_path}/link/net"), container="c1")
+    [(_, text)] = plan.notes
+    assert "/sys/class/net is the guest's own" in text
+    assert [mount["source"] for mount in plan.spec["mounts"]] == ["/sys/class/net"]
+    assert len(plan.shares) == 1
+
+
+def test_a_link_to_a_vfio_devices_node_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev/vfio/12")
+    with pytest.raises(ConfigError, match="/dev/vfio/12 is a device of the host's"):
+        plan_guest(with_bind(tmp_path, f"{tmp_path}/link"), container="c1")
+
+
 @pytest.mark.parametrize("source", ["/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/../dev/vfio/noiommu-0"])
 def test_a_mount_of_a_vfio_devices_node_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: /dev/vfio/\S+ is a device of the host's") as caught:

@@ -81,23 +81,28 @@ def test_a_mounts_option_that_a_guest_cannot_have(tmp_path: Path, kind: str, opt
 
 
 @pytest.mark.parametrize(
-    ("options", "readonly", "private", "recursive"),
+    ("options", "expected"),
     [
-        (["rbind"], False, False, True),
-        (["bind"], False, False, False),
-        ([], False, False, True),
-        (["rbind", "rprivate", "ro"], True, True, True),
-        (["bind", "private", "rro"], True, True, False),
-        (["rbind", "rslave", "rw"], False, False, True),
+        (["rbind"], {}),
+        (["bind"], {"recursive": False}),
+        ([], {}),
+        (["rbind", "rprivate", "ro"], {"readonly": True, "private": True}),
+        (["bind", "private", "rro"], {"readonly": True, "readonly_below": True, "private": True, "recursive": False}),
+        (["rbind", "rslave", "rw"], {}),
+        (["rbind", "ro", "rw"], {}),
+        (["rbind", "rw", "ro"], {"readonly": True}),
+        (["rbind", "ro", "rro"], {"readonly": True, "readonly_below": True}),
+        (["rbind", "rro", "rw"], {"readonly": True, "readonly_below": True}),
+        (["rbind", "rro", "rrw"], {}),
     ],
 )
-def test_what_the_host_mounts_below_a_share(
-    tmp_path: Path, options: list[str], readonly: bool, private: bool, recursive: bool
+def test_what_of_a_share_is_read_only_and_what_is_mounted_below_it(
+    tmp_path: Path, options: list[str], expected: dict[str, bool]
 ) -> None:
     spec = example()
     spec["mounts"].append({"destination": "/x", "type": "bind", "source": str(tmp_path), "options": options})
     share = planned(tmp_path, spec).shares[-1]
-    assert share == Share("mount7", str(tmp_path), True, readonly, private=private, recursive=recursive)
+    assert share == Share("mount7", str(tmp_path), True, **({"readonly": False} | expected))
 
 
 def test_a_container_without_a_uts_namespace_sees_the_hosts_name(tmp_path: Path) -> None:

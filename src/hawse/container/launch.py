@@ -16,7 +16,7 @@ from hawse.container.view import ChildrenApart
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
 from hawse.sandbox import sockets
-from hawse.sandbox.programs import PACKAGES, program
+from hawse.sandbox.programs import PACKAGES, environment, program
 from hawse.sandbox.state import Store
 
 _MAX_REPORT = 1024 * 1024
@@ -44,6 +44,7 @@ class MonitorProcess:
                 pass_fds=(listener.fileno(), theirs.fileno()),
                 start_new_session=True,
                 cwd="/",
+                env=environment(),
             )
         self._log = f"{store.path}/monitor.log"
 
@@ -139,6 +140,7 @@ class ProxyProcess:
                     pass_fds=(fd, *handed) if view < 0 else (fd, view, *handed),
                     start_new_session=True,
                     cwd="/",
+                    env=environment(),
                     preexec_fn=None if namespaces is None else _mover(namespaces.network),
                 )
         except (subprocess.SubprocessError, PermissionError):

@@ -230,6 +230,7 @@ def _container(
             readonly=s.readonly,
             private=s.private,
             recursive=s.recursive,
+            readonly_below=s.readonly_below,
         )
         for s in guest.shares
     ]

@@ -17,12 +17,12 @@ from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
+from hawse.oci.sources import kernel_view, read_only
 
 GUEST_SHARE = "/run/hawse/share"
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
 GUEST_VERSION = "1.0.2"
 _JOINABLE = ("pid", "ipc", "uts")
-_KERNEL_VIEWS = ("/proc", "/sys", "/dev")
 #: Directories that have the host's VFIO nodes below them, and those nodes.
 _VFIO_DIRECTORIES = ("/dev", "/dev/vfio", "/dev/vfio/devices")
 _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
@@ -33,6 +33,7 @@ class Share:
     """A directory or file of the host that the guest needs; it appears as GUEST_SHARE/<container>/<name>.
 
     ``private``: what the host mounts below it later is not to appear. ``recursive``: what is mounted below it now is.
+    ``readonly_below``: that is read-only as well.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Share:
     readonly: bool
     private: bool = False
     recursive: bool = True
+    readonly_below: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def plan_guest(
             page_sizes.add(kib)
         if _is_bind(mount):
             source = os.path.normpath(os.path.join(bundle.path, mount["source"]))
-            view = _is_kernel_view(source)
+            view = kernel_view(source)
             if not exists(source) and not view:
                 raise ConfigError(
                     f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
@@ -124,8 +126,8 @@ def plan_guest(
                 mounts.append({**mount, "source": f"{hugepages.GUEST_DIRECTORY}/{name}"})
                 continue
             if view:
-                notes.append(("warning", _guests_own(f"{bundle.path}/config.json: mounts[{index}].source", source)))
-                mounts.append({**mount, "source": source})
+                notes.append(("warning", _guests_own(f"{bundle.path}/config.json: mounts[{index}].source", view)))
+                mounts.append({**mount, "source": view})
                 continue
             if os.path.normpath(mount["destination"]) == memory.DESTINATION and (size := tmpfs_size(source)):
                 name = memory.guest_name(source)
@@ -133,14 +135,16 @@ def plan_guest(
                 mounts.append({**mount, "source": f"{memory.GUEST_DIRECTORY}/{name}"})
                 continue
             options = mount.get("options") or []
+            top, below = read_only(options)
             shares.append(
                 Share(
                     f"mount{index}",
                     source,
                     is_dir(source),
-                    bool({"ro", "rro"} & set(options)),
+                    top,
                     private=bool({"private", "rprivate"} & set(options)),
                     recursive="rbind" in options or "bind" not in options,
+                    readonly_below=below,
                 )
             )
             mount = {**mount, "source": f"{base}/mount{index}"}
@@ -287,8 +291,3 @@ def _network(bundle: Bundle) -> str:
 
 def _is_bind(mount: dict[str, Any]) -> bool:
     return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
-
-
-def _is_kernel_view(source: str) -> bool:
-    """Views of the kernel are the guest's own, not the host's."""
-    return any(source == view or source.startswith(f"{view}/") for view in _KERNEL_VIEWS)

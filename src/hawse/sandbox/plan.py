@@ -20,7 +20,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     """A directory or file of the host that the guest sees below its share.
 
     ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
-    not either.
+    not either. ``readonly_below``: what is mounted below it is read-only as well.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     readonly: bool
     private: bool = False
     recursive: bool = True
+    readonly_below: bool = False
 
 
 class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):

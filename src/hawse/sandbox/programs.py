@@ -1,4 +1,4 @@
-"""Programs of this package, as text for ``python -I -c``."""
+"""Programs of this package, as text for ``python -I -c``, and the environment that they are started with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import hawse
 
 #: The directory that contains this package.
 PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
+#: Of the engine's environment programs get no more. There may be passwords of proxies and registries in it, and they
+#: are started for as long as a sandbox lives. The last two are for an interpreter and a system bus in unusual places.
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "DBUS_SYSTEM_BUS_ADDRESS")
+
+
+def environment() -> dict[str, str]:
+    """What the programs of a sandbox have for their environment."""
+    return {name: os.environ[name] for name in _KEPT if name in os.environ}
 
 
 def program(module: str) -> str:

@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from hawse.errors import ConfigError, HostError
 from hawse.sandbox.plan import Share
@@ -34,6 +34,12 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETA
 _PR_SET_PDEATHSIG = 1
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
+#: File systems by which a kernel is looked at and controlled (Linux include/uapi/linux/magic.h).
+_KERNEL_VIEWS = {
+    0x9FA0: "proc", 0x62656572: "sysfs", 0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x64626720: "debugfs",
+    0x74726163: "tracefs", 0x73636673: "securityfs", 0x62656570: "configfs", 0xCAFE4A11: "bpf", 0xDE5E81E4: "efivarfs",
+    0x6165676C: "pstore", 0xF97CFF8C: "selinuxfs", 0x1CD1: "devpts", 0x42494E4D: "binfmt_misc",
+}  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -120,7 +126,7 @@ class ShareRoot:
         propagation = _MS_PRIVATE if share.private else _MS_SLAVE
         _set_attributes(tree, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, recursive=True, propagation=propagation)
         if share.readonly:
-            _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=False)
+            _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=share.readonly_below)
         place = self._open_beneath(target)
         try:
             flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
@@ -137,14 +143,12 @@ class ShareRoot:
 def open_trees(shares: Sequence[Share]) -> list[int]:
     """Descriptors of what is to be shared, as this process sees it: for :meth:`ShareRoot.place`, in whose mount
     namespace mounts that were made after it may never come. Raises :class:`ConfigError` naming the source."""
-    trees: list[int] = []
-    for share in shares:
-        try:
-            trees.append(_open_tree(share.source, _AT_RECURSIVE if share.recursive else 0))
-        except OSError as error:
-            for tree in trees:
-                os.close(tree)
-            raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
+    with ExitStack() as undo:
+        trees = []
+        for share in shares:
+            trees.append(_open_source(share))
+            undo.callback(os.close, trees[-1])
+        undo.pop_all()
     return trees
 
 
@@ -177,6 +181,30 @@ def enter_namespace(pid: int) -> None:
 def die_with_parent() -> None:
     """In a forked child: be killed when the parent's thread ends, however it ends (prctl(2), PR_SET_PDEATHSIG)."""
     _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+
+
+def _open_source(share: Share) -> int:
+    try:
+        tree = _open_tree(share.source, _AT_RECURSIVE if share.recursive else 0)
+        kind = _KERNEL_VIEWS.get(_file_system(tree))
+    except OSError as error:
+        raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
+    if kind:
+        # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
+        # path was replaced since.
+        os.close(tree)
+        raise ConfigError(
+            f"cannot share {share.source} with the guest: it is on a {kind} of the host's kernel",
+            hint="bind /proc or /sys in its place: the container gets the guest kernel's own",
+        )
+    return tree
+
+
+def _file_system(fd: int) -> int:
+    """The type of the file system, by its number (statfs(2), f_type)."""
+    answer = ctypes.create_string_buffer(256)  # more than any architecture's struct statfs
+    _check(_libc.fstatfs(fd, answer), "")
+    return ctypes.c_long.from_buffer(answer).value
 
 
 def _open_tree(path: str, flags: int) -> int:

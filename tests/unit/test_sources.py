@@ -1,0 +1,56 @@
+"""Sources of binds: which are views of the host's kernel, whatever links lead there."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from hawse.oci.sources import kernel_view
+
+LINKS = {
+    "/x": "/proc",
+    "/chain": "/x/sys",
+    "/relative": "dev/shm",
+    "/a/up": "../sys/class",
+    "/var/run": "/run",
+    "/etc/mtab": "../proc/self/mounts",
+    "/proc/self": "1234",
+    "/loop": "/loop",
+    "/back": "/dev/../etc",
+    "/trailing": "/sys/",
+}
+
+
+def readlink(path: str) -> str:
+    try:
+        return LINKS[path]
+    except KeyError:
+        raise OSError(errno.EINVAL, "Invalid argument", path) from None
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("/proc", "/proc"),
+        ("/proc/self/mounts", "/proc/self/mounts"),
+        ("/sys/class/net", "/sys/class/net"),
+        ("/x", "/proc"),
+        ("/x/sys/net", "/proc/sys/net"),
+        ("/chain/kernel", "/proc/sys/kernel"),
+        ("/relative", "/dev/shm"),
+        ("/a/up/net", "/sys/class/net"),
+        ("/etc/mtab", "/proc/self/mounts"),
+        ("/trailing", "/sys"),
+        ("/back", ""),
+        ("/back/../x", "/proc"),
+        ("/var/run/docker.sock", ""),
+        ("/procfs", ""),
+        ("/a/proc", ""),
+        ("/loop", ""),
+        ("/", ""),
+        ("/home/data", ""),
+    ],
+)
+def test_a_view_is_found_through_links(source: str, expected: str) -> None:
+    assert kernel_view(source, readlink=readlink) == expected
