@@ -174,6 +174,18 @@ class FakeMachine:
         self._link.sendall(data)
         self._link.setblocking(False)
 
+    async def flood(self, data: bytes) -> None:
+        """Bytes of the guest's on the link, as fast as they are read. Raises ConnectionError when the link ends."""
+        await asyncio.get_running_loop().sock_sendall(self._link, data)
+
+    def stop_reading(self) -> None:
+        """The guest reads no more of its link."""
+        self._serving[1].cancel()
+
+    async def report(self, events: bytes) -> None:
+        """Events of QEMU's. Raises ConnectionError when QMP ends."""
+        await asyncio.get_running_loop().sock_sendall(self._qmp, events)
+
     def cut_link(self) -> None:
         """The guest's end of the link closes, and QEMU runs."""
         self._link.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,153 @@
+"""A guest that floods the real monitor in each way that it can: the monitor's memory hardly grows.
+
+A flood ends with the virtual machine, or changes nothing. QEMU and the guest are played by the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.link import control
+from hawse.link.frames import DATA, EOF, REPLY, encode
+from hawse.link.streams import STREAMS
+from hawse.sandbox.plan import Share
+from tests.support.async_wait import until
+from tests.support.fake_machine import FakeHost, FakeMachine
+from tests.support.monitor import Monitor, new_network, tell
+from tests.support.plans import machine_plan, sandbox_plan
+
+#: What the monitor may take beside what it has anyway, in KiB, in a flood of small things and in one of large replies.
+LITTLE, MUCH = 8 * 1024, 64 * 1024
+#: The container's name server: it is on the loopback of its network on the host, and there is none.
+SERVER = "127.0.0.11"
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[str]:
+    with new_network() as path:
+        yield path
+
+
+def peak(monitor: Monitor) -> int:
+    """The most memory that it has had, in KiB (proc(5), VmHWM)."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{monitor.pid}/status").read_text())
+    assert found
+    return int(found[1])
+
+
+def process(machine: FakeMachine) -> int:
+    """The number of the container's first process."""
+    return int(machine.asked("create")[0]["process"])
+
+
+async def small_frames(machine: FakeMachine) -> None:
+    """Of a stream whose proxy is gone: credit answers them, and the guest reads none of it."""
+    machine.stop_reading()
+    piece = encode(process(machine) * STREAMS + 1, DATA, b"x") * 6000
+    for _ in range(200):
+        await machine.flood(piece)
+
+
+async def events(machine: FakeMachine) -> None:
+    """A write to a register of CPU hotplug makes QEMU tell of one."""
+    event = {"event": "ACPI_DEVICE_OST", "data": {"info": {}}, "timestamp": {}}
+    piece = (json.dumps(event).encode() + b"\n") * 1000
+    for _ in range(100):
+        await machine.report(piece)
+
+
+async def replies(machine: FakeMachine) -> None:
+    """To no call, each as large as a reply may be."""
+    empty = ",".join(["[]"] * 300_000)
+    frame = encode(0, REPLY, f'{{"id":1,"result":[{empty}]}}'.encode())
+    for _ in range(20):
+        await machine.flood(frame)
+
+
+async def kills_for_memory(machine: FakeMachine) -> None:
+    for first in range(1, 5000, 100):
+        await machine.flood(
+            b"".join(control.encode_event("oom", {"container": "c1", "kills": first + n}) for n in range(100))
+        )
+
+
+async def queries(machine: FakeMachine) -> None:
+    """For names, of the longest messages; the guest reads no answer."""
+    machine.stop_reading()
+    text = base64.b64encode(bytes(65535)).decode()
+    query = {"number": 1, "server": SERVER, "transport": "tcp", "message": text}
+    piece = control.encode_event("query", query) * 10
+    for _ in range(100):
+        await machine.flood(piece)
+
+
+async def ends(machine: FakeMachine) -> None:
+    """Of one stream, again and again."""
+    await machine.flood(encode(process(machine) * STREAMS + 1, EOF) * 100_000)
+
+
+async def greetings(machine: FakeMachine) -> None:
+    await machine.flood(control.encode_event("hello", {"protocol": 1, "more": "x" * 10_000}) * 1000)
+
+
+@pytest.mark.parametrize(
+    ("flood", "most", "reason"),
+    [
+        (small_frames, LITTLE, ""),
+        (events, LITTLE, "QEMU reported more than 1000 events in a second"),
+        (replies, MUCH, ""),
+        (kills_for_memory, LITTLE, ""),
+        (queries, LITTLE, ""),
+        (ends, LITTLE, "the agent in the guest speaks nonsense: link: "),
+        (greetings, LITTLE, "the agent in the guest speaks nonsense: link: unknown event hello"),
+    ],
+)
+def test_a_flood_does_not_fill_the_hosts_memory(
+    tmp_path: Path, network: str, flood: Callable[[FakeMachine], Awaitable[None]], most: int, reason: str
+) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        (tmp_path / "resolv.conf").write_text(f"nameserver {SERVER}\n")
+        mounts = [{"destination": "/etc/resolv.conf", "source": "/run/hawse/share/c1/names"}]
+        shares = [Share(name="names", source=f"{tmp_path}/resolv.conf", is_dir=False, readonly=True)]
+        spec = {"process": {"args": ["x"]}, "mounts": mounts}
+        machine_of_ours = machine_plan(qemu=host.qemu)
+        changes: dict[str, Any] = {"network": network, "shares": shares, "spec": spec}
+        monitor.send(sandbox_plan(machine_of_ours, bundle=str(tmp_path), **changes))
+        proxy = await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        await monitor.ask("start")
+        proxy.close()
+        await until(lambda: machine.asked("signal") != [])
+        before = highest = peak(monitor)
+
+        async def watch() -> None:
+            nonlocal highest
+            while True:
+                with suppress(OSError, AssertionError):  # it has ended
+                    highest = max(highest, peak(monitor))
+                await asyncio.sleep(0.02)
+
+        watching = asyncio.create_task(watch())
+        try:
+            await flood(machine)
+        except ConnectionError:
+            assert reason, "it ended"
+        if reason:
+            assert await monitor.ended() == 0
+            failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
+            assert failure["message"].startswith(reason)
+        watching.cancel()
+        print(f"{flood.__name__}: the monitor had {highest} KiB at most, {before} before")
+        assert highest - before < most
+
+    tell(tmp_path, story)
