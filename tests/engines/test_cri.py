@@ -26,7 +26,7 @@ from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
-GROUPS = '[emulated]\n5 = ["edu"]\n6 = ["edu"]\n'
+GROUPS = '[devices]\nannotations = ["devices"]\n[emulated]\n5 = ["edu"]\n6 = ["edu"]\n'
 NETWORK = ipaddress.ip_network("10.78.0.0/24")
 BOX = "/bin/busybox"
 

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.engine]
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     """containerd with an image; at its end nothing is left."""
     directory = str(tmp_path_factory.mktemp("ctr"))
-    made = Containerd(directory, hawse='[emulated]\n5 = ["edu"]\n')
+    made = Containerd(directory, hawse='[devices]\nannotations = ["devices"]\n[emulated]\n5 = ["edu"]\n')
     try:
         made.load(write_busybox(f"{directory}/busybox.tar"))
         yield made
