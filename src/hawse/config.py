@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from typing import Any
 
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.patterns import is_pattern
 
 DEFAULT_PATH = "/etc/hawse/config.toml"
 #: What follows "hawse." in the annotations that hawse knows.
@@ -55,7 +55,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How VFIO devices are given to sandboxes.
 
     ``annotations``: those of :data:`ANNOTATIONS` that a container may have. In Kubernetes whoever may create a pod
-    chooses its annotations. ``allow``: patterns of the functions that may be passed (:mod:`hawse.vfio.allowed`).
+    chooses its annotations. ``allow``: patterns of the functions that may be passed (:mod:`hawse.patterns`).
     """
 
     keep_addresses: bool = True
@@ -88,8 +88,6 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "backend": ("auto", "group", "iommufd"),
     },
 }
-#: Of devices.allow: everything, a driver, an address, or vendor and device; see :mod:`hawse.vfio.allowed`.
-_PATTERN = re.compile(r"\*|driver:[\w*?\[\]!-]+|[0-9a-fA-F*?\[\]!-]+(:[0-9a-fA-F*?\[\]!.-]+){1,2}")
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),
     "cpus": (1, 255),
@@ -129,7 +127,7 @@ def load_config(path: str | None) -> Config:
             known = ", ".join(ANNOTATIONS)
             raise ConfigError(f"configuration {name}: devices.annotations: {annotation!r} is none of {known}")
     for pattern in config.devices.allow:
-        if not _PATTERN.fullmatch(pattern):
+        if not is_pattern(pattern):
             raise ConfigError(
                 f"configuration {name}: devices.allow: {pattern!r} is no pattern",
                 hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", or "driver:NAME"',

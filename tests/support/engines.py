@@ -12,4 +12,4 @@ SHOW_LIMITS = "IFS=: read _ _ path </proc/self/cgroup; cd /sys/fs/cgroup$path; c
 def read_hosts_disk() -> str:
     """A script that would, by the numbers that the first one has here: those below a heading and an empty line."""
     major, minor = Path("/proc/partitions").read_text().splitlines()[2].split()[:2]
-    return f"mknod /dev/disk-of-the-host b {major} {minor} && dd if=/dev/disk-of-the-host of=/dev/null count=1"
+    return f"mknod /tmp/disk b {major} {minor} && dd if=/tmp/disk of=/dev/null count=1"

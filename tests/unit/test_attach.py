@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from hawse.container import attach
 from hawse.errors import DeviceError, VmError
 from hawse.sandbox.room import Room
 from hawse.sandbox.state import PAUSED, STOPPED
+from hawse.vfio import obstacles
+from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB, Port
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
@@ -61,6 +65,23 @@ def test_groups_get_different_ports(hawse: Command, monitor: FakeMonitor) -> Non
     assert [plug["bus"] for plug in (*first["plugs"], *second["plugs"])] == ["port1", "port2"]
     assert [node["path"] for node in first["nodes"]] == ["/dev/vfio/5"]
     assert (first["mode"], first["uid"], first["gid"]) == (0o666, 0, 0)
+
+
+def test_devices_that_the_configuration_does_not_allow_are_not_even_bound(
+    hawse: Command, monitor: FakeMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is the one that it has then: hawse would give it another."""
+    nic = Function(address="0000:81:00.0", vendor=0x8086, device=0x10D3, class_code=0x020000, driver="ixgbe", bars=())
+    taken: list[object] = []
+    monkeypatch.setattr(attach, "find_groups", lambda *_: [HostGroup(9, (nic,))])
+    monkeypatch.setattr(attach, "take", lambda addresses, _store: taken.append(addresses))
+    monkeypatch.setattr(obstacles, "check", lambda _group: None)
+    for allowed in ('"driver:vfio-pci"', '"0000:3b:*"', ""):
+        hawse.configure(Ready(f"{tmp_path}/other").config(more=f"[devices]\nmanaged = true\nallow = [{allowed}]\n"))
+        done = hawse("attach", "c1", "9")
+        assert "group 9 cannot be passed: 0000:81:00.0 (8086:10d3) is not among the devices" in done.errors
+        shutil.rmtree(f"{tmp_path}/other")
+    assert (taken, monitor.calls) == ([], [])
 
 
 @pytest.mark.parametrize("wanted", [False, True])

@@ -12,7 +12,7 @@ import pytest
 
 from hawse.errors import DeviceError, HawseError, LinkError, from_wire
 from hawse.link import control, flow, frames, streams
-from hawse.link.frames import CALL, CREDIT, DATA, EOF, EVENT, HEADER, Decoder
+from hawse.link.frames import CALL, CREDIT, DATA, EOF, EVENT, FROM_GUEST, HEADER, REPLY, Decoder
 
 
 def decoded(stream: int, kind: int, length: int) -> list[frames.Frame]:
@@ -122,3 +122,12 @@ def test_texts_of_a_peers_error_cannot_steer_a_terminal() -> None:
 def test_a_hint_is_in_brackets() -> None:
     assert HawseError("it failed", hint="try again").sentence() == "it failed [try again]"
     assert HawseError("it failed").sentence() == "it failed"
+
+
+@pytest.mark.parametrize(("kind", "most"), [(REPLY, 1024 * 1024), (EVENT, 128 * 1024)])
+def test_the_monitor_takes_less_of_the_guest_than_the_guest_of_it(kind: int, most: int) -> None:
+    """The header alone decides: nothing of the payload has come."""
+    assert Decoder(FROM_GUEST).feed(HEADER.pack(0, kind, most)) == []
+    with pytest.raises(LinkError, match=f"frame of type {kind} with {most + 1} bytes, allowed are {most}"):
+        Decoder(FROM_GUEST).feed(HEADER.pack(0, kind, most + 1))
+    assert Decoder().feed(HEADER.pack(0, kind, most + 1)) == []

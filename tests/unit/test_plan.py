@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from hawse.container import plan
 from hawse.container.process import shown
 from hawse.errors import ConfigError, DeviceError, HostError
 from hawse.oci.template import example
+from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB
 from tests.support.bundles import add_devices
 from tests.support.netns import Namespace
@@ -180,6 +182,15 @@ class TestDevices:
         host.write(change)
         assert [step.group for step in host.sandbox(host.config(more=EMULATED)).plugs] == [5]
         assert host.said.warnings == []
+
+    def test_group_that_the_configuration_does_not_allow_is_an_error(
+        self, host: Planner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nic = Function(address="0000:81:00.0", vendor=1, device=2, class_code=0x020000, driver="vfio-pci", bars=())
+        monkeypatch.setattr(plan, "find_groups", lambda *_: [HostGroup(9, (nic,))])
+        host.write(annotated({"hawse.devices": "9"}))
+        with pytest.raises(DeviceError, match=r"group 9 cannot be passed: 0000:81:00.0 \(0001:0002\) is not among"):
+            host.sandbox(host.config(more='[devices]\nallow = ["driver:ixgbe"]\n'))
 
     def test_group_that_does_not_exist_is_an_error(self, host: Planner) -> None:
         host.write(lambda spec: add_devices(spec, [("/dev/vfio/999999", 4095, 7)]))

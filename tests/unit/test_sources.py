@@ -19,6 +19,10 @@ LINKS = {
     "/loop": "/loop",
     "/back": "/dev/../etc",
     "/trailing": "/sys/",
+    "/run/shm": "/dev/shm",
+    "/b": "/run/deep",
+    "/a/over": "b/../../b/../../dev/null",
+    "/a/b": "/run/deep",
 }
 
 
@@ -38,7 +42,11 @@ def readlink(path: str) -> str:
         ("/x", "/proc"),
         ("/x/sys/net", "/proc/sys/net"),
         ("/chain/kernel", "/proc/sys/kernel"),
-        ("/relative", "/dev/shm"),
+        ("/relative", ""),
+        ("/run/shm/cache", ""),
+        ("/dev/shm/cache", "/dev/shm/cache"),
+        ("/a/over", "/dev/null"),
+        ("/dev/../a/b/../../x", "/proc"),
         ("/a/up/net", "/sys/class/net"),
         ("/etc/mtab", "/proc/self/mounts"),
         ("/trailing", "/sys"),

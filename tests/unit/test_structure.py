@@ -16,6 +16,7 @@ PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 LAYERS = [
     "errors",
     "netlink",
+    "patterns",
     "config",
     "link",
     "vfio",

@@ -36,8 +36,10 @@ def await_probe(device: str) -> None:
     pci_bus_add_device()). The driver link appears at the start of a probe, and what the driver makes (VFIO's device
     file, a network interface) comes later. A probe holds the device's lock (drivers/base/dd.c, __device_attach()). A
     request to bind the function to the driver that it has takes the lock as well, and is then refused with EBUSY
-    (dd.c, device_driver_attach(), since Linux 5.14). Reading driver_override took the lock up to 6.12.y alone.
+    (dd.c, device_driver_attach(), since Linux 5.14). Reading driver_override takes the lock in kernels before 6.12.y.
     """
+    with open(f"{device}/driver_override") as file:
+        file.read()
     with suppress(OSError):  # EBUSY, or the probe has failed and the link is gone: the caller looks at the link again
         write(f"{device}/driver/bind", os.path.basename(device))
 

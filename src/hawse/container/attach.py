@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hawse.config import Config
+from hawse.config import ANNOTATIONS, Config
 from hawse.container.backend import by_file
 from hawse.container.client import call
 from hawse.container.devices import (
@@ -33,6 +33,7 @@ from hawse.sandbox.plan import Attachment, PlugStep
 from hawse.sandbox.room import Room
 from hawse.sandbox.state import STOPPED, Store
 from hawse.vfio import obstacles
+from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, device_files
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
@@ -49,6 +50,8 @@ def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[
     undo = ExitStack()
     try:
         groups, options = _wanted(store, targets, config)
+        # Before one is bound: the driver that it has then is hawse's choice.
+        check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         if addresses := to_bind(groups, options):
             undo.callback(give_back, store, take(addresses, store))
         calls, warnings = prepare(store, targets, config)
@@ -100,8 +103,9 @@ def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Grou
             raise StateError(f"group {group.number} is attached to {store.name} already")
         if isinstance(group, HostGroup):
             obstacles.check(group)
+    # Its annotations were allowed when it was made.
     asked = {name: text for name, text in (state.get("annotations") or {}).items() if name != ANNOTATION}
-    return groups, device_options(config, asked)
+    return groups, device_options(config, asked, allowed=ANNOTATIONS)
 
 
 def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> None:

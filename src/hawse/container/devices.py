@@ -10,7 +10,6 @@ from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
 from hawse.vfio import memlock, obstacles, sysfs
-from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
@@ -93,7 +92,6 @@ def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "
     Raises :class:`DeviceError` naming group and function.
     """
     hosts = [group for group in groups if isinstance(group, HostGroup)]
-    check_allowed(hosts, options.allow)
     for group in hosts:
         obstacles.check(group, root=root)
         obstacles.check_token(group, options.vf_token)

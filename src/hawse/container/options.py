@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawse.config import ANNOTATIONS, Config
@@ -35,12 +35,18 @@ class DeviceOptions:
     allow: tuple[str, ...] = ("*",)
 
 
-def device_options(config: Config, annotations: Mapping[str, str]) -> DeviceOptions:
-    """The options. Raises :class:`ConfigError` naming an annotation that is unknown, not allowed or makes no sense."""
+def device_options(
+    config: Config, annotations: Mapping[str, str], *, allowed: Sequence[str] | None = None
+) -> DeviceOptions:
+    """The options. ``allowed``: the annotations that there may be, the configuration's if not given.
+
+    Raises :class:`ConfigError` naming an annotation that is unknown, not allowed or makes no sense.
+    """
+    allowed = config.devices.annotations if allowed is None else allowed
     for name in annotations:
         if name.startswith(PREFIX) and name not in KNOWN:
             raise ConfigError(f"annotations: {name[:80]} is unknown", hint=f"known: {', '.join(KNOWN)}")
-        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in config.devices.annotations:
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in allowed:
             raise ConfigError(
                 f"annotations: {name} is not allowed on this host",
                 hint="an administrator allows it by devices.annotations in the configuration",

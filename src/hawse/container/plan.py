@@ -39,6 +39,7 @@ from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
 from hawse.sandbox.room import Room
 from hawse.sandbox.steps import COMMAND, process_start
+from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
@@ -184,6 +185,7 @@ def _read(
 
     def look(groups: Sequence[Group], files: Sequence[Node]) -> tuple[frozenset[int], list[str]]:
         """Those that go by their device files, and what to warn of."""
+        check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         chosen, fallbacks = by_file(groups, files, options, lambda: ask_qemu(config))
         warnings = check_host(groups, options)
         check_tokens(groups, options, lambda: ask_qemu(config))

@@ -10,12 +10,18 @@ import struct
 
 from hawse.errors import LinkError
 
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 HEADER = struct.Struct(">IBI")
 
 CALL, REPLY, EVENT, DATA, CREDIT, EOF = 1, 2, 3, 4, 5, 6
 
 #: Control messages carry a whole OCI specification, which real engines write in some tens of kilobytes.
 MAX_CONTROL = 4 * 1024 * 1024
+#: What the monitor takes of the agent. JSON becomes some 25 times as much memory while it is read.
+FROM_GUEST = {REPLY: 1024 * 1024, EVENT: 128 * 1024}
 MAX_DATA = 64 * 1024
 MAX_STREAM = 2**28
 
@@ -55,8 +61,10 @@ def encode(stream: int, kind: int, payload: bytes = b"") -> bytes:
 class Decoder:
     """Cuts a byte stream, in pieces of any size, into frames. Stores at most one frame and one piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: Mapping[int, int] | None = None) -> None:
+        """``most``: the greatest payload of frames of a type in bytes, where it is less than the protocol's."""
         self._buffer = bytearray()
+        self._most = most or {}
 
     def feed(self, piece: bytes) -> list[Frame]:
         """The frames completed by ``piece``. Raises :class:`LinkError` at the first header that breaks a rule."""
@@ -67,6 +75,8 @@ class Decoder:
         while len(buffer) - at >= HEADER.size:
             stream, kind, length = HEADER.unpack_from(buffer, at)
             check(stream, kind, length)
+            if length > self._most.get(kind, length):
+                raise LinkError(f"link: frame of type {kind} with {length} bytes, allowed are {self._most[kind]}")
             end = at + HEADER.size + length
             if len(buffer) < end:
                 break

@@ -126,7 +126,9 @@ def plan_guest(
                 mounts.append({**mount, "source": f"{hugepages.GUEST_DIRECTORY}/{name}"})
                 continue
             if view:
-                notes.append(("warning", _guests_own(f"{bundle.path}/config.json: mounts[{index}].source", view)))
+                where = f"{bundle.path}/config.json: mounts[{index}].source"
+                where += f": {source[:200]} leads to {view[:200]}" if view != source else ""
+                notes.append(("warning", _guests_own(where, view)))
                 mounts.append({**mount, "source": view})
                 continue
             if os.path.normpath(mount["destination"]) == memory.DESTINATION and (size := tmpfs_size(source)):

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 
 _VIEWS = ("/proc", "/sys", "/dev")
+#: A file system for people's files that only happens to be there.
+_FILES = "/dev/shm"
 #: As many links as the kernel follows (Linux include/linux/namei.h, MAXSYMLINKS).
 _MOST_LINKS = 40
 
@@ -15,15 +17,20 @@ def kernel_view(source: str, *, readlink: Callable[[str], str] = os.readlink) ->
     """The path in /proc, /sys or /dev that an absolute path leads to, "" where it leads elsewhere.
 
     Links are followed up to there and no further: ``/proc/self`` is to stay what it is, since the guest's own is meant.
-    ``readlink`` raises OSError for what is no link.
+    A link to ``/dev/shm`` leads to the host's: who writes ``/dev/shm`` means the machine's, and who writes
+    ``/var/cache`` does not. ``readlink`` raises OSError for what is no link.
     """
     done, rest, links = "", _parts(source), 0
     while rest:
-        path = f"{done}/{rest.pop(0)}"
+        part = rest.pop(0)
+        if part == "..":
+            done = os.path.dirname(done).rstrip("/")
+            continue
+        path = f"{done}/{part}"
         if path in _VIEWS:
-            whole = os.path.normpath("/".join([path, *rest]))
-            if any(whole == view or whole.startswith(f"{view}/") for view in _VIEWS):
-                return whole
+            whole = os.path.normpath("/".join([path, *rest]))  # links in there are not followed
+            if _is_below(whole, _VIEWS):
+                return "" if links and _is_below(whole, (_FILES,)) else whole
             done, rest = "", _parts(whole)
             continue
         try:
@@ -34,8 +41,9 @@ def kernel_view(source: str, *, readlink: Callable[[str], str] = os.readlink) ->
         links += 1
         if links > _MOST_LINKS:
             return ""
-        base = "" if target.startswith("/") else done
-        done, rest = "", _parts(os.path.normpath("/".join([base or "/", target, *rest])))
+        if target.startswith("/"):
+            done = ""
+        rest = [*_parts(target), *rest]
     return ""
 
 
@@ -55,5 +63,9 @@ def read_only(options: Sequence[str]) -> tuple[bool, bool]:
     return top, below
 
 
+def _is_below(path: str, directories: Sequence[str]) -> bool:
+    return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
+
+
 def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part]
+    return [part for part in path.split("/") if part not in ("", ".")]

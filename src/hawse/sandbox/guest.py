@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.link import control
 from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
-from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, REPLY, Decoder, Frame, encode
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
 from hawse.link.streams import STREAMS, read_by, written_by
 
 PROTOCOL = 1
@@ -95,7 +95,7 @@ class GuestLink:
         self._newest = 0
         self._overflowed = False
         loop = asyncio.get_running_loop()
-        self.hello: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.hello: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[HawseError] = loop.create_future()
         #: What is to be added to the guest's CLOCK_MONOTONIC for the host's, in seconds.
         self.clock_offset = 0.0
@@ -105,7 +105,7 @@ class GuestLink:
 
     async def run(self) -> None:
         """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
-        decoder = Decoder()
+        decoder = Decoder(FROM_GUEST)
         reason: HawseError = VmError("the guest closed the link")
         try:
             while piece := await self._reader.read(MAX_DATA):
@@ -189,7 +189,7 @@ class GuestLink:
         if name == "hello" and not self.hello.done():
             if params.get("protocol") != PROTOCOL:
                 raise LinkError(f"link: the agent speaks protocol {str(params.get('protocol'))[:20]}, not {PROTOCOL}")
-            self.hello.set_result(params)
+            self.hello.set_result(None)
         elif name == "exit":
             process, code = params.get("process"), params.get("code")
             if type(process) is not int or type(code) is not int or not 0 <= code <= 255:

@@ -241,7 +241,7 @@ def _succeeded(work: asyncio.Task[Value]) -> bool:
 
 
 async def _settle(
-    work: list[asyncio.Task[None]] | list[asyncio.Future[dict[str, object]]],
+    work: list[asyncio.Task[None]] | list[asyncio.Future[None]],
     failure: asyncio.Future[HawseError],
     seconds: float,
 ) -> None:

@@ -77,9 +77,10 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
     # Here, since a mount namespace can only be left for another by a process of one thread.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
-        root = share.ShareRoot(f"{store.path}/share")
+        # Before the share is mounted, which may be below what is shared.
         trees = share.open_trees(made.shares)
         try:
+            root = share.ShareRoot(f"{store.path}/share")
             root.place(store.name, made.shares, trees)
         finally:
             for tree in trees:

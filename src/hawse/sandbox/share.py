@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import stat
 import struct
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ _CLONE_NEWNS = 0x20000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 8, 32, 4096, 16384
 _MS_PRIVATE, _MS_SLAVE, _MS_SHARED = 1 << 18, 1 << 19, 1 << 20
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
@@ -34,6 +35,7 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETA
 _PR_SET_PDEATHSIG = 1
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
+_HIDDEN = "hidden"
 #: File systems by which a kernel is looked at and controlled (Linux include/uapi/linux/magic.h).
 _KERNEL_VIEWS = {
     0x9FA0: "proc", 0x62656572: "sysfs", 0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x64626720: "debugfs",
@@ -66,12 +68,18 @@ class ShareRoot:
         self.directory = directory
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
+            # What is shared is first mounted here, below the other, where nobody else sees it.
+            _mount("hawse", directory, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _ROOT_OPTIONS)
+            _mount("none", directory, "", _MS_PRIVATE)
+            os.mkdir(f"{directory}/{_HIDDEN}", 0o700)
+            self._hidden = os.open(f"{directory}/{_HIDDEN}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
             _mount("hawse", directory, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _ROOT_OPTIONS)
             # A copy of the mount that is attached nowhere: what it writes appears in the other, which is read-only.
             self._writable = _open_tree(directory, 0)
             flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
             _mount("none", directory, "", flags)
             _mount("none", directory, "", _MS_SHARED)
+            _set_attributes(self._writable, _MOUNT_ATTR_NODEV, recursive=False)  # as it is: to fail here where it would
             self._exported = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise HostError(
@@ -113,12 +121,16 @@ class ShareRoot:
     def _place(self, container: str, share: Share, tree: int) -> None:
         with suppress(FileExistsError):
             os.mkdir(container, 0o755, dir_fd=self._writable)
+        points = os.open(container, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
+        try:
+            if share.is_dir:
+                os.mkdir(share.name, 0o755, dir_fd=points)
+            else:
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
+                os.close(os.open(share.name, flags, 0o600, dir_fd=points))
+        finally:
+            os.close(points)
         target = f"{container}/{share.name}"
-        if share.is_dir:
-            os.mkdir(target, 0o755, dir_fd=self._writable)
-        else:
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
-            os.close(os.open(target, flags, 0o600, dir_fd=self._writable))
         # Before it is anywhere: the guest never sees it writable. Device nodes and set-uid programs are for the guest's
         # kernel, which has mounts of its own; on the host nobody opens or runs them.
         # Its propagation as well: below a shared mount it gets a copy in virtiofsd's namespace, which would follow the
@@ -127,10 +139,16 @@ class ShareRoot:
         _set_attributes(tree, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, recursive=True, propagation=propagation)
         if share.readonly:
             _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=share.readonly_below)
+        if share.is_dir and share.recursive:
+            # Who shares / shares the host's /proc, /sys and /dev, as under runc. A guest's root is not to change the
+            # host by them. The kernel changes no mount below one that is attached nowhere (fs/namespace.c,
+            # do_mount_setattr()).
+            _attach(tree, self._hidden, target)
+            for view in _views_below(f"{self.directory}/{_HIDDEN}"):
+                _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=True, path=view)
         place = self._open_beneath(target)
         try:
-            flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-            _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), target)
+            _attach(tree, place, target)
         finally:
             os.close(place)
 
@@ -186,18 +204,42 @@ def die_with_parent() -> None:
 def _open_source(share: Share) -> int:
     try:
         tree = _open_tree(share.source, _AT_RECURSIVE if share.recursive else 0)
-        kind = _KERNEL_VIEWS.get(_file_system(tree))
     except OSError as error:
         raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
-    if kind:
-        # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
-        # path was replaced since.
+    try:
+        if kind := _kernel_view(tree):
+            # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
+            # path was replaced since.
+            raise ConfigError(
+                f"cannot share {share.source} with the guest: it is on a file system of the host's kernel, {kind}",
+                hint="bind /proc, /sys or /dev: the container gets the guest kernel's own",
+            )
+    except BaseException:
         os.close(tree)
-        raise ConfigError(
-            f"cannot share {share.source} with the guest: it is on a {kind} of the host's kernel",
-            hint="bind /proc or /sys in its place: the container gets the guest kernel's own",
-        )
+        raise
     return tree
+
+
+def _kernel_view(tree: int) -> str:
+    """What kind of view of the host's kernel it is on, "" for none. The host's /dev is a tmpfs by its number."""
+    kind = _KERNEL_VIEWS.get(_file_system(tree), "")
+    devices = os.stat("/dev").st_dev
+    if not kind and os.fstat(tree).st_dev == devices != os.stat("/").st_dev:
+        return "devtmpfs"
+    return kind
+
+
+def _views_below(directory: str) -> list[str]:
+    """The paths, from a directory, of views of the host's kernel that are mounted below it (proc(5), mountinfo)."""
+    kinds = {*_KERNEL_VIEWS.values(), "devtmpfs"}
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, rest = line.partition(" - ")
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split(" ")[4])
+            if rest.split(" ")[0] in kinds and point.startswith(f"{directory}/"):
+                found.append(point[len(directory) + 1 :])
+    return found
 
 
 def _file_system(fd: int) -> int:
@@ -213,11 +255,17 @@ def _open_tree(path: str, flags: int) -> int:
     return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path.encode(), flags), path)
 
 
-def _set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:
-    """Set attributes of a mount, by its descriptor, beside those that it has (mount_setattr(2))."""
+def _set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "") -> None:
+    """Set attributes of a mount, by its descriptor and a path below it, beside those that it has (mount_setattr(2))."""
     request = struct.pack("QQQQ", attributes, 0, propagation, 0)
-    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
+    flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
+
+
+def _attach(tree: int, place: int, path: str) -> None:
+    """Attach the mount of a descriptor at the place of another (move_mount(2)); ``path`` names it in errors."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), path)
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+from contextlib import suppress
 
 from hawse.errors import NotFoundError, StateError, UsageError
 
@@ -116,16 +117,21 @@ class Store:
         """Delete the directory, which root alone can write to. Nothing below it is removed recursively.
 
         ``share`` is empty: what the guest saw there was mounted in the monitor's mount namespace, and ended with it.
+        Raises :class:`StateError` where it is not, with the container's state still there.
         """
         try:
+            with suppress(FileNotFoundError):
+                os.rmdir(f"{self.path}/share")
             for entry in os.listdir(self.path):
-                if entry == "share":
-                    os.rmdir(f"{self.path}/share")
-                else:
-                    os.unlink(f"{self.path}/{entry}")
+                os.unlink(f"{self.path}/{entry}")
             os.rmdir(self.path)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise StateError(
+                f"container {self.name}: {error.filename} cannot be removed: {error.strerror}",
+                hint="look at what is in there, and remove it by hand",
+            ) from None
 
 
 _PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner", "vfio")

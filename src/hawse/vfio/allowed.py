@@ -1,18 +1,12 @@
-"""Which functions of the host may be passed at all: patterns of ``devices.allow``. Pure.
-
-A pattern is that of a PCI address (``0000:3b:*``), of vendor and device in hexadecimal (``8086:10d3``, ``10de:*``), or
-``driver:`` and that of a driver's name. ``*``, ``?`` and ``[...]`` are fnmatch's.
-"""
+"""Which functions of the host may be passed at all: those that patterns of ``devices.allow`` match. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from hawse.errors import DeviceError
+from hawse.patterns import matches
 from hawse.vfio.groups import Function, HostGroup
-
-_DRIVER = "driver:"
 
 
 def check_allowed(groups: Sequence[HostGroup], patterns: Sequence[str]) -> None:
@@ -21,14 +15,15 @@ def check_allowed(groups: Sequence[HostGroup], patterns: Sequence[str]) -> None:
         for function in group.functions:
             if not any(_matches(function, pattern) for pattern in patterns):
                 raise DeviceError(
-                    f"group {group.number} cannot be passed: {function.address} "
-                    f"({function.vendor:04x}:{function.device:04x}) is not among the devices that this host allows",
+                    f"group {group.number} cannot be passed: {function.address} ({_identity(function)}) is not among "
+                    "the devices that this host allows",
                     hint="an administrator allows it by devices.allow in the configuration",
                 )
 
 
 def _matches(function: Function, pattern: str) -> bool:
-    if pattern.startswith(_DRIVER):
-        return fnmatchcase(function.driver, pattern.removeprefix(_DRIVER))
-    names = (function.address, f"{function.vendor:04x}:{function.device:04x}")
-    return any(fnmatchcase(name, pattern.lower()) for name in names)
+    return matches(pattern, address=function.address, identity=_identity(function), driver=function.driver)
+
+
+def _identity(function: Function) -> str:
+    return f"{function.vendor:04x}:{function.device:04x}"

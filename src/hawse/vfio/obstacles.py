@@ -35,7 +35,8 @@ def check_token(group: HostGroup, token: str) -> None:
             raise DeviceError(
                 f"{function.address} of group {group.number} is a virtual function of {function.physical}, which is "
                 "on vfio-pci itself: it cannot be opened without that one's token",
-                hint="give the UUID that the PF's program has set in the annotation hawse.vf-token",
+                hint="give the UUID that the PF's program has set in the annotation hawse.vf-token, which "
+                "devices.annotations in the configuration has to list",
             )
 
 
