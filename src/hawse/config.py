@@ -11,7 +11,7 @@ from hawse.errors import ConfigError
 from hawse.patterns import is_pattern
 
 DEFAULT_PATH = "/etc/hawse/config.toml"
-#: What follows "hawse." in the annotations that hawse knows.
+#: The annotations that hawse knows, without the prefix "hawse.".
 ANNOTATIONS = ("device-mode", "devices", "hugepages", "keep-addresses", "managed", "vf-token")
 
 

@@ -50,7 +50,7 @@ def process(machine: FakeMachine) -> int:
 
 
 async def small_frames(machine: FakeMachine) -> None:
-    """Of a stream whose proxy is gone: credit answers them, and the guest reads none of it."""
+    """Of a stream whose proxy is gone. The monitor answers them with credit, which the guest does not read."""
     machine.stop_reading()
     piece = encode(process(machine) * STREAMS + 1, DATA, b"x") * 6000
     for _ in range(200):
@@ -82,8 +82,7 @@ async def kills_for_memory(machine: FakeMachine) -> None:
 
 
 async def queries(machine: FakeMachine) -> None:
-    """For names, of the longest messages; the guest reads no answer."""
-    machine.stop_reading()
+    """For names, of the longest messages. Nobody answers them."""
     text = base64.b64encode(bytes(65535)).decode()
     query = {"number": 1, "server": SERVER, "transport": "tcp", "message": text}
     piece = control.encode_event("query", query) * 10

@@ -171,13 +171,15 @@ def test_the_hosts_devices_are_not_shared_wherever_they_are_mounted(tree: Path) 
 
 
 @pytest.mark.parametrize("name", ["below", "with space"])
-def test_views_of_the_kernel_below_a_share_are_read_only(tmp_path: Path, tree: Path, name: str) -> None:
-    """Who shares / has them there. Without this a guest's root could change the host's settings by them."""
+@pytest.mark.parametrize("directory", ["share", "link/share"])
+def test_views_of_the_kernel_below_a_share_are_read_only(tmp_path: Path, tree: Path, name: str, directory: str) -> None:
+    """A bind of / includes them. Root in a guest could change the host's settings by them."""
+    (tmp_path / "link").symlink_to(".")
 
     def act() -> Any:
         (tree / name).mkdir(exist_ok=True)
         share._mount("none", f"{tree}/{name}", "proc", 0)
-        root = ShareRoot(f"{tmp_path}/share")
+        root = ShareRoot(f"{tmp_path}/{directory}")
         placed(root, "c1", [made("tree", tree), made("flat", tree, recursive=False)])
         try:
             os.open(f"{root.directory}/c1/tree/{name}/sys/kernel/core_pattern", os.O_WRONLY)
@@ -187,6 +189,18 @@ def test_views_of_the_kernel_below_a_share_are_read_only(tmp_path: Path, tree: P
 
     assert apart(act) == ["Read-only file system", []]
     os.close(os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
+
+
+def test_a_view_that_another_mount_hides_does_not_stop_a_share(tmp_path: Path, tree: Path) -> None:
+    def act() -> list[str]:
+        (tree / "below" / "proc").mkdir()
+        share._mount("none", f"{tree}/below/proc", "proc", 0)
+        share._mount("none", f"{tree}/below", "tmpfs", 0)
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [made("tree", tree)])
+        return os.listdir(f"{root.directory}/c1/tree/below")
+
+    assert apart(act) == []
 
 
 def test_a_kernel_without_mount_setattr_is_named(tmp_path: Path) -> None:

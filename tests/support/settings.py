@@ -9,7 +9,7 @@ _LINE = f"annotations = {list(ANNOTATIONS)}\n"
 
 def with_annotations(text: str) -> str:
     """A configuration's text in which containers may have every annotation, unless it says which they may have."""
-    if "annotations" in text:
+    if "\nannotations = " in text:
         return text
     if "[devices]\n" in text:
         return text.replace("[devices]\n", f"[devices]\n{_LINE}", 1)

@@ -29,7 +29,7 @@ from hawse.container.backend import by_file
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
 from hawse.container.options import DeviceOptions, device_options
-from hawse.errors import HawseError, RefusedError
+from hawse.errors import HawseError, RefusedError, VmError
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
@@ -38,7 +38,9 @@ from hawse.oci.types import Device
 from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.plan import Share
 from hawse.sandbox.room import Room
+from hawse.sandbox.share import open_trees
 from hawse.vfio import memlock, obstacles
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, find_request
@@ -47,6 +49,7 @@ from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable
 from hawse.vfio.obstacles import check_token, reset_warning
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
+from hawse.vm.qmp import MOST_EVENTS, Qmp
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
@@ -372,6 +375,23 @@ FIELD_SITUATIONS = {
     f"`{field.path}` asks for something": refused_field(field.path) for field in FIELDS if field.fate is Fate.REFUSED
 }
 
+
+def kernel_view(host: FakeSysfs) -> None:
+    os.symlink("/proc", f"{host.root}/data")
+    open_trees([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
+
+
+def flooded(_host: FakeSysfs) -> None:
+    async def flood() -> None:
+        found: list[VmError] = []
+        qmp = Qmp(on_flood=found.append)
+        for _ in range(MOST_EVENTS + 1):
+            qmp._count(None)
+        raise found[0]
+
+    asyncio.run(flood())
+
+
 SITUATIONS: dict[str, Act] = {
     "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
     "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
@@ -447,6 +467,7 @@ SITUATIONS: dict[str, Act] = {
     ),
     "The guest has no room for a device's BAR": without_room,
     "The guest says nonsense": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
+    "A program in the guest floods QEMU with events": flooded,
     "The guest does not let a device go": running(
         FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
     ),
@@ -468,6 +489,7 @@ SITUATIONS: dict[str, Act] = {
     "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
     "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
     "A mount is of the host's view of its kernel (a warning)": bound("/sys/kernel"),
+    "A mount's source is on a file system of the host's kernel": kernel_view,
     "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
     "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
     "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),

@@ -22,7 +22,7 @@ MODES = (VFIO, GUEST_KERNEL)
 class DeviceOptions:
     """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
     that are given beside those of the spec. ``native``: they are left to the guest's own drivers. ``allow``: patterns
-    of what may be passed (:mod:`hawse.vfio.allowed`). The rest as in the configuration."""
+    of what may be passed (:mod:`hawse.patterns`). The rest as in the configuration."""
 
     keep_addresses: bool = True
     managed: bool = False

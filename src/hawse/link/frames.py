@@ -20,7 +20,7 @@ CALL, REPLY, EVENT, DATA, CREDIT, EOF = 1, 2, 3, 4, 5, 6
 
 #: Control messages carry a whole OCI specification, which real engines write in some tens of kilobytes.
 MAX_CONTROL = 4 * 1024 * 1024
-#: What the monitor takes of the agent. JSON becomes some 25 times as much memory while it is read.
+#: The greatest payloads that the monitor accepts from the agent. JSON can take 25 times its size while it is parsed.
 FROM_GUEST = {REPLY: 1024 * 1024, EVENT: 128 * 1024}
 MAX_DATA = 64 * 1024
 MAX_STREAM = 2**28

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 _VIEWS = ("/proc", "/sys", "/dev")
-#: A file system for people's files that only happens to be there.
+#: A file system for ordinary files, although it is below /dev.
 _FILES = "/dev/shm"
 #: As many links as the kernel follows (Linux include/linux/namei.h, MAXSYMLINKS).
 _MOST_LINKS = 40

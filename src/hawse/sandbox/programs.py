@@ -8,13 +8,13 @@ import hawse
 
 #: The directory that contains this package.
 PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
-#: Of the engine's environment programs get no more. There may be passwords of proxies and registries in it, and they
-#: are started for as long as a sandbox lives. The last two are for an interpreter and a system bus in unusual places.
+#: The variables of the engine's environment that the processes of a sandbox keep. Others may hold passwords of proxies
+#: and registries. The last two are for an interpreter and a system bus in unusual places.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DBUS_SYSTEM_BUS_ADDRESS")
 
 
 def environment() -> dict[str, str]:
-    """What the programs of a sandbox have for their environment."""
+    """The environment of the monitor and the proxies, which QEMU and virtiofsd inherit."""
     return {name: os.environ[name] for name in _KEPT if name in os.environ}
 
 

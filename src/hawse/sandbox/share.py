@@ -11,6 +11,7 @@ trees are mounted on. Every mount is made by descriptors, and no path is followe
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import stat
@@ -57,7 +58,7 @@ def enter_private_namespace() -> None:
 
 
 class ShareRoot:
-    """The root of the share, in which each container has a directory with its mount points."""
+    """The root of the share. Each container has a directory in it, with the mount points of what it shares."""
 
     def __init__(self, directory: str) -> None:
         """Mount it at ``directory``. Raises :class:`HostError`. In a mount namespace that ends with this process.
@@ -68,7 +69,8 @@ class ShareRoot:
         self.directory = directory
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
-            # What is shared is first mounted here, below the other, where nobody else sees it.
+            # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
+            # cannot reach, and their mounts are made safe there.
             _mount("hawse", directory, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _ROOT_OPTIONS)
             _mount("none", directory, "", _MS_PRIVATE)
             os.mkdir(f"{directory}/{_HIDDEN}", 0o700)
@@ -79,7 +81,8 @@ class ShareRoot:
             flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
             _mount("none", directory, "", flags)
             _mount("none", directory, "", _MS_SHARED)
-            _set_attributes(self._writable, _MOUNT_ATTR_NODEV, recursive=False)  # as it is: to fail here where it would
+            # The mount has this attribute already. A kernel without mount_setattr(2) is found out here.
+            _set_attributes(self._writable, _MOUNT_ATTR_NODEV, recursive=False)
             self._exported = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise HostError(
@@ -140,12 +143,12 @@ class ShareRoot:
         if share.readonly:
             _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=share.readonly_below)
         if share.is_dir and share.recursive:
-            # Who shares / shares the host's /proc, /sys and /dev, as under runc. A guest's root is not to change the
-            # host by them. The kernel changes no mount below one that is attached nowhere (fs/namespace.c,
-            # do_mount_setattr()).
+            # A bind of / includes the host's /proc, /sys and /dev, as under runc. They are read-only here, so that root
+            # in the guest cannot change the host's settings. The kernel refuses to change a mount below one that is
+            # attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
             _attach(tree, self._hidden, target)
-            for view in _views_below(f"{self.directory}/{_HIDDEN}"):
-                _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=True, path=view)
+            for view in _views_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
+                _protect(tree, view)
         place = self._open_beneath(target)
         try:
             _attach(tree, place, target)
@@ -221,12 +224,24 @@ def _open_source(share: Share) -> int:
 
 
 def _kernel_view(tree: int) -> str:
-    """What kind of view of the host's kernel it is on, "" for none. The host's /dev is a tmpfs by its number."""
+    """The type of the file system where that shows the host's kernel or devices, "" where it does not.
+
+    The type of /dev is the same number as a tmpfs's, so /dev is recognised by its device number.
+    """
     kind = _KERNEL_VIEWS.get(_file_system(tree), "")
     devices = os.stat("/dev").st_dev
     if not kind and os.fstat(tree).st_dev == devices != os.stat("/").st_dev:
         return "devtmpfs"
     return kind
+
+
+def _protect(tree: int, view: str) -> None:
+    """Make the mount at a path below a tree read-only. Raises OSError unless another mount hides it."""
+    try:
+        _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=True, path=view)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+            raise
 
 
 def _views_below(directory: str) -> list[str]:
@@ -256,7 +271,7 @@ def _open_tree(path: str, flags: int) -> int:
 
 
 def _set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "") -> None:
-    """Set attributes of a mount, by its descriptor and a path below it, beside those that it has (mount_setattr(2))."""
+    """Set attributes of a mount and keep those that it has (mount_setattr(2)). ``path``: of a mount below ``tree``."""
     request = struct.pack("QQQQ", attributes, 0, propagation, 0)
     flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)

@@ -114,10 +114,10 @@ class Store:
         return False
 
     def remove(self) -> None:
-        """Delete the directory, which root alone can write to. Nothing below it is removed recursively.
+        """Delete the directory and the files in it. Nothing is removed recursively.
 
-        ``share`` is empty: what the guest saw there was mounted in the monitor's mount namespace, and ended with it.
-        Raises :class:`StateError` where it is not, with the container's state still there.
+        ``share`` is an empty directory: the mounts that the guest saw there were in the monitor's mount namespace,
+        which has ended. Raises :class:`StateError` where it is not empty; the container's state is still there then.
         """
         try:
             with suppress(FileNotFoundError):
