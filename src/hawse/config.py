@@ -29,6 +29,8 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kernel_append: str = ""
     boot_seconds: float = 0
     device_seconds: float = 0
+    confine: str = "auto"  # required | auto | off
+    users: str = "1879048192-1879113727"
 
 
 class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +83,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "vm": {"share": ("auto", "virtiofs", "9p"), "accel": ("auto", "kvm", "tcg"), "hugepages": ("", "2MB", "1GB")},
+    "vm": {
+        "share": ("auto", "virtiofs", "9p"),
+        "accel": ("auto", "kvm", "tcg"),
+        "hugepages": ("", "2MB", "1GB"),
+        "confine": ("required", "auto", "off"),
+    },
     "devices": {
         "plug": ("hot", "cold"),
         "mode": ("vfio", "guest-kernel"),
@@ -94,8 +101,18 @@ _RANGES = {
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),
 }
+#: 2^32-1 is no id, and 2^31 and above are not taken by all programs (systemd.io/UIDS-GIDS).
+_LEAST_USER, _GREATEST_USER = 65536, 2**31 - 2
 #: Sixteen of twice that are what a guest with 40 bits of physical addresses, QEMU's without KVM, has room for.
 _MAX_WINDOW_MIB = 16 * 1024
+
+
+def user_ids(text: str) -> tuple[int, int] | None:
+    """The first and the last user id of a range, None for what is none; those below 65536 are others'."""
+    first, dash, last = text.partition("-")
+    if not dash or not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+        return None
+    return (int(first), int(last)) if _LEAST_USER <= int(first) <= int(last) <= _GREATEST_USER else None
 
 
 def load_config(path: str | None) -> Config:
@@ -132,6 +149,11 @@ def load_config(path: str | None) -> Config:
                 f"configuration {name}: devices.allow: {pattern!r} is no pattern",
                 hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", or "driver:NAME"',
             )
+    if not user_ids(config.vm.users):
+        raise ConfigError(
+            f"configuration {name}: vm.users: {config.vm.users!r} is no range of user ids",
+            hint='write the first and the last, both above 65535: "1879048192-1879113727"',
+        )
     window = config.devices.pod_window_mib
     if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):
         raise ConfigError(

@@ -9,6 +9,8 @@ import asyncio
 import base64
 import json
 import re
+import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any
 
 import pytest
 
+from hawse.container.client import MonitorGoneError
+from hawse.errors import VmError
 from hawse.link import control
 from hawse.link.frames import DATA, EOF, FROM_GUEST, REPLY, encode
 from hawse.link.streams import STREAMS
 from hawse.sandbox.plan import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import FakeHost, FakeMachine
-from tests.support.monitor import Monitor, new_network, tell
+from tests.support.monitor import Monitor, heard, new_network, runs, tell
 from tests.support.plans import machine_plan, sandbox_plan
 
 #: What the monitor may take beside what it has anyway, in KiB, in a flood of small things and in one of large replies.
@@ -126,8 +130,9 @@ def test_a_flood_does_not_fill_the_hosts_memory(
         await monitor.report()
         machine = await host.machine()
         await monitor.ask("start")
-        proxy.close()
-        await until(lambda: machine.asked("signal") != [])
+        if flood is small_frames:
+            proxy.close()
+            await until(lambda: machine.asked("signal") != [])
         before = highest = peak(monitor)
 
         async def watch() -> None:
@@ -152,5 +157,46 @@ def test_a_flood_does_not_fill_the_hosts_memory(
         watching.cancel()
         print(f"{flood.__name__}: the monitor had {highest} KiB at most, {before} before")
         assert highest - before < most
+
+    tell(tmp_path, story)
+
+
+@pytest.mark.parametrize("way", ["kill", "kill of all", "the proxy is killed"])
+def test_a_deaf_agent_does_not_keep_a_container_that_is_killed(tmp_path: Path, network: str, way: str) -> None:
+    """The host ends the virtual machine, and the container has ended as by SIGKILL."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.held["signal"] = asyncio.Event()
+        machine_of_ours = machine_plan(qemu=host.qemu)
+        monitor.send(sandbox_plan(machine_of_ours, bundle=str(tmp_path), network=network))
+        proxy = await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        await monitor.ask("start")
+        began = time.monotonic()
+        if way == "the proxy is killed":
+            proxy.close()
+        else:
+            with suppress(MonitorGoneError):  # it may end before it has answered
+                await monitor.ask("kill", signal=signal.SIGKILL, all=way == "kill of all")
+            assert await heard(proxy) == [("exit", {"code": 137})]
+        assert await monitor.ended() == 0
+        print(f"{way}: the machine had ended after {time.monotonic() - began:.1f} s")
+        assert not runs(machine.program.pid)
+        assert "failure" not in monitor.store.read(), "that it was killed is what was asked for"
+
+    tell(tmp_path, story)
+
+
+def test_an_agent_that_does_not_pause_is_waited_for_ten_seconds(tmp_path: Path, network: str) -> None:
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        host.held["freeze"] = asyncio.Event()
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        await monitor.report()
+        await monitor.ask("start")
+        with pytest.raises(VmError, match="the agent in the guest did not answer freeze within 10 s"):
+            await monitor.ask("pause")
+        assert monitor.store.read()["status"] == "running"
 
     tell(tmp_path, story)

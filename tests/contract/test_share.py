@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError
+from hawse.linux import mounts as linux
+from hawse.linux import processes
 from hawse.sandbox import share
 from hawse.sandbox.plan import Share
 from hawse.sandbox.share import ShareRoot
@@ -66,7 +68,7 @@ def tree(tmp_path: Path) -> Path:
 
 def mount_below(tree: Path) -> None:
     """A mount in the tree, as a bundle's may have."""
-    share._mount(str(tree), f"{tree}/below", "", share._MS_BIND)
+    linux.mount(str(tree), f"{tree}/below", "", linux.BIND)
 
 
 def placed(root: ShareRoot, container: str, shares: list[Share]) -> None:
@@ -142,7 +144,7 @@ def test_a_recursively_read_only_share_cannot_be_written_to_below(tmp_path: Path
 @pytest.mark.parametrize("kind", ["proc", "sysfs", "cgroup2", "devpts"])
 def test_a_view_of_the_hosts_kernel_is_not_shared_wherever_it_is_mounted(tree: Path, kind: str) -> None:
     def act() -> str:
-        share._mount("none", f"{tree}/below", kind, 0)
+        linux.mount("none", f"{tree}/below", kind, 0)
         before = os.listdir("/proc/self/fd")
         try:
             share.open_trees([made("tree", tree), made("view", tree / "below")])
@@ -159,8 +161,8 @@ def test_the_hosts_devices_are_not_shared_wherever_they_are_mounted(tree: Path) 
     """By its type /dev is a tmpfs, as many are."""
 
     def act() -> str:
-        share._mount("none", "/dev", "tmpfs", 0, "size=64k")
-        share._mount("/dev", f"{tree}/below", "", share._MS_BIND)
+        linux.mount("none", "/dev", "tmpfs", 0, "size=64k")
+        linux.mount("/dev", f"{tree}/below", "", linux.BIND)
         try:
             share.open_trees([made("tree", tree), made("view", tree / "below")])
         except ConfigError as error:
@@ -178,7 +180,7 @@ def test_views_of_the_kernel_below_a_share_are_read_only(tmp_path: Path, tree: P
 
     def act() -> Any:
         (tree / name).mkdir(exist_ok=True)
-        share._mount("none", f"{tree}/{name}", "proc", 0)
+        linux.mount("none", f"{tree}/{name}", "proc", 0)
         root = ShareRoot(f"{tmp_path}/{directory}")
         placed(root, "c1", [made("tree", tree), made("flat", tree, recursive=False)])
         try:
@@ -194,8 +196,8 @@ def test_views_of_the_kernel_below_a_share_are_read_only(tmp_path: Path, tree: P
 def test_a_view_that_another_mount_hides_does_not_stop_a_share(tmp_path: Path, tree: Path) -> None:
     def act() -> list[str]:
         (tree / "below" / "proc").mkdir()
-        share._mount("none", f"{tree}/below/proc", "proc", 0)
-        share._mount("none", f"{tree}/below", "tmpfs", 0)
+        linux.mount("none", f"{tree}/below/proc", "proc", 0)
+        linux.mount("none", f"{tree}/below", "tmpfs", 0)
         root = ShareRoot(f"{tmp_path}/share")
         placed(root, "c1", [made("tree", tree)])
         return os.listdir(f"{root.directory}/c1/tree/below")
@@ -205,7 +207,7 @@ def test_a_view_that_another_mount_hides_does_not_stop_a_share(tmp_path: Path, t
 
 def test_a_kernel_without_mount_setattr_is_named(tmp_path: Path) -> None:
     def act() -> str:
-        share._SYS_MOUNT_SETATTR = 10_000
+        linux._SYS_MOUNT_SETATTR = 10_000
         try:
             ShareRoot(f"{tmp_path}/share")
         except HostError as error:
@@ -240,8 +242,8 @@ def test_what_a_container_shares_comes_and_goes(tmp_path: Path, tree: Path) -> N
 
 def test_mounts_that_the_host_makes_later_arrive_unless_they_are_private(tmp_path: Path, tree: Path) -> None:
     """Both in the monitor's namespace and in virtiofsd's, which is a copy made before."""
-    share._mount(str(tree), str(tree), "", share._MS_BIND)
-    share._mount("none", str(tree), "", share._MS_SHARED)
+    linux.mount(str(tree), str(tree), "", linux.BIND)
+    linux.mount("none", str(tree), "", linux.SHARED)
     try:
         reading, writing = os.pipe()
         placed_, go = os.pipe(), os.pipe()
@@ -269,13 +271,13 @@ def test_mounts_that_the_host_makes_later_arrive_unless_they_are_private(tmp_pat
             finally:
                 os._exit(code)
         os.read(placed_[0], 1)
-        share._mount(str(tree), f"{tree}/below", "", share._MS_BIND)
+        linux.mount(str(tree), f"{tree}/below", "", linux.BIND)
         os.write(go[1], b".")
         assert os.waitpid(child, 0)[1] == 0
         assert json.loads(os.read(reading, 65536)) == ["/late", "/late/below", "/private"]
     finally:
         for point in (f"{tree}/below", str(tree)):
-            share._libc.umount2(point.encode(), share._MNT_DETACH)
+            linux.unmount(point)
         for fd in (reading, writing, *placed_, *go):
             os.close(fd)
 
@@ -283,10 +285,10 @@ def test_mounts_that_the_host_makes_later_arrive_unless_they_are_private(tmp_pat
 @pytest.mark.parametrize("private", [False, True])
 def test_what_is_mounted_in_the_share_stays_there(tmp_path: Path, tree: Path, private: bool) -> None:
     def act() -> list[str]:
-        share._mount(str(tree), str(tree), "", share._MS_BIND)
-        share._mount("none", str(tree), "", share._MS_SHARED)
+        linux.mount(str(tree), str(tree), "", linux.BIND)
+        linux.mount("none", str(tree), "", linux.SHARED)
         placed(ShareRoot(f"{tmp_path}/share"), "c1", [made("rw", tree, private=private)])
-        share._mount("none", f"{tmp_path}/share/c1/rw/below", "tmpfs", 0)
+        linux.mount("none", f"{tmp_path}/share/c1/rw/below", "tmpfs", 0)
         return sorted(mounts(str(tmp_path)))
 
     assert apart(act) == ["/share", "/share/c1/rw", "/share/c1/rw/below", "/tree"]
@@ -384,19 +386,19 @@ def test_a_planted_link_is_never_followed(tmp_path: Path, tree: Path, kind: str,
 def test_descriptors_are_taken_from_another_process_or_none_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     with open(tmp_path / "file") as file:
-        [taken] = share.take_descriptors(os.getpid(), [file.fileno()])
+        [taken] = processes.take_descriptors(os.getpid(), [file.fileno()])
         assert os.readlink(f"/proc/self/fd/{taken}") == f"{tmp_path}/file"
         os.close(taken)
         before = os.listdir("/proc/self/fd")
         with pytest.raises(OSError, match="Bad file descriptor"):
-            share.take_descriptors(os.getpid(), [file.fileno(), 10**6])
+            processes.take_descriptors(os.getpid(), [file.fileno(), 10**6])
         assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_forked_child_enters_a_mount_namespace() -> None:
     def act() -> bool:
         ours = os.readlink("/proc/self/ns/mnt")
-        share.enter_namespace(os.getppid())
+        processes.enter_mount_namespace(os.getppid())
         return os.readlink("/proc/self/ns/mnt") == ours
 
     assert apart(act) is False, "it is in its parent's"
@@ -404,4 +406,4 @@ def test_a_forked_child_enters_a_mount_namespace() -> None:
 
 def test_a_namespace_that_cannot_be_entered_is_an_error() -> None:
     with pytest.raises(OSError, match="No such file"):
-        share.enter_namespace(2**22 + 5)
+        processes.enter_mount_namespace(2**22 + 5)

@@ -31,7 +31,7 @@ from tests.lab import image
 from tests.support.caches import CACHE
 from tests.support.patience import patience
 from tests.support.runtime import Result
-from tests.support.suites import VIEW, newest_qemu
+from tests.support.suites import newest_qemu
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 #: With no_timer_check: see :mod:`hawse.vm.arguments`. With tsc=reliable, since this kernel takes the TSC of no CPU but
@@ -92,12 +92,10 @@ class Lab:
 
     def __enter__(self) -> Lab:
         kernel, initrd = _build(self._directory)
-        view = f"{self._directory}/root"
-        os.makedirs(view, exist_ok=True)
         with open(self.console, "ab") as console:
             self._process = subprocess.Popen(
                 [
-                    *command(kernel, initrd, "serve", view),
+                    *command(kernel, initrd, "serve"),
                     "-serial", "stdio",
                     "-qmp", f"unix:{self._monitor},server=on,wait=off",
                     "-chardev", f"socket,id=commands,fd={self._theirs.fileno()}",
@@ -108,7 +106,6 @@ class Lab:
                 stdout=console,
                 stderr=console,
                 pass_fds=(self._theirs.fileno(),),
-                env=os.environ | {VIEW: view},
                 start_new_session=True,
                 preexec_fn=_go_first,
             )  # fmt: skip
@@ -231,8 +228,8 @@ def _go_first() -> None:
             file.write("-10")
 
 
-def command(kernel: str, initrd: str, mode: str, view: str) -> list[str]:
-    """The lab's QEMU, without its serial line; this machine's files are at ``view`` for it.
+def command(kernel: str, initrd: str, mode: str) -> list[str]:
+    """The lab's QEMU, without its serial line.
 
     The emulated processor has AMD's virtualization (target/i386/tcg/system/svm_helper.c), so that guests of the lab run
     under its KVM and are emulated once, not twice. There is one: with two, QEMU 11.1 delivers at times an interrupt
@@ -251,7 +248,7 @@ def command(kernel: str, initrd: str, mode: str, view: str) -> list[str]:
         "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
         "-device", "intel-iommu,intremap=on,caching-mode=on",
         *_devices(),
-        "-virtfs", f"local,path={view},mount_tag=hostfs,security_model=none,readonly=on,multidevs=remap",
+        "-virtfs", "local,path=/,mount_tag=hostfs,security_model=none,readonly=on,multidevs=remap",
         "-kernel", kernel, "-initrd", initrd,
         "-append", f"{_APPEND} -- {mode}",
     ]  # fmt: skip
@@ -291,10 +288,7 @@ def main() -> int:
         return 1
     directory = os.path.join(_TOP, "build", "lab")
     kernel, initrd = _build(directory)
-    view = os.path.join(directory, "root")
-    os.makedirs(view, exist_ok=True)
-    argv = [*command(kernel, initrd, "shell", view), "-serial", "mon:stdio"]
-    return subprocess.call(argv, env=os.environ | {VIEW: view})
+    return subprocess.call([*command(kernel, initrd, "shell"), "-serial", "mon:stdio"])
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def main() -> None:
     # Limits for a failure, and one processor: see tests/lab/steps.py.
     os.makedirs("/etc/hawse", exist_ok=True)
     allowed = '[devices]\nannotations = ["device-mode", "devices", "managed", "vf-token"]\n'
-    write("/etc/hawse/config.toml", "[vm]\nboot_seconds = 300\ndevice_seconds = 120\ncpus = 1\n" + allowed)
+    machine = '[vm]\nboot_seconds = 300\ndevice_seconds = 120\ncpus = 1\nconfine = "required"\n'
+    write("/etc/hawse/config.toml", machine + allowed)
     if sys.argv[1:] == ["serve"]:
         serve()
     else:

@@ -11,7 +11,7 @@ from hawse.sandbox.plan import MachinePlan
 from tests.lab.host import Lab
 from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
-from tests.support.settings import with_annotations
+from tests.support.settings import confined, with_annotations
 
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
 PHYSICAL, VIRTUAL = "0000:04:00.0", ["0000:04:10.0", "0000:04:10.2"]
@@ -94,7 +94,7 @@ prove_unchanged({kind: set(found) for kind, found in json.loads(sys.argv[1]).ite
 
 def configure(lab: Lab, text: str = SETTINGS, path: str = _CONFIG) -> None:
     """Write a configuration, RUNTIME's if no other. Every annotation is allowed."""
-    result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, with_annotations(text))
+    result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, confined(with_annotations(text)))
     assert result.code == 0, result.errors
 
 

@@ -13,9 +13,14 @@ from hawse.vm.cache import alone
 CACHE = "/var/cache/hawse"
 
 
+def place(name: str) -> str:
+    """Where :func:`kept` keeps it."""
+    return f"{CACHE}/test-{name}"
+
+
 def kept(name: str, make: Callable[[str], object]) -> str:
     """The path of what tests keep in the cache by a name; ``make`` puts it at the path that it is given."""
-    path = f"{CACHE}/test-{name}"
+    path = place(name)
     with alone(f"{path}.lock"):
         if not os.path.exists(path):
             shutil.rmtree(f"{path}.making", ignore_errors=True)

@@ -11,9 +11,25 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from hawse.errors import HawseError, RefusedError
+from hawse.errors import DeviceError, HawseError, RefusedError
 
 Answer = Callable[[str, dict[str, Any]], HawseError | None]
+
+
+class FakeNodes:
+    """Notes which functions' nodes QEMU can open: ``open`` now, with how; ``refuse`` those that it cannot."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, bool] = {}
+        self.refused: set[str] = set()
+
+    def admit(self, address: str, *, by_file: bool) -> None:
+        if address in self.refused:
+            raise DeviceError(f"{address} has no node")
+        self.open[address] = by_file
+
+    def dismiss(self, address: str) -> None:
+        self.open.pop(address, None)
 
 
 class FakeQmp:
@@ -24,6 +40,7 @@ class FakeQmp:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.given: dict[str, int] = {}
         self.plugged: set[str] = set()
+        self.nodes = FakeNodes()
         self._asked: dict[str, int] = {}
         self._refuse = refuse
         self._patience = patience

@@ -71,7 +71,8 @@ def make_qemu(path: str, *, version: str = "9.2.0", devices: Sequence[str] = DEV
     """A QEMU that answers the questions of :mod:`hawse.vm.capabilities`, and no guest runs in it; its path."""
     numbers = dict(zip(("major", "minor", "micro"), map(int, version.split(".")), strict=True))
     names = [[{"name": name} for name in group] for group in (devices, ["hpet", "usb"], ["iommufd"], ["vf-token"])]
-    answers = [{"QMP": {}}, *({"return": value} for value in ({}, {"qemu": numbers}, *names))]
+    options = [{"option": "sandbox", "parameters": []}]
+    answers = [{"QMP": {}}, *({"return": value} for value in ({}, {"qemu": numbers}, *names, options))]
     lines = "\n".join(json.dumps(answer) for answer in answers)
     return make_program(path, f"cat >/dev/null <<END\nEND\ncat <<'END'\n{lines}\nEND")
 
@@ -105,7 +106,8 @@ class Ready:
 
     def config(self, *, vm: str = "", more: str = "") -> str:
         """The configuration's text: lines of [vm] after those that name the programs, then other sections."""
-        lines = {"qemu": self.qemu, "virtiofsd": self.virtiofsd, "accel": "tcg"}
+        # A QEMU that is a script cannot be confined.
+        lines = {"qemu": self.qemu, "virtiofsd": self.virtiofsd, "accel": "tcg", "confine": "off"}
         given = {line.partition(" =")[0] for line in vm.splitlines()}
         own = "".join(f'{key} = "{value}"\n' for key, value in lines.items() if key not in given)
         return f'[vm]\n{own}{vm}\n[image]\ncache = "{self.cache}"\n{more}\n'

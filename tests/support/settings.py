@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from hawse.config import ANNOTATIONS
 
-_LINE = f"annotations = {list(ANNOTATIONS)}\n"
-
 
 def with_annotations(text: str) -> str:
     """A configuration's text in which containers may have every annotation, unless it says which they may have."""
-    if "\nannotations = " in text:
+    return _with(text, "devices", f"annotations = {list(ANNOTATIONS)}")
+
+
+def confined(text: str) -> str:
+    """A configuration's text in which QEMU has to be in a jail, unless it says otherwise."""
+    return _with(text, "vm", 'confine = "required"')
+
+
+def _with(text: str, section: str, line: str) -> str:
+    if f"\n{line.partition(' =')[0]} = " in text:
         return text
-    if "[devices]\n" in text:
-        return text.replace("[devices]\n", f"[devices]\n{_LINE}", 1)
-    return f"{text}\n[devices]\n{_LINE}"
+    head = f"[{section}]\n"
+    return text.replace(head, f"{head}{line}\n", 1) if head in text else f"{text}\n{head}{line}\n"

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 
 from hawse.vm import packages
 from tests.support import svm
-from tests.support.caches import CACHE, kept
+from tests.support.caches import CACHE, kept, place
 
-#: A directory in which such a program finds the files of this machine as they are: see :func:`_program`.
-VIEW = "TEST_VIEW_OF_ROOT"
-_MODULES = "/usr/lib/x86_64-linux-gnu/qemu"
+_QEMU = "usr/bin/qemu-system-x86_64"
+_MODULES = b"/usr/lib/x86_64-linux-gnu/qemu"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -38,7 +37,7 @@ def newest_qemu() -> str:
 
 def rust_virtiofsd() -> str:
     """Debian 13's virtiofsd; the path of a program that runs it."""
-    return _program(_unpacked(["trixie"], ["virtiofsd"]), "usr/libexec/virtiofsd", "")
+    return _program(_unpacked(["trixie"], ["virtiofsd"], "trixie-virtiofsd"), "usr/libexec/virtiofsd", "")
 
 
 def _mend(tree: str) -> None:
@@ -49,12 +48,46 @@ def _mend(tree: str) -> None:
 
 
 def _qemu(suites: Sequence[str], *, change: Callable[[str], None] | None = None) -> str:
-    tree = _unpacked(suites, ["qemu-system-x86", "seabios"], change)
-    firmware = [f"-L {tree}/usr/share/{name}" for name in ("qemu", "seabios")]
-    return _program(tree, "usr/bin/qemu-system-x86_64", " ".join(firmware))
+    """A program that needs nothing but its tree, and is no script, which a jail could not hold: it names its loader
+    and its libraries by where they are, and finds firmware and modules from there (QEMU util/cutils.c,
+    get_relocated_path())."""
+
+    def link(tree: str) -> None:
+        if change is not None:
+            change(tree)
+        libraries = f"{place(name)}/usr/lib/x86_64-linux-gnu"
+        words = ["--set-interpreter", f"{libraries}/ld-linux-x86-64.so.2", "--force-rpath", "--set-rpath", libraries]
+        subprocess.run([_patchelf(), *words, f"{tree}/{_QEMU}"], check=True)
+        _leave_modules(f"{tree}/{_QEMU}")
+
+    name = f"{suites[-1]}-qemu-{'mended-linked' if change else 'linked'}"
+    return f"{_unpacked(suites, ['qemu-system-x86', 'seabios'], name, link)}/{_QEMU}"
 
 
-def _unpacked(suites: Sequence[str], names: Sequence[str], change: Callable[[str], None] | None = None) -> str:
+def _leave_modules(program: str) -> None:
+    """Have a QEMU look for modules where there are none: it would find those of the installed QEMU, and end, since they
+    are of another build."""
+    with open(program, "rb") as file:
+        code = file.read()
+    assert code.count(_MODULES + b"\0") == 1
+    with open(program, "wb") as file:
+        file.write(code.replace(_MODULES + b"\0", _MODULES[:-4] + b"none\0"))
+
+
+def _patchelf() -> str:
+    """Debian's program of that name, for this machine's release."""
+
+    def unpack(tree: str) -> None:
+        fetched = packages.fetch(["patchelf"], cache=CACHE, progress=print)
+        packages.unpack(fetched, tree, wanted=lambda name: name == "usr/bin/patchelf")
+
+    return f"{kept('patchelf', unpack)}/usr/bin/patchelf"
+
+
+def _unpacked(
+    suites: Sequence[str], names: Sequence[str], name: str, change: Callable[[str], None] | None = None
+) -> str:
+    """The directory of that name with packages of a suite; ``change`` is made to it."""
     suite = suites[-1]
 
     def unpack(tree: str) -> None:
@@ -67,7 +100,7 @@ def _unpacked(suites: Sequence[str], names: Sequence[str], change: Callable[[str
         if change is not None:
             change(tree)
 
-    return kept(f"{suite}-{names[0]}{'-mended' if change else ''}", unpack)
+    return kept(name, unpack)
 
 
 def apt_options(*suites: str) -> list[str]:
@@ -91,13 +124,8 @@ def _program(tree: str, path: str, arguments: str) -> str:
     program = f"{tree}/{os.path.basename(path)}"
     libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
     loader = f"{libraries}/ld-linux-x86-64.so.2 --library-path {libraries} {tree}/{path} {arguments}"
-    # A QEMU loads modules of the installed one from its built-in directory and ends at those of another build: it gets
-    # a mount namespace of its own in which there are none.
-    hide = f"[ ! -d {_MODULES} ] || mount -t tmpfs none {_MODULES}"
-    view = f'[ -z "${VIEW}" ] || mount --rbind / "${VIEW}"'
-    # What it is to show of this machine to others, it finds at VIEW, where nothing is hidden.
     with open(f"{program}.{os.getpid()}", "w") as file:
-        file.write(f"""#!/bin/sh\nexec unshare --mount sh -c '{view}; {hide}; exec {loader} "$@"' sh "$@"\n""")
+        file.write(f"""#!/bin/sh\nexec {loader} "$@"\n""")
     os.chmod(f"{program}.{os.getpid()}", 0o755)
     os.rename(f"{program}.{os.getpid()}", program)
     return program

@@ -23,12 +23,13 @@ ANSWERS: list[dict[str, Any]] = [
     {"return": [{"name": "hpet", "type": "bool"}, {"name": "vmport", "type": "str"}]},
     {"return": [{"name": "iommufd"}]},
     {"return": [{"name": "iommufd", "type": "str"}, {"name": "rombar", "type": "uint32"}]},
+    {"return": [{"option": "sandbox", "parameters": []}]},
     {"return": {}},
 ]
 REFUSAL = {"error": {"class": "GenericError", "desc": "no such type"}}
 QUESTIONS = [
     "qmp_capabilities", "query-version", "qom-list-types", "qom-list-properties", "qom-list-types",
-    "device-list-properties", "quit",
+    "device-list-properties", "query-command-line-options", "quit",
 ]  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_a_qemu_is_asked_once_for_what_it_can_do(tmp_path: Path) -> None:
     found = ask(program, directory=f"{tmp_path}/cache")
     assert found == Capabilities(
         "7.2.22", frozenset({"edu", "virtio-net-pci"}), frozenset({"hpet", "vmport"}), frozenset({"iommufd"}),
-        frozenset({"iommufd", "rombar"}),
+        frozenset({"iommufd", "rombar"}), frozenset({"sandbox"}),
     )  # fmt: skip
     assert ask(program, directory=f"{tmp_path}/cache") == found
     asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
@@ -61,8 +62,10 @@ def test_another_qemu_at_the_same_path_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_a_qemu_without_q35_or_vfio_has_no_properties_of_them(tmp_path: Path) -> None:
-    found = ask(qemu(tmp_path, [*ANSWERS[:3], REFUSAL, ANSWERS[4], REFUSAL, ANSWERS[6]]), directory=f"{tmp_path}/c")
-    assert (found.machine_properties, found.vfio_properties) == (frozenset(), frozenset())
+    found = ask(
+        qemu(tmp_path, [*ANSWERS[:3], REFUSAL, ANSWERS[4], REFUSAL, REFUSAL, ANSWERS[7]]), directory=f"{tmp_path}/c"
+    )
+    assert found.machine_properties == found.vfio_properties == found.options == frozenset()
     assert found.objects == {"iommufd"}
 
 

@@ -161,12 +161,30 @@ def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
         await asyncio.sleep(1)
         for kills in (1, 1, 3, 2):
             usage.note_oom(kills)
-        assert await asyncio.gather(*waiting) == [3, 3]
+        assert await asyncio.gather(*waiting) == [1, 3]
         assert [state["oomKills"] for state in made.written] == [1, 3]
         while not recorded:
             await asyncio.sleep(0.01)
         assert await usage.answer("await_oom", {"seen": 3, "seconds": 50}) == 3
         assert recorded == [1]
+
+    virtual_time.run(story())
+
+
+def test_flood_of_oom_kills_is_told_once_a_second(tmp_path: Path) -> None:
+    """Each is a write to the disk and an event of the engine's, and how many there are is the guest's to say."""
+
+    async def story() -> None:
+        made = Container(tmp_path)
+        usage = Usage(
+            plan(), Processes(seconds=1), HostCgroup(CgroupPlan(), str(tmp_path)), made.state,
+            lambda: made.written.append(dict(made.state)),
+        )  # fmt: skip
+        for kills in range(1, 301):
+            usage.note_oom(kills)
+            await asyncio.sleep(0.01)
+        usage.end()
+        assert [state["oomKills"] for state in made.written] == pytest.approx([1, 101, 201, 300], abs=2)
 
     virtual_time.run(story())
 

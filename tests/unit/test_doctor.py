@@ -123,7 +123,7 @@ def qemu(*devices: str, objects: Sequence[str] = ()) -> Callable[[Path], Config]
         program = directory / "qemu"
         replies: list[object] = [
             {}, {"qemu": {"major": 9, "minor": 0, "micro": 1}}, [{"name": name} for name in devices], [],
-            [{"name": name} for name in objects], {},
+            [{"name": name} for name in objects], {}, [],
         ]  # fmt: skip
         said = "\n".join(json.dumps({"return": reply}) for reply in replies)
         program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n" if devices else "#!/bin/sh\nexit 1\n")

@@ -141,9 +141,19 @@ def test_a_reader_waits_for_data_and_returns_its_credit(ends: Ends) -> None:
     assert next(port(theirs).frames()) == (7, CREDIT, (MAX_DATA + 3).to_bytes(4, "big"))
     stream.end()
     end(reader)
-    assert pieces == [b"one", bytes(MAX_DATA), b"two"]
+    assert b"".join(pieces) == b"one" + bytes(MAX_DATA) + b"two"
     with pytest.raises(LinkError, match="data on stream 7 after its end"):
         stream.push(b"x")
+
+
+def test_small_pieces_that_wait_are_joined(ends: Ends) -> None:
+    """The credit bounds their bytes alone, and each piece takes memory of its own."""
+    ours, _ = ends
+    stream = Incoming(port(ours), 7)
+    for _ in range(10_000):
+        stream.push(b"x")
+    stream.push(bytes(MAX_DATA))
+    assert [len(stream.get()) for _ in range(3)] == [4096, 4096, 10_000 - 2 * 4096 + MAX_DATA]
 
 
 def test_no_credit_is_returned_after_the_end(ends: Ends) -> None:

@@ -165,7 +165,7 @@ def test_a_qemu_that_dies_at_its_start_shows_its_last_words(runtime: Runtime, bu
         "echo 'qemu: cannot set up guest memory' >&2\nexit 3\n"
     )
     qemu.chmod(0o755)
-    runtime.configure(f'[vm]\nqemu = "{qemu}"\n')
+    runtime.configure(f'[vm]\nqemu = "{qemu}"\nconfine = "off"\n')
     said = fails(runtime, "create", "--bundle", bundle, "c1")
     assert said.startswith("QEMU ended with exit code 3 [")
     assert "| qemu: cannot set up guest memory" in said

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hawse.errors import HawseError, HostError
+from hawse.linux.processes import enter_mount_namespace
 from hawse.oci.hooks import CREATION
 from hawse.sandbox.plan import ContainerPlan
-from hawse.sandbox.share import enter_namespace
 
 _MAX_OUTPUT = 4096
 
@@ -121,7 +121,7 @@ def _run(name: str, hook: Hook, about: Mapping[str, Any], namespace_of: int) -> 
 def _prepare(bundle: str, namespace_of: int) -> Callable[[], None]:
     def prepare() -> None:
         if namespace_of:
-            enter_namespace(namespace_of)
+            enter_mount_namespace(namespace_of)
         os.chdir(bundle)
 
     return prepare

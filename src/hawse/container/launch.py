@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
-from hawse.container.view import ChildrenApart
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
+from hawse.linux.processes import ChildrenApart
 from hawse.sandbox import sockets
 from hawse.sandbox.programs import PACKAGES, environment, program
 from hawse.sandbox.state import Store

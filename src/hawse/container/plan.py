@@ -14,6 +14,7 @@ import msgspec
 from hawse.config import Config
 from hawse.container import hugepages as pages
 from hawse.container.backend import by_file
+from hawse.container.confine import plan_jail
 from hawse.container.devices import (
     Group,
     add_named,
@@ -343,6 +344,7 @@ def plan_machine(
         device_seconds=config.vm.device_seconds or _DEVICE[acceleration.name],
         template=None,
         share_address=ports.share_address,
+        jail=plan_jail(config, share=share, filters="sandbox" in can.options, log=log),
     )
     if not config.template.enabled:
         return machine

@@ -109,6 +109,10 @@ class Outgoing:
             self._changed.notify_all()
 
 
+#: Pieces of fewer bytes are joined while they wait.
+_SMALL = 4096
+
+
 class Incoming:
     """The receiving end of a stream: the link's reader pushes, one other thread gets. Holds at most the window."""
 
@@ -126,7 +130,11 @@ class Incoming:
             if self._ended:
                 raise LinkError(f"link: data on stream {self._stream} after its end")
             self._window.receive(len(data))
-            self._pieces.append(data)
+            # The window bounds bytes, not pieces: one for each byte would take a hundred times as much.
+            if self._pieces and len(self._pieces[-1]) < _SMALL:
+                self._pieces[-1] += data
+            else:
+                self._pieces.append(data)
             self._changed.notify()
 
     def end(self) -> None:

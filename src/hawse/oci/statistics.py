@@ -6,6 +6,7 @@ Documentation/admin-guide/cgroup-v2.rst; which becomes which, runc's libcontaine
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,7 +89,8 @@ _COUNTS = {"Read": "rios", "Write": "wios", "Discard": "dios"}
 
 
 def _hugetlb(files: Mapping[str, str]) -> dict[str, Any]:
-    sizes = [name.split(".")[1] for name in files if name.startswith("hugetlb.") and name.endswith("B.current")]
+    # A size becomes a label of engines' metrics: text of the guest's own choice has no place there.
+    sizes = [found[1] for name in files if (found := re.fullmatch(r"hugetlb\.([0-9]{1,6}[KMG]B)\.current", name))]
     return {
         size: _some(usage=_number(files[f"hugetlb.{size}.current"]))
         | {"failcnt": _table(files.get(f"hugetlb.{size}.events", "")).get("max", 0)}

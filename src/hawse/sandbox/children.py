@@ -9,43 +9,71 @@ import os
 import resource
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
+from hawse.linux.processes import die_with_parent
 from hawse.sandbox.evidence import BoundedLog
-from hawse.sandbox.share import die_with_parent
+
+if TYPE_CHECKING:
+    from hawse.sandbox.confinement import Jail
 
 _SOFT_SECONDS = 3.0
+_CONFINE = "see docs/security.md for what a jail needs; vm.confine in the configuration turns it off"
 
 
 class Program:
     """A running program; ``log`` is the file for what it writes to stderr."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], *, log: str, descriptors: Sequence[int] = (), lock_memory: bool = False
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log: str,
+        descriptors: Sequence[int] = (),
+        lock_memory: bool = False,
+        jail: Jail | None = None,
     ) -> None:
-        """Raises :class:`HostError` when it cannot be executed.
+        """Raises :class:`HostError` when it cannot be confined or executed.
 
         ``lock_memory`` lifts RLIMIT_MEMLOCK as far as this process may: VFIO counts the guest memory that it maps.
         """
+        trouble, tell = os.pipe()
 
         def prepare() -> None:
-            die_with_parent()
             if lock_memory:
                 _lift_memlock()
+            try:
+                if jail is None:
+                    die_with_parent()
+                else:
+                    jail.enter()
+            except OSError as error:
+                os.write(tell, str(error.strerror).encode())
+                raise
 
         self.name = name
         self.log = log
         null = subprocess.DEVNULL
         try:
-            self.process = subprocess.Popen(
-                argv, stdin=null, stdout=null, stderr=subprocess.PIPE, pass_fds=descriptors, preexec_fn=prepare,
-                start_new_session=True,
-            )  # fmt: skip
+            with nullcontext() if jail is None else jail.apart():
+                self.process = subprocess.Popen(
+                    argv, stdin=null, stdout=null, stderr=subprocess.PIPE, pass_fds=descriptors, preexec_fn=prepare,
+                    start_new_session=True, env=None if jail is None else {},
+                )  # fmt: skip
+        except subprocess.SubprocessError:
+            os.set_blocking(trouble, False)
+            reason = os.read(trouble, 4096).decode(errors="replace")
+            raise HostError(f"cannot confine {name}: {reason}", hint=_CONFINE) from None
         except OSError as error:
             raise HostError(
                 f"cannot run {name}: {argv[0]}: {error.strerror}", hint="install it, or name it in the configuration"
             ) from None
+        finally:
+            os.close(trouble)
+            os.close(tell)
 
     def end(self) -> None:
         """Terminate it and wait for its end; kill it when that takes too long."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -23,6 +24,11 @@ from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
 from hawse.sandbox.usage import Usage
 
+#: How long the guest may take to freeze a container. The machine goes on when it does not.
+_PAUSE_SECONDS = 10.0
+#: More than the sandbox takes to end a machine whose guest does not end a container.
+_END_SECONDS = 60.0
+
 
 class Container:
     """State and operations. Everything here runs in the monitor's one event loop."""
@@ -38,9 +44,10 @@ class Container:
         key: str,
         seconds: float,
         sandbox: str,
+        doom: Callable[[Container], None] = lambda _found: None,
     ) -> None:
         """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
-        ``sandbox``: the id of the first container.
+        ``sandbox``: the id of the first container; ``doom`` is called when it has been asked for to end at once.
 
         Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
         """
@@ -51,6 +58,8 @@ class Container:
         self._processes = processes
         self._key = f"{plan.id}/{key}"
         self._init = 0
+        self._doom = doom
+        self._killed = False
         self._resumed = RUNNING
         self._ready = asyncio.Event()
         self._starting = asyncio.Lock()
@@ -108,7 +117,7 @@ class Container:
             spec = spec | {"process": _with_size(spec["process"], proxy.size)}
             seen = self.attachments.seen()
             call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
-            self._init, lines = await self._launch(proxy, "create", call, ended=self._ended)
+            self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
         except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
             proxy.exit(LOST)
             raise
@@ -150,14 +159,26 @@ class Container:
         """
         if self.status not in (CREATED, RUNNING, PAUSED) and not (everyone and self.status == STOPPED):
             raise StateError(f"container not running: {self.plan.id}")
-        await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
+        if number != signal.SIGKILL or self.status == STOPPED:
+            await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
+            return
+        self._begin_end()
+        try:
+            await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
+        except HawseError:
+            # Whatever the agent says: the host ends it.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self.stopped.wait()
+            if not self.stopped.is_set():
+                raise
 
     async def pause(self) -> None:
         """runc pause: of a container that runs or is to be started. Raises :class:`StateError`."""
         if self.status not in (CREATED, RUNNING):
             raise StateError(f"container not running: {self.plan.id} is {self.status}")
         self._resumed = self.status
-        await self._processes.call("freeze", {"container": self.plan.id, "frozen": True})
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": True}, within=_PAUSE_SECONDS)
         if self.status == self._resumed:  # else it ended meanwhile
             self._set_status(PAUSED)
 
@@ -219,13 +240,13 @@ class Container:
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before the container did; the state keeps the reason for who asks."""
-        if self.status != STOPPED:
+        if self.status != STOPPED and not self._killed:
             self._state["failure"] = reason.to_wire()
 
     def end(self) -> None:
         """Nothing of it runs any more."""
         # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
-        code = KILLED if self.status == STOPPED else LOST
+        code = KILLED if self.status == STOPPED or self._killed else LOST
         try:
             self._ended()
         finally:
@@ -261,9 +282,20 @@ class Container:
         return [("warning", text) for text in warnings]
 
     async def _launch(
-        self, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]
+        self,
+        proxy: Proxy,
+        method: str,
+        call: dict[str, Any],
+        *,
+        ended: Callable[[], None],
+        lost: Callable[[], None] = lambda: None,
     ) -> tuple[int, object]:
-        return await self._processes.launch(self.plan.id, proxy, method, call, ended=ended)
+        return await self._processes.launch(self.plan.id, proxy, method, call, ended=ended, lost=lost)
+
+    def _begin_end(self) -> None:
+        """It is to end at once, whatever its guest does."""
+        self._killed = True
+        self._doom(self)
 
     def _set_status(self, status: str) -> None:
         self._state["status"] = status

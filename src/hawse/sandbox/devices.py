@@ -104,6 +104,8 @@ async def _arrive(
 
 
 async def _plug(plug: PlugStep, qmp: Qmp) -> None:
+    if plug.host:
+        qmp.nodes.admit(plug.host, by_file=plug.by_file)
     for command, arguments in plug.commands:
         try:
             await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
@@ -170,6 +172,8 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
             if left:
                 await events.wait(deleted, seconds=min(rest, _UNPLUG_SECONDS))
         for plug in plugs:
+            if plug.host and plug.device not in left:
+                qmp.nodes.dismiss(plug.host)
             for command, arguments in reversed(plug.commands):
                 if command in _UNDONE_BY and plug.device not in left:
                     undo, key = _UNDONE_BY[command]

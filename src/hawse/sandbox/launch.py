@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hawse.errors import HostError, VmError
 from hawse.sandbox import plan, selinux, sockets
 from hawse.sandbox.children import Program
+from hawse.sandbox.confinement import Jail
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
 from hawse.vm import hugepages, memory
 from hawse.vm.arguments import Ends, render
@@ -71,10 +72,11 @@ class Launched:
     share_plugged: bool
     saved: Saved | None
     copy: Copy | None
+    jail: Jail | None
     undo: ExitStack
 
 
-def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes) -> Launched:
+def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes, jail: Jail | None = None) -> Launched:
     """Start a machine's programs, to be restored or to boot. Raises :class:`HostError`; of templates only notes."""
     wanted = machine.template
     if wanted is not None and wanted.usable:
@@ -84,11 +86,11 @@ def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes)
             notes.append(("warning", f"the template {wanted.digest[:12]} cannot be opened: {describe(error)}"))
         else:
             try:
-                return launch(machine, directory, steps, share_plugged=False, saved=saved)
+                return launch(machine, directory, steps, share_plugged=False, saved=saved, jail=jail)
             except HostError:
                 os.close(saved.ram)
                 raise
-    return launch(machine, directory, steps, share_plugged=wanted is None)
+    return launch(machine, directory, steps, share_plugged=wanted is None, jail=jail)
 
 
 def launch(
@@ -98,12 +100,13 @@ def launch(
     *,
     share_plugged: bool,
     saved: Saved | None = None,
+    jail: Jail | None = None,
     attribute: str = selinux.ATTRIBUTE,
 ) -> Launched:
     """Start everything; ``Launched.undo`` ends it. Raises :class:`HostError`, with nothing left.
 
     ``share_plugged``: the share's device is there from the start. ``saved``: restore that in place of booting.
-    ``attribute`` is where the kernel is told of the programs' label.
+    ``jail``: QEMU's, None for none. ``attribute`` is where the kernel is told of the programs' label.
     """
     with ExitStack() as undo:
         ram = _memory(machine)
@@ -129,8 +132,12 @@ def launch(
         inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if share else [])]
         with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
             argv = render(plan.shape(machine), ends)
+            if jail is not None:
+                if machine.accel == "kvm":
+                    jail.nodes.admit_kvm()
+                argv = render(jail.inside(plan.shape(machine)), ends) + jail.arguments
             log = f"{directory}/qemu.log"
-            qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True)
+            qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail)
             undo.callback(qemu.end)
         for end in theirs.values():
             end.close()
@@ -151,7 +158,7 @@ def launch(
             undo.callback(_wait_quietly, copy)
         plugged = share_plugged or machine.share != "virtiofs"
         return Launched(
-            qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, undo.pop_all()
+            qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, jail, undo.pop_all()
         )
 
 

@@ -51,6 +51,11 @@ class Machine:
     share_plugged: bool
     shared: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
+    def give_up(self, reason: HawseError) -> None:
+        """End it for this reason, unless it has ended for another."""
+        if not self.failure.done():
+            self.failure.set_result(reason)
+
     async def end(self) -> HawseError | None:
         """Why the machine has ended, None while it runs."""
         if self.link.ended.done() or self.qmp.ended:
@@ -183,11 +188,14 @@ async def _adopt(launched: Launched, directory: str, undo: AsyncExitStack, steps
     undo.callback(reading.cancel)
 
     # Here, since the library takes a sixteenth of a second to load: QEMU starts meanwhile.
-    from hawse.vm.qmp import Qmp
+    from hawse.vm.qmp import EveryNode, Qmp
 
     qmp_log = BoundedLog(f"{directory}/qmp.log")
     undo.callback(qmp_log.close)
-    qmp = Qmp(log=qmp_log.write, on_flood=lambda error: None if failure.done() else failure.set_result(error))
+    nodes = EveryNode() if launched.jail is None else launched.jail.nodes
+    qmp = Qmp(
+        nodes=nodes, log=qmp_log.write, on_flood=lambda error: None if failure.done() else failure.set_result(error)
+    )
     undo.push_async_callback(qmp.close)
     link_reader, link_writer = await asyncio.open_connection(sock=launched.link)
     undo.callback(link_writer.close)
@@ -210,6 +218,8 @@ async def _adopt(launched: Launched, directory: str, undo: AsyncExitStack, steps
         raise reason from None
     finally:
         greeting.cancel()
+    if launched.jail is not None:
+        launched.jail.nodes.dismiss_kvm()
     return Machine(link, qmp, console, failure, launched.ram, launched.share_plugged)
 
 

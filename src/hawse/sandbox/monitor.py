@@ -21,10 +21,11 @@ from contextlib import suppress
 from hawse.errors import HawseError
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
+from hawse.sandbox.confinement import Jail
 from hawse.sandbox.launch import Notes, begin
 from hawse.sandbox.network import Network
 from hawse.sandbox.state import Store
-from hawse.sandbox.steps import MONITOR, SHARE, Steps, process_start
+from hawse.sandbox.steps import MONITOR, QEMU, SHARE, Steps, process_start
 
 
 class Report:
@@ -87,7 +88,8 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
                 os.close(tree)
     network = Network(made.network, store.path)
     try:
-        launched = begin(made.machine, store.path, steps, notes)
+        jail = _jail(made, store, steps)
+        launched = begin(made.machine, store.path, steps, notes, jail)
         with launched.undo:
             network.look()
             with steps.span(MONITOR, "loaded"):
@@ -95,6 +97,17 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
             lifetime.run(lifetime.Making(made, launched, root, network, store, report, steps, notes), listener)
     finally:
         network.close()
+
+
+def _jail(made: plan.SandboxPlan, store: Store, steps: Steps) -> Jail | None:
+    """QEMU's, with the devices that are there from its start."""
+    wanted, machine = made.machine.jail, made.machine
+    if wanted is None:
+        return None
+    with steps.span(QEMU, "jail made"):
+        jail = Jail(wanted, f"{store.path}/jail", name=store.name, kernel=machine.kernel, initrd=machine.initrd)
+        jail.admit_cold(made.plugs)
+    return jail
 
 
 def _enter_cgroup(made: plan.SandboxPlan, store: Store) -> list[str]:

@@ -63,6 +63,11 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool = False
     bars: list[tuple[int, int]] = []
 
+    @property
+    def by_file(self) -> bool:
+        """Whether QEMU opens the function's device file, and not its group's node."""
+        return any("iommufd" in arguments for _, arguments in self.commands)
+
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A VFIO node of the spec. ``group`` is the host's group number, None for the container node /dev/vfio/vfio.
@@ -86,10 +91,20 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     usable: bool
 
 
+class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
+    have one of, and whether it can filter its system calls itself."""
+
+    tree: str
+    first_user: int
+    last_user: int
+    filters: bool
+
+
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
     ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
-    ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`)."""
+    ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none."""
 
     qemu: str
     accel: str
@@ -110,6 +125,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     page_kib: int = 0
     label: str = ""
     one_thread: bool = False
+    jail: JailPlan | None = None
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):

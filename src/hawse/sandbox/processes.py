@@ -64,11 +64,14 @@ class Processes:
         self._link = link
         link.on_exit = self._exited
 
-    async def call(self, method: str, params: dict[str, Any], *, more: float = 0.0) -> object:
-        """Ask the agent; ``more``: seconds that it may take beside what every call may."""
+    async def call(
+        self, method: str, params: dict[str, Any], *, more: float = 0.0, within: float | None = None
+    ) -> object:
+        """Ask the agent. ``more``: seconds that it may take beside what every call may; ``within``: in their place."""
         if self._link is None:
             raise StateError(f"container {params.get('container', '')} is still being created")
-        return await self._link.call(method, params, seconds=self._seconds + more)
+        seconds = self._seconds + more if within is None else within
+        return await self._link.call(method, params, seconds=seconds)
 
     def hold(self, container: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something that is to be done before an end of one of the container's processes is told."""
@@ -123,9 +126,17 @@ class Processes:
             self._claimed.discard(key)
 
     async def launch(
-        self, container: str, proxy: Proxy, method: str, call: dict[str, Any], *, ended: Callable[[], None]
+        self,
+        container: str,
+        proxy: Proxy,
+        method: str,
+        call: dict[str, Any],
+        *,
+        ended: Callable[[], None],
+        lost: Callable[[], None] = lambda: None,
     ) -> tuple[int, object]:
-        """Have the agent make a process for the proxy: its number, and the agent's answer. ``ended``: at its end.
+        """Have the agent make a process for the proxy: its number, and the agent's answer. ``ended``: at its end;
+        ``lost``: when its proxy has been killed.
 
         Cancelled, it waits for the answer; a process that was made then is for the container's end to end.
         """
@@ -138,7 +149,7 @@ class Processes:
         # In this order, which is that of their frames: the agent knows no stream before the process that it is of.
         call = call | {"container": container, "process": number, "descriptors": proxy.directions[len(STDIO) :]}
         asked = asyncio.create_task(self.call(method, call))
-        serving = self._begin(self._serve(container, number, proxy, route))
+        serving = self._begin(self._serve(container, number, proxy, route, lost))
         try:
             result = await whole(asked)
         finally:
@@ -202,17 +213,21 @@ class Processes:
                 if not self._turn_away(key):
                     self._unwanted.add(key)
 
-    async def _serve(self, container: str, number: int, proxy: Proxy, route: Route) -> None:
+    async def _serve(self, container: str, number: int, proxy: Proxy, route: Route, lost: Callable[[], None]) -> None:
         def resize(rows: int, columns: int) -> None:
             proxy.size = (rows, columns)
             self._begin(self._resize(container, number, rows, columns))
+
+        def kill() -> None:
+            lost()
+            self._begin(self.signal(container, number, signal.SIGKILL, everyone=False))
 
         await proxy.serve(
             route,
             on_signal=lambda n: self._begin(self.signal(container, number, n, everyone=False)),
             on_resize=resize,
             # Whoever kills the proxy means the process: engines know no other pid.
-            on_loss=lambda: self._begin(self.signal(container, number, signal.SIGKILL, everyone=False)),
+            on_loss=kill,
         )
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from hawse.errors import HawseError, NotFoundError, StateError
+from hawse.errors import HawseError, NotFoundError, StateError, VmError
 from hawse.oci.hooks import CREATION
 from hawse.sandbox import timeline
 from hawse.sandbox.bound import give_back, take
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 #: By which the proxy of the first container's first process announces itself.
 INIT_KEY = "init"
 _LEAST_CALL_SECONDS = 60.0
+#: How long the guest may take to end a container with SIGKILL. The machine's own end then takes 3 s at most.
+_KILL_SECONDS = 7.0
 
 Notes = list[tuple[str, str]]
 
@@ -63,6 +66,7 @@ class Sandbox:
         self._machine: Machine | None = None
         self._watching: asyncio.Task[None] | None = None
         self._start = asyncio.Lock()
+        self._doomed: dict[Container, asyncio.Task[None]] = {}
 
     def find(self, name: str) -> Container:
         """The container. Raises :class:`NotFoundError` in runc's words."""
@@ -177,15 +181,48 @@ class Sandbox:
         with ExitStack() as each:  # whatever becomes of the others
             for found in self._containers.values():
                 each.callback(found.end)
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, *self._doomed.values()):
+            if task is not None:
+                task.cancel()
         self.finished.set()
 
     def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
         cgroup = HostCgroup(plan.cgroup, store.path)
         return Container(
-            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id
-        )
+            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id,
+            doom=self._doom,
+        )  # fmt: skip
+
+    def _doom(self, found: Container) -> None:
+        """A container is to end at once: where the guest does not end it, the virtual machine ends."""
+        if found not in self._doomed:
+            self._doomed[found] = asyncio.create_task(self._see_end(found))
+            self._doomed[found].add_done_callback(lambda _: self._doomed.pop(found))
+
+    async def _see_end(self, found: Container) -> None:
+        seconds = _KILL_SECONDS
+        if found is not self.first:
+            # The others of its pod would end with it: a guest that is only slow, as without KVM, has more time.
+            if self.plan.machine.accel != "kvm":
+                seconds = max(seconds, self._seconds)
+            if await self._ends(found, seconds):
+                return
+            with suppress(HawseError):
+                call = {"container": found.plan.id, "process": 0, "signal": signal.SIGKILL, "everyone": True}
+                await self.processes.call("signal", call, within=_KILL_SECONDS)
+        if not await self._ends(found, seconds) and self._machine is not None:
+            self._machine.give_up(
+                VmError(
+                    f"the guest has not ended container {found.plan.id} within {seconds:g} s of SIGKILL",
+                    hint="its virtual machine was ended",
+                )
+            )
+
+    async def _ends(self, found: Container, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await found.stopped.wait()
+        return found.stopped.is_set()
 
     async def _join(
         self, made: Container, store: Store, trees: Sequence[int], joins: dict[str, str], undo: AsyncExitStack

@@ -19,7 +19,7 @@ from hawse.errors import HawseError, LinkError, UsageError, VmError
 from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.link.streams import directions
-from hawse.sandbox import share
+from hawse.linux import processes
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import LOST
 from hawse.sandbox.proxies import Proxy
@@ -134,7 +134,7 @@ class Service:
         # In JSON the numbers of groups, as keys, are strings.
         wanted = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
         try:
-            trees = share.take_descriptors(caller, [int(number) for number in params["trees"]])
+            trees = processes.take_descriptors(caller, [int(number) for number in params["trees"]])
         except OSError as error:
             raise VmError(f"the monitor cannot take what {wanted.id} shares: {error.strerror}") from None
         try:

@@ -1,7 +1,7 @@
 """The directory that the guest sees: mounts in a mount namespace of the monitor's own.
 
 The namespace is the undo: it ends with the monitor and its children, whatever ends them, and its mounts with it.
-The host's own mount table never shows one of them. All ctypes of the host side is here.
+The host's own mount table never shows one of them.
 
 Root in the guest can write wherever the share is writable, and plant links there. So the share's root is a small file
 system that is read-only for the guest; only the monitor makes the directories and files in it that the containers'
@@ -10,30 +10,17 @@ trees are mounted on. Every mount is made by descriptors, and no path is followe
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import stat
-import struct
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from hawse.errors import ConfigError, HostError
+from hawse.linux import mounts
 from hawse.sandbox.plan import Share
 
-_CLONE_NEWNS = 0x20000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 8, 32, 4096, 16384
-_MS_PRIVATE, _MS_SLAVE, _MS_SHARED = 1 << 18, 1 << 19, 1 << 20
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
-_AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x100, 0x1000, 0x8000
-_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
-_RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
-_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
-#: The same on every architecture (Linux include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl).
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETATTR = 428, 429, 437, 438, 442
-_PR_SET_PDEATHSIG = 1
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
 _HIDDEN = "hidden"
@@ -43,7 +30,6 @@ _KERNEL_VIEWS = {
     0x74726163: "tracefs", 0x73636673: "securityfs", 0x62656570: "configfs", 0xCAFE4A11: "bpf", 0xDE5E81E4: "efivarfs",
     0x6165676C: "pstore", 0xF97CFF8C: "selinuxfs", 0x1CD1: "devpts", 0x42494E4D: "binfmt_misc",
 }  # fmt: skip
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter_private_namespace() -> None:
@@ -51,10 +37,12 @@ def enter_private_namespace() -> None:
 
     To be called while the process has one thread. Raises :class:`HostError` where it is not permitted.
     """
-    if _libc.unshare(_CLONE_NEWNS):
-        reason = os.strerror(ctypes.get_errno())
-        raise HostError(f"cannot make a mount namespace: {reason}", hint="hawse needs root, with CAP_SYS_ADMIN")
-    _mount("none", "/", "", _MS_REC | _MS_SLAVE)
+    try:
+        mounts.unshare(mounts.SLAVE)
+    except OSError as error:
+        raise HostError(
+            f"cannot make a mount namespace: {error.strerror}", hint="hawse needs root, with CAP_SYS_ADMIN"
+        ) from None
 
 
 class ShareRoot:
@@ -71,18 +59,18 @@ class ShareRoot:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
             # cannot reach, and their mounts are made safe there.
-            _mount("hawse", directory, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _ROOT_OPTIONS)
-            _mount("none", directory, "", _MS_PRIVATE)
+            flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+            mounts.mount("hawse", directory, "tmpfs", flags, _ROOT_OPTIONS)
+            mounts.mount("none", directory, "", mounts.PRIVATE)
             os.mkdir(f"{directory}/{_HIDDEN}", 0o700)
             self._hidden = os.open(f"{directory}/{_HIDDEN}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-            _mount("hawse", directory, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, _ROOT_OPTIONS)
+            mounts.mount("hawse", directory, "tmpfs", flags, _ROOT_OPTIONS)
             # A copy of the mount that is attached nowhere: what it writes appears in the other, which is read-only.
-            self._writable = _open_tree(directory, 0)
-            flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-            _mount("none", directory, "", flags)
-            _mount("none", directory, "", _MS_SHARED)
+            self._writable = mounts.open_tree(directory)
+            mounts.mount("none", directory, "", flags | mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
+            mounts.mount("none", directory, "", mounts.SHARED)
             # The mount has this attribute already. A kernel without mount_setattr(2) is found out here.
-            _set_attributes(self._writable, _MOUNT_ATTR_NODEV, recursive=False)
+            mounts.set_attributes(self._writable, mounts.ATTR_NODEV, recursive=False)
             self._exported = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise HostError(
@@ -110,7 +98,8 @@ class ShareRoot:
         try:
             for name in os.listdir(points):
                 target = f"{self.directory}/{container}/{name}"
-                _libc.umount2(target.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+                with suppress(OSError):
+                    mounts.unmount(target)
                 with suppress(OSError):  # something is mounted there still: it ends with the namespace
                     if stat.S_ISDIR(os.stat(name, dir_fd=points, follow_symlinks=False).st_mode):
                         os.rmdir(name, dir_fd=points)
@@ -138,27 +127,22 @@ class ShareRoot:
         # kernel, which has mounts of its own; on the host nobody opens or runs them.
         # Its propagation as well: below a shared mount it gets a copy in virtiofsd's namespace, which would follow the
         # host's mount for ever where this one is made private only then.
-        propagation = _MS_PRIVATE if share.private else _MS_SLAVE
-        _set_attributes(tree, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, recursive=True, propagation=propagation)
+        propagation = mounts.PRIVATE if share.private else mounts.SLAVE
+        mounts.set_attributes(tree, mounts.ATTR_NOSUID | mounts.ATTR_NODEV, recursive=True, propagation=propagation)
         if share.readonly:
-            _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=share.readonly_below)
+            mounts.set_attributes(tree, mounts.ATTR_RDONLY, recursive=share.readonly_below)
         if share.is_dir and share.recursive:
             # A bind of / includes the host's /proc, /sys and /dev, as under runc. They are read-only here, so that root
             # in the guest cannot change the host's settings. The kernel refuses to change a mount below one that is
             # attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
-            _attach(tree, self._hidden, target)
+            mounts.attach(tree, self._hidden, target)
             for view in _views_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
                 _protect(tree, view)
-        place = self._open_beneath(target)
+        place = mounts.open_beneath(self._exported, target)
         try:
-            _attach(tree, place, target)
+            mounts.attach(tree, place, target)
         finally:
             os.close(place)
-
-    def _open_beneath(self, path: str) -> int:
-        """A descriptor of a place in the exported mount, by a path without links (openat2(2))."""
-        how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
-        return _check(_libc.syscall(_SYS_OPENAT2, self._exported, path.encode(), how, len(how)), path)
 
 
 def open_trees(shares: Sequence[Share]) -> list[int]:
@@ -173,40 +157,9 @@ def open_trees(shares: Sequence[Share]) -> list[int]:
     return trees
 
 
-def take_descriptors(pid: int, numbers: Sequence[int]) -> list[int]:
-    """Descriptors of another process's, as our own (pidfd_getfd(2)). Raises OSError, with none taken."""
-    taken: list[int] = []
-    process = os.pidfd_open(pid)
-    try:
-        for number in numbers:
-            try:
-                taken.append(_check(_libc.syscall(_SYS_PIDFD_GETFD, process, number, 0), ""))
-            except OSError:
-                for other in taken:
-                    os.close(other)
-                raise
-    finally:
-        os.close(process)
-    return taken
-
-
-def enter_namespace(pid: int) -> None:
-    """In a forked child: be in the mount namespace of that process (setns(2)). Raises OSError."""
-    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
-    try:
-        _check(_libc.setns(fd, _CLONE_NEWNS), f"/proc/{pid}/ns/mnt")
-    finally:
-        os.close(fd)
-
-
-def die_with_parent() -> None:
-    """In a forked child: be killed when the parent's thread ends, however it ends (prctl(2), PR_SET_PDEATHSIG)."""
-    _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
-
-
 def _open_source(share: Share) -> int:
     try:
-        tree = _open_tree(share.source, _AT_RECURSIVE if share.recursive else 0)
+        tree = mounts.open_tree(share.source, recursive=share.recursive)
     except OSError as error:
         raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
     try:
@@ -228,7 +181,7 @@ def _kernel_view(tree: int) -> str:
 
     The type of /dev is the same number as a tmpfs's, so /dev is recognised by its device number.
     """
-    kind = _KERNEL_VIEWS.get(_file_system(tree), "")
+    kind = _KERNEL_VIEWS.get(mounts.file_system(tree), "")
     devices = os.stat("/dev").st_dev
     if not kind and os.fstat(tree).st_dev == devices != os.stat("/").st_dev:
         return "devtmpfs"
@@ -238,7 +191,7 @@ def _kernel_view(tree: int) -> str:
 def _protect(tree: int, view: str) -> None:
     """Make the mount at a path below a tree read-only. Raises OSError unless another mount hides it."""
     try:
-        _set_attributes(tree, _MOUNT_ATTR_RDONLY, recursive=True, path=view)
+        mounts.set_attributes(tree, mounts.ATTR_RDONLY, recursive=True, path=view)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
             raise
@@ -255,42 +208,3 @@ def _views_below(directory: str) -> list[str]:
             if rest.split(" ")[0] in kinds and point.startswith(f"{directory}/"):
                 found.append(point[len(directory) + 1 :])
     return found
-
-
-def _file_system(fd: int) -> int:
-    """The type of the file system, by its number (statfs(2), f_type)."""
-    answer = ctypes.create_string_buffer(256)  # more than any architecture's struct statfs
-    _check(_libc.fstatfs(fd, answer), "")
-    return ctypes.c_long.from_buffer(answer).value
-
-
-def _open_tree(path: str, flags: int) -> int:
-    """A descriptor of a copy of the mount at ``path``, which is attached nowhere (open_tree(2))."""
-    flags |= _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
-    return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path.encode(), flags), path)
-
-
-def _set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "") -> None:
-    """Set attributes of a mount and keep those that it has (mount_setattr(2)). ``path``: of a mount below ``tree``."""
-    request = struct.pack("QQQQ", attributes, 0, propagation, 0)
-    flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
-
-
-def _attach(tree: int, place: int, path: str) -> None:
-    """Attach the mount of a descriptor at the place of another (move_mount(2)); ``path`` names it in errors."""
-    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), path)
-
-
-def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    options = data.encode() or None
-    _check(_libc.mount(source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options), target)
-
-
-def _check(result: int, path: str) -> int:
-    """The result of a system call. Raises OSError for -1."""
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return result

@@ -116,12 +116,13 @@ class Store:
     def remove(self) -> None:
         """Delete the directory and the files in it. Nothing is removed recursively.
 
-        ``share`` is an empty directory: the mounts that the guest saw there were in the monitor's mount namespace,
-        which has ended. Raises :class:`StateError` where it is not empty; the container's state is still there then.
+        ``share`` and ``jail`` are empty directories: what was mounted there was in the monitor's mount namespace,
+        which has ended. Raises :class:`StateError` where one is not empty; the container's state is still there then.
         """
         try:
-            with suppress(FileNotFoundError):
-                os.rmdir(f"{self.path}/share")
+            for point in ("share", "jail"):
+                with suppress(FileNotFoundError):
+                    os.rmdir(f"{self.path}/{point}")
             for entry in os.listdir(self.path):
                 os.unlink(f"{self.path}/{entry}")
             os.rmdir(self.path)

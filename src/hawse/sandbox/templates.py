@@ -33,7 +33,7 @@ async def obtain(
         clone = await _restored(machine, launched, directory, undo, steps, notes)
         if clone is not None:
             return clone
-        launched = launch(machine, directory, steps, share_plugged=False)
+        launched = launch(machine, directory, steps, share_plugged=False, jail=launched.jail)
     made = await boot(machine, launched, directory, undo, steps)
     if wanted is not None:
         try:

@@ -17,6 +17,8 @@ from hawse.sandbox.processes import Processes
 from hawse.sandbox.state import CREATED, PAUSED, RUNNING
 
 _LONGEST_WAIT = 24 * 3600.0
+#: Between two changes of the count of kills.
+_OOM_SECONDS = 1.0
 
 
 class Usage:
@@ -39,6 +41,10 @@ class Usage:
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
         self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
         self._changed = asyncio.Event()
+        self._kills = 0
+        self._ended = False
+        self._told: float | None = None
+        self._telling: asyncio.TimerHandle | None = None
 
     async def answer(self, method: str, params: dict[str, Any]) -> object:
         """One of the monitor's methods. Raises :class:`StateError` for a container that has ended."""
@@ -58,16 +64,31 @@ class Usage:
 
     def note_oom(self, kills: int) -> None:
         """The guest's kernel has killed so many of its processes for want of memory."""
-        if kills > self._state.get("oomKills", 0):
-            if not self._state.get("oomKills", 0):
-                # Once: engines ask whether, not how often, and how often is the guest's to say.
-                self._processes.hold(self._name, self._record_oom())
-            self._state["oomKills"] = kills
-            self._write()
-            self._wake()
+        if kills <= max(self._kills, self._state.get("oomKills", 0)):
+            return
+        if not self._state.get("oomKills", 0) and not self._kills:
+            # Once: engines ask whether, not how often, and how often is the guest's to say.
+            self._processes.hold(self._name, self._record_oom())
+        self._kills = kills
+        # At most so often, since each is a write to the disk and an event of the engine's.
+        loop = asyncio.get_running_loop()
+        if self._told is None or loop.time() - self._told >= _OOM_SECONDS:
+            self._tell_oom()
+        elif self._telling is None:
+            self._telling = loop.call_at(self._told + _OOM_SECONDS, self._tell_oom)
 
     def end(self) -> None:
         """The container has ended: who waits for something of it is told."""
+        self._ended = True
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell_oom()
+        self._wake()
+
+    def _tell_oom(self) -> None:
+        self._telling, self._told = None, asyncio.get_running_loop().time()
+        self._state["oomKills"] = self._kills
+        self._write()
         self._wake()
 
     async def _record_oom(self) -> None:
@@ -82,9 +103,9 @@ class Usage:
 
     async def _await_oom(self, seen: int, seconds: float) -> int:
         """How many kills there were, as soon as they are more than ``seen``, and after ``seconds`` at the latest."""
-        if self._state.get("oomKills", 0) <= seen:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(seconds, _LONGEST_WAIT)):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, _LONGEST_WAIT)):
+                while self._state.get("oomKills", 0) <= seen and not self._ended:
                     await self._changed.wait()
         return int(self._state.get("oomKills", 0))
 

@@ -12,7 +12,7 @@ from hawse.vm import cache
 
 _SECONDS = 30
 #: What is kept of the answers beside the version, in the order of :class:`Capabilities`.
-_LISTS = ("devices", "machine_properties", "objects", "vfio_properties")
+_LISTS = ("devices", "machine_properties", "objects", "vfio_properties", "options")
 _QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("qmp_capabilities", {}),
     ("query-version", {}),
@@ -20,20 +20,22 @@ _QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("qom-list-properties", {"typename": "generic-pc-machine"}),
     ("qom-list-types", {"implements": "user-creatable"}),
     ("device-list-properties", {"typename": "vfio-pci"}),
+    ("query-command-line-options", {"option": "sandbox"}),
     ("quit", {}),
 )
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The version as text, the device models, the properties of the q35 machine, the objects that -object makes, and
-    the properties of the device model vfio-pci."""
+    """The version as text, the device models, the properties of the q35 machine, the objects that -object makes, the
+    properties of the device model vfio-pci, and of the options that not every build has those that are there."""
 
     version: str
     devices: frozenset[str]
     machine_properties: frozenset[str]
     objects: frozenset[str] = frozenset()
     vfio_properties: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset()
 
     def require(self, device: str) -> None:
         """Raise :class:`HostError` when this QEMU has no such device model."""
@@ -77,13 +79,14 @@ def _ask(qemu: str) -> dict[str, Any]:
         messages = [json.loads(line) for line in answer.stdout.splitlines()]
         replies = [message for message in messages if "return" in message or "error" in message]
         # One that has no q35 machine or no vfio-pci says an error there.
-        _, version, devices, properties, objects, vfio = (reply.get("return") for reply in replies[:6])
+        _, version, devices, properties, objects, vfio, options = (reply.get("return") for reply in replies[:7])
         return {
             "version": "{major}.{minor}.{micro}".format(**version["qemu"]),
             "devices": sorted(device["name"] for device in devices),
             "machine_properties": sorted(entry["name"] for entry in properties or ()),
             "objects": sorted(entry["name"] for entry in objects),
             "vfio_properties": sorted(entry["name"] for entry in vfio or ()),
+            "options": sorted(entry["option"] for entry in options or ()),
         }
     except (ValueError, KeyError, TypeError):
         raise VmError(f"{qemu} dies at its start", hint="see what it says", evidence=answer.stderr[-4096:]) from None

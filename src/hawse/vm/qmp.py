@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.protocol import StateError as NotConnectedError
@@ -20,17 +20,42 @@ Event = dict[str, Any]
 MOST_EVENTS = 1000
 
 
+class Nodes(Protocol):
+    """The device nodes of the host that a QEMU can open."""
+
+    def admit(self, address: str, *, by_file: bool) -> None:
+        """Let it open a PCI function's: its group's or its device file. Raises :class:`DeviceError`."""
+
+    def dismiss(self, address: str) -> None:
+        """Let it open them no more."""
+
+
+class EveryNode:
+    """Those of a QEMU that runs with the host's own /dev."""
+
+    def admit(self, address: str, *, by_file: bool) -> None:
+        """It can open them already."""
+
+    def dismiss(self, address: str) -> None:
+        """They stay."""
+
+
 class Qmp:
     """A connection to one QEMU."""
 
     def __init__(
         self,
         *,
+        nodes: Nodes | None = None,
         log: Callable[[bytes], object] = lambda _line: None,
         on_flood: Callable[[VmError], object] = lambda _error: None,
     ) -> None:
-        """``log`` takes each command and answer. ``on_flood`` is called once, when more than :data:`MOST_EVENTS` come
-        in a second: QEMU's memory grows with each event that is not read in time."""
+        """``nodes`` are those that this QEMU can open. ``log`` takes each command and answer.
+
+        ``on_flood`` is called once, when more than :data:`MOST_EVENTS` come in a second: QEMU's memory grows with each
+        event that is not read in time.
+        """
+        self.nodes = nodes or EveryNode()
         self._client = QMPClient("hawse")
         # The client's own listener would keep every event for ever (qemu.qmp 0.0.6, events.py).
         self._client.events.event_filter = self._count

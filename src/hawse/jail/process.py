@@ -1,0 +1,110 @@
+"""What a process does to itself between fork and exec to be confined. Standard library only, and no lock is taken.
+
+The order matters. Namespaces and mounts need capabilities, so those are dropped after them. A change of the user id
+clears the signal that comes with the parent's death (Linux kernel/cred.c, commit_creds()), so that is asked for after
+it. The filter of system calls comes last, since it refuses what was needed before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hawse.jail import seccomp
+from hawse.linux import mounts
+from hawse.linux.mounts import check
+
+_CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
+_CLONE_NEWIPC, _CLONE_NEWNET = 0x8000000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
+_CAPABILITY_VERSION_3 = 0x20080522
+_SIGKILL = 9
+#: Of what is below /proc a process is shown itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
+_PROC = "subset=pid,hidepid=invisible"
+_SAFE = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Resource limits: open files, and processes and threads of the user."""
+
+    files: int = 8192
+    processes: int = 1024
+
+
+class Failure(OSError):
+    """A step that the kernel refused; ``strerror`` names it."""
+
+
+def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
+    """Be in the jail whose root is mounted at ``root``, as the user, with nothing that a program could use outside.
+
+    To be called in the child of a fork, as the first process of a PID namespace (:class:`ChildrenApart`). ``parent`` is
+    a descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
+    """
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("make namespaces", _leave),
+        ("make the mounts private", lambda: mounts.mount("none", "/", "", mounts.REC | mounts.PRIVATE)),
+        ("change the root directory", lambda: mounts.change_root(root)),
+        ("mount /proc", lambda: mounts.mount("proc", "/proc", "proc", _SAFE, _PROC)),
+        ("set limits", lambda: _limit(limits)),
+        ("drop capabilities", _drop_bounding),
+        ("change the user", lambda: _become(user)),
+        ("give up new privileges", _renounce),
+        ("die with the monitor", lambda: die_with(parent)),
+        ("filter system calls", seccomp.install),
+    ]
+    for name, step in steps:
+        try:
+            step()
+        except OSError as error:
+            raise Failure(error.errno, f"cannot {name}: {error.strerror}") from None
+
+
+def _leave() -> None:
+    flags = _CLONE_NEWNS | _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET
+    check(_libc.unshare(flags), "")
+
+
+def _limit(limits: Limits) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (limits.processes, limits.processes))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = limits.files if most == resource.RLIM_INFINITY else min(limits.files, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+
+def _drop_bounding() -> None:
+    """Until the kernel knows no further one: an unknown capability is EINVAL (capabilities(7))."""
+    for capability in range(64):
+        if _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
+            return
+        check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "")
+
+
+def _become(user: int) -> None:
+    """With the last user id of 0 the effective, permitted and ambient capabilities go (capabilities(7)); inheritable
+    ones do not."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "")
+
+
+def _renounce() -> None:
+    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the thread that forked this process ends; raises OSError where its process has ended already."""
+    check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "")
+    # A parent of another PID namespace has no number here that would change with its death.
+    if select.select([parent], [], [], 0)[0]:
+        raise OSError(3, os.strerror(3))

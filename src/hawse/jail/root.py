@@ -1,0 +1,134 @@
+"""The root directory of one confined QEMU: mounts in the monitor's mount namespace, which end with it.
+
+Below it are the tree of QEMU's files, the machine's kernel and initrd, all read-only, a ``/dev`` and a ``/sys`` of a
+few entries each. The monitor keeps descriptors of the last two and changes what is there; QEMU, which is not root, can
+only use it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from hawse.errors import DeviceError, HostError
+from hawse.linux import mounts
+from hawse.vfio import sysfs
+
+#: Where the machine's kernel and initrd are: files of the tree that the image's are mounted on.
+KERNEL, INITRD = "/boot/kernel", "/boot/initrd"
+_DEV, _SYS = "size=64k,nr_inodes=256,mode=755", "size=64k,nr_inodes=1024,mode=755"
+_READONLY = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV
+_TMPFS = mounts.NOSUID | mounts.NOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Numbers of nodes (Linux Documentation/admin-guide/devices.txt; include/linux/miscdevice.h, VFIO_MINOR).
+_NULL, _KVM, _VFIO = (1, 3), (10, 232), (10, 196)
+
+
+class Root:
+    """What is mounted at ``directory``, for a QEMU that runs as ``user``."""
+
+    def __init__(self, directory: str, *, tree: str, kernel: str, initrd: str, user: int, root: str = "") -> None:
+        """Mount it. Raises :class:`HostError`. The host's sysfs is read below ``root``."""
+        self.directory = directory
+        self._user = user
+        self._root = root
+        #: The paths that each function needs, by its address; those of a group serve several.
+        self._needs: dict[str, set[str]] = {}
+        try:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            mounts.bind(tree, directory, _READONLY)
+            for source, target in ((kernel, KERNEL), (initrd, INITRD)):
+                mounts.bind(source, directory + target, _READONLY | mounts.ATTR_NOEXEC)
+            mounts.mount("hawse", f"{directory}/dev", "tmpfs", _TMPFS, _DEV)
+            mounts.mount("hawse", f"{directory}/sys", "tmpfs", _TMPFS | mounts.NODEV, _SYS)
+            self._dev = os.open(f"{directory}/dev", _DIRECTORY)
+            self._sys = os.open(f"{directory}/sys", _DIRECTORY)
+            self._node("null", _NULL, user=0, mode=0o666)
+        except OSError as error:
+            raise HostError(
+                f"cannot make QEMU's root at {directory}: {error.strerror}: {error.filename}",
+                hint="hawse needs Linux 5.12 or newer, with CAP_SYS_ADMIN and CAP_MKNOD; or set vm.confine to off",
+            ) from None
+
+    def admit_kvm(self) -> None:
+        """Let QEMU open /dev/kvm. Raises :class:`HostError`."""
+        try:
+            self._node("kvm", _KVM)
+        except OSError as error:
+            raise HostError(f"cannot make /dev/kvm for QEMU: {error.strerror}") from None
+
+    def dismiss_kvm(self) -> None:
+        """QEMU has it open, and needs no second one."""
+        with suppress(FileNotFoundError):
+            os.unlink("kvm", dir_fd=self._dev)
+
+    def admit(self, address: str, *, by_file: bool) -> None:
+        """Let QEMU open the VFIO nodes of a function of the host: its group's, or with ``by_file`` its device file.
+
+        Of sysfs QEMU looks at the function's group, or at the numbers of its device file, and at nothing else (QEMU
+        hw/vfio/pci.c, vfio_realize(); hw/vfio/iommufd.c, iommufd_cdev_getfd()). Raises :class:`DeviceError`.
+        """
+        device = f"bus/pci/devices/{address}"
+        try:
+            os.makedirs(f"{self.directory}/sys/{device}", mode=0o755, exist_ok=True)
+            group = sysfs.iommu_group(address, root=self._root)
+            if group is None:
+                raise DeviceError(f"{address} is in no IOMMU group any more")
+            link = f"{device}/iommu_group"
+            with suppress(FileExistsError):
+                os.symlink(f"../../../../kernel/iommu_groups/{group}", link, dir_fd=self._sys)
+            nodes = self._file_nodes(address) if by_file else self._group_nodes(group)
+            self._needs[address] = set(nodes)
+            for path, numbers in nodes.items():
+                with suppress(FileExistsError):
+                    self._node(path, numbers)
+            if by_file:
+                self._describe_file(device, nodes)
+        except OSError as error:
+            raise DeviceError(
+                f"{address}: cannot make its nodes for QEMU: {error.strerror}: {error.filename}"
+            ) from None
+
+    def dismiss(self, address: str) -> None:
+        """Take the nodes away that no other function needs. QEMU keeps what it has open."""
+        mine = self._needs.pop(address, set())
+        for path in mine.difference(*self._needs.values()):
+            with suppress(FileNotFoundError):
+                os.unlink(path, dir_fd=self._dev)
+
+    def _group_nodes(self, group: int) -> dict[str, tuple[int, int]]:
+        numbers = sysfs.group_numbers(group, root=self._root)
+        if numbers is None:
+            raise DeviceError(f"group {group} has no node any more: no function of it is on a VFIO driver")
+        return {"vfio/vfio": _VFIO, f"vfio/{group}": numbers}
+
+    def _file_nodes(self, address: str) -> dict[str, tuple[int, int]]:
+        file, iommu = sysfs.device_file(address, root=self._root), sysfs.iommu_numbers(root=self._root)
+        if file is None or iommu is None:
+            raise DeviceError(f"{address} has no device file any more: it is on no VFIO driver")
+        return {"iommu": iommu, f"vfio/devices/vfio{file[0]}": (file[1], file[2])}
+
+    def _describe_file(self, device: str, nodes: dict[str, tuple[int, int]]) -> None:
+        for path, (major, minor) in nodes.items():
+            name = os.path.basename(path)
+            if name == "iommu":
+                continue
+            os.makedirs(f"{self.directory}/sys/{device}/vfio-dev/{name}", mode=0o755, exist_ok=True)
+            with open(f"{self.directory}/sys/{device}/vfio-dev/{name}/dev", "w") as file:
+                file.write(f"{major}:{minor}\n")
+
+    def _node(self, path: str, numbers: tuple[int, int], *, user: int | None = None, mode: int = 0o600) -> None:
+        """Make a character device below /dev, and the way there."""
+        owner = self._user if user is None else user
+        for parent in _parents(path):
+            with suppress(FileExistsError):
+                os.mkdir(parent, 0o755, dir_fd=self._dev)
+        os.mknod(path, stat.S_IFCHR | mode, os.makedev(*numbers), dir_fd=self._dev)
+        os.chown(path, owner, owner, dir_fd=self._dev, follow_symlinks=False)
+        os.chmod(path, mode, dir_fd=self._dev)  # whatever the umask is
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: index + 1]) for index in range(len(parts))]

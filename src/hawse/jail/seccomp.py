@@ -1,0 +1,90 @@
+"""The system calls that a confined QEMU may make: a filter of classic BPF, beside QEMU's own ``-sandbox``.
+
+QEMU's filter (softmmu/qemu-seccomp.c) is a list of calls that it refuses, and lets through much that a process which an
+attacker controls has a use for. This one is a list of what QEMU 7.2 to 11 needs with the machines of hawse. Any other
+call is answered as by a kernel that has it not (ENOSYS), so that libraries do without. It is for x86_64 alone;
+elsewhere QEMU's own filter is all there is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_RET_ALLOW, _RET_ERRNO, _RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_EPERM, _ENOSYS = 1, 38
+_LOAD, _IF_EQUAL, _IF_SET, _RETURN = 0x20, 0x15, 0x45, 0x06  # LD|W|ABS, JMP|JEQ|K, JMP|JSET|K, RET|K
+#: Offsets in struct seccomp_data (Linux include/uapi/linux/seccomp.h).
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64, include/uapi/linux/audit.h
+_AF_UNIX = 1
+#: By number (Linux arch/x86/entry/syscalls/syscall_64.tbl). execve is QEMU's own start, which is under the filter.
+ALLOWED: dict[str, int] = {
+    "read": 0, "write": 1, "readv": 19, "writev": 20, "pread64": 17, "pwrite64": 18, "preadv": 295, "pwritev": 296,
+    "preadv2": 327, "pwritev2": 328, "lseek": 8, "close": 3, "close_range": 436, "dup": 32, "dup2": 33, "dup3": 292,
+    "fcntl": 72, "ioctl": 16, "open": 2, "openat": 257, "stat": 4, "lstat": 6, "fstat": 5, "newfstatat": 262,
+    "statx": 332, "fstatfs": 138, "statfs": 137, "access": 21, "faccessat": 269, "faccessat2": 439, "readlink": 89,
+    "readlinkat": 267, "getdents64": 217, "getcwd": 79, "mmap": 9, "munmap": 11, "mprotect": 10, "mremap": 25,
+    "madvise": 28, "brk": 12, "mlock": 149, "munlock": 150, "msync": 26, "mincore": 27, "mbind": 237,
+    "membarrier": 324, "memfd_create": 319, "ftruncate": 77, "fallocate": 285, "fsync": 74, "fdatasync": 75,
+    "poll": 7, "ppoll": 271, "select": 23, "pselect6": 270, "epoll_create1": 291, "epoll_ctl": 233,
+    "epoll_wait": 232, "epoll_pwait": 281, "epoll_pwait2": 441, "eventfd2": 290, "timerfd_create": 283,
+    "timerfd_settime": 286, "timerfd_gettime": 287, "signalfd4": 289, "pipe2": 293, "futex": 202,
+    "set_robust_list": 273, "get_robust_list": 274, "rseq": 334, "set_tid_address": 218, "clone": 56,
+    "exit": 60, "exit_group": 231, "restart_syscall": 219, "rt_sigaction": 13, "rt_sigprocmask": 14,
+    "rt_sigreturn": 15, "rt_sigtimedwait": 128, "rt_sigpending": 127, "rt_sigsuspend": 130, "sigaltstack": 131,
+    "tgkill": 234, "tkill": 200, "kill": 62, "getpid": 39, "gettid": 186, "getppid": 110, "getuid": 102,
+    "geteuid": 107, "getgid": 104, "getegid": 108, "sched_yield": 24, "sched_getaffinity": 204, "nanosleep": 35,
+    "clock_nanosleep": 230, "clock_gettime": 228, "clock_getres": 229, "gettimeofday": 96, "time": 201,
+    "getrandom": 318, "prctl": 157, "arch_prctl": 158, "prlimit64": 302, "getrlimit": 97, "sysinfo": 99, "uname": 63,
+    "execve": 59, "sendmsg": 46, "recvmsg": 47, "sendto": 44, "recvfrom": 45, "sendmmsg": 307, "recvmmsg": 299,
+    "getsockopt": 55, "setsockopt": 54, "getsockname": 51, "getpeername": 52, "shutdown": 48, "socket": 41,
+    "socketpair": 53, "umask": 95, "seccomp": 317,
+}  # fmt: skip
+#: Of these the first argument is a family of addresses: sockets are for this machine alone.
+_OF_FAMILY = ("socket", "socketpair")
+#: Of this one it is flags: threads are made, and no processes. Those of clone3 are in memory, which a filter cannot
+#: read; without it libraries use clone (glibc sysdeps/unix/sysv/linux/clone-internal.c).
+_OF_FLAGS, _CLONE_THREAD = "clone", 0x10000
+
+
+def program() -> bytes:
+    """The filter, as an array of struct sock_filter."""
+    code = [(_LOAD, 0, 0, _ARCHITECTURE), (_IF_EQUAL, 1, 0, _X86_64), (_RETURN, 0, 0, _RET_KILL)]
+    # The x32 calls have numbers of their own, from 2^30 on, and are none of these.
+    code.append((_LOAD, 0, 0, _NUMBER))
+    for name, number in ALLOWED.items():
+        if name in _OF_FAMILY or name == _OF_FLAGS:
+            condition, value = (_IF_SET, _CLONE_THREAD) if name == _OF_FLAGS else (_IF_EQUAL, _AF_UNIX)
+            code += [
+                (_IF_EQUAL, 0, 4, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (condition, 0, 1, value),
+                (_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_ERRNO | _EPERM),
+            ]  # fmt: skip
+        else:
+            code += [(_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _RET_ALLOW)]
+    code.append((_RETURN, 0, 0, _RET_ERRNO | _ENOSYS))
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+
+
+#: Made before the fork, since the child is to do little.
+_PROGRAM = program()
+_CODE = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Filter(ctypes.Structure):
+    """struct sock_fprog (include/uapi/linux/filter.h)."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def install() -> None:
+    """Have the filter for this process and its children. After no_new_privs. Raises OSError."""
+    if os.uname().machine != "x86_64":
+        return
+    wanted = _Filter(len(_PROGRAM) // 8, ctypes.addressof(_CODE))
+    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,175 @@
+"""The files that a confined QEMU has for its root: the program, its libraries, one module and its firmware.
+
+``<cache>/jails/<digest>/`` has them at the paths that they have on the host, and empty directories for what is mounted
+there. It is made once for each QEMU, and again when one of the files has changed.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+
+from hawse.errors import HostError
+from hawse.jail.root import INITRD, KERNEL
+from hawse.vm import cache as answers
+from hawse.vm.template import is_ours
+
+#: To be raised when the tree has other files for the same QEMU.
+_FORMAT = 1
+_SECONDS = 30
+_FIRMWARE = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin")
+#: Where a QEMU looks for firmware and modules, below the directory that it was built for (-L help): Debian's, Fedora's
+#: and upstream's. It may run from another one.
+_FIRMWARE_DIRECTORIES = ("share/qemu", "share/seabios", "share/qemu-firmware")
+_MODULE_DIRECTORIES = ("lib/*-linux-gnu/qemu", "lib64/qemu", "lib/qemu")
+#: What makes a QEMU with modules able to run without KVM.
+_MODULES = "accel-tcg-x86_64.so"
+_DIRECTORIES = ("dev", "proc", "sys", "boot")
+#: A QEMU that is to prove that it finds what it needs: it starts, takes a question and ends.
+_PROOF = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
+_QUESTIONS = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
+
+
+def obtain(qemu: str, *, cache: str) -> str:
+    """The directory of the tree for a QEMU, made where there is none. Raises :class:`HostError` saying why there can be
+    none."""
+    directory = f"{cache}/jails"
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    is_ours(directory)
+    record = f"{directory}/{hashlib.sha256(qemu.encode()).hexdigest()[:16]}.json"
+    if found := _known(record, directory):
+        return found
+    with answers.alone(f"{directory}/lock"):
+        return _known(record, directory) or _make(qemu, directory, record)
+
+
+def _known(record: str, directory: str) -> str:
+    """The tree of a record whose files are all as they were; "" for none."""
+    try:
+        with open(record, "rb") as file:
+            kept = json.loads(file.read(1024 * 1024))
+        if kept["format"] == _FORMAT and all(_stamp(path) == stamp for path, stamp in kept["files"].items()):
+            tree = f"{directory}/{kept['tree']}"
+            return tree if os.path.isdir(tree) else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # there is none, or it is garbled: the tree is made anew
+    return ""
+
+
+def _make(qemu: str, directory: str, record: str) -> str:
+    files = {path: _stamp(path) for path in sorted(set(_sources(qemu)))}
+    name = hashlib.sha256(json.dumps([_FORMAT, files]).encode()).hexdigest()[:32]
+    tree, new = f"{directory}/{name}", f"{directory}/.{name}.new"
+    shutil.rmtree(new, ignore_errors=True)  # of one that was killed while it made it
+    try:
+        for path in files:
+            os.makedirs(os.path.dirname(new + path), mode=0o755, exist_ok=True)
+            shutil.copyfile(path, new + path)
+            os.chmod(new + path, 0o555)
+        for below in _DIRECTORIES:
+            os.makedirs(f"{new}/{below}", mode=0o755)
+        for path in (KERNEL, INITRD):
+            with open(new + path, "wb"):
+                pass
+        _prove(qemu, new)
+        if not os.path.isdir(tree):
+            os.rename(new, tree)
+        with open(f"{record}.new", "w") as file:
+            json.dump({"format": _FORMAT, "tree": name, "files": files}, file)
+        os.rename(f"{record}.new", record)
+    except OSError as error:
+        raise HostError(f"cannot make the jail's files in {directory}: {error.strerror}: {error.filename}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    _prune(directory)
+    return tree
+
+
+def _sources(qemu: str) -> Iterator[str]:
+    """The paths of everything that goes into the tree."""
+    try:
+        with open(qemu, "rb") as file:
+            is_program = file.read(4) == b"\x7fELF"
+    except OSError as error:
+        raise HostError(f"QEMU cannot be run: {qemu}: {error.strerror}", hint="check vm.qemu") from None
+    if not is_program:
+        raise HostError(
+            f"{qemu} is a script, and a jail holds no more than QEMU itself", hint="name the program itself in vm.qemu"
+        )
+    yield qemu
+    libraries = _libraries([qemu], {"LD_TRACE_LOADED_OBJECTS": "1"})
+    yield from libraries
+    prefixes = dict.fromkeys((os.path.dirname(os.path.dirname(os.path.realpath(qemu))), "/usr", "/usr/local"))
+    for name in _FIRMWARE:
+        places = [f"{prefix}/{directory}/{name}" for prefix in prefixes for directory in _FIRMWARE_DIRECTORIES]
+        yield from (place for place in places if os.path.exists(place))
+    loader = next((path for path in libraries if os.path.basename(path).startswith("ld")), "")
+    for directory in _MODULE_DIRECTORIES:
+        for module in glob.glob(f"{next(iter(prefixes))}/{directory}/{_MODULES}"):
+            yield module
+            ways = ":".join(sorted({os.path.dirname(path) for path in libraries}))
+            yield from _libraries([loader, "--library-path", ways, "--list", module], {})
+
+
+def _libraries(argv: list[str], environment: dict[str, str]) -> list[str]:
+    """The libraries of a program, as its loader finds them, and the loader itself (ld.so(8))."""
+    try:
+        done = subprocess.run(
+            argv, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"cannot list the libraries of {argv[-1]}: {error}") from None
+    found = []
+    for line in done.stdout.splitlines():
+        words = line.partition("=>")[2].split() or line.split()
+        if "not found" in line:
+            raise HostError(f"cannot list the libraries of {argv[-1]}: {line.strip()}")
+        if words and words[0].startswith("/"):
+            found.append(words[0])
+    return found
+
+
+def _prove(qemu: str, tree: str) -> None:
+    """Raise :class:`HostError` unless QEMU starts with nothing but the tree."""
+    try:
+        done = subprocess.run(
+            [qemu, *_PROOF], input=_QUESTIONS, capture_output=True, text=True, timeout=_SECONDS, check=False, env={},
+            preexec_fn=lambda: os.chroot(tree),
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError(f"cannot run {qemu} with nothing but the jail's files: {error}") from None
+    if done.returncode:
+        raise HostError(
+            f"{qemu} does not run with nothing but the jail's files",
+            hint="see what it says",
+            evidence=done.stderr[-4096:],
+        )
+
+
+def _stamp(path: str) -> list[int]:
+    """What changes with a file's content."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _prune(directory: str) -> None:
+    """Remove trees that no record names any more. A machine that runs has its files open."""
+    used = set(_trees_in_use(directory))
+    for name in os.listdir(directory):
+        if os.path.isdir(f"{directory}/{name}") and name not in used:
+            shutil.rmtree(f"{directory}/{name}", ignore_errors=True)
+
+
+def _trees_in_use(directory: str) -> Iterable[str]:
+    for path in glob.glob(f"{directory}/*.json"):
+        try:
+            with open(path, "rb") as file:
+                yield str(json.loads(file.read(1024 * 1024))["tree"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue

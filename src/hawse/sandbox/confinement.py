@@ -1,0 +1,59 @@
+"""The jail of a sandbox's QEMU: its user, its root directory and what it is started with."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+
+from hawse.jail import process, users
+from hawse.jail.root import INITRD, KERNEL, Root
+from hawse.linux.processes import ChildrenApart
+from hawse.sandbox.plan import JailPlan, PlugStep
+from hawse.vm.arguments import VmShape
+
+#: What QEMU refuses itself from its start on (QEMU docs/system/invocation, -sandbox): old calls, more rights, programs,
+#: and changes of its scheduling.
+_SANDBOX = ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+
+
+class Jail:
+    """To be made while the monitor is in a mount namespace of its own, which ends with it and has the mounts."""
+
+    def __init__(self, plan: JailPlan, directory: str, *, name: str, kernel: str, initrd: str) -> None:
+        """Raises :class:`HostError`. ``name`` is the sandbox's; the root is mounted at ``directory``."""
+        self._plan = plan
+        with ExitStack() as undo:
+            self._held = users.take(plan.first_user, plan.last_user, name=name)
+            undo.callback(self._held.close)
+            self.nodes = Root(directory, tree=plan.tree, kernel=kernel, initrd=initrd, user=self.user)
+            self._monitor = os.pidfd_open(os.getpid())
+            undo.pop_all()
+
+    @property
+    def user(self) -> int:
+        """QEMU's user id, and group id."""
+        return self._held.user
+
+    def inside(self, shape: VmShape) -> VmShape:
+        """The machine by the paths that its files have in the jail."""
+        return replace(shape, kernel=KERNEL, initrd=INITRD)
+
+    @property
+    def arguments(self) -> list[str]:
+        """What QEMU's own filter of system calls is asked for, where it has one."""
+        return list(_SANDBOX) if self._plan.filters else []
+
+    def apart(self) -> AbstractContextManager[None]:
+        """While it lasts, a program that is started is the first process of a PID namespace. Raises OSError."""
+        return ChildrenApart()
+
+    def enter(self) -> None:
+        """In the child of a fork, before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""
+        process.enter(self.nodes.directory, user=self.user, limits=process.Limits(), parent=self._monitor)
+
+    def admit_cold(self, plugs: list[PlugStep]) -> None:
+        """Let QEMU open the devices that are there from its start. Raises :class:`DeviceError`."""
+        for plug in plugs:
+            if plug.cold and plug.host:
+                self.nodes.admit(plug.host, by_file=plug.by_file)

@@ -1,0 +1,284 @@
+"""A process that confines itself as QEMU is confined, and what it can still reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import DeviceError, HostError
+from hawse.jail import process
+from hawse.jail.root import Root
+from hawse.linux import mounts
+from hawse.linux.processes import ChildrenApart
+from tests.support.sysfs import FakeSysfs
+
+USER = 1879048200
+ADDRESS, OTHER = "0000:3b:00.0", "0000:3b:00.1"
+
+
+@pytest.fixture
+def jail(tmp_path: Path) -> Path:
+    """A directory with the files of a jail, and those that are mounted on some of them."""
+    made = tmp_path / "tree"
+    for name in ("dev", "proc", "sys", "boot", "usr/bin"):
+        (made / name).mkdir(parents=True)
+    for name in ("boot/kernel", "boot/initrd"):
+        (made / name).touch()
+    (made / "usr/bin/qemu").write_text("QEMU")
+    (tmp_path / "vmlinux").write_text("kernel")
+    (tmp_path / "initrd.cpio").write_text("initrd")
+    return tmp_path
+
+
+def root_of(tmp_path: Path, host: str = "") -> Root:
+    return Root(
+        f"{tmp_path}/jail", tree=f"{tmp_path}/tree", kernel=f"{tmp_path}/vmlinux", initrd=f"{tmp_path}/initrd.cpio",
+        user=USER, root=host,
+    )  # fmt: skip
+
+
+def in_child(act: Callable[[], Any]) -> Any:
+    """What a forked child returns. Raises AssertionError where it raises."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer: dict[str, Any] = {}
+        try:
+            answer = {"returned": act()}
+        except BaseException:
+            answer = {"raised": traceback.format_exc()}
+        os.write(writing, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        answer = json.loads(file.read())
+    os.waitpid(child, 0)
+    assert "raised" not in answer, answer["raised"]
+    return answer["returned"]
+
+
+def confined(tmp_path: Path, act: Callable[[], Any], *, host: str = "", prepare: Callable[[Root], object] = id) -> Any:
+    """What a confined process returns."""
+
+    def monitor() -> Any:
+        mounts.unshare(mounts.SLAVE)
+        root = root_of(tmp_path, host)
+        prepare(root)
+        parent = os.pidfd_open(os.getpid())
+
+        def qemu() -> Any:
+            process.enter(root.directory, user=USER, limits=process.Limits(), parent=parent)
+            return act()
+
+        with ChildrenApart():
+            return in_child(qemu)
+
+    return in_child(monitor)
+
+
+def outcome(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return "done"
+
+
+def test_a_confined_process_is_another_user_without_rights(jail: Path) -> None:
+    def look() -> Any:
+        status = Path("/proc/self/status").read_text()
+        return {key: value.split() for key, value in re.findall(r"(\w+):\t(.*)", status)}
+
+    found = confined(jail, look)
+    assert found["Uid"] == found["Gid"] == [str(USER)] * 4
+    assert found["Groups"] == []
+    assert {found[f"Cap{kind}"][0] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+    assert (found["NoNewPrivs"], found["Seccomp"]) == (["1"], ["2"])
+    assert found["Pid"] == ["1"]
+
+
+def test_a_confined_process_reaches_the_trees_files_and_no_other(jail: Path) -> None:
+    def look() -> Any:
+        files = {
+            f"{directory}/{name}".replace("//", "/")
+            for directory, _, names in os.walk("/") if not directory.startswith("/proc") for name in names
+        }  # fmt: skip
+        interfaces = [line.split(":")[0].strip() for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]]
+        processes = [name for name in os.listdir("/proc") if name.isdigit()]
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return sorted(files), interfaces, processes, sorted(points), Path("/boot/kernel").read_text()
+
+    files, interfaces, processes, points, kernel = confined(jail, look)
+    assert files == ["/boot/initrd", "/boot/kernel", "/dev/null", "/usr/bin/qemu"]
+    assert interfaces == ["lo"]
+    assert processes == ["1"]
+    assert points == ["/", "/boot/initrd", "/boot/kernel", "/dev", "/proc", "/sys"]
+    assert kernel == "kernel"
+
+
+def test_a_confined_process_changes_nothing(jail: Path) -> None:
+    def attempt() -> Any:
+        acts: dict[str, Callable[[], object]] = {
+            "write to its program": lambda: os.open("/usr/bin/qemu", os.O_WRONLY),
+            "write to the kernel": lambda: os.open("/boot/kernel", os.O_WRONLY),
+            "write to /dev": lambda: os.open("/dev/new", os.O_CREAT | os.O_WRONLY),
+            "write to /sys": lambda: os.open("/sys/new", os.O_CREAT | os.O_WRONLY),
+            "make a directory": lambda: os.mkdir("/new"),
+            "be root": lambda: os.setresuid(0, 0, 0),
+            "leave the root": lambda: os.chroot("/usr"),
+            "fork": os.fork,
+            "reach the network": lambda: socket.socket(socket.AF_INET),
+            "trace": lambda: mounts.check(mounts._libc.ptrace(0, 0, 0, 0), ""),
+            "make namespaces": lambda: mounts.check(mounts._libc.unshare(0x10000000), ""),
+            "mount": lambda: mounts.mount("none", "/sys", "tmpfs", 0),
+            "make a node": lambda: os.mknod("/dev/mem", 0o600 | 0o020000, os.makedev(1, 1)),
+            "open /dev/null": lambda: os.open("/dev/null", os.O_RDWR),
+        }
+        return {name: outcome(act) for name, act in acts.items()}
+
+    found = confined(jail, attempt)
+    assert found.pop("open /dev/null") == "done"
+    assert [name for name, what in found.items() if what == "done"] == []
+
+
+def test_a_confined_process_has_limits(jail: Path) -> None:
+    def look() -> Any:
+        lines = Path("/proc/self/limits").read_text().splitlines()[1:]
+        return {line[:25].strip(): line[25:].split()[:2] for line in lines}
+
+    found = confined(jail, look)
+    assert found["Max core file size"] == found["Max file size"] == ["0", "0"]
+    assert int(found["Max open files"][1]) <= 8192
+    assert found["Max processes"] == ["1024", "1024"]
+
+
+def test_a_confined_process_dies_with_its_parent(jail: Path) -> None:
+    """Also where the parent has died before the child asks for that."""
+    reading, writing = os.pipe()
+    monitor = os.fork()
+    if monitor == 0:
+        try:
+            mounts.unshare(mounts.SLAVE)
+            root = root_of(jail)
+            parent = os.pidfd_open(os.getpid())
+            with ChildrenApart():
+                if os.fork() == 0:
+                    process.enter(root.directory, user=USER, limits=process.Limits(), parent=parent)
+                    os.write(writing, b"confined")
+                    while True:
+                        signal.sigwait({signal.SIGUSR1})
+            os.close(writing)
+            while True:
+                signal.sigwait({signal.SIGUSR1})
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    assert os.read(reading, 65536).decode() == "confined"
+    os.kill(monitor, signal.SIGKILL)
+    os.waitpid(monitor, 0)
+    assert os.read(reading, 64) == b"", "the child has ended"
+    os.close(reading)
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    descriptor = os.pidfd_open(gone)
+    os.waitpid(gone, 0)
+    assert "No such process" in in_child(lambda: outcome(lambda: process.die_with(descriptor)))
+    os.close(descriptor)
+
+
+def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
+    def attempt() -> str:
+        with pytest.raises(process.Failure) as caught:
+            process.enter(f"{tmp_path}/none", user=USER, limits=process.Limits(), parent=0)
+        return str(caught.value.strerror)
+
+    assert in_child(attempt) == "cannot change the root directory: No such file or directory"
+
+
+def host_with_devices(tmp_path: Path) -> str:
+    host = FakeSysfs(str(tmp_path / "host"))
+    for index, address in enumerate((ADDRESS, OTHER)):
+        host.function(address, group=12)
+        host.device_file(address, index, 244, index)
+    host.node(12, 245, 7)
+    return host.root
+
+
+def test_nodes_come_with_a_device_and_go_with_the_last_of_its_group(jail: Path) -> None:
+    host = host_with_devices(jail)
+
+    def monitor() -> Any:
+        mounts.unshare(mounts.SLAVE)
+        root = root_of(jail, host)
+
+        def nodes() -> list[Any]:
+            found = []
+            for directory, _, names in os.walk(f"{root.directory}/dev"):
+                for name in names:
+                    status = os.stat(f"{directory}/{name}")
+                    numbers = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+                    found.append([name, numbers, oct(status.st_mode & 0o777), status.st_uid])
+            return sorted(found)
+
+        seen = [nodes()]
+        for address in (ADDRESS, OTHER):
+            root.admit(address, by_file=False)
+            seen.append(nodes())
+        group = os.readlink(f"{root.directory}/sys/bus/pci/devices/{ADDRESS}/iommu_group")
+        for address in (ADDRESS, OTHER):
+            root.dismiss(address)
+            seen.append(nodes())
+        root.admit(ADDRESS, by_file=True)
+        seen.append(nodes())
+        numbers = Path(f"{root.directory}/sys/bus/pci/devices/{ADDRESS}/vfio-dev/vfio0/dev").read_text()
+        root.dismiss(ADDRESS)
+        root.dismiss(ADDRESS)
+        root.admit_kvm()
+        seen.append(nodes())
+        root.dismiss_kvm()
+        root.dismiss_kvm()
+        return seen, group, numbers
+
+    seen, group, numbers = in_child(monitor)
+    null = ["null", "1:3", "0o666", 0]
+    both = [["12", "245:7", "0o600", USER], null, ["vfio", "10:196", "0o600", USER]]
+    files = [["iommu", "10:126", "0o600", USER], null, ["vfio0", "244:0", "0o600", USER]]
+    assert seen == [[null], both, both, both, [null], files, [["kvm", "10:232", "0o600", USER], null]]
+    assert os.path.basename(group) == "12"
+    assert numbers == "244:0\n"
+
+
+@pytest.mark.parametrize(("by_file", "words"), [(False, "group 12 has no node any more"), (True, "no device file any")])
+def test_a_device_that_vfio_has_lost_is_refused(jail: Path, by_file: bool, words: str) -> None:
+    host = FakeSysfs(str(jail / "host"))
+    host.function(ADDRESS, group=12, driver="e1000e")
+
+    def monitor() -> str:
+        mounts.unshare(mounts.SLAVE)
+        with pytest.raises(DeviceError) as caught:
+            root_of(jail, host.root).admit(ADDRESS, by_file=by_file)
+        return caught.value.message
+
+    assert words in in_child(monitor)
+
+
+def test_a_tree_that_is_gone_is_named(tmp_path: Path) -> None:
+    def monitor() -> str:
+        mounts.unshare(mounts.SLAVE)
+        with pytest.raises(HostError) as caught:
+            root_of(tmp_path)
+        return caught.value.message
+
+    assert f"cannot make QEMU's root at {tmp_path}/jail: No such file or directory" in in_child(monitor)

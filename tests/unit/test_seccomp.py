@@ -1,0 +1,81 @@
+"""The filter of a confined QEMU's system calls, by an interpreter of its program."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hawse.jail.seccomp import ALLOWED, program
+
+X86_64, I386 = 0xC000003E, 0x40000003
+ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
+SOCKET = 41
+UNIX, INET, NETLINK, VSOCK = 1, 2, 16, 40
+
+
+def judge(number: int, *, architecture: int = X86_64, first: int = 0) -> int:
+    """What the kernel does with a call (seccomp(2), struct seccomp_data)."""
+    data = struct.pack("=IIQ6Q", number, architecture, 0, first, *[0] * 5)
+    code = list(struct.iter_unpack("HBBI", program()))
+    at, accumulator = 0, 0
+    while True:
+        operation, yes, no, value = code[at]
+        at += 1
+        if operation == 0x20:
+            [accumulator] = struct.unpack_from("=I", data, value)
+        elif operation in (0x15, 0x45):
+            at += yes if (accumulator == value if operation == 0x15 else accumulator & value) else no
+        else:
+            assert operation == 0x06, "an instruction that the filter does not need"
+            return int(value)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"clone", "socket", "socketpair"}))
+def test_what_qemu_needs_is_allowed(name: str) -> None:
+    assert judge(ALLOWED[name], first=INET) == ALLOW
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_everything_else_is_not_there(number: int) -> None:
+    if number not in ALLOWED.values():
+        assert judge(number) == ENOSYS
+
+
+OF_USE = {
+    "ptrace": 101, "bpf": 321, "mount": 165, "pivot_root": 155, "unshare": 272, "setns": 308, "init_module": 175,
+    "finit_module": 313, "fork": 57, "clone3": 435, "vfork": 58, "setuid": 105, "setresuid": 117, "mknod": 133,
+    "mknodat": 259,
+    "perf_event_open": 298, "open_by_handle_at": 304, "process_vm_readv": 310, "io_uring_setup": 425,
+    "write of x32": 0x40000000 | 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", OF_USE.values(), ids=OF_USE)
+def test_what_an_attacker_has_a_use_for_is_not_there(number: int) -> None:
+    assert judge(number) == ENOSYS
+
+
+@pytest.mark.parametrize(("family", "answer"), [(UNIX, ALLOW), (INET, EPERM), (NETLINK, EPERM), (VSOCK, EPERM)])
+def test_sockets_are_for_this_machine_alone(family: int, answer: int) -> None:
+    assert judge(SOCKET, first=family) == answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [(0x3D0F00, ALLOW), (0x1200011, EPERM), (0x11, EPERM), (0x4111, EPERM), (0x10000000, EPERM)],
+    ids=["thread", "fork", "fork by hand", "vfork", "user namespace"],
+)
+def test_threads_are_made_and_no_processes(flags: int, answer: int) -> None:
+    assert judge(ALLOWED["clone"], first=flags) == answer
+    assert judge(435) == ENOSYS, "clone3"
+
+
+def test_calls_of_another_architecture_end_the_process() -> None:
+    assert judge(ALLOWED["read"], architecture=I386) == KILL
+
+
+def test_few_calls_are_allowed() -> None:
+    assert len(ALLOWED) == len(set(ALLOWED.values())) < 130

@@ -1,0 +1,75 @@
+"""User ids of confined QEMUs: none is two sandboxes', and whatever ends a monitor gives its own back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hawse.errors import HostError
+from hawse.jail import users
+
+FIRST, LAST = 100000, 100003
+
+
+def take_in_child(path: str, name: str, first: int = FIRST, last: int = LAST) -> tuple[int, int]:
+    """A process that holds an id, and the id; 0 where it got none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            held = users.take(first, last, name=name, path=path)
+            os.write(writing, str(held.user).encode())
+        except HostError:
+            os.write(writing, b"0")
+        signal.pause()
+        os._exit(0)
+    os.close(writing)
+    user = int(os.read(reading, 64))
+    os.close(reading)
+    return child, user
+
+
+def end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_each_sandbox_has_its_own_and_gives_it_back_when_it_is_killed(tmp_path: Path) -> None:
+    path = f"{tmp_path}/users"
+    holders = [take_in_child(path, name) for name in ("a", "a", "b", "c")]
+    try:
+        assert sorted(user for _, user in holders) == [FIRST, FIRST + 1, FIRST + 2, LAST]
+        with pytest.raises(HostError, match=f"all user ids from {FIRST} to {LAST} are in use") as caught:
+            users.take(FIRST, LAST, name="d", path=path)
+        assert caught.value.hint == "give more of them in vm.users"
+        child, user = holders.pop()
+        end(child)
+        held = users.take(FIRST, LAST, name="d", path=path)
+        assert held.user == user
+        held.close()
+    finally:
+        for child, _ in holders:
+            end(child)
+    assert os.stat(path).st_size == 0
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_the_search_begins_at_a_place_of_the_names_own(tmp_path: Path) -> None:
+    path = f"{tmp_path}/users"
+    found = []
+    for name in ("a", "b", "c", "a"):
+        held = users.take(0, 10**6, name=name, path=path)
+        found.append(held.user)
+        held.close()
+    assert found[0] == found[3]
+    assert len(set(found)) == 3
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "users").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(HostError, match=r"cannot take a user id for QEMU: .*users: Too many levels of symbolic links"):
+        users.take(FIRST, LAST, name="a", path=f"{tmp_path}/users")
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,164 @@
+"""What a QEMU in its jail is, and what it can reach: the figures of docs/security.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.config import Vm
+from hawse.jail import tree
+from hawse.jail.seccomp import ALLOWED
+from tests.support.bundles import make_bundle, make_probe_bundle
+from tests.support.caches import CACHE
+from tests.support.patience import wait_until
+from tests.support.runtime import Runtime
+from tests.support.suites import newer_qemu, newest_qemu
+
+pytestmark = pytest.mark.vm
+
+USERS = range(1879048192, 1879113728)
+
+
+def monitor_of(runtime: Runtime, name: str = "c1") -> int:
+    with open(f"{runtime.root}/{name}/state.json") as file:
+        return int(json.load(file)["monitorPid"])
+
+
+def child_of(pid: int, name: str) -> int:
+    """The process of that name that another has started."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text().startswith(name):
+            return int(child)
+    raise AssertionError(f"{pid} has no {name}")
+
+
+def status_of(pid: int) -> dict[str, list[str]]:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return {key: value.split() for key, value in re.findall(r"(\w+):\t(.*)", text)}
+
+
+def reachable(pid: int) -> tuple[list[str], list[str]]:
+    """The files and the device nodes below a process's root, but for /proc."""
+    root = f"/proc/{pid}/root"
+    files: list[str] = []
+    nodes: list[str] = []
+    for directory, names, entries in os.walk(root):
+        if directory == root:
+            names.remove("proc")
+        for entry in entries:
+            path = f"{directory}/{entry}".removeprefix(root)
+            (nodes if path.startswith("/dev/") else files).append(path)
+    return files, sorted(nodes)
+
+
+def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_path: Path) -> None:
+    runtime.configure('[emulated]\n5 = ["edu"]\n')
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/sleep", "1000"])
+    runtime.run_detached(bundle, "c1")
+    qemu = child_of(monitor_of(runtime), "qemu")
+    status = status_of(qemu)
+    assert int(status["Uid"][0]) in USERS and len(set(status["Uid"] + status["Gid"])) == 1
+    assert status["Groups"] == []
+    assert {status[f"Cap{kind}"][0] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
+    assert status["NSpid"] == [str(qemu), "1"]
+    assert Path(f"/proc/{qemu}/environ").read_bytes() == b""
+    for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        assert os.readlink(f"/proc/{qemu}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+    files, nodes = reachable(qemu)
+    print(f"QEMU reaches {len(files)} files and {nodes}; {len(ALLOWED)} system calls are allowed")
+    assert len(files) < 70
+    assert nodes == ["/dev/null"]
+    interfaces = Path(f"/proc/{qemu}/net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    limits = Path(f"/proc/{qemu}/limits").read_text()
+    for name in ("core file size", "file size"):
+        assert re.search(rf"Max {name}\s+0\s+0", limits), name
+    mounted = [line.split() for line in Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()]
+    writable = [fields[4] for fields in mounted if "rw" in fields[5].split(",") and fields[4] != "/proc"]
+    assert writable == ["/dev", "/sys"], "which it cannot write to, since root owns them"
+    assert runtime("delete", "--force", "c1").code == 0
+    assert not os.path.exists(f"{runtime.root}/c1")
+
+
+def test_two_sandboxes_are_two_users(runtime: Runtime, tmp_path: Path) -> None:
+    users = []
+    for name in ("c1", "c2"):
+        make_bundle(f"{tmp_path}/{name}", ["/bin/sleep", "1000"])
+        runtime.run_detached(f"{tmp_path}/{name}", name)
+        users.append(status_of(child_of(monitor_of(runtime, name), "qemu"))["Uid"][0])
+    assert len(set(users)) == 2
+
+
+def test_qemu_dies_with_its_monitor(runtime: Runtime, tmp_path: Path) -> None:
+    make_bundle(f"{tmp_path}/bundle", ["/bin/sleep", "1000"])
+    runtime.run_detached(f"{tmp_path}/bundle", "c1")
+    monitor = monitor_of(runtime)
+    qemu = child_of(monitor, "qemu")
+    os.kill(monitor, 9)
+    wait_until(lambda: not os.path.exists(f"/proc/{qemu}") or status_of(qemu)["State"][0] == "Z")
+
+
+@pytest.mark.parametrize(
+    ("find_qemu", "template"),
+    [(lambda: Vm().qemu, True), (newer_qemu, True), (newer_qemu, False), (newest_qemu, True)],
+    ids=["configured", "newer", "newer that boots", "newest"],
+)
+def test_a_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_qemu: Any, template: bool) -> None:
+    runtime.configure(
+        f'[vm]\nqemu = "{find_qemu()}"\n[template]\nenabled = {str(template).lower()}\n[emulated]\n5 = ["edu"]\n'
+    )
+    bundle = str(tmp_path / "bundle")
+    make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))
+    result = runtime("run", "--bundle", bundle, "c1")
+    assert result.code == 0, result
+    assert "confined" not in result.errors
+    assert json.loads(result.output)["passed"] is True
+
+
+def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp_path: Path) -> None:
+    script = tmp_path / "qemu"
+    script.write_text(f'#!/bin/sh\nexec {Vm().qemu} "$@"\n')
+    script.chmod(0o755)
+    bundle = str(tmp_path / "bundle")
+    make_bundle(bundle, ["/bin/true"])
+    runtime.configure(f'[vm]\nqemu = "{script}"\n')
+    refused = runtime("run", "--bundle", bundle, "c1")
+    assert refused.code != 0
+    assert f"QEMU cannot be confined, as vm.confine requires: {script} is a script" in refused.errors
+    runtime.configure(f'[vm]\nqemu = "{script}"\nconfine = "auto"\n')
+    warned = runtime("run", "--bundle", bundle, "c1")
+    assert warned.code == 0
+    assert f"warning: QEMU is not confined: {script} is a script" in warned.errors
+
+
+def test_the_trees_files_are_made_anew_when_qemu_has_changed(tmp_path: Path) -> None:
+    cache, qemu = str(tmp_path / "cache"), f"{tmp_path}/usr/bin/qemu"
+    os.makedirs(os.path.dirname(qemu))
+    shutil.copy(Vm().qemu, qemu)
+    for name in ("qemu", "seabios"):
+        os.makedirs(f"{tmp_path}/usr/share", exist_ok=True)
+        shutil.copytree(f"/usr/share/{name}", f"{tmp_path}/usr/share/{name}", symlinks=True)
+    shutil.copytree("/usr/lib/x86_64-linux-gnu/qemu", f"{tmp_path}/usr/lib/x86_64-linux-gnu/qemu")
+    first = tree.obtain(qemu, cache=cache)
+    made = os.stat(first).st_ino
+    assert tree.obtain(qemu, cache=cache) == first and os.stat(first).st_ino == made
+    os.utime(qemu)
+    second = tree.obtain(qemu, cache=cache)
+    assert second != first
+    kept = [name for name in os.listdir(f"{cache}/jails") if "." not in name]
+    assert sorted(kept) == sorted(["lock", os.path.basename(second)])
+
+
+def test_the_tree_is_small() -> None:
+    made = tree.obtain(Vm().qemu, cache=CACHE)
+    files = [path for path in Path(made).rglob("*") if path.is_file()]
+    assert len(files) < 70
+    assert not any(path.stat().st_mode & 0o222 for path in files if path.parent.name != "boot")
