@@ -31,6 +31,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device_seconds: float = 0
     confine: str = "auto"  # required | auto | off
     users: str = "1879048192-1879113727"
+    overhead_mib: int = 2048
 
 
 class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +99,7 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),
     "cpus": (1, 255),
+    "overhead_mib": (0, 4 * 1024 * 1024),
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),
 }

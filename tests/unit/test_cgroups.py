@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import ConfigError, HostError
-from hawse.oci.cgroups import CgroupPlan, HostLimits, expand_slice, plan_cgroup
+from hawse.oci.cgroups import TASKS, CgroupPlan, HostLimits, expand_slice, host_limits, plan_cgroup, vm_limits
 from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
 from hawse.sandbox.systemd import arguments, end_scope, enter_scope
 
@@ -84,6 +84,83 @@ def test_cpus_need_a_cgroup() -> None:
     assert plan_cgroup("x", "/a", resources, systemd=False) == CgroupPlan(path="/a", limits=limits)
     with pytest.raises(ConfigError, match="'0-1' are the host's"):
         plan_cgroup("x", "", resources, systemd=False)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "limits"),
+    [
+        ({}, (0, 0)),
+        ({"quota": 50_000}, (150_000, 100_000)),
+        ({"quota": 50_000, "period": 20_000}, (70_000, 20_000)),
+        ({"quota": -1}, (-1, 100_000)),
+        ({"quota": -1, "period": 20_000}, (-1, 20_000)),
+        ({"period": 20_000}, (0, 0)),
+        ({"quota": None, "period": None}, (0, 0)),
+    ],
+)
+def test_cpu_quota_on_the_host_is_one_cpu_more_than_the_containers(
+    cpu: dict[str, int], limits: tuple[int, int]
+) -> None:
+    found = host_limits({"cpu": cpu}, vm=True)
+    assert (found.quota, found.period) == limits
+    assert host_limits({"cpu": cpu}, vm=False) == HostLimits(), "the other containers of a pod have no VM"
+
+
+def test_memory_and_tasks_are_limited_where_the_vm_is() -> None:
+    of_vm = vm_limits(1024, 2048)
+    assert of_vm == HostLimits(memory=3 << 30, tasks=TASKS)
+    assert vm_limits(1024, 0).memory == 0
+    resources = {"cpu": {"quota": 1000}, "memory": {"limit": 1}}
+    for path, systemd in (("/a", False), ("a.slice:b:c", True)):
+        made = plan_cgroup("x", path, resources, systemd=systemd, of_vm=of_vm)
+        assert made.vm and made.limits == HostLimits(memory=3 << 30, tasks=TASKS, quota=101_000, period=100_000)
+        joined = plan_cgroup("x", path, resources, systemd=systemd)
+        assert not joined.vm and joined.limits == HostLimits()
+    assert plan_cgroup("x", "", resources, systemd=False, of_vm=of_vm) == CgroupPlan()
+
+
+LIMITS = HostLimits(memory=3 << 30, tasks=4096, quota=150_000, period=100_000)
+
+
+@pytest.mark.parametrize(
+    ("limits", "files"),
+    [
+        (LIMITS, {"memory.max": "3221225472", "pids.max": "4096", "cpu.max": "150000 100000"}),
+        (
+            LIMITS,
+            {
+                "memory.limit_in_bytes": "3221225472", "pids.max": "4096", "cpu.cfs_period_us": "100000",
+                "cpu.cfs_quota_us": "150000",
+            },
+        ),
+        (HostLimits(quota=-1, period=100_000), {"cpu.max": "max 100000"}),
+        (HostLimits(quota=-1, period=100_000), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "-1"}),
+    ],
+)  # fmt: skip
+def test_limits_are_written_to_the_files_of_either_version(
+    tmp_path: Path, limits: HostLimits, files: dict[str, str]
+) -> None:
+    leaf = tmp_path / "leaf"
+    leaf.mkdir()
+    for name in files:
+        (leaf / name).write_text("")
+    (tmp_path / "cgroups").write_text(f"{leaf}\n")
+    assert HostCgroup(CgroupPlan(path="/leaf"), str(tmp_path)).limit(limits) == []
+    assert {path.name: path.read_text() for path in leaf.iterdir()} == files
+
+
+def test_limits_that_cannot_be_set_are_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "leaf").mkdir()
+    os.symlink("/dev/full", tmp_path / "leaf" / "memory.max")
+    (tmp_path / "cgroups").write_text(f"{tmp_path}/leaf\n")
+    quota, memory, tasks = HostCgroup(CgroupPlan(path="/leaf"), str(tmp_path)).limit(LIMITS)
+    none = "is not set in the host's cgroup: there is none, or no controller for it"
+    assert quota == f"linux.resources.cpu.quota, and one CPU for the virtual machine: '150000' {none}"
+    assert memory == (
+        "the sandbox's memory in bytes: '3221225472' is not set in the host's cgroup: "
+        f"{tmp_path}/leaf/memory.max: No space left on device"
+    )
+    assert tasks == f"the sandbox's processes and threads: '4096' {none}"
 
 
 def test_slices_hold_each_other() -> None:
@@ -212,6 +289,13 @@ def test_systemd_is_asked_for_a_scope_with_the_process_in_it() -> None:
     text = " ".join(words[10:])
     assert text.endswith(" 0")
     assert "PIDs au 1 77 Slice s a-b.slice Delegate b true" in text
+
+
+def test_systemd_is_given_the_limits_that_it_would_reset() -> None:
+    plan = plan_cgroup("x", "a.slice:b:c", {"cpu": {"quota": 50_000}}, systemd=True, of_vm=vm_limits(1024, 2048))
+    words = arguments(plan, 77, busctl="busctl")
+    assert words[9] == "9"
+    assert "MemoryMax t 3221225472 TasksMax t 4096 CPUQuotaPerSecUSec t 1500000" in " ".join(words)
 
 
 def test_without_systemd_it_is_said_and_the_path_is_made(tmp_path: Path) -> None:

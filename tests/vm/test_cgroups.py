@@ -77,6 +77,26 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
     assert directories(path) == []
 
 
+def test_cgroup_limits_memory_tasks_and_cpu_time_of_the_sandbox(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+    """The VM's memory and 2 GiB, and one CPU more than the container's quota; an update changes the CPU time only."""
+    path = f"{parent}/c1"
+    runtime.run_detached(write_bundle(tmp_path, path, cpu={"quota": 50000, "period": 100000}), "c1")
+    assert read_limits(path) == {"memory": 3 << 30, "tasks": 4096, "quota": 150000}
+    updated = runtime("update", "--cpu-quota", "80000", "c1")
+    assert (updated.code, updated.errors) == (0, "")
+    assert read_limits(path) == {"memory": 3 << 30, "tasks": 4096, "quota": 180000}
+
+
+def read_limits(path: str) -> dict[str, int]:
+    """The limits of a cgroup of either version, by what they limit."""
+    names = {
+        "memory.max": "memory", "memory.limit_in_bytes": "memory", "pids.max": "tasks", "cpu.max": "quota",
+        "cpu.cfs_quota_us": "quota",
+    }  # fmt: skip
+    files = [(Path(directory, file), limit) for directory in directories(path) for file, limit in names.items()]
+    return {limit: int(file.read_text().split()[0]) for file, limit in files if file.exists()}
+
+
 @pytest.mark.parametrize("end", ["a program that is none", "a killed monitor"])
 def test_nothing_is_left_of_it(parent: str, runtime: Runtime, tmp_path: Path, end: str) -> None:
     path = f"{parent}/c1"

@@ -32,7 +32,7 @@ from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import allows_all, choose, leave_out
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
-from hawse.oci.cgroups import CgroupPlan, plan_cgroup
+from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role
@@ -85,15 +85,16 @@ def plan_sandbox(
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
     machine = msgspec.structs.replace(machine, label=wanted.guest.label)
+    cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
     if machine.page_kib:
-        pages.check_cgroups(_cgroup(bundle, systemd=systemd).path, machine.memory_mib, machine.page_kib)
+        pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
     return plan.SandboxPlan(
-        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd),
+        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup),
         machine=machine,
         ports=list(ports.ports),
         network_port=ports.network,
@@ -131,7 +132,8 @@ def plan_container(
     slots = fit(groups, options, wanted.role)
     plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file)
     plugs += room.shared([group.number for group in groups], native=options.native)
-    made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, systemd=systemd))
+    cgroup = _cgroup(bundle, systemd=systemd)
+    made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup))
     if made.cgroup.limits.cpus or made.cgroup.limits.mems:
         log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
     limit = _limits(bundle, wanted).memory
@@ -219,7 +221,7 @@ def _container(
     name: str,
     plugs: list[plan.PlugStep],
     log: Log,
-    systemd: bool,
+    cgroup: CgroupPlan,
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
@@ -264,7 +266,7 @@ def _container(
         "sysctls": guest.sysctls,
         "native": wanted.native,
         "hooks": guest.hooks,
-        "cgroup": _cgroup(bundle, systemd=systemd),
+        "cgroup": cgroup,
     }
 
 
@@ -287,10 +289,11 @@ def _limits(bundle: Bundle, wanted: _Wanted) -> Limits:
     )
 
 
-def _cgroup(bundle: Bundle, *, systemd: bool) -> CgroupPlan:
+def _cgroup(bundle: Bundle, *, systemd: bool, of_vm: HostLimits | None = None) -> CgroupPlan:
     linux = bundle.raw.get("linux") or {}
     path = bundle.spec.linux.cgroups_path if bundle.spec.linux else ""
-    return plan_cgroup(f"{bundle.path}/config.json", path, linux.get("resources") or {}, systemd=systemd)
+    resources = linux.get("resources") or {}
+    return plan_cgroup(f"{bundle.path}/config.json", path, resources, systemd=systemd, of_vm=of_vm)
 
 
 def plan_machine(

@@ -1,4 +1,4 @@
-"""linux.cgroupsPath and what of the limits concerns the host: where a sandbox's own processes are. Pure."""
+"""The sandbox's cgroup on the host: its path, from linux.cgroupsPath, and its limits. Pure."""
 
 from __future__ import annotations
 
@@ -10,28 +10,49 @@ import msgspec
 
 from hawse.errors import ConfigError
 
+#: The kernel's default period of a CPU quota in µs (Linux Documentation/scheduler/sched-bwc.rst).
+_PERIOD = 100_000
+#: Processes and threads of a sandbox on the host. QEMU may have 1024; each `exec` has a proxy of three threads.
+TASKS = 4096
+
 
 class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What means something among the host's processes alone; 0 and "" change nothing."""
+    """Limits of a cgroup on the host; 0 and "" change nothing.
+
+    ``memory`` in bytes, ``tasks`` in processes and threads. ``quota`` is CPU time per ``period``, both in µs, -1
+    for no limit.
+    """
 
     shares: int = 0
     cpus: str = ""
     mems: str = ""
+    memory: int = 0
+    tasks: int = 0
+    quota: int = 0
+    period: int = 0
 
 
 class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A path below each hierarchy's root, "" for none. ``unit`` is systemd's name of it, in ``slice``, "" where the
-    path is made without systemd."""
+    path is made without systemd. ``vm``: the virtual machine is in it; the other containers of a pod have their
+    proxies in theirs."""
 
     path: str = ""
     slice: str = ""
     unit: str = ""
     limits: HostLimits = HostLimits()
+    vm: bool = False
 
 
-def plan_cgroup(name: str, path: str, resources: Mapping[str, Any], *, systemd: bool) -> CgroupPlan:
-    """The plan. ``name`` is the configuration's. Raises :class:`ConfigError`."""
-    limits = host_limits(resources)
+def plan_cgroup(
+    name: str, path: str, resources: Mapping[str, Any], *, systemd: bool, of_vm: HostLimits | None = None
+) -> CgroupPlan:
+    """The plan. ``name`` is the configuration's. ``of_vm``: the memory and the tasks of the virtual machine and its
+    helpers, where it is in this cgroup. Raises :class:`ConfigError`."""
+    vm = of_vm is not None
+    limits = host_limits(resources, vm=vm)
+    if of_vm is not None:
+        limits = msgspec.structs.replace(limits, memory=of_vm.memory, tasks=of_vm.tasks)
     if not path:
         for field in ("cpus", "mems"):
             if getattr(limits, field):
@@ -43,7 +64,7 @@ def plan_cgroup(name: str, path: str, resources: Mapping[str, Any], *, systemd: 
         return CgroupPlan()
     if not systemd:
         clean = posixpath.normpath("/" + path.lstrip("/"))
-        return CgroupPlan(path="" if clean == "/" else clean, limits=limits)
+        return CgroupPlan(path="" if clean == "/" else clean, limits=limits, vm=vm)
     parts = path.split(":")
     if len(parts) != 3 or not parts[2] or "/" in path:
         raise ConfigError(
@@ -53,7 +74,7 @@ def plan_cgroup(name: str, path: str, resources: Mapping[str, Any], *, systemd: 
     above, prefix, last = parts[0] or "system.slice", parts[1], parts[2]
     unit = last if last.endswith(".slice") else f"{prefix}-{last}.scope"
     try:
-        return CgroupPlan(path=f"{expand_slice(above)}/{unit}", slice=above, unit=unit, limits=limits)
+        return CgroupPlan(path=f"{expand_slice(above)}/{unit}", slice=above, unit=unit, limits=limits, vm=vm)
     except ValueError:
         raise ConfigError(f"{name}: linux.cgroupsPath: invalid slice name {above[:200]!r}") from None
 
@@ -71,8 +92,24 @@ def expand_slice(name: str) -> str:
     return "".join(f"/{'-'.join(parts[: count + 1])}.slice" for count in range(len(parts)))
 
 
-def host_limits(resources: Mapping[str, Any]) -> HostLimits:
-    """Of linux.resources. Memory, CPU time and processes are limited in the guest, where the container's are: the
-    host's include those of QEMU, and of everything else in the machine."""
+def vm_limits(memory_mib: int, overhead_mib: int) -> HostLimits:
+    """The memory and the tasks that a virtual machine and its helpers may have. ``overhead_mib``: beside the guest's
+    memory, 0 for no limit."""
+    return HostLimits(memory=(memory_mib + overhead_mib) << 20 if overhead_mib else 0, tasks=TASKS)
+
+
+def host_limits(resources: Mapping[str, Any], *, vm: bool) -> HostLimits:
+    """The limits of linux.resources that apply to the cgroup on the host.
+
+    The container's memory, processes and CPU time are limited in the guest. The cgroup on the host holds QEMU and the
+    guest's kernel as well, so with a quota it gets one CPU more. ``vm``: the virtual machine is in this cgroup.
+    """
     cpu = resources.get("cpu") or {}
-    return HostLimits(shares=cpu.get("shares") or 0, cpus=cpu.get("cpus") or "", mems=cpu.get("mems") or "")
+    quota, period = cpu.get("quota") or 0, cpu.get("period") or _PERIOD
+    return HostLimits(
+        shares=cpu.get("shares") or 0,
+        cpus=cpu.get("cpus") or "",
+        mems=cpu.get("mems") or "",
+        quota=(quota + period if quota > 0 else quota) if vm else 0,
+        period=period if vm and quota else 0,
+    )

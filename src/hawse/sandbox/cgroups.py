@@ -17,7 +17,7 @@ from hawse.sandbox import oom
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from hawse.oci.cgroups import CgroupPlan, HostLimits
 
@@ -93,22 +93,18 @@ class HostCgroup:
         return [*warnings, *(f"no cgroup at {text}" for text in missing)]
 
     def limit(self, limits: HostLimits) -> list[str]:
-        """Set what is limited among the host's processes; what to warn of.
+        """Set the limits of the host's cgroup. Returns warnings for limits that cannot be set.
 
-        Raises :class:`HostError` for CPUs and memory nodes. Shares are set in the guest, too, so they only weigh less.
+        Raises :class:`HostError` for CPUs and memory nodes, which nothing else enforces. Shares are set in the guest,
+        too; memory, tasks and CPU time are limits of the guest's memory and CPUs already.
         """
-        # From 2 to 262144 onto 1 to 10000, as runc and systemd do it.
-        weight = 1 + (min(max(limits.shares, 2), 262144) - 2) * 9999 // 262142
         warnings = []
-        for field, value, files in (
-            ("shares", limits.shares, {"cpu.shares": str(limits.shares), "cpu.weight": str(weight)}),
-            ("cpus", limits.cpus, {"cpuset.cpus": limits.cpus}),
-            ("mems", limits.mems, {"cpuset.mems": limits.mems}),
-        ):
-            reason = self._set(files) if value else ""
+        for setting in _settings(limits):
+            reason = self._set(setting.files) if setting.value else ""
             if reason:
-                text = f"linux.resources.cpu.{field}: {str(value)[:80]!r} is not set in the host's cgroup: {reason}"
-                if field != "shares":
+                value = str(setting.value)[:80]
+                text = f"{setting.name}: {value!r} is not set in the host's cgroup: {reason}"
+                if setting.required:
                     raise HostError(text, hint="the controller cpuset must be there, and the values this host's")
                 warnings.append(text)
         return warnings
@@ -151,19 +147,55 @@ class HostCgroup:
                 if os.path.isdir(path) and not oom.unfit(path):
                     oom.record(path)
 
-    def _set(self, files: dict[str, str]) -> str:
-        """Write the first of the files that is there; why none could be written."""
+    def _set(self, alternatives: Sequence[dict[str, str]]) -> str:
+        """Write the files of the first alternative that exists. Returns why none could be written, "" for success."""
         reason = "there is none, or no controller for it"
         for path in _recorded(self._directory):
-            for name, text in files.items():
-                if os.path.exists(f"{path}/{name}"):
-                    try:
+            for files in alternatives:
+                name = next(iter(files))
+                if not os.path.exists(f"{path}/{name}"):
+                    continue
+                try:
+                    for name, text in files.items():
                         _write(f"{path}/{name}", text)
-                    except OSError as error:
-                        reason = f"{path}/{name}: {error.strerror}"
-                        continue
-                    return ""
+                except OSError as error:
+                    reason = f"{path}/{name}: {error.strerror}"
+                    continue
+                return ""
         return reason
+
+
+class _Setting:
+    """A limit: its name for the user, its value, and the files to write by version of the cgroups."""
+
+    def __init__(self, name: str, value: int | str, *files: dict[str, str], required: bool = False) -> None:
+        self.name = name
+        self.value = value
+        self.files = files
+        self.required = required
+
+
+def _settings(limits: HostLimits) -> list[_Setting]:
+    """The files of cgroups of version 2 and 1 (Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/)."""
+    cpu = "linux.resources.cpu"
+    # From 2 to 262144 onto 1 to 10000, as runc and systemd do it.
+    weight = 1 + (min(max(limits.shares, 2), 262144) - 2) * 9999 // 262142
+    memory, tasks, quota, period = map(str, (limits.memory, limits.tasks, limits.quota, limits.period))
+    most = "max" if limits.quota < 0 else quota
+    return [
+        _Setting(f"{cpu}.shares", limits.shares, {"cpu.weight": str(weight)}, {"cpu.shares": str(limits.shares)}),
+        _Setting(f"{cpu}.cpus", limits.cpus, {"cpuset.cpus": limits.cpus}, required=True),
+        _Setting(f"{cpu}.mems", limits.mems, {"cpuset.mems": limits.mems}, required=True),
+        _Setting(
+            f"{cpu}.quota, and one CPU for the virtual machine", limits.quota,
+            {"cpu.max": f"{most} {period}"}, {"cpu.cfs_period_us": period, "cpu.cfs_quota_us": quota},
+        ),
+        _Setting(
+            "the sandbox's memory in bytes", limits.memory,
+            {"memory.max": memory}, {"memory.limit_in_bytes": memory},
+        ),
+        _Setting("the sandbox's processes and threads", limits.tasks, {"pids.max": tasks}),
+    ]  # fmt: skip
 
 
 def release(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hawse.sandbox.confinement import Jail
 
 _SOFT_SECONDS = 3.0
+#: Bytes of the monitor's heap: it needs some 30 MiB, and less than 100 MiB in the worst flood of a guest.
+_MOST_DATA = 1 << 30
 _CONFINE = "see docs/security.md for what a jail needs; vm.confine in the configuration turns it off"
 
 
@@ -43,6 +45,7 @@ class Program:
         trouble, tell = os.pipe()
 
         def prepare() -> None:
+            _lift_data()
             if lock_memory:
                 _lift_memlock()
             try:
@@ -83,6 +86,21 @@ class Program:
                 process.wait(_SOFT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def limit_own_memory() -> None:
+    """Limit this process's heap, so that a defect that a guest can use does not take the host's memory.
+
+    An allocation beyond it fails (setrlimit(2), RLIMIT_DATA). The limit is soft: programs are started without it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > _MOST_DATA:
+        resource.setrlimit(resource.RLIMIT_DATA, (_MOST_DATA, hard))
+
+
+def _lift_data() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def _lift_memlock() -> None:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from hawse.errors import HawseError
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
+from hawse.sandbox.children import limit_own_memory
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.launch import Notes, begin
 from hawse.sandbox.network import Network
@@ -54,6 +55,7 @@ def main() -> None:
         inherited.set_inheritable(False)
     store = Store(root, name)
     store.lock()
+    limit_own_memory()
     loaded = (MONITOR, "ready", process_start(), time.monotonic())
     made = plan.decode(_read_plan(connection))
     steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])

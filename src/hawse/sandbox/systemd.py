@@ -10,7 +10,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.cgroups import CgroupPlan, HostLimits
 
 _BUSCTL, _SYSTEMCTL = "/usr/bin/busctl", "/usr/bin/systemctl"
 _RUNNING = "/run/systemd/system"  # sd_booted(3)
@@ -75,11 +75,24 @@ def arguments(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL) -> list[str]
         ["Delegate", "b", "true"],
         ["DefaultDependencies", "b", "false"],
         ["CollectMode", "s", "inactive-or-failed"],
+        *_limits(plan.limits),
     ]
     manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
     words = [word for entry in properties for word in entry]
     method = ["StartTransientUnit", "ssa(sv)a(sa(sv))"]
     return [busctl, "call", *manager, *method, plan.unit, "fail", str(len(properties)), *words, "0"]
+
+
+def _limits(limits: HostLimits) -> list[list[str]]:
+    """The limits that systemd would otherwise reset when it reloads its units (systemd.resource-control(5))."""
+    properties = []
+    if limits.memory:
+        properties.append(["MemoryMax", "t", str(limits.memory)])
+    if limits.tasks:
+        properties.append(["TasksMax", "t", str(limits.tasks)])
+    if limits.quota > 0:
+        properties.append(["CPUQuotaPerSecUSec", "t", str(limits.quota * 1_000_000 // limits.period)])
+    return properties
 
 
 def _is_in(unit: str, pid: int, proc: str) -> bool:

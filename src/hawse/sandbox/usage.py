@@ -37,6 +37,7 @@ class Usage:
         self._state = state
         self._write = write
         self._cgroup = cgroup
+        self._holds_vm = plan.cgroup.vm
         given = plan.spec.get("linux", {}).get("resources") or {}
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
         self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
@@ -111,9 +112,9 @@ class Usage:
 
     async def _update(self, wanted: object) -> list[str]:
         merged = resources.merge(wanted, self._limits)
-        on_host = host_limits(merged)
+        on_host = host_limits(merged, vm=self._holds_vm)
         warnings = []
-        if on_host != host_limits(self._limits):
+        if on_host != host_limits(self._limits, vm=self._holds_vm):
             warnings = await asyncio.to_thread(self._cgroup.limit, on_host)
         await self._ask("update", resources=resources.for_guest(merged))
         self._limits = merged
