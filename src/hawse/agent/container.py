@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import suppress
 
-from hawse.agent import trace
+from hawse.agent import bound_nodes, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
@@ -79,6 +79,7 @@ class Container:
         self._oom_score_adj = 0
         self._hooked = False
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
+        self._nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
 
     def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`."""
@@ -87,6 +88,7 @@ class Container:
         resources = spec.get("linux", {}).get("resources") or {}
         self._rules = resources.get("devices") or []
         self._hooked = bool(spec.get("hooks"))
+        bound_nodes.make_nodes(bound_nodes.bind_nodes(spec, self._nodes), self._nodes)
         try:
             if self._prepared is not None:
                 return self._use(self._prepared, spec, stdio)
@@ -186,6 +188,7 @@ class Container:
         with suppress(HawseError):
             self._crun.run("delete", "--force", self._crun_name, log="log-delete")
         self.cgroup.unwatch()
+        bound_nodes.remove_nodes(self._nodes)
         with suppress(OSError):
             for name in os.listdir(self._directory):
                 os.unlink(f"{self._directory}/{name}")

@@ -7,12 +7,11 @@ from typing import Protocol
 from hawse.config import Config, user_ids
 from hawse.errors import HostError
 from hawse.jail import tree
+from hawse.linux import capabilities
 from hawse.sandbox.plan import JailPlan
 
-#: What a jail is made with, by number (Linux include/uapi/linux/capability.h).
-_NEEDED = {
-    0: "CAP_CHOWN", 6: "CAP_SETGID", 7: "CAP_SETUID", 8: "CAP_SETPCAP", 21: "CAP_SYS_ADMIN", 27: "CAP_MKNOD",
-}  # fmt: skip
+#: The capabilities that a jail is made with.
+_NEEDED = ("CHOWN", "SETGID", "SETUID", "SETPCAP", "SYS_ADMIN", "MKNOD")
 
 
 class Log(Protocol):
@@ -54,7 +53,6 @@ def plan_jail(
 
 
 def missing_capabilities(status: str) -> list[str]:
-    """Which of those that a jail is made with this process has not (proc(5), /proc/PID/status, CapEff)."""
-    with open(status) as file:
-        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return [name for number, name in _NEEDED.items() if not effective >> number & 1]
+    """The capabilities that a jail is made with and that this process lacks."""
+    effective = capabilities.effective(status)
+    return [f"CAP_{name}" for name in _NEEDED if not effective >> capabilities.NUMBERS[name] & 1]

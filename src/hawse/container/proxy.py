@@ -57,13 +57,16 @@ def main() -> None:
     preserved = sys.argv[5].split(",") if sys.argv[5] else []
     params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
     if (view := int(sys.argv[4])) >= 0:
-        from hawse.container.view import enter  # here, since other processes than the first do without
+        # Here, since only the first process has a view; and the modules of _confine(), which cannot be loaded in it.
+        from hawse.container.view import enter
+        from hawse.linux import capabilities, landlock, processes  # noqa: F401
 
         try:
             enter(view)
         except OSError as error:
             params["failure"] = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     port.send(control.encode_call(1, "proxy", params))
+    _confine()
     process = directions(preserved)
     inputs = {fd: Outgoing(port, _BASE + fd) for fd in read_by(process)}
     outputs = {fd: Incoming(port, _BASE + fd) for fd in written_by(process)}
@@ -77,6 +80,20 @@ def main() -> None:
     for writer in writers:
         writer.join()
     os._exit(code)  # a thread that reads may never return
+
+
+def _confine() -> None:
+    """Give up every right: all that the proxy uses from here on is open. After its announcement, since this takes 5 ms.
+
+    A step that the kernel refuses is left out: stderr is the container's, and the proxy's work matters more.
+    """
+    from hawse.linux import capabilities, landlock, processes
+
+    for step in (lambda: capabilities.keep_only(()), processes.give_up_privileges, landlock.restrict):
+        try:
+            step()
+        except OSError:
+            continue
 
 
 def _serve(port: Port, inputs: dict[int, Outgoing], outputs: dict[int, Incoming]) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
 _SYS_PIDFD_GETFD = 438
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +36,14 @@ class ChildrenApart:
             check(_libc.setns(self._own, _CLONE_NEWPID), "setns")
         finally:
             os.close(self._own)
+
+
+def give_up_privileges() -> None:
+    """Let no program that this process executes gain privileges by set-uid or file capabilities (PR_SET_NO_NEW_PRIVS).
+
+    Raises OSError.
+    """
+    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
 
 
 def die_with_parent() -> None:

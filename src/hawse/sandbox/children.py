@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.linux.processes import die_with_parent
+from hawse.linux.processes import die_with_parent, give_up_privileges
 from hawse.sandbox.evidence import BoundedLog
 
 if TYPE_CHECKING:
@@ -45,11 +45,14 @@ class Program:
         trouble, tell = os.pipe()
 
         def prepare() -> None:
+            # A core dump of QEMU or virtiofsd contains the guest's memory.
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             _lift_data()
             if lock_memory:
                 _lift_memlock()
             try:
                 if jail is None:
+                    give_up_privileges()
                     die_with_parent()
                 else:
                     jail.enter()
@@ -64,7 +67,7 @@ class Program:
             with nullcontext() if jail is None else jail.apart():
                 self.process = subprocess.Popen(
                     argv, stdin=null, stdout=null, stderr=subprocess.PIPE, pass_fds=descriptors, preexec_fn=prepare,
-                    start_new_session=True, env=None if jail is None else {},
+                    start_new_session=True, env={},
                 )  # fmt: skip
         except subprocess.SubprocessError:
             os.set_blocking(trouble, False)

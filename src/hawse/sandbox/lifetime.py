@@ -16,6 +16,7 @@ from hawse.sandbox.launch import Launched, Notes
 from hawse.sandbox.machine import Machine, settled
 from hawse.sandbox.network import Network
 from hawse.sandbox.plan import SandboxPlan
+from hawse.sandbox.privileges import Workers
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
 from hawse.sandbox.share import ShareRoot
@@ -82,6 +83,7 @@ async def _caller_gone(report: Report) -> None:
 async def _live(making: Making, sandbox: Sandbox) -> None:
     """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
     made, steps, notes = making.plan, making.steps, making.notes
+    workers = Workers()
     try:
         async with AsyncExitStack() as undo:
             machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
@@ -91,6 +93,7 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
             finally:
                 work.cancel()
             steps.save()
+            workers.give_up_privileges()
             making.report.send({"created": [*notes, *work.result()]})
             machine.failure.add_done_callback(lambda _: sandbox.finished.set())
             await sandbox.finished.wait()

@@ -26,19 +26,20 @@ def find(configured: str, *, candidates: Sequence[str] = CANDIDATES) -> str:
 def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}") -> list[str]:
     """Its argument vector, in the dialect that its own help shows; the braces are for who starts it to fill.
 
-    ``fd`` is an inherited listening socket, ``directory`` what is shared.
+    ``fd`` is an inherited listening socket, ``directory`` what is shared. Without CAP_MKNOD an attacker who runs code
+    in virtiofsd cannot make a node of the host's disk.
     """
     if is_rust(program):
         return [
             program, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto",
-            "--inode-file-handles=never", "--announce-submounts", "--xattr",
+            "--inode-file-handles=never", "--announce-submounts", "--xattr", "--modcaps=-mknod",
         ]  # fmt: skip
     # The limit of open files cannot be raised without CAP_SYS_RESOURCE, and the C one ends when its default cannot be
     # set: it is given what it has. No log to syslog, which nobody would read.
     most = _open_files()
     return [
         program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
-        "-o", "xattr", f"--rlimit-nofile={most}",
+        "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 

@@ -1,0 +1,58 @@
+"""Capabilities of the calling thread: capset(2), prctl(2), capabilities(7). Standard library only.
+
+Threads that run already keep theirs; those that the thread starts afterwards inherit the reduced set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from hawse.linux.mounts import check
+
+TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+#: By name (Linux include/uapi/linux/capability.h).
+NUMBERS = {
+    "CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8,
+    "NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "SYS_MODULE": 16, "SYS_CHROOT": 18, "SYS_PTRACE": 19, "SYS_ADMIN": 21,
+    "SYS_RESOURCE": 24, "MKNOD": 27,
+}  # fmt: skip
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
+_VERSION_3 = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def keep_only(names: Collection[str]) -> None:
+    """Drop all capabilities but these, which stay only where the thread has them, from every set and for good.
+
+    The bounding set needs CAP_SETPCAP; a thread that lacks it keeps its bounding set. Raises OSError.
+    """
+    kept = sum(1 << NUMBERS[name] for name in names)
+    header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    check(_libc.capget(header, data), "")
+    effective = data[0] | data[3] << 32
+    if effective >> NUMBERS["SETPCAP"] & 1:
+        drop_bounding(kept)
+    left = effective & kept
+    low, high = left & 0xFFFFFFFF, left >> 32
+    check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)), "")
+    check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "")
+
+
+def effective(status: str = "/proc/self/status") -> int:
+    """The effective capabilities of a process, a bit each (proc(5), /proc/PID/status, CapEff)."""
+    with open(status) as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+
+
+def drop_bounding(kept: int = 0) -> None:
+    """Drop all capabilities but the bits in ``kept`` from the bounding set. Raises OSError without CAP_SETPCAP."""
+    # Until the kernel knows no further one: an unknown capability is EINVAL.
+    for capability in range(64):
+        if _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
+            return
+        if not kept >> capability & 1:
+            check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "")

@@ -1,0 +1,105 @@
+"""Device nodes that would lie on a shared file system are made in the guest and bound to their places."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent.bound_nodes import bind_nodes, make_nodes, remove_nodes
+from hawse.errors import VmError
+
+DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+NULL = {"type": "c", "major": 1, "minor": 3}
+
+
+@pytest.mark.parametrize(
+    ("mounts", "path", "bound"),
+    [
+        ([DEV], "/dev/null", False),
+        ([DEV], "/dev/below/null", False),
+        ([DEV], "/dev/../dev/null", False),
+        ([DEV], "/opt/null", True),
+        ([DEV], "/devices/null", True),
+        ([DEV], "/dev/../opt/null", True),
+        ([DEV, {"destination": "/dev/shared", "type": "bind", "source": "/s"}], "/dev/shared/null", True),
+        ([DEV, {"destination": "/dev/shared", "source": "/s", "options": ["rbind"]}], "/dev/shared/null", True),
+        ([DEV, {"destination": "/dev/shared", "source": "/s", "options": ["bind"]}], "/dev/shared", False),
+        ([{"destination": "/dev", "type": "bind", "source": "/s"}, DEV], "/dev/null", False),
+        ([{"destination": "/dev/", "type": "bind", "source": "/dev"}], "/dev/null", False),
+        ([DEV, {"destination": "/tmp", "type": "tmpfs"}], "/tmp/null", False),
+    ],
+)
+def test_nodes_on_the_hosts_files_are_bound_and_others_are_crun_s(
+    mounts: list[dict[str, Any]], path: str, bound: bool
+) -> None:
+    device = {"path": path, **NULL}
+    spec: dict[str, Any] = {"mounts": list(mounts), "linux": {"devices": [device]}}
+    replaced = bind_nodes(spec, "/nodes")
+    if bound:
+        bind = {"destination": path, "type": "bind", "source": "/nodes/0", "options": ["bind", "nosuid", "noexec"]}
+        assert (replaced, spec) == ([device], {"mounts": [*mounts, bind], "linux": {"devices": []}})
+    else:
+        assert (replaced, spec) == ([], {"mounts": mounts, "linux": {"devices": [device]}})
+
+
+@pytest.mark.parametrize("spec", [{"mounts": [DEV]}, {"mounts": [DEV], "linux": {"devices": None}}])
+def test_specification_without_devices_is_left_as_it_is(spec: dict[str, Any]) -> None:
+    before = dict(spec)
+    assert bind_nodes(spec, "/nodes") == []
+    assert spec == before
+
+
+@pytest.mark.parametrize("mounts", [None, [], [{"destination": "/devices", "type": "tmpfs"}]])
+def test_container_without_a_mount_on_dev_gets_one(mounts: list[dict[str, Any]] | None) -> None:
+    """crun makes /dev/null and others there, and must not make them in the shared root file system."""
+    device = {"path": "/dev/null", **NULL}
+    spec: dict[str, Any] = {"mounts": mounts, "linux": {"devices": [device]}}
+    assert bind_nodes(spec, "/nodes") == []
+    assert spec["mounts"][1:] == (mounts or [])
+    assert {**spec["mounts"][0], "options": []} == {**DEV, "options": []}
+    assert spec["linux"]["devices"] == [device]
+
+
+@pytest.mark.parametrize("destination", ["/", "/dev", "/dev/"])
+def test_mount_on_dev_is_left_as_it_is(destination: str) -> None:
+    mounts = [{"destination": destination, "type": "bind", "source": "/s"}]
+    spec: dict[str, Any] = {"mounts": mounts}
+    assert bind_nodes(spec, "/nodes") == []
+    assert spec["mounts"] == mounts
+
+
+def test_fifo_needs_no_bind() -> None:
+    spec: dict[str, Any] = {"linux": {"devices": [{"path": "/opt/fifo", "type": "p"}]}}
+    assert bind_nodes(spec, "/nodes") == []
+
+
+def test_nodes_are_made_with_the_modes_and_owners_of_the_specification(tmp_path: Path) -> None:
+    directory = str(tmp_path / "nodes" / "c1")
+    devices = [
+        {"path": "/a", **NULL},
+        {"path": "/b", "type": "b", "major": 7, "minor": 3, "fileMode": 0o640, "uid": 5, "gid": 6},
+        {"path": "/c", "type": "u", "major": 1, "minor": 3, "fileMode": 0},
+    ]
+    make_nodes(devices, directory)
+    found = []
+    for number in range(3):
+        status = os.stat(f"{directory}/{number}")
+        found.append((stat.filemode(status.st_mode), status.st_rdev, status.st_uid, status.st_gid))
+    assert found == [
+        ("crw-rw-rw-", os.makedev(1, 3), 0, 0),
+        ("brw-r-----", os.makedev(7, 3), 5, 6),
+        ("c---------", os.makedev(1, 3), 0, 0),
+    ]
+    remove_nodes(directory)
+    assert not os.path.exists(directory)
+    remove_nodes(directory)
+
+
+@pytest.mark.parametrize("numbers", [{"major": 2**40}, {"minor": -(2**70)}])
+def test_node_that_cannot_be_made_is_named(tmp_path: Path, numbers: dict[str, int]) -> None:
+    with pytest.raises(VmError, match=r"linux\.devices: /opt/null: the guest cannot make the node"):
+        make_nodes([{"path": "/opt/null", **NULL, **numbers}], f"{tmp_path}/nodes")
