@@ -59,6 +59,8 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     ``annotations``: those of :data:`ANNOTATIONS` that a container may have. In Kubernetes whoever may create a pod
     chooses its annotations. ``allow``: patterns of the functions that may be passed (:mod:`hawse.patterns`).
+    ``unsafe_interrupts`` and ``unresettable`` accept what is else refused (:mod:`hawse.vfio.interrupts`,
+    :mod:`hawse.vfio.resets`).
     """
 
     keep_addresses: bool = True
@@ -70,6 +72,8 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pod_window_mib: int = 256
     annotations: tuple[str, ...] = ("hugepages", "keep-addresses")
     allow: tuple[str, ...] = ("*",)
+    unsafe_interrupts: bool = False
+    unresettable: bool = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

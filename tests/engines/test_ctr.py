@@ -87,7 +87,8 @@ def test_the_commands_of_the_page(engine: Containerd, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "containerd.md").read_text()
     program = tmp_path / "bin" / "hawse"
     program.parent.mkdir()
-    install = f'[ "$1" = install ] && exec {HAWSE} "$@" --file {tmp_path}/config.toml --program {program}'
+    own = f"--config {tmp_path}/hawse.toml"
+    install = f'[ "$1" = install ] && exec {HAWSE} {own} "$@" --file {tmp_path}/config.toml --program {program}'
     program.write_text(f'#!/bin/sh\n{install}\nexec {engine.binary} "$@"\n')
     program.chmod(0o755)
     environment = os.environ | {

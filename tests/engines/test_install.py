@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hawse.config import load_config
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.engine
@@ -22,7 +23,8 @@ def run(*argv: str) -> str:
 
 
 def install(engine: str, file: Path, *options: str) -> str:
-    return run(HAWSE, "install", engine, "--file", str(file), *options)
+    """``file`` is the engine's configuration; hawse's own is beside it."""
+    return run(HAWSE, "--config", f"{file}.hawse.toml", "install", engine, "--file", str(file), *options)
 
 
 def test_docker(tmp_path: Path) -> None:
@@ -31,6 +33,7 @@ def test_docker(tmp_path: Path) -> None:
     assert "written" in install("docker", file)
     assert json.loads(file.read_text())["runtimes"]["hawse"]["path"] == HAWSE
     assert "nothing to change" in install("docker", file)
+    assert load_config(f"{file}.hawse.toml").vm.confine == "required"
     assert "removed" in install("docker", file, "--undo")
     assert not file.exists()
 
@@ -62,12 +65,15 @@ def test_podman(tmp_path: Path) -> None:
 
 def test_what_would_change_is_shown_and_nothing_changed(tmp_path: Path) -> None:
     file = tmp_path / "hawse.conf"
-    assert f'+runtime_path = "{HAWSE}"' in install("crio", file, "--dry-run")
-    assert not file.exists()
+    shown = install("crio", file, "--dry-run")
+    assert f'+runtime_path = "{HAWSE}"' in shown
+    assert '+confine = "required"' in shown
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_program_that_is_none_is_refused(tmp_path: Path) -> None:
-    words = [HAWSE, "install", "docker", "--file", str(tmp_path / "x"), "--program", f"{sys.executable}.not"]
+    own = ["--config", str(tmp_path / "hawse.toml")]
+    words = [HAWSE, *own, "install", "docker", "--file", str(tmp_path / "x"), "--program", f"{sys.executable}.not"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "not a program that can be run" in done.stderr

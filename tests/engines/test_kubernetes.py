@@ -61,7 +61,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
         "hawse": f"""
             case "$1" in
                 image) [ "$2" = build ] ;;
-                install) exec {HAWSE} "$@" --file {tmp_path}/$2.toml ;;
+                install) exec {HAWSE} --config {tmp_path}/hawse.toml "$@" --file {tmp_path}/$2.toml ;;
                 *) exec {HAWSE} --config {tmp_path}/hawse.toml "$@" ;;
             esac""",
         "systemctl": f'echo "$*" >>{tmp_path}/told',

@@ -37,7 +37,7 @@ def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Pat
     """
     bin_ = directory / "bin"
     bin_.mkdir()
-    (bin_ / "hawse").write_text(f'#!/bin/sh\nexec {HAWSE} "$@" --file {directory}/installed\n')
+    (bin_ / "hawse").write_text(f'#!/bin/sh\nexec {HAWSE} --config {directory}/own "$@" --file {directory}/installed\n')
     (bin_ / "hawse").chmod(0o755)
     script = re.sub(r"--device /dev/vfio/(\w+)", rf"--device {nodes}/\1:/dev/vfio/\1", commands(page))
     path = f"{bin_}:{environment['PATH']}"

@@ -7,10 +7,39 @@ import json
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import CONVENTIONAL, EDU, LARGE, LONE_NIC, PAIR, VIRTUAL, group_of
+from tests.lab.steps import (
+    CONVENTIONAL,
+    EDU,
+    LARGE,
+    LONE_NIC,
+    PAIR,
+    SETTINGS,
+    VIRTUAL,
+    configure,
+    group_of,
+    make_bundle,
+    refused,
+)
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.lab
+
+_ACCEPTING = "/tmp/accepting.toml"
+
+
+def listed(lab: Lab, address: str, *options: str) -> tuple[bool, str]:
+    """Whether `hawse devices` says that a function's group can be passed, and why not."""
+    result = lab.run([HAWSE, *options, "devices", "--json"])
+    assert result.code == 0, result
+    number = group_of(lab, address)
+    [group] = [group for group in json.loads(result.output) if group["group"] == number]
+    return group["can_be_passed"], group["reason"]
+
+
+def write(lab: Lab, path: str, text: str) -> None:
+    """Write a line to a file of sysfs there."""
+    result = lab.run(["sh", "-c", f"echo {text} > {path}"])
+    assert result.code == 0, result
 
 
 def test_every_group_is_listed_with_what_is_in_its_way(lab: Lab) -> None:
@@ -42,3 +71,36 @@ def test_the_lab_is_ready(lab: Lab) -> None:
     assert verdicts["acceleration"] == "ok", "KVM"
     names = ("QEMU", "guest image", "IOMMU", "VFIO", "interrupt remapping", "groups")
     assert {verdicts[name] for name in names} == {"ok"}
+
+
+def test_a_group_that_nothing_can_reset_is_refused(lab: Lab) -> None:
+    """A function whose reset methods are taken from it has none."""
+    bundle = make_bundle(lab, "unresettable", EDU)
+    configure(lab, f"{SETTINGS}unresettable = true\n", _ACCEPTING)
+    methods = f"/sys/bus/pci/devices/{EDU}/reset_method"
+    assert listed(lab, EDU) == (True, "")
+    write(lab, methods, "")
+    try:
+        sentence = refused(lab, bundle)
+        reason = f"group {group_of(lab, EDU)} cannot be passed: nothing can reset {EDU}: "
+        assert sentence.startswith(f"hawse: {reason}")
+        assert "devices.unresettable = true" in sentence
+        passed, why = listed(lab, EDU)
+        assert (passed, why.startswith(reason)) == (False, True), why
+        assert listed(lab, EDU, "--config", _ACCEPTING) == (True, "")
+    finally:
+        write(lab, methods, "default")
+    assert listed(lab, EDU) == (True, "")
+
+
+def test_unsafe_interrupts_that_are_allowed_have_no_effect_where_interrupts_are_remapped(lab: Lab) -> None:
+    """As they are in the lab."""
+    parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+    write(lab, parameter, "Y")
+    try:
+        assert listed(lab, EDU) == (True, "")
+        checks = json.loads(lab.run([HAWSE, "doctor", "--json"]).output)["checks"]
+        [check] = [check for check in checks if check["name"] == "interrupt remapping"]
+        assert (check["verdict"], "vfio_iommu_type1 has no effect" in check["found"]) == ("ok", True)
+    finally:
+        write(lab, parameter, "N")

@@ -101,7 +101,9 @@ class Containerd:
         """As `hawse install containerd` does it, but for the root, which other runs of tests have too."""
         path = f"{self.directory}/config.toml"
         _write(path, CONFIG.format(directory=self.directory, pause=PAUSE_IMAGE.name))
-        words = [HAWSE, "install", "containerd", "--file", path, "--program", self.binary]
+        # With a configuration of hawse's that exists: none is to be written for this machine.
+        words = [HAWSE, "--config", f"{self.directory}/hawse.toml", "install", "containerd"]
+        words += ["--file", path, "--program", self.binary]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         with open(path) as file:
             document = tomlkit.load(file).unwrap()

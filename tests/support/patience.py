@@ -25,7 +25,7 @@ _MOST_LOAD = 8.0
 
 def patience(seconds: float) -> float:
     """Return the limit, in seconds, for what may take ``seconds`` on an idle machine with KVM."""
-    return seconds * _acceleration() * _slowness() * _load()
+    return seconds * (1.0 if kvm_works() else _EMULATED) * _slowness() * _load()
 
 
 def wait_until(
@@ -55,7 +55,8 @@ def wait_until(
 
 
 @functools.cache
-def _acceleration() -> float:
+def kvm_works() -> bool:
+    """Whether guests run with KVM on this machine."""
     # Imported late: programs in the lab import this module, and each import takes long there.
     from hawse.config import Vm
     from hawse.errors import HawseError
@@ -66,8 +67,8 @@ def _acceleration() -> float:
     try:
         found = choose("auto", qemu=Vm().qemu, kernel=locate(cache=CACHE).kernel, directory=CACHE)
     except HawseError:  # no guest image yet: only unit tests run then
-        return _EMULATED
-    return 1.0 if found.name == "kvm" else _EMULATED
+        return False
+    return found.name == "kvm"
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.support import evidence
-from tests.support.settings import confined, with_annotations
+from tests.support.settings import accelerated, confined, with_annotations
 from tests.support.subprocesses import Result, run
 
 __all__ = ["HAWSE", "Result", "Runtime", "handing_on"]
@@ -30,10 +30,10 @@ class Runtime:
         evidence.watch(self.root)
 
     def configure(self, text: str) -> None:
-        """Set the configuration file's content. Unless it says otherwise, every annotation is allowed, and
-        QEMU is confined."""
+        """Set the configuration file's content. Unless it says otherwise, every annotation is allowed, QEMU is
+        confined, and no start warns that guests run without KVM."""
         with open(self._config, "w") as file:
-            file.write(confined(with_annotations(text)))
+            file.write(accelerated(confined(with_annotations(text))))
 
     def argv(self, *arguments: str, log: bool = False) -> list[str]:
         """The command line."""

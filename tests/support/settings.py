@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hawse.config import ANNOTATIONS
+from tests.support.patience import kvm_works
 
 
 def with_annotations(text: str) -> str:
@@ -13,6 +14,12 @@ def with_annotations(text: str) -> str:
 def confined(text: str) -> str:
     """A configuration's text in which QEMU has to be in a jail, unless it says otherwise; with 9p there is none."""
     return _with(text, "vm", 'confine = "off"' if 'share = "9p"' in text else 'confine = "required"')
+
+
+def accelerated(text: str) -> str:
+    """A configuration's text in which guests may run without KVM where it does not work, and no start warns of that,
+    unless it says otherwise."""
+    return text if kvm_works() else _with(text, "vm", 'accel = "tcg"')
 
 
 def _with(text: str, section: str, line: str) -> str:

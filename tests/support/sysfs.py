@@ -21,10 +21,24 @@ class FakeSysfs:
         resource: str = "",
         device_id: int = 0x10D3,
         header: int | None = None,
+        behind: str = "",
+        resets: str | None = None,
     ) -> None:
-        """A PCI function of Intel's in a group; "" for no driver. With a header type its configuration is there."""
+        """A PCI function of Intel's in a group; "" for no driver. With a header type its configuration is there.
+
+        ``behind`` is the bridge above its bus, "" on a root bus. ``resets`` are its reset methods; with None it has a
+        reset, and the kernel does not tell which, and with "none" it has no reset.
+        """
         device = f"{self.root}/sys/bus/pci/devices/{address}"
-        os.makedirs(device)
+        if behind:
+            os.makedirs(f"{self.root}/sys/devices/pci0000:00/{behind}/{address}")
+            self.link(f"sys/bus/pci/devices/{address}", f"../../../devices/pci0000:00/{behind}/{address}")
+        else:
+            os.makedirs(device)
+        if resets != "none":
+            self.write(f"sys/bus/pci/devices/{address}/reset", "")
+        if resets not in (None, "none"):
+            self.write(f"sys/bus/pci/devices/{address}/reset_method", f"{resets}\n")
         self.member(group, address, device)
         if header is not None:
             with open(f"{device}/config", "wb") as file:

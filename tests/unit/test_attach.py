@@ -75,13 +75,37 @@ def test_devices_that_the_configuration_does_not_allow_are_not_even_bound(
     taken: list[object] = []
     monkeypatch.setattr(attach, "find_groups", lambda *_: [HostGroup(9, (nic,))])
     monkeypatch.setattr(attach, "take", lambda addresses, _store: taken.append(addresses))
-    monkeypatch.setattr(obstacles, "check", lambda _group: None)
+    monkeypatch.setattr(obstacles, "check", lambda _group, **_options: None)
     for allowed in ('"driver:vfio-pci"', '"0000:3b:*"', ""):
         hawse.configure(Ready(f"{tmp_path}/other").config(more=f"[devices]\nmanaged = true\nallow = [{allowed}]\n"))
         done = hawse("attach", "c1", "9")
         assert "group 9 cannot be passed: 0000:81:00.0 (8086:10d3) is not among the devices" in done.errors
         shutil.rmtree(f"{tmp_path}/other")
     assert (taken, monitor.calls) == ([], [])
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_group_that_nothing_can_reset_is_bound_only_where_that_is_accepted(
+    hawse: Command, monitor: FakeMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepted: bool
+) -> None:
+    nic = Function(
+        "0000:81:00.0", vendor=0x8086, device=0x10D3, class_code=0x020000, driver="ixgbe", bars=(), resets=()
+    )
+    taken: list[object] = []
+
+    def take(addresses: list[str], _store: object) -> None:
+        taken.append(addresses)
+        raise DeviceError("as far as binding")
+
+    monkeypatch.setattr(attach, "find_groups", lambda *_: [HostGroup(9, (nic,))])
+    monkeypatch.setattr(attach, "take", take)
+    more = f"[devices]\nmanaged = true\nunresettable = {str(accepted).lower()}\n"
+    hawse.configure(Ready(f"{tmp_path}/other").config(more=more))
+    done = hawse("attach", "c1", "9")
+    refusal = "hawse: group 9 cannot be passed: nothing can reset 0000:81:00.0: "
+    assert done.errors.startswith("hawse: as far as binding" if accepted else refusal)
+    assert taken == ([["0000:81:00.0"]] if accepted else [])
+    assert monitor.calls == []
 
 
 @pytest.mark.parametrize("wanted", [False, True])

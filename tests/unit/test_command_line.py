@@ -25,7 +25,8 @@ SHAPE = VmShape(
 )  # fmt: skip
 HEAD = """
 /qemu -nodefaults -no-user-config -display none -no-reboot -nic none -name hawse
--machine q35,kernel-irqchip=split,memory-backend=ram -accel tcg -cpu max -m 512M -smp 2
+-machine q35,kernel-irqchip=split,memory-backend=ram,dump-guest-core=off,mem-merge=off
+-accel tcg -cpu max -m 512M -smp 2
 -object memory-backend-file,id=ram,size=512M,mem-path=/m,share=on
 -chardev socket,id=console,fd=5 -serial chardev:console
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
@@ -89,10 +90,10 @@ def test_a_machine_without_a_share_has_no_device_for_it() -> None:
         ({"one_thread": True}, "-accel tcg", "-accel tcg,thread=single"),
         ({"memory_mib": 2048}, "512M", "2048M"),
         ({"cpus": 3}, "-smp 2", "-smp 3"),
-        ({"machine_properties": frozenset({"usb", "other"})}, "memory-backend=ram ", "memory-backend=ram,usb=off "),
+        ({"machine_properties": frozenset({"usb", "other"})}, "mem-merge=off ", "mem-merge=off,usb=off "),
         (
             {"machine_properties": frozenset({"usb", "vmport", "smbus", "sata", "i8042", "hpet"})},
-            "memory-backend=ram ", "memory-backend=ram,usb=off,vmport=off,smbus=off,sata=off,i8042=off,hpet=off ",
+            "mem-merge=off ", "mem-merge=off,usb=off,vmport=off,smbus=off,sata=off,i8042=off,hpet=off ",
         ),
         ({"bridges": []}, " -device pcie-root-port,id=port0,bus=pcie.0,multifunction=on", ""),
     ],

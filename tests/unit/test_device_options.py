@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from hawse.config import ANNOTATIONS, Config, Devices
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import ConfigError
+from hawse.vfio.obstacles import Accepted
 
 TOKEN = "2ab74924-c335-45f4-9b16-8569e5b08258"
 
@@ -22,6 +23,8 @@ TOKEN = "2ab74924-c335-45f4-9b16-8569e5b08258"
         (Devices(plug="cold"), {}, DeviceOptions(cold=True)),
         (Devices(managed=True), {"hawse.managed": "false"}, DeviceOptions()),
         (Devices(), {"hawse.managed": "true"}, DeviceOptions(managed=True)),
+        (Devices(unsafe_interrupts=True), {}, DeviceOptions(accepted=Accepted(unsafe_interrupts=True))),
+        (Devices(unresettable=True), {}, DeviceOptions(accepted=Accepted(unresettable=True))),
         (Devices(), {"hawse.devices": "12, 3b:00.0,"}, DeviceOptions(devices=("12", "3b:00.0"))),
         (Devices(), {"org.example.hawse.": "any", "hawse": "any"}, DeviceOptions()),
     ],

@@ -7,6 +7,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from hawse.sandbox import sockets
 from hawse.sandbox.state import PAUSED, RUNNING, Store
 from hawse.vfio import bindings
 from hawse.vfio.bindings import Record
+from hawse.vfio.obstacles import Accepted
 from tests.support.sysfs import FakeSysfs
 from tests.support.vfio_host import BEFORE, A, B, C, Host
 
@@ -38,8 +40,14 @@ def nothing(_host: FakeSysfs) -> None:
     """A host as bare as can be."""
 
 
-def unsafe(module: str) -> Prepare:
-    return lambda host: host.write(f"sys/module/{module}/parameters/allow_unsafe_interrupts", "Y\n")
+def unsafe(module: str, *chips: str) -> Prepare:
+    """A host with groups and these interrupt controllers, where a module passes devices without remapping."""
+
+    def prepare(host: FakeSysfs) -> None:
+        interrupts("", *chips)(host)
+        host.write(f"sys/module/{module}/parameters/allow_unsafe_interrupts", "Y\n")
+
+    return prepare
 
 
 def groups(driver: str) -> Prepare:
@@ -72,14 +80,28 @@ def without_an_iommu(host: FakeSysfs) -> None:
     host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
 
 
+def without_a_reset(host: FakeSysfs) -> None:
+    """A group that nothing can reset."""
+    host.function("0000:3b:00.0", group=7, resets="none")
+    host.node(7, 511, 0)
+
+
 HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (checks.iommu, nothing, MISSING, "off, or there is none"),
     (checks.iommu, without_an_iommu, MISSING, "off, or there is none"),
     (checks.iommu, groups("igb"), OK, "on: 1 groups"),
     (checks.interrupts, nothing, OK, "of no matter"),
     (checks.interrupts, without_an_iommu, OK, "of no matter"),
-    (checks.interrupts, unsafe("vfio_iommu_type1"), WARNING, "any interrupt"),
-    (checks.interrupts, unsafe("iommufd"), WARNING, "any interrupt"),
+    (checks.interrupts, unsafe("vfio_iommu_type1", "IO-APIC"), MISSING, "off, and the module vfio_iommu_type1 allows"),
+    (checks.interrupts, unsafe("iommufd", "IO-APIC"), MISSING, "off, and the module iommufd allows unsafe interrupts"),
+    (checks.interrupts, unsafe("iommufd"), MISSING, "this kernel does not tell, and the module iommufd allows"),
+    (
+        checks.interrupts,
+        unsafe("iommufd", "IR-IO-APIC"),
+        OK,
+        "on; allow_unsafe_interrupts of the module iommufd has no",
+    ),
+    (partial(checks.interrupts, accepted=True), unsafe("iommufd", "IO-APIC"), WARNING, "may raise any interrupt"),
     (checks.interrupts, interrupts("f00f5a", "IR-IO-APIC", "DMAR-MSI"), OK, "on"),
     (checks.interrupts, interrupts("", "PCI-MSIX-0000:00:02.0", "vIR-PCI-MSI-0000:00:03.0"), OK, "on"),
     (checks.interrupts, interrupts("f00f5a", "IO-APIC", "PCI-MSI-0000:00:02.0"), MISSING, "off: VFIO refuses"),
@@ -95,6 +117,8 @@ HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (checks.groups, groups("igb"), WARNING, "none of 1"),
     (checks.groups, without_an_iommu, WARNING, "none of 1"),
     (checks.groups, groups("vfio-pci"), OK, "1 of 1 can be passed now: 7"),
+    (checks.groups, without_a_reset, WARNING, "none of 1"),
+    (partial(checks.groups, accepted=Accepted(unresettable=True)), without_a_reset, OK, "1 of 1 can be passed now: 7"),
     (checks.hugepages, nothing, OK, "none are needed"),
     (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a machine takes 32"),
     (lambda root: checks.locked_memory(8 << 20, 0), nothing, WARNING, "maps more than 8192 KiB"),  # noqa: ARG005

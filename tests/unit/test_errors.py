@@ -41,12 +41,13 @@ from hawse.sandbox.claims import Claims
 from hawse.sandbox.plan import Share
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_trees
-from hawse.vfio import memlock, obstacles
+from hawse.vfio import memlock, obstacles, resets
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
-from hawse.vfio.obstacles import check_token, reset_warning
+from hawse.vfio.obstacles import Accepted, check_token
+from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp
@@ -164,13 +165,33 @@ def odd_bars(host: FakeSysfs) -> Any:
     return read_group(7, root=host.root)
 
 
-def reset(methods: str) -> Act:
+def reset_by(methods: str, *, accepted: bool = False) -> Act:
+    """A device with these reset methods, and what is said of it before it is passed."""
+
     def act(host: FakeSysfs) -> Any:
-        host.function("0000:3b:00.0", group=7)
-        host.write("sys/bus/pci/devices/0000:3b:00.0/reset_method", methods)
-        return reset_warning(read_group(7, root=host.root))
+        host.function("0000:3b:00.0", group=7, behind="0000:00:1c.0", resets=methods)
+        found = read_group(7, root=host.root)
+        obstacles.check(found, accepted=Accepted(unresettable=accepted), root=host.root)
+        return resets.warning(found, root=host.root)
 
     return act
+
+
+def interrupts(*chips: str) -> Act:
+    """VFIO is told to do without interrupt remapping, and the host's interrupt controllers are these."""
+
+    def act(host: FakeSysfs) -> Any:
+        host.function("0000:3b:00.0", group=7)
+        host.write("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y\n")
+        for number, chip in enumerate(chips):
+            host.write(f"sys/kernel/irq/{number}/chip_name", f"{chip}\n")
+        return obstacles.check(read_group(7, root=host.root), root=host.root)
+
+    return act
+
+
+def without_kvm(host: FakeSysfs) -> Any:
+    return choose("kvm", qemu="/usr/bin/true", kernel="", directory="/none", device=f"{host.root}/dev/kvm")
 
 
 def virtual(token: str) -> Callable[[FakeSysfs], Any]:
@@ -430,8 +451,12 @@ SITUATIONS: dict[str, Act] = {
     "A device file is asked for, and QEMU knows groups alone (a warning)": lambda host: by_files(host, "auto"),
     "All devices are to go by files, and QEMU knows groups alone": lambda host: by_files(host, "iommufd"),
     "A device file is asked for, and the guest's kernel has none (a warning)": no_files,
-    "Only its bus can be reset (a warning)": reset("bus\n"),
-    "Nothing can reset it (a warning)": reset("\n"),
+    "Only its bus can be reset (a warning)": reset_by("bus"),
+    "Nothing can reset it": reset_by("none"),
+    "Nothing can reset it, and the configuration accepts that (a warning)": reset_by("none", accepted=True),
+    "The host does not remap interrupts, and VFIO is told to do without": interrupts("IO-APIC"),
+    "VFIO is told to do without interrupt remapping, and the host does not show whether it is there": interrupts(),
+    "KVM is required and cannot be used": without_kvm,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "There are more groups than ports": shapes(127),

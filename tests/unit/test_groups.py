@@ -15,7 +15,6 @@ from hawse.vfio import busy, members, sysfs
 from hawse.vfio.devices import Node, device_files, find_request
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Bridge, HostGroup, check_bridges, check_free, check_node, read_function, read_group
-from hawse.vfio.obstacles import reset_warning
 from tests.support.sysfs import FakeSysfs
 
 A, B = "0000:03:00.0", "0000:03:00.1"
@@ -170,24 +169,6 @@ def opening(number: int, tried: list[tuple[str, int]]) -> Callable[[str, int], i
         return os.open("/dev/null", os.O_RDONLY)
 
     return open_node
-
-
-@pytest.mark.parametrize(
-    ("methods", "words"),
-    [
-        (["flr bus", "pm"], ""),
-        (["flr", "bus"], f"a reset of the bus alone resets {B}: "),
-        (["bus", "cxl_bus"], f"a reset of the bus alone resets {A}, {B}: "),
-        (["", "bus"], f"nothing can reset {A}, {B}: "),
-        (["pm", "bus"], f"a reset of the bus alone resets {B}: "),
-    ],
-)
-def test_functions_that_no_reset_of_their_own_clears_are_named(host: FakeSysfs, methods: list[str], words: str) -> None:
-    for address, text in zip((A, B), methods, strict=True):
-        host.write(f"sys/bus/pci/devices/{address}/reset_method", f"{text}\n")
-    warning = reset_warning(read_group(7, root=host.root))
-    assert warning.removeprefix("group 7: ").startswith(words)
-    assert bool(warning) == bool(words)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, False), (0x0E, False), (0x0F, True), (64, True)])

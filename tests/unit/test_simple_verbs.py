@@ -71,10 +71,11 @@ class TestImage:
 
 
 class TestInstall:
-    """`hawse install`: the file, and what is said of it."""
+    """`hawse install`: the engine's file, and what is said of it; hawse's own has all that it needs."""
 
     @pytest.fixture
-    def program(self, tmp_path: Path) -> str:
+    def program(self, hawse: Command, tmp_path: Path) -> str:
+        hawse.configure('[vm]\nconfine = "required"\naccel = "auto"\n')
         return make_program(f"{tmp_path}/program", "exit 0")
 
     def test_engine_is_told_and_untold(self, hawse: Command, tmp_path: Path, program: str) -> None:

@@ -16,7 +16,7 @@ from hawse.vfio import members, obstacles
 from hawse.vfio.devices import find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Bridge, check_free, check_viable, holders, read_group
-from hawse.vfio.obstacles import check_token, reset_warning
+from hawse.vfio.obstacles import check_token
 from tests.support.sysfs import FakeSysfs
 
 RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200
@@ -165,22 +165,6 @@ def test_a_group_without_endpoints(host: FakeSysfs, group: int, words: str) -> N
     host.function("0000:00:1d.0", group=8, class_code=0x060400)
     with pytest.raises(DeviceError, match=words):
         read_group(group, root=host.root)
-
-
-@pytest.mark.parametrize(
-    ("methods", "words"),
-    [
-        ("flr bus\n", ""),
-        ("bus\n", "group 5: a reset of the bus alone resets 0000:01:00.0: what one container leaves"),
-        ("\n", "group 5: nothing can reset 0000:01:00.0"),
-        (None, ""),
-    ],
-)
-def test_a_device_that_cannot_be_reset_alone_is_warned_of(host: FakeSysfs, methods: str | None, words: str) -> None:
-    if methods is not None:
-        host.write("sys/bus/pci/devices/0000:01:00.0/reset_method", methods)
-    warning = reset_warning(read_group(5, root=host.root))
-    assert warning.startswith(words) and bool(warning) == bool(words)
 
 
 @pytest.mark.parametrize(

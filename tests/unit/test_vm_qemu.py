@@ -35,9 +35,9 @@ def values(argv: list[str], name: str) -> list[str]:
 
 def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
     argv = render(shape(), ENDS)
-    assert values(argv, "-machine") == ["q35,kernel-irqchip=split,memory-backend=ram,vmport=off,hpet=off"], (
-        "only properties that this QEMU has"
-    )
+    assert values(argv, "-machine") == [
+        "q35,kernel-irqchip=split,memory-backend=ram,dump-guest-core=off,mem-merge=off,vmport=off,hpet=off"
+    ], "only properties that this QEMU has"
     assert "intel-iommu,intremap=on,caching-mode=on" in values(argv, "-device")
     assert "pcie-root-port,id=port0,multifunction=on" in values(argv, "-device")
     assert "-nodefaults" in argv

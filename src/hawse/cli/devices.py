@@ -8,6 +8,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hawse.container.options import accepted_risks
 from hawse.errors import UsageError
 from hawse.sandbox.state import Store
 from hawse.vfio import inventory, pci_ids
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings, *, root: str = "") -> int:
     """List them; ``root`` is another host."""
-    listings = inventory.read(root=root, holders=partial(holders, root=root))
+    listings = inventory.read(root=root, holders=partial(holders, root=root), accepted=accepted_risks(settings.config))
     functions = [entry.function for listing in listings for entry in listing.entries]
     names = pci_ids.names({(f.vendor, f.device) for f in functions}, root=root)
     sandbox_of = inventory.sandboxes(_monitors(settings.root), root=root)

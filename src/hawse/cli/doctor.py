@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hawse.config import Config
 from hawse.container.delete import delete
+from hawse.container.options import accepted_risks
 from hawse.doctor import host, machine
 from hawse.doctor.check import MISSING, Finding, is_ready
 from hawse.errors import HawseError
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace, settings: Settings, *, root: str = "", effects
 
 def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
     """All checks, in the order of what depends on what."""
+    accepted = accepted_risks(config)
     return [
         machine.state_directory(state),
         machine.qemu(config),
@@ -66,9 +68,9 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
         machine.sharing(config),
         machine.templates(config),
         host.iommu(root=root),
-        host.interrupts(root=root),
+        host.interrupts(accepted=accepted.unsafe_interrupts, root=root),
         host.vfio(root=root),
-        host.groups(root=root),
+        host.groups(accepted=accepted, root=root),
         host.locked_memory(*memlock.read()),
         host.hugepages(page_kib=KIB.get(config.vm.hugepages, 0), memory_mib=config.vm.memory_mib, root=root),
         machine.left_over(state)[0],

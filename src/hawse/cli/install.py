@@ -1,4 +1,4 @@
-"""`hawse install ENGINE`: an engine is told of hawse."""
+"""`hawse install ENGINE`: an engine is told of hawse, and hawse gets a configuration that refuses unsafe starts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from hawse.errors import HawseError, UsageError
-from hawse.install.edits import ENGINES, Wanted
+from hawse.config import DEFAULT_PATH, ImageFiles, Vm
+from hawse.errors import HawseError, HostError, UsageError
+from hawse.install import settings as own
+from hawse.install.edits import ENGINES, Engine, Wanted
 from hawse.install.files import read, write
+from hawse.vm import accel, image
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from hawse.cli.settings import Settings
 
-HELP = "have a container engine know hawse as one of its runtimes, or with --undo no longer"
+HELP = (
+    "have a container engine know hawse as one of its runtimes, or with --undo no longer. Where hawse has no "
+    "configuration yet, one is written that refuses to start QEMU without a jail, and guests without KVM"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +37,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", default="", help="the engine's configuration, where it is not at its usual place")
 
 
-def run(args: argparse.Namespace, _settings: Settings) -> int:
-    """Change the engine's configuration; a second time changes nothing."""
-    engine = ENGINES[args.engine]
+def run(
+    args: argparse.Namespace,
+    settings: Settings,
+    *,
+    engines: Mapping[str, Engine] = ENGINES,
+    probe: Callable[[], accel.Accel] | None = None,
+) -> int:
+    """Change the engine's configuration, and have hawse's own; a second time changes nothing. ``probe`` tries KVM."""
+    engine = engines[args.engine]
     path = args.file or engine.path
     wanted = Wanted(_name(args.name), _program(args.program))
     before = read(path)
@@ -40,17 +54,87 @@ def run(args: argparse.Namespace, _settings: Settings) -> int:
     except HawseError as error:
         error.message = f"{path}: {error.message}"
         raise
+    if args.undo:
+        _change(path, before, after, engine.advice, dry=args.dry_run)
+        others = [name for name, other in engines.items() if other is not engine and _knows(other, wanted)]
+        _forget(settings.config_path or DEFAULT_PATH, others, dry=args.dry_run)
+    else:
+        # First, so that no engine runs hawse without it.
+        _configure(settings, probe or _probe, dry=args.dry_run)
+        _change(path, before, after, engine.advice, dry=args.dry_run)
+    return 0
+
+
+def _change(path: str, before: str, after: str, advice: str = "", *, dry: bool) -> None:
+    """Have a file with another text, or show the difference."""
     if after == before:
         print(f"{path}: nothing to change")
-    elif args.dry_run:
+    elif dry:
         lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), path, path)
         sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
     else:
         write(path, after)
         print(f"{path}: {'written' if after else 'removed'}")
-        if engine.advice:
-            print(engine.advice)
-    return 0
+        if advice:
+            print(advice)
+
+
+def _configure(settings: Settings, probe: Callable[[], accel.Accel], *, dry: bool) -> None:
+    """Have a configuration of hawse's: one that is there stays as it is, and what it lacks is said."""
+    path = settings.config_path or DEFAULT_PATH
+    if os.path.lexists(path):
+        for note in own.notes(read(path)):
+            print(f"{path}: {note}")
+        return
+    kvm = True
+    try:
+        found = probe()
+    except HawseError as error:
+        settings.log.warning(
+            f'it could not be tried whether KVM works here, and vm.accel = "kvm" in {path} refuses to start guests '
+            f"where it does not: {error.sentence()}"
+        )
+    else:
+        kvm = found.name == "kvm"
+        if not kvm:
+            settings.log.warning(
+                f"guests are not isolated on this host: KVM does not work ({found.reason}), and QEMU does not consider "
+                f'its TCG a security boundary [where KVM works, set vm.accel = "kvm" in {path}]'
+            )
+    _change(path, "", own.text(kvm=kvm), dry=dry)
+
+
+def _probe() -> accel.Accel:
+    """Whether KVM works, with the default configuration. Raises :class:`HostError` where that cannot be tried."""
+    kernel = ""  # without a device no guest is tried
+    try:
+        if os.path.exists("/dev/kvm"):
+            kernel = image.locate(cache=ImageFiles().cache).kernel
+        return accel.choose("auto", qemu=Vm().qemu, kernel=kernel, directory=ImageFiles().cache)
+    except OSError as error:
+        raise HostError(f"{error.filename}: {error.strerror}", hint="`hawse doctor` says what is missing") from None
+
+
+def _forget(path: str, others: list[str], *, dry: bool) -> None:
+    """Remove hawse's configuration where it is as it was written, and no other engine relies on it."""
+    found = read(path)
+    if not own.is_ours(found):
+        return
+    if not own.is_unchanged(found):
+        print(f"{path}: kept, it is not as `hawse install` wrote it")
+    elif others:
+        print(f"{path}: kept for {', '.join(others)}")
+    else:
+        _change(path, found, "", dry=dry)
+
+
+def _knows(engine: Engine, wanted: Wanted) -> bool:
+    """Whether an engine's file, at its usual place, has the runtime; one that cannot be read may have it."""
+    try:
+        text = read(engine.path)
+        return engine.remove(text, wanted) != text
+    except HawseError:
+        return True
 
 
 def _name(name: str) -> str:

@@ -20,7 +20,7 @@ class Settings:
         self.log = log
         self.debug = debug
         self.systemd_cgroup = systemd_cgroup
-        self._config_path = config_path
+        self.config_path = config_path
         self._config: Config | None = None
 
     @property
@@ -29,7 +29,7 @@ class Settings:
         if self._config is None:
             from hawse.config import load_config
 
-            self._config = load_config(self._config_path)
+            self._config = load_config(self.config_path)
         return self._config
 
     def store(self, name: str) -> Store:

@@ -24,7 +24,7 @@ from hawse.container.devices import (
     shape,
     to_bind,
 )
-from hawse.container.options import DeviceOptions, device_options
+from hawse.container.options import DeviceOptions, accepted_risks, device_options
 from hawse.container.plan import ask_qemu
 from hawse.errors import HawseError, StateError
 from hawse.sandbox.bound import give_back, take
@@ -102,7 +102,7 @@ def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Grou
         if group.number in have:
             raise StateError(f"group {group.number} is attached to {store.name} already")
         if isinstance(group, HostGroup):
-            obstacles.check(group)
+            obstacles.check(group, accepted=accepted_risks(config))
     # Its annotations were allowed when it was made.
     asked = {name: text for name, text in (state.get("annotations") or {}).items() if name != ANNOTATION}
     return groups, device_options(config, asked, allowed=ANNOTATIONS)

@@ -9,7 +9,7 @@ from typing import Any
 from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
-from hawse.vfio import memlock, obstacles, sysfs
+from hawse.vfio import memlock, obstacles, resets, sysfs
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
@@ -93,13 +93,13 @@ def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "
     """
     hosts = [group for group in groups if isinstance(group, HostGroup)]
     for group in hosts:
-        obstacles.check(group, root=root)
+        obstacles.check(group, accepted=options.accepted, root=root)
         obstacles.check_token(group, options.vf_token)
         if to_bind([group], options):
             continue  # what can be wrong with that is looked at when it is bound
         check_viable(group)
         check_free(group, root=root)
-    warnings = [obstacles.reset_warning(group) for group in hosts]
+    warnings = [resets.warning(group, root=root) for group in hosts]
     if hosts:
         warnings.append(memlock.warning(*memlock.read()))
     return [warning for warning in warnings if warning]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hawse.config import ANNOTATIONS, Config
 from hawse.errors import ConfigError
+from hawse.vfio.obstacles import NOTHING, Accepted
 
 PREFIX = "hawse."
 VF_TOKEN, KEEP_ADDRESSES, MANAGED = "hawse.vf-token", "hawse.keep-addresses", "hawse.managed"
@@ -22,7 +23,8 @@ MODES = (VFIO, GUEST_KERNEL)
 class DeviceOptions:
     """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
     that are given beside those of the spec. ``native``: they are left to the guest's own drivers. ``allow``: patterns
-    of what may be passed (:mod:`hawse.patterns`). The rest as in the configuration."""
+    of what may be passed (:mod:`hawse.patterns`). ``accepted``: risks of devices that are not refused. The rest as in
+    the configuration."""
 
     keep_addresses: bool = True
     managed: bool = False
@@ -33,6 +35,7 @@ class DeviceOptions:
     vf_token: str = ""
     devices: tuple[str, ...] = ()
     allow: tuple[str, ...] = ("*",)
+    accepted: Accepted = NOTHING
 
 
 def device_options(
@@ -73,7 +76,13 @@ def device_options(
         devices=tuple(name.strip() for name in annotations.get(DEVICES, "").split(",") if name.strip()),
         vf_token=token,
         allow=config.devices.allow,
+        accepted=accepted_risks(config),
     )
+
+
+def accepted_risks(config: Config) -> Accepted:
+    """The risks of devices that the configuration accepts."""
+    return Accepted(unsafe_interrupts=config.devices.unsafe_interrupts, unresettable=config.devices.unresettable)
 
 
 def _switch(annotations: Mapping[str, str], name: str, default: bool) -> bool:

@@ -320,8 +320,12 @@ def plan_machine(
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             can.require(model)
     acceleration = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=found.kernel, directory=config.image.cache)
-    if acceleration.fresh and acceleration.name == "tcg":
-        log.warning(f"guests run without KVM, some twenty times slower: {acceleration.reason}")
+    # Who configures tcg has been told by the documentation, as with vm.confine = "off".
+    if config.vm.accel == "auto" and acceleration.name == "tcg":
+        log.warning(
+            "guests run under QEMU's TCG, which QEMU does not consider a security boundary, since KVM cannot be used: "
+            f'{acceleration.reason} [set vm.accel = "kvm" to refuse that, or "tcg" to end this warning]'
+        )
     log.debug(f"acceleration: {acceleration.name} ({acceleration.reason})")
     share, program = config.vm.share, ""
     if share in ("auto", "virtiofs"):

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from hawse.vfio import interrupts as isolation
 from hawse.vfio import inventory, memlock, sysfs
+from hawse.vfio.obstacles import NOTHING, Accepted
 from hawse.vm import hugepages as pages
-
-#: Extended capability register of an Intel IOMMU, bit 3: it remaps interrupts (VT-d specification 4.1, 11.4.3).
-_INTERRUPT_REMAPPING = 1 << 3
-#: How the kernel's interrupt controllers are called where interrupts are remapped (Linux arch/x86/kernel/apic/
-#: io_apic.c, drivers/iommu/intel/irq_remapping.c, drivers/iommu/amd/iommu.c), and where those of an x86 are not.
-_REMAPPED, _NOT_REMAPPED = ("IR-", "vIR-"), "IO-APIC"
 
 
 def iommu(*, root: str = "") -> Finding:
@@ -28,34 +24,44 @@ def iommu(*, root: str = "") -> Finding:
     )  # fmt: skip
 
 
-def interrupts(*, root: str = "") -> Finding:
-    """Are they remapped? Without, VFIO refuses devices, or trusts them blindly."""
+def interrupts(*, accepted: bool = False, root: str = "") -> Finding:
+    """Are they remapped? Without, VFIO refuses devices, or hawse does; ``accepted``: the configuration accepts that."""
     name = "interrupt remapping"
-    for module in ("vfio_iommu_type1", "iommufd"):
-        if _read(f"{root}/sys/module/{module}/parameters/allow_unsafe_interrupts") == "Y":
-            return Finding(
-                name, WARNING, "VFIO is told to do without: a device may send any interrupt to this host",
-                f"clear allow_unsafe_interrupts of the module {module}",
-            )  # fmt: skip
     if not _count_groups(root):
         return Finding(name, OK, "of no matter without an IOMMU")
-    # Linux Documentation/ABI/testing/sysfs-kernel-irq
-    chips = {_read(f"{root}/sys/kernel/irq/{number}/chip_name") for number in _list(f"{root}/sys/kernel/irq")}
-    if any(chip.startswith(_REMAPPED) for chip in chips):
-        return Finding(name, OK, "on", needed="devices")
-    able = _able(root)
-    # One that cannot has the kernel leave it off for all of them (intel_prepare_irq_remapping()).
-    why = "" if all(able) else ", since not all of the IOMMUs can"
-    if _NOT_REMAPPED in chips or why:
+    state, module = isolation.remapped(root=root), isolation.unsafe_module(root=root)
+    if state:
+        unused = f"; allow_unsafe_interrupts of the module {module} has no effect" if module else ""
+        return Finding(name, OK, f"on{unused}", needed="devices")
+    able = isolation.capable(root=root)
+    why = ", since not all of the IOMMUs can" if not all(able) else ""
+    found = "this kernel does not tell" if state is None else f"off{why}"
+    turn_on = (
+        "turn it on in the firmware, with VT-d or AMD-Vi, and take intremap=off and nointremap from the kernel's "
+        "command line"
+    )
+    if module and accepted:
         return Finding(
-            name, MISSING, f"off{why}: VFIO refuses every device",
-            "turn it on in the firmware, with VT-d or AMD-Vi, and take intremap=off and nointremap from the kernel's "
-            "command line; or, where all containers are trusted, `modprobe vfio_iommu_type1 allow_unsafe_interrupts=1`",
+            name, WARNING, f"{found}, and devices.unsafe_interrupts is true: a device may raise any interrupt on this "
+            "host", turn_on,
+        )  # fmt: skip
+    if module:
+        return Finding(
+            name, MISSING, f"{found}, and the module {module} allows unsafe interrupts: hawse refuses every device",
+            f"{turn_on}, and `echo N > {isolation.parameter(module)}`; or, where all containers are trusted, "
+            "devices.unsafe_interrupts = true",
+            needed="devices",
+        )  # fmt: skip
+    if state is False:
+        return Finding(
+            name, MISSING, f"{found}: VFIO refuses every device",
+            f"{turn_on}; or, where all containers are trusted, `modprobe vfio_iommu_type1 allow_unsafe_interrupts=1` "
+            "and devices.unsafe_interrupts = true",
             needed="devices",
         )  # fmt: skip
     if able:
         return Finding(name, OK, f"all {len(able)} IOMMUs can; whether it is on, this kernel does not tell")
-    return Finding(name, WARNING, "this kernel does not tell", "see `dmesg | grep -i remapping`")
+    return Finding(name, WARNING, found, "see `dmesg | grep -i remapping`")
 
 
 def vfio(*, root: str = "") -> Finding:
@@ -73,9 +79,9 @@ def vfio(*, root: str = "") -> Finding:
     return Finding("VFIO", OK, f"/dev/vfio/vfio and vfio-pci are there{extra}", needed="devices")
 
 
-def groups(*, root: str = "") -> Finding:
+def groups(*, accepted: Accepted = NOTHING, root: str = "") -> Finding:
     """How many could be passed now?"""
-    listings = [listing for listing in inventory.read(root=root) if listing.number is not None]
+    listings = [found for found in inventory.read(root=root, accepted=accepted) if found.number is not None]
     free = [str(listing.number) for listing in listings if not listing.refusal]
     if free:
         return Finding("groups", OK, f"{len(free)} of {len(listings)} can be passed now: {', '.join(free[:40])}")
@@ -120,18 +126,6 @@ def _count_groups(root: str) -> int:
     """How many there are, but for those that VFIO makes itself, without an IOMMU."""
     numbers = [int(name) for name in _list(f"{root}/sys/kernel/iommu_groups") if name.isdigit()]
     return len([number for number in numbers if not sysfs.lacks_iommu(number, root=root)])
-
-
-def _able(root: str) -> list[bool]:
-    """Of each IOMMU of Intel's, whether it can remap interrupts."""
-    found = []
-    for unit in _list(f"{root}/sys/class/iommu"):
-        try:
-            register = int(_read(f"{root}/sys/class/iommu/{unit}/intel-iommu/ecap"), 16)
-        except ValueError:
-            continue
-        found.append(bool(register & _INTERRUPT_REMAPPING))
-    return found
 
 
 def _read(path: str) -> str:

@@ -8,7 +8,7 @@ import time
 
 from hawse.config import Config
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
-from hawse.errors import HawseError, HostError, UsageError
+from hawse.errors import HawseError, HostError, ImageError, UsageError
 from hawse.sandbox import sockets
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, Store
 from hawse.vfio import bindings
@@ -75,16 +75,20 @@ def acceleration(config: Config) -> Finding:
     try:
         kernel = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules).kernel
         chosen = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=kernel, directory=config.image.cache)
+    except ImageError as error:
+        return Finding("acceleration", WARNING, error.message, error.hint or "build it with `hawse image build`")
     except HawseError as error:
-        return Finding("acceleration", WARNING, error.message, error.hint or "set vm.accel to auto")
+        return _missing("acceleration", error, "run on a host whose KVM works")
     except OSError as error:
         found = f"it cannot be tried: {error.filename}: {error.strerror}"
         return Finding("acceleration", WARNING, found, "see to that file: check vm.qemu and image.kernel")
     if chosen.name == "kvm":
         return Finding("acceleration", OK, f"KVM ({chosen.reason})")
     return Finding(
-        "acceleration", WARNING, f"none, guests are some twenty times slower: {chosen.reason}",
-        "run on a machine whose KVM works",
+        "acceleration", WARNING,
+        "guests run under QEMU's TCG, which QEMU does not consider a security boundary, and some twenty times slower: "
+        f"{chosen.reason}",
+        'run on a host whose KVM works, and set vm.accel = "kvm", which refuses to start guests without it',
     )  # fmt: skip
 
 

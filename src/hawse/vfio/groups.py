@@ -211,12 +211,14 @@ def _read_function(address: str, root: str) -> Function:
 
 
 def _read_resets(address: str, root: str) -> tuple[str, ...] | None:
-    """``reset_method`` (Linux Documentation/ABI/testing/sysfs-bus-pci), since 5.15."""
+    """``reset_method``, since Linux 5.15; None where only ``reset`` says that there is one (Linux
+    Documentation/ABI/testing/sysfs-bus-pci). A function that has none has neither file (drivers/pci/pci.c,
+    pci_dev_reset_method_attr_is_visible(); drivers/pci/pci-sysfs.c, pci_dev_reset_attr_is_visible())."""
     try:
         with open(f"{root}/sys/bus/pci/devices/{address}/reset_method") as file:
             return tuple(file.read(256).split())
     except OSError:
-        return None
+        return None if os.path.exists(f"{root}/sys/bus/pci/devices/{address}/reset") else ()
 
 
 def _link_name(path: str) -> str:

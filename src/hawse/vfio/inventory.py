@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hawse.errors import DeviceError
 from hawse.vfio import groups, members, obstacles, sysfs
 from hawse.vfio.groups import Function, HostGroup
+from hawse.vfio.obstacles import NOTHING, Accepted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Listing:
 Holders = Callable[[int], list[tuple[int, str]]]
 
 
-def read(*, root: str = "", holders: Holders = groups.holders) -> list[Listing]:
+def read(*, root: str = "", holders: Holders = groups.holders, accepted: Accepted = NOTHING) -> list[Listing]:
     """All groups with an endpoint in the order of their numbers, then the endpoints without one.
 
     A function that goes while it is read, or that sysfs tells nonsense of, is left out. A group of mediated devices
@@ -56,7 +57,7 @@ def read(*, root: str = "", holders: Holders = groups.holders) -> list[Listing]:
                 listings.append(Listing(number, node, (), tuple(holders(number)), error.message, error.hint))
             continue  # bridges alone, or just gone
         users = tuple(holders(number))
-        refusal, remedy = verdict(group, users, root=root)
+        refusal, remedy = verdict(group, users, accepted=accepted, root=root)
         listings.append(Listing(number, node, _entries(group, root), users, refusal, remedy))
     alone = HostGroup(-1, tuple(_without_group(root)))
     if alone.functions:
@@ -67,10 +68,12 @@ def read(*, root: str = "", holders: Holders = groups.holders) -> list[Listing]:
     return listings
 
 
-def verdict(group: HostGroup, users: tuple[tuple[int, str], ...], *, root: str = "") -> tuple[str, str]:
+def verdict(
+    group: HostGroup, users: tuple[tuple[int, str], ...], *, accepted: Accepted = NOTHING, root: str = ""
+) -> tuple[str, str]:
     """Why a group cannot be passed now and what to do; ("", "") where it can."""
     try:
-        obstacles.check(group, root=root)
+        obstacles.check(group, accepted=accepted, root=root)
     except DeviceError as error:
         return error.message, error.hint
     for function in group.functions:

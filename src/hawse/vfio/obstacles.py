@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hawse.errors import DeviceError
-from hawse.vfio import groups, sysfs
+from hawse.vfio import groups, interrupts, resets, sysfs
 from hawse.vfio.groups import HostGroup
 
 
-def check(group: HostGroup, *, root: str = "") -> None:
-    """Raise :class:`DeviceError` for what binding its functions does not mend."""
+@dataclass(frozen=True)
+class Accepted:
+    """The risks that an administrator accepts: ``devices.unsafe_interrupts`` and ``devices.unresettable``."""
+
+    unsafe_interrupts: bool = False
+    unresettable: bool = False
+
+
+NOTHING = Accepted()
+
+
+def check(group: HostGroup, *, accepted: Accepted = NOTHING, root: str = "") -> None:
+    """Raise :class:`DeviceError` for an obstacle that remains when the group's functions are bound to vfio-pci."""
     addresses = ", ".join(function.address for function in group.functions)
     if sysfs.lacks_iommu(group.number, root=root):
         raise DeviceError(
@@ -22,6 +35,8 @@ def check(group: HostGroup, *, root: str = "") -> None:
             hint="look for a setting of the firmware for shared memory (RMRR) or for DMA protection before boot",
         )
     groups.check_bridges(group)
+    interrupts.check(group, accepted=accepted.unsafe_interrupts, root=root)
+    resets.check(group, accepted=accepted.unresettable, root=root)
 
 
 def check_token(group: HostGroup, token: str) -> None:
@@ -38,19 +53,6 @@ def check_token(group: HostGroup, token: str) -> None:
                 hint="give the UUID that the PF's program has set in the annotation hawse.vf-token, which "
                 "devices.annotations in the configuration has to list",
             )
-
-
-def reset_warning(group: HostGroup) -> str:
-    """What to tell of a function that only a reset of its whole bus can reset; "" when there is nothing to tell.
-
-    Functions of that bus in other groups would be reset too, so the kernel does it only where all of them are in the
-    same hands (Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_dev_set_hot_reset()).
-    """
-    weak = [f.address for f in group.functions if f.resets is not None and not set(f.resets) - {"bus", "cxl_bus"}]
-    if not weak:
-        return ""
-    how = "nothing can reset" if any(f.resets == () for f in group.functions) else "a reset of the bus alone resets"
-    return f"group {group.number}: {how} {', '.join(weak)}: what one container leaves in it the next may find"
 
 
 def _direct_regions(number: int, root: str) -> list[str]:

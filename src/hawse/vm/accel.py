@@ -50,7 +50,11 @@ def choose(
         return Accel("tcg", "configured")
     found = _probe_once(qemu, kernel, directory, device, seconds)
     if requested == "kvm" and found.name != "kvm":
-        raise HostError(f"KVM is configured and does not work here: {found.reason}", hint="set vm.accel to auto")
+        raise HostError(
+            f'KVM cannot be used, as vm.accel = "kvm" requires: {found.reason}',
+            hint='run on a host whose KVM works; with vm.accel = "auto" guests run under QEMU\'s TCG, which QEMU does '
+            "not consider a security boundary",
+        )
     return found
 
 

@@ -81,7 +81,9 @@ _OFF = {"usb": "off", "vmport": "off", "smbus": "off", "sata": "off", "i8042": "
 
 def render(shape: VmShape, ends: Ends) -> list[str]:
     """The argument vector."""
-    machine = {"kernel-irqchip": "split", "memory-backend": "ram"}
+    # The guest's memory is in no core file of QEMU's, and is not merged with that of other guests, which could find out
+    # its content by that (QEMU qemu-options.hx, -machine; CVE-2015-2877).
+    machine = {"kernel-irqchip": "split", "memory-backend": "ram", "dump-guest-core": "off", "mem-merge": "off"}
     machine |= {name: value for name, value in _OFF.items() if name in shape.machine_properties}
     # A file of RAM that is shared: virtiofsd maps it too, and migration leaves it alone (x-ignore-shared; since QEMU
     # 8.0 only where the memory has a name, migration/ram.c, migrate_ram_is_ignored()).

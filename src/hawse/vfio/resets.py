@@ -1,0 +1,78 @@
+"""What resets a group's functions between two containers, as far as sysfs shows it.
+
+VFIO resets a function when it is opened and when it is closed. Where the function has no reset, VFIO resets its whole
+bus, if a bridge is above the bus and all functions on it are on VFIO drivers (Linux drivers/vfio/pci/vfio_pci_core.c,
+vfio_pci_core_disable(), vfio_pci_dev_set_resettable()).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from hawse.errors import DeviceError
+from hawse.vfio.groups import Function, HostGroup
+
+#: Reset methods that reset other functions of the bus, too (Linux drivers/pci/pci.c, pci_reset_fn_methods).
+_BUS = {"bus", "cxl_bus"}
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+def check(group: HostGroup, *, accepted: bool, root: str = "") -> None:
+    """Raise :class:`DeviceError` for a group with a function that nothing resets; ``accepted``: an administrator
+    accepts that."""
+    stuck = [] if accepted else _unresettable(group, root)
+    if stuck:
+        raise DeviceError(
+            f"group {group.number} cannot be passed: nothing can reset {', '.join(stuck)}: what one container leaves "
+            "in it the next may find",
+            hint="look at reset_method of the function in sysfs; or, where all users of the device trust each other, "
+            "set devices.unresettable = true",
+        )
+
+
+def warning(group: HostGroup, *, root: str = "") -> str:
+    """A warning about functions without a reset of their own; "" where all have one.
+
+    Functions of the same bus in other groups would be reset too, so the kernel does it only where all of them are in
+    the same hands (Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_dev_set_hot_reset()).
+    """
+    if stuck := _unresettable(group, root):
+        how = f"nothing can reset {', '.join(stuck)}"
+    elif weak := [function.address for function in _weak(group)]:
+        how = f"a reset of the bus alone resets {', '.join(weak)}"
+    else:
+        return ""
+    return f"group {group.number}: {how}: what one container leaves in it the next may find"
+
+
+def _weak(group: HostGroup) -> list[Function]:
+    return [f for f in group.functions if f.resets is not None and not set(f.resets) - _BUS]
+
+
+def _unresettable(group: HostGroup, root: str) -> list[str]:
+    ours = {function.address for function in group.functions}
+    return [function.address for function in _weak(group) if not _reset_by_bus(function, ours, root)]
+
+
+def _reset_by_bus(function: Function, ours: set[str], root: str) -> bool:
+    """Whether a reset of its bus is possible and reaches only functions of its group.
+
+    The methods of a function that is alone on its bus say so. Those of one of several do not: the kernel determines
+    them when it adds the function, so the first one of a bus has the method "bus", which fails later, and the others
+    have not (drivers/pci/probe.c, pci_device_add(); drivers/pci/pci.c, pci_parent_bus_reset()).
+    """
+    bus = function.address.rpartition(":")[0]
+    devices = f"{root}/sys/bus/pci/devices"
+    others = {name for name in _list(devices) if name.rpartition(":")[0] == bus} - {function.address}
+    if not others:
+        return bool(_BUS & set(function.resets or ()))
+    above = os.path.basename(os.path.dirname(os.path.realpath(f"{devices}/{function.address}")))
+    return others <= ours and _ADDRESS.fullmatch(above) is not None
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

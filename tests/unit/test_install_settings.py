@@ -1,0 +1,180 @@
+"""`hawse install` leaves a configuration of hawse's that refuses unsafe starts, and an undo removes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hawse.cli import install
+from hawse.cli.log import Log
+from hawse.cli.settings import Settings
+from hawse.config import load_config
+from hawse.errors import ImageError
+from hawse.install import settings
+from hawse.install.edits import ENGINES
+from hawse.vm.accel import Accel
+from tests.support.ready import make_program
+
+WORKS, FAILS = Accel("kvm", "a guest kernel ran"), Accel("tcg", "/dev/kvm: No such file or directory")
+
+
+class Host:
+    """A host with two engines below a directory; ``kvm`` is the result of a probe."""
+
+    def __init__(self, directory: Path) -> None:
+        self.own = directory / "etc" / "config.toml"
+        self.kvm: Accel | ImageError = WORKS
+        self.engines = {
+            name: replace(ENGINES[name], path=str(directory / name), advice="") for name in ("docker", "podman")
+        }
+        self._program = make_program(f"{directory}/hawse", "exit 0")
+
+    def __call__(self, engine: str, *, undo: bool = False, dry_run: bool = False) -> None:
+        """Run the verb."""
+
+        def probe() -> Accel:
+            if isinstance(self.kvm, ImageError):
+                raise self.kvm
+            return self.kvm
+
+        args = SimpleNamespace(engine=engine, undo=undo, dry_run=dry_run, name="hawse", program=self._program, file="")
+        made = Settings(root=None, log=Log(), config_path=str(self.own), debug=False)
+        assert install.run(args, made, engines=self.engines, probe=probe) == 0  # type: ignore[arg-type]
+
+    def engine(self, name: str) -> Path:
+        """The engine's file."""
+        return Path(self.engines[name].path)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.mark.parametrize("kvm", [False, True])
+def test_what_is_written_is_a_configuration(tmp_path: Path, kvm: bool) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(settings.text(kvm=kvm))
+    vm = load_config(str(path)).vm
+    assert (vm.confine, vm.accel) == ("required", "kvm" if kvm else "auto")
+    assert settings.is_unchanged(path.read_text())
+    assert settings.notes(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("kvm", "accel", "warning"),
+    [
+        (WORKS, "kvm", ""),
+        (
+            FAILS,
+            "auto",
+            "hawse: warning: guests are not isolated on this host: KVM does not work (/dev/kvm: No such file",
+        ),
+        (
+            ImageError("no image", hint="build it"),
+            "kvm",
+            "hawse: warning: it could not be tried whether KVM works here",
+        ),
+    ],
+)
+def test_a_host_without_a_configuration_gets_one(
+    host: Host, capsys: pytest.CaptureFixture[str], kvm: Accel | ImageError, accel: str, warning: str
+) -> None:
+    host.kvm = kvm
+    host("docker")
+    vm = load_config(str(host.own)).vm
+    assert (vm.confine, vm.accel) == ("required", accel)
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"{host.own}: written", f"{host.engine('docker')}: written"]
+    assert said.err.startswith(warning)
+    assert bool(said.err) == bool(warning)
+    host("docker")
+    assert capsys.readouterr() == (f"{host.engine('docker')}: nothing to change\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "lacking"),
+    [
+        ("", ["confine", "accel"]),
+        ("# mine\n[vm]\ncpus = 1\n", ["confine", "accel"]),
+        ('[vm]\nconfine = "off"\n', ["accel"]),
+        ('[vm]\naccel = "tcg"\n', ["confine"]),
+    ],
+)
+def test_a_configuration_of_the_administrator_stays_and_what_it_lacks_is_noted(
+    host: Host, capsys: pytest.CaptureFixture[str], text: str, lacking: list[str]
+) -> None:
+    host.own.parent.mkdir()
+    host.own.write_text(text)
+    host("docker")
+    assert host.own.read_text() == text
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" is not set; set it to ")[0] for line in lines[:-1]] == [
+        f"{host.own}: vm.{key}" for key in lacking
+    ]
+
+
+def test_a_configuration_that_cannot_be_read_is_said(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.own.parent.mkdir()
+    host.own.write_text("[vm")
+    host("docker")
+    assert capsys.readouterr().out.startswith(f"{host.own}: not TOML, hawse cannot read it: ")
+
+
+def test_a_dry_run_shows_both_files_and_writes_none(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host("podman", dry_run=True)
+    shown = capsys.readouterr().out
+    assert '+accel = "kvm" ' in shown
+    assert "+[engine.runtimes]" in shown
+    assert not host.own.exists() and not host.engine("podman").exists()
+
+
+def keep(_host: Host) -> None:
+    """Nothing happens in between."""
+
+
+def edit(host: Host) -> None:
+    host.own.write_text(host.own.read_text() + "cpus = 1\n")
+
+
+def install_other(host: Host) -> None:
+    host("podman")
+
+
+def break_other(host: Host) -> None:
+    host.engine("podman").write_text("[")
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (keep, "removed"),
+        (edit, "kept, it is not as `hawse install` wrote it"),
+        (install_other, "kept for podman"),
+        (break_other, "kept for podman"),
+    ],
+)
+def test_an_undo_removes_what_is_unchanged_and_of_no_use_to_another_engine(
+    host: Host, capsys: pytest.CaptureFixture[str], then: Callable[[Host], None], said: str
+) -> None:
+    host("docker")
+    then(host)
+    capsys.readouterr()
+    host("docker", undo=True, dry_run=True)
+    assert host.own.exists() and host.engine("docker").exists()
+    capsys.readouterr()
+    host("docker", undo=True)
+    assert capsys.readouterr().out.splitlines() == [f"{host.engine('docker')}: removed", f"{host.own}: {said}"]
+    assert host.own.exists() is (said != "removed")
+
+
+def test_an_undo_leaves_an_administrators_configuration(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.own.parent.mkdir()
+    host.own.write_text("[vm]\n")
+    host("docker", undo=True)
+    assert capsys.readouterr().out == f"{host.engine('docker')}: nothing to change\n"
+    assert host.own.exists()
