@@ -87,7 +87,8 @@ def test_host_where_no_cgroup_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(f"1 2 0:1 / {tmp_path}/none rw - cgroup cgroup rw,cpu\n")
     made = HostCgroup(CgroupPlan(path="/x"), str(tmp_path))
     assert made.make(mountinfo=str(tmp_path / "mountinfo")) == [
-        f"the host's cgroups cannot be used, and engines find no statistics: {tmp_path}/none/x: "
+        "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there: "
+        f"{tmp_path}/none/x: "
         "No such file or directory"
     ]
     assert made.make(mountinfo=str(tmp_path / "mountinfo")) == [], "only the first attempt warns"

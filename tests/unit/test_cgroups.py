@@ -257,7 +257,10 @@ def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
     made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))
     shares, missing = made.make(mountinfo=str(tmp_path / "mountinfo"))
     assert shares.startswith("linux.resources.cpu.shares: '5' is not set in the host's cgroup")
-    assert missing == "the host's cgroups cannot be used, and engines find no statistics: none is mounted"
+    assert missing == (
+        "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there: "
+        "none is mounted"
+    )
     made.add(os.getpid())
     assert release(str(tmp_path)) == []
 

@@ -167,7 +167,8 @@ def test_where_no_cgroup_can_be_had_a_container_runs_all_the_same(runtime: Runti
         assert subprocess.run(argv, stdin=null, stdout=null, stderr=errors, check=False).returncode == 0
         errors.seek(0)
         assert errors.read() == (
-            "hawse: warning: the host's cgroups cannot be used, and engines find no statistics: none is mounted\n"
+            "hawse: warning: the host's cgroups cannot be used: engines find no statistics, and the sandbox has no "
+            "limits there: none is mounted\n"
         )
     assert runtime("start", "c1").code == 0
     assert runtime("delete", "--force", "c1").code == 0

@@ -31,6 +31,11 @@ class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
     quota: int = 0
     period: int = 0
 
+    @property
+    def asked_for(self) -> HostLimits:
+        """Those that the container asks for, without hawse's own."""
+        return HostLimits(shares=self.shares, cpus=self.cpus, mems=self.mems)
+
 
 class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A path below each hierarchy's root, "" for none. ``unit`` is systemd's name of it, in ``slice``, "" where the

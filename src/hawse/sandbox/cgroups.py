@@ -86,11 +86,11 @@ class HostCgroup:
                 _make(path, hierarchy)
             except OSError as error:
                 missing.append(f"{path}: {error.strerror}")
-        warnings = self.limit(self._plan.limits)
         if len(missing) == len(wanted):
             reason = missing[0] if missing else "none is mounted"
-            return [*warnings, f"the host's cgroups cannot be used, and engines find no statistics: {reason}"]
-        return [*warnings, *(f"no cgroup at {text}" for text in missing)]
+            none = "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there"
+            return [*self.limit(self._plan.limits.asked_for), f"{none}: {reason}"]
+        return [*self.limit(self._plan.limits), *(f"no cgroup at {text}" for text in missing)]
 
     def limit(self, limits: HostLimits) -> list[str]:
         """Set the limits of the host's cgroup. Returns warnings for limits that cannot be set.
