@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vm
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-ROW = re.compile(r"\| (?P<process>[\w' ,]+) \| (?P<cells>`[^\n]*`) \|")
+ROW = re.compile(r"^\| (?P<process>[\w ]+) \| (?P<cells>(?:`[^`]*`(?: \| )?){6}) \|$", re.M)
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -9,12 +9,11 @@ from hawse.linux import capabilities, processes
 
 #: The capabilities that the monitor keeps, for what comes after the creation: SYS_ADMIN and SYS_CHROOT to enter network
 #: namespaces and to mount the files of containers that join; NET_ADMIN for taps and redirects; CHOWN and MKNOD for
-#: nodes in QEMU's jail, and SYS_RESOURCE for its limits; SYS_PTRACE for the namespaces and descriptors of proxies; KILL
-#: for QEMU, which is another user; SYS_MODULE for drivers that a joining container's devices are bound to;
-#: DAC_OVERRIDE for files below directories of other users.
+#: nodes in QEMU's jail; SYS_PTRACE for the namespaces and descriptors of proxies; KILL for QEMU, which is another user;
+#: SYS_MODULE for drivers that a joining container's devices are bound to; DAC_OVERRIDE for files below directories of
+#: other users.
 KEPT = (
     "CHOWN", "DAC_OVERRIDE", "KILL", "MKNOD", "NET_ADMIN", "SYS_ADMIN", "SYS_CHROOT", "SYS_MODULE", "SYS_PTRACE",
-    "SYS_RESOURCE",
 )  # fmt: skip
 
 
