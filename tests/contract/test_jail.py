@@ -18,7 +18,9 @@ from hawse.errors import DeviceError, HostError
 from hawse.jail import process
 from hawse.jail.root import Root
 from hawse.linux import mounts
+from hawse.linux.capabilities import keep_only
 from hawse.linux.processes import ChildrenApart
+from hawse.sandbox.privileges import KEPT
 from tests.support.sysfs import FakeSysfs
 
 USER = 1879048200
@@ -222,6 +224,7 @@ def test_nodes_come_with_a_device_and_go_with_the_last_of_its_group(jail: Path) 
     def monitor() -> Any:
         mounts.unshare(mounts.SLAVE)
         root = root_of(jail, host)
+        keep_only(KEPT)  # as the monitor that plugs devices later
 
         def nodes() -> list[Any]:
             found = []

@@ -125,8 +125,9 @@ class Root:
             with suppress(FileExistsError):
                 os.mkdir(parent, 0o755, dir_fd=self._dev)
         os.mknod(path, stat.S_IFCHR | mode, os.makedev(*numbers), dir_fd=self._dev)
+        # Before it is somebody else's, since that would need CAP_FOWNER; after mknod(2), which applies the umask.
+        os.chmod(path, mode, dir_fd=self._dev)
         os.chown(path, owner, owner, dir_fd=self._dev, follow_symlinks=False)
-        os.chmod(path, mode, dir_fd=self._dev)  # whatever the umask is
 
 
 def _parents(path: str) -> list[str]:
