@@ -43,9 +43,13 @@ class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Machines saved after their boot, which later sandboxes are restored from; kept in the image's cache."""
+    """Machines saved after their boot, which later sandboxes are restored from; kept in the image's cache.
+
+    ``max_age_hours``: an older template is replaced, 0 for no limit. Sandboxes of one template share kernel addresses.
+    """
 
     enabled: bool = True
+    max_age_hours: int = 24
 
 
 class Timelines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,6 +159,8 @@ def load_config(path: str | None) -> Config:
                 f"configuration {name}: devices.allow: {pattern!r} is no pattern",
                 hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", or "driver:NAME"',
             )
+    if config.template.max_age_hours < 0:
+        raise ConfigError(f"configuration {name}: template.max_age_hours must be 0 or more")
     if not user_ids(config.vm.users):
         raise ConfigError(
             f"configuration {name}: vm.users: {config.vm.users!r} is no range of user ids",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,19 @@ class TestTemplate:
         assert found is not None
         assert (found.usable, found.cache) == (True, host.cache)
         assert os.stat(f"{directory}/checked").st_mtime > 1
+        assert host.said.warnings == []
+
+    @pytest.mark.parametrize(
+        ("age", "limit", "usable"), [(23, 24, True), (25, 24, False), (-1, 24, False), (25, 0, True), (25, 26, True)]
+    )
+    def test_one_that_is_too_old_is_replaced(self, host: Planner, age: int, limit: int, usable: bool) -> None:
+        """Sandboxes of one template share kernel addresses. A template of the future has an unknown age."""
+        manifest = Path(self.make(host), "manifest.json")
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(content | {"created": time.time() - age * 3600}))
+        found = host.sandbox(host.config(more=f"[template]\nmax_age_hours = {limit}")).machine.template
+        assert found is not None
+        assert found.usable is usable
         assert host.said.warnings == []
 
     def test_damaged_one_is_made_again(self, host: Planner) -> None:

@@ -355,11 +355,12 @@ def plan_machine(
     )
     if not config.template.enabled:
         return machine
-    return msgspec.structs.replace(machine, template=_template(machine, config.image.cache, can.version, log))
+    return msgspec.structs.replace(machine, template=_template(machine, config, can.version, log))
 
 
-def _template(machine: plan.MachinePlan, cache: str, version: str, log: Log) -> plan.Template | None:
-    """The machine's template, whether it is there, and None where templates must not be used here."""
+def _template(machine: plan.MachinePlan, config: Config, version: str, log: Log) -> plan.Template | None:
+    """The machine's template, whether it is usable, and None where templates must not be used here."""
+    cache, max_age = config.image.cache, config.template.max_age_hours * 3600
     digest = template.digest_of(plan.shape(machine), version=version)
     found = None
     try:
@@ -371,6 +372,9 @@ def _template(machine: plan.MachinePlan, cache: str, version: str, log: Log) -> 
         found = template.find(cache, digest)
     except HostError as error:
         log.warning(f"this start is a cold one: {error.sentence()}")
+    if found is not None and max_age and not 0 <= time.time() - found.created <= max_age:
+        log.debug(f"the template {digest[:12]} is older than template.max_age_hours: this start replaces it")
+        found = None
     if found is not None:
         template.touch(found)
     return plan.Template(cache=cache, digest=digest, usable=found is not None)

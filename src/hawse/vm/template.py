@@ -192,7 +192,7 @@ def _read(directory: str) -> Template:
             manifest = json.loads(file.read(memory.MIB))
         for name in ("memory", "state"):
             manifest["files"][name]["size"], manifest["files"][name]["digest"]
-        return Template(digest, directory, manifest["used"], manifest["created"], manifest["shape"])
+        return Template(digest, directory, manifest["used"], float(manifest["created"]), manifest["shape"])
     except (ValueError, KeyError, TypeError):
         raise HostError(f"the template {digest[:12]} is damaged: {directory}/manifest.json") from None
 
