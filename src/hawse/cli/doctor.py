@@ -66,6 +66,7 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
         machine.guest_image(config),
         machine.acceleration(config),
         machine.sharing(config),
+        machine.jail(config),
         machine.templates(config),
         host.iommu(root=root),
         host.interrupts(accepted=accepted.unsafe_interrupts, root=root),

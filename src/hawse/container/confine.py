@@ -33,13 +33,7 @@ def plan_jail(
     users = user_ids(config.vm.users)
     assert users is not None, "checked when it was read"
     try:
-        if share == "9p":
-            raise HostError(
-                "with 9p QEMU itself gives files their owners, as root", hint="install virtiofsd, or set vm.share"
-            )
-        if missing := missing_capabilities(status):
-            raise HostError(f"hawse lacks {', '.join(missing)}", hint="give its service these capabilities")
-        directory = tree.obtain(config.vm.qemu, cache=config.image.cache)
+        directory = jail_tree(config, share=share, status=status)
     except HostError as error:
         if config.vm.confine == "required":
             raise HostError(
@@ -50,6 +44,17 @@ def plan_jail(
         log.warning(f"QEMU is not confined: {error.sentence()}")
         return None
     return JailPlan(tree=directory, first_user=users[0], last_user=users[1], filters=filters)
+
+
+def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") -> str:
+    """The directory of QEMU's files. Raises :class:`HostError` saying why QEMU cannot be confined here."""
+    if share == "9p":
+        raise HostError(
+            "with 9p QEMU itself gives files their owners, as root", hint="install virtiofsd, or set vm.share"
+        )
+    if missing := missing_capabilities(status):
+        raise HostError(f"hawse lacks {', '.join(missing)}", hint="give its service these capabilities")
+    return tree.obtain(config.vm.qemu, cache=config.image.cache)
 
 
 def missing_capabilities(status: str) -> list[str]:

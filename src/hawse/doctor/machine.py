@@ -7,6 +7,7 @@ import os
 import time
 
 from hawse.config import Config
+from hawse.container.confine import jail_tree
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
 from hawse.sandbox import sockets
@@ -59,6 +60,21 @@ def sharing(config: Config) -> Finding:
     if program:
         return Finding("shared files", OK, f"virtiofs, by {program}")
     return Finding("shared files", WARNING, "9p, which is slower", "install the package virtiofsd")
+
+
+def jail(config: Config) -> Finding:
+    """Is QEMU confined?"""
+    if config.vm.confine == "off":
+        return Finding("jail", WARNING, "turned off: QEMU runs as root", 'set vm.confine = "required"')
+    share = "9p" if config.vm.share == "9p" or sharing(config).verdict != OK else "virtiofs"
+    try:
+        directory = jail_tree(config, share=share)
+    except HawseError as error:
+        if config.vm.confine == "required":
+            return _missing("jail", error, "see docs/security.md")
+        remedy = error.hint or "see docs/security.md"
+        return Finding("jail", WARNING, f"QEMU is not confined: {error.message}", remedy)
+    return Finding("jail", OK, f"QEMU has the files of {directory}, and a user id from {config.vm.users}")
 
 
 def guest_image(config: Config) -> Finding:
