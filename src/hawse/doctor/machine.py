@@ -94,7 +94,7 @@ def templates(config: Config) -> Finding:
         return Finding("templates", WARNING, "turned off: every start is a cold one", "template.enabled = true")
     directory = f"{config.image.cache}/templates"
     try:
-        template.is_ours(directory)
+        template.is_ours(config.image.cache)
     except HostError as error:
         remedy = f"remove {directory}: it is made anew, for the user that hawse runs as alone"
         return Finding("templates", WARNING, error.message, error.hint or remedy)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import hawse
-from hawse.errors import ImageError
+from hawse.errors import HostError, ImageError
 from hawse.vm import cache as answers
+from hawse.vm import trusted
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
@@ -71,13 +72,16 @@ def sources_digest(kernel: str, modules: str) -> str:
 
 
 def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
-    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do."""
+    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
+    where another user may write to it: whoever does runs in every guest."""
     pointer = current_path(cache, kernel, modules)
+    _check_directory(cache, "images")
     try:
         with open(pointer) as file:
             digest = file.read(65).strip()
     except FileNotFoundError:
         raise ImageError(f"there is no guest image in {cache}", hint=_BUILD) from None
+    _check_directory(cache, "images", digest)
     image = read(f"{cache}/images/{digest}")
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules):
         raise ImageError(
@@ -90,6 +94,7 @@ def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
 def read(directory: str) -> Image:
     """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one."""
     manifest = _manifest(directory)
+    trusted.check_file(f"{directory}/manifest.json")
     for name in FILES:
         _check(directory, name, manifest["files"][name])
     return Image(
@@ -116,6 +121,13 @@ def file_digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _check_directory(cache: str, *below: str) -> None:
+    try:
+        trusted.check(cache, *below)
+    except HostError as error:
+        raise HostError(f"the guest image is not used: {error.message}", hint=error.hint) from None
+
+
 def _manifest(directory: str) -> dict[str, Any]:
     try:
         with open(f"{directory}/manifest.json", "rb") as file:
@@ -133,6 +145,7 @@ def _manifest(directory: str) -> dict[str, Any]:
 def _check(directory: str, name: str, expected: dict[str, Any]) -> None:
     path = f"{directory}/{name}"
     try:
+        trusted.check_file(path)
         status = os.stat(path)
     except OSError as error:
         raise ImageError(f"the guest image is damaged: {path}: {error.strerror}", hint=_BUILD) from None
