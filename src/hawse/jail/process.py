@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from hawse.jail import seccomp
 from hawse.linux import mounts
 from hawse.linux.mounts import check
+from hawse.linux.processes import drop_bounding, leave_namespaces, renounce_privileges
 
-_CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
-_CLONE_NEWIPC, _CLONE_NEWNET = 0x8000000, 0x40000000
-_PR_SET_PDEATHSIG, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
+_PR_SET_PDEATHSIG = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _SIGKILL = 9
 #: Of what is below /proc a process is shown itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
@@ -48,14 +47,14 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
     a descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
     """
     steps: list[tuple[str, Callable[[], object]]] = [
-        ("make namespaces", _leave),
+        ("make namespaces", leave_namespaces),
         ("make the mounts private", lambda: mounts.mount("none", "/", "", mounts.REC | mounts.PRIVATE)),
         ("change the root directory", lambda: mounts.change_root(root)),
         ("mount /proc", lambda: mounts.mount("proc", "/proc", "proc", _SAFE, _PROC)),
         ("set limits", lambda: _limit(limits)),
-        ("drop capabilities", _drop_bounding),
+        ("drop capabilities", drop_bounding),
         ("change the user", lambda: _become(user)),
-        ("give up new privileges", _renounce),
+        ("give up new privileges", renounce_privileges),
         ("die with the monitor", lambda: die_with(parent)),
         ("filter system calls", seccomp.install),
     ]
@@ -64,11 +63,6 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
             step()
         except OSError as error:
             raise Failure(error.errno, f"cannot {name}: {error.strerror}") from None
-
-
-def _leave() -> None:
-    flags = _CLONE_NEWNS | _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET
-    check(_libc.unshare(flags), "")
 
 
 def _limit(limits: Limits) -> None:
@@ -80,14 +74,6 @@ def _limit(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
-def _drop_bounding() -> None:
-    """Until the kernel knows no further one: an unknown capability is EINVAL (capabilities(7))."""
-    for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
-            return
-        check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "")
-
-
 def _become(user: int) -> None:
     """With the last user id of 0 the effective, permitted and ambient capabilities go (capabilities(7)); inheritable
     ones do not."""
@@ -96,10 +82,6 @@ def _become(user: int) -> None:
     os.setresuid(user, user, user)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "")
-
-
-def _renounce() -> None:
-    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
 
 
 def die_with(parent: int) -> None:

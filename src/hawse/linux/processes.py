@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
-_PR_SET_PDEATHSIG = 1
+_CLONE_NEWCGROUP, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x2000000, 0x4000000, 0x8000000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
 _SIGKILL = 9
 _SYS_PIDFD_GETFD = 438
 #: Since Linux 6.5 (include/uapi/asm-generic/socket.h); Python has no name for it yet.
@@ -46,6 +47,27 @@ class ChildrenApart:
             check(_libc.setns(self._own, _CLONE_NEWPID), "setns")
         finally:
             os.close(self._own)
+
+
+def drop_bounding() -> None:
+    """Drop every capability from the bounding set: a program that is executed then has none, also as root
+    (capabilities(7)). Raises OSError."""
+    for capability in range(64):
+        if _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
+            return  # the kernel knows no further one
+        check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "")
+
+
+def renounce_privileges() -> None:
+    """Have no program that is executed from here on give more rights than this process has (prctl(2),
+    PR_SET_NO_NEW_PRIVS). Raises OSError."""
+    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
+
+
+def leave_namespaces() -> None:
+    """Have private mount, cgroup, UTS, IPC and network namespaces. Raises OSError."""
+    flags = _CLONE_NEWNS | _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET
+    check(_libc.unshare(flags), "unshare")
 
 
 def die_with_parent() -> None:
