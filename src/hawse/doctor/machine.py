@@ -7,6 +7,7 @@ import os
 import time
 
 from hawse.config import Config
+from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, UsageError
 from hawse.sandbox import sockets
@@ -62,11 +63,14 @@ def sharing(config: Config) -> Finding:
 
 
 def guest_image(config: Config) -> Finding:
-    """Is it built, and of these sources?"""
+    """Is it built, of these sources, and with the updates of its packages?"""
     try:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     except HawseError as error:
         return _missing("guest image", error, "build it with `hawse image build`")
+    if reason := updates.outdated(config.image, found):
+        words = f"{os.path.dirname(found.initrd)}: {reason}"
+        return Finding("guest image", WARNING, words, updates.REMEDY, needed="containers")
     return Finding("guest image", OK, os.path.dirname(found.initrd), needed="containers")
 
 

@@ -115,6 +115,17 @@ def current_path(cache: str, kernel: str = "", modules: str = "") -> str:
     return f"{cache}/images/current-{own}"
 
 
+def confirmed(cache: str, kernel: str = "", modules: str = "") -> float:
+    """When `hawse image build` last made the image in use, or found that the packages are still the same: seconds since
+    1970. Raises OSError where there is none."""
+    return os.stat(current_path(cache, kernel, modules)).st_mtime
+
+
+def packages(found: Image) -> dict[str, str]:
+    """The versions of the packages that the image was made of, by name. Raises :class:`ImageError`."""
+    return dict(_manifest(os.path.dirname(found.kernel)).get("packages", {}))
+
+
 def file_digest(path: str) -> str:
     """sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
