@@ -93,7 +93,7 @@ for act in (lambda: process.signal(9), lambda: process.open("root", "it has ende
     except StateError as error:
         print(error.message)
 print(process.wait(), process.pid)
-process.pid = spawn("sleep 1000")
+process.pid = spawn("exec sleep 1000")
 fd = process.open("ns/net", "it has ended")
 print(os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino)
 process.signal(15)

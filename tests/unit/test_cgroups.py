@@ -183,6 +183,16 @@ def test_cgroup_does_not_take_a_process_that_has_got_the_pid_of_an_ended_one(tmp
     assert (tmp_path / "cgroup.procs").read_text() == ""
 
 
+def test_scope_is_not_created_with_a_process_that_has_got_the_pid_of_an_ended_one(tmp_path: Path, mounted: str) -> None:
+    made = HostCgroup(plan_cgroup("x", "a.slice:b:c1", {}, systemd=True), str(tmp_path / "state"))
+
+    def enter(plan: CgroupPlan, pid: int) -> list[str]:
+        raise AssertionError(f"{pid} in {plan.unit}")
+
+    assert made.place(reused(), mountinfo=mounted, enter=enter) == []
+    assert not made.is_made
+
+
 def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text("30 25 0:26 / / rw - ext4 /dev/x rw\n")
     made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))

@@ -122,7 +122,7 @@ class HostCgroup:
         What to warn of. Raises as :meth:`make`.
         """
         warnings = []
-        if not self.is_made:
+        if not self.is_made and process.is_alive():
             # Here, since hot verbs load this module, and have no use for it.
             from hawse.sandbox.systemd import enter_scope
 
