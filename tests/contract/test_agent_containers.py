@@ -83,10 +83,16 @@ def test_a_container_joins_namespaces_of_another(agent: Agent, tmp_path: Path) -
     )  # fmt: skip
     [_, second] = agent.crun_calls("create")
     first = (tmp_path / "run/prepared/pid").read_text()
-    assert second["spec"]["linux"]["namespaces"] == [
-        {"type": "mount"}, {"type": "network", "path": f"/proc/{first}/ns/net"},
-        {"type": "ipc", "path": f"/proc/{first}/ns/ipc"},
-    ]  # fmt: skip
+    assert [entry["type"] for entry in second["spec"]["linux"]["namespaces"]] == ["mount", "network", "ipc"]
+    assert second["joined"] == {
+        "network": os.readlink(f"/proc/{first}/ns/net"), "ipc": os.readlink(f"/proc/{first}/ns/ipc"),
+    }  # fmt: skip
+    assert not [name for name in os.listdir(f"/proc/{agent.pid}/fd") if is_namespace(agent.pid, name)]
+
+
+def is_namespace(pid: int, number: str) -> bool:
+    """Whether a descriptor of a process is of a namespace that it has open."""
+    return os.readlink(f"/proc/{pid}/fd/{number}").startswith(("net:[", "ipc:["))
 
 
 def test_the_prepared_crun_is_used_once_and_for_plain_containers_only(agent: Agent) -> None:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hawse.errors import ConfigError, HostError
+from hawse.errors import ConfigError, HostError, StateError
+from hawse.linux.processes import open_process
 from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.network import Joining, Network
+from tests.support.host_processes import reused
 from tests.support.netns import Namespace, cable
 from tests.support.patience import patience
 
@@ -217,5 +221,28 @@ def test_the_hosts_namespace_is_never_adopted(tmp_path: Path) -> None:
     network.look()
     assert network.taken() is None
     with pytest.raises(ConfigError, match="the host's own network"):
-        network.adopt(os.getpid())
+        network.adopt(open_process(os.getpid()))
+    assert network.namespace == -1
+    network.close()
+
+
+def test_network_of_a_process_that_has_got_the_pid_of_an_ended_one_is_not_adopted(
+    inside: Namespace, tmp_path: Path
+) -> None:
+    """The namespace exists and is not the host's: only the descriptor shows that it is another process's."""
+    network = Network("", str(tmp_path))
+    argv = ["nsenter", f"--net={inside.path}", "sleep", "100"]
+    with subprocess.Popen(argv) as other:
+        deadline = time.monotonic() + patience(5)
+        while os.stat(f"/proc/{other.pid}/ns/net").st_ino != inside.inode():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(
+            StateError, match=f"network namespace of the container's process {other.pid} on the host: it"
+        ):
+            network.adopt(reused(other.pid))
+        assert (network.namespace, os.listdir(tmp_path)) == (-1, [])
+        network.adopt(open_process(other.pid))
+        assert os.fstat(network.namespace).st_ino == inside.inode()
+        other.kill()
     network.close()

@@ -15,7 +15,6 @@ import pytest
 
 from hawse.errors import ConfigError, HostError
 from hawse.linux import mounts as linux
-from hawse.linux import processes
 from hawse.sandbox import share
 from hawse.sandbox.plan import Share
 from hawse.sandbox.share import ShareRoot
@@ -381,29 +380,3 @@ def test_a_planted_link_is_never_followed(tmp_path: Path, tree: Path, kind: str,
     assert left == ["/share"]
     assert sorted(os.listdir(outside)) == ["empty", "fifo"], "something was made there"
     assert sorted(os.listdir(tree)) == ["below", "file"]
-
-
-def test_descriptors_are_taken_from_another_process_or_none_is(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("content")
-    with open(tmp_path / "file") as file:
-        [taken] = processes.take_descriptors(os.getpid(), [file.fileno()])
-        assert os.readlink(f"/proc/self/fd/{taken}") == f"{tmp_path}/file"
-        os.close(taken)
-        before = os.listdir("/proc/self/fd")
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            processes.take_descriptors(os.getpid(), [file.fileno(), 10**6])
-        assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-def test_a_forked_child_enters_a_mount_namespace() -> None:
-    def act() -> bool:
-        ours = os.readlink("/proc/self/ns/mnt")
-        processes.enter_mount_namespace(os.getppid())
-        return os.readlink("/proc/self/ns/mnt") == ours
-
-    assert apart(act) is False, "it is in its parent's"
-
-
-def test_a_namespace_that_cannot_be_entered_is_an_error() -> None:
-    with pytest.raises(OSError, match="No such file"):
-        processes.enter_mount_namespace(2**22 + 5)

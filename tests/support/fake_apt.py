@@ -2,9 +2,12 @@
 """The part of apt-get's command line that hawse uses, on a directory of .deb files in place of a mirror.
 
 $FAKE_APT is a directory with a JSON file `packages`: {name: [the .deb files that it needs]}. A file `outdated` there
-makes every installation fail until `update` is called; `broken` makes it fail always. Each call is appended to `calls`.
+makes every installation fail until `update` is called; `broken` makes it fail always. A file `tampered` has the name of
+a .deb whose content it changes, and how often; with `lost` nothing arrives. Each call is appended to `calls`; `seen`
+has the options of the last one and the directories on the way to its archives that other users cannot search.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -31,6 +34,12 @@ def main(words: list[str]) -> int:
         print("E: 404  Not Found", file=sys.stderr)
         return 100
     archives = options["Dir::Cache::archives"]
+    way = [archives]
+    while way[-1] != "/":
+        way.append(os.path.dirname(way[-1]))
+    closed = [path for path in way if not os.stat(path).st_mode & 0o001]
+    with open(f"{MIRROR}/seen", "w") as file:
+        json.dump({"options": options, "closed": closed}, file)
     with open(f"{MIRROR}/packages") as file:
         known = json.load(file)
     needed = dict.fromkeys(deb for name in plain[1:] for deb in known[name])
@@ -38,10 +47,31 @@ def main(words: list[str]) -> int:
         if os.path.exists(f"{archives}/{deb}"):
             continue  # apt neither lists nor downloads what it has
         if "--print-uris" in call:
-            print(f"'http://mirror/{deb}' {deb} {os.path.getsize(f'{MIRROR}/{deb}')} MD5Sum:0")
+            with open(f"{MIRROR}/{deb}", "rb") as file:
+                content = file.read()
+            digest = hashlib.sha256(content).hexdigest()
+            force = options.get("Acquire::ForceHash", "MD5Sum")
+            print(f"'http://mirror/{deb}' {deb} {len(content)} {force}:{digest}")
         else:
+            if os.path.exists(f"{MIRROR}/lost"):
+                continue
             shutil.copyfile(f"{MIRROR}/{deb}", f"{archives}/{deb}")
+            tamper(deb, f"{archives}/{deb}")
     return 0
+
+
+def tamper(deb: str, path: str) -> None:
+    """Change one byte of it, so many times as wanted."""
+    try:
+        with open(f"{MIRROR}/tampered") as file:
+            name, times = file.read().split()
+    except OSError:
+        return
+    if name == deb and int(times) > 0:
+        with open(f"{MIRROR}/tampered", "w") as file:
+            file.write(f"{name} {int(times) - 1}")
+        with open(path, "r+b") as archive:
+            archive.write(b"X")
 
 
 if __name__ == "__main__":

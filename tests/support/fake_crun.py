@@ -54,7 +54,9 @@ def main() -> None:
     else:
         with open(options["process"]) as file:
             process = json.load(file)
-    record(options, {**call, "spec": spec, "preserved": options.get("preserve-fds")})
+    namespaces = spec.get("linux", {}).get("namespaces") or ()
+    joined = {entry["type"]: os.readlink(entry["path"]) for entry in namespaces if "path" in entry}
+    record(options, {**call, "spec": spec, "preserved": options.get("preserve-fds"), "joined": joined})
     refuse(options, spec.get("linux", {}).get("resources") or {})
     program = process["args"][0]
     if not os.path.exists(program):

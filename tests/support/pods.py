@@ -18,6 +18,7 @@ from hawse.container.devices import plug_steps, shape
 from hawse.errors import ConfigError, HawseError, NotFoundError, VmError
 from hawse.link import control
 from hawse.link.frames import CALL, EVENT, Decoder, Frame
+from hawse.linux.processes import Process
 from hawse.sandbox import sockets
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.machine import Machine
@@ -107,8 +108,8 @@ class Apart(Network):
     def namespace(self) -> int:
         return self._loopback
 
-    def adopt(self, pid: int) -> None:
-        assert pid == os.getpid()
+    def adopt(self, process: Process) -> None:
+        assert process.pid == os.getpid()
 
 
 class NoShare(ShareRoot):

@@ -11,6 +11,7 @@ from hawse.errors import HostError
 from hawse.oci.cgroups import CgroupPlan, HostLimits
 from hawse.sandbox import oom
 from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
+from tests.support.host_processes import Lives
 
 
 def never(_seconds: float) -> None:
@@ -69,7 +70,7 @@ def test_directory_without_a_record_needs_nothing(tmp_path: Path) -> None:
 def test_container_without_a_path_has_no_cgroup(tmp_path: Path) -> None:
     made = HostCgroup(CgroupPlan(), str(tmp_path))
     assert made.make() == []
-    assert made.place(os.getpid()) == []
+    assert made.place(Lives(os.getpid())) == []
     assert not made.is_made
     assert os.listdir(tmp_path) == []
 
@@ -78,7 +79,7 @@ def test_cgroup_without_unit_is_made_without_systemd(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(f"1 2 0:1 / {tmp_path}/cpu rw - cgroup cgroup rw,cpu\n")
     (tmp_path / "cpu").mkdir()
     made = HostCgroup(CgroupPlan(path="/x"), str(tmp_path))
-    assert made.place(7, mountinfo=str(tmp_path / "mountinfo")) == []
+    assert made.place(Lives(7), mountinfo=str(tmp_path / "mountinfo")) == []
     assert (tmp_path / "cpu" / "x").is_dir()
     assert not (tmp_path / "scope").exists()
 

@@ -12,6 +12,7 @@ from hawse.errors import ConfigError, HostError
 from hawse.oci.cgroups import TASKS, CgroupPlan, HostLimits, expand_slice, host_limits, plan_cgroup, vm_limits
 from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
 from hawse.sandbox.systemd import arguments, end_scope, enter_scope
+from tests.support.host_processes import Lives, reused
 
 HYBRID = """\
 30 25 0:26 / {root} rw - tmpfs tmpfs rw
@@ -232,10 +233,10 @@ def test_a_process_is_placed_in_systemds_scope_once(tmp_path: Path, mounted: str
         asked.append((plan.unit, pid, made.is_made))
         return ["without systemd"]
 
-    first, *others = made.place(7, mountinfo=mounted, enter=enter)
+    first, *others = made.place(Lives(7), mountinfo=mounted, enter=enter)
     assert (first, asked) == ("without systemd", [("b-c1.scope", 7, False)])
     assert all(text.startswith("no cgroup at") for text in others)
-    assert made.place(8, mountinfo=mounted, enter=enter) == []
+    assert made.place(Lives(8), mountinfo=mounted, enter=enter) == []
     assert len(asked) == 1
 
 
@@ -246,10 +247,27 @@ def test_a_cgroup_that_is_there_and_takes_no_process_is_warned_of(tmp_path: Path
     (tmp_path / "takes" / "cgroup.procs").touch()
     os.symlink("/dev/full", tmp_path / "refuses" / "cgroup.procs")  # ENOSPC, as of a cpuset without CPUs
     (tmp_path / "cgroups").write_text("".join(f"{tmp_path}/{name}\n" for name in ("takes", "refuses", "missing")))
-    assert HostCgroup(CgroupPlan(path="/x"), str(tmp_path)).add(7) == [
+    assert HostCgroup(CgroupPlan(path="/x"), str(tmp_path)).add(Lives(7)) == [
         f"a process is not in the cgroup {tmp_path}/refuses: No space left on device"
     ]
     assert (tmp_path / "takes" / "cgroup.procs").read_text() == "7"
+
+
+def test_cgroup_does_not_take_a_process_that_has_got_the_pid_of_an_ended_one(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").touch()
+    (tmp_path / "cgroups").write_text(f"{tmp_path}\n")
+    assert HostCgroup(CgroupPlan(path="/x"), str(tmp_path)).add(reused()) == []
+    assert (tmp_path / "cgroup.procs").read_text() == ""
+
+
+def test_scope_is_not_created_with_a_process_that_has_got_the_pid_of_an_ended_one(tmp_path: Path, mounted: str) -> None:
+    made = HostCgroup(plan_cgroup("x", "a.slice:b:c1", {}, systemd=True), str(tmp_path / "state"))
+
+    def enter(plan: CgroupPlan, pid: int) -> list[str]:
+        raise AssertionError(f"{pid} in {plan.unit}")
+
+    assert made.place(reused(), mountinfo=mounted, enter=enter) == []
+    assert not made.is_made
 
 
 def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
@@ -261,7 +279,7 @@ def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
         "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there: "
         "none is mounted"
     )
-    made.add(os.getpid())
+    made.add(Lives(os.getpid()))
     assert release(str(tmp_path)) == []
 
 
@@ -329,7 +347,7 @@ def test_systemd_is_told_of_the_end_of_its_own_scope_alone(
         assert not made.exists()
         ended.append(unit)
 
-    HostCgroup(plan, str(tmp_path / "state")).place(1, mountinfo=mounted, enter=lambda _plan, _pid: refusal)
+    HostCgroup(plan, str(tmp_path / "state")).place(Lives(1), mountinfo=mounted, enter=lambda _plan, _pid: refusal)
     assert made.is_dir()
     assert release(str(tmp_path / "state"), end=end) == []
     assert ended == told

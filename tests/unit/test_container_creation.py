@@ -16,6 +16,7 @@ import pytest
 from hawse.errors import StateError, VmError
 from hawse.link.frames import DATA, EOF, encode
 from hawse.link.streams import STREAMS
+from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
@@ -175,8 +176,8 @@ def test_exec_environment_has_guest_addresses(tmp_path: Path) -> None:
 class FakeCgroup(HostCgroup):
     """Accepts every process and returns a warning."""
 
-    def place(self, pid: int, **_: Any) -> list[str]:
-        return [f"{pid} is placed"]
+    def place(self, process: Process, **_: Any) -> list[str]:
+        return [f"{process.pid} is placed"]
 
     def record_oom(self) -> None: ...
 

@@ -18,6 +18,7 @@ from hawse.errors import DeviceError, HawseError, StateError, VmError
 from hawse.sandbox.state import start_time
 from tests.support.async_wait import until
 from tests.support.groups import EDU, NICS, wanted
+from tests.support.host_processes import reused
 from tests.support.pods import KEY, Pod, heard, pod, run, settle
 
 SH = {"args": ["sh"]}
@@ -147,6 +148,21 @@ def test_second_concurrent_start_is_refused(tmp_path: Path) -> None:
             answers = await asyncio.gather(*(made.call("c2", "start") for _ in range(2)), return_exceptions=True)
             assert sorted(map(str, answers)) == ["[]", "cannot start an already running container: c2"]
             assert len(made.guest.asked("start")) == 1
+
+    run(story)
+
+
+def test_container_whose_proxy_has_ended_has_no_pid(tmp_path: Path) -> None:
+    """The pid may be another process's by then, and a namespace of that process is not the container's."""
+
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            await made.join()
+            container = made.sandbox.find("c2")
+            assert container.pid == os.getpid()
+            assert container._proxy is not None
+            container._proxy.process = reused()
+            assert container.pid == 0
 
     run(story)
 

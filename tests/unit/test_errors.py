@@ -47,6 +47,7 @@ from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.obstacles import Accepted, check_token
+from hawse.vm import image, packages
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
@@ -402,6 +403,24 @@ def kernel_view(host: FakeSysfs) -> None:
     open_trees([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
 
 
+def open_cache(host: FakeSysfs) -> None:
+    os.mkdir(f"{host.root}/cache")
+    os.chmod(f"{host.root}/cache", 0o777)
+    image.locate(cache=f"{host.root}/cache")
+
+
+def others_cache(host: FakeSysfs) -> None:
+    os.mkdir(f"{host.root}/cache")
+    os.chmod(f"{host.root}/cache", 0o755)
+    os.chown(f"{host.root}/cache", 1000, -1)
+    image.locate(cache=f"{host.root}/cache")
+
+
+def other_package(host: FakeSysfs) -> None:
+    Path(f"{host.root}/crun_1.8.1_amd64.deb").write_text("another program")
+    packages._verify(f"{host.root}/crun_1.8.1_amd64.deb", "0" * 64)
+
+
 def flooded(_host: FakeSysfs) -> None:
     async def flood() -> None:
         found: list[VmError] = []
@@ -524,6 +543,9 @@ SITUATIONS: dict[str, Act] = {
     "It is no stream of bytes": preserving(1, LISTENER),
     "It reads what stdin reads": preserving(1, replace(PIPE, number=0), PIPE),
     "There are more of them than are handed on": preserving(100),
+    "Other users can change the cache": open_cache,
+    "The cache belongs to another user": others_cache,
+    "A package is not the one in apt's lists": other_package,
     **FIELD_SITUATIONS,
 }  # fmt: skip
 

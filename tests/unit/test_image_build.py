@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shutil
 import stat
 import struct
 import time
@@ -113,6 +114,26 @@ def test_an_image_is_built_once_and_again_when_damaged_with_the_same_bytes(build
     again = builder.build()
     assert (again.digest, Path(again.initrd).read_bytes() == initrd) == (built.digest, True)
     assert builder.progress[0].startswith("unpacking ")
+
+
+def test_image_is_the_same_under_every_umask(builder: Builder) -> None:
+    """QEMU, which runs as a user of its own, reads the kernel and the initrd; nobody but root writes them."""
+    images = []
+    for umask in (0o000, 0o077):
+        before = os.umask(umask)
+        try:
+            built = builder.build()
+        finally:
+            os.umask(before)
+        images.append(Path(built.initrd).read_bytes())
+        for parent, directories, files in os.walk(builder.cache):
+            modes = {name: stat.S_IMODE(os.stat(f"{parent}/{name}").st_mode) for name in (*directories, *files)}
+            assert {name: mode for name, mode in modes.items() if mode & 0o022} == {}
+        directory = os.path.dirname(built.kernel)
+        readable = [builder.cache, f"{builder.cache}/images", directory, built.drivers, built.kernel, built.initrd]
+        assert [path for path in readable if not os.stat(path).st_mode & 0o004] == []
+        shutil.rmtree(builder.cache)
+    assert images[0] == images[1]
 
 
 @pytest.mark.parametrize("options", [{"kernel": "/k"}, {"modules": "/m"}])

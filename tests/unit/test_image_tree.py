@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import os
 import stat
@@ -108,6 +109,59 @@ def test_a_program_that_fails_in_the_tree_is_reported_with_its_stderr() -> None:
     with pytest.raises(ImageError, match="guest image: /bin/sh fails in it") as caught:
         chroot("/", "/bin/sh", "-c", "echo out; echo why >&2; exit 3")
     assert caught.value.evidence == "why\n"
+
+
+def test_programs_of_the_packages_run_apart_from_the_host(trees: tuple[str, str]) -> None:
+    """As root, which owns the files; without rights, device nodes, network, and processes of the host."""
+    tree = trees[1]
+    add_programs("/", tree, ["usr/bin/env", "bin/sh", "usr/bin/python3", "usr/bin/readlink"], {})
+    lay_out(tree, runtime())
+    script = """
+import ctypes, json, os, socket, sys
+libc = ctypes.CDLL(None)
+os.mkdir("/proc")
+mounted = libc.mount(b"proc", b"/proc", b"proc", 0, None)
+try:
+    os.mknod("/node", 0o020666, os.makedev(1, 3))
+    node = "made"
+except OSError as error:
+    node = error.strerror
+open("/written", "w").close()
+print(json.dumps([os.getpid(), os.getuid(), mounted, node, socket.if_nameindex(), sorted(os.listdir("/")),
+                  libc.prctl(39, 0, 0, 0, 0), [libc.prctl(23, number, 0, 0, 0) for number in range(8)]]))
+"""
+    pid, user, mounted, made, interfaces, names, no_new, bounding = json.loads(
+        chroot(tree, "/usr/bin/python3", "-IS", "-c", script)
+    )
+    assert (pid, user, mounted, made) == (1, 0, -1, "Operation not permitted")
+    assert [name for _, name in interfaces] == ["lo"]
+    assert set(names) == {"bin", "sbin", "lib", "lib64", "usr", "proc", "written"} | set(os.listdir(tree))
+    assert (no_new, bounding) == (1, [0] * 8)
+    assert os.path.exists(f"{tree}/written")
+
+
+def test_program_that_cannot_be_executed_is_reported(trees: tuple[str, str]) -> None:
+    with pytest.raises(ImageError, match="guest image: /usr/bin/none fails in it") as caught:
+        chroot(trees[1], "/usr/bin/none")
+    assert caught.value.evidence == "No such file or directory"
+
+
+def test_link_of_the_packages_that_leaves_the_tree_is_not_followed(trees: tuple[str, str], tmp_path: Path) -> None:
+    full, tree = trees
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "program").write_text("secret")
+    os.symlink(tmp_path / "victim", f"{full}/usr/share")
+    os.symlink("../../../victim/program", f"{full}/usr/bin/program")
+    os.symlink(tmp_path / "victim", f"{full}/usr/lib/hawse")
+    os.symlink(tmp_path / "victim", f"{full}/usr/lib/modules")
+    for name in ("usr/share/program", "usr/bin/program"):
+        with pytest.raises(ImageError, match="of the packages leads out of their tree"):
+            add_programs(full, tree, [name], {})
+    with pytest.raises(ImageError, match=r"/usr/lib/hawse/hawse/__init__\.py of the packages leads out of their"):
+        add_python(full, tree, guest_sources(), [])
+    with pytest.raises(ImageError, match="of the packages leads out of their tree"):
+        add_kernel_modules(full, tree, str(tmp_path), RELEASE, [])
+    assert os.listdir(tmp_path / "victim") == ["program"]
 
 
 def test_the_agent_is_byte_code_that_the_trees_python_imports(trees: tuple[str, str]) -> None:

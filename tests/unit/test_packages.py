@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
+import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +75,66 @@ def test_a_package_of_another_size_is_downloaded_again(apt: Apt) -> None:
     Path(apt.cache, "packages", "partial", A).write_text("")
     assert apt.contents() == [b"a new build of it", B.encode()]
     assert apt.mirror.calls().count(DOWNLOAD) == 2
+
+
+def test_cached_package_of_the_right_size_and_other_content_is_downloaded_again(apt: Apt) -> None:
+    apt.fetch("tool")
+    path = Path(apt.cache, "packages", A)
+    path.write_bytes(b"X" * path.stat().st_size)
+    assert apt.contents() == [A.encode(), B.encode()]
+    assert apt.progress[1:] == ["downloading 1 packages"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_download_that_is_not_what_the_lists_say_is_an_error(apt: Apt, times: int) -> None:
+    """The first is followed by a look at newer lists, and by another download."""
+    Path(apt.mirror.path, "tampered").write_text(f"{A} {times}")
+    if times == 1:
+        assert apt.contents() == [A.encode(), B.encode()]
+        return
+    with pytest.raises(HostError) as caught:
+        apt.fetch("tool")
+    expected, found = (hashlib.sha256(text.encode()).hexdigest() for text in (A, f"X{A[1:]}"))
+    assert caught.value.message == (
+        f"the package {A} is not the one in apt's lists: its SHA256 is {found}, not {expected}"
+    )
+    assert caught.value.hint == "run `apt-get update` and try again; if it stays, use another mirror in apt's sources"
+    assert os.listdir(f"{apt.cache}/packages/partial") == []
+    assert not os.path.exists(f"{apt.cache}/packages/{A}")
+
+
+def test_package_that_is_missing_after_the_download_is_an_error(apt: Apt) -> None:
+    Path(apt.mirror.path, "lost").touch()
+    with pytest.raises(
+        HostError, match=r"tool_2%3a3_all\.deb is not the one in apt's lists: its SHA256 is missing, not"
+    ):
+        apt.fetch("tool")
+
+
+def test_lists_without_sha256_are_an_error(apt: Apt) -> None:
+    with pytest.raises(HostError, match=r"apt gives no SHA256 of the package \S+, but MD5Sum:") as caught:
+        fetch(["tool"], cache=apt.cache, progress=print, lists=apt.lists, options=["Acquire::ForceHash=MD5Sum"])
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_apts_own_user_reaches_the_directory_of_the_downloads(apt: Apt, mode: int) -> None:
+    """Else apt runs what talks to the network as root. A cache that others cannot search is mounted elsewhere."""
+    os.makedirs(apt.cache)
+    os.chmod(apt.cache, mode)
+    before = os.listdir("/var/cache/apt/archives")
+    assert apt.contents() == [A.encode(), B.encode()]
+    seen = json.loads(Path(apt.mirror.path, "seen").read_text())
+    assert seen["closed"] == []
+    assert [name for name in seen["options"] if name.startswith("APT::Sandbox")] == []
+    assert os.listdir("/var/cache/apt/archives") == before
+
+
+def test_cache_that_others_may_write_to_is_refused(apt: Apt) -> None:
+    os.makedirs(apt.cache)
+    os.chmod(apt.cache, 0o777)
+    with pytest.raises(HostError, match=f"others may write to {apt.cache}, "):
+        apt.fetch("tool")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +212,6 @@ def test_files_of_packages_are_merged_into_usr_and_kept_inside(tmp_path: Path) -
     one = package(
         tmp_path / "one.deb", directory("./"), directory("./bin"), file("./bin/sh", b"shell", 0o755),
         directory("./lib"), directory("./etc"), link("./etc/sh", "/bin/sh"), link("./bin/bash", "./bin/sh", hard=True),
-        file("../evil", b"e"),
     )  # fmt: skip
     two = package(tmp_path / "two.deb", file("./usr/lib/x/y", b"y"))
     unpack([one, two], f"{tmp_path}/into")
@@ -159,7 +220,75 @@ def test_files_of_packages_are_merged_into_usr_and_kept_inside(tmp_path: Path) -
         "usr/lib/x/y": "y",
     }  # fmt: skip
     assert os.path.samefile(tmp_path / "into/usr/bin/sh", tmp_path / "into/usr/bin/bash")
-    assert not os.path.exists(tmp_path / "evil")
+
+
+def node(name: str, kind: bytes) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.devmajor, entry.devminor = kind, 1, 3
+    return entry
+
+
+OUT = "a path that leaves the tree"
+THROUGH = "a path through a symbolic link that leaves the tree"
+NODE = "a device node or a FIFO"
+HOSTILE: dict[str, tuple[list[Entry], str, str]] = {
+    "absolute name": ([file("/etc/evil", b"")], "/etc/evil", OUT),
+    "name above the tree": ([file("../evil", b"")], "../evil", OUT),
+    "name above the tree from within": ([file("./a/../../evil", b"")], "./a/../../evil", OUT),
+    "name with .. that stays inside": ([file("./a/../evil", b"")], "./a/../evil", OUT),
+    "directory above the tree": ([directory("../evil")], "../evil", OUT),
+    "link above the tree": ([link("../evil", "/")], "../evil", OUT),
+    "hard link to an absolute name": ([link("./evil", "/etc/passwd", hard=True)], "/etc/passwd", OUT),
+    "hard link above the tree": ([link("./evil", "../victim/file", hard=True)], "../victim/file", OUT),
+    "file through an absolute link": ([link("./a", "{victim}"), file("./a/evil", b"")], "a/evil", THROUGH),
+    "file through a relative link": ([link("./a", "../victim"), file("./a/evil", b"")], "a/evil", THROUGH),
+    "file through a link of a link": (
+        [link("./usr/b", "../../victim"), link("./a", "usr/b"), file("./a/evil", b"")], "a/evil", THROUGH,
+    ),
+    "file deep through a link": ([link("./a", "{victim}"), file("./a/b/c/evil", b"")], "a/b/c/evil", THROUGH),
+    "directory through a link": ([link("./a", "{victim}"), directory("./a/evil")], "a/evil", THROUGH),
+    "link through a link": ([link("./a", "{victim}"), link("./a/evil", "/")], "a/evil", THROUGH),
+    "hard link through a link": ([link("./a", "{victim}"), link("./evil", "./a/file", hard=True)], "a/file", THROUGH),
+    "file through a link in /usr": ([link("./lib/a", "{victim}"), file("./usr/lib/a/evil", b"")], "usr/lib/a/evil",
+                                    THROUGH),
+    "character device": ([node("./dev/null", tarfile.CHRTYPE)], "./dev/null", NODE),
+    "block device": ([node("./dev/sda", tarfile.BLKTYPE)], "./dev/sda", NODE),
+    "FIFO": ([node("./pipe", tarfile.FIFOTYPE)], "./pipe", NODE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archive_is_refused(tmp_path: Path, case: str) -> None:
+    """The tree is unpacked by root: nothing outside of it is created, changed or linked to."""
+    entries, name, why = HOSTILE[case]
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("content")
+    for entry in entries:
+        if isinstance(entry, tarfile.TarInfo):
+            entry.linkname = entry.linkname.replace("{victim}", str(victim))
+    one = package(tmp_path / "one.deb", *entries)
+    with pytest.raises(HostError) as caught:
+        unpack([one], f"{tmp_path}/into")
+    assert caught.value.message == f"cannot unpack {one.path}: {name!r} is {why}"
+    assert caught.value.hint == "use another mirror, and report the package"
+    assert tree(victim) == {"file": "content"}
+    assert os.stat(victim / "file").st_nlink == 1
+    assert not os.path.lexists(tmp_path / "evil")
+    assert not os.path.lexists("/etc/evil")
+
+
+def test_file_in_place_of_a_link_does_not_follow_it(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("content")
+    one = package(tmp_path / "one.deb", link("./a", f"{tmp_path}/victim"), file("./a", b"evil"))
+    unpack([one], f"{tmp_path}/into")
+    assert (tmp_path / "victim").read_text() == "content"
+
+
+def test_links_inside_of_the_tree_are_followed(tmp_path: Path) -> None:
+    one = package(tmp_path / "one.deb", directory("./usr/a"), link("./usr/b", "a"), file("./usr/b/x", b"x"))
+    unpack([one], f"{tmp_path}/into")
+    assert tree(tmp_path / "into")["usr/a/x"] == "x"
 
 
 def test_modes_and_owners_are_the_packages(tmp_path: Path) -> None:

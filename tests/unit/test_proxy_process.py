@@ -130,6 +130,22 @@ def test_signals_reach_the_process(monitor: FakeMonitor, number: signal.Signals)
             proxy.forward(number)  # it has ended: its pid may be another's
 
 
+def test_signal_between_the_end_of_a_proxy_and_its_exit_code_is_not_sent(monitor: FakeMonitor) -> None:
+    """A handler of the command may run there: the proxy was waited for, and its pid may be another process's."""
+    proxy = ProxyProcess(monitor.store, "k", terminal=False, command=["x"])
+    process = proxy._process
+    process.kill()
+
+    def wait() -> int:
+        os.waitpid(process.pid, 0)
+        proxy.forward(signal.SIGUSR1)  # raises ProcessLookupError where it sends the signal
+        process.returncode = -signal.SIGKILL
+        return process.returncode
+
+    process.wait = wait  # type: ignore[method-assign,assignment]
+    assert proxy.wait() == 128 + signal.SIGKILL
+
+
 def test_proxy_that_is_killed_ends_as_its_signal_says(monitor: FakeMonitor) -> None:
     with Pipes() as pipes:
         proxy = pipes.start(monitor)

@@ -21,6 +21,7 @@ from hawse.cli.settings import Settings
 from hawse.container.delete import delete
 from hawse.errors import ConfigError, DeviceError, HawseError, StateError, VmError
 from hawse.link import control
+from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
@@ -247,8 +248,8 @@ def test_all_can_be_killed_after_the_first_has_ended(tmp_path: Path) -> None:
 
 def test_the_cgroup_of_a_container_that_joins_is_asked_for_with_its_proxy(tmp_path: Path) -> None:
     class Noted(HostCgroup):
-        def place(self, pid: int, **_: Any) -> list[str]:
-            return [f"{pid} is placed"]
+        def place(self, process: Process, **_: Any) -> list[str]:
+            return [f"{process.pid} is placed"]
 
     async def story() -> None:
         async with pod(tmp_path) as made:

@@ -170,7 +170,8 @@ def test_a_directory_that_others_may_write_to_is_not_used(store: Store, place: s
     path = getattr(store, place)
     os.chmod(path, mode)
     if not words:
-        assert template.is_ours(str(path))
+        assert template.is_ours(store.cache)
+        assert template.is_ours(store.cache, DIGEST)
         return
     with pytest.raises(HostError, match=f"templates are not used: {words}"):
         template.begin(store.cache, DIGEST, SHAPE) if place == "templates" else store.find()
@@ -178,11 +179,11 @@ def test_a_directory_that_others_may_write_to_is_not_used(store: Store, place: s
 
 def test_a_directory_of_another_user_is_not_used(store: Store) -> None:
     os.chown(store.directory, 12345, -1)
-    assert store.refusal() == f"templates are not used: {store.directory} belongs to the user 12345"
+    assert store.refusal() == (f"templates are not used: {store.directory} belongs to the user 12345 and has mode 0700")
 
 
 def test_what_is_no_directory_is_not_used(store: Store, tmp_path: Path) -> None:
-    """Not even a link to one: another user could change where it points."""
+    """Not even a link to one."""
     os.rename(store.directory, tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", store.directory)
     assert store.refusal() == f"templates are not used: {store.directory} is no directory"

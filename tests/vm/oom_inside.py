@@ -48,7 +48,8 @@ plan: Any = SimpleNamespace(path="/engine/c1", limits=SimpleNamespace(shares=0, 
 cgroup = HostCgroup(plan, state)
 warnings = cgroup.make()
 member = subprocess.Popen(["/usr/bin/sleep", "1000"])
-cgroup.add(member.pid)
+process: Any = SimpleNamespace(pid=member.pid, is_alive=lambda: True)
+cgroup.add(process)
 
 libc = ctypes.CDLL(None)
 # As containerd's shim and conmon watch it.

@@ -10,6 +10,8 @@ import select
 import threading
 from collections.abc import Callable
 
+from hawse.agent.pids import signal_each
+
 ROOT = "/sys/fs/cgroup"
 _SIGKILL = 9
 #: Of each file: the largest, memory.stat, has some 1500 bytes, and io.stat a line for each device.
@@ -41,11 +43,7 @@ class Cgroup:
             with open(f"{self._directory}/cgroup.kill", "w") as file:
                 file.write("1")
             return
-        for pid in self.members():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+        signal_each(self.members, number)
 
     def statistics(self) -> dict[str, str]:
         """The files that are there, by name."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from hawse.agent import bound_nodes, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
@@ -23,32 +22,48 @@ from hawse.link.streams import STDIO
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 
 class Process:
     """One process of a container, the first or an exec's."""
 
-    def __init__(self, number: int, stdio: Stdio) -> None:
+    def __init__(self, number: int, stdio: Stdio, reaper: Reaper) -> None:
         self.number = number
+        self._reaper = reaper
         self.stdio = stdio
         self.since = time.monotonic()  # born after this
         self.pid = 0  # 0 again once it has been waited for: a number that is free may become somebody else's
-        self._lock = threading.Lock()
+
+    @contextmanager
+    def held(self, problem: str) -> Iterator[int]:
+        """Its pid, which is no other process's while this lasts. Raises :class:`StateError` with the problem when it
+        has ended. To be held for a moment: no child of the agent is waited for meanwhile."""
+        with self._reaper.hold(self.pid, since=self.since) as lives:
+            if not self.pid or not lives:
+                raise StateError(problem)
+            yield self.pid
 
     def signal(self, number: int) -> None:
         """Send a signal; raises :class:`StateError` when the process has ended."""
-        with self._lock:
-            if not self.pid:
-                raise StateError("container not running: os: process already finished")
-            os.kill(self.pid, number)
+        with self.held("container not running: os: process already finished") as pid:
+            os.kill(pid, number)
 
-    def wait(self, reaper: Reaper) -> int:
+    def open(self, path: str, problem: str) -> int:
+        """A descriptor of a file or directory of its own below /proc/PID. Raises as :meth:`held`."""
+        with self.held(problem) as pid:
+            try:
+                return os.open(f"/proc/{pid}/{path}", os.O_RDONLY)
+            except OSError:  # it has ended, and was not waited for yet
+                raise StateError(problem) from None
+
+    def wait(self) -> int:
         """The exit code, once the process has ended."""
-        code = reaper.wait(self.pid, since=self.since)
-        with self._lock:
-            self.pid = 0
-        return code
+        return self._reaper.wait(self.pid, since=self.since, forget=self._forget)
+
+    def _forget(self) -> None:
+        self.pid = 0
 
 
 class Container:
@@ -131,23 +146,25 @@ class Container:
         allowed = [{"allow": True, "type": "c", "major": n[0], "minor": n[1], "access": "rwm"} for _, n, *_ in nodes]
         before = self._rules
         done = []
-        try:
-            self._set_rules([*before, *(rule for rule in allowed if rule not in before)])
-            for path, numbers, mode, uid, gid in nodes:
-                make_node(self._root, path, numbers, mode=mode, uid=uid, gid=gid)
-                done.append((path, numbers))
-        except HawseError:
-            for path, numbers in done:
-                remove_node(self._root, path, numbers)
-            self._set_rules(before)
-            raise
+        with self._root() as root:
+            try:
+                self._set_rules([*before, *(rule for rule in allowed if rule not in before)])
+                for path, numbers, mode, uid, gid in nodes:
+                    make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
+                    done.append((path, numbers))
+            except HawseError:
+                for path, numbers in done:
+                    remove_node(root, path, numbers)
+                self._set_rules(before)
+                raise
         self._show(devices)
 
     def remove_nodes(self, nodes: list[tuple[str, tuple[int, int]]], devices: list[dict[str, Any]]) -> None:
         """Take nodes of path and numbers away, and what allowed them."""
         gone = {numbers for _, numbers in nodes}
-        for path, numbers in nodes:
-            remove_node(self._root, path, numbers)
+        with self._root() as root:
+            for path, numbers in nodes:
+                remove_node(root, path, numbers)
         self._set_rules([rule for rule in self._rules if (rule.get("major"), rule.get("minor")) not in gone])
         self._show(devices)
 
@@ -157,15 +174,18 @@ class Container:
         if os.path.exists(path):
             write_map(path, devices)
         else:
-            write_file(self._root, DEVICES_FILE, map_text(devices))
+            with self._root() as root:
+                write_file(root, DEVICES_FILE, map_text(devices))
 
-    @property
-    def _root(self) -> str:
-        """The container's root directory, as its first process has it."""
-        pid = self.processes[self._init].pid
-        if not pid:
-            raise StateError(f"container {self.name} has ended")
-        return f"/proc/{pid}/root"
+    @contextmanager
+    def _root(self) -> Iterator[str]:
+        """The container's root directory, as its first process has it. Raises :class:`StateError` when that has
+        ended."""
+        root = self.processes[self._init].open("root", f"container {self.name} has ended")
+        try:
+            yield f"/proc/self/fd/{root}"
+        finally:
+            os.close(root)
 
     def _set_rules(self, rules: list[dict[str, Any]]) -> None:
         """Have crun replace the program that guards the container's devices; without rules there is none."""
@@ -176,12 +196,11 @@ class Container:
         self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
         self._rules = rules
 
-    def namespace(self, kind: str) -> str:
-        """The path of one of its first process's namespaces (proc(5)). Raises :class:`StateError` when it has ended."""
-        pid = self.processes[self._init].pid
-        if not pid:
-            raise StateError(f"container {self.name} has ended: its {kind} namespace cannot be joined")
-        return f"/proc/{pid}/ns/{'net' if kind == 'network' else kind}"
+    def namespace(self, kind: str) -> int:
+        """A descriptor of one of its first process's namespaces (proc(5)). Raises :class:`StateError` when that has
+        ended."""
+        problem = f"container {self.name} has ended: its {kind} namespace cannot be joined"
+        return self.processes[self._init].open(f"ns/{'net' if kind == 'network' else kind}", problem)
 
     def remove(self) -> None:
         """Have crun end and forget it, and remove its directory; whatever is gone already is no error."""
@@ -209,7 +228,7 @@ class Container:
         self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
 
     def _use(self, prepared: Prepared, spec: dict[str, Any], stdio: Stdio) -> Process:
-        launched = Process(self._init, stdio)
+        launched = Process(self._init, stdio, self._reaper)
         self._crun_name = prepared.name
         try:
             with trace.span("prepared crun create"):
@@ -225,7 +244,7 @@ class Container:
     def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:
         pid_file = f"{self._directory}/pid-{number}"
         arguments = [verb, f"--pid-file={pid_file}", *options]
-        launched = Process(number, stdio)
+        launched = Process(number, stdio, self._reaper)
         try:
             if process.get("terminal"):
                 with (
@@ -299,7 +318,8 @@ class ConsoleSocket:
 
 
 def _program(pid: int) -> str:
-    """What a process executes (proc(5), exe); "" when it has ended."""
+    """What a process executes (proc(5), exe); "" when it has ended. Another process that has got its pid executes
+    something else than before, which ends the wait as well."""
     try:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 
 from hawse.agent import trace
+from hawse.agent.pids import signal_each
 from hawse.agent.uevents import Uevents
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
@@ -142,9 +143,7 @@ def end_users(
             if not _users(files, root):
                 return True
         if force:
-            for pid, _ in _users([path, *files], root):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            signal_each(lambda: [pid for pid, _ in _users([path, *files], root)], signal.SIGKILL)
         return False
 
     if is_free():

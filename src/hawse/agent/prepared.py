@@ -53,6 +53,7 @@ class Prepared:
         deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline:
             try:
+                # Of another process, where crun has ended and its pid was given away, the wait takes its full time.
                 with open(f"/proc/{self._pid}/wchan") as file:
                     if file.read() == _WAITING:
                         return

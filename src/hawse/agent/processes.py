@@ -15,7 +15,10 @@ _PTS_MAJORS = range(136, 144)
 
 def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[list[object]]:
     """[uid, pid, parent's pid, seconds since its start, terminal, seconds of CPU, command] of each; pids are those of
-    the process's own PID namespace, 0 for a parent outside of it. Of at most a thousand."""
+    the process's own PID namespace, 0 for a parent outside of it. Of at most a thousand.
+
+    A pid may be another process's by the time it is read: what is found is printed and nothing is done by it.
+    """
     ticks = os.sysconf("SC_CLK_TCK")
     with open(f"{proc}/uptime") as file:
         now = float(file.read().split()[0])

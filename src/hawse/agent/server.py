@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
@@ -259,8 +260,19 @@ class Server:
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
         devices: list[dict[str, Any]], joins: dict[str, str],
     ) -> list[list[str]]:  # fmt: skip
-        for kind, other in joins.items():
-            spec["linux"]["namespaces"].append({"type": kind, "path": self._find(other).namespace(kind)})
+        with ExitStack() as held:
+            for kind, other in joins.items():
+                namespace = self._find(other).namespace(kind)
+                held.callback(os.close, namespace)
+                # crun opens it again by this process, which does not end before.
+                path = f"/proc/{os.getpid()}/fd/{namespace}"
+                spec["linux"]["namespaces"].append({"type": kind, "path": path})
+            return self._make(container, process, spec, nodes, devices)
+
+    def _make(
+        self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
+        devices: list[dict[str, Any]],
+    ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         directory = f"{self._run}/containers/{container}"
@@ -281,7 +293,8 @@ class Server:
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
 
-                native.hand_over(devices, first.pid, root=self._root)
+                with first.held(f"container {container} has ended") as pid:
+                    native.hand_over(devices, pid, root=self._root)
             self._watch(container, first)
         except BaseException:
             del self._stdio[process]
@@ -374,7 +387,7 @@ class Server:
 
     def _watch(self, container: str, process: Process) -> None:
         def wait() -> None:
-            code = process.wait(self._reaper)
+            code = process.wait()
             try:
                 if container in self._containers:
                     # What it was killed for is to be known before that it has ended.

@@ -99,6 +99,6 @@ def _run_hooks(store: Store, hooked: Hooked, proxy: ProxyProcess) -> None:
         call(store, "await_machine", {})
     except (StateError, VmError):
         return  # the monitor tells why
-    hooked.before(pid=proxy.pid, monitor=store.read()["monitorPid"])
+    hooked.before(pid=proxy.pid, sandbox=store)
     with suppress(StateError, VmError):
         call(store, "go_on", {})

@@ -10,7 +10,7 @@ from hawse.container.client import MonitorGoneError, call
 from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.sandbox.bound import give_back
 from hawse.sandbox.cgroups import release
-from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store, alive, start_time
+from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -93,12 +93,16 @@ def _await_end_of_others(store: Store) -> None:
 
 def _await_monitor(store: Store, pid: int, *, seconds: float = _SECONDS) -> None:
     """Wait for the monitor's end; kill it after ``seconds``. Its children, QEMU among them, die with it."""
-    started = start_time(pid)
-    deadline = time.monotonic() + seconds
-    while store.monitor_lives():
-        if time.monotonic() > deadline:
-            if not alive(pid, started):
-                raise StateError(f"container {store.name}: its monitor does not end, and its pid is unknown")
-            os.kill(pid, signal.SIGKILL)
-            deadline += _SECONDS
-        time.sleep(0.005)
+    monitor = store.open_monitor(pid)
+    try:
+        deadline = time.monotonic() + seconds
+        while store.monitor_lives():
+            if time.monotonic() > deadline:
+                if monitor < 0:
+                    raise StateError(f"container {store.name}: its monitor does not end, and its pid is unknown")
+                signal.pidfd_send_signal(monitor, signal.SIGKILL)
+                deadline += _SECONDS
+            time.sleep(0.005)
+    finally:
+        if monitor >= 0:
+            os.close(monitor)

@@ -13,10 +13,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hawse.errors import HawseError, HostError
+from hawse.errors import HawseError, HostError, StateError
 from hawse.linux.processes import enter_mount_namespace
 from hawse.oci.hooks import CREATION
 from hawse.sandbox.plan import ContainerPlan
+from hawse.sandbox.state import Store
 
 _MAX_OUTPUT = 4096
 
@@ -54,16 +55,22 @@ class Hooked:
         """Whether there are any before the container."""
         return any(self._hooks.get(kind) for kind in CREATION)
 
-    def before(self, *, pid: int, monitor: int) -> None:
+    def before(self, *, pid: int, sandbox: Store) -> None:
         """Run those before the container is made; createContainer's in the mount namespace of the sandbox's monitor.
 
-        Raises :class:`HostError` at the first that fails.
+        Raises :class:`HostError` at the first that fails, and :class:`StateError` where the monitor has ended.
         """
         self._begun = True
         about = state(self._record, "creating", pid)
-        for kind in CREATION:
-            for index, hook in enumerate(self._hooks.get(kind, ())):
-                _run(f"{kind} hook #{index}", hook, about, monitor if kind == "createContainer" else 0)
+        monitor = sandbox.open_monitor(sandbox.read().get("monitorPid", 0))
+        if monitor < 0:
+            raise StateError(f"container not running: {sandbox.name}: its monitor has ended")
+        try:
+            for kind in CREATION:
+                for index, hook in enumerate(self._hooks.get(kind, ())):
+                    _run(f"{kind} hook #{index}", hook, about, monitor if kind == "createContainer" else -1)
+        finally:
+            os.close(monitor)
 
     def undo(self) -> list[str]:
         """The container was not made: where others have run, so do poststop's (runtime.md, Lifecycle); the warnings."""
@@ -77,14 +84,16 @@ def run_all(kind: str, hooks: Sequence[Hook], about: Mapping[str, Any]) -> list[
     warnings = []
     for index, hook in enumerate(hooks):
         try:
-            _run(f"{kind} hook #{index}", hook, about, 0)
+            _run(f"{kind} hook #{index}", hook, about, -1)
         except HawseError as failure:
             warnings.append(failure.sentence())
     return warnings
 
 
 def _run(name: str, hook: Hook, about: Mapping[str, Any], namespace_of: int) -> None:
-    """Raises :class:`HostError` with the end of what it wrote to stderr: engines show the sentence alone."""
+    """``namespace_of``: a descriptor of the process whose mount namespace the hook runs in, -1 for this process's.
+
+    Raises :class:`HostError` with the end of what it wrote to stderr: engines show the sentence alone."""
     path, timeout = hook["path"], hook.get("timeout")
     # Without any, it has this process's, as under runc.
     pairs = [entry.partition("=") for entry in hook["env"]] if hook.get("env") is not None else None
@@ -110,6 +119,7 @@ def _run(name: str, hook: Hook, about: Mapping[str, Any], namespace_of: int) -> 
             raise HostError(f"error running {name}: {path}: hook ran past specified timeout of {timeout} s") from None
         finally:
             if process.returncode is None:
+                # Its leader was not waited for, so the number is still this group's.
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if process.returncode:
@@ -120,7 +130,7 @@ def _run(name: str, hook: Hook, about: Mapping[str, Any], namespace_of: int) -> 
 
 def _prepare(bundle: str, namespace_of: int) -> Callable[[], None]:
     def prepare() -> None:
-        if namespace_of:
+        if namespace_of >= 0:
             enter_mount_namespace(namespace_of)
         os.chdir(bundle)
 

@@ -51,7 +51,7 @@ def join(
             key = f"init-{os.urandom(16).hex()}"
             proxy = start_first(store, key, made, handed)
             if hooked.creates:
-                hooked.before(pid=proxy.pid, monitor=first.read()["monitorPid"])
+                hooked.before(pid=proxy.pid, sandbox=first)
             notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})
         except BaseException:
             if proxy is not None:

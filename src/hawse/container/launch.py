@@ -119,6 +119,7 @@ class ProxyProcess:
         ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
         is at their other ends shall see when the process closes them.
         """
+        self._ended = False
         program = (
             f"import sys; sys.path.insert(0, {PACKAGES!r}); from hawse.container.proxy import main; main()"
         )  # fmt: skip
@@ -159,21 +160,26 @@ class ProxyProcess:
 
     def wait(self) -> int:
         """The exit code of the process that it stands for."""
+        # Not waited for yet (waitid(2), WNOWAIT): a signal that arrives meanwhile is forwarded to this very process.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._ended = True
         code = self._process.wait()
         return code if code >= 0 else 128 - code
 
     def forward(self, number: int) -> None:
-        """Pass a signal on."""
-        if self._process.returncode is None:
+        """Pass a signal on. Called by signal handlers, also between two steps of :meth:`wait`."""
+        if not self._ended:
             os.kill(self._process.pid, number)
 
     def abort(self) -> None:
         """The process never came to be."""
+        self._ended = True
         self._process.kill()
         self._process.wait()
 
     def let_go(self) -> None:
         """Leave it to who adopts orphans."""
+        self._ended = True
         self._process.returncode = 0
 
 

@@ -15,7 +15,8 @@ FIRST, FURTHER = "standard", "setns"
 def send(pidfd_socket: str | None, pid: int, kind: str) -> None:
     """Send a pidfd of the process that stands for the container's (pidfd_open(2)) to whoever listens there.
 
-    As with the terminal, nothing is waited for. Raises :class:`HostError` naming the socket.
+    As with the terminal, nothing is waited for. The process is the caller's child, which was not waited for: the pid is
+    its own. Raises :class:`HostError` naming the socket.
     """
     if pidfd_socket is None:
         return

@@ -364,7 +364,7 @@ def _template(machine: plan.MachinePlan, config: Config, version: str, log: Log)
     digest = template.digest_of(plan.shape(machine), version=version)
     found = None
     try:
-        template.is_ours(f"{cache}/templates")
+        template.is_ours(cache)
     except HostError as error:
         log.warning(f"this start is a cold one: {error.sentence()}")
         return None

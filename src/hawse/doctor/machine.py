@@ -8,6 +8,7 @@ import time
 
 from hawse.config import Config
 from hawse.container.confine import jail_tree
+from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
 from hawse.sandbox import sockets
@@ -78,11 +79,14 @@ def jail(config: Config) -> Finding:
 
 
 def guest_image(config: Config) -> Finding:
-    """Is it built, and of these sources?"""
+    """Is it built, of these sources, and with the updates of its packages?"""
     try:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
     except HawseError as error:
         return _missing("guest image", error, "build it with `hawse image build`")
+    if reason := updates.outdated(config.image, found):
+        words = f"{os.path.dirname(found.initrd)}: {reason}"
+        return Finding("guest image", WARNING, words, updates.REMEDY, needed="containers")
     return Finding("guest image", OK, os.path.dirname(found.initrd), needed="containers")
 
 
@@ -114,7 +118,7 @@ def templates(config: Config) -> Finding:
         return Finding("templates", WARNING, "turned off: every start is a cold one", "template.enabled = true")
     directory = f"{config.image.cache}/templates"
     try:
-        template.is_ours(directory)
+        template.is_ours(config.image.cache)
     except HostError as error:
         remedy = f"remove {directory}: it is made anew, for the user that hawse runs as alone"
         return Finding("templates", WARNING, error.message, error.hint or remedy)

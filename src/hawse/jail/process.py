@@ -18,10 +18,8 @@ from hawse.jail import seccomp
 from hawse.linux import mounts
 from hawse.linux.capabilities import drop_bounding, keep_only
 from hawse.linux.mounts import check
-from hawse.linux.processes import give_up_privileges
+from hawse.linux.processes import give_up_privileges, leave_namespaces
 
-_CLONE_NEWNS, _CLONE_NEWCGROUP, _CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
-_CLONE_NEWIPC, _CLONE_NEWNET = 0x8000000, 0x40000000
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 #: Of what is below /proc a process is shown itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
@@ -49,7 +47,7 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
     a descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
     """
     steps: list[tuple[str, Callable[[], object]]] = [
-        ("make namespaces", _leave),
+        ("make namespaces", leave_namespaces),
         ("make the mounts private", lambda: mounts.mount("none", "/", "", mounts.REC | mounts.PRIVATE)),
         ("change the root directory", lambda: mounts.change_root(root)),
         ("mount /proc", lambda: mounts.mount("proc", "/proc", "proc", _SAFE, _PROC)),
@@ -67,11 +65,6 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
             step()
         except OSError as error:
             raise Failure(error.errno, f"cannot {name}: {error.strerror}") from None
-
-
-def _leave() -> None:
-    flags = _CLONE_NEWNS | _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET
-    check(_libc.unshare(flags), "")
 
 
 def _limit(limits: Limits) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from hawse.errors import HostError
 from hawse.jail.root import INITRD, KERNEL
 from hawse.vm import cache as answers
-from hawse.vm.template import is_ours
+from hawse.vm import trusted
 
 #: To be raised when the tree has other files for the same QEMU.
 _FORMAT = 1
@@ -38,9 +38,7 @@ _QUESTIONS = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 def obtain(qemu: str, *, cache: str) -> str:
     """The directory of the tree for a QEMU, made where there is none. Raises :class:`HostError` saying why there can be
     none."""
-    directory = f"{cache}/jails"
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    is_ours(directory)
+    directory = trusted.make(cache, "jails")
     record = f"{directory}/{hashlib.sha256(qemu.encode()).hexdigest()[:16]}.json"
     if found := _known(record, directory):
         return found
@@ -68,18 +66,17 @@ def _make(qemu: str, directory: str, record: str) -> str:
     shutil.rmtree(new, ignore_errors=True)  # of one that was killed while it made it
     try:
         for path in files:
-            os.makedirs(os.path.dirname(new + path), mode=0o755, exist_ok=True)
+            trusted.make_directories(os.path.dirname(new + path))
             shutil.copyfile(path, new + path)
             os.chmod(new + path, 0o555)
         for below in _DIRECTORIES:
-            os.makedirs(f"{new}/{below}", mode=0o755)
+            trusted.make_directories(f"{new}/{below}")
         for path in (KERNEL, INITRD):
-            with open(new + path, "wb"):
-                pass
+            os.close(trusted.open_file(new + path))
         _prove(qemu, new)
         if not os.path.isdir(tree):
             os.rename(new, tree)
-        with open(f"{record}.new", "w") as file:
+        with open(trusted.open_file(f"{record}.new"), "w") as file:
             json.dump({"format": _FORMAT, "tree": name, "files": files}, file)
         os.rename(f"{record}.new", record)
     except OSError as error:

@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from hawse.linux.processes import Process
     from hawse.oci.cgroups import CgroupPlan, HostLimits
 
     Enter = Callable[[CgroupPlan, int], list[str]]
@@ -109,30 +110,38 @@ class HostCgroup:
                 warnings.append(text)
         return warnings
 
-    def place(self, pid: int, *, mountinfo: str = "/proc/self/mountinfo", enter: Enter | None = None) -> list[str]:
+    def place(
+        self, process: Process, *, mountinfo: str = "/proc/self/mountinfo", enter: Enter | None = None
+    ) -> list[str]:
         """Have the process in it, and make it where it is not there: by ``enter``, which asks systemd, and by hand.
 
         What to warn of. Raises as :meth:`make`.
         """
         warnings = []
-        if not self.is_made:
+        if not self.is_made and process.is_alive():
             # Here, since hot verbs load this module, and have no use for it.
             from hawse.sandbox.systemd import enter_scope
 
-            warnings = (enter or enter_scope)(self._plan, pid)
+            warnings = (enter or enter_scope)(self._plan, process.pid)
             if self._plan.unit and not warnings:
                 with open(f"{self._directory}/{_UNIT}", "w") as file:
                     file.write(self._plan.unit)
             warnings = [*warnings, *self.make(mountinfo=mountinfo)]
-        return [*warnings, *self.add(pid)]
+        return [*warnings, *self.add(process)]
 
-    def add(self, pid: int) -> list[str]:
-        """Have the process in it, and what it starts from here on; what to warn of. One that has ended is none."""
+    def add(self, process: Process) -> list[str]:
+        """Have the process in it, and what it starts from here on; what to warn of. One that has ended is none.
+
+        The kernel takes a pid here, and nothing else. Another process has it only when all others were given out after
+        the process was seen alive, since they are given out in turn (Linux kernel/pid.c, alloc_pid()).
+        """
         warnings = []
         with self._lock:
             for path in _recorded(self._directory):
+                if not process.is_alive():
+                    break
                 try:
-                    _write(f"{path}/cgroup.procs", str(pid))
+                    _write(f"{path}/cgroup.procs", str(process.pid))
                 except OSError as error:
                     # ENOENT: it could not be made, which was said then. EBUSY and ENOSPC are of a cgroup that is there
                     # and takes none (cgroup-v2.rst, "No Internal Process Constraint"; cgroup-v1/cpusets.rst).

@@ -129,6 +129,7 @@ class Watched:
         self._stderr = program.process.stderr
         os.set_blocking(self._stderr.fileno(), False)
         self._loop.add_reader(self._stderr, self._read)
+        # Its pid is its own: it is a child that was not waited for.
         self._pidfd = os.pidfd_open(program.process.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hawse.errors import HawseError, StateError
+from hawse.linux.processes import Process
 from hawse.oci.addresses import translate
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.cgroups import HostCgroup
@@ -58,6 +59,7 @@ class Container:
         self._processes = processes
         self._key = f"{plan.id}/{key}"
         self._init = 0
+        self._proxy: Proxy | None = None
         self._doom = doom
         self._killed = False
         self._resumed = RUNNING
@@ -94,14 +96,16 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """That of the first process's proxy."""
-        return int(self._state["pid"])
+        """That of the first process's proxy; 0 while there is none, and when it has ended."""
+        return self._proxy.pid if self._proxy is not None and self._proxy.process.is_alive() else 0
 
-    async def create(self, joins: dict[str, str], *, connect: Callable[[int], Awaitable[Notes]] | None = None) -> Notes:
+    async def create(
+        self, joins: dict[str, str], *, connect: Callable[[Process], Awaitable[Notes]] | None = None
+    ) -> Notes:
         """Make the container in the guest, with the proxy that has announced itself as its first process.
 
         ``joins``, by kind of namespace, are containers whose namespace it has; ``connect`` is called with the proxy's
-        pid before the container is made.
+        process before the container is made.
         """
         await self._pages.reserve()
         for name, size in self.plan.memory:
@@ -110,7 +114,7 @@ class Container:
         try:
             warnings = await self._place(proxy)
             if connect is not None:
-                warnings += await connect(proxy.pid)
+                warnings += await connect(proxy.process)
             if self.plan.sysctls:
                 await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
             spec = self.attachments.furnish(self.plan.spec)
@@ -123,7 +127,10 @@ class Container:
             raise
         self._state["vfio"] = seen
         self._state["annotations"] = self.plan.annotations | self.attachments.annotations
-        self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
+        self._proxy = proxy
+        started = start_time(proxy.pid)
+        # A proxy that has ended has no start: the pid may be another process's, and so may what was read.
+        self._state |= {"pid": proxy.pid, "pidStart": started if proxy.process.is_alive() else 0, "status": CREATED}
         self._write()
         self._ready.set()
         return [*warnings, *_log_lines(lines)]
@@ -277,7 +284,7 @@ class Container:
         if not self.plan.cgroup.path:
             return []
         # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU, a scope for systemd.
-        warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.pid))
+        warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.process))
         proxy.placed()
         return [("warning", text) for text in warnings]
 

@@ -20,7 +20,8 @@ _PROCESS = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/([a-z]+)")
 def owner_of(kind: str, path: str, *, pids: Mapping[str, int], first: str, own: Mapping[str, str]) -> str:
     """The container's name. Raises :class:`ConfigError` for a path that is of none.
 
-    ``pids`` are the processes that stand for the containers on the host, 0 for none; ``own`` are the paths, by kind, of
+    ``pids`` are the processes that stand for the containers on the host, 0 for none and for one that has ended, whose
+    pid may be another process's; ``own`` are the paths, by kind, of
     the first container's specification.
     """
     match = _PROCESS.fullmatch(path)

@@ -19,6 +19,7 @@ import time
 from contextlib import suppress
 
 from hawse.errors import HawseError
+from hawse.linux.processes import open_process
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
 from hawse.sandbox.children import limit_own_memory
@@ -117,7 +118,7 @@ def _enter_cgroup(made: plan.SandboxPlan, store: Store) -> list[str]:
     from hawse.sandbox.cgroups import HostCgroup
 
     cgroup = HostCgroup(made.cgroup, store.path)
-    return cgroup.place(os.getpid())
+    return cgroup.place(open_process(os.getpid()))
 
 
 def _read_plan(report: socket.socket) -> bytes:

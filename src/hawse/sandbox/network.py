@@ -15,7 +15,8 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from hawse.errors import HostError, from_wire
+from hawse.errors import HostError, StateError, from_wire
+from hawse.linux.processes import Process
 from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.programs import program
 
@@ -101,7 +102,7 @@ class Network:
         self._known: set[int] = set()
         self._joining: Joining | None = None
         if path:
-            self._open(path)
+            self._keep(namespaces.open_path(path), path)
 
     @property
     def namespace(self) -> int:
@@ -117,14 +118,28 @@ class Network:
             self._known |= new
             self._joining = Joining(self._namespace, sorted(new), redirects.record(self._directory))
 
-    def adopt(self, pid: int) -> None:
+    def adopt(self, process: Process) -> None:
         """Where the plan names no namespace, the one of the container's process on the host is the sandbox's.
 
         Engines that make the network after the container find it there. Raises :class:`ConfigError` where that is the
-        host's own.
+        host's own, and :class:`StateError` where the process has ended.
         """
-        if self._namespace < 0:
-            self._open(f"/proc/{pid}/ns/net")
+        if self._namespace >= 0:
+            return
+        path = f"/proc/{process.pid}/ns/net"
+        try:
+            namespace = process.open("ns/net")
+        except OSError as error:
+            reason = "it has ended" if isinstance(error, ProcessLookupError | FileNotFoundError) else error.strerror
+            raise StateError(
+                f"cannot open the network namespace of the container's process {process.pid} on the host: {reason}"
+            ) from None
+        try:
+            namespaces.check(namespace, path)
+        except BaseException:
+            os.close(namespace)
+            raise
+        self._keep(namespace, path)
 
     def make_socket(self, kind: int) -> socket.socket:
         """A socket of IPv4 in the namespace, which does not block. Raises OSError or :class:`HostError`."""
@@ -148,8 +163,8 @@ class Network:
                 os.close(self._namespace)
                 self._namespace = -1
 
-    def _open(self, path: str) -> None:
-        self._namespace = namespaces.open_path(path)
+    def _keep(self, namespace: int, path: str) -> None:
+        self._namespace = namespace
         number = os.fstat(self._namespace).st_ino
         entry = {"path": path, "inode": number, "cookie": namespaces.cookie(self._namespace)}
         redirects.note(redirects.record(self._directory), entry)

@@ -70,7 +70,7 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
         try:
             theirs.close()
             ours.recv(1)
-            _write(f"{victim}/cgroup.procs", str(process.pid))
+            _write(f"{victim}/cgroup.procs", str(process.pid))  # a child that was not waited for: the pid is its own
             with suppress(FileNotFoundError):  # a kernel without swap
                 _write(f"{victim}/memory.swap.max", "0")
             _write(f"{victim}/memory.max", "0")
@@ -84,7 +84,11 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
 
 
 def _move(source: str, target: str) -> None:
-    """Have every process of one cgroup in another; new ones come by forks meanwhile. Raises OSError."""
+    """Have every process of one cgroup in another; new ones come by forks meanwhile. Raises OSError.
+
+    The kernel takes a pid here, and nothing else. A process that ends between the two calls leaves its pid to another
+    one only when all others were given out meanwhile (Linux kernel/pid.c, alloc_pid()): so each is read just before.
+    """
     for _ in range(_ROUNDS):
         pids = _read(f"{source}/cgroup.procs").split()
         if not pids:
@@ -92,6 +96,8 @@ def _move(source: str, target: str) -> None:
         for pid in pids:
             if pid == "0":  # of a PID namespace that is none of ours
                 raise OSError(f"{source} has processes that cannot be seen from here")
+            if pid not in _read(f"{source}/cgroup.procs").split():
+                continue
             with suppress(ProcessLookupError):
                 _write(f"{target}/cgroup.procs", pid)
     raise OSError(f"{source} does not get empty")

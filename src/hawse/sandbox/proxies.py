@@ -9,6 +9,7 @@ from hawse.errors import LinkError
 from hawse.link import control
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import STDIO, STREAMS
+from hawse.linux.processes import Process
 from hawse.sandbox.guest import Route
 
 #: A proxy knows one process and calls it by this number.
@@ -25,9 +26,9 @@ class Proxy:
         decoder: Decoder,
         backlog: list[Frame],
         *,
-        pid: int,
+        process: Process,
     ) -> None:
-        self.pid = pid
+        self.process = process
         self.size: tuple[int, int] | None = None
         self.directions: tuple[str, ...] = STDIO
         self._decoder = decoder
@@ -35,6 +36,11 @@ class Proxy:
         self._reader = reader
         self._writer = writer
         self._finished = False
+
+    @property
+    def pid(self) -> int:
+        """Its pid on the host; another process may have it when this one has ended."""
+        return self.process.pid
 
     def send(self, stream: int, kind: int, payload: bytes) -> None:
         """Pass a frame of the guest on."""

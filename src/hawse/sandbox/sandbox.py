@@ -28,6 +28,7 @@ from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.sandbox.steps import GUEST, NETWORK, Steps
 
 if TYPE_CHECKING:
+    from hawse.linux.processes import Process
     from hawse.sandbox.machine import Machine
 
 #: By which the proxy of the first container's first process announces itself.
@@ -259,9 +260,9 @@ class Sandbox:
             failure.message += f"; and then {problem.message}"
             failure.hint = "; ".join(hint for hint in (failure.hint, problem.hint) if hint)
 
-    async def _connect(self, pid: int) -> Notes:
+    async def _connect(self, process: Process) -> Notes:
         """The first process's proxy is there, and hooks may have brought it interfaces."""
-        self.nics.network.adopt(pid)
+        self.nics.network.adopt(process)
         return await self._connect_again()
 
     async def _connect_again(self) -> Notes:
@@ -291,7 +292,10 @@ class Sandbox:
             self.finished.set()
 
     def _find_joins(self, plan: ContainerPlan) -> dict[str, str]:
-        """The containers whose namespaces a new one is to have, by kind. Raises :class:`ConfigError`."""
+        """The containers whose namespaces a new one is to have, by kind. Raises :class:`ConfigError`.
+
+        A container that ends meanwhile, whose pid is then another's, is refused by the agent: it has ended there too.
+        """
         pids = {name: found.pid for name, found in self._containers.items()}
         own = own_paths(self.plan.bundle)
         return {kind: owner_of(kind, path, pids=pids, first=self.plan.id, own=own) for kind, path in plan.joins.items()}

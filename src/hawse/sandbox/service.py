@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import struct
 import traceback
 from typing import Any
 
@@ -52,9 +50,9 @@ class Service:
             return
         try:
             if method == "proxy":
-                self._attach(params, Proxy(reader, writer, decoder, frames[1:], pid=_peer_pid(writer)))
+                self._attach(params, Proxy(reader, writer, decoder, frames[1:], process=_peer(writer)))
                 return
-            work = asyncio.create_task(self._carry_out(method, params, caller=_peer_pid(writer)))
+            work = asyncio.create_task(self._carry_out(method, params, caller=_peer(writer)))
             if method == "create":
                 await self._unless_gone(work, reader)
             frame = control.encode_result(number, await work)
@@ -95,7 +93,7 @@ class Service:
         else:
             self._sandbox.processes.announce(str(params["key"]), proxy)
 
-    async def _carry_out(self, method: str, params: dict[str, Any], *, caller: int) -> object:
+    async def _carry_out(self, method: str, params: dict[str, Any], *, caller: processes.Process) -> object:
         sandbox, name = self._sandbox, str(params["container"])
         if method == "create":
             return await self._create(params, caller)
@@ -129,12 +127,12 @@ class Service:
             raise VmError(f"the monitor has no method {method}")
         return None
 
-    async def _create(self, params: dict[str, Any], caller: int) -> object:
+    async def _create(self, params: dict[str, Any], caller: processes.Process) -> object:
         """One more container, whose shared directories are descriptors of the caller's."""
         # In JSON the numbers of groups, as keys, are strings.
         wanted = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
         try:
-            trees = processes.take_descriptors(caller, [int(number) for number in params["trees"]])
+            trees = caller.take_descriptors([int(number) for number in params["trees"]])
         except OSError as error:
             raise VmError(f"the monitor cannot take what {wanted.id} shares: {error.strerror}") from None
         try:
@@ -144,9 +142,5 @@ class Service:
                 os.close(tree)
 
 
-def _peer_pid(writer: asyncio.StreamWriter) -> int:
-    """The pid at the other end, from the kernel and not from the peer's own words (unix(7), SO_PEERCRED)."""
-    peer: socket.socket = writer.get_extra_info("socket")
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid: int = struct.unpack("3i", credentials)[0]
-    return pid
+def _peer(writer: asyncio.StreamWriter) -> processes.Process:
+    return processes.peer(writer.get_extra_info("socket"))

@@ -113,6 +113,21 @@ class Store:
             os.close(fd)
         return False
 
+    def open_monitor(self, pid: int) -> int:
+        """A descriptor of the monitor's process (pidfd_open(2)), whose pid its state has; -1 where it has ended.
+
+        The monitor has the lock until its end, and the lock is tested after the descriptor was opened: the descriptor
+        is not one of a process that has got the monitor's pid since.
+        """
+        try:
+            fd = os.pidfd_open(pid)
+        except (OSError, OverflowError):
+            return -1
+        if self.monitor_lives():
+            return fd
+        os.close(fd)
+        return -1
+
     def remove(self) -> None:
         """Delete the directory and the files in it. Nothing is removed recursively.
 

@@ -28,7 +28,8 @@ def enter_scope(
 ) -> list[str]:
     """Ask systemd to create the unit with the process in it. Returns warnings when the cgroup is created without it.
 
-    ``seconds`` bound the wait for the move.
+    ``seconds`` bound the wait for the move. The process is alive when this is called. systemd takes pidfds only from
+    version 255 on (org.freedesktop.systemd1(5), PIDFDs), so it gets the pid.
     """
     if not plan.unit:
         return []

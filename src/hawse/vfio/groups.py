@@ -166,7 +166,10 @@ def check_free(group: HostGroup, *, root: str = "", open_node: Callable[[str, in
 
 
 def holders(number: int, *, root: str = "") -> list[tuple[int, str]]:
-    """Pid and name of each process that has the group's node or a device file of it open, as far as /proc shows it."""
+    """Pid and name of each process that has the group's node or a device file of it open, as far as /proc shows it.
+
+    By pids, which may be other processes' since: what is found is printed and nothing is done by it.
+    """
     files = [sysfs.device_file(address, root=root) for address in sysfs.group_members(number, root=root)]
     paths = {f"{root}/dev/vfio/{number}", *(f"{root}/dev/vfio/devices/vfio{file[0]}" for file in files if file)}
     found = []

@@ -98,7 +98,10 @@ def verdict(
 
 
 def sandboxes(states: Mapping[str, int], *, root: str = "") -> Callable[[int], str]:
-    """Which sandbox a pid is QEMU of: its parent is a monitor. ``states`` has each sandbox's monitor's pid."""
+    """Which sandbox a pid is QEMU of: its parent is a monitor. ``states`` has each sandbox's monitor's pid.
+
+    By pids, which may be other processes' since: what is found is printed and nothing is done by it.
+    """
     monitors = {pid: name for name, pid in states.items() if pid}
 
     def of(pid: int) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import hawse
-from hawse.errors import ImageError
+from hawse.errors import HostError, ImageError
 from hawse.vm import cache as answers
+from hawse.vm import trusted
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
@@ -71,13 +72,16 @@ def sources_digest(kernel: str, modules: str) -> str:
 
 
 def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
-    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do."""
+    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
+    where another user may write to it: whoever does runs in every guest."""
     pointer = current_path(cache, kernel, modules)
+    _check_directory(cache, "images")
     try:
         with open(pointer) as file:
             digest = file.read(65).strip()
     except FileNotFoundError:
         raise ImageError(f"there is no guest image in {cache}", hint=_BUILD) from None
+    _check_directory(cache, "images", digest)
     image = read(f"{cache}/images/{digest}")
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules):
         raise ImageError(
@@ -90,6 +94,7 @@ def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
 def read(directory: str) -> Image:
     """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one."""
     manifest = _manifest(directory)
+    trusted.check_file(f"{directory}/manifest.json")
     for name in FILES:
         _check(directory, name, manifest["files"][name])
     return Image(
@@ -110,10 +115,28 @@ def current_path(cache: str, kernel: str = "", modules: str = "") -> str:
     return f"{cache}/images/current-{own}"
 
 
+def confirmed(cache: str, kernel: str = "", modules: str = "") -> float:
+    """When `hawse image build` last made the image in use, or found that the packages are still the same: seconds since
+    1970. Raises OSError where there is none."""
+    return os.stat(current_path(cache, kernel, modules)).st_mtime
+
+
+def packages(found: Image) -> dict[str, str]:
+    """The versions of the packages that the image was made of, by name. Raises :class:`ImageError`."""
+    return dict(_manifest(os.path.dirname(found.kernel)).get("packages", {}))
+
+
 def file_digest(path: str) -> str:
     """sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_directory(cache: str, *below: str) -> None:
+    try:
+        trusted.check(cache, *below)
+    except HostError as error:
+        raise HostError(f"the guest image is not used: {error.message}", hint=error.hint) from None
 
 
 def _manifest(directory: str) -> dict[str, Any]:
@@ -133,6 +156,7 @@ def _manifest(directory: str) -> dict[str, Any]:
 def _check(directory: str, name: str, expected: dict[str, Any]) -> None:
     path = f"{directory}/{name}"
     try:
+        trusted.check_file(path)
         status = os.stat(path)
     except OSError as error:
         raise ImageError(f"the guest image is damaged: {path}: {error.strerror}", hint=_BUILD) from None

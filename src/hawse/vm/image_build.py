@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hawse.errors import ImageError
-from hawse.vm import packages
+from hawse.vm import packages, trusted
 from hawse.vm.cache import alone
 from hawse.vm.cpio import write_archive
 from hawse.vm.image import (
@@ -39,7 +39,8 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
     """Build the image, or find it built from the same inputs, and make it the current one.
 
     ``kernel`` and ``modules``: a bzImage or vmlinux and its /lib/modules/<release> directory, in place of Debian's.
-    Raises :class:`HostError` for packages and :class:`ImageError` for what is missing in them.
+    Raises :class:`HostError` for packages and for a cache that other users may write to, and
+    :class:`ImageError` for what is missing in them.
     """
     if bool(kernel) != bool(modules):
         raise ImageError("image.kernel and image.modules go together", hint="set both, or neither")
@@ -47,9 +48,8 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
     with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
     sources = sources_digest(kernel, modules)
-    images = os.path.join(cache, "images")
-    os.makedirs(images, exist_ok=True)
-    with alone(f"{images}/lock"):
+    images = trusted.make(cache, "images")
+    with trusted.ordinary_umask(), alone(f"{images}/lock"):
         userland = packages.fetch(recipe["packages"], cache=cache, progress=progress)
         kernels = [] if kernel else kernel_packages(recipe, cache, progress)
         digest = _digest(sources, [*userland, *kernels])

@@ -11,6 +11,9 @@ import subprocess
 from collections.abc import Sequence
 
 from hawse.errors import ImageError
+from hawse.linux import mounts
+from hawse.linux.capabilities import drop_bounding
+from hawse.linux.processes import ChildrenApart, give_up_privileges, leave_namespaces
 
 _LOADER = "/lib64/ld-linux-x86-64.so.2"
 _HAWSE = "usr/lib/hawse/hawse"
@@ -27,6 +30,8 @@ for module in list(sys.modules.values()):
     if file and file.startswith("/usr/lib/python3"):
         print(file)
 """
+#: Where a program's tree is mounted before it becomes the root; any directory of the host.
+_PLACE = "/tmp"
 _LIBRARY = "import os; print(os.path.dirname(os.__file__))"
 # Runs there too, so that the byte code is of the guest's own Python, whatever runs the build. The name that goes into
 # the byte code is the path in the guest; unchecked: no time of a source is compared, since there are no sources.
@@ -52,7 +57,7 @@ def add_programs(full: str, tree: str, programs: Sequence[str], links: dict[str,
 def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: Sequence[str]) -> None:
     """The agent and the part of Python's library that it loads, as byte code; proved by importing it in ``tree``."""
     for name, path in sources:
-        target = f"{full}/{_HAWSE}/{name}"
+        target = _inside(full, f"{_HAWSE}/{name}")
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copyfile(path, target)
     names = [f"hawse.{name[:-3].replace('/', '.')}" for name, _ in sources if not name.endswith("__init__.py")]
@@ -76,7 +81,7 @@ def add_kernel_modules(full: str, tree: str, modules: str, release: str, names: 
     depmod runs in ``full``, which has kmod; the image has no need of it. Raises :class:`ImageError` for a name that is
     missing.
     """
-    work, target = f"{full}/usr/lib/modules/{release}", f"{tree}/usr/lib/modules/{release}"
+    work, target = _inside(full, f"usr/lib/modules/{release}"), f"{tree}/usr/lib/modules/{release}"
     os.makedirs(work)
     os.makedirs(target)  # a kernel may have everything built in
     for table in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
@@ -159,14 +164,47 @@ def module_name(path: str) -> str:
 
 
 def chroot(tree: str, *argv: str, stdin: str = "") -> str:
-    """Run a program of the tree in the tree; its stdout. Raises :class:`ImageError` with its stderr."""
+    """Run a program of the tree in the tree; its stdout. Raises :class:`ImageError` with its stderr.
+
+    It runs as root, which owns the files, and has no capability, no device node, no network, and no process or file
+    but those of the tree.
+    """
     environment = {"PATH": "/usr/bin:/usr/sbin", "PYTHONDONTWRITEBYTECODE": "1"}
-    answer = subprocess.run(
-        ["/usr/sbin/chroot", tree, *argv], input=stdin, capture_output=True, text=True, check=False, env=environment
-    )
+    try:
+        with ChildrenApart():
+            answer = subprocess.run(
+                argv, input=stdin, capture_output=True, text=True, check=False, env=environment,
+                preexec_fn=lambda: _confine(tree),
+            )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, OSError) and error.filename == argv[0]:
+            raise ImageError(f"guest image: {argv[0]} fails in it", evidence=str(error.strerror)) from None
+        raise ImageError(
+            f"guest image: {argv[0]} cannot be run apart from the host", hint="run as root with CAP_SYS_ADMIN"
+        ) from None
     if answer.returncode:
         raise ImageError(f"guest image: {argv[0]} fails in it", evidence=answer.stderr[-2000:])
     return answer.stdout
+
+
+def _confine(tree: str) -> None:
+    """In a forked child: be among the tree's files and nothing else. Raises OSError."""
+    leave_namespaces()
+    mounts.mount("none", "/", "", mounts.REC | mounts.PRIVATE)
+    root = mounts.open_tree(tree)
+    mounts.set_attributes(root, mounts.ATTR_NOSUID | mounts.ATTR_NODEV, recursive=False)
+    mounts.attach_at(root, _PLACE)
+    mounts.change_root(_PLACE)
+    drop_bounding()
+    give_up_privileges()
+
+
+def _inside(tree: str, path: str) -> str:
+    """The path of a file of the tree. Raises :class:`ImageError` where a symbolic link on the way leaves the tree."""
+    root = os.path.realpath(tree).rstrip("/")
+    if not f"{os.path.realpath(os.path.join(root, path))}/".startswith(f"{root}/"):
+        raise ImageError(f"guest image: /{path} of the packages leads out of their tree", hint="use another mirror")
+    return f"{tree}/{path}"
 
 
 def _copy_with_libraries(full: str, tree: str, path: str) -> None:
@@ -188,7 +226,7 @@ def _copy(full: str, tree: str, path: str, source: str = "") -> None:
     while os.path.islink(f"{full}/{source}"):
         link = os.readlink(f"{full}/{source}")
         source = link.lstrip("/") if link.startswith("/") else os.path.join(os.path.dirname(source), link)
-    source = f"{full}/{source}"
+    source = _inside(full, source)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     shutil.copyfile(source, target)
     os.chmod(target, os.stat(source).st_mode & 0o755)

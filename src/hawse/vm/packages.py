@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import HostError
+from hawse.linux import mounts
+from hawse.vm import trusted
 from hawse.vm.cache import alone
 
 Progress = Callable[[str], None]
 
-# Python 3.11.2, Debian 12's, has no filters yet; the paths are made safe by merged() in any case.
+# Python 3.11.2, Debian 12's, has no filters yet: _check_member() and _check_inside() do not rely on them.
 _FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 
 _LISTS = "/var/lib/apt/lists"
+#: apt's own directory of packages, which its user reaches.
+_APT_ARCHIVES = "/var/cache/apt/archives"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A downloaded package; ``path`` is its .deb."""
+    """A downloaded package; ``path`` is its .deb, whose SHA256 is the one in apt's signed lists."""
 
     name: str
     version: str
@@ -39,19 +45,18 @@ def fetch(
 
     ``options``: more of apt's, "Name=value", for other sources than the machine's own. ``lists`` is the directory with
     apt's package lists, which are read from the mirror first if they are missing.
-    Raises :class:`HostError` when apt cannot find or download one.
+    Raises :class:`HostError` when apt cannot find or download one, and for one whose content is not what the lists say.
     """
-    archives = os.path.join(cache, "packages")
+    archives = trusted.make(cache, "packages")
     # apt lists only what it has not fetched yet, so the list is asked for with a directory that stays empty.
-    none = os.path.join(cache, "packages-none")
+    none = trusted.make(cache, "packages-none")
     for directory in (archives, none):
-        os.makedirs(f"{directory}/partial", exist_ok=True)
+        trusted.make_directories(f"{directory}/partial")
     status = os.path.join(cache, "no-packages")
-    with open(status, "w"):
-        pass
+    os.close(trusted.open_file(status))
     options = [
         f"Dir::State::status={status}", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Debug::NoLocking=1",
-        "APT::Install-Recommends=0", "APT::Sandbox::User=root", *options,
+        "APT::Install-Recommends=0", "Acquire::ForceHash=SHA256", *options,
     ]  # fmt: skip
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
     with alone(os.path.join(cache, "packages.lock")):
@@ -70,15 +75,85 @@ def fetch(
 def _fetch(
     apt: Sequence[str], names: Sequence[str], archives: str, none: str, progress: Progress
 ) -> tuple[Package, ...]:
-    wanted = parse_uris(_run([*apt, "-o", f"Dir::Cache::archives={none}", "install", "--print-uris", *names]))
-    if not wanted:
+    listed = parse_uris(_run([*apt, "-o", f"Dir::Cache::archives={none}", "install", "--print-uris", *names]))
+    if not listed:
         raise HostError(f"apt finds nothing to fetch for {' '.join(names)}", hint="run `apt-get update`")
-    paths = {f"{archives}/{name}": size for name, size, _ in wanted}
-    missing = [path for path, size in paths.items() if not os.path.exists(path) or os.path.getsize(path) != size]
+    expected = {f"{archives}/{name}": _sha256(name, digest) for name, _, digest in listed}
+    missing = [path for path, digest in expected.items() if _digest(path) != digest]
     if missing:
         progress(f"downloading {len(missing)} packages")
-        _run([*apt, "-o", f"Dir::Cache::archives={archives}", "install", "--download-only", "--yes", *names])
-    return tuple(sorted((_package(path) for path in paths), key=lambda package: package.name))
+        for path in missing:  # apt keeps a file of the right size
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        _download(apt, names, archives)
+    for path in missing:
+        _verify(path, expected[path])
+    packages = (_package(path, digest) for path, digest in expected.items())
+    return tuple(sorted(packages, key=lambda package: package.name))
+
+
+def _download(apt: Sequence[str], names: Sequence[str], archives: str) -> None:
+    """Have apt download what is missing in the directory ``archives``.
+
+    apt's methods, which talk to the network, run as the user _apt, and apt gives that user the directory ``partial``.
+    Where the user cannot reach it, apt would run them as root (apt apt-pkg/acquire.cc, CheckDropPrivsMustBeDisabled()):
+    then apt has the directory in place of its own one, by a mount that ends with it.
+    """
+    directory, prepare = archives, None
+    if not _is_reachable(archives):
+        directory, prepare = _APT_ARCHIVES, lambda: _mount_on(archives, _APT_ARCHIVES)
+    arguments = ["-o", f"Dir::Cache::archives={directory}", "install", "--download-only", "--yes", *names]
+    _run([*apt, *arguments], prepare=prepare)
+
+
+def _is_reachable(directory: str) -> bool:
+    """Whether every user can search the directory and each one above it."""
+    path = os.path.realpath(directory)
+    while os.stat(path).st_mode & stat.S_IXOTH:
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+    return False
+
+
+def _mount_on(source: str, target: str) -> None:
+    """In a forked child: have a directory at another place, in a mount namespace that ends with this process."""
+    os.makedirs(target, mode=0o755, exist_ok=True)
+    mounts.unshare(mounts.PRIVATE)
+    mounts.mount(source, target, "", mounts.BIND)
+
+
+def _sha256(name: str, digest: str) -> str:
+    kind, _, value = digest.partition(":")
+    if kind != "SHA256" or not re.fullmatch("[0-9a-f]{64}", value):
+        raise HostError(
+            f"apt gives no SHA256 of the package {name}, but {digest or 'nothing'}",
+            hint="use a source whose Release file lists SHA256 hashes, as Debian's does",
+        )
+    return value
+
+
+def _digest(path: str) -> str:
+    """SHA256 of a file in hexadecimal, "" where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def _verify(path: str, expected: str) -> None:
+    """Raise :class:`HostError` where a downloaded package is not the one that the signed lists name; it is removed."""
+    found = _digest(path)
+    if found == expected:
+        return
+    name = os.path.basename(path)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    raise HostError(
+        f"the package {name} is not the one in apt's lists: its SHA256 is {found or 'missing'}, not {expected}",
+        hint="run `apt-get update` and try again; if it stays, use another mirror in apt's sources",
+    )
 
 
 def parse_uris(text: str) -> list[tuple[str, int, str]]:
@@ -108,14 +183,41 @@ def _unpack(path: str, into: str, wanted: Callable[[str], bool]) -> bool:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
+                    _check_member(member, path)
                     member.name = merged(member.name)
                     if member.islnk():
                         member.linkname = merged(member.linkname)
+                        _check_inside(into, member.linkname, path)
+                    _check_inside(into, member.name, path)
                     if member.name and not os.path.islink(f"{into}/{member.name}") and wanted(member.name):
                         archive.extract(member, into, **_FILTER)
         except tarfile.TarError:
             return False
     return process.returncode == 0
+
+
+def _check_member(member: tarfile.TarInfo, package: str) -> None:
+    """Raise :class:`HostError` for a name or a kind of file that no package of Debian has (Debian Policy 10.6: device
+    nodes are not in packages)."""
+    for name in (member.name, member.linkname) if member.islnk() else (member.name,):
+        if name.startswith("/") or ".." in name.split("/"):
+            raise _unsafe(package, name, "a path that leaves the tree")
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        raise _unsafe(package, member.name, "a device node or a FIFO")
+
+
+def _check_inside(into: str, name: str, package: str) -> None:
+    """Raise :class:`HostError` where the way to a file goes through a symbolic link that leaves the tree."""
+    root = os.path.realpath(into)
+    parent = os.path.realpath(os.path.join(root, os.path.dirname(name)))
+    if parent != root and not parent.startswith(f"{root}/"):
+        raise _unsafe(package, name, "a path through a symbolic link that leaves the tree")
+
+
+def _unsafe(package: str, name: str, why: str) -> HostError:
+    return HostError(
+        f"cannot unpack {package}: {name[:200]!r} is {why}", hint="use another mirror, and report the package"
+    )
 
 
 def merged(name: str) -> str:
@@ -127,15 +229,22 @@ def merged(name: str) -> str:
     return f"usr/{path}" if first in ("bin", "sbin", "lib", "lib64") and rest else path
 
 
-def _package(path: str) -> Package:
+def _package(path: str, digest: str) -> Package:
     name, version, _ = os.path.basename(path).split("_", 2)
-    with open(path, "rb") as file:
-        return Package(name, version, hashlib.file_digest(file, "sha256").hexdigest(), path)
+    return Package(name, version, digest, path)
 
 
-def _run(argv: Sequence[str]) -> str:
+def _run(argv: Sequence[str], *, prepare: Callable[[], None] | None = None) -> str:
+    """The output of apt. ``prepare`` is called in the forked child."""
     try:
-        answer = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        answer = subprocess.run(
+            argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, preexec_fn=prepare
+        )
+    except subprocess.SubprocessError:
+        raise HostError(
+            f"cannot mount the directory of packages on {_APT_ARCHIVES}, where apt's user reaches it",
+            hint="run as root with CAP_SYS_ADMIN, or let every user search image.cache and the directories above it",
+        ) from None
     except OSError as error:
         raise HostError(f"cannot run {argv[0]}: {error.strerror}", hint="the image is built on Debian") from None
     if answer.returncode:

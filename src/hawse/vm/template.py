@@ -11,14 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hawse.errors import HostError
 from hawse.vm import cache as answers
-from hawse.vm import memory
+from hawse.vm import memory, trusted
 from hawse.vm.arguments import Ends, VmShape, render
 
 #: To be raised when what is in a template changes its meaning.
@@ -68,7 +67,7 @@ def find(cache: str, digest: str, *, read: bool = True) -> Template | None:
     """
     directory = f"{cache}/templates/{digest}"
     try:
-        if not is_ours(directory):
+        if not is_ours(cache, digest):
             return None
         template = _read(directory)
         _check(template, read=read)
@@ -118,7 +117,7 @@ class Draft:
     def fill(self, ram: int, state: bytes) -> None:
         """Take the copies, while the machine stands still. Raises OSError."""
         shutil.rmtree(self._directory, ignore_errors=True)  # of a writer that was killed
-        os.mkdir(self._directory, 0o700)
+        trusted.make_directories(self._directory, mode=0o700)
         target = os.open(f"{self._directory}/memory", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             self._used = memory.save(ram, target)
@@ -155,9 +154,9 @@ class Draft:
 
 def begin(cache: str, digest: str, shape: VmShape) -> Draft | None:
     """Begin to write a template; None when another process is writing it. Raises :class:`HostError` or OSError."""
-    directory = f"{cache}/templates"
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    is_ours(directory)
+    is_ours(cache)
+    trusted.make(cache)
+    directory = trusted.make(cache, "templates", mode=0o700)
     lock = os.open(f"{directory}/.{digest}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,22 +166,20 @@ def begin(cache: str, digest: str, shape: VmShape) -> Draft | None:
     return Draft(cache, digest, shape, lock)
 
 
-def is_ours(directory: str) -> bool:
-    """Whether it is there. Raises :class:`HostError` when another user may write to it.
+def is_ours(cache: str, *digest: str) -> bool:
+    """Whether the directory of templates exists, or that of the one with this digest. Raises :class:`HostError` when
+    another user may write to it.
 
     A template is a machine's whole memory: whoever writes one runs in every container restored from it.
     """
+    directory = os.path.join(cache, "templates", *digest)
     try:
-        status = os.lstat(directory)
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISDIR(status.st_mode):
-        raise HostError(f"templates are not used: {directory} is no directory")
-    if status.st_uid != os.geteuid():
-        raise HostError(f"templates are not used: {directory} belongs to the user {status.st_uid}")
-    if status.st_mode & 0o022:
-        raise HostError(f"templates are not used: others may write to {directory}")
-    return True
+        exists = trusted.check(cache, "templates", *digest)
+    except HostError as error:
+        raise HostError(f"templates are not used: {error.message}", hint=error.hint) from None
+    if os.path.islink(directory):
+        raise HostError(f"templates are not used: {directory} is no directory", hint=f"remove {directory}")
+    return exists
 
 
 def _read(directory: str) -> Template:
@@ -260,7 +257,7 @@ def _prune(cache: str) -> None:
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:
+    with open(trusted.open_file(path, mode=0o600), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

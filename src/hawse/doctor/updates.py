@@ -1,0 +1,50 @@
+"""Whether the guest image has the security updates of its packages. Nothing is downloaded for the answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+import tomllib
+
+from hawse.config import ImageFiles
+from hawse.vm import image
+
+#: After so many days an image is built again: Debian publishes updates of the kernel about once a month.
+DAYS = 30
+REMEDY = "`apt-get update`, then `hawse image build`; containers that run keep the old one"
+_DAY = 24 * 3600.0
+_SECONDS = 20
+
+
+def outdated(files: ImageFiles, found: image.Image, *, now: float | None = None) -> str:
+    """Why the image is to be built again, in words; "" where nothing is known of that."""
+    seconds = (time.time() if now is None else now) - image.confirmed(files.cache, files.kernel, files.modules)
+    if seconds > DAYS * _DAY:
+        return f"it has no updates of the last {int(seconds / _DAY)} days"
+    newer = "" if files.kernel else _newer_kernel(image.packages(found))
+    return f"it has not the kernel {newer} of apt's package lists" if newer else ""
+
+
+def _newer_kernel(packages: dict[str, str]) -> str:
+    """The version of the kernel package in apt's lists on this machine, "" where it is not newer than the image's."""
+    ours = next((version for name, version in packages.items() if name.startswith("linux-image-")), "")
+    with open(os.path.join(image.recipe_directory(), "recipe.toml"), "rb") as file:
+        name = tomllib.load(file)["kernel_package"]
+    shown = _run("apt-cache", "show", "--no-all-versions", name)
+    match = re.search(r"^Depends:.*\blinux-image-\S+ \(= ([^)]+)\)", shown or "", re.MULTILINE)
+    if not ours or match is None:
+        return ""
+    return match[1] if _run("dpkg", "--compare-versions", match[1], "gt", ours) is not None else ""
+
+
+def _run(*argv: str) -> str | None:
+    """What a program writes, None where it fails or is missing: another system than Debian, or one without lists."""
+    try:
+        answer = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None

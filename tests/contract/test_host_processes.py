@@ -1,0 +1,150 @@
+"""Processes of the host by descriptors, with the kernel's own: a pid that has gone to another process is noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hawse.linux import mounts, processes
+from hawse.sandbox.state import Store
+from tests.support.host_processes import ended_descriptor, reused
+
+#: No socket has an option of this number, as SO_PEERPIDFD before Linux 6.5.
+UNKNOWN = 9999
+
+
+class Peer:
+    """A process that has connected to a socket of this one."""
+
+    def __init__(self, directory: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{directory}/socket")
+            listener.listen()
+            self.pid = os.fork()
+            if self.pid == 0:
+                listener.close()
+                client = socket.socket(socket.AF_UNIX)
+                client.connect(f"{directory}/socket")
+                signal.pause()
+            self.connection, _ = listener.accept()
+
+    def end(self) -> None:
+        """Kill it and wait for it: its pid is free."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    made = Peer(tmp_path)
+    yield made
+    made.end()
+    made.connection.close()
+
+
+@pytest.mark.parametrize("option", [processes._SO_PEERPIDFD, UNKNOWN])
+def test_peer_is_known_by_its_pid_and_its_descriptor(peer: Peer, option: int) -> None:
+    process, pid = processes.peer(peer.connection, option=option), peer.pid
+    assert (process.pid, process.is_alive()) == (pid, True)
+    fd = process.open("ns/net")
+    assert os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino
+    os.close(fd)
+    peer.end()
+    assert (process.pid, process.is_alive()) == (pid, False)
+    process.close()
+    process.close()
+    assert not process.is_alive()
+
+
+@pytest.mark.parametrize("option", [processes._SO_PEERPIDFD, UNKNOWN])
+def test_peer_that_has_ended_is_not_alive(peer: Peer, option: int) -> None:
+    pid = peer.pid
+    peer.end()
+    process = processes.peer(peer.connection, option=option)
+    assert (process.pid, process.is_alive()) == (pid, False)
+    with pytest.raises(OSError, match="No such process"):
+        process.take_descriptors([0])
+
+
+def test_peer_that_ended_before_its_pid_was_opened_is_not_alive(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a kernel without SO_PEERPIDFD the pid is another process's by then; the connection shows it."""
+    peer.end()
+    opened = os.pidfd_open(os.getpid())
+    monkeypatch.setattr(os, "pidfd_open", lambda _pid: opened)
+    assert not processes.peer(peer.connection, option=UNKNOWN).is_alive()
+
+
+def test_file_of_a_process_that_has_got_the_pid_of_an_ended_one_is_not_opened() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ProcessLookupError, match=f"/proc/{os.getpid()}/ns/net"):
+        reused().open("ns/net")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_are_taken_from_another_process_or_none_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    process = processes.open_process(os.getpid())
+    with open(tmp_path / "file") as file:
+        [taken] = process.take_descriptors([file.fileno()])
+        assert os.readlink(f"/proc/self/fd/{taken}") == f"{tmp_path}/file"
+        os.close(taken)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            process.take_descriptors([file.fileno(), 10**6])
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+        with pytest.raises(ProcessLookupError):
+            reused().take_descriptors([file.fileno()])
+    process.close()
+
+
+def entered(process: int) -> str:
+    """What becomes of a child with a private mount namespace that enters the one of a process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            mounts.unshare(mounts.PRIVATE)
+            processes.enter_mount_namespace(process)
+            os.write(writing, os.readlink("/proc/self/ns/mnt").encode())
+        except BaseException as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_forked_child_enters_the_mount_namespace_of_a_process() -> None:
+    ours = os.pidfd_open(os.getpid())
+    assert entered(ours) == os.readlink("/proc/self/ns/mnt")
+    os.close(ours)
+
+
+def test_mount_namespace_of_a_process_that_has_ended_is_an_error() -> None:
+    ended = ended_descriptor()
+    assert entered(ended) == "[Errno 3] No such process: 'setns'"
+    os.close(ended)
+
+
+def test_monitor_is_opened_by_its_pid_only_while_it_holds_the_lock(tmp_path: Path) -> None:
+    """Without the lock the monitor has ended, and the pid may be any process's."""
+    store = Store(str(tmp_path), "c1")
+    store.make()
+    assert store.open_monitor(os.getpid()) == -1
+    lock = store.lock()
+    monitor = store.open_monitor(os.getpid())
+    signal.pidfd_send_signal(monitor, 0)
+    os.close(monitor)
+    for pid in (0, -1, 2**22 + 5, 2**40):
+        assert store.open_monitor(pid) == -1
+    os.close(lock)
+    assert store.open_monitor(os.getpid()) == -1
