@@ -1,0 +1,100 @@
+"""Whether QEMU is confined, by the configuration, the share and the rights of hawse's own process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hawse.config import Config, ImageFiles, Vm
+from hawse.container.confine import missing_capabilities, plan_jail
+from hawse.doctor import machine
+from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from hawse.errors import HostError
+from hawse.jail import tree
+from hawse.sandbox.plan import JailPlan
+from tests.support.ready import Said
+
+ALL = 2**41 - 1
+MKNOD, SYS_ADMIN = 1 << 27, 1 << 21
+
+
+@pytest.fixture(autouse=True)
+def cached_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "obtain", lambda qemu, *, cache: f"{cache}/jails/of{qemu}")
+
+
+def status(directory: Path, effective: int) -> str:
+    path = directory / "status"
+    path.write_text(f"Name:\thawse\nCapEff:\t{effective:016x}\n")
+    return str(path)
+
+
+def config(confine: str, **vm: object) -> Config:
+    return Config(vm=msgspec.convert({"confine": confine, "qemu": "/qemu", **vm}, Vm), image=ImageFiles(cache="/cache"))
+
+
+@pytest.mark.parametrize("confine", ["required", "auto"])
+@pytest.mark.parametrize("filters", [True, False])
+def test_host_with_all_that_a_jail_needs_confines_qemu(tmp_path: Path, confine: str, filters: bool) -> None:
+    log = Said()
+    plan = plan_jail(config(confine), share="virtiofs", filters=filters, log=log, status=status(tmp_path, ALL))
+    assert plan == JailPlan(tree="/cache/jails/of/qemu", first_user=1879048192, last_user=1879113727, filters=filters)
+    assert log.warnings == []
+
+
+def test_jail_that_is_turned_off_is_not_planned(tmp_path: Path) -> None:
+    log = Said()
+    assert plan_jail(config("off"), share="9p", filters=True, log=log, status=status(tmp_path, 0)) is None
+    assert log.warnings == []
+
+
+OBSTACLES = [
+    ("9p", ALL, "with 9p QEMU itself gives files their owners, as root [install virtiofsd, or set vm.share]"),
+    ("virtiofs", ALL & ~MKNOD, "hawse lacks CAP_MKNOD [give its service these capabilities]"),
+    (
+        "virtiofs", ALL & ~MKNOD & ~SYS_ADMIN,
+        "hawse lacks CAP_SYS_ADMIN, CAP_MKNOD [give its service these capabilities]",
+    ),
+    (
+        "virtiofs", 0,
+        "hawse lacks CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD "
+        "[give its service these capabilities]",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "effective", "reason"), OBSTACLES)
+def test_obstacle_is_named_in_a_refusal_or_a_warning(tmp_path: Path, share: str, effective: int, reason: str) -> None:
+    path = status(tmp_path, effective)
+    with pytest.raises(HostError) as caught:
+        plan_jail(config("required"), share=share, filters=True, log=Said(), status=path)
+    assert caught.value.sentence() == f"QEMU cannot be confined, as vm.confine requires: {reason}"
+    log = Said()
+    assert plan_jail(config("auto"), share=share, filters=True, log=log, status=path) is None
+    assert log.warnings == [f"QEMU is not confined: {reason}"]
+
+
+def test_own_process_is_looked_at() -> None:
+    assert missing_capabilities("/proc/self/status") == [], "the tests run as root"
+
+
+@pytest.mark.parametrize(
+    ("vm", "verdict", "words"),
+    [
+        ({"confine": "off"}, WARNING, "turned off: QEMU runs as root"),
+        ({"confine": "required"}, OK, "QEMU has the files of /cache/jails/of/qemu"),
+        ({"confine": "auto"}, OK, "and a user id from 1879048192-1879113727"),
+        ({"confine": "auto", "share": "9p"}, WARNING, "QEMU is not confined: with 9p QEMU itself"),
+        ({"confine": "required", "share": "9p"}, MISSING, "with 9p QEMU itself gives files their owners"),
+    ],
+)
+def test_doctor_says_whether_qemu_can_be_confined(
+    monkeypatch: pytest.MonkeyPatch, vm: dict[str, str], verdict: str, words: str
+) -> None:
+    monkeypatch.setattr(machine, "sharing", lambda _config: Finding("shared files", OK, "virtiofs"))
+    finding = machine.jail(config(**vm))
+    assert finding.verdict == verdict
+    assert words in finding.found
+    assert finding.remedy or verdict == OK
