@@ -49,7 +49,7 @@ def root_of(tmp_path: Path, host: str = "") -> Root:
 
 
 def in_child(act: Callable[[], Any]) -> Any:
-    """What a forked child returns. Raises AssertionError where it raises."""
+    """Return the value of a forked child. Raises AssertionError if the child raises."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -69,7 +69,7 @@ def in_child(act: Callable[[], Any]) -> Any:
 
 
 def confined(tmp_path: Path, act: Callable[[], Any], *, host: str = "", prepare: Callable[[Root], object] = id) -> Any:
-    """What a confined process returns."""
+    """Return the value of a confined process."""
 
     def monitor() -> Any:
         mounts.unshare(mounts.SLAVE)

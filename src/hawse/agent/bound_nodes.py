@@ -1,7 +1,8 @@
-"""Device nodes of a specification that would lie on a file system of the host's.
+"""Device nodes of a specification that would lie on a shared file system.
 
-virtiofsd may make no device nodes there (docs/security.md). Nodes below the container's own /dev, a tmpfs, need none of
-this; a container without one gets it. The others are made in the guest's /dev and bound to their places.
+virtiofsd may not make device nodes there (docs/security.md). Nodes below the container's own /dev, a tmpfs, are not
+affected; a container without a mount on /dev gets such a tmpfs. The others are made in the guest's /dev and bound to
+their paths.
 """
 
 from __future__ import annotations

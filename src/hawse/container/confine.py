@@ -1,4 +1,4 @@
-"""Whether QEMU is confined, and what keeps it from being: by the configuration, the share and this process's rights."""
+"""Decide whether QEMU is confined: by the configuration, the share and the capabilities of this process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Log(Protocol):
 def plan_jail(
     config: Config, *, share: str, filters: bool, log: Log, status: str = "/proc/self/status"
 ) -> JailPlan | None:
-    """QEMU's jail, None for none. ``filters``: QEMU has a filter of system calls of its own.
+    """The plan of QEMU's jail, None if QEMU is not confined. ``filters``: QEMU was built with -sandbox.
 
-    Raises :class:`HostError` where the configuration requires a jail, and none can be made.
+    Raises :class:`HostError` if the configuration requires a jail and none is possible.
     """
     if config.vm.confine == "off":
         return None

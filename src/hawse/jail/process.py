@@ -1,8 +1,8 @@
-"""What a process does to itself between fork and exec to be confined. Standard library only, and no lock is taken.
+"""The steps that confine a process between fork and exec. Standard library only, and no step takes a lock.
 
-The order matters. Namespaces and mounts need capabilities, so those are dropped after them. A change of the user id
-clears the signal that comes with the parent's death (Linux kernel/cred.c, commit_creds()), so that is asked for after
-it. The filter of system calls comes last, since it refuses what was needed before.
+The order matters. Namespaces and mounts need capabilities, so the capabilities are dropped afterwards. A change of the
+user id clears the signal for the parent's death (Linux kernel/cred.c, commit_creds()), so it is requested after the
+change. The filter of system calls comes last, since it refuses calls that the other steps make.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Limits:
 
 
 class Failure(OSError):
-    """A step that the kernel refused; ``strerror`` names it."""
+    """The kernel refused a step; ``strerror`` names the step."""
 
 
 def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
-    """Be in the jail whose root is mounted at ``root``, as the user, with nothing that a program could use outside.
+    """Enter the jail whose root is mounted at ``root``, as ``user``, without rights outside it.
 
-    To be called in the child of a fork, as the first process of a PID namespace (:class:`ChildrenApart`). ``parent`` is
-    a descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
+    Call it in the child of a fork, as the first process of a PID namespace (:class:`ChildrenApart`). ``parent`` is a
+    descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
     """
     steps: list[tuple[str, Callable[[], object]]] = [
         ("make namespaces", leave_namespaces),

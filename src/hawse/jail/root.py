@@ -1,8 +1,8 @@
 """The root directory of one confined QEMU: mounts in the monitor's mount namespace, which end with it.
 
-Below it are the tree of QEMU's files, the machine's kernel and initrd, all read-only, a ``/dev`` and a ``/sys`` of a
-few entries each. The monitor keeps descriptors of the last two and changes what is there; QEMU, which is not root, can
-only use it.
+It contains the tree of QEMU's files and the guest's kernel and initrd, all read-only, and ``/dev`` and ``/sys`` with a
+few entries each. The monitor keeps descriptors of these two and changes their entries. QEMU, which is not root, can
+only use them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NULL, _KVM, _VFIO = (1, 3), (10, 232), (10, 196)
 
 
 class Root:
-    """What is mounted at ``directory``, for a QEMU that runs as ``user``."""
+    """The mounts at ``directory``, for a QEMU that runs as ``user``."""
 
     def __init__(self, directory: str, *, tree: str, kernel: str, initrd: str, user: int, root: str = "") -> None:
         """Mount it. Raises :class:`HostError`. The host's sysfs is read below ``root``."""
@@ -59,7 +59,7 @@ class Root:
             raise HostError(f"cannot make /dev/kvm for QEMU: {error.strerror}") from None
 
     def dismiss_kvm(self) -> None:
-        """QEMU has it open, and needs no second one."""
+        """Remove /dev/kvm: QEMU has opened it."""
         with suppress(FileNotFoundError):
             os.unlink("kvm", dir_fd=self._dev)
 
@@ -91,7 +91,7 @@ class Root:
             ) from None
 
     def dismiss(self, address: str) -> None:
-        """Take the nodes away that no other function needs. QEMU keeps what it has open."""
+        """Remove the nodes that no other function needs. Descriptors that QEMU has opened stay open."""
         mine = self._needs.pop(address, set())
         for path in mine.difference(*self._needs.values()):
             with suppress(FileNotFoundError):
@@ -119,13 +119,13 @@ class Root:
                 file.write(f"{major}:{minor}\n")
 
     def _node(self, path: str, numbers: tuple[int, int], *, user: int | None = None, mode: int = 0o600) -> None:
-        """Make a character device below /dev, and the way there."""
+        """Make a character device below /dev, and the directories on its path."""
         owner = self._user if user is None else user
         for parent in _parents(path):
             with suppress(FileExistsError):
                 os.mkdir(parent, 0o755, dir_fd=self._dev)
         os.mknod(path, stat.S_IFCHR | mode, os.makedev(*numbers), dir_fd=self._dev)
-        # Before it is somebody else's, since that would need CAP_FOWNER; after mknod(2), which applies the umask.
+        # After mknod(2), which applies the umask, and before chown(2), after which chmod(2) would need CAP_FOWNER.
         os.chmod(path, mode, dir_fd=self._dev)
         os.chown(path, owner, owner, dir_fd=self._dev, follow_symlinks=False)
 

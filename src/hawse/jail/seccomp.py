@@ -1,9 +1,9 @@
 """The system calls that a confined QEMU may make: a filter of classic BPF, beside QEMU's own ``-sandbox``.
 
-QEMU's filter (softmmu/qemu-seccomp.c) is a list of calls that it refuses, and lets through much that a process which an
-attacker controls has a use for. This one is a list of what QEMU 7.2 to 11 needs with the machines of hawse. Any other
-call is answered as by a kernel that has it not (ENOSYS), so that libraries do without. It is for x86_64 alone;
-elsewhere QEMU's own filter is all there is.
+QEMU's filter (softmmu/qemu-seccomp.c) lists the calls that it refuses. It permits many calls that are useful to an
+attacker in the process. This filter lists the calls that QEMU 7.2 to 11 needs for hawse's machines. Other calls fail
+with ENOSYS, as on an older kernel, so that libraries use their fallbacks. It exists for x86_64 only; on other
+architectures only QEMU's own filter applies.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OF_FLAGS, _CLONE_THREAD = "clone", 0x10000
 def program() -> bytes:
     """The filter, as an array of struct sock_filter."""
     code = [(_LOAD, 0, 0, _ARCHITECTURE), (_IF_EQUAL, 1, 0, _X86_64), (_RETURN, 0, 0, _RET_KILL)]
-    # The x32 calls have numbers of their own, from 2^30 on, and are none of these.
+    # Numbers of x32 calls begin at 2^30, so none of them matches.
     code.append((_LOAD, 0, 0, _NUMBER))
     for name, number in ALLOWED.items():
         if name in _OF_FAMILY or name == _OF_FLAGS:
@@ -63,7 +63,7 @@ def program() -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
-#: Made before the fork, since the child is to do little.
+#: Built before the fork: the child should do little.
 _PROGRAM = program()
 _CODE = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,7 +76,7 @@ class _Filter(ctypes.Structure):
 
 
 def install() -> None:
-    """Have the filter for this process and its children. After no_new_privs. Raises OSError."""
+    """Install the filter for this process and its children. It needs no_new_privs. Raises OSError."""
     if os.uname().machine != "x86_64":
         return
     wanted = _Filter(len(_PROGRAM) // 8, ctypes.addressof(_CODE))

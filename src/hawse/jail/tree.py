@@ -1,7 +1,7 @@
 """The files that a confined QEMU has for its root: the program, its libraries, one module and its firmware.
 
-``<cache>/jails/<digest>/`` has them at the paths that they have on the host, and empty directories for what is mounted
-there. It is made once for each QEMU, and again when one of the files has changed.
+``<cache>/jails/<digest>/`` contains them at the same paths as on the host, and empty directories as mount points. It is
+made once for each QEMU, and again when one of the files has changed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _FIRMWARE = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin")
 #: and upstream's. It may run from another one.
 _FIRMWARE_DIRECTORIES = ("share/qemu", "share/seabios", "share/qemu-firmware")
 _MODULE_DIRECTORIES = ("lib/*-linux-gnu/qemu", "lib64/qemu", "lib/qemu")
-#: What makes a QEMU with modules able to run without KVM.
+#: The module that a modular QEMU needs to run without KVM.
 _MODULES = "accel-tcg-x86_64.so"
 _DIRECTORIES = ("dev", "proc", "sys", "boot")
-#: A QEMU that is to prove that it finds what it needs: it starts, takes a question and ends.
+#: A trial run that proves that QEMU finds its files: it starts, answers a question and ends.
 _PROOF = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
 _QUESTIONS = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 
 
 def obtain(qemu: str, *, cache: str) -> str:
-    """The directory of the tree for a QEMU, made where there is none. Raises :class:`HostError` saying why there can be
-    none."""
+    """The directory of the tree for a QEMU; it is made if necessary. Raises :class:`HostError`, which says why this QEMU
+    cannot have one."""
     directory = trusted.make(cache, "jails")
     record = f"{directory}/{hashlib.sha256(qemu.encode()).hexdigest()[:16]}.json"
     if found := _known(record, directory):
@@ -47,7 +47,7 @@ def obtain(qemu: str, *, cache: str) -> str:
 
 
 def _known(record: str, directory: str) -> str:
-    """The tree of a record whose files are all as they were; "" for none."""
+    """The tree of a record, if all its files are unchanged; else ""."""
     try:
         with open(record, "rb") as file:
             kept = json.loads(file.read(1024 * 1024))
@@ -55,7 +55,7 @@ def _known(record: str, directory: str) -> str:
             tree = f"{directory}/{kept['tree']}"
             return tree if os.path.isdir(tree) else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # there is none, or it is garbled: the tree is made anew
+        pass  # no record, or a damaged one: the tree is made again
     return ""
 
 
@@ -150,13 +150,13 @@ def _prove(qemu: str, tree: str) -> None:
 
 
 def _stamp(path: str) -> list[int]:
-    """What changes with a file's content."""
+    """Size, time of change in ns, and inode of a file: one of them changes with its content."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _prune(directory: str) -> None:
-    """Remove trees that no record names any more. A machine that runs has its files open."""
+    """Remove trees that no record names any more. Running VMs have opened the files that they need."""
     used = set(_trees_in_use(directory))
     for name in os.listdir(directory):
         if os.path.isdir(f"{directory}/{name}") and name not in used:

@@ -1,7 +1,7 @@
-"""A user id of its own for each sandbox's QEMU: none but the sandbox's monitor, while it lives, has it.
+"""Each sandbox's QEMU has its own user id, which no other sandbox of this host gets while the monitor lives.
 
-The kernel keeps count of who has which: a byte of one file stands for each id, and the monitor locks it (fcntl(2),
-F_SETLK). Whatever ends the monitor gives the id back. No user is made for it, as nobody looks it up.
+The kernel keeps the record: a byte of one file stands for each id, and the monitor locks its byte (fcntl(2), F_SETLK).
+The lock ends with the monitor, however that ends. The id needs no entry in /etc/passwd, since nothing looks it up.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ _TRIES = 65536
 
 
 class Held:
-    """A user id, as long as this is open."""
+    """A user id, until it is closed."""
 
     def __init__(self, user: int, lock: int) -> None:
         self.user = user
         self._lock = lock
 
     def close(self) -> None:
-        """Give it back. The id of a process that is still there must not be given back."""
+        """Release the id. No process may be running as this user any more."""
         os.close(self._lock)
 
 
 def take(first: int, last: int, *, name: str, path: str = DEFAULT_FILE) -> Held:
-    """An id from ``first`` to ``last`` that no other sandbox of this host has.
+    """Take an id from ``first`` to ``last`` that no other sandbox of this host has.
 
-    ``name`` decides where the search begins, so that few are tried. A process must have one at a time: closing the file
-    would end all its locks. Raises :class:`HostError` where all are taken, or the file cannot be used.
+    ``name`` decides where the search begins, so that few ids are tried. A process may take one id at a time, since it
+    loses all its locks when the file is closed. Raises :class:`HostError` if all ids are taken or the file cannot be
+    used.
     """
     count = last - first + 1
     start = crc32(name.encode()) % count

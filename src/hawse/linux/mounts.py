@@ -27,9 +27,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(propagation: int) -> None:
-    """Have a copy of the mount namespace. Mounts that the host makes later arrive in a SLAVE, and not in a PRIVATE one.
+    """Enter a copy of the mount namespace. Later mounts of the host appear in it with SLAVE, and not with PRIVATE.
 
-    To be called while the process has one thread.
+    The process must have one thread.
     """
     check(_libc.unshare(_CLONE_NEWNS), "unshare")
     mount("none", "/", "", REC | propagation)
@@ -54,7 +54,7 @@ def open_tree(path: str, *, recursive: bool = False) -> int:
 
 
 def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "") -> None:
-    """Set attributes of a mount, by its descriptor and a path below it, beside those that it has (since Linux 5.12)."""
+    """Set attributes of a mount, by its descriptor and a path below it; others stay as they are (since Linux 5.12)."""
     request = struct.pack("QQQQ", attributes, 0, propagation, 0)
     flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
     check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
@@ -73,7 +73,7 @@ def attach_at(tree: int, path: str) -> None:
 
 
 def change_root(directory: str) -> None:
-    """Have a directory that is a mount for the root of this process's mount namespace, which loses the old one."""
+    """Make a mounted directory the root of this process's mount namespace, and detach the old root."""
     os.chdir(directory)
     if _libc.syscall(_SYS_PIVOT_ROOT, b".", b".") == 0:
         # The old root lies over the new one now (pivot_root(2), NOTES).
@@ -85,8 +85,10 @@ def change_root(directory: str) -> None:
 
 
 def bind(source: str, target: str, attributes: int) -> None:
-    """Bind the mount at ``source`` to ``target``, with these attributes from the first moment on. The way to the
-    target is the caller's alone."""
+    """Bind the mount at ``source`` to ``target``, with these attributes from the first moment on.
+
+    Only the caller may be able to change the target's path.
+    """
     tree = open_tree(source)
     try:
         set_attributes(tree, attributes, recursive=False, propagation=PRIVATE)

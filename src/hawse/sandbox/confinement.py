@@ -1,4 +1,4 @@
-"""The jail of a sandbox's QEMU: its user, its root directory and what it is started with."""
+"""The jail of a sandbox's QEMU: its user, its root directory and its arguments."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hawse.linux.processes import ChildrenApart
 from hawse.sandbox.plan import JailPlan, PlugStep
 from hawse.vm.arguments import VmShape
 
-#: What QEMU refuses itself from its start on (QEMU docs/system/invocation, -sandbox): old calls, more rights, programs,
-#: and changes of its scheduling.
+#: The system calls that QEMU's own filter refuses (QEMU docs/system/invocation, -sandbox): obsolete calls, calls that
+#: change users and rights, that start programs, and that change the scheduling.
 _SANDBOX = ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
 
 
 class Jail:
-    """To be made while the monitor is in a mount namespace of its own, which ends with it and has the mounts."""
+    """Create it when the monitor is in its private mount namespace: the jail's mounts end with that namespace."""
 
     def __init__(self, plan: JailPlan, directory: str, *, name: str, kernel: str, initrd: str) -> None:
         """Raises :class:`HostError`. ``name`` is the sandbox's; the root is mounted at ``directory``."""
@@ -36,16 +36,16 @@ class Jail:
         return self._held.user
 
     def inside(self, shape: VmShape) -> VmShape:
-        """The machine by the paths that its files have in the jail."""
+        """The same VM, with the paths of its kernel and initrd in the jail."""
         return replace(shape, kernel=KERNEL, initrd=INITRD)
 
     @property
     def arguments(self) -> list[str]:
-        """What QEMU's own filter of system calls is asked for, where it has one."""
+        """The options of QEMU's own filter of system calls, if this QEMU has one."""
         return list(_SANDBOX) if self._plan.filters else []
 
     def apart(self) -> AbstractContextManager[None]:
-        """While it lasts, a program that is started is the first process of a PID namespace. Raises OSError."""
+        """A context in which a started program is the first process of a PID namespace. Raises OSError."""
         return ChildrenApart()
 
     def enter(self) -> None:
@@ -53,7 +53,7 @@ class Jail:
         process.enter(self.nodes.directory, user=self.user, limits=process.Limits(), parent=self._monitor)
 
     def admit_cold(self, plugs: list[PlugStep]) -> None:
-        """Let QEMU open the devices that are there from its start. Raises :class:`DeviceError`."""
+        """Let QEMU open the devices that it starts with. Raises :class:`DeviceError`."""
         for plug in plugs:
             if plug.cold and plug.host:
                 self.nodes.admit(plug.host, by_file=plug.by_file)
