@@ -36,8 +36,10 @@ _QUESTIONS = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 
 
 def obtain(qemu: str, *, cache: str) -> str:
-    """The directory of the tree for a QEMU; it is made if necessary. Raises :class:`HostError`, which says why this QEMU
-    cannot have one."""
+    """The directory of the tree for a QEMU; it is made if necessary.
+
+    Raises :class:`HostError`, which says why this QEMU cannot have one.
+    """
     directory = trusted.make(cache, "jails")
     record = f"{directory}/{hashlib.sha256(qemu.encode()).hexdigest()[:16]}.json"
     if found := _known(record, directory):
