@@ -26,7 +26,7 @@ from tests.support.soak import rounds
 
 pytestmark = pytest.mark.lab
 
-ROUNDS = rounds(2, soak=50)
+ROUNDS = rounds(2, soak=200)
 KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 
 

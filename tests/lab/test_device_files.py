@@ -23,10 +23,12 @@ from tests.lab.steps import (
 )
 from tests.lab.steps import make_bundle as make_group_bundle
 from tests.support.runtime import HAWSE
+from tests.support.soak import rounds
 from tests.support.suites import newer_qemu
 
 pytestmark = pytest.mark.lab
 
+ROUNDS = rounds(2, soak=200)
 CONFIG = "/tmp/files.toml"
 FILE, ALL = "/tmp/bundles/file", "/tmp/bundles/all"
 
@@ -133,6 +135,33 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SECONDS).code == 0
     prove_unchanged(files_lab, before)
     assert opened(files_lab) == []
+
+
+@pytest.mark.soak
+def test_device_file_is_plugged_into_a_confined_qemu_again_and_again(files_lab: Lab, files: list[str]) -> None:
+    """No round loses the device or leaves a descriptor in QEMU, which is not root."""
+    runtime = [HAWSE, "--config", CONFIG]
+    before = snapshot(files_lab)
+    for words in (["create", "--bundle", ALL, "rounds"], ["start", "rounds"]):
+        done = files_lab.run([*runtime, *words], timeout=SECONDS)
+        assert done.code == 0, done
+    user = files_lab.run(["sh", "-c", "stat -c %u /proc/$(pgrep qemu-system)"]).output
+    assert int(user) >= 1879048192
+    count = ["sh", "-c", "ls /proc/$(pgrep qemu-system)/fd | wc -l"]
+    descriptors = []
+    for number in range(ROUNDS):
+        for verb, present in (("detach", files[1:]), ("attach", files)):
+            done = files_lab.run([*runtime, verb, "rounds", EDU], timeout=SECONDS)
+            assert done.code == 0, (number, done)
+            assert set(opened(files_lab)) == {"/dev/iommu", *present}, number
+        descriptors.append(int(files_lab.run(count).output))
+        if number in (0, ROUNDS - 1):
+            node = f"/dev/vfio/{group_of(files_lab, EDU)}"
+            probed = files_lab.run([*runtime, "exec", "rounds", "/bin/probe", node], timeout=SECONDS)
+            assert read_json(probed.output)["dma_matched"] is True, probed
+    assert descriptors[-1] == descriptors[0], descriptors
+    assert files_lab.run([*runtime, "delete", "--force", "rounds"], timeout=SECONDS).code == 0
+    prove_unchanged(files_lab, before)
 
 
 @pytest.mark.usefixtures("files")

@@ -10,6 +10,9 @@ SHOW_LIMITS = "IFS=: read _ _ path </proc/self/cgroup; cd /sys/fs/cgroup$path; c
 
 
 def read_hosts_disk() -> str:
-    """A script that would, by the numbers that the first one has here: those below a heading and an empty line."""
+    """A script that would, by the numbers of the first disk in /proc/partitions, below a heading and an empty line.
+
+    The node is on the container's /dev, a tmpfs: on shared files no node can be made.
+    """
     major, minor = Path("/proc/partitions").read_text().splitlines()[2].split()[:2]
-    return f"mknod /tmp/disk b {major} {minor} && dd if=/tmp/disk of=/dev/null count=1"
+    return f"mknod /dev/disk b {major} {minor} && dd if=/dev/disk of=/dev/null count=1"

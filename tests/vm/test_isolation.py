@@ -94,3 +94,38 @@ def test_below_a_recursively_read_only_mount_nothing_can_be_written(runtime: Run
         assert os.listdir(tree / "below") == []
     finally:
         subprocess.run(["umount", str(tree / "below")], check=True)
+
+
+@pytest.mark.parametrize("with_dev", [True, False], ids=["tmpfs on /dev", "no mount on /dev"])
+def test_device_nodes_are_made_on_file_systems_of_the_guest_only(
+    runtime: Runtime, tmp_path: Path, with_dev: bool
+) -> None:
+    """Nodes of the specification exist wherever it wants them; a container cannot leave one on the host's files."""
+    (tmp_path / "volume").mkdir()
+    bundle = str(tmp_path / "bundle")
+    script = (
+        "for place in /rootfs-node /volume/node; do busybox mknod $place c 1 3 2>/dev/null || echo refused; done\n"
+        "busybox mknod /dev/node c 1 3 && echo made\n"
+        "busybox stat -c '%t:%T %a %u' /opt/null /volume/zero\n"
+        "echo x >/opt/null && busybox head -c 2 /volume/zero | busybox od -An -tx1\n"
+        "busybox test -c /dev/null && echo null"
+    )
+    spec = make_bundle(bundle, ["/bin/sh", "-c", script], capabilities=CAPABILITIES)
+    spec["mounts"] = [mount for mount in spec["mounts"] if with_dev or not mount["destination"].startswith("/dev")]
+    spec["mounts"].append(
+        {"destination": "/volume", "type": "bind", "source": f"{tmp_path}/volume", "options": ["rbind"]}
+    )
+    spec["linux"]["devices"] = [
+        {"path": "/opt/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 5},
+        {"path": "/volume/zero", "type": "c", "major": 1, "minor": 5},
+    ]
+    spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+    write(bundle, spec)
+    result = runtime("run", "--bundle", bundle, "c1")
+    assert (result.code, result.errors) == (0, "")
+    assert result.output.split("\n")[:-1] == [
+        "refused", "refused", "made", "1:3 640 5", "1:5 666 0", " 00 00", "null",
+    ]  # fmt: skip
+    for path in (Path(bundle, "rootfs"), tmp_path / "volume"):
+        nodes = [str(file) for file in path.rglob("*") if file.is_char_device() or file.is_block_device()]
+        assert nodes == []
