@@ -126,7 +126,7 @@ class Container:
         self._state |= {"pid": proxy.pid, "pidStart": start_time(proxy.pid), "status": CREATED}
         self._write()
         self._ready.set()
-        return [*warnings, *_log_lines(lines)]
+        return [*warnings, *log_lines(lines)]
 
     async def start(self, *, connect: Callable[[], Awaitable[Notes]] | None = None) -> Notes:
         """runc start, after ``connect``. Raises :class:`StateError` unless the container is created."""
@@ -306,7 +306,7 @@ class Container:
             self._store.write(self._state)
 
 
-def _log_lines(lines: object) -> Notes:
+def log_lines(lines: object) -> Notes:
     """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
     return [
         (line[0], "".join(c for c in line[1][:500] if c.isprintable()))
