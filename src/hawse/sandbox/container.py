@@ -118,6 +118,9 @@ class Container:
             seen = self.attachments.seen()
             call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
+            if self.status == STOPPED:
+                # Its state stays what it is: whoever else waits for the end has been answered.
+                raise StateError(f"container {self.plan.id} ended while it was created")
         except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
             proxy.exit(LOST)
             raise
