@@ -21,7 +21,7 @@ from tests.fuzz.mutations import Mutator
 from tests.fuzz.target import Run, Target
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__)) + os.sep
-_SAMPLE = 16
+_SAMPLE = 32
 _MOST_INPUTS = 2000
 _MOST_FAILURES = 20
 Edge = tuple[CodeType, int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ Run = Callable[[bytes], None]
 BYTES, JSON, LINES, FRAMES = "bytes", "JSON", "JSON lines", "frames"
 #: The greatest unsigned number that engines, which are written in Go, read.
 MAX_UINT64 = 2**64 - 1
+#: A loop keeps what its timers refer to until they expire, in some tens of seconds.
+_CASES_OF_LOOP = 25
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,29 @@ def step(work: Coroutine[Any, Any, Any]) -> Any:
 def in_loop(
     case: Callable[[bytes], Coroutine[Any, Any, None]], *, end: Callable[[], Coroutine[Any, Any, None]] | None = None
 ) -> Iterator[Run]:
-    """Run each case in one event loop, and ``end`` after the last.
+    """Run each case in an event loop, which lives for many of them; ``end`` runs in it after its last.
 
     An exception in a task or a callback that reaches nobody is a finding, too.
     """
     unheard: list[str] = []
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        loop.set_exception_handler(lambda _, context: unheard.append(repr(context)))
+    with ExitStack() as stack:
+        count = 0
+        loop: asyncio.AbstractEventLoop
 
         def run(data: bytes) -> None:
+            nonlocal count, loop
+            if count % _CASES_OF_LOOP == 0:
+                stack.close()
+                loop = stack.enter_context(asyncio.Runner()).get_loop()
+                loop.set_exception_handler(lambda _, context: unheard.append(repr(context)))
+                if end is not None:
+                    stack.callback(lambda: loop.run_until_complete(end()))
+            count += 1
             loop.run_until_complete(case(data))
             if unheard:
                 raise AssertionError(unheard.pop())
 
         yield run
-        if end is not None:
-            loop.run_until_complete(end())
 
 
 def check_plain(value: object, *, most: int = 1024 * 1024) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.fuzz import streams, values
+from tests.fuzz import sandbox, streams, values
 
-TARGETS = {target.name: target for target in (*streams.TARGETS, *values.TARGETS)}
+TARGETS = {target.name: target for target in (*streams.TARGETS, *values.TARGETS, *sandbox.TARGETS)}
