@@ -49,6 +49,11 @@ class Scene:
         machine = await self.machine()
         await until(lambda: bool(machine.asked(method)))
 
+    async def executed(self, command: str) -> None:
+        """QEMU was given a command."""
+        machine = await self.machine()
+        await until(lambda: command in machine.executed())
+
     async def begin(self, verb: str, **params: Any) -> asyncio.Task[object]:
         """A command line's call, which the guest was asked for. All but a start are of a container that runs."""
         await self.monitor.report()
