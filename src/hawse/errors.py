@@ -98,7 +98,7 @@ MAX_TEXT = 16 * 1024
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """A text of a guest's or of QEMU's for somebody's terminal: "?" replaces what could steer one, or end the line.
+    """Text of a guest or of QEMU, made safe for a terminal: "?" replaces control characters and line ends.
 
     The characters of ``keep`` stay.
     """

@@ -19,8 +19,8 @@ from tests.support.hostile import Scene, play
 from tests.support.monitor import new_network
 from tests.support.plans import EDU
 
-#: Calls whose result nothing is made of, but what the guest would like logged; those of which something is made.
-PLAIN = ("mount_share", "serve_names", "create", "start", "exec", "signal", "resize", "freeze", "update", "delete")
+#: Calls whose results are not used, except the lines to log and the steps of the trace; calls of each creation.
+PLAIN = ("mount_share", "serve_names", "create", "start", "freeze", "update", "trace")
 CREATION = ("wake", "mount_share", "serve_names", "create")
 VALUES: dict[str, object] = {
     "nothing": None,
@@ -38,6 +38,7 @@ VALUES: dict[str, object] = {
     "booleans": {"group": True, "major": True, "minor": True, "monotonic_ns": True},
     "list of lists": [[["\x1b[2J", {}]] * 150] * 150,
     "lines to log": [["warning", "\x1b[2J\n\ud800" + "x" * 1000], ["root", "x"], [[], {}]] * 500,
+    "steps": [["\x1b[2J", -(10**30), 10**30], ["x" * 1000, 2, 1], ["y", True, False], ["z", 0.5, 1.5]] * 500,
     "processes": [[True] * 7, ["0"] * 7, [-1, 2**70, 0, 0, "\x1b", 0, "\ud800"], [0, 1, 2, 3, "a", 5, "b" * 9999]],
 }  # fmt: skip
 
@@ -59,7 +60,7 @@ def _reply(payload: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_result_of_another_type_is_ignored_or_refused(tmp_path: Path, network: str, name: str) -> None:
-    """What nothing is made of is ignored; what the command line prints is checked; the sandbox goes on."""
+    """Unused results are ignored, printed results are checked, and the sandbox goes on."""
 
     def prepare(host: FakeHost) -> None:
         host.answers |= dict.fromkeys(PLAIN, VALUES[name])
@@ -80,8 +81,10 @@ def test_result_of_another_type_is_ignored_or_refused(tmp_path: Path, network: s
                 assert error.message.startswith("the guest does not say")
         made.host.answers["listing"] = []
         await made.prove_running()
+        check_plain(json.loads(drawn.read_text()), most=MAX_TEXT * 16)
 
-    play(tmp_path, network, story, prepare=prepare)
+    drawn = tmp_path / "trace.json"
+    play(tmp_path, network, story, prepare=prepare, timeline=str(drawn))
 
 
 def test_result_that_is_nested_deeply_changes_nothing(tmp_path: Path, network: str) -> None:

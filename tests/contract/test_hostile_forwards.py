@@ -1,6 +1,6 @@
 """A hostile agent and the connections that are forwarded to its pod, towards the real monitor.
 
-Who dials gets an error, or waits until the pod is deleted; the monitor goes on or ends the sandbox with a reason.
+The client gets an error, or waits until the pod is deleted; the monitor goes on or ends the sandbox with a reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXIT = control.encode_event("exit", {"process": NUMBER, "code": 0})
 
 
 def use(inside: Namespace) -> bytes | None:
-    """What who dials a port of the pod receives until the end; None where that is an error."""
+    """The bytes that a client of the pod's port receives; None where the connection ends with an error."""
     data = b""
     try:
         with namespaces.within(
@@ -128,5 +128,5 @@ def test_connection_that_breaks_the_protocol_ends_the_sandbox(tmp_path: Path, na
     async def then(made: Scene) -> None:
         await made.prove_ended(NONSENSE + reason)
 
-    # Before it is accepted, nothing is passed on, and no credit is given back. It may have ended before it is reset.
+    # In this order: once the call is answered, the monitor returns credit. An EOF may arrive before the reset.
     forward(tmp_path, lambda number: frames + accepted(number), then, None, b"")

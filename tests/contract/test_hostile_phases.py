@@ -27,7 +27,7 @@ from tests.support.plans import EDU
 CLOSED = "the guest closed the link"
 NONSENSE = "the agent in the guest speaks nonsense: link: "
 STDOUT = INIT * STREAMS + 1
-#: Calls before the container is created, and after; what the command line asks the monitor for the latter.
+#: Calls of the link during the creation, and verbs after it with their parameters.
 CREATION = ("wake", "bind_vfio", "mount_share", "create")
 LATER: dict[str, dict[str, Any]] = {
     "start": {}, "listing": {}, "statistics": {}, "pause": {}, "kill": {"signal": 15, "all": False},
@@ -139,7 +139,7 @@ def test_container_with_a_verb_that_is_not_answered_can_be_deleted(tmp_path: Pat
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answered: bool) -> None:
-    """The container has ended, whatever the agent answers then."""
+    """The container has ended. A later answer of the agent does not change that."""
 
     def answer(number: int) -> bytes:
         exit = control.encode_event("exit", {"process": INIT, "code": 3})

@@ -1,4 +1,4 @@
-"""A fuzzer that is guided by coverage: an input that reaches lines of hawse in a new order is mutated further.
+"""A coverage-guided fuzzer: an input that reaches lines of hawse in a new order joins the corpus.
 
 One case in :data:`_SAMPLE` is traced, since tracing takes ten times as long as parsing. Equal seeds make equal cases.
 """
@@ -61,8 +61,10 @@ class Coverage:
 
 @dataclass
 class Outcome:
-    """What a target did. ``failures`` are an input and its traceback for each place that failed; ``grown`` is in KiB:
-    by how much the process's memory has grown, at most."""
+    """The result of one target. ``failures``: by place in the code, an input that failed there and its traceback.
+
+    ``inputs``: size of the corpus. ``grown``: growth of the process's peak memory, in KiB.
+    """
 
     target: str
     cases: int = 0

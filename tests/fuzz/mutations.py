@@ -10,14 +10,14 @@ from typing import Any
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, HEADER, REPLY
 from tests.fuzz.target import FRAMES, JSON, LINES
 
-#: Longer inputs are not used: limits of more bytes have tests of their own.
+#: Longer inputs are not used: separate tests cover the greater limits.
 MAX_INPUT = 8192
 _ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 64, 127, 128, 255, 256, 65536, 2**20, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64,
     -(2**63), 0.5, 1e308, math.nan, math.inf, "", "x", "0", "\0", "\n", "..", "../../etc/passwd", "/dev/sda",
     "\x1b]0;x\x07\x1b[2J", "\ud800", "\u202e", "x" * 70, "=", [], {}, [[]], {"": {}}, 10**400,
 )  # fmt: skip
-#: As JSON, so that each use is a value of its own.
+#: As JSON: each use decodes a new value.
 _VALUES = [json.dumps(value) for value in _ODD]
 _LONG = [json.dumps("y" * 3000), json.dumps([1] * 300), "[" * 200 + "]" * 200, '{"a":' * 200 + "1" + "}" * 200]
 _NUMBERS = (0, 1, 2, 3, 4, 5, 9, 63, 64, 65, 66, 67, 128, 129, 192, 255, 256, 2**16, 2**18, 2**28, 2**28 + 1, 2**32 - 1)
@@ -32,7 +32,7 @@ class Mutator:
         self._random = random
 
     def mutate(self, data: bytes, other: bytes) -> bytes:
-        """A variant of ``data``; parts of ``other``, which has the same form, may be in it."""
+        """A variant of ``data``, possibly with parts of ``other``, which is an input of the same form."""
         before = data
         for _ in range(self._random.choice((1, 1, 2, 4))):
             if self._form == FRAMES and self._random.random() < 0.9:

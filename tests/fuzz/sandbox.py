@@ -1,5 +1,7 @@
-"""A target for what the monitor does of a guest's frames: a container, an exec and a connection, with a guest that
-sends the input while they are made, run and end."""
+"""A target for the monitor's objects together: a container, an exec and a forwarded connection.
+
+The guest sends the input while they are created, run and end.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ class _Frames(Reader):
 
 
 class _Events(Writer):
-    """The way to a proxy; ``exits`` are the codes that it was told."""
+    """The connection to a proxy; ``exits`` are the codes that the monitor reported to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class _Monitor:
         self.container.lose(reason)
         self.container.end()
         self.processes.end(LOST)
-        async with asyncio.timeout(5):  # what is told after a kill for memory was recorded, in a thread
+        async with asyncio.timeout(5):  # an OOM kill is recorded in a thread, and the exit is reported after that
             while not all(writer.closed for writer in self._writers):
                 await asyncio.sleep(0)
         for end in self._ends:
@@ -115,12 +117,12 @@ class _Monitor:
         assert self.processes.proxies("c1") == []
         assert self.processes.connections == 0
         for writer in self._writers:
-            assert len(writer.exits) == 1, "a proxy is told once that its process has ended"
+            assert len(writer.exits) == 1, "each proxy hears of one exit"
             assert 0 <= writer.exits[0] <= 255
             assert writer.size <= 4 * WINDOW
 
     async def _use(self) -> None:
-        """What engines do of a container, whatever of it fails after its start."""
+        """Use the container as an engine does. After its start, errors are ignored."""
         self._announce("init")
         await self.container.create({})
         await self.container.start()

@@ -24,7 +24,7 @@ from tests.fuzz.target import BYTES, FRAMES, LINES, Run, Target, check_plain, in
 
 
 class Reader:
-    """What the guest sends, in pieces; then the end. Other tasks run before each piece."""
+    """The guest's end of the link: the input in pieces, then EOF. Other tasks run before each piece."""
 
     def __init__(self, data: bytes, *, piece: int = 4096) -> None:
         self._pieces = [data[at : at + piece] for at in range(0, len(data), piece)]
@@ -35,7 +35,7 @@ class Reader:
 
 
 class Writer:
-    """The way to the guest, or to a proxy, which takes everything. ``size`` is in bytes."""
+    """A connection to the guest or to a proxy that takes everything. ``size``: bytes written."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -118,7 +118,7 @@ def reason_of(link: GuestLink) -> HawseError:
 
 
 async def _link(data: bytes) -> None:
-    """Of four processes one has a proxy, one has lost it, one has ended, and one is a connection's; two calls wait."""
+    """Four processes: with a proxy, with a lost proxy, ended, and a forwarded connection. Two calls are pending."""
     writer = Writer()
     link = GuestLink(cast(asyncio.StreamReader, Reader(data)), cast(asyncio.StreamWriter, writer))
     takers = [_Taker() for _ in range(4)]

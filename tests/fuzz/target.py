@@ -1,4 +1,4 @@
-"""What a fuzz target is, and the checks that targets share."""
+"""Fuzz targets: their type, ways to build one, and checks that they share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def of_bytes(name: str, run: Run, seeds: Sequence[bytes], *, form: str = BYTES) 
 
 
 def step(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that awaits nothing which is not there already."""
+    """The result of a coroutine that never suspends."""
     try:
         work.send(None)
     except StopIteration as end:
@@ -64,7 +64,7 @@ def in_loop(
 ) -> Iterator[Run]:
     """Run each case in an event loop, which lives for many of them; ``end`` runs in it after its last.
 
-    An exception in a task or a callback that reaches nobody is a finding, too.
+    An unhandled exception in a task or a callback is a finding, too.
     """
     unheard: list[str] = []
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Targets for what the agent answers and reports, as values of JSON: what the host makes of it."""
+"""Targets for the agent's answers and reports, as JSON values: how the host checks and converts each."""
 
 from __future__ import annotations
 

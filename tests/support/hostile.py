@@ -21,9 +21,9 @@ from tests.support.fake_machine import BOUND, FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, runs, tell
 from tests.support.plans import machine_plan, sandbox_plan
 
-#: The container's name server: it is on the loopback of its network on the host, and there is none.
+#: The container's name server, on the loopback of its network on the host, where no program listens.
 SERVER = "127.0.0.11"
-#: What the monitor may have at most, in KiB; without a hostile guest it has 45 MiB.
+#: The monitor's peak memory at most, in KiB; without a hostile guest it is 45 MiB.
 _MOST_MEMORY = 128 * 1024
 #: The call of the link that a verb makes, where it has another name.
 LINK_CALLS = {"pause": "freeze", "kill": "signal"}
@@ -34,7 +34,7 @@ _STATES = ("creating", "created", "running", "paused", "stopped")
 
 @dataclass
 class Scene:
-    """A monitor, the host that plays QEMU and the guest, and what the container's first proxy is told until its end."""
+    """A monitor, the host that plays QEMU and the guest, and the events that the container's first proxy receives."""
 
     monitor: Monitor
     host: FakeHost
@@ -82,7 +82,7 @@ class Scene:
         assert int(found[1]) < _MOST_MEMORY
 
     async def prove_ended(self, reason: str) -> None:
-        """The sandbox has ended for that reason, which its state has, and its proxy was told."""
+        """The sandbox has ended, its state has the reason, and its proxy exits with 255."""
         assert await self.monitor.ended() == 0, self.monitor.log()
         check(self.monitor)
         state = self.monitor.store.read()
@@ -112,7 +112,7 @@ class Scene:
 
 
 def check(monitor: Monitor) -> None:
-    """The monitor had no error of its own, and the state is JSON that others can read."""
+    """The monitor's log has no traceback, and the state is strict JSON."""
     with suppress(FileNotFoundError):
         check_log(monitor.log())
         state = json.loads(Path(f"{monitor.store.path}/state.json").read_text(), parse_constant=_refuse)
@@ -138,7 +138,8 @@ def play(
 ) -> None:
     """Run a story of a container that is being created, then delete it. ``changes`` are of its plan.
 
-    ``prepare`` has the guest's answers before there is one. The container has a name server that the host asks for it.
+    ``prepare`` sets the guest's answers before the guest starts. The container's name server is one that the monitor
+    asks on the guest's behalf.
     """
 
     async def whole(monitor: Monitor, host: FakeHost) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hawse.errors import VmError
 
-#: The greatest number that an engine reads, which has them as Go's uint64.
+#: The greatest number that engines read: they decode into Go's uint64.
 _MOST = 2**64 - 1
 _LINES = 1000
 

@@ -119,7 +119,7 @@ class Container:
             call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
-                # Its state stays what it is: whoever else waits for the end has been answered.
+                # Only a hostile agent answers after the exit. The state stays: the end has been reported.
                 raise StateError(f"container {self.plan.id} ended while it was created")
         except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
             proxy.exit(LOST)

@@ -123,8 +123,8 @@ class Qmp:
     async def close(self) -> None:
         """End the connection; QEMU may be gone already.
 
-        What the library could not read is raised here again: any exception, for a QEMU that a guest has taken over
-        (qemu.qmp 0.0.6: UnicodeDecodeError and RecursionError of a message, TypeError of an id that is a list).
+        The library raises here what ended its reader. Messages of a QEMU that a guest has taken over cause any exception
+        (qemu.qmp 0.0.6: UnicodeDecodeError, RecursionError, TypeError for an id that is a list).
         """
         with suppress(Exception):
             await self._client.disconnect()
