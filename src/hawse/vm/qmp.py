@@ -123,7 +123,7 @@ class Qmp:
     async def close(self) -> None:
         """End the connection; QEMU may be gone already.
 
-        The library raises here what ended its reader. Messages of a QEMU that a guest has taken over cause any exception
+        The library raises here what ended its reader. Messages of a QEMU that a guest took over cause any exception
         (qemu.qmp 0.0.6: UnicodeDecodeError, RecursionError, TypeError for an id that is a list).
         """
         with suppress(Exception):
