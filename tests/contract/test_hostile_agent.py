@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_violation_of_the_protocol_ends_the_sandbox(tmp_path: Path, network: str
 
     async def story(made: Scene) -> None:
         machine = await made.start()
-        machine.write(frames)
+        with suppress(ConnectionError):  # the monitor may close the link before it has read everything
+            machine.write(frames)
         await made.prove_ended(NONSENSE + reason)
 
     play(tmp_path, network, story)

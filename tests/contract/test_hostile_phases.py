@@ -159,8 +159,7 @@ def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answ
 def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
     async def story(made: Scene) -> None:
         machine = await made.start()
-        for code in (3, 4):
-            machine.tell("exit", process=INIT, code=code)
+        machine.write(b"".join(control.encode_event("exit", {"process": INIT, "code": code}) for code in (3, 4)))
         assert await made.hearing == [("exit", {"code": 3})]
         assert await made.monitor.ended() == 0
         assert "failure" not in made.monitor.store.read()
