@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAWSE := $(CURDIR)/$(BIN)/hawse
 
-.PHONY: setup bytecode demo test soak mutants lint bench lab image clean
+.PHONY: setup bytecode demo test soak mutants fuzz lint bench lab image clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ soak: image
 # How many of N random mutations of src/hawse the unit and contract tests notice; SEED repeats a sample.
 mutants: setup
 	nice $(BIN)/python -m tests.mutants $(or $(N),50) $(SEED) --least 0.85
+
+# The parsers of what a guest sends, with hostile inputs: SECONDS for each of TARGETS, or CASES of each.
+fuzz: setup
+	nice $(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SECONDS),--seconds $(SECONDS)) $(TARGETS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -97,17 +97,24 @@ KINDS = {
 MAX_TEXT = 16 * 1024
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Text of a guest or of QEMU, made safe for a terminal: "?" replaces control characters and line ends.
+
+    The characters of ``keep`` stay.
+    """
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 def from_wire(wire: object) -> HawseError:
     """The error that :meth:`HawseError.to_wire` described; every field is checked: a guest may have written it."""
     if not isinstance(wire, dict):
-        return VmError(f"a peer reported an error in an unknown form: {str(wire)[:200]}")
+        return VmError(f"a peer reported an error in an unknown form: {printable(str(wire)[:200])}")
 
     def text(key: str, keep: str = "") -> str:
         value = wire.get(key)
         if not isinstance(value, str):
             return ""
-        # It goes to somebody's terminal: nothing in it may steer one, and a sentence is one line.
-        return "".join(c if c.isprintable() or c in keep else "?" for c in value[:MAX_TEXT])
+        return printable(value[:MAX_TEXT], keep=keep)
 
     kind = KINDS.get(text("kind"), VmError)
     code = wire.get("exit_code")

@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from hawse.link import control
+from hawse.link.flow import WINDOW
+from hawse.link.frames import DATA, MAX_DATA, Decoder, encode
+from hawse.link.streams import STREAMS
 from hawse.sandbox.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost, FakeMachine
@@ -57,6 +61,32 @@ def test_a_sandbox_lives_from_its_plan_to_the_exit_of_its_container(tmp_path: Pa
         assert Path(f"{monitor.store.path}/console.log").read_bytes() == b"Linux version 6\r\n"
         assert not os.path.exists(f"{monitor.store.path}/network"), "the record of the interfaces"
         assert monitor.steps()[-2:] == [(GUEST, "container started"), (DEVICES, "released")]
+
+    tell(tmp_path, story)
+
+
+def test_last_output_is_passed_on_to_a_slow_proxy(tmp_path: Path, network: str) -> None:
+    """It does not read before everything else of the sandbox has ended."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        proxy = await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        await monitor.ask("start")
+        process = machine.asked("create")[0]["process"]
+        output = [encode(process * STREAMS + number, DATA, bytes(MAX_DATA)) for number in (1, 2)] * (WINDOW // MAX_DATA)
+        machine.write(b"".join(output))
+        machine.tell("exit", process=process, code=5)
+        await until(lambda: not runs(machine.program.pid))
+        await until(lambda: monitor.steps()[-1:] == [(DEVICES, "released")])
+        data, decoder = 0, Decoder()
+        while piece := await asyncio.get_running_loop().sock_recv(proxy, 65536):
+            for _, kind, payload in decoder.feed(piece):
+                data += len(payload) if kind == DATA else 0
+                last = payload
+        assert (data, control.decode_event(last)) == (2 * WINDOW, ("exit", {"code": 5}))
+        assert await monitor.ended() == 0
 
     tell(tmp_path, story)
 

@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any
 
@@ -38,7 +38,8 @@ class FakeHost:
 
     ``refused`` are QMP commands that fail, each with QEMU's description; ``errors`` are the guest's, by method;
     ``answers`` are the results of its other methods; what is in ``held``, of QMP or of
-    the guest, is answered after its event.
+    the guest, is answered after its event. ``raw`` are the bytes that the guest sends instead of an answer, by method,
+    from the number of the call.
     """
 
     def __init__(self, directory: str) -> None:
@@ -52,6 +53,7 @@ class FakeHost:
         self.errors: dict[str, HawseError] = {}
         self.answers: dict[str, object] = {"wake": {"monotonic_ns": GUEST_NS}}
         self.held: dict[str, asyncio.Event] = {}
+        self.raw: dict[str, Callable[[int], bytes]] = {}
         #: Whether QEMU greets, whether the guest reports that it has booted, and with which protocol.
         self.greets, self.reports, self.protocol = True, True, 1
         #: What QEMU migrates of a machine that is saved, and how far the migration is at each question.
@@ -267,7 +269,9 @@ class FakeMachine:
         self.calls.append((method, params))
         if method in self._host.held:
             await self._host.held[method].wait()
-        if method in self._host.errors:
+        if method in self._host.raw:
+            self.write(self._host.raw[method](number))
+        elif method in self._host.errors:
             self.write(control.encode_error(number, self._host.errors[method]))
         else:
             self.write(control.encode_result(number, self._host.answers.get(method)))

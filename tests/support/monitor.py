@@ -63,11 +63,11 @@ class Monitor:
         """What it answers a command line."""
         return await asyncio.to_thread(client.call, self.store, method, params, until_end=until_end)
 
-    async def announce(self) -> socket.socket:
-        """The first process's proxy has started: its connection."""
+    async def announce(self, key: str = f"c1/{INIT_KEY}") -> socket.socket:
+        """A proxy has started, that of the first process unless ``key`` is another's: its connection."""
         proxy = sockets.connect(self.store.path, "monitor.sock")
         self._open.append(proxy)
-        proxy.sendall(control.encode_call(1, "proxy", {"key": f"c1/{INIT_KEY}", "descriptors": []}))
+        proxy.sendall(control.encode_call(1, "proxy", {"key": key, "descriptors": []}))
         proxy.setblocking(False)
         return proxy
 

@@ -62,7 +62,11 @@ class QmpServer:
 
     def send(self, message: Message) -> None:
         """Send a message, such as an event."""
-        self._connection.sendall(json.dumps(message).encode() + b"\r\n")
+        self.send_line(json.dumps(message).encode())
+
+    def send_line(self, line: bytes) -> None:
+        """Send any bytes as a message."""
+        self._connection.sendall(line + b"\r\n")
 
     def close(self) -> None:
         """End the connection, as a QEMU that dies."""

@@ -88,6 +88,7 @@ def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseEr
         ({"bind_vfio": [BOUND, DeviceError("0000:02:00.0: refuses")]}, "in the guest 0000:02:00.0: refuses"),
         ({"bind_vfio": [BOUND, BOUND | {"group": 4}]}, "in the guest's group 4, others of host group 7 are in 3"),
         ({"bind_vfio": {"group": "../3"}}, "the guest reports no usable group"),
+        ({"bind_vfio": BOUND | {"group": True}}, "the guest reports no usable group"),
         ({"add_nodes": StateError("/dev/vfio/7: something else is there")}, "something else is there"),
         ({"add_nodes": VmError("the agent in the guest did not answer")}, "did not answer"),
     ],

@@ -22,6 +22,7 @@ from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
 from hawse.sandbox.processes import KILLED, LOST
 from hawse.sandbox.state import Store
+from tests.support.async_wait import until
 from tests.support.groups import BOUND
 from tests.support.pods import KEY, events, heard, pod, run, settle
 
@@ -131,6 +132,26 @@ def test_failed_creation_ends_the_proxy_and_is_undone(tmp_path: Path, moment: st
                 made.guest.tell("exit", process=2, code=0)
             await settle()
             assert not made.machine.link.ended.done()
+
+    run(story)
+
+
+def test_container_that_ends_before_its_creation_is_answered_is_undone(tmp_path: Path) -> None:
+    """The answer does not bring it back: only a hostile agent sends one."""
+
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            made.guest.held["create"] = asyncio.Event()
+            proxy = await made.announce(f"c2/{KEY}")
+            creating = asyncio.create_task(made.create(made.joining()))
+            await until(lambda: len(made.guest.asked("create")) == 2)
+            made.guest.tell("exit", process=2, code=3)
+            assert await heard(proxy) == ("exit", {"code": 3})
+            assert made.state()["status"] == "stopped"
+            made.guest.held["create"].set()
+            with pytest.raises(StateError, match=r"^container c2 ended while it was created$"):
+                await creating
+            made.prove_alone()
 
     run(story)
 

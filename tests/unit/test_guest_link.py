@@ -99,6 +99,8 @@ def event(name: str, **params: Any) -> bytes:
     [
         (event("hello", protocol=2), "link: the agent speaks protocol 2, not 1"),
         (event("hello"), "link: the agent speaks protocol None, not 1"),
+        (event("hello", protocol=True), "link: the agent speaks protocol True, not 1"),
+        (event("hello", protocol="\x1b[2J\n"), "link: the agent speaks protocol ?[2J?, not 1"),
         (event("exit", process=1, code=256), "link: exit without a process or a code"),
         (event("exit", process=1, code=-1), "link: exit without a process or a code"),
         (event("exit", process="1", code=0), "link: exit without a process or a code"),
@@ -111,6 +113,7 @@ def event(name: str, **params: Any) -> bytes:
         (event("oom", container="c1", kills=True), "link: oom without a container or a count"),
         (event("oom", container=1, kills=1), "link: oom without a container or a count"),
         (event("news"), "link: unknown event news"),
+        (event("\x1b[2J\n\ud800"), "link: unknown event ?[2J??"),
         (control.encode_call(1, "create", {}), "link: the guest sent a frame of type 1"),
         (encode(3 * STREAMS + 1, DATA, b"x"), f"link: frame for the unknown stream {3 * STREAMS + 1}"),
         (encode(3 * STREAMS, EOF), f"link: frame for the unknown stream {3 * STREAMS}"),

@@ -142,3 +142,9 @@ def test_any_error_of_a_guest_becomes_some_error(wire: object) -> None:
     error = from_wire(wire)
     assert 1 <= error.exit_code <= 255
     assert len(error.message) <= 16 * 1024
+    assert error.sentence().isprintable()
+
+
+def test_error_in_an_unknown_form_cannot_steer_a_terminal() -> None:
+    error = from_wire("\x1b[2J\n\ud800" + "x" * 1000)
+    assert error.message == "a peer reported an error in an unknown form: ?[2J??" + "x" * 194

@@ -52,12 +52,18 @@ def test_answer_of_the_agent() -> None:
         pytest.param({"nodes": [["a", "c", 1, 1.0]]}, id="minor is a fraction"),
         pytest.param({"nodes": [["a", "c", 1]]}, id="no minor"),
         pytest.param({"nodes": [7]}, id="no node"),
+        pytest.param({"nodes": [["a", "c", 1, 1, 1]]}, id="too many fields of a node"),
+        pytest.param({"nodes": ["acbd"]}, id="node is a text"),
+        pytest.param({"interfaces": "eth0"}, id="interfaces are a text"),
+        pytest.param({"interfaces": {"eth0": 1}}, id="interfaces are a mapping"),
+        pytest.param({"interfaces": None, "nodes": None}, id="nothing"),
     ],
 )
 def test_answer_that_is_not_usable(changes: dict[str, Any]) -> None:
     with pytest.raises(VmError, match="emulated edu: the guest reports nothing usable of its driver: ") as caught:
         read_answer(PLUG, ANSWER | changes)
     assert caught.value.hint
+    assert "argument" not in caught.value.message, "no words of Python's"
 
 
 @pytest.mark.parametrize("answer", [None, [], "x", {}, {"driver": "x"}, {"driver": "x", "interfaces": []}])

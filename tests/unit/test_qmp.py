@@ -13,6 +13,7 @@ import pytest
 
 from hawse.errors import RefusedError, VmError
 from hawse.vm.qmp import MOST_EVENTS, Qmp
+from tests.support.async_wait import until
 from tests.support.patience import patience
 from tests.support.qmp_server import Message, QmpServer, serving
 
@@ -52,6 +53,34 @@ def test_commands_and_answers_are_logged() -> None:
         {"execute": "device_add", "arguments": {}},
         {"error": "no such bus"},
     ]
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 10_000, b'{"\xff": 1}', b'{"return": {}, "id": []}', b'{"event": {}, "timestamp": {}}', b"7"]
+)
+def test_message_that_cannot_be_read_ends_the_connection(line: bytes) -> None:
+    """QEMU may have been taken over by its guest. The command fails, and the connection can be closed."""
+
+    async def scenario(qmp: Qmp, server: QmpServer) -> None:
+        with qmp.listen("DEVICE_DELETED"):
+            asking = asyncio.create_task(qmp.execute("query-x", {}, timeout=patience(7)))
+            await until(lambda: server.commands != [])
+            server.send_line(line)
+            with pytest.raises(VmError, match=r"^QEMU ended before it answered query-x "):
+                await asking
+        assert qmp.ended
+
+    run(scenario, lambda *_: None)
+
+
+def test_description_of_an_error_cannot_steer_a_terminal() -> None:
+    async def scenario(qmp: Qmp, _server: QmpServer) -> None:
+        with pytest.raises(RefusedError) as caught:
+            await qmp.execute("device_add", {}, timeout=patience(7))
+        assert caught.value.message.startswith("device_add: ?[2J?xxx")
+        assert len(caught.value.message) < 20_000
+
+    run(scenario, lambda *_: {"error": {"class": "GenericError", "desc": "\x1b[2J\n" + "x" * 100_000}})
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,18 @@ def test_statistics_in_runcs_shape() -> None:
     assert made["network_interfaces"] is None
 
 
+def test_statistics_of_a_hostile_guest_fit_in_64_bits() -> None:
+    """Engines read them as Go's uint64, and would fail of a greater number."""
+    most = 2**64 - 1
+    made = convert({
+        "cpu.stat": "".join(f"{name}_usec {most}\n" for name in ("usage", "user", "system", "throttled")),
+        "memory.current": str(most), "memory.swap.current": str(most),
+    })  # fmt: skip
+    assert made["cpu"]["usage"] == {"total": most, "kernel": most, "user": most}
+    assert made["cpu"]["throttling"] == {"throttledTime": most}
+    assert made["memory"]["swap"]["usage"] == most
+
+
 @given(JSON)
 def test_no_guest_breaks_the_statistics(told: Any) -> None:
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hawse.errors import VmError
 
+#: The greatest number that engines read: they decode into Go's uint64.
 _MOST = 2**64 - 1
 _LINES = 1000
 
@@ -42,16 +43,20 @@ _CPUSET = (
 
 def _cpu(stat: Mapping[str, int]) -> dict[str, Any]:
     """In nanoseconds, where the file has microseconds."""
-    usage = _some(total=stat.get("usage_usec", 0) * 1000) | {
-        "kernel": stat.get("system_usec", 0) * 1000,
-        "user": stat.get("user_usec", 0) * 1000,
+    usage = _some(total=_nanoseconds(stat, "usage_usec")) | {
+        "kernel": _nanoseconds(stat, "system_usec"),
+        "user": _nanoseconds(stat, "user_usec"),
     }
     throttling = _some(
         periods=stat.get("nr_periods", 0),
         throttledPeriods=stat.get("nr_throttled", 0),
-        throttledTime=stat.get("throttled_usec", 0) * 1000,
+        throttledTime=_nanoseconds(stat, "throttled_usec"),
     )
     return {"usage": usage, "throttling": throttling}
+
+
+def _nanoseconds(stat: Mapping[str, int], name: str) -> int:
+    return min(stat.get(name, 0) * 1000, _MOST)
 
 
 def _memory(files: Mapping[str, str]) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def _memory(files: Mapping[str, str]) -> dict[str, Any]:
     failures = _table(files.get("memory.events", "")).get("max", 0)
     swap_limit = _number(files.get("memory.swap.max"))
     # runc's swap is memory and swap together, as cgroup v1 has it.
-    swap = _some(usage=used + _number(files.get("memory.swap.current")))
+    swap = _some(usage=min(used + _number(files.get("memory.swap.current")), _MOST))
     return _some(cache=raw.get("file", 0), raw=raw) | {
         "usage": _some(usage=used, max=_number(files.get("memory.peak")))
         | {"limit": limit or _MOST, "failcnt": failures},

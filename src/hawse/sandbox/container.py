@@ -122,6 +122,9 @@ class Container:
             seen = self.attachments.seen()
             call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
+            if self.status == STOPPED:
+                # Only a hostile agent answers after the exit. The state stays: the end has been reported.
+                raise StateError(f"container {self.plan.id} ended while it was created")
         except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
             proxy.exit(LOST)
             raise
@@ -133,7 +136,7 @@ class Container:
         self._state |= {"pid": proxy.pid, "pidStart": started if proxy.process.is_alive() else 0, "status": CREATED}
         self._write()
         self._ready.set()
-        return [*warnings, *_log_lines(lines)]
+        return [*warnings, *log_lines(lines)]
 
     async def start(self, *, connect: Callable[[], Awaitable[Notes]] | None = None) -> Notes:
         """runc start, after ``connect``. Raises :class:`StateError` unless the container is created."""
@@ -313,7 +316,7 @@ class Container:
             self._store.write(self._state)
 
 
-def _log_lines(lines: object) -> Notes:
+def log_lines(lines: object) -> Notes:
     """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
     return [
         (line[0], "".join(c for c in line[1][:500] if c.isprintable()))

@@ -259,7 +259,7 @@ def _numbers(plug: PlugStep, answer: object, count: int, what: str) -> list[int]
 
 
 def _number(plug: PlugStep, number: object, key: str) -> int:
-    if not isinstance(number, int) or not 0 <= number < _MAX_NUMBER:
+    if type(number) is not int or not 0 <= number < _MAX_NUMBER:
         raise VmError(
             f"{plug.label}: the guest reports no usable {key} of its group",
             hint="it is not to be trusted: delete the container",

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from hawse.errors import HawseError, LinkError, VmError
+from hawse.errors import HawseError, LinkError, VmError, printable
 from hawse.link import control
 from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
@@ -187,8 +187,9 @@ class GuestLink:
 
     def _event(self, name: str, params: dict[str, Any]) -> None:
         if name == "hello" and not self.hello.done():
-            if params.get("protocol") != PROTOCOL:
-                raise LinkError(f"link: the agent speaks protocol {str(params.get('protocol'))[:20]}, not {PROTOCOL}")
+            protocol = params.get("protocol")
+            if type(protocol) is not int or protocol != PROTOCOL:
+                raise LinkError(f"link: the agent speaks protocol {printable(str(protocol)[:20])}, not {PROTOCOL}")
             self.hello.set_result(None)
         elif name == "exit":
             process, code = params.get("process"), params.get("code")
@@ -206,4 +207,4 @@ class GuestLink:
         elif name == "query":
             self.on_query(params)
         else:
-            raise LinkError(f"link: unknown event {name}")
+            raise LinkError(f"link: unknown event {printable(name)}")

@@ -70,6 +70,7 @@ async def _monitor(making: Making, listener: socket.socket) -> None:
         report.send({"error": gone.to_wire()})
     sandbox.end()
     await sandbox.leave()
+    await sandbox.processes.flush()
     server.close()
 
 

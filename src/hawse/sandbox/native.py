@@ -41,15 +41,17 @@ def read_answer(plug: PlugStep, answer: object) -> Native:
     try:
         if not isinstance(answer, dict):
             raise ValueError("no mapping")
-        interfaces, nodes = answer["interfaces"], answer["nodes"]
+        interfaces, nodes = answer.get("interfaces"), answer.get("nodes")
+        if not isinstance(interfaces, list) or not isinstance(nodes, list):
+            raise ValueError("no lists of names")
         if len(interfaces) > _MOST or len(nodes) > _MOST:
             raise ValueError("too many names")
         return Native(
-            driver=_match(_NAME, answer["driver"]),
+            driver=_match(_NAME, answer.get("driver")),
             interfaces=tuple(_match(_NAME, name) for name in interfaces),
-            nodes=tuple(_node(*node) for node in nodes),
+            nodes=tuple(_node(node) for node in nodes),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise VmError(
             f"{plug.label}: the guest reports nothing usable of its driver: {error}",
             hint="it is not to be trusted: delete the container",
@@ -77,7 +79,10 @@ def annotation(plugs: Sequence[PlugStep], natives: Mapping[str, Native]) -> dict
     return {ANNOTATION: json.dumps(names)} if names else {}
 
 
-def _node(name: object, kind: object, major: object, minor: object) -> tuple[str, str, int, int]:
+def _node(node: object) -> tuple[str, str, int, int]:
+    if not isinstance(node, list) or len(node) != 4:
+        raise ValueError("no node")
+    name, kind, major, minor = node
     text = _match(_NODE, name)
     if ".." in text.split("/") or kind not in ("b", "c"):
         raise ValueError("no node")

@@ -16,6 +16,8 @@ from hawse.sandbox.guest import GuestLink, Route
 from hawse.sandbox.proxies import Proxy
 
 _PROXY_SECONDS = 20.0
+#: A process's last output is 256 KiB a stream at most. A proxy reads it at once, unless it is stopped.
+_FLUSH_SECONDS = 5.0
 #: Exit codes of a process that the kernel has killed, and of one whose end nobody has seen.
 KILLED, LOST = 128 + signal.SIGKILL, 255
 Value = TypeVar("Value")
@@ -58,6 +60,7 @@ class Processes:
         self._newest = 0
         self._held: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     def begin(self, link: GuestLink) -> None:
         """The agent answers."""
@@ -201,7 +204,7 @@ class Processes:
         for number, running in list(self._running.items()):
             if container in (None, running.container):
                 del self._running[number]
-                running.proxy.exit(code)
+                self._exit(running.proxy, code)
                 self._forget(number)
         if container is None:
             for number, connection in list(self._connections.items()):
@@ -212,6 +215,17 @@ class Processes:
                 self._claimed.discard(key)
                 if not self._turn_away(key):
                     self._unwanted.add(key)
+
+    async def flush(self) -> None:
+        """Wait until proxies have read the last output and the exit codes; bounded, since one may be stopped."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_FLUSH_SECONDS)
+
+    def _exit(self, proxy: Proxy, code: int) -> None:
+        proxy.exit(code)
+        closing = self._begin(proxy.closed())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _serve(self, container: str, number: int, proxy: Proxy, route: Route, lost: Callable[[], None]) -> None:
         def resize(rows: int, columns: int) -> None:
@@ -275,10 +289,9 @@ class Processes:
         if self._link is not None:
             self._link.forget(number)
 
-    @staticmethod
-    def _tell(running: _Running, code: int) -> None:
+    def _tell(self, running: _Running, code: int) -> None:
         running.ended()
-        running.proxy.exit(code)
+        self._exit(running.proxy, code)
 
     async def _resize(self, container: str, number: int, rows: int, columns: int) -> None:
         call = {"container": container, "process": number, "rows": rows, "columns": columns}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 from hawse.errors import LinkError
 from hawse.link import control
@@ -58,6 +59,11 @@ class Proxy:
         if not self._writer.is_closing():
             self._writer.write(control.encode_event("exit", {"code": code}))
             self._writer.close()
+
+    async def closed(self) -> None:
+        """Wait until the proxy has read all that it was sent, or is gone."""
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
     async def serve(
         self,

@@ -1,0 +1,184 @@
+"""A hostile agent in each phase of a container's life, towards the real monitor: it closes the link, does not answer,
+or reports what cannot have happened yet.
+
+As in test_hostile_agent.py, the monitor goes on or ends the sandbox with a reason, and `delete --force` leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.container.client import MonitorGoneError
+from hawse.errors import HawseError
+from hawse.link import control
+from hawse.link.frames import DATA, EOF, HEADER, encode
+from hawse.link.streams import STREAMS
+from tests.support.fake_machine import FakeHost
+from tests.support.hostile import INIT, LINK_CALLS, Scene, play
+from tests.support.monitor import new_network
+from tests.support.plans import EDU
+
+CLOSED = "the guest closed the link"
+NONSENSE = "the agent in the guest speaks nonsense: link: "
+STDOUT = INIT * STREAMS + 1
+#: Calls of the link during the creation, and verbs after it with their parameters.
+CREATION = ("wake", "bind_vfio", "mount_share", "create")
+LATER: dict[str, dict[str, Any]] = {
+    "start": {}, "listing": {}, "statistics": {}, "pause": {}, "kill": {"signal": 15, "all": False},
+    "update": {"resources": {"pids": {"limit": 5}}}, "exec": {"key": "k", "process": {"args": ["y"]}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[str]:
+    with new_network() as path:
+        yield path
+
+
+def hello(**params: Any) -> bytes:
+    return control.encode_event("hello", params)
+
+
+REPORTS = {
+    "data": (encode(STDOUT, DATA, b"x"), NONSENSE + "frame for the unknown stream 65"),
+    "exit": (control.encode_event("exit", {"process": INIT, "code": 0}), NONSENSE + "exit of an unknown process"),
+    "other protocol": (hello(protocol=2), NONSENSE + "the agent speaks protocol 2, not 1"),
+    "protocol that is true": (hello(protocol=True), NONSENSE + "the agent speaks protocol True, not 1"),
+    "protocol that is a fraction": (hello(protocol=1.0), NONSENSE + "the agent speaks protocol 1.0, not 1"),
+    "protocol that is a mapping": (hello(protocol={"\x1b": [1]}), NONSENSE + "the agent speaks protocol {'"),
+    "no protocol": (hello(), NONSENSE + "the agent speaks protocol None, not 1"),
+    "hello twice": (hello(protocol=1) * 2, NONSENSE + "unknown event hello"),
+    "half of a header": (HEADER.pack(0, 3, 20)[:5], CLOSED),
+    "half of a frame": (hello(protocol=1)[:-1], CLOSED),
+    "nothing": (b"", CLOSED),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_guest_that_does_not_boot_in_order_is_the_reported_reason(tmp_path: Path, network: str, name: str) -> None:
+    frames, reason = REPORTS[name]
+
+    def prepare(host: FakeHost) -> None:
+        host.reports = False
+
+    async def story(made: Scene) -> None:
+        machine = await made.machine()
+        machine.write(frames)
+        if reason == CLOSED:
+            machine.cut_link()
+        assert (await made.prove_refused("")).message.startswith(reason)
+
+    play(tmp_path, network, story, prepare=prepare)
+
+
+@pytest.mark.parametrize("method", CREATION)
+def test_link_that_closes_during_creation_is_the_reported_reason(tmp_path: Path, network: str, method: str) -> None:
+    def prepare(host: FakeHost) -> None:
+        host.held[method] = asyncio.Event()
+
+    async def story(made: Scene) -> None:
+        await made.called(method)
+        (await made.machine()).cut_link()
+        await made.prove_refused(f"^{CLOSED}$")
+
+    play(tmp_path, network, story, prepare=prepare, groups=[EDU])
+
+
+@pytest.mark.parametrize("verb", LATER)
+def test_link_that_closes_during_a_verb_ends_the_sandbox(tmp_path: Path, network: str, verb: str) -> None:
+    """The verb fails with the reason, or since the monitor has ended."""
+
+    def prepare(host: FakeHost) -> None:
+        host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
+
+    async def story(made: Scene) -> None:
+        asking = await made.begin(verb, **LATER[verb])
+        (await made.machine()).cut_link()
+        with pytest.raises(HawseError) as caught:
+            await asking
+        assert isinstance(caught.value, MonitorGoneError) or caught.value.message == CLOSED
+        await made.prove_ended(CLOSED)
+
+    play(tmp_path, network, story, prepare=prepare)
+
+
+@pytest.mark.parametrize("method", CREATION)
+def test_container_whose_creation_is_not_answered_can_be_deleted(tmp_path: Path, network: str, method: str) -> None:
+    """At once: nothing waits for the guest."""
+
+    def prepare(host: FakeHost) -> None:
+        host.held[method] = asyncio.Event()
+
+    async def story(made: Scene) -> None:
+        await made.called(method)
+        await made.prove_deletable()
+        await made.prove_refused("^container c1 was deleted while it was created$")
+
+    play(tmp_path, network, story, prepare=prepare, groups=[EDU])
+
+
+@pytest.mark.parametrize("verb", LATER)
+def test_container_with_a_verb_that_is_not_answered_can_be_deleted(tmp_path: Path, network: str, verb: str) -> None:
+    def prepare(host: FakeHost) -> None:
+        host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
+
+    async def story(made: Scene) -> None:
+        asking = await made.begin(verb, **LATER[verb])
+        await made.prove_deletable()
+        with suppress(HawseError):
+            await asking
+
+    play(tmp_path, network, story, prepare=prepare)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answered: bool) -> None:
+    """The container has ended. A later answer of the agent does not change that."""
+
+    def answer(number: int) -> bytes:
+        exit = control.encode_event("exit", {"process": INIT, "code": 3})
+        return exit + (control.encode_result(number, None) if answered else b"")
+
+    def prepare(host: FakeHost) -> None:
+        host.raw["create"] = answer
+
+    async def story(made: Scene) -> None:
+        if answered:
+            await made.prove_refused("^container c1 ended while it was created$")
+        assert await made.hearing == [("exit", {"code": 3})]
+
+    play(tmp_path, network, story, prepare=prepare)
+
+
+def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
+    async def story(made: Scene) -> None:
+        machine = await made.start()
+        machine.write(b"".join(control.encode_event("exit", {"process": INIT, "code": code}) for code in (3, 4)))
+        assert await made.hearing == [("exit", {"code": 3})]
+        assert await made.monitor.ended() == 0
+        assert "failure" not in made.monitor.store.read()
+
+    play(tmp_path, network, story)
+
+
+def test_data_before_the_start_and_after_the_exit(tmp_path: Path, network: str) -> None:
+    """The former is passed on, as crun's words are; the latter is dropped."""
+
+    async def story(made: Scene) -> None:
+        await made.monitor.report()
+        machine = await made.machine()
+        machine.write(encode(STDOUT, DATA, b"early") + encode(STDOUT, EOF))
+        await made.monitor.ask("start")
+        await made.prove_running()
+        exit = control.encode_event("exit", {"process": INIT, "code": 0})
+        machine.write(exit + encode(STDOUT, DATA, b"late") + encode(STDOUT, EOF))
+        assert await made.hearing == [("exit", {"code": 0})]
+        assert await made.monitor.ended() == 0
+
+    play(tmp_path, network, story)

@@ -1,0 +1,201 @@
+"""Targets for the agent's answers and reports, as JSON values: how the host checks and converts each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
+from hawse.link import control
+from hawse.oci import listing, statistics
+from hawse.sandbox import devices, identity, native, timeline
+from hawse.sandbox.container import log_lines
+from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.mirror import mirror
+from hawse.sandbox.plan import NodeRequest, PlugStep
+from hawse.sandbox.resolver import loopback_servers, parse_query
+from hawse.sandbox.steps import Steps
+from hawse.vm.qmp import Qmp
+from tests.fuzz.target import JSON, Target, check_plain, in_loop, of_bytes, of_value, step
+from tests.support.fake_qmp import FakeQmp
+
+#: The most of the guest's texts that one result holds: of 1 MiB a reply has at most.
+_LARGE = 16 * 1024 * 1024
+_PLUGS = [
+    PlugStep(
+        group=7 + number // 2, label=f"0000:3b:00.{number}", host=f"0000:3b:00.{number}", note="", commands=[],
+        device=f"d{number}", bus="b", cold=True, guest_address=f"0000:01:00.{number}", bars=[(0, 4096)],
+    )
+    for number in range(3)
+]  # fmt: skip
+_NODES = [
+    NodeRequest(path="/dev/vfio/7", major=0, minor=0, group=7),
+    NodeRequest(path="/dev/vfio/devices/vfio0", major=0, minor=0, group=7, file=True, device="d0"),
+]
+
+
+class _Link:
+    """A guest that answers each call with the next value."""
+
+    def __init__(self, answers: object) -> None:
+        self._answers = iter(answers if isinstance(answers, list) else [answers])
+        self.clock_offset = 0.0
+
+    async def call(self, _method: str, _params: object, *, seconds: float) -> object:
+        assert seconds > 0
+        return next(self._answers, None)
+
+
+def _reply(payload: bytes) -> None:
+    try:
+        number, _, error = control.decode_reply(payload)
+    except LinkError:
+        return
+    assert 0 <= number < 2**53
+    assert error is None or isinstance(error, HawseError)
+
+
+def _event(payload: bytes) -> None:
+    try:
+        name, params = control.decode_event(payload)
+    except LinkError:
+        return
+    assert 0 < len(name) <= control.MAX_NAME
+    assert isinstance(params, dict)
+
+
+def _error(wire: object) -> None:
+    error = from_wire(wire)
+    assert type(error).__name__ in str(error.to_wire()["kind"])
+    assert 1 <= error.exit_code <= 255
+    assert error.message
+    assert "\n" not in error.sentence()
+    check_plain(error.to_wire(), most=64 * MAX_TEXT)
+
+
+def _statistics(told: object) -> None:
+    try:
+        made = statistics.convert(told)
+    except VmError:
+        return
+    check_plain(made, most=_LARGE)
+
+
+def _listing(told: object) -> None:
+    try:
+        rows = listing.check(told)
+    except VmError:
+        return
+    check_plain(rows, most=_LARGE)
+    lines = listing.table(rows, now=1.7e9)
+    assert len(lines) == 1 + len(rows) <= 1001
+    check_plain(lines, most=2 * _LARGE)
+
+
+def _trace(taken: object) -> None:
+    steps = Steps("/nowhere", [("command line", "begun", 1.0, 2.0)])
+    steps.add_guest(taken, offset=-5.0)
+    assert len(steps.done) <= 257
+    assert all(began <= ended for _, _, began, ended in steps.done)
+    drawn = json.dumps(timeline.trace(steps.done, name="c1"), allow_nan=False)
+    assert len(drawn) < _LARGE
+
+
+def _notes(lines: object) -> None:
+    found = log_lines(lines)
+    assert len(found) <= 100
+    assert {level for level, _ in found} <= {"warning", "debug"}
+    check_plain(found)
+
+
+def _query(query: object) -> None:
+    if not isinstance(query, dict):
+        return
+    try:
+        _, _, transport, message = parse_query(query)
+    except LinkError:
+        return
+    assert transport in ("udp", "tcp")
+    assert len(message) <= 65535
+
+
+def _resolv_conf(data: bytes) -> None:
+    servers = loopback_servers(data.decode(errors="replace"))
+    assert len(servers) <= 3
+    assert all(server.startswith("127.") for server in servers)
+
+
+async def _bind_vfio(data: bytes) -> None:
+    try:
+        link = cast(GuestLink, _Link(json.loads(data)))
+    except (ValueError, RecursionError):
+        return
+    try:
+        groups, files = await devices.attach(_PLUGS, cast(Qmp, FakeQmp()), link, seconds=1)
+    except (DeviceError, VmError) as error:
+        check_plain(error.sentence())
+        return
+    check_plain([list(groups.values()), list(files.values())])
+    assert not any(type(number) is bool for found in (*groups.values(), *files.values()) for number in found)
+    check_plain(mirror(_PLUGS, _NODES, groups, files, {}))
+    devices.guest_nodes(_NODES, groups, files)
+
+
+def _bind_native(answers: object) -> None:
+    answered = dict(zip((plug.device for plug in _PLUGS), answers, strict=False)) if isinstance(answers, list) else {}
+    try:
+        found = {plug.device: native.read_answer(plug, answered.get(plug.device)) for plug in _PLUGS}
+    except VmError as error:
+        check_plain(error.sentence())
+        return
+    for one in found.values():
+        assert len(one.interfaces) <= 256
+        assert all(path.startswith("/dev/") and ".." not in path.split("/") for path, *_ in one.nodes)
+    check_plain(mirror(_PLUGS, [], {}, {}, found))
+    check_plain(native.annotation(_PLUGS, found))
+    native.with_nodes({}, _PLUGS, found, {7: {}})
+
+
+def _wake(answer: object) -> None:
+    link, steps = _Link([answer]), Steps("/nowhere", [])
+    try:
+        step(identity.wake(cast(GuestLink, link), steps, seconds=1))
+    except VmError:
+        return
+    assert abs(link.clock_offset) < 2**63
+
+
+_ERROR: dict[str, Any] = {"kind": "DeviceError", "message": "no", "hint": "do", "evidence": "a\nb", "exit_code": 126}
+_FILES = {
+    "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 5\n",
+    "memory.current": "4096\n", "memory.max": "max\n", "memory.peak": "8192\n", "memory.stat": "anon 7\nfile 9\n",
+    "memory.swap.current": "18446744073709551615\n", "memory.swap.max": "max\n", "memory.events": "max 3\n",
+    "pids.current": "2\n", "pids.max": "max\n", "io.stat": "8:16 rbytes=5 wbytes=6 rios=1 wios=2 dbytes=0 dios=0\n",
+    "hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 1\n",
+}  # fmt: skip
+_VFIO = {"group": 3, "major": 511, "minor": 0, "bars": [4096], "file": [0, 510, 0], "iommu": [10, 127]}
+_NATIVE = {"driver": "nvme", "interfaces": ["eth0"], "nodes": [["nvme0n1", "b", 259, 0], ["dri/card0", "c", 226, 0]]}
+
+TARGETS = [
+    of_bytes("reply", _reply, [
+        b'{"id":1,"result":null}', b'{"id":2,"result":[["warning","x"]]}',
+        json.dumps({"id": 3, "error": _ERROR}).encode(),
+    ], form=JSON),
+    of_bytes("event", _event, [
+        b'{"event":"hello","params":{"protocol":1}}', b'{"event":"exit","params":{"process":1,"code":0}}',
+        b'{"event":"oom","params":{"container":"c1","kills":1}}',
+    ], form=JSON),
+    of_value("error", _error, [_ERROR, {}, [1], {"kind": "CommandError", "exit_code": 300}]),
+    of_value("statistics", _statistics, [_FILES]),
+    of_value("listing", _listing, [[[0, 1, 0, 10, "?", 5, "sh -c x"], [1000, 2, 1, 0, "pts/0", 0, "top"]]]),
+    of_value("trace", _trace, [[["modules", 1000, 2000], ["booted", 0, 5_000_000_000]]]),
+    of_value("notes", _notes, [[["warning", "no cgroup"], ["debug", "x" * 600]]]),
+    of_value("query", _query, [{"number": 1, "server": "127.0.0.11", "transport": "udp", "message": "AAAA" * 6}]),
+    of_bytes("resolv_conf", _resolv_conf, [b"search x\nnameserver 127.0.0.11\nnameserver 8.8.8.8\noptions ndots:0\n"]),
+    Target("bind_vfio", JSON, [json.dumps(answers).encode() for answers in (
+        [_VFIO, _VFIO | {"file": [1, 510, 1]}, _VFIO | {"group": 4, "file": None}],
+        [_VFIO, _VFIO | {"bars": []}, _VFIO | {"group": 4}, {}, _VFIO, _VFIO, _VFIO],
+    )], lambda: in_loop(_bind_vfio)),
+    of_value("bind_native", _bind_native, [[_NATIVE, _NATIVE, {"driver": "e1000e", "interfaces": [], "nodes": []}]]),
+    of_value("wake", _wake, [{"monotonic_ns": 5_000_000_000}]),
+]  # fmt: skip
