@@ -18,6 +18,7 @@ from hawse.link import control
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, EVENT, HEADER, Decoder, encode
 from hawse.link.streams import STREAMS
+from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
@@ -138,7 +139,7 @@ class _Monitor:
     def _announce(self, key: str) -> None:
         writer = _Events()
         self._writers.append(writer)
-        proxy = Proxy(self._reader(), cast(Any, writer), Decoder(), [], pid=os.getpid())
+        proxy = Proxy(self._reader(), cast(Any, writer), Decoder(), [], process=Process(os.getpid(), -1))
         self.processes.announce(f"c1/{key}", proxy)
 
     async def _connect(self) -> None:

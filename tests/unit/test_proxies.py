@@ -6,6 +6,8 @@ Of :mod:`hawse.sandbox.proxies`, through the socket of the monitor.
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -148,6 +150,29 @@ def test_output_beyond_the_credit_ends_the_link(tmp_path: Path) -> None:
             assert "1 bytes sent with a credit of 0" in (await made.machine.link.ended).message
 
     run(story)
+
+
+def test_descriptor_of_an_ended_proxy_is_closed_without_a_garbage_collection(tmp_path: Path) -> None:
+    """A pod lives long, and each container and each exec has a proxy."""
+
+    def pidfds() -> int:
+        paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return sum(os.path.islink(path) and os.readlink(path) == "anon_inode:[pidfd]" for path in paths)
+
+    async def story() -> None:
+        async with proxy(tmp_path) as (made, reader, writer):
+            before = pidfds()
+            made.guest.tell("exit", process=2, code=4)
+            await reader.read()
+            writer.close()
+            await settle()
+            assert pidfds() == before - 1
+
+    gc.disable()
+    try:
+        run(story)
+    finally:
+        gc.enable()
 
 
 def test_input_after_the_exit_is_ignored(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ with open(f"{ROOT}/self/cgroup.procs", "w") as file:
 state = "/tmp/state"
 os.mkdir(state)
 # Its class needs a library that is not here.
-plan: Any = SimpleNamespace(path="/engine/c1", limits=SimpleNamespace(shares=0, cpus="", mems=""))
+asked = {"shares": 0, "cpus": "", "mems": ""}
+limits = SimpleNamespace(**asked, memory=1 << 29, tasks=4096, quota=150_000, period=100_000)
+plan: Any = SimpleNamespace(path="/engine/c1", limits=limits)
 cgroup = HostCgroup(plan, state)
 warnings = cgroup.make()
 member = subprocess.Popen(["/usr/bin/sleep", "1000"])
@@ -71,6 +73,7 @@ except OSError as error:
     result["failure"] = [error.strerror, seen(), is_told()]
 cgroup.record_oom()
 result["after"] = seen()
+result["limits"] = [read(name).split() for name in ("memory.max", "pids.max", "cpu.max")]
 result["told"] = is_told()
 for name in oom.LEFT:  # a recording whose process was killed
     os.mkdir(f"{DIRECTORY}/{name}")

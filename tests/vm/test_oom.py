@@ -46,6 +46,7 @@ def test_the_cgroup_counts_it_and_is_as_it_was(runtime: Runtime, tmp_path: Path)
         "early": False,
         "failure": ["No such file or directory", as_it_was, False],
         "after": as_it_was | {"kills": 1},
+        "limits": [[str(1 << 29)], ["4096"], ["150000", "100000"]],
         "told": True,
         "unfit": "it has children",
         "released": [[], False],

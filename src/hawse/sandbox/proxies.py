@@ -99,3 +99,6 @@ class Proxy:
             route.discard()
             on_loss()
         self._writer.close()
+        # This object is in a reference cycle. Without this line a pod would collect descriptors of ended proxies until
+        # Python's next garbage collection. A thread may be using the descriptor, so it is not closed here.
+        self.process = Process(self.process.pid, -1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -52,10 +53,11 @@ class Service:
             if method == "proxy":
                 self._attach(params, Proxy(reader, writer, decoder, frames[1:], process=_peer(writer)))
                 return
-            work = asyncio.create_task(self._carry_out(method, params, caller=_peer(writer)))
-            if method == "create":
-                await self._unless_gone(work, reader)
-            frame = control.encode_result(number, await work)
+            with closing(_peer(writer)) as caller:
+                work = asyncio.create_task(self._carry_out(method, params, caller=caller))
+                if method == "create":
+                    await self._unless_gone(work, reader)
+                frame = control.encode_result(number, await work)
         except asyncio.CancelledError:
             writer.close()
             return
