@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -39,13 +38,6 @@ SERVER = "127.0.0.11"
 def network() -> Iterator[str]:
     with new_network() as path:
         yield path
-
-
-def peak(monitor: Monitor) -> int:
-    """The most memory that it has had, in KiB (proc(5), VmHWM)."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{monitor.pid}/status").read_text())
-    assert found
-    return int(found[1])
 
 
 def process(machine: FakeMachine) -> int:
@@ -133,13 +125,13 @@ def test_a_flood_does_not_fill_the_hosts_memory(
         if flood is small_frames:
             proxy.close()
             await until(lambda: machine.asked("signal") != [])
-        before = highest = peak(monitor)
+        before = highest = monitor.peak()
 
         async def watch() -> None:
             nonlocal highest
             while True:
                 with suppress(OSError, AssertionError):  # it has ended
-                    highest = max(highest, peak(monitor))
+                    highest = max(highest, monitor.peak())
                 await asyncio.sleep(0.02)
 
         watching = asyncio.create_task(watch())
@@ -153,7 +145,7 @@ def test_a_flood_does_not_fill_the_hosts_memory(
             assert failure["message"].startswith(reason)
         else:
             assert await monitor.ask("pids") is not None, "it answers"
-            highest = max(highest, peak(monitor))
+            highest = max(highest, monitor.peak())
         watching.cancel()
         print(f"{flood.__name__}: the monitor had {highest} KiB at most, {before} before")
         assert highest - before < most

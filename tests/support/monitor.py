@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -40,6 +41,14 @@ class Monitor:
                 self._run(listener, theirs)
         self._code: int | None = None
         self._open = [self.connection]
+        #: Its peak memory when it was forked: pages of the test's own process count.
+        self.inherited = self.peak()
+
+    def peak(self) -> int:
+        """Its peak memory in KiB (proc(5), VmHWM)."""
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found
+        return int(found[1])
 
     def send(self, plan: SandboxPlan) -> None:
         """Have it make the sandbox."""

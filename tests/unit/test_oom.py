@@ -65,6 +65,8 @@ class Proxy:
     def exit(self, code: int) -> None:
         self._said.append(f"exit {code}")
 
+    async def closed(self) -> None: ...
+
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
