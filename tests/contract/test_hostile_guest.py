@@ -22,6 +22,7 @@ from hawse.errors import VmError
 from hawse.link import control
 from hawse.link.frames import DATA, EOF, FROM_GUEST, REPLY, encode
 from hawse.link.streams import STREAMS
+from hawse.sandbox.evidence import FILE_LIMIT
 from hawse.sandbox.plan import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import FakeHost, FakeMachine
@@ -149,6 +150,31 @@ def test_a_flood_does_not_fill_the_hosts_memory(
         watching.cancel()
         print(f"{flood.__name__}: the monitor had {highest} KiB at most, {before} before")
         assert highest - before < most
+
+    tell(tmp_path, story)
+
+
+def test_guest_that_writes_to_its_console_does_not_fill_the_state_directory(tmp_path: Path, network: str) -> None:
+    """The directory is on the host's /run, a tmpfs. QEMU's commands are logged there as well."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        await monitor.ask("start")
+        machine.console.setblocking(False)
+        written = 0
+        while written < 16 << 20:
+            await asyncio.get_running_loop().sock_sendall(machine.console, b"x" * 65536)
+            written += 65536
+        await monitor.ask("pids")
+        sizes = {path.name: path.stat().st_size for path in Path(monitor.store.path).rglob("*") if path.is_file()}
+        print(f"a guest that wrote {written >> 20} MiB to its console: {sizes}")
+        assert sizes["console.log.old"] > FILE_LIMIT - 65536 * 2
+        assert sizes["console.log"] + sizes["console.log.old"] <= 2 * FILE_LIMIT
+        assert 4 * 2 * FILE_LIMIT < 1 << 20, "four logs, with their former files"
+        assert sum(sizes.values()) < 1 << 20
 
     tell(tmp_path, story)
 

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
     from hawse.errors import HawseError
 
-FILE_LIMIT = 1024 * 1024
+#: Bytes of one file. A sandbox has four logs of two files each, which stay below 1 MiB together: the state directory
+#: is on /run, in the host's memory.
+FILE_LIMIT = 112 * 1024
 TAIL = 4096
 
 
