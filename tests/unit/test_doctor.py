@@ -121,7 +121,7 @@ HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (partial(checks.groups, accepted=Accepted(unresettable=True)), without_a_reset, OK, "1 of 1 can be passed now: 7"),
     (checks.hugepages, nothing, OK, "none are needed"),
     (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a machine takes 32"),
-    (lambda root: checks.locked_memory(8 << 20, 0), nothing, WARNING, "maps more than 8192 KiB"),  # noqa: ARG005
+    (lambda root: checks.locked_memory(8 << 20, 0, confined=True), nothing, WARNING, "maps more than 8192 KiB"),  # noqa: ARG005
 ]
 
 
@@ -266,7 +266,7 @@ def test_huge_pages_are_needed_for_machines_that_are_made_of_them(
 
 
 def test_a_limit_of_locked_memory_has_its_remedy_apart() -> None:
-    finding = checks.locked_memory(8 << 20, 0)
+    finding = checks.locked_memory(8 << 20, 0, confined=True)
     assert finding.verdict == WARNING
     assert finding.remedy.startswith("start the engine with LimitMEMLOCK=infinity")
     assert "[" not in finding.found

@@ -476,7 +476,7 @@ SITUATIONS: dict[str, Act] = {
     "The host does not remap interrupts, and VFIO is told to do without": interrupts("IO-APIC"),
     "VFIO is told to do without interrupt remapping, and the host does not show whether it is there": interrupts(),
     "KVM is required and cannot be used": without_kvm,
-    "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0),
+    "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "There are more groups than ports": shapes(127),
     "More groups have I/O BARs than there are windows": shapes(11, io=32),

@@ -72,7 +72,7 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
         host.interrupts(accepted=accepted.unsafe_interrupts, root=root),
         host.vfio(root=root),
         host.groups(accepted=accepted, root=root),
-        host.locked_memory(*memlock.read()),
+        host.locked_memory(*memlock.read(), confined=config.vm.confine != "off"),
         host.hugepages(page_kib=KIB.get(config.vm.hugepages, 0), memory_mib=config.vm.memory_mib, root=root),
         machine.left_over(state)[0],
         machine.left_bound(state)[0],

@@ -101,7 +101,7 @@ def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "
         check_free(group, root=root)
     warnings = [resets.warning(group, root=root) for group in hosts]
     if hosts:
-        warnings.append(memlock.warning(*memlock.read()))
+        warnings.append(memlock.warning(*memlock.read(), confined=options.confined))
     return [warning for warning in warnings if warning]
 
 

@@ -23,8 +23,8 @@ MODES = (VFIO, GUEST_KERNEL)
 class DeviceOptions:
     """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
     that are given beside those of the spec. ``native``: they are left to the guest's own drivers. ``allow``: patterns
-    of what may be passed (:mod:`hawse.patterns`). ``accepted``: risks of devices that are not refused. The rest as in
-    the configuration."""
+    of what may be passed (:mod:`hawse.patterns`). ``accepted``: risks of devices that are not refused. ``confined``:
+    QEMU may run in a jail. The rest as in the configuration."""
 
     keep_addresses: bool = True
     managed: bool = False
@@ -36,6 +36,7 @@ class DeviceOptions:
     devices: tuple[str, ...] = ()
     allow: tuple[str, ...] = ("*",)
     accepted: Accepted = NOTHING
+    confined: bool = True
 
 
 def device_options(
@@ -77,6 +78,7 @@ def device_options(
         vf_token=token,
         allow=config.devices.allow,
         accepted=accepted_risks(config),
+        confined=config.vm.confine != "off",
     )
 
 

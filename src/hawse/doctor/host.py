@@ -90,9 +90,9 @@ def groups(*, accepted: Accepted = NOTHING, root: str = "") -> Finding:
     return Finding("groups", WARNING, f"none of {len(listings)} can be passed now", "`hawse devices` says why")
 
 
-def locked_memory(limit: int, capabilities: int) -> Finding:
+def locked_memory(limit: int, capabilities: int, *, confined: bool) -> Finding:
     """May QEMU lock what a guest maps for its devices?"""
-    warning = memlock.warning(limit, capabilities)
+    warning = memlock.warning(limit, capabilities, confined=confined)
     if not warning:
         return Finding("locked memory", OK, "without a limit")
     sentence, _, remedy = warning.partition(" [")

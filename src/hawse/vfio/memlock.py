@@ -9,9 +9,14 @@ import resource
 _CAP_IPC_LOCK, _CAP_SYS_RESOURCE = 1 << 14, 1 << 24
 
 
-def warning(limit: int, capabilities: int) -> str:
-    """What to tell the user, "" when nothing is in the way. ``limit`` is the hard one in bytes, -1 for none."""
-    if limit == resource.RLIM_INFINITY or capabilities & (_CAP_IPC_LOCK | _CAP_SYS_RESOURCE):
+def warning(limit: int, capabilities: int, *, confined: bool) -> str:
+    """A warning about a limit that stops programs from mapping memory, "" for none.
+
+    ``limit`` is the hard limit in bytes, -1 for no limit. ``confined``: QEMU runs without capabilities, so that
+    CAP_IPC_LOCK of this process does not help it.
+    """
+    helpful = _CAP_SYS_RESOURCE if confined else _CAP_IPC_LOCK | _CAP_SYS_RESOURCE
+    if limit == resource.RLIM_INFINITY or capabilities & helpful:
         return ""
     return (
         f"a program that maps more than {limit // 1024} KiB for its device will fail: RLIMIT_MEMLOCK cannot be raised "
