@@ -38,7 +38,7 @@ APPEND = (
 )
 LINK = "-chardev socket,id=link,fd=4"
 DEVICES = """
--device intel-iommu,intremap=on,caching-mode=on
+-device intel-iommu,intremap=on,caching-mode=on,aw-bits=48
 -device virtio-serial-pci,id=serial,bus=pcie.0,addr=2.0,max_ports=2
 -device virtserialport,bus=serial.0,chardev=link,name=hawse.link
 -device virtio-rng-pci,bus=pcie.0,addr=3.0

@@ -63,6 +63,7 @@ CHANGES: dict[str, list[Any]] = {
     "machine_properties": [frozenset({"hpet"}), frozenset({"usb"})],
     "cold": [[("device_add", {"driver": "edu", "id": "vfio-5-0", "bus": "port0", "addr": "0.0"})]],
     "one_thread": [True],
+    "address_bits": [39],
 }
 
 

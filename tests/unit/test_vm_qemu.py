@@ -38,7 +38,7 @@ def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
     assert values(argv, "-machine") == [
         "q35,kernel-irqchip=split,memory-backend=ram,dump-guest-core=off,mem-merge=off,vmport=off,hpet=off"
     ], "only properties that this QEMU has"
-    assert "intel-iommu,intremap=on,caching-mode=on" in values(argv, "-device")
+    assert "intel-iommu,intremap=on,caching-mode=on,aw-bits=48" in values(argv, "-device")
     assert "pcie-root-port,id=port0,multifunction=on" in values(argv, "-device")
     assert "-nodefaults" in argv
     assert {"iommu.passthrough=0", "no_timer_check", "init_on_alloc=1"} <= set(values(argv, "-append")[0].split())

@@ -16,6 +16,7 @@ from hawse.container.devices import (
     Group,
     check_host,
     check_tokens,
+    dma_warning,
     find_groups,
     is_number,
     node_requests,
@@ -86,7 +87,10 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
         if not plugs:
             slots = place(shape(group, keep_address=options.keep_addresses), spares)
             spares = [spare for spare in spares if spare.takes_at != slots[0].bus]
-            plugs = plug_steps([group], slots, owner=store.name, options=options, by_file=chosen)
+            plugs = plug_steps(
+                [group], slots, owner=store.name, options=options, by_file=chosen, memory_mib=room.memory_mib
+            )
+            warnings += [warning for warning in [dma_warning(plugs)] if warning]
         calls.append(msgspec.to_builtins(_attachment(group, files, plugs)))
     return calls, warnings
 

@@ -9,7 +9,7 @@ from typing import Any
 from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
-from hawse.vfio import memlock, obstacles, resets, sysfs
+from hawse.vfio import dma, memlock, obstacles, resets, sysfs, widths
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
@@ -51,8 +51,10 @@ def plug_steps(
     owner: str,
     options: DeviceOptions = _DEFAULT,
     by_file: Collection[int] = (),
+    memory_mib: int = 0,
 ) -> list[plan.PlugStep]:
-    """What is plugged where, in the order of the slots; the groups ``by_file`` by their device files."""
+    """What is plugged where, in the order of the slots; the groups ``by_file`` by their device files. ``memory_mib``:
+    of the VM."""
     by_number = {group.number: group for group in groups}
     steps = []
     for slot in slots:
@@ -81,9 +83,16 @@ def plug_steps(
                 bus=slot.bus,
                 guest_address=slot.guest_address,
                 bars=bars,
+                dma_entries=dma.entries(memory_mib) if host and slot.group not in by_file else 0,
             )
         )
     return steps
+
+
+def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> str:
+    """A warning about a limit of DMA mappings that is too low and cannot be raised; "" for none."""
+    wanted = max((plug.dma_entries for plug in plugs), default=0)
+    return dma.warning(wanted, root=root) if wanted else ""
 
 
 def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "") -> list[str]:
@@ -101,7 +110,7 @@ def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "
         check_free(group, root=root)
     warnings = [resets.warning(group, root=root) for group in hosts]
     if hosts:
-        warnings.append(memlock.warning(*memlock.read(), confined=options.confined))
+        warnings += [memlock.warning(*memlock.read(), confined=options.confined), widths.warning(root=root)]
     return [warning for warning in warnings if warning]
 
 

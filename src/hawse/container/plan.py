@@ -20,6 +20,7 @@ from hawse.container.devices import (
     add_named,
     check_host,
     check_tokens,
+    dma_warning,
     find_groups,
     node_requests,
     plug_steps,
@@ -40,6 +41,7 @@ from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
 from hawse.sandbox.room import Room
 from hawse.sandbox.steps import COMMAND, process_start
+from hawse.vfio import widths
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
@@ -81,9 +83,13 @@ def plan_sandbox(
     wanted = _read(bundle, config, fit, name=name, log=log)
     groups, options = wanted.request.groups, wanted.options
     ports = fit(groups, options, wanted.role)
-    plugs = plug_steps(groups, ports.slots, owner=name, options=options, by_file=wanted.by_file)
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
+    plugs = plug_steps(
+        groups, ports.slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=machine.memory_mib
+    )
+    if warning := dma_warning(plugs):
+        log.warning(warning)
     machine = msgspec.structs.replace(machine, label=wanted.guest.label)
     cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
     if machine.page_kib:
@@ -130,7 +136,9 @@ def plan_container(
     if options.cold and groups:
         log.warning("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
     slots = fit(groups, options, wanted.role)
-    plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file)
+    plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=room.memory_mib)
+    if warning := dma_warning(plugs):
+        log.warning(warning)
     plugs += room.shared([group.number for group in groups], native=options.native)
     cgroup = _cgroup(bundle, systemd=systemd)
     made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup))
@@ -351,6 +359,7 @@ def plan_machine(
         device_seconds=config.vm.device_seconds or _DEVICE[acceleration.name],
         template=None,
         share_address=ports.share_address,
+        address_bits=widths.guest_bits(),
         jail=plan_jail(config, share=share, filters="sandbox" in can.options, log=log),
     )
     if not config.template.enabled:

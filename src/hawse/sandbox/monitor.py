@@ -28,6 +28,7 @@ from hawse.sandbox.launch import Notes, begin
 from hawse.sandbox.network import Network
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import MONITOR, QEMU, SHARE, Steps, process_start
+from hawse.vfio import dma
 
 
 class Report:
@@ -91,6 +92,7 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
                 os.close(tree)
     network = Network(made.network, store.path)
     try:
+        dma.try_to_raise(plug.dma_entries for plug in made.plugs if plug.cold)
         jail = _jail(made, store, steps)
         launched = begin(made.machine, store.path, steps, notes, jail)
         with launched.undo:

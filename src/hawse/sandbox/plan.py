@@ -48,7 +48,8 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
     ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
     made by options of the same names as the commands'. ``shared``: it is there for another container. ``bars`` are
-    those that it has on the host, (number, bytes) each.
+    those that it has on the host, (number, bytes) each. ``dma_entries``: the DMA mappings that its VFIO container may
+    need on the host (:mod:`hawse.vfio.dma`), 0 for an emulated function.
     """
 
     group: int
@@ -62,6 +63,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     cold: bool = False
     shared: bool = False
     bars: list[tuple[int, int]] = []
+    dma_entries: int = 0
 
     @property
     def by_file(self) -> bool:
@@ -104,7 +106,8 @@ class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
     ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
-    ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none."""
+    ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none.
+    ``address_bits``: the width of the vIOMMU."""
 
     qemu: str
     accel: str
@@ -125,6 +128,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     page_kib: int = 0
     label: str = ""
     one_thread: bool = False
+    address_bits: int = 48
     jail: JailPlan | None = None
 
 
@@ -193,6 +197,7 @@ def shape(machine: MachinePlan) -> VmShape:
         qemu=machine.qemu,
         accel=machine.accel,
         one_thread=machine.one_thread,
+        address_bits=machine.address_bits,
         memory_mib=machine.memory_mib,
         cpus=machine.cpus,
         kernel=machine.kernel,

@@ -40,7 +40,8 @@ class VmShape:
     """A virtual machine as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB.
 
     ``accel``: "kvm" or "tcg", and ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`).
-    ``cold``: what would else be QMP commands, of devices that are there from the start.
+    ``cold``: what would else be QMP commands, of devices that are there from the start. ``address_bits``: the width of
+    the vIOMMU, 39 or 48.
     """
 
     qemu: str
@@ -55,6 +56,7 @@ class VmShape:
     machine_properties: frozenset[str] = frozenset()
     cold: Sequence[Command] = ()
     one_thread: bool = False
+    address_bits: int = 48
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
     # Remapped interrupts let the guest's VFIO work without allow_unsafe_interrupts; caching mode is what vfio-pci
     # devices need to see the guest's mappings (QEMU hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed).
     devices: list[Mapping[str, Any]] = [
-        {"driver": "intel-iommu", "intremap": True, "caching-mode": True},
+        {"driver": "intel-iommu", "intremap": True, "caching-mode": True, "aw-bits": shape.address_bits},
         {"driver": "virtio-serial-pci", "id": "serial", "bus": "pcie.0", "addr": "2.0", "max_ports": 2},
         {"driver": "virtserialport", "bus": "serial.0", "chardev": "link", "name": LINK_PORT},
         {"driver": "virtio-rng-pci", "bus": "pcie.0", "addr": "3.0"},

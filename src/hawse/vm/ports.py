@@ -295,6 +295,10 @@ def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
         "addr": f"{slot:x}.{function}",
         "chassis": index + 1,
         "slot": index + 1,
+        # With ACPI hotplug the port never shows an active link. After a reset of the bus behind a faster port Linux
+        # waits for one and fails; behind one of 5 GT/s it waits a fixed time (Linux drivers/pci/pci.c,
+        # pci_bridge_wait_for_secondary_bus()). QEMU moves data at the same speed whatever the port says.
+        "x-speed": "5",
     }
     if function or not last:
         made["multifunction"] = True

@@ -1,0 +1,79 @@
+"""How many DMA mappings the host's kernel keeps for one VFIO container. All functions take ``root=``.
+
+With a vIOMMU, each page that the guest maps is a mapping of the host: QEMU makes one call for each entry of the guest's
+IOMMU page table (QEMU hw/i386/intel_iommu.c, vtd_page_walk_level()). The kernel refuses more than a limit, which it
+reads when the VFIO container gets its IOMMU (Linux drivers/vfio/vfio_iommu_type1.c, dma_entry_limit; 65535 by default,
+which is 256 MiB of 4 KiB pages). The guest does not learn of the refusal: the mapping exists in the guest, and its DMA
+is lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+
+_PAGE = 4096
+_DEFAULT = 65535
+
+
+def entries(memory_mib: int) -> int:
+    """The mappings that programs in a guest of this size may need: of each page of its memory, a quarter more for pages
+    that are mapped twice, and the default."""
+    return (memory_mib << 20) // _PAGE * 5 // 4 + _DEFAULT
+
+
+def limit(*, root: str = "") -> int:
+    """The host's limit, -1 where the kernel module is not loaded."""
+    try:
+        with open(parameter(root=root)) as file:
+            return int(file.read(64))
+    except (OSError, ValueError):
+        return -1
+
+
+def raise_limit(wanted: int, *, root: str = "") -> None:
+    """Raise the host's limit to this number of mappings; a higher one stays.
+
+    It stays raised: other sandboxes may be about to open VFIO, and a limit costs nothing until mappings are made.
+    Raises OSError where the parameter cannot be written.
+    """
+    with open(parameter(root=root), "r+") as file:
+        # Two monitors that raise it at the same time must not lower each other's.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if int(file.read(64)) < wanted:
+            os.pwrite(file.fileno(), f"{wanted}\n".encode(), 0)
+
+
+def try_to_raise(entries_of: Iterable[int], *, root: str = "") -> None:
+    """Raise the limit to the largest of these numbers, before QEMU opens VFIO. Where it cannot be raised, nothing
+    happens: the plan has warned (:func:`warning`)."""
+    wanted = max(entries_of, default=0)
+    if wanted:
+        with suppress(OSError, ValueError):
+            raise_limit(wanted, root=root)
+
+
+def warning(wanted: int, *, root: str = "") -> str:
+    """A warning about a limit that hawse cannot raise to this number; "" where it is high enough or can be raised."""
+    path = parameter(root=root)
+    if not 0 <= limit(root=root) < wanted or _is_writable(path):
+        return ""
+    return (
+        f"a program that maps more than {limit(root=root)} pages for its device will lose DMA: dma_entry_limit of the "
+        f"module vfio_iommu_type1 cannot be raised [`echo {wanted} > {path}` on the host]"
+    )
+
+
+def parameter(*, root: str = "") -> str:
+    """The path of the limit in sysfs."""
+    return f"{root}/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+
+
+def _is_writable(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_WRONLY))
+    except OSError:
+        return False
+    return True

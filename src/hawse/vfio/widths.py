@@ -1,0 +1,55 @@
+"""How many bits a DMA address may have: the width of the host's IOMMUs. Every reader takes ``root=``.
+
+A guest's vIOMMU must not be wider than the host's IOMMU: QEMU maps each guest IOVA at the same host IOVA (QEMU
+hw/i386/intel_iommu.c, vtd_check_hiod()).
+"""
+
+from __future__ import annotations
+
+import os
+
+#: Widths of QEMU's intel-iommu: a page table of three levels or of four (QEMU hw/i386/intel_iommu.c).
+NARROW, WIDE = 39, 48
+#: Capability register of an Intel IOMMU: bits 16 to 21 are the maximum guest address width minus 1, bits 8 to 12 the
+#: supported page table sizes, of which bit 10 is four levels (VT-d specification 4.1, 11.4.2).
+_WIDTH_SHIFT, _WIDTH_MASK, _FOUR_LEVELS = 16, 0x3F, 1 << 10
+
+
+def address_bits(*, root: str = "") -> int:
+    """The bits of an address that every IOMMU of the host translates, 48 at most; 48 for a host without an IOMMU.
+
+    AMD's have four levels at least (AMD I/O Virtualization Technology specification 3.08, 3.4.9, HATS).
+    """
+    bits = [WIDE]
+    for unit in _list(f"{root}/sys/class/iommu"):
+        try:
+            with open(f"{root}/sys/class/iommu/{unit}/intel-iommu/cap") as file:
+                register = int(file.read(64), 16)
+        except (OSError, ValueError):
+            continue
+        levels = WIDE if register & _FOUR_LEVELS else NARROW
+        bits.append(min(levels, (register >> _WIDTH_SHIFT & _WIDTH_MASK) + 1))
+    return min(bits)
+
+
+def guest_bits(*, root: str = "") -> int:
+    """The width of the guest's vIOMMU, 39 or 48."""
+    return WIDE if address_bits(root=root) >= WIDE else NARROW
+
+
+def warning(*, root: str = "") -> str:
+    """A warning about an IOMMU that is narrower than the 48 bits that programs expect; "" for a wide one."""
+    bits = address_bits(root=root)
+    if bits >= WIDE:
+        return ""
+    return (
+        f"the host's IOMMU has {bits} address bits: mapping memory for DMA at an IOVA of 2^{min(bits, NARROW)} or "
+        "above fails with EINVAL [have the program choose lower IOVAs: DPDK's --iova-mode=pa, or --base-virtaddr]"
+    )
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

@@ -1,0 +1,100 @@
+"""The host's limit of DMA mappings, and the width of its IOMMUs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hawse.vfio import dma, widths
+from tests.support.sysfs import FakeSysfs
+
+DEFAULT = 65535
+PATH = "sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+
+
+@pytest.fixture
+def host(tmp_path: os.PathLike[str]) -> FakeSysfs:
+    return FakeSysfs(str(tmp_path))
+
+
+@pytest.mark.parametrize(("memory_mib", "entries"), [(0, 65535), (1024, 393215), (65536, 21037055)])
+def test_each_page_of_the_guest_can_be_mapped(memory_mib: int, entries: int) -> None:
+    assert dma.entries(memory_mib) == entries
+    assert entries >= memory_mib * 256 + DEFAULT
+
+
+@pytest.mark.parametrize(("limit", "wanted", "after"), [(DEFAULT, 100_000, 100_000), (200_000, 100_000, 200_000)])
+def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, wanted: int, after: int) -> None:
+    host.write(PATH, f"{limit}\n")
+    dma.try_to_raise([0, wanted, 70_000], root=host.root)
+    assert dma.limit(root=host.root) == after
+
+
+def test_devices_without_mappings_leave_the_limit(host: FakeSysfs) -> None:
+    host.write(PATH, f"{DEFAULT}\n")
+    for numbers in ([], [0], [0, 0]):
+        dma.try_to_raise(numbers, root=host.root)
+    assert dma.limit(root=host.root) == DEFAULT
+
+
+def test_host_without_the_module_has_no_limit(host: FakeSysfs) -> None:
+    assert dma.limit(root=host.root) == -1
+    assert dma.warning(10**9, root=host.root) == ""
+    dma.try_to_raise([10**9], root=host.root)
+    assert not os.path.exists(dma.parameter(root=host.root))
+
+
+def test_limit_that_can_be_raised_or_is_high_enough_needs_no_warning(host: FakeSysfs) -> None:
+    host.write(PATH, f"{DEFAULT}\n")
+    assert dma.warning(10**9, root=host.root) == ""
+    assert dma.warning(DEFAULT, root=host.root) == ""
+
+
+def test_limit_that_cannot_be_raised_is_warned_of(host: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a read-only sysfs."""
+    host.write(PATH, f"{DEFAULT}\n")
+    opened = os.open
+
+    def refuse(path: str, flags: int) -> int:
+        if flags & os.O_WRONLY:
+            raise OSError(30, "Read-only file system")
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", refuse)
+    warning = dma.warning(100_000, root=host.root)
+    assert "maps more than 65535 pages for its device will lose DMA" in warning
+    assert f"`echo 100000 > {host.root}/{PATH}`" in warning
+
+
+INTEL = "sys/class/iommu/dmar{}/intel-iommu/cap"
+#: Of a server with four levels, of a desktop with three, and QEMU's with either.
+FOUR, THREE, QEMU_48, QEMU_39 = "8d2078c106f0466", "1c0000c40660462", "d2008c222f0686", "d2008c22260286"
+
+
+@pytest.mark.parametrize(
+    ("units", "bits", "guest"),
+    [
+        ([], 48, 48),
+        ([FOUR], 48, 48),
+        ([QEMU_48], 48, 48),
+        ([QEMU_39], 39, 39),
+        ([THREE], 39, 39),
+        ([FOUR, QEMU_39], 39, 39),
+        (["nonsense"], 48, 48),
+    ],
+)
+def test_viommu_is_as_wide_as_the_narrowest_iommu_of_the_host(
+    host: FakeSysfs, units: list[str], bits: int, guest: int
+) -> None:
+    for number, register in enumerate(units):
+        host.write(INTEL.format(number), f"{register}\n")
+    host.write("sys/class/iommu/ivhd0/amd-iommu/features", "246577efa2254afa\n")
+    assert widths.address_bits(root=host.root) == bits
+    assert widths.guest_bits(root=host.root) == guest
+    warning = widths.warning(root=host.root)
+    assert bool(warning) == (bits < 48)
+    if warning:
+        assert warning.startswith(
+            f"the host's IOMMU has {bits} address bits: mapping memory for DMA at an IOVA of 2^39"
+        )
