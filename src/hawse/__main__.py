@@ -6,10 +6,10 @@ import importlib
 import os
 import sys
 
-from hawse.cli.log import Log
 from hawse.cli.options import split
 from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
+from hawse.log import Log
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:

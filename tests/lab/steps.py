@@ -67,7 +67,7 @@ write(directory, spec)
 _MACHINE = """
 import sys
 import msgspec
-from hawse.cli.log import Log
+from hawse.log import Log
 from hawse.config import load_config
 from hawse.container.template import plan_of
 sys.stdout.buffer.write(msgspec.json.encode(plan_of(load_config(sys.argv[1]), sys.argv[2], log=Log())))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hawse.cli import bind, unbind
-from hawse.cli.log import Log
 from hawse.cli.parser import Parser
 from hawse.cli.settings import Settings
 from hawse.errors import DeviceError, UsageError
+from hawse.log import Log
 from hawse.vfio import bindings
 from hawse.vfio.bindings import Record
 from tests.support.vfio_host import BEFORE, A, B, C, Host

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hawse.cli.log import Log
 from hawse.container.create import take_back
 from hawse.container.process import write_pid_file
 from hawse.errors import HostError, VmError
+from hawse.log import Log
 from hawse.sandbox.state import Store
 
 NOTES = [("warning", "something to know"), ("debug", "something more")]
@@ -44,7 +44,7 @@ def test_a_log_that_cannot_be_written_fails_nothing(path: str, form: str) -> Non
 @pytest.mark.parametrize("stderr", ["closed", "full"])
 def test_a_stderr_that_nobody_reads_fails_nothing(form: str, stderr: str) -> None:
     """Not at the exit either, where Python writes once more what is left, and makes the exit code 120."""
-    program = f"from hawse.cli.log import Log; Log(form={form!r}).tell({NOTES!r})"
+    program = f"from hawse.log import Log; Log(form={form!r}).tell({NOTES!r})"
     if stderr == "closed":
         reading, writing = os.pipe()
         os.close(reading)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hawse.cli import devices
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
+from hawse.log import Log
 from tests.support.sysfs import FakeSysfs
 
 #: BARs as sysfs has them: start, end, flags (Linux include/linux/ioport.h).

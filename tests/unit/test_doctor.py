@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from hawse.cli import doctor
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
 from hawse.config import Config, ImageFiles, Templates, Vm
 from hawse.doctor import host as checks
 from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding, is_ready
+from hawse.log import Log
 from hawse.sandbox import sockets
 from hawse.sandbox.state import PAUSED, RUNNING, Store
 from hawse.vfio import bindings

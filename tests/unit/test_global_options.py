@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hawse.__main__ import HOT, VERBS
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
+from hawse.log import Log
 from hawse.sandbox.state import STOPPED, Store
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor

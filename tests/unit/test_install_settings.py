@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from hawse.cli import install
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
 from hawse.config import load_config
 from hawse.errors import ImageError
 from hawse.install import settings
 from hawse.install.edits import ENGINES
+from hawse.log import Log
 from hawse.vm.accel import Accel
 from tests.support.ready import make_program
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hawse.cli import devices
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
+from hawse.log import Log
 from hawse.vfio import inventory, pci_ids
 from tests.support.sysfs import FakeSysfs
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hawse.cli.log import Log
+from hawse.log import Log
 from tests.support.bundles import add_devices, specification, write
 from tests.support.runtime import Runtime
 
@@ -117,7 +117,7 @@ def test_text_is_appended(tmp_path: Path) -> None:
 
 def test_a_log_may_be_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    text = "from hawse.cli.log import Log; log = Log('pipe', form='json'); log.warning('w'); log.error('e')"
+    text = "from hawse.log import Log; log = Log('pipe', form='json'); log.warning('w'); log.error('e')"
     with subprocess.Popen([sys.executable, "-c", text], cwd=tmp_path, stderr=subprocess.DEVNULL):
         fd = os.open(tmp_path / "pipe", os.O_RDWR)
         with open(fd) as pipe:

@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from hawse.cli import kill
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
 from hawse.container.delete import delete
 from hawse.errors import ConfigError, DeviceError, HawseError, StateError, VmError
 from hawse.link import control
 from hawse.linux.processes import Process
+from hawse.log import Log
 from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container

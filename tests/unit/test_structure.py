@@ -15,6 +15,7 @@ PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: Lowest first; a layer may import itself and those before it. The agent is beside them: see GUEST.
 LAYERS = [
     "errors",
+    "log",
     "netlink",
     "linux",
     "patterns",

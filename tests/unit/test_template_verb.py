@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hawse.cli import template as verb
-from hawse.cli.log import Log
 from hawse.cli.settings import Settings
 from hawse.errors import ConfigError, ImageError, UsageError
+from hawse.log import Log
 from hawse.vm import memory, template
 from hawse.vm.arguments import VmShape
 

@@ -70,10 +70,12 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         return bundle
 
     def make_plan() -> SandboxPlan:
+        import msgspec
+
         from hawse.container.plan import plan_sandbox
 
         timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
-        return plan_sandbox(
+        made = plan_sandbox(
             load(),
             settings.config,
             name=store.name,
@@ -81,6 +83,7 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
             timeline=timeline,
             systemd=settings.systemd_cgroup,
         )
+        return msgspec.structs.replace(made, log_file=settings.log.file)
 
     def make_joining(room: Room) -> ContainerPlan:
         from hawse.container.plan import plan_container

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hawse.cli.log import Log
+from hawse.log import Log
 from hawse.sandbox.state import DEFAULT_ROOT, Store
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time

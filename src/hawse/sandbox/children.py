@@ -17,6 +17,7 @@ from hawse.linux.processes import die_with_parent, give_up_privileges
 from hawse.sandbox.evidence import BoundedLog
 
 if TYPE_CHECKING:
+    from hawse.sandbox.complaints import Complaints
     from hawse.sandbox.confinement import Jail
 
 _SOFT_SECONDS = 3.0
@@ -116,12 +117,16 @@ def _lift_memlock() -> None:
 
 
 class Watched:
-    """A program with the event loop as its reader: what it says, and when it ends."""
+    """A program with the event loop as its reader: what it says, and when it ends.
 
-    def __init__(self, program: Program) -> None:
+    ``complaints`` receive its stderr as well.
+    """
+
+    def __init__(self, program: Program, complaints: Complaints | None = None) -> None:
         import asyncio
 
         self.program = program
+        self._complaints = complaints
         self._output = BoundedLog(program.log)
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
@@ -138,6 +143,8 @@ class Watched:
         await self._gone.wait()
         code = self.program.process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if self._complaints is not None and self._complaints.reason:
+            how += f": {self._complaints.reason}"
         evidence = self._output.tail()
         return VmError(f"{self.program.name} {how}", hint="its last words follow", evidence=evidence) if code else None
 
@@ -159,6 +166,8 @@ class Watched:
             return
         with suppress(OSError):  # a log that cannot be written must not stop the guest
             self._output.write(piece)
+        if self._complaints is not None:
+            self._complaints.feed(piece)
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)

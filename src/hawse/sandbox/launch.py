@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -74,6 +75,8 @@ class Launched:
     copy: Copy | None
     jail: Jail | None
     undo: ExitStack
+    #: What to do with a warning of QEMU's.
+    warn: Callable[[str], object] = print
 
 
 def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes, jail: Jail | None = None) -> Launched:

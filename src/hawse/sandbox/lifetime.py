@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, StateError
+from hawse.log import Log
 from hawse.sandbox import devices, timeline
 from hawse.sandbox.evidence import with_last_words
 from hawse.sandbox.launch import Launched, Notes
@@ -85,6 +89,7 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
     """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
     made, steps, notes = making.plan, making.steps, making.notes
     workers = Workers()
+    making.launched.warn = partial(_warn, Log(made.log_file[0] or None, form=made.log_file[1]), made.log_file[0])
     try:
         async with AsyncExitStack() as undo:
             machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
@@ -108,6 +113,14 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
         if made.timeline:
             timeline.write(made.timeline, steps.done, name=made.id)
         making.report.send({"error": error.to_wire()})
+
+
+def _warn(log: Log, path: str, text: str) -> None:
+    """Add a warning to the monitor's log, and to the engine's if the engine has not removed it."""
+    print(text, file=sys.stderr)
+    with suppress(OSError):
+        if path and os.path.exists(path):
+            log.warning(text)
 
 
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.sandbox import plan
 from hawse.sandbox.children import Program, Watched
+from hawse.sandbox.complaints import Complaints
 from hawse.sandbox.evidence import BoundedLog, collect
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.identity import wake
@@ -177,9 +178,10 @@ async def _adopt(launched: Launched, directory: str, undo: AsyncExitStack, steps
     """Programs that were started as a machine whose QMP answers."""
     undo.push(launched.undo)
     failure: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
-    for program in (launched.qemu, launched.virtiofsd):
-        if program is not None:
-            _watch(program, failure, undo)
+    complaints = Complaints(launched.warn, lambda error: None if failure.done() else failure.set_result(error))
+    _watch(launched.qemu, failure, undo, complaints)
+    if launched.virtiofsd is not None:
+        _watch(launched.virtiofsd, failure, undo)
     console = BoundedLog(f"{directory}/console.log")
     undo.callback(console.close)
     reader, writer = await asyncio.open_connection(sock=launched.console)
@@ -232,8 +234,13 @@ async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> N
         failure.set_result(reason)
 
 
-def _watch(program: Program, failure: asyncio.Future[HawseError], undo: AsyncExitStack) -> None:
-    watched = Watched(program)
+def _watch(
+    program: Program,
+    failure: asyncio.Future[HawseError],
+    undo: AsyncExitStack,
+    complaints: Complaints | None = None,
+) -> None:
+    watched = Watched(program, complaints)
     undo.callback(watched.close)
 
     async def watch() -> None:

@@ -171,6 +171,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
 class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
     """A sandbox with its first container, whose id is its own. ``timeline`` is the file for its start's trace, "" for
     none; ``ports`` are those that take devices, ``network_port`` takes interfaces. ``pod``: others may join it.
+    ``log_file``: path and format of the file for what the monitor warns of later, "" for its own log only.
     """
 
     machine: MachinePlan
@@ -179,6 +180,7 @@ class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
     pod: bool = False
     steps: list[Step]
     timeline: str
+    log_file: tuple[str, str] = ("", "text")
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,7 +33,9 @@ async def obtain(
         clone = await _restored(machine, launched, directory, undo, steps, notes)
         if clone is not None:
             return clone
+        warn = launched.warn
         launched = launch(machine, directory, steps, share_plugged=False, jail=launched.jail)
+        launched.warn = warn
     made = await boot(machine, launched, directory, undo, steps)
     if wanted is not None:
         try:

@@ -33,6 +33,11 @@ class Log:
         self._form = form
         self._debug = debug
 
+    @property
+    def file(self) -> tuple[str, str]:
+        """Path and format, for another process that writes to the same file; ("", ...) for stderr."""
+        return os.path.abspath(self._path) if self._path else "", self._form
+
     def error(self, message: str, evidence: str = "") -> None:
         """The reason for which the command fails. With a log file, people get it on stderr as well, as from runc."""
         with suppress(OSError):  # of the file: this is told all the same

@@ -1,0 +1,82 @@
+"""Lines of QEMU's stderr become warnings, and those that mean lost data end the VM."""
+
+from __future__ import annotations
+
+import pytest
+
+from hawse.errors import VmError
+from hawse.sandbox.complaints import MOST, Complaints
+
+
+def read(*pieces: bytes) -> tuple[list[str], list[VmError], str]:
+    """The warnings, the errors and the reason of an abort after these pieces."""
+    warnings: list[str] = []
+    errors: list[VmError] = []
+    complaints = Complaints(warnings.append, errors.append)
+    for piece in pieces:
+        complaints.feed(piece)
+    return warnings, errors, complaints.reason
+
+
+@pytest.mark.parametrize(
+    ("pieces", "warnings"),
+    [
+        ([b"qemu-system-x86_64: warning: one\n"], ["QEMU: warning: one"]),
+        ([b"2026-11-28T10:00:00.1Z /usr/bin/qemu-system-x86_64: two\n"], ["QEMU: two"]),
+        ([b"a line in", b" two pieces\nand a half"], ["QEMU: a line in two pieces"]),
+        ([b"one\ntwo\n\n  \nthree\n"], ["QEMU: one", "QEMU: two", "QEMU: three"]),
+        ([b"\x1b[31mred\x07\n", b"\xff\xfe\n"], ["QEMU: ?[31mred?", "QEMU: \ufffd\ufffd"]),
+        ([b""], []),
+    ],
+)
+def test_each_line_is_a_warning(pieces: list[bytes], warnings: list[str]) -> None:
+    assert read(*pieces) == (warnings, [], "")
+
+
+def test_flood_of_lines_is_cut_off() -> None:
+    """A guest can cause messages of some device models at will; the engine's log must not grow with them."""
+    warnings, _, _ = read(b"".join(b"line %d\n" % number for number in range(10_000)))
+    assert len(warnings) == MOST
+    assert warnings[-1] == f"QEMU: line {MOST - 1} (further messages are in qemu.log only)"
+
+
+def test_line_without_an_end_is_bounded() -> None:
+    warnings, _, _ = read(*[b"x" * 65536] * 100, b"\n")
+    assert [len(warning) for warning in warnings] == [1006]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("vfio_dma_map(0x55, 0xffff0000, 0x1000, 0x7f) = -28 (No space left on device)", "too many mappings"),
+        ("vfio_container_dma_map(0x55, 0x1, 0x1000, 0x7f) = -28 (No space left on device)", "dma_entry_limit"),
+        ("vfio_container_dma_map(0x55, 0x1, 0x1000, 0x7f) = -12 (Cannot allocate memory)", "LimitMEMLOCK"),
+    ],
+)
+def test_mapping_that_the_host_refuses_ends_the_vm(line: str, words: str) -> None:
+    """The guest has the mapping, and would lose its DMA without a word."""
+    warnings, [error], _ = read(f"qemu-system-x86_64: {line}\n".encode())
+    assert warnings == [f"QEMU: {line}"]
+    assert "DMA of the device would have been lost" in error.message
+    assert words in error.sentence()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vfio_dma_map(0x55, 0xfe000000, 0x1000, 0x7f) = -22 (Invalid argument)",
+        "vfio_dma_map(0x55, 0xfe000000, 0x1000, 0x7f) = -14 (Bad address)",
+        "vfio_dma_unmap(0x55, 0x1, 0x1000) = -12 (Cannot allocate memory)",
+    ],
+)
+def test_mapping_between_devices_that_the_host_refuses_is_only_a_warning(line: str) -> None:
+    """Peer-to-peer mappings of BARs fail on many hosts, and no program of a container asks for them."""
+    assert read(f"{line}\n".encode()) == ([f"QEMU: {line}"], [], "")
+
+
+def test_reason_of_an_abort_comes_before_the_registers() -> None:
+    text = b"qemu: hardware error: igb: invalid descriptor\nCPU #0:\n" + b"RAX=0 RBX=0\n" * 100
+    warnings, errors, reason = read(text)
+    assert reason == "hardware error: igb: invalid descriptor"
+    assert warnings == ["QEMU: qemu: hardware error: igb: invalid descriptor"]
+    assert errors == []
