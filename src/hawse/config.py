@@ -30,7 +30,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     boot_seconds: float = 0
     device_seconds: float = 0
     confine: str = "auto"  # required | auto | off
-    users: str = "1879048192-1879113727"
+    users: str = "2130706432-2130771967"
     overhead_mib: int = 2048
 
 
@@ -164,7 +164,7 @@ def load_config(path: str | None) -> Config:
     if not user_ids(config.vm.users):
         raise ConfigError(
             f"configuration {name}: vm.users: {config.vm.users!r} is no range of user ids",
-            hint='write the first and the last, both above 65535: "1879048192-1879113727"',
+            hint='write the first and the last, both above 65535: "2130706432-2130771967"',
         )
     window = config.devices.pod_window_mib
     if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):

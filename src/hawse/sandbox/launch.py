@@ -146,7 +146,9 @@ def launch(
             with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
                 fd, shared = str(share[0].fileno()), f"{directory}/share"
                 argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
-                virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)])
+                virtiofsd = Program(
+                    "virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)], whole=True
+                )
                 undo.callback(virtiofsd.end)
             for end in share:
                 end.close()
