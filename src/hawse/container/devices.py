@@ -81,6 +81,7 @@ def plug_steps(
                 bus=slot.bus,
                 guest_address=slot.guest_address,
                 bars=bars,
+                unsafe_interrupts=options.accepted.unsafe_interrupts,
             )
         )
     return steps

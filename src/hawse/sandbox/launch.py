@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hawse.errors import HostError, VmError
-from hawse.sandbox import plan, selinux, sockets
+from hawse.sandbox import leftovers, plan, selinux, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
@@ -139,6 +139,7 @@ def launch(
             log = f"{directory}/qemu.log"
             qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail)
             undo.callback(qemu.end)
+            leftovers.note(directory, qemu.process.pid)
         for end in theirs.values():
             end.close()
         virtiofsd = None
@@ -150,6 +151,7 @@ def launch(
                     "virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)], whole=True
                 )
                 undo.callback(virtiofsd.end)
+                leftovers.note(directory, virtiofsd.process.pid)
             for end in share:
                 end.close()
         copy = None

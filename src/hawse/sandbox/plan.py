@@ -48,7 +48,8 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
     ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
     made by options of the same names as the commands'. ``shared``: it is there for another container. ``bars`` are
-    those that it has on the host, (number, bytes) each.
+    those that it has on the host, (number, bytes) each. ``unsafe_interrupts``: an administrator accepts a device whose
+    interrupts are not remapped.
     """
 
     group: int
@@ -61,6 +62,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     guest_address: str
     cold: bool = False
     shared: bool = False
+    unsafe_interrupts: bool = False
     bars: list[tuple[int, int]] = []
 
     @property
