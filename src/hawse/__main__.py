@@ -110,6 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            # The state of containers is root's (mode 0700): every verb that reads it ends here for another user.
+            log.error(f"{error.filename or 'a system call'}: {error.strerror} [run as root]")
+            return 1
         log.error(f"unexpected {type(error).__name__}: {error} [this is a bug in hawse; --debug shows where]")
         return 1
 

@@ -122,7 +122,10 @@ def templates(config: Config) -> Finding:
     except HostError as error:
         remedy = f"remove {directory}: it is made anew, for the user that hawse runs as alone"
         return Finding("templates", WARNING, error.message, error.hint or remedy)
-    found = template.list_all(config.image.cache)
+    try:
+        found = template.list_all(config.image.cache)
+    except HostError as error:
+        return Finding("templates", WARNING, error.message, error.hint)
     damaged = [name[:12] for name, made in found if isinstance(made, HostError)]
     if damaged:
         return Finding(
@@ -144,7 +147,10 @@ def state_directory(root: str) -> Finding:
 
 def left_over(root: str) -> tuple[Finding, list[str]]:
     """Sandboxes whose monitor is gone though they were not stopped, and the ids of them."""
-    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    try:
+        names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    except OSError as error:
+        return Finding("sandboxes", WARNING, f"{root} cannot be read: {error.strerror}", "run as root"), []
     found = [name for name in names if _is_left(root, name)]
     if not found:
         return Finding("sandboxes", OK, "none was left by a monitor that died"), []
@@ -164,7 +170,8 @@ def left_bound(root: str) -> tuple[Finding, list[bindings.Record]]:
         names = ", ".join(record.address for record in left)
         found = f"bound for sandboxes that are gone: {names}"
         return Finding("bindings", WARNING, found, "`hawse doctor --repair`"), left
-    return Finding("bindings", OK, f"{len(records)} functions are bound by hawse"), []
+    count = "1 function is" if len(records) == 1 else f"{len(records)} functions are"
+    return Finding("bindings", OK, f"{count} bound by hawse"), []
 
 
 def _missing(name: str, error: HawseError, remedy: str) -> Finding:
