@@ -86,7 +86,8 @@ class TestInstall:
         assert f'+            "path": "{program}"' in dry.output
         assert not path.exists()
         assert hawse(*words, "--name", "vm").output.splitlines() == [f"{path}: written", advice]
-        assert json.loads(path.read_text()) == {"runtimes": {"vm": {"path": program}}}
+        entry = {"path": program, "runtimeArgs": ["--config", hawse.config]}
+        assert json.loads(path.read_text()) == {"runtimes": {"vm": entry}}
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         assert hawse(*words, "--name", "vm").output == f"{path}: nothing to change\n"
         assert hawse(*words, "--undo").output == f"{path}: nothing to change\n"
