@@ -414,4 +414,4 @@ def test_a_wrong_configuration_is_a_finding_and_no_traceback(
     said = json.loads(capsys.readouterr().out)
     assert said["ready"] is False
     assert said["checks"][0]["name"] == "configuration"
-    assert "unknown field `memory`" in said["checks"][0]["found"]
+    assert "vm.memory is unknown" in said["checks"][0]["found"]
