@@ -89,7 +89,7 @@ def without_a_reset(host: FakeSysfs) -> None:
 HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (checks.iommu, nothing, MISSING, "off, or there is none"),
     (checks.iommu, without_an_iommu, MISSING, "off, or there is none"),
-    (checks.iommu, groups("igb"), OK, "on: 1 groups"),
+    (checks.iommu, groups("igb"), OK, "on: 1 group"),
     (checks.interrupts, nothing, OK, "of no matter"),
     (checks.interrupts, without_an_iommu, OK, "of no matter"),
     (checks.interrupts, unsafe("vfio_iommu_type1", "IO-APIC"), MISSING, "off, and the module vfio_iommu_type1 allows"),

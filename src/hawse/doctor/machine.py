@@ -47,6 +47,9 @@ def qemu(config: Config) -> Finding:
 
 def sharing(config: Config) -> Finding:
     """By which way does a guest see the container's files?"""
+    if config.vm.share == "9p":
+        found = '9p, as vm.share = "9p" says; it is slower, and QEMU runs without a jail'
+        return Finding("shared files", WARNING, found, 'set vm.share = "auto"')
     try:
         program = virtiofsd.find(config.vm.virtiofsd)
     except HawseError as error:
@@ -67,7 +70,10 @@ def jail(config: Config) -> Finding:
     """Is QEMU confined?"""
     if config.vm.confine == "off":
         return Finding("jail", WARNING, "turned off: QEMU runs as root", 'set vm.confine = "required"')
-    share = "9p" if config.vm.share == "9p" or sharing(config).verdict != OK else "virtiofs"
+    shared = sharing(config)
+    if shared.verdict == MISSING:
+        return Finding("jail", WARNING, "not looked at: see shared files", "correct that first")
+    share = "9p" if config.vm.share == "9p" or shared.verdict != OK else "virtiofs"
     try:
         directory = jail_tree(config, share=share)
     except HawseError as error:
