@@ -50,6 +50,8 @@ VERBS = {
 
 #: Verbs that engines call all the time: they load neither argparse nor a library.
 HOT = {"state", "start", "kill", "delete"}
+#: Why two verbs of runc's do not exist. Podman asks for the help of `checkpoint`, and takes the error for an answer.
+_IMPOSSIBLE = "a virtual machine with devices cannot be saved"
 _OPTIONS = {
     "root": "directory of the containers' state (default /run/hawse)",
     "log": "append errors and warnings to this file",
@@ -120,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, words: list[str], settings: Settings) -> int:
     if verb not in VERBS:
-        raise UsageError(f"unknown command {verb!r}", hint="see `hawse --help`")
+        why = f": {_IMPOSSIBLE}" if verb in ("checkpoint", "restore") else ""
+        raise UsageError(f"unknown command {verb!r}{why}", hint="see `hawse --help`")
     module = importlib.import_module(f"hawse.cli.{VERBS[verb]}")
     status: int
     if verb in HOT:
