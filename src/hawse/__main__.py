@@ -50,6 +50,8 @@ VERBS = {
 
 #: Verbs that engines call all the time: they load neither argparse nor a library.
 HOT = {"state", "start", "kill", "delete"}
+#: Why two verbs of runc's do not exist. Podman asks for the help of `checkpoint`, and takes the error for an answer.
+_IMPOSSIBLE = "a virtual machine with devices cannot be saved"
 _OPTIONS = {
     "root": "directory of the containers' state (default /run/hawse)",
     "log": "append errors and warnings to this file",
@@ -110,13 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, PermissionError) and os.geteuid() != 0:
+            # The state of containers is root's (mode 0700): every verb that reads it ends here for another user.
+            log.error(f"{error.filename or 'a system call'}: {error.strerror} [run as root]")
+            return 1
         log.error(f"unexpected {type(error).__name__}: {error} [this is a bug in hawse; --debug shows where]")
         return 1
 
 
 def _run(verb: str, words: list[str], settings: Settings) -> int:
     if verb not in VERBS:
-        raise UsageError(f"unknown command {verb!r}", hint="see `hawse --help`")
+        why = f": {_IMPOSSIBLE}" if verb in ("checkpoint", "restore") else ""
+        raise UsageError(f"unknown command {verb!r}{why}", hint="see `hawse --help`")
     module = importlib.import_module(f"hawse.cli.{VERBS[verb]}")
     status: int
     if verb in HOT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -30,7 +31,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     boot_seconds: float = 0
     device_seconds: float = 0
     confine: str = "auto"  # required | auto | off
-    users: str = "1879048192-1879113727"
+    users: str = "2130706432-2130771967"
     overhead_mib: int = 2048
 
 
@@ -111,6 +112,16 @@ _RANGES = {
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),
 }
+#: What msgspec calls the kinds of values, as a user does. A whole number is expected in places, and a number given.
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_KINDS_GIVEN = _KINDS | {"int": "a number", "float": "a number with a fraction", "date": "a date", "datetime": "a date"}
 #: 2^32-1 is no id, and 2^31 and above are not taken by all programs (systemd.io/UIDS-GIDS).
 _LEAST_USER, _GREATEST_USER = 65536, 2**31 - 2
 #: Sixteen of twice that are what a guest with 40 bits of physical addresses, QEMU's without KVM, has room for.
@@ -123,6 +134,29 @@ def user_ids(text: str) -> tuple[int, int] | None:
     if not dash or not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
         return None
     return (int(first), int(last)) if _LEAST_USER <= int(first) <= int(last) <= _GREATEST_USER else None
+
+
+def _explain(problem: str, table: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong with a file, and a hint, from msgspec's words: "Expected `int`, got `str` - at `$.vm.cpus`"."""
+    what, _, place = problem.partition(" - at `$.")
+    place = place.rstrip("`")
+    words = re.findall("`([^`]*)`", what)
+    if what.startswith("Object contains unknown field") and len(words) == 1:
+        section: Any = getattr(Config(), place) if place else Config()
+        known = ", ".join(section.__struct_fields__)
+        return f"{place}.{words[0]} is unknown" if place else f"{words[0]} is unknown", f"known: {known}"
+    if not what.startswith("Expected") or len(words) != 2:
+        return problem, ""
+    if place.startswith("emulated[...]"):
+        # msgspec does not name the key of a dict.
+        wrong = (key for key, models in table["emulated"].items() if not _are_texts(models))
+        place = place.replace("[...]", f".{next(wrong, '...')}")
+    place = re.sub(r"\[(\d+)\]$", lambda match: f": entry {int(match[1]) + 1}", place)
+    return f"{place} must be {_KINDS.get(words[0], words[0])}, not {_KINDS_GIVEN.get(words[1], words[1])}", ""
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def load_config(path: str | None) -> Config:
@@ -140,12 +174,14 @@ def load_config(path: str | None) -> Config:
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"configuration {name}: {error}") from None
+        problem, hint = _explain(str(error), table)
+        raise ConfigError(f"configuration {name}: {problem}", hint=hint) from None
     for section, keys in _CHOICES.items():
         for key, choices in keys.items():
             value = getattr(getattr(config, section), key)
             if value not in choices:
-                raise ConfigError(f"configuration {name}: {section}.{key} is {value!r}, not one of {choices}")
+                known = ", ".join(choice or '""' for choice in choices)
+                raise ConfigError(f"configuration {name}: {section}.{key} is {value[:80]!r}, not one of: {known}")
     for key, (least, greatest) in _RANGES.items():
         if not least <= getattr(config.vm, key) <= greatest:
             raise ConfigError(f"configuration {name}: vm.{key} must be from {least} to {greatest}")
@@ -164,7 +200,7 @@ def load_config(path: str | None) -> Config:
     if not user_ids(config.vm.users):
         raise ConfigError(
             f"configuration {name}: vm.users: {config.vm.users!r} is no range of user ids",
-            hint='write the first and the last, both above 65535: "1879048192-1879113727"',
+            hint='write the first and the last, both above 65535: "2130706432-2130771967"',
         )
     window = config.devices.pod_window_mib
     if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
+from hawse.linux.processes import ChildrenApart, NamespaceError
+from hawse.sandbox import children
 from hawse.sandbox.children import Program, Watched
 from tests.support.monitor import runs
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 
 
 def program(path: Path, text: str) -> Program:
@@ -47,7 +49,7 @@ def test_the_end_of_a_program_is_told_with_its_last_words(tmp_path: Path, text: 
 
 
 def test_a_child_of_the_program_that_holds_its_stderr_holds_up_nothing(tmp_path: Path) -> None:
-    text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x' * 200000)\nos._exit(3)"
+    text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x' * 100000)\nos._exit(3)"
 
     async def story() -> None:
         watched = Watched(program(tmp_path, text))
@@ -57,7 +59,7 @@ def test_a_child_of_the_program_that_holds_its_stderr_holds_up_nothing(tmp_path:
         assert death.message == "QEMU ended with exit code 3"
         os.killpg(watched.program.process.pid, signal.SIGKILL)
         watched.close()
-        assert (tmp_path / "qemu.log").stat().st_size == 200000
+        assert (tmp_path / "qemu.log").stat().st_size == 100000
 
     asyncio.run(story())
 
@@ -110,3 +112,62 @@ def test_a_program_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"cannot run QEMU: .*/qemu: Permission denied") as caught:
         Program("QEMU", [f"{tmp_path}/qemu"], log=f"{tmp_path}/log")
     assert caught.value.hint == "install it, or name it in the configuration"
+
+
+def test_end_of_a_whole_program_ends_what_it_has_started(tmp_path: Path) -> None:
+    """virtiofsd serves from a child, which a guest may have taken over: it ignores what it can, and is killed."""
+    text = (
+        "import os, signal, time\n"
+        "reading, writing = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN); os.setsid(); os.write(writing, b'x')\n"
+        "    while True: time.sleep(60)\n"
+        "os.read(reading, 1)\n"
+        f"open('{tmp_path}/ready', 'w').close()\n"
+        "while True: time.sleep(60)\n"
+    )
+    argv = [sys.executable, "-IS", "-c", text]
+    whole = Program("virtiofsd", argv, log=f"{tmp_path}/log", whole=True)
+    wait_until(lambda: (tmp_path / "ready").exists())
+    started = Path(f"/proc/{whole.process.pid}/task/{whole.process.pid}/children").read_text().split()
+    assert len(started) == 1
+    whole.end()
+    assert whole.process.returncode == -signal.SIGKILL
+    assert not os.path.exists(f"/proc/{started[0]}")
+
+
+def test_end_of_a_program_that_may_not_be_signalled_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As QEMU, which is another user, by a monitor without CAP_KILL."""
+    sleeping = program(tmp_path, "import time; time.sleep(60)")
+
+    def refuse(_number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sleeping.process, "send_signal", refuse)
+        sleeping.end()
+    assert sleeping.process.poll() is None
+    sleeping.process.kill()
+    sleeping.process.wait()
+
+
+def test_failure_to_prepare_is_named_whatever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setrlimit(2) of Python raises ValueError for a limit above the hard one."""
+
+    def refuse() -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(children, "_lift_data", refuse)
+    with pytest.raises(HostError, match="cannot confine QEMU: not allowed to raise maximum limit"):
+        program(tmp_path, "pass")
+
+
+def test_namespace_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: object) -> None:
+        raise NamespaceError(1, "Operation not permitted")
+
+    monkeypatch.setattr(ChildrenApart, "__enter__", refuse)
+    with pytest.raises(HostError, match="cannot start QEMU in a PID namespace: Operation not permitted"):
+        Program("QEMU", ["/bin/true"], log=f"{tmp_path}/log", whole=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import socket
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from hawse.container import proxy
 from hawse.linux import capabilities, landlock, processes
+from hawse.linux.mounts import _libc, check
 
 
 def in_child(act: Callable[[], Any]) -> Any:
@@ -91,6 +95,43 @@ def test_landlock_forbids_files_and_leaves_open_descriptors(tmp_path: Path) -> N
         pytest.skip("this kernel has no Landlock")
     assert (found.pop("read what is open"), found.pop("receive")) == ("content", "sent")
     assert set(found.values()) == {"Permission denied"}, found
+
+
+def test_confined_proxy_reaches_nothing_but_its_descriptors(tmp_path: Path) -> None:
+    """As uid 0 it could connect to sockets of root, change limits of its processes, and make a user namespace."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/socket")
+        listener.listen()
+
+        def attempt(act: Callable[[], object]) -> str:
+            try:
+                act()
+            except OSError as error:
+                return os.strerror(error.errno or 0)
+            return "done"
+
+        def act() -> Any:
+            ours, theirs = socket.socketpair()
+            unconnected = socket.socket(socket.AF_UNIX)
+            proxy._confine()
+            theirs.sendall(b"sent")
+            threads: list[str] = []
+            thread = threading.Thread(target=lambda: threads.append(ours.recv(100).decode()))
+            thread.start()
+            thread.join()
+            return threads, {
+                "connect": attempt(lambda: unconnected.connect(f"{tmp_path}/socket")),
+                "make a socket": attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
+                "limit another process": attempt(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
+                "signal another process": attempt(lambda: os.kill(os.getppid(), 0)),
+                "make a user namespace": attempt(lambda: check(_libc.unshare(0x10000000), "")),
+                "open a file": attempt(lambda: os.open("/etc/passwd", os.O_RDONLY)),
+                "fork": attempt(os.fork),
+            }
+
+        received, outcomes = in_child(act)
+    assert received == ["sent"]
+    assert [name for name, outcome in outcomes.items() if outcome == "done"] == [], outcomes
 
 
 def test_a_kernel_without_landlock_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import traceback
@@ -23,7 +24,7 @@ from hawse.linux.processes import ChildrenApart
 from hawse.sandbox.privileges import KEPT
 from tests.support.sysfs import FakeSysfs
 
-USER = 1879048200
+USER = 2130706440
 ADDRESS, OTHER = "0000:3b:00.0", "0000:3b:00.1"
 
 
@@ -249,6 +250,7 @@ def test_nodes_come_with_a_device_and_go_with_the_last_of_its_group(jail: Path) 
         root.dismiss(ADDRESS)
         root.dismiss(ADDRESS)
         root.admit_kvm()
+        root.admit_kvm()
         seen.append(nodes())
         root.dismiss_kvm()
         root.dismiss_kvm()
@@ -261,6 +263,33 @@ def test_nodes_come_with_a_device_and_go_with_the_last_of_its_group(jail: Path) 
     assert seen == [[null], both, both, both, [null], files, [["kvm", "10:232", "0o600", USER], null]]
     assert os.path.basename(group) == "12"
     assert numbers == "244:0\n"
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_address_that_comes_back_as_another_device_has_no_trace_of_the_first(jail: Path, by_file: bool) -> None:
+    """A virtual function that was removed and created again has another group, and another device file."""
+    host = FakeSysfs(str(jail / "host"))
+    host.function(ADDRESS, group=12)
+    host.device_file(ADDRESS, 0, 244, 0)
+    host.node(12, 245, 7)
+    host.node(25, 245, 8)
+
+    def monitor() -> Any:
+        mounts.unshare(mounts.SLAVE)
+        root = root_of(jail, host.root)
+        root.admit(ADDRESS, by_file=by_file)
+        root.dismiss(ADDRESS)
+        device = f"{host.root}/sys/bus/pci/devices/{ADDRESS}"
+        os.unlink(f"{device}/iommu_group")
+        os.symlink("../../../../kernel/iommu_groups/25", f"{device}/iommu_group")
+        shutil.rmtree(f"{device}/vfio-dev")
+        host.device_file(ADDRESS, 3, 244, 3)
+        root.admit(ADDRESS, by_file=by_file)
+        own = f"{root.directory}/sys/bus/pci/devices/{ADDRESS}"
+        files = os.listdir(f"{own}/vfio-dev") if by_file else []
+        return os.path.basename(os.readlink(f"{own}/iommu_group")), files
+
+    assert in_child(monitor) == ["25", ["vfio3"] if by_file else []]
 
 
 @pytest.mark.parametrize(("by_file", "words"), [(False, "group 12 has no node any more"), (True, "no device file any")])

@@ -59,7 +59,9 @@ def test_a_share_of_virtiofs_has_its_daemon_connected_to_qemu(tmp_path: Path) ->
             assert not launched.share_plugged
             assert {name for _, name, _, _ in steps.done} == {"process started", "virtiofsd started"}
         assert not runs(machine.program.pid)
-        assert not runs(daemon.pid)
+        assert daemon.pid == 1, "of its own PID namespace"
+        assert launched.virtiofsd is not None
+        assert not runs(launched.virtiofsd.process.pid)
 
     run(tmp_path, story)
 

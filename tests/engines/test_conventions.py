@@ -55,7 +55,7 @@ def test_what_it_cannot_do_is_one_sentence(tmp_path: Path, verb: str, options: l
     log = tmp_path / "log.json"
     words = ["--root", f"{tmp_path}/root", "--log", str(log), "--log-format", "json"]
     done = bare(HAWSE, *words, verb, *options, "c1", capture_output=True)
-    sentence = f"unknown command '{verb}' [see `hawse --help`]"
+    sentence = f"unknown command '{verb}': a virtual machine with devices cannot be saved [see `hawse --help`]"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"hawse: {sentence}\n")
     assert json.loads(log.read_text())["msg"] == sentence
 

@@ -8,6 +8,7 @@ import pytest
 
 from hawse.config import Config, load_config
 from hawse.errors import ConfigError
+from tests.support.command import Command
 
 
 def load(directory: Path, text: str) -> Config:
@@ -55,9 +56,24 @@ def test_values(tmp_path: Path, section: str, key: str, good: list[object], bad:
     ("text", "words"),
     [
         ("[vm", "Expected ']'"),
-        ("[vm]\nmemory = 1", "unknown field `memory`"),
-        ("[other]", "unknown field `other`"),
-        ('[vm]\ncpus = "two"', "Expected `int`"),
+        ("[vm]\nmemory = 1", "vm.memory is unknown"),
+        ("[other]", "other is unknown"),
+        ('[vm]\ncpus = "two"', "vm.cpus must be a whole number, not a text"),
+        ("[vm]\ncpus = 1.5", "vm.cpus must be a whole number, not a number with a fraction"),
+        ("[vm]\ncpus = 2026-01-01", "vm.cpus must be a whole number, not a date"),
+        ("[vm]\nconfine = 1", "vm.confine must be a text, not a number"),
+        ("[vm]\nconfine = true", "vm.confine must be a text, not true or false"),
+        ("[vm.confine]", "vm.confine must be a text, not a table"),
+        ('[vm]\nboot_seconds = "x"', "vm.boot_seconds must be a number, not a text"),
+        ("[template]\nenabled = 1", "template.enabled must be true or false, not a number"),
+        ('[devices]\nallow = "x"', "devices.allow must be a list, not a text"),
+        ('[devices]\nallow = ["*", 1]', "devices.allow: entry 2 must be a text, not a number"),
+        ('[emulated]\n5 = ["edu"]\n6 = "edu"', "emulated.6 must be a list, not a text"),
+        ("[emulated]\n5 = [1]", "emulated.5: entry 1 must be a text, not a number"),
+        ("emulated = []", "emulated must be a table, not a list"),
+        ("vm = 1", "vm must be a table, not a number"),
+        ('[vm]\naccel = "hvf"', "vm.accel is 'hvf', not one of: auto, kvm, tcg"),
+        ('[vm]\nhugepages = "4KB"', "vm.hugepages is '4KB', not one of: \"\", 2MB, 1GB"),
     ],
 )
 def test_unusable_file_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -65,6 +81,28 @@ def test_unusable_file_is_named(tmp_path: Path, text: str, words: str) -> None:
         load(tmp_path, text)
     assert caught.value.message.startswith(f"configuration {tmp_path}/config.toml: ")
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("[vm]\nconfined = 1", "known: qemu, virtiofsd, share, accel, memory_mib, cpus, "),
+        ("[template]\nage = 1", "known: enabled, max_age_hours"),
+        ("[other]", "known: vm, image, template, timeline, devices, emulated"),
+    ],
+)
+def test_known_keys_are_listed(tmp_path: Path, text: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_emulated_group_that_is_wrong_is_named_with_the_file(tmp_path: Path) -> None:
+    hawse = Command(str(tmp_path))
+    hawse.configure('[emulated]\n6 = ["rtl8139"]\n')
+    done = hawse("devices")
+    assert done.code == 1
+    assert done.errors.startswith(f"hawse: configuration {hawse.config}: emulated.6: unknown device 'rtl8139' [known: ")
 
 
 def test_file_that_is_no_text_or_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,11 @@ from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HostError
 from hawse.jail import tree
+from hawse.sandbox import monitor
 from hawse.sandbox.plan import JailPlan
+from hawse.sandbox.state import Store
+from hawse.sandbox.steps import Steps
+from tests.support.plans import machine_plan, sandbox_plan
 from tests.support.ready import Said
 
 ALL = 2**41 - 1
@@ -40,7 +44,10 @@ def config(confine: str, **vm: object) -> Config:
 def test_host_with_all_that_a_jail_needs_confines_qemu(tmp_path: Path, confine: str, filters: bool) -> None:
     log = Said()
     plan = plan_jail(config(confine), share="virtiofs", filters=filters, log=log, status=status(tmp_path, ALL))
-    assert plan == JailPlan(tree="/cache/jails/of/qemu", first_user=1879048192, last_user=1879113727, filters=filters)
+    assert plan == JailPlan(
+        tree="/cache/jails/of/qemu", first_user=2130706432, last_user=2130771967, filters=filters,
+        required=confine == "required",
+    )  # fmt: skip
     assert log.warnings == []
 
 
@@ -51,7 +58,7 @@ def test_jail_that_is_turned_off_is_not_planned(tmp_path: Path) -> None:
 
 
 OBSTACLES = [
-    ("9p", ALL, "with 9p QEMU itself gives files their owners, as root [install virtiofsd, or set vm.share]"),
+    ("9p", ALL, "with 9p QEMU itself gives files their owners, as root [install the package with virtiofsd]"),
     ("virtiofs", ALL & ~MKNOD, "hawse lacks CAP_MKNOD [give its service these capabilities]"),
     (
         "virtiofs", ALL & ~MKNOD & ~SYS_ADMIN,
@@ -59,8 +66,8 @@ OBSTACLES = [
     ),
     (
         "virtiofs", 0,
-        "hawse lacks CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD "
-        "[give its service these capabilities]",
+        "hawse lacks CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_ADMIN, "
+        "CAP_MKNOD [give its service these capabilities]",
     ),
 ]  # fmt: skip
 
@@ -76,6 +83,14 @@ def test_obstacle_is_named_in_a_refusal_or_a_warning(tmp_path: Path, share: str,
     assert log.warnings == [f"QEMU is not confined: {reason}"]
 
 
+def test_configured_9p_has_another_remedy_than_a_missing_virtiofsd(tmp_path: Path) -> None:
+    with pytest.raises(HostError) as caught:
+        plan_jail(
+            config("required", share="9p"), share="9p", filters=True, log=Said(), status=status(tmp_path, ALL)
+        )  # fmt: skip
+    assert caught.value.hint == 'set vm.share = "auto"'
+
+
 def test_own_process_is_looked_at() -> None:
     assert missing_capabilities("/proc/self/status") == [], "the tests run as root"
 
@@ -85,7 +100,7 @@ def test_own_process_is_looked_at() -> None:
     [
         ({"confine": "off"}, WARNING, "turned off: QEMU runs as root"),
         ({"confine": "required"}, OK, "QEMU has the files of /cache/jails/of/qemu"),
-        ({"confine": "auto"}, OK, "and a user id from 1879048192-1879113727"),
+        ({"confine": "auto"}, OK, "and a user id from 2130706432-2130771967"),
         ({"confine": "auto", "share": "9p"}, WARNING, "QEMU is not confined: with 9p QEMU itself"),
         ({"confine": "required", "share": "9p"}, MISSING, "with 9p QEMU itself gives files their owners"),
     ],
@@ -98,3 +113,25 @@ def test_doctor_says_whether_qemu_can_be_confined(
     assert finding.verdict == verdict
     assert words in finding.found
     assert finding.remedy or verdict == OK
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_jail_that_fails_in_the_monitor_is_an_error_only_where_it_is_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, required: bool
+) -> None:
+    """As where all user ids are in use."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise HostError("all user ids are in use", hint="give more of them")
+
+    monkeypatch.setattr(monitor, "Jail", refuse)
+    wanted = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
+    made = sandbox_plan(machine_plan(jail=wanted), bundle=str(tmp_path))
+    steps, notes = Steps(f"{tmp_path}/steps", []), list[tuple[str, str]]()
+    store = Store(str(tmp_path), "c1")
+    if required:
+        with pytest.raises(HostError, match="all user ids are in use"):
+            monitor._jail(made, store, steps, notes)
+    else:
+        assert monitor._jail(made, store, steps, notes) is None
+        assert notes == [("warning", "QEMU is not confined: all user ids are in use [give more of them]")]

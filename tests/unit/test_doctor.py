@@ -89,7 +89,7 @@ def without_a_reset(host: FakeSysfs) -> None:
 HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (checks.iommu, nothing, MISSING, "off, or there is none"),
     (checks.iommu, without_an_iommu, MISSING, "off, or there is none"),
-    (checks.iommu, groups("igb"), OK, "on: 1 groups"),
+    (checks.iommu, groups("igb"), OK, "on: 1 group"),
     (checks.interrupts, nothing, OK, "of no matter"),
     (checks.interrupts, without_an_iommu, OK, "of no matter"),
     (checks.interrupts, unsafe("vfio_iommu_type1", "IO-APIC"), MISSING, "off, and the module vfio_iommu_type1 allows"),
@@ -414,4 +414,4 @@ def test_a_wrong_configuration_is_a_finding_and_no_traceback(
     said = json.loads(capsys.readouterr().out)
     assert said["ready"] is False
     assert said["checks"][0]["name"] == "configuration"
-    assert "unknown field `memory`" in said["checks"][0]["found"]
+    assert "vm.memory is unknown" in said["checks"][0]["found"]

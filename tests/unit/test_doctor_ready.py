@@ -7,14 +7,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from hawse.cli import doctor
+from hawse.config import Config
 from hawse.doctor import host as checks
 from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from tests.support.command import Command
 from tests.support.ready import EMULATED, Planner, keep_template, make_program
 from tests.support.sysfs import FakeSysfs
+
+REFUSED = "a guest does not run with KVM here (often nested virtualization)"
 
 
 @pytest.fixture
@@ -43,6 +48,31 @@ def test_host_with_emulated_groups_needs_no_devices(hawse: Command) -> None:
     assert json.loads(hawse("doctor", "--json").output)["ready"] is True
 
 
+def test_what_only_devices_need_is_not_missing_where_groups_are_emulated(host: Planner, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(Config(), emulated={"5": ["edu"]})
+    for emulated, verdict in ((config, OK), (Config(), MISSING)):
+        found = {finding.name: finding for finding in doctor.look(emulated, host.directory, root=f"{tmp_path}/none")}
+        for name in ("IOMMU", "VFIO"):
+            assert found[name].verdict == verdict
+            assert found[name].found.startswith("not needed for emulated groups (") is (verdict == OK)
+            assert bool(found[name].remedy) is (verdict == MISSING)
+
+
+def test_share_that_is_configured_is_reported(host: Planner, hawse: Command) -> None:
+    hawse.configure(host.config(vm='share = "9p"\nconfine = "auto"'))
+    found = findings(hawse)
+    assert found["shared files"]["verdict"] == WARNING
+    assert found["shared files"]["found"].startswith('9p, as vm.share = "9p" says')
+    assert "with 9p QEMU itself" in found["jail"]["found"]
+
+
+def test_jail_is_not_blamed_for_a_wrong_virtiofsd(host: Planner, hawse: Command) -> None:
+    hawse.configure(host.config(vm='virtiofsd = "/none/virtiofsd"\nconfine = "auto"'))
+    found = findings(hawse)
+    assert found["shared files"]["verdict"] == MISSING
+    assert (found["jail"]["verdict"], found["jail"]["found"]) == (WARNING, "not looked at: see shared files")
+
+
 def test_missing_image_makes_it_unready_and_has_a_remedy(host: Planner, hawse: Command) -> None:
     for name in os.listdir(f"{host.cache}/images"):
         if name.startswith("current-"):
@@ -68,7 +98,10 @@ def test_configuration_that_cannot_be_read_is_a_finding(hawse: Command) -> None:
 def test_findings_of_a_ready_host(host: Planner, hawse: Command) -> None:
     found = findings(hawse)
     assert (found["guest image"]["verdict"], found["guest image"]["found"]) == (OK, f"{host.cache}/images/d1")
-    assert (found["acceleration"]["verdict"], "configured" in found["acceleration"]["found"]) == (WARNING, True)
+    assert (found["acceleration"]["verdict"], found["acceleration"]["found"].endswith(': vm.accel = "tcg"')) == (
+        WARNING,
+        True,
+    )
     assert found["shared files"]["found"] == f"virtiofs, by {host.virtiofsd}"
     assert found["state"]["found"] == hawse.root
 
@@ -84,13 +117,13 @@ def test_kvm_is_what_a_probe_says(host: Planner, hawse: Command, works: bool) ->
     assert (found["verdict"], found["found"]) == (
         (OK, "KVM (a guest kernel ran)") if works else
         (WARNING, "guests run under QEMU's TCG, which QEMU does not consider a security boundary, and some twenty "
-                  "times slower: KVM is broken")
+                  f"times slower: {REFUSED}: KVM is broken")
     )  # fmt: skip
     if not works:
         hawse.configure(host.config(vm='accel = "kvm"'))
         found = findings(hawse)["acceleration"]
         assert (found["verdict"], found["needed"]) == (MISSING, "containers"), "nothing starts"
-        assert found["found"] == 'KVM cannot be used, as vm.accel = "kvm" requires: KVM is broken'
+        assert found["found"] == f'KVM cannot be used, as vm.accel = "kvm" requires: {REFUSED}: KVM is broken'
 
 
 def test_templates_are_counted_and_damaged_ones_named(host: Planner, hawse: Command) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -24,12 +25,15 @@ from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
-from hawse.config import ANNOTATIONS, Config, Devices
+from hawse.config import ANNOTATIONS, Config, Devices, Vm
 from hawse.container.backend import by_file
+from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError, VmError
+from hawse.jail import users
+from hawse.log import Log
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
@@ -421,6 +425,22 @@ def other_package(host: FakeSysfs) -> None:
     packages._verify(f"{host.root}/crun_1.8.1_amd64.deb", "0" * 64)
 
 
+def unconfined(_host: FakeSysfs) -> None:
+    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, log=Log())
+
+
+def without_user_ids(host: FakeSysfs) -> None:
+    """The kernel's answer is the test's own: other processes have the lock of every id."""
+    first = 1879048192
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "lockf", in_use_elsewhere)
+        users.take(first, first + 15, name="c1", path=f"{host.root}/users")
+
+
+def in_use_elsewhere(*_arguments: object) -> None:
+    raise BlockingIOError
+
+
 def flooded(_host: FakeSysfs) -> None:
     async def flood() -> None:
         found: list[VmError] = []
@@ -476,6 +496,8 @@ SITUATIONS: dict[str, Act] = {
     "The host does not remap interrupts, and VFIO is told to do without": interrupts("IO-APIC"),
     "VFIO is told to do without interrupt remapping, and the host does not show whether it is there": interrupts(),
     "KVM is required and cannot be used": without_kvm,
+    "QEMU is to be confined and cannot be": unconfined,
+    "Every user id for QEMU is another sandbox's": without_user_ids,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "There are more groups than ports": shapes(127),

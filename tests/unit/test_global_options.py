@@ -59,6 +59,8 @@ def test_each_verb_has_its_help(tmp_path: Path, verb: str, capsys: pytest.Captur
     [
         ([], "no command given [see `hawse --help`]"),
         (["jump"], "unknown command 'jump' [see `hawse --help`]"),
+        (["checkpoint", "c1"], "unknown command 'checkpoint': a virtual machine with devices cannot be saved ["),
+        (["restore", "--help"], "unknown command 'restore': a virtual machine with devices cannot be saved ["),
         (["--log-format", "xml", "list"], "--log-format 'xml' is neither text nor json [see `hawse --help`]"),
         (["state"], "state takes ID, not 0 words [see `hawse --help`]"),
         (["kill", "a", "b", "c"], "kill takes ID [SIGNAL], not 3 words [see `hawse --help`]"),

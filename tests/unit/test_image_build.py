@@ -84,6 +84,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
 def test_an_image_is_built_once_and_again_when_damaged_with_the_same_bytes(builder: Builder) -> None:
     began = time.monotonic()
     built = builder.build()
+    assert built.fresh
     assert 0 <= built.build_seconds <= time.monotonic() - began + 0.1
     assert (built.release, built.digest) == (RELEASE, os.path.basename(os.path.dirname(built.kernel)))
     assert image.locate(cache=builder.cache) == built
@@ -107,6 +108,7 @@ def test_an_image_is_built_once_and_again_when_damaged_with_the_same_bytes(build
     assert not [name for name in entries if name.startswith("usr/share")]
 
     builder.progress.clear()
+    assert not builder.build().fresh
     assert builder.build() == built
     assert builder.progress == [], "nothing is downloaded or built again"
 

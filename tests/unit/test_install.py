@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_an_engine_is_told_once_and_the_undoing_leaves_what_others_wrote(name: s
         assert WANTED.program not in left
     else:
         assert left == before
+
+
+def test_docker_passes_the_configuration_and_other_options_of_an_entry_stay() -> None:
+    given = replace(WANTED, config="/srv/hawse.toml")
+    first = add_docker("", WANTED)
+    second = add_docker(first, given)
+    assert json.loads(second)["runtimes"]["hawse"]["runtimeArgs"] == ["--config", "/srv/hawse.toml"]
+    assert add_docker(second, given) == second
+    assert add_docker(second, WANTED) == second, "an administrator may have written the options"
+    assert remove_docker(second, WANTED) == ""
 
 
 def test_comments_and_order_of_containerds_file_stay() -> None:

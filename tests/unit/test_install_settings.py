@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from hawse.cli import install
 from hawse.cli.settings import Settings
-from hawse.config import load_config
+from hawse.config import DEFAULT_PATH, load_config
 from hawse.errors import ImageError
 from hawse.install import settings
 from hawse.install.edits import ENGINES
@@ -28,6 +29,7 @@ class Host:
     def __init__(self, directory: Path) -> None:
         self.own = directory / "etc" / "config.toml"
         self.kvm: Accel | ImageError = WORKS
+        self.config: str | None = str(self.own)  # --config
         self.engines = {
             name: replace(ENGINES[name], path=str(directory / name), advice="") for name in ("docker", "podman")
         }
@@ -42,7 +44,7 @@ class Host:
             return self.kvm
 
         args = SimpleNamespace(engine=engine, undo=undo, dry_run=dry_run, name="hawse", program=self._program, file="")
-        made = Settings(root=None, log=Log(), config_path=str(self.own), debug=False)
+        made = Settings(root=None, log=Log(), config_path=self.config, debug=False)
         assert install.run(args, made, engines=self.engines, probe=probe) == 0  # type: ignore[arg-type]
 
     def engine(self, name: str) -> Path:
@@ -62,7 +64,7 @@ def test_what_is_written_is_a_configuration(tmp_path: Path, kvm: bool) -> None:
     vm = load_config(str(path)).vm
     assert (vm.confine, vm.accel) == ("required", "kvm" if kvm else "auto")
     assert settings.is_unchanged(path.read_text())
-    assert settings.notes(path.read_text()) == []
+    assert settings.notes(path.read_text(), kvm=lambda: True) == []
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,53 @@ def test_a_configuration_of_the_administrator_stays_and_what_it_lacks_is_noted(
     assert [line.partition(" is not set; set it to ")[0] for line in lines[:-1]] == [
         f"{host.own}: vm.{key}" for key in lacking
     ]
+
+
+def test_kvm_is_not_advised_where_it_does_not_work(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.own.parent.mkdir()
+    host.own.write_text("")
+    host.kvm = FAILS
+    host("docker")
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{host.own}: vm.confine is not set")
+    assert others == [f"{host.engine('docker')}: written"]
+    host.own.write_text('[vm]\nconfine = "required"\n')
+    host.kvm = ImageError("no image")
+    host("docker")
+    assert capsys.readouterr().out.startswith(f"{host.own}: vm.accel is not set"), "it may work"
+
+
+def test_docker_runs_hawse_with_the_configuration_that_was_given(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host("docker")
+    entry = json.loads(host.engine("docker").read_text())["runtimes"]["hawse"]
+    assert entry["runtimeArgs"] == ["--config", str(host.own)]
+    assert capsys.readouterr().err == ""
+
+
+def test_engine_that_passes_no_options_does_not_read_the_configuration_that_was_given(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host("podman")
+    assert capsys.readouterr().err == (
+        f"hawse: warning: podman runs hawse without --config: it reads {DEFAULT_PATH}, not {host.own} [move the file "
+        "there]\n"
+    )
+    host("podman", undo=True)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("given", [None, DEFAULT_PATH, "/etc/../etc/hawse/config.toml"])
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_default_configuration_needs_no_option(
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str, given: str | None
+) -> None:
+    monkeypatch.setattr(install, "_configure", lambda *_, **__: None)
+    host.config = given
+    host(engine)
+    assert "--config" not in host.engine(engine).read_text()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_configuration_that_cannot_be_read_is_said(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

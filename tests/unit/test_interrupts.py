@@ -69,12 +69,12 @@ def test_a_group_of_a_host_that_allows_unsafe_interrupts(
 ) -> None:
     host = make(tmp_path, parameters, chips)
     group = read_group(7, root=host.root)
-    interrupts.check(group, accepted=True, root=host.root)
+    interrupts.check(group.number, [A], accepted=True, root=host.root)
     if not refused:
-        interrupts.check(group, accepted=False, root=host.root)
+        interrupts.check(group.number, [A], accepted=False, root=host.root)
         return
     with pytest.raises(DeviceError) as caught:
-        interrupts.check(group, accepted=False, root=host.root)
+        interrupts.check(group.number, [A], accepted=False, root=host.root)
     module = next(name for name in interrupts.MODULES if parameters.get(name) == "Y")
     assert caught.value.message.startswith(
         f"group 7 ({A}) cannot be passed: {refused}, and allow_unsafe_interrupts of "

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hawse.container import proxy_calls
 from hawse.jail.seccomp import ALLOWED, program
 
 X86_64, I386 = 0xC000003E, 0x40000003
@@ -16,13 +17,13 @@ SOCKET = 41
 UNIX, INET, NETLINK, VSOCK = 1, 2, 16, 40
 
 
-def judge(number: int, *, architecture: int = X86_64, first: int = 0) -> int:
+def judge(number: int, *, architecture: int = X86_64, first: int = 0, code: bytes = b"") -> int:
     """What the kernel does with a call (seccomp(2), struct seccomp_data)."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, first, *[0] * 5)
-    code = list(struct.iter_unpack("HBBI", program()))
+    instructions = list(struct.iter_unpack("HBBI", code or program()))
     at, accumulator = 0, 0
     while True:
-        operation, yes, no, value = code[at]
+        operation, yes, no, value = instructions[at]
         at += 1
         if operation == 0x20:
             [accumulator] = struct.unpack_from("=I", data, value)
@@ -33,7 +34,7 @@ def judge(number: int, *, architecture: int = X86_64, first: int = 0) -> int:
             return int(value)
 
 
-@pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"clone", "socket", "socketpair"}))
+@pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"clone", "prctl", "socket", "socketpair"}))
 def test_what_qemu_needs_is_allowed(name: str) -> None:
     assert judge(ALLOWED[name], first=INET) == ALLOW
 
@@ -71,6 +72,38 @@ def test_sockets_are_for_this_machine_alone(family: int, answer: int) -> None:
 def test_threads_are_made_and_no_processes(flags: int, answer: int) -> None:
     assert judge(ALLOWED["clone"], first=flags) == answer
     assert judge(435) == ENOSYS, "clone3"
+
+
+PRCTL = {
+    "set the signal for the parent's death": (1, EPERM), "be dumpable": (4, EPERM), "keep capabilities": (8, EPERM),
+    "name a thread": (15, ALLOW), "install a filter": (22, ALLOW), "set the timer slack": (29, ALLOW),
+    "give up privileges": (38, ALLOW), "raise an ambient capability": (47, EPERM),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "answer"), PRCTL.values(), ids=PRCTL)
+def test_prctl_cannot_undo_the_jail(option: int, answer: int) -> None:
+    """Without the signal for its parent's death, QEMU could outlive its monitor."""
+    assert judge(ALLOWED["prctl"], first=option) == answer
+
+
+PROXY_HAS_NOT = (
+    "openat", "socket", "socketpair", "execve", "prctl", "kill", "tgkill", "newfstatat", "memfd_create", "seccomp",
+    "prlimit64",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROXY_HAS_NOT)
+def test_proxy_may_make_fewer_calls_than_qemu(name: str) -> None:
+    assert judge(ALLOWED[name], first=UNIX, code=program(proxy_calls.ALLOWED)) == ENOSYS
+
+
+def test_proxy_may_not_connect_nor_make_namespaces() -> None:
+    filter_program = program(proxy_calls.ALLOWED)
+    for number in (42, 49, 272, 308, 321, 250, 435):  # connect, bind, unshare, setns, bpf, keyctl, clone3
+        assert judge(number, code=filter_program) == ENOSYS
+    assert judge(ALLOWED["clone"], first=0x3D0F00, code=filter_program) == ALLOW
+    assert judge(ALLOWED["clone"], first=0x1200011, code=filter_program) == EPERM
 
 
 def test_calls_of_another_architecture_end_the_process() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hawse.errors import ImageError
 from hawse.oci.load import load_bundle
 from hawse.sandbox import timeline
 from hawse.sandbox.steps import Step
+from hawse.vm import image, image_build
 from tests.support.command import Command
 from tests.support.ready import make_image, make_program
 
@@ -57,7 +60,33 @@ class TestImage:
         hawse.configure(f'[image]\ncache = "{tmp_path}/cache"')
         done = hawse("image", "verify")
         assert done.code == 0
-        assert done.output == "guest image d1: kernel 6.1.0, 0.0 MiB, built in 1.5 s\n"
+        assert done.output == "guest image d1: kernel 6.1.0, 0.0 MiB, verified\n"
+
+    def test_verify_reads_files_whose_times_are_the_same(self, hawse: Command, tmp_path: Path) -> None:
+        """A start relies on the record of an earlier check, until a verification finds the damage."""
+        cache = f"{tmp_path}/cache"
+        make_image(cache)
+        hawse.configure(f'[image]\ncache = "{cache}"')
+        assert hawse("image", "verify").code == 0
+        kernel = Path(image.locate(cache=cache).kernel)
+        status, content = kernel.stat(), kernel.read_bytes()
+        kernel.write_bytes(bytes(byte ^ 1 for byte in content))
+        os.utime(kernel, ns=(status.st_atime_ns, status.st_mtime_ns))
+        image.locate(cache=cache)
+        done = hawse("image", "verify")
+        assert done.code == 1
+        assert done.errors.startswith(f"hawse: the guest image is damaged: {kernel} was altered [")
+        with pytest.raises(ImageError, match="was altered"):
+            image.locate(cache=cache)
+
+    @pytest.mark.parametrize(("fresh", "result"), [(True, "built in 1.5 s"), (False, "up to date")])
+    def test_build_prints_what_it_did(
+        self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, result: str
+    ) -> None:
+        make_image(f"{tmp_path}/cache")
+        found = replace(image.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
+        monkeypatch.setattr(image_build, "build", lambda **_: found)
+        assert hawse("image", "build").output == f"guest image d1: kernel 6.1.0, 0.0 MiB, {result}\n"
 
     def test_size_is_in_mebibytes(self, hawse: Command, tmp_path: Path) -> None:
         make_image(f"{tmp_path}/cache", kernel=bytes(3 * 1024 * 1024))
@@ -86,7 +115,8 @@ class TestInstall:
         assert f'+            "path": "{program}"' in dry.output
         assert not path.exists()
         assert hawse(*words, "--name", "vm").output.splitlines() == [f"{path}: written", advice]
-        assert json.loads(path.read_text()) == {"runtimes": {"vm": {"path": program}}}
+        entry = {"path": program, "runtimeArgs": ["--config", hawse.config]}
+        assert json.loads(path.read_text()) == {"runtimes": {"vm": entry}}
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         assert hawse(*words, "--name", "vm").output == f"{path}: nothing to change\n"
         assert hawse(*words, "--undo").output == f"{path}: nothing to change\n"

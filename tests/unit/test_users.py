@@ -73,3 +73,18 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"cannot take a user id for QEMU: .*users: Too many levels of symbolic links"):
         users.take(FIRST, LAST, name="a", path=f"{tmp_path}/users")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_ranges_that_overlap_share_their_ids(tmp_path: Path) -> None:
+    """As after a change of vm.users, or with two configurations on one host."""
+    path = f"{tmp_path}/users"
+    child, user = take_in_child(path, "a", LAST, LAST)
+    try:
+        assert user == LAST
+        with pytest.raises(HostError):
+            users.take(LAST, LAST, name="b", path=path)
+        held = users.take(FIRST, LAST, name="b", path=path)
+        assert held.user != LAST
+        held.close()
+    finally:
+        end(child)

@@ -217,7 +217,7 @@ def test_a_stale_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[vm]\nmemroy_mib = 5\n", "Object contains unknown field `memroy_mib`"),
+        ("[vm]\nmemroy_mib = 5\n", "vm.memroy_mib is unknown"),
         ('[vm]\nshare = "nfs"\n', "vm.share is 'nfs'"),
         ("[vm]\ncpus = 0\n", "vm.cpus must be from 1 to 255"),
         ("[vm\n", "Expected ']'"),

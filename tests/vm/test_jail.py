@@ -6,15 +6,18 @@ import json
 import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hawse.config import Vm
-from hawse.jail import tree
+from hawse.errors import HostError
+from hawse.jail import elf, tree
 from hawse.jail.seccomp import ALLOWED
-from tests.support.bundles import make_bundle, make_probe_bundle
+from tests.support.bundles import add_devices, busybox, make_bundle, make_probe_bundle, write
 from tests.support.caches import CACHE
 from tests.support.patience import wait_until
 from tests.support.runtime import Runtime
@@ -22,7 +25,7 @@ from tests.support.suites import newer_qemu, newest_qemu
 
 pytestmark = pytest.mark.vm
 
-USERS = range(1879048192, 1879113728)
+USERS = range(2130706432, 2130771968)
 
 
 def monitor_of(runtime: Runtime, name: str = "c1") -> int:
@@ -106,6 +109,26 @@ def test_qemu_dies_with_its_monitor(runtime: Runtime, tmp_path: Path) -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{qemu}") or status_of(qemu)["State"][0] == "Z")
 
 
+def test_programs_that_do_not_react_do_not_outlive_the_container(runtime: Runtime, tmp_path: Path) -> None:
+    """As QEMU and virtiofsd that a guest has taken over. The fixture proves that nothing is left."""
+    runtime.configure('[emulated]\n5 = ["edu"]\n6 = ["edu"]\n')
+    bundle = str(tmp_path / "bundle")
+    spec = make_bundle(bundle, ["/bin/sleep", "1000"])
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5), ("/dev/vfio/6", 511, 6)])
+    write(bundle, spec)
+    runtime.run_detached(bundle, "c1")
+    monitor = monitor_of(runtime)
+    virtiofsd = child_of(monitor, "virtiofsd")
+    stopped = [child_of(monitor, "qemu"), virtiofsd, child_of(virtiofsd, "virtiofsd")]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    deleted = runtime("delete", "--force", "c1", seconds=60)
+    print(f"it was deleted after {time.monotonic() - began:.1f} s")
+    assert (deleted.code, deleted.errors) == (0, "")
+    assert [pid for pid in stopped if os.path.exists(f"/proc/{pid}")] == []
+
+
 @pytest.mark.parametrize(
     ("find_qemu", "template"),
     [(lambda: Vm().qemu, True), (newer_qemu, True), (newer_qemu, False), (newest_qemu, True)],
@@ -139,14 +162,19 @@ def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp
     assert f"warning: QEMU is not confined: {script} is a script" in warned.errors
 
 
-def test_the_trees_files_are_made_anew_when_qemu_has_changed(tmp_path: Path) -> None:
-    cache, qemu = str(tmp_path / "cache"), f"{tmp_path}/usr/bin/qemu"
+def copied_qemu(directory: Path) -> str:
+    """The configured QEMU, with its firmware and modules, below a directory; the path of the program."""
+    qemu = f"{directory}/usr/bin/qemu"
     os.makedirs(os.path.dirname(qemu))
     shutil.copy(Vm().qemu, qemu)
     for name in ("qemu", "seabios"):
-        os.makedirs(f"{tmp_path}/usr/share", exist_ok=True)
-        shutil.copytree(f"/usr/share/{name}", f"{tmp_path}/usr/share/{name}", symlinks=True)
-    shutil.copytree("/usr/lib/x86_64-linux-gnu/qemu", f"{tmp_path}/usr/lib/x86_64-linux-gnu/qemu")
+        shutil.copytree(f"/usr/share/{name}", f"{directory}/usr/share/{name}", symlinks=True)
+    shutil.copytree("/usr/lib/x86_64-linux-gnu/qemu", f"{directory}/usr/lib/x86_64-linux-gnu/qemu")
+    return qemu
+
+
+def test_the_trees_files_are_made_anew_when_qemu_has_changed(tmp_path: Path) -> None:
+    cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
     first = tree.obtain(qemu, cache=cache)
     made = os.stat(first).st_ino
     assert tree.obtain(qemu, cache=cache) == first and os.stat(first).st_ino == made
@@ -155,6 +183,46 @@ def test_the_trees_files_are_made_anew_when_qemu_has_changed(tmp_path: Path) -> 
     assert second != first
     kept = [name for name in os.listdir(f"{cache}/jails") if "." not in name]
     assert sorted(kept) == sorted(["lock", os.path.basename(second)])
+
+
+def test_tree_of_a_running_qemu_is_not_removed(tmp_path: Path) -> None:
+    """The kernel detaches the mounts on a removed directory, also in other mount namespaces."""
+    cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
+    first = tree.obtain(qemu, cache=cache)
+    held = tree.hold(first)
+    os.utime(qemu)
+    second = tree.obtain(qemu, cache=cache)
+    assert os.path.isdir(first) and second != first
+    os.close(held)
+    os.utime(qemu)
+    third = tree.obtain(qemu, cache=cache)
+    assert [os.path.isdir(path) for path in (first, second, third)] == [False, False, True]
+    with pytest.raises(FileNotFoundError):
+        tree.hold(first)
+
+
+def test_damaged_tree_is_made_again(tmp_path: Path) -> None:
+    """As after a power failure, or on a disk that was full."""
+    cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
+    first = tree.obtain(qemu, cache=cache)
+    os.truncate(first + qemu, 0)
+    second = tree.obtain(qemu, cache=cache)
+    assert second != first
+    assert os.path.getsize(second + qemu) == os.path.getsize(qemu)
+    assert tree.obtain(qemu, cache=cache) == second
+
+
+def test_static_program_is_not_run_to_list_its_libraries(tmp_path: Path) -> None:
+    """It would ignore the request, and run as root. Its trial, in the jail, fails."""
+    for name in ("qemu", "seabios"):
+        shutil.copytree(f"/usr/share/{name}", f"{tmp_path}/share/{name}", symlinks=True)
+    os.makedirs(f"{tmp_path}/bin")
+    program = f"{tmp_path}/bin/qemu"
+    shutil.copy(busybox(), program)
+    assert elf.interpreter(program) == ""
+    assert elf.interpreter(Vm().qemu).startswith("/lib")
+    with pytest.raises(HostError, match="does not run with nothing but the jail's files"):
+        tree.obtain(program, cache=str(tmp_path / "cache"))
 
 
 def test_the_tree_is_small() -> None:

@@ -106,9 +106,13 @@ def _size(size: int) -> str:
 
 
 def _monitors(root: str) -> dict[str, int]:
-    """The pid of each sandbox's monitor."""
-    found = {}
-    for name in os.listdir(root) if os.path.isdir(root) else ():
+    """The pid of each sandbox's monitor; none where this user cannot read the directory: devices are listed anyway."""
+    found: dict[str, int] = {}
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return found
+    for name in names:
         try:
             with open(f"{Store(root, name).path}/state.json", "rb") as file:
                 found[name] = int(json.load(file).get("monitorPid", 0))

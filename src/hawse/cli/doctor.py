@@ -11,7 +11,7 @@ from hawse.config import Config
 from hawse.container.delete import delete
 from hawse.container.options import accepted_risks
 from hawse.doctor import host, machine
-from hawse.doctor.check import MISSING, Finding, is_ready
+from hawse.doctor.check import MISSING, Finding, is_ready, without_devices
 from hawse.errors import HawseError
 from hawse.sandbox.state import Store
 from hawse.vfio import binding, bindings, memlock
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, settings: Settings, *, root: str = "", effects
 def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
     """All checks, in the order of what depends on what."""
     accepted = accepted_risks(config)
-    return [
+    found = [
         machine.state_directory(state),
         machine.qemu(config),
         machine.guest_image(config),
@@ -77,6 +77,7 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
         machine.left_over(state)[0],
         machine.left_bound(state)[0],
     ]
+    return [without_devices(finding) for finding in found] if config.emulated else found
 
 
 def _repair(state: str, *, root: str, effects: Effects) -> list[str]:

@@ -12,7 +12,7 @@ from hawse.vm.image import Image, locate
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "build or check the guest image"
+HELP = "build the guest image, or verify it: read all of it and compare it with its digests"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Do it, and say what the image is."""
     where = settings.config.image
     if args.action == "verify":
-        _describe(locate(cache=where.cache, kernel=where.kernel, modules=where.modules))
+        image = locate(cache=where.cache, kernel=where.kernel, modules=where.modules, hash_files=True)
+        _describe(image, "verified")
         return 0
     from rich.console import Console
 
@@ -40,12 +41,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                 print(f"{time.monotonic() - began:6.1f} s  {step}", file=sys.stderr, flush=True)
 
         image = build(cache=where.cache, progress=progress, kernel=where.kernel, modules=where.modules)
-    _describe(image)
+    _describe(image, f"built in {image.build_seconds:.1f} s" if image.fresh else "up to date")
     return 0
 
 
-def _describe(image: Image) -> None:
-    print(
-        f"guest image {image.digest[:12]}: kernel {image.release}, {image.size / 1024 / 1024:.1f} MiB, "
-        f"built in {image.build_seconds:.1f} s"
-    )
+def _describe(image: Image, result: str) -> None:
+    print(f"guest image {image.digest[:12]}: kernel {image.release}, {image.size / 1024 / 1024:.1f} MiB, {result}")

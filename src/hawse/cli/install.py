@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "have a container engine know hawse as one of its runtimes, or with --undo no longer. Where hawse has no "
-    "configuration yet, one is written that refuses to start QEMU without a jail, and guests without KVM"
+    "configuration yet, one is written that refuses to start QEMU without a jail and, where KVM works, a guest without "
+    "KVM"
 )
 
 
@@ -47,7 +48,9 @@ def run(
     """Change the engine's configuration, and have hawse's own; a second time changes nothing. ``probe`` tries KVM."""
     engine = engines[args.engine]
     path = args.file or engine.path
-    wanted = Wanted(_name(args.name), _program(args.program))
+    own_path = os.path.abspath(settings.config_path or DEFAULT_PATH)
+    elsewhere = own_path if own_path != DEFAULT_PATH else ""
+    wanted = Wanted(_name(args.name), _program(args.program), elsewhere if engine.passes_config else "")
     before = read(path)
     try:
         after = (engine.remove if args.undo else engine.add)(before, wanted)
@@ -62,6 +65,11 @@ def run(
         # First, so that no engine runs hawse without it.
         _configure(settings, probe or _probe, dry=args.dry_run)
         _change(path, before, after, engine.advice, dry=args.dry_run)
+        if elsewhere and not engine.passes_config:
+            settings.log.warning(
+                f"{args.engine} runs hawse without --config: it reads {DEFAULT_PATH}, not {elsewhere} [move the file "
+                "there]"
+            )
     return 0
 
 
@@ -80,10 +88,13 @@ def _change(path: str, before: str, after: str, advice: str = "", *, dry: bool) 
 
 
 def _configure(settings: Settings, probe: Callable[[], accel.Accel], *, dry: bool) -> None:
-    """Have a configuration of hawse's: one that is there stays as it is, and what it lacks is said."""
+    """Have a configuration of hawse's: one that is there stays as it is, and what it lacks is said.
+
+    vm.accel = "kvm" is not advised where KVM does not work: no guest would start.
+    """
     path = settings.config_path or DEFAULT_PATH
     if os.path.lexists(path):
-        for note in own.notes(read(path)):
+        for note in own.notes(read(path), kvm=lambda: _works(probe)):
             print(f"{path}: {note}")
         return
     kvm = True
@@ -102,6 +113,14 @@ def _configure(settings: Settings, probe: Callable[[], accel.Accel], *, dry: boo
                 f'its TCG a security boundary [where KVM works, set vm.accel = "kvm" in {path}]'
             )
     _change(path, "", own.text(kvm=kvm), dry=dry)
+
+
+def _works(probe: Callable[[], accel.Accel]) -> bool:
+    """Whether KVM works; where it cannot be tried, it may."""
+    try:
+        return probe().name == "kvm"
+    except HawseError:
+        return True
 
 
 def _probe() -> accel.Accel:

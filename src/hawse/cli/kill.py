@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from hawse.cli.options import expect, split
-from hawse.container.client import call
+from hawse.container.client import MonitorEndedError, call
 from hawse.errors import StateError, UsageError, VmError
 from hawse.sandbox.state import STOPPED
 
@@ -28,6 +28,10 @@ def main(words: list[str], settings: Settings) -> int:
         raise StateError(f"container not running: {name}")
     try:
         call(store, "kill", {"signal": number, "all": everyone})
+    except MonitorEndedError:
+        # The agent did not answer, and the host has ended the virtual machine.
+        if number != signal.SIGKILL:
+            raise
     except (StateError, VmError):
         # Engines send it to every one after the end, to be sure, and runc accepts it then. A machine that has ended
         # too, or is about to, has nothing left to kill.

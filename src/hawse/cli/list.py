@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from hawse.errors import HawseError
+from hawse.errors import HawseError, HostError
 from hawse.sandbox.state import public
 
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _states(settings: Settings) -> list[State]:
+    try:
+        names = sorted(os.listdir(settings.root)) if os.path.isdir(settings.root) else []
+    except OSError as error:
+        raise HostError(f"{settings.root} cannot be read: {error.strerror}", hint="run as root") from None
     states = []
-    for name in sorted(os.listdir(settings.root)) if os.path.isdir(settings.root) else ():
+    for name in names:
         try:
             states.append(settings.store(name).read())
         except HawseError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hawse.errors import ConfigError
 from hawse.log import Log
 from hawse.sandbox.state import DEFAULT_ROOT, Store
 
@@ -27,9 +28,17 @@ class Settings:
     def config(self) -> Config:
         """The configuration file's content; raises ConfigError. Read on demand: hot verbs do without."""
         if self._config is None:
-            from hawse.config import load_config
+            from hawse.config import DEFAULT_PATH, load_config
+            from hawse.vfio.emulated import read_table
 
-            self._config = load_config(self.config_path)
+            config = load_config(self.config_path)
+            try:
+                read_table(config.emulated)
+            except ConfigError as error:
+                name = f"configuration {self.config_path or DEFAULT_PATH}:"
+                error.message = error.message.replace("configuration:", name, 1)
+                raise
+            self._config = config
         return self._config
 
     def store(self, name: str) -> Store:

@@ -20,6 +20,10 @@ class MonitorGoneError(StateError):
     """The monitor has ended, or is about to."""
 
 
+class MonitorEndedError(MonitorGoneError):
+    """The monitor has ended after it was asked: a call that was to end the sandbox has done that."""
+
+
 def connect(store: Store) -> socket.socket:
     """A connection to the monitor. Raises :class:`StateError` in runc's words when there is none."""
     try:
@@ -51,7 +55,7 @@ def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool =
             if not answered:
                 raise
         if not answered:
-            raise MonitorGoneError(
+            raise MonitorEndedError(
                 f"container not running: {store.name}: its monitor ended before it answered {method}"
             )
         return answer

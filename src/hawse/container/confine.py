@@ -11,7 +11,7 @@ from hawse.linux import capabilities
 from hawse.sandbox.plan import JailPlan
 
 #: The capabilities that a jail is made with.
-_NEEDED = ("CHOWN", "SETGID", "SETUID", "SETPCAP", "SYS_ADMIN", "MKNOD")
+_NEEDED = ("CHOWN", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_CHROOT", "SYS_ADMIN", "MKNOD")
 
 
 class Log(Protocol):
@@ -43,15 +43,15 @@ def plan_jail(
             ) from None
         log.warning(f"QEMU is not confined: {error.sentence()}")
         return None
-    return JailPlan(tree=directory, first_user=users[0], last_user=users[1], filters=filters)
+    required = config.vm.confine == "required"
+    return JailPlan(tree=directory, first_user=users[0], last_user=users[1], filters=filters, required=required)
 
 
 def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") -> str:
     """The directory of QEMU's files. Raises :class:`HostError` saying why QEMU cannot be confined here."""
     if share == "9p":
-        raise HostError(
-            "with 9p QEMU itself gives files their owners, as root", hint="install virtiofsd, or set vm.share"
-        )
+        remedy = 'set vm.share = "auto"' if config.vm.share == "9p" else "install the package with virtiofsd"
+        raise HostError("with 9p QEMU itself gives files their owners, as root", hint=remedy)
     if missing := missing_capabilities(status):
         raise HostError(f"hawse lacks {', '.join(missing)}", hint="give its service these capabilities")
     return tree.obtain(config.vm.qemu, cache=config.image.cache)

@@ -84,6 +84,7 @@ def plug_steps(
                 guest_address=slot.guest_address,
                 bars=bars,
                 dma_entries=dma.entries(memory_mib) if host and slot.group not in by_file else 0,
+                unsafe_interrupts=options.accepted.unsafe_interrupts,
             )
         )
     return steps

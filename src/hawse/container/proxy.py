@@ -20,6 +20,7 @@ import struct
 import sys
 import termios
 import threading
+from functools import partial
 
 from hawse.errors import LinkError
 from hawse.link import control
@@ -58,6 +59,7 @@ def main() -> None:
     params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
     if (view := int(sys.argv[4])) >= 0:
         # Here, since only the first process has a view; and the modules of _confine(), which cannot be loaded in it.
+        from hawse.container import proxy_calls  # noqa: F401
         from hawse.container.view import enter
         from hawse.linux import capabilities, landlock, processes  # noqa: F401
 
@@ -87,9 +89,11 @@ def _confine() -> None:
 
     A step that the kernel refuses is left out: stderr is the container's, and the proxy's work matters more.
     """
+    from hawse.container import proxy_calls
     from hawse.linux import capabilities, landlock, processes
 
-    for step in (lambda: capabilities.keep_only(()), processes.give_up_privileges, landlock.restrict):
+    no_capabilities = partial(capabilities.keep_only, ())
+    for step in (no_capabilities, processes.give_up_privileges, landlock.restrict, proxy_calls.install):
         try:
             step()
         except OSError:

@@ -15,7 +15,7 @@ def iommu(*, root: str = "") -> Finding:
     """Is it on? Then there are groups."""
     count = _count_groups(root)
     if count:
-        return Finding("IOMMU", OK, f"on: {count} groups", needed="devices")
+        return Finding("IOMMU", OK, f"on: {count} {'group' if count == 1 else 'groups'}", needed="devices")
     return Finding(
         "IOMMU", MISSING, "off, or there is none: no device of this host can be passed",
         "turn VT-d or AMD-Vi on in the firmware, and intel_iommu=on on the kernel's command line; or emulate groups: "

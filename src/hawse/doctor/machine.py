@@ -47,6 +47,9 @@ def qemu(config: Config) -> Finding:
 
 def sharing(config: Config) -> Finding:
     """By which way does a guest see the container's files?"""
+    if config.vm.share == "9p":
+        found = '9p, as vm.share = "9p" says; it is slower, and QEMU runs without a jail'
+        return Finding("shared files", WARNING, found, 'set vm.share = "auto"')
     try:
         program = virtiofsd.find(config.vm.virtiofsd)
     except HawseError as error:
@@ -67,7 +70,10 @@ def jail(config: Config) -> Finding:
     """Is QEMU confined?"""
     if config.vm.confine == "off":
         return Finding("jail", WARNING, "turned off: QEMU runs as root", 'set vm.confine = "required"')
-    share = "9p" if config.vm.share == "9p" or sharing(config).verdict != OK else "virtiofs"
+    shared = sharing(config)
+    if shared.verdict == MISSING:
+        return Finding("jail", WARNING, "not looked at: see shared files", "correct that first")
+    share = "9p" if config.vm.share == "9p" or shared.verdict != OK else "virtiofs"
     try:
         directory = jail_tree(config, share=share)
     except HawseError as error:
@@ -122,7 +128,10 @@ def templates(config: Config) -> Finding:
     except HostError as error:
         remedy = f"remove {directory}: it is made anew, for the user that hawse runs as alone"
         return Finding("templates", WARNING, error.message, error.hint or remedy)
-    found = template.list_all(config.image.cache)
+    try:
+        found = template.list_all(config.image.cache)
+    except HostError as error:
+        return Finding("templates", WARNING, error.message, error.hint)
     damaged = [name[:12] for name, made in found if isinstance(made, HostError)]
     if damaged:
         return Finding(
@@ -144,7 +153,10 @@ def state_directory(root: str) -> Finding:
 
 def left_over(root: str) -> tuple[Finding, list[str]]:
     """Sandboxes whose monitor is gone though they were not stopped, and the ids of them."""
-    names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    try:
+        names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+    except OSError as error:
+        return Finding("sandboxes", WARNING, f"{root} cannot be read: {error.strerror}", "run as root"), []
     found = [name for name in names if _is_left(root, name)]
     if not found:
         return Finding("sandboxes", OK, "none was left by a monitor that died"), []
@@ -164,7 +176,8 @@ def left_bound(root: str) -> tuple[Finding, list[bindings.Record]]:
         names = ", ".join(record.address for record in left)
         found = f"bound for sandboxes that are gone: {names}"
         return Finding("bindings", WARNING, found, "`hawse doctor --repair`"), left
-    return Finding("bindings", OK, f"{len(records)} functions are bound by hawse"), []
+    count = "1 function is" if len(records) == 1 else f"{len(records)} functions are"
+    return Finding("bindings", OK, f"{count} bound by hawse"), []
 
 
 def _missing(name: str, error: HawseError, remedy: str) -> Finding:

@@ -24,20 +24,28 @@ _CONTAINERD = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """The runtime as an engine is to know it: its name, and the path of the program."""
+    """The runtime as an engine is to know it: its name, the path of the program, and of hawse's configuration.
+
+    ``config`` is "" for the default path, which the program reads without being given one.
+    """
 
     name: str
     program: str
+    config: str = ""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine's file, what is said when it has changed, and its two edits: text, "" for none, to text."""
+    """One engine's file, what is said when it has changed, and its two edits: text, "" for none, to text.
+
+    ``passes_config``: an entry of this engine can have arguments for hawse, such as --config.
+    """
 
     path: str
     advice: str
     add: Callable[[str, Wanted], str]
     remove: Callable[[str, Wanted], str]
+    passes_config: bool = False
 
 
 def add_podman(text: str, wanted: Wanted) -> str:
@@ -53,14 +61,18 @@ def remove_podman(text: str, wanted: Wanted) -> str:
 
 
 def add_docker(text: str, wanted: Wanted) -> str:
-    """daemon.json (dockerd(8), "runtimes")."""
+    """daemon.json (dockerd(8), "runtimes"); --config is in the runtimeArgs of the entry. Its other keys stay."""
     document = _json(text)
     runtimes = document.setdefault("runtimes", {})
     if not isinstance(runtimes, dict):
         raise ConfigError('daemon.json: "runtimes" is no object', hint="make it one, {}")
-    if isinstance(runtimes.get(wanted.name), dict) and runtimes[wanted.name].get("path") == wanted.program:
+    arguments = ["--config", wanted.config] if wanted.config else []
+    found = runtimes.get(wanted.name)
+    entry = found if isinstance(found, dict) and found.get("path") == wanted.program else {"path": wanted.program}
+    entry = entry | ({"runtimeArgs": arguments} if arguments else {})
+    if entry == found:
         return text
-    runtimes[wanted.name] = {"path": wanted.program}
+    runtimes[wanted.name] = entry
     return json.dumps(document, indent=4) + "\n"
 
 
@@ -133,7 +145,8 @@ def remove_crio(text: str, wanted: Wanted) -> str:
 ENGINES = {
     "podman": Engine("/etc/containers/containers.conf.d/hawse.conf", "", add_podman, remove_podman),
     "docker": Engine(
-        "/etc/docker/daemon.json", "have dockerd read it: systemctl reload docker", add_docker, remove_docker
+        "/etc/docker/daemon.json", "have dockerd read it: systemctl reload docker", add_docker, remove_docker,
+        passes_config=True,
     ),
     "containerd": Engine(
         "/etc/containerd/config.toml", "have containerd read it: systemctl restart containerd", add_containerd,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 
 _FIRST = "# Written by `hawse install`. docs/config.md has all keys.\n"
 _CONFINE = 'confine = "required"  # refuse to start a QEMU that is not in a jail\n'
@@ -33,10 +34,16 @@ def is_unchanged(found: str) -> bool:
     return found in (text(kvm=True), text(kvm=False))
 
 
-def notes(found: str) -> list[str]:
-    """What to say of a file that others wrote: a line for each setting that it lacks, or that it cannot be read."""
+def notes(found: str, *, kvm: Callable[[], bool]) -> list[str]:
+    """What to say of a file that others wrote: a line for each setting that it lacks, or that it cannot be read.
+
+    ``kvm`` finds out whether KVM works, and is called for a file without ``vm.accel`` only.
+    """
     try:
         table = tomllib.loads(found).get("vm", {})
     except tomllib.TOMLDecodeError as error:
         return [f"not TOML, hawse cannot read it: {error}"]
-    return [f"vm.{key} is not set; {advice}" for key, advice in _NOTES.items() if key not in table]
+    lacking = [key for key in _NOTES if key not in table]
+    if "accel" in lacking and not kvm():
+        lacking.remove("accel")
+    return [f"vm.{key} is not set; {_NOTES[key]}" for key in lacking]

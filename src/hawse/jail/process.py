@@ -70,7 +70,9 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
 def _limit(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NPROC, (limits.processes, limits.processes))
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    processes = limits.processes if most == resource.RLIM_INFINITY else min(limits.processes, most)
+    resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = limits.files if most == resource.RLIM_INFINITY else min(limits.files, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

@@ -8,6 +8,7 @@ only use them.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from contextlib import suppress
 
@@ -54,7 +55,8 @@ class Root:
     def admit_kvm(self) -> None:
         """Let QEMU open /dev/kvm. Raises :class:`HostError`."""
         try:
-            self._node("kvm", _KVM)
+            with suppress(FileExistsError):  # a machine that could not be restored boots
+                self._node("kvm", _KVM)
         except OSError as error:
             raise HostError(f"cannot make /dev/kvm for QEMU: {error.strerror}") from None
 
@@ -70,14 +72,13 @@ class Root:
         hw/vfio/pci.c, vfio_realize(); hw/vfio/iommufd.c, iommufd_cdev_getfd()). Raises :class:`DeviceError`.
         """
         device = f"bus/pci/devices/{address}"
+        self.dismiss(address)
         try:
             os.makedirs(f"{self.directory}/sys/{device}", mode=0o755, exist_ok=True)
             group = sysfs.iommu_group(address, root=self._root)
             if group is None:
                 raise DeviceError(f"{address} is in no IOMMU group any more")
-            link = f"{device}/iommu_group"
-            with suppress(FileExistsError):
-                os.symlink(f"../../../../kernel/iommu_groups/{group}", link, dir_fd=self._sys)
+            os.symlink(f"../../../../kernel/iommu_groups/{group}", f"{device}/iommu_group", dir_fd=self._sys)
             nodes = self._file_nodes(address) if by_file else self._group_nodes(group)
             self._needs[address] = set(nodes)
             for path, numbers in nodes.items():
@@ -92,6 +93,8 @@ class Root:
 
     def dismiss(self, address: str) -> None:
         """Remove the nodes that no other function needs. Descriptors that QEMU has opened stay open."""
+        # The address may come back as another device, in another group.
+        shutil.rmtree(f"{self.directory}/sys/bus/pci/devices/{address}", ignore_errors=True)
         mine = self._needs.pop(address, set())
         for path in mine.difference(*self._needs.values()):
             with suppress(FileNotFoundError):

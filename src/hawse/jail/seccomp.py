@@ -12,6 +12,10 @@ import ctypes
 import os
 import struct
 
+TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _RET_ALLOW, _RET_ERRNO, _RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _EPERM, _ENOSYS = 1, 38
@@ -38,24 +42,27 @@ ALLOWED: dict[str, int] = {
     "execve": 59, "sendmsg": 46, "recvmsg": 47, "sendto": 44, "recvfrom": 45, "getsockopt": 55, "setsockopt": 54,
     "getsockname": 51, "getpeername": 52, "shutdown": 48, "socket": 41, "socketpair": 53, "seccomp": 317,
 }  # fmt: skip
-#: Of these the first argument is a family of addresses: sockets are for this machine alone.
-_OF_FAMILY = ("socket", "socketpair")
-#: Of this one it is flags: threads are made, and no processes. Those of clone3 are in memory, which a filter cannot
+#: Values that the first argument may have: sockets are UNIX sockets; of prctl(2), the name of a thread, its timer
+#: slack, no_new_privs and QEMU's own filter. With PR_SET_PDEATHSIG, QEMU could outlive the monitor.
+_FIRST_ARGUMENTS = {"socket": (_AF_UNIX,), "socketpair": (_AF_UNIX,), "prctl": (15, 16, 22, 29, 38)}
+#: The first argument is flags: threads are made, and no processes. Those of clone3 are in memory, which a filter cannot
 #: read; without it libraries use clone (glibc sysdeps/unix/sysv/linux/clone-internal.c).
 _OF_FLAGS, _CLONE_THREAD = "clone", 0x10000
 
 
-def program() -> bytes:
+def program(allowed: Mapping[str, int] = ALLOWED) -> bytes:
     """The filter, as an array of struct sock_filter."""
     code = [(_LOAD, 0, 0, _ARCHITECTURE), (_IF_EQUAL, 1, 0, _X86_64), (_RETURN, 0, 0, _RET_KILL)]
     # Numbers of x32 calls begin at 2^30, so none of them matches.
     code.append((_LOAD, 0, 0, _NUMBER))
-    for name, number in ALLOWED.items():
-        if name in _OF_FAMILY or name == _OF_FLAGS:
-            condition, value = (_IF_SET, _CLONE_THREAD) if name == _OF_FLAGS else (_IF_EQUAL, _AF_UNIX)
+    for name, number in allowed.items():
+        if name in _FIRST_ARGUMENTS or name == _OF_FLAGS:
+            values = _FIRST_ARGUMENTS.get(name, (_CLONE_THREAD,))
+            condition = _IF_SET if name == _OF_FLAGS else _IF_EQUAL
             code += [
-                (_IF_EQUAL, 0, 4, number), (_LOAD, 0, 0, _FIRST_ARGUMENT), (condition, 0, 1, value),
-                (_RETURN, 0, 0, _RET_ALLOW), (_RETURN, 0, 0, _RET_ERRNO | _EPERM),
+                (_IF_EQUAL, 0, 3 + len(values), number), (_LOAD, 0, 0, _FIRST_ARGUMENT),
+                *((condition, len(values) - index, 0, value) for index, value in enumerate(values)),
+                (_RETURN, 0, 0, _RET_ERRNO | _EPERM), (_RETURN, 0, 0, _RET_ALLOW),
             ]  # fmt: skip
         else:
             code += [(_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, _RET_ALLOW)]
@@ -65,7 +72,6 @@ def program() -> bytes:
 
 #: Built before the fork: the child should do little.
 _PROGRAM = program()
-_CODE = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,11 +81,12 @@ class _Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def install() -> None:
-    """Install the filter for this process and its children. It needs no_new_privs. Raises OSError."""
+def install(filter_program: bytes = _PROGRAM) -> None:
+    """Install a filter for this thread and its children, QEMU's by default. It needs no_new_privs. Raises OSError."""
     if os.uname().machine != "x86_64":
         return
-    wanted = _Filter(len(_PROGRAM) // 8, ctypes.addressof(_CODE))
+    code = ctypes.create_string_buffer(filter_program, len(filter_program))
+    wanted = _Filter(len(filter_program) // 8, ctypes.addressof(code))
     if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -6,26 +6,33 @@ made once for each QEMU, and again when one of the files has changed.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 
 from hawse.errors import HostError
+from hawse.jail import elf, seccomp
 from hawse.jail.root import INITRD, KERNEL
+from hawse.linux.processes import give_up_privileges
 from hawse.vm import cache as answers
 from hawse.vm import trusted
 
 #: To be raised when the tree has other files for the same QEMU.
-_FORMAT = 1
+_FORMAT = 2
+#: Any user without rights: the tree is only read.
+_NOBODY = 65534
 _SECONDS = 30
-_FIRMWARE = ("bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin")
-#: Where a QEMU looks for firmware and modules, below the directory that it was built for (-L help): Debian's, Fedora's
-#: and upstream's. It may run from another one.
-_FIRMWARE_DIRECTORIES = ("share/qemu", "share/seabios", "share/qemu-firmware")
+_BIOS = "bios-256k.bin"
+_FIRMWARE = (_BIOS, "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin")
+#: Where a QEMU looks for firmware and modules, below the directory that it was built for (-L help): Debian's, Fedora's,
+#: Red Hat's and upstream's. It may run from another one.
+_FIRMWARE_DIRECTORIES = ("share/qemu", "share/seabios", "share/qemu-firmware", "share/qemu-kvm")
 _MODULE_DIRECTORIES = ("lib/*-linux-gnu/qemu", "lib64/qemu", "lib/qemu")
 #: The module that a modular QEMU needs to run without KVM.
 _MODULES = "accel-tcg-x86_64.so"
@@ -55,7 +62,9 @@ def _known(record: str, directory: str) -> str:
             kept = json.loads(file.read(1024 * 1024))
         if kept["format"] == _FORMAT and all(_stamp(path) == stamp for path, stamp in kept["files"].items()):
             tree = f"{directory}/{kept['tree']}"
-            return tree if os.path.isdir(tree) else ""
+            return (
+                tree if all(os.path.getsize(tree + path) == stamp[0] for path, stamp in kept["files"].items()) else ""
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no record, or a damaged one: the tree is made again
     return ""
@@ -69,15 +78,15 @@ def _make(qemu: str, directory: str, record: str) -> str:
     try:
         for path in files:
             trusted.make_directories(os.path.dirname(new + path))
-            shutil.copyfile(path, new + path)
-            os.chmod(new + path, 0o555)
+            _copy(path, new + path)
         for below in _DIRECTORIES:
             trusted.make_directories(f"{new}/{below}")
         for path in (KERNEL, INITRD):
             os.close(trusted.open_file(new + path))
         _prove(qemu, new)
-        if not os.path.isdir(tree):
-            os.rename(new, tree)
+        if os.path.isdir(tree):  # damaged, and perhaps the root of a running QEMU
+            name = f"{name}-{time.time_ns()}"
+        os.rename(new, f"{directory}/{name}")
         with open(trusted.open_file(f"{record}.new"), "w") as file:
             json.dump({"format": _FORMAT, "tree": name, "files": files}, file)
         os.rename(f"{record}.new", record)
@@ -86,7 +95,18 @@ def _make(qemu: str, directory: str, record: str) -> str:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     _prune(directory)
-    return tree
+    return f"{directory}/{name}"
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file to the disk: after a power failure an empty one would be run at every start."""
+    shutil.copyfile(source, target)
+    fd = os.open(target, os.O_RDONLY)
+    try:
+        os.fchmod(fd, 0o555)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sources(qemu: str) -> Iterator[str]:
@@ -101,27 +121,30 @@ def _sources(qemu: str) -> Iterator[str]:
             f"{qemu} is a script, and a jail holds no more than QEMU itself", hint="name the program itself in vm.qemu"
         )
     yield qemu
-    libraries = _libraries([qemu], {"LD_TRACE_LOADED_OBJECTS": "1"})
+    loader = elf.interpreter(qemu)
+    # Not LD_TRACE_LOADED_OBJECTS: a static program would ignore it, and run.
+    libraries = [loader, *_libraries([loader, "--list", qemu])] if loader else []
     yield from libraries
     prefixes = dict.fromkeys((os.path.dirname(os.path.dirname(os.path.realpath(qemu))), "/usr", "/usr/local"))
     for name in _FIRMWARE:
         places = [f"{prefix}/{directory}/{name}" for prefix in prefixes for directory in _FIRMWARE_DIRECTORIES]
-        yield from (place for place in places if os.path.exists(place))
-    loader = next((path for path in libraries if os.path.basename(path).startswith("ld")), "")
+        there = [place for place in places if os.path.exists(place)]
+        if not there and name == _BIOS:
+            raise HostError(f"QEMU's firmware {name} is not found for {qemu}", hint="install the package with it")
+        yield from there
     for directory in _MODULE_DIRECTORIES:
         for module in glob.glob(f"{next(iter(prefixes))}/{directory}/{_MODULES}"):
             yield module
             ways = ":".join(sorted({os.path.dirname(path) for path in libraries}))
-            yield from _libraries([loader, "--library-path", ways, "--list", module], {})
+            yield from _libraries([loader, "--library-path", ways, "--list", module])
 
 
-def _libraries(argv: list[str], environment: dict[str, str]) -> list[str]:
-    """The libraries of a program, as its loader finds them, and the loader itself (ld.so(8))."""
+def _libraries(argv: list[str]) -> list[str]:
+    """The libraries of a program, as its loader finds them (ld.so(8), --list)."""
     try:
         done = subprocess.run(
-            argv, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            argv, env={}, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"cannot list the libraries of {argv[-1]}: {error}") from None
     found = []
@@ -135,14 +158,27 @@ def _libraries(argv: list[str], environment: dict[str, str]) -> list[str]:
 
 
 def _prove(qemu: str, tree: str) -> None:
-    """Raise :class:`HostError` unless QEMU starts with nothing but the tree."""
+    """Raise :class:`HostError` unless QEMU starts with the tree's files, the jail's filter and no rights."""
+
+    def enter() -> None:
+        os.chroot(tree)
+        os.chdir("/")
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        give_up_privileges()
+        seccomp.install()
+
     try:
         done = subprocess.run(
             [qemu, *_PROOF], input=_QUESTIONS, capture_output=True, text=True, timeout=_SECONDS, check=False, env={},
-            preexec_fn=lambda: os.chroot(tree),
+            preexec_fn=enter,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
-        raise HostError(f"cannot run {qemu} with nothing but the jail's files: {error}") from None
+        raise HostError(
+            f"cannot run {qemu} with nothing but the jail's files: {error}",
+            hint="the file system of image.cache must not be mounted noexec; or set vm.confine to off",
+        ) from None
     if done.returncode:
         raise HostError(
             f"{qemu} does not run with nothing but the jail's files",
@@ -157,12 +193,37 @@ def _stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
+def hold(tree: str) -> int:
+    """Keep a tree from being removed while the returned descriptor is open. Raises OSError if it has been removed."""
+    fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        os.stat(tree)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _prune(directory: str) -> None:
-    """Remove trees that no record names any more. Running VMs have opened the files that they need."""
+    """Remove trees that no record names and no VM holds.
+
+    A removed directory takes the mounts on it along, in every mount namespace (Linux fs/namespace.c,
+    detach_mounts()): a running QEMU would lose its /dev and /sys.
+    """
     used = set(_trees_in_use(directory))
     for name in os.listdir(directory):
-        if os.path.isdir(f"{directory}/{name}") and name not in used:
-            shutil.rmtree(f"{directory}/{name}", ignore_errors=True)
+        path = f"{directory}/{name}"
+        if not os.path.isdir(path) or name in used:
+            continue
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(fd)
 
 
 def _trees_in_use(directory: str) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """Each sandbox's QEMU has its own user id, which no other sandbox of this host gets while the monitor lives.
 
-The kernel keeps the record: a byte of one file stands for each id, and the monitor locks its byte (fcntl(2), F_SETLK).
-The lock ends with the monitor, however that ends. The id needs no entry in /etc/passwd, since nothing looks it up.
+The kernel keeps the record: the byte of one file at the offset of an id stands for it, whatever range it was taken
+from. The monitor locks its byte (fcntl(2), F_SETLK). The lock ends with the monitor, however that ends. The id needs no
+entry in /etc/passwd, since nothing looks it up.
 """
 
 from __future__ import annotations
@@ -40,16 +41,18 @@ def take(first: int, last: int, *, name: str, path: str = DEFAULT_FILE) -> Held:
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise HostError(f"cannot take a user id for QEMU: {path}: {error.strerror}") from None
+        raise HostError(
+            f"cannot take a user id for QEMU: {path}: {error.strerror}", hint="make its directory writable for root"
+        ) from None
     for offset in range(min(count, _TRIES)):
-        place = (start + offset) % count
+        user = first + (start + offset) % count
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, user)
         except BlockingIOError:
             continue
         except OSError as error:
             os.close(lock)
             raise HostError(f"cannot take a user id for QEMU: {path}: {error.strerror}") from None
-        return Held(first + place, lock)
+        return Held(user, lock)
     os.close(lock)
     raise HostError(f"all user ids from {first} to {last} are in use", hint="give more of them in vm.users")

@@ -29,18 +29,22 @@ _SO_PEERPIDFD = 77
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NamespaceError(OSError):
+    """A PID namespace cannot be created."""
+
+
 class ChildrenApart:
     """While this lasts, a process that is started is the first of a PID namespace. Since Linux 3.13 the calling process
     may have other threads; they are not to start processes meanwhile."""
 
     def __enter__(self) -> None:
-        """Raises OSError."""
+        """Raises :class:`NamespaceError`."""
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             check(_libc.unshare(_CLONE_NEWPID), "unshare")
-        except BaseException:
+        except OSError as error:
             os.close(self._own)
-            raise
+            raise NamespaceError(error.errno, error.strerror) from None
 
     def __exit__(self, *_: object) -> None:
         try:

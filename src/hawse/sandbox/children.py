@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.linux.processes import die_with_parent, give_up_privileges
+from hawse.linux.processes import ChildrenApart, NamespaceError, die_with_parent, give_up_privileges
 from hawse.sandbox.evidence import BoundedLog
 
 if TYPE_CHECKING:
@@ -38,40 +39,51 @@ class Program:
         descriptors: Sequence[int] = (),
         lock_memory: bool = False,
         jail: Jail | None = None,
+        whole: bool = False,
     ) -> None:
         """Raises :class:`HostError` when it cannot be confined or executed.
 
         ``lock_memory`` lifts RLIMIT_MEMLOCK as far as this process may: VFIO counts the guest memory that it maps.
+        ``whole``: it is the first process of a PID namespace, and is killed at once at its end, so that the processes
+        which it has started end with it, whatever they do (pid_namespaces(7)).
         """
+        self._soft = not whole
         trouble, tell = os.pipe()
 
         def prepare() -> None:
-            # A core dump of QEMU or virtiofsd contains the guest's memory.
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            _lift_data()
-            if lock_memory:
-                _lift_memlock()
             try:
+                # A core dump of QEMU or virtiofsd contains the guest's memory.
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                _lift_data()
+                if lock_memory:
+                    _lift_memlock()
                 if jail is None:
                     give_up_privileges()
                     die_with_parent()
                 else:
                     jail.enter()
-            except OSError as error:
-                os.write(tell, str(error.strerror).encode())
+            except Exception as error:
+                os.write(tell, str(getattr(error, "strerror", None) or error).encode())
                 raise
 
         self.name = name
         self.log = log
         null = subprocess.DEVNULL
+        apart = ChildrenApart() if jail is not None or whole else nullcontext()
         try:
-            with nullcontext() if jail is None else jail.apart():
+            with apart:
                 self.process = subprocess.Popen(
                     argv, stdin=null, stdout=null, stderr=subprocess.PIPE, pass_fds=descriptors, preexec_fn=prepare,
                     start_new_session=True, env={},
                 )  # fmt: skip
+        except NamespaceError as error:
+            raise HostError(
+                f"cannot start {name} in a PID namespace: {error.strerror}",
+                hint="hawse needs CAP_SYS_ADMIN, and a service that may call unshare(2)",
+            ) from None
         except subprocess.SubprocessError:
-            os.set_blocking(trouble, False)
+            os.close(tell)
+            tell = -1
             reason = os.read(trouble, 4096).decode(errors="replace")
             raise HostError(f"cannot confine {name}: {reason}", hint=_CONFINE) from None
         except OSError as error:
@@ -80,16 +92,21 @@ class Program:
             ) from None
         finally:
             os.close(trouble)
-            os.close(tell)
+            if tell >= 0:
+                os.close(tell)
 
     def end(self) -> None:
-        """Terminate it and wait for its end; kill it when that takes too long."""
-        with self.process as process:
-            process.terminate()
-            try:
-                process.wait(_SOFT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        """End it: by SIGTERM first unless it is ``whole``, then by SIGKILL. The wait for its end is bounded.
+
+        A process that this one may not signal (kill(2), EPERM) or that the kernel keeps is left behind.
+        """
+        for number in (signal.SIGTERM, signal.SIGKILL) if self._soft else (signal.SIGKILL,):
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self.process.send_signal(number)
+                self.process.wait(_SOFT_SECONDS)
+                break
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 def limit_own_memory() -> None:

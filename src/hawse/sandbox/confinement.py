@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 
-from hawse.jail import process, users
+from hawse.errors import HostError
+from hawse.jail import process, tree, users
 from hawse.jail.root import INITRD, KERNEL, Root
-from hawse.linux.processes import ChildrenApart
 from hawse.sandbox.plan import JailPlan, PlugStep
 from hawse.vm.arguments import VmShape
 
@@ -26,9 +26,20 @@ class Jail:
         with ExitStack() as undo:
             self._held = users.take(plan.first_user, plan.last_user, name=name)
             undo.callback(self._held.close)
+            undo.callback(os.close, self._hold(plan.tree))
             self.nodes = Root(directory, tree=plan.tree, kernel=kernel, initrd=initrd, user=self.user)
             self._monitor = os.pidfd_open(os.getpid())
             undo.pop_all()
+
+    @staticmethod
+    def _hold(directory: str) -> int:
+        try:
+            return tree.hold(directory)
+        except OSError as error:
+            raise HostError(
+                f"QEMU's files at {directory} cannot be used: {error.strerror}",
+                hint="start again: another start has made them again, for a QEMU that was changed",
+            ) from None
 
     @property
     def user(self) -> int:
@@ -43,10 +54,6 @@ class Jail:
     def arguments(self) -> list[str]:
         """The options of QEMU's own filter of system calls, if this QEMU has one."""
         return list(_SANDBOX) if self._plan.filters else []
-
-    def apart(self) -> AbstractContextManager[None]:
-        """A context in which a started program is the first process of a PID namespace. Raises OSError."""
-        return ChildrenApart()
 
     def enter(self) -> None:
         """In the child of a fork, before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""

@@ -13,7 +13,7 @@ from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.mirror import Place
 from hawse.sandbox.native import Native, read_answer
 from hawse.sandbox.plan import NodeRequest, PlugStep
-from hawse.vfio import dma
+from hawse.vfio import dma, interrupts
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Events, Qmp
@@ -107,6 +107,8 @@ async def _arrive(
 async def _plug(plug: PlugStep, qmp: Qmp) -> None:
     dma.try_to_raise([plug.dma_entries])
     if plug.host:
+        # Once more: the module whose parameter decides may have been loaded by the binding.
+        interrupts.check(plug.group, [plug.host], accepted=plug.unsafe_interrupts)
         qmp.nodes.admit(plug.host, by_file=plug.by_file)
     for command, arguments in plug.commands:
         try:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hawse.errors import HostError, VmError
-from hawse.sandbox import plan, selinux, sockets
+from hawse.sandbox import leftovers, plan, selinux, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
@@ -142,6 +142,7 @@ def launch(
             log = f"{directory}/qemu.log"
             qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail)
             undo.callback(qemu.end)
+            leftovers.note(directory, qemu.process.pid)
         for end in theirs.values():
             end.close()
         virtiofsd = None
@@ -149,8 +150,11 @@ def launch(
             with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
                 fd, shared = str(share[0].fileno()), f"{directory}/share"
                 argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
-                virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)])
+                virtiofsd = Program(
+                    "virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)], whole=True
+                )
                 undo.callback(virtiofsd.end)
+                leftovers.note(directory, virtiofsd.process.pid)
             for end in share:
                 end.close()
         copy = None

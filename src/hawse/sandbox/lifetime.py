@@ -31,6 +31,9 @@ from hawse.sandbox.templates import obtain
 if TYPE_CHECKING:
     from hawse.sandbox.monitor import Report
 
+#: The guest has 5 s to let go of its devices; QEMU answers at once unless something is wrong with it.
+_RELEASE_SECONDS = 6.0
+
 
 @dataclass(frozen=True)
 class Making:
@@ -106,8 +109,10 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
             if machine.failure.done():
                 sandbox.lose(_explained(machine))
             else:
-                with steps.span(DEVICES, "released"):
-                    await devices.release(sandbox.claims.plugs, machine.qmp)
+                with steps.span(DEVICES, "released"), suppress(TimeoutError):
+                    # A QEMU that does not answer is killed next, which releases its devices as well.
+                    async with asyncio.timeout(_RELEASE_SECONDS):
+                        await devices.release(sandbox.claims.plugs, machine.qmp)
             steps.save()
     except HawseError as error:
         if made.timeline:

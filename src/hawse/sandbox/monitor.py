@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import suppress
 
-from hawse.errors import HawseError
+from hawse.errors import HawseError, HostError
 from hawse.linux.processes import open_process
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
@@ -93,7 +93,7 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
     network = Network(made.network, store.path)
     try:
         dma.try_to_raise(plug.dma_entries for plug in made.plugs if plug.cold)
-        jail = _jail(made, store, steps)
+        jail = _jail(made, store, steps, notes)
         launched = begin(made.machine, store.path, steps, notes, jail)
         with launched.undo:
             network.look()
@@ -104,13 +104,22 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
         network.close()
 
 
-def _jail(made: plan.SandboxPlan, store: Store, steps: Steps) -> Jail | None:
-    """QEMU's, with the devices that are there from its start."""
+def _jail(made: plan.SandboxPlan, store: Store, steps: Steps, notes: Notes) -> Jail | None:
+    """QEMU's jail, with the devices that it starts with. None, with a warning, if one is neither possible nor required.
+
+    Raises :class:`HostError` if it is required, and :class:`DeviceError`.
+    """
     wanted, machine = made.machine.jail, made.machine
     if wanted is None:
         return None
     with steps.span(QEMU, "jail made"):
-        jail = Jail(wanted, f"{store.path}/jail", name=store.name, kernel=machine.kernel, initrd=machine.initrd)
+        try:
+            jail = Jail(wanted, f"{store.path}/jail", name=store.name, kernel=machine.kernel, initrd=machine.initrd)
+        except HostError as error:
+            if wanted.required:
+                raise
+            notes.append(("warning", f"QEMU is not confined: {error.sentence()}"))
+            return None
         jail.admit_cold(made.plugs)
     return jail
 

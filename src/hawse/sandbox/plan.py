@@ -49,7 +49,8 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
     made by options of the same names as the commands'. ``shared``: it is there for another container. ``bars`` are
     those that it has on the host, (number, bytes) each. ``dma_entries``: the DMA mappings that its VFIO container may
-    need on the host (:mod:`hawse.vfio.dma`), 0 for an emulated function.
+    need on the host (:mod:`hawse.vfio.dma`), 0 for an emulated function. ``unsafe_interrupts``: an administrator
+    accepts a device whose interrupts are not remapped.
     """
 
     group: int
@@ -62,6 +63,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     guest_address: str
     cold: bool = False
     shared: bool = False
+    unsafe_interrupts: bool = False
     bars: list[tuple[int, int]] = []
     dma_entries: int = 0
 
@@ -95,12 +97,13 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
-    have one of, and whether it can filter its system calls itself."""
+    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started."""
 
     tree: str
     first_user: int
     last_user: int
     filters: bool
+    required: bool = False
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):

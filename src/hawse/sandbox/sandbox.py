@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 #: By which the proxy of the first container's first process announces itself.
 INIT_KEY = "init"
 _LEAST_CALL_SECONDS = 60.0
-#: How long the guest may take to end a container with SIGKILL. The machine's own end then takes 3 s at most.
-_KILL_SECONDS = 7.0
+#: How long the guest may take to end a container with SIGKILL. The end of the virtual machine then takes 3 s at most.
+_KILL_SECONDS = 6.0
 
 Notes = list[tuple[str, str]]
 

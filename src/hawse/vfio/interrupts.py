@@ -11,9 +11,9 @@ Those of x86 remap the interrupts of all devices behind an IOMMU, or of none.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from hawse.errors import DeviceError
-from hawse.vfio.groups import HostGroup
 
 #: The modules with a parameter of that name. QEMU uses the first for a group's node, the second for device files.
 MODULES = ("vfio_iommu_type1", "iommufd")
@@ -59,8 +59,8 @@ def parameter(module: str, *, root: str = "") -> str:
     return f"{root}/sys/module/{module}/parameters/allow_unsafe_interrupts"
 
 
-def check(group: HostGroup, *, accepted: bool, root: str = "") -> None:
-    """Raise :class:`DeviceError` where VFIO would pass the group although its interrupts are not remapped.
+def check(group: int, addresses: Sequence[str], *, accepted: bool, root: str = "") -> None:
+    """Raise :class:`DeviceError` where VFIO would pass a group's functions although interrupts are not remapped.
 
     Where sysfs does not show whether they are, they are taken for not remapped. ``accepted``: an administrator accepts
     that.
@@ -71,7 +71,6 @@ def check(group: HostGroup, *, accepted: bool, root: str = "") -> None:
     state = remapped(root=root)
     if state:
         return
-    addresses = ", ".join(function.address for function in group.functions)
     clear = f"`echo N > {parameter(module)}`"
     if state is None:
         why = "sysfs does not show whether this host remaps interrupts"
@@ -85,7 +84,7 @@ def check(group: HostGroup, *, accepted: bool, root: str = "") -> None:
         )
         remedy += "from the kernel's command line"
     raise DeviceError(
-        f"group {group.number} ({addresses}) cannot be passed: {why}, and allow_unsafe_interrupts of the module "
+        f"group {group} ({', '.join(addresses)}) cannot be passed: {why}, and allow_unsafe_interrupts of the module "
         f"{module} turns off VFIO's check: the device could raise any interrupt on this host",
         hint=f"{remedy}; or, where all containers are trusted, set devices.unsafe_interrupts = true",
     )

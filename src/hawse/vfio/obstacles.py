@@ -35,7 +35,8 @@ def check(group: HostGroup, *, accepted: Accepted = NOTHING, root: str = "") -> 
             hint="look for a setting of the firmware for shared memory (RMRR) or for DMA protection before boot",
         )
     groups.check_bridges(group)
-    interrupts.check(group, accepted=accepted.unsafe_interrupts, root=root)
+    functions = [function.address for function in group.functions]
+    interrupts.check(group.number, functions, accepted=accepted.unsafe_interrupts, root=root)
     resets.check(group, accepted=accepted.unresettable, root=root)
 
 

@@ -20,6 +20,7 @@ from hawse.vm.capabilities import Capabilities
 _SECONDS = 30
 #: What is read of what QEMU says, in bytes.
 _MOST = 64 * 1024
+_REFUSED = "a guest does not run with KVM here (often nested virtualization)"
 #: The kernel's banner (init/version.c), printed by code that runs after decompression.
 _PROOF = b"Linux version"
 
@@ -47,7 +48,7 @@ def choose(
     ``seconds``: how long a guest kernel may take until its first output.
     """
     if requested == "tcg":
-        return Accel("tcg", "configured")
+        return Accel("tcg", 'vm.accel = "tcg"')
     found = _probe_once(qemu, kernel, directory, device, seconds)
     if requested == "kvm" and found.name != "kvm":
         raise HostError(
@@ -108,7 +109,10 @@ def _probe(qemu: str, kernel: str, seconds: float) -> Accel:
         return Accel("tcg", f"{qemu}: {error.strerror}")
     if spoke:
         return Accel("kvm", "a guest kernel ran")
-    return Accel("tcg", words[-1] if words else f"the guest kernel said nothing within {seconds:g} s")
+    if words:
+        # QEMU's own words may be an assertion of its source, which explains nothing to a user.
+        return Accel("tcg", f"{_REFUSED}: {words[-1]}")
+    return Accel("tcg", f"the guest kernel said nothing within {seconds:g} s")
 
 
 def _speaks(fd: int, seconds: float) -> bool:

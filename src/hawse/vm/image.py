@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import hawse
@@ -28,7 +29,10 @@ _BUILD = "build it with `hawse image build`"
 
 @dataclass(frozen=True)
 class Image:
-    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's, ``drivers`` a directory of modules."""
+    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's, ``drivers`` a directory of modules.
+
+    ``fresh``: it was built just now.
+    """
 
     digest: str
     kernel: str
@@ -37,6 +41,7 @@ class Image:
     size: int
     build_seconds: float
     drivers: str
+    fresh: bool = field(default=False, compare=False)
 
 
 def recipe_directory() -> str:
@@ -71,9 +76,9 @@ def sources_digest(kernel: str, modules: str) -> str:
     return digest.hexdigest()
 
 
-def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
+def locate(*, cache: str, kernel: str = "", modules: str = "", hash_files: bool = False) -> Image:
     """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
-    where another user may write to it: whoever does runs in every guest."""
+    where another user may write to it: whoever does runs in every guest. ``hash_files`` as of :func:`read`."""
     pointer = current_path(cache, kernel, modules)
     _check_directory(cache, "images")
     try:
@@ -82,7 +87,7 @@ def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
     except FileNotFoundError:
         raise ImageError(f"there is no guest image in {cache}", hint=_BUILD) from None
     _check_directory(cache, "images", digest)
-    image = read(f"{cache}/images/{digest}")
+    image = read(f"{cache}/images/{digest}", hash_files=hash_files)
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules):
         raise ImageError(
             f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe",
@@ -91,12 +96,15 @@ def locate(*, cache: str, kernel: str = "", modules: str = "") -> Image:
     return image
 
 
-def read(directory: str) -> Image:
-    """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one."""
+def read(directory: str, *, hash_files: bool = False) -> Image:
+    """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one.
+
+    ``hash_files`` reads the files also where they were found right before and their size and times are the same.
+    """
     manifest = _manifest(directory)
     trusted.check_file(f"{directory}/manifest.json")
     for name in FILES:
-        _check(directory, name, manifest["files"][name])
+        _check(directory, name, manifest["files"][name], hash_files=hash_files)
     return Image(
         digest=manifest["digest"],
         kernel=f"{directory}/vmlinux",
@@ -153,7 +161,7 @@ def _manifest(directory: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check(directory: str, name: str, expected: dict[str, Any]) -> None:
+def _check(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
     path = f"{directory}/{name}"
     try:
         trusted.check_file(path)
@@ -166,7 +174,9 @@ def _check(directory: str, name: str, expected: dict[str, Any]) -> None:
         )
     # Reading sixty megabytes at every start would cost more than it protects from: once for each state of the file.
     key = [*answers.file_key(path), status.st_ino, expected["sha256"]]
-    if answers.read(f"{path}.checked", key) is None:
+    if hash_files or answers.read(f"{path}.checked", key) is None:
         if file_digest(path) != expected["sha256"]:
+            with suppress(OSError):
+                os.unlink(f"{path}.checked")  # no start relies on it any more
             raise ImageError(f"the guest image is damaged: {path} was altered", hint=_BUILD)
         answers.write(f"{path}.checked", key, True)

@@ -11,6 +11,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hawse.errors import ImageError
@@ -76,7 +77,7 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                 }
                 _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
                 os.rename(f"{work}/out", final)
-            image = read(final)
+            image = replace(read(final), fresh=True)
         _write(current_path(cache, kernel, modules), digest)
     return image
 

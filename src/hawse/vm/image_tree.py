@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from hawse.errors import ImageError
 from hawse.linux import mounts
-from hawse.linux.capabilities import drop_bounding
+from hawse.linux.capabilities import keep_only
 from hawse.linux.processes import ChildrenApart, give_up_privileges, leave_namespaces
 
 _LOADER = "/lib64/ld-linux-x86-64.so.2"
@@ -195,7 +195,7 @@ def _confine(tree: str) -> None:
     mounts.set_attributes(root, mounts.ATTR_NOSUID | mounts.ATTR_NODEV, recursive=False)
     mounts.attach_at(root, _PLACE)
     mounts.change_root(_PLACE)
-    drop_bounding()
+    keep_only(())
     give_up_privileges()
 
 

@@ -79,10 +79,17 @@ def find(cache: str, digest: str, *, read: bool = True) -> Template | None:
 
 
 def list_all(cache: str) -> list[tuple[str, Template | HostError]]:
-    """Every template by its digest, or why it is none; their content is not read."""
+    """Every template by its digest, or why it is none; their content is not read.
+
+    Raises :class:`HostError` where the directory of templates cannot be read, as by another user than root.
+    """
     found: list[tuple[str, Template | HostError]] = []
     directory = f"{cache}/templates"
-    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+    try:
+        names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    except OSError as error:
+        raise HostError(f"{directory} cannot be read: {error.strerror}", hint="run as root") from None
+    for name in names:
         if name.startswith("."):
             continue
         try:

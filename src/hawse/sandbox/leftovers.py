@@ -1,0 +1,50 @@
+"""Programs that may outlive their monitor, on record in the sandbox's directory. Standard library only.
+
+QEMU and virtiofsd ask the kernel to be killed when the monitor ends, however it ends. The kernel forgets that request
+when SELinux changes a program's label at its execution (Linux security/selinux/hooks.c,
+selinux_bprm_committing_creds()), and a program without a jail can withdraw it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+
+from hawse.sandbox.state import start_time
+
+_RECORD = "programs"
+_SECONDS = 5.0
+
+
+def note(directory: str, pid: int) -> None:
+    """Put a child on record that was just started."""
+    with open(f"{directory}/{_RECORD}", "a") as file:
+        file.write(f"{pid} {start_time(pid)}\n")
+
+
+def end(directory: str) -> list[str]:
+    """Kill the programs on record that still run, and wait for their end. Returns warnings."""
+    warnings = []
+    for pid, start in _read(directory):
+        with suppress(OSError):
+            process = os.pidfd_open(pid)
+            try:
+                # Opened first: another process that has the pid by now was started at another time.
+                if start_time(pid) != start:
+                    continue
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                if not select.select([process], [], [], _SECONDS)[0]:
+                    warnings.append(f"the process {pid} of the sandbox does not end")
+            finally:
+                os.close(process)
+    return warnings
+
+
+def _read(directory: str) -> list[tuple[int, int]]:
+    try:
+        with open(f"{directory}/{_RECORD}") as file:
+            return [(int(pid), int(start)) for pid, start in (line.split() for line in file)]
+    except (OSError, ValueError):
+        return []
