@@ -8,6 +8,8 @@
  * Needs no privilege beyond the two nodes.
  * With QEMU's "edu" device it also moves data: random bytes to the device and back, a message-signalled interrupt, and
  * a transfer to an address that is not mapped. The registers are those of QEMU's docs/specs/edu.rst.
+ * With PROBE_MIB in the environment so many MiB of 4 KiB pages are mapped before the transfers, from 4 GiB on, or, with
+ * PROBE_IDENTITY, at the IOVA that is the memory's own virtual address, as SPDK does without root.
  * Exit code 0 when every step did what it should.
  */
 #include <dirent.h>
@@ -286,6 +288,22 @@ static int take_interrupt(int device, volatile uint8_t *bar)
 	return arrived;
 }
 
+static void map_more(int container)
+{
+	const char *mib = getenv("PROBE_MIB");
+
+	if (!mib)
+		return;
+	size_t size = strtoul(mib, NULL, 10) << 20;
+	uint8_t *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	need(memory != MAP_FAILED, "mmap of more memory");
+	madvise(memory, size, MADV_NOHUGEPAGE);
+	memset(memory, 1, size);
+	map(container, memory, getenv("PROBE_IDENTITY") ? (uintptr_t)memory : 0x100000000UL, size);
+	say("more_mapped", 1);
+}
+
 static void drive_edu(int container, int device, volatile uint8_t *bar)
 {
 	uint8_t *memory = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -295,6 +313,7 @@ static void drive_edu(int container, int device, volatile uint8_t *bar)
 	*(volatile uint32_t *)(bar + 4) = 0x12345678;
 	say("alive", *(volatile uint32_t *)(bar + 4) == ~0x12345678u);
 
+	map_more(container);
 	map(container, memory, IOVA, 2 * PAGE);
 	need(getrandom(memory, COUNT, 0) == (ssize_t)COUNT, "getrandom");
 	memcpy(sent, memory, COUNT);

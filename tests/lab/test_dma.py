@@ -1,0 +1,82 @@
+"""DMA to all memory that a program maps: many pages, at any address, and never lost without an error.
+
+Only a real group has the host's limit of mappings; QEMU's emulated devices have none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.host import Lab
+from tests.lab.steps import EDU, MACHINE, configure, group_of, hawse, make_shell_bundle, read_json
+from tests.support.runtime import Result
+from tests.support.soak import rounds
+
+pytestmark = pytest.mark.lab
+
+LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+DEFAULT = 65535
+#: More than the default limit has pages for; in the long run, all of a large mapping.
+MIB = rounds(300, soak=1024)
+SETTINGS = f"[vm]\n{MACHINE}memory_mib = 2048\n[devices]\nkeep_addresses = false\n"
+
+
+@pytest.fixture(scope="module")
+def container(lab: Lab, probe: str) -> Iterator[str]:
+    """A container with the edu, on a host whose limit is the kernel's default; its name."""
+    bundle = make_shell_bundle(lab, "dma", EDU, probe=probe, annotations={})
+    configure(lab, SETTINGS)
+    assert lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"]).code == 0
+    started = hawse(lab, "run", "--detach", "--bundle", bundle, "dma")
+    assert started.code == 0, started
+    yield "dma"
+    assert hawse(lab, "delete", "--force", "dma").code == 0
+    configure(lab)
+
+
+def probe_with(lab: Lab, name: str, *environment: str) -> Result:
+    words = [word for variable in environment for word in ("--env", variable)]
+    return hawse(lab, "exec", *words, name, "/bin/sh", "-c", f"probe /dev/vfio/{group_of(lab, EDU)}", timeout=600)
+
+
+def test_limit_of_mappings_is_raised_before_qemu_opens_the_group(lab: Lab, container: str) -> None:
+    assert container
+    assert int(lab.run(["cat", LIMIT]).output) >= 2048 * 256
+
+
+def test_transfers_arrive_when_many_pages_are_mapped(lab: Lab, container: str) -> None:
+    probed = probe_with(lab, container, f"PROBE_MIB={MIB}")
+    found = read_json(probed.output)
+    assert (found["more_mapped"], found["dma_matched"], found["passed"]) == (True, True, True), probed
+
+
+def test_memory_can_be_mapped_at_its_own_address(lab: Lab, container: str) -> None:
+    """Programs without root, SPDK among them, use virtual addresses as IOVAs: 47 bits."""
+    probed = probe_with(lab, container, "PROBE_MIB=4", "PROBE_IDENTITY=1")
+    found = read_json(probed.output)
+    assert (found["more_mapped"], found["dma_matched"], found["passed"]) == (True, True, True), probed
+
+
+def test_mapping_that_the_host_refuses_ends_the_vm_with_the_reason(lab: Lab, probe: str) -> None:
+    """The limit is lowered after hawse has raised it and before a group is opened: QEMU then gets ENOSPC."""
+    bundle = make_shell_bundle(lab, "lost", probe=probe, annotations={})
+    configure(lab, SETTINGS)
+    started = hawse(lab, "run", "--detach", "--bundle", bundle, "lost")
+    assert started.code == 0, started
+    # A read-only parameter, as in a container of an engine: the plan warns, and nothing can be raised.
+    assert lab.run(["sh", "-c", f"echo 1000 >{LIMIT} && mount --bind -o ro {LIMIT} {LIMIT}"]).code == 0
+    try:
+        attached = hawse(lab, "attach", "lost", EDU)
+        assert attached.code == 0, attached
+        assert "will lose DMA: dma_entry_limit of the module vfio_iommu_type1 cannot be raised" in attached.errors
+        probe_with(lab, "lost", "PROBE_MIB=64")
+        state = hawse(lab, "state", "lost")
+        assert re.search("the host could not map the guest's memory for a device.*too many mappings", state.output)
+    finally:
+        lab.run(["umount", LIMIT])
+        lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"])
+        assert hawse(lab, "delete", "--force", "lost").code == 0
+        configure(lab)
