@@ -158,6 +158,17 @@ def test_a_guest_that_closes_its_link_fails_what_waits_for_it() -> None:
     run(story)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken pipe")])
+def test_link_that_closes_while_the_host_writes_is_reported_as_closed(error: OSError) -> None:
+    """asyncio raises the writer's error, ECONNRESET or EPIPE, from the reader as well."""
+
+    async def story(ends: Ends) -> None:
+        ends.link._reader.set_exception(error)
+        assert (await ends.reason()).message == "the guest closed the link"
+
+    run(story)
+
+
 def test_a_bug_of_the_monitor_ends_the_sandbox() -> None:
     async def story(ends: Ends) -> None:
         def fail(_query: dict[str, Any]) -> None:

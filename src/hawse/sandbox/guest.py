@@ -115,8 +115,8 @@ class GuestLink:
                 await self._writer.drain()
         except LinkError as error:
             reason = LinkError(f"the agent in the guest speaks nonsense: {error.message}")
-        except ConnectionResetError:
-            pass  # it closed the link while something waited for it to read
+        except ConnectionError:
+            pass  # ECONNRESET or EPIPE: the guest closed the link while the host was writing to it
         except OSError as error:
             reason = VmError(f"the link to the guest broke: {error.strerror}")
         except Exception as error:  # a bug must end the sandbox, not leave it deaf
