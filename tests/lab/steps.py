@@ -15,7 +15,7 @@ from tests.support.settings import confined, with_annotations
 
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
 PHYSICAL, VIRTUAL = "0000:04:00.0", ["0000:04:10.0", "0000:04:10.2"]
-NVME, LARGE = "0000:05:00.0", "0000:06:00.0"
+NVME, LARGE, ANOTHER_EDU = "0000:05:00.0", "0000:06:00.0", "0000:07:00.0"
 #: A group of two behind a conventional bridge, 0000:13:00.0.
 CONVENTIONAL = ["0000:14:01.0", "0000:14:02.0"]
 _CONFIG = "/tmp/config.toml"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import EDU, MACHINE, configure, group_of, hawse, make_shell_bundle, read_json
+from tests.lab.steps import ANOTHER_EDU, EDU, MACHINE, configure, group_of, hawse, make_shell_bundle, read_json
 from tests.support.runtime import Result
 from tests.support.soak import rounds
 
@@ -42,9 +42,13 @@ def probe_with(lab: Lab, name: str, *environment: str) -> Result:
     return hawse(lab, "exec", *words, name, "/bin/sh", "-c", f"probe /dev/vfio/{group_of(lab, EDU)}", timeout=600)
 
 
-def test_limit_of_mappings_is_raised_before_qemu_opens_the_group(lab: Lab, container: str) -> None:
-    assert container
+def test_limit_of_mappings_is_raised_before_qemu_opens_a_group(lab: Lab, container: str) -> None:
+    """Also by a monitor that has given up most capabilities."""
     assert int(lab.run(["cat", LIMIT]).output) >= 2048 * 256
+    assert lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"]).code == 0
+    assert hawse(lab, "attach", container, ANOTHER_EDU).code == 0
+    assert int(lab.run(["cat", LIMIT]).output) >= 2048 * 256
+    assert hawse(lab, "detach", container, ANOTHER_EDU).code == 0
 
 
 def test_transfers_arrive_when_many_pages_are_mapped(lab: Lab, container: str) -> None:
@@ -61,20 +65,23 @@ def test_memory_can_be_mapped_at_its_own_address(lab: Lab, container: str) -> No
 
 
 def test_mapping_that_the_host_refuses_ends_the_vm_with_the_reason(lab: Lab, probe: str) -> None:
-    """The limit is lowered after hawse has raised it and before a group is opened: QEMU then gets ENOSPC."""
+    """The limit is low and cannot be raised, as for an engine in a container: QEMU then gets ENOSPC."""
     bundle = make_shell_bundle(lab, "lost", probe=probe, annotations={})
     configure(lab, SETTINGS)
-    started = hawse(lab, "run", "--detach", "--bundle", bundle, "lost")
-    assert started.code == 0, started
-    # A read-only parameter, as in a container of an engine: the plan warns, and nothing can be raised.
     assert lab.run(["sh", "-c", f"echo 1000 >{LIMIT} && mount --bind -o ro {LIMIT} {LIMIT}"]).code == 0
     try:
-        attached = hawse(lab, "attach", "lost", EDU)
+        started = hawse(lab, "--log", "/tmp/lost.log", "run", "--detach", "--bundle", bundle, "lost")
+        assert started.code == 0, started
+        attached = hawse(lab, "attach", "lost", ANOTHER_EDU)
         assert attached.code == 0, attached
         assert "will lose DMA: dma_entry_limit of the module vfio_iommu_type1 cannot be raised" in attached.errors
-        probe_with(lab, "lost", "PROBE_MIB=64")
-        state = hawse(lab, "state", "lost")
-        assert re.search("the host could not map the guest's memory for a device.*too many mappings", state.output)
+        command = f"PROBE_MIB=64 probe /dev/vfio/{group_of(lab, ANOTHER_EDU)}"
+        hawse(lab, "exec", "lost", "/bin/sh", "-c", command, timeout=600)
+        reason = "the host could not map the guest's memory for a device.*too many mappings"
+        assert re.search(reason, read_json(hawse(lab, "state", "lost").output)["failure"])
+        log = lab.run(["cat", "/tmp/lost.log"]).output
+        assert re.search("level=warning .*QEMU: vfio_.*dma_map.* = -28", log)
+        assert re.search(f"level=error .*{reason}", log)
     finally:
         lab.run(["umount", LIMIT])
         lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"])

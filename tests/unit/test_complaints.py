@@ -12,7 +12,7 @@ def read(*pieces: bytes) -> tuple[list[str], list[VmError], str]:
     """The warnings, the errors and the reason of an abort after these pieces."""
     warnings: list[str] = []
     errors: list[VmError] = []
-    complaints = Complaints(warnings.append, errors.append)
+    complaints = Complaints(warnings.append, errors.append, address_bits=39)
     for piece in pieces:
         complaints.feed(piece)
     return warnings, errors, complaints.reason
@@ -51,6 +51,10 @@ def test_line_without_an_end_is_bounded() -> None:
         ("vfio_dma_map(0x55, 0xffff0000, 0x1000, 0x7f) = -28 (No space left on device)", "too many mappings"),
         ("vfio_container_dma_map(0x55, 0x1, 0x1000, 0x7f) = -28 (No space left on device)", "dma_entry_limit"),
         ("vfio_container_dma_map(0x55, 0x1, 0x1000, 0x7f) = -12 (Cannot allocate memory)", "LimitMEMLOCK"),
+        (
+            "vfio_dma_map(0x55, 0x7fffff000, 0x1000, 0x7f) = -22 (Invalid argument)",
+            "not translate the IOVA 0x7fffff000",
+        ),
     ],
 )
 def test_mapping_that_the_host_refuses_ends_the_vm(line: str, words: str) -> None:
@@ -64,7 +68,8 @@ def test_mapping_that_the_host_refuses_ends_the_vm(line: str, words: str) -> Non
 @pytest.mark.parametrize(
     "line",
     [
-        "vfio_dma_map(0x55, 0xfe000000, 0x1000, 0x7f) = -22 (Invalid argument)",
+        "vfio_dma_map(0x55, 0x8000000000, 0x1000, 0x7f) = -22 (Invalid argument)",
+        "vfio_dma_map(0x55, 0x11112222333344445, 0x1000, 0x7f) = -22 (Invalid argument)",
         "vfio_dma_map(0x55, 0xfe000000, 0x1000, 0x7f) = -14 (Bad address)",
         "vfio_dma_unmap(0x55, 0x1, 0x1000) = -12 (Cannot allocate memory)",
     ],

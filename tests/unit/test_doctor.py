@@ -80,6 +80,21 @@ def without_an_iommu(host: FakeSysfs) -> None:
     host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
 
 
+def mappings(limit: int) -> Prepare:
+    """A host whose kernel keeps so many DMA mappings for each device."""
+    return lambda host: host.write("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", f"{limit}\n")
+
+
+def iommu_of(capabilities: str) -> Prepare:
+    """A host with groups behind an Intel IOMMU that has these capabilities."""
+
+    def prepare(host: FakeSysfs) -> None:
+        groups("vfio-pci")(host)
+        host.write("sys/class/iommu/dmar0/intel-iommu/cap", f"{capabilities}\n")
+
+    return prepare
+
+
 def without_a_reset(host: FakeSysfs) -> None:
     """A group that nothing can reset."""
     host.function("0000:3b:00.0", group=7, resets="none")
@@ -121,6 +136,12 @@ HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (partial(checks.groups, accepted=Accepted(unresettable=True)), without_a_reset, OK, "1 of 1 can be passed now: 7"),
     (checks.hugepages, nothing, OK, "none are needed"),
     (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a machine takes 32"),
+    (partial(checks.dma_mappings, 1024), nothing, OK, "vfio_iommu_type1 is not loaded"),
+    (partial(checks.dma_mappings, 1024), mappings(65535), OK, "65535 pages for each device; hawse raises"),
+    (partial(checks.dma_mappings, 1024), mappings(10**7), OK, "10000000 pages for each device"),
+    (checks.dma_addresses, nothing, OK, "no IOMMU limits them"),
+    (checks.dma_addresses, iommu_of("8d2078c106f0466"), OK, "48 bits"),
+    (checks.dma_addresses, iommu_of("1c0000c40660462"), WARNING, "an IOVA of 2^39 or above fails"),
     (lambda root: checks.locked_memory(8 << 20, 0, confined=True), nothing, WARNING, "maps more than 8192 KiB"),  # noqa: ARG005
 ]
 

@@ -42,10 +42,11 @@ from hawse.oci.types import Device
 from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.complaints import Complaints
 from hawse.sandbox.plan import Share
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_trees
-from hawse.vfio import memlock, obstacles, resets
+from hawse.vfio import dma, memlock, obstacles, resets, widths
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
@@ -385,6 +386,26 @@ def preserving(count: int, *found: Descriptor) -> Act:
     return lambda _host: preserve(count, look={each.number: each for each in found}.get)
 
 
+def narrow(host: FakeSysfs) -> Any:
+    """An Intel IOMMU with page tables of three levels."""
+    host.write("sys/class/iommu/dmar0/intel-iommu/cap", "1c0000c40660462\n")
+    return widths.warning(root=host.root)
+
+
+def not_mapped(iova: int, number: int) -> Act:
+    """The host refuses to map memory of a guest that runs, and QEMU prints that."""
+
+    def act(_host: FakeSysfs) -> Any:
+        errors: list[VmError] = []
+        line = (
+            f"qemu-system-x86_64: vfio_dma_map(0x55d0, {iova:#x}, 0x1000, 0x7f00) = -{number} ({os.strerror(number)})"
+        )
+        Complaints(lambda _line: None, errors.append).feed(f"{line}\n".encode())
+        raise errors[0]
+
+    return act
+
+
 LABEL = "system_u:system_r:container_kvm_t:s0:c1,c2"
 PIPE = Descriptor(3, "pipe:[7]", stat.S_IFIFO, os.O_RDONLY, inode=(13, 7))
 LISTENER = Descriptor(3, "socket:[7]", stat.S_IFSOCK, os.O_RDWR, stream=True, listening=True)
@@ -499,6 +520,13 @@ SITUATIONS: dict[str, Act] = {
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
+    "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
+        65535, dma.entries(1024), dma.parameter()
+    ),
+    "The host's IOMMU is narrow (a warning)": narrow,
+    "The host's kernel keeps no further mapping for a device": not_mapped(0xFFFF0000, errno.ENOSPC),
+    "QEMU may not lock the memory that a program maps": not_mapped(0xFFFF0000, errno.ENOMEM),
+    "A program maps an IOVA that the host's IOMMU does not translate": not_mapped(0xFEE00000, errno.EINVAL),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "There are more groups than ports": shapes(127),
     "More groups have I/O BARs than there are windows": shapes(11, io=32),

@@ -73,6 +73,8 @@ def look(config: Config, state: str, *, root: str = "") -> list[Finding]:
         host.vfio(root=root),
         host.groups(accepted=accepted, root=root),
         host.locked_memory(*memlock.read(), confined=config.vm.confine != "off"),
+        host.dma_mappings(config.vm.memory_mib, root=root),
+        host.dma_addresses(root=root),
         host.hugepages(page_kib=KIB.get(config.vm.hugepages, 0), memory_mib=config.vm.memory_mib, root=root),
         machine.left_over(state)[0],
         machine.left_bound(state)[0],

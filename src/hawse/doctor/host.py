@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from hawse.vfio import dma, inventory, memlock, sysfs, widths
 from hawse.vfio import interrupts as isolation
-from hawse.vfio import inventory, memlock, sysfs
 from hawse.vfio.obstacles import NOTHING, Accepted
 from hawse.vm import hugepages as pages
 
@@ -97,6 +97,30 @@ def locked_memory(limit: int, capabilities: int, *, confined: bool) -> Finding:
         return Finding("locked memory", OK, "without a limit")
     sentence, _, remedy = warning.partition(" [")
     return Finding("locked memory", WARNING, sentence, remedy.removesuffix("]"))
+
+
+def dma_mappings(memory_mib: int, *, root: str = "") -> Finding:
+    """May programs map each page of a VM of this size for a device?"""
+    name, limit, needed = "DMA mappings", dma.limit(root=root), dma.entries(memory_mib)
+    if limit < 0:
+        return Finding(name, OK, "the module vfio_iommu_type1 is not loaded")
+    if limit >= needed:
+        return Finding(name, OK, f"{limit} pages for each device")
+    if not (warning := dma.warning(needed, root=root)):
+        return Finding(name, OK, f"{limit} pages for each device; hawse raises dma_entry_limit to {needed}")
+    sentence, _, remedy = warning.partition(" [")
+    return Finding(name, WARNING, sentence, remedy.removesuffix("]"))
+
+
+def dma_addresses(*, root: str = "") -> Finding:
+    """Which IOVAs may programs use?"""
+    name = "DMA addresses"
+    if warning := widths.warning(root=root):
+        sentence, _, remedy = warning.partition(" [")
+        return Finding(name, WARNING, sentence, remedy.removesuffix("]"))
+    return Finding(
+        name, OK, f"{widths.address_bits(root=root)} bits" if _count_groups(root) else "no IOMMU limits them"
+    )
 
 
 def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Finding:

@@ -10,18 +10,25 @@ from hawse.errors import VmError, printable
 #: QEMU prefixes its messages with its name and sometimes a time (QEMU util/error-report.c).
 _NAME = re.compile(r"^(?:\S+Z )?\S*qemu-system-\S+: ")
 _HARDWARE = re.compile(r"hardware error: (.*)")
-#: The host refused to map memory of the guest for a device (QEMU hw/vfio/container.c; vfio_dma_map before 9.0).
-_NOT_MAPPED = re.compile(r"vfio_(?:container_)?dma_map\(.*\) = -(\d+)")
-_ENOMEM, _ENOSPC = 12, 28
+#: The host refused to map memory of the guest for a device (QEMU hw/vfio/container.c; vfio_dma_map before 9.0). The
+#: arguments are QEMU's container, the IOVA, the size and QEMU's own address.
+_NOT_MAPPED = re.compile(r"vfio_(?:container_)?dma_map\(\w+, 0x([0-9a-f]{1,16}), .*\) = -(\d+)")
+_ENOMEM, _EINVAL, _ENOSPC = 12, 22, 28
 _LONGEST, MOST = 1000, 100
 
 
 class Complaints:
-    """``log`` receives each line, :data:`MOST` of them at most; ``fail`` an error for which the VM must end."""
+    """``log`` receives each line, :data:`MOST` of them at most; ``fail`` an error for which the VM must end.
 
-    def __init__(self, log: Callable[[str], object], fail: Callable[[VmError], object]) -> None:
+    ``address_bits``: the width of the VM's IOMMU.
+    """
+
+    def __init__(
+        self, log: Callable[[str], object], fail: Callable[[VmError], object], *, address_bits: int = 48
+    ) -> None:
         self._log = log
         self._fail = fail
+        self._address_bits = address_bits
         self._rest = b""
         self._count = 0
         #: Why QEMU aborts: it prints the reason first, and then the registers of every CPU (QEMU cpu.c, hw_error()).
@@ -40,20 +47,35 @@ class Complaints:
             return  # registers
         if found := _HARDWARE.search(line):
             self.reason = f"hardware error: {found[1]}"
-        if (found := _NOT_MAPPED.search(line)) and int(found[1]) in (_ENOMEM, _ENOSPC):
-            self._fail(_lost_dma(int(found[1])))
+        if refused := _NOT_MAPPED.search(line):
+            self._check_mapping(int(refused[1], 16), int(refused[2]))
         self._count += 1
         if self._count <= MOST:
             last = " (further messages are in qemu.log only)" if self._count == MOST else ""
             self._log(f"QEMU: {_NAME.sub('', line)}{last}")
 
+    def _check_mapping(self, iova: int, number: int) -> None:
+        """End the VM if the guest has this mapping, and the DMA through it would be lost.
 
-def _lost_dma(number: int) -> VmError:
+        Other errors are of BARs, which QEMU maps for transfers between devices, beyond the width of the host's IOMMU or
+        of a kind that it cannot map. Hosts without such transfers are common, and QEMU goes on as well.
+        """
+        if number in (_ENOMEM, _ENOSPC) or (number == _EINVAL and iova >> self._address_bits == 0):
+            self._fail(_lost_dma(iova, number))
+
+
+def _lost_dma(iova: int, number: int) -> VmError:
     message = "the host could not map the guest's memory for a device, and DMA of the device would have been lost: "
     if number == _ENOSPC:
         return VmError(
             f"{message}too many mappings",
             hint="raise dma_entry_limit of the module vfio_iommu_type1, or let the program use huge pages",
+        )
+    if number == _EINVAL:
+        return VmError(
+            f"{message}the host's IOMMU does not translate the IOVA {iova:#x}",
+            hint="have the program use other IOVAs; /sys/kernel/iommu_groups/GROUP/reserved_regions on the host has "
+            "those that no device can use",
         )
     return VmError(
         f"{message}too much locked memory", hint="start the engine with LimitMEMLOCK=infinity (RLIMIT_MEMLOCK)"

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -88,11 +89,35 @@ async def _caller_gone(report: Report) -> None:
         await asyncio.get_running_loop().sock_recv(report.connection, 1)
 
 
+class _EngineLog:
+    """The monitor's log, and the engine's log file. Engines remove its directory when they forget the container."""
+
+    def __init__(self, path: str, form: str) -> None:
+        self._path = path
+        self._log = Log(path or None, form=form)
+
+    def warning(self, text: str) -> None:
+        """Add a warning to both."""
+        print(text, file=sys.stderr)
+        self._add(partial(self._log.warning, text))
+
+    def error(self, failure: HawseError) -> None:
+        """Add the error for which the sandbox has ended to both."""
+        print(failure.sentence(), file=sys.stderr)
+        self._add(partial(self._log.error, failure.sentence()))
+
+    def _add(self, entry: Callable[[], None]) -> None:
+        with suppress(OSError):
+            if self._path and os.path.isdir(os.path.dirname(self._path)):
+                entry()
+
+
 async def _live(making: Making, sandbox: Sandbox) -> None:
     """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
     made, steps, notes = making.plan, making.steps, making.notes
     workers = Workers()
-    making.launched.warn = partial(_warn, Log(made.log_file[0] or None, form=made.log_file[1]), made.log_file[0])
+    log = _EngineLog(*made.log_file)
+    making.launched.warn = log.warning
     try:
         async with AsyncExitStack() as undo:
             machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
@@ -107,7 +132,9 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
             machine.failure.add_done_callback(lambda _: sandbox.finished.set())
             await sandbox.finished.wait()
             if machine.failure.done():
-                sandbox.lose(_explained(machine))
+                failure = _explained(machine)
+                log.error(failure)
+                sandbox.lose(failure)
             else:
                 with steps.span(DEVICES, "released"), suppress(TimeoutError):
                     # A QEMU that does not answer is killed next, which releases its devices as well.
@@ -118,14 +145,6 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
         if made.timeline:
             timeline.write(made.timeline, steps.done, name=made.id)
         making.report.send({"error": error.to_wire()})
-
-
-def _warn(log: Log, path: str, text: str) -> None:
-    """Add a warning to the monitor's log, and to the engine's if the engine has not removed it."""
-    print(text, file=sys.stderr)
-    with suppress(OSError):
-        if path and os.path.exists(path):
-            log.warning(text)
 
 
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:

@@ -72,7 +72,7 @@ async def boot(
 
     Raises :class:`VmError` with the tail of the console, or of the stderr of the program that died.
     """
-    made = await _adopt(launched, directory, undo, steps)
+    made = await _adopt(machine, launched, directory, undo, steps)
     try:
         with steps.span(GUEST, "boots"):
             await _settle([made.link.hello], made.failure, machine.boot_seconds)
@@ -92,7 +92,7 @@ async def restore(
     machine: plan.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
 ) -> Machine:
     """Give a machine that waits for its state the template's, and make it one of its own. Raises as :func:`boot`."""
-    made = await _adopt(launched, directory, undo, steps)
+    made = await _adopt(machine, launched, directory, undo, steps)
     try:
         loading = asyncio.create_task(_load(launched, made, steps))
         try:
@@ -174,11 +174,17 @@ async def _wake(made: Machine, steps: Steps, *, seconds: float) -> None:
         waking.cancel()
 
 
-async def _adopt(launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps) -> Machine:
+async def _adopt(
+    machine: plan.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
+) -> Machine:
     """Programs that were started as a machine whose QMP answers."""
     undo.push(launched.undo)
     failure: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
-    complaints = Complaints(launched.warn, lambda error: None if failure.done() else failure.set_result(error))
+    complaints = Complaints(
+        launched.warn,
+        lambda error: None if failure.done() else failure.set_result(error),
+        address_bits=machine.address_bits,
+    )
     _watch(launched.qemu, failure, undo, complaints)
     if launched.virtiofsd is not None:
         _watch(launched.virtiofsd, failure, undo)

@@ -13,7 +13,7 @@ import os
 import re
 from contextlib import suppress
 
-from hawse.errors import NotFoundError, StateError, UsageError
+from hawse.errors import NotFoundError, StateError, UsageError, from_wire
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -154,8 +154,11 @@ _PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "
 
 
 def public(state: State) -> State:
-    """The state in runc's keys and order (list.go, containerState)."""
-    return {key: state[key] for key in _PUBLIC if key in state and (key != "annotations" or state[key])}
+    """The state in runc's keys and order (list.go, containerState), and the error for which the VM has ended."""
+    shown = {key: state[key] for key in _PUBLIC if key in state and (key != "annotations" or state[key])}
+    if failure := state.get("failure"):
+        shown["failure"] = from_wire(failure).sentence()
+    return shown
 
 
 def start_time(pid: int) -> int:

@@ -57,11 +57,14 @@ def try_to_raise(entries_of: Iterable[int], *, root: str = "") -> None:
 
 def warning(wanted: int, *, root: str = "") -> str:
     """A warning about a limit that hawse cannot raise to this number; "" where it is high enough or can be raised."""
-    path = parameter(root=root)
-    if not 0 <= limit(root=root) < wanted or _is_writable(path):
-        return ""
+    path, present = parameter(root=root), limit(root=root)
+    return "" if not 0 <= present < wanted or _is_writable(path) else sentence(present, wanted, path)
+
+
+def sentence(present: int, wanted: int, path: str) -> str:
+    """The warning about a limit that is lower than wanted."""
     return (
-        f"a program that maps more than {limit(root=root)} pages for its device will lose DMA: dma_entry_limit of the "
+        f"a program that maps more than {present} pages for its device will lose DMA: dma_entry_limit of the "
         f"module vfio_iommu_type1 cannot be raised [`echo {wanted} > {path}` on the host]"
     )
 

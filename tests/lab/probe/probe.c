@@ -10,6 +10,8 @@
  * a transfer to an address that is not mapped. The registers are those of QEMU's docs/specs/edu.rst.
  * With PROBE_MIB in the environment so many MiB of 4 KiB pages are mapped before the transfers, from 4 GiB on, or, with
  * PROBE_IDENTITY, at the IOVA that is the memory's own virtual address, as SPDK does without root.
+ * With PROBE_RESET nothing is driven: the device is reset by both calls of VFIO, and by the bus reset an e1000e loses
+ * what was written to one of its registers.
  * Exit code 0 when every step did what it should.
  */
 #include <dirent.h>
@@ -57,6 +59,7 @@ struct ioas_map { uint32_t size, flags, ioas_id, reserved; uint64_t user_va, len
 struct ioas_unmap { uint32_t size, ioas_id; uint64_t iova, length; };
 
 static int failures;
+static int group = -1; /* the open group, -1 for a device that was opened by its file */
 static uint32_t ioas; /* the address space behind /dev/iommu; 0 where there is a VFIO container */
 
 static void fail(const char *step)
@@ -340,6 +343,51 @@ static void drive_edu(int container, int device, volatile uint8_t *bar)
 	unmap(container, IOVA, 2 * PAGE);
 }
 
+/* Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_ioctl_pci_hot_reset(): the call resets the whole bus. It needs the
+ * groups of all functions there, and no descriptor for a device that was opened by its file. */
+static int reset_bus(int device)
+{
+	char space[sizeof(struct vfio_pci_hot_reset) + sizeof(int32_t)];
+	struct vfio_pci_hot_reset *reset = (struct vfio_pci_hot_reset *)space;
+
+	*reset = (struct vfio_pci_hot_reset){.argsz = sizeof(space), .count = group >= 0};
+	memcpy(reset->group_fds, &group, sizeof(group));
+	return ioctl(device, VFIO_DEVICE_PCI_HOT_RESET, reset);
+}
+
+static int affected_functions(int device)
+{
+	char space[sizeof(struct vfio_pci_hot_reset_info) + 64 * sizeof(struct vfio_pci_dependent_device)];
+	struct vfio_pci_hot_reset_info *info = (struct vfio_pci_hot_reset_info *)space;
+
+	*info = (struct vfio_pci_hot_reset_info){.argsz = sizeof(space)};
+	need(!ioctl(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, info), "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO");
+	return info->count;
+}
+
+/* VET of an e1000e, which is 0x8100 after a reset (Intel 82574 datasheet, 10.2.2.8). */
+#define VET 0x38
+#define VET_DEFAULT 0x8100u
+
+static void reset_device(int device, off_t config, volatile uint8_t *bar)
+{
+	uint32_t ids;
+
+	need(pread(device, &ids, 4, config) == 4, "read of the ids");
+	int has_register = ids == 0x10d38086 && bar;
+	printf(",\n  \"affected_functions\": %d", affected_functions(device));
+	if (has_register)
+		*(volatile uint32_t *)(bar + VET) = 0x1234;
+	need(!reset_bus(device), "VFIO_DEVICE_PCI_HOT_RESET");
+	set_bus_master(device, config);
+	int cleared = !has_register || *(volatile uint32_t *)(bar + VET) == VET_DEFAULT;
+	printf(",\n  \"cleared_by_bus_reset\": %s", cleared ? "true" : "false");
+	/* The kernel chooses the method; by power management, QEMU's e1000e keeps its registers. */
+	need(!ioctl(device, VFIO_DEVICE_RESET), "VFIO_DEVICE_RESET");
+	uint32_t after;
+	need(pread(device, &after, 4, config) == 4 && after == ids, "read of the ids after the resets");
+}
+
 /* The device behind its group's node, in a new container: that of the address, "" for the group's first. */
 static int open_by_group(const char *node, const char *address, int *space)
 {
@@ -351,7 +399,7 @@ static int open_by_group(const char *node, const char *address, int *space)
 	need(container >= 0, "open /dev/vfio/vfio");
 	printf(",\n  \"api\": %d", ioctl(container, VFIO_GET_API_VERSION));
 	say("type1", ioctl(container, VFIO_CHECK_EXTENSION, VFIO_TYPE1_IOMMU) == 1);
-	int group = open(node, O_RDWR | O_CLOEXEC);
+	group = open(node, O_RDWR | O_CLOEXEC);
 	need(group >= 0, "open of the group's node");
 	long number = group_number(node);
 	printf(",\n  \"group\": %ld", number);
@@ -442,10 +490,15 @@ int main(int argc, char **argv)
 	region.index = VFIO_PCI_BAR0_REGION_INDEX;
 	need(!ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region), "VFIO_DEVICE_GET_REGION_INFO of BAR 0");
 	set_bus_master(device, config);
+	void *bar = NULL;
 	if (region.flags & VFIO_REGION_INFO_FLAG_MMAP) {
-		void *bar = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
+		bar = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
 		need(bar != MAP_FAILED, "mmap of BAR 0");
 		say("bar0_mapped", 1);
+	}
+	if (getenv("PROBE_RESET")) {
+		reset_device(device, config, bar);
+	} else if (bar) {
 		uint32_t ids;
 		need(pread(device, &ids, 4, config) == 4, "read of the ids");
 		if (ids == 0x11e81234)
