@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.lab.host import Lab
-from tests.lab.steps import RUNTIME, SECONDS, VIRTUAL, configure, group_of
+from tests.lab.steps import MACHINE, PAIR, RUNTIME, SECONDS, VIRTUAL, configure, group_of, hawse
+from tests.support.bundles import UNLIMITED
 from tests.support.caches import dpdk_rootfs
 
 pytestmark = pytest.mark.lab
@@ -31,6 +32,11 @@ first=${{{_NAME}%,*}} second=${{{_NAME}#*,}}
 echo quit | timeout {_SECONDS} dpdk-testpmd --lcores 0@0,1@0 --iova-mode=va -a $first -a $second -- --interactive \
     --total-num-mbufs=2048
 """
+#: Memory of more pages than the host's kernel keeps mappings for by default, from the caller's own addresses.
+_MANY_PAGES = """
+timeout -s INT {seconds} dpdk-testpmd --no-huge -m 512 --iova-mode=va --lcores 0@0,1@0 -a {first} -a {second} -- \
+    --tx-first --total-num-mbufs=2048
+"""
 _NUMBERS = """
 import json, sys
 from hawse.vfio import sysfs
@@ -38,8 +44,8 @@ print(json.dumps([sysfs.group_numbers(int(group)) for group in sys.argv[1:]]))
 """
 
 
-def specification(lab: Lab, rootfs: str) -> dict[str, Any]:
-    """The demo's, with the two virtual functions."""
+def specification(lab: Lab, rootfs: str, addresses: list[str] = VIRTUAL) -> dict[str, Any]:
+    """The demo's, with these functions."""
     loader = importlib.machinery.SourceFileLoader("demo_run", f"{_TOP}/demo/run")
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("demo_run", loader) or pytest.fail())
     loader.exec_module(module)
@@ -47,7 +53,7 @@ def specification(lab: Lab, rootfs: str) -> dict[str, Any]:
     spec["root"] = {"path": rootfs, "readonly": True}
     # The machine clears each before it gives it out, and testpmd takes a few.
     spec["linux"]["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 64 << 20}]
-    groups = [group_of(lab, address) for address in VIRTUAL]
+    groups = list(dict.fromkeys(group_of(lab, address) for address in addresses))
     numbers = json.loads(lab.python(_NUMBERS, *map(str, groups)).output)
     spec["linux"]["devices"] = [
         {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o660, "uid": 1000, "gid": 1000}
@@ -60,8 +66,8 @@ def specification(lab: Lab, rootfs: str) -> dict[str, Any]:
         {"allow": True, "type": "c", "major": device["major"], "minor": device["minor"], "access": "rw"}
         for device in spec["linux"]["devices"]
     ]
-    info = {address: {"vfio": {"dev-mount": "/dev/vfio/1", "mount": "/dev/vfio/vfio"}} for address in VIRTUAL}
-    spec["process"]["env"] += [f"{_NAME}={','.join(VIRTUAL)}", f"{_NAME}_INFO={json.dumps(info)}"]
+    info = {address: {"vfio": {"dev-mount": "/dev/vfio/1", "mount": "/dev/vfio/vfio"}} for address in addresses}
+    spec["process"]["env"] += [f"{_NAME}={','.join(addresses)}", f"{_NAME}_INFO={json.dumps(info)}"]
     spec["process"]["args"] = ["/bin/sh", "-c", f"({_SCRIPT}); sleep 100000"]
     return spec
 
@@ -95,3 +101,24 @@ def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec
             assert "Port 1 is closed" in said, said[-3000:]
     finally:
         lab.run([*RUNTIME, "delete", "--force", "dpdk"], timeout=300)
+
+
+@pytest.mark.soak
+def test_testpmd_forwards_packets_in_memory_of_many_pages(lab: Lab) -> None:
+    """Without huge pages, 512 MiB are 131072 mappings of the host."""
+    spec = specification(lab, dpdk_rootfs(), PAIR)
+    spec["linux"]["resources"]["hugepageLimits"] = []
+    spec["process"] |= {"rlimits": [UNLIMITED], "args": ["/bin/sh", "-c", "sleep 100000"]}
+    configure(lab, f"[vm]\n{MACHINE}memory_mib = 1536\n")
+    write = "import os, sys; os.makedirs('/run/pages'); open('/run/pages/config.json', 'w').write(sys.argv[1])"
+    assert lab.python(write, json.dumps(spec)).code == 0
+    started = hawse(lab, "run", "--detach", "--bundle", "/run/pages", "pages")
+    assert started.code == 0, started
+    try:
+        state = json.loads(hawse(lab, "state", "pages").output)
+        first, second = sorted(entry["guest"]["address"] for entry in state["vfio"])
+        program = _MANY_PAGES.format(seconds=240, first=first, second=second)
+        ran = hawse(lab, "exec", "pages", "/bin/sh", "-c", program, timeout=600)
+        assert sum(map(int, re.findall(r"RX-packets: (\d+)", ran.output))) > 1000, ran.output + ran.errors
+    finally:
+        hawse(lab, "delete", "--force", "pages", timeout=300)
