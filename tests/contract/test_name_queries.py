@@ -44,6 +44,11 @@ class FakeLink:
         self.on_query({"number": number, "server": server, "transport": transport, "message": text})
 
 
+def places(directory: Path) -> dict[str, str]:
+    """Where the container's resolv.conf is."""
+    return {"mount0": f"{directory}/mount0"}
+
+
 def plan(*, destination: str = "/etc/resolv.conf", source: str = "/run/share/mount0", name: str = "mount0") -> Any:
     mounts = [{"destination": "/x", "source": "/run/share/mount1"}, {"destination": destination, "source": source}]
     shares = [Share(name=each, source="/x", is_dir=False, readonly=True) for each in ("mount1", name)]
@@ -66,7 +71,7 @@ def serve(
         try:
             with udp, tcp:
                 link = FakeLink()
-                await Resolver(plan(), network, str(directory)).serve(cast(Any, link))
+                await Resolver(plan(), network, places(directory)).serve(cast(Any, link))
                 assert link.served == [[SERVER]]
                 async with asyncio.timeout(patience(10)):
                     await act(link, udp, tcp)
@@ -195,7 +200,7 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
 
     async def live() -> None:
         network, link = Network(inside.path, str(tmp_path)), FakeLink()
-        resolver = Resolver(plan(), network, str(tmp_path))
+        resolver = Resolver(plan(), network, places(tmp_path))
         for text in ("", "nameserver 10.0.0.1\n", "nameserver 127.0.0.11\n", "nameserver 127.0.0.11\n"):
             (tmp_path / "mount0").write_text(text)
             await resolver.serve(cast(Any, link))
@@ -226,7 +231,7 @@ def test_resolv_conf_is_the_shared_file_that_is_mounted_there(
 
     async def live() -> None:
         link = FakeLink()
-        await Resolver(plan(**changes), Network("", ""), str(tmp_path)).serve(cast(Any, link))
+        await Resolver(plan(**changes), Network("", ""), places(tmp_path)).serve(cast(Any, link))
         assert link.served == ([["127.0.0.10"]] if found else [])
 
     asyncio.run(live())
@@ -236,7 +241,7 @@ def test_long_resolv_conf_is_read_to_its_64th_kilobyte(tmp_path: Path) -> None:
     async def live(before: int) -> list[list[str]]:
         (tmp_path / "mount0").write_text("#" * (before - 1) + "\nnameserver 127.0.0.11\n")
         link = FakeLink()
-        await Resolver(plan(), Network("", ""), str(tmp_path)).serve(cast(Any, link))
+        await Resolver(plan(), Network("", ""), places(tmp_path)).serve(cast(Any, link))
         return link.served
 
     assert asyncio.run(live(65000)) == [["127.0.0.11"]]

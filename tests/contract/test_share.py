@@ -72,12 +72,11 @@ def mount_below(tree: Path) -> None:
 
 def placed(root: ShareRoot, container: str, shares: list[Share]) -> None:
     """Share these, from this mount namespace."""
-    trees = share.open_trees(shares)
+    sources = share.open_sources(shares)
     try:
-        root.place(container, shares, trees)
+        assert root.place(container, shares, sources) == []
     finally:
-        for tree in trees:
-            os.close(tree)
+        share.close(sources)
 
 
 def test_shares_are_bound_with_what_is_mounted_below_them(tmp_path: Path, tree: Path) -> None:
@@ -116,7 +115,7 @@ def test_a_source_that_cannot_be_shared_is_named(tree: Path) -> None:
     gone = Share(name="gone", source="/no/such", is_dir=True, readonly=False)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError) as caught:
-        share.open_trees([made("rw", tree), gone])
+        share.open_sources([made("rw", tree), gone])
     assert caught.value.message == "cannot share /no/such with the guest: No such file or directory"
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
 
@@ -146,7 +145,7 @@ def test_a_view_of_the_hosts_kernel_is_not_shared_wherever_it_is_mounted(tree: P
         linux.mount("none", f"{tree}/below", kind, 0)
         before = os.listdir("/proc/self/fd")
         try:
-            share.open_trees([made("tree", tree), made("view", tree / "below")])
+            share.open_sources([made("tree", tree), made("view", tree / "below")])
         except ConfigError as error:
             assert os.listdir("/proc/self/fd") == before, "a descriptor stays"
             return error.message
@@ -163,7 +162,7 @@ def test_the_hosts_devices_are_not_shared_wherever_they_are_mounted(tree: Path) 
         linux.mount("none", "/dev", "tmpfs", 0, "size=64k")
         linux.mount("/dev", f"{tree}/below", "", linux.BIND)
         try:
-            share.open_trees([made("tree", tree), made("view", tree / "below")])
+            share.open_sources([made("tree", tree), made("view", tree / "below")])
         except ConfigError as error:
             return error.message.rpartition(", ")[2]
         return "shared"
@@ -223,10 +222,10 @@ def test_what_a_container_shares_comes_and_goes(tmp_path: Path, tree: Path) -> N
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
-        trees = share.open_trees(wanted)
-        inherited = [os.get_inheritable(fd) for fd in trees]
+        sources = share.open_sources(wanted)
+        inherited = [os.get_inheritable(source.tree) for source in sources]
         before = os.listdir("/proc/self/fd")
-        root.place("c2", wanted, trees)
+        root.place("c2", wanted, sources)
         assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
         found = {name: sorted({"ro", "rw"} & options) for name, (options, _) in mounts(target).items()}
         root.remove("c2")
@@ -380,3 +379,76 @@ def test_a_planted_link_is_never_followed(tmp_path: Path, tree: Path, kind: str,
     assert left == ["/share"]
     assert sorted(os.listdir(outside)) == ["empty", "fifo"], "something was made there"
     assert sorted(os.listdir(tree)) == ["below", "file"]
+
+
+def common(name: str, source: Path, **changes: bool) -> Share:
+    return made(name, source, common=True, **changes)
+
+
+def paths(root: ShareRoot, container: str) -> dict[str, tuple[str, int]]:
+    return {name: (place.path, place.inode) for name, place in root.places(container).items()}
+
+
+def test_containers_with_the_same_sources_have_the_same_places(tmp_path: Path, tree: Path) -> None:
+    """A directory, one in it and a file in it, and a read-only bind that comes before the writable one."""
+
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [made("rootfs", tree), common("mount1", tree, readonly=True), common("mount2", tree)])
+        placed(root, "c2", [made("rootfs", tree), common("mount7", tree), common("mount8", tree / "below")])
+        placed(root, "c3", [common("mount1", tree / "file"), common("mount2", tmp_path / "other")])
+        found = [paths(root, name) for name in ("c1", "c2", "c3")]
+        mounted = []
+        for name in ("c1", "c2", "c3", "never"):
+            root.remove(name)
+            mounted.append(sorted(mounts(root.directory)))
+        placed(root, "c1", [common("mount1", tree)])
+        return found, mounted, paths(root, "c1"), os.listdir(root.directory)
+
+    (tmp_path / "other").mkdir()
+    found, mounted, again, listed = apart(act)
+    below, file = ((tree / name).stat().st_ino for name in ("below", "file"))
+    assert found == [
+        {"rootfs": ["c1/rootfs", 0], "mount1": ["@/1", 0], "mount2": ["@/1", 0]},
+        {"rootfs": ["c2/rootfs", 0], "mount7": ["@/1", 0], "mount8": ["@/1/below", below]},
+        {"mount1": ["@/1/file", file], "mount2": ["@/2", 0]},
+    ]
+    assert mounted == [
+        ["", "/@/1", "/@/2", "/c2/rootfs"],
+        ["", "/@/1", "/@/2"],
+        [""],
+        [""],
+    ]
+    assert (again, listed) == ({"mount1": ["@/3", 0]}, ["@"]), "no place is used twice"
+
+
+def test_directory_that_was_replaced_has_a_place_of_its_own(tmp_path: Path, tree: Path) -> None:
+    """What is at the path in the share is no longer what the container asks for."""
+
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [common("mount1", tree)])
+        wanted = [common("mount1", tree / "below"), common("mount2", tree / "link")]
+        sources = share.open_sources(wanted)
+        (tree / "below").rename(tree / "gone")
+        (tree / "below").mkdir()
+        root.place("c2", wanted, sources)
+        return paths(root, "c2")
+
+    (tree / "target").mkdir()
+    (tree / "link").symlink_to("target")
+    target = (tree / "target").stat().st_ino
+    assert apart(act) == {"mount1": ["@/2", 0], "mount2": ["@/1/target", target]}
+
+
+def test_directory_that_is_shared_in_two_ways_is_warned_of(tmp_path: Path, tree: Path) -> None:
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [common("mount1", tree / "below", readonly=True)])
+        return root.place(
+            "c2", wanted := [common("m1", tree / "below"), common("m2", tree)], share.open_sources(wanted)
+        )
+
+    first, second = apart(act)
+    assert "below, read-only: file locks, UNIX sockets" in first
+    assert "and only the inner of the two was shared first" in second

@@ -20,13 +20,14 @@ from hawse.link import control
 from hawse.link.frames import CALL, EVENT, Decoder, Frame
 from hawse.linux.processes import Process
 from hawse.sandbox import sockets
+from hawse.sandbox.exports import Place
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.machine import Machine
 from hawse.sandbox.network import Network
 from hawse.sandbox.plan import ContainerPlan, Share
 from hawse.sandbox.sandbox import INIT_KEY, Sandbox
 from hawse.sandbox.service import Service
-from hawse.sandbox.share import ShareRoot
+from hawse.sandbox.share import ShareRoot, Source
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import Steps
 from hawse.vm.ports import Port, place
@@ -118,9 +119,13 @@ class NoShare(ShareRoot):
     def __init__(self) -> None:
         self.removed: list[str] = []
 
-    def place(self, _container: str, shares: Sequence[Share], _trees: Sequence[int]) -> None:
+    def place(self, _container: str, shares: Sequence[Share], _sources: Sequence[Source]) -> list[str]:
         for share in shares:
             raise ConfigError(f"cannot share {share.source} with the guest: not here")
+        return []
+
+    def places(self, _container: str) -> dict[str, Place]:
+        return {}
 
     def remove(self, container: str) -> None:
         self.removed.append(container)
@@ -219,7 +224,7 @@ class Pod:
 
     async def create(self, made: ContainerPlan) -> object:
         """Have the monitor make a container."""
-        return await self.call(made.id, "create", plan=msgspec.to_builtins(made), trees=[], key=KEY)
+        return await self.call(made.id, "create", plan=msgspec.to_builtins(made), sources=[], key=KEY)
 
     def state(self, name: str = "c2") -> dict[str, Any]:
         """What is on disk of a container."""

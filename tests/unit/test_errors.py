@@ -45,7 +45,7 @@ from hawse.sandbox.claims import Claims
 from hawse.sandbox.complaints import Complaints
 from hawse.sandbox.plan import Share
 from hawse.sandbox.room import Room
-from hawse.sandbox.share import open_trees
+from hawse.sandbox.share import open_sources
 from hawse.vfio import dma, memlock, obstacles, resets, widths
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, find_request
@@ -425,7 +425,7 @@ FIELD_SITUATIONS = {
 
 def kernel_view(host: FakeSysfs) -> None:
     os.symlink("/proc", f"{host.root}/data")
-    open_trees([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
+    open_sources([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
 
 
 def open_cache(host: FakeSysfs) -> None:

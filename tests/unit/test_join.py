@@ -38,7 +38,7 @@ def test_monitor_makes_it_and_its_notes_are_told(host: Sandboxes, sandbox: FakeM
     assert done == Done(0, "", "hawse: warning: slow\n")
     assert sandbox.methods == ["room", "create"]
     params = sandbox.calls[1][1]
-    assert (params["container"], params["plan"]["id"], len(params["trees"])) == ("c1", "c1", 1)
+    assert (params["container"], params["plan"]["id"], len(params["sources"])) == ("c1", "c1", 1)
     with Attached(sandbox) as process:
         assert process.params["key"] == f"c1/{params['key']}"
         process.exit(3)

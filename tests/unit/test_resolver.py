@@ -104,7 +104,8 @@ def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, si
             reader, writer = await asyncio.open_connection(sock=ours)
             link = GuestLink(reader, writer)
             serving = asyncio.create_task(link.run())
-            asked = asyncio.create_task(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(link))
+            resolver = hosts.Resolver(resolv_conf(), Network("", ""), {"mount0": f"{tmp_path}/mount0"})
+            asked = asyncio.create_task(resolver.serve(link))
             theirs.setblocking(False)
             async with asyncio.timeout(patience(3)):
                 assert b"serve_names" in await asyncio.get_running_loop().sock_recv(theirs, 4096)
@@ -128,7 +129,7 @@ def test_a_resolv_conf_that_is_no_file_names_nobody(tmp_path: Path, kind: str) -
     elif kind == "FIFO":
         os.mkfifo(path)
     before = len(os.listdir("/proc/self/fd"))
-    asyncio.run(hosts.Resolver(resolv_conf(), Network("", ""), str(tmp_path)).serve(None))  # type: ignore[arg-type]
+    asyncio.run(hosts.Resolver(resolv_conf(), Network("", ""), {"mount0": f"{tmp_path}/mount0"}).serve(None))  # type: ignore[arg-type]
     assert len(os.listdir("/proc/self/fd")) == before
 
 

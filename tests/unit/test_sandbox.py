@@ -111,7 +111,7 @@ def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path
             proxy = await made.announce(f"c2/{KEY}")
             held = made.guest.held["create"] = asyncio.Event()
             _, caller = await made.connect()
-            params = {"container": "c2", "plan": msgspec.to_builtins(wanted), "trees": [], "key": KEY}
+            params = {"container": "c2", "plan": msgspec.to_builtins(wanted), "sources": [], "key": KEY}
             caller.write(control.encode_call(1, "create", params))
             await until(lambda: len(made.guest.asked("create")) == 2)
             caller.close()

@@ -209,7 +209,7 @@ def test_share_that_cannot_be_mounted_fails_before_the_guest_is_called(tmp_path:
             shares = [Share(name="m", source="/x", is_dir=True, readonly=True)]
             params = {"plan": msgspec.to_builtins(made.joining(shares=shares)), "key": KEY}
             with open("/dev/null") as tree, pytest.raises(ConfigError, match="cannot share /x with the guest: "):
-                await made.call("c2", "create", **params, trees=[tree.fileno()])
+                await made.call("c2", "create", **params, sources=[{"tree": tree.fileno(), "origin": {}}])
             made.prove_alone()
             assert made.guest.asked("bind_vfio") == []
             assert isinstance(made.sandbox._share, NoShare)

@@ -187,7 +187,7 @@ def test_questions_about_usage_are_passed_on(method: str) -> None:
         ("resume", {}, VmError, "monitor: resume: ZeroDivisionError: a bug"),
         (
             "create",
-            {"plan": plan(), "trees": [10**6], "key": "k"},
+            {"plan": plan(), "sources": [{"tree": 10**6, "origin": {}}], "key": "k"},
             VmError,
             "the monitor cannot take what c2 shares: Bad",
         ),
@@ -245,7 +245,7 @@ def test_a_creation_takes_the_callers_trees_and_closes_them() -> None:
         tree = os.open("/usr", os.O_PATH)
         before = len(os.listdir("/proc/self/fd"))
         caller.sandbox.waits.set()
-        assert await caller.ask("create", plan=plan(), trees=[tree], key="k") == ["added"]
+        assert await caller.ask("create", plan=plan(), sources=[{"tree": tree, "origin": {}}], key="k") == ["added"]
         assert caller.sandbox.done == [("add", "c2", ["/usr"], "k")]
         assert len(os.listdir("/proc/self/fd")) <= before
         os.close(tree)
@@ -255,7 +255,7 @@ def test_a_creation_takes_the_callers_trees_and_closes_them() -> None:
 
 def test_a_caller_that_goes_has_its_creation_cancelled() -> None:
     async def story(caller: Caller) -> None:
-        call = {"container": "c1", "plan": plan(), "trees": [], "key": "k"}
+        call = {"container": "c1", "plan": plan(), "sources": [], "key": "k"}
         caller.connection.send(control.encode_call(1, "create", call))
         while not caller.sandbox.done:
             await asyncio.sleep(0)

@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
@@ -246,15 +246,25 @@ class Server:
 
     def create(
         self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str],
+        devices: list[dict[str, Any]], joins: dict[str, str], binds: Sequence[list[Any]] = (),
     ) -> list[list[str]]:  # fmt: skip
         """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
 
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
-        namespace that it has.
+        namespace that it has; ``binds`` are those of :func:`hawse.agent.subpaths.bind`.
         """
         with self._turns.setdefault(container, threading.Lock()):
-            return self._create(container, process, spec, nodes, devices, joins)
+            if not binds:
+                return self._create(container, process, spec, nodes, devices, joins)
+            from hawse.agent import subpaths  # here, since most guests never need it
+
+            directory = f"{self._run}/binds/{container}"
+            try:
+                found = [(name, path, inode) for name, path, inode in binds]
+                subpaths.bind(found, share=f"{self._run}/share", directory=directory)
+                return self._create(container, process, spec, nodes, devices, joins)
+            finally:
+                subpaths.unbind(directory)
 
     def _create(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],

@@ -10,12 +10,15 @@ import fcntl
 import os
 import struct
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 2, 4, 8, 4096, 8192
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE, MS_REC = 2, 4, 8, 4096, 8192, 16384
 
 # arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}.get(os.uname().machine, -1)
 _MODULE_INIT_COMPRESSED_FILE = 4  # include/uapi/linux/module.h
 _PR_SET_CHILD_SUBREAPER = 36
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 2, 4, 8  # include/uapi/linux/openat2.h
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207  # include/uapi/linux/random.h
 _RB_POWER_OFF = 0x4321FEDC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +30,24 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
         source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
     ):
         _fail(target)
+
+
+def unmount(path: str) -> None:
+    """umount2(2): detach the mount at a path, with what is mounted below it; raises OSError naming the path."""
+    if _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW):
+        _fail(path)
+
+
+def open_beneath(directory: int, path: str) -> int:
+    """openat2(2): an O_PATH descriptor of what is below a directory at a path without links; raises OSError."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    fd: int = _libc.syscall(
+        ctypes.c_long(_OPENAT2), ctypes.c_int(directory), path.encode(), how, ctypes.c_size_t(len(how))
+    )
+    if fd < 0:
+        _fail(path)
+    return fd
 
 
 def load_module(path: str) -> None:

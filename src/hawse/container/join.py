@@ -16,7 +16,7 @@ from hawse.container.process import Handed, check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.room import Room
-from hawse.sandbox.share import open_trees
+from hawse.sandbox.share import close, open_sources
 from hawse.sandbox.state import CREATED, RUNNING, Store
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def join(
         hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))
         check_console(handed, terminal=terminal)
-        trees = open_trees(made.shares)
+        sources = open_sources(made.shares)
         proxy = None
         try:
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
@@ -52,14 +52,18 @@ def join(
             proxy = start_first(store, key, made, handed)
             if hooked.creates:
                 hooked.before(pid=proxy.pid, sandbox=first)
-            notes = call(store, "create", {"plan": msgspec.to_builtins(made), "trees": trees, "key": key})
+            request = {
+                "plan": msgspec.to_builtins(made),
+                "sources": [{"tree": each.tree, "origin": msgspec.to_builtins(each.origin)} for each in sources],
+                "key": key,
+            }
+            notes = call(store, "create", request)
         except BaseException:
             if proxy is not None:
                 proxy.abort()
             raise
         finally:
-            for tree in trees:
-                os.close(tree)
+            close(sources)
     except HawseError as error:
         take_back(store, error, hooked)
         raise

@@ -244,6 +244,7 @@ def _container(
             private=s.private,
             recursive=s.recursive,
             readonly_below=s.readonly_below,
+            common=s.name != "rootfs",
         )
         for s in guest.shares
     ]

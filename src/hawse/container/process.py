@@ -14,7 +14,7 @@ from hawse.container.console import send_master
 from hawse.container.launch import FORWARDED, Namespaces, ProxyProcess
 from hawse.container.view import encode
 from hawse.errors import HostError, UsageError
-from hawse.oci.guest import GUEST_SHARE
+from hawse.oci.sources import GUEST_SHARE
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.state import Store
 

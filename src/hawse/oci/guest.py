@@ -17,9 +17,8 @@ from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.sources import kernel_view, read_only
+from hawse.oci.sources import GUEST_SHARE, kernel_view, read_only
 
-GUEST_SHARE = "/run/hawse/share"
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
 GUEST_VERSION = "1.0.2"
 _JOINABLE = ("pid", "ipc", "uts")

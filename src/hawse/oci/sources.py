@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+#: Where the guest has what the host shares, and what it binds from there beforehand.
+GUEST_SHARE, GUEST_BINDS = "/run/hawse/share", "/run/hawse/binds"
 _VIEWS = ("/proc", "/sys", "/dev")
 #: A file system for ordinary files, although it is below /dev.
 _FILES = "/dev/shm"

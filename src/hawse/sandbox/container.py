@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from hawse.oci.addresses import translate
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.exports import NOWHERE, Place, in_the_share
 from hawse.sandbox.hugepages import HugePages
 from hawse.sandbox.launch import Notes
 from hawse.sandbox.plan import Attachment, ContainerPlan
@@ -100,11 +101,16 @@ class Container:
         return self._proxy.pid if self._proxy is not None and self._proxy.process.is_alive() else 0
 
     async def create(
-        self, joins: dict[str, str], *, connect: Callable[[Process], Awaitable[Notes]] | None = None
+        self,
+        joins: dict[str, str],
+        *,
+        places: Mapping[str, Place] = NOWHERE,
+        connect: Callable[[Process], Awaitable[Notes]] | None = None,
     ) -> Notes:
         """Make the container in the guest, with the proxy that has announced itself as its first process.
 
-        ``joins``, by kind of namespace, are containers whose namespace it has; ``connect`` is called with the proxy's
+        ``joins``, by kind of namespace, are containers whose namespace it has; ``places`` are where its shares are, by
+        their names; ``connect`` is called with the proxy's
         process before the container is made.
         """
         await self._pages.reserve()
@@ -120,7 +126,9 @@ class Container:
             spec = self.attachments.furnish(self.plan.spec)
             spec = spec | {"process": _with_size(spec["process"], proxy.size)}
             seen = self.attachments.seen()
-            call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
+            spec, binds = in_the_share(spec, self.plan.id, places)
+            nodes = self.attachments.guest_nodes()
+            call = {"spec": spec, "nodes": nodes, "devices": seen, "joins": joins, "binds": binds}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
                 # Only a hostile agent answers after the exit. The state stays: the end has been reported.

@@ -83,13 +83,12 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
         # Before the share is mounted, which may be below what is shared.
-        trees = share.open_trees(made.shares)
+        sources = share.open_sources(made.shares)
         try:
             root = share.ShareRoot(f"{store.path}/share")
-            root.place(store.name, made.shares, trees)
+            notes += [("warning", text) for text in root.place(store.name, made.shares, sources)]
         finally:
-            for tree in trees:
-                os.close(tree)
+            share.close(sources)
     network = Network(made.network, store.path)
     try:
         dma.try_to_raise(plug.dma_entries for plug in made.plugs if plug.cold)

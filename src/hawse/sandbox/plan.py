@@ -20,7 +20,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     """A directory or file of the host that the guest sees below its share.
 
     ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
-    not either. ``readonly_below``: what is mounted below it is read-only as well.
+    not either. ``readonly_below``: what is mounted below it is read-only as well. ``common``: its files are to be the
+    same in the guest as those of other shares with the same source.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     private: bool = False
     recursive: bool = True
     readonly_below: bool = False
+    common: bool = False
 
 
 class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 import stat
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import LinkError
@@ -35,10 +36,10 @@ _SECONDS, _CALL_SECONDS = 10.0, 30.0
 class Resolver:
     """The host's half, in the monitor's event loop."""
 
-    def __init__(self, plan: ContainerPlan, network: Network, directory: str) -> None:
-        """``directory`` is where what the container shares is mounted."""
+    def __init__(self, plan: ContainerPlan, network: Network, places: Mapping[str, str]) -> None:
+        """``places`` are where what the container shares is mounted, by the names of its shares."""
         self._network = network
-        self._path = _path(plan, directory)
+        self._path = _path(plan, places)
         self._servers: list[str] = []
         self._queries: set[asyncio.Task[None]] = set()
 
@@ -118,14 +119,14 @@ def loopback_servers(text: str) -> list[str]:
     return found[:_MAX_SERVERS]
 
 
-def _path(plan: ContainerPlan, directory: str) -> str:
+def _path(plan: ContainerPlan, places: Mapping[str, str]) -> str:
     """Where the container's resolv.conf is on the host, "" where the engine mounts none."""
-    places = {mount.get("source"): mount["destination"] for mount in plan.spec.get("mounts") or ()}
-    for source, destination in places.items():
+    sources = {mount.get("source"): mount["destination"] for mount in plan.spec.get("mounts") or ()}
+    for source, destination in sources.items():
         if os.path.normpath(destination) == _FILE and source:
             name = os.path.basename(source)
             if any(share.name == name for share in plan.shares):
-                return f"{directory}/{name}"
+                return places[name]
     return ""
 
 

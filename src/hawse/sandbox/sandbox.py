@@ -23,7 +23,7 @@ from hawse.sandbox.plan import ContainerPlan, SandboxPlan
 from hawse.sandbox.processes import Processes, whole
 from hawse.sandbox.resolver import Resolver
 from hawse.sandbox.room import Room
-from hawse.sandbox.share import ShareRoot
+from hawse.sandbox.share import ShareRoot, Source
 from hawse.sandbox.state import CREATED, RUNNING, Store
 from hawse.sandbox.steps import GUEST, NETWORK, Steps
 
@@ -48,7 +48,8 @@ class Sandbox:
         self._share = share
         self.claims = Claims(plan.ports)
         self.nics = Nics(plan, network, self.claims)
-        self._resolver = Resolver(plan, network, f"{store.path}/share/{plan.id}")
+        places = {name: f"{share.directory}/{place.path}" for name, place in share.places(plan.id).items()}
+        self._resolver = Resolver(plan, network, places)
         self.finished = asyncio.Event()
         self._furnished = asyncio.Event()
         self._hooked = asyncio.Event()
@@ -95,7 +96,7 @@ class Sandbox:
         if any(self.plan.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
-        notes = await self.first.create({}, connect=self._connect)
+        notes = await self.first.create({}, places=self._share.places(self.plan.id), connect=self._connect)
         if self.plan.pod:
             notes += self._forwards.begin()
         self._watching = asyncio.create_task(self._await_end())
@@ -121,9 +122,9 @@ class Sandbox:
                 await self._draw_timeline()
             return notes
 
-    async def add(self, plan: ContainerPlan, trees: Sequence[int], *, key: str) -> Notes:
-        """Make one more container; ``trees`` are descriptors of what it shares, in the order of ``plan.shares``, and
-        ``key`` is its first process's.
+    async def add(self, plan: ContainerPlan, sources: Sequence[Source], *, key: str) -> Notes:
+        """Make one more container; ``sources`` are what it shares, in the order of ``plan.shares``, and ``key`` is its
+        first process's.
 
         Whatever fails, what was done for it is undone. Raises StateError, ConfigError, DeviceError or VmError.
         """
@@ -139,7 +140,7 @@ class Sandbox:
         self._containers[plan.id] = made
         undo.callback(self._containers.pop, plan.id)
         undo.callback(made.end)
-        making = self._making[plan.id] = asyncio.create_task(self._join(made, store, trees, joins, undo))
+        making = self._making[plan.id] = asyncio.create_task(self._join(made, store, sources, joins, undo))
         making.add_done_callback(lambda _: self._making.pop(plan.id))
         try:
             return await making
@@ -226,7 +227,7 @@ class Sandbox:
         return found.stopped.is_set()
 
     async def _join(
-        self, made: Container, store: Store, trees: Sequence[int], joins: dict[str, str], undo: AsyncExitStack
+        self, made: Container, store: Store, sources: Sequence[Source], joins: dict[str, str], undo: AsyncExitStack
     ) -> Notes:
         """Make a container, with what undoes it on the stack; what to log."""
         assert self._machine is not None
@@ -236,10 +237,11 @@ class Sandbox:
         if plan.binds:
             await whole(asyncio.to_thread(take, plan.binds, store))
         undo.callback(self._share.remove, plan.id)
-        self._share.place(plan.id, plan.shares, trees)
+        warnings = self._share.place(plan.id, plan.shares, sources)
         undo.push_async_callback(made.remove)
         await made.attachments.begin(self._machine.qmp, self._machine.link)
-        return await made.create(joins)
+        notes = await made.create(joins, places=self._share.places(plan.id))
+        return [*(("warning", text) for text in warnings), *notes]
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
         """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.

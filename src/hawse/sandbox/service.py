@@ -19,10 +19,12 @@ from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.link.streams import directions
 from hawse.linux import processes
+from hawse.sandbox.origins import Origin
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import LOST
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
+from hawse.sandbox.share import Source
 
 
 class Service:
@@ -133,12 +135,15 @@ class Service:
         """One more container, whose shared directories are descriptors of the caller's."""
         # In JSON the numbers of groups, as keys, are strings.
         wanted = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
+        given = params["sources"]
+        origins = [msgspec.convert(each["origin"], Origin) for each in given]
         try:
-            trees = caller.take_descriptors([int(number) for number in params["trees"]])
+            trees = caller.take_descriptors([int(each["tree"]) for each in given])
         except OSError as error:
             raise VmError(f"the monitor cannot take what {wanted.id} shares: {error.strerror}") from None
         try:
-            return await self._sandbox.add(wanted, trees, key=str(params["key"]))
+            sources = [Source(tree, origin) for tree, origin in zip(trees, origins, strict=True)]
+            return await self._sandbox.add(wanted, sources, key=str(params["key"]))
         finally:
             for tree in trees:
                 os.close(tree)

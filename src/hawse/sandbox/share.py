@@ -12,18 +12,24 @@ from __future__ import annotations
 
 import errno
 import os
-import re
+import posixpath
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
 from hawse.errors import ConfigError, HostError
-from hawse.linux import mounts
+from hawse.linux import mountinfo, mounts
+from hawse.sandbox import exports
+from hawse.sandbox.exports import Export, Place
+from hawse.sandbox.origins import UNKNOWN, Origin, read_origin
 from hawse.sandbox.plan import Share
 
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
 _HIDDEN = "hidden"
+#: The directory of what several containers may share. No container has this name (hawse.sandbox.state.check_id()).
+COMMON = "@"
 #: File systems by which a kernel is looked at and controlled (Linux include/uapi/linux/magic.h).
 _KERNEL_VIEWS = {
     0x9FA0: "proc", 0x62656572: "sysfs", 0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x64626720: "debugfs",
@@ -45,6 +51,14 @@ def enter_private_namespace() -> None:
         ) from None
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is to be shared: a descriptor of a copy of its mounts, attached nowhere, and where it comes from."""
+
+    tree: int
+    origin: Origin = UNKNOWN
+
+
 class ShareRoot:
     """The root of the share. Each container has a directory in it, with the mount points of what it shares."""
 
@@ -55,6 +69,9 @@ class ShareRoot:
         of ours (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, setup_namespaces()).
         """
         self.directory = directory
+        self._exports: list[Export] = []
+        self._newest = 0
+        self._places: dict[str, dict[str, Place]] = {}
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
@@ -78,28 +95,53 @@ class ShareRoot:
                 hint="hawse needs Linux 5.12 or newer, with CAP_SYS_ADMIN",
             ) from None
 
-    def place(self, container: str, shares: Sequence[Share], trees: Sequence[int]) -> None:
-        """Mount what a container shares, from descriptors of :func:`open_trees`, which stay the caller's.
+    def place(self, container: str, shares: Sequence[Share], sources: Sequence[Source]) -> list[str]:
+        """Mount what a container shares, from :func:`open_sources`, whose descriptors stay the caller's; warnings.
 
         Raises :class:`ConfigError` naming the source; :meth:`remove` undoes what was done by then.
         """
-        for share, tree in zip(shares, trees, strict=True):
+        warnings = []
+        self._places[container] = {}
+        # What is writable comes first: a read-only bind can have its files, and not the other way round.
+        for share, source in sorted(zip(shares, sources, strict=True), key=lambda pair: pair[0].readonly):
             try:
-                self._place(container, share, tree)
+                if not share.common:
+                    place = Place(f"{container}/{share.name}")
+                    self._mount(container, share.name, share, source.tree)
+                elif (reused := self._reuse(container, share, source)) is not None:
+                    place = reused
+                else:
+                    warnings.append(exports.warning(self._exports, share, source.origin))
+                    place = self._export(container, share, source)
             except OSError as error:
                 raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
+            self._places[container][share.name] = place
+        return [text for text in warnings if text]
+
+    def places(self, container: str) -> dict[str, Place]:
+        """Where what a container shares is, by the names of its shares."""
+        return dict(self._places.get(container, {}))
 
     def remove(self, container: str) -> None:
-        """Undo :meth:`place`, as far as it came."""
+        """Undo :meth:`place`, as far as it came. What other containers use stays until the last of them is removed."""
+        self._places.pop(container, None)
+        self._clear(container)
+        for export in self._exports:
+            export.users.discard(container)
+            if not export.users:
+                self._clear(COMMON, export.place.partition("/")[2])
+        self._exports = [export for export in self._exports if export.users]
+
+    def _clear(self, directory: str, only: str = "") -> None:
+        """Remove the mounts of a directory in the share, and the directory when it is empty."""
         try:
-            points = os.open(container, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
+            points = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
         except FileNotFoundError:
             return
         try:
-            for name in os.listdir(points):
-                target = f"{self.directory}/{container}/{name}"
+            for name in [only] if only else os.listdir(points):
                 with suppress(OSError):
-                    mounts.unmount(target)
+                    mounts.unmount(f"{self.directory}/{directory}/{name}")
                 with suppress(OSError):  # something is mounted there still: it ends with the namespace
                     if stat.S_ISDIR(os.stat(name, dir_fd=points, follow_symlinks=False).st_mode):
                         os.rmdir(name, dir_fd=points)
@@ -108,21 +150,49 @@ class ShareRoot:
         finally:
             os.close(points)
         with suppress(OSError):
-            os.rmdir(container, dir_fd=self._writable)
+            os.rmdir(directory, dir_fd=self._writable)
 
-    def _place(self, container: str, share: Share, tree: int) -> None:
+    def _reuse(self, container: str, share: Share, source: Source) -> Place | None:
+        """The place of the same file in the share, None where it has none."""
+        found = exports.find(self._exports, share, source.origin)
+        if found is None:
+            return None
+        export, path = found
+        place = posixpath.normpath(f"{export.place}/{path}")
+        try:
+            fd = mounts.open_beneath(self._exported, place)
+        except OSError:
+            return None  # it was renamed, or something is mounted over it
+        try:
+            there, wanted = os.fstat(fd), os.fstat(source.tree)
+        finally:
+            os.close(fd)
+        if (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
+            return None
+        export.users.add(container)
+        return Place(place, 0 if path == "." else wanted.st_ino)
+
+    def _export(self, container: str, share: Share, source: Source) -> Place:
+        """A new place for files that later shares may have, too."""
+        self._newest += 1  # a number is not used twice: the guest may remember what was there
+        place = f"{COMMON}/{self._newest}"
+        self._exports.append(Export(place, share, source.origin, {container}))
+        self._mount(COMMON, str(self._newest), share, source.tree)
+        return Place(place)
+
+    def _mount(self, directory: str, name: str, share: Share, tree: int) -> None:
         with suppress(FileExistsError):
-            os.mkdir(container, 0o755, dir_fd=self._writable)
-        points = os.open(container, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
+            os.mkdir(directory, 0o755, dir_fd=self._writable)
+        points = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
         try:
             if share.is_dir:
-                os.mkdir(share.name, 0o755, dir_fd=points)
+                os.mkdir(name, 0o755, dir_fd=points)
             else:
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
-                os.close(os.open(share.name, flags, 0o600, dir_fd=points))
+                os.close(os.open(name, flags, 0o600, dir_fd=points))
         finally:
             os.close(points)
-        target = f"{container}/{share.name}"
+        target = f"{directory}/{name}"
         # Before it is anywhere: the guest never sees it writable. Device nodes and set-uid programs are for the guest's
         # kernel, which has mounts of its own; on the host nobody opens or runs them.
         # Its propagation as well: below a shared mount it gets a copy in virtiofsd's namespace, which would follow the
@@ -145,20 +215,27 @@ class ShareRoot:
             os.close(place)
 
 
-def open_trees(shares: Sequence[Share]) -> list[int]:
-    """Descriptors of what is to be shared, as this process sees it: for :meth:`ShareRoot.place`, in whose mount
-    namespace mounts that were made after it may never come. Raises :class:`ConfigError` naming the source."""
+def open_sources(shares: Sequence[Share]) -> list[Source]:
+    """What is to be shared, as this process sees it: for :meth:`ShareRoot.place`, in whose mount namespace mounts that
+    were made after it may never come. Raises :class:`ConfigError` naming the source. See :func:`close`."""
     with ExitStack() as undo:
-        trees = []
+        sources = []
         for share in shares:
-            trees.append(_open_source(share))
-            undo.callback(os.close, trees[-1])
+            sources.append(_open_source(share))
+            undo.callback(os.close, sources[-1].tree)
         undo.pop_all()
-    return trees
+    return sources
 
 
-def _open_source(share: Share) -> int:
+def close(sources: Sequence[Source]) -> None:
+    """Close the descriptors of :func:`open_sources`."""
+    for source in sources:
+        os.close(source.tree)
+
+
+def _open_source(share: Share) -> Source:
     try:
+        origin = read_origin(share.source) if share.common else UNKNOWN
         tree = mounts.open_tree(share.source, recursive=share.recursive)
     except OSError as error:
         raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
@@ -173,7 +250,7 @@ def _open_source(share: Share) -> int:
     except BaseException:
         os.close(tree)
         raise
-    return tree
+    return Source(tree, origin)
 
 
 def _kernel_view(tree: int) -> str:
@@ -198,13 +275,7 @@ def _protect(tree: int, view: str) -> None:
 
 
 def _views_below(directory: str) -> list[str]:
-    """The paths, from a directory, of views of the host's kernel that are mounted below it (proc(5), mountinfo)."""
+    """The paths, from a directory, of views of the host's kernel that are mounted below it."""
     kinds = {*_KERNEL_VIEWS.values(), "devtmpfs"}
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields, _, rest = line.partition(" - ")
-            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split(" ")[4])
-            if rest.split(" ")[0] in kinds and point.startswith(f"{directory}/"):
-                found.append(point[len(directory) + 1 :])
-    return found
+    found = [mount.point for mount in mountinfo.read() if mount.kind in kinds]
+    return [point[len(directory) + 1 :] for point in found if point.startswith(f"{directory}/")]
