@@ -25,7 +25,6 @@ from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
-from hawse.cli.log import Log
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
 from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
@@ -426,7 +425,7 @@ def other_package(host: FakeSysfs) -> None:
 
 
 def unconfined(_host: FakeSysfs) -> None:
-    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, log=Log())
+    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, warn=print)
 
 
 def without_user_ids(host: FakeSysfs) -> None:

@@ -351,7 +351,7 @@ def plan_machine(
         device_seconds=config.vm.device_seconds or _DEVICE[acceleration.name],
         template=None,
         share_address=ports.share_address,
-        jail=plan_jail(config, share=share, filters="sandbox" in can.options, log=log),
+        jail=plan_jail(config, share=share, filters="sandbox" in can.options, warn=log.warning),
     )
     if not config.template.enabled:
         return machine
