@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
 import socket
 import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +15,7 @@ import pytest
 from hawse.container import proxy
 from hawse.linux import capabilities, landlock, processes
 from hawse.linux.mounts import _libc, check
-
-
-def in_child(act: Callable[[], Any]) -> Any:
-    """The return value of a forked child. Raises AssertionError where the child raises."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            answer = {"returned": act()}
-        except BaseException:
-            answer = {"raised": traceback.format_exc()}
-        os.write(writing, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as file:
-        answer = json.loads(file.read())
-    os.waitpid(child, 0)
-    assert "raised" not in answer, answer["raised"]
-    return answer["returned"]
+from tests.support.forked import in_child, outcome
 
 
 def sets() -> dict[str, int]:
@@ -66,13 +45,6 @@ def test_capabilities_that_are_gone_are_not_regained() -> None:
 def test_landlock_forbids_files_and_leaves_open_descriptors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
 
-    def attempt(act: Callable[[], object]) -> str:
-        try:
-            act()
-        except OSError as error:
-            return os.strerror(error.errno or 0)
-        return "done"
-
     def act() -> Any:
         before = os.open(tmp_path / "file", os.O_RDWR)
         ours, theirs = socket.socketpair()
@@ -83,11 +55,11 @@ def test_landlock_forbids_files_and_leaves_open_descriptors(tmp_path: Path) -> N
         return {
             "read what is open": os.read(before, 100).decode(),
             "receive": ours.recv(100).decode(),
-            "open": attempt(lambda: os.open(tmp_path / "file", os.O_RDONLY)),
-            "list": attempt(lambda: os.listdir("/")),
-            "make": attempt(lambda: os.mkdir(tmp_path / "new")),
-            "remove": attempt(lambda: os.unlink(tmp_path / "file")),
-            "execute": attempt(lambda: os.execv("/bin/true", ["true"])),
+            "open": outcome(lambda: os.open(tmp_path / "file", os.O_RDONLY)),
+            "list": outcome(lambda: os.listdir("/")),
+            "make": outcome(lambda: os.mkdir(tmp_path / "new")),
+            "remove": outcome(lambda: os.unlink(tmp_path / "file")),
+            "execute": outcome(lambda: os.execv("/bin/true", ["true"])),
         }
 
     found = in_child(act)
@@ -103,13 +75,6 @@ def test_confined_proxy_reaches_nothing_but_its_descriptors(tmp_path: Path) -> N
         listener.bind(f"{tmp_path}/socket")
         listener.listen()
 
-        def attempt(act: Callable[[], object]) -> str:
-            try:
-                act()
-            except OSError as error:
-                return os.strerror(error.errno or 0)
-            return "done"
-
         def act() -> Any:
             ours, theirs = socket.socketpair()
             unconnected = socket.socket(socket.AF_UNIX)
@@ -120,18 +85,18 @@ def test_confined_proxy_reaches_nothing_but_its_descriptors(tmp_path: Path) -> N
             thread.start()
             thread.join()
             return threads, {
-                "connect": attempt(lambda: unconnected.connect(f"{tmp_path}/socket")),
-                "make a socket": attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
-                "limit another process": attempt(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
-                "signal another process": attempt(lambda: os.kill(os.getppid(), 0)),
-                "make a user namespace": attempt(lambda: check(_libc.unshare(0x10000000), "")),
-                "open a file": attempt(lambda: os.open("/etc/passwd", os.O_RDONLY)),
-                "fork": attempt(os.fork),
+                "connect": outcome(lambda: unconnected.connect(f"{tmp_path}/socket")),
+                "make a socket": outcome(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
+                "limit another process": outcome(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
+                "signal another process": outcome(lambda: os.kill(os.getppid(), 0)),
+                "make a user namespace": outcome(lambda: check(_libc.unshare(0x10000000), "")),
+                "open a file": outcome(lambda: os.open("/etc/passwd", os.O_RDONLY)),
+                "fork": outcome(os.fork),
             }
 
         received, outcomes = in_child(act)
     assert received == ["sent"]
-    assert [name for name, outcome in outcomes.items() if outcome == "done"] == [], outcomes
+    assert [name for name, answer in outcomes.items() if answer == "done"] == [], outcomes
 
 
 def test_a_kernel_without_landlock_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,10 +17,11 @@ import pytest
 from hawse.errors import DeviceError, HostError
 from hawse.jail import process
 from hawse.jail.root import Root
-from hawse.linux import mounts
+from hawse.linux import mounts, processes
 from hawse.linux.capabilities import keep_only
 from hawse.linux.processes import ChildrenApart
 from hawse.sandbox.privileges import KEPT
+from tests.support.forked import in_child, outcome
 from tests.support.sysfs import FakeSysfs
 
 USER = 2130706440
@@ -49,26 +49,6 @@ def root_of(tmp_path: Path, host: str = "") -> Root:
     )  # fmt: skip
 
 
-def in_child(act: Callable[[], Any]) -> Any:
-    """Return the value of a forked child. Raises AssertionError if the child raises."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer: dict[str, Any] = {}
-        try:
-            answer = {"returned": act()}
-        except BaseException:
-            answer = {"raised": traceback.format_exc()}
-        os.write(writing, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as file:
-        answer = json.loads(file.read())
-    os.waitpid(child, 0)
-    assert "raised" not in answer, answer["raised"]
-    return answer["returned"]
-
-
 def confined(tmp_path: Path, act: Callable[[], Any], *, host: str = "", prepare: Callable[[Root], object] = id) -> Any:
     """Return the value of a confined process."""
 
@@ -86,14 +66,6 @@ def confined(tmp_path: Path, act: Callable[[], Any], *, host: str = "", prepare:
             return in_child(qemu)
 
     return in_child(monitor)
-
-
-def outcome(act: Callable[[], object]) -> str:
-    try:
-        act()
-    except OSError as error:
-        return os.strerror(error.errno or 0)
-    return "done"
 
 
 def test_a_confined_process_is_another_user_without_rights(jail: Path) -> None:
@@ -197,7 +169,7 @@ def test_a_confined_process_dies_with_its_parent(jail: Path) -> None:
         os._exit(0)
     descriptor = os.pidfd_open(gone)
     os.waitpid(gone, 0)
-    assert "No such process" in in_child(lambda: outcome(lambda: process.die_with(descriptor)))
+    assert "No such process" in in_child(lambda: outcome(lambda: processes.die_with(descriptor)))
     os.close(descriptor)
 
 

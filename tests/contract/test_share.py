@@ -18,27 +18,17 @@ from hawse.linux import mounts as linux
 from hawse.sandbox import share
 from hawse.sandbox.plan import Share
 from hawse.sandbox.share import ShareRoot
+from tests.support.forked import in_child
 
 
 def apart(act: Callable[[], Any]) -> Any:
-    """What ``act`` returns in a process with a private mount namespace. Raises AssertionError where it raises."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer: dict[str, Any] = {}
-        try:
-            share.enter_private_namespace()
-            answer = {"returned": act()}
-        except BaseException:
-            answer = {"raised": traceback.format_exc()}
-        os.write(writing, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as file:
-        answer = json.loads(file.read())
-    os.waitpid(child, 0)
-    assert "raised" not in answer, answer["raised"]
-    return answer["returned"]
+    """Return the value of ``act`` in a process with a private mount namespace. Raises AssertionError if it raises."""
+
+    def enter_and_act() -> Any:
+        share.enter_private_namespace()
+        return act()
+
+    return in_child(enter_and_act)
 
 
 def mounts(below: str) -> dict[str, tuple[set[str], str]]:

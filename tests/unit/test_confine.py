@@ -43,7 +43,7 @@ def config(confine: str, **vm: object) -> Config:
 @pytest.mark.parametrize("filters", [True, False])
 def test_host_with_all_that_a_jail_needs_confines_qemu(tmp_path: Path, confine: str, filters: bool) -> None:
     log = Said()
-    plan = plan_jail(config(confine), share="virtiofs", filters=filters, log=log, status=status(tmp_path, ALL))
+    plan = plan_jail(config(confine), share="virtiofs", filters=filters, warn=log.warning, status=status(tmp_path, ALL))
     assert plan == JailPlan(
         tree="/cache/jails/of/qemu", first_user=2130706432, last_user=2130771967, filters=filters,
         required=confine == "required",
@@ -53,7 +53,7 @@ def test_host_with_all_that_a_jail_needs_confines_qemu(tmp_path: Path, confine: 
 
 def test_jail_that_is_turned_off_is_not_planned(tmp_path: Path) -> None:
     log = Said()
-    assert plan_jail(config("off"), share="9p", filters=True, log=log, status=status(tmp_path, 0)) is None
+    assert plan_jail(config("off"), share="9p", filters=True, warn=log.warning, status=status(tmp_path, 0)) is None
     assert log.warnings == []
 
 
@@ -76,17 +76,17 @@ OBSTACLES = [
 def test_obstacle_is_named_in_a_refusal_or_a_warning(tmp_path: Path, share: str, effective: int, reason: str) -> None:
     path = status(tmp_path, effective)
     with pytest.raises(HostError) as caught:
-        plan_jail(config("required"), share=share, filters=True, log=Said(), status=path)
+        plan_jail(config("required"), share=share, filters=True, warn=Said().warning, status=path)
     assert caught.value.sentence() == f"QEMU cannot be confined, as vm.confine requires: {reason}"
     log = Said()
-    assert plan_jail(config("auto"), share=share, filters=True, log=log, status=path) is None
+    assert plan_jail(config("auto"), share=share, filters=True, warn=log.warning, status=path) is None
     assert log.warnings == [f"QEMU is not confined: {reason}"]
 
 
 def test_configured_9p_has_another_remedy_than_a_missing_virtiofsd(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
         plan_jail(
-            config("required", share="9p"), share="9p", filters=True, log=Said(), status=status(tmp_path, ALL)
+            config("required", share="9p"), share="9p", filters=True, warn=Said().warning, status=status(tmp_path, ALL)
         )  # fmt: skip
     assert caught.value.hint == 'set vm.share = "auto"'
 

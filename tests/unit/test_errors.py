@@ -33,7 +33,6 @@ from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
-from hawse.log import Log
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
@@ -447,7 +446,7 @@ def other_package(host: FakeSysfs) -> None:
 
 
 def unconfined(_host: FakeSysfs) -> None:
-    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, log=Log())
+    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, warn=print)
 
 
 def without_user_ids(host: FakeSysfs) -> None:

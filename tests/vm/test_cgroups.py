@@ -87,6 +87,17 @@ def test_cgroup_limits_memory_tasks_and_cpu_time_of_the_sandbox(parent: str, run
     assert read_limits(path) == {"memory": 3 << 30, "tasks": 4096, "quota": 180000}
 
 
+def test_vm_that_exceeds_the_sandboxs_memory_ends_with_the_signal(
+    parent: str, runtime: Runtime, tmp_path: Path
+) -> None:
+    """The host's kernel kills it; the machine has 128 MiB, of which booting touches most, and QEMU needs more."""
+    runtime.configure("[vm]\nmemory_mib = 128\noverhead_mib = 1\n[template]\nenabled = false\n")
+    result = runtime("run", "--bundle", write_bundle(tmp_path, f"{parent}/c1"), "c1", seconds=120)
+    assert result.code != 0
+    assert "QEMU was killed by signal 9" in result.errors
+    assert directories(f"{parent}/c1") == []
+
+
 def read_limits(path: str) -> dict[str, int]:
     """The limits of a cgroup of either version, by what they limit."""
     names = {

@@ -19,10 +19,10 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from typing import Any
 
-#: A directory of the guest's own /dev: its /run is mounted with nodev.
+#: Below the guest's /dev, since the guest's /run is mounted with nodev.
 DIRECTORY = "/dev/hawse-nodes"
 _TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK}
-#: What covers /dev where the specification has no mount for it; files that the image has there are copied.
+#: The mount on /dev of a container whose specification has none. Files of the image's /dev are copied into it.
 _DEV = {
     "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
     "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "tmpcopyup"],

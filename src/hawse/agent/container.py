@@ -38,8 +38,11 @@ class Process:
 
     @contextmanager
     def held(self, problem: str) -> Iterator[int]:
-        """Its pid, which is no other process's while this lasts. Raises :class:`StateError` with the problem when it
-        has ended. To be held for a moment: no child of the agent is waited for meanwhile."""
+        """The pid of this process; while it is held, no other process can get it.
+
+        Hold it for a moment only: the agent waits for no child meanwhile. Raises :class:`StateError` with the problem
+        when the process has ended.
+        """
         with self._reaper.hold(self.pid, since=self.since) as lives:
             if not self.pid or not lives:
                 raise StateError(problem)
@@ -51,7 +54,7 @@ class Process:
             os.kill(pid, number)
 
     def open(self, path: str, problem: str) -> int:
-        """A descriptor of a file or directory of its own below /proc/PID. Raises as :meth:`held`."""
+        """A descriptor of a file or directory below /proc/PID of this process. Raises as :meth:`held`."""
         with self.held(problem) as pid:
             try:
                 return os.open(f"/proc/{pid}/{path}", os.O_RDONLY)
@@ -318,8 +321,10 @@ class ConsoleSocket:
 
 
 def _program(pid: int) -> str:
-    """What a process executes (proc(5), exe); "" when it has ended. Another process that has got its pid executes
-    something else than before, which ends the wait as well."""
+    """The program that a process executes (proc(5), exe); "" when it has ended.
+
+    If another process has got the pid, its program differs as well, which also ends the wait.
+    """
     try:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:

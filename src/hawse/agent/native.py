@@ -149,7 +149,7 @@ def nodes(device: str) -> list[list[Any]]:
 
 
 def _probe(address: str, check: Callable[[], None], root: str) -> bool:
-    """Have any driver probe the function, and wait for the probe's end. True when a driver has it."""
+    """Let any driver probe the function, and wait for the end of the probe. True when a driver has it."""
     check()
     if not sysfs.driver(address, root=root):
         hardware.probe(address, root=root)

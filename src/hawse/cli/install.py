@@ -1,4 +1,4 @@
-"""`hawse install ENGINE`: an engine is told of hawse, and hawse gets a configuration that refuses unsafe starts."""
+"""`hawse install ENGINE`: add hawse to an engine, and write a configuration of hawse that refuses unsafe starts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(
 
 
 def _change(path: str, before: str, after: str, advice: str = "", *, dry: bool) -> None:
-    """Have a file with another text, or show the difference."""
+    """Write a file's new text, or show the difference."""
     if after == before:
         print(f"{path}: nothing to change")
     elif dry:
@@ -88,7 +88,7 @@ def _change(path: str, before: str, after: str, advice: str = "", *, dry: bool) 
 
 
 def _configure(settings: Settings, probe: Callable[[], accel.Accel], *, dry: bool) -> None:
-    """Have a configuration of hawse's: one that is there stays as it is, and what it lacks is said.
+    """Write hawse's configuration if it does not exist; else print which settings it lacks.
 
     vm.accel = "kvm" is not advised where KVM does not work: no guest would start.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from hawse.config import Config, user_ids
 from hawse.errors import HostError
@@ -14,17 +14,11 @@ from hawse.sandbox.plan import JailPlan
 _NEEDED = ("CHOWN", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_CHROOT", "SYS_ADMIN", "MKNOD")
 
 
-class Log(Protocol):
-    """Where warnings go."""
-
-    def warning(self, text: str) -> None:
-        """Say something to the user."""
-
-
 def plan_jail(
-    config: Config, *, share: str, filters: bool, log: Log, status: str = "/proc/self/status"
+    config: Config, *, share: str, filters: bool, warn: Callable[[str], object], status: str = "/proc/self/status"
 ) -> JailPlan | None:
-    """The plan of QEMU's jail, None if QEMU is not confined. ``filters``: QEMU was built with -sandbox.
+    """The plan of QEMU's jail, None if QEMU is not confined. ``filters``: QEMU was built with -sandbox. ``warn`` logs
+    why QEMU is not confined.
 
     Raises :class:`HostError` if the configuration requires a jail and none is possible.
     """
@@ -41,7 +35,7 @@ def plan_jail(
                 hint=error.hint,
                 evidence=error.evidence,
             ) from None
-        log.warning(f"QEMU is not confined: {error.sentence()}")
+        warn(f"QEMU is not confined: {error.sentence()}")
         return None
     required = config.vm.confine == "required"
     return JailPlan(tree=directory, first_user=users[0], last_user=users[1], filters=filters, required=required)

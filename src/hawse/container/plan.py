@@ -361,7 +361,7 @@ def plan_machine(
         template=None,
         share_address=ports.share_address,
         address_bits=widths.guest_bits(),
-        jail=plan_jail(config, share=share, filters="sandbox" in can.options, log=log),
+        jail=plan_jail(config, share=share, filters="sandbox" in can.options, warn=log.warning),
     )
     if not config.template.enabled:
         return machine

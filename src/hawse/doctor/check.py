@@ -23,7 +23,7 @@ class Finding:
 
 
 def without_devices(finding: Finding) -> Finding:
-    """A finding on a host whose groups are emulated: what only the host's devices need is not missing there."""
+    """The finding on a host whose groups are emulated: a check for the host's devices does not fail there."""
     if finding.verdict == MISSING and finding.needed == "devices":
         return replace(finding, verdict=OK, found=f"not needed for emulated groups ({finding.found})", remedy="")
     return finding

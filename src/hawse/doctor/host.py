@@ -70,7 +70,7 @@ def vfio(*, root: str = "") -> Finding:
         return Finding("VFIO", MISSING, "/dev/vfio/vfio is not there", "modprobe vfio-pci", needed="devices")
     if not os.path.isdir(f"{root}/sys/bus/pci/drivers/vfio-pci"):
         return Finding("VFIO", MISSING, "the driver vfio-pci is not loaded", "modprobe vfio-pci", needed="devices")
-    if _read(f"{root}/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
+    if sysfs.text(f"{root}/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
         return Finding(
             "VFIO", WARNING, "its mode without an IOMMU is on: such devices cannot be given to a virtual machine",
             "clear enable_unsafe_noiommu_mode of the module vfio",
@@ -126,7 +126,7 @@ def dma_addresses(*, root: str = "") -> Finding:
 def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Finding:
     """How many are there? They are needed where a machine's memory, of so many MiB, is to be made of those."""
     found = []
-    for name in sorted(_list(f"{root}/sys/kernel/mm/hugepages")):
+    for name in sorted(sysfs.entries(f"{root}/sys/kernel/mm/hugepages")):
         kib = name.removeprefix("hugepages-").removesuffix("kB")
         total, free = pages.count(int(kib), root=root) if kib.isdigit() else (0, 0)
         if total:
@@ -148,20 +148,5 @@ def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Find
 
 def _count_groups(root: str) -> int:
     """How many there are, but for those that VFIO makes itself, without an IOMMU."""
-    numbers = [int(name) for name in _list(f"{root}/sys/kernel/iommu_groups") if name.isdigit()]
+    numbers = [int(name) for name in sysfs.entries(f"{root}/sys/kernel/iommu_groups") if name.isdigit()]
     return len([number for number in numbers if not sysfs.lacks_iommu(number, root=root)])
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read(256).strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _list(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []

@@ -40,7 +40,7 @@ def _newer_kernel(packages: dict[str, str]) -> str:
 
 
 def _run(*argv: str) -> str | None:
-    """What a program writes, None where it fails or is missing: another system than Debian, or one without lists."""
+    """The output of a program, None if it fails or is missing, as on other systems than Debian."""
     try:
         answer = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False

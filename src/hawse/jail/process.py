@@ -7,25 +7,19 @@ change. The filter of system calls comes last, since it refuses calls that the o
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import select
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hawse.jail import seccomp
 from hawse.linux import mounts
 from hawse.linux.capabilities import drop_bounding, keep_only
-from hawse.linux.mounts import check
-from hawse.linux.processes import give_up_privileges, leave_namespaces
+from hawse.linux.processes import die_with, give_up_privileges, leave_namespaces
 
-_PR_SET_PDEATHSIG = 1
-_SIGKILL = 9
 #: Of what is below /proc a process is shown itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
 _PROC = "subset=pid,hidepid=invisible"
 _SAFE = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -82,11 +76,3 @@ def _become(user: int) -> None:
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the thread that forked this process ends; raises OSError where its process has ended already."""
-    check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "")
-    # A parent of another PID namespace has no number here that would change with its death.
-    if select.select([parent], [], [], 0)[0]:
-        raise OSError(3, os.strerror(3))

@@ -62,9 +62,8 @@ def _known(record: str, directory: str) -> str:
             kept = json.loads(file.read(1024 * 1024))
         if kept["format"] == _FORMAT and all(_stamp(path) == stamp for path, stamp in kept["files"].items()):
             tree = f"{directory}/{kept['tree']}"
-            return (
-                tree if all(os.path.getsize(tree + path) == stamp[0] for path, stamp in kept["files"].items()) else ""
-            )
+            sizes = {path: size for path, (size, *_) in kept["files"].items()}
+            return tree if all(os.path.getsize(tree + path) == size for path, size in sizes.items()) else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no record, or a damaged one: the tree is made again
     return ""
@@ -195,7 +194,7 @@ def _stamp(path: str) -> list[int]:
 
 def hold(tree: str) -> int:
     """Keep a tree from being removed while the returned descriptor is open. Raises OSError if it has been removed."""
-    fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = _open(tree)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
         os.stat(tree)
@@ -216,7 +215,10 @@ def _prune(directory: str) -> None:
         path = f"{directory}/{name}"
         if not os.path.isdir(path) or name in used:
             continue
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = _open(path)
+        except OSError:
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
@@ -224,6 +226,10 @@ def _prune(directory: str) -> None:
             continue
         finally:
             os.close(fd)
+
+
+def _open(tree: str) -> int:
+    return os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _trees_in_use(directory: str) -> Iterable[str]:

@@ -67,9 +67,22 @@ def leave_namespaces() -> None:
     check(_libc.unshare(flags), "unshare")
 
 
-def die_with_parent() -> None:
-    """In a forked child: be killed when the parent's thread ends, however it ends (prctl(2), PR_SET_PDEATHSIG)."""
-    _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+def has_ended(process: int, *, seconds: float = 0.0) -> bool:
+    """Whether the process of a descriptor has ended, or does so within ``seconds``."""
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(process, select.POLLIN)  # readable from its end on (pidfd_open(2))
+    return bool(poll.poll(seconds * 1000))
+
+
+def die_with(parent: int) -> None:
+    """In a forked child: be killed when the parent's thread ends, however it ends (prctl(2), PR_SET_PDEATHSIG).
+
+    ``parent`` is a descriptor of the parent (pidfd_open(2)). Raises OSError, ESRCH if the parent has ended already.
+    """
+    check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "")
+    # Not by getppid(2): a parent of another PID namespace has no number here that would change with its death.
+    if has_ended(parent):
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 class Process:
@@ -84,11 +97,7 @@ class Process:
 
     def is_alive(self) -> bool:
         """Whether it has not ended. As long as it has not, its pid is no other process's."""
-        if self._descriptor < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)  # readable from its end on (pidfd_open(2))
-        return not poll.poll(0)
+        return self._descriptor >= 0 and not has_ended(self._descriptor)
 
     def open(self, path: str) -> int:
         """A descriptor of ``/proc/PID/<path>`` of this process and no other. Raises OSError, ESRCH where it has ended.

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.linux.processes import ChildrenApart, NamespaceError, die_with_parent, give_up_privileges
+from hawse.linux.processes import ChildrenApart, NamespaceError, die_with, give_up_privileges
 from hawse.sandbox.evidence import BoundedLog
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Program:
         """
         self._soft = not whole
         trouble, tell = os.pipe()
+        monitor = os.pidfd_open(os.getpid())
 
         def prepare() -> None:
             try:
@@ -59,7 +60,7 @@ class Program:
                     _lift_memlock()
                 if jail is None:
                     give_up_privileges()
-                    die_with_parent()
+                    die_with(monitor)
                 else:
                     jail.enter()
             except Exception as error:
@@ -92,6 +93,7 @@ class Program:
             ) from None
         finally:
             os.close(trouble)
+            os.close(monitor)
             if tell >= 0:
                 os.close(tell)
 

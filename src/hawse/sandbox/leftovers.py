@@ -8,10 +8,11 @@ selinux_bprm_committing_creds()), and a program without a jail can withdraw it.
 from __future__ import annotations
 
 import os
-import select
 import signal
 from contextlib import suppress
 
+from hawse.errors import HostError
+from hawse.linux.processes import has_ended
 from hawse.sandbox.state import start_time
 
 _RECORD = "programs"
@@ -19,9 +20,13 @@ _SECONDS = 5.0
 
 
 def note(directory: str, pid: int) -> None:
-    """Put a child on record that was just started."""
-    with open(f"{directory}/{_RECORD}", "a") as file:
-        file.write(f"{pid} {start_time(pid)}\n")
+    """Put a child on record that was just started. Raises :class:`HostError`."""
+    path = f"{directory}/{_RECORD}"
+    try:
+        with open(path, "a") as file:
+            file.write(f"{pid} {start_time(pid)}\n")
+    except OSError as error:
+        raise HostError(f"cannot record the sandbox's processes in {path}: {error.strerror}") from None
 
 
 def end(directory: str) -> list[str]:
@@ -35,7 +40,7 @@ def end(directory: str) -> list[str]:
                 if start_time(pid) != start:
                     continue
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                if not select.select([process], [], [], _SECONDS)[0]:
+                if not has_ended(process, seconds=_SECONDS):
                     warnings.append(f"the process {pid} of the sandbox does not end")
             finally:
                 os.close(process)

@@ -10,10 +10,10 @@ Those of x86 remap the interrupts of all devices behind an IOMMU, or of none.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from hawse.errors import DeviceError
+from hawse.vfio import sysfs
 
 #: The modules with a parameter of that name. QEMU uses the first for a group's node, the second for device files.
 MODULES = ("vfio_iommu_type1", "iommufd")
@@ -27,7 +27,9 @@ _REMAPPED, _NOT_REMAPPED = ("IR-", "vIR-"), "IO-APIC"
 def remapped(*, root: str = "") -> bool | None:
     """Whether interrupts are remapped; None where sysfs does not show it."""
     # Linux Documentation/ABI/testing/sysfs-kernel-irq
-    chips = {_read(f"{root}/sys/kernel/irq/{number}/chip_name") for number in _list(f"{root}/sys/kernel/irq")}
+    chips = {
+        sysfs.text(f"{root}/sys/kernel/irq/{number}/chip_name") for number in sysfs.entries(f"{root}/sys/kernel/irq")
+    }
     if any(chip.startswith(_REMAPPED) for chip in chips):
         return True
     # One IOMMU that cannot has the kernel leave it off for all of them (intel_prepare_irq_remapping()).
@@ -37,9 +39,9 @@ def remapped(*, root: str = "") -> bool | None:
 def capable(*, root: str = "") -> list[bool]:
     """Of each Intel IOMMU, whether it can remap interrupts."""
     found = []
-    for unit in _list(f"{root}/sys/class/iommu"):
+    for unit in sysfs.entries(f"{root}/sys/class/iommu"):
         try:
-            register = int(_read(f"{root}/sys/class/iommu/{unit}/intel-iommu/ecap"), 16)
+            register = int(sysfs.text(f"{root}/sys/class/iommu/{unit}/intel-iommu/ecap"), 16)
         except ValueError:
             continue
         found.append(bool(register & _CAPABLE))
@@ -49,7 +51,7 @@ def capable(*, root: str = "") -> list[bool]:
 def unsafe_module(*, root: str = "") -> str:
     """The first of MODULES that passes devices without interrupt remapping; "" where none does."""
     for module in MODULES:
-        if _read(parameter(module, root=root)) == "Y":
+        if sysfs.text(parameter(module, root=root)) == "Y":
             return module
     return ""
 
@@ -88,18 +90,3 @@ def check(group: int, addresses: Sequence[str], *, accepted: bool, root: str = "
         f"{module} turns off VFIO's check: the device could raise any interrupt on this host",
         hint=f"{remedy}; or, where all containers are trusted, set devices.unsafe_interrupts = true",
     )
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path) as file:
-            return file.read(256).strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _list(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []

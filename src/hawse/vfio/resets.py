@@ -1,4 +1,4 @@
-"""What resets a group's functions between two containers, as far as sysfs shows it.
+"""The resets of a group's functions between two containers, as far as sysfs shows them.
 
 VFIO resets a function when it is opened and when it is closed. Where the function has no reset, VFIO resets its whole
 bus, if a bridge is above the bus and all functions on it are on VFIO drivers (Linux drivers/vfio/pci/vfio_pci_core.c,
@@ -11,6 +11,7 @@ import os
 import re
 
 from hawse.errors import DeviceError
+from hawse.vfio import sysfs
 from hawse.vfio.groups import Function, HostGroup
 
 #: Reset methods that reset other functions of the bus, too (Linux drivers/pci/pci.c, pci_reset_fn_methods).
@@ -64,15 +65,8 @@ def _reset_by_bus(function: Function, ours: set[str], root: str) -> bool:
     """
     bus = function.address.rpartition(":")[0]
     devices = f"{root}/sys/bus/pci/devices"
-    others = {name for name in _list(devices) if name.rpartition(":")[0] == bus} - {function.address}
+    others = {name for name in sysfs.entries(devices) if name.rpartition(":")[0] == bus} - {function.address}
     if not others:
         return bool(_BUS & set(function.resets or ()))
     above = os.path.basename(os.path.dirname(os.path.realpath(f"{devices}/{function.address}")))
     return others <= ours and _ADDRESS.fullmatch(above) is not None
-
-
-def _list(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []

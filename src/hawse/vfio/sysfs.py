@@ -8,6 +8,23 @@ from __future__ import annotations
 import os
 
 
+def text(path: str) -> str:
+    """The content of a small file without spaces around it; "" for one that cannot be read, or is no text."""
+    try:
+        with open(path) as file:
+            return file.read(256).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def entries(path: str) -> list[str]:
+    """The names in a directory; none if it cannot be read."""
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
 def read_number(address: str, attribute: str, *, root: str = "") -> int:
     """A number of a PCI function such as "vendor"; raises OSError or ValueError where there is none."""
     with open(f"{root}/sys/bus/pci/devices/{address}/{attribute}") as file:

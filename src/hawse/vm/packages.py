@@ -97,7 +97,7 @@ def _download(apt: Sequence[str], names: Sequence[str], archives: str) -> None:
 
     apt's methods, which talk to the network, run as the user _apt, and apt gives that user the directory ``partial``.
     Where the user cannot reach it, apt would run them as root (apt apt-pkg/acquire.cc, CheckDropPrivsMustBeDisabled()):
-    then apt has the directory in place of its own one, by a mount that ends with it.
+    then the directory is mounted on apt's own one, in a mount namespace that ends with apt.
     """
     directory, prepare = archives, None
     if not _is_reachable(archives):
@@ -117,7 +117,7 @@ def _is_reachable(directory: str) -> bool:
 
 
 def _mount_on(source: str, target: str) -> None:
-    """In a forked child: have a directory at another place, in a mount namespace that ends with this process."""
+    """In a forked child: mount a directory at another place, in a mount namespace that ends with this process."""
     os.makedirs(target, mode=0o755, exist_ok=True)
     mounts.unshare(mounts.PRIVATE)
     mounts.mount(source, target, "", mounts.BIND)
