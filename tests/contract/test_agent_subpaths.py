@@ -12,7 +12,7 @@ import pytest
 from hawse.agent import subpaths
 from hawse.errors import VmError
 from hawse.sandbox import share
-from tests.support.forked import outcome
+from tests.support.forked import in_child
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def bound(shared: Path, path: str, inode: int) -> Any:
         subpaths.unbind(directory)
         return [seen, os.path.exists(directory), (shared / "@/1/sub/file").read_text()]
 
-    return outcome(act)
+    return in_child(act)
 
 
 @pytest.mark.parametrize(("name", "seen"), [("sub", ["deep", "file"]), ("sub/deep", []), ("sub/file", "content")])
@@ -63,12 +63,12 @@ def test_path_that_a_container_has_replaced_is_refused(shared: Path, kind: str) 
     (directory / "sub").rename(directory / "real")
     PLANTED[kind](directory / "sub")
     (directory / "real" / "file").rename(directory / "kept")
-    found = outcome_of(shared, inode)
+    found = refusal(shared, inode)
     assert found.startswith("mount mount1 of the container is @/1/sub in the share: ")
     assert found.endswith("[another container has replaced a part of the path; create the container again]")
 
 
-def outcome_of(shared: Path, inode: int) -> str:
+def refusal(shared: Path, inode: int) -> str:
     directory = f"{shared.parent}/binds/c1"
 
     def act() -> str:
@@ -81,7 +81,7 @@ def outcome_of(shared: Path, inode: int) -> str:
             subpaths.unbind(directory)
         return "bound"
 
-    found: str = outcome(act)
+    found: str = in_child(act)
     return found
 
 

@@ -19,6 +19,7 @@ from hawse.sandbox.processes import LOST
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.sandbox import Sandbox
 from hawse.sandbox.service import Service
+from hawse.sandbox.share import Source
 from tests.support.patience import patience
 
 ATTACHMENT = {"plugs": [], "nodes": [], "mode": 0o660, "uid": 1, "gid": 2}
@@ -52,8 +53,8 @@ class Recorder:
     def go_on(self) -> None:
         self.done.append(("go_on",))
 
-    async def add(self, plan: Any, trees: list[int], *, key: str) -> object:
-        self.done.append(("add", plan.id, [os.readlink(f"/proc/self/fd/{tree}") for tree in trees], key))
+    async def add(self, plan: Any, sources: list[Source], *, key: str) -> object:
+        self.done.append(("add", plan.id, [os.readlink(f"/proc/self/fd/{source.tree}") for source in sources], key))
         try:
             await self.waits.wait()
         except asyncio.CancelledError:
@@ -240,7 +241,7 @@ def test_a_call_that_is_answered_while_the_sandbox_ends_has_its_connection_close
     run(story)
 
 
-def test_a_creation_takes_the_callers_trees_and_closes_them() -> None:
+def test_creation_takes_the_callers_descriptors_and_closes_them() -> None:
     async def story(caller: Caller) -> None:
         tree = os.open("/usr", os.O_PATH)
         before = len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,101 @@
+"""One file that several mounts share is one file: locks, sockets, FIFOs and mappings work between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import make_bundle, write
+from tests.support.host import prove_unchanged, snapshot
+from tests.support.programs import compiled_file
+from tests.support.runtime import Runtime
+from tests.vm.test_pods import FOREVER, KIND, SANDBOX
+
+pytestmark = pytest.mark.vm
+
+PROGRAM = f"{os.path.dirname(__file__)}/shared_files.c"
+#: What a process sees of one that holds the same files.
+ONE_FILE = {
+    "flock": os.strerror(11), "fcntl": os.strerror(11), "socket": "connected", "fifo": "opened", "mapping": "seen",
+}  # fmt: skip
+HOLD = "shared_files hold {0} & until [ -e {0}/ready ]; do sleep 0.1; done"
+
+
+def bundle(directory: Path, name: str, binds: dict[str, str], arguments: list[str], pod: bool = True) -> str:
+    """A bundle with the program and directories of the host, by destination."""
+    path = str(directory / name)
+    spec = make_bundle(path, arguments)
+    shutil.copy(compiled_file(PROGRAM), f"{path}/rootfs/bin/shared_files")
+    options = ["rbind", "rprivate"]
+    for destination, source in binds.items():
+        readonly = ["ro"] if destination.endswith("-ro") else []
+        bind = {"destination": destination, "type": "bind", "source": source, "options": [*options, *readonly]}
+        spec["mounts"].append(bind)
+    if pod:
+        spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    write(path, spec)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    before = snapshot()
+    directory = tmp_path_factory.mktemp("pod")
+    runtime = Runtime(str(directory))
+    runtime.run_detached(bundle(directory, "pod", {}, FOREVER), "pod")
+    yield runtime
+    assert runtime("delete", "--force", "pod").code == 0
+    prove_unchanged(before)
+
+
+def seen(text: str) -> Any:
+    return json.loads(text.splitlines()[-1])
+
+
+def test_mounts_of_several_containers_are_one_directory(pod: Runtime, tmp_path: Path) -> None:
+    """The same directory, a directory in it, and it again after the first container was deleted."""
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    pod.run_detached(bundle(tmp_path, "one", {"/data": str(data)}, FOREVER), "one")
+    binds = {"/data": str(data), "/sub": str(data / "sub"), "/data-ro": str(data)}
+    pod.run_detached(bundle(tmp_path, "two", binds, FOREVER), "two")
+    for place in ("/data", "/data/sub"):
+        assert pod("exec", "one", "/bin/sh", "-c", HOLD.format(place)).code == 0
+    for place in ("/data", "/sub", "/data/sub"):
+        checked = pod("exec", "two", "shared_files", "check", place)
+        assert seen(checked.output) == ONE_FILE, (place, checked)
+    assert pod("exec", "two", "/bin/sh", "-c", ": >/data-ro/new").code != 0
+    assert pod("delete", "--force", "one").code == 0
+    pod.run_detached(bundle(tmp_path, "three", {"/again": str(data)}, FOREVER), "three")
+    (data / "ready").unlink()
+    for name in ("fifo", "socket"):
+        (data / name).unlink()
+    assert pod("exec", "two", "/bin/sh", "-c", HOLD.format("/data")).code == 0
+    assert seen(pod("exec", "three", "shared_files", "check", "/again").output) == ONE_FILE
+    for name in ("two", "three"):
+        assert pod("delete", "--force", name).code == 0
+
+
+def test_two_mounts_of_one_container_are_one_directory_as_under_runc(tmp_path: Path) -> None:
+    script = f"{HOLD.format('/data')}; shared_files check /again; shared_files check /again/sub/..; kill %1"
+    results = {}
+    for name in ("runc", "hawse"):
+        data = tmp_path / f"data-{name}"
+        (data / "sub").mkdir(parents=True)
+        made = bundle(tmp_path, name, {"/data": str(data), "/again": str(data)}, ["/bin/sh", "-c", script], pod=False)
+        if name == "runc":
+            run = subprocess.run(
+                ["runc", "run", "--bundle", made, "files-runc"], capture_output=True, text=True, check=False
+            )
+            results[name] = run.stdout
+        else:
+            results[name] = Runtime(str(tmp_path))("run", "--bundle", made, "files").output
+    assert seen(results["runc"]) == ONE_FILE
+    assert results["hawse"] == results["runc"]
