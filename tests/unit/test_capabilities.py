@@ -130,6 +130,17 @@ def test_virtiofsd_in_c_keeps_the_limit_of_open_files(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("vector", "filled"),
+    [
+        (["--fd={fd}", "--shared-dir={directory}"], ["--fd=7", "--shared-dir=/a,b\\c"]),
+        (["--fd={fd}", "-o", "source={directory}"], ["--fd=7", "-o", "source=/a\\,b\\\\c"]),
+    ],
+)
+def test_commas_of_a_directory_are_escaped_for_the_c_one(vector: list[str], filled: list[str]) -> None:
+    assert virtiofsd.filled(vector, fd=7, directory="/a,b\\c") == filled
+
+
 def test_a_virtiofsd_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     for path in ("/none/virtiofsd", f"{tmp_path}/virtiofsd"):
         with pytest.raises(HostError, match=f"{path} cannot be executed") as caught:

@@ -90,15 +90,17 @@ def test_json_without_a_file_goes_to_stderr_alone(hawse: Command) -> None:
 
 
 def test_bug_is_a_sentence_and_with_debug_a_traceback(hawse: Command) -> None:
-    """A state file without its fields was not written by hawse: nothing in the code expects it."""
+    """A state file with a monitor and without a pid was not written by hawse: nothing in the code expects it."""
     store = hawse.store("c1")
     store.make()
-    store.write({"ociVersion": "1.0.2"})
+    store.write({"ociVersion": "1.0.2", "status": "running"})
+    lock = store.lock()
     done = hawse("state", "c1")
     assert done.code == 1
-    assert done.errors == "hawse: unexpected KeyError: 'status' [this is a bug in hawse; --debug shows where]\n"
+    assert done.errors == "hawse: unexpected KeyError: 'pid' [this is a bug in hawse; --debug shows where]\n"
     with pytest.raises(KeyError):
         hawse("state", "c1", options=("--debug",))
+    os.close(lock)
 
 
 def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path: Path) -> None:

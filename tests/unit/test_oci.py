@@ -121,6 +121,21 @@ def test_the_guest_gets_no_numbers_of_the_hosts_and_of_the_hooks_its_own(tmp_pat
     assert plan.hooks == {"prestart": [hook]}
 
 
+@pytest.mark.parametrize("source", [None, ""])
+def test_bind_without_a_source_is_refused(tmp_path: Path, source: str | None) -> None:
+    spec = example()
+    spec["mounts"] = [{"destination": "/data", "type": "bind", "options": ["rbind"], "source": source}]
+    with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: missing"):
+        plan_guest(bundle_with(tmp_path, spec), container="c1")
+
+
+def test_warnings_of_the_bundle_are_logged(tmp_path: Path) -> None:
+    spec = example()
+    spec["mounts"] = [{"destination": "data", "type": "tmpfs", "source": "tmpfs"}]
+    notes = plan_guest(bundle_with(tmp_path, spec), container="c1").notes
+    assert ("warning", "mounts[0].destination: 'data' is not absolute: it is taken as below /") in notes
+
+
 def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "file").write_text("")

@@ -62,6 +62,15 @@ def test_a_create_that_was_killed_at_once_is_stopped(store: Store) -> None:
     assert store.read()["status"] == STOPPED
 
 
+@pytest.mark.parametrize("text", ['{"id": "c1", "init_process_pid": 7}', "[]", "null", "not JSON"])
+def test_state_of_another_runtime_is_no_container(store: Store, text: str) -> None:
+    """containerd gives all runtimes of a namespace one root."""
+    with open(f"{store.path}/state.json", "w") as file:
+        file.write(text)
+    with pytest.raises(NotFoundError, match=r"container does not exist: c1: .* is another runtime's"):
+        store.read()
+
+
 def test_there_is_no_such_container(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="container does not exist: c2"):
         Store(str(tmp_path), "c2").read()

@@ -175,6 +175,30 @@ def test_symbolic_links_lead_into_the_container(monitor: FakeMonitor, rootfs: Pa
     assert list(outside.iterdir()) == []
 
 
+def test_mount_point_is_made_where_a_dangling_link_leads(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_text("shared")
+    (rootfs / "etc").mkdir(exist_ok=True)
+    (rootfs / "etc/resolv.conf").symlink_to("../run/deep/resolv.conf")
+    (rootfs / "data").symlink_to("/run/data")
+    file = {"destination": "/etc/resolv.conf", "source": str(source), "is_dir": False, "readonly": False}
+    directory = {"destination": "/data", "source": str(tmp_path), "is_dir": True, "readonly": False}
+    with viewed(monitor, rootfs, file, directory) as (root, _, _):
+        assert (root / "run/deep/resolv.conf").read_text() == "shared"
+        assert (root / "run/data/source").read_text() == "shared"
+    assert (rootfs / "run/deep/resolv.conf").is_file()
+
+
+def test_fifo_of_the_image_is_mounted_over(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
+    """It must not be opened: nobody writes to it."""
+    source = tmp_path / "source"
+    source.write_text("shared")
+    os.mkfifo(rootfs / "fifo")
+    file = {"destination": "/fifo", "source": str(source), "is_dir": False, "readonly": False}
+    with viewed(monitor, rootfs, file) as (root, _, _):
+        assert (root / "fifo").read_text() == "shared"
+
+
 def test_files_that_are_gone_are_reported(monitor: FakeMonitor, tmp_path: Path) -> None:
     """The monitor makes it the reason of the creation's failure."""
     with viewed(monitor, tmp_path / "none") as (_, _, params):

@@ -95,7 +95,6 @@ class Container:
         self.processes: dict[int, Process] = {}
         self._rules: list[dict[str, Any]] = []
         self._oom_score_adj = 0
-        self._hooked = False
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
         self._nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
 
@@ -105,7 +104,6 @@ class Container:
         self._oom_score_adj = process.get("oomScoreAdj") or 0
         resources = spec.get("linux", {}).get("resources") or {}
         self._rules = resources.get("devices") or []
-        self._hooked = bool(spec.get("hooks"))
         bound_nodes.make_nodes(bound_nodes.bind_nodes(spec, self._nodes), self._nodes)
         try:
             if self._prepared is not None:
@@ -128,8 +126,9 @@ class Container:
         with trace.span("started"):
             before = _program(process.pid)
             self._crun.start(self._crun_name)
-            # Its own hooks run first; those of the host after it are for a program that runs (runtime.md, lifecycle).
-            while self._hooked and process.pid and before and _program(process.pid) == before:
+            # crun returns before the program is executed: its own hooks run first, and a signal that came by then would
+            # be lost on a program that handles it.
+            while process.pid and before and _program(process.pid) == before:
                 time.sleep(0.005)
         self.started = True
 
@@ -320,15 +319,14 @@ class ConsoleSocket:
         return fds[0]
 
 
-def _program(pid: int) -> str:
-    """The program that a process executes (proc(5), exe); "" when it has ended.
-
-    If another process has got the pid, its program differs as well, which also ends the wait.
-    """
+def _program(pid: int) -> tuple[int, int] | None:
+    """Device and inode of what a process executes (proc(5), exe); None when it has ended. Another process that has got
+    its pid executes something else than before, which ends the wait as well."""
     try:
-        return os.readlink(f"/proc/{pid}/exe")
+        status = os.stat(f"/proc/{pid}/exe")
     except OSError:
-        return ""
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _write_json(path: str, value: object) -> None:

@@ -56,6 +56,6 @@ def _states(settings: Settings) -> list[State]:
     for name in names:
         try:
             states.append(settings.store(name).read())
-        except HawseError:
-            continue  # deleted meanwhile, or none of ours
+        except HawseError as error:  # deleted meanwhile, or none of ours
+            settings.log.debug(f"{name} is skipped: {error.message}")
     return states

@@ -64,13 +64,15 @@ def enter(fd: int) -> None:
 
 
 def _show(mount: dict[str, Any], tree: int) -> None:
-    target = mount["destination"]
-    # Symbolic links lead nowhere but into the container's files: they are this process's root.
-    if tree >= 0 and not mount["is_dir"]:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.close(os.open(target, os.O_CREAT, 0o755))
-    else:
-        os.makedirs(target, exist_ok=True)
+    # Symbolic links lead nowhere but into the container's files: they are this process's root. They are resolved first,
+    # since one that leads to nothing is a mount point too, which is made where it leads.
+    target = os.path.realpath(mount["destination"])
+    if not os.path.exists(target):
+        if tree >= 0 and not mount["is_dir"]:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o755))
+        else:
+            os.makedirs(target)
     if tree >= 0:
         if mount["readonly"]:
             mounts.set_attributes(tree, mounts.ATTR_RDONLY, recursive=False)

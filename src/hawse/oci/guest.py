@@ -92,7 +92,7 @@ def plan_guest(
     spec = copy.deepcopy(bundle.raw)
     review(f"{bundle.path}/config.json", spec)
     spec["process"].pop("selinuxLabel", None)
-    notes = _policies(bundle)
+    notes = [*(("warning", text) for text in bundle.warnings), *_policies(bundle)]
     base = f"{GUEST_SHARE}/{container}"
     readonly = bool(bundle.spec.root and bundle.spec.root.readonly)
     shares = [Share("rootfs", bundle.rootfs, True, readonly)]
@@ -111,6 +111,11 @@ def plan_guest(
         if kib := hugepages.mounted_kib(mount):
             page_sizes.add(kib)
         if _is_bind(mount):
+            if not mount.get("source"):
+                raise ConfigError(
+                    f"{bundle.path}/config.json: mounts[{index}].source: missing",
+                    hint=f"name the directory or file of the host that is to be at {mount['destination']}",
+                )
             source = os.path.normpath(os.path.join(bundle.path, mount["source"]))
             view = kernel_view(source)
             if not exists(source) and not view:

@@ -13,6 +13,7 @@ import msgspec
 from hawse.errors import ConfigError
 from hawse.oci.checks import check_linux, check_rlimits
 from hawse.oci.fields import review_process
+from hawse.oci.lenient import completed
 from hawse.oci.types import Process, Spec, convert
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -21,13 +22,15 @@ _VERSION = re.compile(r"1\.\d{1,4}\.\d{1,4}(-[0-9A-Za-z.+-]+)?(\+[0-9A-Za-z.-]+)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle: its absolute path, the document as it stands, the checked view of it, the absolute root file system."""
+    """A bundle: its absolute path, the document in hawse's own form (:mod:`hawse.oci.lenient`), the checked view of it,
+    the absolute root file system, and what to warn of."""
 
     path: str
     raw: dict[str, Any]
     spec: Spec
     process: Process
     rootfs: str
+    warnings: tuple[str, ...] = ()
 
 
 def load_bundle(path: str) -> Bundle:
@@ -36,7 +39,7 @@ def load_bundle(path: str) -> Bundle:
     if not os.path.isdir(bundle):
         raise ConfigError(f"bundle {bundle}: no such directory", hint="give the bundle with --bundle")
     name = f"{bundle}/config.json"
-    raw = _read(name, hint="make one with `hawse spec`")
+    raw, warnings = _read(name, hint="make one with `hawse spec`")
     spec: Spec = _check(name, raw, Spec)
     if not _VERSION.fullmatch(spec.oci_version):
         raise ConfigError(
@@ -52,19 +55,19 @@ def load_bundle(path: str) -> Bundle:
         raise ConfigError(f"{name}: root.path: {rootfs} is not a directory", hint="unpack the container's files there")
     _check_paths(name, spec)
     check_linux(name, spec)
-    return Bundle(bundle, raw, spec, spec.process, rootfs)
+    return Bundle(bundle, raw, spec, spec.process, rootfs, tuple(warnings))
 
 
 def load_process(path: str) -> tuple[dict[str, Any], Process]:
     """Read a process as ``exec --process`` gets it, without what is passed over. Raises :class:`ConfigError`."""
-    raw = _read(path, hint="--process names a file with one JSON object")
+    raw, _ = _read(path, hint="--process names a file with one JSON object")
     process: Process = _check(path, raw, Process)
     _check_process(path, "", process)
     review_process(path, raw)
     return raw, process
 
 
-def _read(name: str, *, hint: str) -> dict[str, Any]:
+def _read(name: str, *, hint: str) -> tuple[dict[str, Any], list[str]]:
     try:
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -74,15 +77,15 @@ def _read(name: str, *, hint: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024 // 1024} MiB", hint="this is no specification")
     try:
         raw = json.loads(data)
+        if isinstance(raw, dict):
+            return completed(raw)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{name}: not JSON: {error.msg} in line {error.lineno}, column {error.colno}", hint="correct it there"
         ) from None
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{name}: not JSON: {error}", hint="it must be UTF-8, and not nested without end") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{name}: not a JSON object", hint="see the OCI runtime specification, config.md")
-    return raw
+    raise ConfigError(f"{name}: not a JSON object", hint="see the OCI runtime specification, config.md")
 
 
 def _check(name: str, raw: dict[str, Any], kind: type[Any]) -> Any:
@@ -111,15 +114,11 @@ def _check_process(name: str, prefix: str, process: Process) -> None:
 
 def _check_paths(name: str, spec: Spec) -> None:
     for index, mount in enumerate(spec.mounts or ()):
-        if not mount.destination.startswith("/"):
-            raise ConfigError(
-                f"{name}: mounts[{index}].destination: {mount.destination!r} is not absolute", hint="begin it with /"
-            )
+        if not mount.destination:
+            raise ConfigError(f"{name}: mounts[{index}].destination: empty", hint="it is a path in the container")
     for index, device in enumerate(spec.linux.devices or () if spec.linux else ()):
-        if not device.path.startswith("/"):
-            raise ConfigError(
-                f"{name}: linux.devices[{index}].path: {device.path!r} is not absolute", hint="begin it with /"
-            )
+        if not device.path:
+            raise ConfigError(f"{name}: linux.devices[{index}].path: empty", hint="it is a path in the container")
         if device.type not in ("c", "b", "u", "p"):
             raise ConfigError(
                 f"{name}: linux.devices[{index}].type: {device.type!r} is none of c, b, u, p", hint="VFIO's are c"

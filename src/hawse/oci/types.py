@@ -76,7 +76,7 @@ class Device(_Part, frozen=True):
 
 
 class DeviceRule(_Part, frozen=True):
-    allow: bool
+    allow: bool = False
     type: str = "a"
     major: Int64 | None = None
     minor: Int64 | None = None

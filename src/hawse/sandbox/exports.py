@@ -77,6 +77,8 @@ def in_the_share(
 
     Also the name, path and inode of each that is below an export, for :func:`hawse.agent.subpaths.bind`.
     """
+    if not spec.get("mounts"):
+        return spec, []
     sources, binds = {}, []
     for name, place in places.items():
         planned = f"{GUEST_SHARE}/{container}/{name}"
@@ -87,7 +89,7 @@ def in_the_share(
             sources[planned] = f"{GUEST_SHARE}/{place.path}"
     mounts = [
         mount | ({"source": sources[mount["source"]]} if mount.get("source") in sources else {})
-        for mount in spec.get("mounts") or ()
+        for mount in spec["mounts"]
     ]
     return spec | {"mounts": mounts}, binds
 

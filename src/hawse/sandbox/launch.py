@@ -20,6 +20,7 @@ from hawse.sandbox.confinement import Jail
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
 from hawse.vm import hugepages, memory
 from hawse.vm.arguments import Ends, render
+from hawse.vm.virtiofsd import filled
 
 Notes = list[tuple[str, str]]
 """What the user is to be told: level ("warning" or "debug"), sentence."""
@@ -148,11 +149,9 @@ def launch(
         virtiofsd = None
         if share:
             with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
-                fd, shared = str(share[0].fileno()), f"{directory}/share"
-                argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
-                virtiofsd = Program(
-                    "virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)], whole=True
-                )
+                fd = share[0].fileno()
+                argv = filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share")
+                virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True)
                 undo.callback(virtiofsd.end)
                 leftovers.note(directory, virtiofsd.process.pid)
             for end in share:

@@ -74,6 +74,13 @@ class Store:
             # create was killed before its monitor wrote anything
             state = {"id": self.name, "pid": 0, "status": CREATING, "bundle": "", "rootfs": "", "created": ""}
             state |= {"ociVersion": "1.0.2", "owner": ""}
+        except ValueError:
+            state = {}
+        if not isinstance(state, dict) or "status" not in state:
+            raise NotFoundError(
+                f"container does not exist: {self.name}: {self.path} is another runtime's",
+                hint="give hawse a --root of its own, or use the runtime that made the container",
+            )
         launched = state["status"] in (CREATED, RUNNING, PAUSED)
         if not self.monitor_lives() or (launched and not alive(state["pid"], state["pidStart"])):
             state["status"] = STOPPED

@@ -24,7 +24,7 @@ def find(configured: str, *, candidates: Sequence[str] = CANDIDATES) -> str:
 
 
 def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}") -> list[str]:
-    """Its argument vector, in the dialect that its own help shows; the braces are for who starts it to fill.
+    """Its argument vector, in the dialect that its own help shows; the braces are for :func:`filled`.
 
     ``fd`` is an inherited listening socket, ``directory`` what is shared. Without CAP_MKNOD an attacker who runs code
     in virtiofsd cannot make a node of the host's disk.
@@ -41,6 +41,19 @@ def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}")
         program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
         "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
     ]  # fmt: skip
+
+
+def filled(vector: Sequence[str], *, fd: int, directory: str) -> list[str]:
+    """An argument vector with the descriptor and the directory.
+
+    The C one divides a value of ``-o`` at commas that no backslash precedes (QEMU 7.2 tools/virtiofsd/fuse_opt.c,
+    process_real_option_group()).
+    """
+    escaped = directory.replace("\\", "\\\\").replace(",", "\\,")
+    return [
+        part.replace("{fd}", str(fd)).replace("{directory}", escaped if part.startswith("source=") else directory)
+        for part in vector
+    ]
 
 
 def is_rust(program: str) -> bool:
