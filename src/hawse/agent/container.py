@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import contextmanager, suppress
 
-from hawse.agent import bound_nodes, trace
+from hawse.agent import bound_nodes, handlers, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
@@ -89,6 +89,7 @@ class Container:
         self._crun_name = name
         self._prepared = prepared
         self.started = False
+        self._started_at = 0.0
         self._directory = directory
         self._reaper = reaper
         self._crun = crun
@@ -130,7 +131,14 @@ class Container:
             # be lost on a program that handles it.
             while process.pid and before and _program(process.pid) == before:
                 time.sleep(0.005)
+            self._started_at = time.monotonic()
         self.started = True
+
+    def signal(self, process: Process, number: int) -> None:
+        """Signal a process. Raises :class:`StateError` when it has ended."""
+        if self.started and process.number == self._init:
+            handlers.await_handler(process.pid, number, started=self._started_at, lives=lambda: bool(process.pid))
+        process.signal(number)
 
     def execute(self, number: int, process: dict[str, Any], stdio: Stdio) -> Process:
         """``crun exec``: one more process in the running container."""

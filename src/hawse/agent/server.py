@@ -367,7 +367,7 @@ class Server:
         if everyone:
             made.signal_all(signal)
         else:
-            self._process(made, process).signal(signal)
+            made.signal(self._process(made, process), signal)
 
     def freeze(self, *, container: str, frozen: bool) -> None:
         """Stop a container's processes, or let them go on."""
