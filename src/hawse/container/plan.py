@@ -29,9 +29,11 @@ from hawse.container.devices import (
     with_groups,
 )
 from hawse.container.native import drivers, take_out
+from hawse.container.nodes import Nodes, read_nodes
 from hawse.container.options import DeviceOptions, device_options
-from hawse.container.privileged import allows_all, choose, leave_out
-from hawse.errors import HostError
+from hawse.container.privileged import choose
+from hawse.errors import DeviceError, HostError
+from hawse.nodes.access import allows_all
 from hawse.oci.addresses import translate
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
@@ -76,13 +78,13 @@ def plan_sandbox(
     # The devices of a pod come with its containers, when its machine runs.
     pod = {"least": POD_PORTS, "bridges": POD_BRIDGES, "spare_window": config.devices.pod_window_mib * MIB}
 
-    def fit(groups: Sequence[Group], options: DeviceOptions, role: str) -> PortPlan:
+    def fit(groups: Sequence[Group], options: DeviceOptions, role: str, disks: int = 0) -> PortPlan:
         shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
-        return plan_ports(shapes, **pod if role == SANDBOX else {})
+        return plan_ports(shapes, disks=disks, **pod if role == SANDBOX else {})
 
     wanted = _read(bundle, config, fit, name=name, log=log)
     groups, options = wanted.request.groups, wanted.options
-    ports = fit(groups, options, wanted.role)
+    ports = fit(groups, options, wanted.role, len(wanted.nodes.disks))
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
     plugs = plug_steps(
@@ -121,6 +123,7 @@ def plan_container(
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox whose machine has this room. Raises as :func:`plan_sandbox`."""
     there = {plug.group for plug in room.plugs}
+    plain = {port.takes_at for port in room.spares if not port.bridge}
 
     def fit(groups: Sequence[Group], options: DeviceOptions, _role: str) -> list[Slot]:
         free = list(room.spares)
@@ -136,6 +139,7 @@ def plan_container(
     if options.cold and groups:
         log.warning("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
     slots = fit(groups, options, wanted.role)
+    room.check_disks(wanted.nodes.disks, groups=len({slot.bus for slot in slots if slot.bus in plain}))
     plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=room.memory_mib)
     if warning := dma_warning(plugs):
         log.warning(warning)
@@ -157,6 +161,7 @@ class _Wanted:
 
     guest: GuestPlan
     request: Request
+    nodes: Nodes
     options: DeviceOptions
     role: str
     native: dict[int, dict[str, int]]
@@ -204,21 +209,21 @@ def _read(
 
     linux = bundle.spec.linux
     devices: Sequence[Device] = linux.devices or () if linux else ()
+    left_out: dict[str, DeviceError] = {}
     if linux and linux.resources and allows_all(linux.resources.devices or ()):
         devices, left_out = choose(devices, find, check)
-        if left_out:
-            log.warning(leave_out(guest.spec, left_out))
     request = find(devices)
+    nodes = read_nodes(bundle, guest, request, left_out, allow=options.allow)
     request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
     files, warnings = look([group for group in request.groups if group.number not in there], request.files)
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in warnings:
+    for warning in (*nodes.warnings, *warnings):
         log.warning(warning)
     said = pages.wanted(guest, config, annotations)
     huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
-    return _Wanted(guest, request, options, role, native, files, huge, pages.room(said, huge, role=role))
+    return _Wanted(guest, request, nodes, options, role, native, files, huge, pages.room(said, huge, role=role))
 
 
 def _container(
@@ -273,6 +278,8 @@ def _container(
         "network": guest.network,
         "sysctls": guest.sysctls,
         "native": wanted.native,
+        "disks": wanted.nodes.disks,
+        "named": wanted.nodes.named,
         "hooks": guest.hooks,
         "cgroup": cgroup,
     }
