@@ -26,15 +26,16 @@ from hawse.container.devices import (
     plug_steps,
     shape,
     to_bind,
+    unused_token,
     with_groups,
 )
 from hawse.container.native import drivers, take_out
 from hawse.container.nodes import Nodes, read_nodes
-from hawse.container.options import DeviceOptions, device_options
+from hawse.container.options import KEEP_ADDRESSES, DeviceOptions, device_options
 from hawse.container.privileged import choose
 from hawse.errors import DeviceError, HostError
 from hawse.nodes.access import allows_all
-from hawse.oci.addresses import translate
+from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
@@ -219,7 +220,7 @@ def _read(
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in (*nodes.warnings, *warnings):
+    for warning in (*nodes.warnings, *warnings, *unused_token(request.groups, options)):
         log.warning(warning)
     said = pages.wanted(guest, config, annotations)
     huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
@@ -238,7 +239,11 @@ def _container(
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
-        log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
+        text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
+        if step.note and wanted.options.addresses_asked:
+            log.warning(f"annotations: {KEEP_ADDRESSES}: {text}")
+        else:
+            log.debug(text)
     guest = wanted.guest
     shares = [
         plan.Share(
@@ -256,7 +261,13 @@ def _container(
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
         shares.append(drivers(found.drivers))
     process = guest.spec["process"]
-    process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
+    there, variables = plan.addresses(plugs), process.get("env") or ()
+    for warning in (
+        *addresses.warnings("process.env", variables, there),
+        *addresses.in_arguments("process.args", process["args"], there),
+    ):
+        log.warning(warning)
+    process["env"] = addresses.translate(variables, there)
     return {
         "id": name,
         "bundle": bundle.path,

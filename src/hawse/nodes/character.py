@@ -59,4 +59,4 @@ def _of_major(major: int, root: str) -> str:
     except OSError:
         return ""
     found = re.search(rf"^ *{major} (\S+)$", characters, re.MULTILINE)
-    return os.path.basename(found[1]) if found else ""
+    return found[1].removeprefix("/dev/") if found else ""

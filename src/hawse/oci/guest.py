@@ -12,7 +12,7 @@ from typing import Any
 from hawse.errors import ConfigError
 from hawse.oci import hugepages, memory
 from hawse.oci.checks import check_options
-from hawse.oci.fields import POLICY, review
+from hawse.oci.fields import POLICY, is_set, review
 from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.known import is_known
@@ -221,7 +221,7 @@ def _is_guests_own(view: str, node: DeviceNode) -> bool:
 
 
 def _policies(bundle: Bundle) -> list[tuple[str, str]]:
-    """What to say of security modules' policies that the guest has not. Engines ask for theirs of their own accord."""
+    """What to say of what has no effect. Engines ask for policies of security modules of their own accord."""
     notes = []
     profile = bundle.process.apparmor_profile
     if profile not in ("", "unconfined"):
@@ -232,6 +232,9 @@ def _policies(bundle: Bundle) -> list[tuple[str, str]]:
                 "[have the engine ask for none: --security-opt apparmor=unconfined]",
             )
         )
+    memory_limits = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("memory") or {}
+    if is_set(memory_limits.get("swappiness")):
+        notes.append(("warning", "linux.resources.memory.swappiness has no effect: the guest has no swap"))
     if (bundle.raw.get("linux") or {}).get("mountLabel"):
         notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
     return notes
