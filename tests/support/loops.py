@@ -3,53 +3,81 @@
 from __future__ import annotations
 
 import os
+import stat
+import struct
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+
+MIB = 1024 * 1024
+#: The first partition of :func:`partitioned` begins here, in bytes.
+PARTITION = 1 * MIB
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop device, and the file that it shows."""
+    """A loop device, or a partition of one, by its name; ``file`` is what it shows."""
 
-    path: str
+    name: str
     file: str
 
     @property
-    def major(self) -> int:
-        return os.major(os.stat(self.path).st_rdev)
+    def numbers(self) -> tuple[int, int]:
+        """Major and minor."""
+        with open(f"/sys/class/block/{self.name}/dev") as file:
+            major, minor = file.read().split(":")
+        return int(major), int(minor)
 
-    @property
-    def minor(self) -> int:
-        return os.minor(os.stat(self.path).st_rdev)
+    def partition(self, number: int) -> Loop:
+        """One of its partitions."""
+        return Loop(f"{self.name}p{number}", self.file)
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write to the file before anybody has read the device."""
+    def fill(self, offset: int, data: bytes) -> None:
+        """Write to the file, before anybody has read the device."""
         with open(self.file, "r+b") as file:
             file.seek(offset)
             file.write(data)
 
     def read(self, offset: int, count: int) -> bytes:
-        """What the device's file has now."""
+        """What the file has now."""
         with open(self.file, "rb") as file:
             file.seek(offset)
             return file.read(count)
 
+    def holders(self) -> set[str]:
+        """The programs that have it open."""
+        found = set()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    with suppress(OSError):
+                        status = os.stat(f"/proc/{pid}/fd/{fd}")
+                        if stat.S_ISBLK(status.st_mode) and status.st_rdev == os.makedev(*self.numbers):
+                            with open(f"/proc/{pid}/comm") as file:
+                                found.add(file.read().strip())
+        return found
+
 
 @contextmanager
-def loop_devices(directory: str, mebibytes: Sequence[int], *options: str) -> Iterator[list[Loop]]:
-    """Loop devices of these sizes, detached at the end."""
+def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> Iterator[list[Loop]]:
+    """A loop device for each list of losetup's options, detached at the end."""
     with ExitStack() as undo:
         made = []
-        for number, size in enumerate(mebibytes):
+        for number, words in enumerate(options):
             file = f"{directory}/disk{number}"
             with open(file, "wb") as empty:
-                empty.truncate(size * 1024 * 1024)
-            found = subprocess.run(
-                ["losetup", "--find", "--show", *options, file], capture_output=True, text=True, check=True
-            )
-            path = found.stdout.strip()
+                empty.truncate(mebibytes * MIB)
+                if "--partscan" in words:
+                    os.pwrite(empty.fileno(), _table(), 0)
+            argv = ["losetup", "--find", "--show", *words, file]
+            path = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
             undo.callback(subprocess.run, ["losetup", "--detach", path], check=True)
-            made.append(Loop(path, file))
+            made.append(Loop(os.path.basename(path), file))
         yield made
+
+
+def _table() -> bytes:
+    """A partition table of the old kind with one partition of 2 MiB at :data:`PARTITION`."""
+    entry = struct.pack("<B3sB3sII", 0, b"\0\0\0", 0x83, b"\0\0\0", PARTITION // 512, 2 * MIB // 512)
+    return bytes(446) + entry + bytes(48) + b"\x55\xaa"
