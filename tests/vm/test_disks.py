@@ -12,7 +12,6 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.loops import PARTITION, Loop, loop_devices
-from tests.support.patience import wait_until
 from tests.support.runtime import Runtime
 from tests.support.subprocesses import run
 
@@ -85,7 +84,7 @@ def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path,
     assert bound.read(0, 6) == b"bound\n"
     for loop, offset in ((divided, PARTITION), (bound, 0)):
         loop.fill(offset, b"of the host")
-    runc = run(["runc", "--root", f"{tmp_path}/runc", "run", "--bundle", bundle, f"c{os.getpid()}"])
+    runc = run(["runc", "--root", f"{tmp_path}/runc", "run", "--bundle", bundle, f"c{os.getpid()}"], seconds=30)
     assert (result.output, result.errors) == (runc.output, runc.errors)
     assert "/dev/xvda block special file 640 0 0" in result.output
     assert result.errors.count("Operation not permitted") == 2
@@ -125,7 +124,7 @@ def test_containers_of_a_pod_share_disks_and_give_them_back(
     assert disk.holders() == set()
     missing = bundle_of(tmp_path, "three", FOREVER, (disk, "rw"), (loops[4], "r"))
     os.truncate(loops[4].file, 0)
-    run(["losetup", "--set-capacity", f"/dev/{loops[4].name}"])
+    run(["losetup", "--set-capacity", f"/dev/{loops[4].name}"], seconds=10)
     failed = runtime("create", "--bundle", missing, "three")
     assert f"linux.devices: /dev/disk1: {loops[4].name}" in failed.errors
     assert "has no content: its size is 0" in failed.errors
@@ -158,4 +157,3 @@ def test_a_privileged_container_does_without_the_hosts_own_devices(
     for path in ("/dev/kvm", "/dev/mem", "/dev/ttyN (8 nodes)", "/dev/ttyS0", "/dev/sdx"):
         assert path in warning
     assert loops[2].holders() == set()
-    wait_until(lambda: not loops[2].holders())

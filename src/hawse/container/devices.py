@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from hawse.container.options import VF_TOKEN, DeviceOptions
+from hawse.container.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
 from hawse.vfio import dma, memlock, obstacles, resets, sysfs, widths
@@ -88,6 +88,12 @@ def plug_steps(
             )
         )
     return steps
+
+
+def describe(step: plan.PlugStep, *, asked: bool) -> tuple[str, str]:
+    """The log's level and line of where a function is in the guest. ``asked``: an annotation asks for its address."""
+    text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
+    return ("warning", f"annotations: {KEEP_ADDRESSES}: {text}") if step.note and asked else ("debug", text)
 
 
 def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> str:

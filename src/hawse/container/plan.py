@@ -20,6 +20,7 @@ from hawse.container.devices import (
     add_named,
     check_host,
     check_tokens,
+    describe,
     dma_warning,
     find_groups,
     node_requests,
@@ -31,7 +32,7 @@ from hawse.container.devices import (
 )
 from hawse.container.native import drivers, take_out
 from hawse.container.nodes import Nodes, read_nodes
-from hawse.container.options import KEEP_ADDRESSES, DeviceOptions, device_options
+from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import choose
 from hawse.errors import DeviceError, HostError
 from hawse.nodes.access import allows_all
@@ -239,11 +240,8 @@ def _container(
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
-        text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
-        if step.note and wanted.options.addresses_asked:
-            log.warning(f"annotations: {KEEP_ADDRESSES}: {text}")
-        else:
-            log.debug(text)
+        level, text = describe(step, asked=wanted.options.addresses_asked)
+        (log.warning if level == "warning" else log.debug)(text)
     guest = wanted.guest
     shares = [
         plan.Share(
