@@ -52,7 +52,7 @@ def read_nodes(
     taken = {node.path for node in vfio} | left_out.keys()
     wishes = [_wish(device) for device in listed if device.path not in taken]
     wishes += [_bound(name, node, entry, root) for node, entry in zip(guest.bound, _entries(guest), strict=True)]
-    decision = decide(wishes, rules, _host(allow, root), whole=is_whole(listed, rules))
+    decision = decide(wishes, rules, disk_host(allow, root), whole=is_whole(listed, rules))
     numbers = {("c", node.major, node.minor) for node in vfio} | _passed(decision)
     warnings = _edit_rules(guest.spec, numbers, bare=bool(decision.untouched))
     return Nodes(
@@ -85,7 +85,9 @@ def _bound(name: str, node: BoundNode, entry: dict[str, Any], root: str) -> Wish
     return Wish(where, node.destination, entry["type"], entry["major"], entry["minor"], usable=not node.nodev)
 
 
-def _host(allow: Sequence[str], root: str) -> Host:
+def disk_host(allow: Sequence[str], root: str) -> Host:
+    """The host's answers; of its block devices only those that patterns allow are passed."""
+
     def read(major: int, minor: int) -> BlockDevice:
         device = block.read(major, minor, root=root)
         block.check_allowed(device, allow)

@@ -40,7 +40,7 @@ from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
-from hawse.oci.pods import SANDBOX, read_role
+from hawse.oci.pods import SANDBOX, SINGLE, read_role
 from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
 from hawse.sandbox.room import Room
@@ -221,7 +221,9 @@ def _read(
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in (*nodes.warnings, *warnings, *unused_token(request.groups, options)):
+    if role == SINGLE or request.groups:  # a pod's annotations are repeated on all its containers
+        warnings += unused_token(request.groups, options)
+    for warning in (*nodes.warnings, *warnings):
         log.warning(warning)
     said = pages.wanted(guest, config, annotations)
     huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])

@@ -52,8 +52,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         free = len([port for port in self.spares if not port.bridge]) - groups
         if len(new) > free:
             raise DeviceError(
-                f"linux.devices: {len(new)} block devices, and the virtual machine has {max(free, 0)} free ports for "
-                "them",
+                f"linux.devices: block devices need {len(new)} ports, and {max(free, 0)} are free in the virtual machine",
                 hint="delete another container of the pod, or have fewer block devices in it",
             )
 
