@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path,
     assert large.read(4096, 7) == b"synced\n"
     assert divided.read(PARTITION, 7) == b"cached\n", "with the container's end all is on the device"
     assert bound.read(0, 6) == b"bound\n"
+    shutil.rmtree(f"{bundle}/rootfs/srv")  # a mount point here, and a node with runc
     for loop, offset in ((divided, PARTITION), (bound, 0)):
         loop.fill(offset, b"of the host")
     runc = run(["runc", "--root", f"{tmp_path}/runc", "run", "--bundle", bundle, f"c{os.getpid()}"], seconds=30)

@@ -52,7 +52,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         free = len([port for port in self.spares if not port.bridge]) - groups
         if len(new) > free:
             raise DeviceError(
-                f"linux.devices: block devices need {len(new)} ports, and {max(free, 0)} are free in the virtual machine",
+                f"linux.devices: block devices need {len(new)} ports, and {max(free, 0)} of the machine's are free",
                 hint="delete another container of the pod, or have fewer block devices in it",
             )
 
