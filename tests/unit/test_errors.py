@@ -37,7 +37,7 @@ from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
 from hawse.log import Log
 from hawse.nodes.decide import Wish, decide
-from hawse.nodes.numbers import take_out_rules
+from hawse.nodes.numbers import strangers
 from hawse.oci import addresses
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
@@ -606,7 +606,7 @@ SITUATIONS: dict[str, Act] = {
     "A block device is asked for that does not exist": other_node("b", 8, 32, "/dev/sdc"),
     "A block device has no content": other_node("b", 7, 0, "/dev/loop0"),
     "An administrator does not allow the block device": other_node("b", 8, 16, "/dev/sdb", allow=("8086:*",)),
-    "A rule is about a number that no node has (a warning)": lambda _host: take_out_rules([OTHER_RULE], [])[1][0],
+    "A rule is about a number that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
     "A variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
         "process.env", ["PCIDEVICE_X=0000:3b:00.0,0000:3b:00.1"], {"0000:3b:00.0": "0000:02:00.0"}
     )[0],

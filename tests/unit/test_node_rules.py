@@ -13,7 +13,7 @@ from hawse.nodes.access import allowed
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.character import CharacterDevice
 from hawse.nodes.decide import Decision, Host, Wish, decide, is_whole
-from hawse.nodes.numbers import move, take_out_rules
+from hawse.nodes.numbers import move, strangers, without_strangers
 from hawse.oci.known import KNOWN, is_known
 from hawse.oci.types import Device, DeviceRule
 
@@ -234,6 +234,7 @@ NODES = [("b", 8, 16), ("b", 8, 17), ("c", 511, 5), ("c", 10, 126)]
         (raw("b", 8, 32, "m"), False, False),
         (raw("b", 8, 32, allow=False), False, False),
         (raw("c", 188, -1), False, True),
+        (raw("c", 188, -1, allow=False), True, False),
         (raw("c", 226, 0), False, True),
         (raw("c", 10, 232), False, True),
         (raw("c", 8, 16), False, True),
@@ -242,8 +243,9 @@ NODES = [("b", 8, 16), ("b", 8, 17), ("c", 511, 5), ("c", 10, 126)]
 def test_a_rule_about_a_number_of_the_host_goes_where_no_node_has_it(
     entry: dict[str, Any], kept: bool, warned: bool
 ) -> None:
-    rules, warnings = take_out_rules([{"allow": False, "access": "rwm"}, entry], NODES)
-    assert rules[1:] == [entry] * kept
+    rules = [{"allow": False, "access": "rwm"}, entry]
+    assert without_strangers(rules, NODES)[1:] == [entry] * kept
+    warnings = strangers(rules, NODES)
     assert len(warnings) == warned
     if warned:
         assert warnings[0].startswith("linux.resources.devices[1]: ")

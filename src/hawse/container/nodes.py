@@ -12,7 +12,7 @@ from hawse.errors import ConfigError, DeviceError
 from hawse.nodes import block, character
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.decide import Decision, Host, Wish, decide, is_whole
-from hawse.nodes.numbers import Numbers, take_out_rules
+from hawse.nodes.numbers import Numbers, strangers, without_strangers
 from hawse.oci.guest import BoundNode, GuestPlan
 from hawse.oci.load import Bundle
 from hawse.oci.types import Device, DeviceRule
@@ -54,11 +54,12 @@ def read_nodes(
     wishes += [_bound(name, node, entry, root) for node, entry in zip(guest.bound, _entries(guest), strict=True)]
     decision = decide(wishes, rules, disk_host(allow, root), whole=is_whole(listed, rules))
     numbers = {("c", node.major, node.minor) for node in vfio} | _passed(decision)
-    warnings = _edit_rules(guest.spec, numbers, bare=bool(decision.untouched))
+    _edit_rules(guest.spec, numbers, bare=bool(decision.untouched))
+    told = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("devices") or []
     return Nodes(
         [_plan(disk.device, writable=disk.writable) for disk in decision.disks],
         [(*numbers, name) for numbers, name in decision.named.items()],
-        [text for text in (leave_out(guest.spec, left_out | decision.left_out), *warnings) if text],
+        [text for text in (leave_out(guest.spec, left_out | decision.left_out), *strangers(told, numbers)) if text],
     )
 
 
@@ -101,19 +102,18 @@ def _passed(decision: Decision) -> set[Numbers]:
     return disks | {("c", *numbers) for numbers in decision.named}
 
 
-def _edit_rules(spec: dict[str, Any], numbers: set[Numbers], *, bare: bool) -> list[str]:
-    """Leave the rules that mean something in the guest; what to warn of.
+def _edit_rules(spec: dict[str, Any], numbers: set[Numbers], *, bare: bool) -> None:
+    """Leave the rules that mean something in the guest.
 
     ``bare``: there are nodes that nothing may open. Without any rule crun would allow all, where runc denies all.
     """
     resources = spec["linux"].setdefault("resources", {})
     rules = resources.get("devices") or []
-    kept, warnings = take_out_rules(rules, numbers)
+    kept = without_strangers(rules, numbers)
+    if not kept and (rules or bare):
+        kept = [dict(_DENY)]
     if kept != rules:
         resources["devices"] = kept
-    if not kept and (rules or bare):
-        resources["devices"] = [dict(_DENY)]
-    return warnings
 
 
 def _plan(device: BlockDevice, *, writable: bool) -> DiskPlan:

@@ -18,25 +18,32 @@ Numbers = tuple[str, int, int]
 _NOTHING = {"major": 0, "minor": 0}
 
 
-def take_out_rules(
-    rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rules without those that name a major number of the host which is none of the nodes', nor known in the guest.
+def without_strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> list[dict[str, Any]]:
+    """The rules without those that allow numbers of the host which are none of the nodes', nor known in the guest.
 
-    Also what to warn of: those that would have allowed something.
+    Of block devices nothing is left that is none of the nodes': in the guest all their numbers are others.
     """
-    kept, warnings = [], []
+    return [rule for rule in rules if not _is_strange(rule, nodes) or (_of(rule)[0] == "c" and not rule.get("allow"))]
+
+
+def strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> list[str]:
+    """What to warn of: rules that allow the container to read or write a device that none of its nodes is."""
+    warnings = []
     for index, rule in enumerate(rules):
-        kind, major, minor = _of(rule)
-        if kind == "a" or major is None or (kind == "c" and is_known(major, minor)) or _matching(rule, nodes):
-            kept.append(rule)
-        elif rule.get("allow") and set(rule.get("access") or "") & {"r", "w"}:
+        if rule.get("allow") and set(rule.get("access") or "") & {"r", "w"} and _is_strange(rule, nodes):
+            kind, major, minor = _of(rule)
             which = f"{kind} {major}:{'*' if minor is None else minor}"
             warnings.append(
                 f"linux.resources.devices[{index}]: {which} has no effect: it is a number of the host's devices, and "
                 "none of linux.devices has it [name the device in linux.devices]"
             )
-    return kept, warnings
+    return warnings
+
+
+def _is_strange(rule: dict[str, Any], nodes: Collection[Numbers]) -> bool:
+    kind, major, minor = _of(rule)
+    is_general = kind == "a" or major is None or (kind == "c" and is_known(major, minor))
+    return not is_general and not _matching(rule, nodes)
 
 
 def move(spec: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict[str, Any]:
