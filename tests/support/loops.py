@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 MIB = 1024 * 1024
 #: The partition of a device with the option --partscan begins here, in bytes, and has 2 MiB.
@@ -76,3 +77,18 @@ def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> It
                 subprocess.run(["addpart", path, "1", first, count], check=True)
                 undo.callback(subprocess.run, ["delpart", path, "1"], check=True)
         yield made
+
+
+def add_disk(spec: dict[str, Any], path: str, loop: Loop, access: str, **rights: int) -> None:
+    """List a node as an engine does, and its rule."""
+    major, minor = loop.numbers
+    node = {"path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660} | rights
+    spec["linux"].setdefault("devices", []).append(node)
+    allow_disk(spec, loop, access)
+
+
+def allow_disk(spec: dict[str, Any], loop: Loop, access: str) -> None:
+    """A rule."""
+    major, minor = loop.numbers
+    rule = {"allow": True, "type": "b", "major": major, "minor": minor, "access": access}
+    spec["linux"]["resources"]["devices"] += [rule] if access else []

@@ -7,12 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.loops import PARTITION, Loop, loop_devices
+from tests.support.loops import PARTITION, Loop, add_disk, allow_disk, loop_devices
 from tests.support.runtime import Runtime
 from tests.support.subprocesses import run
 
@@ -37,20 +36,6 @@ true
 """
 
 
-def add(spec: dict[str, Any], path: str, loop: Loop, access: str, **rights: int) -> None:
-    """A node as an engine lists it, and its rule."""
-    major, minor = loop.numbers
-    node = {"path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660} | rights
-    spec["linux"].setdefault("devices", []).append(node)
-    allow(spec, loop, access)
-
-
-def allow(spec: dict[str, Any], loop: Loop, access: str) -> None:
-    major, minor = loop.numbers
-    rule = {"allow": True, "type": "b", "major": major, "minor": minor, "access": access}
-    spec["linux"]["resources"]["devices"] += [rule] if access else []
-
-
 @pytest.fixture
 def loops(tmp_path: Path) -> Iterator[list[Loop]]:
     """Of sectors of 4096 bytes, with a partition, and four others."""
@@ -63,13 +48,13 @@ def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path,
     large, divided, readable, bound, denied, closed = loops
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sh", "-c", SHOW])
-    add(spec, "/dev/xvda", large, "rwm", fileMode=0o640)
-    add(spec, "/dev/part", divided.partition(1), "rw", uid=5, gid=6, fileMode=0o666)
-    add(spec, "/srv/below", readable, "r")
-    add(spec, "/dev/denied", denied, "m")
-    add(spec, "/dev/closed", closed, "r")
-    allow(spec, closed, "r")
-    allow(spec, bound, "rw")
+    add_disk(spec, "/dev/xvda", large, "rwm", fileMode=0o640)
+    add_disk(spec, "/dev/part", divided.partition(1), "rw", uid=5, gid=6, fileMode=0o666)
+    add_disk(spec, "/srv/below", readable, "r")
+    add_disk(spec, "/dev/denied", denied, "m")
+    add_disk(spec, "/dev/closed", closed, "r")
+    allow_disk(spec, closed, "r")
+    allow_disk(spec, bound, "rw")
     # A mount of a node is under the same rules as a node.
     source = {"destination": "/dev/bound", "type": "bind", "source": f"/dev/{bound.name}", "options": ["rbind"]}
     spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"] + [source]
@@ -97,7 +82,7 @@ def bundle_of(directory: Path, name: str, script: str, *disks: tuple[Loop, str])
     path = str(directory / name)
     spec = make_bundle(path, ["/bin/sh", "-c", script])
     for number, (loop, access) in enumerate(disks):
-        add(spec, f"/dev/disk{number}", loop, access)
+        add_disk(spec, f"/dev/disk{number}", loop, access)
     spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
     write(path, spec)
     return path

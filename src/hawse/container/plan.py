@@ -260,6 +260,8 @@ def _container(
     if wanted.native:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
         shares.append(drivers(found.drivers))
+    if wanted.nodes.disks:
+        ask_qemu(config).require("virtio-blk-pci")
     process = guest.spec["process"]
     there, variables = plan.addresses(plugs), process.get("env") or ()
     for warning in (
