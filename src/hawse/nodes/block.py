@@ -80,11 +80,16 @@ def check_allowed(device: BlockDevice, patterns: Sequence[str]) -> None:
 def open_device(
     major: int, minor: int, *, writable: bool, private: Callable[[], int] = mounts.private_directory
 ) -> int:
-    """A descriptor of the device, by a node in a directory that nobody else can see. Raises OSError."""
+    """A descriptor of the device, by a node in a directory that nobody else can see. Raises OSError.
+
+    Past the host's page cache: from 9.1 on QEMU takes a descriptor only if it was opened as QEMU would open the device
+    (monitor/fds.c, monitor_fdset_dup_fd_add()).
+    """
     directory = private()
     try:
         os.mknod("device", stat.S_IFBLK | 0o600, os.makedev(major, minor), dir_fd=directory)
-        return os.open("device", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC, dir_fd=directory)
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        return os.open("device", mode | os.O_DIRECT | os.O_CLOEXEC, dir_fd=directory)
     finally:
         os.close(directory)
 
