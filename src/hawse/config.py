@@ -193,7 +193,7 @@ def load_config(path: str | None) -> Config:
         if not is_pattern(pattern):
             raise ConfigError(
                 f"configuration {name}: devices.allow: {pattern!r} is no pattern",
-                hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", or "driver:NAME"',
+                hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", "driver:NAME" or "block:NAME"',
             )
     if config.template.max_age_hours < 0:
         raise ConfigError(f"configuration {name}: template.max_age_hours must be 0 or more")

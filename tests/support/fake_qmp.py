@@ -39,6 +39,8 @@ class FakeQmp:
         self.commands: list[tuple[str, str]] = []
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.given: dict[str, int] = {}
+        #: How many descriptors each set has.
+        self.sets: dict[int, int] = {}
         self.plugged: set[str] = set()
         self.nodes = FakeNodes()
         self._asked: dict[str, int] = {}
@@ -63,7 +65,15 @@ class FakeQmp:
             self._asked[name] = self._asked.get(name, 0) + 1
             if self._asked[name] >= self._patience:
                 self.drop(name)
+        elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
+            raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
         return {}
+
+    async def give_set(self, fd: int, number: int, *, timeout: float) -> None:
+        """Take a descriptor into a set."""
+        os.fstat(fd)
+        await self.execute("add-fd", {"fdset-id": number}, timeout=timeout)
+        self.sets[number] = self.sets.get(number, 0) + 1
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
         """Take a descriptor, which must be writable; ``given`` has its inode."""

@@ -29,20 +29,28 @@ from hawse.config import ANNOTATIONS, Config, Devices, Vm
 from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
-from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
+from hawse.container.devices import check_tokens, find_groups, plug_steps, shape, unused_token
+from hawse.container.nodes import disk_host
 from hawse.container.options import DeviceOptions, device_options
+from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
+from hawse.log import Log
+from hawse.nodes.decide import Wish, decide
+from hawse.nodes.numbers import strangers
+from hawse.oci import addresses
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
 from hawse.oci.template import example
-from hawse.oci.types import Device
+from hawse.oci.types import Device, DeviceRule
 from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.complaints import Complaints
 from hawse.sandbox.plan import Share
+from hawse.sandbox.disks import Disks
+from hawse.sandbox.plan import DiskPlan, Share
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_trees
 from hawse.vfio import dma, memlock, obstacles, resets, widths
@@ -364,6 +372,43 @@ def bound(source: str) -> Act:
     return lambda host: next(text for level, text in act(host).notes if level == "warning")
 
 
+def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str, ...] = ("*",)) -> Act:
+    """A node that is not VFIO's, allowed by a rule, on a host with sdb, an empty loop device, and some others."""
+
+    def act(host: FakeSysfs) -> Any:
+        for numbers, name, size in (("8:16", "sdb", 2048), ("7:0", "loop0", 0)):
+            host.write(f"sys/devices/virtual/block/{name}/size", f"{size}\n")
+            host.link(f"sys/dev/block/{numbers}", f"../../devices/virtual/block/{name}")
+        for numbers, where, driver in (
+            ("188:0", "usb1/ttyUSB0", "ftdi_sio"),
+            ("231:192", "0000:3b:00.0/infiniband_verbs/uverbs0", "mlx5_core"),
+        ):
+            host.write(f"sys/devices/{where}/dev", numbers)
+            host.link(f"sys/devices/{where}/driver", f"/drivers/{driver}")
+            host.link(f"sys/dev/char/{numbers}", f"../../devices/{where}")
+        made = disk_host(allow, host.root)
+        rules = [DeviceRule(allow=True, type=kind, major=major, minor=minor, access="rw")]
+        return decide([Wish(f"linux.devices: {path}", path, kind, major, minor)], rules, made)
+
+    return act
+
+
+def whole_dev(host: FakeSysfs) -> str:
+    paths = [("/dev/kvm", "c", 10, 232), ("/dev/sdb", "b", 8, 16), *((f"/dev/tty{n}", "c", 4, n) for n in range(64))]
+    wishes = [Wish(path, path, kind, major, minor) for path, kind, major, minor in paths]
+    decision = decide(wishes, [DeviceRule(allow=True, access="rwm")], disk_host(("*",), host.root), whole=True)
+    return leave_out({"linux": {"devices": []}}, decision.left_out)
+
+
+def unopened(_host: FakeSysfs) -> Any:
+    def no_medium(*_: int, **__: bool) -> int:
+        raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+
+    found = Disks(Claims(plan_ports([]).ports), seconds=1, open_device=no_medium)
+    qmp, link = FakeQmp(), FakeLink({})
+    return asyncio.run(found.attach([DISK], owner="c1", qmp=qmp, link=link))  # type: ignore[arg-type]
+
+
 def refused_field(path: str) -> Act:
     """A field of the table of those that cannot be applied."""
 
@@ -472,6 +517,8 @@ def flooded(_host: FakeSysfs) -> None:
     asyncio.run(flood())
 
 
+DISK = DiskPlan(major=8, minor=16, name="sdb", writable=True)
+OTHER_RULE = {"allow": True, "type": "c", "major": 188, "access": "rw"}
 SITUATIONS: dict[str, Act] = {
     "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
     "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
@@ -581,6 +628,27 @@ SITUATIONS: dict[str, Act] = {
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
     "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
     "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
+    "A character device of the host is asked for": other_node("c", 188, 0, "/dev/ttyUSB0"),
+    "A character device of the host's PCI function is asked for": other_node("c", 231, 192, "/dev/infiniband/uverbs0"),
+    "KVM is asked for": other_node("c", 10, 232, "/dev/kvm"),
+    "A privileged container's list of devices is all of the host's /dev (a warning)": whole_dev,
+    "A block device is asked for that does not exist": other_node("b", 8, 32, "/dev/sdc"),
+    "A block device has no content": other_node("b", 7, 0, "/dev/loop0"),
+    "An administrator does not allow the block device": other_node("b", 8, 16, "/dev/sdb", allow=("8086:*",)),
+    "A rule is about a number that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
+    "A variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
+        "process.env", ["PCIDEVICE_X=0000:3b:00.0,0000:3b:00.1"], {"0000:3b:00.0": "0000:02:00.0"}
+    )[0],
+    "An argument names a device by its address on the host (a warning)": lambda _host: addresses.in_arguments(
+        "process.args", ["0000:3b:00.0"], {"0000:3b:00.0": "0000:02:00.0"}
+    )[0],
+    "A virtual machine has no port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
+    "The host cannot open a block device": unopened,
+    "A kind of device in a rule is unknown": bundle(
+        linux={"resources": {"devices": [{"allow": True, "type": "p", "access": "r"}]}}
+    ),
+    "A rule has no access": bundle(linux={"resources": {"devices": [{"allow": True, "access": ""}]}}),
+    "A token is given that nothing needs (a warning)": lambda _host: unused_token([], DeviceOptions(vf_token="x"))[0],
     "A mount is of the host's view of its kernel (a warning)": bound("/sys/kernel"),
     "A mount's source is on a file system of the host's kernel": kernel_view,
     "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),

@@ -26,7 +26,10 @@ from tests.support.kernels import bz_image, elf
 
 RELEASE = "6.1.0-test"
 KERNEL = "linux-image-6.1.0-test_6.1_amd64.deb"
-BUILT_IN = ["virtio_console", "virtio_rng", "virtiofs", "9p", "9pnet_virtio", "overlay", "vfio_pci", "vfio_iommu_type1"]
+BUILT_IN = [
+    "virtio_console", "virtio_rng", "virtio_blk", "virtiofs", "9p", "9pnet_virtio", "overlay", "vfio_pci",
+    "vfio_iommu_type1",
+]  # fmt: skip
 MODULES = {"drivers/virtio/virtio_pci": "", "drivers/net/virtio_net": "", "drivers/net/ethernet/igb": ""}
 
 

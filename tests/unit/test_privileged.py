@@ -13,8 +13,9 @@ from hawse.config import Config
 from hawse.container import plan
 from hawse.container.devices import Group, check_host, shape
 from hawse.container.options import DeviceOptions
-from hawse.container.privileged import allows_all, choose, leave_out
+from hawse.container.privileged import choose, leave_out
 from hawse.errors import DeviceError
+from hawse.nodes.access import allows_all
 from hawse.oci.load import load_bundle
 from hawse.oci.template import example
 from hawse.oci.types import Device, DeviceRule

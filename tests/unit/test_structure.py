@@ -23,6 +23,7 @@ LAYERS = [
     "link",
     "vfio",
     "oci",
+    "nodes",
     "vm",
     "jail",
     "sandbox",

@@ -14,6 +14,7 @@ _VIRTIO = "0x1af4"
 LINK_MODULES = ("virtio_pci", "virtio_console")
 #: Loaded while the agent goes on; waited for before they are needed.
 SHARE_MODULES = {"virtiofs": ("virtiofs",), "9p": ("9p", "9pnet_virtio")}
+DISK_MODULES = ("virtio_blk",)
 VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1", "virtio_rng")
 
 

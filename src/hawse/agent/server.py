@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
-from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
+from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
 from hawse.agent.devices import Node, rewrite_devices, show
@@ -78,6 +78,8 @@ class Server:
             "mount_share": self.mount_share,
             "bind_vfio": self.bind_vfio,
             "find_anew": self.find_anew,
+            "bind_disk": self.bind_disk,
+            "misc_numbers": self.misc_numbers,
             "bind_native": self.bind_native,
             "configure_network": self.configure_network,
             "set_sysctls": self.set_sysctls,
@@ -175,6 +177,20 @@ class Server:
         """Have the bridge of a function found anew, with windows for all that is behind it."""
         with trace.span(f"bridge of {address} found anew"):
             hardware.find_anew(address, root=self._root)
+
+    def bind_disk(self, *, address: str, seconds: float) -> list[int]:
+        """Wait for a function of virtio-blk and its disk: major and minor."""
+        from hawse.agent import disks  # here, since most guests never need it
+
+        self._load(DISK_MODULES)
+        with trace.span(f"disk at {address} ready"):
+            return disks.bind_disk(self._uevents, address, seconds=seconds, root=self._root)
+
+    def misc_numbers(self, *, names: list[str]) -> list[list[int] | None]:
+        """The numbers of misc devices, None for one that the guest's kernel has not."""
+        from hawse.agent import disks  # here, since most guests never need it
+
+        return [disks.misc_numbers(name, root=self._root) for name in names]
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
         """Wait for a function and give it to the guest's own driver, whose module the container's share has."""

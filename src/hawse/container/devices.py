@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from hawse.container.options import DeviceOptions
+from hawse.container.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
 from hawse.vfio import dma, memlock, obstacles, resets, sysfs, widths
@@ -90,6 +90,12 @@ def plug_steps(
     return steps
 
 
+def describe(step: plan.PlugStep, *, asked: bool) -> tuple[str, str]:
+    """The log's level and line of where a function is in the guest. ``asked``: an annotation asks for its address."""
+    text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
+    return ("warning", f"annotations: {KEEP_ADDRESSES}: {text}") if step.note and asked else ("debug", text)
+
+
 def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> str:
     """A warning about a limit of DMA mappings that is too low and cannot be raised; "" for none."""
     wanted = max((plug.dma_entries for plug in plugs), default=0)
@@ -125,6 +131,17 @@ def check_tokens(groups: Sequence[Group], options: DeviceOptions, ask: Callable[
                 f"{function.address} is opened with a token alone, and QEMU {can.version} cannot give one",
                 hint="use QEMU 8.1 or a later one: vm.qemu in the configuration",
             )
+
+
+def unused_token(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
+    """A warning about a token that no function is opened with."""
+    hosts = [group for group in groups if isinstance(group, HostGroup)]
+    if not options.vf_token or any(_token(function, options) for group in hosts for function in group.functions):
+        return []
+    return [
+        f"annotations: {VF_TOKEN} has no effect: the physical function of none of the container's devices is on "
+        "vfio-pci [remove it]"
+    ]
 
 
 def _token(function: Function, options: DeviceOptions) -> str:

@@ -20,23 +20,27 @@ from hawse.container.devices import (
     add_named,
     check_host,
     check_tokens,
+    describe,
     dma_warning,
     find_groups,
     node_requests,
     plug_steps,
     shape,
     to_bind,
+    unused_token,
     with_groups,
 )
 from hawse.container.native import drivers, take_out
+from hawse.container.nodes import Nodes, read_nodes
 from hawse.container.options import DeviceOptions, device_options
-from hawse.container.privileged import allows_all, choose, leave_out
-from hawse.errors import HostError
-from hawse.oci.addresses import translate
+from hawse.container.privileged import choose
+from hawse.errors import DeviceError, HostError
+from hawse.nodes.access import allows_all
+from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
-from hawse.oci.pods import SANDBOX, read_role
+from hawse.oci.pods import SANDBOX, SINGLE, read_role
 from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
 from hawse.sandbox.room import Room
@@ -76,13 +80,13 @@ def plan_sandbox(
     # The devices of a pod come with its containers, when its machine runs.
     pod = {"least": POD_PORTS, "bridges": POD_BRIDGES, "spare_window": config.devices.pod_window_mib * MIB}
 
-    def fit(groups: Sequence[Group], options: DeviceOptions, role: str) -> PortPlan:
+    def fit(groups: Sequence[Group], options: DeviceOptions, role: str, disks: int = 0) -> PortPlan:
         shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
-        return plan_ports(shapes, **pod if role == SANDBOX else {})
+        return plan_ports(shapes, disks=disks, **pod if role == SANDBOX else {})
 
     wanted = _read(bundle, config, fit, name=name, log=log)
     groups, options = wanted.request.groups, wanted.options
-    ports = fit(groups, options, wanted.role)
+    ports = fit(groups, options, wanted.role, len(wanted.nodes.disks))
     size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
     plugs = plug_steps(
@@ -121,6 +125,7 @@ def plan_container(
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox whose machine has this room. Raises as :func:`plan_sandbox`."""
     there = {plug.group for plug in room.plugs}
+    plain = {port.takes_at for port in room.spares if not port.bridge}
 
     def fit(groups: Sequence[Group], options: DeviceOptions, _role: str) -> list[Slot]:
         free = list(room.spares)
@@ -136,6 +141,7 @@ def plan_container(
     if options.cold and groups:
         log.warning("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
     slots = fit(groups, options, wanted.role)
+    room.check_disks(wanted.nodes.disks, groups=len({slot.bus for slot in slots if slot.bus in plain}))
     plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=room.memory_mib)
     if warning := dma_warning(plugs):
         log.warning(warning)
@@ -157,6 +163,7 @@ class _Wanted:
 
     guest: GuestPlan
     request: Request
+    nodes: Nodes
     options: DeviceOptions
     role: str
     native: dict[int, dict[str, int]]
@@ -204,21 +211,23 @@ def _read(
 
     linux = bundle.spec.linux
     devices: Sequence[Device] = linux.devices or () if linux else ()
+    left_out: dict[str, DeviceError] = {}
     if linux and linux.resources and allows_all(linux.resources.devices or ()):
         devices, left_out = choose(devices, find, check)
-        if left_out:
-            log.warning(leave_out(guest.spec, left_out))
     request = find(devices)
+    nodes = read_nodes(bundle, guest, request, left_out, allow=options.allow)
     request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
     files, warnings = look([group for group in request.groups if group.number not in there], request.files)
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in warnings:
+    if role == SINGLE or request.groups:  # a pod's annotations are repeated on all its containers
+        warnings += unused_token(request.groups, options)
+    for warning in (*nodes.warnings, *warnings):
         log.warning(warning)
     said = pages.wanted(guest, config, annotations)
     huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
-    return _Wanted(guest, request, options, role, native, files, huge, pages.room(said, huge, role=role))
+    return _Wanted(guest, request, nodes, options, role, native, files, huge, pages.room(said, huge, role=role))
 
 
 def _container(
@@ -233,7 +242,8 @@ def _container(
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
-        log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
+        level, text = describe(step, asked=wanted.options.addresses_asked)
+        (log.warning if level == "warning" else log.debug)(text)
     guest = wanted.guest
     shares = [
         plan.Share(
@@ -250,8 +260,16 @@ def _container(
     if wanted.native:
         found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
         shares.append(drivers(found.drivers))
+    if wanted.nodes.disks:
+        ask_qemu(config).require("virtio-blk-pci")
     process = guest.spec["process"]
-    process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
+    there, variables = plan.addresses(plugs), process.get("env") or ()
+    for warning in (
+        *addresses.warnings("process.env", variables, there),
+        *addresses.in_arguments("process.args", process["args"], there),
+    ):
+        log.warning(warning)
+    process["env"] = addresses.translate(variables, there)
     return {
         "id": name,
         "bundle": bundle.path,
@@ -273,6 +291,8 @@ def _container(
         "network": guest.network,
         "sysctls": guest.sysctls,
         "native": wanted.native,
+        "disks": wanted.nodes.disks,
+        "named": wanted.nodes.named,
         "hooks": guest.hooks,
         "cgroup": cgroup,
     }

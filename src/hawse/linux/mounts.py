@@ -1,5 +1,6 @@
-"""Mounts by descriptors: mount(2), open_tree(2), mount_setattr(2), move_mount(2), openat2(2). Standard library only.
+"""Mounts by descriptors: mount(2), open_tree(2), mount_setattr(2), move_mount(2), fsmount(2), openat2(2).
 
+Standard library only.
 Every function raises OSError with the path that it is about.
 """
 
@@ -21,6 +22,8 @@ _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
 #: The same on every architecture (Linux include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC = 1, 6, 1
 #: This one is not.
 _SYS_PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -105,6 +108,16 @@ def open_beneath(directory: int, path: str) -> int:
     """An O_PATH descriptor of what is below a directory at a path without links."""
     how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
     return check(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how)), path)
+
+
+def private_directory() -> int:
+    """A descriptor of an empty tmpfs that is mounted nowhere and takes device nodes. It ends with the descriptor."""
+    context = check(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC), "tmpfs")
+    try:
+        check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "tmpfs")
+        return check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), "tmpfs")
+    finally:
+        os.close(context)
 
 
 def file_system(fd: int) -> int:

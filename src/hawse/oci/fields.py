@@ -73,7 +73,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.MOOT, "process.apparmorProfile", f"{POLICY}; a warning says so"),
     *_fields(Fate.MOOT, "linux.mountLabel", POLICY),
-    *_fields(Fate.MOOT, "linux.resources.memory.swappiness", "the guest has no swap"),
+    *_fields(Fate.MOOT, "linux.resources.memory.swappiness", "the guest has no swap; a warning says so"),
     *_fields(
         Fate.MOOT,
         "linux.resources.memory.useHierarchy",
@@ -134,6 +134,7 @@ FIELDS: tuple[Field, ...] = (
 )
 
 _PROCESS = "process."
+_BY_NAME = "linux.netDevices"
 
 
 def review(name: str, spec: dict[str, Any]) -> None:
@@ -168,7 +169,9 @@ def _review(name: str, document: dict[str, Any], fields: tuple[Field, ...] | lis
             continue
         for parent, last, where in list(_find(document, field.path.removeprefix(prefix))):
             value = parent.pop(last)
-            if field.fate is Fate.REFUSED and is_set(value):
+            # An interface is asked for by its name: the object of the name may be empty.
+            named = field.path == _BY_NAME and isinstance(value, dict) and value
+            if field.fate is Fate.REFUSED and (named or is_set(value)):
                 raise ConfigError(f"{name}: {where}: {field.why}", hint=field.hint)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 from hawse.errors import ConfigError
 from hawse.oci import hugepages, memory
 from hawse.oci.checks import check_options
-from hawse.oci.fields import POLICY, review
+from hawse.oci.fields import POLICY, is_set, review
 from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
+from hawse.oci.known import is_known
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.sources import kernel_view, read_only
+from hawse.oci.sources import DeviceNode, device_node, kernel_view, read_only
 
 GUEST_SHARE = "/run/hawse/share"
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
@@ -25,6 +26,7 @@ GUEST_VERSION = "1.0.2"
 _JOINABLE = ("pid", "ipc", "uts")
 #: Directories that have the host's VFIO nodes below them, and those nodes.
 _VFIO_DIRECTORIES = ("/dev", "/dev/vfio", "/dev/vfio/devices")
+_VFIO_SHARED = ("/dev/vfio/vfio", "/dev/iommu")
 _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
 
 
@@ -46,6 +48,16 @@ class Share:
 
 
 @dataclass(frozen=True)
+class BoundNode:
+    """A device node that a mount binds; ``nodev``: the mount does not let it be opened."""
+
+    index: int
+    source: str
+    destination: str
+    nodev: bool
+
+
+@dataclass(frozen=True)
 class GuestPlan:
     """The guest's specification, and what is shared with it.
 
@@ -54,7 +66,8 @@ class GuestPlan:
     ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has; ``hooks`` are
     those that run on the host. ``network`` is the path of the network namespace on the host, "" for a new one;
     ``sysctls`` are the network's. ``label`` is the SELinux label of the machine's programs on the host. ``notes`` are
-    what the user is to be told: level ("warning" or "debug"), sentence.
+    what the user is to be told: level ("warning" or "debug"), sentence. ``bound`` are device nodes that mounts bind:
+    the last entries of ``linux.devices`` of ``spec``, in their order.
     """
 
     spec: dict[str, Any]
@@ -69,6 +82,7 @@ class GuestPlan:
     sysctls: dict[str, str]
     label: str
     notes: tuple[tuple[str, str], ...]
+    bound: tuple[BoundNode, ...] = ()
 
 
 def plan_guest(
@@ -80,6 +94,7 @@ def plan_guest(
     exists: Callable[[str], bool] = os.path.exists,
     tmpfs_size: Callable[[str], int] = memory.tmpfs_size,
     hugetlbfs: Callable[[str], Hugetlbfs | None] = hugepages.hugetlbfs,
+    node: Callable[[str], DeviceNode | None] = device_node,
     host: str = "",
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
@@ -104,6 +119,8 @@ def plan_guest(
     if spec_hooks:
         spec["hooks"] = spec_hooks
     mounts = []
+    bound: list[BoundNode] = []
+    devices: list[dict[str, Any]] = []
     shared: dict[str, int] = {}
     huge: dict[str, Hugetlbfs] = {}
     page_sizes = set()
@@ -119,6 +136,16 @@ def plan_guest(
                     f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
                     hint=f"make it, or take the mount at {mount['destination']} out",
                 )
+            if (found := node(source)) and not _is_guests_own(view, found):
+                # As a device the container has it under the same rules, and by its numbers.
+                bound.append(BoundNode(index, source, mount["destination"], "nodev" in (mount.get("options") or ())))
+                devices.append(
+                    {
+                        "path": mount["destination"], "type": found.kind, "major": found.major, "minor": found.minor,
+                        "fileMode": found.mode, "uid": found.uid, "gid": found.gid,
+                    }
+                )  # fmt: skip
+                continue
             if pages := hugetlbfs(source):
                 name = memory.guest_name(source)
                 huge[name] = pages
@@ -153,6 +180,8 @@ def plan_guest(
         mounts.append(mount)
     spec["mounts"] = mounts
     linux = spec.setdefault("linux", {})
+    if devices:
+        linux["devices"] = [*(linux.get("devices") or ()), *devices]
     linux["cgroupsPath"] = f"/hawse/{container}"
     for number in ("cpus", "mems"):  # of the host's, and for the host's cgroup
         ((linux.get("resources") or {}).get("cpu") or {}).pop(number, None)
@@ -180,11 +209,19 @@ def plan_guest(
         sysctls=sysctls,
         label=bundle.process.selinux_label,
         notes=tuple(notes),
+        bound=tuple(bound),
     )
 
 
+def _is_guests_own(view: str, node: DeviceNode) -> bool:
+    """Whether what the guest has at a path in /dev is meant, or the path is one of VFIO's, which :func:`_guests_own`
+    says more of."""
+    is_vfio = view in _VFIO_SHARED or bool(_VFIO_NODE.fullmatch(view))
+    return bool(view) and (is_vfio or (node.kind == "c" and is_known(node.major, node.minor)))
+
+
 def _policies(bundle: Bundle) -> list[tuple[str, str]]:
-    """What to say of security modules' policies that the guest has not. Engines ask for theirs of their own accord."""
+    """What to say of what has no effect. Engines ask for policies of security modules of their own accord."""
     notes = []
     profile = bundle.process.apparmor_profile
     if profile not in ("", "unconfined"):
@@ -195,6 +232,9 @@ def _policies(bundle: Bundle) -> list[tuple[str, str]]:
                 "[have the engine ask for none: --security-opt apparmor=unconfined]",
             )
         )
+    memory_limits = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("memory") or {}
+    if is_set(memory_limits.get("swappiness")):
+        notes.append(("warning", "linux.resources.memory.swappiness has no effect: the guest has no swap"))
     if (bundle.raw.get("linux") or {}).get("mountLabel"):
         notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
     return notes

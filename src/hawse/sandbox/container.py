@@ -9,21 +9,28 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, StateError
 from hawse.linux.processes import Process
+from hawse.nodes import numbers
 from hawse.oci.addresses import translate
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.disks import Disks
 from hawse.sandbox.hugepages import HugePages
 from hawse.sandbox.launch import Notes
+from hawse.sandbox.named import named
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes, whole
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
 from hawse.sandbox.usage import Usage
+
+if TYPE_CHECKING:
+    from hawse.sandbox.guest import GuestLink
+    from hawse.vm.qmp import Qmp
 
 #: How long the guest may take to freeze a container. The machine goes on when it does not.
 _PAUSE_SECONDS = 10.0
@@ -45,10 +52,12 @@ class Container:
         key: str,
         seconds: float,
         sandbox: str,
+        disks: Disks | None = None,
         doom: Callable[[Container], None] = lambda _found: None,
     ) -> None:
         """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
-        ``sandbox``: the id of the first container; ``doom`` is called when it has been asked for to end at once.
+        ``sandbox``: the id of the first container; ``disks`` are those of the virtual machine; ``doom`` is called when
+        it has been asked for to end at once.
 
         Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
         """
@@ -85,6 +94,9 @@ class Container:
             raise StateError(f"container {plan.id} was deleted while it was created") from None
         # Once nothing can fail any more: what is claimed is the maker's to release.
         self.attachments = Attachments(plan, claims, seconds=seconds)
+        self._disks = disks or Disks(claims, seconds=seconds)
+        self._machine: tuple[Qmp, GuestLink] | None = None
+        self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
         self._cgroup = cgroup
         self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
         processes.claim(self._key)
@@ -98,6 +110,14 @@ class Container:
     def pid(self) -> int:
         """That of the first process's proxy; 0 while there is none, and when it has ended."""
         return self._proxy.pid if self._proxy is not None and self._proxy.process.is_alive() else 0
+
+    async def begin(self, qmp: Qmp, link: GuestLink) -> None:
+        """Give the virtual machine the devices of the plan. Raises :class:`DeviceError` naming the device."""
+        await self.attachments.begin(qmp, link)
+        self._machine = qmp, link
+        places = await self._disks.attach(self.plan.disks, owner=self.plan.id, qmp=qmp, link=link)
+        self._moved = {("b", *host): guest for host, guest in places.items()}
+        self._moved |= {("c", *host): guest for host, guest in (await named(self.plan.named, link)).items()}
 
     async def create(
         self, joins: dict[str, str], *, connect: Callable[[Process], Awaitable[Notes]] | None = None
@@ -117,7 +137,7 @@ class Container:
                 warnings += await connect(proxy.process)
             if self.plan.sysctls:
                 await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
-            spec = self.attachments.furnish(self.plan.spec)
+            spec = self.attachments.furnish(numbers.move(self.plan.spec, self._moved))
             spec = spec | {"process": _with_size(spec["process"], proxy.size)}
             seen = self.attachments.seen()
             call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
@@ -243,6 +263,7 @@ class Container:
         async with AsyncExitStack() as rest:  # each, whatever becomes of the one before it
             rest.push_async_callback(self._pages.release)
             rest.push_async_callback(self.attachments.end)
+            rest.push_async_callback(self._release_disks)
             rest.callback(self.end)
             with suppress(HawseError):  # the agent may have made nothing of it yet
                 await self._processes.call("delete", {"container": self.plan.id})
@@ -262,6 +283,10 @@ class Container:
         finally:
             self._ready.set()
             self._processes.end(code, container=self.plan.id)
+
+    async def _release_disks(self) -> None:
+        if self._machine is not None and self.plan.disks:
+            await self._disks.detach(owner=self.plan.id, qmp=self._machine[0])
 
     def _ended(self) -> None:
         try:

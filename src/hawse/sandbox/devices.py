@@ -43,7 +43,7 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
 
     Raises :class:`DeviceError` naming the device.
     """
-    seen = await _arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
+    seen = await arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
     for group in {plug.group for plug, found in zip(plugs, seen, strict=True) if _without_room(plug, found)}:
         members = [index for index, plug in enumerate(plugs) if plug.group == group]
         if len(members) > 1:
@@ -66,13 +66,13 @@ async def attach_native(
 
     Raises :class:`DeviceError` naming the device.
     """
-    found = await _arrive(
+    found = await arrive(
         plugs, qmp, [_driven(plug, link, container, seconds) for plug in plugs], seconds=seconds
     )  # fmt: skip
     return {plug.device: native for plug, native in zip(plugs, found, strict=True)}
 
 
-async def _arrive(
+async def arrive(
     plugs: Sequence[PlugStep], qmp: Qmp, calls: Sequence[Coroutine[Any, Any, Arrived]], *, seconds: float
 ) -> list[Arrived]:
     """Plug everything; the answers to the calls, of which each waits for one function in the guest.
@@ -94,7 +94,7 @@ async def _arrive(
             if not arrived.done() and (gone := lost.result()) is not None:
                 # A guest that takes the hotplug's signal for an unplug's would else be waited for in vain.
                 raise DeviceError(
-                    f"{gone.label} of group {gone.group}: the guest unplugged it as soon as it was plugged",
+                    f"{gone.what}: the guest unplugged it as soon as it was plugged",
                     hint="its console log has the reason; try again",
                 )
             return await arrived
@@ -114,9 +114,7 @@ async def _plug(plug: PlugStep, qmp: Qmp) -> None:
         try:
             await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
         except VmError as error:
-            raise DeviceError(
-                f"{plug.label} of group {plug.group}: QEMU refuses it: {error.message}", hint=error.hint
-            ) from None
+            raise DeviceError(f"{plug.what}: QEMU refuses it: {error.message}", hint=error.hint) from None
 
 
 async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> PlugStep | None:

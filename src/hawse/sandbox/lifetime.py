@@ -154,7 +154,7 @@ async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
         if sandbox.plan.native:  # whose drivers are among the files
             await machine.shared
         with steps.span(DEVICES, "attached"):
-            await sandbox.first.attachments.begin(machine.qmp, machine.link)
+            await sandbox.first.begin(machine.qmp, machine.link)
         await machine.shared
         notes = await connecting
     finally:

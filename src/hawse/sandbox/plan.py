@@ -42,6 +42,10 @@ class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
     gid: int
 
 
+#: In place of a group's number: the step plugs a disk.
+NO_GROUP = -1
+
+
 class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group.
 
@@ -68,9 +72,25 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     dma_entries: int = 0
 
     @property
+    def what(self) -> str:
+        """What it is, for errors; a disk is of no group."""
+        return self.label if self.group == NO_GROUP else f"{self.label} of group {self.group}"
+
+    @property
     def by_file(self) -> bool:
         """Whether QEMU opens the function's device file, and not its group's node."""
         return any("iommufd" in arguments for _, arguments in self.commands)
+
+
+class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A block device of the host that the container is to have; ``logical`` and ``physical`` are bytes of a sector."""
+
+    major: int
+    minor: int
+    name: str
+    writable: bool
+    logical: int = 512
+    physical: int = 512
 
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +160,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
     ``memory`` are file systems of shared memory by name, with their bytes; ``hugepages`` are (KiB of a page, count), to
     be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
-    own drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
+    own drivers get, with the rights that their nodes shall have. ``named`` are misc devices, by their numbers on the
+    host, whose number in the guest is found by their name. ``hooks`` are those of the host, and ``cgroup`` is the
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
     is in; ``sysctls`` are settings of the guest's network.
     """
@@ -163,6 +184,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     sysctls: dict[str, str] = {}
     native: dict[int, dict[str, int]] = {}
+    disks: list[DiskPlan] = []
+    named: list[tuple[int, int, str]] = []
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup: CgroupPlan = CgroupPlan()
 

@@ -6,18 +6,25 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hawse.errors import ConfigError
-from hawse.sandbox.plan import PlugStep
+from hawse.errors import ConfigError, DeviceError
+from hawse.sandbox.plan import DiskPlan, PlugStep
 from hawse.vm.ports import Port
 
 _MIB = 1024 * 1024
 
 
+def serves(there: DiskPlan, wanted: DiskPlan) -> bool:
+    """Whether a disk that is plugged is the wanted one, and can be written to if that is to be."""
+    return (there.major, there.minor) == (wanted.major, wanted.minor) and there.writable >= wanted.writable
+
+
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """``spares`` are the free ports. ``plugs`` are functions that are there for other containers, and ``native`` the
-    groups among them that the guest's own drivers have. ``label`` is what the machine's programs have on the host."""
+    """``spares`` are the free ports. ``disks`` and ``plugs`` are disks and functions that other containers have, and
+    ``native`` the groups among them that the guest's own drivers have. ``label`` is what the machine's programs have on
+    the host."""
 
     spares: list[Port]
+    disks: list[DiskPlan] = []
     plugs: list[PlugStep] = []
     native: list[int] = []
     memory_mib: int = 0
@@ -38,6 +45,16 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
                     hint="containers that share a device have it in one mode",
                 )
         return found
+
+    def check_disks(self, disks: Sequence[DiskPlan], *, groups: int) -> None:
+        """Raise :class:`DeviceError` where there are too few ports for these disks, beside those for new groups."""
+        new = [disk for disk in disks if not any(serves(there, disk) for there in self.disks)]
+        free = len([port for port in self.spares if not port.bridge]) - groups
+        if len(new) > free:
+            raise DeviceError(
+                f"linux.devices: block devices need {len(new)} ports, and {max(free, 0)} of the machine's are free",
+                hint="delete another container of the pod, or have fewer block devices in it",
+            )
 
     def warnings(self, *, memory: int, label: str, host_mib: int) -> list[str]:
         """What of a container's specification this machine cannot follow any more.

@@ -15,6 +15,7 @@ from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.disks import Disks
 from hawse.sandbox.forwards import Forwards
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.network import Network
@@ -47,6 +48,7 @@ class Sandbox:
         self.plan = plan
         self._share = share
         self.claims = Claims(plan.ports)
+        self.disks = Disks(self.claims, seconds=plan.machine.device_seconds)
         self.nics = Nics(plan, network, self.claims)
         self._resolver = Resolver(plan, network, f"{store.path}/share/{plan.id}")
         self.finished = asyncio.Event()
@@ -81,6 +83,7 @@ class Sandbox:
         """What there is for others."""
         return Room(
             spares=self.claims.spares,
+            disks=self.disks.plugged,
             plugs=self.claims.to_share,
             native=[group for found in self._containers.values() for group in found.plan.native],
             memory_mib=self.plan.machine.memory_mib,
@@ -191,7 +194,7 @@ class Sandbox:
         cgroup = HostCgroup(plan.cgroup, store.path)
         return Container(
             plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id,
-            doom=self._doom,
+            disks=self.disks, doom=self._doom,
         )  # fmt: skip
 
     def _doom(self, found: Container) -> None:
@@ -238,7 +241,7 @@ class Sandbox:
         undo.callback(self._share.remove, plan.id)
         self._share.place(plan.id, plan.shares, trees)
         undo.push_async_callback(made.remove)
-        await made.attachments.begin(self._machine.qmp, self._machine.link)
+        await made.begin(self._machine.qmp, self._machine.link)
         return await made.create(joins)
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:

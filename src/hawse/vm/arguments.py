@@ -160,6 +160,24 @@ def plug_interface(name: str, mac: str, port: Port, function: int, *, alone: boo
     return [("netdev_add", backend), ("device_add", device)]
 
 
+def plug_disk(
+    name: str, port: Port, *, fdset: int, serial: str, writable: bool, logical: int, physical: int
+) -> list[Command]:
+    """The QMP commands that plug a block device of the host, whose descriptor QEMU has as /dev/fdset/FDSET.
+
+    Without QEMU's locks, since several sandboxes may have a device, as containers under runc may. Past the host's page
+    cache, so that what is written is on the device when the guest has flushed it. An error is the guest's: by default
+    QEMU stops a virtual machine whose host has no space left (QEMU docs/system/qemu-block-drivers; hw/block/block.c).
+    """
+    backend: dict[str, Any] = {"driver": "host_device", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{fdset}"}
+    backend |= {"read-only": not writable, "cache": {"direct": True}, "aio": "threads", "locking": "off"}
+    backend |= {"discard": "unmap"}
+    device: dict[str, Any] = {"driver": "virtio-blk-pci", "id": name, "drive": f"disk-{name}", "serial": serial[:20]}
+    device |= {"logical_block_size": logical, "physical_block_size": physical, "share-rw": True}
+    device |= {"rerror": "report", "werror": "report", "bus": port.name, "addr": "0.0"}
+    return [("blockdev-add", backend), ("device_add", device)]
+
+
 def option(first: str, rest: Mapping[str, Any]) -> str:
     """``first,key=value,...`` in QEMU's option syntax: commas doubled (QEMU util/keyval.c), booleans on and off."""
     return ",".join([_escape(first), *(f"{key}={_escape(value)}" for key, value in rest.items())])

@@ -116,6 +116,11 @@ class Qmp:
         self._client.send_fd_scm(fd)
         await self.execute("getfd", {"fdname": name}, timeout=timeout)
 
+    async def give_set(self, fd: int, number: int, *, timeout: float) -> None:
+        """Hand QEMU a descriptor, which it can open from now on as /dev/fdset/NUMBER."""
+        self._client.send_fd_scm(fd)
+        await self.execute("add-fd", {"fdset-id": number}, timeout=timeout)
+
     def listen(self, *names: str) -> Events:
         """Events from now on; open it before the command that causes them."""
         return Events(self._client, names)
