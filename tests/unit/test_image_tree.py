@@ -15,7 +15,8 @@ import pytest
 from hawse.errors import ImageError
 from hawse.vm import packages
 from hawse.vm.image import guest_sources
-from hawse.vm.image_tree import add_drivers, add_kernel_modules, add_programs, add_python, chroot
+from hawse.vm.image_modules import add_drivers, add_kernel_modules
+from hawse.vm.image_tree import add_programs, add_python, chroot
 from tests.support.guest_files import depmod, lay_out, runtime, shell
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.compress, ".gz": gzip.compress}

@@ -14,7 +14,7 @@ import pytest
 from hawse.errors import ImageError
 from hawse.vm import image
 from hawse.vm.cpio import write_archive
-from hawse.vm.image_tree import module_name
+from hawse.vm.image import module_name
 from hawse.vm.packages import merged, parse_uris
 from tests.support.cpio import Entry, read_archive
 

@@ -39,7 +39,7 @@ def test_a_kernel_of_the_users_own_has_an_image_of_its_own(tmp_path: Path) -> No
     with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
     found = kernel_packages(recipe, CACHE, print)
-    kernel, modules = unpack_kernel(found, str(tmp_path / "kernel"), recipe["module_directories"])
+    kernel, modules = unpack_kernel(found, str(tmp_path / "kernel"))
     own = build(cache=cache, progress=print, kernel=kernel, modules=modules)
     assert own.release == os.path.basename(modules)
     assert locate(cache=cache, kernel=kernel, modules=modules) == own
