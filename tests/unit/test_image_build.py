@@ -28,12 +28,8 @@ from tests.support.kernels import bz_image, elf
 RELEASE = "6.1.0-test"
 KERNEL = "linux-image-6.1.0-test_6.1_amd64.deb"
 BUILT_IN = ["virtio_console", "virtio_rng", "virtiofs", "9p", "9pnet_virtio", "overlay", "vfio_pci", "vfio_iommu_type1"]
-MODULES = {
-    "drivers/virtio/virtio_pci": "",
-    "drivers/net/virtio_net": "",
-    "drivers/net/ethernet/igb": "",
-    "net/sctp/sctp": "",
-}
+MODULES = ("drivers/virtio/virtio_pci", "drivers/net/virtio_net", "drivers/net/ethernet/igb", "net/sctp/sctp")
+ALIASES = "alias pci:v00008086d*sv*sd*bc*sc*i* igb\nalias net-pf-2-proto-132 sctp\n"
 
 
 @dataclass
@@ -58,7 +54,7 @@ def offer_recipe(mirror: Mirror) -> None:
     ]
     tables = (
         "".join(f"kernel/{path}.ko:\n" for path in MODULES),
-        "alias pci:v00008086d*sv*sd*bc*sc*i* igb\nalias net-pf-2-proto-132 sctp\n",
+        ALIASES,
     )
     packages: dict[str, list[Entry]] = {
         "python3-minimal_3_amd64.deb": [*programs, file("./usr/share/doc/python", b"not needed")],

@@ -17,7 +17,7 @@ from tests.support.guest_files import depmod, lay_out, shell
 
 
 def zstd(content: bytes) -> bytes:
-    """A frame of one raw block (RFC 8878, section 3.1.1): magic number, size of the content, header of the last block."""
+    """A frame of one raw block (RFC 8878, section 3.1.1): magic number, size of the content, header of the block."""
     header = bytes([0x28, 0xB5, 0x2F, 0xFD, 0x20, len(content)])
     return header + (len(content) << 3 | 1).to_bytes(3, "little") + content
 

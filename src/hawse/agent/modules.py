@@ -56,7 +56,7 @@ class Modules:
                 except OSError as error:
                     raise VmError(
                         f"vm.load_modules: the guest cannot load {name}: {file}: {error.strerror}",
-                        hint="take it out of vm.load_modules; the reason may be in the guest's console.log",
+                        hint="take it out of vm.load_modules",
                     ) from None
 
     def _run(self, names: tuple[str, ...], done: threading.Event) -> None:
