@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hawse.container.modules import check_loaded, modules_share
-from hawse.errors import ConfigError
+from hawse.errors import ConfigError, ImageError
 
 
 @pytest.fixture
@@ -27,6 +27,12 @@ def test_names_that_are_missing(directory: str) -> None:
         check_loaded(["dm_crypt", "nfsd", "dm", "ipv-6"], directory)
     assert caught.value.message == "vm.load_modules: nfsd, dm, ipv-6: not among the modules beside the guest image"
     assert caught.value.hint == "add it to image.extra_modules, then `hawse image build`"
+
+
+def test_damaged_image_is_named(tmp_path: Path) -> None:
+    check_loaded([], str(tmp_path))
+    with pytest.raises(ImageError, match=r"the guest image is damaged: \S+/modules\.dep: No such file or directory"):
+        check_loaded(["dm_crypt"], str(tmp_path))
 
 
 def test_share_is_read_only() -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from hawse.config import Config
-from hawse.errors import ConfigError
+from hawse.errors import ConfigError, ImageError
 from hawse.sandbox.plan import Share
 from hawse.vm import image
 
@@ -28,13 +28,18 @@ def modules_share(kernel: str) -> Share:
 
 def check_loaded(names: Sequence[str], directory: str) -> None:
     """Raise :class:`ConfigError` for names of ``vm.load_modules`` that are neither among the modules of an image nor
-    built into its kernel."""
+    built into its kernel, and :class:`ImageError` for a damaged image."""
     if not names:
         return
     known = set()
-    for table in ("modules.dep", "modules.builtin"):
-        with open(f"{directory}/{table}") as file:
-            known |= {image.module_name(line.partition(":")[0].strip()) for line in file}
+    try:
+        for table in ("modules.dep", "modules.builtin"):
+            with open(f"{directory}/{table}") as file:
+                known |= {image.module_name(line.partition(":")[0].strip()) for line in file}
+    except OSError as error:
+        raise ImageError(
+            f"the guest image is damaged: {error.filename}: {error.strerror}", hint="build it with `hawse image build`"
+        ) from None
     missing = [name for name in names if image.module_name(name) not in known]
     if missing:
         raise ConfigError(
