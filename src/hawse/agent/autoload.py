@@ -8,6 +8,7 @@ CAP_SYS_MODULE, as on a host.
 from __future__ import annotations
 
 import os
+import threading
 
 from hawse.agent.modules import Modules
 
@@ -31,6 +32,7 @@ class Autoload:
         initial ramfs points to, which is the directory that modprobe reads."""
         self._directory = directory
         self._table: Modules | None = None
+        self._lock = threading.Lock()  # containers are created at the same time
         os.symlink(directory, f"{run}/modules")
         with open(f"{root}{_SETTING}", "w") as file:
             file.write(_MODPROBE)
@@ -52,9 +54,10 @@ class Autoload:
 
     def _modules(self) -> Modules:
         # Most guests need no table: reading it from the share takes longer than what else is done here.
-        if self._table is None:
-            self._table = Modules(self._directory)
-        return self._table
+        with self._lock:
+            if self._table is None:
+                self._table = Modules(self._directory)
+            return self._table
 
 
 def may_configure_network(spec: dict[str, Any]) -> bool:
