@@ -30,6 +30,8 @@ from hawse.container.devices import (
     unused_token,
     with_groups,
 )
+from hawse.container.modules import SHARE as MODULES
+from hawse.container.modules import check_loaded, find_image, modules_share
 from hawse.container.native import drivers, take_out
 from hawse.container.nodes import Nodes, read_nodes
 from hawse.container.options import DeviceOptions, device_options
@@ -50,7 +52,7 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
+from hawse.vm import accel, capabilities, hugepages, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
@@ -94,7 +96,7 @@ def plan_sandbox(
     )
     if warning := dma_warning(plugs):
         log.warning(warning)
-    machine = msgspec.structs.replace(machine, label=wanted.guest.label)
+    machine = msgspec.structs.replace(machine, label=wanted.guest.label, modules=f"{name}/{MODULES}")
     cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
@@ -103,8 +105,10 @@ def plan_sandbox(
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
+    container = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup)
+    container["shares"].append(modules_share(machine.kernel))
     return plan.SandboxPlan(
-        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup),
+        **container,
         machine=machine,
         ports=list(ports.ports),
         network_port=ports.network,
@@ -258,8 +262,7 @@ def _container(
         for s in guest.shares
     ]
     if wanted.native:
-        found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
-        shares.append(drivers(found.drivers))
+        shares.append(drivers(find_image(config).drivers))
     if wanted.nodes.disks:
         ask_qemu(config).require("virtio-blk-pci")
     process = guest.spec["process"]
@@ -342,7 +345,8 @@ def plan_machine(
     if page_kib:
         hugepages.check(memory_mib, page_kib)
     ports = ports or plan_ports([shape(group) for group in groups])
-    found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
+    found = find_image(config)
+    check_loaded(config.vm.load_modules, found.modules)
     can = ask_qemu(config)
     for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
@@ -381,6 +385,7 @@ def plan_machine(
         share_address=ports.share_address,
         address_bits=widths.guest_bits(),
         jail=plan_jail(config, share=share, filters="sandbox" in can.options, warn=log.warning),
+        load_modules=list(config.vm.load_modules),
     )
     if not config.template.enabled:
         return machine
