@@ -148,7 +148,8 @@ class Container:
         done = []
         with self._root() as root:
             try:
-                self._set_rules([*before, *(rule for rule in allowed if rule not in before)])
+                # At the end, where no other rule overrides them.
+                self._set_rules([*(rule for rule in before if rule not in allowed), *allowed])
                 for path, numbers, mode, uid, gid in nodes:
                     make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
                     done.append((path, numbers))
@@ -165,7 +166,13 @@ class Container:
         with self._root() as root:
             for path, numbers in nodes:
                 remove_node(root, path, numbers)
-        self._set_rules([rule for rule in self._rules if (rule.get("major"), rule.get("minor")) not in gone])
+        self._set_rules(
+            [
+                rule
+                for rule in self._rules
+                if rule.get("type") != "c" or (rule.get("major"), rule.get("minor")) not in gone
+            ]
+        )
         self._show(devices)
 
     def _show(self, devices: list[dict[str, Any]]) -> None:

@@ -30,10 +30,11 @@ from hawse.container.devices import (
 )
 from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
-from hawse.container.privileged import allows_all, choose, leave_out
+from hawse.container.privileged import choose, leave_out
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
+from hawse.oci.device_rules import allows_all
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role

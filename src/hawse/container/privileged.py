@@ -11,21 +11,8 @@ from typing import Any
 
 from hawse.container.devices import Group
 from hawse.errors import DeviceError
-from hawse.oci.types import Device, DeviceRule
+from hawse.oci.types import Device
 from hawse.vfio.devices import Request
-
-
-def allows_all(rules: Sequence[DeviceRule]) -> bool:
-    """Whether the rules allow every device, as those of a privileged container do. Pure.
-
-    The last rule for all devices counts, since each overrides those before it (config-linux.md, Allowed Device list).
-    """
-    answer = False
-    for rule in rules:
-        everything = rule.type in ("a", "") and all(n is None or n < 0 for n in (rule.major, rule.minor))
-        if everything and (not rule.allow or set("rwm") <= set(rule.access)):
-            answer = rule.allow
-    return answer
 
 
 def choose(

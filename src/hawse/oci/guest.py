@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
-from hawse.oci import hugepages, memory
+from hawse.oci import device_rules, hugepages, memory
 from hawse.oci.checks import check_options
 from hawse.oci.fields import POLICY, review
 from hawse.oci.hooks import Hooks, split
@@ -157,6 +157,9 @@ def plan_guest(
     for number in ("cpus", "mems"):  # of the host's, and for the host's cgroup
         ((linux.get("resources") or {}).get("cpu") or {}).pop(number, None)
     _limits(linux.get("resources") or {})
+    resources = bundle.spec.linux.resources if bundle.spec.linux else None
+    rules = device_rules.effective(f"{bundle.path}/config.json", (resources.devices if resources else None) or ())
+    linux["resources"] = (linux.get("resources") or {}) | {"devices": rules}
     linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
     _names(f"{bundle.path}/config.json", spec, joins, host or os.uname().nodename)
     sysctls: dict[str, str] = {}
@@ -165,7 +168,6 @@ def plan_guest(
         sysctls = {key: value for key, value in (linux.get("sysctl") or {}).items() if re.match("net[./]", key)}
     if sysctls:
         linux["sysctl"] = {key: value for key, value in linux["sysctl"].items() if key not in sysctls}
-    resources = bundle.spec.linux.resources if bundle.spec.linux else None
     limits = (resources.hugepage_limits if resources else None) or ()
     return GuestPlan(
         spec=spec,
