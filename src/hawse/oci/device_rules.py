@@ -1,9 +1,9 @@
 """linux.resources.devices as runc applies it: a default for all devices, and exceptions from it. Pure.
 
-runc emulates the devices controller of cgroup v1 on v2 too (libcontainer/cgroups/devices/devices_emulator.go): a rule of
-type a resets everything before it, whatever its numbers and its access; rules for the same numbers are merged; a rule
-that removes part of a wildcard is an error. The devices that every container may use come last, so that no rule takes
-them away (libcontainer/specconv/spec_linux.go, AllowedDevices).
+runc emulates the devices controller of cgroup v1 on v2 too (libcontainer/cgroups/devices/devices_emulator.go): a rule
+of type a resets everything before it, whatever its numbers and its access; rules for the same numbers are merged; a
+rule that removes part of a wildcard is an error. The devices that every container may use come last, so that no rule
+takes them away (libcontainer/specconv/spec_linux.go, AllowedDevices).
 """
 
 from __future__ import annotations
