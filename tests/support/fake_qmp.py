@@ -71,6 +71,11 @@ class FakeQmp:
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         self.given[name] = os.fstat(fd).st_ino
 
+    async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
+        """Take a descriptor for a set of descriptors, as :meth:`give` does."""
+        await self.execute("add-fd", arguments, timeout=timeout)
+        await self.give(fd, str(arguments["fdset-id"]), timeout=timeout)
+
     def drop(self, name: str) -> None:
         """The guest has let go of a device."""
         self.plugged.discard(name)

@@ -132,7 +132,7 @@ def test_bind_that_fails_leaves_nothing(root: Path) -> None:
         bind_node(str(root), "/dev/vfio/5", NULL, lambda _place: None)
 
 
-def test_bind_in_another_mount_namespace_is_seen_there_alone(root: Path, tmp_path: Path) -> None:
+def test_bind_in_another_mount_namespace_is_seen_there_alone(root: Path) -> None:
     make_node(str(root), "/dev/source", NULL, mode=0o640, uid=7, gid=8)
     with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "60"]) as other:
         try:

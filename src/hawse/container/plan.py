@@ -47,7 +47,7 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
+from hawse.vm import accel, capabilities, disks, hugepages, image, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
@@ -92,7 +92,10 @@ def plan_sandbox(
     if warning := dma_warning(plugs):
         log.warning(warning)
     machine = msgspec.structs.replace(machine, label=wanted.guest.label)
-    cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
+    # Those that a later container of the pod or an attach may bring have room too.
+    disk_mib = disks.total_mib(model for models in config.emulated.values() for model in models)
+    limits = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
+    cgroup = _cgroup(bundle, systemd=systemd, of_vm=limits)
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
     if options.cold and plugs:

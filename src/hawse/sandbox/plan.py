@@ -97,13 +97,15 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
-    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started."""
+    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started.
+    ``file_bytes``: how far it may write a file, which is for the disks of emulated devices."""
 
     tree: str
     first_user: int
     last_user: int
     filters: bool
     required: bool = False
+    file_bytes: int = 0
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,12 +35,12 @@ def translate(rules: Sequence[Rule], moves: Sequence[tuple[Numbers, Numbers | No
     """
     majors: dict[int, list[int]] = {}
     for host, guest in moves:
-        if _is_dynamic(host[0]):
+        if is_dynamic(host[0]):
             known = majors.setdefault(host[0], [])
             if guest is not None and guest[0] not in known:
                 known.append(guest[0])
     named = {host for host, _ in moves} | {guest for _, guest in moves if guest is not None}
-    in_guest = {guest[0] for _, guest in moves if guest is not None and _is_dynamic(guest[0])}
+    in_guest = {guest[0] for _, guest in moves if guest is not None and is_dynamic(guest[0])}
     made: list[Rule] = []
     for rule in rules:
         major, minor = _number(rule, "major"), _number(rule, "minor")
@@ -57,6 +57,11 @@ def translate(rules: Sequence[Rule], moves: Sequence[tuple[Numbers, Numbers | No
     return made
 
 
+def is_dynamic(major: int) -> bool:
+    """Whether a major of character devices is one that Linux gives out itself."""
+    return any(major in majors for majors in _DYNAMIC)
+
+
 def _matches(rule: Rule, numbers: Numbers) -> bool:
     kind = rule.get("type") or "a"
     wanted = (_number(rule, "major"), _number(rule, "minor"))
@@ -67,7 +72,3 @@ def _number(rule: Rule, key: str) -> int | None:
     """None for every number."""
     number = rule.get(key)
     return None if number is None or number < 0 else int(number)
-
-
-def _is_dynamic(major: int) -> bool:
-    return any(major in majors for majors in _DYNAMIC)
