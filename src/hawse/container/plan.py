@@ -248,6 +248,9 @@ def _container(
             private=s.private,
             recursive=s.recursive,
             readonly_below=s.readonly_below,
+            uids=list(s.owners.uids) if s.owners else [],
+            gids=list(s.owners.gids) if s.owners else [],
+            map_below=bool(s.owners and s.owners.recursive),
         )
         for s in guest.shares
     ]

@@ -20,7 +20,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     """A directory or file of the host that the guest sees below its share.
 
     ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
-    not either. ``readonly_below``: what is mounted below it is read-only as well.
+    not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
+    are any, map its owners: the first id in its file system, the first that is shown, and their count; with
+    ``map_below`` of mounts below it too.
     """
 
     name: str
@@ -30,6 +32,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     private: bool = False
     recursive: bool = True
     readonly_below: bool = False
+    uids: list[tuple[int, int, int]] = []
+    gids: list[tuple[int, int, int]] = []
+    map_below: bool = False
 
 
 class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
