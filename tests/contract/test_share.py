@@ -43,7 +43,7 @@ def mounts(below: str) -> dict[str, tuple[set[str], str]]:
     return found
 
 
-def made(name: str, source: Path, **changes: bool) -> Share:
+def made(name: str, source: Path, **changes: Any) -> Share:
     return Share(name=name, source=str(source), is_dir=source.is_dir(), **{"readonly": False, **changes})
 
 
@@ -370,3 +370,48 @@ def test_a_planted_link_is_never_followed(tmp_path: Path, tree: Path, kind: str,
     assert left == ["/share"]
     assert sorted(os.listdir(outside)) == ["empty", "fifo"], "something was made there"
     assert sorted(os.listdir(tree)) == ["below", "file"]
+
+
+def test_owners_of_a_share_are_mapped_and_written_back(tmp_path: Path, tree: Path) -> None:
+    """Those of a mount below it too, where that is asked for; the source itself stays as it is."""
+    target = f"{tmp_path}/share/c1"
+    maps: dict[str, Any] = {"uids": [(0, 100000, 65536)], "gids": [(0, 200000, 65536)]}
+
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        linux.mount("none", f"{tree}/below", "tmpfs", 0, "mode=755")
+        placed(
+            root,
+            "c1",
+            [made("one", tree, **maps), made("all", tree, map_below=True, **maps), made("file", tree / "file", **maps)],
+        )
+        shown = {
+            name: (os.stat(f"{target}/{name}").st_uid, os.stat(f"{target}/{name}").st_gid)
+            for name in ("one/file", "one/below", "all/below", "file")
+        }
+        os.chown(f"{target}/one/file", 100005, 200006)
+        return shown, [os.stat(tree / "file").st_uid, os.stat(tree / "file").st_gid]
+
+    shown, written = apart(act)
+    mapped = [100000, 200000]
+    assert shown == {"one/file": mapped, "one/below": [0, 0], "all/below": mapped, "file": mapped}
+    assert written == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("maps", "words"),
+    [
+        ({"uids": [(0, 1, 2), (1, 9, 2)]}, "the kernel refuses uidMappings or gidMappings: Invalid argument"),
+        ({}, "its file system cannot be mounted with mappings: Invalid argument"),
+    ],
+)
+def test_share_whose_owners_cannot_be_mapped_is_named(tree: Path, maps: dict[str, Any], words: str) -> None:
+    def act() -> Any:
+        linux.mount("none", f"{tree}/below", "ramfs", 0)
+        wanted = {"uids": [(0, 100000, 1)], "gids": [(0, 100000, 1)]} | maps
+        with pytest.raises(ConfigError) as caught:
+            share.open_trees([made("x", tree / "below", **wanted)])
+        return caught.value.sentence()
+
+    sentence = apart(act)
+    assert f"cannot map the owners of {tree}/below: {words}" in sentence

@@ -69,17 +69,18 @@ class FakeQmp:
             raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
         return {}
 
-    async def give_set(self, fd: int, number: int, *, timeout: float) -> None:
-        """Take a descriptor into a set."""
-        os.fstat(fd)
-        await self.execute("add-fd", {"fdset-id": number}, timeout=timeout)
-        self.sets[number] = self.sets.get(number, 0) + 1
-
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
         """Take a descriptor, which must be writable; ``given`` has its inode."""
         assert timeout > 0
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         self.given[name] = os.fstat(fd).st_ino
+
+    async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
+        """Take a descriptor into a set, whose number is in the arguments."""
+        os.fstat(fd)
+        await self.execute("add-fd", arguments, timeout=timeout)
+        number = arguments["fdset-id"]
+        self.sets[number] = self.sets.get(number, 0) + 1
 
     def drop(self, name: str) -> None:
         """The guest has let go of a device."""

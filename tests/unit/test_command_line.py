@@ -110,9 +110,11 @@ def test_devices_that_are_plugged_cold_come_last() -> None:
         *plug_emulated(FIRST, "nvme", network=False, owner="c1"),
         *plug_host(SECOND, "0000:3b:00.1", rom=True, token="t"),
     ]
-    argv = render(replace(SHAPE, cold=cold), ENDS)
+    argv = render(replace(SHAPE, cold=cold), replace(ENDS, disks=[77]))
+    number = cold[0][1]["fdset-id"]
     assert argv == render(SHAPE, ENDS) + words(
-        "-blockdev null-co,node-name=disk-vfio-5-0,size=67108864,read-zeroes=on",
+        f"-add-fd fd=77,set={number}",
+        f"-blockdev file,node-name=disk-vfio-5-0,filename=/dev/fdset/{number},locking=off,discard=unmap",
         "-device nvme,id=vfio-5-0,bus=port0,addr=0.0,drive=disk-vfio-5-0,serial=vfio-5-0",
         "-device vfio-pci,host=0000:3b:00.1,id=vfio-5-1,bus=bridge0,addr=2.0,rombar=1,vf-token=t",
     )

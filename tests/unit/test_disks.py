@@ -71,14 +71,14 @@ def test_disks_come_and_go() -> None:
         assert box.link.calls[0] == ("bind_disk", {"address": "0000:02:00.0", "seconds": 2})
         sent = [arguments for command, arguments in box.qmp.sent if command == "blockdev-add"]
         assert [entry["read-only"] for entry in sent] == [False, True]
-        assert all(entry["filename"] == f"/dev/fdset/{n}" for n, entry in enumerate(sent, 1))
+        assert all(entry["filename"] == f"/dev/fdset/{n}" for n, entry in enumerate(sent, 1 << 16))
         assert all(entry["cache"] == {"direct": True} and entry["driver"] == "host_device" for entry in sent)
         device, other = (arguments for command, arguments in box.qmp.sent if command == "device_add")
         assert (device["driver"], device["drive"], device["serial"]) == ("virtio-blk-pci", "disk-disk1", "sdb")
         assert (device["logical_block_size"], device["physical_block_size"]) == (512, 4096)
         assert (device["werror"], device["rerror"]) == ("report", "report")
         assert len(other["serial"]) == 20
-        assert box.qmp.sets == {1: 1, 2: 1}
+        assert box.qmp.sets == {65536: 1, 65537: 1}
         await box.detach()
         box.prove_empty()
 

@@ -38,6 +38,7 @@ from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
+from hawse.linux import mounts
 from hawse.nodes.decide import Wish, decide
 from hawse.nodes.numbers import strangers
 from hawse.oci import addresses
@@ -474,6 +475,37 @@ def kernel_view(host: FakeSysfs) -> None:
     open_trees([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
 
 
+def rules(*entries: dict[str, Any]) -> Act:
+    """A bundle with these rules for devices."""
+    return bundle(linux={"resources": {"devices": list(entries)}})
+
+
+MAPPED = {
+    key: [{"containerID": 0, "hostID": 100000, "size": 65536}] for key in ("uidMappings", "gidMappings")
+}  # fmt: skip
+
+
+def mapped(uids: list[tuple[int, int, int]]) -> Act:
+    """A share whose owners are to be mapped."""
+
+    def act(host: FakeSysfs) -> None:
+        source = f"{host.root}/data"
+        os.makedirs(source, exist_ok=True)
+        open_trees([Share(name="mount1", source=source, is_dir=True, readonly=False, uids=uids, gids=[(0, 1000, 1)])])
+
+    return act
+
+
+def unmappable(host: FakeSysfs) -> None:
+    """Linux can map the owners of no ramfs."""
+    os.mkdir(f"{host.root}/data")
+    mounts.mount("none", f"{host.root}/data", "ramfs", 0)
+    try:
+        mapped([(0, 1000, 1)])(host)
+    finally:
+        mounts.unmount(f"{host.root}/data")
+
+
 def open_cache(host: FakeSysfs) -> None:
     os.mkdir(f"{host.root}/cache")
     os.chmod(f"{host.root}/cache", 0o777)
@@ -641,7 +673,13 @@ SITUATIONS: dict[str, Act] = {
     "A kind of namespace is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
     "A kind of namespace is there twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
     "A time namespace is asked for": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
-    "A namespace is one of the host's": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/x"}]}),
+    "A namespace is one of the host's": bundle(
+        linux={"namespaces": [entry | ({"path": "/x"} if entry["type"] == "ipc" else {}) for entry in NAMESPACES]}
+    ),
+    "A user namespace has no mappings": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user"}]}),
+    "A user namespace of the host cannot be read": bundle(
+        linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/dev/null"}]}
+    ),
     "A name is asked for without a namespace for it": without("uts"),
     "Users are mapped without a namespace for it": bundle(
         linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
@@ -679,7 +717,29 @@ SITUATIONS: dict[str, Act] = {
     "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
     "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
     "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),
-    "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "A mount is to have a mapping without any": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "A mount that is to have a mapping is no bind": bundle(
+        mounts=[{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]
+    ),
+    "Something of the kernel's is to have a mapping": bundle(
+        mounts=[SHARED | MAPPED | {"source": "/sys", "options": ["rbind"]}]
+    ),
+    "The kernel takes no such mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
+    "The file system of a volume cannot be mapped": unmappable,
+    "A rule for devices has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
+    "A rule for devices is of another type": rules({"allow": True, "type": "u", "access": "rw"}),
+    "A rule for devices has no such number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),
+    "A rule for devices takes a part of a wildcard away": rules(
+        {"allow": True, "type": "c", "major": 511, "access": "rw"},
+        {"allow": False, "type": "c", "major": 511, "minor": 5, "access": "w"},
+    ),
+    "A rule for devices denies what every container has": rules(
+        {"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "access": "rw"}
+    ),
+    "A node is neither a device of the host nor an emulated group": lambda host: find_request(
+        [Device(path="/dev/vfio-mine/7", type="c", major=511, minor=7)], emulated={5: EmulatedGroup(5, ("edu",))},
+        root=host.root,
+    ),
     "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
     "A descriptor to be preserved is not open": preserving(2, PIPE),
     "It is no stream of bytes": preserving(1, LISTENER),

@@ -20,7 +20,7 @@ from hawse.agent.prepared import Prepared
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Stdio
 from hawse.agent.uevents import Uevents
-from hawse.errors import HawseError, LinkError, NotFoundError, VmError
+from hawse.errors import HawseError, LinkError, NotFoundError, StateError, VmError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.flow import decode_credit
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hawse.agent.forwards import Forwards
+    from hawse.agent.ids import Ids
     from hawse.agent.resolver import Resolver
 
 PROTOCOL = 1
@@ -287,18 +288,24 @@ class Server:
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
         devices: list[dict[str, Any]], joins: dict[str, str],
     ) -> list[list[str]]:  # fmt: skip
+        ids = None
         with ExitStack() as held:
             for kind, other in joins.items():
-                namespace = self._find(other).namespace(kind)
+                owner = self._find(other)
+                if kind == "user":
+                    ids = owner.ids
+                    if not ids.mapped:
+                        raise StateError(f"container {other} has no user namespace that {container} could join")
+                namespace = owner.namespace(kind)
                 held.callback(os.close, namespace)
                 # crun opens it again by this process, which does not end before.
                 path = f"/proc/{os.getpid()}/fd/{namespace}"
                 spec["linux"]["namespaces"].append({"type": kind, "path": path})
-            return self._make(container, process, spec, nodes, devices)
+            return self._make(container, process, spec, nodes, devices, ids)
 
     def _make(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]],
+        devices: list[dict[str, Any]], ids: Ids | None,
     ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
@@ -318,7 +325,7 @@ class Server:
             root=self._root,
         )  # fmt: skip
         try:
-            first = made.create(spec, stdio)
+            first = made.create(spec, stdio, ids)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
 

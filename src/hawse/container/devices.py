@@ -13,6 +13,7 @@ from hawse.vfio import dma, memlock, obstacles, resets, sysfs, widths
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
+from hawse.vfio.rules import of_node
 from hawse.vfio.targets import parse_address
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.capabilities import Capabilities
@@ -191,12 +192,13 @@ def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -
     # An emulated group has no numbers of the host's, and one that is not bound yet neither: none that a rule has.
     nodes += [Node(f"/dev/vfio/{group.number}", 0, group.number, group.number) for group in wanted]
     for node in nodes:
-        _give(spec, node, {"fileMode": 0o666})
+        allowed = {"allow": True, "type": "c", "major": node.major, "minor": node.minor, "access": "rwm"}
+        _give(spec, node, {"fileMode": 0o666}, [allowed])
     return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files)
 
 
 def with_groups(request: Request, spec: dict[str, Any]) -> Request:
-    """The request, and the spec, with the nodes of the groups beside device files, with the rights of these.
+    """The request, and the spec, with the nodes of the groups beside device files, with the rights and rules of these.
 
     Programs that know groups alone, DPDK and SPDK, find theirs, and so does everyone in a guest whose kernel has no
     other: Debian's are built without CONFIG_IOMMUFD.
@@ -211,7 +213,8 @@ def with_groups(request: Request, spec: dict[str, Any]) -> Request:
         path = CONTAINER_PATH if file.group is None else f"/dev/vfio/{file.group}"
         node = Node(path, 10, 196, None) if file.group is None else Node(path, 0, file.group, file.group)
         nodes.append(node)
-        _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]})
+        rules = of_node(_rules(spec), (file.major, file.minor), (node.major, node.minor))
+        _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]}, rules)
     return Request(tuple(nodes), request.groups, request.files)
 
 
@@ -233,13 +236,17 @@ def node_requests(request: Request, plugs: Sequence[plan.PlugStep]) -> list[plan
     return nodes
 
 
-def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any]) -> None:
-    """Put a node among the spec's devices, with the rule that allows it."""
+def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any], rules: Sequence[dict[str, Any]]) -> None:
+    """Put a node among the spec's devices, with rules for it."""
     linux = spec.setdefault("linux", {})
-    numbers = {"type": "c", "major": node.major, "minor": node.minor}
-    linux["devices"] = [*(linux.get("devices") or []), {"path": node.path, **rights, **numbers}]
-    resources = linux.setdefault("resources", {})
-    resources["devices"] = [*(resources.get("devices") or []), {"allow": True, "access": "rwm", **numbers}]
+    made = {"path": node.path, **rights, "type": "c", "major": node.major, "minor": node.minor}
+    linux["devices"] = [*(linux.get("devices") or []), made]
+    linux["resources"] = (linux.get("resources") or {}) | {"devices": [*_rules(spec), *rules]}
+
+
+def _rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The spec's rules for devices."""
+    return (spec["linux"].get("resources") or {}).get("devices") or []
 
 
 def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:

@@ -19,8 +19,6 @@ from hawse.oci.types import Device, DeviceRule
 from hawse.sandbox.plan import DiskPlan
 from hawse.vfio.devices import Request, find_request
 
-_DENY = {"allow": False, "access": "rwm"}
-
 
 @dataclass(frozen=True)
 class Nodes:
@@ -54,7 +52,7 @@ def read_nodes(
     wishes += [_bound(name, node, entry, root) for node, entry in zip(guest.bound, _entries(guest), strict=True)]
     decision = decide(wishes, rules, disk_host(allow, root), whole=is_whole(listed, rules))
     numbers = {("c", node.major, node.minor) for node in vfio} | _passed(decision)
-    _edit_rules(guest.spec, numbers, bare=bool(decision.untouched))
+    _edit_rules(guest.spec, numbers)
     told = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("devices") or []
     return Nodes(
         [_plan(disk.device, writable=disk.writable) for disk in decision.disks],
@@ -102,18 +100,10 @@ def _passed(decision: Decision) -> set[Numbers]:
     return disks | {("c", *numbers) for numbers in decision.named}
 
 
-def _edit_rules(spec: dict[str, Any], numbers: set[Numbers], *, bare: bool) -> None:
-    """Leave the rules that mean something in the guest.
-
-    ``bare``: there are nodes that nothing may open. Without any rule crun would allow all, where runc denies all.
-    """
-    resources = spec["linux"].setdefault("resources", {})
-    rules = resources.get("devices") or []
-    kept = without_strangers(rules, numbers)
-    if not kept and (rules or bare):
-        kept = [dict(_DENY)]
-    if kept != rules:
-        resources["devices"] = kept
+def _edit_rules(spec: dict[str, Any], numbers: set[Numbers]) -> None:
+    """Leave the rules that mean something in the guest."""
+    resources = spec["linux"]["resources"]
+    resources["devices"] = without_strangers(resources["devices"], numbers)
 
 
 def _plan(device: BlockDevice, *, writable: bool) -> DiskPlan:

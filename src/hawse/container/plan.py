@@ -37,9 +37,9 @@ from hawse.container.nodes import Nodes, read_nodes
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import choose
 from hawse.errors import DeviceError, HostError
-from hawse.nodes.access import allows_all
 from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
+from hawse.oci.device_rules import allows_all
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, SINGLE, read_role
@@ -52,7 +52,7 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm import accel, capabilities, hugepages, template, virtiofsd
+from hawse.vm import accel, capabilities, disks, hugepages, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
@@ -97,7 +97,10 @@ def plan_sandbox(
     if warning := dma_warning(plugs):
         log.warning(warning)
     machine = msgspec.structs.replace(machine, label=wanted.guest.label, modules=f"{name}/{MODULES}")
-    cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
+    # Those that a later container of the pod or an attach may bring have room too.
+    disk_mib = disks.total_mib(model for models in config.emulated.values() for model in models)
+    limits = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
+    cgroup = _cgroup(bundle, systemd=systemd, of_vm=limits)
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
     if options.cold and plugs:
@@ -258,6 +261,9 @@ def _container(
             private=s.private,
             recursive=s.recursive,
             readonly_below=s.readonly_below,
+            uids=list(s.owners.uids) if s.owners else [],
+            gids=list(s.owners.gids) if s.owners else [],
+            map_below=bool(s.owners and s.owners.recursive),
         )
         for s in guest.shares
     ]

@@ -61,6 +61,8 @@ def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
         share = shares.get(mount.get("source") or "")
         if share is not None:
             found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
+            if share.uids:
+                found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}
         elif mount.get("type") in _GUESTS_OWN:
             found = {"type": mount["type"]}
         else:

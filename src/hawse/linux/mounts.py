@@ -14,6 +14,7 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, MOVE, REC = 1, 2, 4, 8, 32, 4096, 
 PRIVATE, SLAVE, SHARED = 1 << 18, 1 << 19, 1 << 20
 #: Attributes of a mount (mount_setattr(2)).
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
+_ATTR_IDMAP = 0x100000
 _CLONE_NEWNS = 0x20000
 _DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x100, 0x1000, 0x8000
@@ -61,6 +62,14 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: 
     request = struct.pack("QQQQ", attributes, 0, propagation, 0)
     flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
     check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
+
+
+def map_ids(tree: int, namespace: int, *, recursive: bool) -> None:
+    """Have a mount that was attached nowhere yet show owners as a user namespace maps them: ids inside are those of the
+    file system, ids outside those of the mount. EINVAL: its file system cannot (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    request = struct.pack("QQQQ", _ATTR_IDMAP, 0, 0, namespace)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
 
 
 def attach(tree: int, place: int, path: str) -> None:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hawse.errors import DeviceError
-from hawse.nodes.access import allowed, allows_all
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.character import CharacterDevice
+from hawse.oci.device_rules import allowed, allows_all
 from hawse.oci.known import DEFAULTS, NAMED, is_known
 from hawse.oci.types import Device, DeviceRule
 

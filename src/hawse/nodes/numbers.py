@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from hawse.nodes.access import is_wildcard
 from hawse.oci.known import is_known
 
 #: Kind ("b" or "c"), major and minor.
@@ -83,6 +82,11 @@ def _moved_rule(rule: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) 
 def _matching(rule: dict[str, Any], nodes: Collection[Numbers]) -> list[Numbers]:
     kind, major, minor = _of(rule)
     return [node for node in nodes if node[0] == kind and node[1] == major and minor in (None, node[2])]
+
+
+def is_wildcard(number: int | None) -> bool:
+    """Whether a number of a rule stands for all numbers."""
+    return number is None or number < 0
 
 
 def _of(rule: dict[str, Any]) -> tuple[str, int | None, int | None]:

@@ -33,8 +33,7 @@ def check_rlimits(name: str, prefix: str, rlimits: Sequence[Rlimit]) -> None:
 
 
 def check_linux(name: str, spec: Spec) -> None:
-    """Raise :class:`ConfigError` for namespaces, what needs them, propagation, rules of devices, and files of
-    cgroups."""
+    """Raise :class:`ConfigError` for namespaces, what needs them, propagation and files of cgroups."""
     linux = spec.linux or Linux()
     kinds: list[str] = []
     for index, namespace in enumerate(linux.namespaces or ()):
@@ -60,12 +59,6 @@ def check_linux(name: str, spec: Spec) -> None:
             f"{name}: linux.rootfsPropagation: {linux.rootfs_propagation[:80]!r} is unknown",
             hint="private, shared, slave or unbindable, with r before it for what is below",
         )
-    for index, rule in enumerate((linux.resources.devices or ()) if linux.resources else ()):
-        where = f"{name}: linux.resources.devices[{index}]"
-        if rule.type not in ("", "a", "b", "c"):
-            raise ConfigError(f"{where}.type: {rule.type[:80]!r} is no kind of device", hint="one of a, b, c")
-        if not rule.access:
-            raise ConfigError(f"{where}.access: empty", hint="some of r, w and m")
     for file in (linux.resources.unified or ()) if linux.resources else ():
         if not file.startswith(UNIFIED) or "/" in file:
             raise ConfigError(
@@ -85,8 +78,4 @@ def check_options(where: str, options: Sequence[str]) -> None:
             raise ConfigError(
                 f"{where}.options: {option}: mounts in the guest are private, and cannot appear on the host",
                 hint="rslave has what the host mounts appear in the container",
-            )
-        if option in ("idmap", "ridmap"):
-            raise ConfigError(
-                f"{where}.options: {option}: a shared directory cannot be mounted with a mapping", hint="remove it"
             )

@@ -66,6 +66,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.BOTH, "linux.resources.cpu.shares"),
     *_fields(Fate.HOST, "linux.resources.cpu.cpus linux.resources.cpu.mems"),
+    *_fields(Fate.HOST, "mounts[].uidMappings mounts[].gidMappings", "the directory is mapped before it is shared"),
     *_fields(
         Fate.HOST,
         "process.selinuxLabel",
@@ -84,9 +85,6 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.REFUSED, "process.scheduler process.ioPriority", "the guest's runtime cannot set it"),
     *_fields(Fate.REFUSED, "process.execCPUAffinity", _CPUS),
-    *_fields(
-        Fate.REFUSED, "mounts[].uidMappings mounts[].gidMappings", "a shared directory cannot be mounted with a mapping"
-    ),
     *_fields(Fate.REFUSED, "linux.intelRdt", "a guest has no cache allocation"),
     *_fields(Fate.REFUSED, "linux.seccomp.listenerPath", "the guest cannot reach a listener of the host"),
     *_fields(Fate.REFUSED, "linux.personality.flags", "the specification has none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from hawse.sandbox.mirror import Place
 from hawse.sandbox.native import Native, read_answer
 from hawse.sandbox.plan import NodeRequest, PlugStep
 from hawse.vfio import dma, interrupts
+from hawse.vm import disks
+from hawse.vm.arguments import ADD_DISK
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Events, Qmp
@@ -26,6 +29,7 @@ _UNDONE_BY = {
     "netdev_add": ("netdev_del", "id"),
     "object-add": ("object-del", "id"),
     "blockdev-add": ("blockdev-del", "node-name"),
+    ADD_DISK: ("remove-fd", "fdset-id"),
 }
 VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
 _MAX_NUMBER = 2**20
@@ -112,9 +116,23 @@ async def _plug(plug: PlugStep, qmp: Qmp) -> None:
         qmp.nodes.admit(plug.host, by_file=plug.by_file)
     for command, arguments in plug.commands:
         try:
-            await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+            if command == ADD_DISK:
+                await _add_disk(plug, qmp, arguments)
+            else:
+                await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
         except VmError as error:
             raise DeviceError(f"{plug.what}: QEMU refuses it: {error.message}", hint=error.hint) from None
+
+
+async def _add_disk(plug: PlugStep, qmp: Qmp, arguments: dict[str, Any]) -> None:
+    try:
+        disk = disks.make()
+    except OSError as error:
+        raise DeviceError(f"{plug.label} of group {plug.group}: cannot make its disk: {error.strerror}") from None
+    try:
+        await qmp.add(disk, arguments, timeout=_QMP_SECONDS)
+    finally:
+        os.close(disk)
 
 
 async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> PlugStep | None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hawse.sandbox.guest import GuestLink
     from hawse.vm.qmp import Qmp
 
+#: Sets of descriptors below are those of emulated disks, by their PCI addresses (hawse.vm.arguments).
+_FIRST_SET = 1 << 16
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
 _MAX_NUMBER = 2**20
@@ -54,7 +56,7 @@ class Disks:
         self._seconds = seconds
         self._open = open_device
         self._plugged: list[_Plugged] = []
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(_FIRST_SET)
         self._lock = asyncio.Lock()
 
     @property
@@ -98,7 +100,7 @@ class Disks:
                 hint="delete another container of the pod, or have fewer block devices in it",
             )
         number = next(self._numbers)
-        name, address = f"disk{number}", f"0000:{port.bus:02x}:00.0"
+        name, address = f"disk{number - _FIRST_SET + 1}", f"0000:{port.bus:02x}:00.0"
         commands = plug_disk(
             name,
             port,
@@ -139,7 +141,7 @@ class Disks:
                 hint="see the kernel's log; a device that cannot be written to needs a rule of access r",
             ) from None
         try:
-            await qmp.give_set(fd, number, timeout=_QMP_SECONDS)
+            await qmp.add(fd, {"fdset-id": number}, timeout=_QMP_SECONDS)
         finally:
             os.close(fd)
 

@@ -18,8 +18,8 @@ from hawse.sandbox import leftovers, plan, selinux, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
-from hawse.vm import hugepages, memory
-from hawse.vm.arguments import Ends, render
+from hawse.vm import disks, hugepages, memory
+from hawse.vm.arguments import ADD_DISK, Ends, render
 
 Notes = list[tuple[str, str]]
 """What the user is to be told: level ("warning" or "debug"), sentence."""
@@ -119,6 +119,7 @@ def launch(
             ours[name], theirs[name] = socket.socketpair()
             undo.callback(ours[name].close)
             undo.callback(theirs[name].close)
+        cold = [_disk(undo) for command, _ in machine.cold if command == ADD_DISK]
         share = _share_sockets(directory) if machine.share == "virtiofs" else ()
         for end in share:
             undo.callback(end.close)
@@ -131,8 +132,9 @@ def launch(
             console_fd=theirs["console"].fileno(),
             share_plugged=share_plugged,
             incoming=saved is not None,
+            disks=cold,
         )
-        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if share else [])]
+        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *cold, *([ends.share_fd] if share else [])]
         with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
             argv = render(plan.shape(machine), ends)
             if jail is not None:
@@ -180,6 +182,16 @@ def _memory(machine: plan.MachinePlan) -> int:
         hugepages.check(machine.memory_mib, machine.page_kib)
         size = hugepages.size_name(machine.page_kib)
         raise HostError(f"cannot make the virtual machine's memory of huge pages of {size}: {error.strerror}") from None
+
+
+def _disk(undo: ExitStack) -> int:
+    """A disk of a device that is there from the start. Raises :class:`HostError`."""
+    try:
+        fd = disks.make()
+    except OSError as error:
+        raise HostError(f"cannot make the disk of an emulated device: {error.strerror}") from None
+    undo.callback(os.close, fd)
+    return fd
 
 
 def _share_sockets(directory: str) -> tuple[socket.socket, socket.socket]:

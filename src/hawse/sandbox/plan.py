@@ -20,7 +20,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     """A directory or file of the host that the guest sees below its share.
 
     ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
-    not either. ``readonly_below``: what is mounted below it is read-only as well.
+    not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
+    are any, map its owners: the first id in its file system, the first that is shown, and their count; with
+    ``map_below`` of mounts below it too.
     """
 
     name: str
@@ -30,6 +32,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     private: bool = False
     recursive: bool = True
     readonly_below: bool = False
+    uids: list[tuple[int, int, int]] = []
+    gids: list[tuple[int, int, int]] = []
+    map_below: bool = False
 
 
 class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,13 +122,15 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
-    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started."""
+    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started.
+    ``file_bytes``: how far it may write a file, which is for the disks of emulated devices."""
 
     tree: str
     first_user: int
     last_user: int
     filters: bool
     required: bool = False
+    file_bytes: int = 0
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from hawse.errors import ConfigError, HostError
-from hawse.linux import mounts
+from hawse.linux import mounts, user_namespaces
 from hawse.sandbox.plan import Share
 
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
@@ -170,10 +170,32 @@ def _open_source(share: Share) -> int:
                 f"cannot share {share.source} with the guest: it is on a file system of the host's kernel, {kind}",
                 hint="bind /proc, /sys or /dev: the container gets the guest kernel's own",
             )
+        if share.uids:
+            _map_owners(share, tree)
     except BaseException:
         os.close(tree)
         raise
     return tree
+
+
+def _map_owners(share: Share, tree: int) -> None:
+    try:
+        namespace = user_namespaces.create(share.uids, share.gids)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot map the owners of {share.source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
+            hint="ranges must not overlap, and there may be 340 at most (user_namespaces(7))",
+        ) from None
+    try:
+        mounts.map_ids(tree, namespace, recursive=share.map_below)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot map the owners of {share.source}: its file system cannot be mounted with mappings: "
+            f"{error.strerror}",
+            hint="use a volume on another file system, ext4 or xfs say, or a pod without a user namespace",
+        ) from None
+    finally:
+        os.close(namespace)
 
 
 def _kernel_view(tree: int) -> str:

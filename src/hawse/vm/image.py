@@ -21,7 +21,7 @@ from hawse.vm import trusted
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
-GUEST_SOURCES = ("__init__.py", "errors.py", "netlink.py", "vfio/__init__.py", "vfio/sysfs.py")
+GUEST_SOURCES = ("__init__.py", "errors.py", "netlink.py", "vfio/__init__.py", "vfio/rules.py", "vfio/sysfs.py")
 GUEST_PACKAGES = ("agent", "link")
 FILES = ("vmlinux", "initrd.cpio")
 #: A directory of modules for devices that are left to the guest's kernel, which the guest gets by the share.

@@ -116,10 +116,10 @@ class Qmp:
         self._client.send_fd_scm(fd)
         await self.execute("getfd", {"fdname": name}, timeout=timeout)
 
-    async def give_set(self, fd: int, number: int, *, timeout: float) -> None:
-        """Hand QEMU a descriptor, which it can open from now on as /dev/fdset/NUMBER."""
+    async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
+        """Hand QEMU a descriptor for a set of descriptors, whose number is in the arguments of add-fd."""
         self._client.send_fd_scm(fd)
-        await self.execute("add-fd", {"fdset-id": number}, timeout=timeout)
+        await self.execute("add-fd", arguments, timeout=timeout)
 
     def listen(self, *names: str) -> Events:
         """Events from now on; open it before the command that causes them."""
