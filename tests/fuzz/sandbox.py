@@ -20,6 +20,7 @@ from hawse.link.frames import DATA, EOF, EVENT, HEADER, Decoder, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
@@ -43,7 +44,7 @@ _PLAN = ContainerPlan(
 _OPERATIONS: tuple[Callable[[Container], Awaitable[object]], ...] = (
     lambda made: made.usage.answer("listing", {}), lambda made: made.pause(), lambda made: made.resume(),
     lambda made: made.usage.answer("statistics", {}), lambda made: made.kill(15, everyone=False),
-    lambda made: made.execute("k", {"args": ["y"]}),
+    lambda made: made.execute("k", {"args": ["y"]}, Inherited()),
 )  # fmt: skip
 
 

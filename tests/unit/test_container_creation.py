@@ -218,7 +218,7 @@ def test_proxy_is_placed_in_its_cgroup(tmp_path: Path, path: str) -> None:
             assert await joined.create({}) == warning
             await joined.start()
             other = await made.announce("c2/k")
-            await joined.execute("k", {"args": ["x"]})
+            await joined.execute("k", {"args": ["x"]}, Inherited())
             made.guest.tell("exit", process=2, code=0)
             await joined.stopped.wait()
             joined.end()

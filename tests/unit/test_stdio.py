@@ -143,4 +143,3 @@ def test_nothing_changes_where_all_three_are_open() -> None:
     before = (os.listdir("/proc/self/fd"), sys.stdin, sys.stdout, sys.stderr)
     stdio.complete()
     assert (os.listdir("/proc/self/fd"), sys.stdin, sys.stdout, sys.stderr) == before
-

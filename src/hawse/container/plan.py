@@ -29,13 +29,17 @@ from hawse.container.devices import (
     with_groups,
 )
 from hawse.container.native import drivers, take_out
+from hawse.container.notify import problem
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import allows_all, choose, leave_out
 from hawse.errors import HostError
+from hawse.linux import attributes
 from hawse.oci.addresses import translate
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
+from hawse.oci.inherited import Inherited
 from hawse.oci.load import Bundle
+from hawse.oci.notify import VARIABLE, Notify, in_mounts, serve
 from hawse.oci.pods import SANDBOX, read_role
 from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
@@ -67,9 +71,10 @@ class Log(Protocol):
 
 
 def plan_sandbox(
-    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False
+    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False, notify: str = ""
 ) -> plan.SandboxPlan:
-    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace.
+    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace, ``notify`` the
+    caller's NOTIFY_SOCKET.
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
     """
@@ -100,7 +105,7 @@ def plan_sandbox(
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
     return plan.SandboxPlan(
-        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup),
+        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify),
         machine=machine,
         ports=list(ports.ports),
         network_port=ports.network,
@@ -118,6 +123,7 @@ def plan_container(
     name: str,
     log: Log,
     systemd: bool = False,
+    notify: str = "",
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox whose machine has this room. Raises as :func:`plan_sandbox`."""
     there = {plug.group for plug in room.plugs}
@@ -141,7 +147,8 @@ def plan_container(
         log.warning(warning)
     plugs += room.shared([group.number for group in groups], native=options.native)
     cgroup = _cgroup(bundle, systemd=systemd)
-    made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup))
+    fields = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
+    made = plan.ContainerPlan(**fields)
     if made.cgroup.limits.cpus or made.cgroup.limits.mems:
         log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
     limit = _limits(bundle, wanted).memory
@@ -230,6 +237,7 @@ def _container(
     plugs: list[plan.PlugStep],
     log: Log,
     cgroup: CgroupPlan,
+    notify: str,
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
@@ -252,6 +260,9 @@ def _container(
         shares.append(drivers(found.drivers))
     process = guest.spec["process"]
     process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
+    host = notified(bundle, notify, log)
+    if host is not None:
+        serve(guest.spec, host, container=name)
     return {
         "id": name,
         "bundle": bundle.path,
@@ -275,7 +286,25 @@ def _container(
         "native": wanted.native,
         "hooks": guest.hooks,
         "cgroup": cgroup,
+        "notify": host,
+        "inherited": Inherited(rlimits=attributes.rlimits(), oom_score_adj=attributes.oom_score_adj()),
     }
+
+
+def notified(bundle: Bundle, caller: str, log: Log) -> Notify | None:
+    """The host's socket for a container's notifications. ``caller``: the NOTIFY_SOCKET of who creates it."""
+    process, mounts = bundle.raw["process"], bundle.raw.get("mounts") or ()
+    found = Notify(host=caller, caller=True) if caller else in_mounts(process, mounts, bundle=bundle.path)
+    if found is None or not (why := problem(found)):
+        return found
+    if not found.caller:  # the container sees the same as under runc: a socket that nobody listens at, or nothing
+        log.debug(f"process.env: {VARIABLE} is not served: {found.host}/{found.below}: {why}")
+        return None
+    log.warning(
+        f"{VARIABLE}: {caller[:200]}: {why}: the container's notifications are lost "
+        "[it names the service manager's socket; unset it where there is none]"
+    )
+    return found
 
 
 def ask_qemu(config: Config) -> capabilities.Capabilities:

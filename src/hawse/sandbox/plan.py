@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
+from hawse.oci.notify import Notify
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
@@ -142,7 +144,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
     own drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
-    is in; ``sysctls`` are settings of the guest's network.
+    is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
+    ``notify`` is the host's socket for its notifications, None for none.
     """
 
     id: str
@@ -165,6 +168,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     native: dict[int, dict[str, int]] = {}
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup: CgroupPlan = CgroupPlan()
+    inherited: Inherited = Inherited()
+    notify: Notify | None = None
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""
