@@ -18,6 +18,7 @@ from hawse.link.frames import DATA, EOF, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
 from hawse.sandbox.processes import KILLED, LOST

@@ -18,7 +18,6 @@ USAGE = "ID"
 def main(words: list[str], settings: Settings) -> int:
     """Ask the monitor."""
     [name] = expect(split(words), "start", "ID")
-    settings.log.tell(
-        ("warning", text) for text in start(settings.store(name), notify=os.environ.get("NOTIFY_SOCKET", ""))
-    )
+    warnings = start(settings.store(name), notify=os.environ.get("NOTIFY_SOCKET", ""))
+    settings.log.tell(("warning", text) for text in warnings)
     return 0

@@ -122,8 +122,8 @@ class ProxyProcess:
         """Start it; ``command`` is what ps shows beside the container's name.
 
         ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
-        is at their other ends shall see when the process closes them. ``notify`` is a socket for its notifications, -1 for none; it stays the
-        caller's to close.
+        is at their other ends shall see when the process closes them. ``notify`` is a socket for its notifications, -1
+        for none; it stays the caller's to close.
         """
         self.relay: Relay | None = None
         self._ended = False

@@ -4,9 +4,10 @@ It stands for that process on the host: its pid goes into the pid file, signals 
 stdin, stdout, stderr and preserved descriptors are the process's, and it exits with the process's code. Standard
 library only, and little of it: there is one proxy for each process.
 
-``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS NOTIFY TITLE``: DIRECTORY is an inherited descriptor of the sandbox's
-directory, VIEW one for :mod:`hawse.container.view`, or -1. DESCRIPTORS are the directions of those from 3 on, "in,both"
-say. NOTIFY is a connected socket for the process's notifications (sd_notify(3)), or -1. TITLE is what `ps` shows of it, since `docker top` runs the host's ps on the pids that it is told.
+``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS NOTIFY TITLE``: DIRECTORY is an inherited descriptor of the
+sandbox's directory, VIEW one for :mod:`hawse.container.view`, or -1. DESCRIPTORS are the directions of those from 3 on,
+"in,both" say. NOTIFY is a connected socket for the process's notifications (sd_notify(3)), or -1. TITLE is what `ps`
+shows of it, since `docker top` runs the host's ps on the pids that it is told.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ def complete() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     # Python has None for a stream whose descriptor was closed when it started (sys, stdin).
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  (there until the program ends)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

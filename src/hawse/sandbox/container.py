@@ -82,10 +82,8 @@ class Container:
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
         }
-        if plan.hooks:
-            self._state["hooks"] = plan.hooks
-        if plan.notify is not None and plan.notify.caller:
-            self._state["notify"] = True
+        self._state |= {"hooks": plan.hooks} if plan.hooks else {}
+        self._state |= {"notify": True} if plan.notify is not None and plan.notify.caller else {}
         try:
             store.write(self._state)
         except FileNotFoundError:
@@ -128,9 +126,13 @@ class Container:
             process = inherit(spec["process"], self.plan.inherited)
             spec = spec | {"process": _with_size(process, proxy.size)}
             seen = self.attachments.seen()
-            call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
-            if self.plan.notify is not None:
-                call["notify"] = True
+            call: dict[str, Any] = {
+                "spec": spec,
+                "nodes": self.attachments.guest_nodes(),
+                "devices": seen,
+                "joins": joins,
+            }
+            call |= {"notify": True} if self.plan.notify is not None else {}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
                 # Only a hostile agent answers after the exit. The state stays: the end has been reported.
