@@ -36,7 +36,7 @@ def directory() -> Iterator[Path]:
         yield Path(made)
 
 
-def bundle(directory: Path, name: str, script: str, *, mounts: list[Any] | None = None, **process: Any) -> str:
+def bundle(directory: Path, name: str, script: str, *, mounts: list[Any] | None = None, readonly: bool = False, **process: Any) -> str:
     """A container of the pod "pod", for a user without capabilities."""
     path = str(directory / name)
     user = {"user": {"uid": 1000, "gid": 1000}, "capabilities": {}}
@@ -44,6 +44,7 @@ def bundle(directory: Path, name: str, script: str, *, mounts: list[Any] | None 
     subprocess.run(["cp", compiled_file(SOURCE), f"{path}/rootfs/bin/notify"], check=True)
     spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
     spec["mounts"] += mounts or []
+    spec["root"]["readonly"] = readonly
     write(path, spec)
     return path
 
@@ -109,7 +110,7 @@ def test_notifications_reach_the_hosts_service_manager(runtime: Runtime, directo
 
 def test_start_ends_with_a_container_that_is_never_ready(runtime: Runtime, directory: Path) -> None:
     """Its root file system is read-only, and the directory of the socket is made in it all the same."""
-    made = bundle(directory, "pod", f"{STARTS}; read x; exit 4")
+    made = bundle(directory, "pod", f"{STARTS}; read x; exit 4", readonly=True)
     with Notified(f"{directory}/host.sock") as host:
         assert begin(runtime, host.address, "run", "--detach", "--bundle", made, "pod").wait(patience(60)) == 0
         assert host.next()[1] == ["STATUS=starting"]

@@ -17,7 +17,7 @@ from hawse.container.notify import Relay, connect_for
 from hawse.container.view import encode
 from hawse.errors import HostError, UsageError
 from hawse.oci.guest import GUEST_SHARE
-from hawse.oci.notify import Notify
+from hawse.oci.notify import Notify, directory_of
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.state import Store
 
@@ -87,6 +87,8 @@ def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
             found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
         elif mount.get("type") in _GUESTS_OWN:
             found = {"type": mount["type"]}
+        elif mount.get("source") == directory_of(plan.id):
+            found = {"type": "tmpfs"}
         else:
             continue
         mounts.append({"destination": mount["destination"], **found})

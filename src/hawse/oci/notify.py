@@ -61,9 +61,14 @@ def value_of(environment: Sequence[str]) -> str:
     return found[-1] if found else ""
 
 
+def directory_of(container: str) -> str:
+    """Where the guest has the socket of a container."""
+    return f"{_GUEST_DIRECTORY}/{container}"
+
+
 def serve(spec: dict[str, Any], notify: Notify, *, container: str) -> None:
     """Have the agent's socket in the container, in place."""
-    directory = f"{_GUEST_DIRECTORY}/{container}"
+    directory = directory_of(container)
     process = spec["process"]
     if notify.caller:
         others = [entry for entry in process.get("env") or () if not entry.startswith(f"{VARIABLE}=")]
