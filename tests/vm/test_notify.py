@@ -1,4 +1,4 @@
-"""Notifications of a container (sd_notify(3)) at the host's service manager: which, from whom, and when `start` ends."""
+"""Notifications of a container (sd_notify(3)) at the host's service manager: which, and from whom."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def directory() -> Iterator[Path]:
         yield Path(made)
 
 
-def bundle(directory: Path, name: str, script: str, *, mounts: list[Any] | None = None, readonly: bool = False, **process: Any) -> str:
+def bundle(
+    directory: Path, name: str, script: str, *, mounts: list[Any] | None = None, readonly: bool = False, **process: Any
+) -> str:
     """A container of the pod "pod", for a user without capabilities."""
     path = str(directory / name)
-    user = {"user": {"uid": 1000, "gid": 1000}, "capabilities": {}}
-    spec = make_bundle(path, ["/bin/sh", "-c", script], **user, **process)
+    process |= {"user": {"uid": 1000, "gid": 1000}, "capabilities": {}}
+    spec = make_bundle(path, ["/bin/sh", "-c", script], **process)
     subprocess.run(["cp", compiled_file(SOURCE), f"{path}/rootfs/bin/notify"], check=True)
     spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
     spec["mounts"] += mounts or []
@@ -89,12 +91,7 @@ def test_notifications_reach_the_hosts_service_manager(runtime: Runtime, directo
 
         os.mkdir(f"{directory}/notify")
         with Notified(f"{directory}/notify/notify.sock") as engine:
-            mount = {
-                "destination": "/run/notify",
-                "type": "bind",
-                "source": f"{directory}/notify",
-                "options": ["rbind"],
-            }
+            mount = go | {"destination": "/run/notify", "source": f"{directory}/notify"}
             environment = ["PATH=/bin", "NOTIFY_SOCKET=/run/notify/notify.sock"]
             made = bundle(
                 directory, "two", f"{IS_READY}; {ENDS}; while :; do sleep 9999; done", mounts=[mount], env=environment

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: As runc waits for it (notify_socket.go, sdNotifyBarrier()).
 _BARRIER_SECONDS = 30.0
+#: How long a service manager that does not read may hold up a command whose container has ended.
+_FINISH_SECONDS = 5.0
 _MAX_BYTES = 4096
 
 
@@ -83,7 +85,10 @@ class Relay:
 
     def finish(self) -> None:
         """Pass on what is left of a proxy that has ended; its end is closed in this process."""
-        self._thread.join(_BARRIER_SECONDS)
+        self._thread.join(_FINISH_SECONDS)
+        if not self._thread.is_alive():
+            self._ours.close()
+            self._host.close()
 
 
 def send(host: socket.socket, notice: str, *, pid: int) -> bool:

@@ -54,7 +54,7 @@ class Notices:
         self._send = send
         self._clock = clock
         self._left, self._since = float(_AT_ONCE), clock()
-        self._awaited: asyncio.Future[str] | None = None
+        self._awaited: list[asyncio.Future[str]] = []
 
     def take(self, text: str) -> None:
         """A notification of the guest's."""
@@ -67,9 +67,7 @@ class Notices:
         notice = checked(text, now_usec=int(now * 1_000_000))
         if not notice:
             return
-        if self._awaited is not None and not self._awaited.done() and _READY in notice.split("\n"):
-            self._awaited.set_result(notice)
-        else:
+        if _READY not in notice.split("\n") or not self._answer(notice):
             self._send(notice)
 
     def await_ready(self) -> asyncio.Future[str]:
@@ -77,10 +75,17 @@ class Notices:
 
         For a command that reports it itself, as `start` does (runc start.go). Cancelled, it is sent as any other.
         """
-        self._awaited = asyncio.get_running_loop().create_future()
-        return self._awaited
+        self._awaited.append(asyncio.get_running_loop().create_future())
+        return self._awaited[-1]
 
     def end(self) -> None:
         """The container has ended."""
-        if self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result("")
+        self._answer("")
+
+    def _answer(self, notice: str) -> bool:
+        """Whether somebody waited."""
+        waiting = [future for future in self._awaited if not future.done()]
+        self._awaited.clear()
+        for future in waiting:
+            future.set_result(notice)
+        return bool(waiting)

@@ -51,6 +51,7 @@ class Service:
             writer.close()
             return
         ready: asyncio.Future[str] | None = None
+        done = False
         try:
             if method == "proxy":
                 self._attach(params, Proxy(reader, writer, decoder, frames[1:], process=_peer(writer)))
@@ -62,6 +63,7 @@ class Service:
                 if method == "create":
                     await self._unless_gone(work, reader)
                 frame = control.encode_result(number, await work)
+                done = True
         except asyncio.CancelledError:
             writer.close()
             return
@@ -76,8 +78,10 @@ class Service:
             failure = VmError(f"monitor: {method}: {type(error).__name__}: {error}", hint="monitor.log shows where")
             frame = control.encode_error(number, failure)
         writer.write(frame)
-        if ready is not None:
+        if ready is not None and done:
             await self._tell_ready(ready, reader, writer)
+        elif ready is not None:
+            ready.cancel()
         if self._sandbox.finished.is_set() and method == "delete":
             # Its caller waits for the end of this connection, which is the end of the monitor.
             return
