@@ -22,6 +22,8 @@ _PASSED = {
     "EXIT_STATUS": r"\d{1,3}", "BUSERROR": _NAME, "VARLINKERROR": _NAME, "WATCHDOG_USEC": _NUMBER,
     "EXTEND_TIMEOUT_USEC": _NUMBER, "MONOTONIC_USEC": _NUMBER,
 }  # fmt: skip
+#: The names of the assignments that are passed on.
+KEYS = frozenset(_PASSED)
 _MAX_UINT64 = 2**64 - 1
 _READY = "READY=1"
 
