@@ -30,6 +30,8 @@ from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
+from hawse.container.notified import unheard
+from hawse.container.notify import problem, report_ready
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
@@ -37,6 +39,7 @@ from hawse.log import Log
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
+from hawse.oci.notify import Notify
 from hawse.oci.template import example
 from hawse.oci.types import Device
 from hawse.sandbox import devices, selinux
@@ -568,6 +571,12 @@ SITUATIONS: dict[str, Act] = {
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
     "A package is not the one in apt's lists": other_package,
+    "A container is created, and the caller's service manager cannot be reached (a warning)": lambda _host: unheard(
+        "/run/none/notify", problem(Notify(host="/run/none/notify", caller=True))
+    ),
+    "A container is ready, and the caller's service manager cannot be reached": lambda _host: report_ready(
+        "/run/none/notify", "READY=1", pid=1
+    ),
     **FIELD_SITUATIONS,
 }  # fmt: skip
 

@@ -14,11 +14,14 @@ import pytest
 from hawse.agent.notify import MAX_BYTES
 from hawse.agent.notify import Notify as AgentSocket
 from hawse.container import notify
+from hawse.container.notified import find_notified
 from hawse.container.process import Handed, relays
 from hawse.errors import HostError
+from hawse.oci.load import load_bundle
 from hawse.oci.notify import Notify, in_mounts, serve, value_of
 from hawse.sandbox import notices
 from hawse.sandbox.state import CREATED, Store
+from tests.support import bundles
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.notified import Notified
@@ -89,6 +92,41 @@ def test_container_with_a_socket_among_its_mounts() -> None:
         "type": "bind", "destination": "/run/notify/notify.sock", "source": "/run/hawse/notify/c1/notify.sock",
         "options": ["bind", "nosuid", "noexec", "nodev"],
     }]  # fmt: skip
+
+
+class Lines:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.details: list[str] = []
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def debug(self, message: str) -> None:
+        self.details.append(message)
+
+
+def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host: Notified) -> None:
+    """One that cannot be reached is warned of where the caller has named it; among the mounts it is not served."""
+    (tmp_path / "rootfs").mkdir()
+    spec = bundles.specification(["sh"], env=[SOCKET])
+    spec["mounts"].append(RUN | {"source": str(tmp_path)})
+    bundles.write(str(tmp_path), spec)
+    bundle, log = load_bundle(str(tmp_path)), Lines()
+    assert find_notified(bundle, "", log) is None
+    assert log.details == [
+        f"process.env: NOTIFY_SOCKET is not served: {tmp_path}/notify.sock: No such file or directory"
+    ]
+    with Notified(f"{tmp_path}/notify.sock"):
+        assert find_notified(bundle, "", log) == Notify(host=str(tmp_path), below="notify.sock")
+        assert find_notified(bundle, host.address, log) == Notify(host=host.address, caller=True)
+        assert log.warnings == []
+        assert find_notified(bundle, "@none", log) == Notify(host="@none", caller=True)
+    assert log.warnings[0].startswith(
+        "NOTIFY_SOCKET: @none: Connection refused: the container's notifications are lost"
+    )
 
 
 @pytest.mark.parametrize(

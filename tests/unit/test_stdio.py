@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from hawse.linux import stdio
-from hawse.sandbox.state import Store
+from hawse.sandbox.state import CREATED, STOPPED, Store
 from tests.support import bundles
 from tests.support.fake_monitor import FakeMonitor
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 from tests.support.proxies import Attached
+from tests.support.ready import Sandboxes
 from tests.support.runtime import Runtime
 
 CLOSED = [numbers for count in (1, 2, 3) for numbers in combinations(range(3), count)]
@@ -123,6 +124,28 @@ def test_container_that_cannot_be_created_is_an_error(
     assert ("args: empty" in errors) == (2 not in numbers)
     assert "args: empty" in Path(runtime.log).read_text()
     assert not os.path.exists(f"{runtime.root}/c2")
+
+
+@closed
+def test_container_is_run_and_created(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    """With a real monitor and a QEMU without a machine, whose programs write a greeting and exit."""
+    with Sandboxes(str(tmp_path)) as host:
+        host.program("exit", "7")
+        runtime = Runtime(host.directory)
+        runtime.configure(host.text)
+        found = end(begin(runtime.argv("run", "--bundle", host.bundle, "c1"), numbers))
+        assert found == (7, "" if 1 in numbers else "hello\n", "")
+        # The container has pipes open that are not closed here: its output is not waited for.
+        created = begin(runtime.argv("create", "--bundle", host.bundle, "c2"), numbers)
+        try:
+            assert created.wait(patience(20)) == 0
+            assert host.state("c2")["status"] == CREATED
+            assert end(begin(runtime.argv("start", "c2"), numbers)) == (0, "", "")
+            wait_until(lambda: host.state("c2")["status"] == STOPPED)
+            assert end(begin(runtime.argv("delete", "c2"), numbers)) == (0, "", "")
+        finally:
+            created.communicate(timeout=patience(20))
+        assert host.names() == []
 
 
 @closed

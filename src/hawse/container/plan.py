@@ -29,7 +29,7 @@ from hawse.container.devices import (
     with_groups,
 )
 from hawse.container.native import drivers, take_out
-from hawse.container.notify import problem
+from hawse.container.notified import find_notified
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import allows_all, choose, leave_out
 from hawse.errors import HostError
@@ -39,7 +39,7 @@ from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.inherited import Inherited
 from hawse.oci.load import Bundle
-from hawse.oci.notify import VARIABLE, Notify, in_mounts, serve
+from hawse.oci.notify import serve
 from hawse.oci.pods import SANDBOX, read_role
 from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
@@ -260,7 +260,7 @@ def _container(
         shares.append(drivers(found.drivers))
     process = guest.spec["process"]
     process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
-    host = notified(bundle, notify, log)
+    host = find_notified(bundle, notify, log)
     if host is not None:
         serve(guest.spec, host, container=name)
     return {
@@ -289,22 +289,6 @@ def _container(
         "notify": host,
         "inherited": Inherited(rlimits=attributes.rlimits(), oom_score_adj=attributes.oom_score_adj()),
     }
-
-
-def notified(bundle: Bundle, caller: str, log: Log) -> Notify | None:
-    """The host's socket for a container's notifications. ``caller``: the NOTIFY_SOCKET of who creates it."""
-    process, mounts = bundle.raw["process"], bundle.raw.get("mounts") or ()
-    found = Notify(host=caller, caller=True) if caller else in_mounts(process, mounts, bundle=bundle.path)
-    if found is None or not (why := problem(found)):
-        return found
-    if not found.caller:  # the container sees the same as under runc: a socket that nobody listens at, or nothing
-        log.debug(f"process.env: {VARIABLE} is not served: {found.host}/{found.below}: {why}")
-        return None
-    log.warning(
-        f"{VARIABLE}: {caller[:200]}: {why}: the container's notifications are lost "
-        "[it names the service manager's socket; unset it where there is none]"
-    )
-    return found
 
 
 def ask_qemu(config: Config) -> capabilities.Capabilities:
