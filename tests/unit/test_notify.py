@@ -124,9 +124,8 @@ def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host
         assert find_notified(bundle, host.address, log) == Notify(host=host.address, caller=True)
         assert log.warnings == []
         assert find_notified(bundle, "@none", log) == Notify(host="@none", caller=True)
-    assert log.warnings[0].startswith(
-        "NOTIFY_SOCKET: @none: Connection refused: the container's notifications are lost"
-    )
+    [warning] = log.warnings
+    assert warning.startswith("NOTIFY_SOCKET: @none: Connection refused: the container's notifications are lost [")
 
 
 @pytest.mark.parametrize(

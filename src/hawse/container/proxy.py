@@ -22,7 +22,6 @@ import sys
 import termios
 import threading
 from functools import partial
-from queue import SimpleQueue
 
 from hawse.errors import LinkError
 from hawse.link import control
@@ -30,6 +29,10 @@ from hawse.link.blocking import Incoming, Outgoing, Port, end_writing
 from hawse.link.flow import decode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA
 from hawse.link.streams import STREAMS, directions, read_by, written_by
+
+TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 #: The first stream of the one process that it knows.
 _BASE = STREAMS
@@ -63,6 +66,11 @@ def main() -> None:
     size = _size() if terminal else None
     preserved = sys.argv[5].split(",") if sys.argv[5] else []
     params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
+    notices: SimpleQueue[bytes] | None = None
+    if (notify := int(sys.argv[6])) >= 0:
+        from queue import SimpleQueue as Queue  # here, since few processes have somebody to notify
+
+        notices = Queue()
     if (view := int(sys.argv[4])) >= 0:
         # Here, since only the first process has a view; and the modules of _confine(), which cannot be loaded in it.
         from hawse.container import proxy_calls  # noqa: F401
@@ -82,14 +90,13 @@ def main() -> None:
     for fd, target in inputs.items():
         _thread(_read, target, fd)
     _thread(_forward_signals, port, signals, terminal)
-    notices: SimpleQueue[bytes] = SimpleQueue()
-    notifier = _thread(_notify, notices, notify) if (notify := int(sys.argv[6])) >= 0 else None
-    code = _serve(port, inputs, outputs, notices if notifier is not None else None)
+    notifier = _thread(_notify, notices, notify) if notices is not None else None
+    code = _serve(port, inputs, outputs, notices)
     for output in outputs.values():
         output.end()
     for writer in writers:
         writer.join()
-    if notifier is not None:
+    if notices is not None and notifier is not None:
         notices.put(b"")
         notifier.join(_NOTIFY_SECONDS)
     os._exit(code)  # a thread that reads may never return
