@@ -9,6 +9,7 @@ import sys
 from hawse.cli.options import split
 from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
+from hawse.linux import stdio
 from hawse.log import Log
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
@@ -69,6 +70,7 @@ _FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``arguments`` are this process's by default."""
+    stdio.complete()
     log = Log()
     debug = False
     try:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +18,19 @@ from hawse.sandbox.state import Store
 from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
+from tests.support.notified import Notified
 from tests.support.patience import patience, wait_until
 from tests.support.podman import IMAGE, Podman
+from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime, handing_on
 from tests.support.soak import rounds
+from tests.support.subprocesses import run
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
+#: Where tests of virtual machines have programs.
+VM = Path(__file__).parents[1] / "vm"
 #: Says that it is there, serves its files over HTTP, and has an end of its own for SIGTERM.
 SERVICE = "trap 'echo asked to end; exit 7' TERM; echo to stdout; echo to stderr >&2; busybox httpd -p 8080 -h /data; "
 SERVICE += "while :; do sleep 1; done"
@@ -182,6 +188,31 @@ def test_containers_of_a_network_know_each_other_by_name(podman: Podman) -> None
     finally:
         podman("rm", "--force", "--time", "0", "first")
         podman("network", "rm", "--force", "net")
+
+
+@pytest.mark.parametrize("mode", ["container", "conmon"])
+def test_readiness_is_notified_by_the_container_or_by_podman(podman: Podman, mode: str) -> None:
+    """As a unit of systemd with Notify=true has it (Quadlet, `podman generate systemd`): conmon relays from a socket
+    that Podman mounts at /run/notify. In the other mode Podman is ready once the container runs."""
+    program = compiled_file(f"{VM}/notify.c")
+    script = "notify 'STATUS=up' 'READY=1\nMAINPID=1' WATCHDOG=1 && echo notified; while :; do sleep 1; done"
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, Notified(f"{directory}/host.sock") as host:
+        done = run(
+            ["podman", "run", "--detach", "--name", "notifies", f"--sdnotify={mode}",
+             "--volume", f"{program}:/bin/notify:ro", IMAGE, "sh", "-c", script],
+            environment=podman.environment | {"NOTIFY_SOCKET": host.address}, seconds=75,
+        )  # fmt: skip
+        try:
+            assert done.code == 0, done
+            found = [host.next()[1] for _ in range(3 if mode == "container" else 1)]
+            conmon = podman.inspect("notifies")["State"]["ConmonPid"]
+            if mode == "container":
+                assert sorted(found) == [[f"MAINPID={conmon}"], ["READY=1"], ["WATCHDOG=1"]]
+                wait_until(lambda: "notified" in podman("logs", "notifies").output)
+            else:
+                assert found == [[f"MAINPID={conmon}", "READY=1"]]
+        finally:
+            podman("rm", "--force", "--time", "0", "notifies")
 
 
 def test_a_vfio_device_is_one(podman: Podman, nodes: Path, tmp_path: Path) -> None:

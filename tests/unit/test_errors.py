@@ -34,6 +34,8 @@ from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape, unused_token
 from hawse.container.modules import check_loaded
 from hawse.container.nodes import disk_host
+from hawse.container.notified import unheard
+from hawse.container.notify import problem, report_ready
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
@@ -45,6 +47,7 @@ from hawse.oci import addresses
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
+from hawse.oci.notify import Notify
 from hawse.oci.template import example
 from hawse.oci.types import Device, DeviceRule
 from hawse.sandbox import devices, selinux
@@ -751,6 +754,12 @@ SITUATIONS: dict[str, Act] = {
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
     "A package is not the one in apt's lists": other_package,
+    "A container is created, and the caller's service manager cannot be reached (a warning)": lambda _host: unheard(
+        "/run/none/notify", problem(Notify(host="/run/none/notify", caller=True))
+    ),
+    "A container is ready, and the caller's service manager cannot be reached": lambda _host: report_ready(
+        "/run/none/notify", "READY=1", pid=1
+    ),
     **FIELD_SITUATIONS,
 }  # fmt: skip
 

@@ -23,8 +23,10 @@ from hawse.link.streams import STDIO
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+    from hawse.agent.notify import Notify
 
 
 class Process:
@@ -97,9 +99,21 @@ class Container:
         self._rules: list[dict[str, Any]] = []
         self._oom_score_adj = 0
         self._hooked = False
+        self._notify: Notify | None = None
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
         self._nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
         self.ids = SAME
+
+    def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:
+        """Have a socket there for what the container's processes notify of."""
+        from hawse.agent.notify import Notify  # here, since most guests never need it
+
+        self._notify = Notify(directory, send)
+
+    def finish_notifications(self, process: Process) -> None:
+        """Pass on what is left of them, where it is the first process that has ended."""
+        if self._notify is not None and process.number == self._init:
+            self._notify.finish()
 
     def create(self, spec: dict[str, Any], stdio: Stdio, ids: Ids | None = None) -> Process:
         """``crun create``: the first process exists and waits for :meth:`start`.
@@ -246,6 +260,9 @@ class Container:
         with suppress(HawseError):
             self._crun.run("delete", "--force", self._crun_name, log="log-delete")
         self.cgroup.unwatch()
+        if self._notify is not None:
+            self._notify.end()
+            self._notify = None
         bound_nodes.remove_nodes(self._nodes)
         with suppress(OSError):
             for name in os.listdir(self._directory):

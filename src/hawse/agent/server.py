@@ -8,7 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 
 from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
 from hawse.agent.autoload import Autoload
@@ -274,19 +275,19 @@ class Server:
 
     def create(
         self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str],
+        devices: list[dict[str, Any]], joins: dict[str, str], notify: bool = False,
     ) -> list[list[str]]:  # fmt: skip
         """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
 
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
-        namespace that it has.
+        namespace that it has. ``notify``: the host takes notifications of it.
         """
         with self._turns.setdefault(container, threading.Lock()):
-            return self._create(container, process, spec, nodes, devices, joins)
+            return self._create(container, process, spec, nodes, devices, joins, notify)
 
     def _create(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str],
+        devices: list[dict[str, Any]], joins: dict[str, str], notify: bool,
     ) -> list[list[str]]:  # fmt: skip
         ids = None
         with ExitStack() as held:
@@ -301,11 +302,11 @@ class Server:
                 # crun opens it again by this process, which does not end before.
                 path = f"/proc/{os.getpid()}/fd/{namespace}"
                 spec["linux"]["namespaces"].append({"type": kind, "path": path})
-            return self._make(container, process, spec, nodes, devices, ids)
+            return self._make(container, process, spec, nodes, devices, ids, notify)
 
     def _make(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], ids: Ids | None,
+        devices: list[dict[str, Any]], ids: Ids | None, notify: bool,
     ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
@@ -325,6 +326,8 @@ class Server:
             root=self._root,
         )  # fmt: skip
         try:
+            if notify:
+                made.serve_notifications(f"{self._run}/notify/{container}", partial(self._tell_notice, container))
             first = made.create(spec, stdio, ids)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
@@ -430,6 +433,7 @@ class Server:
                 if container in self._containers:
                     # What it was killed for is to be known before that it has ended.
                     self._tell_oom(container, self._containers[container].cgroup.oom_kills())
+                    self._containers[container].finish_notifications(process)
                 process.stdio.finish()
                 self._stdio.pop(process.number, None)
                 os.sync()
@@ -446,6 +450,10 @@ class Server:
                 self._port.send(control.encode_event("oom", {"container": container, "kills": kills}))
             except LinkError:
                 return  # the host is gone, and this machine with it
+
+    def _tell_notice(self, container: str, text: str) -> None:
+        with suppress(LinkError):  # the host is gone, and this machine with it
+            self._port.send(control.encode_event("notify", {"container": container, "text": text}))
 
     def _find(self, container: str) -> Container:
         try:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
@@ -18,6 +19,9 @@ from hawse.linux.processes import ChildrenApart
 from hawse.sandbox import sockets
 from hawse.sandbox.programs import PACKAGES, environment, program
 from hawse.sandbox.state import Store
+
+if TYPE_CHECKING:
+    from hawse.container.notify import Relay
 
 _MAX_REPORT = 1024 * 1024
 _MAX_TITLE = 4096
@@ -113,12 +117,15 @@ class ProxyProcess:
         command: Sequence[str],
         namespaces: Namespaces | None = None,
         preserved: Sequence[str] = (),
+        notify: int = -1,
     ) -> None:
         """Start it; ``command`` is what ps shows beside the container's name.
 
         ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
-        is at their other ends shall see when the process closes them.
+        is at their other ends shall see when the process closes them. ``notify`` is a socket for its notifications, -1
+        for none; it stays the caller's to close.
         """
+        self.relay: Relay | None = None
         self._ended = False
         program = (
             f"import sys; sys.path.insert(0, {PACKAGES!r}); from hawse.container.proxy import main; main()"
@@ -130,7 +137,7 @@ class ProxyProcess:
         fd = os.open(store.path, os.O_DIRECTORY)
         view = -1 if namespaces is None else namespaces.view
         handed = range(len(STDIO), len(STDIO) + len(preserved))
-        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), title]
+        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), str(notify), title]
         try:
             with nullcontext() if namespaces is None else ChildrenApart():
                 self._process = subprocess.Popen(
@@ -138,7 +145,7 @@ class ProxyProcess:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=(fd, *handed) if view < 0 else (fd, view, *handed),
+                    pass_fds=(fd, *(each for each in (view, notify) if each >= 0), *handed),
                     start_new_session=True,
                     cwd="/",
                     env=environment(),

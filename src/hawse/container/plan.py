@@ -34,14 +34,18 @@ from hawse.container.modules import SHARE as MODULES
 from hawse.container.modules import check_loaded, find_image, modules_share
 from hawse.container.native import drivers, take_out
 from hawse.container.nodes import Nodes, read_nodes
+from hawse.container.notified import find_notified
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import choose
 from hawse.errors import DeviceError, HostError
+from hawse.linux import attributes
 from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.device_rules import allows_all
 from hawse.oci.guest import GuestPlan, plan_guest
+from hawse.oci.inherited import Inherited
 from hawse.oci.load import Bundle
+from hawse.oci.notify import serve
 from hawse.oci.pods import SANDBOX, SINGLE, read_role
 from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
@@ -73,9 +77,10 @@ class Log(Protocol):
 
 
 def plan_sandbox(
-    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False
+    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False, notify: str = ""
 ) -> plan.SandboxPlan:
-    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace.
+    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace, ``notify`` the
+    caller's NOTIFY_SOCKET.
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
     """
@@ -108,7 +113,7 @@ def plan_sandbox(
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
-    container = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup)
+    container = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
     container["shares"].append(modules_share(machine.kernel))
     return plan.SandboxPlan(
         **container,
@@ -129,6 +134,7 @@ def plan_container(
     name: str,
     log: Log,
     systemd: bool = False,
+    notify: str = "",
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox whose machine has this room. Raises as :func:`plan_sandbox`."""
     there = {plug.group for plug in room.plugs}
@@ -154,7 +160,8 @@ def plan_container(
         log.warning(warning)
     plugs += room.shared([group.number for group in groups], native=options.native)
     cgroup = _cgroup(bundle, systemd=systemd)
-    made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup))
+    fields = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
+    made = plan.ContainerPlan(**fields)
     if made.cgroup.limits.cpus or made.cgroup.limits.mems:
         log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
     limit = _limits(bundle, wanted).memory
@@ -246,6 +253,7 @@ def _container(
     plugs: list[plan.PlugStep],
     log: Log,
     cgroup: CgroupPlan,
+    notify: str,
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
@@ -279,6 +287,9 @@ def _container(
     ):
         log.warning(warning)
     process["env"] = addresses.translate(variables, there)
+    host = find_notified(bundle, notify, log)
+    if host is not None:
+        serve(guest.spec, host, container=name)
     return {
         "id": name,
         "bundle": bundle.path,
@@ -304,6 +315,8 @@ def _container(
         "named": wanted.nodes.named,
         "hooks": guest.hooks,
         "cgroup": cgroup,
+        "notify": host,
+        "inherited": Inherited(rlimits=attributes.rlimits(), oom_score_adj=attributes.oom_score_adj()),
     }
 
 

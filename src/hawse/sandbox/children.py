@@ -57,7 +57,7 @@ class Program:
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 _lift_data()
                 if lock_memory:
-                    _lift_memlock()
+                    _lift(resource.RLIMIT_MEMLOCK)
                 if jail is None:
                     give_up_privileges()
                     die_with(monitor)
@@ -121,18 +121,28 @@ def limit_own_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (_MOST_DATA, hard))
 
 
+def lift_limits() -> None:
+    """Lift the caller's limits that are meant for the container, and would end its virtual machine.
+
+    A container inherits them in the guest (:mod:`hawse.oci.inherited`). On the host QEMU and virtiofsd write files of
+    any size, run for years and map more than the guest's memory. The sandbox's cgroup limits them.
+    """
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_AS):
+        _lift(limit)
+
+
 def _lift_data() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def _lift_memlock() -> None:
+def _lift(limit: int) -> None:
     """Without CAP_SYS_RESOURCE a limit can be raised to the hard one only (setrlimit(2))."""
-    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    _, hard = resource.getrlimit(limit)
     try:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+        resource.setrlimit(limit, (hard, hard))
 
 
 class Watched:

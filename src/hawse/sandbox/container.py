@@ -15,6 +15,7 @@ from hawse.errors import HawseError, StateError
 from hawse.linux.processes import Process
 from hawse.nodes import numbers
 from hawse.oci.addresses import translate
+from hawse.oci.inherited import Inherited, inherit, inherit_exec
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
@@ -22,6 +23,7 @@ from hawse.sandbox.disks import Disks
 from hawse.sandbox.hugepages import HugePages
 from hawse.sandbox.launch import Notes
 from hawse.sandbox.named import named
+from hawse.sandbox.notices import Notices
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes, whole
 from hawse.sandbox.proxies import Proxy
@@ -72,6 +74,7 @@ class Container:
         self._doom = doom
         self._killed = False
         self._resumed = RUNNING
+        self.notices = Notices(self._notify)
         self._ready = asyncio.Event()
         self._starting = asyncio.Lock()
         self._state: dict[str, Any] = {
@@ -87,7 +90,9 @@ class Container:
             "pidStart": 0,
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
-        } | ({"hooks": plan.hooks} if plan.hooks else {})
+        }
+        self._state |= {"hooks": plan.hooks} if plan.hooks else {}
+        self._state |= {"notify": True} if plan.notify is not None and plan.notify.caller else {}
         try:
             store.write(self._state)
         except FileNotFoundError:
@@ -138,9 +143,16 @@ class Container:
             if self.plan.sysctls:
                 await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
             spec = self.attachments.furnish(numbers.move(self.plan.spec, self._moved))
-            spec = spec | {"process": _with_size(spec["process"], proxy.size)}
+            process = inherit(spec["process"], self.plan.inherited)
+            spec = spec | {"process": _with_size(process, proxy.size)}
             seen = self.attachments.seen()
-            call = {"spec": spec, "nodes": self.attachments.guest_nodes(), "devices": seen, "joins": joins}
+            call: dict[str, Any] = {
+                "spec": spec,
+                "nodes": self.attachments.guest_nodes(),
+                "devices": seen,
+                "joins": joins,
+            }
+            call |= {"notify": True} if self.plan.notify is not None else {}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
                 # Only a hostile agent answers after the exit. The state stays: the end has been reported.
@@ -220,13 +232,15 @@ class Container:
         if self.status == PAUSED:
             self._set_status(self._resumed)
 
-    async def execute(self, key: str, process: dict[str, Any]) -> int:
-        """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
+    async def execute(self, key: str, process: dict[str, Any], caller: Inherited) -> int:
+        """Run one more process for the proxy that announces itself with ``key``, with what it inherits from ``caller``;
+        the proxy's pid."""
         if self.status == PAUSED:
             raise StateError(f"cannot exec in a paused container: {self.plan.id}", hint="`hawse resume` it first")
         if self.status != RUNNING:
             raise StateError(f"container not running: {self.plan.id}")
-        process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
+        process = inherit_exec(process, caller, container=self.plan.spec["process"])
+        process |= {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
         try:
             await self._place(proxy)
@@ -296,7 +310,12 @@ class Container:
             print(f"the state of container {self.plan.id} cannot be written: {error.strerror}", file=sys.stderr)
         finally:
             self.stopped.set()
+            self.notices.end()
             self.usage.end()
+
+    def _notify(self, notice: str) -> None:
+        if self._proxy is not None:
+            self._proxy.notify(notice)
 
     def _check_lives(self) -> None:
         if self.status not in (CREATED, RUNNING, PAUSED):

@@ -22,7 +22,7 @@ from hawse.errors import HawseError, HostError
 from hawse.linux.processes import open_process
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
-from hawse.sandbox.children import limit_own_memory
+from hawse.sandbox.children import lift_limits, limit_own_memory
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.launch import Notes, begin
 from hawse.sandbox.network import Network
@@ -57,6 +57,9 @@ def main() -> None:
         inherited.set_inheritable(False)
     store = Store(root, name)
     store.lock()
+    # Users of a user namespace look for their root file system through directories that this process makes.
+    os.umask(0o022)
+    lift_limits()
     limit_own_memory()
     loaded = (MONITOR, "ready", process_start(), time.monotonic())
     made = plan.decode(_read_plan(connection))

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
+from hawse.oci.notify import Notify
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
@@ -173,7 +175,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     own drivers get, with the rights that their nodes shall have. ``named`` are misc devices, by their numbers on the
     host, whose number in the guest is found by their name. ``hooks`` are those of the host, and ``cgroup`` is the
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
-    is in; ``sysctls`` are settings of the guest's network.
+    is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
+    ``notify`` is the host's socket for its notifications, None for none.
     """
 
     id: str
@@ -198,6 +201,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     named: list[tuple[int, int, str]] = []
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup: CgroupPlan = CgroupPlan()
+    inherited: Inherited = Inherited()
+    notify: Notify | None = None
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""

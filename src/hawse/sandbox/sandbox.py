@@ -95,6 +95,7 @@ class Sandbox:
         self._machine = machine
         self.processes.begin(machine.link)
         machine.link.on_oom = self._note_oom
+        machine.link.on_notify = self._take_notice
         if any(self.plan.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
@@ -282,6 +283,11 @@ class Sandbox:
         found = self._containers.get(container)
         if found is not None:
             found.usage.note_oom(kills)
+
+    def _take_notice(self, container: str, text: str) -> None:
+        found = self._containers.get(container)
+        if found is not None:
+            found.notices.take(text)
 
     async def _give_back(self, name: str) -> None:
         store = self._owing.get(name)
