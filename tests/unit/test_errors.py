@@ -26,17 +26,22 @@ from hawse.agent.hardware import bind_vfio
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
+from hawse.container.ancestors import Allowed, Limit
+from hawse.container.ancestors import check as check_allowance
 from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
+from hawse.container.hugepages import Wanted, decide
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
 from hawse.log import Log
+from hawse.oci import cpusets
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
+from hawse.oci.pods import CONTAINER
 from hawse.oci.template import example
 from hawse.oci.types import Device
 from hawse.sandbox import devices, selinux
@@ -54,8 +59,10 @@ from hawse.vfio.obstacles import Accepted, check_token
 from hawse.vm import image, packages
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
+from hawse.vm.needs import needs_of
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp
+from hawse.vm.size import Limits
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
@@ -354,8 +361,27 @@ def without_room(_host: FakeSysfs) -> Any:
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
-    """A container that joins a pod whose machine has 1 GiB and no label."""
-    return lambda _host: Room(spares=[], memory_mib=1024).warnings(memory=memory, label=label, host_mib=65536)[0]
+    """A container that joins a pod whose machine has 1 GiB, of it 256 MiB of huge pages of others, and no label."""
+    room = Room(spares=[], memory_mib=1024, hugepages_mib=256)
+    if memory:
+        return lambda _host: room.check_memory("linux.resources.memory.limit", memory, host_mib=65536)
+    return lambda _host: room.warnings(label=label)[0]
+
+
+def above(**limits: float) -> Act:
+    """The cgroup of a Kubernetes pod, with these limits."""
+    files = {"memory": "memory.max", "tasks": "pids.max", "cpus": "cpu.max"}
+    allowed = Allowed(**{
+        name: Limit(f"/sys/fs/cgroup/kubepods.slice/kubepods-pod5.slice/{files[name]}", value)
+        for name, value in limits.items()
+    })  # fmt: skip
+    needs = needs_of(1024, Limits(memory=512 * MIB), accel="tcg", cpus=2)
+    return lambda _host: check_allowance(allowed, needs)[0]
+
+
+def unsaid_pages(_host: FakeSysfs) -> Any:
+    wanted = Wanted(mounted=frozenset({2048}), kubelets=True)
+    return decide(wanted, role=CONTAINER, memory_mib=1024, host_mib=65536)
 
 
 def bound(source: str) -> Act:
@@ -558,7 +584,14 @@ SITUATIONS: dict[str, Act] = {
     "A mount's source is on a file system of the host's kernel": kernel_view,
     "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
     "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
-    "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),
+    "A container of a pod may have more memory than its machine": in_room(memory=2048 * MIB),
+    "A cgroup of the host allows less memory than the machine needs": above(memory=64 * MIB),
+    "A cgroup of the host allows less memory than the containers may use (a warning)": above(memory=700 * MIB),
+    "A cgroup of the host allows fewer processes than a sandbox needs": above(tasks=10),
+    "A cgroup of the host allows little CPU time (a warning)": above(cpus=0.05),
+    "CPUs are named by what is no list": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
+    "CPUs are named that the host does not have": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
+    "A kubelet's container mounts huge pages, and nothing says how many": unsaid_pages,
     "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
     "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
     "A descriptor to be preserved is not open": preserving(2, PIPE),

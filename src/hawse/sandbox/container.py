@@ -46,9 +46,11 @@ class Container:
         seconds: float,
         sandbox: str,
         doom: Callable[[Container], None] = lambda _found: None,
+        fits: Callable[[int], list[str]] = lambda _limit: [],
     ) -> None:
         """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
-        ``sandbox``: the id of the first container; ``doom`` is called when it has been asked for to end at once.
+        ``sandbox``: the id of the first container; ``doom`` is called when it has been asked for to end at once,
+        and ``fits`` with a limit of memory that it is to have, before it has it.
 
         Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
         """
@@ -86,7 +88,7 @@ class Container:
         # Once nothing can fail any more: what is claimed is the maker's to release.
         self.attachments = Attachments(plan, claims, seconds=seconds)
         self._cgroup = cgroup
-        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
         processes.claim(self._key)
 
     @property
