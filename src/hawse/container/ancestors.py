@@ -45,7 +45,7 @@ def check(allowed: Allowed, needs: Needs) -> list[str]:
         raise HostError(
             f"{allowed.memory.path} allows {_mib(allowed.memory)} MiB, and the virtual machine needs "
             f"{needs.start_mib} MiB before its containers use any",
-            hint=f"raise that limit, {_OVERHEAD}: memory of {needs.start_mib} MiB or more",
+            hint=f"raise that limit, {_OVERHEAD}, as in deploy/kubernetes/runtimeclass.yaml",
         )
     if allowed.tasks is not None and allowed.tasks.value < needs.tasks:
         raise HostError(
@@ -67,8 +67,8 @@ def check(allowed: Allowed, needs: Needs) -> list[str]:
         )
     if allowed.cpus is not None and allowed.cpus.value < _LEAST_CPU:
         warnings.append(
-            f"{allowed.cpus.path} allows {allowed.cpus.value:.2f} CPUs, which the virtual machine starts slowly with "
-            f"[raise that limit, {_OVERHEAD}: cpu of 250m or more]"
+            f"{allowed.cpus.path} allows {allowed.cpus.value:.2f} CPUs, with which the virtual machine starts slowly "
+            f"[raise that limit, {_OVERHEAD}]"
         )
     return warnings
 

@@ -140,10 +140,10 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
 
 
 def _acceleration(shape: VmShape) -> dict[str, Any]:
-    if shape.accel != "tcg":
-        return {}
-    size = translated_mib(shape.cpus, one_thread=shape.one_thread)
-    return ({"thread": "single"} if shape.one_thread else {}) | {"tb-size": size}
+    options: dict[str, Any] = {"thread": "single"} if shape.one_thread else {}
+    if shape.accel == "tcg":
+        options["tb-size"] = translated_mib(shape.cpus, one_thread=shape.one_thread)
+    return options
 
 
 def plug_share() -> Command:
