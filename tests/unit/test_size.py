@@ -103,6 +103,9 @@ def test_a_container_can_have_its_limit_beside_its_huge_pages(limit: int, huge: 
 def test_what_a_guest_leaves_for_containers_is_as_it_was_read() -> None:
     """In guests of these sizes; the largest had 15992 MiB in all, of which 82 MiB were in use."""
     assert usable_mib(1024) == 832
+    assert 100 < usable_mib(256) < 149
+    assert 350 < usable_mib(512) < 400
+    assert usable_mib(128) == 0
     assert usable_mib(16384) <= 15992 - 82 - 45
 
 

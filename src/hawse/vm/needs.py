@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from hawse.vm.size import MIB, Limits, translated_mib, usable_mib
 
 #: MiB of the guest that are in use before a container runs, restored from a template and booted.
-_RESTORED_MIB, _BOOTED_MIB = 115, 130
+_RESTORED_MIB, _BOOTED_MIB = 120, 143
 #: MiB beside the guest, and beside QEMU's translated code: QEMU, virtiofsd, the monitor and the proxies, when they have
 #: just been started, and in a busy pod.
-_IDLE_MIB, _BUSY_MIB = 40, 80
-#: Processes and threads of an idle sandbox: the monitor, QEMU, virtiofsd, one proxy.
-_TASKS = 12
+_IDLE_MIB, _BUSY_MIB = 50, 80
+#: MiB of QEMU's translated code when a machine that was restored runs its first container.
+_FIRST_TRANSLATED_MIB = 16
+#: Processes and threads of an idle sandbox without its virtual CPUs: the monitor, QEMU, virtiofsd, one proxy.
+_TASKS = 14
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ def needs_of(
         full = min(limits.memory // MIB + pages + memory_mib - usable_mib(memory_mib), memory_mib)
     return Needs(
         host_mib=_BUSY_MIB + translated,
-        # Restored, QEMU has translated little of the guest's code when its first container runs.
-        start_mib=guest + _IDLE_MIB + (0 if restored else translated),
+        start_mib=guest + _IDLE_MIB + (min(translated, _FIRST_TRANSLATED_MIB) if restored else translated),
         full_mib=full + _BUSY_MIB + translated if limits.memory > 0 else 0,
-        tasks=_TASKS,
+        tasks=_TASKS + (1 if one_thread else cpus),
     )

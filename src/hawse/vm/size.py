@@ -10,8 +10,8 @@ from dataclasses import dataclass
 MIB = 1024 * 1024
 #: What the guest's kernel, its agent and the caches of files need beside the containers.
 OVERHEAD_MIB = 256
-#: What the guest itself has at the least, and a larger guest beside it: see :func:`usable_mib`.
-_GUEST_MIB, _GUEST_ABOVE_MIB = 176, 96
+#: From how many MiB on a guest has how many for itself: see :func:`usable_mib`.
+_GUEST_MIB = ((2049, 272), (1024, 176), (0, 136))
 _TRANSLATED_MIB, _TRANSLATED_MIB_A_CPU = 96, 8
 #: CPUs of a machine where nothing says how many, and the most: q35's without extended interrupt mode (QEMU
 #: hw/i386/intel_iommu.c, vtd_decide_config(): more than 255 need the property eim).
@@ -88,11 +88,12 @@ def machine_memory(memory_mib: int, limits: Limits, *, host_mib: int) -> int:
 def usable_mib(memory_mib: int) -> int:
     """What a machine of that size has for its containers: more, and the guest's kernel kills for want of memory.
 
-    Read in guests: 832 MiB of 1024; the kernel keeps 64 bytes for each page of 4 KiB, and from 2 GiB on, which is where
-    q35 puts memory above the fourth GiB, 64 MiB to copy for devices that do not reach it (Linux Documentation/core-api/
-    swiotlb.rst).
+    Read in guests: 832 MiB of 1024; the kernel keeps 64 bytes for each page of 4 KiB, more of a GiB than of less, and
+    from 2 GiB on, which is where q35 puts memory above the fourth GiB, 64 MiB to copy for devices that do not reach it
+    (Linux Documentation/core-api/swiotlb.rst).
     """
-    return memory_mib - _GUEST_MIB - memory_mib // 64 - (_GUEST_ABOVE_MIB if memory_mib > 2048 else 0)
+    [guest] = [mib for least, mib in _GUEST_MIB if memory_mib >= least][:1]
+    return max(memory_mib - guest - memory_mib // 64, 0)
 
 
 def needed_mib(mib: int) -> int:
