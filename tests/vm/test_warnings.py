@@ -50,9 +50,7 @@ def test_a_container_with_more_memory_than_the_pods_machine_has_is_refused(runti
         write(member, spec)
         results.append(runtime("run", "--bundle", member, f"limit-{limit}", log=True))
     assert [(result.code, result.output) for result in results] == [(0, "made\n"), (0, "made\n"), (1, "")]
-    words = (
-        "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024 MiB [a pod's"
-    )
+    words = "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024 MiB [a pod's"
     assert f"hawse: linux.resources.memory.limit: {words}" in results[-1].errors
     refused = runtime("update", "--memory", "1g", "pod")
     assert (refused.code, runtime("update", "--memory", "800m", "pod").code) == (1, 0)
