@@ -17,14 +17,15 @@ ANNOTATIONS = ("device-mode", "devices", "hugepages", "keep-addresses", "managed
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The virtual machine of every sandbox. Times in seconds; 0 means: by the acceleration found."""
+    """The virtual machine of every sandbox. Times in seconds; 0 means: by the acceleration found, of CPUs: by the
+    container's limits."""
 
     qemu: str = "/usr/bin/qemu-system-x86_64"
     virtiofsd: str = ""
     share: str = "auto"  # auto | virtiofs | 9p
     accel: str = "auto"  # auto | kvm | tcg
     memory_mib: int = 1024
-    cpus: int = 2
+    cpus: int = 0
     hugepages: str = ""  # "" | 2MB | 1GB: of the host, for the machine's memory
     guest_hugepages: str = ""  # 2MB:512,1GB:2
     kernel_append: str = ""
@@ -110,7 +111,7 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),
-    "cpus": (1, 255),
+    "cpus": (0, 255),
     "overhead_mib": (0, 4 * 1024 * 1024),
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),

@@ -26,7 +26,7 @@ SHAPE = VmShape(
 HEAD = """
 /qemu -nodefaults -no-user-config -display none -no-reboot -nic none -name hawse
 -machine q35,kernel-irqchip=split,memory-backend=ram,dump-guest-core=off,mem-merge=off
--accel tcg -cpu max -m 512M -smp 2
+-accel tcg,tb-size=96 -cpu max -m 512M -smp 2
 -object memory-backend-file,id=ram,size=512M,mem-path=/m,share=on
 -chardev socket,id=console,fd=5 -serial chardev:console
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
@@ -86,8 +86,12 @@ def test_a_machine_without_a_share_has_no_device_for_it() -> None:
 @pytest.mark.parametrize(
     ("change", "old", "new"),
     [
-        ({"accel": "kvm"}, "-accel tcg -cpu max", "-accel kvm -cpu host"),
+        ({"accel": "kvm"}, "-accel tcg,tb-size=96 -cpu max", "-accel kvm -cpu host"),
         ({"one_thread": True}, "-accel tcg", "-accel tcg,thread=single"),
+        (
+            {"cpus": 64},
+            "-accel tcg,tb-size=96 -cpu max -m 512M -smp 2", "-accel tcg,tb-size=512 -cpu max -m 512M -smp 64",
+        ),
         ({"memory_mib": 2048}, "512M", "2048M"),
         ({"cpus": 3}, "-smp 2", "-smp 3"),
         ({"machine_properties": frozenset({"usb", "other"})}, "mem-merge=off ", "mem-merge=off,usb=off "),

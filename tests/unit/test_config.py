@@ -31,7 +31,7 @@ def test_default_file_may_be_missing_and_a_named_one_may_not() -> None:
     ("section", "key", "good", "bad"),
     [
         ("vm", "memory_mib", [128, 4194304], [127, 4194305]),
-        ("vm", "cpus", [1, 255], [0, 256]),
+        ("vm", "cpus", [0, 1, 255], [-1, 256]),
         ("vm", "boot_seconds", [0, 0.5, 3600], [-1, 3600.1]),
         ("vm", "device_seconds", [0, 3600], [-0.1, 3601]),
         ("devices", "pod_window_mib", [2, 4, 256, 16384], [0, 1, 3, 257, 32768]),

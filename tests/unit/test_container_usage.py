@@ -81,8 +81,8 @@ def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
 
     async def story() -> None:
         made = Container(tmp_path)
-        assert await made.usage.answer("update", {"resources": {"memory": {"limit": 128}}}) == []
-        assert await made.usage.answer("update", {"resources": {"pids": {"limit": 5}}}) == []
+        assert await made.usage.update({"memory": {"limit": 128}}) == []
+        assert await made.usage.update({"pids": {"limit": 5}}) == []
         first, second = (params["resources"] for _, params in made.link.calls)
         assert first == {"memory": {"limit": 128}, "cpu": {"shares": 512}}
         assert second == first | {"pids": {"limit": 5}}
@@ -94,16 +94,16 @@ def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
 def test_update_of_host_limits(tmp_path: Path) -> None:
     async def story() -> None:
         made = Container(tmp_path)
-        assert await made.usage.answer("update", {"resources": {"cpu": {"cpus": "2", "shares": 1024}}}) == []
+        assert await made.usage.update({"cpu": {"cpus": "2", "shares": 1024}}) == []
         assert made.files() == {"cpuset.cpus": "2", "cpu.weight": "39"}
         assert made.link.calls[-1][1]["resources"]["cpu"] == {"shares": 1024}
         (tmp_path / "cgroup" / "cpuset.cpus").unlink()
         with pytest.raises(HostError, match="'3' is not set"):
-            await made.usage.answer("update", {"resources": {"cpu": {"cpus": "3"}}})
+            await made.usage.update({"cpu": {"cpus": "3"}})
         assert len(made.link.calls) == 1, "the guest is not asked for the rest"
         (tmp_path / "cgroup" / "cpu.weight").unlink()
         with pytest.raises(HostError, match="'2' is not set"):
-            await made.usage.answer("update", {"resources": {"cpu": {"shares": 2}}})
+            await made.usage.update({"cpu": {"shares": 2}})
 
     virtual_time.run(story())
 
@@ -112,10 +112,10 @@ def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
     async def story() -> None:
         made = Container(tmp_path, update=[VmError("agent: no"), None])
         with pytest.raises(ConfigError):
-            await made.usage.answer("update", {"resources": []})
+            await made.usage.update([])
         with pytest.raises(VmError, match="agent: no"):
-            await made.usage.answer("update", {"resources": {"memory": {"limit": 128}}})
-        await made.usage.answer("update", {"resources": {}})
+            await made.usage.update({"memory": {"limit": 128}})
+        await made.usage.update({})
         assert made.link.calls[-1][1]["resources"]["memory"] == {"limit": 64}
 
     virtual_time.run(story())
@@ -127,7 +127,7 @@ def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, 
 
     async def story() -> None:
         made = Container(tmp_path, spec=spec)
-        await made.usage.answer("update", {"resources": {"cpu": {"cpus": "0-1"}}})
+        await made.usage.update({"cpu": {"cpus": "0-1"}})
         assert made.files() == {}
         assert made.link.calls == [("update", {"container": "c1", "resources": {}})]
 

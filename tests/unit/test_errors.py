@@ -28,10 +28,13 @@ from hawse.agent.modules import Modules
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
+from hawse.container.ancestors import Allowed, Limit
+from hawse.container.ancestors import check as check_allowance
 from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape, unused_token
+from hawse.container.hugepages import Wanted, decide
 from hawse.container.modules import check_loaded
 from hawse.container.nodes import disk_host
 from hawse.container.notified import unheard
@@ -41,13 +44,15 @@ from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
 from hawse.linux import mounts
-from hawse.nodes.decide import Wish, decide
+from hawse.nodes import decide as nodes
+from hawse.nodes.decide import Wish
 from hawse.nodes.numbers import strangers
-from hawse.oci import addresses
+from hawse.oci import addresses, cpusets
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
 from hawse.oci.notify import Notify
+from hawse.oci.pods import CONTAINER
 from hawse.oci.template import example
 from hawse.oci.types import Device, DeviceRule
 from hawse.sandbox import devices, selinux
@@ -68,8 +73,10 @@ from hawse.vm import image, packages
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.image_modules import add_autoload
+from hawse.vm.needs import needs_of
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp
+from hawse.vm.size import Limits
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
@@ -368,8 +375,27 @@ def without_room(_host: FakeSysfs) -> Any:
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
-    """A container that joins a pod whose machine has 1 GiB and no label."""
-    return lambda _host: Room(spares=[], memory_mib=1024).warnings(memory=memory, label=label, host_mib=65536)[0]
+    """A container that joins a pod whose machine has 1 GiB, of it 256 MiB of huge pages of others, and no label."""
+    room = Room(spares=[], memory_mib=1024, hugepages_mib=256)
+    if memory:
+        return lambda _host: room.check_memory("linux.resources.memory.limit", memory, host_mib=65536)
+    return lambda _host: room.warnings(label=label)[0]
+
+
+def above(**limits: float) -> Act:
+    """The cgroup of a Kubernetes pod, with these limits."""
+    files = {"memory": "memory.max", "tasks": "pids.max", "cpus": "cpu.max"}
+    allowed = Allowed(**{
+        name: Limit(f"/sys/fs/cgroup/kubepods.slice/kubepods-pod5.slice/{files[name]}", value)
+        for name, value in limits.items()
+    })  # fmt: skip
+    needs = needs_of(1024, Limits(memory=512 * MIB), accel="tcg", cpus=2)
+    return lambda _host: check_allowance(allowed, needs)[0]
+
+
+def unsaid_pages(_host: FakeSysfs) -> Any:
+    wanted = Wanted(mounted=frozenset({2048}), kubelets=True)
+    return decide(wanted, role=CONTAINER, memory_mib=1024, host_mib=65536)
 
 
 def bound(source: str) -> Act:
@@ -394,7 +420,7 @@ def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str
             host.link(f"sys/dev/char/{numbers}", f"../../devices/{where}")
         made = disk_host(allow, host.root)
         rules = [DeviceRule(allow=True, type=kind, major=major, minor=minor, access="rw")]
-        return decide([Wish(f"linux.devices: {path}", path, kind, major, minor)], rules, made)
+        return nodes.decide([Wish(f"linux.devices: {path}", path, kind, major, minor)], rules, made)
 
     return act
 
@@ -402,7 +428,7 @@ def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str
 def whole_dev(host: FakeSysfs) -> str:
     paths = [("/dev/kvm", "c", 10, 232), ("/dev/sdb", "b", 8, 16), *((f"/dev/tty{n}", "c", 4, n) for n in range(64))]
     wishes = [Wish(path, path, kind, major, minor) for path, kind, major, minor in paths]
-    decision = decide(wishes, [DeviceRule(allow=True, access="rwm")], disk_host(("*",), host.root), whole=True)
+    decision = nodes.decide(wishes, [DeviceRule(allow=True, access="rwm")], disk_host(("*",), host.root), whole=True)
     return leave_out({"linux": {"devices": []}}, decision.left_out)
 
 
@@ -743,6 +769,15 @@ SITUATIONS: dict[str, Act] = {
         [Device(path="/dev/vfio-mine/7", type="c", major=511, minor=7)], emulated={5: EmulatedGroup(5, ("edu",))},
         root=host.root,
     ),
+    "A container of a pod may have more memory than its machine": in_room(memory=2048 * MIB),
+    "A cgroup of the host allows less memory than the machine needs": above(memory=64 * MIB),
+    "A cgroup of the host allows less memory than the containers may use (a warning)": above(memory=700 * MIB),
+    "A cgroup of the host allows fewer processes than a sandbox needs": above(tasks=10),
+    "A cgroup of the host allows little CPU time (a warning)": above(cpus=0.05),
+    "CPUs are named by what is no list": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
+    "CPUs are named that the host does not have": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
+    "A kubelet's container mounts huge pages, and nothing says how many": unsaid_pages,
+    "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
     "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
     "A descriptor to be preserved is not open": preserving(2, PIPE),
     "It is no stream of bytes": preserving(1, LISTENER),

@@ -99,11 +99,11 @@ def test_no_two_sandboxes_have_nics_of_one_address() -> None:
 @pytest.mark.parametrize(
     ("name", "version", "cpus", "expected"),
     [
-        ("tcg", "7.2.22", 2, "tcg,thread=single"),
-        ("tcg", "8.0.5", 2, "tcg,thread=single"),
-        ("tcg", "7.2.22", 1, "tcg"),
-        ("tcg", "8.1.0", 2, "tcg"),
-        ("tcg", "11.1.0", 2, "tcg"),
+        ("tcg", "7.2.22", 2, "tcg,thread=single,tb-size=96"),
+        ("tcg", "8.0.5", 2, "tcg,thread=single,tb-size=96"),
+        ("tcg", "7.2.22", 1, "tcg,tb-size=96"),
+        ("tcg", "8.1.0", 2, "tcg,tb-size=96"),
+        ("tcg", "11.1.0", 2, "tcg,tb-size=96"),
         ("kvm", "7.2.22", 2, "kvm"),
     ],
 )

@@ -73,11 +73,18 @@ class MonitorProcess:
             message = {}
         if "created" in message:
             return [(str(level), str(text)) for level, text in message["created"]]
-        self._process.wait()
+        code = self._process.wait()
         if "error" in message:
             raise from_wire(message["error"])
+        killed = code == -signal.SIGKILL
         with open(self._log, errors="replace") as log:
-            raise VmError("the monitor died while it made the sandbox", evidence=log.read()[-4096:])
+            raise VmError(
+                f"the monitor {'was killed' if killed else 'died'} while it made the sandbox",
+                hint="the host's kernel does that where a cgroup allows too little memory: `dmesg` says which"
+                if killed
+                else "",
+                evidence=log.read()[-4096:],
+            )
 
     def abort(self) -> None:
         """Give up: the monitor notices, undoes everything and ends. Without a plan it has done nothing."""

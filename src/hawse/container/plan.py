@@ -37,6 +37,7 @@ from hawse.container.nodes import Nodes, read_nodes
 from hawse.container.notified import find_notified
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import choose
+from hawse.container.size import check_lists, check_size, limits_of
 from hawse.errors import DeviceError, HostError
 from hawse.linux import attributes
 from hawse.oci import addresses
@@ -58,7 +59,7 @@ from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vm import accel, capabilities, disks, hugepages, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
-from hawse.vm.size import Limits, host_size, machine_size, pod_limits
+from hawse.vm.size import Limits, host_size, machine_size
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower.
 # Podman gives a creation up after 240 s, with no word of why (libpod/define/config.go, ContainerCreateTimeout): less
@@ -94,7 +95,8 @@ def plan_sandbox(
     wanted = _read(bundle, config, fit, name=name, log=log)
     groups, options = wanted.request.groups, wanted.options
     ports = fit(groups, options, wanted.role, len(wanted.nodes.disks))
-    size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
+    limits = limits_of(bundle, role=wanted.role, hugepages=wanted.room)
+    size = machine_size(config.vm.memory_mib, config.vm.cpus, limits, **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
     plugs = plug_steps(
         groups, ports.slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=machine.memory_mib
@@ -104,10 +106,12 @@ def plan_sandbox(
     machine = msgspec.structs.replace(machine, label=wanted.guest.label, modules=f"{name}/{MODULES}")
     # Those that a later container of the pod or an attach may bring have room too.
     disk_mib = disks.total_mib(model for models in config.emulated.values() for model in models)
-    limits = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
-    cgroup = _cgroup(bundle, systemd=systemd, of_vm=limits)
+    of_vm = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
+    cgroup = _cgroup(bundle, systemd=systemd, of_vm=of_vm)
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
+    for warning in check_size(machine, limits, cgroup, hugepages=wanted.hugepages, overhead_mib=config.vm.overhead_mib):
+        log.warning(warning)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
@@ -162,11 +166,16 @@ def plan_container(
     cgroup = _cgroup(bundle, systemd=systemd)
     fields = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
     made = plan.ContainerPlan(**fields)
-    if made.cgroup.limits.cpus or made.cgroup.limits.mems:
-        log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
-    limit = _limits(bundle, wanted).memory
-    host_mib = host_size()["host_mib"]
-    for warning in room.warnings(memory=limit, label=wanted.guest.label, host_mib=host_mib):
+    said = [
+        *room.check_memory(
+            "linux.resources.memory.limit",
+            limits_of(bundle, role=wanted.role).memory,
+            hugepages_mib=made.hugepages_mib,
+            host_mib=host_size()["host_mib"],
+        ),
+        *room.warnings(label=wanted.guest.label),
+    ]
+    for warning in said:
         log.warning(warning)
     return made
 
@@ -197,6 +206,7 @@ def _read(
 ) -> _Wanted:
     """``fit`` raises DeviceError where the machine has no room for groups; those ``there`` it has already."""
     annotations = bundle.spec.annotations or {}
+    check_lists(bundle)
     role, _ = read_role(annotations, bundle.spec.process.args if bundle.spec.process else ())
     guest = plan_guest(bundle, container=name, role=role)
     selinux.check(f"{bundle.path}/config.json", guest.label)
@@ -325,20 +335,6 @@ def ask_qemu(config: Config) -> capabilities.Capabilities:
     return capabilities.ask(config.vm.qemu, directory=config.image.cache)
 
 
-def _limits(bundle: Bundle, wanted: _Wanted) -> Limits:
-    """What the first container, and where it is a pod's all of them, may use."""
-    pod = pod_limits(bundle.spec.annotations or {}) if wanted.role == SANDBOX else Limits()
-    resources = bundle.spec.linux.resources if bundle.spec.linux else None
-    memory = resources.memory if resources else None
-    cpu = resources.cpu if resources else None
-    return Limits(
-        memory=pod.memory or (memory.limit or 0 if memory else 0),
-        hugepages=wanted.room,
-        quota=pod.quota or (cpu.quota or 0 if cpu else 0),
-        period=pod.period if pod.quota else (cpu.period or pod.period if cpu else pod.period),
-    )
-
-
 def _cgroup(bundle: Bundle, *, systemd: bool, of_vm: HostLimits | None = None) -> CgroupPlan:
     linux = bundle.raw.get("linux") or {}
     path = bundle.spec.linux.cgroups_path if bundle.spec.linux else ""
@@ -358,7 +354,7 @@ def plan_machine(
 
     Raises ConfigError, HostError or ImageError.
     """
-    memory_mib, cpus = size or (config.vm.memory_mib, config.vm.cpus)
+    memory_mib, cpus = size or machine_size(config.vm.memory_mib, config.vm.cpus, Limits(), **host_size())
     page_kib = hugepages.KIB[config.vm.hugepages] if config.vm.hugepages else 0
     memory_mib = hugepages.round_up(memory_mib, page_kib)
     if page_kib:

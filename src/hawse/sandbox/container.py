@@ -56,10 +56,11 @@ class Container:
         sandbox: str,
         disks: Disks | None = None,
         doom: Callable[[Container], None] = lambda _found: None,
+        fits: Callable[[int], list[str]] = lambda _limit: [],
     ) -> None:
         """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
         ``sandbox``: the id of the first container; ``disks`` are those of the virtual machine; ``doom`` is called when
-        it has been asked for to end at once.
+        it has been asked for to end at once, and ``fits`` with a limit of memory that it is to have, before it has it.
 
         Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
         """
@@ -103,7 +104,7 @@ class Container:
         self._machine: tuple[Qmp, GuestLink] | None = None
         self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
         self._cgroup = cgroup
-        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
         processes.claim(self._key)
 
     @property

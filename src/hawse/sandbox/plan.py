@@ -204,6 +204,11 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     inherited: Inherited = Inherited()
     notify: Notify | None = None
 
+    @property
+    def hugepages_mib(self) -> int:
+        """The memory of the guest that is reserved for its huge pages."""
+        return sum(kib * count for kib, count in self.hugepages) // 1024
+
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""
         return msgspec.json.encode(self)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError, StateError, VmError
 from hawse.oci.hooks import CREATION
@@ -20,13 +20,15 @@ from hawse.sandbox.forwards import Forwards
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.network import Network
 from hawse.sandbox.nics import Nics
+from hawse.sandbox.placement import Lists, Placement
 from hawse.sandbox.plan import ContainerPlan, SandboxPlan
 from hawse.sandbox.processes import Processes, whole
 from hawse.sandbox.resolver import Resolver
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import ShareRoot
-from hawse.sandbox.state import CREATED, RUNNING, Store
+from hawse.sandbox.state import CREATED, RUNNING, STOPPED, Store
 from hawse.sandbox.steps import GUEST, NETWORK, Steps
+from hawse.vm.size import host_size
 
 if TYPE_CHECKING:
     from hawse.linux.processes import Process
@@ -60,7 +62,9 @@ class Sandbox:
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
         self._forwards = Forwards(network, self.processes)
-        self.first = self._make(plan, store, INIT_KEY)
+        cgroup = HostCgroup(plan.cgroup, store.path)
+        self._placement = Placement(cgroup, self._placed)
+        self.first = self._make(plan, store, INIT_KEY, cgroup)
         self._containers = {plan.id: self.first}
         self._making: dict[str, asyncio.Task[Notes]] = {}
         self._undo: dict[str, AsyncExitStack] = {}
@@ -88,6 +92,7 @@ class Sandbox:
             native=[group for found in self._containers.values() for group in found.plan.native],
             memory_mib=self.plan.machine.memory_mib,
             label=self.plan.machine.label,
+            hugepages_mib=sum(found.plan.hugepages_mib for found in self._containers.values()),
         )
 
     async def create(self, machine: Machine) -> Notes:
@@ -137,8 +142,9 @@ class Sandbox:
             raise StateError(f"container with given ID already exists: {plan.id}")
         joins = self._find_joins(plan) if plan.joins else {}
         store = Store(self._store.root, plan.id)
-        made = self._make(plan, store, key)
+        made = self._make(plan, store, key, HostCgroup(plan.cgroup, store.path))
         undo = self._undo[plan.id] = AsyncExitStack()
+        undo.push_async_callback(self._placement.follow)
         undo.callback(self.claims.release, plan.plugs, owner=plan.id)
         self._containers[plan.id] = made
         undo.callback(self._containers.pop, plan.id)
@@ -153,6 +159,11 @@ class Sandbox:
             if isinstance(failure, asyncio.CancelledError) and task is not None and not task.cancelling():
                 raise StateError(f"container {plan.id} was deleted while it was created") from None
             raise
+
+    async def update(self, name: str, params: dict[str, Any]) -> list[str]:
+        """Other limits for a container; what to warn of. Raises ConfigError, HostError, StateError or VmError."""
+        warnings = await self.find(name).usage.update(params["resources"])
+        return [*warnings, *await self._placement.follow()]
 
     async def remove(self, name: str) -> None:
         """Delete a container, one that is being made too; with the first one the sandbox ends.
@@ -191,12 +202,20 @@ class Sandbox:
                 task.cancel()
         self.finished.set()
 
-    def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
-        cgroup = HostCgroup(plan.cgroup, store.path)
+    def _make(self, plan: ContainerPlan, store: Store, key: str, cgroup: HostCgroup) -> Container:
         return Container(
             plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id,
-            disks=self.disks, doom=self._doom,
+            disks=self.disks, doom=self._doom, fits=self._check_memory,
         )  # fmt: skip
+
+    def _check_memory(self, limit: int) -> list[str]:
+        """Whether the machine can give a container a new limit; what to warn of. Raises :class:`ConfigError`."""
+        return self.room.check_memory("update: memory.limit", limit, host_mib=host_size()["host_mib"])
+
+    def _placed(self) -> tuple[Lists, Iterable[Lists]]:
+        """The lists of the host's CPUs and memory nodes of the first container, and of those that have joined."""
+        joined = [found for found in self._containers.values() if found is not self.first and found.status != STOPPED]
+        return self.first.usage.placed, [found.usage.placed for found in joined]
 
     def _doom(self, found: Container) -> None:
         """A container is to end at once: where the guest does not end it, the virtual machine ends."""
@@ -243,7 +262,8 @@ class Sandbox:
         self._share.place(plan.id, plan.shares, trees)
         undo.push_async_callback(made.remove)
         await made.begin(self._machine.qmp, self._machine.link)
-        return await made.create(joins)
+        warnings = await self._placement.follow()
+        return [*(("warning", text) for text in warnings), *await made.create(joins)]
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
         """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.

@@ -134,8 +134,10 @@ class Service:
             await sandbox.find(name).pause()
         elif method == "resume":
             await sandbox.find(name).resume()
-        elif method in ("pids", "listing", "statistics", "await_oom", "update"):
+        elif method in ("pids", "listing", "statistics", "await_oom"):
             return await sandbox.find(name).usage.answer(method, params)
+        elif method == "update":
+            return await sandbox.update(name, params)
         elif method == "delete":
             await sandbox.remove(name)
         elif method == "exec":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.vm.ports import SHARE_BUS, Port, Slot
+from hawse.vm.size import translated_mib
 
 LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
@@ -96,7 +97,7 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         shape.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
         "-name", "hawse",
         "-machine", option("q35", machine),
-        "-accel", option(shape.accel, {"thread": "single"} if shape.one_thread else {}),
+        "-accel", option(shape.accel, _acceleration(shape)),
         "-cpu", "host" if shape.accel == "kvm" else "max",
         "-m", f"{shape.memory_mib}M", "-smp", str(shape.cpus),
         "-object", option("memory-backend-file", memory),
@@ -142,6 +143,13 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         rest = {key: value for key, value in words.items() if key != first}
         arguments += [name, option(str(words[first]), rest)]
     return arguments
+
+
+def _acceleration(shape: VmShape) -> dict[str, Any]:
+    options: dict[str, Any] = {"thread": "single"} if shape.one_thread else {}
+    if shape.accel == "tcg":
+        options["tb-size"] = translated_mib(shape.cpus, one_thread=shape.one_thread)
+    return options
 
 
 def plug_share() -> Command:
