@@ -117,19 +117,20 @@ async def _plug(plug: PlugStep, qmp: Qmp) -> None:
     for command, arguments in plug.commands:
         try:
             if command == ADD_DISK:
-                await _add_disk(qmp, arguments)
+                await _add_disk(plug, qmp, arguments)
             else:
                 await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
-        except OSError as error:
-            raise DeviceError(f"{plug.label} of group {plug.group}: cannot make its disk: {error.strerror}") from None
         except VmError as error:
             raise DeviceError(
                 f"{plug.label} of group {plug.group}: QEMU refuses it: {error.message}", hint=error.hint
             ) from None
 
 
-async def _add_disk(qmp: Qmp, arguments: dict[str, Any]) -> None:
-    disk = disks.make()
+async def _add_disk(plug: PlugStep, qmp: Qmp, arguments: dict[str, Any]) -> None:
+    try:
+        disk = disks.make()
+    except OSError as error:
+        raise DeviceError(f"{plug.label} of group {plug.group}: cannot make its disk: {error.strerror}") from None
     try:
         await qmp.add(disk, arguments, timeout=_QMP_SECONDS)
     finally:
