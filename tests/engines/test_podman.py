@@ -303,6 +303,23 @@ def test_a_device_is_one_containers_of_a_pod(podman: Podman, nodes: Path, tmp_pa
         podman("pod", "rm", "--force", "--time", "0", "pod")
 
 
+def test_pod_has_users_of_its_own_who_drive_a_device(podman: Podman, nodes: Path, tmp_path: Path) -> None:
+    """Its containers join the user namespace of the first by path, and the node is at a path of another name."""
+    podman.must("pod", "create", "--name", "pod", "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
+    try:
+        script = "echo $(cat /proc/self/uid_map /proc/self/gid_map) $(stat -c '%u %g' /probe /dev/vfio-mine/5);"
+        done = podman(
+            "run", "--rm", "--pod", "pod", "--device", f"{nodes}/vfio:/dev/vfio/vfio",
+            "--device", f"{nodes}/5:/dev/vfio-mine/5", "--ulimit", "memlock=-1:-1",
+            "--volume", f"{build_probe(str(tmp_path))}:/probe:ro", IMAGE, "sh", "-c",
+            f"{script} exec /probe /dev/vfio-mine/5",
+        )  # fmt: skip
+        assert done.code == 0, done
+        assert done.output.splitlines()[0] == "0 100000 65536 0 200000 65536 65534 65534 0 0"
+    finally:
+        podman("pod", "rm", "--force", "--time", "0", "pod")
+
+
 def test_the_containers_of_a_pod_share_what_it_says(podman: Podman) -> None:
     podman.must("pod", "create", "--name", "pod", "--hostname", "ship", "--share", "net,ipc,uts,pid")
     try:

@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def read(path: str) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
     """The mappings of users and groups of the namespace at a path. Raises OSError, EINVAL where none is there or it is
     this process's own."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         try:
             kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)

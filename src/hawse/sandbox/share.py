@@ -184,7 +184,7 @@ def _map_owners(share: Share, tree: int) -> None:
     except OSError as error:
         raise ConfigError(
             f"cannot map the owners of {share.source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
-            hint="ranges must not overlap, and there may be 340 at most (user_namespaces(7))",
+            hint="ranges must not overlap, and may be 340 at most; user.max_user_namespaces must not be 0",
         ) from None
     try:
         mounts.map_ids(tree, namespace, recursive=share.map_below)
