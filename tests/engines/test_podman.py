@@ -18,6 +18,7 @@ from hawse.sandbox.state import Store
 from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
+from tests.support.loops import loop_devices
 from tests.support.notified import Notified
 from tests.support.patience import patience, wait_until
 from tests.support.podman import IMAGE, Podman
@@ -231,6 +232,18 @@ def test_a_privileged_container_has_no_device_of_the_host(podman: Podman) -> Non
     done = podman("run", "--rm", "--privileged", IMAGE, "sh", "-c", read_hosts_disk())
     assert done.code == 1, done
     assert "No such device or address" in done.errors
+
+
+def test_a_disk_is_passed_and_a_terminal_of_the_host_refused(podman: Podman, tmp_path: Path) -> None:
+    with loop_devices(str(tmp_path), []) as [disk]:
+        disk.fill(0, b"of the host")
+        script = "head -c 11 /dev/xvda; echo x > /dev/xvda"
+        done = podman("run", "--rm", "--device", f"/dev/{disk.name}:/dev/xvda:r", IMAGE, "sh", "-c", script)
+        assert done.output == "of the host", done
+        assert "Operation not permitted" in done.errors
+        assert disk.holders() == set()
+    refused = podman("run", "--rm", "--device", "/dev/tty1", IMAGE, "true")
+    assert "linux.devices: /dev/tty1 (4:1, tty1, driver tty)" in refused.errors
 
 
 @pytest.mark.parametrize("victim", ["QEMU", "monitor"])
