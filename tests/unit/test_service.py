@@ -14,6 +14,7 @@ from hawse.errors import HawseError, NotFoundError, UsageError, VmError
 from hawse.link import control
 from hawse.link.frames import EOF, EVENT, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, STDIO
+from hawse.oci.inherited import Inherited
 from hawse.sandbox.plan import Attachment
 from hawse.sandbox.processes import LOST
 from hawse.sandbox.proxies import Proxy
@@ -143,7 +144,13 @@ def plan() -> dict[str, Any]:
         ("pause", {}, [("pause",)], None),
         ("resume", {}, [("resume",)], None),
         ("delete", {}, [("remove", "c1")], None),
-        ("exec", {"key": "k", "process": {"args": []}}, [("execute", "k", {"args": []})], "answer"),
+        (
+            "exec",
+            {"key": "k", "process": {"args": []}, "caller": {"umask": 7}},
+            [("execute", "k", {"args": []}, Inherited(umask=7))],
+            "answer",
+        ),
+        ("exec", {"key": "k", "process": {"args": []}}, [("execute", "k", {"args": []}, Inherited())], "answer"),
         ("attach", ATTACHMENT, [("attach", Attachment(plugs=[], nodes=[], mode=0o660, uid=1, gid=2))], "answer"),
         ("kill", {"signal": 9, "all": True}, [("kill", 9, ("everyone", True))], None),
         ("update", {"resources": {}}, [("update", "c1", {"container": "c1", "resources": {}})], "answer"),
