@@ -51,7 +51,7 @@ from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.obstacles import Accepted, check_token
-from hawse.vm import image, packages
+from hawse.vm import image, packages, virtiofsd
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
@@ -498,6 +498,7 @@ SITUATIONS: dict[str, Act] = {
     "KVM is required and cannot be used": without_kvm,
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
+    "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "There are more groups than ports": shapes(127),

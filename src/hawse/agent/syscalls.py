@@ -29,6 +29,12 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
         _fail(target)
 
 
+def unmount(path: str) -> None:
+    """Detach the mount at a path (umount2(2), MNT_DETACH, UMOUNT_NOFOLLOW); raises OSError naming the path."""
+    if _libc.umount2(os.fsencode(path), 2 | 8):
+        _fail(path)
+
+
 def load_module(path: str) -> None:
     """finit_module(2): load a kernel module from its file; raises OSError, EEXIST when it is there already."""
     flags = 0 if path.endswith(".ko") else _MODULE_INIT_COMPRESSED_FILE
