@@ -33,7 +33,7 @@ from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import allows_all, choose, leave_out
 from hawse.errors import HostError
 from hawse.oci.addresses import translate
-from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
+from hawse.oci.cgroups import PODS_CPUS, CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX, read_role
@@ -143,7 +143,7 @@ def plan_container(
     cgroup = _cgroup(bundle, systemd=systemd)
     made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup))
     if made.cgroup.limits.cpus or made.cgroup.limits.mems:
-        log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
+        log.warning(PODS_CPUS)
     limit = _limits(bundle, wanted).memory
     host_mib = host_size()["host_mib"]
     for warning in room.warnings(memory=limit, label=wanted.guest.label, host_mib=host_mib):

@@ -15,6 +15,9 @@ _PERIOD = 100_000
 #: Processes and threads of a sandbox on the host. QEMU may have 1024; each `exec` has a proxy of three threads.
 TASKS = 4096
 
+#: The warning where a container that joins a pod asks for CPUs or memory nodes.
+PODS_CPUS = "linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox"
+
 
 class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of a cgroup on the host; 0 and "" change nothing.

@@ -10,7 +10,8 @@ from typing import Any
 
 from hawse.errors import StateError, VmError
 from hawse.oci import listing, resources, statistics
-from hawse.oci.cgroups import host_limits
+from hawse.oci.cgroups import PODS_CPUS, host_limits
+from hawse.oci.changes import limits_of
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.processes import Processes
@@ -41,6 +42,11 @@ class Usage:
         given = plan.spec.get("linux", {}).get("resources") or {}
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
         self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
+        #: For `hawse update`, which asks for nothing where nothing changes.
+        self._state["limits"] = limits_of(self._limits)
+        self._warned = bool(on_host)
+        #: What the guest has set; nothing is known of it after a failure.
+        self._in_guest = resources.for_guest(self._limits)
         self._changed = asyncio.Event()
         self._kills = 0
         self._ended = False
@@ -111,14 +117,31 @@ class Usage:
         return int(self._state.get("oomKills", 0))
 
     async def _update(self, wanted: object) -> list[str]:
+        """Change limits, on the host and in the guest, as far as they change; what to warn of."""
         merged = resources.merge(wanted, self._limits)
         on_host = host_limits(merged, vm=self._holds_vm)
         warnings = []
         if on_host != host_limits(self._limits, vm=self._holds_vm):
             warnings = await asyncio.to_thread(self._cgroup.limit, on_host)
-        await self._ask("update", resources=resources.for_guest(merged))
+        if (on_host.cpus or on_host.mems) and not self._holds_vm and not self._warned:
+            warnings.append(PODS_CPUS)
+            self._warned = True
+        in_guest = resources.for_guest(merged)
+        if changed := resources.difference(self._in_guest, in_guest):
+            self._in_guest = {}
+            self._keep(None)
+            await self._ask("update", resources=changed)
+            self._in_guest = in_guest
         self._limits = merged
+        self._keep(merged)
         return warnings
+
+    def _keep(self, limits: dict[str, Any] | None) -> None:
+        """Put limits on record, None for unknown ones."""
+        kept = None if limits is None else limits_of(limits)
+        if self._state.get("limits") != kept:
+            self._state["limits"] = kept
+            self._write()
 
     async def _ask(self, method: str, **params: Any) -> object:
         return await self._processes.call(method, {"container": self._name} | params)

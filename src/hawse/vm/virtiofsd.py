@@ -12,7 +12,7 @@ CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 #: The warning where 9p is taken in its place.
 MISSING = (
-    "vm.share: the files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
+    "vm.share: files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
     "have one device number, so find -xdev, tar --one-file-system and rsync -x cross them "
     '[install virtiofsd, or set vm.share = "9p" to end this warning]'
 )
