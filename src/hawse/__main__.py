@@ -50,7 +50,7 @@ VERBS = {
 
 
 #: Verbs that engines call all the time: they load neither argparse nor a library.
-HOT = {"state", "start", "kill", "delete"}
+HOT = {"state", "start", "kill", "delete", "update"}
 #: Why two verbs of runc's do not exist. Podman asks for the help of `checkpoint`, and takes the error for an answer.
 _IMPOSSIBLE = "a virtual machine with devices cannot be saved"
 _OPTIONS = {

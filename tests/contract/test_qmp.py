@@ -72,7 +72,7 @@ def test_descriptors_that_are_given_at_the_same_time_all_arrive() -> None:
             with open("/dev/null") as file:
                 fd = file.fileno()
                 names = [qmp.give(fd, f"name{n}", timeout=patience(10)) for n in range(4)]
-                sets = [qmp.give_set(fd, n, timeout=patience(10)) for n in range(1, 5)]
+                sets = [qmp.add(fd, {"fdset-id": n}, timeout=patience(10)) for n in range(1, 5)]
                 await asyncio.gather(*(part for pair in zip(names, sets, strict=True) for part in pair))
             found = await qmp.execute("query-fdsets", {}, timeout=patience(10))
             assert isinstance(found, list)

@@ -415,3 +415,31 @@ def test_share_whose_owners_cannot_be_mapped_is_named(tree: Path, maps: dict[str
 
     sentence = apart(act)
     assert f"cannot map the owners of {tree}/below: {words}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ([("rootfs", "ext4"), ("mount7", "nfs4")], []),
+        ([("m", "tmpfs"), ("m/b", "xfs"), ("m/a", "ext4"), ("m/a/c", "proc")], ["m/a", "m/a/c", "m/b"]),
+        ([("m", "ext4"), ("m/nfs", "nfs4"), ("m/nfs/disk", "ext4"), ("m/nfs2", "ext4")], ["m/nfs2"]),
+        ([("m", "fuse.sshfs"), ("m/below", "tmpfs")], []),
+        ([("m", "ext4"), ("m/proc", "proc"), ("m/auto", "autofs"), ("m/auto", "ext4")], ["m/proc"]),
+        ([("m", "ext4"), ("m/twice", "tmpfs"), ("m/twice", "ext4")], ["m/twice"]),
+    ],
+    ids=["mounts of the container", "inner ones", "below a server", "all below a server", "automounter", "twice"],
+)
+def test_guest_looks_at_inner_mounts_that_cannot_hang(table: list[tuple[str, str]], expected: list[str]) -> None:
+    assert share.inner(table) == expected
+
+
+def test_inner_mounts_of_a_container_are_known_until_it_is_removed(tmp_path: Path, tree: Path) -> None:
+    def act() -> list[list[str]]:
+        linux.mount("none", f"{tree}/below", "tmpfs", 0)
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [made("all", tree), made("flat", tree, recursive=False), made("file", tree / "file")])
+        found = [root.inner_mounts("c1"), root.inner_mounts("c2")]
+        root.remove("c1")
+        return [*found, root.inner_mounts("c1")]
+
+    assert apart(act) == [["c1/all/below"], [], []]

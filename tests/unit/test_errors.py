@@ -69,7 +69,7 @@ from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.obstacles import Accepted, check_token
-from hawse.vm import image, packages
+from hawse.vm import image, packages, virtiofsd
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.image_modules import add_autoload
@@ -651,6 +651,7 @@ SITUATIONS: dict[str, Act] = {
     "KVM is required and cannot be used": without_kvm,
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
+    "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
         65535, dma.entries(1024), dma.parameter()

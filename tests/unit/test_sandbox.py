@@ -31,7 +31,7 @@ from hawse.sandbox.processes import LOST
 from hawse.sandbox.state import Store
 from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
-from tests.support.pods import KEY, heard, pod, run, settle
+from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
 
 def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
@@ -44,6 +44,29 @@ def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
             await made.call("c2", "delete")
             assert await heard(proxy) == ("exit", {"code": 137})
             made.prove_alone()
+
+    run(story)
+
+
+def test_guest_looks_at_inner_mounts_before_a_container_is_created(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with pod(tmp_path, created=False) as made:
+            share = cast(NoShare, made.sandbox._share)
+            share.inner = {"c1": ["c1/mount7/inner"]}
+            await made.create_first()
+            await made.join()
+            share.inner["c3"] = ["c3/mount7/inner"]
+            await made.announce(f"c3/{KEY}")
+            await made.create(made.joining("c3", plugs=[]))
+            asked = [
+                (method, params.get("paths") or params["container"])
+                for method, params in made.guest.calls
+                if method in ("look_at_mounts", "create")
+            ]
+            assert asked == [
+                ("look_at_mounts", ["c1/mount7/inner"]), ("create", "c1"), ("create", "c2"),
+                ("look_at_mounts", ["c3/mount7/inner"]), ("create", "c3"),
+            ]  # fmt: skip
 
     run(story)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
+from hawse.agent import hardware, hugepages, identity, network, processes, submounts, syscalls, trace
 from hawse.agent.autoload import Autoload
 from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
@@ -80,6 +80,7 @@ class Server:
             "settle": self.settle,
             "trace": self.trace,
             "mount_share": self.mount_share,
+            "look_at_mounts": self.look_at_mounts,
             "bind_vfio": self.bind_vfio,
             "find_anew": self.find_anew,
             "bind_disk": self.bind_disk,
@@ -179,6 +180,10 @@ class Server:
             with trace.span("modules offered to the kernel"):
                 self._autoload = Autoload(f"{target}/{modules}", run=self._run, root=self._root)
                 self._autoload.require(load or [])
+
+    def look_at_mounts(self, *, paths: list[str]) -> None:
+        """Mount what is mounted below what is shared, at paths from the share's root."""
+        submounts.look_at(f"{self._run}/share", paths)
 
     def bind_vfio(self, *, address: str, seconds: float) -> dict[str, object]:
         """Wait for a function and give it to vfio-pci: its group, its node's numbers, its device file."""
@@ -350,8 +355,11 @@ class Server:
         """
         with self._turns.setdefault(container, threading.Lock()):
             self._turns.pop(container, None)
-            self._find(container).remove()
-            del self._containers[container]
+            try:
+                self._find(container).remove()
+                del self._containers[container]
+            finally:
+                submounts.release(f"{self._run}/share/{container}", mountinfo=f"{self._root}/proc/self/mountinfo")
         with open(f"{self._root}/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 

@@ -40,6 +40,12 @@ def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -
         _fail(target)
 
 
+def unmount(path: str) -> None:
+    """Detach the mount at a path (umount2(2), MNT_DETACH, UMOUNT_NOFOLLOW); raises OSError naming the path."""
+    if _libc.umount2(os.fsencode(path), 2 | 8):
+        _fail(path)
+
+
 def bind_in(namespace: int, source: str, place: int) -> None:
     """Bind ``source`` to the file of the descriptor ``place``, in the mount namespace of another descriptor.
 

@@ -380,6 +380,8 @@ def plan_machine(
         if share == "virtiofs" and not program:
             raise HostError("no virtiofsd was found", hint="install the package virtiofsd, or set vm.share to 9p")
         share = "virtiofs" if program else "9p"
+        if share == "9p":
+            log.warning(virtiofsd.MISSING)
     machine = plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,

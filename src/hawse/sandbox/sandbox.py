@@ -104,6 +104,7 @@ class Sandbox:
         if any(self.plan.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
+        await self._look_at_mounts(self.plan.id)
         notes = await self.first.create({}, connect=self._connect)
         if self.plan.pod:
             notes += self._forwards.begin()
@@ -262,8 +263,14 @@ class Sandbox:
         self._share.place(plan.id, plan.shares, trees)
         undo.push_async_callback(made.remove)
         await made.begin(self._machine.qmp, self._machine.link)
+        await self._look_at_mounts(plan.id)
         warnings = await self._placement.follow()
         return [*(("warning", text) for text in warnings), *await made.create(joins)]
+
+    async def _look_at_mounts(self, name: str) -> None:
+        """Have the guest mount what is mounted below the container's mounts: it does when it first looks there."""
+        if inner := self._share.inner_mounts(name):
+            await self.processes.call("look_at_mounts", {"paths": inner})
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
         """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.

@@ -30,6 +30,11 @@ _KERNEL_VIEWS = {
     0x74726163: "tracefs", 0x73636673: "securityfs", 0x62656570: "configfs", 0xCAFE4A11: "bpf", 0xDE5E81E4: "efivarfs",
     0x6165676C: "pstore", 0xF97CFF8C: "selinuxfs", 0x1CD1: "devpts", 0x42494E4D: "binfmt_misc",
 }  # fmt: skip
+#: File systems that answer without a server: to look at one of them cannot hang, as at an NFS whose server is gone.
+_LOCAL = {
+    *_KERNEL_VIEWS.values(), "devtmpfs", "tmpfs", "ramfs", "hugetlbfs", "overlay", "ext2", "ext3", "ext4", "xfs",
+    "btrfs", "f2fs", "zfs", "vfat", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs",
+}  # fmt: skip
 
 
 def enter_private_namespace() -> None:
@@ -55,6 +60,7 @@ class ShareRoot:
         of ours (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, setup_namespaces()).
         """
         self.directory = directory
+        self._inner: dict[str, list[str]] = {}
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
@@ -88,9 +94,16 @@ class ShareRoot:
                 self._place(container, share, tree)
             except OSError as error:
                 raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
+        table = _mounts_below(os.path.realpath(f"{self.directory}/{container}")) if shares else []
+        self._inner[container] = [f"{container}/{path}" for path in inner(table)]
+
+    def inner_mounts(self, container: str) -> list[str]:
+        """The mounts below the mounts of a container, as paths from the share's root, each after those above it."""
+        return self._inner.get(container, [])
 
     def remove(self, container: str) -> None:
         """Undo :meth:`place`, as far as it came."""
+        self._inner.pop(container, None)
         try:
             points = os.open(container, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
         except FileNotFoundError:
@@ -136,8 +149,10 @@ class ShareRoot:
             # in the guest cannot change the host's settings. The kernel refuses to change a mount below one that is
             # attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
             mounts.attach(tree, self._hidden, target)
-            for view in _views_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
-                _protect(tree, view)
+            views = {*_KERNEL_VIEWS.values(), "devtmpfs"}
+            for view, kind in _mounts_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
+                if kind in views:
+                    _protect(tree, view)
         place = mounts.open_beneath(self._exported, target)
         try:
             mounts.attach(tree, place, target)
@@ -219,14 +234,24 @@ def _protect(tree: int, view: str) -> None:
             raise
 
 
-def _views_below(directory: str) -> list[str]:
-    """The paths, from a directory, of views of the host's kernel that are mounted below it (proc(5), mountinfo)."""
-    kinds = {*_KERNEL_VIEWS.values(), "devtmpfs"}
+def inner(table: Sequence[tuple[str, str]]) -> list[str]:
+    """Those mounts, of (path from a container's directory, type of file system), that are below another mount of the
+    container. Pure.
+
+    The guest is to look at each. Those that a server answers for are left out, and those below them.
+    """
+    others = [path for path, kind in table if kind not in _LOCAL]
+    below = {path for path, kind in table if "/" in path and kind in _LOCAL}
+    return sorted(path for path in below if not any(f"{path}/".startswith(f"{other}/") for other in others))
+
+
+def _mounts_below(directory: str) -> list[tuple[str, str]]:
+    """The mounts below a directory, each by its path from there and its type (proc(5), mountinfo)."""
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields, _, rest = line.partition(" - ")
             point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split(" ")[4])
-            if rest.split(" ")[0] in kinds and point.startswith(f"{directory}/"):
-                found.append(point[len(directory) + 1 :])
+            if point.startswith(f"{directory}/"):
+                found.append((point[len(directory) + 1 :], rest.split(" ")[0]))
     return found

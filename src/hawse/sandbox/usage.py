@@ -11,6 +11,7 @@ from typing import Any
 from hawse.errors import StateError, VmError
 from hawse.oci import listing, resources, statistics
 from hawse.oci.cgroups import host_limits
+from hawse.oci.changes import limits_of
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.processes import Processes
@@ -45,6 +46,10 @@ class Usage:
         given = plan.spec.get("linux", {}).get("resources") or {}
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
         self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
+        #: For `hawse update`, which asks for nothing where nothing changes.
+        self._state["limits"] = limits_of(self._limits)
+        #: What the guest has set; nothing is known of it after a failure.
+        self._in_guest = resources.for_guest(self._limits)
         self._changed = asyncio.Event()
         self._kills = 0
         self._ended = False
@@ -122,7 +127,10 @@ class Usage:
             raise StateError(f"container not running: {self._name} is {self._state['status']}")
 
     async def update(self, wanted: object) -> list[str]:
-        """Have other limits; what to warn of. Raises StateError, ConfigError, HostError or VmError."""
+        """Have other limits, on the host and in the guest, as far as they change; what to warn of.
+
+        Raises StateError, ConfigError, HostError or VmError.
+        """
         self._check_lives()
         merged = resources.merge(wanted, self._limits)
         warnings: list[str] = []
@@ -132,9 +140,22 @@ class Usage:
         on_host = host_limits(merged, vm=self._holds_vm)
         if on_host != host_limits(self._limits, vm=self._holds_vm):
             warnings += await asyncio.to_thread(self._cgroup.limit, on_host)
-        await self._ask("update", resources=resources.for_guest(merged))
+        in_guest = resources.for_guest(merged)
+        if changed := resources.difference(self._in_guest, in_guest):
+            self._in_guest = {}
+            self._keep(None)
+            await self._ask("update", resources=changed)
+            self._in_guest = in_guest
         self._limits = merged
+        self._keep(merged)
         return warnings
+
+    def _keep(self, limits: dict[str, Any] | None) -> None:
+        """Put limits on record, None for unknown ones."""
+        kept = None if limits is None else limits_of(limits)
+        if self._state.get("limits") != kept:
+            self._state["limits"] = kept
+            self._write()
 
     async def _ask(self, method: str, **params: Any) -> object:
         return await self._processes.call(method, {"container": self._name} | params)
