@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
+from hawse.agent import syscalls
 from hawse.agent.devices import Node as GuestNode
 from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
+from hawse.agent.modules import Modules
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
@@ -30,6 +32,7 @@ from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
+from hawse.container.modules import check_loaded
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
@@ -54,6 +57,7 @@ from hawse.vfio.obstacles import Accepted, check_token
 from hawse.vm import image, packages
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
+from hawse.vm.image_modules import add_autoload
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp
 from tests.support.bundles import write
@@ -429,6 +433,29 @@ def unconfined(_host: FakeSysfs) -> None:
     plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, log=Log())
 
 
+def with_tables(host: FakeSysfs) -> str:
+    """A kernel's directory with one module; its path."""
+    directory = f"{host.root}/usr/lib/modules/6.1.0-56-amd64"
+    os.makedirs(directory)
+    Path(f"{directory}/modules.dep").write_text("kernel/net/bridge/br_netfilter.ko: \n")
+    Path(f"{directory}/modules.builtin").write_text("")
+    return directory
+
+
+def not_in_kernel(host: FakeSysfs) -> None:
+    release = os.path.basename(with_tables(host))
+    add_autoload(host.root, f"{host.root}/out", release, [], ["br_netfilter", "zfs"])
+
+
+def not_loaded(host: FakeSysfs) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(syscalls, "load_module", refuse)
+        Modules(with_tables(host)).require(("br_netfilter",))
+
+
 def without_user_ids(host: FakeSysfs) -> None:
     """The kernel's answer is the test's own: other processes have the lock of every id."""
     first = 1879048192
@@ -565,6 +592,9 @@ SITUATIONS: dict[str, Act] = {
     "It is no stream of bytes": preserving(1, LISTENER),
     "It reads what stdin reads": preserving(1, replace(PIPE, number=0), PIPE),
     "There are more of them than are handed on": preserving(100),
+    "A module of `image.extra_modules` is not in the kernel package": not_in_kernel,
+    "A module of `vm.load_modules` is not beside the image": lambda host: check_loaded(["zfs"], with_tables(host)),
+    "The guest cannot load a module of `vm.load_modules`": not_loaded,
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
     "A package is not the one in apt's lists": other_package,

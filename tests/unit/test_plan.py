@@ -34,8 +34,11 @@ def test_plain_container(host: Planner) -> None:
     assert (made.annotations, made.plugs, made.nodes, made.binds, made.native) == ({}, [], [], [], {})
     assert (made.pod, made.timeline, made.owner, made.network) == (False, "/t.json", "root", "")
     assert made.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
-    assert [share.name for share in made.shares] == ["rootfs"]
+    assert [share.name for share in made.shares] == ["rootfs", "modules"]
+    modules = made.shares[1]
+    assert (modules.source, modules.readonly) == (f"{host.cache}/images/d1/modules", True)
     machine = made.machine
+    assert (machine.modules, machine.load_modules) == ("c1/modules", [])
     assert (machine.memory_mib, machine.cpus, machine.page_kib, machine.accel) == (1024, 2, 0, "tcg")
     assert machine.kernel == f"{host.cache}/images/d1/vmlinux"
     assert machine.machine_properties == ["hpet", "usb"]

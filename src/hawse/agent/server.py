@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
+from hawse.agent.autoload import Autoload
 from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
@@ -69,6 +70,7 @@ class Server:
         self._stdio: dict[int, Stdio] = {}
         self._newest = 0
         self._prepared: Prepared | None = None
+        self._autoload: Autoload | None = None
         self._resolver: Resolver | None = None
         self._forwards: Forwards | None = None
         self._methods: dict[str, Callable[..., object]] = {
@@ -138,8 +140,13 @@ class Server:
         """The steps so far."""
         return trace.taken()
 
-    def mount_share(self, *, kind: str, tag: str, address: str, seconds: float) -> None:
-        """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come."""
+    def mount_share(
+        self, *, kind: str, tag: str, address: str, seconds: float, modules: str = "", load: list[str] | None = None
+    ) -> None:
+        """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come.
+
+        ``modules`` is a directory in it, of modules for the guest's kernel; those of the names ``load`` are loaded now.
+        """
         deadline = time.monotonic() + seconds
         with trace.span("share's modules loaded"):
             self._load(SHARE_MODULES[kind])
@@ -164,6 +171,10 @@ class Server:
 
             while not self._uevents.wait_until(mounted, deadline=deadline):
                 continue
+        if modules:
+            with trace.span("modules offered to the kernel"):
+                self._autoload = Autoload(f"{target}/{modules}", run=self._run, root=self._root)
+                self._autoload.require(load or [])
 
     def bind_vfio(self, *, address: str, seconds: float) -> dict[str, object]:
         """Wait for a function and give it to vfio-pci: its group, its node's numbers, its device file."""
@@ -275,6 +286,8 @@ class Server:
     ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
+        if self._autoload is not None:
+            self._autoload.begin(spec)
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)
         if devices:
@@ -339,6 +352,8 @@ class Server:
 
     def start(self, *, container: str) -> None:
         """Start a created container."""
+        if self._autoload is not None:
+            self._autoload.wait()
         self._find(container).start()
 
     def execute(self, *, container: str, process: int, spec: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ from hawse.container.devices import (
     to_bind,
     with_groups,
 )
+from hawse.container.modules import SHARE as MODULES
+from hawse.container.modules import check_loaded, find_image, modules_share
 from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import allows_all, choose, leave_out
@@ -46,7 +48,7 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
+from hawse.vm import accel, capabilities, hugepages, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size, pod_limits
 
@@ -90,7 +92,7 @@ def plan_sandbox(
     )
     if warning := dma_warning(plugs):
         log.warning(warning)
-    machine = msgspec.structs.replace(machine, label=wanted.guest.label)
+    machine = msgspec.structs.replace(machine, label=wanted.guest.label, modules=f"{name}/{MODULES}")
     cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
@@ -99,8 +101,10 @@ def plan_sandbox(
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
+    container = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup)
+    container["shares"].append(modules_share(machine.kernel))
     return plan.SandboxPlan(
-        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup),
+        **container,
         machine=machine,
         ports=list(ports.ports),
         network_port=ports.network,
@@ -248,8 +252,7 @@ def _container(
         for s in guest.shares
     ]
     if wanted.native:
-        found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
-        shares.append(drivers(found.drivers))
+        shares.append(drivers(find_image(config).drivers))
     process = guest.spec["process"]
     process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
     return {
@@ -322,7 +325,8 @@ def plan_machine(
     if page_kib:
         hugepages.check(memory_mib, page_kib)
     ports = ports or plan_ports([shape(group) for group in groups])
-    found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
+    found = find_image(config)
+    check_loaded(config.vm.load_modules, found.modules)
     can = ask_qemu(config)
     for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
@@ -361,6 +365,7 @@ def plan_machine(
         share_address=ports.share_address,
         address_bits=widths.guest_bits(),
         jail=plan_jail(config, share=share, filters="sandbox" in can.options, log=log),
+        load_modules=list(config.vm.load_modules),
     )
     if not config.template.enabled:
         return machine

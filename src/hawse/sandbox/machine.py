@@ -136,6 +136,8 @@ async def _share(machine: plan.MachinePlan, made: Machine, steps: Steps) -> None
             await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
     seconds = machine.device_seconds
     call = {"kind": machine.share, "tag": SHARE_TAG, "address": machine.share_address, "seconds": seconds}
+    if machine.modules:
+        call |= {"modules": machine.modules, "load": machine.load_modules}
     with steps.span(SHARE, "mounted"):
         await made.link.call("mount_share", call, seconds=seconds + _MARGIN)
 

@@ -110,7 +110,8 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
     ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
     ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none.
-    ``address_bits``: the width of the vIOMMU."""
+    ``address_bits``: the width of the vIOMMU. ``modules`` is the directory in the share of modules for the guest's
+    kernel, "" for none, and ``load_modules`` are the names of those that are loaded at its start."""
 
     qemu: str
     accel: str
@@ -133,6 +134,8 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     one_thread: bool = False
     address_bits: int = 48
     jail: JailPlan | None = None
+    modules: str = ""
+    load_modules: list[str] = []
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
