@@ -46,12 +46,12 @@ def prepare_root() -> None:
 
 
 def raise_limits(*, root: str = "") -> None:
-    """Lift what would keep a container from having the limits of a process of the host.
+    """Raise the guest's limits to the maximum, so that a container can have every limit of the host.
 
-    A hard limit can only be raised with CAP_SYS_RESOURCE in the first user namespace (kernel/sys.c, do_prlimit()),
-    which crun does not have in a container's own: it inherits hard limits that it lowers. The number of open files is
-    limited by fs.nr_open, to which the kernel's greatest value is written here, and in total by fs.file-max, which a
-    host's systemd lifts as well (src/core/main.c, bump_file_max_and_nr_open()). Soft limits stay.
+    Raising a hard limit needs CAP_SYS_RESOURCE in the initial user namespace (kernel/sys.c, do_prlimit()), which crun
+    lacks in a container's user namespace. crun inherits these hard limits and lowers them. fs.nr_open limits the open
+    files of a process, and fs.file-max those of all; systemd raises both on a host (src/core/main.c,
+    bump_file_max_and_nr_open()). Soft limits stay.
     """
     write(f"{root}/proc/sys/fs/nr_open", str(MOST_FILES))
     write(f"{root}/proc/sys/fs/file-max", str(2**63 - 1))

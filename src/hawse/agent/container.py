@@ -105,13 +105,13 @@ class Container:
         self.ids = SAME
 
     def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:
-        """Have a socket there for what the container's processes notify of."""
+        """Create the directory and the socket for notifications of the container's processes."""
         from hawse.agent.notify import Notify  # here, since most guests never need it
 
         self._notify = Notify(directory, send)
 
     def finish_notifications(self, process: Process) -> None:
-        """Pass on what is left of them, where it is the first process that has ended."""
+        """Pass on the remaining notifications if ``process``, which has ended, is the first one."""
         if self._notify is not None and process.number == self._init:
             self._notify.finish()
 

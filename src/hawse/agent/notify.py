@@ -1,8 +1,7 @@
-"""The socket that a container's processes send notifications to (sd_notify(3)), passed on to the host.
+"""The socket for notifications of a container's processes (sd_notify(3)); each message is passed on to the host.
 
-What is received here is checked by the monitor, which does not believe the agent either. Descriptors that come with a
-datagram (FDSTORE=1, BARRIER=1) are closed by the kernel, since nobody asks for them (unix(7), SCM_RIGHTS): a barrier is
-over with that (sd_notify_barrier(3)), after what was sent before it.
+The monitor checks the messages. The kernel closes descriptors that come with a datagram (FDSTORE=1, BARRIER=1), because
+they are not received (unix(7), SCM_RIGHTS). This ends a barrier (sd_notify_barrier(3)) after all earlier messages.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 #: systemd takes no more (src/core/manager.c, NOTIFY_BUFFER_MAX is PIPE_BUF).
 MAX_BYTES = 4096
 _NAME = "notify.sock"
-#: Twenty a second, so that a container cannot flood the host: beyond that its senders wait, as for a busy systemd.
+#: Twenty messages a second, so that a container cannot flood the host. Further senders wait, as for a busy systemd.
 _PAUSE = 0.05
 
 
@@ -32,16 +31,16 @@ class Notify:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         path = f"{directory}/{_NAME}"
         self._socket.bind(path)
-        os.chmod(path, 0o777)  # whatever user the container's process is
+        os.chmod(path, 0o777)  # for every user of the container
         self._send = send
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Pass on what was sent so far, and nothing more. A second time this does nothing."""
+        """Pass on all messages sent so far and accept no more. A second call does nothing."""
         self._ending.set()
-        self._socket.shutdown(socket.SHUT_RD)  # what is in the queue can still be read, and then the end
+        self._socket.shutdown(socket.SHUT_RD)  # queued messages can still be read, then the end
         self._thread.join()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Whom a new container's notifications are for: its caller's service manager, its engine, or nobody (sd_notify(3))."""
+"""The recipient of a new container's notifications (sd_notify(3)): the caller's service manager or the engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_notified(bundle: Bundle, caller: str, log: Log) -> Notify | None:
     why = problem(found) if found is not None else ""
     if found is None or not why:
         return found
-    if not found.caller:  # the container sees the same as under runc: a socket that nobody listens at, or nothing
+    if not found.caller:  # the container gets the same error as under runc
         log.debug(f"process.env: {VARIABLE} is not served: {found.host}/{found.below}: {why}")
         return None
     log.warning(unheard(caller, why))
@@ -31,7 +31,7 @@ def find_notified(bundle: Bundle, caller: str, log: Log) -> Notify | None:
 
 
 def unheard(address: str, why: str) -> str:
-    """What to warn of where the caller's socket cannot be reached."""
+    """The warning for a caller's socket that cannot be reached."""
     return (
         f"{VARIABLE}: {address[:200]}: {why}: the container's notifications are lost "
         "[it names the service manager's socket; unset it where there is none]"

@@ -38,7 +38,7 @@ def connect(address: str) -> socket.socket:
 def connect_for(notify: Notify) -> socket.socket:
     """As :func:`connect`, to the host's socket of a plan. Raises OSError.
 
-    The part below a mount is walked without following a link: a container that wrote there before could have it lead to
+    The part below a mount is opened without following links. A container that wrote there before could otherwise name
     any socket of the host.
     """
     if notify.caller:
@@ -57,7 +57,7 @@ def connect_for(notify: Notify) -> socket.socket:
 
 
 def problem(notify: Notify) -> str:
-    """Why nobody can be notified; "" where somebody listens."""
+    """Why the socket cannot be reached; "" if it can."""
     try:
         connect_for(notify).close()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -66,15 +66,15 @@ def problem(notify: Notify) -> str:
 
 
 class Relay:
-    """For a command that stays: what its container's proxy sends, this process passes on as its own.
+    """Sends the messages of the container's proxy from this process, a command that stays in the foreground.
 
-    systemd believes the main process of a service alone, unless NotifyAccess= says otherwise.
+    systemd accepts messages of a service's main process only, unless NotifyAccess= says otherwise.
     """
 
     def __init__(self, host: socket.socket) -> None:
-        """Begin; :attr:`theirs` is the proxy's end."""
+        """Start the thread; :attr:`theirs` is the proxy's end."""
         self._host = host
-        # Which keeps messages apart, and has an end.
+        # It preserves message boundaries and reports the end of the other side.
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -84,7 +84,7 @@ class Relay:
             send(self._host, data.decode(errors="replace"), pid=os.getpid())
 
     def finish(self) -> None:
-        """Pass on what is left of a proxy that has ended; its end is closed in this process."""
+        """Send the rest after the proxy has ended. ``theirs`` has to be closed in this process."""
         self._thread.join(_FINISH_SECONDS)
         if not self._thread.is_alive():
             self._ours.close()
@@ -92,7 +92,7 @@ class Relay:
 
 
 def send(host: socket.socket, notice: str, *, pid: int) -> bool:
-    """Send it, with the main process's pid where it says that the service is ready; whether somebody took it."""
+    """Send it, with MAINPID= if it contains READY=1; False if nobody listens."""
     ready = "READY=1" in notice.split("\n")
     try:
         host.sendall(f"{notice}\nMAINPID={pid}\n".encode() if ready else notice.encode())
@@ -102,7 +102,7 @@ def send(host: socket.socket, notice: str, *, pid: int) -> bool:
 
 
 def report_ready(address: str, notice: str, *, pid: int) -> None:
-    """Send it, and wait until the service manager has read it: it cannot tell whose a process is that has ended.
+    """Send it, and wait until the service manager has read it, which needs the sender to be alive to find its unit.
 
     Raises :class:`HostError`.
     """
@@ -121,7 +121,7 @@ def report_ready(address: str, notice: str, *, pid: int) -> None:
 
 
 def _wait_until_read(host: socket.socket) -> None:
-    """The receiver closes the descriptor once it has read what was sent before (sd_notify_barrier(3))."""
+    """The receiver closes the descriptor once it has read all earlier messages (sd_notify_barrier(3))."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         socket.send_fds(host, [b"BARRIER=1"], [writing])

@@ -65,12 +65,12 @@ def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> 
 
 
 def relays(notify: Notify, handed: Handed) -> bool:
-    """Whether the command passes notifications on, since it stays: it is the service's main process."""
+    """Whether the command sends notifications itself: in the foreground it is the service's main process."""
     return notify.caller and not handed.detach
 
 
 def _notified(notify: Notify | None) -> socket.socket | None:
-    """A connection to the socket of the host's; None where nobody listens, of which the plan has warned."""
+    """A connection to the host's socket; None if nobody listens, which was reported when the plan was made."""
     try:
         return None if notify is None else connect_for(notify)
     except (OSError, ValueError):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def start(store: Store, *, notify: str = "") -> list[str]:
     """Raises :class:`StateError`; what to warn of.
 
-    ``notify`` is the caller's NOTIFY_SOCKET: of a container that was created with one too, it waits until the container
-    is ready or has ended, and tells the service manager (runc start.go).
+    ``notify`` is the caller's NOTIFY_SOCKET. If the container was created with one, wait until it is ready or has
+    ended, and notify the service manager (runc start.go).
     """
     state = store.read()
     if state["status"] == STOPPED:
@@ -36,7 +36,7 @@ def start(store: Store, *, notify: str = "") -> list[str]:
 
 
 def _after(state: dict[str, Any], notes: object) -> list[str]:
-    """What follows once the program runs."""
+    """Run the hooks after the start; returns warnings."""
     warnings = [str(text) for level, text in notes if level == "warning"] if isinstance(notes, list) else []
     hooks = state.get("hooks", {}).get("poststart")
     if not hooks:
@@ -48,7 +48,7 @@ def _after(state: dict[str, Any], notes: object) -> list[str]:
 
 
 def _report(address: str, frames: Iterator[Frame], pid: int) -> None:
-    """Wait for the container, and say that it is ready. Raises HostError."""
+    """Wait until the container is ready, and report it. Raises HostError."""
     from hawse.container.notify import report_ready
 
     try:

@@ -1,4 +1,4 @@
-"""What this process has from its caller, and what runc's containers inherit where their specification is silent."""
+"""Attributes that this process inherited from its caller: resource limits, oom_score_adj, umask."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rlimits() -> dict[str, tuple[int, int]]:
 
 
 def oom_score_adj(path: str = "/proc/self/oom_score_adj") -> int:
-    """This process's adjustment (proc(5)); 0 where the kernel does not show it."""
+    """This process's adjustment (proc(5)); 0 if the kernel does not show it."""
     try:
         with open(path) as file:
             return int(file.read())
@@ -34,7 +34,7 @@ def oom_score_adj(path: str = "/proc/self/oom_score_adj") -> int:
 
 
 def umask() -> int:
-    """This process's umask. It is another one for a moment: not for a process of several threads."""
+    """This process's umask. It is changed for a moment, so the process must have one thread."""
     found = os.umask(0o077)
     os.umask(found)
     return found

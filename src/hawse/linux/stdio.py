@@ -11,16 +11,16 @@ _STDIO = range(3)
 def complete() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed, as Go does for runc (runtime, checkfds()).
 
-    To be called before anything else stays open: a file that gets one of these numbers would be the container's stdio.
-    A container whose stdin is closed reads the end of file, and what it writes to a closed stdout is discarded.
+    Call it before other files are opened: one with such a number would become the container's stdio. A container whose
+    stdin is closed reads the end of file; its output to a closed stdout is discarded.
     """
     for number in _STDIO:
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number, which this one is: those below it are open. Children inherit it, as they do stdio.
+            # open(2) takes the lowest free number, which is this one. Children inherit it, as they do stdio.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    # Python has None for a stream whose descriptor was closed when it started (sys, stdin).
+    # Python sets a stream to None if its descriptor is closed at the start (sys.stdin).
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115  (there until the program ends)
     if sys.stdout is None:

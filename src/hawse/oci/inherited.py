@@ -1,6 +1,6 @@
-"""What a process of a container has from the caller of `create` or `exec`, where its specification says nothing. Pure.
+"""Attributes that a process inherits from the caller of `create` or `exec`, unless its specification names them. Pure.
 
-runc's processes inherit it through fork(2); in a virtual machine it is part of what the guest's runtime is asked for.
+runc's processes inherit them through fork(2). In a virtual machine they become part of the guest's specification.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Inherited(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def inherit(process: Mapping[str, Any], caller: Inherited) -> dict[str, Any]:
-    """The process with what it inherits; what it names stays as it is."""
+    """The process with its inherited attributes; attributes that it names stay."""
     limits = list(process.get("rlimits") or ())
     named = {limit["type"] for limit in limits}
     for name, (soft, hard) in caller.rlimits.items():
@@ -39,11 +39,10 @@ def inherit(process: Mapping[str, Any], caller: Inherited) -> dict[str, Any]:
 
 
 def inherit_exec(process: Mapping[str, Any], caller: Inherited, *, container: Mapping[str, Any]) -> dict[str, Any]:
-    """A further process of a container, whose first process is ``container``, with what it inherits.
+    """One more process of a container, whose first process is ``container``, with its inherited attributes.
 
-    Limits are those of who asks for it, not the container's. So is the umask, unless the container has one (runc
-    libcontainer/setns_init_linux.go); the first process has 022 where none is named, whatever its caller has
-    (standard_init_linux.go).
+    Limits are those of the caller of `exec`, not the container's. The umask is the caller's if the container names none
+    (runc libcontainer/setns_init_linux.go). The default for the first process is 022 (standard_init_linux.go).
     """
     user = process.get("user") or {}
     umask = user.get("umask")

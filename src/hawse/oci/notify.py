@@ -1,12 +1,11 @@
-"""Where a container reports its state to the host's service manager: NOTIFY_SOCKET (sd_notify(3)). Pure.
+"""NOTIFY_SOCKET (sd_notify(3)): the host's socket that a container reports its state to. Pure.
 
-There are two ways, and a virtual machine needs help with both, since a socket of the host cannot be connected to from
-another kernel:
+A guest cannot connect to a socket of the host. The socket is named in one of two ways:
 
-* The runtime's caller has the variable. runc mounts a directory with a socket of its own at /run/notify, sets the
-  variable for the container, and passes on what arrives there (notify_socket.go).
-* The engine has put a socket among the container's mounts, and names it in the container's own variable. Podman does it
-  for `--sdnotify=container`, with a socket that conmon reads.
+* The environment of the runtime's caller. runc mounts a directory with a private socket at /run/notify, sets the
+  variable for the container, and passes the messages on (notify_socket.go).
+* The container's environment, as a path below a bind mount. Podman does this for `--sdnotify=container`, with a socket
+  that conmon reads.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import msgspec
 VARIABLE = "NOTIFY_SOCKET"
 #: As runc has it (notify_socket.go, setupSpec()).
 _DIRECTORY, _NAME = "/run/notify", "notify.sock"
-#: Below it the agent has a directory for each container (:mod:`hawse.agent.notify`).
+#: The agent creates a directory for each container below it (:mod:`hawse.agent.notify`).
 _GUEST_DIRECTORY = "/run/hawse/notify"
 _OPTIONS = ["bind", "nosuid", "noexec", "nodev"]
 
@@ -28,8 +27,8 @@ _OPTIONS = ["bind", "nosuid", "noexec", "nodev"]
 class Notify(msgspec.Struct, frozen=True, kw_only=True):
     """The host's socket, by a path or "@name" for an abstract one.
 
-    ``below``, of a socket among the container's mounts: the part of the path inside the mount. A container can write
-    there, so links in it are not followed. ``caller``: the variable is the runtime's caller's.
+    ``below`` is the part of the path inside a mount of the container. A container can write there, so links in it are
+    not followed. ``caller``: the variable comes from the runtime's caller.
     """
 
     host: str
@@ -43,7 +42,7 @@ def in_mounts(process: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]], *
     if not path.startswith("/"):
         return None
     path = os.path.normpath(path)
-    for mount in reversed(mounts):  # a later one covers those before it
+    for mount in reversed(mounts):  # a later mount covers earlier ones
         destination = os.path.normpath(mount["destination"])
         if path != destination and not path.startswith(f"{destination.rstrip('/')}/"):
             continue
@@ -56,18 +55,18 @@ def in_mounts(process: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]], *
 
 
 def value_of(environment: Sequence[str]) -> str:
-    """The variable's value, "" where it is not set. Of several the last one counts, as in runc."""
+    """The variable's value, "" if it is not set. The last of several counts, as in runc."""
     found = [entry.partition("=")[2] for entry in environment if entry.startswith(f"{VARIABLE}=")]
     return found[-1] if found else ""
 
 
 def directory_of(container: str) -> str:
-    """Where the guest has the socket of a container."""
+    """The guest's directory with the socket of a container."""
     return f"{_GUEST_DIRECTORY}/{container}"
 
 
 def serve(spec: dict[str, Any], notify: Notify, *, container: str) -> None:
-    """Have the agent's socket in the container, in place."""
+    """Mount the agent's socket into the container; changes ``spec`` in place."""
     directory = directory_of(container)
     process = spec["process"]
     if notify.caller:
@@ -75,7 +74,7 @@ def serve(spec: dict[str, Any], notify: Notify, *, container: str) -> None:
         process["env"] = [*others, f"{VARIABLE}={_DIRECTORY}/{_NAME}"]
         mount = {"destination": _DIRECTORY, "source": directory, "options": [*_OPTIONS, "ro"]}
     else:
-        # Over the host's socket alone, which the share shows and nobody can connect to: what is beside it stays.
+        # Only over the host's socket, which the share shows and the guest cannot connect to. Other files stay visible.
         path = os.path.normpath(value_of(process["env"]))
         mount = {"destination": path, "source": f"{directory}/{_NAME}", "options": _OPTIONS}
     spec["mounts"] = [*(spec.get("mounts") or ()), {"type": "bind", **mount}]

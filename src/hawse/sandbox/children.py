@@ -122,10 +122,10 @@ def limit_own_memory() -> None:
 
 
 def lift_limits() -> None:
-    """Lift the caller's limits that are meant for the container, and would end its virtual machine.
+    """Raise limits of the caller that are meant for the container and would end its virtual machine.
 
-    A container inherits them in the guest (:mod:`hawse.oci.inherited`). On the host QEMU and virtiofsd write files of
-    any size, run for years and map more than the guest's memory. The sandbox's cgroup limits them.
+    The container inherits them in the guest (:mod:`hawse.oci.inherited`). On the host, QEMU and virtiofsd write files
+    of any size, run for years and map more than the guest's memory. The sandbox's cgroup limits them.
     """
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_AS):
         _lift(limit)

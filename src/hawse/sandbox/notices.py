@@ -1,8 +1,8 @@
-"""What a container may report to the host's service manager (sd_notify(3)): checked, bounded, and sent on by its proxy.
+"""Notifications of a container for the host's service manager (sd_notify(3)): check, rate limit, recipient.
 
-The guest is hostile. Of its text only known assignments with values of the right form are passed on, one of each: all
-of them are about the service itself. Dropped are those that name processes or descriptors of another kernel (MAINPID,
-FDSTORE, BARRIER and the like), or that change who may notify (NOTIFYACCESS).
+The guest is hostile. Only known assignments with values in the right format are passed on, one per name; all of them
+describe the service itself. Assignments that name processes or descriptors of the guest's kernel (MAINPID, FDSTORE,
+BARRIER), and NOTIFYACCESS, which changes permissions, are dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 #: systemd takes no more bytes at once (src/core/manager.c, NOTIFY_BUFFER_MAX).
 MAX_TEXT = 4096
-#: The agent sends 20 a second. Whatever is beyond this many a second, and at once, is dropped.
+#: The agent sends 20 messages a second. Messages above this rate or burst are dropped.
 _A_SECOND, _AT_ONCE = 40, 64
 _NUMBER, _NAME = r"\d{1,20}", r"[A-Za-z0-9_.-]{1,255}"
 _PASSED = {
@@ -29,9 +29,9 @@ _READY = "READY=1"
 
 
 def checked(text: str, *, now_usec: int) -> str:
-    """The assignments of a notification that are passed on, a line each; "" where there is none. Pure.
+    """The assignments that are passed on, one per line; "" if there are none. Pure.
 
-    MONOTONIC_USEC, the time of a reload, becomes ``now_usec``: it is compared with the host's clock.
+    MONOTONIC_USEC, the time of a reload, becomes ``now_usec``: systemd compares it with the host's clock.
     """
     found: dict[str, str] = {}
     for line in text[:MAX_TEXT].split("\n"):
@@ -49,17 +49,17 @@ def checked(text: str, *, now_usec: int) -> str:
 
 
 class Notices:
-    """Those of one container. ``clock`` is in seconds, of CLOCK_MONOTONIC."""
+    """The notifications of one container. ``clock`` returns seconds of CLOCK_MONOTONIC."""
 
     def __init__(self, send: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """``send`` is called with each that is passed on, unless somebody waits for it."""
+        """``send`` is called with each notification that is passed on and that nobody awaits."""
         self._send = send
         self._clock = clock
         self._left, self._since = float(_AT_ONCE), clock()
         self._awaited: list[asyncio.Future[str]] = []
 
     def take(self, text: str) -> None:
-        """A notification of the guest's."""
+        """Handle a notification from the guest."""
         now = self._clock()
         self._left = min(_AT_ONCE, self._left + (now - self._since) * _A_SECOND)
         self._since = now
@@ -73,9 +73,9 @@ class Notices:
             self._send(notice)
 
     def await_ready(self) -> asyncio.Future[str]:
-        """The first notification with READY=1 from now on, which is not sent then; "" where the container ends before.
+        """The next notification with READY=1, which is then not sent; "" if the container ends first.
 
-        For a command that reports it itself, as `start` does (runc start.go). Cancelled, it is sent as any other.
+        `start` reports it itself (runc start.go). If the future is cancelled, the notification is sent as any other.
         """
         self._awaited.append(asyncio.get_running_loop().create_future())
         return self._awaited[-1]
@@ -85,7 +85,7 @@ class Notices:
         self._answer("")
 
     def _answer(self, notice: str) -> bool:
-        """Whether somebody waited."""
+        """Resolve the futures; False if there are none."""
         waiting = [future for future in self._awaited if not future.done()]
         self._awaited.clear()
         for future in waiting:

@@ -56,7 +56,7 @@ class Proxy:
             self._writer.write(control.encode_event("placed", {}))
 
     def notify(self, notice: str) -> None:
-        """The process reports its state. One that does not read, since it was stopped, say, misses that."""
+        """Pass on a notification. A proxy that does not read, for example a stopped one, misses it."""
         if not self._writer.is_closing() and self._writer.transport.get_write_buffer_size() < _MOST_QUEUED:
             self._writer.write(control.encode_event("notify", {"notice": notice}))
 

@@ -90,7 +90,7 @@ class Service:
     async def _tell_ready(
         self, ready: asyncio.Future[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Tell who started a container when it is ready or has ended, unless who did is gone before."""
+        """Send the event "ready" when the container is ready or has ended, unless the caller disconnects first."""
         gone = asyncio.create_task(reader.read(1))
         await asyncio.wait((ready, gone), return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
