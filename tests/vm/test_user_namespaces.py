@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,14 +153,16 @@ def test_volume_that_cannot_be_mapped_is_named(pod: Runtime, tmp_path: Path) -> 
         subprocess.run(["umount", f"{tmp_path}/ramfs"], check=True)
 
 
-def test_container_alone_has_the_users_that_it_has_with_runc(runtime: Runtime, pinned: str, tmp_path: Path) -> None:
+def test_container_alone_has_the_users_that_it_has_with_runc(runtime: Runtime, pinned: str) -> None:
     """Its namespace is one that an engine has made: the guest's has the same mappings."""
-    path, spec = bundle(tmp_path, "one", pinned)
-    del spec["annotations"]
-    spec["process"]["args"][2] = "cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin /proc/1 /tmp"
-    write(path, spec)
-    ours = runtime("run", "--bundle", path, "one")
-    spec["linux"] |= MAPPED  # runc 1.1 wants them beside the path
-    write(path, spec)
-    theirs = run("runc", "--root", f"{tmp_path}/runc", "run", "--bundle", path, f"one-{os.getpid()}")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)  # the namespace's users look for their root file system there
+        path, spec = bundle(Path(directory), "one", pinned)
+        del spec["annotations"]
+        spec["process"]["args"][2] = "cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin /proc/1 /tmp"
+        write(path, spec)
+        ours = runtime("run", "--bundle", path, "one")
+        spec["linux"] |= MAPPED  # runc 1.1 wants them beside the path
+        write(path, spec)
+        theirs = run("runc", "--root", f"{directory}/runc", "run", "--bundle", path, f"one-{os.getpid()}")
     assert (ours.code, ours.output, ours.errors) == (0, theirs, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 from contextlib import contextmanager
 
 from hawse.linux.mounts import check
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _CLONE_NEWUSER = 0x10000000
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _EINVAL = 22
+#: Number of an error, 0 for none, and a pid.
+_REPORT = struct.Struct("=iI")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -55,7 +58,10 @@ def create(uids: Ranges, gids: Ranges) -> int:
 
 @contextmanager
 def _child(enter: Callable[[], object]) -> Iterator[int]:
-    """The pid of a child that has entered and waits. Raises the OSError of its entering."""
+    """The pid, as /proc has it, of a child that has entered and waits. Raises the OSError of its entering.
+
+    It may be another one than fork(2) returns: a proxy is in a PID namespace, and sees the host's /proc.
+    """
     told, tell = os.pipe()
     wait, go = os.pipe()
     pid = os.fork()
@@ -63,20 +69,19 @@ def _child(enter: Callable[[], object]) -> Iterator[int]:
         try:
             os.close(go)  # else its own end would keep it waiting
             enter()
-            os.write(tell, b"\0")
+            os.write(tell, _REPORT.pack(0, int(os.readlink("/proc/self"))))
             os.read(wait, 1)
         except OSError as error:
-            os.write(tell, bytes([error.errno or 255]))
+            os.write(tell, _REPORT.pack(error.errno or _EINVAL, 0))
         finally:
             os._exit(0)
     os.close(tell)
     os.close(wait)
     try:
-        number = os.read(told, 1)
-        if number != b"\0":
-            code = number[0] if number else _EINVAL
+        code, number = _REPORT.unpack(os.read(told, _REPORT.size).ljust(_REPORT.size, b"\xff"))
+        if code:
             raise OSError(code, os.strerror(code))
-        yield pid
+        yield number
     finally:
         os.close(go)
         os.close(told)
