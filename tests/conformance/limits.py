@@ -18,11 +18,10 @@ def _read(two: str, one: str) -> str:
     return f"cat /sys/fs/cgroup/{two} 2>/dev/null || cat /sys/fs/cgroup/{one}"
 
 
-def _limited(spec: Spec, bundle: Bundle) -> None:
-    spec["linux"]["cgroupsPath"] = f"/{bundle.name}"
+def _limited(spec: Spec, _bundle: Bundle) -> None:
     spec["linux"]["resources"] |= {
         "memory": {"limit": 64 << 20, "reservation": 32 << 20},
-        "cpu": {"quota": 50000, "period": 100000, "shares": 512, "cpus": "0"},
+        "cpu": {"quota": 50000, "period": 100000, "shares": 512},
         "pids": {"limit": 20},
     }
 
@@ -42,7 +41,6 @@ LIMITED = inside(
              "$(cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us)"),
         Case("cpu-shares", CPU, "cpu.shares is the cgroup's (in version 2 as a weight)", re.compile("^(512|20)$"),
              _read("cpu.weight", "cpu/cpu.shares")),
-        Case("cpu-list", CPU, "a program sees as many CPUs as cpu.cpus has", "1", "/bin/busybox nproc"),
         Case("pids-limit", PIDS, "pids.limit is the cgroup's", "20", _read("pids.max", "pids/pids.max")),
         Case("pids-fork", PIDS, "a fork beyond it fails", re.compile("can't fork"),
              "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done"),
@@ -106,4 +104,16 @@ UNIFIED = inside(
     ],
 )  # fmt: skip
 
-GROUPS = [LIMITED, UNSET, UNIFIED]
+
+def _pinned(spec: Spec, bundle: Bundle) -> None:
+    spec["linux"]["cgroupsPath"] = f"/{bundle.name}"
+    spec["linux"]["resources"]["cpu"] = {"cpus": "0"}
+
+
+PINNED = inside(
+    "CPUs of the host",
+    _pinned,
+    [Case("cpu-list", CPU, "a program sees as many CPUs as cpu.cpus has", "1", "/bin/busybox nproc")],
+)
+
+GROUPS = [LIMITED, UNSET, UNIFIED, PINNED]

@@ -11,7 +11,7 @@ from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX
 from hawse.sandbox.plan import MachinePlan
 from hawse.vm.needs import needs_of
-from hawse.vm.size import Limits, host_size, pod_limits
+from hawse.vm.size import MIB, Limits, host_size, pod_limits, usable_mib
 
 Pages = tuple[tuple[int, int], ...]
 
@@ -67,6 +67,13 @@ def check_size(
         )
     warnings = []
     host_mib = host_size()["host_mib"]
+    left = usable_mib(machine.memory_mib) - sum(kib * count for kib, count in limits.hugepages) // 1024
+    if max(left, 0) * MIB < limits.memory < host_mib * MIB:
+        warnings.append(
+            f"linux.resources.memory.limit: {limits.memory // MIB} MiB are more than the virtual machine has for its "
+            f"containers: {max(left, 0)} MiB of {machine.memory_mib} MiB [this host has no more memory for it: lower "
+            "the limit]"
+        )
     if machine.memory_mib > host_mib:
         warnings.append(
             f"vm.memory_mib: the virtual machine may use {machine.memory_mib} MiB, and this host has {host_mib} MiB "
