@@ -33,6 +33,8 @@ from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
 from hawse.container.options import DeviceOptions, device_options
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
+from hawse.linux import oom_score
+from hawse.linux.processes import open_process
 from hawse.log import Log
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
@@ -42,6 +44,7 @@ from hawse.oci.types import Device
 from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.control import ControlCgroup
 from hawse.sandbox.plan import Share
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_trees
@@ -437,6 +440,17 @@ def without_user_ids(host: FakeSysfs) -> None:
         users.take(first, first + 15, name="c1", path=f"{host.root}/users")
 
 
+def without_control(host: FakeSysfs) -> str:
+    """A file is where the cgroup would be."""
+    mount = Path(host.root, "sys/fs/cgroup")
+    (mount / "c1").mkdir(parents=True)
+    (mount / "hawse").write_text("")
+    Path(host.root, "mountinfo").write_text(f"30 23 0:26 / {mount} rw - cgroup2 cgroup2 rw\n")
+    control = ControlCgroup("/c1", host.root, mountinfo=f"{host.root}/mountinfo")
+    [text] = control.enter([open_process(os.getpid())])
+    return text
+
+
 def in_use_elsewhere(*_arguments: object) -> None:
     raise BlockingIOError
 
@@ -499,6 +513,8 @@ SITUATIONS: dict[str, Act] = {
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
     "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
+    "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
+    "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "There are more groups than ports": shapes(127),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
+from hawse.linux import oom_score
 from hawse.linux.processes import ChildrenApart
 from hawse.sandbox import sockets
 from hawse.sandbox.programs import PACKAGES, environment, program
@@ -113,8 +114,12 @@ class ProxyProcess:
         command: Sequence[str],
         namespaces: Namespaces | None = None,
         preserved: Sequence[str] = (),
+        oom_score_adj: int | None = None,
     ) -> None:
         """Start it; ``command`` is what ps shows beside the container's name.
+
+        ``oom_score_adj`` is that of the container's processes, as far as the kernel lets it be set; None changes
+        nothing.
 
         ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
         is at their other ends shall see when the process closes them.
@@ -152,6 +157,9 @@ class ProxyProcess:
         finally:
             for each in (fd, *handed):
                 os.close(each)
+        if oom_score_adj is not None:
+            with suppress(OSError):
+                oom_score.write(oom_score_adj, self._process.pid)
 
     @property
     def pid(self) -> int:

@@ -32,6 +32,7 @@ from hawse.container.native import drivers, take_out
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import allows_all, choose, leave_out
 from hawse.errors import HostError
+from hawse.linux import oom_score
 from hawse.oci.addresses import translate
 from hawse.oci.cgroups import PODS_CPUS, CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.guest import GuestPlan, plan_guest
@@ -90,7 +91,7 @@ def plan_sandbox(
     )
     if warning := dma_warning(plugs):
         log.warning(warning)
-    machine = msgspec.structs.replace(machine, label=wanted.guest.label)
+    machine = msgspec.structs.replace(machine, label=wanted.guest.label, oom_score_adj=_oom_score(wanted.guest.spec))
     cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
@@ -252,6 +253,8 @@ def _container(
         shares.append(drivers(found.drivers))
     process = guest.spec["process"]
     process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
+    if score := _oom_score(guest.spec):
+        process["oomScoreAdj"] = score
     return {
         "id": name,
         "bundle": bundle.path,
@@ -275,7 +278,14 @@ def _container(
         "native": wanted.native,
         "hooks": guest.hooks,
         "cgroup": cgroup,
+        "oom_score_adj": _oom_score(guest.spec),
     }
+
+
+def _oom_score(spec: dict[str, Any]) -> int:
+    """That of the container's processes: under runc they have the caller's where the specification has none."""
+    value = spec["process"].get("oomScoreAdj")
+    return oom_score.read() if value is None else int(value)
 
 
 def ask_qemu(config: Config) -> capabilities.Capabilities:

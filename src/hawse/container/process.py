@@ -48,7 +48,8 @@ def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> 
     view = encode(plan.rootfs, shown(plan), readonly=readonly, directory=plan.spec["process"]["cwd"])
     try:
         namespaces = Namespaces(plan.network, view)
-        return start_proxy(store, key, plan.spec["process"], handed, namespaces=namespaces)
+        process = plan.spec["process"]
+        return start_proxy(store, key, process, handed, namespaces=namespaces, oom_score_adj=plan.oom_score_adj)
     finally:
         os.close(view)
 
@@ -76,11 +77,13 @@ def start_proxy(
     handed: Handed,
     *,
     namespaces: Namespaces | None = None,
+    oom_score_adj: int | None = None,
 ) -> ProxyProcess:
     """A proxy with this process's stdio, or with a new terminal whose master went to the console socket."""
     start = partial(
-        ProxyProcess, store, key, command=process["args"], namespaces=namespaces, preserved=handed.preserved
-    )
+        ProxyProcess, store, key, command=process["args"], namespaces=namespaces, preserved=handed.preserved,
+        oom_score_adj=oom_score_adj,
+    )  # fmt: skip
     terminal = bool(process.get("terminal"))
     if not handed.console_socket:
         return start(terminal=terminal and os.isatty(0))

@@ -78,6 +78,7 @@ class Container:
             "pidStart": 0,
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
+            "oomScoreAdj": plan.oom_score_adj,
         } | ({"hooks": plan.hooks} if plan.hooks else {})
         try:
             store.write(self._state)

@@ -110,7 +110,8 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
     ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
     ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none.
-    ``address_bits``: the width of the vIOMMU."""
+    ``address_bits``: the width of the vIOMMU. ``oom_score_adj`` (proc(5)) is of its programs, None for the monitor's.
+    """
 
     qemu: str
     accel: str
@@ -133,6 +134,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     one_thread: bool = False
     address_bits: int = 48
     jail: JailPlan | None = None
+    oom_score_adj: int | None = None
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +144,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
     own drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
-    is in; ``sysctls`` are settings of the guest's network.
+    is in; ``sysctls`` are settings of the guest's network. ``oom_score_adj`` is that of its processes.
     """
 
     id: str
@@ -165,6 +167,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     native: dict[int, dict[str, int]] = {}
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup: CgroupPlan = CgroupPlan()
+    oom_score_adj: int = 0
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""
