@@ -149,6 +149,7 @@ class FakeMachine:
 
     link: GuestLink
     qmp: FakeQmp
+    processes: Callable[[], list[Process]] = list
 
 
 @dataclass

@@ -43,7 +43,8 @@ from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
-from hawse.linux import mounts
+from hawse.linux import mounts, oom_score
+from hawse.linux.processes import open_process
 from hawse.nodes import decide as nodes
 from hawse.nodes.decide import Wish
 from hawse.nodes.numbers import strangers
@@ -59,6 +60,7 @@ from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.complaints import Complaints
+from hawse.sandbox.control import ControlCgroup
 from hawse.sandbox.disks import Disks
 from hawse.sandbox.plan import DiskPlan, Share
 from hawse.sandbox.room import Room
@@ -588,6 +590,17 @@ def without_user_ids(host: FakeSysfs) -> None:
         users.take(first, first + 15, name="c1", path=f"{host.root}/users")
 
 
+def without_control(host: FakeSysfs) -> str:
+    """A file is where the cgroup would be."""
+    mount = Path(host.root, "sys/fs/cgroup")
+    (mount / "c1").mkdir(parents=True)
+    (mount / "hawse").write_text("")
+    Path(host.root, "mountinfo").write_text(f"30 23 0:26 / {mount} rw - cgroup2 cgroup2 rw\n")
+    control = ControlCgroup("/c1", host.root, mountinfo=f"{host.root}/mountinfo")
+    [text] = control.enter([open_process(os.getpid())])
+    return text
+
+
 def in_use_elsewhere(*_arguments: object) -> None:
     raise BlockingIOError
 
@@ -652,6 +665,8 @@ SITUATIONS: dict[str, Act] = {
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
     "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
+    "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
+    "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
         65535, dma.entries(1024), dma.parameter()

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -79,8 +81,9 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
     children = subprocess.run(["pgrep", "-P", str(monitor)], capture_output=True, text=True, check=True)
     proxies = json.loads(runtime("ps", "--format", "json", "c1").output)
     assert (len(proxies), proxies[0]) == (2, pid)
-    for process in (monitor, *map(int, children.stdout.split()), *proxies):
+    for process in (*map(int, children.stdout.split()), *proxies):
         assert cgroups_of(process) == {path}
+    assert cgroups_of(monitor) == {path, "/hawse"} - ({path} if len(mounts()) == 1 else set()), "but for its CPU time"
     assert path not in cgroups_of(os.getpid())
 
     assert runtime("kill", "c1", "KILL").code == 0
@@ -259,7 +262,7 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
         pids[name] = runtime.run_detached(bundle, name)
     with open(f"{runtime.root}/pod/state.json") as file:
         monitor = json.load(file)["monitorPid"]
-    assert cgroups_of(monitor) == cgroups_of(pids["pod"]) == {f"{parent}/pod"}
+    assert cgroups_of(monitor) - {"/hawse"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
     assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}
     assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
 
@@ -280,6 +283,69 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
         assert allowed_of(monitor) == left
     assert runtime("delete", "--force", "pod").code == 0
     assert directories(f"{parent}/pod") == []
+
+
+def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+    """On a busy node a pod without requests, which has the smallest weight. Without hawse's own cgroup to stop a
+    container took more than a minute here, and its VM was ended for it. Also: who is killed first for want of memory,
+    which is as the containers say, and the monitor last."""
+    kind, sandbox = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+    roles = {
+        "pod": ({kind: "sandbox"}, 2),
+        "one": ({kind: "container", sandbox: "pod"}, 1000),
+        "two": ({kind: "container", sandbox: "pod"}, 500),
+    }
+    pids = {}
+    for name, (role, score) in roles.items():
+        bundle = write_bundle(tmp_path / name, f"{parent}/{name}")
+        with open(f"{bundle}/config.json") as file:
+            spec = json.load(file)
+        spec["process"]["oomScoreAdj"] = score
+        write(bundle, spec | {"annotations": role})
+        pids[name] = runtime.run_detached(bundle, name)
+    with open(f"{runtime.root}/pod/state.json") as file:
+        monitor = json.load(file)["monitorPid"]
+    with open(f"{runtime.root}/pod/programs") as file:
+        programs = [int(line.split()[0]) for line in file]
+    worker = Path(f"/proc/{programs[1]}/task/{programs[1]}/children").read_text().split()
+    assert [score_of(pid) for pid in (*programs, *map(int, worker))] == [1000, 1000, 1000], "QEMU's and virtiofsd's"
+    assert {name: score_of(pid) for name, pid in pids.items()} == {"pod": 2, "one": 1000, "two": 500}
+    assert score_of(monitor) == score_of(os.getpid())
+    pipe = subprocess.PIPE
+    script = "cat /proc/self/oom_score_adj; read x"
+    beside = runtime.start("exec", "two", "/bin/sh", "-c", script, stdin=pipe, stdout=pipe)
+    assert beside.stdin is not None
+    assert beside.stdout is not None
+    assert beside.stdout.readline() == b"500\n"
+    assert sorted(map(score_of, json.loads(runtime("ps", "--format", "json", "two").output))) == [500, 500]
+    beside.stdin.close()
+    beside.wait(timeout=patience(10))
+    beside.stdout.close()
+
+    for directory in directories(parent):
+        for name, least in (("cpu.shares", "2"), ("cpu.weight", "1")):
+            if os.path.exists(f"{directory}/{name}"):
+                Path(directory, name).write_text(least)
+    with ExitStack() as undo:
+        for _ in range(2 * (os.cpu_count() or 1)):
+            busy = undo.enter_context(subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"]))
+            undo.callback(busy.kill)
+        began = time.monotonic()
+        assert runtime("kill", "one", "KILL", seconds=60).code == 0
+        wait_until(lambda: runtime.state("one")["status"] == "stopped")
+        deleted = runtime("delete", "one", seconds=60)
+        assert (deleted.code, deleted.errors) == (0, "")
+        assert score_of(programs[0]) == 500
+        deleted = runtime("delete", "--force", "two", seconds=60)
+        assert (deleted.code, deleted.errors) == (0, "")
+        assert cgroups_of(programs[0]) == {f"{parent}/pod"}, "the VM is back in its cgroup"
+        deleted = runtime("delete", "--force", "pod", seconds=60)
+        assert (deleted.code, deleted.errors) == (0, "")
+        assert time.monotonic() - began < 40, "for three containers"
+
+
+def score_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
 def test_a_systemd_path_where_no_systemd_runs(parent: str, runtime: Runtime, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def execute(store: Store, process: dict[str, Any], handed: Handed) -> ProxyProce
     if state["status"] != RUNNING:
         raise StateError(f"cannot exec in a container that is not running: {store.name} is {state['status']}")
     key = os.urandom(16).hex()
-    proxy = start_proxy(store, key, process, handed)
+    # The container's, whatever its file for the process says, as under runc (utils_linux.go, startContainer()).
+    proxy = start_proxy(store, key, process, handed, oom_score_adj=state.get("oomScoreAdj"))
     try:
         caller = {
             "rlimits": attributes.rlimits(),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
+from hawse.linux import oom_score
 from hawse.linux.processes import ChildrenApart
 from hawse.sandbox import sockets
 from hawse.sandbox.programs import PACKAGES, environment, program
@@ -125,8 +126,12 @@ class ProxyProcess:
         namespaces: Namespaces | None = None,
         preserved: Sequence[str] = (),
         notify: int = -1,
+        oom_score_adj: int | None = None,
     ) -> None:
         """Start it; ``command`` is what ps shows beside the container's name.
+
+        ``oom_score_adj`` is that of the container's processes, as far as the kernel lets it be set; None changes
+        nothing.
 
         ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
         is at their other ends shall see when the process closes them. ``notify`` is a socket for its notifications, -1
@@ -166,6 +171,9 @@ class ProxyProcess:
         finally:
             for each in (fd, *handed):
                 os.close(each)
+        if oom_score_adj is not None:
+            with suppress(OSError):
+                oom_score.write(oom_score_adj, self._process.pid)
 
     @property
     def pid(self) -> int:

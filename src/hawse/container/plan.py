@@ -39,7 +39,7 @@ from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import choose
 from hawse.container.size import check_lists, check_size, limits_of
 from hawse.errors import DeviceError, HostError
-from hawse.linux import attributes
+from hawse.linux import attributes, oom_score
 from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
 from hawse.oci.device_rules import allows_all
@@ -104,6 +104,7 @@ def plan_sandbox(
     if warning := dma_warning(plugs):
         log.warning(warning)
     machine = msgspec.structs.replace(machine, label=wanted.guest.label, modules=f"{name}/{MODULES}")
+    machine = msgspec.structs.replace(machine, oom_score_adj=_oom_score(wanted.guest.spec))
     # Those that a later container of the pod or an attach may bring have room too.
     disk_mib = disks.total_mib(model for models in config.emulated.values() for model in models)
     of_vm = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
@@ -327,7 +328,14 @@ def _container(
         "cgroup": cgroup,
         "notify": host,
         "inherited": Inherited(rlimits=attributes.rlimits(), oom_score_adj=attributes.oom_score_adj()),
+        "oom_score_adj": _oom_score(guest.spec),
     }
+
+
+def _oom_score(spec: dict[str, Any]) -> int:
+    """That of the container's processes: under runc they have the caller's where the specification has none."""
+    value = spec["process"].get("oomScoreAdj")
+    return oom_score.read() if value is None else int(value)
 
 
 def ask_qemu(config: Config) -> capabilities.Capabilities:

@@ -55,7 +55,8 @@ def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> 
     try:
         namespaces = Namespaces(plan.network, view)
         notify = theirs.fileno() if theirs is not None else -1
-        proxy = start_proxy(store, key, plan.spec["process"], handed, namespaces=namespaces, notify=notify)
+        process, score = plan.spec["process"], plan.oom_score_adj
+        proxy = start_proxy(store, key, process, handed, namespaces=namespaces, notify=notify, oom_score_adj=score)
     finally:
         os.close(view)
         if theirs is not None:
@@ -105,6 +106,7 @@ def start_proxy(
     *,
     namespaces: Namespaces | None = None,
     notify: int = -1,
+    oom_score_adj: int | None = None,
 ) -> ProxyProcess:
     """A proxy with this process's stdio, or with a new terminal whose master went to the console socket."""
     start = partial(
@@ -115,6 +117,7 @@ def start_proxy(
         namespaces=namespaces,
         preserved=handed.preserved,
         notify=notify,
+        oom_score_adj=oom_score_adj,
     )
     terminal = bool(process.get("terminal"))
     if not handed.console_socket:

@@ -91,6 +91,7 @@ class Container:
             "pidStart": 0,
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
+            "oomScoreAdj": plan.oom_score_adj,
         }
         self._state |= {"hooks": plan.hooks} if plan.hooks else {}
         self._state |= {"notify": True} if plan.notify is not None and plan.notify.caller else {}

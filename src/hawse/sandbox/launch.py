@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hawse.errors import HostError, VmError
+from hawse.linux.processes import Process
 from hawse.sandbox import leftovers, plan, selinux, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.confinement import Jail
@@ -78,6 +79,11 @@ class Launched:
     #: What to do with a warning of QEMU's.
     warn: Callable[[str], object] = print
 
+    def processes(self) -> list[Process]:
+        """Those that run."""
+        programs = (self.qemu,) if self.virtiofsd is None else (self.qemu, self.virtiofsd)
+        return [process for program in programs for process in program.processes()]
+
 
 def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes, jail: Jail | None = None) -> Launched:
     """Start a machine's programs, to be restored or to boot. Raises :class:`HostError`; of templates only notes."""
@@ -141,8 +147,10 @@ def launch(
                 if machine.accel == "kvm":
                     jail.nodes.admit_kvm()
                 argv = render(jail.inside(plan.shape(machine)), ends) + jail.arguments
-            log = f"{directory}/qemu.log"
-            qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail)
+            log, score = f"{directory}/qemu.log", machine.oom_score_adj
+            qemu = Program(
+                "QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail, oom_score_adj=score
+            )
             undo.callback(qemu.end)
             leftovers.note(directory, qemu.process.pid)
         for end in theirs.values():
@@ -153,8 +161,9 @@ def launch(
                 fd, shared = str(share[0].fileno()), f"{directory}/share"
                 argv = [part.replace("{fd}", fd).replace("{directory}", shared) for part in machine.virtiofsd]
                 virtiofsd = Program(
-                    "virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)], whole=True
-                )
+                    "virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[int(fd)], whole=True,
+                    oom_score_adj=machine.oom_score_adj,
+                )  # fmt: skip
                 undo.callback(virtiofsd.end)
                 leftovers.note(directory, virtiofsd.process.pid)
             for end in share:

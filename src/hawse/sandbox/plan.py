@@ -140,7 +140,9 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
     ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none.
     ``address_bits``: the width of the vIOMMU. ``modules`` is the directory in the share of modules for the guest's
-    kernel, "" for none, and ``load_modules`` are the names of those that are loaded at its start."""
+    kernel, "" for none, and ``load_modules`` are the names of those that are loaded at its start.
+    ``oom_score_adj`` (proc(5)) is of its programs, None for the monitor's.
+    """
 
     qemu: str
     accel: str
@@ -165,6 +167,7 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     jail: JailPlan | None = None
     modules: str = ""
     load_modules: list[str] = []
+    oom_score_adj: int | None = None
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,7 +179,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     host, whose number in the guest is found by their name. ``hooks`` are those of the host, and ``cgroup`` is the
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
     is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
-    ``notify`` is the host's socket for its notifications, None for none.
+    ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is that of its processes.
     """
 
     id: str
@@ -203,6 +206,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: CgroupPlan = CgroupPlan()
     inherited: Inherited = Inherited()
     notify: Notify | None = None
+    oom_score_adj: int = 0
 
     @property
     def hugepages_mib(self) -> int:

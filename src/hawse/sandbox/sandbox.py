@@ -9,14 +9,17 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError, StateError, VmError
+from hawse.linux import oom_score
 from hawse.oci.hooks import CREATION
 from hawse.sandbox import timeline
 from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.control import ControlCgroup
 from hawse.sandbox.disks import Disks
 from hawse.sandbox.forwards import Forwards
+from hawse.sandbox.hurry import Hurry
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.network import Network
 from hawse.sandbox.nics import Nics
@@ -74,6 +77,11 @@ class Sandbox:
         self._watching: asyncio.Task[None] | None = None
         self._start = asyncio.Lock()
         self._doomed: dict[Container, asyncio.Task[None]] = {}
+        self._score = plan.oom_score_adj
+        self.control = ControlCgroup(plan.cgroup.path, store.path)
+        self._hurry = Hurry(self.control, self._programs)
+        if self.control.is_apart:
+            self.processes.see_off = self._hurry.see_off
 
     def find(self, name: str) -> Container:
         """The container. Raises :class:`NotFoundError` in runc's words."""
@@ -146,6 +154,7 @@ class Sandbox:
         made = self._make(plan, store, key, HostCgroup(plan.cgroup, store.path))
         undo = self._undo[plan.id] = AsyncExitStack()
         undo.push_async_callback(self._placement.follow)
+        undo.callback(self._rate)
         undo.callback(self.claims.release, plan.plugs, owner=plan.id)
         self._containers[plan.id] = made
         undo.callback(self._containers.pop, plan.id)
@@ -175,11 +184,16 @@ class Sandbox:
         if found is self.first:
             self.finished.set()
             return
-        making = self._making.get(name)
-        if making is not None:
-            making.cancel()
-            await asyncio.wait((making,))
-        await self._take_back(name)
+        async with self._hurry.waited_for():
+            making = self._making.get(name)
+            if making is not None:
+                making.cancel()
+                await asyncio.wait((making,))
+            await self._take_back(name)
+
+    def hurry(self) -> None:
+        """It is to end: its programs get the CPU time that this takes."""
+        self._hurry.end()
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before its containers did."""
@@ -225,6 +239,10 @@ class Sandbox:
             self._doomed[found].add_done_callback(lambda _: self._doomed.pop(found))
 
     async def _see_end(self, found: Container) -> None:
+        async with self._hurry.waited_for():
+            await self._end_in_time(found)
+
+    async def _end_in_time(self, found: Container) -> None:
         seconds = _KILL_SECONDS
         if found is not self.first:
             # The others of its pod would end with it: a guest that is only slow, as without KVM, has more time.
@@ -264,8 +282,26 @@ class Sandbox:
         undo.push_async_callback(made.remove)
         await made.begin(self._machine.qmp, self._machine.link)
         await self._look_at_mounts(plan.id)
-        warnings = await self._placement.follow()
-        return [*(("warning", text) for text in warnings), *await made.create(joins)]
+        warnings = [*(("warning", text) for text in await self._placement.follow()), *self._rate()]
+        return [*warnings, *await made.create(joins)]
+
+    def _programs(self) -> list[Process]:
+        return self._machine.processes() if self._machine is not None else []
+
+    def _rate(self) -> Notes:
+        """Give the virtual machine the oom_score_adj of its containers; what to warn of."""
+        others = [found.plan.oom_score_adj for found in self._containers.values() if found is not self.first]
+        score = oom_score.of_vm(self._score, others)
+        if score == self._score:
+            return []
+        for process in self._programs():
+            try:
+                if process.is_alive():
+                    oom_score.write(score, process.pid)
+            except OSError:
+                return [("warning", oom_score.warning(score, self._score))]
+        self._score = score
+        return []
 
     async def _look_at_mounts(self, name: str) -> None:
         """Have the guest mount what is mounted below the container's mounts: it does when it first looks there."""
