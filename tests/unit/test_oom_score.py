@@ -73,7 +73,7 @@ def test_caller_with_a_value_hands_it_on_to_the_guest(tmp_path: Path) -> None:
         try:
             oom_score.write(1000)
             made = host.sandbox(host.config(more=EMULATED))
-            code = 0 if made.spec["process"]["oomScoreAdj"] == made.oom_score_adj == 1000 else 2
+            code = 0 if made.inherited.oom_score_adj == made.oom_score_adj == 1000 else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
