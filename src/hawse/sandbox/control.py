@@ -62,8 +62,8 @@ class ControlCgroup:
             with open(f"{self._directory}/{_RECORD}", "w") as file:
                 file.write("".join(f"{control}\n" for control, _ in self._places))
         return [
-            f"the sandbox's share of CPU time limits its monitor, which cannot be in {control}: {reason} [stopping it may "
-            "take long on a busy host: let hawse make that cgroup]"
+            f"the sandbox's share of CPU time limits its monitor, which cannot be in {control}: {reason} "
+            "[stopping it may take long on a busy host: let hawse make that cgroup]"
             for control, _ in self._places
             for process in processes
             if (reason := _move_in(control, process))
