@@ -44,16 +44,21 @@ def _overhead(runtime: Runtime, directory: str, name: str) -> dict[str, float]:
     spec["annotations"] = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": name}
     write(f"{directory}/{name}", spec)
     pid = runtime.run_detached(f"{directory}/{name}", name)
-    monitor = json.loads(Path(f"{runtime.root}/{name}/state.json").read_text())["monitorPid"]
+    found = pss_of(runtime, name, pid)
+    runtime("delete", "--force", name)
+    return found
+
+
+def pss_of(runtime: Runtime, sandbox: str, pid: int) -> dict[str, float]:
+    """The memory of each process of a sandbox whose first container's process is ``pid``; the other proxies' not."""
+    monitor = json.loads(Path(f"{runtime.root}/{sandbox}/state.json").read_text())["monitorPid"]
     processes = {"proxy": pid, "monitor": monitor}
     parents = [monitor]
     while parents:
         for child in Path(f"/proc/{parents[0]}/task/{parents.pop(0)}/children").read_text().split():
             processes[f"{Path(f'/proc/{child}/comm').read_text().strip()} {child}"] = int(child)
             parents.append(int(child))
-    found = {name: _pss(number) for name, number in processes.items()}
-    runtime("delete", "--force", name)
-    return found
+    return {name: _pss(number) for name, number in processes.items()}
 
 
 def _pss(pid: int) -> float:

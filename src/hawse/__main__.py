@@ -9,6 +9,7 @@ import sys
 from hawse.cli.options import split
 from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
+from hawse.linux import stdio
 from hawse.log import Log
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
@@ -49,7 +50,7 @@ VERBS = {
 
 
 #: Verbs that engines call all the time: they load neither argparse nor a library.
-HOT = {"state", "start", "kill", "delete"}
+HOT = {"state", "start", "kill", "delete", "update"}
 #: Why two verbs of runc's do not exist. Podman asks for the help of `checkpoint`, and takes the error for an answer.
 _IMPOSSIBLE = "a virtual machine with devices cannot be saved"
 _OPTIONS = {
@@ -69,6 +70,7 @@ _FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``arguments`` are this process's by default."""
+    stdio.complete()
     log = Log()
     debug = False
     try:

@@ -17,14 +17,15 @@ ANNOTATIONS = ("device-mode", "devices", "hugepages", "keep-addresses", "managed
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The virtual machine of every sandbox. Times in seconds; 0 means: by the acceleration found."""
+    """The virtual machine of every sandbox. Times in seconds; 0 means: by the acceleration found, of CPUs: by the
+    container's limits."""
 
     qemu: str = "/usr/bin/qemu-system-x86_64"
     virtiofsd: str = ""
     share: str = "auto"  # auto | virtiofs | 9p
     accel: str = "auto"  # auto | kvm | tcg
     memory_mib: int = 1024
-    cpus: int = 2
+    cpus: int = 0
     hugepages: str = ""  # "" | 2MB | 1GB: of the host, for the machine's memory
     guest_hugepages: str = ""  # 2MB:512,1GB:2
     kernel_append: str = ""
@@ -33,14 +34,16 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     confine: str = "auto"  # required | auto | off
     users: str = "2130706432-2130771967"
     overhead_mib: int = 2048
+    load_modules: tuple[str, ...] = ()
 
 
 class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The guest image: where it is kept, and a kernel of the user's own."""
+    """The guest image: where it is kept, a kernel of the user's own, and modules to have beside it in addition."""
 
     cache: str = "/var/cache/hawse"
     kernel: str = ""
     modules: str = ""
+    extra_modules: tuple[str, ...] = ()
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,9 +108,10 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "backend": ("auto", "group", "iommufd"),
     },
 }
+_MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RANGES = {
     "memory_mib": (128, 4 * 1024 * 1024),
-    "cpus": (1, 255),
+    "cpus": (0, 255),
     "overhead_mib": (0, 4 * 1024 * 1024),
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),
@@ -193,8 +197,16 @@ def load_config(path: str | None) -> Config:
         if not is_pattern(pattern):
             raise ConfigError(
                 f"configuration {name}: devices.allow: {pattern!r} is no pattern",
-                hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", or "driver:NAME"',
+                hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", "driver:NAME" or "block:NAME"',
             )
+    lists = {"vm.load_modules": config.vm.load_modules, "image.extra_modules": config.image.extra_modules}
+    for key, modules in lists.items():
+        for module in modules:
+            if not _MODULE.fullmatch(module):
+                raise ConfigError(
+                    f"configuration {name}: {key}: {module[:80]!r} is no name of a kernel module",
+                    hint='write names as modprobe takes them: "br_netfilter"',
+                )
     if config.template.max_age_hours < 0:
         raise ConfigError(f"configuration {name}: template.max_age_hours must be 0 or more")
     if not user_ids(config.vm.users):

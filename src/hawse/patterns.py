@@ -1,7 +1,8 @@
 """Patterns of PCI functions, as ``devices.allow`` in the configuration has them. Pure.
 
 A pattern is that of a PCI address (``0000:3b:*``, ``3b:00.0``), of vendor and device in hexadecimal (``8086:10d3``,
-``10de:*``), or ``driver:`` and that of a driver's name. ``*``, ``?`` and ``[...]`` are fnmatch's.
+``10de:*``), or ``driver:`` and that of a driver's name. ``*``, ``?`` and ``[...]`` are fnmatch's. A pattern that
+begins with ``block:`` is that of a block device's name on the host (``block:sdb``, ``block:dm-*``), and of no function.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from fnmatch import fnmatchcase
 
 _DRIVER = "driver:"
+BLOCK = "block:"
 #: A digit of an address, or what stands for some.
 _DIGIT = r"(?:[0-9a-f?]|\[!?[0-9a-f-]+\])"
 #: Of vendor and device, and of an address, whose domain may be left out, as lspci does.
@@ -25,6 +27,8 @@ def is_pattern(text: str) -> bool:
     pattern = text.lower()
     if pattern.startswith(_DRIVER):
         return bool(re.fullmatch(r"[\w*?\[\]!-]+", pattern.removeprefix(_DRIVER)))
+    if pattern.startswith(BLOCK):
+        return bool(re.fullmatch(r"[\w*?\[\]!.-]+", pattern.removeprefix(BLOCK)))
     return pattern == "*" or bool(_IDENTITY.fullmatch(pattern) or _ADDRESS.fullmatch(pattern))
 
 
@@ -33,6 +37,8 @@ def matches(text: str, *, address: str, identity: str, driver: str) -> bool:
     pattern = text.lower()
     if pattern == "*":
         return True
+    if pattern.startswith(BLOCK):
+        return False
     if pattern.startswith(_DRIVER):
         return fnmatchcase(driver.lower(), pattern.removeprefix(_DRIVER))
     if _IDENTITY.fullmatch(pattern):

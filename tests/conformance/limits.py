@@ -104,4 +104,16 @@ UNIFIED = inside(
     ],
 )  # fmt: skip
 
-GROUPS = [LIMITED, UNSET, UNIFIED]
+
+def _pinned(spec: Spec, bundle: Bundle) -> None:
+    spec["linux"]["cgroupsPath"] = f"/{bundle.name}"
+    spec["linux"]["resources"]["cpu"] = {"cpus": "0"}
+
+
+PINNED = inside(
+    "CPUs of the host",
+    _pinned,
+    [Case("cpu-list", CPU, "a program sees as many CPUs as cpu.cpus has", "1", "/bin/busybox nproc")],
+)
+
+GROUPS = [LIMITED, UNSET, UNIFIED, PINNED]

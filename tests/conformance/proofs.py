@@ -12,6 +12,8 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "process.selinuxLabel": ("tests/unit/test_selinux.py",),
     "root.readonly": ("root-readonly",),
     "mounts": ("mount-bind", "mount-order", "mount-tmpfs-size"),
+    "mounts[].uidMappings": ("tests/vm/test_user_namespaces.py",),
+    "mounts[].gidMappings": ("tests/vm/test_user_namespaces.py",),
     "hooks": ("hooks-create", "hooks-start", "hooks-delete"),
     "process.terminal": ("terminal", "terminal-stdio"),
     "linux.namespaces": ("pid-namespace", "ipc-namespace", "hostname", "cgroup-namespace", "user-namespace-uid"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hawse.errors import DeviceError, StateError, VmError
+from hawse.errors import DeviceError, HawseError, StateError, VmError
 from hawse.link.control import decode_event
 from hawse.link.frames import EVENT
 from tests.support.agent import Agent
@@ -240,3 +241,37 @@ def test_processes_are_listed_by_the_cgroup(agent: Agent, tmp_path: Path) -> Non
         (tmp_path / "root/proc" / name).symlink_to(f"/proc/{name}")
     processes: Any = agent.call("listing", container="c1")
     assert [process[1] for process in processes] == [int(pid)]
+
+
+def test_notifications_are_passed_on_before_the_exit(agent: Agent, tmp_path: Path) -> None:
+    """The socket exists before crun is called, every user may write to it, and it is removed with the container."""
+    directory = tmp_path / "run/notify/c1"
+    send = "import os, socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    send += "for text in sys.argv[2:]: s.sendto(text.encode(), sys.argv[1])"
+    words = ["READY=1\nSTATUS=up", *[f"STATUS={number}" for number in range(5)], "STOPPING=1"]
+    process = {"args": [sys.executable, "-c", send, f"{directory}/notify.sock", *words], "cwd": "/", "env": []}
+    agent.call(
+        "create", container="c1", process=1, descriptors=[], joins={}, nodes=[], devices=[], spec={"process": process},
+        notify=True,
+    )  # fmt: skip
+    assert (directory / "notify.sock").stat().st_mode & 0o777 == 0o777
+    agent.call("start", container="c1")
+    heard = []
+    for frame in agent.everything():
+        if frame[1] == EVENT:
+            name, params = decode_event(frame[2])
+            heard += [params["text"]] if name == "notify" else [name] if name == "exit" else []
+            if name == "exit":
+                break
+    assert heard == [*words, "exit"]
+    agent.call("delete", container="c1")
+    assert not directory.exists()
+
+
+def test_socket_for_notifications_does_not_stay_where_a_container_fails(agent: Agent, tmp_path: Path) -> None:
+    with pytest.raises(HawseError):
+        agent.call(
+            "create", container="c1", process=1, descriptors=[], joins={}, nodes=[], devices=[], notify=True,
+            spec={"process": {"args": ["/none"], "cwd": "/", "env": []}, "hostname": "fail"},
+        )  # fmt: skip
+    assert not (tmp_path / "run/notify/c1").exists()

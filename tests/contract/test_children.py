@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
+from hawse.linux import oom_score
 from hawse.linux.processes import ChildrenApart, NamespaceError
 from hawse.sandbox import children
 from hawse.sandbox.children import Program, Watched
@@ -171,3 +172,26 @@ def test_namespace_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(ChildrenApart, "__enter__", refuse)
     with pytest.raises(HostError, match="cannot start QEMU in a PID namespace: Operation not permitted"):
         Program("QEMU", ["/bin/true"], log=f"{tmp_path}/log", whole=True)
+
+
+def test_program_has_its_oom_score_from_the_start_and_is_found_with_its_children(tmp_path: Path) -> None:
+    """virtiofsd works in a child, which has the value by its birth."""
+    text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x')\ntime.sleep(60)"
+    score = min(oom_score.read() + 7, 1000)
+    argv = [sys.executable, "-IS", "-c", text]
+    made = Program("virtiofsd", argv, log=f"{tmp_path}/log", whole=True, oom_score_adj=score)
+    try:
+        assert made.process.stderr is not None
+        made.process.stderr.read(1)
+        found = made.processes()
+        assert [oom_score.read(process.pid) for process in found] == [score, score]
+        assert found[0].pid == made.process.pid
+    finally:
+        made.end()
+    assert made.processes() == []
+
+
+def test_program_whose_oom_score_cannot_be_set_starts(tmp_path: Path) -> None:
+    made = Program("QEMU", [sys.executable, "-c", ""], log=f"{tmp_path}/log", oom_score_adj=5000)
+    assert made.process.wait() == 0
+    made.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,3 +149,17 @@ def test_monitor_is_opened_by_its_pid_only_while_it_holds_the_lock(tmp_path: Pat
         assert store.open_monitor(pid) == -1
     os.close(lock)
     assert store.open_monitor(os.getpid()) == -1
+
+
+def test_children_of_a_process_are_found_until_they_end() -> None:
+    text = "sleep 1000 & sleep 1001 & echo up; wait"
+    with subprocess.Popen(["/bin/sh", "-c", text], stdout=subprocess.PIPE, start_new_session=True) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"up\n"
+        parent = processes.open_process(shell.pid)
+        found = processes.children_of(parent)
+        assert [child.is_alive() for child in found] == [True, True]
+        assert {os.readlink(f"/proc/{child.pid}/exe") for child in found} != {os.readlink("/proc/self/exe")}
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+        assert processes.children_of(parent) == []

@@ -49,7 +49,14 @@ def root_of(tmp_path: Path, host: str = "") -> Root:
     )  # fmt: skip
 
 
-def confined(tmp_path: Path, act: Callable[[], Any], *, host: str = "", prepare: Callable[[Root], object] = id) -> Any:
+def confined(
+    tmp_path: Path,
+    act: Callable[[], Any],
+    *,
+    host: str = "",
+    prepare: Callable[[Root], object] = id,
+    file_bytes: int = 0,
+) -> Any:
     """Return the value of a confined process."""
 
     def monitor() -> Any:
@@ -59,7 +66,7 @@ def confined(tmp_path: Path, act: Callable[[], Any], *, host: str = "", prepare:
         parent = os.pidfd_open(os.getpid())
 
         def qemu() -> Any:
-            process.enter(root.directory, user=USER, limits=process.Limits(), parent=parent)
+            process.enter(root.directory, user=USER, limits=process.Limits(file_bytes=file_bytes), parent=parent)
             return act()
 
         with ChildrenApart():
@@ -134,6 +141,8 @@ def test_a_confined_process_has_limits(jail: Path) -> None:
     assert found["Max core file size"] == found["Max file size"] == ["0", "0"]
     assert int(found["Max open files"][1]) <= 8192
     assert found["Max processes"] == ["1024", "1024"]
+    found = confined(jail, look, file_bytes=7)
+    assert found["Max file size"] == ["7", "7"], "for the disks of emulated devices"
 
 
 def test_a_confined_process_dies_with_its_parent(jail: Path) -> None:

@@ -64,6 +64,23 @@ def test_an_event_is_not_missed_between_the_command_and_the_wait() -> None:
     asyncio.run(scenario())
 
 
+def test_descriptors_that_are_given_at_the_same_time_all_arrive() -> None:
+    """As those of a network interface and of a disk are."""
+
+    async def scenario() -> None:
+        async with qemu() as (qmp, _, _log):
+            with open("/dev/null") as file:
+                fd = file.fileno()
+                names = [qmp.give(fd, f"name{n}", timeout=patience(10)) for n in range(4)]
+                sets = [qmp.add(fd, {"fdset-id": n}, timeout=patience(10)) for n in range(1, 5)]
+                await asyncio.gather(*(part for pair in zip(names, sets, strict=True) for part in pair))
+            found = await qmp.execute("query-fdsets", {}, timeout=patience(10))
+            assert isinstance(found, list)
+            assert sorted((entry["fdset-id"], len(entry["fds"])) for entry in found) == [(n, 1) for n in range(1, 5)]
+
+    asyncio.run(scenario())
+
+
 def test_a_qemu_that_is_gone() -> None:
     async def scenario() -> None:
         async with qemu() as (qmp, process, _):

@@ -43,7 +43,7 @@ def mounts(below: str) -> dict[str, tuple[set[str], str]]:
     return found
 
 
-def made(name: str, source: Path, **changes: bool) -> Share:
+def made(name: str, source: Path, **changes: Any) -> Share:
     return Share(name=name, source=str(source), is_dir=source.is_dir(), **{"readonly": False, **changes})
 
 
@@ -442,3 +442,76 @@ def test_directory_that_is_shared_in_two_ways_is_warned_of(tmp_path: Path, tree:
     first, second = apart(act)
     assert "below, read-only: file locks, UNIX sockets" in first
     assert "and only the inner of the two was shared first" in second
+
+
+def test_owners_of_a_share_are_mapped_and_written_back(tmp_path: Path, tree: Path) -> None:
+    """Those of a mount below it too, where that is asked for; the source itself stays as it is."""
+    target = f"{tmp_path}/share/c1"
+    maps: dict[str, Any] = {"uids": [(0, 100000, 65536)], "gids": [(0, 200000, 65536)]}
+
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        linux.mount("none", f"{tree}/below", "tmpfs", 0, "mode=755")
+        placed(
+            root,
+            "c1",
+            [made("one", tree, **maps), made("all", tree, map_below=True, **maps), made("file", tree / "file", **maps)],
+        )
+        shown = {
+            name: (os.stat(f"{target}/{name}").st_uid, os.stat(f"{target}/{name}").st_gid)
+            for name in ("one/file", "one/below", "all/below", "file")
+        }
+        os.chown(f"{target}/one/file", 100005, 200006)
+        return shown, [os.stat(tree / "file").st_uid, os.stat(tree / "file").st_gid]
+
+    shown, written = apart(act)
+    mapped = [100000, 200000]
+    assert shown == {"one/file": mapped, "one/below": [0, 0], "all/below": mapped, "file": mapped}
+    assert written == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("maps", "words"),
+    [
+        ({"uids": [(0, 1, 2), (1, 9, 2)]}, "the kernel refuses uidMappings or gidMappings: Invalid argument"),
+        ({}, "its file system cannot be mounted with mappings: Invalid argument"),
+    ],
+)
+def test_share_whose_owners_cannot_be_mapped_is_named(tree: Path, maps: dict[str, Any], words: str) -> None:
+    def act() -> Any:
+        linux.mount("none", f"{tree}/below", "ramfs", 0)
+        wanted = {"uids": [(0, 100000, 1)], "gids": [(0, 100000, 1)]} | maps
+        with pytest.raises(ConfigError) as caught:
+            share.open_sources([made("x", tree / "below", **wanted)])
+        return caught.value.sentence()
+
+    sentence = apart(act)
+    assert f"cannot map the owners of {tree}/below: {words}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ([("rootfs", "ext4"), ("mount7", "nfs4")], []),
+        ([("m", "tmpfs"), ("m/b", "xfs"), ("m/a", "ext4"), ("m/a/c", "proc")], ["m/a", "m/a/c", "m/b"]),
+        ([("m", "ext4"), ("m/nfs", "nfs4"), ("m/nfs/disk", "ext4"), ("m/nfs2", "ext4")], ["m/nfs2"]),
+        ([("m", "fuse.sshfs"), ("m/below", "tmpfs")], []),
+        ([("m", "ext4"), ("m/proc", "proc"), ("m/auto", "autofs"), ("m/auto", "ext4")], ["m/proc"]),
+        ([("m", "ext4"), ("m/twice", "tmpfs"), ("m/twice", "ext4")], ["m/twice"]),
+    ],
+    ids=["mounts of the container", "inner ones", "below a server", "all below a server", "automounter", "twice"],
+)
+def test_guest_looks_at_inner_mounts_that_cannot_hang(table: list[tuple[str, str]], expected: list[str]) -> None:
+    assert share.inner(table) == expected
+
+
+def test_inner_mounts_of_a_container_are_known_until_it_is_removed(tmp_path: Path, tree: Path) -> None:
+    def act() -> list[list[str]]:
+        linux.mount("none", f"{tree}/below", "tmpfs", 0)
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [made("all", tree), made("flat", tree, recursive=False), made("file", tree / "file")])
+        found = [root.inner_mounts("c1"), root.inner_mounts("c2")]
+        root.remove("c1")
+        return [*found, root.inner_mounts("c1")]
+
+    assert apart(act) == [["c1/all/below"], [], []]

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from hawse.oci.hugepages import counts_of
+from hawse.sandbox.room import Room
+from hawse.vm.needs import needs_of
+from hawse.vm.size import Limits, machine_memory
 from tests.engines.pod import Pod
 from tests.support import manifests
 from tests.support.caches import dpdk_rootfs
@@ -30,12 +34,14 @@ def test_the_manifests_fit_each_other() -> None:
     documents = {path.name: manifests.read(path) for path in DEPLOY.glob("*.yaml")}
     kinds = {document["kind"]: document for found in documents.values() for document in found}
     assert {*kinds} == {"Pod", "RuntimeClass", "ConfigMap"}
+    [ordinary] = documents["runtimeclass.yaml"]
     assert all(len(found) == 1 for found in documents.values())
     versions = {kind: document["apiVersion"] for kind, document in kinds.items()}
     assert versions == {"Pod": "v1", "RuntimeClass": "node.k8s.io/v1", "ConfigMap": "v1"}
-    pod, runtime_class = kinds["Pod"], kinds["RuntimeClass"]
+    pod = kinds["Pod"]
+    runtime_class = manifests.runtime_class(pod)
     assert pod["spec"]["runtimeClassName"] == runtime_class["metadata"]["name"]
-    assert runtime_class["handler"] == "hawse"
+    assert [found["handler"] for found in (runtime_class, ordinary)] == ["hawse", "hawse"]
     # The plugin's resource is what the pod asks for, and its variable the one that the command reads.
     [listed] = json.loads(kinds["ConfigMap"]["data"]["config.json"])["resourceList"]
     name, count = manifests.asked_for(pod)
@@ -48,9 +54,21 @@ def test_the_manifests_fit_each_other() -> None:
     [volume] = pod["spec"]["volumes"]
     assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"]]
     assert volume["emptyDir"]["medium"] == "HugePages"
+    # The virtual machine is made with room for the pages, and the pod's cgroup has room for both.
+    pages = manifests.quantity(container["resources"]["limits"]["hugepages-2Mi"])
+    assert counts_of("", pod["metadata"]["annotations"]["hawse.hugepages"]) == {2048: pages / 2**21}
+    overheads = [manifests.quantity(found["overhead"]["podFixed"]["memory"]) for found in (ordinary, runtime_class)]
+    assert overheads[1] == overheads[0] + pages
     # The figure on the page is this one's ground.
     [figure] = re.findall(r"(\d+) MiB without KVM", (DEPLOY / "README.md").read_text())
-    assert int(figure) * 2**20 <= manifests.quantity(runtime_class["overhead"]["podFixed"]["memory"])
+    assert int(figure) * 2**20 <= overheads[0]
+    # What the containers ask for, and what hawse counts beside it, fits: no warning.
+    limits = Limits(int(manifests.quantity(container["resources"]["limits"]["memory"])), ((2048, int(pages) >> 21),))
+    machine = machine_memory(1024, limits, host_mib=64 * 1024)
+    needs = needs_of(machine, limits, accel="tcg", cpus=2)
+    assert needs.full_mib * 2**20 <= limits.memory + overheads[1]
+    room = Room(spares=[], memory_mib=machine)
+    assert room.check_memory("", limits.memory, hugepages_mib=int(pages) >> 20, host_mib=64 * 1024) == []
 
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
@@ -139,13 +157,13 @@ def test_the_pod_runs_as_a_kubelet_has_it_run(engine: Containerd, hugepages: str
     [container] = manifest["spec"]["containers"]
     name, count = manifests.asked_for(manifest)
     assert count == len(ADDRESSES)
-    whole = manifests.sandbox(manifest, manifests.read_one("runtimeclass.yaml"))
+    whole = manifests.sandbox(manifest, manifests.runtime_class(manifest))
     [mount] = container["volumeMounts"]
     image: dict[str, Any] = {"image": {"image": container["image"]}}
     process: dict[str, Any] = {key: container[key] for key in ("command", "args")}
     with Cri(engine.address) as cri:
         wait_until(lambda: cri.is_ready() and len(cri("ListImages")["images"]) == 2)
-        pod = Pod(engine, cri, f"{tmp_path}/pod", linux=whole)
+        pod = Pod(engine, cri, f"{tmp_path}/pod", linux=whole, annotations=manifest["metadata"]["annotations"])
         try:
             pod.run("beside", "echo $(env); exec sleep 1000000", **image)
             pod.run(

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +18,20 @@ from hawse.sandbox.state import Store
 from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
+from tests.support.loops import loop_devices
+from tests.support.notified import Notified
 from tests.support.patience import patience, wait_until
 from tests.support.podman import IMAGE, Podman
+from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime, handing_on
 from tests.support.soak import rounds
+from tests.support.subprocesses import run
 from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
+#: Where tests of virtual machines have programs.
+VM = Path(__file__).parents[1] / "vm"
 #: Says that it is there, serves its files over HTTP, and has an end of its own for SIGTERM.
 SERVICE = "trap 'echo asked to end; exit 7' TERM; echo to stdout; echo to stderr >&2; busybox httpd -p 8080 -h /data; "
 SERVICE += "while :; do sleep 1; done"
@@ -184,6 +191,31 @@ def test_containers_of_a_network_know_each_other_by_name(podman: Podman) -> None
         podman("network", "rm", "--force", "net")
 
 
+@pytest.mark.parametrize("mode", ["container", "conmon"])
+def test_readiness_is_notified_by_the_container_or_by_podman(podman: Podman, mode: str) -> None:
+    """As a unit of systemd with Notify=true has it (Quadlet, `podman generate systemd`): conmon relays from a socket
+    that Podman mounts at /run/notify. In the other mode Podman is ready once the container runs."""
+    program = compiled_file(f"{VM}/notify.c")
+    script = "notify 'STATUS=up' 'READY=1\nMAINPID=1' WATCHDOG=1 && echo notified; while :; do sleep 1; done"
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory, Notified(f"{directory}/host.sock") as host:
+        done = run(
+            ["podman", "run", "--detach", "--name", "notifies", f"--sdnotify={mode}",
+             "--volume", f"{program}:/bin/notify:ro", IMAGE, "sh", "-c", script],
+            environment=podman.environment | {"NOTIFY_SOCKET": host.address}, seconds=75,
+        )  # fmt: skip
+        try:
+            assert done.code == 0, done
+            found = [host.next()[1] for _ in range(3 if mode == "container" else 1)]
+            conmon = podman.inspect("notifies")["State"]["ConmonPid"]
+            if mode == "container":
+                assert sorted(found) == [[f"MAINPID={conmon}"], ["READY=1"], ["WATCHDOG=1"]]
+                wait_until(lambda: "notified" in podman("logs", "notifies").output)
+            else:
+                assert found == [[f"MAINPID={conmon}", "READY=1"]]
+        finally:
+            podman("rm", "--force", "--time", "0", "notifies")
+
+
 def test_a_vfio_device_is_one(podman: Podman, nodes: Path, tmp_path: Path) -> None:
     """The same arguments as with runc, but for the emulated group's node, which is no host's."""
     done = podman(
@@ -200,6 +232,18 @@ def test_a_privileged_container_has_no_device_of_the_host(podman: Podman) -> Non
     done = podman("run", "--rm", "--privileged", IMAGE, "sh", "-c", read_hosts_disk())
     assert done.code == 1, done
     assert "No such device or address" in done.errors
+
+
+def test_a_disk_is_passed_and_a_terminal_of_the_host_refused(podman: Podman, tmp_path: Path) -> None:
+    with loop_devices(str(tmp_path), []) as [disk]:
+        disk.fill(0, b"of the host")
+        script = "head -c 11 /dev/xvda; echo x > /dev/xvda"
+        done = podman("run", "--rm", "--device", f"/dev/{disk.name}:/dev/xvda:r", IMAGE, "sh", "-c", script)
+        assert done.output == "of the host", done
+        assert "Operation not permitted" in done.errors
+        assert disk.holders() == set()
+    refused = podman("run", "--rm", "--device", "/dev/tty1", IMAGE, "true")
+    assert "linux.devices: /dev/tty1 (4:1, tty1, driver tty)" in refused.errors
 
 
 @pytest.mark.parametrize("victim", ["QEMU", "monitor"])
@@ -268,6 +312,27 @@ def test_a_device_is_one_containers_of_a_pod(podman: Podman, nodes: Path, tmp_pa
         )  # fmt: skip
         assert done.code == 0, done
         assert podman("exec", "without", "ls", "/dev/vfio").code != 0
+    finally:
+        podman("pod", "rm", "--force", "--time", "0", "pod")
+
+
+def test_pod_has_users_of_its_own_who_drive_a_device(podman: Podman, nodes: Path, tmp_path: Path) -> None:
+    """Its containers join the user namespace of the first by path, and the node is at a path of another name.
+
+    Without a network: Podman 4.3 leaves that of such a pod mounted, with runc as well.
+    """
+    maps = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
+    podman.must("pod", "create", "--name", "pod", "--network", "none", *maps)
+    try:
+        script = "echo $(cat /proc/self/uid_map /proc/self/gid_map) $(stat -c '%u %g' /probe /dev/vfio-mine/5);"
+        done = podman(
+            "run", "--rm", "--pod", "pod", "--device", f"{nodes}/vfio:/dev/vfio/vfio",
+            "--device", f"{nodes}/5:/dev/vfio-mine/5", "--ulimit", "memlock=-1:-1",
+            "--volume", f"{build_probe(str(tmp_path))}:/probe:ro", IMAGE, "sh", "-c",
+            f"{script} exec /probe /dev/vfio-mine/5",
+        )  # fmt: skip
+        assert done.code == 0, done
+        assert done.output.splitlines()[0] == "0 100000 65536 0 200000 65536 65534 65534 0 0"
     finally:
         podman("pod", "rm", "--force", "--time", "0", "pod")
 

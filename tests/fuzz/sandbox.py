@@ -20,11 +20,13 @@ from hawse.link.frames import DATA, EOF, EVENT, HEADER, Decoder, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
 from hawse.sandbox.forwards import Connection
 from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.notices import MAX_TEXT
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.processes import LOST, Processes
 from hawse.sandbox.proxies import Proxy
@@ -43,7 +45,7 @@ _PLAN = ContainerPlan(
 _OPERATIONS: tuple[Callable[[Container], Awaitable[object]], ...] = (
     lambda made: made.usage.answer("listing", {}), lambda made: made.pause(), lambda made: made.resume(),
     lambda made: made.usage.answer("statistics", {}), lambda made: made.kill(15, everyone=False),
-    lambda made: made.execute("k", {"args": ["y"]}),
+    lambda made: made.execute("k", {"args": ["y"]}, Inherited()),
 )  # fmt: skip
 
 
@@ -72,7 +74,11 @@ class _Events(Writer):
         super().write(data)
         for _, kind, payload in self._decoder.feed(data):
             if kind == EVENT:
-                self.exits.append(control.decode_event(payload)[1]["code"])
+                name, params = control.decode_event(payload)
+                if name == "notify":
+                    check_plain(params["notice"], most=6 * MAX_TEXT)
+                else:
+                    self.exits.append(params["code"])
 
 
 class _Monitor:
@@ -88,6 +94,7 @@ class _Monitor:
             seconds=1, sandbox="c1",
         )  # fmt: skip
         self.link.on_oom = lambda _name, kills: self.container.usage.note_oom(kills)
+        self.link.on_notify = lambda _name, text: self.container.notices.take(text)
         self._ends: list[asyncio.StreamReader] = []
         self._writers: list[_Events] = []
 

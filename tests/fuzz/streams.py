@@ -237,7 +237,8 @@ LINK_SEEDS = [
     encode(2 * STREAMS + 1, DATA, bytes(3000)) * 2 + encode(3 * STREAMS + 1, DATA, b"x")
     + event("oom", container="c1", kills=1),
     encode(STREAMS, CREDIT, encode_credit(1))
-    + event("query", number=1, server="127.0.0.11", transport="udp", message=_TEXT),
+    + event("query", number=1, server="127.0.0.11", transport="udp", message=_TEXT)
+    + event("notify", container="c1", text="READY=1\nSTATUS=up"),
 ]  # fmt: skip
 _EVENT = {
     "event": "DEVICE_DELETED",

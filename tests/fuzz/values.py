@@ -8,7 +8,7 @@ from typing import Any, cast
 from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
 from hawse.link import control
 from hawse.oci import listing, statistics
-from hawse.sandbox import devices, identity, native, timeline
+from hawse.sandbox import devices, identity, native, notices, timeline
 from hawse.sandbox.container import log_lines
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.mirror import mirror
@@ -165,6 +165,18 @@ def _wake(answer: object) -> None:
     assert abs(link.clock_offset) < 2**63
 
 
+def _notice(value: Any) -> None:
+    """What the host's service manager is sent: one of each of the known assignments."""
+    if not isinstance(value, str):
+        return
+    notice = notices.checked(value, now_usec=5)
+    check_plain(notice, most=6 * notices.MAX_TEXT)
+    keys = [line.partition("=")[0] for line in notice.split("\n")] if notice else []
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= notices.KEYS
+    assert notices.checked(notice, now_usec=5) == notice
+
+
 _ERROR: dict[str, Any] = {"kind": "DeviceError", "message": "no", "hint": "do", "evidence": "a\nb", "exit_code": 126}
 _FILES = {
     "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 5\n",
@@ -191,6 +203,8 @@ TARGETS = [
     of_value("trace", _trace, [[["modules", 1000, 2000], ["booted", 0, 5_000_000_000]]]),
     of_value("notes", _notes, [[["warning", "no cgroup"], ["debug", "x" * 600]]]),
     of_value("query", _query, [{"number": 1, "server": "127.0.0.11", "transport": "udp", "message": "AAAA" * 6}]),
+    of_value("notice", _notice, ["READY=1\nSTATUS=up", "WATCHDOG=1", "RELOADING=1\nMONOTONIC_USEC=7\nERRNO=5",
+                                 "MAINPID=1\nFDSTORE=1\nX=y", "WATCHDOG_USEC=9\nBUSERROR=a.b\nEXIT_STATUS=0"]),
     of_bytes("resolv_conf", _resolv_conf, [b"search x\nnameserver 127.0.0.11\nnameserver 8.8.8.8\noptions ndots:0\n"]),
     Target("bind_vfio", JSON, [json.dumps(answers).encode() for answers in (
         [_VFIO, _VFIO | {"file": [1, 510, 1]}, _VFIO | {"group": 4, "file": None}],

@@ -9,7 +9,8 @@ import tomllib
 
 from hawse.vm import image, packages
 from hawse.vm.cpio import write_archive
-from hawse.vm.image_tree import add_kernel_modules, add_programs
+from hawse.vm.image_modules import add_kernel_modules
+from hawse.vm.image_tree import add_programs
 from hawse.vm.vmlinux import bootable
 from tests.lab import kernel
 

@@ -23,12 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawse.errors import HostError
-from hawse.vm import image, packages
+from hawse.vm import packages
 from hawse.vm.image_build import kernel_packages, unpack_kernel
 from hawse.vm.packages import Package
 from tests.support.caches import CACHE, kept
@@ -41,12 +40,6 @@ _DEFAULT_IMAGE = "linux-image-amd64"
 OPTIONS = {"IOMMUFD": "m", "IOMMUFD_DRIVER": "y", "VFIO_DEVICE_CDEV": "y"}
 _SOURCES = ("drivers/iommu/iommufd", "drivers/iommu/iommu-priv.h", "drivers/vfio", "lib/interval_tree.c")
 _SPAN_BEGIN, _SPAN_END = "#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER\n", "#endif\n"
-#: Modules for the lab beside those that a guest image takes: KVM, the NICs' drivers, and what an engine's network uses.
-_DIRECTORIES = [
-    "drivers/net/ethernet/intel/e1000e", "drivers/net/ethernet/intel/igb", "drivers/ptp", "drivers/pps", "drivers/i2c",
-    "drivers/dca", "drivers/net/veth.ko", "drivers/net/tun.ko", "net/sched", "arch/x86/kvm", "drivers/crypto/ccp",
-    "virt/lib",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,25 +57,22 @@ def build() -> Kernel:
     Raises :class:`HostError` where packages cannot be fetched, and CalledProcessError where the compiler fails.
     """
     kernel, headers, source = _fetch()
-    with open(f"{image.recipe_directory()}/recipe.toml", "rb") as file:
-        recipe = tomllib.load(file)
-    directories = [*recipe["module_directories"], *recipe["driver_directories"], *_DIRECTORIES]
 
     def make(path: str) -> None:
-        _, modules = unpack_kernel([kernel], path, directories)
+        _, modules = unpack_kernel([kernel], path)
         with tempfile.TemporaryDirectory(prefix=".kernel-", dir=CACHE) as work:
             _replace(_compile(work, headers, source), modules)
 
-    tree = kept(f"kernel-{digest([kernel, *headers, source], directories)[:16]}", make)
+    tree = kept(f"kernel-{digest([kernel, *headers, source])[:16]}", make)
     release = _release(kernel)
     return Kernel(f"{tree}/boot/vmlinuz-{release}", f"{tree}/usr/lib/modules/{release}")
 
 
-def digest(fetched: Sequence[Package], directories: Sequence[str]) -> str:
-    """A digest of all inputs: the packages, which name their compiler, the directories, and this file."""
+def digest(fetched: Sequence[Package]) -> str:
+    """A digest of all inputs: the packages, which name their compiler, and this file."""
     with open(__file__, "rb") as file:
         words = [hashlib.sha256(file.read()).hexdigest()]
-    words += [*(f"{package.name} {package.version} {package.sha256}" for package in fetched), *directories]
+    words += [*(f"{package.name} {package.version} {package.sha256}" for package in fetched)]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -13,12 +14,19 @@ from typing import Any
 from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.blocking import Port
+from hawse.link.frames import HEADER
 from hawse.sandbox import sockets
 from hawse.sandbox.state import RUNNING, Store, start_time
 from tests.support.patience import patience
 
 #: An answer: the connection is closed without one.
 HANG_UP = object()
+
+
+def _payloads(connection: socket.socket) -> Iterator[bytes]:
+    """Those of frames, read one by one: what follows a proxy's call is for who gets the connection."""
+    while header := connection.recv(HEADER.size, socket.MSG_WAITALL):
+        yield connection.recv(HEADER.unpack(header)[2], socket.MSG_WAITALL)
 
 
 class FakeMonitor:
@@ -97,7 +105,7 @@ class FakeMonitor:
     def _serve(self, connection: socket.socket) -> None:
         port = Port(connection.fileno())
         with suppress(HawseError, OSError):
-            for _, _, payload in port.frames():
+            for payload in _payloads(connection):
                 number, method, params = control.decode_call(payload)
                 if method == "proxy":
                     self._open.discard(connection)

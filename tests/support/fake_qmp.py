@@ -39,6 +39,8 @@ class FakeQmp:
         self.commands: list[tuple[str, str]] = []
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.given: dict[str, int] = {}
+        #: How many descriptors each set has.
+        self.sets: dict[int, int] = {}
         self.plugged: set[str] = set()
         self.nodes = FakeNodes()
         self._asked: dict[str, int] = {}
@@ -63,6 +65,8 @@ class FakeQmp:
             self._asked[name] = self._asked.get(name, 0) + 1
             if self._asked[name] >= self._patience:
                 self.drop(name)
+        elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
+            raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
         return {}
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
@@ -70,6 +74,13 @@ class FakeQmp:
         assert timeout > 0
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         self.given[name] = os.fstat(fd).st_ino
+
+    async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
+        """Take a descriptor into a set, whose number is in the arguments."""
+        os.fstat(fd)
+        await self.execute("add-fd", arguments, timeout=timeout)
+        number = arguments["fdset-id"]
+        self.sets[number] = self.sets.get(number, 0) + 1
 
     def drop(self, name: str) -> None:
         """The guest has let go of a device."""

@@ -51,6 +51,13 @@ def read_one(name: str) -> dict[str, Any]:
     return document
 
 
+def runtime_class(pod: dict[str, Any]) -> dict[str, Any]:
+    """The one of a pod, of those in deploy/kubernetes."""
+    found = [read_one(path.name) for path in DEPLOY.glob("runtimeclass*.yaml")]
+    [one] = [each for each in found if each["metadata"]["name"] == pod["spec"]["runtimeClassName"]]
+    return one
+
+
 def quantity(text: str) -> float:
     """A number of bytes or of CPUs (k8s.io/apimachinery pkg/api/resource), in the units that are used here."""
     number = text.rstrip("kmKMGi")

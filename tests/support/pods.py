@@ -114,10 +114,15 @@ class Apart(Network):
 
 
 class NoShare(ShareRoot):
-    """A share that nothing is mounted in. ``removed`` are the containers that were removed from it."""
+    """A share that nothing is mounted in. ``removed`` are the containers that were removed from it, and ``inner`` what
+    it says of mounts below those of a container."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
+        self.inner: dict[str, list[str]] = {}
+
+    def inner_mounts(self, container: str) -> list[str]:
+        return self.inner.get(container, [])
 
     def place(self, _container: str, shares: Sequence[Share], _sources: Sequence[Source]) -> list[str]:
         for share in shares:
@@ -149,6 +154,7 @@ class FakeMachine:
 
     link: GuestLink
     qmp: FakeQmp
+    processes: Callable[[], list[Process]] = list
 
 
 @dataclass

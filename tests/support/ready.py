@@ -41,7 +41,11 @@ EMULATED = '[emulated]\n5 = ["edu"]\n6 = ["edu", "edu"]\n7 = ["e1000e"]\n'
 def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
     """An image of a few bytes in a cache; its directory."""
     directory = f"{cache}/images/d1"
-    os.makedirs(f"{directory}/drivers")
+    for name in image.BESIDE:
+        os.makedirs(f"{directory}/{name}")
+        for table, text in (("dep", "kernel/net/sctp/sctp.ko: \n"), ("builtin", "kernel/net/ipv6/ipv6.ko\n")):
+            with open(f"{directory}/{name}/modules.{table}", "w") as written:
+                written.write(text)
     files = {"vmlinux": kernel, "initrd.cpio": b"archive"}
     for name, content in files.items():
         with open(f"{directory}/{name}", "wb") as file:
@@ -51,12 +55,19 @@ def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
         "sources": image.sources_digest("", ""),
         "release": "6.1.0",
         "build_seconds": 1.5,
+        "beside": beside(directory),
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
     for path, text in ((f"{directory}/manifest.json", json.dumps(manifest)), (image.current_path(cache), "d1")):
         with open(path, "w") as file:
             file.write(text)
     return directory
+
+
+def beside(directory: str) -> dict[str, dict[str, int | str]]:
+    """What a manifest says of the directories beside an image."""
+    digests = {name: image.tree_digest(f"{directory}/{name}") for name in image.BESIDE}
+    return {name: {"size": size, "sha256": digest} for name, (size, digest) in digests.items()}
 
 
 def make_program(path: str, script: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,19 +61,28 @@ def test_the_guests_number_wins_where_a_path_is_anothers() -> None:
     assert any(level == "warning" and "another group's number" in text for level, text in log)
 
 
-def test_the_container_node_is_allowed_whenever_it_is_listed() -> None:
-    made = spec([("/dev/vfio/vfio", 10, 196)], [{"allow": False, "access": "rwm"}])
+@pytest.mark.parametrize(
+    ("rules", "opened"),
+    [
+        ([], set()),
+        ([{"allow": True, "type": "c", "major": 10, "minor": 196, "access": "r"}], {"r"}),
+        ([{"allow": True, "type": "c", "major": 10, "minor": 196, "access": "rwm"}], set("rwm")),
+        ([{"allow": True, "type": "c", "major": 10, "access": "rw"}], set("rw")),
+    ],
+)
+def test_vfio_container_node_is_allowed_what_the_rules_allow(rules: list[dict[str, Any]], opened: set[str]) -> None:
+    made = spec([], [{"allow": False, "access": "rwm"}, *rules])
     rewrite_devices(made, [CONTAINER])
-    assert made["linux"]["resources"]["devices"][-1] == {
-        "allow": True, "type": "c", "major": 10, "minor": 196, "access": "rwm",
-    }  # fmt: skip
+    after = made["linux"]["resources"]["devices"]
+    assert {access for access in "rwm" if allowed(after, 10, 196, access)} == opened
 
 
-def test_a_rule_for_all_groups_becomes_a_rule_for_each_of_the_containers() -> None:
+def test_rule_for_all_groups_is_one_for_all_groups_of_the_guest() -> None:
     made = spec([("/dev/vfio/5", 511, 0)], [{"allow": True, "type": "c", "major": 511, "access": "rw"}])
     rewrite_devices(made, [Node("/dev/vfio/5", 511, 0, 8, 245, 0)])
     assert made["linux"]["resources"]["devices"] == [
-        {"allow": True, "type": "c", "major": 245, "minor": 0, "access": "rw"}
+        {"allow": True, "type": "c", "major": 245, "access": "rw"},
+        {"allow": True, "type": "c", "major": 245, "minor": 0, "access": "rw"},
     ]
 
 
@@ -99,8 +109,8 @@ def test_device_files_stand_where_the_guest_has_them_and_where_they_were_asked_f
         "/dev/vfio/devices/vfio3": (244, 3), "/dev/vfio/devices/vfio4": (244, 3),
     }  # fmt: skip
     assert [
-        (rule["major"], rule["minor"]) for rule in made["linux"]["resources"]["devices"] if rule["major"] == 244
-    ] == [(244, 0), (244, 3), (244, 0)]
+        (rule["major"], rule.get("minor")) for rule in made["linux"]["resources"]["devices"] if rule["major"] == 244
+    ] == [(244, None), (244, 0), (244, 0), (244, 3)]
     assert {"allow": True, "type": "c", "major": 10, "minor": 125, "access": "rw"} in made["linux"]["resources"][
         "devices"
     ]
@@ -133,7 +143,8 @@ def test_devices_and_rules_that_are_not_vfios_stay() -> None:
     made = spec([("/dev/fuse", 10, 229), ("/dev/vfio/5", 511, 0)], list(rules))
     rewrite_devices(made, [Node("/dev/vfio/5", 511, 0, 8, 245, 0)])
     assert places(made)["/dev/fuse"] == (10, 229)
-    assert made["linux"]["resources"]["devices"] == rules
+    deny = {"allow": False, "type": "c", "major": 245, "minor": 0, "access": "rwm"}
+    assert made["linux"]["resources"]["devices"] == [*rules, deny]
 
 
 def test_a_spec_without_vfio_is_left_alone() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from hawse.agent.nodes import make_node, remove_node, write_file
+from hawse.agent import syscalls
+from hawse.agent.nodes import bind_node, make_node, remove_node, write_file
 from hawse.errors import StateError
+from tests.support.patience import wait_until
 
 NULL, ZERO = (1, 3), (1, 5)
 
@@ -107,3 +110,54 @@ def test_a_directory_is_not_replaced_by_a_file(root: Path) -> None:
     (root / "dev/hawse/devices.json").mkdir(parents=True)
     with pytest.raises(StateError, match=r"^/dev/hawse/devices\.json: the file cannot be made in the container: "):
         write_file(str(root), "/dev/hawse/devices.json", "text")
+
+
+def test_node_that_is_bound_has_an_empty_file_as_its_place(root: Path) -> None:
+    places = []
+    bind_node(str(root), "/dev/vfio/5", NULL, lambda place: places.append(os.fstat(place).st_ino))
+    assert [(root / "dev" / "vfio" / "5").stat().st_ino] == places
+    make_node(str(root), "/dev/vfio/6", NULL, mode=0o600, uid=0, gid=0)
+    bind_node(str(root), "/dev/vfio/6", NULL, lambda _place: pytest.fail("one that is there is left"))
+
+
+def test_bind_that_fails_leaves_nothing(root: Path) -> None:
+    def refuse(_place: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with pytest.raises(StateError, match="/dev/vfio/5: the node cannot be bound in the container: Operation not"):
+        bind_node(str(root), "/dev/vfio/5", NULL, refuse)
+    assert os.listdir(root / "dev" / "vfio") == []
+    (root / "dev" / "vfio" / "5").write_text("mine")
+    with pytest.raises(StateError, match="something else is there"):
+        bind_node(str(root), "/dev/vfio/5", NULL, lambda _place: None)
+
+
+def test_bind_in_another_mount_namespace_is_seen_there_alone(root: Path) -> None:
+    make_node(str(root), "/dev/source", NULL, mode=0o640, uid=7, gid=8)
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "60"]) as other:
+        try:
+            wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n")
+            namespace = os.open(f"/proc/{other.pid}/ns/mnt", os.O_RDONLY)
+            there = f"/proc/{other.pid}/root{root}"
+            bind_node(
+                there, "/dev/vfio/5", NULL, lambda place: syscalls.bind_in(namespace, f"{root}/dev/source", place)
+            )
+            os.close(namespace)
+            assert stat.S_ISCHR(os.stat(f"{there}/dev/vfio/5").st_mode)
+            assert stat.S_ISREG((root / "dev" / "vfio" / "5").stat().st_mode)
+            remove_node(there, "/dev/vfio/5", NULL)
+            assert not os.path.exists(f"{there}/dev/vfio/5")
+            assert "vfio/5" not in Path(f"/proc/{other.pid}/mountinfo").read_text()
+        finally:
+            other.kill()
+
+
+def test_files_made_as_another_owner_are_that_owners(root: Path) -> None:
+    (root / "dev").chmod(0o777)
+    directory = os.open(root, os.O_RDONLY)  # as the agent has it: nothing above it is looked at
+    with syscalls.file_owner(1000, 1001):
+        write_file(f"/proc/self/fd/{directory}", "/dev/theirs", "text")
+    os.close(directory)
+    write_file(str(root), "/dev/ours", "text")
+    owners = [((root / "dev" / name).stat().st_uid, (root / "dev" / name).stat().st_gid) for name in ("theirs", "ours")]
+    assert owners == [(1000, 1001), (0, 0)]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.bound_nodes import bind_nodes, make_nodes, remove_nodes
+from hawse.agent.bound_nodes import bind_nodes, keep_node, make_nodes, remove_nodes
+from hawse.agent.ids import Ids
 from hawse.errors import VmError
 
 DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -75,6 +76,39 @@ def test_mount_on_dev_is_left_as_it_is(destination: str) -> None:
 def test_fifo_needs_no_bind() -> None:
     spec: dict[str, Any] = {"linux": {"devices": [{"path": "/opt/fifo", "type": "p"}]}}
     assert bind_nodes(spec, "/nodes") == []
+
+
+def test_every_entry_is_bound_in_a_user_namespace() -> None:
+    devices = [
+        {"path": path, "type": kind} for path, kind in (("/dev/vfio/5", "c"), ("/dev/u", "u"), ("/x", "b"), ("/p", "p"))
+    ]
+    spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
+    assert bind_nodes(spec, "/nodes", everything=True) == devices
+    assert spec["linux"]["devices"] == []
+    assert [(mount["destination"], mount["source"]) for mount in spec["mounts"][1:]] == [
+        (device["path"], f"/nodes/{number}") for number, device in enumerate(devices)
+    ]
+
+
+def test_owners_are_mapped_and_the_directory_can_be_passed(tmp_path: Path) -> None:
+    directory = str(tmp_path / "nodes" / "c1")
+    ids = Ids([(0, 1000, 10)], [(0, 2000, 10)], mapped=True)
+    make_nodes([{"path": "/a", **NULL, "uid": 3, "gid": 4}, {"path": "/p", "type": "p", "uid": 10}], directory, ids)
+    found = [os.stat(f"{directory}/{number}") for number in (0, 1)]
+    assert [(status.st_uid, status.st_gid) for status in found] == [(1003, 2004), (2**32 - 2, 2000)]
+    assert stat.S_ISFIFO(found[1].st_mode)
+    assert stat.S_IMODE(os.stat(directory).st_mode) == 0o711
+
+
+def test_node_to_be_bound_later_is_the_latest(tmp_path: Path) -> None:
+    directory = str(tmp_path / "nodes" / "c1")
+    for mode, uid in ((0o600, 0), (0o640, 5)):
+        path = keep_node(directory, (1, 3), mode=mode, uid=uid, gid=6)
+    status = os.stat(path)
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 5, 6)
+    assert status.st_rdev == os.makedev(1, 3)
+    remove_nodes(directory)
+    assert not os.path.exists(directory)
 
 
 def test_nodes_are_made_with_the_modes_and_owners_of_the_specification(tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def test_virtiofsd_in_c_keeps_the_limit_of_open_files(tmp_path: Path) -> None:
     program = write_program(f"{tmp_path}/virtiofsd", "echo '-o OPTION'")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert virtiofsd.arguments(program) == [
-        program, "--fd={fd}", "-o", "source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto", "-o", "xattr",
-        "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
+        program, "--fd={fd}", "-o", "source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
+        "-o", "announce_submounts", "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ SHAPE = VmShape(
 HEAD = """
 /qemu -nodefaults -no-user-config -display none -no-reboot -nic none -name hawse
 -machine q35,kernel-irqchip=split,memory-backend=ram,dump-guest-core=off,mem-merge=off
--accel tcg -cpu max -m 512M -smp 2
+-accel tcg,tb-size=96 -cpu max -m 512M -smp 2
 -object memory-backend-file,id=ram,size=512M,mem-path=/m,share=on
 -chardev socket,id=console,fd=5 -serial chardev:console
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
@@ -86,8 +86,12 @@ def test_a_machine_without_a_share_has_no_device_for_it() -> None:
 @pytest.mark.parametrize(
     ("change", "old", "new"),
     [
-        ({"accel": "kvm"}, "-accel tcg -cpu max", "-accel kvm -cpu host"),
+        ({"accel": "kvm"}, "-accel tcg,tb-size=96 -cpu max", "-accel kvm -cpu host"),
         ({"one_thread": True}, "-accel tcg", "-accel tcg,thread=single"),
+        (
+            {"cpus": 64},
+            "-accel tcg,tb-size=96 -cpu max -m 512M -smp 2", "-accel tcg,tb-size=512 -cpu max -m 512M -smp 64",
+        ),
         ({"memory_mib": 2048}, "512M", "2048M"),
         ({"cpus": 3}, "-smp 2", "-smp 3"),
         ({"machine_properties": frozenset({"usb", "other"})}, "mem-merge=off ", "mem-merge=off,usb=off "),
@@ -110,9 +114,11 @@ def test_devices_that_are_plugged_cold_come_last() -> None:
         *plug_emulated(FIRST, "nvme", network=False, owner="c1"),
         *plug_host(SECOND, "0000:3b:00.1", rom=True, token="t"),
     ]
-    argv = render(replace(SHAPE, cold=cold), ENDS)
+    argv = render(replace(SHAPE, cold=cold), replace(ENDS, disks=[77]))
+    number = cold[0][1]["fdset-id"]
     assert argv == render(SHAPE, ENDS) + words(
-        "-blockdev null-co,node-name=disk-vfio-5-0,size=67108864,read-zeroes=on",
+        f"-add-fd fd=77,set={number}",
+        f"-blockdev file,node-name=disk-vfio-5-0,filename=/dev/fdset/{number},locking=off,discard=unmap",
         "-device nvme,id=vfio-5-0,bus=port0,addr=0.0,drive=disk-vfio-5-0,serial=vfio-5-0",
         "-device vfio-pci,host=0000:3b:00.1,id=vfio-5-1,bus=bridge0,addr=2.0,rombar=1,vf-token=t",
     )

@@ -113,6 +113,8 @@ def test_what_is_no_terminal_stays_as_it_is() -> None:
 class Passive:
     """A proxy that waits for a signal to be passed on to it."""
 
+    relay = None
+
     def __init__(self) -> None:
         self.got: list[int] = []
         self._done = threading.Event()

@@ -18,6 +18,7 @@ from hawse.link.frames import DATA, EOF, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.container import Container
 from hawse.sandbox.processes import KILLED, LOST
@@ -218,7 +219,7 @@ def test_proxy_is_placed_in_its_cgroup(tmp_path: Path, path: str) -> None:
             assert await joined.create({}) == warning
             await joined.start()
             other = await made.announce("c2/k")
-            await joined.execute("k", {"args": ["x"]})
+            await joined.execute("k", {"args": ["x"]}, Inherited())
             made.guest.tell("exit", process=2, code=0)
             await joined.stopped.wait()
             joined.end()

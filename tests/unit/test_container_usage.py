@@ -29,7 +29,14 @@ class Link(FakeLink):
 class Container:
     """A container's usage; its cgroup on the host is a directory of plain files."""
 
-    def __init__(self, directory: Path, status: str = "running", spec: Any = None, **answers: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        status: str = "running",
+        spec: Any = None,
+        limits: HostLimits | None = None,
+        **answers: Any,
+    ) -> None:
         self.link = Link({"update": None} | answers)
         self.state: dict[str, Any] = {"status": status}
         self.written: list[dict[str, Any]] = []
@@ -41,7 +48,9 @@ class Container:
         processes = Processes(seconds=60)
         processes.begin(cast(Any, self.link))
         spec = {"linux": {"resources": RESOURCES}} if spec is None else spec
-        made = msgspec.structs.replace(plan(), spec=spec, cgroup=CgroupPlan(path="/c1", limits=HostLimits(cpus="0-1")))
+        made = msgspec.structs.replace(
+            plan(), spec=spec, cgroup=CgroupPlan(path="/c1", limits=limits or HostLimits(cpus="0-1"))
+        )
         cgroup = HostCgroup(made.cgroup, str(directory))
         self.usage = Usage(made, processes, cgroup, self.state, lambda: self.written.append(dict(self.state)))
 
@@ -77,16 +86,19 @@ def test_listing_and_statistics_are_converted(tmp_path: Path, status: str) -> No
 
 
 def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
-    """Limits that were given before are sent again. The host's CPUs are never sent to the guest."""
+    """Only what changes is sent, and nothing that is asked for again. The host's CPUs are never sent to the guest."""
 
     async def story() -> None:
         made = Container(tmp_path)
-        assert await made.usage.answer("update", {"resources": {"memory": {"limit": 128}}}) == []
-        assert await made.usage.answer("update", {"resources": {"pids": {"limit": 5}}}) == []
+        assert await made.usage.update({"memory": {"limit": 128}}) == []
+        for again in ({"pids": {"limit": 5}}, {"pids": {"limit": 5}, "memory": {"limit": 128}}, {}):
+            assert await made.usage.update(again) == []
         first, second = (params["resources"] for _, params in made.link.calls)
-        assert first == {"memory": {"limit": 128}, "cpu": {"shares": 512}}
-        assert second == first | {"pids": {"limit": 5}}
+        assert first == {"memory": {"limit": 128}}
+        assert second == {"pids": {"limit": 5}}
         assert made.files() == {}
+        cpu = {"shares": 512, "cpus": "0-1"}
+        assert made.written[-1]["limits"] == {"memory": {"limit": 128}, "cpu": cpu, "pids": {"limit": 5}}
 
     virtual_time.run(story())
 
@@ -94,16 +106,16 @@ def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
 def test_update_of_host_limits(tmp_path: Path) -> None:
     async def story() -> None:
         made = Container(tmp_path)
-        assert await made.usage.answer("update", {"resources": {"cpu": {"cpus": "2", "shares": 1024}}}) == []
+        assert await made.usage.update({"cpu": {"cpus": "2", "shares": 1024}}) == []
         assert made.files() == {"cpuset.cpus": "2", "cpu.weight": "39"}
         assert made.link.calls[-1][1]["resources"]["cpu"] == {"shares": 1024}
         (tmp_path / "cgroup" / "cpuset.cpus").unlink()
         with pytest.raises(HostError, match="'3' is not set"):
-            await made.usage.answer("update", {"resources": {"cpu": {"cpus": "3"}}})
+            await made.usage.update({"cpu": {"cpus": "3"}})
         assert len(made.link.calls) == 1, "the guest is not asked for the rest"
         (tmp_path / "cgroup" / "cpu.weight").unlink()
         with pytest.raises(HostError, match="'2' is not set"):
-            await made.usage.answer("update", {"resources": {"cpu": {"shares": 2}}})
+            await made.usage.update({"cpu": {"shares": 2}})
 
     virtual_time.run(story())
 
@@ -112,11 +124,14 @@ def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
     async def story() -> None:
         made = Container(tmp_path, update=[VmError("agent: no"), None])
         with pytest.raises(ConfigError):
-            await made.usage.answer("update", {"resources": []})
+            await made.usage.update([])
         with pytest.raises(VmError, match="agent: no"):
-            await made.usage.answer("update", {"resources": {"memory": {"limit": 128}}})
-        await made.usage.answer("update", {"resources": {}})
-        assert made.link.calls[-1][1]["resources"]["memory"] == {"limit": 64}
+            await made.usage.update({"memory": {"limit": 128}})
+        kept: Any = made.written[-1]["limits"]
+        assert kept is None, "`hawse update` asks the monitor"
+        await made.usage.update({})
+        assert made.link.calls[-1][1]["resources"] == {"memory": {"limit": 64}, "cpu": {"shares": 512}}
+        assert made.state["limits"]["memory"] == {"limit": 64}
 
     virtual_time.run(story())
 
@@ -127,9 +142,9 @@ def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, 
 
     async def story() -> None:
         made = Container(tmp_path, spec=spec)
-        await made.usage.answer("update", {"resources": {"cpu": {"cpus": "0-1"}}})
+        await made.usage.update({"cpu": {"cpus": "0-1"}})
         assert made.files() == {}
-        assert made.link.calls == [("update", {"container": "c1", "resources": {}})]
+        assert made.link.calls == []
 
     virtual_time.run(story())
 

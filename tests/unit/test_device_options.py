@@ -18,7 +18,7 @@ TOKEN = "2ab74924-c335-45f4-9b16-8569e5b08258"
     [
         (Devices(), {}, DeviceOptions()),
         (Devices(keep_addresses=False, rom=True), {}, DeviceOptions(keep_addresses=False, rom=True)),
-        (Devices(keep_addresses=False), {"hawse.keep-addresses": "true"}, DeviceOptions()),
+        (Devices(keep_addresses=False), {"hawse.keep-addresses": "true"}, DeviceOptions(addresses_asked=True)),
         (Devices(), {"hawse.vf-token": TOKEN.upper()}, DeviceOptions(vf_token=TOKEN)),
         (Devices(plug="cold"), {}, DeviceOptions(cold=True)),
         (Devices(managed=True), {"hawse.managed": "false"}, DeviceOptions()),

@@ -20,29 +20,49 @@ from typing import Any
 
 import pytest
 
+from hawse.agent import syscalls
 from hawse.agent.devices import Node as GuestNode
 from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
+from hawse.agent.modules import Modules
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
+from hawse.container.ancestors import Allowed, Limit
+from hawse.container.ancestors import check as check_allowance
 from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
-from hawse.container.devices import check_tokens, find_groups, plug_steps, shape
+from hawse.container.devices import check_tokens, find_groups, plug_steps, shape, unused_token
+from hawse.container.hugepages import Wanted, decide
+from hawse.container.modules import check_loaded
+from hawse.container.nodes import disk_host
+from hawse.container.notified import unheard
+from hawse.container.notify import problem, report_ready
 from hawse.container.options import DeviceOptions, device_options
+from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
 from hawse.jail import users
+from hawse.linux import mounts, oom_score
+from hawse.linux.processes import open_process
+from hawse.nodes import decide as nodes
+from hawse.nodes.decide import Wish
+from hawse.nodes.numbers import strangers
+from hawse.oci import addresses, cpusets
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
 from hawse.oci.load import load_bundle
+from hawse.oci.notify import Notify
+from hawse.oci.pods import CONTAINER
 from hawse.oci.template import example
-from hawse.oci.types import Device
+from hawse.oci.types import Device, DeviceRule
 from hawse.sandbox import devices, selinux
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.complaints import Complaints
-from hawse.sandbox.plan import Share
+from hawse.sandbox.control import ControlCgroup
+from hawse.sandbox.disks import Disks
+from hawse.sandbox.plan import DiskPlan, Share
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_sources
 from hawse.vfio import dma, memlock, obstacles, resets, widths
@@ -51,11 +71,14 @@ from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.obstacles import Accepted, check_token
-from hawse.vm import image, packages
+from hawse.vm import image, packages, virtiofsd
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
+from hawse.vm.image_modules import add_autoload
+from hawse.vm.needs import needs_of
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp
+from hawse.vm.size import Limits
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
@@ -354,14 +377,70 @@ def without_room(_host: FakeSysfs) -> Any:
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
-    """A container that joins a pod whose machine has 1 GiB and no label."""
-    return lambda _host: Room(spares=[], memory_mib=1024).warnings(memory=memory, label=label, host_mib=65536)[0]
+    """A container that joins a pod whose machine has 1 GiB, of it 256 MiB of huge pages of others, and no label."""
+    room = Room(spares=[], memory_mib=1024, hugepages_mib=256)
+    if memory:
+        return lambda _host: room.check_memory("linux.resources.memory.limit", memory, host_mib=65536)
+    return lambda _host: room.warnings(label=label)[0]
+
+
+def above(**limits: float) -> Act:
+    """The cgroup of a Kubernetes pod, with these limits."""
+    files = {"memory": "memory.max", "tasks": "pids.max", "cpus": "cpu.max"}
+    allowed = Allowed(**{
+        name: Limit(f"/sys/fs/cgroup/kubepods.slice/kubepods-pod5.slice/{files[name]}", value)
+        for name, value in limits.items()
+    })  # fmt: skip
+    needs = needs_of(1024, Limits(memory=512 * MIB), accel="tcg", cpus=2)
+    return lambda _host: check_allowance(allowed, needs)[0]
+
+
+def unsaid_pages(_host: FakeSysfs) -> Any:
+    wanted = Wanted(mounted=frozenset({2048}), kubelets=True)
+    return decide(wanted, role=CONTAINER, memory_mib=1024, host_mib=65536)
 
 
 def bound(source: str) -> Act:
     """A mount of the host's view of its devices; what is refused, or warned of."""
     act = bundle(mounts=[{"destination": "/host", "type": "bind", "source": source, "options": ["bind"]}])
     return lambda host: next(text for level, text in act(host).notes if level == "warning")
+
+
+def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str, ...] = ("*",)) -> Act:
+    """A node that is not VFIO's, allowed by a rule, on a host with sdb, an empty loop device, and some others."""
+
+    def act(host: FakeSysfs) -> Any:
+        for numbers, name, size in (("8:16", "sdb", 2048), ("7:0", "loop0", 0)):
+            host.write(f"sys/devices/virtual/block/{name}/size", f"{size}\n")
+            host.link(f"sys/dev/block/{numbers}", f"../../devices/virtual/block/{name}")
+        for numbers, where, driver in (
+            ("188:0", "usb1/ttyUSB0", "ftdi_sio"),
+            ("231:192", "0000:3b:00.0/infiniband_verbs/uverbs0", "mlx5_core"),
+        ):
+            host.write(f"sys/devices/{where}/dev", numbers)
+            host.link(f"sys/devices/{where}/driver", f"/drivers/{driver}")
+            host.link(f"sys/dev/char/{numbers}", f"../../devices/{where}")
+        made = disk_host(allow, host.root)
+        rules = [DeviceRule(allow=True, type=kind, major=major, minor=minor, access="rw")]
+        return nodes.decide([Wish(f"linux.devices: {path}", path, kind, major, minor)], rules, made)
+
+    return act
+
+
+def whole_dev(host: FakeSysfs) -> str:
+    paths = [("/dev/kvm", "c", 10, 232), ("/dev/sdb", "b", 8, 16), *((f"/dev/tty{n}", "c", 4, n) for n in range(64))]
+    wishes = [Wish(path, path, kind, major, minor) for path, kind, major, minor in paths]
+    decision = nodes.decide(wishes, [DeviceRule(allow=True, access="rwm")], disk_host(("*",), host.root), whole=True)
+    return leave_out({"linux": {"devices": []}}, decision.left_out)
+
+
+def unopened(_host: FakeSysfs) -> Any:
+    def no_medium(*_: int, **__: bool) -> int:
+        raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
+
+    found = Disks(Claims(plan_ports([]).ports), seconds=1, open_device=no_medium)
+    qmp, link = FakeQmp(), FakeLink({})
+    return asyncio.run(found.attach([DISK], owner="c1", qmp=qmp, link=link))  # type: ignore[arg-type]
 
 
 def refused_field(path: str) -> Act:
@@ -427,6 +506,37 @@ def kernel_view(host: FakeSysfs) -> None:
     open_sources([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
 
 
+def rules(*entries: dict[str, Any]) -> Act:
+    """A bundle with these rules for devices."""
+    return bundle(linux={"resources": {"devices": list(entries)}})
+
+
+MAPPED = {
+    key: [{"containerID": 0, "hostID": 100000, "size": 65536}] for key in ("uidMappings", "gidMappings")
+}  # fmt: skip
+
+
+def mapped(uids: list[tuple[int, int, int]]) -> Act:
+    """A share whose owners are to be mapped."""
+
+    def act(host: FakeSysfs) -> None:
+        source = f"{host.root}/data"
+        os.makedirs(source, exist_ok=True)
+        open_sources([Share(name="mount1", source=source, is_dir=True, readonly=False, uids=uids, gids=[(0, 1000, 1)])])
+
+    return act
+
+
+def unmappable(host: FakeSysfs) -> None:
+    """Linux can map the owners of no ramfs."""
+    os.mkdir(f"{host.root}/data")
+    mounts.mount("none", f"{host.root}/data", "ramfs", 0)
+    try:
+        mapped([(0, 1000, 1)])(host)
+    finally:
+        mounts.unmount(f"{host.root}/data")
+
+
 def open_cache(host: FakeSysfs) -> None:
     os.mkdir(f"{host.root}/cache")
     os.chmod(f"{host.root}/cache", 0o777)
@@ -449,12 +559,46 @@ def unconfined(_host: FakeSysfs) -> None:
     plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, warn=print)
 
 
+def with_tables(host: FakeSysfs) -> str:
+    """A kernel's directory with one module; its path."""
+    directory = f"{host.root}/usr/lib/modules/6.1.0-56-amd64"
+    os.makedirs(directory)
+    Path(f"{directory}/modules.dep").write_text("kernel/net/bridge/br_netfilter.ko: \n")
+    Path(f"{directory}/modules.builtin").write_text("")
+    return directory
+
+
+def not_in_kernel(host: FakeSysfs) -> None:
+    release = os.path.basename(with_tables(host))
+    add_autoload(host.root, f"{host.root}/out", release, [], ["br_netfilter", "zfs"])
+
+
+def not_loaded(host: FakeSysfs) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(syscalls, "load_module", refuse)
+        Modules(with_tables(host)).require(("br_netfilter",))
+
+
 def without_user_ids(host: FakeSysfs) -> None:
     """The kernel's answer is the test's own: other processes have the lock of every id."""
     first = 1879048192
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "lockf", in_use_elsewhere)
         users.take(first, first + 15, name="c1", path=f"{host.root}/users")
+
+
+def without_control(host: FakeSysfs) -> str:
+    """A file is where the cgroup would be."""
+    mount = Path(host.root, "sys/fs/cgroup")
+    (mount / "c1").mkdir(parents=True)
+    (mount / "hawse").write_text("")
+    Path(host.root, "mountinfo").write_text(f"30 23 0:26 / {mount} rw - cgroup2 cgroup2 rw\n")
+    control = ControlCgroup("/c1", host.root, mountinfo=f"{host.root}/mountinfo")
+    [text] = control.enter([open_process(os.getpid())])
+    return text
 
 
 def in_use_elsewhere(*_arguments: object) -> None:
@@ -472,6 +616,8 @@ def flooded(_host: FakeSysfs) -> None:
     asyncio.run(flood())
 
 
+DISK = DiskPlan(major=8, minor=16, name="sdb", writable=True)
+OTHER_RULE = {"allow": True, "type": "c", "major": 188, "access": "rw"}
 SITUATIONS: dict[str, Act] = {
     "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
     "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
@@ -518,6 +664,9 @@ SITUATIONS: dict[str, Act] = {
     "KVM is required and cannot be used": without_kvm,
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
+    "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
+    "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
+    "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
         65535, dma.entries(1024), dma.parameter()
@@ -569,7 +718,13 @@ SITUATIONS: dict[str, Act] = {
     "A kind of namespace is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
     "A kind of namespace is there twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
     "A time namespace is asked for": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
-    "A namespace is one of the host's": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/x"}]}),
+    "A namespace is one of the host's": bundle(
+        linux={"namespaces": [entry | ({"path": "/x"} if entry["type"] == "ipc" else {}) for entry in NAMESPACES]}
+    ),
+    "A user namespace has no mappings": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user"}]}),
+    "A user namespace of the host cannot be read": bundle(
+        linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/dev/null"}]}
+    ),
     "A name is asked for without a namespace for it": without("uts"),
     "Users are mapped without a namespace for it": bundle(
         linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
@@ -581,20 +736,81 @@ SITUATIONS: dict[str, Act] = {
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
     "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
     "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
+    "A character device of the host is asked for": other_node("c", 188, 0, "/dev/ttyUSB0"),
+    "A character device of the host's PCI function is asked for": other_node("c", 231, 192, "/dev/infiniband/uverbs0"),
+    "KVM is asked for": other_node("c", 10, 232, "/dev/kvm"),
+    "A privileged container's list of devices is all of the host's /dev (a warning)": whole_dev,
+    "A block device is asked for that does not exist": other_node("b", 8, 32, "/dev/sdc"),
+    "A block device has no content": other_node("b", 7, 0, "/dev/loop0"),
+    "An administrator does not allow the block device": other_node("b", 8, 16, "/dev/sdb", allow=("8086:*",)),
+    "A rule is about a number that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
+    "A variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
+        "process.env", ["PCIDEVICE_X=0000:3b:00.0,0000:3b:00.1"], {"0000:3b:00.0": "0000:02:00.0"}
+    )[0],
+    "An argument names a device by its address on the host (a warning)": lambda _host: addresses.in_arguments(
+        "process.args", ["0000:3b:00.0"], {"0000:3b:00.0": "0000:02:00.0"}
+    )[0],
+    "A virtual machine has no port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
+    "The host cannot open a block device": unopened,
+    "A kind of device in a rule is unknown": bundle(
+        linux={"resources": {"devices": [{"allow": True, "type": "p", "access": "r"}]}}
+    ),
+    "A rule has no access": bundle(linux={"resources": {"devices": [{"allow": True, "access": ""}]}}),
+    "A token is given that nothing needs (a warning)": lambda _host: unused_token([], DeviceOptions(vf_token="x"))[0],
     "A mount is of the host's view of its kernel (a warning)": bound("/sys/kernel"),
     "A mount's source is on a file system of the host's kernel": kernel_view,
     "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
     "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
     "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),
+    "A mount is to have a mapping without any": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "A mount that is to have a mapping is no bind": bundle(
+        mounts=[{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]
+    ),
+    "Something of the kernel's is to have a mapping": bundle(
+        mounts=[SHARED | MAPPED | {"source": "/sys", "options": ["rbind"]}]
+    ),
+    "The kernel takes no such mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
+    "The file system of a volume cannot be mapped": unmappable,
+    "A rule for devices has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
+    "A rule for devices is of another type": rules({"allow": True, "type": "u", "access": "rw"}),
+    "A rule for devices has no such number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),
+    "A rule for devices takes a part of a wildcard away": rules(
+        {"allow": True, "type": "c", "major": 511, "access": "rw"},
+        {"allow": False, "type": "c", "major": 511, "minor": 5, "access": "w"},
+    ),
+    "A rule for devices denies what every container has": rules(
+        {"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "access": "rw"}
+    ),
+    "A node is neither a device of the host nor an emulated group": lambda host: find_request(
+        [Device(path="/dev/vfio-mine/7", type="c", major=511, minor=7)], emulated={5: EmulatedGroup(5, ("edu",))},
+        root=host.root,
+    ),
+    "A container of a pod may have more memory than its machine": in_room(memory=2048 * MIB),
+    "A cgroup of the host allows less memory than the machine needs": above(memory=64 * MIB),
+    "A cgroup of the host allows less memory than the containers may use (a warning)": above(memory=700 * MIB),
+    "A cgroup of the host allows fewer processes than a sandbox needs": above(tasks=10),
+    "A cgroup of the host allows little CPU time (a warning)": above(cpus=0.05),
+    "CPUs are named by what is no list": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
+    "CPUs are named that the host does not have": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
+    "A kubelet's container mounts huge pages, and nothing says how many": unsaid_pages,
     "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
     "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
     "A descriptor to be preserved is not open": preserving(2, PIPE),
     "It is no stream of bytes": preserving(1, LISTENER),
     "It reads what stdin reads": preserving(1, replace(PIPE, number=0), PIPE),
     "There are more of them than are handed on": preserving(100),
+    "A module of `image.extra_modules` is not in the kernel package": not_in_kernel,
+    "A module of `vm.load_modules` is not beside the image": lambda host: check_loaded(["zfs"], with_tables(host)),
+    "The guest cannot load a module of `vm.load_modules`": not_loaded,
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
     "A package is not the one in apt's lists": other_package,
+    "A container is created, and the caller's service manager cannot be reached (a warning)": lambda _host: unheard(
+        "/run/none/notify", problem(Notify(host="/run/none/notify", caller=True))
+    ),
+    "A container is ready, and the caller's service manager cannot be reached": lambda _host: report_ready(
+        "/run/none/notify", "READY=1", pid=1
+    ),
     **FIELD_SITUATIONS,
 }  # fmt: skip
 

@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Share, Origin, Share, Origin, str | None]] = {
     "not recursive, with mounts below": (share(), WITH_MOUNTS, share(recursive=False), WITH_MOUNTS, None),
     "recursive, of one that is not": (share(recursive=False), WITH_MOUNTS, share(), WITH_MOUNTS, None),
     "recursively read-only": (share(), WITH_MOUNTS, share(readonly=True, readonly_below=True), WITH_MOUNTS, None),
+    "owners that are mapped": (share(), PLAIN, share(uids=[(0, 100000, 65536)]), PLAIN, None),
     "another propagation": (share(private=True), PLAIN, share(), PLAIN, None),
 }
 

@@ -112,6 +112,11 @@ def event(name: str, **params: Any) -> bytes:
         (event("oom", container="c1", kills=2**63), "link: oom without a container or a count"),
         (event("oom", container="c1", kills=True), "link: oom without a container or a count"),
         (event("oom", container=1, kills=1), "link: oom without a container or a count"),
+        (event("notify", container="c1"), "link: notify without a container or a text"),
+        (event("notify", text="READY=1"), "link: notify without a container or a text"),
+        (event("notify", container=1, text="READY=1"), "link: notify without a container or a text"),
+        (event("notify", container="c1", text=["READY=1"]), "link: notify without a container or a text"),
+        (event("notify", container="c1", text="x" * 4097), "link: notify without a container or a text"),
         (event("news"), "link: unknown event news"),
         (event("\x1b[2J\n\ud800"), "link: unknown event ?[2J??"),
         (control.encode_call(1, "create", {}), "link: the guest sent a frame of type 1"),
@@ -185,17 +190,21 @@ def test_events_reach_who_asked_for_them() -> None:
     async def story(ends: Ends) -> None:
         for process in (1, 2, 3):
             ends.link.route(process, Taker())
+        notices: list[tuple[str, str]] = []
+        ends.link.on_notify = lambda container, text: notices.append((container, text))
         ends.link.forget(2)  # its container was deleted
         ends.send(
             event("hello", protocol=1, more="x"), event("exit", process=1, code=0), event("exit", process=2, code=1),
             event("exit", process=3, code=255), event("oom", container="c1", kills=1),
             event("oom", container="c2", kills=2**63 - 1), event("query", number=1),
+            event("notify", container="c1", text="x" * 4096),
         )  # fmt: skip
         await ends.passed()
         assert ends.link.hello.result() is None, "nothing of it is kept"
         assert ends.exits == [(1, 0), (3, 255)]
         assert ends.kills == [("c1", 1), ("c2", 2**63 - 1)]
         assert ends.queries == [{"number": 1}]
+        assert notices == [("c1", "x" * 4096)]
 
     run(story)
 

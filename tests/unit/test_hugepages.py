@@ -16,7 +16,7 @@ from hawse.errors import ConfigError, HostError, VmError
 from hawse.oci.guest import plan_guest
 from hawse.oci.hugepages import Hugetlbfs, counts_of, hugetlbfs, is_hugetlbfs, mounted_kib, page_kib
 from hawse.oci.load import load_bundle
-from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
+from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, is_kubelets
 from hawse.oci.template import example
 from hawse.vm.hugepages import KIB, check, count, round_up, size_name
 from tests.support.bundles import write
@@ -166,12 +166,50 @@ BOTH = frozenset({2048, GIB_KIB})
         (CONTAINER, Wanted(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
         (SANDBOX, Wanted(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),
         (SANDBOX, Wanted({2048: 3}, said={2048: 9}), 5, ((2048, 3),)),
+        # A kubelet's pod says it; where its engine has dropped that, the annotation and the configuration are left.
+        (CONTAINER, Wanted({2048: 3}, frozenset({2048}), kubelets=True), 5, ((2048, 3),)),
+        (CONTAINER, Wanted({2048: 0}, frozenset({2048}), kubelets=True), 5, ()),
+        (CONTAINER, Wanted(mounted=frozenset({2048}), said={2048: 9}, kubelets=True), 5, ((2048, 9),)),
+        (CONTAINER, Wanted(mounted=frozenset({2048}), configured={2048: 8}, kubelets=True), 5, ((2048, 8),)),
+        (CONTAINER, Wanted(mounted=frozenset({2048})), 5, ((2048, 5),)),
+        (SANDBOX, Wanted(mounted=frozenset({2048}), kubelets=True), 5, ()),
     ],
 )
 def test_how_many_pages_a_guest_reserves(
     role: str, said: Wanted, free: int, pages: tuple[tuple[int, int], ...]
 ) -> None:
     assert decide(said, role=role, memory_mib=1024, host_mib=16 * 1024, free=lambda _: free) == pages
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Wanted(mounted=frozenset({2048}), kubelets=True),
+        Wanted({GIB_KIB: 1}, BOTH, kubelets=True),
+        Wanted({2048: 2**52}, frozenset({2048}), kubelets=True),
+        Wanted(mounted=frozenset({2048}), said={GIB_KIB: 1}, kubelets=True),
+    ],
+)
+def test_a_number_of_pages_that_an_engine_has_dropped_is_not_guessed(said: Wanted) -> None:
+    """containerd and CRI-O drop the limits on a node without the controller hugetlb."""
+    words = r"^mounts: there are huge pages of 2MB, .* \[.*annotate the pod with hawse.hugepages: \"2MB:COUNT\""
+    with pytest.raises(ConfigError) as caught:
+        decide(said, role=CONTAINER, memory_mib=1024, host_mib=16 * 1024)
+    assert re.search(words, caught.value.sentence())
+
+
+@pytest.mark.parametrize(
+    ("annotations", "kubelets"),
+    [
+        ({"io.kubernetes.cri.container-type": "container"}, True),
+        ({"io.kubernetes.cri-o.ContainerType": "container"}, True),
+        ({"io.kubernetes.cri-o.ContainerType": "container", "io.container.manager": "libpod"}, False),
+        ({"io.kubernetes.cri-o.SandboxID": "1", "io.container.manager": "libpod"}, False),
+        ({}, False),
+    ],
+)
+def test_pods_of_podman_are_none_of_a_kubelet(annotations: dict[str, str], kubelets: bool) -> None:
+    assert is_kubelets(annotations) is kubelets
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
-"""The image's file tree: programs with their libraries, Python as byte code, kernel modules with their dependencies."""
+"""The image's file tree: programs with their libraries, Python as byte code."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,26 +12,11 @@ import pytest
 from hawse.errors import ImageError
 from hawse.vm import packages
 from hawse.vm.image import guest_sources
-from hawse.vm.image_tree import add_drivers, add_kernel_modules, add_programs, add_python, chroot
-from tests.support.guest_files import depmod, lay_out, runtime, shell
+from hawse.vm.image_modules import add_kernel_modules
+from hawse.vm.image_tree import add_programs, add_python, chroot
+from tests.support.guest_files import lay_out, runtime
 
-PACKED: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.compress, ".gz": gzip.compress}
 RELEASE = "6.1.0-test"
-DEPENDENCIES = """\
-kernel/drivers/net/virtio_net.ko: kernel/drivers/net/net_failover.ko.xz kernel/net/core/failover.ko.gz
-kernel/drivers/net/net_failover.ko.xz: kernel/net/core/failover.ko.gz
-kernel/net/core/failover.ko.gz:
-kernel/drivers/net/e1000-e.ko.zst:
-kernel/drivers/net/igb.ko: kernel/drivers/dca/dca.ko
-kernel/drivers/dca/dca.ko:
-kernel/drivers/sound.ko:
-"""
-ALIASES = """\
-alias pci:v00008086d000010D3sv*sd*bc*sc*i* e1000_e
-alias pci:v00008086d0000*sv*sd*bc*sc*i* igb
-alias usb:v1d2 igb
-alias pci:v00001AF4d00001000sv*sd*bc*sc*i* virtio_net
-"""
 
 
 @pytest.fixture
@@ -43,24 +25,6 @@ def trees(tmp_path: Path) -> tuple[str, str]:
     for name in ("full", "tree"):
         packages.unpack((), f"{tmp_path}/{name}")
     return f"{tmp_path}/full", f"{tmp_path}/tree"
-
-
-@pytest.fixture
-def kernel(tmp_path: Path, trees: tuple[str, str]) -> str:
-    """A kernel's modules, and a depmod for them in the tree of the packages."""
-    lay_out(trees[0], shell())
-    Path(trees[0], "usr/sbin/depmod").write_bytes(depmod(DEPENDENCIES, ALIASES))
-    os.chmod(f"{trees[0]}/usr/sbin/depmod", 0o755)
-    modules = tmp_path / "modules"
-    for line in DEPENDENCIES.splitlines():
-        path = modules / line.partition(":")[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = path.name.partition(".")[0].encode()
-        path.write_bytes(PACKED.get(path.suffix, bytes)(name))
-    (modules / "modules.builtin").write_text("kernel/drivers/char/virtio-console.ko\n")
-    (modules / "modules.order").write_text("")
-    (modules / "source").write_text("not copied")
-    return str(modules)
 
 
 def files_of(directory: str) -> dict[str, bytes]:
@@ -180,51 +144,3 @@ def test_the_agent_is_byte_code_that_the_trees_python_imports(trees: tuple[str, 
     assert chroot(tree, "/usr/bin/python3", "-IS", "-c", text) == "/usr/lib/hawse/hawse/agent/__main__.py\n"
     [library] = {name.rpartition("/os.pyc")[0] for name in names if name.endswith("/os.pyc")}
     assert os.path.isdir(f"{tree}/{library}/lib-dynload")
-
-
-def test_modules_come_with_all_that_they_depend_on(trees: tuple[str, str], kernel: str) -> None:
-    full, tree = trees
-    add_kernel_modules(full, tree, kernel, RELEASE, ["virtio_net", "virtio_console", "e1000_e"])
-    expected = {
-        "kernel/drivers/net/virtio_net.ko": b"virtio_net",
-        "kernel/drivers/net/net_failover.ko": b"net_failover",
-        "kernel/net/core/failover.ko": b"failover",
-        "kernel/drivers/net/e1000-e.ko.zst": b"e1000-e",
-    }
-    found = files_of(f"{tree}/usr/lib/modules/{RELEASE}")
-    assert found.pop("modules.dep").decode().splitlines() == [
-        "kernel/drivers/net/e1000-e.ko.zst: ",
-        "kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko",
-        "kernel/drivers/net/virtio_net.ko: kernel/drivers/net/net_failover.ko kernel/net/core/failover.ko",
-        "kernel/net/core/failover.ko: ",
-    ]
-    assert found == expected
-
-
-def test_depmod_has_the_kernels_tables(trees: tuple[str, str], kernel: str) -> None:
-    """Of those only modules.builtin.modinfo may be missing, on kernels before 5.2."""
-    add_kernel_modules(*trees, kernel, RELEASE, [])
-    work = f"{trees[0]}/usr/lib/modules/{RELEASE}"
-    assert {"modules.order", "modules.builtin", "kernel", "modules.dep", "modules.alias"} == set(os.listdir(work))
-
-
-def test_a_module_that_the_kernel_lacks_is_named(trees: tuple[str, str], kernel: str) -> None:
-    with pytest.raises(ImageError, match=rf"the kernel in \S+/{RELEASE} has no module virtiofs") as caught:
-        add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net", "virtiofs"])
-    assert caught.value.hint == "build it as a module or into the kernel"
-
-
-def test_drivers_come_with_dependencies_and_pci_aliases(trees: tuple[str, str], kernel: str, tmp_path: Path) -> None:
-    add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net"])
-    add_drivers(trees[0], f"{tmp_path}/drivers", RELEASE, ["igb", "ixgbe", "net_failover"])
-    assert files_of(f"{tmp_path}/drivers") == {
-        "kernel/drivers/net/igb.ko": b"igb",
-        "kernel/drivers/dca/dca.ko": b"dca",
-        "kernel/drivers/net/net_failover.ko": b"net_failover",
-        "kernel/net/core/failover.ko": b"failover",
-        "modules.dep": (
-            b"kernel/drivers/net/igb.ko: kernel/drivers/dca/dca.ko\n"
-            b"kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko\n"
-        ),
-        "modules.alias": b"alias pci:v00008086d0000*sv*sd*bc*sc*i* igb\n",
-    }

@@ -180,6 +180,43 @@ class TestUpdate:
         assert monitor.calls == [("update", {"resources": {"pids": {"limit": 5}}, "container": "c1"})]
         assert (done.code, done.errors) == (0, "hawse: warning: slow\nhawse: warning: late\n")
 
+    @pytest.mark.parametrize(
+        ("status", "limits", "asked"),
+        [
+            (RUNNING, {"pids": {"limit": 5}}, False),
+            (CREATED, {"pids": {"limit": 5}}, False),
+            (PAUSED, {"pids": {"limit": 5}}, False),
+            (RUNNING, {"pids": {"limit": 6}}, True),
+            (RUNNING, None, True),
+            (STOPPED, {"pids": {"limit": 5}}, True),
+        ],
+    )
+    def test_limits_that_the_container_has_are_not_asked_for(
+        self, hawse: Command, status: str, limits: dict[str, Any] | None, asked: bool
+    ) -> None:
+        """A kubelet sends them every ten seconds. Of a container that has ended the monitor says so."""
+        with FakeMonitor(hawse.store("c1"), status=status) as monitor:
+            store = Store(hawse.store("c1").root, "c1")
+            store.write(store.read() | {"status": status, "limits": limits})
+            done = hawse("update", "--pids-limit", "5", "c1")
+        assert (done.code, done.output, done.errors) == (0, "", "")
+        assert monitor.methods == (["update"] if asked else [])
+
+    @pytest.mark.parametrize(
+        ("words", "error"),
+        [
+            (["--cpu-quota", "x", "c1"], "update: --cpu-quota 'x' is no number"),
+            (["--memory", "many", "c1"], "update: 'many' is no size [write it as 512m]"),
+            (["--memory"], "--memory needs a value"),
+            (["--weight", "1", "c1"], "unknown option '--weight'"),
+            ([], "update takes ID, not 0 words"),
+        ],
+    )
+    def test_wrong_option_is_named(self, hawse: Command, words: list[str], error: str) -> None:
+        done = hawse("update", *words)
+        assert done.code == 1
+        assert error in done.errors
+
     def test_standard_input_is_read(self, tmp_path: Path) -> None:
         hawse = Runtime(str(tmp_path))
         with FakeMonitor(Store(hawse.root, "c1")) as monitor:

@@ -65,6 +65,25 @@ def test_a_nul_byte_in_a_path_is_refused(tmp_path: Path) -> None:
         bundle_with(tmp_path, spec)
 
 
+@pytest.mark.parametrize(
+    ("path", "clean"),
+    [
+        ("/dev/vfio/5", "/dev/vfio/5"),
+        ("/dev//vfio/./5", "/dev/vfio/5"),
+        ("/dev/x/../vfio/5/", "/dev/vfio/5"),
+        ("//dev/vfio/5", "/dev/vfio/5"),
+        ("/../dev/vfio/5", "/dev/vfio/5"),
+    ],
+)
+def test_paths_of_devices_are_clean(tmp_path: Path, path: str, clean: str) -> None:
+    spec = example()
+    spec["linux"]["devices"] = [{"path": path, "type": "c", "major": 511, "minor": 5}]
+    bundle = bundle_with(tmp_path, spec)
+    assert bundle.spec.linux is not None
+    assert bundle.spec.linux.devices is not None
+    assert (bundle.spec.linux.devices[0].path, bundle.raw["linux"]["devices"][0]["path"]) == (clean, clean)
+
+
 def test_a_file_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b" " * (5 * 1024 * 1024))
     with pytest.raises(ConfigError, match="larger than 4 MiB"):

@@ -14,6 +14,7 @@ from hawse.errors import ConfigError, DeviceError, HostError
 from hawse.oci.template import example
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB
+from hawse.vm.size import host_size
 from tests.support.bundles import add_devices
 from tests.support.netns import Namespace
 from tests.support.ready import DEVICES, EMULATED, Change, Planner, annotated, limited, make_qemu
@@ -34,8 +35,11 @@ def test_plain_container(host: Planner) -> None:
     assert (made.annotations, made.plugs, made.nodes, made.binds, made.native) == ({}, [], [], [], {})
     assert (made.pod, made.timeline, made.owner, made.network) == (False, "/t.json", "root", "")
     assert made.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
-    assert [share.name for share in made.shares] == ["rootfs"]
+    assert [share.name for share in made.shares] == ["rootfs", "modules"]
+    modules = made.shares[1]
+    assert (modules.source, modules.readonly) == (f"{host.cache}/images/d1/modules", True)
     machine = made.machine
+    assert (machine.modules, machine.load_modules) == ("c1/modules", [])
     assert (machine.memory_mib, machine.cpus, machine.page_kib, machine.accel) == (1024, 2, 0, "tcg")
     assert machine.kernel == f"{host.cache}/images/d1/vmlinux"
     assert machine.machine_properties == ["hpet", "usb"]
@@ -96,6 +100,47 @@ class TestSize:
 
         host.write(change)
         assert host.sandbox(host.config(vm="cpus = 1")).machine.cpus == min(cpus, os.cpu_count() or 1)
+
+    def test_limit_that_this_host_has_no_memory_for_is_warned_of(self, host: Planner) -> None:
+        """One that is all of the host's memory, or more, is none."""
+        mib = host_size()["host_mib"]
+        for limit, warned in ((mib - 1, True), (mib, False), (512, False)):
+            host.write(limited(memory={"limit": limit * MIB}))
+            host.sandbox()
+            assert any("limit: " in text and "no more memory" in text for text in host.said.warnings) is warned
+
+    @pytest.mark.parametrize(
+        ("vm", "words"),
+        [
+            ("overhead_mib = 175", "vm.overhead_mib is 175, and QEMU and the programs beside it may need 176 MiB"),
+            ("overhead_mib = 176", ""),
+            ("overhead_mib = 0", ""),
+        ],
+    )
+    def test_overhead_that_is_too_small_is_refused(self, host: Planner, vm: str, words: str) -> None:
+        if not words:
+            host.sandbox(host.config(vm=vm))
+            return
+        with pytest.raises(ConfigError, match=words):
+            host.sandbox(host.config(vm=vm))
+
+    def test_memory_beyond_the_hosts_is_warned_of(self, host: Planner) -> None:
+        host.sandbox(host.config(vm="memory_mib = 4194304"))
+        assert any(text.startswith("vm.memory_mib: ") for text in host.said.warnings)
+
+    @pytest.mark.parametrize(
+        ("cpu", "vm", "cpus"),
+        [
+            ({"cpus": "0"}, "", 1),
+            ({"cpus": "0", "quota": 200_000}, "", 1),
+            ({"cpus": "all"}, "", min(os.cpu_count() or 1, 255)),
+            ({"cpus": "0"}, "cpus = 3", 3),
+            ({"cpus": ""}, "", 2),
+        ],
+    )
+    def test_cpus_are_those_of_the_list(self, host: Planner, cpu: dict[str, Any], vm: str, cpus: int) -> None:
+        host.write(limited(cpu=cpu))
+        assert host.sandbox(host.config(vm=vm)).machine.cpus == cpus
 
     def test_hugepages_of_the_annotation_are_beside_all_else(self, host: Planner) -> None:
         host.write(annotated({"hawse.hugepages": "2MB:512"}))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.errors import DeviceError
+from hawse.errors import ConfigError, DeviceError
 from hawse.sandbox.plan import SandboxPlan
 from hawse.sandbox.room import Room
 from hawse.vm.ports import MIB, Port
@@ -55,17 +55,36 @@ def test_cold_plugging_comes_too_late(host: Planner, devices: str, warned: bool)
     assert any("devices.plug is cold" in text for text in host.said.warnings) is warned
 
 
+@pytest.mark.parametrize("cpu", [{"cpus": "0"}, {"mems": "0"}, {"shares": 2}])
+def test_cpus_of_the_host_are_for_its_cgroup(host: Planner, cpu: dict[str, Any]) -> None:
+    """The sandbox's follows them when the container is created."""
+    host.write(limited(cpu=cpu))
+    made = host.container(Room(spares=[], memory_mib=1024))
+    assert (made.cgroup.limits.cpus, made.cgroup.limits.mems) == (cpu.get("cpus", ""), cpu.get("mems", ""))
+    assert "cpus" not in made.spec["linux"]["resources"]["cpu"]
+    assert host.said.warnings == []
+
+
 @pytest.mark.parametrize(
-    ("resources", "warned"),
-    [({}, False), ({"cpu": {"cpus": "0"}}, True), ({"cpu": {"mems": "0"}}, True), ({"cpu": {"shares": 2}}, False)],
+    ("cpu", "words"),
+    [
+        ({"cpus": "3-1"}, "config.json: linux.resources.cpu.cpus: '3-1' is no list of CPUs"),
+        ({"cpus": "0-4294967295"}, "linux.resources.cpu.cpus: '0-4294967295': this host does not have all of these"),
+        ({"mems": "0-"}, "linux.resources.cpu.mems: '0-' is no list of memory nodes"),
+        ({"mems": "4096"}, "linux.resources.cpu.mems: '4096': this host does not have all of these"),
+    ],
 )
-def test_cpus_of_the_host_are_the_sandboxes(host: Planner, resources: dict[str, Any], warned: bool) -> None:
-    host.write(limited(**resources))
-    host.container(Room(spares=[]))
-    assert any("linux.resources.cpu.cpus and mems" in text for text in host.said.warnings) is warned
+def test_lists_of_cpus_are_checked_before_anything_is_started(host: Planner, cpu: dict[str, Any], words: str) -> None:
+    host.write(limited(cpu=cpu))
+    with pytest.raises(ConfigError) as joined:
+        host.container(Room(spares=[], memory_mib=1024))
+    with pytest.raises(ConfigError) as first:
+        host.sandbox()
+    assert words in joined.value.message
+    assert words in first.value.message
 
 
 def test_limit_that_the_machine_is_too_small_for(host: Planner) -> None:
     host.write(limited(memory={"limit": 300 * MIB}))
-    host.container(Room(spares=[], memory_mib=256))
-    assert any("300 MiB are more than the virtual machine" in text for text in host.said.warnings)
+    with pytest.raises(ConfigError, match=r"^linux\.resources.memory.limit: 300 MiB are more than the virtual machine"):
+        host.container(Room(spares=[], memory_mib=256))

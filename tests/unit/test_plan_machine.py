@@ -31,6 +31,8 @@ class TestMachine:
         machine = host.sandbox(host.config(vm=f'share = "{share}"')).machine
         assert machine.share == expected
         assert machine.virtiofsd[:1] == ([host.virtiofsd] if expected == "virtiofs" else [])
+        fallback = [text for text in host.said.warnings if text.startswith("vm.share: files are shared by 9p")]
+        assert len(fallback) == (share == "auto" and expected == "9p")
 
     def test_virtiofs_that_is_configured_and_cannot_be(self, host: Planner) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if name != "vhost-user-fs-pci"])

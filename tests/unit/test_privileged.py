@@ -13,8 +13,9 @@ from hawse.config import Config
 from hawse.container import plan
 from hawse.container.devices import Group, check_host, shape
 from hawse.container.options import DeviceOptions
-from hawse.container.privileged import allows_all, choose, leave_out
+from hawse.container.privileged import choose, leave_out
 from hawse.errors import DeviceError
+from hawse.oci.device_rules import allows_all
 from hawse.oci.load import load_bundle
 from hawse.oci.template import example
 from hawse.oci.types import Device, DeviceRule
@@ -36,18 +37,19 @@ NONE = DeviceRule(allow=False, access="rwm")
         ([NONE, ALL], True),
         ([ALL, NONE], False),
         ([ALL, DeviceRule(allow=False, access="m")], False),
+        ([DeviceRule(allow=True, access="r")], True),
         ([DeviceRule(allow=True, type="", access="mrw")], True),
         ([DeviceRule(allow=True, major=-1, minor=-1, access="rwm")], True),
-        ([DeviceRule(allow=True, access="rw")], False),
         ([DeviceRule(allow=True, type="c", access="rwm")], False),
         ([DeviceRule(allow=True, type="c", major=511, access="rwm")], False),
-        ([DeviceRule(allow=True, major=10, access="rwm")], False),
+        ([DeviceRule(allow=True, major=10, access="rwm")], True),
         ([ALL, DeviceRule(allow=False, type="c", major=511, access="rwm")], True),
     ],
 )
 def test_a_container_is_privileged_where_the_last_rule_for_all_allows_all(
     rules: list[DeviceRule], expected: bool
 ) -> None:
+    """As runc has it: a rule of type a is for all devices, whatever its numbers and its access."""
     assert allows_all(rules) is expected
 
 

@@ -11,29 +11,72 @@ from tests.support.groups import EDU, NICS, plan
 
 MIB = 1024 * 1024
 MACHINE = Room(spares=[], memory_mib=1024)
+WITH_PAGES = Room(spares=[], memory_mib=1024, hugepages_mib=256)
 LABELLED = Room(spares=[], memory_mib=1024, label="a")
 
 
-@pytest.mark.parametrize(
-    ("room", "memory", "label", "fields"),
-    [
-        (MACHINE, 0, "", []),
-        (MACHINE, -1, "", []),
-        (MACHINE, 1024 * MIB, "", []),
-        (MACHINE, 1025 * MIB, "", ["linux.resources.memory.limit: 1025 MiB"]),
-        (MACHINE, 16 * 1024 * MIB - 1, "", ["linux.resources.memory.limit: 16383 MiB"]),
-        (MACHINE, 16 * 1024 * MIB, "", []),
-        (MACHINE, 2**63 - 4096, "", []),
-        (LABELLED, 0, "a", []),
-        (LABELLED, 0, "", []),
-        (LABELLED, 0, "b", ["process.selinuxLabel: b"]),
-        (LABELLED, 4096 * MIB, "b", ["linux.resources.memory.limit: 4096", "process.selinuxLabel: b"]),
-    ],
-)
-def test_what_a_machine_cannot_follow_any_more_is_named(room: Room, memory: int, label: str, fields: list[str]) -> None:
-    found = room.warnings(memory=memory, label=label, host_mib=16 * 1024)
+@pytest.mark.parametrize(("label", "fields"), [("a", []), ("", []), ("b", ["process.selinuxLabel: b"])])
+def test_what_a_machine_cannot_follow_any_more_is_named(label: str, fields: list[str]) -> None:
+    found = LABELLED.warnings(label=label)
     assert [text[: len(field)] for text, field in zip(found, fields, strict=True)] == fields
     assert all(" [" in text and text.endswith("]") for text in found), "no remedy"
+
+
+@pytest.mark.parametrize(
+    ("room", "limit", "huge"),
+    [
+        (MACHINE, 0, 0),
+        (MACHINE, -1, 0),
+        (MACHINE, 832 * MIB, 0),
+        (MACHINE, 576 * MIB, 256),
+        (WITH_PAGES, 576 * MIB, 0),
+        (MACHINE, 0, 5000),
+        # One that no host could give is none.
+        (MACHINE, 16 * 1024 * MIB, 0),
+        (MACHINE, 2**63 - 4096, 0),
+    ],
+)
+def test_a_limit_that_the_machine_can_give(room: Room, limit: int, huge: int) -> None:
+    assert room.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=16 * 1024) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "limit", "huge", "words"),
+    [
+        (MACHINE, 832 * MIB + 1, 0, "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024"),
+        (MACHINE, 16 * 1024 * MIB - 1, 0, "16384 MiB are more"),
+        (
+            MACHINE,
+            512 * MIB,
+            512,
+            "512 MiB are more than the virtual machine has for a container beside 512 MiB of huge",
+        ),
+        (WITH_PAGES, 577 * MIB, 0, "577 MiB are more than the virtual machine has for a container beside 256 MiB of"),
+        (WITH_PAGES, 512 * MIB, 256, "512 MiB are more than the virtual machine has for a container beside 512 MiB of"),
+        (
+            MACHINE,
+            MIB,
+            900,
+            "1 MiB are more than the virtual machine has for a container beside 900 MiB of huge pages: 0",
+        ),
+    ],
+)
+def test_a_limit_that_the_machine_cannot_give_is_refused(room: Room, limit: int, huge: int, words: str) -> None:
+    """The container would be killed below it."""
+    with pytest.raises(ConfigError) as caught:
+        room.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=16 * 1024)
+    assert caught.value.message.startswith(f"memory.limit: {words}")
+    assert "kubelet from 1.23 on" in caught.value.hint
+    assert ("hawse.hugepages" in caught.value.hint) is (huge > 0 or room is WITH_PAGES)
+    size = int(caught.value.hint.partition("vm.memory_mib in the configuration to ")[2].partition(" ")[0])
+    larger = msgspec.structs.replace(room, memory_mib=size)
+    assert larger.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=size * 2) == []
+
+
+def test_on_a_host_without_more_memory_it_is_only_warned_of() -> None:
+    [text] = MACHINE.check_memory("memory.limit", 900 * MIB, host_mib=2047)
+    assert text.startswith("memory.limit: 900 MiB are more")
+    assert text.endswith("[this host has no more memory for it: lower the limit]")
 
 
 def test_a_group_that_is_there_is_shared_in_the_mode_that_it_is_in() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,8 @@ from hawse.cli.settings import Settings
 from hawse.container.delete import delete
 from hawse.errors import ConfigError, DeviceError, HawseError, StateError, VmError
 from hawse.link import control
-from hawse.linux.processes import Process
+from hawse.linux import oom_score
+from hawse.linux.processes import Process, open_process
 from hawse.log import Log
 from hawse.oci.cgroups import CgroupPlan
 from hawse.sandbox.cgroups import HostCgroup
@@ -31,7 +33,7 @@ from hawse.sandbox.processes import LOST
 from hawse.sandbox.state import Store
 from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
-from tests.support.pods import KEY, heard, pod, run, settle
+from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
 
 def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
@@ -44,6 +46,69 @@ def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
             await made.call("c2", "delete")
             assert await heard(proxy) == ("exit", {"code": 137})
             made.prove_alone()
+
+    run(story)
+
+
+def test_guest_looks_at_inner_mounts_before_a_container_is_created(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with pod(tmp_path, created=False) as made:
+            share = cast(NoShare, made.sandbox._share)
+            share.inner = {"c1": ["c1/mount7/inner"]}
+            await made.create_first()
+            await made.join()
+            share.inner["c3"] = ["c3/mount7/inner"]
+            await made.announce(f"c3/{KEY}")
+            await made.create(made.joining("c3", plugs=[]))
+            asked = [
+                (method, params.get("paths") or params["container"])
+                for method, params in made.guest.calls
+                if method in ("look_at_mounts", "create")
+            ]
+            assert asked == [
+                ("look_at_mounts", ["c1/mount7/inner"]), ("create", "c1"), ("create", "c2"),
+                ("look_at_mounts", ["c3/mount7/inner"]), ("create", "c3"),
+            ]  # fmt: skip
+
+    run(story)
+
+
+def test_vm_has_the_oom_score_of_the_containers_that_have_joined(tmp_path: Path) -> None:
+    own = oom_score.read()
+    if own > 900:
+        pytest.skip("this process is among the first to be killed [run it with a lower oom_score_adj]")
+
+    async def story() -> None:
+        with subprocess.Popen(["/bin/sleep", "1000"]) as qemu:
+            try:
+                async with pod(tmp_path, oom_score_adj=own) as made:
+                    made.machine.processes = lambda: [open_process(qemu.pid), Process(qemu.pid, -1)]
+                    scores = []
+                    for name, score in (("c2", own + 20), ("c3", own + 50)):
+                        await made.announce(f"{name}/{KEY}")
+                        await made.create(made.joining(name, plugs=[], oom_score_adj=score))
+                        scores.append(oom_score.read(qemu.pid))
+                    for name in ("c3", "c2"):
+                        await made.call(name, "delete")
+                        scores.append(oom_score.read(qemu.pid))
+                    assert scores == [own + 20, own + 50, own + 20, own + 20]
+            finally:
+                qemu.kill()
+
+    run(story)
+
+
+def test_oom_score_that_cannot_be_set_is_warned_of(tmp_path: Path) -> None:
+    async def story() -> None:
+        with subprocess.Popen(["/bin/sleep", "1000"]) as qemu:
+            try:
+                async with pod(tmp_path) as made:
+                    made.machine.processes = lambda: [open_process(qemu.pid)]
+                    await made.announce(f"c2/{KEY}")
+                    notes = await made.create(made.joining(plugs=[], oom_score_adj=5000))
+                    assert notes == [["warning", oom_score.warning(5000, 0)]]
+            finally:
+                qemu.kill()
 
     run(story)
 

@@ -60,7 +60,7 @@ class TestImage:
         hawse.configure(f'[image]\ncache = "{tmp_path}/cache"')
         done = hawse("image", "verify")
         assert done.code == 0
-        assert done.output == "guest image d1: kernel 6.1.0, 0.0 MiB, verified\n"
+        assert done.output == "guest image d1: kernel 6.1.0, 0.0 MiB, modules beside it 0.0 MiB, verified\n"
 
     def test_verify_reads_files_whose_times_are_the_same(self, hawse: Command, tmp_path: Path) -> None:
         """A start relies on the record of an earlier check, until a verification finds the damage."""
@@ -86,7 +86,10 @@ class TestImage:
         make_image(f"{tmp_path}/cache")
         found = replace(image.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
         monkeypatch.setattr(image_build, "build", lambda **_: found)
-        assert hawse("image", "build").output == f"guest image d1: kernel 6.1.0, 0.0 MiB, {result}\n"
+        assert (
+            hawse("image", "build").output
+            == f"guest image d1: kernel 6.1.0, 0.0 MiB, modules beside it 0.0 MiB, {result}\n"
+        )
 
     def test_size_is_in_mebibytes(self, hawse: Command, tmp_path: Path) -> None:
         make_image(f"{tmp_path}/cache", kernel=bytes(3 * 1024 * 1024))

@@ -23,6 +23,7 @@ LAYERS = [
     "link",
     "vfio",
     "oci",
+    "nodes",
     "vm",
     "jail",
     "sandbox",
@@ -33,7 +34,7 @@ LAYERS = [
     "__main__",
 ]
 #: What the guest has.
-GUEST = {"errors", "netlink", "link", "vfio.sysfs", "agent"}
+GUEST = {"errors", "netlink", "link", "vfio.rules", "vfio.sysfs", "agent"}
 
 
 def imports(path: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from hawse.cli.events import parse_interval
 from hawse.cli.ps import chosen
 from hawse.cli.update import from_options, parse_size
 from hawse.errors import ConfigError, HostError, UsageError, VmError
+from hawse.oci.changes import changes_nothing, limits_of
 from hawse.oci.listing import check, table
-from hawse.oci.resources import for_guest, merge
+from hawse.oci.resources import difference, for_guest, merge
 from hawse.oci.statistics import convert
 
 JSON = st.recursive(
@@ -209,6 +211,65 @@ def test_no_engine_breaks_the_merge(wanted: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "nothing"),
+    [
+        ({}, True),
+        ({"memory": {"limit": 64, "reservation": 0}, "cpu": {"shares": 512}, "pids": None}, True),
+        ({"cpu": {"cpus": "", "realtimeRuntime": 0}, "unified": {}, "memory": None}, True),
+        ({"devices": [{"allow": True}], "unknown": {"x": 1}}, True),
+        ({"blockIO": {"weight": 7}, "hugepageLimits": [], "network": {"classID": 0, "priorities": None}}, True),
+        ({"memory": {"limit": 65}}, False),
+        ({"memory": {"limit": 64, "swap": 128}}, False),
+        ({"memory": {"limit": -1}}, False),
+        ({"cpu": {"cpus": "0"}}, False),
+        ({"pids": {"limit": 5}}, False),
+        ({"unified": {"memory.high": "9"}}, False),
+        # What is refused is the monitor's to refuse.
+        ({"blockIO": {"weight": 8}}, False),
+        ({"memory": {"kernel": 5}}, False),
+        ({"cpu": "x"}, False),
+        ({"memory": {"limit": 64.0}}, False),
+        ([], False),
+    ],
+)
+def test_update_that_changes_nothing_is_found_out(wanted: Any, nothing: bool) -> None:
+    current = limits_of(CURRENT)
+    assert changes_nothing(wanted, current) is nothing
+    if nothing:
+        assert limits_of(merge(wanted, current)) == current
+
+
+@given(JSON)
+def test_update_that_changes_nothing_leaves_the_limits(wanted: Any) -> None:
+    for document in (wanted, {"memory": wanted}, {"unified": wanted}, {"blockIO": wanted}):
+        if changes_nothing(document, CURRENT):
+            with suppress(ConfigError):  # a zero of another type
+                assert merge(document, CURRENT) == CURRENT
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sent"),
+    [
+        ({"memory": {"limit": 64}}, {"memory": {"limit": 64}}, {}),
+        ({"memory": {"limit": 64}, "pids": {"limit": 1}}, {"memory": {"limit": 64, "swap": 70}, "pids": {"limit": 1}},
+         {"memory": {"limit": 64, "swap": 70}}),
+        ({"unified": {"memory.high": "9", "pids.max": "7"}}, {"unified": {"memory.high": "8", "pids.max": "7"}},
+         {"unified": {"memory.high": "8"}}),
+        ({"memory": {"limit": 64}}, {"unified": {"memory.max": "max"}}, {"unified": {"memory.max": "max"}}),
+        ({}, {"cpu": {"quota": 5, "period": 10}}, {"cpu": {"quota": 5, "period": 10}}),
+    ],
+)  # fmt: skip
+def test_only_what_changes_is_sent(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert difference(before, after) == sent
+
+
+def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
+    """Engines send config.json's `unified` again."""
+    current = {"unified": {"hugetlb.2MB.max": "0", "memory.high": "9"}}
+    assert merge(current, current) == current
+
+
+@pytest.mark.parametrize(
     ("text", "size"), [("0", 0), ("512m", 512 << 20), ("1G", 1 << 30), ("2kb", 2048), ("3 MiB", 3 << 20), ("-1", -1)]
 )
 def test_sizes(text: str, size: int) -> None:
@@ -222,8 +283,8 @@ def test_sizes_that_are_none(text: str) -> None:
 
 
 def test_options_become_resources() -> None:
-    options = {"memory": 5, "cpu_share": 7, "cpuset_cpus": "0-1", "pids_limit": None}
-    assert from_options(options) == {"memory": {"limit": 5}, "cpu": {"shares": 7, "cpus": "0-1"}}
+    options = {"memory": "5k", "cpu-share": "7", "cpuset-cpus": "0-1", "cpu-quota": "-1"}
+    assert from_options(options) == {"memory": {"limit": 5120}, "cpu": {"shares": 7, "cpus": "0-1", "quota": -1}}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("1m30s", 90), ("250ms", 0.25), ("1.5h", 5400)])

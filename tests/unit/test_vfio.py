@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hawse.errors import ConfigError, DeviceError
 from hawse.oci.types import Device
 from hawse.vfio import members, obstacles
 from hawse.vfio.devices import find_request
-from hawse.vfio.emulated import EmulatedGroup, read_table
+from hawse.vfio.emulated import EmulatedGroup, find, read_table
 from hawse.vfio.groups import Bar, Bridge, check_free, check_viable, holders, read_group
 from hawse.vfio.obstacles import check_token
 from tests.support.sysfs import FakeSysfs
@@ -236,6 +237,60 @@ def test_an_emulated_group_goes_before_the_hosts(host: FakeSysfs) -> None:
     emulated = {5: EmulatedGroup(5, ("edu",))}
     request = find_request([device("/dev/vfio/5", 511, 0)], emulated=emulated, root=host.root)
     assert request.groups == (emulated[5],)
+
+
+@pytest.mark.parametrize(
+    ("path", "major", "minor", "found"),
+    [
+        ("/dev/vfio/5", 0, 0, (5, False)),
+        ("/dev/vfio/5", 1, 3, (5, False)),
+        ("/dev/vfio/6", 511, 5, (6, False)),  # the path goes before the numbers
+        ("/dev/vfio/devices/vfio5", 0, 0, (5, True)),
+        ("/dev/vfio-mine/5", 511, 5, (5, False)),
+        ("/dev/accelerator", 240, 6, (6, False)),
+        ("/dev/mine/vfio5", 510, 5, (5, True)),
+        ("/dev/vfio/71", 511, 5, (5, False)),  # --device /dev/vfio/5:/dev/vfio/71
+        ("/dev/other", 1, 3, (8, False)),  # the host's node at /dev/vfio/8 has these numbers
+        ("/dev/other", 1, 5, (8, True)),
+        ("/dev/vfio-mine/5", 511, 9, None),
+        ("/dev/null", 1, 7, None),
+        ("/dev/nvidia-uvm", 509, 5, None),  # not in sysfs, but another driver's major
+        ("/dev/hwrng", 508, 5, None),  # another device that sysfs has
+        ("/dev/low", 200, 5, None),  # a major that is assigned
+    ],
+)
+def test_emulated_group_is_found_by_its_path_or_its_numbers(
+    tmp_path: Path, path: str, major: int, minor: int, found: tuple[int, bool] | None
+) -> None:
+    host = FakeSysfs(str(tmp_path))
+    host.write("proc/devices", "Character devices:\n  1 mem\n509 nvidia-uvm\n511 vfio\n\nBlock devices:\n240 sd\n")
+    host.character_device(508, 5, "../../devices/virtual/misc/hw_random")
+    os.makedirs(f"{host.root}/dev/vfio/devices")
+    os.mknod(f"{host.root}/dev/vfio/8", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.mknod(f"{host.root}/dev/vfio/devices/vfio8", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    emulated = {number: EmulatedGroup(number, ("edu",)) for number in (5, 6, 8)}
+    assert find(path, major, minor, emulated, root=host.root) == found
+    asked = [device(path, major, minor)]
+    if found:
+        request = find_request(asked, emulated=emulated, root=host.root)
+        assert [(node.path, node.group) for node in (request.nodes, request.files)[found[1]]] == [(path, found[0])]
+    elif "vfio" in path:
+        with pytest.raises(DeviceError, match="/dev/vfio-mine/5: no device of the host is 511:9, and no emulated"):
+            find_request(asked, emulated=emulated, root=host.root)
+    else:
+        assert find_request(asked, emulated=emulated, root=host.root).groups == ()
+
+
+def test_emulated_group_goes_before_the_hosts_at_any_path(host: FakeSysfs) -> None:
+    emulated = {5: EmulatedGroup(5, ("edu",))}
+    request = find_request([device("/dev/mine", 511, 0)], emulated=emulated, root=host.root)
+    assert request.groups == (emulated[5],)
+
+
+def test_vfio_container_is_known_by_its_numbers(tmp_path: Path) -> None:
+    """They are fixed; the host of an emulated group may have no VFIO."""
+    request = find_request([device("/dev/mine", 10, 196)], emulated={}, root=str(tmp_path))
+    assert [(node.path, node.group) for node in request.nodes] == [("/dev/mine", None)]
 
 
 def test_other_devices_are_none_of_vfios(host: FakeSysfs) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 from hawse.errors import ImageError
 from hawse.vm import image
 from hawse.vm.cpio import write_archive
-from hawse.vm.image_tree import module_name
+from hawse.vm.image import module_name
 from hawse.vm.packages import merged, parse_uris
 from tests.support.cpio import Entry, read_archive
+from tests.support.ready import beside
 
 
 def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
@@ -84,6 +86,9 @@ def cache(tmp_path: Path) -> Path:
     """A cache with a small image that is whole and current."""
     directory = tmp_path / "images" / "d1"
     directory.mkdir(parents=True)
+    for name in image.BESIDE:
+        (directory / name).mkdir()
+        (directory / name / "modules.dep").write_text("kernel/a.ko: \n")
     files = {"vmlinux": b"kernel", "initrd.cpio": b"archive"}
     for name, content in files.items():
         (directory / name).write_bytes(content)
@@ -93,6 +98,7 @@ def cache(tmp_path: Path) -> Path:
         "release": "6.1.0",
         "build_seconds": 1.5,
         "packages": {f"package{number}": "1.0" for number in range(200)},
+        "beside": beside(str(directory)),
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -103,6 +109,8 @@ def cache(tmp_path: Path) -> Path:
 def test_a_whole_image_is_found(cache: Path) -> None:
     found = image.locate(cache=str(cache))
     assert (found.digest, found.release, found.size, found.build_seconds) == ("d1", "6.1.0", 13, 1.5)
+    assert (found.modules, found.drivers) == (f"{cache}/images/d1/modules", f"{cache}/images/d1/drivers")
+    assert found.beside == 2 * len("kernel/a.ko: \n")
     assert found == image.locate(cache=str(cache))
 
 
@@ -136,6 +144,32 @@ def test_a_kernel_of_the_users_own_that_is_gone_is_named(cache: Path) -> None:
         image.locate(cache=str(cache), kernel="/none", modules="/none")
 
 
+@pytest.mark.parametrize("name", image.BESIDE)
+def test_damage_beside_the_image_is_named(cache: Path, name: str) -> None:
+    """A start looks whether the directory exists; `hawse image verify` reads its files."""
+    directory = cache / "images" / "d1" / name
+    image.locate(cache=str(cache), hash_files=True)
+    (directory / "modules.dep").write_text("kernel/b.ko: \n")
+    image.locate(cache=str(cache))
+    with pytest.raises(ImageError, match=rf"the guest image is damaged: \S+/{name} was altered"):
+        image.locate(cache=str(cache), hash_files=True)
+    shutil.rmtree(directory)
+    with pytest.raises(ImageError, match=rf"the guest image is damaged: \S+/{name} is missing"):
+        image.locate(cache=str(cache))
+
+
+def test_additional_modules_are_an_input(cache: Path) -> None:
+    """Their order and spelling are not."""
+    lists = [(), ("dm-crypt",), ("dm-crypt", "nfsd")]
+    assert len({image.sources_digest("", "", extra) for extra in lists}) == len(lists)
+    assert len({image.current_path("/c", extra=extra) for extra in lists}) == len(lists)
+    same = [("dm-crypt", "nfsd"), ("nfsd", "dm_crypt", "nfsd")]
+    assert len({(image.sources_digest("", "", extra), image.current_path("/c", extra=extra)) for extra in same}) == 1
+    with pytest.raises(ImageError, match=r"there is no guest image with image\.extra_modules dm_crypt,nfsd in ") as no:
+        image.locate(cache=str(cache), extra=["nfsd", "dm-crypt"])
+    assert no.value.hint == "build it with `hawse image build`"
+
+
 def test_an_image_of_other_sources_is_stale(cache: Path) -> None:
     path = cache / "images" / "d1" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -157,7 +191,7 @@ def test_an_altered_file_is_noticed_after_it_was_right(cache: Path) -> None:
     assert image.locate(cache=str(cache)).digest == "d1"
 
 
-@pytest.mark.parametrize("name", ["sources", "digest", "release", "build_seconds", "files"])
+@pytest.mark.parametrize("name", ["sources", "digest", "release", "build_seconds", "files", "beside"])
 def test_a_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
     path = cache / "images" / "d1" / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -76,9 +76,16 @@ def test_what_is_plugged_cold_is_on_the_command_line() -> None:
 
 
 def test_a_disk_that_is_plugged_cold_has_its_content_on_the_command_line_too() -> None:
-    argv = render(shape(cold=plug_emulated(SLOT, "nvme", network=False, owner="c1")), ENDS)
-    assert values(argv, "-blockdev")[0].startswith("null-co,node-name=disk-vfio-5-0,")
+    argv = render(shape(cold=plug_emulated(SLOT, "nvme", network=False, owner="c1")), replace(ENDS, disks=(9,)))
+    assert values(argv, "-add-fd") == ["fd=9,set=256"]
+    assert values(argv, "-blockdev")[0].startswith("file,node-name=disk-vfio-5-0,filename=/dev/fdset/256,")
     assert "drive=disk-vfio-5-0" in values(argv, "-device")[-1]
+
+
+def test_each_disk_of_a_machine_has_a_set_of_descriptors_of_its_own() -> None:
+    slots = [Slot(5, n, "port0", f"0.{n}", True, f"0000:{bus}:0{n}.{n}") for bus in ("01", "ff") for n in range(8)]
+    sets = [plug_emulated(slot, "nvme", network=False, owner="c1")[0][1]["fdset-id"] for slot in slots]
+    assert len(set(sets)) == 16
 
 
 def test_no_two_sandboxes_have_nics_of_one_address() -> None:
@@ -92,11 +99,11 @@ def test_no_two_sandboxes_have_nics_of_one_address() -> None:
 @pytest.mark.parametrize(
     ("name", "version", "cpus", "expected"),
     [
-        ("tcg", "7.2.22", 2, "tcg,thread=single"),
-        ("tcg", "8.0.5", 2, "tcg,thread=single"),
-        ("tcg", "7.2.22", 1, "tcg"),
-        ("tcg", "8.1.0", 2, "tcg"),
-        ("tcg", "11.1.0", 2, "tcg"),
+        ("tcg", "7.2.22", 2, "tcg,thread=single,tb-size=96"),
+        ("tcg", "8.0.5", 2, "tcg,thread=single,tb-size=96"),
+        ("tcg", "7.2.22", 1, "tcg,tb-size=96"),
+        ("tcg", "8.1.0", 2, "tcg,tb-size=96"),
+        ("tcg", "11.1.0", 2, "tcg,tb-size=96"),
         ("kvm", "7.2.22", 2, "kvm"),
     ],
 )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from hawse.oci.cpusets import written
 from hawse.sandbox.cgroups import hierarchies
 from tests.support.bundles import make_bundle, write
+from tests.support.manifests import DEPLOY
 from tests.support.patience import patience, wait_until
 from tests.support.runtime import Runtime
 
@@ -27,6 +32,18 @@ def cgroups_of(pid: int) -> set[str]:
     """The paths that the process is in, one for all hierarchies where they agree."""
     with open(f"/proc/{pid}/cgroup") as file:
         return {line.rstrip("\n").split(":", 2)[2] for line in file}
+
+
+def allowed_of(process: int | str) -> str:
+    """The list of the CPUs that the process may use."""
+    with open(f"/proc/{process}/status") as status:
+        return next(line.split()[1] for line in status if line.startswith("Cpus_allowed_list"))
+
+
+def allowed_cpus() -> tuple[str, str]:
+    """The first and the last of them that this process may use."""
+    numbers = allowed_of("self").replace("-", ",").split(",")
+    return numbers[0], numbers[-1]
 
 
 def directories(path: str) -> list[str]:
@@ -64,8 +81,9 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
     children = subprocess.run(["pgrep", "-P", str(monitor)], capture_output=True, text=True, check=True)
     proxies = json.loads(runtime("ps", "--format", "json", "c1").output)
     assert (len(proxies), proxies[0]) == (2, pid)
-    for process in (monitor, *map(int, children.stdout.split()), *proxies):
+    for process in (*map(int, children.stdout.split()), *proxies):
         assert cgroups_of(process) == {path}
+    assert cgroups_of(monitor) == {path, "/hawse"} - ({path} if len(mounts()) == 1 else set()), "but for its CPU time"
     assert path not in cgroups_of(os.getpid())
 
     assert runtime("kill", "c1", "KILL").code == 0
@@ -90,12 +108,59 @@ def test_cgroup_limits_memory_tasks_and_cpu_time_of_the_sandbox(parent: str, run
 def test_vm_that_exceeds_the_sandboxs_memory_ends_with_the_signal(
     parent: str, runtime: Runtime, tmp_path: Path
 ) -> None:
-    """The host's kernel kills it; the machine has 128 MiB, of which booting touches most, and QEMU needs more."""
-    runtime.configure("[vm]\nmemory_mib = 128\noverhead_mib = 1\n[template]\nenabled = false\n")
-    result = runtime("run", "--bundle", write_bundle(tmp_path, f"{parent}/c1"), "c1", seconds=120)
-    assert result.code != 0
-    assert "QEMU was killed by signal 9" in result.errors
-    assert directories(f"{parent}/c1") == []
+    """The host's kernel kills it. The limit is lowered while it runs: hawse refuses one that it would exceed."""
+    path = f"{parent}/c1"
+    runtime.run_detached(write_bundle(tmp_path, path), "c1")
+    [usage] = [file for name in ("memory.current", "memory.usage_in_bytes") for file in files_of(path, name)]
+    [limit] = [file for name in ("memory.max", "memory.limit_in_bytes") for file in files_of(path, name)]
+    limit.write_text(str(int(usage.read_text()) + (16 << 20)))
+    runtime("exec", "c1", "/bin/sh", "-c", "dd if=/dev/zero of=/dev/file bs=1M count=300", seconds=120)
+    wait_until(lambda: runtime.state("c1")["status"] == "stopped", seconds=60)
+    assert "QEMU was killed by signal 9" in runtime.state("c1")["failure"]
+    assert runtime("delete", "c1").code == 0
+    assert directories(path) == []
+
+
+def files_of(path: str, name: str) -> list[Path]:
+    """The files of that name of a cgroup, in the hierarchies that have one."""
+    return [Path(f"{mount}{path}", name) for mount in mounts() if Path(f"{mount}{path}", name).exists()]
+
+
+def test_cgroup_above_that_allows_too_little_memory_is_named_before_anything_is_started(
+    parent: str, runtime: Runtime, tmp_path: Path
+) -> None:
+    """A Kubernetes pod's, where its RuntimeClass has no overhead. With the overhead of deploy/kubernetes it runs."""
+    bundle = write_bundle(tmp_path, f"{parent}/c1")
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    told = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-memory": str(64 << 20)}
+    write(bundle, spec | {"annotations": told})
+    file_of = limit_memory(parent, 64)
+    refused = runtime("create", "--bundle", bundle, "c1")
+    assert refused.code == 1
+    assert f"hawse: {file_of} allows 64 MiB, and the virtual machine needs " in refused.errors
+    assert "for a Kubernetes pod by an `overhead` of its RuntimeClass" in refused.errors
+    assert (os.listdir(runtime.root), directories(f"{parent}/c1")) == ([], [])
+
+    [overhead] = re.findall(r"^ +memory: (\d+)Mi$", (DEPLOY / "runtimeclass.yaml").read_text(), re.MULTILINE)
+    limit_memory(parent, 64 + int(overhead))
+    runtime.run_detached(bundle, "c1")
+    assert Path(f"{bundle}/said").read_text() == "", "no warning"
+    for _ in range(5):
+        assert runtime("exec", "c1", "/bin/sh", "-c", "ls -R /bin /etc >/dev/null").code == 0
+
+
+def limit_memory(path: str, mib: int) -> Path:
+    """Make a cgroup with a limit; the file that has it."""
+    found = []
+    for mount in mounts():
+        os.makedirs(f"{mount}{path}", exist_ok=True)
+        found += [Path(f"{mount}{path}", name) for name in ("memory.max", "memory.limit_in_bytes")]
+    files = [file for file in found if file.exists()]
+    if not files:
+        pytest.skip("this host's cgroups have no controller of memory")
+    files[0].write_text(str(mib << 20))
+    return files[0]
 
 
 def read_limits(path: str) -> dict[str, int]:
@@ -130,9 +195,7 @@ def test_nothing_is_left_of_it(parent: str, runtime: Runtime, tmp_path: Path, en
 
 def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     path = f"{parent}/c1"
-    with open("/proc/self/status") as file:
-        allowed = next(line.split()[1] for line in file if line.startswith("Cpus_allowed_list"))
-    first, last = allowed.replace("-", ",").split(",")[0], allowed.replace("-", ",").split(",")[-1]
+    first, last = allowed_cpus()
     cpu = {"cpus": first, "shares": 2048}
     bundle = write_bundle(tmp_path, path, cpu=cpu, memory={"limit": 32 << 20}, pids={"limit": 5})
     pid = runtime.run_detached(bundle, "c1")
@@ -142,14 +205,11 @@ def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, ru
         with open(found) as opened:
             return opened.read().strip()
 
-    def allowed_of(process: int) -> str:
-        with open(f"/proc/{process}/status") as status:
-            return next(line.split()[1] for line in status if line.startswith("Cpus_allowed_list"))
-
     with open(f"{runtime.root}/c1/state.json") as file:
         monitor = json.load(file)["monitorPid"]
     assert file_of("cpuset.cpus") == first
     assert allowed_of(monitor) == allowed_of(pid) == first
+    assert runtime("exec", "c1", "/bin/busybox", "nproc").output == "1\n", "as many as it may use"
     weights = {"cpu.shares": "2048", "cpu.weight": "79"}
     assert any(os.path.exists(f"{d}/{name}") and file_of(name) == text for name, text in weights.items()
                for d in directories(path))  # fmt: skip
@@ -202,13 +262,90 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
         pids[name] = runtime.run_detached(bundle, name)
     with open(f"{runtime.root}/pod/state.json") as file:
         monitor = json.load(file)["monitorPid"]
-    assert cgroups_of(monitor) == cgroups_of(pids["pod"]) == {f"{parent}/pod"}
+    assert cgroups_of(monitor) - {"/hawse"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
     assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}
     assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
-    deleted = runtime("delete", "--force", "c1")
-    assert (deleted.code, deleted.errors, directories(f"{parent}/c1")) == (0, "", [])
+
+    # A kubelet gives CPUs to containers, and never to a sandbox: the machine may run on those of all of them.
+    first, last = allowed_cpus()
+    everywhere = allowed_of(monitor)
+    assert runtime("update", "--cpuset-cpus", last, "c1").code == 0
+    assert allowed_of(monitor) == allowed_of(pids["c1"]) == last
+    bundle = write_bundle(tmp_path / "c2", f"{parent}/c2", cpu={"cpus": first})
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    write(bundle, spec | {"annotations": {kind: "container", sandbox: "pod"}})
+    runtime.run_detached(bundle, "c2")
+    assert allowed_of(monitor) == written({int(first), int(last)})
+    for name, left in (("c1", first), ("c2", everywhere)):
+        deleted = runtime("delete", "--force", name)
+        assert (deleted.code, deleted.errors, directories(f"{parent}/{name}")) == (0, "", [])
+        assert allowed_of(monitor) == left
     assert runtime("delete", "--force", "pod").code == 0
     assert directories(f"{parent}/pod") == []
+
+
+def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+    """On a busy node a pod without requests, which has the smallest weight. Without hawse's own cgroup to stop a
+    container took more than a minute here, and its VM was ended for it. Also: who is killed first for want of memory,
+    which is as the containers say, and the monitor last."""
+    kind, sandbox = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+    roles = {
+        "pod": ({kind: "sandbox"}, 2),
+        "one": ({kind: "container", sandbox: "pod"}, 1000),
+        "two": ({kind: "container", sandbox: "pod"}, 500),
+    }
+    pids = {}
+    for name, (role, score) in roles.items():
+        bundle = write_bundle(tmp_path / name, f"{parent}/{name}")
+        with open(f"{bundle}/config.json") as file:
+            spec = json.load(file)
+        spec["process"]["oomScoreAdj"] = score
+        write(bundle, spec | {"annotations": role})
+        pids[name] = runtime.run_detached(bundle, name)
+    with open(f"{runtime.root}/pod/state.json") as file:
+        monitor = json.load(file)["monitorPid"]
+    with open(f"{runtime.root}/pod/programs") as file:
+        programs = [int(line.split()[0]) for line in file]
+    worker = Path(f"/proc/{programs[1]}/task/{programs[1]}/children").read_text().split()
+    assert [score_of(pid) for pid in (*programs, *map(int, worker))] == [1000, 1000, 1000], "QEMU's and virtiofsd's"
+    assert {name: score_of(pid) for name, pid in pids.items()} == {"pod": 2, "one": 1000, "two": 500}
+    assert score_of(monitor) == score_of(os.getpid())
+    pipe = subprocess.PIPE
+    script = "cat /proc/self/oom_score_adj; read x"
+    beside = runtime.start("exec", "two", "/bin/sh", "-c", script, stdin=pipe, stdout=pipe)
+    assert beside.stdin is not None
+    assert beside.stdout is not None
+    assert beside.stdout.readline() == b"500\n"
+    assert sorted(map(score_of, json.loads(runtime("ps", "--format", "json", "two").output))) == [500, 500]
+    beside.stdin.close()
+    beside.wait(timeout=patience(10))
+    beside.stdout.close()
+
+    for directory in directories(parent):
+        for name, least in (("cpu.shares", "2"), ("cpu.weight", "1")):
+            if os.path.exists(f"{directory}/{name}"):
+                Path(directory, name).write_text(least)
+    with ExitStack() as undo:
+        for _ in range(2 * (os.cpu_count() or 1)):
+            busy = undo.enter_context(subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"]))
+            undo.callback(busy.kill)
+        began = time.monotonic()
+        assert runtime("kill", "one", "KILL", seconds=60).code == 0
+        wait_until(lambda: runtime.state("one")["status"] == "stopped")
+        deleted = runtime("delete", "one", seconds=60)
+        assert (deleted.code, deleted.errors) == (0, "")
+        assert score_of(programs[0]) == 500
+        deleted = runtime("delete", "--force", "two", seconds=60)
+        assert (deleted.code, deleted.errors) == (0, "")
+        assert cgroups_of(programs[0]) == {f"{parent}/pod"}, "the VM is back in its cgroup"
+        deleted = runtime("delete", "--force", "pod", seconds=60)
+        assert (deleted.code, deleted.errors) == (0, "")
+        assert time.monotonic() - began < 40, "for three containers"
+
+
+def score_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
 def test_a_systemd_path_where_no_systemd_runs(parent: str, runtime: Runtime, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_stale_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     [
         ("[vm]\nmemroy_mib = 5\n", "vm.memroy_mib is unknown"),
         ('[vm]\nshare = "nfs"\n', "vm.share is 'nfs'"),
-        ("[vm]\ncpus = 0\n", "vm.cpus must be from 1 to 255"),
+        ("[vm]\ncpus = 256\n", "vm.cpus must be from 0 to 255"),
         ("[vm\n", "Expected ']'"),
         ('[emulated]\n5 = ["gpu"]\n', "emulated.5: unknown device 'gpu'"),
         ('[emulated]\nfive = ["edu"]\n', "emulated.five: the key is not a group number"),

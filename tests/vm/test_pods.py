@@ -159,7 +159,17 @@ def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_
     about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": "guest-kernel"}
     pod.run_detached(bundle(tmp_path, "one", groups=(8,), annotations=about), "one")
     assert pod.state("one")["vfio"][0]["guest"]["driver"] == "nvme"
-    assert shell(pod, "one", "dd if=/dev/nvme0n1 bs=4096 count=16 2>&- | wc -c").output == "65536\n"
+    # What is written reads back from the disk, past the guest's cache, and to its last block.
+    write = "dd if=/bin/busybox of=/dev/nvme0n1 bs=4096 count=16 oflag=direct seek={} 2>&-"
+    read = "dd if=/dev/nvme0n1 bs=4096 count=16 iflag=direct skip={} 2>&- | md5sum"
+    script = f"dd if=/bin/busybox bs=4096 count=16 2>&- | md5sum; {read.format(16368)};"
+    for place in (0, 16368):
+        script += f"{write.format(place)}; {read.format(place)};"
+    wanted, before, first, last = shell(pod, "one", script).output.splitlines()
+    assert (first, last) == (wanted, wanted)
+    assert before != wanted
+    beyond = shell(pod, "one", write.format(16384).replace(" 2>&-", ""))
+    assert (beyond.code, "No space left" in beyond.errors) == (1, True), beyond
     about = {KIND: "container", SANDBOX: "pod"}
     refused = pod("create", "--bundle", bundle(tmp_path, "two", groups=(8,), annotations=about), "two")
     assert "group 8 is left to the guest's own driver in another container of the pod" in refused.errors

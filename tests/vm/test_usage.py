@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +109,15 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
     assert cgroup(runtime, "memory.low") == "4096"
     assert cgroup(runtime, "pids.max") == "40"
     assert (cgroup(runtime, "cpu.max"), cgroup(runtime, "cpu.weight")) == ("50000 100000", weight), "as they were"
+    # The same again, as a kubelet sends it: nobody is asked, neither the guest nor the monitor, which stands still.
+    with open(f"{runtime.root}/c1/state.json") as file:
+        monitor = json.load(file)["monitorPid"]
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        again = runtime("update", "--resources=-", "c1", stdin=json.dumps(sent))
+        assert (again.code, again.errors) == (0, "")
+    finally:
+        os.kill(monitor, signal.SIGCONT)
     (tmp_path / "resources.json").write_text(json.dumps({"cpu": {"quota": -1}, "pids": {"limit": -1}}))
     assert runtime("update", "--resources", str(tmp_path / "resources.json"), "c1").code == 0
     assert cgroup(runtime, "cpu.max").split()[0] == "max"

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from hawse.vm import capabilities, virtiofsd
-from tests.support.bundles import FILE_CAPABILITIES, make_bundle, make_probe_bundle
+from tests.support.bundles import FILE_CAPABILITIES, UNLIMITED, add_devices, build_probe, make_bundle, write
+from tests.support.loops import add_disk, loop_devices
 from tests.support.runtime import Runtime
 from tests.support.suites import newer_qemu, rust_virtiofsd
 
 pytestmark = pytest.mark.vm
 
 
-def test_a_newer_qemu_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_newer_qemu_drives_a_device_and_a_disk(runtime: Runtime, tmp_path: Path) -> None:
     qemu = newer_qemu()
     found = capabilities.ask(qemu, directory=str(tmp_path))
     assert found.version.startswith("10.0.")
@@ -24,10 +25,18 @@ def test_a_newer_qemu_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
     assert "vf-token" in found.vfio_properties
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
-    make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))
-    result = runtime("run", "--bundle", bundle, "c1")
-    assert result.code == 0, result
-    assert json.loads(result.output)["passed"] is True
+    script = "probe /dev/vfio/5 && dd if=/dev/xvda of=/dev/xvda bs=512 count=1 seek=8 conv=fsync"
+    spec = make_bundle(bundle, ["/bin/sh", "-c", script], rlimits=[UNLIMITED])
+    build_probe(f"{bundle}/rootfs/bin")
+    add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)])
+    with loop_devices(str(tmp_path), []) as [disk]:
+        add_disk(spec, "/dev/xvda", disk, "rw")
+        write(bundle, spec)
+        disk.fill(0, b"of the host")
+        result = runtime("run", "--bundle", bundle, "c1")
+        assert result.code == 0, result
+        assert json.loads(result.output)["passed"] is True
+        assert disk.read(8 * 512, 11) == b"of the host"
 
 
 def test_the_virtiofsd_in_rust_shares_the_files(runtime: Runtime, tmp_path: Path) -> None:

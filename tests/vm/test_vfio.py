@@ -79,7 +79,7 @@ def test_a_container_without_devices_sees_no_vfio(runtime: Runtime, tmp_path: Pa
 
 @pytest.mark.parametrize("group", ["edu", "pair"])
 def test_devices_can_be_there_when_the_guest_boots(runtime: Runtime, tmp_path: Path, group: str) -> None:
-    models = '["edu"]' if group == "edu" else '["e1000e", "e1000e"]'
+    models = '["edu"]' if group == "edu" else '["e1000e", "nvme"]'
     runtime.configure(f'[devices]\nplug = "cold"\n[emulated]\n5 = {models}\n')
     bundle = str(tmp_path / "bundle")
     make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))

@@ -35,7 +35,7 @@ def test_fields_of_the_hosts_security_and_views_of_its_kernel(runtime: Runtime, 
     assert ".source: /proc/sys/kernel is the guest's own, not the host's" in mount
 
 
-def test_a_container_with_more_memory_than_the_pods_machine_has(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_container_with_more_memory_than_the_pods_machine_has_is_refused(runtime: Runtime, tmp_path: Path) -> None:
     pod, member = str(tmp_path / "pod"), str(tmp_path / "member")
     spec = make_bundle(pod, ["/bin/sleep", "1000"])
     spec["annotations"] = {KIND: "sandbox"}
@@ -44,14 +44,14 @@ def test_a_container_with_more_memory_than_the_pods_machine_has(runtime: Runtime
     shutil.copytree(pod, member, symlinks=True)
     spec["annotations"] = {KIND: "container", SANDBOX: "pod"}
     spec["process"]["args"] = ["/bin/echo", "made"]
-    for limit, warned in ((512 << 20, False), (1536 << 20, True)):
-        spec["linux"]["resources"]["memory"] = {"limit": limit}
+    results = []
+    for limit in (512, 832, 833):
+        spec["linux"]["resources"]["memory"] = {"limit": limit << 20}
         write(member, spec)
-        result = runtime("run", "--bundle", member, f"limit-{limit}", log=True)
-        assert (result.code, result.output) == (0, "made\n"), result.errors
-        if not warned:
-            assert not Path(runtime.log).exists()
-    [text] = warnings(runtime)
-    assert text.startswith(
-        "linux.resources.memory.limit: 1536 MiB are more than the virtual machine of the pod has, 1024"
-    )
+        results.append(runtime("run", "--bundle", member, f"limit-{limit}", log=True))
+    assert [(result.code, result.output) for result in results] == [(0, "made\n"), (0, "made\n"), (1, "")]
+    words = "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024 MiB [a pod's"
+    assert f"hawse: linux.resources.memory.limit: {words}" in results[-1].errors
+    refused = runtime("update", "--memory", "1g", "pod")
+    assert (refused.code, runtime("update", "--memory", "800m", "pod").code) == (1, 0)
+    assert "hawse: update: memory.limit: 1024 MiB are more than the virtual machine has" in refused.errors

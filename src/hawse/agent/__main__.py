@@ -29,6 +29,7 @@ def _serve_guest() -> None:
     with trace.span("file systems mounted"):
         boot.prepare_root()
     boot.stop_autoprobe()
+    boot.raise_limits()
     # The link's modules load while Python reads the rest of the agent, which takes as long.
     with trace.span("agent loaded"):
         from hawse.agent.modules import Modules

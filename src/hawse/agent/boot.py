@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 
 from hawse.agent import syscalls
@@ -10,10 +11,14 @@ from hawse.agent.syscalls import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUI
 from hawse.errors import VmError
 
 PORT_NAME = "hawse.link"
+#: The greatest number of open files that the kernel takes (fs/file.c, sysctl_nr_open_max, on 64 bits).
+MOST_FILES = (2**31 - 1) & -64
+_RLIMITS = 16  # include/uapi/asm-generic/resource.h, RLIM_NLIMITS
 _VIRTIO = "0x1af4"
 LINK_MODULES = ("virtio_pci", "virtio_console")
 #: Loaded while the agent goes on; waited for before they are needed.
 SHARE_MODULES = {"virtiofs": ("virtiofs",), "9p": ("9p", "9pnet_virtio")}
+DISK_MODULES = ("virtio_blk",)
 VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1", "virtio_rng")
 
 
@@ -38,6 +43,21 @@ def prepare_root() -> None:
     syscalls.mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV)
     syscalls.mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", strict)
+
+
+def raise_limits(*, root: str = "") -> None:
+    """Raise the guest's limits to the maximum, so that a container can have every limit of the host.
+
+    Raising a hard limit needs CAP_SYS_RESOURCE in the initial user namespace (kernel/sys.c, do_prlimit()), which crun
+    lacks in a container's user namespace. crun inherits these hard limits and lowers them. fs.nr_open limits the open
+    files of a process, and fs.file-max those of all; systemd raises both on a host (src/core/main.c,
+    bump_file_max_and_nr_open()). Soft limits stay.
+    """
+    write(f"{root}/proc/sys/fs/nr_open", str(MOST_FILES))
+    write(f"{root}/proc/sys/fs/file-max", str(2**63 - 1))
+    for number in range(_RLIMITS):
+        most = MOST_FILES if number == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+        resource.setrlimit(number, (resource.getrlimit(number)[0], most))
 
 
 def stop_autoprobe() -> None:

@@ -8,12 +8,13 @@ import socket
 import time
 from contextlib import contextmanager, suppress
 
-from hawse.agent import bound_nodes, handlers, trace
+from hawse.agent import bound_nodes, handlers, syscalls, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
 from hawse.agent.devices import DEVICES_FILE, map_text, write_map
-from hawse.agent.nodes import make_node, remove_node, write_file
+from hawse.agent.ids import SAME, Ids, of_spec
+from hawse.agent.nodes import bind_node, make_node, remove_node, write_file
 from hawse.agent.prepared import Prepared, owner
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Pipes, Stdio
@@ -22,8 +23,10 @@ from hawse.link.streams import STDIO
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+    from hawse.agent.notify import Notify
 
 
 class Process:
@@ -96,16 +99,34 @@ class Container:
         self.processes: dict[int, Process] = {}
         self._rules: list[dict[str, Any]] = []
         self._oom_score_adj = 0
+        self._notify: Notify | None = None
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
         self._nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
+        self.ids = SAME
 
-    def create(self, spec: dict[str, Any], stdio: Stdio) -> Process:
-        """``crun create``: the first process exists and waits for :meth:`start`."""
+    def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:
+        """Create the directory and the socket for notifications of the container's processes."""
+        from hawse.agent.notify import Notify  # here, since most guests never need it
+
+        self._notify = Notify(directory, send)
+
+    def finish_notifications(self, process: Process) -> None:
+        """Pass on the remaining notifications if ``process``, which has ended, is the first one."""
+        if self._notify is not None and process.number == self._init:
+            self._notify.finish()
+
+    def create(self, spec: dict[str, Any], stdio: Stdio, ids: Ids | None = None) -> Process:
+        """``crun create``: the first process exists and waits for :meth:`start`.
+
+        ``ids`` are those of the user namespace of another container, where it has that one.
+        """
+        self.ids = of_spec(spec) if ids is None else ids
         process = spec["process"]
         self._oom_score_adj = process.get("oomScoreAdj") or 0
         resources = spec.get("linux", {}).get("resources") or {}
         self._rules = resources.get("devices") or []
-        bound_nodes.make_nodes(bound_nodes.bind_nodes(spec, self._nodes), self._nodes)
+        bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped)
+        bound_nodes.make_nodes(bound, self._nodes, self.ids)
         try:
             if self._prepared is not None:
                 return self._use(self._prepared, spec, stdio)
@@ -158,9 +179,10 @@ class Container:
         done = []
         with self._root() as root:
             try:
-                self._set_rules([*before, *(rule for rule in allowed if rule not in before)])
+                # At the end, where no other rule overrides them.
+                self._set_rules([*(rule for rule in before if rule not in allowed), *allowed])
                 for path, numbers, mode, uid, gid in nodes:
-                    make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
+                    self._make_node(root, path, numbers, mode=mode, uid=self.ids.uid(uid), gid=self.ids.gid(gid))
                     done.append((path, numbers))
             except HawseError:
                 for path, numbers in done:
@@ -169,13 +191,41 @@ class Container:
                 raise
         self._show(devices)
 
+    def _make_node(self, root: str, path: str, numbers: tuple[int, int], *, mode: int, uid: int, gid: int) -> None:
+        if not self.ids.mapped:
+            make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
+            return
+        # No node of a file system that was mounted in a user namespace can be opened (Linux fs/super.c, SB_I_NODEV).
+        source = bound_nodes.keep_node(self._nodes, numbers, mode=mode, uid=uid, gid=gid)
+        namespace = self.namespace("mnt")
+        try:
+            with self._as_its_root():
+                bind_node(root, path, numbers, lambda place: syscalls.bind_in(namespace, source, place))
+        finally:
+            os.close(namespace)
+
+    @contextmanager
+    def _as_its_root(self) -> Iterator[None]:
+        """In a user namespace files of the container's file systems can be made by its own users alone."""
+        if not self.ids.mapped:
+            yield
+            return
+        with syscalls.file_owner(self.ids.uid(0), self.ids.gid(0)):
+            yield
+
     def remove_nodes(self, nodes: list[tuple[str, tuple[int, int]]], devices: list[dict[str, Any]]) -> None:
         """Take nodes of path and numbers away, and what allowed them."""
         gone = {numbers for _, numbers in nodes}
         with self._root() as root:
             for path, numbers in nodes:
                 remove_node(root, path, numbers)
-        self._set_rules([rule for rule in self._rules if (rule.get("major"), rule.get("minor")) not in gone])
+        self._set_rules(
+            [
+                rule
+                for rule in self._rules
+                if rule.get("type") != "c" or (rule.get("major"), rule.get("minor")) not in gone
+            ]
+        )
         self._show(devices)
 
     def _show(self, devices: list[dict[str, Any]]) -> None:
@@ -184,7 +234,7 @@ class Container:
         if os.path.exists(path):
             write_map(path, devices)
         else:
-            with self._root() as root:
+            with self._root() as root, self._as_its_root():
                 write_file(root, DEVICES_FILE, map_text(devices))
 
     @contextmanager
@@ -217,6 +267,9 @@ class Container:
         with suppress(HawseError):
             self._crun.run("delete", "--force", self._crun_name, log="log-delete")
         self.cgroup.unwatch()
+        if self._notify is not None:
+            self._notify.end()
+            self._notify = None
         bound_nodes.remove_nodes(self._nodes)
         with suppress(OSError):
             for name in os.listdir(self._directory):
@@ -242,7 +295,7 @@ class Container:
         self._crun_name = prepared.name
         try:
             with trace.span("prepared crun create"):
-                launched.pid = prepared.create(spec)
+                launched.pid = prepared.create(spec, self.ids)
             stdio.attach_pipes(prepared.pipes)
         except BaseException:
             prepared.pipes.close()
@@ -281,7 +334,7 @@ class Container:
 
     def _run(self, arguments: list[str], number: int, process: dict[str, Any], pipes: Pipes) -> None:
         """Have crun make a process of the container with these pipes."""
-        pipes.give_to(**owner(process))
+        pipes.give_to(**owner(process, self.ids))
         with trace.span(f"crun {arguments[0]}"):
             self._crun.run(
                 *arguments,

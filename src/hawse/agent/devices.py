@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from hawse.vfio.rules import translate
+
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from typing import Any
 
 #: Below /dev, which is a file system of the container's own: nothing of this is left in its root file system.
 DEVICES_FILE = "/dev/hawse/devices.json"
-_CONTAINER_RULE = {"allow": True, "type": "c", "major": 10, "minor": 196, "access": "rwm"}
 
 
 class Node:
@@ -33,18 +34,13 @@ class Node:
         self.numbers = None if major is None or minor is None else (major, minor)
         self.own = own if own or group is None else f"/dev/vfio/{group}"
 
-    @property
-    def is_container(self) -> bool:
-        """/dev/vfio/vfio, by whatever path."""
-        return self.group is None and not self.own
-
 
 def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[list[str]]:
     """Change ``linux.devices`` and ``linux.resources.devices`` in place; what to log, as [level, text].
 
     A node stands where the guest has it, by the guest's number, since libraries look for it there, and at the path
     that the spec asks for. Where the path asked for is another's in the guest, that other's node wins. A device file
-    that the guest has not is left out, and what allowed it.
+    that the guest has not is left out. What may be opened is what the rules of the spec say of the host's node.
     """
     if not nodes:
         return []
@@ -54,7 +50,7 @@ def rewrite_devices(spec: dict[str, Any], nodes: Sequence[Node]) -> list[list[st
     resources = linux.setdefault("resources", {})
     rules = resources.get("devices")
     if rules:
-        resources["devices"] = _rewrite_rules(rules, nodes)
+        resources["devices"] = translate(rules, [(node.host, node.numbers) for node in nodes])
     return log
 
 
@@ -107,34 +103,4 @@ def _rewrite_nodes(devices: list[dict[str, Any]], nodes: Sequence[Node], log: li
             if path not in placed:
                 placed.add(path)
                 result.append({**moved, "path": path})
-    return result
-
-
-def _rewrite_rules(rules: list[dict[str, Any]], nodes: Sequence[Node]) -> list[dict[str, Any]]:
-    """Each rule is looked at once, so that numbers which change places do not chain."""
-    moved_to = {node.host: node.numbers for node in nodes}
-    majors: dict[int, list[tuple[int, int]]] = {}
-    for node in nodes:
-        if node.group is not None:
-            numbers = majors.setdefault(node.host[0], [])
-            if node.numbers is not None and node.numbers not in numbers:
-                numbers.append(node.numbers)
-    result: list[dict[str, Any]] = []
-    for rule in rules:
-        major, minor = rule.get("major"), rule.get("minor")
-        if rule.get("type") != "c" or major is None or major < 0:
-            result.append(rule)
-        elif minor is not None and (major, minor) in moved_to:
-            moved = moved_to[major, minor]
-            if moved is not None:
-                result.append({**rule, "major": moved[0], "minor": moved[1]})
-        elif major in majors and (minor is None or minor < 0):
-            # Every group of the host was meant; the container's are those that exist for it.
-            result += [{**rule, "major": node[0], "minor": node[1]} for node in majors[major]]
-        elif major not in majors:
-            result.append(rule)
-        # else: a group of the host that the container does not get; in the guest the number may be another's.
-    if any(node.is_container for node in nodes):
-        # The container node serves every group and guards nothing by itself; with a deny before it none would work.
-        result.append(dict(_CONTAINER_RULE))
     return result

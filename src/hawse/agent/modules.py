@@ -5,20 +5,20 @@ By finit_module(2) in the order of modules.dep: a modprobe would take longer to 
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 
 from hawse.agent import syscalls
+from hawse.errors import VmError
 
-_DIRECTORY = "/usr/lib/modules"
+_DIRECTORY = "/usr/lib/hawse/modules"
 
 
 class Modules:
     """Loads each set of modules once, however many ask for it."""
 
     def __init__(self, directory: str = "") -> None:
-        self._directory = directory or f"{_DIRECTORY}/{os.uname().release}"
+        self._directory = directory or _DIRECTORY
         self._needs: dict[str, tuple[str, list[str]]] = {}
         self._lock = threading.Lock()
         self._begun: dict[tuple[str, ...], threading.Event] = {}
@@ -40,6 +40,25 @@ class Modules:
         """Wait until modules are loaded. One that cannot be is missed by what needs it, with a better error."""
         self.begin(names).wait()
 
+    def wait(self) -> None:
+        """Wait until all that was begun is done."""
+        with self._lock:
+            begun = list(self._begun.values())
+        for done in begun:
+            done.wait()
+
+    def require(self, names: tuple[str, ...]) -> None:
+        """Load modules. Raises :class:`VmError` for one that cannot be."""
+        for name in names:
+            for file in self._files(name):
+                try:
+                    self._load(file)
+                except OSError as error:
+                    raise VmError(
+                        f"vm.load_modules: the guest cannot load {name}: {file}: {error.strerror}",
+                        hint="take it out of vm.load_modules",
+                    ) from None
+
     def _run(self, names: tuple[str, ...], done: threading.Event) -> None:
         try:
             for name in names:
@@ -49,15 +68,22 @@ class Modules:
 
     def insert(self, name: str) -> None:
         """Load one module after what it needs; nothing where it is built in. The console tells of failures."""
-        if name not in self._needs:
-            return
-        path, others = self._needs[name]
-        for file in (*reversed(others), path):  # modules.dep lists a module's own needs after it (modules.dep(5))
+        for file in self._files(name):
             try:
-                syscalls.load_module(f"{self._directory}/{file}")
+                self._load(file)
             except OSError as error:
-                if error.errno != errno.EEXIST:
-                    print(f"hawse agent: module {file}: {os.strerror(error.errno or 0)}", flush=True)
+                print(f"hawse agent: module {file}: {os.strerror(error.errno or 0)}", flush=True)
+
+    def _files(self, name: str) -> tuple[str, ...]:
+        """A module's file after those of what it needs (modules.dep(5) lists a module's needs after it)."""
+        path, others = self._needs.get(_name(name), ("", []))
+        return (*reversed(others), path) if path else ()
+
+    def _load(self, file: str) -> None:
+        try:
+            syscalls.load_module(f"{self._directory}/{file}")
+        except FileExistsError:
+            return
 
 
 def _name(path: str) -> str:

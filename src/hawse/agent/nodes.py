@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 
 from hawse.errors import StateError
@@ -41,6 +42,34 @@ def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid:
             os.close(node)
     except OSError as error:
         raise StateError(f"{path}: the node cannot be made in the container: {error.strerror}") from None
+    finally:
+        os.close(parent)
+
+
+def bind_node(root: str, path: str, numbers: tuple[int, int], bind: Callable[[int], None]) -> None:
+    """As :func:`make_node`, where no node may be made: ``bind`` mounts one at the empty file of a descriptor.
+
+    :func:`remove_node` takes it away again: the kernel ends a mount of another namespace whose place is unlinked
+    (Linux fs/namespace.c, __detach_mounts()).
+    """
+    parent = _open_parent(root, path, make=True)
+    try:
+        name = os.path.basename(path)
+        try:
+            place = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
+        except FileExistsError:
+            if not _is_node(parent, name, os.makedev(*numbers)):
+                raise StateError(f"{path}: something else is there in the container") from None
+            return
+        try:
+            bind(place)
+        except OSError:
+            os.unlink(name, dir_fd=parent)
+            raise
+        finally:
+            os.close(place)
+    except OSError as error:
+        raise StateError(f"{path}: the node cannot be bound in the container: {error.strerror}") from None
     finally:
         os.close(parent)
 

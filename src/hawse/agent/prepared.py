@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 
 from hawse.agent.crun import Crun
+from hawse.agent.ids import SAME, Ids
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Pipes
 from hawse.errors import VmError
@@ -61,9 +62,9 @@ class Prepared:
                 return
             time.sleep(0.01)
 
-    def create(self, spec: dict[str, Any]) -> int:
+    def create(self, spec: dict[str, Any], ids: Ids = SAME) -> int:
         """Let it make the container; the pid of the first process. Raises as :meth:`Crun.run` does."""
-        self.pipes.give_to(**owner(spec["process"]))
+        self.pipes.give_to(**owner(spec["process"], ids))
         text = json.dumps(spec).encode()
         # It reads its configuration twice, the second time to keep a copy (crun src/libcrun/container.c,
         # libcrun_copy_config_file()): then from a file of the same name.
@@ -94,7 +95,7 @@ class Prepared:
             time.sleep(0.002)
 
 
-def owner(process: dict[str, Any]) -> dict[str, int]:
-    """uid and gid that a process of a container will have."""
+def owner(process: dict[str, Any], ids: Ids = SAME) -> dict[str, int]:
+    """uid and gid in the guest that a process of a container will have."""
     user = process.get("user", {})
-    return {"uid": user.get("uid", 0), "gid": user.get("gid", 0)}
+    return {"uid": ids.uid(user.get("uid", 0)), "gid": ids.gid(user.get("gid", 0))}

@@ -8,10 +8,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 
-from hawse.agent import hardware, hugepages, identity, network, processes, syscalls, trace
-from hawse.agent.boot import SHARE_MODULES, VFIO_MODULES
+from hawse.agent import hardware, hugepages, identity, network, processes, submounts, syscalls, trace
+from hawse.agent.autoload import Autoload
+from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
 from hawse.agent.crun import CRUN, ROOT, Crun
 from hawse.agent.devices import Node, rewrite_devices, show
@@ -19,7 +21,7 @@ from hawse.agent.prepared import Prepared
 from hawse.agent.reaper import Reaper
 from hawse.agent.stdio import Stdio
 from hawse.agent.uevents import Uevents
-from hawse.errors import HawseError, LinkError, NotFoundError, VmError
+from hawse.errors import HawseError, LinkError, NotFoundError, StateError, VmError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.flow import decode_credit
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hawse.agent.forwards import Forwards
+    from hawse.agent.ids import Ids
     from hawse.agent.resolver import Resolver
 
 PROTOCOL = 1
@@ -69,6 +72,7 @@ class Server:
         self._stdio: dict[int, Stdio] = {}
         self._newest = 0
         self._prepared: Prepared | None = None
+        self._autoload: Autoload | None = None
         self._resolver: Resolver | None = None
         self._forwards: Forwards | None = None
         self._methods: dict[str, Callable[..., object]] = {
@@ -76,8 +80,11 @@ class Server:
             "settle": self.settle,
             "trace": self.trace,
             "mount_share": self.mount_share,
+            "look_at_mounts": self.look_at_mounts,
             "bind_vfio": self.bind_vfio,
             "find_anew": self.find_anew,
+            "bind_disk": self.bind_disk,
+            "misc_numbers": self.misc_numbers,
             "bind_native": self.bind_native,
             "configure_network": self.configure_network,
             "set_sysctls": self.set_sysctls,
@@ -138,8 +145,13 @@ class Server:
         """The steps so far."""
         return trace.taken()
 
-    def mount_share(self, *, kind: str, tag: str, address: str, seconds: float) -> None:
-        """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come."""
+    def mount_share(
+        self, *, kind: str, tag: str, address: str, seconds: float, modules: str = "", load: list[str] | None = None
+    ) -> None:
+        """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come.
+
+        ``modules`` is a directory in it, of modules for the guest's kernel; those of the names ``load`` are loaded now.
+        """
         deadline = time.monotonic() + seconds
         with trace.span("share's modules loaded"):
             self._load(SHARE_MODULES[kind])
@@ -164,6 +176,14 @@ class Server:
 
             while not self._uevents.wait_until(mounted, deadline=deadline):
                 continue
+        if modules:
+            with trace.span("modules offered to the kernel"):
+                self._autoload = Autoload(f"{target}/{modules}", run=self._run, root=self._root)
+                self._autoload.require(load or [])
+
+    def look_at_mounts(self, *, paths: list[str]) -> None:
+        """Mount what is mounted below what is shared, at paths from the share's root."""
+        submounts.look_at(f"{self._run}/share", paths)
 
     def bind_vfio(self, *, address: str, seconds: float) -> dict[str, object]:
         """Wait for a function and give it to vfio-pci: its group, its node's numbers, its device file."""
@@ -175,6 +195,20 @@ class Server:
         """Have the bridge of a function found anew, with windows for all that is behind it."""
         with trace.span(f"bridge of {address} found anew"):
             hardware.find_anew(address, root=self._root)
+
+    def bind_disk(self, *, address: str, seconds: float) -> list[int]:
+        """Wait for a function of virtio-blk and its disk: major and minor."""
+        from hawse.agent import disks  # here, since most guests never need it
+
+        self._load(DISK_MODULES)
+        with trace.span(f"disk at {address} ready"):
+            return disks.bind_disk(self._uevents, address, seconds=seconds, root=self._root)
+
+    def misc_numbers(self, *, names: list[str]) -> list[list[int] | None]:
+        """The numbers of misc devices, None for one that the guest's kernel has not."""
+        from hawse.agent import disks  # here, since most guests never need it
+
+        return [disks.misc_numbers(name, root=self._root) for name in names]
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
         """Wait for a function and give it to the guest's own driver, whose module the container's share has."""
@@ -246,45 +280,54 @@ class Server:
 
     def create(
         self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str], binds: Sequence[list[Any]] = (),
+        devices: list[dict[str, Any]], joins: dict[str, str], notify: bool = False, binds: Sequence[list[Any]] = (),
     ) -> list[list[str]]:  # fmt: skip
         """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
 
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
-        namespace that it has; ``binds`` are those of :func:`hawse.agent.subpaths.bind`.
+        namespace that it has. ``notify``: the host takes notifications of it. ``binds`` are those of
+        :func:`hawse.agent.subpaths.bind`.
         """
         with self._turns.setdefault(container, threading.Lock()):
             if not binds:
-                return self._create(container, process, spec, nodes, devices, joins)
+                return self._create(container, process, spec, nodes, devices, joins, notify)
             from hawse.agent import subpaths  # here, since most guests never need it
 
             directory = f"{self._run}/binds/{container}"
             try:
                 found = [(name, path, inode) for name, path, inode in binds]
                 subpaths.bind(found, share=f"{self._run}/share", directory=directory)
-                return self._create(container, process, spec, nodes, devices, joins)
+                return self._create(container, process, spec, nodes, devices, joins, notify)
             finally:
                 subpaths.unbind(directory)
 
     def _create(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str],
+        devices: list[dict[str, Any]], joins: dict[str, str], notify: bool,
     ) -> list[list[str]]:  # fmt: skip
+        ids = None
         with ExitStack() as held:
             for kind, other in joins.items():
-                namespace = self._find(other).namespace(kind)
+                owner = self._find(other)
+                if kind == "user":
+                    ids = owner.ids
+                    if not ids.mapped:
+                        raise StateError(f"container {other} has no user namespace that {container} could join")
+                namespace = owner.namespace(kind)
                 held.callback(os.close, namespace)
                 # crun opens it again by this process, which does not end before.
                 path = f"/proc/{os.getpid()}/fd/{namespace}"
                 spec["linux"]["namespaces"].append({"type": kind, "path": path})
-            return self._make(container, process, spec, nodes, devices)
+            return self._make(container, process, spec, nodes, devices, ids, notify)
 
     def _make(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]],
+        devices: list[dict[str, Any]], ids: Ids | None, notify: bool,
     ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
+        if self._autoload is not None:
+            self._autoload.begin(spec)
         directory = f"{self._run}/containers/{container}"
         os.makedirs(directory, mode=0o700)
         if devices:
@@ -299,7 +342,9 @@ class Server:
             root=self._root,
         )  # fmt: skip
         try:
-            first = made.create(spec, stdio)
+            if notify:
+                made.serve_notifications(f"{self._run}/notify/{container}", partial(self._tell_notice, container))
+            first = made.create(spec, stdio, ids)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
                 from hawse.agent import native  # here, since most guests never need it
 
@@ -321,8 +366,11 @@ class Server:
         """
         with self._turns.setdefault(container, threading.Lock()):
             self._turns.pop(container, None)
-            self._find(container).remove()
-            del self._containers[container]
+            try:
+                self._find(container).remove()
+                del self._containers[container]
+            finally:
+                submounts.release(f"{self._run}/share/{container}", mountinfo=f"{self._root}/proc/self/mountinfo")
         with open(f"{self._root}/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 
@@ -349,6 +397,8 @@ class Server:
 
     def start(self, *, container: str) -> None:
         """Start a created container."""
+        if self._autoload is not None:
+            self._autoload.wait()
         self._find(container).start()
 
     def execute(self, *, container: str, process: int, spec: dict[str, Any]) -> None:
@@ -402,6 +452,7 @@ class Server:
                 if container in self._containers:
                     # What it was killed for is to be known before that it has ended.
                     self._tell_oom(container, self._containers[container].cgroup.oom_kills())
+                    self._containers[container].finish_notifications(process)
                 process.stdio.finish()
                 self._stdio.pop(process.number, None)
                 os.sync()
@@ -418,6 +469,10 @@ class Server:
                 self._port.send(control.encode_event("oom", {"container": container, "kills": kills}))
             except LinkError:
                 return  # the host is gone, and this machine with it
+
+    def _tell_notice(self, container: str, text: str) -> None:
+        with suppress(LinkError):  # the host is gone, and this machine with it
+            self._port.send(control.encode_event("notify", {"container": container, "text": text}))
 
     def _find(self, container: str) -> Container:
         try:

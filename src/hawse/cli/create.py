@@ -73,6 +73,7 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         import msgspec
 
         from hawse.container.plan import plan_sandbox
+        from hawse.oci.notify import VARIABLE
 
         timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
         made = plan_sandbox(
@@ -82,11 +83,13 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
             log=settings.log,
             timeline=timeline,
             systemd=settings.systemd_cgroup,
+            notify=os.environ.get(VARIABLE, ""),
         )
         return msgspec.structs.replace(made, log_file=settings.log.file)
 
     def make_joining(room: Room) -> ContainerPlan:
         from hawse.container.plan import plan_container
+        from hawse.oci.notify import VARIABLE
 
         return plan_container(
             load(),
@@ -95,6 +98,7 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
             name=store.name,
             log=settings.log,
             systemd=settings.systemd_cgroup,
+            notify=os.environ.get(VARIABLE, ""),
         )
 
     role, sandbox = role_of(args.bundle or ".")

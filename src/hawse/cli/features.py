@@ -29,9 +29,9 @@ FEATURES: dict[str, Any] = {
     "ociVersionMax": "1.2.0",
     "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
     "mountOptions": [
-        "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "noatime", "nodev", "nodiratime",
-        "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ro", "rprivate", "rro",
-        "rslave", "rw", "slave", "strictatime", "suid", "sync", "tmpcopyup",
+        "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap", "noatime", "nodev",
+        "nodiratime", "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "ridmap", "ro",
+        "rprivate", "rro", "rslave", "rw", "slave", "strictatime", "suid", "sync", "tmpcopyup",
     ],
     "linux": {
         "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
@@ -53,7 +53,7 @@ FEATURES: dict[str, Any] = {
         "apparmor": {"enabled": False},
         "selinux": {"enabled": True},
         "intelRdt": {"enabled": False},
-        "mountExtensions": {"idmap": {"enabled": False}},
+        "mountExtensions": {"idmap": {"enabled": True}},
     },
     "annotations": {},
     # hawse.devices gives a container devices that are not in linux.devices.

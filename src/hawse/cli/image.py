@@ -24,7 +24,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Do it, and say what the image is."""
     where = settings.config.image
     if args.action == "verify":
-        image = locate(cache=where.cache, kernel=where.kernel, modules=where.modules, hash_files=True)
+        image = locate(
+            cache=where.cache, kernel=where.kernel, modules=where.modules, extra=where.extra_modules, hash_files=True
+        )
         _describe(image, "verified")
         return 0
     from rich.console import Console
@@ -40,10 +42,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             if not console.is_terminal:
                 print(f"{time.monotonic() - began:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-        image = build(cache=where.cache, progress=progress, kernel=where.kernel, modules=where.modules)
+        image = build(
+            cache=where.cache, progress=progress, kernel=where.kernel, modules=where.modules, extra=where.extra_modules
+        )
     _describe(image, f"built in {image.build_seconds:.1f} s" if image.fresh else "up to date")
     return 0
 
 
 def _describe(image: Image, result: str) -> None:
-    print(f"guest image {image.digest[:12]}: kernel {image.release}, {image.size / 1024 / 1024:.1f} MiB, {result}")
+    size, beside = (f"{count / 1024 / 1024:.1f} MiB" for count in (image.size, image.beside))
+    print(f"guest image {image.digest[:12]}: kernel {image.release}, {size}, modules beside it {beside}, {result}")

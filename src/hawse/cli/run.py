@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         send(args.pidfd_socket, made.proxy.pid, FIRST)
         write_pid_file(args.pid_file, made.proxy.pid)
         with raw_mode(0, wanted=made.terminal and not args.detach):
-            settings.log.tell(("warning", text) for text in start(made.store))
+            notify = os.environ.get("NOTIFY_SOCKET", "") if args.detach else ""  # else it is passed on meanwhile
+            settings.log.tell(("warning", text) for text in start(made.store, notify=notify))
             if args.detach:
                 made.let_go()
                 made.proxy.let_go()

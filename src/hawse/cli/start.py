@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from hawse.cli.options import expect, split
 from hawse.container.start import start
 
@@ -16,5 +18,6 @@ USAGE = "ID"
 def main(words: list[str], settings: Settings) -> int:
     """Ask the monitor."""
     [name] = expect(split(words), "start", "ID")
-    settings.log.tell(("warning", text) for text in start(settings.store(name)))
+    warnings = start(settings.store(name), notify=os.environ.get("NOTIFY_SOCKET", ""))
+    settings.log.tell(("warning", text) for text in warnings)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import contextmanager, suppress
 
 from hawse.errors import LinkError, StateError
 from hawse.link import control
@@ -13,7 +14,10 @@ from hawse.sandbox.state import Store
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
+
+    from hawse.link.frames import Frame
 
 
 class MonitorGoneError(StateError):
@@ -33,29 +37,30 @@ def connect(store: Store) -> socket.socket:
         raise MonitorGoneError(f"container not running: {store.name}") from None
 
 
-def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool = False) -> object:
-    """The monitor's answer for this container, or the error that it raised; ``until_end`` waits until the monitor has
-    closed the connection: where the sandbox ends, that is the monitor's own end."""
+@contextmanager
+def begin(store: Store, method: str, params: dict[str, Any]) -> Iterator[tuple[object, Iterator[Frame]]]:
+    """The monitor's answer, as :func:`call`, and the frames that follow it for as long as the context lasts."""
     with connect(store) as connection:
         port = Port(connection.fileno())
         port.send(control.encode_call(1, method, params | {"container": store.name}))
-        answer: object = None
-        answered = False
-        try:
-            for _, kind, payload in port.frames():
-                if kind != REPLY:
-                    raise LinkError("link: the monitor answered with something else than a reply")
-                _, answer, error = control.decode_reply(payload)
-                answered = True
-                if error is not None:
-                    raise error
-                if not until_end:
-                    break
-        except LinkError:
-            if not answered:
-                raise
-        if not answered:
-            raise MonitorEndedError(
-                f"container not running: {store.name}: its monitor ended before it answered {method}"
-            )
+        frames = port.frames()
+        for _, kind, payload in frames:
+            if kind != REPLY:
+                raise LinkError("link: the monitor answered with something else than a reply")
+            _, answer, error = control.decode_reply(payload)
+            if error is not None:
+                raise error
+            yield answer, frames
+            return
+        raise MonitorEndedError(f"container not running: {store.name}: its monitor ended before it answered {method}")
+
+
+def call(store: Store, method: str, params: dict[str, Any], *, until_end: bool = False) -> object:
+    """The monitor's answer for this container, or the error that it raised; ``until_end`` waits until the monitor has
+    closed the connection: where the sandbox ends, that is the monitor's own end."""
+    with begin(store, method, params) as (answer, frames):
+        if until_end:
+            with suppress(LinkError):  # it ended inside of a frame
+                for _ in frames:
+                    continue
         return answer

@@ -9,6 +9,7 @@ from hawse.errors import HostError
 from hawse.jail import tree
 from hawse.linux import capabilities
 from hawse.sandbox.plan import JailPlan
+from hawse.vm import disks
 
 #: The capabilities that a jail is made with.
 _NEEDED = ("CHOWN", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_CHROOT", "SYS_ADMIN", "MKNOD")
@@ -37,8 +38,16 @@ def plan_jail(
             ) from None
         warn(f"QEMU is not confined: {error.sentence()}")
         return None
-    required = config.vm.confine == "required"
-    return JailPlan(tree=directory, first_user=users[0], last_user=users[1], filters=filters, required=required)
+    # An emulated NVMe may be attached to any sandbox; without one QEMU has nothing to write.
+    has_disks = any("nvme" in models for models in config.emulated.values())
+    return JailPlan(
+        tree=directory,
+        first_user=users[0],
+        last_user=users[1],
+        filters=filters,
+        required=config.vm.confine == "required",
+        file_bytes=disks.DISK_BYTES if has_disks else 0,
+    )
 
 
 def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") -> str:

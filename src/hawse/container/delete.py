@@ -8,7 +8,7 @@ import time
 
 from hawse.container.client import MonitorGoneError, call
 from hawse.errors import HawseError, NotFoundError, StateError
-from hawse.sandbox import leftovers
+from hawse.sandbox import control, leftovers
 from hawse.sandbox.bound import give_back
 from hawse.sandbox.cgroups import release
 from hawse.sandbox.state import CREATED, CREATING, STOPPED, Store
@@ -73,6 +73,7 @@ def remove(store: Store) -> list[str]:
     What to warn of. Raises :class:`HawseError` for what cannot be undone; it stays on record.
     """
     left = [*leftovers.end(store.path), *release(store.path)]
+    control.release(store.path)
     try:
         if os.path.exists(f"{store.path}/network"):
             # Here, since a monitor that could end by itself has left none.

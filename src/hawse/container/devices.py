@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from hawse.container.options import DeviceOptions
+from hawse.container.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOptions
 from hawse.errors import DeviceError, UsageError
 from hawse.sandbox import plan
 from hawse.vfio import dma, memlock, obstacles, resets, sysfs, widths
 from hawse.vfio.devices import CONTAINER_PATH, Node, Request
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
+from hawse.vfio.rules import of_node
 from hawse.vfio.targets import parse_address
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.capabilities import Capabilities
@@ -90,6 +91,12 @@ def plug_steps(
     return steps
 
 
+def describe(step: plan.PlugStep, *, asked: bool) -> tuple[str, str]:
+    """The log's level and line of where a function is in the guest. ``asked``: an annotation asks for its address."""
+    text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
+    return ("warning", f"annotations: {KEEP_ADDRESSES}: {text}") if step.note and asked else ("debug", text)
+
+
 def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> str:
     """A warning about a limit of DMA mappings that is too low and cannot be raised; "" for none."""
     wanted = max((plug.dma_entries for plug in plugs), default=0)
@@ -125,6 +132,17 @@ def check_tokens(groups: Sequence[Group], options: DeviceOptions, ask: Callable[
                 f"{function.address} is opened with a token alone, and QEMU {can.version} cannot give one",
                 hint="use QEMU 8.1 or a later one: vm.qemu in the configuration",
             )
+
+
+def unused_token(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
+    """A warning about a token that no function is opened with."""
+    hosts = [group for group in groups if isinstance(group, HostGroup)]
+    if not options.vf_token or any(_token(function, options) for group in hosts for function in group.functions):
+        return []
+    return [
+        f"annotations: {VF_TOKEN} has no effect: the physical function of none of the container's devices is on "
+        "vfio-pci [remove it]"
+    ]
 
 
 def _token(function: Function, options: DeviceOptions) -> str:
@@ -174,12 +192,13 @@ def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -
     # An emulated group has no numbers of the host's, and one that is not bound yet neither: none that a rule has.
     nodes += [Node(f"/dev/vfio/{group.number}", 0, group.number, group.number) for group in wanted]
     for node in nodes:
-        _give(spec, node, {"fileMode": 0o666})
+        allowed = {"allow": True, "type": "c", "major": node.major, "minor": node.minor, "access": "rwm"}
+        _give(spec, node, {"fileMode": 0o666}, [allowed])
     return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files)
 
 
 def with_groups(request: Request, spec: dict[str, Any]) -> Request:
-    """The request, and the spec, with the nodes of the groups beside device files, with the rights of these.
+    """The request, and the spec, with the nodes of the groups beside device files, with the rights and rules of these.
 
     Programs that know groups alone, DPDK and SPDK, find theirs, and so does everyone in a guest whose kernel has no
     other: Debian's are built without CONFIG_IOMMUFD.
@@ -194,7 +213,8 @@ def with_groups(request: Request, spec: dict[str, Any]) -> Request:
         path = CONTAINER_PATH if file.group is None else f"/dev/vfio/{file.group}"
         node = Node(path, 10, 196, None) if file.group is None else Node(path, 0, file.group, file.group)
         nodes.append(node)
-        _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]})
+        rules = of_node(_rules(spec), (file.major, file.minor), (node.major, node.minor))
+        _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]}, rules)
     return Request(tuple(nodes), request.groups, request.files)
 
 
@@ -216,13 +236,17 @@ def node_requests(request: Request, plugs: Sequence[plan.PlugStep]) -> list[plan
     return nodes
 
 
-def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any]) -> None:
-    """Put a node among the spec's devices, with the rule that allows it."""
+def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any], rules: Sequence[dict[str, Any]]) -> None:
+    """Put a node among the spec's devices, with rules for it."""
     linux = spec.setdefault("linux", {})
-    numbers = {"type": "c", "major": node.major, "minor": node.minor}
-    linux["devices"] = [*(linux.get("devices") or []), {"path": node.path, **rights, **numbers}]
-    resources = linux.setdefault("resources", {})
-    resources["devices"] = [*(resources.get("devices") or []), {"allow": True, "access": "rwm", **numbers}]
+    made = {"path": node.path, **rights, "type": "c", "major": node.major, "minor": node.minor}
+    linux["devices"] = [*(linux.get("devices") or []), made]
+    linux["resources"] = (linux.get("resources") or {}) | {"devices": [*_rules(spec), *rules]}
+
+
+def _rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The spec's rules for devices."""
+    return (spec["linux"].get("resources") or {}).get("devices") or []
 
 
 def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:

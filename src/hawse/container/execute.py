@@ -9,6 +9,7 @@ from hawse.container.client import call
 from hawse.container.launch import ProxyProcess
 from hawse.container.process import Handed, check_console, start_proxy
 from hawse.errors import StateError
+from hawse.linux import attributes
 from hawse.sandbox.state import PAUSED, RUNNING, Store
 
 
@@ -21,9 +22,15 @@ def execute(store: Store, process: dict[str, Any], handed: Handed) -> ProxyProce
     if state["status"] != RUNNING:
         raise StateError(f"cannot exec in a container that is not running: {store.name} is {state['status']}")
     key = os.urandom(16).hex()
-    proxy = start_proxy(store, key, process, handed)
+    # The container's, whatever its file for the process says, as under runc (utils_linux.go, startContainer()).
+    proxy = start_proxy(store, key, process, handed, oom_score_adj=state.get("oomScoreAdj"))
     try:
-        call(store, "exec", {"key": key, "process": process})
+        caller = {
+            "rlimits": attributes.rlimits(),
+            "oom_score_adj": attributes.oom_score_adj(),
+            "umask": attributes.umask(),
+        }
+        call(store, "exec", {"key": key, "process": process, "caller": caller})
     except BaseException:
         proxy.abort()
         raise

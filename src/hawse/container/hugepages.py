@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hawse.config import Config
+from hawse.container.ancestors import above
 from hawse.container.options import HUGEPAGES
-from hawse.errors import HostError
+from hawse.errors import ConfigError, HostError
 from hawse.oci.guest import GuestPlan
 from hawse.oci.hugepages import counts_of
-from hawse.oci.pods import CONTAINER, SANDBOX
-from hawse.sandbox.cgroups import hierarchies
+from hawse.oci.pods import CONTAINER, SANDBOX, is_kubelets
 from hawse.vm import hugepages
 
 _MIB_KIB = 1024
@@ -21,12 +21,14 @@ _MIB_KIB = 1024
 @dataclass(frozen=True)
 class Wanted:
     """What speaks of huge pages; all of them are pages by the KiB of one. ``mounted``: the sizes that file systems of
-    the container have; ``said`` by the annotation, ``configured`` for containers that mount some."""
+    the container have; ``said`` by the annotation, ``configured`` for containers that mount some. ``kubelets``: a
+    kubelet has asked for the container."""
 
     limits: Mapping[int, int] = field(default_factory=dict)
     mounted: frozenset[int] = frozenset()
     said: Mapping[int, int] = field(default_factory=dict)
     configured: Mapping[int, int] = field(default_factory=dict)
+    kubelets: bool = False
 
 
 def wanted(guest: GuestPlan, config: Config, annotations: Mapping[str, str]) -> Wanted:
@@ -36,6 +38,7 @@ def wanted(guest: GuestPlan, config: Config, annotations: Mapping[str, str]) -> 
         mounted=guest.page_sizes,
         said=counts_of(f"annotations: {HUGEPAGES}", annotations.get(HUGEPAGES, "")),
         configured=counts_of("configuration: vm.guest_hugepages", config.vm.guest_hugepages),
+        kubelets=is_kubelets(annotations),
     )
 
 
@@ -51,10 +54,19 @@ def decide(
 
     ``memory_mib`` is the configured machine's. A limit that no host could give is none. The annotation of a pod is
     repeated on each of its containers: there it counts for those that mount such pages, and on the sandbox, which is
-    there for the others, for the size of the machine alone.
+    there for the others, for the size of the machine alone. Raises :class:`ConfigError` for a kubelet's container of
+    which nothing says how many it may use: its pod says it, and the engine has dropped it.
     """
     limits = {kib: count for kib, count in wanted.limits.items() if kib * count < host_mib * _MIB_KIB}
     pages: dict[int, int] = {}
+    if role == CONTAINER and wanted.kubelets:
+        for kib in wanted.mounted - {*wanted.configured, *wanted.said, *limits}:
+            raise ConfigError(
+                f"mounts: there are huge pages of {hugepages.size_name(kib)}, and linux.resources.hugepageLimits does "
+                "not say how many the container may use",
+                hint="an engine drops these limits on a node without the cgroup controller hugetlb: annotate the pod "
+                f'with {HUGEPAGES}: "{hugepages.size_name(kib)}:COUNT", or set vm.guest_hugepages in the configuration',
+            )
     if role != SANDBOX:
         pages |= {kib: _unsaid(kib, memory_mib, free(kib)) for kib in wanted.mounted}
         pages |= {kib: count for kib, count in wanted.configured.items() if kib in wanted.mounted}
@@ -90,23 +102,17 @@ def check_cgroups(path: str, memory_mib: int, kib: int, *, mountinfo: str = "/pr
     hugetlb.rst); a pod's cgroup has a limit of zero where nobody has asked for such pages.
     """
     size, wanted = hugepages.size_name(kib), memory_mib * _MIB_KIB * 1024
-    with open(mountinfo) as file:
-        mounted = hierarchies(file.read())
-    for hierarchy in mounted:
-        names = _FILES[hierarchy.version]
-        below = path
-        while below.strip("/"):
-            directory = f"{hierarchy.mount}{below}/hugetlb.{size}."
-            for limit, usage in names:
-                most, used = _number(directory + limit), _number(directory + usage)
-                if most is not None and most - (used or 0) < wanted:
-                    raise HostError(
-                        f"{directory}{limit} is {most}, and {used or 0} is used: the virtual machine's memory takes "
-                        f"{wanted} of huge pages",
-                        hint="raise that limit, for a Kubernetes pod by an overhead of its RuntimeClass; or clear "
-                        "vm.hugepages in the configuration",
-                    )
-            below = below.rpartition("/")[0]
+    for hierarchy, where in above(path, mountinfo=mountinfo):
+        directory = f"{where}/hugetlb.{size}."
+        for limit, usage in _FILES[hierarchy.version]:
+            most, used = _number(directory + limit), _number(directory + usage)
+            if most is not None and most - (used or 0) < wanted:
+                raise HostError(
+                    f"{directory}{limit} is {most}, and {used or 0} is used: the virtual machine's memory takes "
+                    f"{wanted} of huge pages",
+                    hint="raise that limit, for a Kubernetes pod by an overhead of its RuntimeClass; or clear "
+                    "vm.hugepages in the configuration",
+                )
 
 
 #: Limit and usage by the hierarchy's version: of pages that were touched, and of those that are promised.

@@ -11,13 +11,18 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError, from_wire
 from hawse.link.streams import STDIO
+from hawse.linux import oom_score
 from hawse.linux.processes import ChildrenApart
 from hawse.sandbox import sockets
 from hawse.sandbox.programs import PACKAGES, environment, program
 from hawse.sandbox.state import Store
+
+if TYPE_CHECKING:
+    from hawse.container.notify import Relay
 
 _MAX_REPORT = 1024 * 1024
 _MAX_TITLE = 4096
@@ -69,11 +74,18 @@ class MonitorProcess:
             message = {}
         if "created" in message:
             return [(str(level), str(text)) for level, text in message["created"]]
-        self._process.wait()
+        code = self._process.wait()
         if "error" in message:
             raise from_wire(message["error"])
+        killed = code == -signal.SIGKILL
         with open(self._log, errors="replace") as log:
-            raise VmError("the monitor died while it made the sandbox", evidence=log.read()[-4096:])
+            raise VmError(
+                f"the monitor {'was killed' if killed else 'died'} while it made the sandbox",
+                hint="the host's kernel does that where a cgroup allows too little memory: `dmesg` says which"
+                if killed
+                else "",
+                evidence=log.read()[-4096:],
+            )
 
     def abort(self) -> None:
         """Give up: the monitor notices, undoes everything and ends. Without a plan it has done nothing."""
@@ -113,12 +125,19 @@ class ProxyProcess:
         command: Sequence[str],
         namespaces: Namespaces | None = None,
         preserved: Sequence[str] = (),
+        notify: int = -1,
+        oom_score_adj: int | None = None,
     ) -> None:
         """Start it; ``command`` is what ps shows beside the container's name.
 
+        ``oom_score_adj`` is that of the container's processes, as far as the kernel lets it be set; None changes
+        nothing.
+
         ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
-        is at their other ends shall see when the process closes them.
+        is at their other ends shall see when the process closes them. ``notify`` is a socket for its notifications, -1
+        for none; it stays the caller's to close.
         """
+        self.relay: Relay | None = None
         self._ended = False
         program = (
             f"import sys; sys.path.insert(0, {PACKAGES!r}); from hawse.container.proxy import main; main()"
@@ -130,7 +149,7 @@ class ProxyProcess:
         fd = os.open(store.path, os.O_DIRECTORY)
         view = -1 if namespaces is None else namespaces.view
         handed = range(len(STDIO), len(STDIO) + len(preserved))
-        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), title]
+        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), str(notify), title]
         try:
             with nullcontext() if namespaces is None else ChildrenApart():
                 self._process = subprocess.Popen(
@@ -138,7 +157,7 @@ class ProxyProcess:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=(fd, *handed) if view < 0 else (fd, view, *handed),
+                    pass_fds=(fd, *(each for each in (view, notify) if each >= 0), *handed),
                     start_new_session=True,
                     cwd="/",
                     env=environment(),
@@ -152,6 +171,9 @@ class ProxyProcess:
         finally:
             for each in (fd, *handed):
                 os.close(each)
+        if oom_score_adj is not None:
+            with suppress(OSError):
+                oom_score.write(oom_score_adj, self._process.pid)
 
     @property
     def pid(self) -> int:

@@ -24,9 +24,11 @@ class DeviceOptions:
     """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
     that are given beside those of the spec. ``native``: they are left to the guest's own drivers. ``allow``: patterns
     of what may be passed (:mod:`hawse.patterns`). ``accepted``: risks of devices that are not refused. ``confined``:
-    QEMU may run in a jail. The rest as in the configuration."""
+    QEMU may run in a jail. ``addresses_asked``: an annotation asks for the host's addresses. The rest as in the
+    configuration."""
 
     keep_addresses: bool = True
+    addresses_asked: bool = False
     managed: bool = False
     cold: bool = False
     rom: bool = False
@@ -69,6 +71,7 @@ def device_options(
         raise ConfigError(f"annotations: {MODE}: {mode[:80]!r} is unknown", hint=f"known: {', '.join(MODES)}")
     return DeviceOptions(
         keep_addresses=_switch(annotations, KEEP_ADDRESSES, config.devices.keep_addresses),
+        addresses_asked=annotations.get(KEEP_ADDRESSES) == "true",
         managed=_switch(annotations, MANAGED, config.devices.managed),
         cold=config.devices.plug == "cold",
         rom=config.devices.rom,

@@ -20,23 +20,34 @@ from hawse.container.devices import (
     add_named,
     check_host,
     check_tokens,
+    describe,
     dma_warning,
     find_groups,
     node_requests,
     plug_steps,
     shape,
     to_bind,
+    unused_token,
     with_groups,
 )
+from hawse.container.modules import SHARE as MODULES
+from hawse.container.modules import check_loaded, find_image, modules_share
 from hawse.container.native import drivers, take_out
+from hawse.container.nodes import Nodes, read_nodes
+from hawse.container.notified import find_notified
 from hawse.container.options import DeviceOptions, device_options
-from hawse.container.privileged import allows_all, choose, leave_out
-from hawse.errors import HostError
-from hawse.oci.addresses import translate
+from hawse.container.privileged import choose
+from hawse.container.size import check_lists, check_size, limits_of
+from hawse.errors import DeviceError, HostError
+from hawse.linux import attributes, oom_score
+from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
+from hawse.oci.device_rules import allows_all
 from hawse.oci.guest import GuestPlan, plan_guest
+from hawse.oci.inherited import Inherited
 from hawse.oci.load import Bundle
-from hawse.oci.pods import SANDBOX, read_role
+from hawse.oci.notify import serve
+from hawse.oci.pods import SANDBOX, SINGLE, read_role
 from hawse.oci.types import Device
 from hawse.sandbox import namespaces, plan, selinux
 from hawse.sandbox.room import Room
@@ -46,9 +57,9 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, Request, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vm import accel, capabilities, hugepages, image, template, virtiofsd
+from hawse.vm import accel, capabilities, disks, hugepages, template, virtiofsd
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
-from hawse.vm.size import Limits, host_size, machine_size, pod_limits
+from hawse.vm.size import Limits, host_size, machine_size
 
 # Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower.
 # Podman gives a creation up after 240 s, with no word of why (libpod/define/config.go, ContainerCreateTimeout): less
@@ -67,40 +78,50 @@ class Log(Protocol):
 
 
 def plan_sandbox(
-    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False
+    bundle: Bundle, config: Config, *, name: str, log: Log, timeline: str = "", systemd: bool = False, notify: str = ""
 ) -> plan.SandboxPlan:
-    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace.
+    """The plan of a sandbox and its first container; ``timeline`` is the file for its start's trace, ``notify`` the
+    caller's NOTIFY_SOCKET.
 
     Raises ConfigError, DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
     """
     # The devices of a pod come with its containers, when its machine runs.
     pod = {"least": POD_PORTS, "bridges": POD_BRIDGES, "spare_window": config.devices.pod_window_mib * MIB}
 
-    def fit(groups: Sequence[Group], options: DeviceOptions, role: str) -> PortPlan:
+    def fit(groups: Sequence[Group], options: DeviceOptions, role: str, disks: int = 0) -> PortPlan:
         shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
-        return plan_ports(shapes, **pod if role == SANDBOX else {})
+        return plan_ports(shapes, disks=disks, **pod if role == SANDBOX else {})
 
     wanted = _read(bundle, config, fit, name=name, log=log)
     groups, options = wanted.request.groups, wanted.options
-    ports = fit(groups, options, wanted.role)
-    size = machine_size(config.vm.memory_mib, config.vm.cpus, _limits(bundle, wanted), **host_size())
+    ports = fit(groups, options, wanted.role, len(wanted.nodes.disks))
+    limits = limits_of(bundle, role=wanted.role, hugepages=wanted.room)
+    size = machine_size(config.vm.memory_mib, config.vm.cpus, limits, **host_size())
     machine = plan_machine(config, groups, log, ports, size=size)
     plugs = plug_steps(
         groups, ports.slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=machine.memory_mib
     )
     if warning := dma_warning(plugs):
         log.warning(warning)
-    machine = msgspec.structs.replace(machine, label=wanted.guest.label)
-    cgroup = _cgroup(bundle, systemd=systemd, of_vm=vm_limits(machine.memory_mib, config.vm.overhead_mib))
+    machine = msgspec.structs.replace(machine, label=wanted.guest.label, modules=f"{name}/{MODULES}")
+    machine = msgspec.structs.replace(machine, oom_score_adj=_oom_score(wanted.guest.spec))
+    # Those that a later container of the pod or an attach may bring have room too.
+    disk_mib = disks.total_mib(model for models in config.emulated.values() for model in models)
+    of_vm = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
+    cgroup = _cgroup(bundle, systemd=systemd, of_vm=of_vm)
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
+    for warning in check_size(machine, limits, cgroup, hugepages=wanted.hugepages, overhead_mib=config.vm.overhead_mib):
+        log.warning(warning)
     if options.cold and plugs:
         # What is part of a machine at its boot would be part of its template.
         cold = [command for step in plugs for command in step.commands]
         machine = msgspec.structs.replace(machine, cold=cold, template=None)
         plugs = [msgspec.structs.replace(step, cold=True) for step in plugs]
+    container = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
+    container["shares"].append(modules_share(machine.kernel))
     return plan.SandboxPlan(
-        **_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup),
+        **container,
         machine=machine,
         ports=list(ports.ports),
         network_port=ports.network,
@@ -118,9 +139,11 @@ def plan_container(
     name: str,
     log: Log,
     systemd: bool = False,
+    notify: str = "",
 ) -> plan.ContainerPlan:
     """The plan of a container that joins a sandbox whose machine has this room. Raises as :func:`plan_sandbox`."""
     there = {plug.group for plug in room.plugs}
+    plain = {port.takes_at for port in room.spares if not port.bridge}
 
     def fit(groups: Sequence[Group], options: DeviceOptions, _role: str) -> list[Slot]:
         free = list(room.spares)
@@ -136,17 +159,24 @@ def plan_container(
     if options.cold and groups:
         log.warning("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
     slots = fit(groups, options, wanted.role)
+    room.check_disks(wanted.nodes.disks, groups=len({slot.bus for slot in slots if slot.bus in plain}))
     plugs = plug_steps(groups, slots, owner=name, options=options, by_file=wanted.by_file, memory_mib=room.memory_mib)
     if warning := dma_warning(plugs):
         log.warning(warning)
     plugs += room.shared([group.number for group in groups], native=options.native)
     cgroup = _cgroup(bundle, systemd=systemd)
-    made = plan.ContainerPlan(**_container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup))
-    if made.cgroup.limits.cpus or made.cgroup.limits.mems:
-        log.warning("linux.resources.cpu.cpus and mems: the pod's virtual machine is in the cgroup of its sandbox")
-    limit = _limits(bundle, wanted).memory
-    host_mib = host_size()["host_mib"]
-    for warning in room.warnings(memory=limit, label=wanted.guest.label, host_mib=host_mib):
+    fields = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
+    made = plan.ContainerPlan(**fields)
+    said = [
+        *room.check_memory(
+            "linux.resources.memory.limit",
+            limits_of(bundle, role=wanted.role).memory,
+            hugepages_mib=made.hugepages_mib,
+            host_mib=host_size()["host_mib"],
+        ),
+        *room.warnings(label=wanted.guest.label),
+    ]
+    for warning in said:
         log.warning(warning)
     return made
 
@@ -157,6 +187,7 @@ class _Wanted:
 
     guest: GuestPlan
     request: Request
+    nodes: Nodes
     options: DeviceOptions
     role: str
     native: dict[int, dict[str, int]]
@@ -176,6 +207,7 @@ def _read(
 ) -> _Wanted:
     """``fit`` raises DeviceError where the machine has no room for groups; those ``there`` it has already."""
     annotations = bundle.spec.annotations or {}
+    check_lists(bundle)
     role, _ = read_role(annotations, bundle.spec.process.args if bundle.spec.process else ())
     guest = plan_guest(bundle, container=name, role=role)
     selinux.check(f"{bundle.path}/config.json", guest.label)
@@ -204,21 +236,23 @@ def _read(
 
     linux = bundle.spec.linux
     devices: Sequence[Device] = linux.devices or () if linux else ()
+    left_out: dict[str, DeviceError] = {}
     if linux and linux.resources and allows_all(linux.resources.devices or ()):
         devices, left_out = choose(devices, find, check)
-        if left_out:
-            log.warning(leave_out(guest.spec, left_out))
     request = find(devices)
+    nodes = read_nodes(bundle, guest, request, left_out, allow=options.allow)
     request = add_named(with_groups(request, guest.spec), find_groups(options.devices, emulated), guest.spec)
     files, warnings = look([group for group in request.groups if group.number not in there], request.files)
     native: dict[int, dict[str, int]] = {}
     if options.native:
         request, native = take_out(request, guest.spec)
-    for warning in warnings:
+    if role == SINGLE or request.groups:  # a pod's annotations are repeated on all its containers
+        warnings += unused_token(request.groups, options)
+    for warning in (*nodes.warnings, *warnings):
         log.warning(warning)
     said = pages.wanted(guest, config, annotations)
     huge = pages.decide(said, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
-    return _Wanted(guest, request, options, role, native, files, huge, pages.room(said, huge, role=role))
+    return _Wanted(guest, request, nodes, options, role, native, files, huge, pages.room(said, huge, role=role))
 
 
 def _container(
@@ -230,10 +264,12 @@ def _container(
     plugs: list[plan.PlugStep],
     log: Log,
     cgroup: CgroupPlan,
+    notify: str,
 ) -> dict[str, Any]:
     """The fields of a container's plan."""
     for step in plugs:
-        log.debug(f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}")
+        level, text = describe(step, asked=wanted.options.addresses_asked)
+        (log.warning if level == "warning" else log.debug)(text)
     guest = wanted.guest
     shares = [
         plan.Share(
@@ -245,14 +281,27 @@ def _container(
             recursive=s.recursive,
             readonly_below=s.readonly_below,
             common=s.name != "rootfs",
+            uids=list(s.owners.uids) if s.owners else [],
+            gids=list(s.owners.gids) if s.owners else [],
+            map_below=bool(s.owners and s.owners.recursive),
         )
         for s in guest.shares
     ]
     if wanted.native:
-        found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
-        shares.append(drivers(found.drivers))
+        shares.append(drivers(find_image(config).drivers))
+    if wanted.nodes.disks:
+        ask_qemu(config).require("virtio-blk-pci")
     process = guest.spec["process"]
-    process["env"] = translate(process.get("env") or (), plan.addresses(plugs))
+    there, variables = plan.addresses(plugs), process.get("env") or ()
+    for warning in (
+        *addresses.warnings("process.env", variables, there),
+        *addresses.in_arguments("process.args", process["args"], there),
+    ):
+        log.warning(warning)
+    process["env"] = addresses.translate(variables, there)
+    host = find_notified(bundle, notify, log)
+    if host is not None:
+        serve(guest.spec, host, container=name)
     return {
         "id": name,
         "bundle": bundle.path,
@@ -274,28 +323,25 @@ def _container(
         "network": guest.network,
         "sysctls": guest.sysctls,
         "native": wanted.native,
+        "disks": wanted.nodes.disks,
+        "named": wanted.nodes.named,
         "hooks": guest.hooks,
         "cgroup": cgroup,
+        "notify": host,
+        "inherited": Inherited(rlimits=attributes.rlimits(), oom_score_adj=attributes.oom_score_adj()),
+        "oom_score_adj": _oom_score(guest.spec),
     }
+
+
+def _oom_score(spec: dict[str, Any]) -> int:
+    """That of the container's processes: under runc they have the caller's where the specification has none."""
+    value = spec["process"].get("oomScoreAdj")
+    return oom_score.read() if value is None else int(value)
 
 
 def ask_qemu(config: Config) -> capabilities.Capabilities:
     """What the configured QEMU can do. Raises HostError or VmError."""
     return capabilities.ask(config.vm.qemu, directory=config.image.cache)
-
-
-def _limits(bundle: Bundle, wanted: _Wanted) -> Limits:
-    """What the first container, and where it is a pod's all of them, may use."""
-    pod = pod_limits(bundle.spec.annotations or {}) if wanted.role == SANDBOX else Limits()
-    resources = bundle.spec.linux.resources if bundle.spec.linux else None
-    memory = resources.memory if resources else None
-    cpu = resources.cpu if resources else None
-    return Limits(
-        memory=pod.memory or (memory.limit or 0 if memory else 0),
-        hugepages=wanted.room,
-        quota=pod.quota or (cpu.quota or 0 if cpu else 0),
-        period=pod.period if pod.quota else (cpu.period or pod.period if cpu else pod.period),
-    )
 
 
 def _cgroup(bundle: Bundle, *, systemd: bool, of_vm: HostLimits | None = None) -> CgroupPlan:
@@ -317,13 +363,14 @@ def plan_machine(
 
     Raises ConfigError, HostError or ImageError.
     """
-    memory_mib, cpus = size or (config.vm.memory_mib, config.vm.cpus)
+    memory_mib, cpus = size or machine_size(config.vm.memory_mib, config.vm.cpus, Limits(), **host_size())
     page_kib = hugepages.KIB[config.vm.hugepages] if config.vm.hugepages else 0
     memory_mib = hugepages.round_up(memory_mib, page_kib)
     if page_kib:
         hugepages.check(memory_mib, page_kib)
     ports = ports or plan_ports([shape(group) for group in groups])
-    found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
+    found = find_image(config)
+    check_loaded(config.vm.load_modules, found.modules)
     can = ask_qemu(config)
     for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
@@ -342,6 +389,8 @@ def plan_machine(
         if share == "virtiofs" and not program:
             raise HostError("no virtiofsd was found", hint="install the package virtiofsd, or set vm.share to 9p")
         share = "virtiofs" if program else "9p"
+        if share == "9p":
+            log.warning(virtiofsd.MISSING)
     machine = plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,
@@ -362,6 +411,7 @@ def plan_machine(
         share_address=ports.share_address,
         address_bits=widths.guest_bits(),
         jail=plan_jail(config, share=share, filters="sandbox" in can.options, warn=log.warning),
+        load_modules=list(config.vm.load_modules),
     )
     if not config.template.enabled:
         return machine

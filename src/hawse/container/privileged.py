@@ -11,21 +11,11 @@ from typing import Any
 
 from hawse.container.devices import Group
 from hawse.errors import DeviceError
-from hawse.oci.types import Device, DeviceRule
+from hawse.oci.types import Device
 from hawse.vfio.devices import Request
 
-
-def allows_all(rules: Sequence[DeviceRule]) -> bool:
-    """Whether the rules allow every device, as those of a privileged container do. Pure.
-
-    The last rule for all devices counts, since each overrides those before it (config-linux.md, Allowed Device list).
-    """
-    answer = False
-    for rule in rules:
-        everything = rule.type in ("a", "") and all(n is None or n < 0 for n in (rule.major, rule.minor))
-        if everything and (not rule.allow or set("rwm") <= set(rule.access)):
-            answer = rule.allow
-    return answer
+#: Nodes of one kind that are named each.
+_SHOWN = 3
 
 
 def choose(
@@ -65,5 +55,17 @@ def leave_out(spec: dict[str, Any], left_out: dict[str, DeviceError]) -> str:
     reasons: dict[str, list[str]] = {}
     for path, error in left_out.items():
         reasons.setdefault(error.sentence(), []).append(path)
-    told = "; ".join(f"{', '.join(paths)}: {reason}" for reason, paths in reasons.items())
+    told = "; ".join(f"{', '.join(shorten(paths))}: {reason}" for reason, paths in reasons.items())
     return f"linux.devices: a container that may use every device does without those that cannot be passed: {told}"
+
+
+def shorten(paths: Sequence[str]) -> list[str]:
+    """The paths, those that differ in a number at their end as one entry where there are more than three. Pure."""
+    runs: dict[str, list[str]] = {}
+    for path in paths:
+        stem = path.rstrip("0123456789")
+        runs.setdefault(stem if stem != path else path, []).append(path)
+    found: list[str] = []
+    for stem, run in runs.items():
+        found += run if len(run) <= _SHOWN else [f"{stem}N ({len(run)} nodes)"]
+    return found

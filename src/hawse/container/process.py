@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,10 @@ from typing import Any
 
 from hawse.container.console import send_master
 from hawse.container.launch import FORWARDED, Namespaces, ProxyProcess
+from hawse.container.notify import Relay, connect_for
 from hawse.container.view import encode
 from hawse.errors import HostError, UsageError
+from hawse.oci.notify import Notify, directory_of
 from hawse.oci.sources import GUEST_SHARE
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.state import Store
@@ -46,11 +49,33 @@ def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> 
     """The proxy of a container's first process, in the container's network and among its files."""
     readonly = bool(plan.spec["root"].get("readonly"))
     view = encode(plan.rootfs, shown(plan), readonly=readonly, directory=plan.spec["process"]["cwd"])
+    host = _notified(plan.notify)
+    relay = Relay(host) if host is not None and plan.notify is not None and relays(plan.notify, handed) else None
+    theirs = relay.theirs if relay is not None else host
     try:
         namespaces = Namespaces(plan.network, view)
-        return start_proxy(store, key, plan.spec["process"], handed, namespaces=namespaces)
+        notify = theirs.fileno() if theirs is not None else -1
+        process, score = plan.spec["process"], plan.oom_score_adj
+        proxy = start_proxy(store, key, process, handed, namespaces=namespaces, notify=notify, oom_score_adj=score)
     finally:
         os.close(view)
+        if theirs is not None:
+            theirs.close()
+    proxy.relay = relay
+    return proxy
+
+
+def relays(notify: Notify, handed: Handed) -> bool:
+    """Whether the command sends notifications itself: in the foreground it is the service's main process."""
+    return notify.caller and not handed.detach
+
+
+def _notified(notify: Notify | None) -> socket.socket | None:
+    """A connection to the host's socket; None if nobody listens, which was reported when the plan was made."""
+    try:
+        return None if notify is None else connect_for(notify)
+    except (OSError, ValueError):
+        return None
 
 
 def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
@@ -61,8 +86,12 @@ def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
         share = shares.get(mount.get("source") or "")
         if share is not None:
             found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
+            if share.uids:
+                found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}
         elif mount.get("type") in _GUESTS_OWN:
             found = {"type": mount["type"]}
+        elif mount.get("source") == directory_of(plan.id):
+            found = {"type": "tmpfs"}
         else:
             continue
         mounts.append({"destination": mount["destination"], **found})
@@ -76,10 +105,19 @@ def start_proxy(
     handed: Handed,
     *,
     namespaces: Namespaces | None = None,
+    notify: int = -1,
+    oom_score_adj: int | None = None,
 ) -> ProxyProcess:
     """A proxy with this process's stdio, or with a new terminal whose master went to the console socket."""
     start = partial(
-        ProxyProcess, store, key, command=process["args"], namespaces=namespaces, preserved=handed.preserved
+        ProxyProcess,
+        store,
+        key,
+        command=process["args"],
+        namespaces=namespaces,
+        preserved=handed.preserved,
+        notify=notify,
+        oom_score_adj=oom_score_adj,
     )
     terminal = bool(process.get("terminal"))
     if not handed.console_socket:
@@ -99,7 +137,10 @@ def attend(proxy: ProxyProcess) -> int:
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        return proxy.wait()
+        code = proxy.wait()
+        if proxy.relay is not None:
+            proxy.relay.finish()
+        return code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

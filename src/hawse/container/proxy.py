@@ -4,9 +4,10 @@ It stands for that process on the host: its pid goes into the pid file, signals 
 stdin, stdout, stderr and preserved descriptors are the process's, and it exits with the process's code. Standard
 library only, and little of it: there is one proxy for each process.
 
-``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS TITLE``: DIRECTORY is an inherited descriptor of the sandbox's
-directory, VIEW one for :mod:`hawse.container.view`, or -1. DESCRIPTORS are the directions of those from 3 on, "in,both"
-say. TITLE is what `ps` shows of it, since `docker top` runs the host's ps on the pids that it is told.
+``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS NOTIFY TITLE``: DIRECTORY is an inherited descriptor of the
+sandbox's directory, VIEW one for :mod:`hawse.container.view`, or -1. DESCRIPTORS are the directions of those from 3 on,
+"in,both" say. NOTIFY is a connected socket for the process's notifications (sd_notify(3)), or -1. TITLE is what `ps`
+shows of it, since `docker top` runs the host's ps on the pids that it is told.
 """
 
 from __future__ import annotations
@@ -29,12 +30,20 @@ from hawse.link.flow import decode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA
 from hawse.link.streams import STREAMS, directions, read_by, written_by
 
+TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
 #: The first stream of the one process that it knows.
 _BASE = STREAMS
 #: The exit code when the sandbox ended before the process's own code was known.
 LOST = 255
 #: More than any memory that it has given back, so that malloc(3) maps it anew; one page of it is used.
 _MAPPED = 1024 * 1024
+#: Notifications that wait for a service manager that does not read; those beyond are dropped.
+_MOST_NOTICES = 64
+#: How long the last ones may take.
+_NOTIFY_SECONDS = 1.0
 
 
 def main() -> None:
@@ -57,6 +66,11 @@ def main() -> None:
     size = _size() if terminal else None
     preserved = sys.argv[5].split(",") if sys.argv[5] else []
     params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
+    notices: SimpleQueue[bytes] | None = None
+    if (notify := int(sys.argv[6])) >= 0:
+        from queue import SimpleQueue as Queue  # here, since few processes have somebody to notify
+
+        notices = Queue()
     if (view := int(sys.argv[4])) >= 0:
         # Here, since only the first process has a view; and the modules of _confine(), which cannot be loaded in it.
         from hawse.container import proxy_calls  # noqa: F401
@@ -76,11 +90,15 @@ def main() -> None:
     for fd, target in inputs.items():
         _thread(_read, target, fd)
     _thread(_forward_signals, port, signals, terminal)
-    code = _serve(port, inputs, outputs)
+    notifier = _thread(_notify, notices, notify) if notices is not None else None
+    code = _serve(port, inputs, outputs, notices)
     for output in outputs.values():
         output.end()
     for writer in writers:
         writer.join()
+    if notices is not None and notifier is not None:
+        notices.put(b"")
+        notifier.join(_NOTIFY_SECONDS)
     os._exit(code)  # a thread that reads may never return
 
 
@@ -100,7 +118,9 @@ def _confine() -> None:
             continue
 
 
-def _serve(port: Port, inputs: dict[int, Outgoing], outputs: dict[int, Incoming]) -> int:
+def _serve(
+    port: Port, inputs: dict[int, Outgoing], outputs: dict[int, Incoming], notices: SimpleQueue[bytes] | None
+) -> int:
     charged = bytearray()
     try:
         for stream, kind, payload in port.frames():
@@ -108,6 +128,8 @@ def _serve(port: Port, inputs: dict[int, Outgoing], outputs: dict[int, Incoming]
                 name, params = control.decode_event(payload)
                 if name == "exit":
                     return int(params["code"])
+                if name == "notify" and notices is not None and notices.qsize() < _MOST_NOTICES:
+                    notices.put(str(params["notice"]).encode())
                 if name == "placed":
                     # What it has taken so far was charged to the cgroup that it came from (cgroup-v1/memory.rst, 2.3),
                     # and a container without any memory has no statistics for Kubernetes: so a page of a new mapping.
@@ -150,6 +172,15 @@ def _write(source: Incoming, fd: int, read_too: bool = False) -> None:
         os.close(fd)
     except OSError:
         return
+
+
+def _notify(notices: SimpleQueue[bytes], fd: int) -> None:
+    """To the service manager. It may be slow to read: a thread of its own waits for that."""
+    while notice := notices.get():
+        try:
+            os.write(fd, notice)
+        except OSError:
+            continue  # nobody listens any more
 
 
 def _read(target: Outgoing, fd: int) -> None:

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from hawse.container.client import call
-from hawse.errors import StateError
+from hawse.container.client import begin, call
+from hawse.errors import LinkError, StateError
+from hawse.link import control
+from hawse.link.frames import EVENT
 from hawse.sandbox.state import STOPPED, Store
 
+TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
-def start(store: Store) -> list[str]:
-    """Raises :class:`StateError`; what to warn of."""
+    from hawse.link.frames import Frame
+
+
+def start(store: Store, *, notify: str = "") -> list[str]:
+    """Raises :class:`StateError`; what to warn of.
+
+    ``notify`` is the caller's NOTIFY_SOCKET. If the container was created with one, wait until it is ready or has
+    ended, and notify the service manager (runc start.go).
+    """
     state = store.read()
     if state["status"] == STOPPED:
         raise StateError(
             f"cannot start a container that has stopped: {store.name}", hint="delete it and create it anew"
         )
-    notes = call(store, "start", {})
+    if notify and state.get("notify"):
+        with begin(store, "start", {"notify": True}) as (notes, frames):
+            warnings = _after(state, notes)
+            _report(notify, frames, state["pid"])
+        return warnings
+    return _after(state, call(store, "start", {}))
+
+
+def _after(state: dict[str, Any], notes: object) -> list[str]:
+    """Run the hooks after the start; returns warnings."""
     warnings = [str(text) for level, text in notes if level == "warning"] if isinstance(notes, list) else []
     hooks = state.get("hooks", {}).get("poststart")
     if not hooks:
@@ -23,3 +45,17 @@ def start(store: Store) -> list[str]:
     from hawse.container.hooks import state as about
 
     return [*warnings, *run_all("poststart", hooks, about(state, "running", state["pid"]))]
+
+
+def _report(address: str, frames: Iterator[Frame], pid: int) -> None:
+    """Wait until the container is ready, and report it. Raises HostError."""
+    from hawse.container.notify import report_ready
+
+    try:
+        for _, kind, payload in frames:
+            notice = control.decode_event(payload)[1].get("notice") if kind == EVENT else None
+            if notice:
+                report_ready(address, str(notice), pid=pid)
+            return
+    except LinkError:
+        return  # the sandbox has ended

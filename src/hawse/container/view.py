@@ -14,7 +14,7 @@ import os
 import sys
 from contextlib import suppress
 
-from hawse.linux import mounts
+from hawse.linux import mounts, user_namespaces
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _UNSAFE = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 def encode(rootfs: str, shown: Sequence[dict[str, Any]], *, readonly: bool, directory: str) -> int:
     """A descriptor of the request for :func:`enter`; ``directory`` is the working directory.
 
-    A mount is {"destination", "source", "is_dir", "readonly"};
-    without a source it is one of the guest's, of {"type"}."""
+    A mount is {"destination", "source", "is_dir", "readonly"}, and where its owners are mapped "uids", "gids" and
+    "map_below"; without a source it is one of the guest's, of {"type"}."""
     fd = os.memfd_create("view")
     with os.fdopen(os.dup(fd), "w") as file:
         json.dump({"rootfs": rootfs, "readonly": readonly, "mounts": list(shown), "directory": directory}, file)
@@ -46,7 +46,7 @@ def enter(fd: int) -> None:
     wanted = json.loads(os.read(fd, _MAX))
     os.close(fd)
     root = _open_tree(wanted["rootfs"])
-    trees = [_open_tree(mount["source"]) if "source" in mount else -1 for mount in wanted["mounts"]]
+    trees = [_open_mount(mount) if "source" in mount else -1 for mount in wanted["mounts"]]
     mounts.unshare(mounts.PRIVATE)
     mounts.attach_at(root, wanted["rootfs"])
     os.close(root)
@@ -90,6 +90,18 @@ def _forget_files() -> None:
     sys.path_hooks.clear()
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "PathFinder"]
+
+
+def _open_mount(mount: dict[str, Any]) -> int:
+    tree = _open_tree(mount["source"])
+    if "uids" in mount:
+        with suppress(OSError):  # the share cannot be mapped either, and that is an error
+            namespace = user_namespaces.create(mount["uids"], mount["gids"])
+            try:
+                mounts.map_ids(tree, namespace, recursive=mount["map_below"])
+            finally:
+                os.close(namespace)
+    return tree
 
 
 def _open_tree(path: str) -> int:

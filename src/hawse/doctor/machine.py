@@ -8,13 +8,14 @@ import time
 
 from hawse.config import Config
 from hawse.container.confine import jail_tree
+from hawse.container.modules import check_loaded, find_image
 from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
 from hawse.sandbox import sockets
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, Store
 from hawse.vfio import bindings
-from hawse.vm import accel, capabilities, image, template, virtiofsd
+from hawse.vm import accel, capabilities, template, virtiofsd
 
 #: Without these no sandbox starts, or none of a pod's: its machine has bridges.
 _DEVICES = (
@@ -87,7 +88,8 @@ def jail(config: Config) -> Finding:
 def guest_image(config: Config) -> Finding:
     """Is it built, of these sources, and with the updates of its packages?"""
     try:
-        found = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules)
+        found = find_image(config)
+        check_loaded(config.vm.load_modules, found.modules)
     except HawseError as error:
         return _missing("guest image", error, "build it with `hawse image build`")
     if reason := updates.outdated(config.image, found):
@@ -99,7 +101,7 @@ def guest_image(config: Config) -> Finding:
 def acceleration(config: Config) -> Finding:
     """What do guests run with?"""
     try:
-        kernel = image.locate(cache=config.image.cache, kernel=config.image.kernel, modules=config.image.modules).kernel
+        kernel = find_image(config).kernel
         chosen = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=kernel, directory=config.image.cache)
     except ImageError as error:
         return Finding("acceleration", WARNING, error.message, error.hint or "build it with `hawse image build`")

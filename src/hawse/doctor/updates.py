@@ -20,7 +20,9 @@ _SECONDS = 20
 
 def outdated(files: ImageFiles, found: image.Image, *, now: float | None = None) -> str:
     """Why the image is to be built again, in words; "" where nothing is known of that."""
-    seconds = (time.time() if now is None else now) - image.confirmed(files.cache, files.kernel, files.modules)
+    seconds = (time.time() if now is None else now) - image.confirmed(
+        files.cache, files.kernel, files.modules, files.extra_modules
+    )
     if seconds > DAYS * _DAY:
         return f"it has no updates of the last {int(seconds / _DAY)} days"
     newer = "" if files.kernel else _newer_kernel(image.packages(found))

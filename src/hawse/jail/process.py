@@ -24,10 +24,11 @@ _SAFE = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits: open files, and processes and threads of the user."""
+    """Resource limits: open files, processes and threads of the user, and how far a file can be written, in bytes."""
 
     files: int = 8192
     processes: int = 1024
+    file_bytes: int = 0
 
 
 class Failure(OSError):
@@ -63,7 +64,7 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
 
 def _limit(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
     _, most = resource.getrlimit(resource.RLIMIT_NPROC)
     processes = limits.processes if most == resource.RLIM_INFINITY else min(limits.processes, most)
     resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))

@@ -1,5 +1,6 @@
-"""Mounts by descriptors: mount(2), open_tree(2), mount_setattr(2), move_mount(2), openat2(2). Standard library only.
+"""Mounts by descriptors: mount(2), open_tree(2), mount_setattr(2), move_mount(2), fsmount(2), openat2(2).
 
+Standard library only.
 Every function raises OSError with the path that it is about.
 """
 
@@ -13,6 +14,7 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, MOVE, REC = 1, 2, 4, 8, 32, 4096, 
 PRIVATE, SLAVE, SHARED = 1 << 18, 1 << 19, 1 << 20
 #: Attributes of a mount (mount_setattr(2)).
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
+_ATTR_IDMAP = 0x100000
 _CLONE_NEWNS = 0x20000
 _DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x100, 0x1000, 0x8000
@@ -21,6 +23,8 @@ _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
 #: The same on every architecture (Linux include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC = 1, 6, 1
 #: This one is not.
 _SYS_PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,6 +62,14 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: 
     request = struct.pack("QQQQ", attributes, 0, propagation, 0)
     flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
     check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
+
+
+def map_ids(tree: int, namespace: int, *, recursive: bool) -> None:
+    """Have a mount that was attached nowhere yet show owners as a user namespace maps them: ids inside are those of the
+    file system, ids outside those of the mount. EINVAL: its file system cannot (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    request = struct.pack("QQQQ", _ATTR_IDMAP, 0, 0, namespace)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
 
 
 def attach(tree: int, place: int, path: str) -> None:
@@ -105,6 +117,16 @@ def open_beneath(directory: int, path: str) -> int:
     """An O_PATH descriptor of what is below a directory at a path without links."""
     how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
     return check(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how)), path)
+
+
+def private_directory() -> int:
+    """A descriptor of an empty tmpfs that is mounted nowhere and takes device nodes. It ends with the descriptor."""
+    context = check(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC), "tmpfs")
+    try:
+        check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "tmpfs")
+        return check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), "tmpfs")
+    finally:
+        os.close(context)
 
 
 def file_system(fd: int) -> int:

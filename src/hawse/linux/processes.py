@@ -124,6 +124,10 @@ class Process:
                 raise
         return taken
 
+    def fileno(self) -> int:
+        """The descriptor, which is readable from the end of the process on."""
+        return self._descriptor
+
     def close(self) -> None:
         """Close the descriptor."""
         if self._descriptor >= 0:
@@ -135,8 +139,31 @@ class Process:
 
 
 def open_process(pid: int) -> Process:
-    """This process, or a child that was not waited for yet: only of these a pid is safe to use. Raises OSError."""
+    """This process, or a child that was not waited for yet: only of these a pid is safe to use. Raises OSError.
+
+    Of any other the caller has to find out afterwards whose descriptor this is."""
     return Process(pid, os.pidfd_open(pid))
+
+
+def children_of(parent: Process) -> list[Process]:
+    """The children of a process that run, as far as the kernel lists them (proc(5), task/TID/children)."""
+    try:
+        with open(parent.open(f"task/{parent.pid}/children")) as file:
+            pids = [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+    found = []
+    for pid in pids:
+        try:
+            child = open_process(pid)
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                above = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            continue
+        # The pid may have become another's between the list and the descriptor; not between the descriptor and here.
+        if above == parent.pid and child.is_alive() and parent.is_alive():
+            found.append(child)
+    return found
 
 
 def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:

@@ -79,7 +79,3 @@ def check_options(where: str, options: Sequence[str]) -> None:
                 f"{where}.options: {option}: mounts in the guest are private, and cannot appear on the host",
                 hint="rslave has what the host mounts appear in the container",
             )
-        if option in ("idmap", "ridmap"):
-            raise ConfigError(
-                f"{where}.options: {option}: a shared directory cannot be mounted with a mapping", hint="remove it"
-            )

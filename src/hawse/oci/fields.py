@@ -66,6 +66,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.BOTH, "linux.resources.cpu.shares"),
     *_fields(Fate.HOST, "linux.resources.cpu.cpus linux.resources.cpu.mems"),
+    *_fields(Fate.HOST, "mounts[].uidMappings mounts[].gidMappings", "the directory is mapped before it is shared"),
     *_fields(
         Fate.HOST,
         "process.selinuxLabel",
@@ -73,7 +74,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.MOOT, "process.apparmorProfile", f"{POLICY}; a warning says so"),
     *_fields(Fate.MOOT, "linux.mountLabel", POLICY),
-    *_fields(Fate.MOOT, "linux.resources.memory.swappiness", "the guest has no swap"),
+    *_fields(Fate.MOOT, "linux.resources.memory.swappiness", "the guest has no swap; a warning says so"),
     *_fields(
         Fate.MOOT,
         "linux.resources.memory.useHierarchy",
@@ -84,9 +85,6 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.REFUSED, "process.scheduler process.ioPriority", "the guest's runtime cannot set it"),
     *_fields(Fate.REFUSED, "process.execCPUAffinity", _CPUS),
-    *_fields(
-        Fate.REFUSED, "mounts[].uidMappings mounts[].gidMappings", "a shared directory cannot be mounted with a mapping"
-    ),
     *_fields(Fate.REFUSED, "linux.intelRdt", "a guest has no cache allocation"),
     *_fields(Fate.REFUSED, "linux.seccomp.listenerPath", "the guest cannot reach a listener of the host"),
     *_fields(Fate.REFUSED, "linux.personality.flags", "the specification has none"),
@@ -134,6 +132,7 @@ FIELDS: tuple[Field, ...] = (
 )
 
 _PROCESS = "process."
+_BY_NAME = "linux.netDevices"
 
 
 def review(name: str, spec: dict[str, Any]) -> None:
@@ -168,7 +167,9 @@ def _review(name: str, document: dict[str, Any], fields: tuple[Field, ...] | lis
             continue
         for parent, last, where in list(_find(document, field.path.removeprefix(prefix))):
             value = parent.pop(last)
-            if field.fate is Fate.REFUSED and is_set(value):
+            # An interface is asked for by its name: the object of the name may be empty.
+            named = field.path == _BY_NAME and isinstance(value, dict) and value
+            if field.fate is Fate.REFUSED and (named or is_set(value)):
                 raise ConfigError(f"{name}: {where}: {field.why}", hint=field.hint)
 
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hawse.errors import ConfigError
-from hawse.oci import hugepages, memory
+from hawse.linux import user_namespaces
+from hawse.oci import device_rules, hugepages, idmap, memory
 from hawse.oci.checks import check_options
-from hawse.oci.fields import POLICY, review
+from hawse.oci.fields import POLICY, is_set, review
 from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
+from hawse.oci.known import is_known
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.sources import GUEST_SHARE, kernel_view, read_only
+from hawse.oci.sources import GUEST_SHARE, DeviceNode, device_node, kernel_view, read_only
+from hawse.oci.types import Linux
 
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
 GUEST_VERSION = "1.0.2"
-_JOINABLE = ("pid", "ipc", "uts")
+_JOINABLE = ("pid", "ipc", "user", "uts")
 #: Directories that have the host's VFIO nodes below them, and those nodes.
 _VFIO_DIRECTORIES = ("/dev", "/dev/vfio", "/dev/vfio/devices")
+_VFIO_SHARED = ("/dev/vfio/vfio", "/dev/iommu")
 _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
 
 
@@ -32,7 +36,7 @@ class Share:
     """A directory or file of the host that the guest needs; it appears as GUEST_SHARE/<container>/<name>.
 
     ``private``: what the host mounts below it later is not to appear. ``recursive``: what is mounted below it now is.
-    ``readonly_below``: that is read-only as well.
+    ``readonly_below``: that is read-only as well. ``owners``: how it shows the owners of files, None for as they are.
     """
 
     name: str
@@ -42,6 +46,17 @@ class Share:
     private: bool = False
     recursive: bool = True
     readonly_below: bool = False
+    owners: idmap.IdMap | None = None
+
+
+@dataclass(frozen=True)
+class BoundNode:
+    """A device node that a mount binds; ``nodev``: the mount does not let it be opened."""
+
+    index: int
+    source: str
+    destination: str
+    nodev: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,8 @@ class GuestPlan:
     ``joins`` has, by kind of namespace, the path of one that another container of the same sandbox has; ``hooks`` are
     those that run on the host. ``network`` is the path of the network namespace on the host, "" for a new one;
     ``sysctls`` are the network's. ``label`` is the SELinux label of the machine's programs on the host. ``notes`` are
-    what the user is to be told: level ("warning" or "debug"), sentence.
+    what the user is to be told: level ("warning" or "debug"), sentence. ``bound`` are device nodes that mounts bind:
+    the last entries of ``linux.devices`` of ``spec``, in their order.
     """
 
     spec: dict[str, Any]
@@ -68,6 +84,7 @@ class GuestPlan:
     sysctls: dict[str, str]
     label: str
     notes: tuple[tuple[str, str], ...]
+    bound: tuple[BoundNode, ...] = ()
 
 
 def plan_guest(
@@ -79,6 +96,8 @@ def plan_guest(
     exists: Callable[[str], bool] = os.path.exists,
     tmpfs_size: Callable[[str], int] = memory.tmpfs_size,
     hugetlbfs: Callable[[str], Hugetlbfs | None] = hugepages.hugetlbfs,
+    node: Callable[[str], DeviceNode | None] = device_node,
+    user_maps: Callable[[str], idmap.Maps] = user_namespaces.read,
     host: str = "",
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
@@ -86,7 +105,8 @@ def plan_guest(
     Left out, since the guest has a kernel of its own: the network namespace (the guest's is the container's), labels of
     security modules (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod
     alone.
-    ``host`` is the host's name, which a container without a uts namespace sees; the machine's own by default.
+    ``user_maps`` has the mappings of a user namespace of the host. ``host`` is the host's name, which a container
+    without a uts namespace sees; the machine's own by default.
     """
     network = _network(bundle)
     spec = copy.deepcopy(bundle.raw)
@@ -102,12 +122,19 @@ def plan_guest(
     hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks or {})
     if spec_hooks:
         spec["hooks"] = spec_hooks
+    spec.setdefault("linux", {})
+    joins = _namespaces(bundle, spec["linux"], role)
+    user_map = _user_map(bundle, spec["linux"], joins, user_maps)
     mounts = []
+    bound: list[BoundNode] = []
+    devices: list[dict[str, Any]] = []
     shared: dict[str, int] = {}
     huge: dict[str, Hugetlbfs] = {}
     page_sizes = set()
     for index, mount in enumerate(spec.get("mounts") or ()):
-        check_options(f"{bundle.path}/config.json: mounts[{index}]", mount.get("options") or ())
+        where = f"{bundle.path}/config.json: mounts[{index}]"
+        check_options(where, mount.get("options") or ())
+        mount, owners = idmap.take_out(where, mount, user_map, bind=_is_bind(mount))
         if kib := hugepages.mounted_kib(mount):
             page_sizes.add(kib)
         if _is_bind(mount):
@@ -120,17 +147,32 @@ def plan_guest(
             view = kernel_view(source)
             if not exists(source) and not view:
                 raise ConfigError(
-                    f"{bundle.path}/config.json: mounts[{index}].source: {source} does not exist",
+                    f"{where}.source: {source} does not exist",
                     hint=f"make it, or take the mount at {mount['destination']} out",
                 )
+            if (found := node(source)) and not _is_guests_own(view, found):
+                # As a device the container has it under the same rules, and by its numbers.
+                bound.append(BoundNode(index, source, mount["destination"], "nodev" in (mount.get("options") or ())))
+                devices.append(
+                    {
+                        "path": mount["destination"], "type": found.kind, "major": found.major, "minor": found.minor,
+                        "fileMode": found.mode, "uid": found.uid, "gid": found.gid,
+                    }
+                )  # fmt: skip
+                continue
             if pages := hugetlbfs(source):
                 name = memory.guest_name(source)
+                if owners:
+                    uid, gid = owners.owner(pages.uid, pages.gid)
+                    pages = replace(pages, uid=uid, gid=gid)
                 huge[name] = pages
                 page_sizes.add(pages.kib)
                 mounts.append({**mount, "source": f"{hugepages.GUEST_DIRECTORY}/{name}"})
                 continue
             if view:
-                where = f"{bundle.path}/config.json: mounts[{index}].source"
+                if owners:
+                    raise ConfigError(f"{where}.uidMappings: {view[:200]} cannot be mapped", hint="remove them")
+                where += ".source"
                 where += f": {source[:200]} leads to {view[:200]}" if view != source else ""
                 notes.append(("warning", _guests_own(where, view)))
                 mounts.append({**mount, "source": view})
@@ -151,17 +193,22 @@ def plan_guest(
                     private=bool({"private", "rprivate"} & set(options)),
                     recursive="rbind" in options or "bind" not in options,
                     readonly_below=below,
+                    owners=owners,
                 )
             )
             mount = {**mount, "source": f"{base}/mount{index}"}
         mounts.append(mount)
     spec["mounts"] = mounts
-    linux = spec.setdefault("linux", {})
+    linux = spec["linux"]
+    if devices:
+        linux["devices"] = [*(linux.get("devices") or ()), *devices]
     linux["cgroupsPath"] = f"/hawse/{container}"
     for number in ("cpus", "mems"):  # of the host's, and for the host's cgroup
         ((linux.get("resources") or {}).get("cpu") or {}).pop(number, None)
     _limits(linux.get("resources") or {})
-    linux["namespaces"], joins = _namespaces(bundle, linux.get("namespaces") or (), role)
+    resources = bundle.spec.linux.resources if bundle.spec.linux else None
+    rules = device_rules.effective(f"{bundle.path}/config.json", (resources.devices if resources else None) or ())
+    linux["resources"] = (linux.get("resources") or {}) | {"devices": rules}
     _names(f"{bundle.path}/config.json", spec, joins, host or os.uname().nodename)
     sysctls: dict[str, str] = {}
     if not any(namespace["type"] == "network" for namespace in linux["namespaces"]):
@@ -169,7 +216,6 @@ def plan_guest(
         sysctls = {key: value for key, value in (linux.get("sysctl") or {}).items() if re.match("net[./]", key)}
     if sysctls:
         linux["sysctl"] = {key: value for key, value in linux["sysctl"].items() if key not in sysctls}
-    resources = bundle.spec.linux.resources if bundle.spec.linux else None
     limits = (resources.hugepage_limits if resources else None) or ()
     return GuestPlan(
         spec=spec,
@@ -184,11 +230,19 @@ def plan_guest(
         sysctls=sysctls,
         label=bundle.process.selinux_label,
         notes=tuple(notes),
+        bound=tuple(bound),
     )
 
 
+def _is_guests_own(view: str, node: DeviceNode) -> bool:
+    """Whether what the guest has at a path in /dev is meant, or the path is one of VFIO's, which :func:`_guests_own`
+    says more of."""
+    is_vfio = view in _VFIO_SHARED or bool(_VFIO_NODE.fullmatch(view))
+    return bool(view) and (is_vfio or (node.kind == "c" and is_known(node.major, node.minor)))
+
+
 def _policies(bundle: Bundle) -> list[tuple[str, str]]:
-    """What to say of security modules' policies that the guest has not. Engines ask for theirs of their own accord."""
+    """What to say of what has no effect. Engines ask for policies of security modules of their own accord."""
     notes = []
     profile = bundle.process.apparmor_profile
     if profile not in ("", "unconfined"):
@@ -199,6 +253,9 @@ def _policies(bundle: Bundle) -> list[tuple[str, str]]:
                 "[have the engine ask for none: --security-opt apparmor=unconfined]",
             )
         )
+    memory_limits = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("memory") or {}
+    if is_set(memory_limits.get("swappiness")):
+        notes.append(("warning", "linux.resources.memory.swappiness has no effect: the guest has no swap"))
     if (bundle.raw.get("linux") or {}).get("mountLabel"):
         notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
     return notes
@@ -224,15 +281,15 @@ def _guests_own(where: str, source: str) -> str:
     )
 
 
-def _namespaces(
-    bundle: Bundle, namespaces: Sequence[dict[str, Any]], role: str
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Those that the container is to have of its own, and the paths of those that it joins, by kind.
+def _namespaces(bundle: Bundle, linux: dict[str, Any], role: str) -> dict[str, str]:
+    """Leave of ``linux.namespaces``, in place, those that the container is to have of its own; the paths of those that
+    it joins, by kind.
 
-    The network of the guest is that of all its containers but for one that asks for a new one beside its sandbox's.
+    The network of the guest is that of all its containers but for one that asks for a new one beside its sandbox's. A
+    user namespace that an engine has made is known by its mappings alone: the guest makes one with the same.
     """
     own, joins = [], {}
-    for index, namespace in enumerate(namespaces):
+    for index, namespace in enumerate(linux.get("namespaces") or ()):
         kind, path = namespace["type"], namespace.get("path")
         if kind == "time":
             raise ConfigError(
@@ -241,7 +298,8 @@ def _namespaces(
             )
         if kind == "network" and (path or role != CONTAINER):
             continue
-        if not path or role == SANDBOX:  # CRI-O makes a sandbox's own beforehand
+        # CRI-O makes a sandbox's own beforehand.
+        if not path or role == SANDBOX or (kind == "user" and role != CONTAINER):
             own.append({"type": kind})
         elif role == CONTAINER and kind in _JOINABLE:
             joins[kind] = path
@@ -249,9 +307,39 @@ def _namespaces(
             raise ConfigError(
                 f"{bundle.path}/config.json: linux.namespaces[{index}]: the {kind} namespace at {path[:200]} is one of "
                 "the host's kernel, and the container has another kernel",
-                hint="take the path out; containers of one pod can share pid, ipc and uts namespaces",
+                hint="take the path out; containers of one pod can share pid, ipc, user and uts namespaces",
             )
-    return own, joins
+    linux["namespaces"] = own
+    return joins
+
+
+def _user_map(
+    bundle: Bundle, linux: dict[str, Any], joins: dict[str, str], user_maps: Callable[[str], idmap.Maps]
+) -> idmap.Maps:
+    """The mappings of the container's user namespace, which ``linux`` has in the end where the guest is to make it."""
+    found = idmap.of_linux(linux)
+    if "user" in joins:
+        # The guest's runtime would take them for those of a new one.
+        linux.pop("uidMappings", None)
+        linux.pop("gidMappings", None)
+    if {"type": "user"} not in linux["namespaces"] or all(found):
+        return found
+    name = f"{bundle.path}/config.json"
+    [path] = [entry.path for entry in (bundle.spec.linux or Linux()).namespaces or () if entry.type == "user"]
+    if not path:
+        raise ConfigError(
+            f"{name}: linux.uidMappings and gidMappings: the user namespace has no users or no groups",
+            hint="map at least 0: containerID 0, hostID 100000, size 65536",
+        )
+    try:
+        uids, gids = user_maps(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{name}: linux.namespaces[type=user].path: {path[:200]}: {(error.strerror or '').lower()}",
+            hint="give a user namespace other than the host's, or linux.uidMappings and gidMappings without a path",
+        ) from None
+    linux["uidMappings"], linux["gidMappings"] = idmap.as_field(uids), idmap.as_field(gids)
+    return uids, gids
 
 
 def _limits(resources: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ def load_bundle(path: str) -> Bundle:
         raise ConfigError(f"bundle {bundle}: no such directory", hint="give the bundle with --bundle")
     name = f"{bundle}/config.json"
     raw, warnings = _read(name, hint="make one with `hawse spec`")
+    _clean_paths(raw)
     spec: Spec = _check(name, raw, Spec)
     if not _VERSION.fullmatch(spec.oci_version):
         raise ConfigError(
@@ -86,6 +88,16 @@ def _read(name: str, *, hint: str) -> tuple[dict[str, Any], list[str]]:
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{name}: not JSON: {error}", hint="it must be UTF-8, and not nested without end") from None
     raise ConfigError(f"{name}: not a JSON object", hint="see the OCI runtime specification, config.md")
+
+
+def _clean_paths(raw: dict[str, Any]) -> None:
+    """Write paths of devices without "." and "..", in place: hawse knows some devices by them."""
+    linux = raw.get("linux")
+    devices = linux.get("devices") if isinstance(linux, dict) else None
+    for device in devices if isinstance(devices, list) else ():
+        path = device.get("path") if isinstance(device, dict) else None
+        if isinstance(path, str) and path.startswith("/"):
+            device["path"] = "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _check(name: str, raw: dict[str, Any], kind: type[Any]) -> Any:

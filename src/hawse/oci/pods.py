@@ -55,6 +55,12 @@ def read_role(annotations: Mapping[str, Any], args: Sequence[str] = ()) -> tuple
     return SINGLE, ""
 
 
+def is_kubelets(annotations: Mapping[str, Any]) -> bool:
+    """Whether the container is one that a kubelet asked an engine for, and not one of a pod of Podman's."""
+    key, manager = _MANAGER
+    return any(kind in annotations for kind, _ in KEYS) and annotations.get(key) != manager
+
+
 def role_of(bundle: str) -> tuple[str, str]:
     """:func:`read_role` of a bundle. One that cannot be read is SINGLE: whoever reads all of it tells why."""
     try:

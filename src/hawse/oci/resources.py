@@ -13,15 +13,8 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.oci.changes import CHANGEABLE, ON_HOST, is_set
 
-#: Section → fields that the guest's cgroup takes while the container runs.
-_CHANGEABLE = {
-    "memory": ("limit", "reservation", "swap"),
-    "cpu": ("shares", "quota", "period"),
-    "pids": ("limit",),
-}
-#: Which CPUs and memory nodes: of the host, since the guest counts its own.
-_ON_HOST = (("cpu", "cpus"), ("cpu", "mems"))
 _UNIFIED = ("memory.", "cpu.", "pids.")
 _FILES = {
     ("memory", "limit"): "memory.max",
@@ -79,10 +72,10 @@ def merge(wanted: object, current: Mapping[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(dict(current))
     for section, value in wanted.items():
         if section == "unified":
-            _merge_unified(merged, value or {})
-        elif section in _CHANGEABLE:
+            _merge_unified(merged, value or {}, current.get("unified") or {})
+        elif section in CHANGEABLE:
             for field, number in (value or {}).items():
-                if field in _CHANGEABLE[section] or (section, field) in _ON_HOST:
+                if field in CHANGEABLE[section] or (section, field) in ON_HOST:
                     if number:
                         merged[section] = {**(merged.get(section) or {}), field: number}
                 else:
@@ -101,7 +94,7 @@ def for_guest(merged: Mapping[str, Any]) -> dict[str, Any]:
     """
     chosen: dict[str, dict[str, Any]] = {}
     unified: dict[str, str] = {}
-    for section, fields in _CHANGEABLE.items():
+    for section, fields in CHANGEABLE.items():
         for field in fields:
             value = (merged.get(section) or {}).get(field)
             if value and value < 0 and (section, field) in _FILES:
@@ -113,8 +106,20 @@ def for_guest(merged: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _merge_unified(merged: dict[str, Any], values: Mapping[str, str]) -> None:
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Of limits of :func:`for_guest` those that are to be set again: whole sections, since their fields belong together
+    (``swap`` is memory and swap; cpu.max has quota and period), and single files of ``unified``."""
+    changed = {section: value for section, value in after.items() if value != before.get(section)}
+    if "unified" in changed:
+        known = before.get("unified") or {}
+        changed["unified"] = {name: text for name, text in after["unified"].items() if text != known.get(name)}
+    return {section: value for section, value in changed.items() if value}
+
+
+def _merge_unified(merged: dict[str, Any], values: Mapping[str, str], current: Mapping[str, str]) -> None:
     for name, value in values.items():
+        if value == current.get(name):
+            continue
         if not name.startswith(_UNIFIED) or "/" in name:
             raise ConfigError(
                 f"update: unified.{name[:80]} cannot be changed while the container runs",
@@ -125,14 +130,8 @@ def _merge_unified(merged: dict[str, Any], values: Mapping[str, str]) -> None:
 
 def _refuse_change(name: str, wanted: object, current: object, section: str) -> None:
     """Engines send what config.json has again, and nothing in many ways; anything else would be a change."""
-    if _is_set(wanted) and wanted != current:
+    if is_set(wanted) and wanted != current:
         raise ConfigError(f"update: {name} cannot be changed while the container runs: {_REASONS[section]}")
-
-
-def _is_set(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_set, value.values()))
-    return bool(value)
 
 
 def _check_swap(memory: Mapping[str, Any]) -> None:

@@ -1,10 +1,12 @@
-"""Sources of bind mounts: which of them are the host's views of its kernel, and what of them is read-only. Pure but
-for its predicate."""
+"""Sources of bind mounts: which of them are device nodes or the host's views of its kernel, and what of them is
+read-only. Pure but for what looks at a path."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 #: Where the guest has what the host shares, and what it binds from there beforehand.
 GUEST_SHARE, GUEST_BINDS = "/run/hawse/share", "/run/hawse/binds"
@@ -13,6 +15,31 @@ _VIEWS = ("/proc", "/sys", "/dev")
 _FILES = "/dev/shm"
 #: As many links as the kernel follows (Linux include/linux/namei.h, MAXSYMLINKS).
 _MOST_LINKS = 40
+
+
+@dataclass(frozen=True)
+class DeviceNode:
+    """A device node: kind ("b" or "c"), numbers, mode and owners."""
+
+    kind: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+def device_node(source: str) -> DeviceNode | None:
+    """The device node that a path leads to, None where it leads to anything else."""
+    try:
+        found = os.stat(source)
+    except OSError:
+        return None
+    if not stat.S_ISBLK(found.st_mode) and not stat.S_ISCHR(found.st_mode):
+        return None
+    kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
+    numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
+    return DeviceNode(kind, *numbers, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
 
 
 def kernel_view(source: str, *, readlink: Callable[[str], str] = os.readlink) -> str:

@@ -58,11 +58,19 @@ class Process(_Part, frozen=True):
     oom_score_adj: int | None = None
 
 
+class IdMapping(_Part, frozen=True):
+    container_id: Uint32 = msgspec.field(name="containerID")
+    host_id: Uint32 = msgspec.field(name="hostID")
+    size: Uint32
+
+
 class Mount(_Part, frozen=True):
     destination: Text
     type: str = ""
     source: Text = ""
     options: list[str] = []
+    uid_mappings: list[IdMapping] | None = None
+    gid_mappings: list[IdMapping] | None = None
 
 
 class Device(_Part, frozen=True):
@@ -107,12 +115,6 @@ class Resources(_Part, frozen=True):
     memory: Memory | None = None
     cpu: Cpu | None = None
     unified: dict[str, str] | None = None
-
-
-class IdMapping(_Part, frozen=True):
-    container_id: Uint32 = msgspec.field(name="containerID")
-    host_id: Uint32 = msgspec.field(name="hostID")
-    size: Uint32
 
 
 class Namespace(_Part, frozen=True):

@@ -110,6 +110,18 @@ class HostCgroup:
                 warnings.append(text)
         return warnings
 
+    def inherit(self, name: str) -> None:
+        """Have ``cpuset.cpus`` or ``cpuset.mems`` be all that the cgroup above allows. Raises :class:`HostError`."""
+        for path in _recorded(self._directory):
+            if not os.path.exists(f"{path}/{name}"):
+                continue
+            # Version 2 inherits by an empty list (Linux Documentation/admin-guide/cgroup-v2.rst, cpuset.cpus).
+            alike = os.path.exists(f"{path}/cgroup.controllers")
+            try:
+                _write(f"{path}/{name}", "\n" if alike else _read(f"{os.path.dirname(path)}/{name}"))
+            except OSError as error:
+                raise HostError(f"{path}/{name} cannot be set to that of the cgroup above: {error.strerror}") from None
+
     def place(
         self, process: Process, *, mountinfo: str = "/proc/self/mountinfo", enter: Enter | None = None
     ) -> list[str]:

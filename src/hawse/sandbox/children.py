@@ -14,7 +14,16 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.linux.processes import ChildrenApart, NamespaceError, die_with, give_up_privileges
+from hawse.linux import oom_score
+from hawse.linux.processes import (
+    ChildrenApart,
+    NamespaceError,
+    Process,
+    children_of,
+    die_with,
+    give_up_privileges,
+    open_process,
+)
 from hawse.sandbox.evidence import BoundedLog
 
 if TYPE_CHECKING:
@@ -40,12 +49,14 @@ class Program:
         lock_memory: bool = False,
         jail: Jail | None = None,
         whole: bool = False,
+        oom_score_adj: int | None = None,
     ) -> None:
         """Raises :class:`HostError` when it cannot be confined or executed.
 
         ``lock_memory`` lifts RLIMIT_MEMLOCK as far as this process may: VFIO counts the guest memory that it maps.
         ``whole``: it is the first process of a PID namespace, and is killed at once at its end, so that the processes
-        which it has started end with it, whatever they do (pid_namespaces(7)).
+        which it has started end with it, whatever they do (pid_namespaces(7)). ``oom_score_adj`` is set as far as the
+        kernel allows it.
         """
         self._soft = not whole
         trouble, tell = os.pipe()
@@ -56,8 +67,11 @@ class Program:
                 # A core dump of QEMU or virtiofsd contains the guest's memory.
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 _lift_data()
+                if oom_score_adj is not None:
+                    with suppress(OSError):  # the monitor looks at what it has, and warns
+                        oom_score.write(oom_score_adj)
                 if lock_memory:
-                    _lift_memlock()
+                    _lift(resource.RLIMIT_MEMLOCK)
                 if jail is None:
                     give_up_privileges()
                     die_with(monitor)
@@ -97,6 +111,13 @@ class Program:
             if tell >= 0:
                 os.close(tell)
 
+    def processes(self) -> list[Process]:
+        """It and its children: virtiofsd works in a child. None once it has ended."""
+        if self.process.poll() is not None:
+            return []
+        parent = open_process(self.process.pid)
+        return [parent, *children_of(parent)]
+
     def end(self) -> None:
         """End it: by SIGTERM first unless it is ``whole``, then by SIGKILL. The wait for its end is bounded.
 
@@ -121,18 +142,28 @@ def limit_own_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (_MOST_DATA, hard))
 
 
+def lift_limits() -> None:
+    """Raise limits of the caller that are meant for the container and would end its virtual machine.
+
+    The container inherits them in the guest (:mod:`hawse.oci.inherited`). On the host, QEMU and virtiofsd write files
+    of any size, run for years and map more than the guest's memory. The sandbox's cgroup limits them.
+    """
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_AS):
+        _lift(limit)
+
+
 def _lift_data() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def _lift_memlock() -> None:
+def _lift(limit: int) -> None:
     """Without CAP_SYS_RESOURCE a limit can be raised to the hard one only (setrlimit(2))."""
-    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    _, hard = resource.getrlimit(limit)
     try:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+        resource.setrlimit(limit, (hard, hard))
 
 
 class Watched:

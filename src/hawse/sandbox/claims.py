@@ -43,10 +43,16 @@ class Claims:
 
     def take_port(self) -> Port | None:
         """A port that is free, and from now on something else's; None when there is none."""
-        port = next((port for port in self.spares if not port.bridge), None)
+        plain = [port for port in self.spares if not port.bridge]
+        # Large windows and those of I/O are worth keeping for groups.
+        port = min(plain, key=lambda port: (port.prefetchable, port.memory, port.io), default=None)
         if port is not None:
             self._lost.add(port.takes_at)
         return port
+
+    def return_port(self, port: Port) -> None:
+        """A port of :meth:`take_port` is free again."""
+        self._lost.discard(port.takes_at)
 
     def claim(self, plugs: Sequence[PlugStep], *, owner: str) -> None:
         """Take ports and groups for these functions. Raises :class:`StateError`, with nothing taken."""

@@ -57,7 +57,8 @@ class Jail:
 
     def enter(self) -> None:
         """In the child of a fork, before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""
-        process.enter(self.nodes.directory, user=self.user, limits=process.Limits(), parent=self._monitor)
+        limits = process.Limits(file_bytes=self._plan.file_bytes)
+        process.enter(self.nodes.directory, user=self.user, limits=limits, parent=self._monitor)
 
     def admit_cold(self, plugs: list[PlugStep]) -> None:
         """Let QEMU open the devices that it starts with. Raises :class:`DeviceError`."""

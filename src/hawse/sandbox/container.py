@@ -9,22 +9,31 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, StateError
 from hawse.linux.processes import Process
+from hawse.nodes import numbers
 from hawse.oci.addresses import translate
+from hawse.oci.inherited import Inherited, inherit, inherit_exec
 from hawse.sandbox.attachments import Attachments
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
+from hawse.sandbox.disks import Disks
 from hawse.sandbox.exports import NOWHERE, Place, in_the_share
 from hawse.sandbox.hugepages import HugePages
 from hawse.sandbox.launch import Notes
+from hawse.sandbox.named import named
+from hawse.sandbox.notices import Notices
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import KILLED, LOST, Processes, whole
 from hawse.sandbox.proxies import Proxy
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
 from hawse.sandbox.usage import Usage
+
+if TYPE_CHECKING:
+    from hawse.sandbox.guest import GuestLink
+    from hawse.vm.qmp import Qmp
 
 #: How long the guest may take to freeze a container. The machine goes on when it does not.
 _PAUSE_SECONDS = 10.0
@@ -46,10 +55,13 @@ class Container:
         key: str,
         seconds: float,
         sandbox: str,
+        disks: Disks | None = None,
         doom: Callable[[Container], None] = lambda _found: None,
+        fits: Callable[[int], list[str]] = lambda _limit: [],
     ) -> None:
         """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
-        ``sandbox``: the id of the first container; ``doom`` is called when it has been asked for to end at once.
+        ``sandbox``: the id of the first container; ``disks`` are those of the virtual machine; ``doom`` is called when
+        it has been asked for to end at once, and ``fits`` with a limit of memory that it is to have, before it has it.
 
         Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
         """
@@ -64,6 +76,7 @@ class Container:
         self._doom = doom
         self._killed = False
         self._resumed = RUNNING
+        self.notices = Notices(self._notify)
         self._ready = asyncio.Event()
         self._starting = asyncio.Lock()
         self._state: dict[str, Any] = {
@@ -79,15 +92,21 @@ class Container:
             "pidStart": 0,
             "monitorPid": os.getpid(),
             "sandbox": sandbox,
-        } | ({"hooks": plan.hooks} if plan.hooks else {})
+            "oomScoreAdj": plan.oom_score_adj,
+        }
+        self._state |= {"hooks": plan.hooks} if plan.hooks else {}
+        self._state |= {"notify": True} if plan.notify is not None and plan.notify.caller else {}
         try:
             store.write(self._state)
         except FileNotFoundError:
             raise StateError(f"container {plan.id} was deleted while it was created") from None
         # Once nothing can fail any more: what is claimed is the maker's to release.
         self.attachments = Attachments(plan, claims, seconds=seconds)
+        self._disks = disks or Disks(claims, seconds=seconds)
+        self._machine: tuple[Qmp, GuestLink] | None = None
+        self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
         self._cgroup = cgroup
-        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write)
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
         processes.claim(self._key)
 
     @property
@@ -99,6 +118,14 @@ class Container:
     def pid(self) -> int:
         """That of the first process's proxy; 0 while there is none, and when it has ended."""
         return self._proxy.pid if self._proxy is not None and self._proxy.process.is_alive() else 0
+
+    async def begin(self, qmp: Qmp, link: GuestLink) -> None:
+        """Give the virtual machine the devices of the plan. Raises :class:`DeviceError` naming the device."""
+        await self.attachments.begin(qmp, link)
+        self._machine = qmp, link
+        places = await self._disks.attach(self.plan.disks, owner=self.plan.id, qmp=qmp, link=link)
+        self._moved = {("b", *host): guest for host, guest in places.items()}
+        self._moved |= {("c", *host): guest for host, guest in (await named(self.plan.named, link)).items()}
 
     async def create(
         self,
@@ -123,12 +150,19 @@ class Container:
                 warnings += await connect(proxy.process)
             if self.plan.sysctls:
                 await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
-            spec = self.attachments.furnish(self.plan.spec)
-            spec = spec | {"process": _with_size(spec["process"], proxy.size)}
+            spec = self.attachments.furnish(numbers.move(self.plan.spec, self._moved))
+            process = inherit(spec["process"], self.plan.inherited)
+            spec = spec | {"process": _with_size(process, proxy.size)}
             seen = self.attachments.seen()
             spec, binds = in_the_share(spec, self.plan.id, places)
-            nodes = self.attachments.guest_nodes()
-            call = {"spec": spec, "nodes": nodes, "devices": seen, "joins": joins, "binds": binds}
+            call: dict[str, Any] = {
+                "spec": spec,
+                "nodes": self.attachments.guest_nodes(),
+                "devices": seen,
+                "joins": joins,
+                "binds": binds,
+            }
+            call |= {"notify": True} if self.plan.notify is not None else {}
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
                 # Only a hostile agent answers after the exit. The state stays: the end has been reported.
@@ -208,13 +242,15 @@ class Container:
         if self.status == PAUSED:
             self._set_status(self._resumed)
 
-    async def execute(self, key: str, process: dict[str, Any]) -> int:
-        """Run one more process for the proxy that announces itself with ``key``; the proxy's pid."""
+    async def execute(self, key: str, process: dict[str, Any], caller: Inherited) -> int:
+        """Run one more process for the proxy that announces itself with ``key``, with what it inherits from ``caller``;
+        the proxy's pid."""
         if self.status == PAUSED:
             raise StateError(f"cannot exec in a paused container: {self.plan.id}", hint="`hawse resume` it first")
         if self.status != RUNNING:
             raise StateError(f"container not running: {self.plan.id}")
-        process = process | {"env": translate(process.get("env") or (), self.attachments.addresses)}
+        process = inherit_exec(process, caller, container=self.plan.spec["process"])
+        process |= {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
         try:
             await self._place(proxy)
@@ -251,6 +287,7 @@ class Container:
         async with AsyncExitStack() as rest:  # each, whatever becomes of the one before it
             rest.push_async_callback(self._pages.release)
             rest.push_async_callback(self.attachments.end)
+            rest.push_async_callback(self._release_disks)
             rest.callback(self.end)
             with suppress(HawseError):  # the agent may have made nothing of it yet
                 await self._processes.call("delete", {"container": self.plan.id})
@@ -271,6 +308,10 @@ class Container:
             self._ready.set()
             self._processes.end(code, container=self.plan.id)
 
+    async def _release_disks(self) -> None:
+        if self._machine is not None and self.plan.disks:
+            await self._disks.detach(owner=self.plan.id, qmp=self._machine[0])
+
     def _ended(self) -> None:
         try:
             if self.status != STOPPED:
@@ -279,7 +320,12 @@ class Container:
             print(f"the state of container {self.plan.id} cannot be written: {error.strerror}", file=sys.stderr)
         finally:
             self.stopped.set()
+            self.notices.end()
             self.usage.end()
+
+    def _notify(self, notice: str) -> None:
+        if self._proxy is not None:
+            self._proxy.notify(notice)
 
     def _check_lives(self) -> None:
         if self.status not in (CREATED, RUNNING, PAUSED):

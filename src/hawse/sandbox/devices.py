@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from hawse.sandbox.mirror import Place
 from hawse.sandbox.native import Native, read_answer
 from hawse.sandbox.plan import NodeRequest, PlugStep
 from hawse.vfio import dma, interrupts
+from hawse.vm import disks
+from hawse.vm.arguments import ADD_DISK
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Events, Qmp
@@ -26,6 +29,7 @@ _UNDONE_BY = {
     "netdev_add": ("netdev_del", "id"),
     "object-add": ("object-del", "id"),
     "blockdev-add": ("blockdev-del", "node-name"),
+    ADD_DISK: ("remove-fd", "fdset-id"),
 }
 VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
 _MAX_NUMBER = 2**20
@@ -43,7 +47,7 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
 
     Raises :class:`DeviceError` naming the device.
     """
-    seen = await _arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
+    seen = await arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
     for group in {plug.group for plug, found in zip(plugs, seen, strict=True) if _without_room(plug, found)}:
         members = [index for index, plug in enumerate(plugs) if plug.group == group]
         if len(members) > 1:
@@ -66,13 +70,13 @@ async def attach_native(
 
     Raises :class:`DeviceError` naming the device.
     """
-    found = await _arrive(
+    found = await arrive(
         plugs, qmp, [_driven(plug, link, container, seconds) for plug in plugs], seconds=seconds
     )  # fmt: skip
     return {plug.device: native for plug, native in zip(plugs, found, strict=True)}
 
 
-async def _arrive(
+async def arrive(
     plugs: Sequence[PlugStep], qmp: Qmp, calls: Sequence[Coroutine[Any, Any, Arrived]], *, seconds: float
 ) -> list[Arrived]:
     """Plug everything; the answers to the calls, of which each waits for one function in the guest.
@@ -94,7 +98,7 @@ async def _arrive(
             if not arrived.done() and (gone := lost.result()) is not None:
                 # A guest that takes the hotplug's signal for an unplug's would else be waited for in vain.
                 raise DeviceError(
-                    f"{gone.label} of group {gone.group}: the guest unplugged it as soon as it was plugged",
+                    f"{gone.what}: the guest unplugged it as soon as it was plugged",
                     hint="its console log has the reason; try again",
                 )
             return await arrived
@@ -112,11 +116,23 @@ async def _plug(plug: PlugStep, qmp: Qmp) -> None:
         qmp.nodes.admit(plug.host, by_file=plug.by_file)
     for command, arguments in plug.commands:
         try:
-            await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+            if command == ADD_DISK:
+                await _add_disk(plug, qmp, arguments)
+            else:
+                await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
         except VmError as error:
-            raise DeviceError(
-                f"{plug.label} of group {plug.group}: QEMU refuses it: {error.message}", hint=error.hint
-            ) from None
+            raise DeviceError(f"{plug.what}: QEMU refuses it: {error.message}", hint=error.hint) from None
+
+
+async def _add_disk(plug: PlugStep, qmp: Qmp, arguments: dict[str, Any]) -> None:
+    try:
+        disk = disks.make()
+    except OSError as error:
+        raise DeviceError(f"{plug.label} of group {plug.group}: cannot make its disk: {error.strerror}") from None
+    try:
+        await qmp.add(disk, arguments, timeout=_QMP_SECONDS)
+    finally:
+        os.close(disk)
 
 
 async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> PlugStep | None:

@@ -104,6 +104,10 @@ def _obstacle(export: Export, share: Share, origin: Origin, path: str) -> str:
         return "with other mounts below it"
     if there and (export.share.readonly, export.share.readonly_below) != (share.readonly, share.readonly_below):
         return "with other options for the mounts below it"
+    if (export.share.uids, export.share.gids) != (share.uids, share.gids) or (
+        there and export.share.map_below != share.map_below
+    ):
+        return "with other owners"
     if share.is_dir and export.share.private != share.private:
         return "with another propagation of mounts"
     return ""

@@ -16,6 +16,7 @@ from hawse.link import control
 from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
 from hawse.link.streams import STREAMS, read_by, written_by
+from hawse.sandbox.notices import MAX_TEXT
 
 PROTOCOL = 1
 #: Bytes that may wait for the guest to read them. Streams take 256 KiB each at most, answers to name queries 6 MiB.
@@ -101,6 +102,7 @@ class GuestLink:
         self.clock_offset = 0.0
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
         self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
+        self.on_notify: Callable[[str, str], None] = lambda _container, _text: None
         self.on_query: Callable[[dict[str, Any]], None] = lambda _query: None
 
     async def run(self) -> None:
@@ -204,6 +206,11 @@ class GuestLink:
             if type(container) is not str or type(kills) is not int or not 0 < kills < 2**63:
                 raise LinkError("link: oom without a container or a count")
             self.on_oom(container, kills)
+        elif name == "notify":
+            container, text = params.get("container"), params.get("text")
+            if type(container) is not str or type(text) is not str or len(text) > MAX_TEXT:
+                raise LinkError("link: notify without a container or a text")
+            self.on_notify(container, text)
         elif name == "query":
             self.on_query(params)
         else:

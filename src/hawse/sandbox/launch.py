@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hawse.errors import HostError, VmError
+from hawse.linux.processes import Process
 from hawse.sandbox import leftovers, plan, selinux, sockets
 from hawse.sandbox.children import Program
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.steps import MEMORY, QEMU, SHARE, Steps
-from hawse.vm import hugepages, memory
-from hawse.vm.arguments import Ends, render
+from hawse.vm import disks, hugepages, memory
+from hawse.vm.arguments import ADD_DISK, Ends, render
 from hawse.vm.virtiofsd import filled
 
 Notes = list[tuple[str, str]]
@@ -79,6 +80,11 @@ class Launched:
     #: What to do with a warning of QEMU's.
     warn: Callable[[str], object] = print
 
+    def processes(self) -> list[Process]:
+        """Those that run."""
+        programs = (self.qemu,) if self.virtiofsd is None else (self.qemu, self.virtiofsd)
+        return [process for program in programs for process in program.processes()]
+
 
 def begin(machine: plan.MachinePlan, directory: str, steps: Steps, notes: Notes, jail: Jail | None = None) -> Launched:
     """Start a machine's programs, to be restored or to boot. Raises :class:`HostError`; of templates only notes."""
@@ -120,6 +126,7 @@ def launch(
             ours[name], theirs[name] = socket.socketpair()
             undo.callback(ours[name].close)
             undo.callback(theirs[name].close)
+        cold = [_disk(undo) for command, _ in machine.cold if command == ADD_DISK]
         share = _share_sockets(directory) if machine.share == "virtiofs" else ()
         for end in share:
             undo.callback(end.close)
@@ -132,16 +139,19 @@ def launch(
             console_fd=theirs["console"].fileno(),
             share_plugged=share_plugged,
             incoming=saved is not None,
+            disks=cold,
         )
-        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *([ends.share_fd] if share else [])]
+        inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *cold, *([ends.share_fd] if share else [])]
         with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
             argv = render(plan.shape(machine), ends)
             if jail is not None:
                 if machine.accel == "kvm":
                     jail.nodes.admit_kvm()
                 argv = render(jail.inside(plan.shape(machine)), ends) + jail.arguments
-            log = f"{directory}/qemu.log"
-            qemu = Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail)
+            log, score = f"{directory}/qemu.log", machine.oom_score_adj
+            qemu = Program(
+                "QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail, oom_score_adj=score
+            )
             undo.callback(qemu.end)
             leftovers.note(directory, qemu.process.pid)
         for end in theirs.values():
@@ -150,8 +160,10 @@ def launch(
         if share:
             with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
                 fd = share[0].fileno()
-                argv = filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share")
-                virtiofsd = Program("virtiofsd", argv, log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True)
+                virtiofsd = Program(
+                    "virtiofsd", filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share"),
+                    log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True, oom_score_adj=machine.oom_score_adj,
+                )  # fmt: skip
                 undo.callback(virtiofsd.end)
                 leftovers.note(directory, virtiofsd.process.pid)
             for end in share:
@@ -179,6 +191,16 @@ def _memory(machine: plan.MachinePlan) -> int:
         hugepages.check(machine.memory_mib, machine.page_kib)
         size = hugepages.size_name(machine.page_kib)
         raise HostError(f"cannot make the virtual machine's memory of huge pages of {size}: {error.strerror}") from None
+
+
+def _disk(undo: ExitStack) -> int:
+    """A disk of a device that is there from the start. Raises :class:`HostError`."""
+    try:
+        fd = disks.make()
+    except OSError as error:
+        raise HostError(f"cannot make the disk of an emulated device: {error.strerror}") from None
+    undo.callback(os.close, fd)
+    return fd
 
 
 def _share_sockets(directory: str) -> tuple[socket.socket, socket.socket]:

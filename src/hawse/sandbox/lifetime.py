@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, StateError
+from hawse.linux.processes import open_process
 from hawse.log import Log
 from hawse.sandbox import devices, timeline
 from hawse.sandbox.evidence import with_last_words
@@ -121,16 +122,21 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
     try:
         async with AsyncExitStack() as undo:
             machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
+            # Its children are in the sandbox's cgroup, and the memory of a template has been charged there.
+            leaving = asyncio.create_task(_leave(sandbox))
+            undo.callback(leaving.cancel)
             work = asyncio.create_task(_furnish(machine, sandbox, steps))
             try:
                 await _first(work, machine)
             finally:
                 work.cancel()
             steps.save()
+            notes += await leaving
             workers.give_up_privileges()
             making.report.send({"created": [*notes, *work.result()]})
             machine.failure.add_done_callback(lambda _: sandbox.finished.set())
             await sandbox.finished.wait()
+            sandbox.hurry()
             if machine.failure.done():
                 failure = _explained(machine)
                 log.error(failure)
@@ -147,6 +153,13 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
         making.report.send({"error": error.to_wire()})
 
 
+async def _leave(sandbox: Sandbox) -> Notes:
+    """Have the monitor outside its sandbox's share of CPU time; what to warn of."""
+    # In a thread: a move between cgroups of version 1 waits for the kernel's RCU.
+    process = open_process(os.getpid())
+    return [("warning", text) for text in await asyncio.to_thread(sandbox.control.enter, [process])]
+
+
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
     """Give the machine its devices and its network, beside its files, which are on their way, then its container."""
     connecting = asyncio.create_task(_connect(machine, sandbox, steps))
@@ -154,7 +167,7 @@ async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
         if sandbox.plan.native:  # whose drivers are among the files
             await machine.shared
         with steps.span(DEVICES, "attached"):
-            await sandbox.first.attachments.begin(machine.qmp, machine.link)
+            await sandbox.first.begin(machine.qmp, machine.link)
         await machine.shared
         notes = await connecting
     finally:

@@ -24,6 +24,9 @@ from hawse.sandbox.steps import GUEST, QEMU, SHARE, Steps
 from hawse.vm.arguments import SHARE_TAG, plug_share
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hawse.linux.processes import Process
     from hawse.vm.qmp import Qmp
 
 _QMP_SECONDS = 60.0
@@ -50,6 +53,8 @@ class Machine:
     failure: asyncio.Future[HawseError]
     ram: int
     share_plugged: bool
+    #: Its programs on the host that run, each time anew.
+    processes: Callable[[], list[Process]] = list
     shared: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def give_up(self, reason: HawseError) -> None:
@@ -136,6 +141,8 @@ async def _share(machine: plan.MachinePlan, made: Machine, steps: Steps) -> None
             await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
     seconds = machine.device_seconds
     call = {"kind": machine.share, "tag": SHARE_TAG, "address": machine.share_address, "seconds": seconds}
+    if machine.modules:
+        call |= {"modules": machine.modules, "load": machine.load_modules}
     with steps.span(SHARE, "mounted"):
         await made.link.call("mount_share", call, seconds=seconds + _MARGIN)
 
@@ -228,7 +235,7 @@ async def _adopt(
         greeting.cancel()
     if launched.jail is not None:
         launched.jail.nodes.dismiss_kvm()
-    return Machine(link, qmp, console, failure, launched.ram, launched.share_plugged)
+    return Machine(link, qmp, console, failure, launched.ram, launched.share_plugged, launched.processes)
 
 
 async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> None:

@@ -19,10 +19,11 @@ import time
 from contextlib import suppress
 
 from hawse.errors import HawseError, HostError
+from hawse.linux import oom_score
 from hawse.linux.processes import open_process
 from hawse.sandbox import plan, share
 from hawse.sandbox.bound import bound
-from hawse.sandbox.children import limit_own_memory
+from hawse.sandbox.children import lift_limits, limit_own_memory
 from hawse.sandbox.confinement import Jail
 from hawse.sandbox.launch import Notes, begin
 from hawse.sandbox.network import Network
@@ -57,6 +58,9 @@ def main() -> None:
         inherited.set_inheritable(False)
     store = Store(root, name)
     store.lock()
+    # Users of a user namespace look for their root file system through directories that this process makes.
+    os.umask(0o022)
+    lift_limits()
     limit_own_memory()
     loaded = (MONITOR, "ready", process_start(), time.monotonic())
     made = plan.decode(_read_plan(connection))
@@ -93,7 +97,9 @@ def _live(made: plan.SandboxPlan, store: Store, listener: socket.socket, report:
     try:
         dma.try_to_raise(plug.dma_entries for plug in made.plugs if plug.cold)
         jail = _jail(made, store, steps, notes)
+        _outlive(made.oom_score_adj)
         launched = begin(made.machine, store.path, steps, notes, jail)
+        notes += _rate(made.oom_score_adj, launched.qemu.process.pid)
         with launched.undo:
             network.look()
             with steps.span(MONITOR, "loaded"):
@@ -129,6 +135,22 @@ def _enter_cgroup(made: plan.SandboxPlan, store: Store) -> list[str]:
 
     cgroup = HostCgroup(made.cgroup, store.path)
     return cgroup.place(open_process(os.getpid()))
+
+
+def _outlive(score: int) -> None:
+    """Have the kernel kill the virtual machine before this process, which tells of that."""
+    with suppress(OSError):
+        if oom_score.read() > score:
+            oom_score.write(score)
+
+
+def _rate(score: int, qemu: int) -> Notes:
+    """What to warn of the value that a child of this process has."""
+    try:
+        actual = oom_score.read(qemu)
+    except OSError:  # it has ended
+        return []
+    return [("warning", oom_score.warning(score, actual))] if actual != score else []
 
 
 def _read_plan(report: socket.socket) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from hawse.oci.cgroups import CgroupPlan
+from hawse.oci.inherited import Inherited
+from hawse.oci.notify import Notify
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
@@ -20,7 +22,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     """A directory or file of the host that the guest sees below its share.
 
     ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
-    not either. ``readonly_below``: what is mounted below it is read-only as well. ``common``: its files are to be the
+    not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
+    are any, map its owners: the first id in its file system, the first that is shown, and their count; with
+    ``map_below`` of mounts below it too. ``common``: its files are to be the
     same in the guest as those of other shares with the same source.
     """
 
@@ -31,6 +35,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     private: bool = False
     recursive: bool = True
     readonly_below: bool = False
+    uids: list[tuple[int, int, int]] = []
+    gids: list[tuple[int, int, int]] = []
+    map_below: bool = False
     common: bool = False
 
 
@@ -42,6 +49,10 @@ class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
     mode: int
     uid: int
     gid: int
+
+
+#: In place of a group's number: the step plugs a disk.
+NO_GROUP = -1
 
 
 class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,9 +81,25 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
     dma_entries: int = 0
 
     @property
+    def what(self) -> str:
+        """What it is, for errors; a disk is of no group."""
+        return self.label if self.group == NO_GROUP else f"{self.label} of group {self.group}"
+
+    @property
     def by_file(self) -> bool:
         """Whether QEMU opens the function's device file, and not its group's node."""
         return any("iommufd" in arguments for _, arguments in self.commands)
+
+
+class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A block device of the host that the container is to have; ``logical`` and ``physical`` are bytes of a sector."""
+
+    major: int
+    minor: int
+    name: str
+    writable: bool
+    logical: int = 512
+    physical: int = 512
 
 
 class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,20 +126,25 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
-    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started."""
+    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started.
+    ``file_bytes``: how far it may write a file, which is for the disks of emulated devices."""
 
     tree: str
     first_user: int
     last_user: int
     filters: bool
     required: bool = False
+    file_bytes: int = 0
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
     ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
     ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`). ``jail``: QEMU's, None for none.
-    ``address_bits``: the width of the vIOMMU."""
+    ``address_bits``: the width of the vIOMMU. ``modules`` is the directory in the share of modules for the guest's
+    kernel, "" for none, and ``load_modules`` are the names of those that are loaded at its start.
+    ``oom_score_adj`` (proc(5)) is of its programs, None for the monitor's.
+    """
 
     qemu: str
     accel: str
@@ -135,6 +167,9 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
     one_thread: bool = False
     address_bits: int = 48
     jail: JailPlan | None = None
+    modules: str = ""
+    load_modules: list[str] = []
+    oom_score_adj: int | None = None
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,9 +177,11 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
     ``memory`` are file systems of shared memory by name, with their bytes; ``hugepages`` are (KiB of a page, count), to
     be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
-    own drivers get, with the rights that their nodes shall have. ``hooks`` are those of the host, and ``cgroup`` is the
+    own drivers get, with the rights that their nodes shall have. ``named`` are misc devices, by their numbers on the
+    host, whose number in the guest is found by their name. ``hooks`` are those of the host, and ``cgroup`` is the
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
-    is in; ``sysctls`` are settings of the guest's network.
+    is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
+    ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is that of its processes.
     """
 
     id: str
@@ -165,8 +202,18 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     sysctls: dict[str, str] = {}
     native: dict[int, dict[str, int]] = {}
+    disks: list[DiskPlan] = []
+    named: list[tuple[int, int, str]] = []
     hooks: dict[str, list[dict[str, Any]]] = {}
     cgroup: CgroupPlan = CgroupPlan()
+    inherited: Inherited = Inherited()
+    notify: Notify | None = None
+    oom_score_adj: int = 0
+
+    @property
+    def hugepages_mib(self) -> int:
+        """The memory of the guest that is reserved for its huge pages."""
+        return sum(kib * count for kib, count in self.hugepages) // 1024
 
     def encode(self) -> bytes:
         """The plan as JSON, for the monitor."""

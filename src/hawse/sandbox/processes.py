@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.link.streams import BOTH, STDIO
+from hawse.linux.processes import Process
 from hawse.sandbox.forwards import Connection
 from hawse.sandbox.guest import GuestLink, Route
 from hawse.sandbox.proxies import Proxy
@@ -61,6 +62,8 @@ class Processes:
         self._held: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        #: What to do with a proxy that has been told its exit code.
+        self.see_off: Callable[[Process], Awaitable[None]] | None = None
 
     def begin(self, link: GuestLink) -> None:
         """The agent answers."""
@@ -223,9 +226,15 @@ class Processes:
 
     def _exit(self, proxy: Proxy, code: int) -> None:
         proxy.exit(code)
-        closing = self._begin(proxy.closed())
+        closing = self._begin(self._close(proxy))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+    async def _close(self, proxy: Proxy) -> None:
+        process = proxy.process
+        await proxy.closed()
+        if self.see_off is not None:
+            await self.see_off(process)
 
     async def _serve(self, container: str, number: int, proxy: Proxy, route: Route, lost: Callable[[], None]) -> None:
         def resize(rows: int, columns: int) -> None:

@@ -15,6 +15,8 @@ from hawse.sandbox.guest import Route
 
 #: A proxy knows one process and calls it by this number.
 LOCAL = 1
+#: Bytes that wait for a proxy, beyond which notifications are dropped. Credit bounds what else waits for it.
+_MOST_QUEUED = 2 * 1024 * 1024
 
 
 class Proxy:
@@ -52,6 +54,11 @@ class Proxy:
         """It has been moved into the container's cgroup."""
         if not self._writer.is_closing():
             self._writer.write(control.encode_event("placed", {}))
+
+    def notify(self, notice: str) -> None:
+        """Pass on a notification. A proxy that does not read, for example a stopped one, misses it."""
+        if not self._writer.is_closing() and self._writer.transport.get_write_buffer_size() < _MOST_QUEUED:
+            self._writer.write(control.encode_event("notify", {"notice": notice}))
 
     def exit(self, code: int) -> None:
         """The process has ended and all that it wrote was passed on."""

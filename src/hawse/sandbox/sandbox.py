@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError, StateError, VmError
+from hawse.linux import oom_score
 from hawse.oci.hooks import CREATION
 from hawse.sandbox import timeline
 from hawse.sandbox.bound import give_back, take
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.control import ControlCgroup
+from hawse.sandbox.disks import Disks
 from hawse.sandbox.forwards import Forwards
+from hawse.sandbox.hurry import Hurry
 from hawse.sandbox.joins import own_paths, owner_of
 from hawse.sandbox.network import Network
 from hawse.sandbox.nics import Nics
+from hawse.sandbox.placement import Lists, Placement
 from hawse.sandbox.plan import ContainerPlan, SandboxPlan
 from hawse.sandbox.processes import Processes, whole
 from hawse.sandbox.resolver import Resolver
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import ShareRoot, Source
-from hawse.sandbox.state import CREATED, RUNNING, Store
+from hawse.sandbox.state import CREATED, RUNNING, STOPPED, Store
 from hawse.sandbox.steps import GUEST, NETWORK, Steps
+from hawse.vm.size import host_size
 
 if TYPE_CHECKING:
     from hawse.linux.processes import Process
@@ -47,6 +53,7 @@ class Sandbox:
         self.plan = plan
         self._share = share
         self.claims = Claims(plan.ports)
+        self.disks = Disks(self.claims, seconds=plan.machine.device_seconds)
         self.nics = Nics(plan, network, self.claims)
         places = {name: f"{share.directory}/{place.path}" for name, place in share.places(plan.id).items()}
         self._resolver = Resolver(plan, network, places)
@@ -59,7 +66,9 @@ class Sandbox:
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
         self._forwards = Forwards(network, self.processes)
-        self.first = self._make(plan, store, INIT_KEY)
+        cgroup = HostCgroup(plan.cgroup, store.path)
+        self._placement = Placement(cgroup, self._placed)
+        self.first = self._make(plan, store, INIT_KEY, cgroup)
         self._containers = {plan.id: self.first}
         self._making: dict[str, asyncio.Task[Notes]] = {}
         self._undo: dict[str, AsyncExitStack] = {}
@@ -69,6 +78,11 @@ class Sandbox:
         self._watching: asyncio.Task[None] | None = None
         self._start = asyncio.Lock()
         self._doomed: dict[Container, asyncio.Task[None]] = {}
+        self._score = plan.oom_score_adj
+        self.control = ControlCgroup(plan.cgroup.path, store.path)
+        self._hurry = Hurry(self.control, self._programs)
+        if self.control.is_apart:
+            self.processes.see_off = self._hurry.see_off
 
     def find(self, name: str) -> Container:
         """The container. Raises :class:`NotFoundError` in runc's words."""
@@ -82,10 +96,12 @@ class Sandbox:
         """What there is for others."""
         return Room(
             spares=self.claims.spares,
+            disks=self.disks.plugged,
             plugs=self.claims.to_share,
             native=[group for found in self._containers.values() for group in found.plan.native],
             memory_mib=self.plan.machine.memory_mib,
             label=self.plan.machine.label,
+            hugepages_mib=sum(found.plan.hugepages_mib for found in self._containers.values()),
         )
 
     async def create(self, machine: Machine) -> Notes:
@@ -93,9 +109,11 @@ class Sandbox:
         self._machine = machine
         self.processes.begin(machine.link)
         machine.link.on_oom = self._note_oom
+        machine.link.on_notify = self._take_notice
         if any(self.plan.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
+        await self._look_at_mounts(self.plan.id)
         notes = await self.first.create({}, places=self._share.places(self.plan.id), connect=self._connect)
         if self.plan.pod:
             notes += self._forwards.begin()
@@ -134,8 +152,10 @@ class Sandbox:
             raise StateError(f"container with given ID already exists: {plan.id}")
         joins = self._find_joins(plan) if plan.joins else {}
         store = Store(self._store.root, plan.id)
-        made = self._make(plan, store, key)
+        made = self._make(plan, store, key, HostCgroup(plan.cgroup, store.path))
         undo = self._undo[plan.id] = AsyncExitStack()
+        undo.push_async_callback(self._placement.follow)
+        undo.callback(self._rate)
         undo.callback(self.claims.release, plan.plugs, owner=plan.id)
         self._containers[plan.id] = made
         undo.callback(self._containers.pop, plan.id)
@@ -151,6 +171,11 @@ class Sandbox:
                 raise StateError(f"container {plan.id} was deleted while it was created") from None
             raise
 
+    async def update(self, name: str, params: dict[str, Any]) -> list[str]:
+        """Other limits for a container; what to warn of. Raises ConfigError, HostError, StateError or VmError."""
+        warnings = await self.find(name).usage.update(params["resources"])
+        return [*warnings, *await self._placement.follow()]
+
     async def remove(self, name: str) -> None:
         """Delete a container, one that is being made too; with the first one the sandbox ends.
 
@@ -160,11 +185,16 @@ class Sandbox:
         if found is self.first:
             self.finished.set()
             return
-        making = self._making.get(name)
-        if making is not None:
-            making.cancel()
-            await asyncio.wait((making,))
-        await self._take_back(name)
+        async with self._hurry.waited_for():
+            making = self._making.get(name)
+            if making is not None:
+                making.cancel()
+                await asyncio.wait((making,))
+            await self._take_back(name)
+
+    def hurry(self) -> None:
+        """It is to end: its programs get the CPU time that this takes."""
+        self._hurry.end()
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before its containers did."""
@@ -188,12 +218,20 @@ class Sandbox:
                 task.cancel()
         self.finished.set()
 
-    def _make(self, plan: ContainerPlan, store: Store, key: str) -> Container:
-        cgroup = HostCgroup(plan.cgroup, store.path)
+    def _make(self, plan: ContainerPlan, store: Store, key: str, cgroup: HostCgroup) -> Container:
         return Container(
             plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id,
-            doom=self._doom,
+            disks=self.disks, doom=self._doom, fits=self._check_memory,
         )  # fmt: skip
+
+    def _check_memory(self, limit: int) -> list[str]:
+        """Whether the machine can give a container a new limit; what to warn of. Raises :class:`ConfigError`."""
+        return self.room.check_memory("update: memory.limit", limit, host_mib=host_size()["host_mib"])
+
+    def _placed(self) -> tuple[Lists, Iterable[Lists]]:
+        """The lists of the host's CPUs and memory nodes of the first container, and of those that have joined."""
+        joined = [found for found in self._containers.values() if found is not self.first and found.status != STOPPED]
+        return self.first.usage.placed, [found.usage.placed for found in joined]
 
     def _doom(self, found: Container) -> None:
         """A container is to end at once: where the guest does not end it, the virtual machine ends."""
@@ -202,6 +240,10 @@ class Sandbox:
             self._doomed[found].add_done_callback(lambda _: self._doomed.pop(found))
 
     async def _see_end(self, found: Container) -> None:
+        async with self._hurry.waited_for():
+            await self._end_in_time(found)
+
+    async def _end_in_time(self, found: Container) -> None:
         seconds = _KILL_SECONDS
         if found is not self.first:
             # The others of its pod would end with it: a guest that is only slow, as without KVM, has more time.
@@ -239,9 +281,34 @@ class Sandbox:
         undo.callback(self._share.remove, plan.id)
         warnings = self._share.place(plan.id, plan.shares, sources)
         undo.push_async_callback(made.remove)
-        await made.attachments.begin(self._machine.qmp, self._machine.link)
-        notes = await made.create(joins, places=self._share.places(plan.id))
-        return [*(("warning", text) for text in warnings), *notes]
+        await made.begin(self._machine.qmp, self._machine.link)
+        await self._look_at_mounts(plan.id)
+        warnings += await self._placement.follow()
+        notes = [*(("warning", text) for text in warnings), *self._rate()]
+        return [*notes, *await made.create(joins, places=self._share.places(plan.id))]
+
+    def _programs(self) -> list[Process]:
+        return self._machine.processes() if self._machine is not None else []
+
+    def _rate(self) -> Notes:
+        """Give the virtual machine the oom_score_adj of its containers; what to warn of."""
+        others = [found.plan.oom_score_adj for found in self._containers.values() if found is not self.first]
+        score = oom_score.of_vm(self._score, others)
+        if score == self._score:
+            return []
+        for process in self._programs():
+            try:
+                if process.is_alive():
+                    oom_score.write(score, process.pid)
+            except OSError:
+                return [("warning", oom_score.warning(score, self._score))]
+        self._score = score
+        return []
+
+    async def _look_at_mounts(self, name: str) -> None:
+        """Have the guest mount what is mounted below the container's mounts: it does when it first looks there."""
+        if inner := self._share.inner_mounts(name):
+            await self.processes.call("look_at_mounts", {"paths": inner})
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
         """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.
@@ -281,6 +348,11 @@ class Sandbox:
         found = self._containers.get(container)
         if found is not None:
             found.usage.note_oom(kills)
+
+    def _take_notice(self, container: str, text: str) -> None:
+        found = self._containers.get(container)
+        if found is not None:
+            found.notices.take(text)
 
     async def _give_back(self, name: str) -> None:
         store = self._owing.get(name)

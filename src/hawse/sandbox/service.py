@@ -19,6 +19,7 @@ from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.link.streams import directions
 from hawse.linux import processes
+from hawse.oci.inherited import Inherited
 from hawse.sandbox.origins import Origin
 from hawse.sandbox.plan import Attachment, ContainerPlan
 from hawse.sandbox.processes import LOST
@@ -51,15 +52,20 @@ class Service:
         except (LinkError, OSError):
             writer.close()
             return
+        ready: asyncio.Future[str] | None = None
+        done = False
         try:
             if method == "proxy":
                 self._attach(params, Proxy(reader, writer, decoder, frames[1:], process=_peer(writer)))
                 return
+            if method == "start" and params.get("notify"):
+                ready = self._sandbox.find(str(params["container"])).notices.await_ready()
             with closing(_peer(writer)) as caller:
                 work = asyncio.create_task(self._carry_out(method, params, caller=caller))
                 if method == "create":
                     await self._unless_gone(work, reader)
                 frame = control.encode_result(number, await work)
+                done = True
         except asyncio.CancelledError:
             writer.close()
             return
@@ -74,10 +80,25 @@ class Service:
             failure = VmError(f"monitor: {method}: {type(error).__name__}: {error}", hint="monitor.log shows where")
             frame = control.encode_error(number, failure)
         writer.write(frame)
+        if ready is not None and done:
+            await self._tell_ready(ready, reader, writer)
+        elif ready is not None:
+            ready.cancel()
         if self._sandbox.finished.is_set() and method == "delete":
             # Its caller waits for the end of this connection, which is the end of the monitor.
             return
         writer.close()
+
+    async def _tell_ready(
+        self, ready: asyncio.Future[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Send the event "ready" when the container is ready or has ended, unless the caller disconnects first."""
+        gone = asyncio.create_task(reader.read(1))
+        await asyncio.wait((ready, gone), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if ready.done():
+            writer.write(control.encode_event("ready", {"notice": ready.result()}))
+        ready.cancel()
 
     async def _unless_gone(self, work: asyncio.Task[object], reader: asyncio.StreamReader) -> None:
         """Wait for the work; a caller that goes meanwhile has it undone."""
@@ -115,12 +136,15 @@ class Service:
             await sandbox.find(name).pause()
         elif method == "resume":
             await sandbox.find(name).resume()
-        elif method in ("pids", "listing", "statistics", "await_oom", "update"):
+        elif method in ("pids", "listing", "statistics", "await_oom"):
             return await sandbox.find(name).usage.answer(method, params)
+        elif method == "update":
+            return await sandbox.update(name, params)
         elif method == "delete":
             await sandbox.remove(name)
         elif method == "exec":
-            return await sandbox.find(name).execute(str(params["key"]), params["process"])
+            inherited = msgspec.convert(params.get("caller", {}), Inherited)
+            return await sandbox.find(name).execute(str(params["key"]), params["process"], inherited)
         elif method == "attach":
             return await sandbox.find(name).attach(msgspec.convert(params, Attachment))
         elif method == "kill":

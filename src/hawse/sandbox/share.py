@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from hawse.errors import ConfigError, HostError
-from hawse.linux import mountinfo, mounts
+from hawse.linux import mountinfo, mounts, user_namespaces
 from hawse.sandbox import exports
 from hawse.sandbox.exports import Export, Place
 from hawse.sandbox.origins import UNKNOWN, Origin, read_origin
@@ -35,6 +35,11 @@ _KERNEL_VIEWS = {
     0x9FA0: "proc", 0x62656572: "sysfs", 0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x64626720: "debugfs",
     0x74726163: "tracefs", 0x73636673: "securityfs", 0x62656570: "configfs", 0xCAFE4A11: "bpf", 0xDE5E81E4: "efivarfs",
     0x6165676C: "pstore", 0xF97CFF8C: "selinuxfs", 0x1CD1: "devpts", 0x42494E4D: "binfmt_misc",
+}  # fmt: skip
+#: File systems that answer without a server: to look at one of them cannot hang, as at an NFS whose server is gone.
+_LOCAL = {
+    *_KERNEL_VIEWS.values(), "devtmpfs", "tmpfs", "ramfs", "hugetlbfs", "overlay", "ext2", "ext3", "ext4", "xfs",
+    "btrfs", "f2fs", "zfs", "vfat", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs",
 }  # fmt: skip
 
 
@@ -72,6 +77,7 @@ class ShareRoot:
         self._exports: list[Export] = []
         self._newest = 0
         self._places: dict[str, dict[str, Place]] = {}
+        self._inner: dict[str, list[str]] = {}
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
@@ -116,21 +122,34 @@ class ShareRoot:
             except OSError as error:
                 raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
             self._places[container][share.name] = place
+        self._inner[container] = self._find_inner(container) if shares else []
         return [text for text in warnings if text]
 
     def places(self, container: str) -> dict[str, Place]:
         """Where what a container shares is, by the names of its shares."""
         return dict(self._places.get(container, {}))
 
+    def inner_mounts(self, container: str) -> list[str]:
+        """The mounts below the mounts of a container, as paths from the share's root, each after those above it."""
+        return self._inner.get(container, [])
+
     def remove(self, container: str) -> None:
         """Undo :meth:`place`, as far as it came. What other containers use stays until the last of them is removed."""
         self._places.pop(container, None)
+        self._inner.pop(container, None)
         self._clear(container)
         for export in self._exports:
             export.users.discard(container)
             if not export.users:
                 self._clear(COMMON, export.place.partition("/")[2])
         self._exports = [export for export in self._exports if export.users]
+
+    def _find_inner(self, container: str) -> list[str]:
+        root = os.path.realpath(self.directory)
+        own = {export.place.partition("/")[2] for export in self._exports if container in export.users}
+        table = [(path, kind) for path, kind in _mounts_below(f"{root}/{COMMON}") if path.partition("/")[0] in own]
+        found = [f"{COMMON}/{path}" for path in inner(table)]
+        return [f"{container}/{path}" for path in inner(_mounts_below(f"{root}/{container}"))] + found
 
     def _clear(self, directory: str, only: str = "") -> None:
         """Remove the mounts of a directory in the share, and the directory when it is empty."""
@@ -206,8 +225,10 @@ class ShareRoot:
             # in the guest cannot change the host's settings. The kernel refuses to change a mount below one that is
             # attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
             mounts.attach(tree, self._hidden, target)
-            for view in _views_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
-                _protect(tree, view)
+            views = {*_KERNEL_VIEWS.values(), "devtmpfs"}
+            for view, kind in _mounts_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
+                if kind in views:
+                    _protect(tree, view)
         place = mounts.open_beneath(self._exported, target)
         try:
             mounts.attach(tree, place, target)
@@ -247,10 +268,32 @@ def _open_source(share: Share) -> Source:
                 f"cannot share {share.source} with the guest: it is on a file system of the host's kernel, {kind}",
                 hint="bind /proc, /sys or /dev: the container gets the guest kernel's own",
             )
+        if share.uids:
+            _map_owners(share, tree)
     except BaseException:
         os.close(tree)
         raise
     return Source(tree, origin)
+
+
+def _map_owners(share: Share, tree: int) -> None:
+    try:
+        namespace = user_namespaces.create(share.uids, share.gids)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot map the owners of {share.source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
+            hint="ranges must not overlap, and may be 340 at most; user.max_user_namespaces must not be 0",
+        ) from None
+    try:
+        mounts.map_ids(tree, namespace, recursive=share.map_below)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot map the owners of {share.source}: its file system cannot be mounted with mappings: "
+            f"{error.strerror}",
+            hint="use a volume on another file system, ext4 or xfs say, or a pod without a user namespace",
+        ) from None
+    finally:
+        os.close(namespace)
 
 
 def _kernel_view(tree: int) -> str:
@@ -279,3 +322,20 @@ def _views_below(directory: str) -> list[str]:
     kinds = {*_KERNEL_VIEWS.values(), "devtmpfs"}
     found = [mount.point for mount in mountinfo.read() if mount.kind in kinds]
     return [point[len(directory) + 1 :] for point in found if point.startswith(f"{directory}/")]
+
+
+def inner(table: Sequence[tuple[str, str]]) -> list[str]:
+    """Those mounts, of (path from a container's directory, type of file system), that are below another mount of the
+    container. Pure.
+
+    The guest is to look at each. Those that a server answers for are left out, and those below them.
+    """
+    others = [path for path, kind in table if kind not in _LOCAL]
+    below = {path for path, kind in table if "/" in path and kind in _LOCAL}
+    return sorted(path for path in below if not any(f"{path}/".startswith(f"{other}/") for other in others))
+
+
+def _mounts_below(directory: str) -> list[tuple[str, str]]:
+    """The mounts below a directory, each by its path from there and its type."""
+    found = [mount for mount in mountinfo.read() if mount.point.startswith(f"{directory}/")]
+    return [(mount.point[len(directory) + 1 :], mount.kind) for mount in found]

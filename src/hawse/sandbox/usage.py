@@ -11,6 +11,7 @@ from typing import Any
 from hawse.errors import StateError, VmError
 from hawse.oci import listing, resources, statistics
 from hawse.oci.cgroups import host_limits
+from hawse.oci.changes import limits_of
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.processes import Processes
@@ -22,7 +23,8 @@ _OOM_SECONDS = 1.0
 
 
 class Usage:
-    """One for a container; ``state`` is the container's own, and ``write`` keeps it."""
+    """One for a container; ``state`` is the container's own, and ``write`` keeps it. ``fits`` is told
+    of a new limit of memory, in bytes, and returns warnings, or raises :class:`ConfigError`."""
 
     def __init__(
         self,
@@ -31,26 +33,38 @@ class Usage:
         cgroup: HostCgroup,
         state: dict[str, Any],
         write: Callable[[], None],
+        *,
+        fits: Callable[[int], list[str]] = lambda _limit: [],
     ) -> None:
         self._name = plan.id
         self._processes = processes
         self._state = state
         self._write = write
+        self._fits = fits
         self._cgroup = cgroup
         self._holds_vm = plan.cgroup.vm
         given = plan.spec.get("linux", {}).get("resources") or {}
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
         self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
+        #: For `hawse update`, which asks for nothing where nothing changes.
+        self._state["limits"] = limits_of(self._limits)
+        #: What the guest has set; nothing is known of it after a failure.
+        self._in_guest = resources.for_guest(self._limits)
         self._changed = asyncio.Event()
         self._kills = 0
         self._ended = False
         self._told: float | None = None
         self._telling: asyncio.TimerHandle | None = None
 
+    @property
+    def placed(self) -> tuple[str, str]:
+        """The lists of the host's CPUs and memory nodes that it may use, "" for none."""
+        cpu = self._limits["cpu"]
+        return cpu.get("cpus") or "", cpu.get("mems") or ""
+
     async def answer(self, method: str, params: dict[str, Any]) -> object:
-        """One of the monitor's methods. Raises :class:`StateError` for a container that has ended."""
-        if self._state["status"] not in (CREATED, RUNNING, PAUSED):
-            raise StateError(f"container not running: {self._name} is {self._state['status']}")
+        """One of the monitor's methods that ask. Raises :class:`StateError` for a container that has ended."""
+        self._check_lives()
         if method == "pids":
             return self._processes.proxies(self._name)
         if method == "listing":
@@ -59,8 +73,6 @@ class Usage:
             return statistics.convert(await self._ask("statistics"))
         if method == "await_oom":
             return await self._await_oom(int(params["seen"]), float(params["seconds"]))
-        if method == "update":
-            return await self._update(params["resources"])
         raise VmError(f"the monitor has no method {method}")
 
     def note_oom(self, kills: int) -> None:
@@ -110,15 +122,40 @@ class Usage:
                     await self._changed.wait()
         return int(self._state.get("oomKills", 0))
 
-    async def _update(self, wanted: object) -> list[str]:
+    def _check_lives(self) -> None:
+        if self._state["status"] not in (CREATED, RUNNING, PAUSED):
+            raise StateError(f"container not running: {self._name} is {self._state['status']}")
+
+    async def update(self, wanted: object) -> list[str]:
+        """Have other limits, on the host and in the guest, as far as they change; what to warn of.
+
+        Raises StateError, ConfigError, HostError or VmError.
+        """
+        self._check_lives()
         merged = resources.merge(wanted, self._limits)
+        warnings: list[str] = []
+        limit = (merged.get("memory") or {}).get("limit") or 0
+        if limit != ((self._limits.get("memory") or {}).get("limit") or 0):
+            warnings = self._fits(limit)
         on_host = host_limits(merged, vm=self._holds_vm)
-        warnings = []
         if on_host != host_limits(self._limits, vm=self._holds_vm):
-            warnings = await asyncio.to_thread(self._cgroup.limit, on_host)
-        await self._ask("update", resources=resources.for_guest(merged))
+            warnings += await asyncio.to_thread(self._cgroup.limit, on_host)
+        in_guest = resources.for_guest(merged)
+        if changed := resources.difference(self._in_guest, in_guest):
+            self._in_guest = {}
+            self._keep(None)
+            await self._ask("update", resources=changed)
+            self._in_guest = in_guest
         self._limits = merged
+        self._keep(merged)
         return warnings
+
+    def _keep(self, limits: dict[str, Any] | None) -> None:
+        """Put limits on record, None for unknown ones."""
+        kept = None if limits is None else limits_of(limits)
+        if self._state.get("limits") != kept:
+            self._state["limits"] = kept
+            self._write()
 
     async def _ask(self, method: str, **params: Any) -> object:
         return await self._processes.call(method, {"container": self._name} | params)

@@ -10,13 +10,13 @@ from typing import Protocol
 
 from hawse.errors import DeviceError
 from hawse.vfio import members, sysfs
-from hawse.vfio.emulated import EmulatedGroup
+from hawse.vfio.emulated import EmulatedGroup, find
 from hawse.vfio.groups import HostGroup, check_viable, read_group
 
 CONTAINER_PATH = "/dev/vfio/vfio"
 IOMMU_PATH = "/dev/iommu"
 _GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
-_FILE_PATH = re.compile(r"/dev/vfio/devices/vfio(\d{1,9})")
+_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in Linux include/linux/miscdevice.h
 
 
 class Device(Protocol):
@@ -63,10 +63,10 @@ def find_request(
 ) -> Request:
     """Which entries are VFIO's, by their numbers and not by their path, which is the container's to choose.
 
-    An emulated group is found by its path, since it has no numbers, and so is one whose functions will be bound to
-    vfio-pci (``managed``): its node is not there yet. The device file of an emulated group's first function has the
-    group's number. Raises :class:`DeviceError` for a node that names a group which is not there, or an interface that
-    is not passed.
+    An emulated group is found by its path, too (:func:`hawse.vfio.emulated.find`), and a group whose functions will be
+    bound to vfio-pci (``managed``) by its path alone: its node is not there yet. The device file of an emulated group's
+    first function has the group's number. Raises :class:`DeviceError` for a node that names a group which is not there,
+    or an interface that is not passed.
     """
     nodes: list[Node] = []
     files: list[Node] = []
@@ -76,19 +76,13 @@ def find_request(
             continue
         major, minor = device.major or 0, device.minor or 0
         named = _GROUP_PATH.fullmatch(device.path)
-        if named and int(named[1]) in emulated:
-            number = int(named[1])
+        if emulated and (found := find(device.path, major, minor, emulated, root=root)):
+            number, is_file = found
             groups[number] = emulated[number]
-            nodes.append(Node(device.path, major, minor, number))
-            continue
-        file = _FILE_PATH.fullmatch(device.path)
-        if file and int(file[1]) in emulated:
-            number = int(file[1])
-            groups[number] = emulated[number]
-            files.append(Node(device.path, major, minor, number))
+            (files if is_file else nodes).append(Node(device.path, major, minor, number))
             continue
         kernel = sysfs.character_device(major, minor, root=root)
-        if device.path == CONTAINER_PATH or kernel == "misc/vfio":
+        if device.path == CONTAINER_PATH or kernel == "misc/vfio" or (major, minor) == _CONTAINER:
             nodes.append(Node(device.path, major, minor, None))
         elif re.fullmatch(r"vfio/\d+", kernel):
             number = int(kernel.partition("/")[2])
@@ -122,6 +116,11 @@ def find_request(
             raise DeviceError(
                 f"linux.devices: {device.path}: group {named[1]} is absent: no VFIO device is {major}:{minor}",
                 hint="bind the group's devices to vfio-pci, or correct major and minor",
+            )
+        elif emulated and "vfio" in device.path and not kernel:
+            raise DeviceError(
+                f"linux.devices: {device.path}: no device of the host is {major}:{minor}, and no emulated group",
+                hint="name an emulated group as /dev/vfio/N, or with the minor N and VFIO's major",
             )
     return Request(tuple(nodes), tuple(groups.values()), tuple(files))
 

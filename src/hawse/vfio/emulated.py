@@ -5,14 +5,22 @@ Everything from the guest's PCI bus upward is then real, on a host without an IO
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawse.errors import ConfigError
+from hawse.vfio import sysfs
+from hawse.vfio.rules import is_dynamic
 
 #: Model → has an I/O BAR. Those that QEMU 7.2 or 10.0 has and that were seen to work through vfio-pci in a guest.
 MODELS = {"edu": False, "e1000e": True, "e1000": True, "igb": True, "nvme": False, "pci-testdev": True}
 _MAX_FUNCTIONS = 8
+_PATH = re.compile(r"/dev/vfio/(devices/vfio)?(\d{1,9})")
+#: How VFIO's own majors are called in /proc/devices (Linux drivers/vfio/group.c, device_cdev.c).
+_MAJORS = ("vfio", "vfio-cdev")
 
 
 @dataclass(frozen=True)
@@ -43,3 +51,47 @@ def read_table(table: Mapping[str, Sequence[str]]) -> dict[int, EmulatedGroup]:
                 )
         groups[int(key)] = EmulatedGroup(int(key), tuple(models))
     return groups
+
+
+def find(
+    path: str, major: int, minor: int, emulated: Mapping[int, EmulatedGroup], *, root: str = ""
+) -> tuple[int, bool] | None:
+    """Which emulated group a node of a specification is: its number, and whether it is its device file.
+
+    A node at the path of a group is that group, whatever its numbers. Elsewhere the numbers count, as of a group of the
+    host: those of the host's node at such a path, which an engine has looked at; or a minor that is the group's number,
+    of a major that is VFIO's or nobody's on the host.
+    """
+    named = _PATH.fullmatch(path)
+    if named and int(named[2]) in emulated:
+        return int(named[2]), bool(named[1])
+    known = re.fullmatch(r"vfio/(\d+)", sysfs.character_device(major, minor, root=root))
+    if known and int(known[1]) in emulated:
+        return int(known[1]), False
+    for number in emulated:
+        for is_file, node in ((False, f"/dev/vfio/{number}"), (True, f"/dev/vfio/devices/vfio{number}")):
+            if _numbers(f"{root}{node}") == (major, minor):
+                return number, is_file
+    free = is_dynamic(major) and not sysfs.character_device(major, minor, root=root)
+    if minor in emulated and free and _driver(major, root) in ("", *_MAJORS):
+        return minor, os.path.basename(path) == f"vfio{minor}"
+    return None
+
+
+def _numbers(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (os.major(status.st_rdev), os.minor(status.st_rdev)) if stat.S_ISCHR(status.st_mode) else None
+
+
+def _driver(major: int, root: str) -> str:
+    """Who has a major of character devices on the host, "" for nobody (proc(5), /proc/devices)."""
+    try:
+        with open(f"{root}/proc/devices", encoding="utf-8", errors="surrogateescape") as file:
+            characters = file.read().partition("Block devices:")[0]
+    except OSError:
+        return ""
+    names = (line.split()[1] for line in characters.splitlines() if line.split()[:1] == [str(major)])
+    return next(names, "")

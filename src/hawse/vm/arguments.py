@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.vm.ports import SHARE_BUS, Port, Slot
+from hawse.vm.size import translated_mib
 
-_DISK_BYTES = 64 * 1024 * 1024
 LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
 NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3"})
@@ -26,6 +26,8 @@ _APPEND = (
 )
 
 Command = tuple[str, dict[str, Any]]
+#: The command that hands QEMU a disk of :mod:`hawse.vm.disks`: the caller makes and sends the descriptor.
+ADD_DISK = "add-fd"
 #: The options that do at the start what QMP commands do later, and the argument of each that comes first.
 _COLD = {
     "netdev_add": ("-netdev", "type"),
@@ -64,7 +66,7 @@ class Ends:
     """Where one machine's ends are on the host; descriptors are the numbers that QEMU inherits.
 
     ``memory`` is a file of the guest's RAM. ``share_plugged``: the share's device is there from the start.
-    ``incoming``: the machine does not boot, it waits for its state.
+    ``incoming``: the machine does not boot, it waits for its state. ``disks``: one for each ADD_DISK that is cold.
     """
 
     memory: str
@@ -75,6 +77,7 @@ class Ends:
     console_fd: int
     share_plugged: bool = False
     incoming: bool = False
+    disks: Sequence[int] = ()
 
 
 #: Properties of the q35 machine that turn off what no guest of ours uses; some QEMU versions lack some of them.
@@ -94,7 +97,7 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         shape.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
         "-name", "hawse",
         "-machine", option("q35", machine),
-        "-accel", option(shape.accel, {"thread": "single"} if shape.one_thread else {}),
+        "-accel", option(shape.accel, _acceleration(shape)),
         "-cpu", "host" if shape.accel == "kvm" else "max",
         "-m", f"{shape.memory_mib}M", "-smp", str(shape.cpus),
         "-object", option("memory-backend-file", memory),
@@ -131,11 +134,22 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
     for device in devices:
         rest = {key: value for key, value in device.items() if key != "driver"}
         arguments += ["-device", option(str(device["driver"]), rest)]
+    disks = iter(ends.disks)
     for command, words in shape.cold:
+        if command == ADD_DISK:
+            arguments += ["-add-fd", f"fd={next(disks)},set={words['fdset-id']}"]
+            continue
         name, first = _COLD[command]
         rest = {key: value for key, value in words.items() if key != first}
         arguments += [name, option(str(words[first]), rest)]
     return arguments
+
+
+def _acceleration(shape: VmShape) -> dict[str, Any]:
+    options: dict[str, Any] = {"thread": "single"} if shape.one_thread else {}
+    if shape.accel == "tcg":
+        options["tb-size"] = translated_mib(shape.cpus, one_thread=shape.one_thread)
+    return options
 
 
 def plug_share() -> Command:
@@ -160,6 +174,24 @@ def plug_interface(name: str, mac: str, port: Port, function: int, *, alone: boo
     return [("netdev_add", backend), ("device_add", device)]
 
 
+def plug_disk(
+    name: str, port: Port, *, fdset: int, serial: str, writable: bool, logical: int, physical: int
+) -> list[Command]:
+    """The QMP commands that plug a block device of the host, whose descriptor QEMU has as /dev/fdset/FDSET.
+
+    Without QEMU's locks, since several sandboxes may have a device, as containers under runc may. Past the host's page
+    cache, so that what is written is on the device when the guest has flushed it. An error is the guest's: by default
+    QEMU stops a virtual machine whose host has no space left (QEMU docs/system/qemu-block-drivers; hw/block/block.c).
+    """
+    backend: dict[str, Any] = {"driver": "host_device", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{fdset}"}
+    backend |= {"read-only": not writable, "cache": {"direct": True}, "aio": "threads", "locking": "off"}
+    backend |= {"discard": "unmap"}
+    device: dict[str, Any] = {"driver": "virtio-blk-pci", "id": name, "drive": f"disk-{name}", "serial": serial[:20]}
+    device |= {"logical_block_size": logical, "physical_block_size": physical, "share-rw": True}
+    device |= {"rerror": "report", "werror": "report", "bus": port.name, "addr": "0.0"}
+    return [("blockdev-add", backend), ("device_add", device)]
+
+
 def option(first: str, rest: Mapping[str, Any]) -> str:
     """``first,key=value,...`` in QEMU's option syntax: commas doubled (QEMU util/keyval.c), booleans on and off."""
     return ",".join([_escape(first), *(f"{key}={_escape(value)}" for key, value in rest.items())])
@@ -180,9 +212,11 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
         # No option ROM: nobody boots from it, and firmware has long run when it is plugged.
         device |= {"netdev": f"net-{name}", "romfile": "", "mac": hardware_address(owner, name)}
     if model == "nvme":
-        # A namespace of zeros that forgets what is written to it (QEMU qapi/block-core.json, BlockdevOptionsNull).
-        disk = {"driver": "null-co", "node-name": f"disk-{name}", "size": _DISK_BYTES, "read-zeroes": True}
-        commands.append(("blockdev-add", disk))
+        # A jailed QEMU can open no file: it gets the descriptor (QEMU qapi/misc.json, add-fd). No other process has it.
+        number = _function_number(slot)
+        disk = {"driver": "file", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{number}"}
+        commands.append((ADD_DISK, {"fdset-id": number}))
+        commands.append(("blockdev-add", disk | {"locking": "off", "discard": "unmap"}))
         device |= {"drive": f"disk-{name}", "serial": name}
     return [*commands, ("device_add", device)]
 
@@ -206,6 +240,13 @@ def plug_host(slot: Slot, address: str, *, rom: bool = False, token: str = "", b
 def device_id(slot: Slot) -> str:
     """QEMU's name of the function in the slot."""
     return f"vfio-{slot.group}-{slot.index}"
+
+
+def _function_number(slot: Slot) -> int:
+    """Bus, slot and function of the guest in one number, which no other device has at the time."""
+    _, bus, rest = slot.guest_address.split(":")
+    number, _, function = rest.partition(".")
+    return int(bus, 16) << 8 | int(number, 16) << 3 | int(function, 16)
 
 
 def hardware_address(*parts: str) -> str:

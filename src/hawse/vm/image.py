@@ -1,4 +1,5 @@
-"""The guest image as it is kept: ``<cache>/images/<digest>/`` with vmlinux, initrd.cpio and manifest.json.
+"""The guest image as it is kept: ``<cache>/images/<digest>/`` with vmlinux, initrd.cpio and manifest.json, and with
+directories of kernel modules, which guests get by their share.
 
 :func:`locate` is on the way of every container's start: it reads a manifest of a kilobyte and the guest's own sources.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,17 +21,22 @@ from hawse.vm import trusted
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
-GUEST_SOURCES = ("__init__.py", "errors.py", "netlink.py", "vfio/__init__.py", "vfio/sysfs.py")
+GUEST_SOURCES = ("__init__.py", "errors.py", "netlink.py", "vfio/__init__.py", "vfio/rules.py", "vfio/sysfs.py")
 GUEST_PACKAGES = ("agent", "link")
 FILES = ("vmlinux", "initrd.cpio")
 #: A directory of modules for devices that are left to the guest's kernel, which the guest gets by the share.
 DRIVERS = "drivers"
+#: A directory of modules that the guest's kernel may ask for, which the guest gets by the share.
+MODULES = "modules"
+#: What is beside the image: directories.
+BESIDE = (DRIVERS, MODULES)
 _BUILD = "build it with `hawse image build`"
 
 
 @dataclass(frozen=True)
 class Image:
-    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's, ``drivers`` a directory of modules.
+    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's; ``drivers`` and ``modules`` are
+    directories of modules, ``beside`` the bytes in both.
 
     ``fresh``: it was built just now.
     """
@@ -41,6 +48,8 @@ class Image:
     size: int
     build_seconds: float
     drivers: str
+    modules: str
+    beside: int
     fresh: bool = field(default=False, compare=False)
 
 
@@ -58,9 +67,13 @@ def guest_sources() -> list[tuple[str, str]]:
     return [(name, f"{_PACKAGE}/{name}") for name in sorted(names)]
 
 
-def sources_digest(kernel: str, modules: str) -> str:
-    """What this hawse, and a kernel of the user's own, put into an image: all inputs but Debian's packages."""
+def sources_digest(kernel: str, modules: str, extra: Sequence[str] = ()) -> str:
+    """What this hawse, and a kernel of the user's own, put into an image: all inputs but Debian's packages.
+
+    ``extra``: names of modules that an administrator has added to those beside the image.
+    """
     digest = hashlib.sha256()
+    digest.update(_joined(extra).encode())
     recipe = recipe_directory()
     for name, path in [("recipe", f"{recipe}/recipe.toml"), ("init", f"{recipe}/init"), *guest_sources()]:
         with open(path, "rb") as file:
@@ -76,19 +89,22 @@ def sources_digest(kernel: str, modules: str) -> str:
     return digest.hexdigest()
 
 
-def locate(*, cache: str, kernel: str = "", modules: str = "", hash_files: bool = False) -> Image:
+def locate(
+    *, cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = (), hash_files: bool = False
+) -> Image:
     """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
     where another user may write to it: whoever does runs in every guest. ``hash_files`` as of :func:`read`."""
-    pointer = current_path(cache, kernel, modules)
+    pointer = current_path(cache, kernel, modules, extra)
     _check_directory(cache, "images")
     try:
         with open(pointer) as file:
             digest = file.read(65).strip()
     except FileNotFoundError:
-        raise ImageError(f"there is no guest image in {cache}", hint=_BUILD) from None
+        which = f" with image.extra_modules {_joined(extra)}" if extra else ""
+        raise ImageError(f"there is no guest image{which} in {cache}", hint=_BUILD) from None
     _check_directory(cache, "images", digest)
     image = read(f"{cache}/images/{digest}", hash_files=hash_files)
-    if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules):
+    if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules, extra):
         raise ImageError(
             f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe",
             hint=_BUILD,
@@ -105,6 +121,8 @@ def read(directory: str, *, hash_files: bool = False) -> Image:
     trusted.check_file(f"{directory}/manifest.json")
     for name in FILES:
         _check(directory, name, manifest["files"][name], hash_files=hash_files)
+    for name in BESIDE:
+        _check_tree(directory, name, manifest["beside"][name], hash_files=hash_files)
     return Image(
         digest=manifest["digest"],
         kernel=f"{directory}/vmlinux",
@@ -113,20 +131,22 @@ def read(directory: str, *, hash_files: bool = False) -> Image:
         size=sum(entry["size"] for entry in manifest["files"].values()),
         build_seconds=manifest["build_seconds"],
         drivers=f"{directory}/{DRIVERS}",
+        modules=f"{directory}/{MODULES}",
+        beside=sum(entry["size"] for entry in manifest["beside"].values()),
     )
 
 
-def current_path(cache: str, kernel: str = "", modules: str = "") -> str:
+def current_path(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> str:
     """The file that names the digest of the image in use: one for each installation of hawse, which makes images of its
-    own sources, and each kernel of the user's own."""
-    own = hashlib.sha256(f"{_PACKAGE}\0{kernel}\0{modules}".encode()).hexdigest()[:16]
+    own sources, each kernel of the user's own, and each list of additional modules."""
+    own = hashlib.sha256(f"{_PACKAGE}\0{kernel}\0{modules}\0{_joined(extra)}".encode()).hexdigest()[:16]
     return f"{cache}/images/current-{own}"
 
 
-def confirmed(cache: str, kernel: str = "", modules: str = "") -> float:
+def confirmed(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> float:
     """When `hawse image build` last made the image in use, or found that the packages are still the same: seconds since
     1970. Raises OSError where there is none."""
-    return os.stat(current_path(cache, kernel, modules)).st_mtime
+    return os.stat(current_path(cache, kernel, modules, extra)).st_mtime
 
 
 def packages(found: Image) -> dict[str, str]:
@@ -138,6 +158,28 @@ def file_digest(path: str) -> str:
     """sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def module_name(path: str) -> str:
+    """kernel/drivers/vfio/pci/vfio-pci.ko is the module vfio_pci."""
+    return os.path.basename(path).partition(".ko")[0].replace("-", "_")
+
+
+def tree_digest(directory: str) -> tuple[int, str]:
+    """Bytes of all files below a directory, and the sha256 of their paths and contents."""
+    size, digest = 0, hashlib.sha256()
+    for parent, directories, names in os.walk(directory):
+        directories.sort()
+        for name in sorted(names):
+            path = f"{parent}/{name}"
+            size += os.stat(path).st_size
+            digest.update(f"{os.path.relpath(path, directory)}\0{file_digest(path)}\n".encode())
+    return size, digest.hexdigest()
+
+
+def _joined(extra: Sequence[str]) -> str:
+    """Names of modules, in one order and spelling."""
+    return ",".join(sorted({module_name(name) for name in extra}))
 
 
 def _check_directory(cache: str, *below: str) -> None:
@@ -154,6 +196,8 @@ def _manifest(directory: str) -> dict[str, Any]:
         manifest["sources"], manifest["digest"], manifest["release"], manifest["build_seconds"]
         for name in FILES:
             manifest["files"][name]["size"], manifest["files"][name]["sha256"]
+        for name in BESIDE:
+            manifest["beside"][name]["size"], manifest["beside"][name]["sha256"]
     except FileNotFoundError:
         raise ImageError(f"the guest image in {directory} is gone", hint=_BUILD) from None
     except (OSError, ValueError, KeyError, TypeError):
@@ -180,3 +224,12 @@ def _check(directory: str, name: str, expected: dict[str, Any], *, hash_files: b
                 os.unlink(f"{path}.checked")  # no start relies on it any more
             raise ImageError(f"the guest image is damaged: {path} was altered", hint=_BUILD)
         answers.write(f"{path}.checked", key, True)
+
+
+def _check_tree(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
+    """A directory beside the image. Its files are compared only for ``hash_files``: only root could have altered them,
+    and they run nowhere but in guests."""
+    path = f"{directory}/{name}"
+    if not os.path.isdir(path) or (hash_files and tree_digest(path) != (expected["size"], expected["sha256"])):
+        what = "was altered" if os.path.isdir(path) else "is missing"
+        raise ImageError(f"the guest image is damaged: {path} {what}", hint=_BUILD)

@@ -19,8 +19,10 @@ from hawse.vm import packages, trusted
 from hawse.vm.cache import alone
 from hawse.vm.cpio import write_archive
 from hawse.vm.image import (
+    BESIDE,
     DRIVERS,
     FILES,
+    MODULES,
     Image,
     current_path,
     file_digest,
@@ -28,18 +30,26 @@ from hawse.vm.image import (
     read,
     recipe_directory,
     sources_digest,
+    tree_digest,
 )
-from hawse.vm.image_tree import add_drivers, add_kernel_modules, add_programs, add_python
+from hawse.vm.image_modules import add_autoload, add_drivers, add_kernel_modules
+from hawse.vm.image_tree import add_programs, add_python
 from hawse.vm.packages import Package, Progress
 from hawse.vm.vmlinux import bootable
 
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1), ("dev/null", stat.S_IFCHR | 0o666, 1, 3))
 
+#: In the guest: the modules that the agent loads, and the agent's link to the directory MODULES in the share. busybox's
+#: modprobe reads /lib/modules/<release> and no other directory.
+_AGENT_MODULES = "usr/lib/hawse/modules"
+_SHARED_MODULES = "/run/hawse/modules"
 
-def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = "") -> Image:
+
+def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> Image:
     """Build the image, or find it built from the same inputs, and make it the current one.
 
     ``kernel`` and ``modules``: a bzImage or vmlinux and its /lib/modules/<release> directory, in place of Debian's.
+    ``extra``: names of modules to have beside the image in addition to the recipe's.
     Raises :class:`HostError` for packages and for a cache that other users may write to, and
     :class:`ImageError` for what is missing in them.
     """
@@ -48,7 +58,7 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
     began = time.monotonic()
     with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
-    sources = sources_digest(kernel, modules)
+    sources = sources_digest(kernel, modules, extra)
     images = trusted.make(cache, "images")
     with trusted.ordinary_umask(), alone(f"{images}/lock"):
         userland = packages.fetch(recipe["packages"], cache=cache, progress=progress)
@@ -60,7 +70,7 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
         except ImageError:
             shutil.rmtree(final, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".building-", dir=images) as work:
-                _build(work, recipe, userland, kernels, kernel, modules, progress)
+                _build(work, recipe, userland, kernels, kernel, modules, extra, progress)
                 paths = {name: f"{work}/out/{name}" for name in FILES}
                 files = {
                     name: {"size": os.stat(path).st_size, "sha256": file_digest(path)} for name, path in paths.items()
@@ -72,13 +82,17 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                     "sources": sources,
                     "release": release,
                     "files": files,
+                    "beside": {
+                        name: dict(zip(("size", "sha256"), tree_digest(f"{work}/out/{name}"), strict=True))
+                        for name in BESIDE
+                    },
                     "build_seconds": round(time.monotonic() - began, 1),
                     "packages": {package.name: package.version for package in [*userland, *kernels]},
                 }
                 _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
                 os.rename(f"{work}/out", final)
             image = replace(read(final), fresh=True)
-        _write(current_path(cache, kernel, modules), digest)
+        _write(current_path(cache, kernel, modules, extra), digest)
     return image
 
 
@@ -89,6 +103,7 @@ def _build(
     kernels: list[Package],
     kernel: str,
     modules: str,
+    extra: Sequence[str],
     progress: Progress,
 ) -> None:
     full, tree = f"{work}/full", f"{work}/tree"
@@ -96,9 +111,7 @@ def _build(
     packages.unpack(userland, full, wanted=_useful)
     if kernels:
         progress(f"unpacking {kernels[0].name}")
-        kernel, modules = unpack_kernel(
-            kernels, f"{work}/kernel", recipe["module_directories"] + recipe["driver_directories"]
-        )
+        kernel, modules = unpack_kernel(kernels, f"{work}/kernel")
     release = os.path.basename(os.path.normpath(modules))
     packages.unpack((), tree)
     for directory in recipe["directories"]:
@@ -107,9 +120,12 @@ def _build(
     add_programs(full, tree, recipe["programs"], recipe["links"])
     add_python(full, tree, guest_sources(), recipe["python_modules"])
     progress("choosing kernel modules")
-    add_kernel_modules(full, tree, modules, release, recipe["modules"])
+    add_kernel_modules(full, tree, modules, release, recipe["modules"], place=_AGENT_MODULES)
     os.mkdir(f"{work}/out")
     add_drivers(full, f"{work}/out/{DRIVERS}", release, recipe["drivers"])
+    add_autoload(full, f"{work}/out/{MODULES}", release, recipe["autoload"], extra)
+    os.makedirs(f"{tree}/usr/lib/modules")
+    os.symlink(_SHARED_MODULES, f"{tree}/usr/lib/modules/{release}")
     shutil.copyfile(f"{recipe_directory()}/init", f"{tree}/init")
     os.chmod(f"{tree}/init", 0o755)
     progress("writing the kernel and the initial ramfs")
@@ -120,19 +136,10 @@ def _build(
     _write(f"{work}/release", release)
 
 
-def unpack_kernel(kernels: Sequence[Package], into: str, directories: Sequence[str]) -> tuple[str, str]:
-    """Unpack a kernel package: the paths of its bzImage and of its modules, of which only ``directories`` are there.
-
-    One of those may be a module too.
-    """
-    wanted = tuple(f"/kernel/{directory}/" for directory in directories)
-    packages.unpack(
-        kernels,
-        into,
-        wanted=lambda name: (
-            name.startswith("boot/") or "/modules." in name or any(part in f"{name}/" for part in wanted)
-        ),
-    )
+def unpack_kernel(kernels: Sequence[Package], into: str) -> tuple[str, str]:
+    """Unpack a kernel package: the paths of its bzImage and of its modules."""
+    wanted = ("boot/", "usr/lib/modules/")
+    packages.unpack(kernels, into, wanted=lambda name: f"{name}/".startswith(wanted))
     release = os.listdir(f"{into}/usr/lib/modules")[0]
     return f"{into}/boot/vmlinuz-{release}", f"{into}/usr/lib/modules/{release}"
 

@@ -129,22 +129,29 @@ class _Port:
 
 
 def plan_ports(
-    groups: Sequence[GroupShape], *, least: int = LEAST_PORTS, bridges: int = 0, spare_window: int = 0
+    groups: Sequence[GroupShape],
+    *,
+    least: int = LEAST_PORTS,
+    bridges: int = 0,
+    spare_window: int = 0,
+    disks: int = 0,
 ) -> PortPlan:
     """The share's port, one for each group, and the network's. Raises :class:`DeviceError` when there is no room.
 
     There are 4, 8, 16... ports, at least ``least``, some of them spare, and up to ``bridges`` of those with a bridge:
     most machines are then of one shape, which one template serves, and devices may come later. A group gets the bus
     that it would like; the others have the numbers that are left. ``spare_window``: the bytes of 64-bit prefetchable
-    window, a power of two, that each spare port has at least.
+    window, a power of two, that each spare port has at least. ``disks``: how many spare ports without a bridge there
+    are to be for disks.
     """
-    if len(groups) > MAX_PORTS:
+    if len(groups) + disks > MAX_PORTS:
+        what = f"{len(groups)} VFIO groups" + (f" and {disks} block devices" if disks else "")
         raise DeviceError(
-            f"{len(groups)} VFIO groups, and a virtual machine has {MAX_PORTS} ports for them",
+            f"{what}, and a virtual machine has {MAX_PORTS} ports for them",
             hint="divide them among several containers",
         )
     count = least
-    while count < len(groups):
+    while count < len(groups) + disks + (bridges if disks else 0):
         count *= 2
     count = min(count, MAX_PORTS)
     # All, where there are windows for all; else the groups that need one, and as many spare ports as can have one.

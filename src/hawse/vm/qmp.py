@@ -60,6 +60,9 @@ class Qmp:
         self._client = QMPClient("hawse")
         # The client's own listener would keep every event for ever (qemu.qmp 0.0.6, events.py).
         self._client.events.event_filter = self._count
+        # QEMU drops a descriptor that no command has taken when the next one comes (chardev/char-socket.c,
+        # tcp_chr_recv()).
+        self._giving = asyncio.Lock()
         self._log = log
         self._on_flood = on_flood
         self._events, self._since, self._flooded = 0, 0.0, False
@@ -113,8 +116,15 @@ class Qmp:
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
         """Hand QEMU a descriptor, which it knows by the name from now on."""
-        self._client.send_fd_scm(fd)
-        await self.execute("getfd", {"fdname": name}, timeout=timeout)
+        async with self._giving:
+            self._client.send_fd_scm(fd)
+            await self.execute("getfd", {"fdname": name}, timeout=timeout)
+
+    async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
+        """Hand QEMU a descriptor for a set of descriptors, whose number is in the arguments of add-fd."""
+        async with self._giving:
+            self._client.send_fd_scm(fd)
+            await self.execute("add-fd", arguments, timeout=timeout)
 
     def listen(self, *names: str) -> Events:
         """Events from now on; open it before the command that causes them."""

@@ -10,6 +10,13 @@ from hawse.errors import HostError
 
 CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
+#: The warning where 9p is taken in its place.
+MISSING = (
+    "vm.share: files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
+    "have one device number, so find -xdev, tar --one-file-system and rsync -x cross them "
+    '[install virtiofsd, or set vm.share = "9p" to end this warning]'
+)
+
 
 def find(configured: str, *, candidates: Sequence[str] = CANDIDATES) -> str:
     """The program's path, "" when there is none. Raises :class:`HostError` when the configured one is missing.
@@ -39,7 +46,7 @@ def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}")
     most = _open_files()
     return [
         program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
-        "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
+        "-o", "announce_submounts", "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 

@@ -1,0 +1,40 @@
+"""Attributes that this process inherited from its caller: resource limits, oom_score_adj, umask."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+#: getrlimit(2), by the numbers of Linux include/uapi/asm-generic/resource.h; Python has no name for RLIMIT_LOCKS.
+RLIMITS = (
+    "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC",
+    "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
+)  # fmt: skip
+#: RLIM_INFINITY (getrlimit(2)), which Python writes as -1.
+INFINITY = 2**64 - 1
+
+
+def rlimits() -> dict[str, tuple[int, int]]:
+    """This process's limits by name: soft and hard, :data:`INFINITY` for none."""
+    found = {}
+    for number, name in enumerate(RLIMITS):
+        soft, hard = (value % 2**64 for value in resource.getrlimit(number))
+        found[name] = (soft, hard)
+    return found
+
+
+def oom_score_adj(path: str = "/proc/self/oom_score_adj") -> int:
+    """This process's adjustment (proc(5)); 0 if the kernel does not show it."""
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def umask() -> int:
+    """This process's umask. It is changed for a moment, so the process must have one thread."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found

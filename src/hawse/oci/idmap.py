@@ -1,0 +1,80 @@
+"""Owners of a mount and of a user namespace: mounts[].uidMappings, linux.uidMappings and their groups'. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hawse.errors import ConfigError
+
+Range = tuple[int, int, int]
+"""The first id inside, the first outside, and their count."""
+Maps = tuple[Sequence[Range], Sequence[Range]]
+"""Of users and of groups."""
+_FIELDS = ("uidMappings", "gidMappings")
+_OPTIONS = {"idmap": False, "ridmap": True}
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """Owners of a mount: ids inside are those of its file system, ids outside those that the mount shows.
+
+    ``recursive``: mounts below it show the same.
+    """
+
+    uids: tuple[Range, ...]
+    gids: tuple[Range, ...]
+    recursive: bool = False
+
+    def owner(self, uid: int, gid: int) -> tuple[int, int]:
+        """Whom the mount shows for an owner in its file system; one without a mapping is nobody."""
+        return _outside(self.uids, uid), _outside(self.gids, gid)
+
+
+def of_linux(linux: Mapping[str, Any]) -> Maps:
+    """The mappings of a container's user namespace."""
+    uids, gids = (_ranges(linux.get(field)) for field in _FIELDS)
+    return uids, gids
+
+
+def as_field(ranges: Sequence[Range]) -> list[dict[str, int]]:
+    """Ranges as config.json has them."""
+    return [{"containerID": inside, "hostID": outside, "size": count} for inside, outside, count in ranges]
+
+
+def take_out(where: str, mount: dict[str, Any], container: Maps, *, bind: bool) -> tuple[dict[str, Any], IdMap | None]:
+    """The mount without what asks for a mapping, and the mapping; None for none.
+
+    Without mappings of its own, a mount with the option idmap or ridmap has those of the ``container``'s user namespace
+    (config.md, mounts). Raises :class:`ConfigError`; ``where`` names the mount.
+    """
+    options = [option for option in mount.get("options") or () if option in _OPTIONS]
+    uids, gids = (_ranges(mount.get(field)) for field in _FIELDS)
+    rest = {key: value for key, value in mount.items() if key not in _FIELDS}
+    if options:
+        rest["options"] = [option for option in mount["options"] if option not in _OPTIONS]
+    if not (options or uids or gids):
+        return rest, None
+    field = f"{where}.options: {options[0]}" if options else f"{where}.uidMappings"
+    if not bind:
+        raise ConfigError(f"{field}: only a bind mount can map owners", hint="remove it")
+    if not (uids or gids):
+        uids, gids = (list(ranges) for ranges in container)
+    if not uids or not gids:
+        raise ConfigError(
+            f"{field}: the mount needs mappings of users and of groups",
+            hint="give mounts[].uidMappings and gidMappings, or a user namespace with mappings",
+        )
+    return rest, IdMap(tuple(uids), tuple(gids), any(_OPTIONS[option] for option in options))
+
+
+def _ranges(mappings: Sequence[Mapping[str, int]] | None) -> list[Range]:
+    return [(entry["containerID"], entry["hostID"], entry["size"]) for entry in mappings or () if entry["size"]]
+
+
+def _outside(ranges: Sequence[Range], number: int) -> int:
+    for inside, outside, count in ranges:
+        if inside <= number < inside + count:
+            return outside + number - inside
+    return 65534  # /proc/sys/kernel/overflowuid

@@ -1,0 +1,94 @@
+"""Loop devices of the host over files of a test's own."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 1024 * 1024
+#: The partition of a device with the option --partscan begins here, in bytes, and has 2 MiB.
+PARTITION = 1 * MIB
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop device, or a partition of one, by its name; ``file`` is what it shows."""
+
+    name: str
+    file: str
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Major and minor."""
+        with open(f"/sys/class/block/{self.name}/dev") as file:
+            major, minor = file.read().split(":")
+        return int(major), int(minor)
+
+    def partition(self, number: int) -> Loop:
+        """One of its partitions."""
+        return Loop(f"{self.name}p{number}", self.file)
+
+    def fill(self, offset: int, data: bytes) -> None:
+        """Write to the file, before anybody has read the device."""
+        with open(self.file, "r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """What the file has now."""
+        with open(self.file, "rb") as file:
+            file.seek(offset)
+            return file.read(count)
+
+    def holders(self) -> set[str]:
+        """The programs that have it open."""
+        found = set()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    with suppress(OSError):
+                        status = os.stat(f"/proc/{pid}/fd/{fd}")
+                        if stat.S_ISBLK(status.st_mode) and status.st_rdev == os.makedev(*self.numbers):
+                            with open(f"/proc/{pid}/comm") as file:
+                                found.add(file.read().strip())
+        return found
+
+
+@contextmanager
+def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> Iterator[list[Loop]]:
+    """A loop device for each list of losetup's options, detached at the end."""
+    with ExitStack() as undo:
+        made = []
+        for number, words in enumerate(options):
+            file = f"{directory}/disk{number}"
+            with open(file, "wb") as empty:
+                empty.truncate(mebibytes * MIB)
+            argv = ["losetup", "--find", "--show", *words, file]
+            path = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+            undo.callback(subprocess.run, ["losetup", "--detach", path], check=True)
+            made.append(Loop(os.path.basename(path), file))
+            if "--partscan" in words:  # by hand: not every kernel reads tables of the old kind
+                first, count = str(PARTITION // 512), str(2 * MIB // 512)
+                subprocess.run(["addpart", path, "1", first, count], check=True)
+                undo.callback(subprocess.run, ["delpart", path, "1"], check=True)
+        yield made
+
+
+def add_disk(spec: dict[str, Any], path: str, loop: Loop, access: str, **rights: int) -> None:
+    """List a node as an engine does, and its rule."""
+    major, minor = loop.numbers
+    node = {"path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660} | rights
+    spec["linux"].setdefault("devices", []).append(node)
+    allow_disk(spec, loop, access)
+
+
+def allow_disk(spec: dict[str, Any], loop: Loop, access: str) -> None:
+    """A rule."""
+    major, minor = loop.numbers
+    rule = {"allow": True, "type": "b", "major": major, "minor": minor, "access": access}
+    spec["linux"]["resources"]["devices"] += [rule] if access else []

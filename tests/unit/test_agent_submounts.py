@@ -1,0 +1,39 @@
+"""Mounts of the host below what is shared, in the guest."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from hawse.agent import submounts
+
+TABLE = """\
+30 28 0:26 / /run/hawse/share rw - virtiofs hawse rw
+31 30 0:27 / /run/hawse/share/c1/mount7 rw - virtiofs none rw
+32 31 0:28 / /run/hawse/share/c1/mount7/a\\040place rw - virtiofs none rw
+33 30 0:29 / /run/hawse/share/c10/mount7 rw - virtiofs none rw
+34 28 0:30 / /sys rw - sysfs sysfs rw
+"""
+
+
+def test_release_unmounts_what_is_below_a_directory_from_the_inside_out(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_text(TABLE)
+    unmounted: list[str] = []
+
+    def unmount(path: str) -> None:
+        unmounted.append(path)
+        raise OSError(errno.EINVAL, "one that has gone", path)
+
+    for name in ("c1", "c2"):
+        submounts.release(f"/run/hawse/share/{name}", mountinfo=f"{tmp_path}/mountinfo", unmount=unmount)
+    assert unmounted == ["/run/hawse/share/c1/mount7/a place", "/run/hawse/share/c1/mount7"]
+
+
+def test_release_without_a_table_does_nothing(tmp_path: Path) -> None:
+    submounts.release("/run/hawse/share/c1", mountinfo=f"{tmp_path}/none")
+
+
+def test_look_at_opens_directories_and_ignores_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "inner").mkdir()
+    submounts.look_at(str(tmp_path), ["none", "file", "inner"])

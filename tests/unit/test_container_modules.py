@@ -1,0 +1,40 @@
+"""Modules that every guest loads: names are looked up beside the image before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hawse.container.modules import check_loaded, modules_share
+from hawse.errors import ConfigError, ImageError
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> str:
+    (tmp_path / "modules.dep").write_text("kernel/net/dm-crypt.ko: kernel/x/dm-mod.ko\nkernel/x/dm-mod.ko: \n")
+    (tmp_path / "modules.builtin").write_text("kernel/net/ipv6/ipv6.ko\n")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("names", [[], ["dm_crypt"], ["dm-crypt", "dm_mod"], ["ipv6"]])
+def test_names_beside_the_image_or_built_in(directory: str, names: list[str]) -> None:
+    check_loaded(names, directory)
+
+
+def test_names_that_are_missing(directory: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_loaded(["dm_crypt", "nfsd", "dm", "ipv-6"], directory)
+    assert caught.value.message == "vm.load_modules: nfsd, dm, ipv-6: not among the modules beside the guest image"
+    assert caught.value.hint == "add it to image.extra_modules, then `hawse image build`"
+
+
+def test_damaged_image_is_named(tmp_path: Path) -> None:
+    check_loaded([], str(tmp_path))
+    with pytest.raises(ImageError, match=r"the guest image is damaged: \S+/modules\.dep: No such file or directory"):
+        check_loaded(["dm_crypt"], str(tmp_path))
+
+
+def test_share_is_read_only() -> None:
+    share = modules_share("/c/images/d1/vmlinux")
+    assert (share.source, share.readonly, share.is_dir) == ("/c/images/d1/modules", True, True)

@@ -1,0 +1,219 @@
+"""The cgroup of the monitors: where it is, who is moved there, and that it goes with the last sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hawse.linux.processes import Process, open_process
+from hawse.sandbox import control
+from hawse.sandbox.cgroups import Hierarchy, hierarchies
+from hawse.sandbox.control import ControlCgroup, places
+from hawse.sandbox.hurry import SECONDS, Hurry
+from tests.support import virtual_time
+from tests.support.async_wait import until
+
+CPU = Hierarchy("/c/cpu,cpuacct", 1, frozenset({"cpu", "cpuacct"}))
+MEMORY = Hierarchy("/c/memory", 1, frozenset({"memory"}))
+UNIFIED = Hierarchy("/c/unified", 2, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("mounted", "path", "expected"),
+    [
+        ([UNIFIED], "/pods/a", [("/c/unified/hawse", "/c/unified/pods/a")]),
+        ([MEMORY, CPU], "/pods/a", [("/c/cpu,cpuacct/hawse", "/c/cpu,cpuacct/pods/a")]),
+        # The hybrid layout of systemd: the controllers are in version 1.
+        ([MEMORY, CPU, UNIFIED], "/a", [("/c/cpu,cpuacct/hawse", "/c/cpu,cpuacct/a")]),
+        ([MEMORY, UNIFIED], "/a", [("/c/unified/hawse", "/c/unified/a")]),
+        ([MEMORY], "/a", []),
+        ([UNIFIED], "", []),
+    ],
+)
+def test_control_cgroup_is_where_cpu_time_is_divided(
+    mounted: Sequence[Hierarchy], path: str, expected: list[tuple[str, str]]
+) -> None:
+    assert places(mounted, path) == expected
+
+
+class Host:
+    """A hierarchy of version 2 of plain files; the last pid that was written to a file of it can be read."""
+
+    def __init__(self, directory: Path, *, made: bool = True) -> None:
+        self.mount = directory / "cgroup"
+        self.state = directory / "state"
+        self.state.mkdir()
+        (self.mount / "pod").mkdir(parents=True)
+        self.mountinfo = directory / "mountinfo"
+        self.mountinfo.write_text(f"30 23 0:26 / {self.mount} rw - cgroup2 cgroup2 rw\n")
+        assert len(hierarchies(self.mountinfo.read_text())) == 1
+        if not made:
+            (self.mount / "pod").rmdir()
+
+    def control(self, path: str = "/pod") -> ControlCgroup:
+        return ControlCgroup(path, str(self.state), mountinfo=str(self.mountinfo))
+
+    def inside(self, name: str) -> str:
+        procs = self.mount / name / "cgroup.procs"
+        return procs.read_text() if procs.exists() else ""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_processes_are_moved_there_and_back(host: Host) -> None:
+    me = open_process(os.getpid())
+    made = host.control()
+    assert made.is_apart
+    assert made.enter([me]) == []
+    assert host.inside("hawse") == str(os.getpid())
+    made.leave([me])
+    assert host.inside("pod") == str(os.getpid())
+    assert (host.state / "control-cgroup").read_text() == f"{host.mount}/hawse\n"
+
+
+def test_process_that_has_ended_is_not_moved(host: Host) -> None:
+    """Its pid may be another's by now."""
+    ended = Process(os.getpid(), -1)
+    made = host.control()
+    assert made.enter([ended]) == []
+    made.leave([ended])
+    assert (host.inside("hawse"), host.inside("pod")) == ("", "")
+
+
+def test_sandbox_without_a_cgroup_has_nothing_to_leave(tmp_path: Path) -> None:
+    host = Host(tmp_path, made=False)
+    for path in ("/pod", ""):
+        made = host.control(path)
+        assert not made.is_apart
+        assert made.enter([open_process(os.getpid())]) == []
+    assert os.listdir(host.mount) == []
+    assert os.listdir(host.state) == []
+
+
+def test_cgroup_that_cannot_be_made_is_warned_of(host: Host) -> None:
+    (host.mount / "hawse").write_text("")
+    [text] = host.control().enter([open_process(os.getpid())])
+    assert f"its monitor, which cannot be in {host.mount}/hawse: Not a directory [" in text
+
+
+def test_last_sandbox_removes_it(host: Host) -> None:
+    control.release(str(host.state))
+    made = host.control()
+    made.enter([Process(0, -1)])
+    assert (host.mount / "hawse").is_dir()
+    (host.mount / "hawse" / "other").mkdir()
+    control.release(str(host.state))
+    assert (host.mount / "hawse").is_dir(), "another sandbox is in it"
+    (host.mount / "hawse" / "other").rmdir()
+    control.release(str(host.state))
+    assert not (host.mount / "hawse").exists()
+
+
+def test_hasten_moves_a_process_by_the_record_alone(host: Host) -> None:
+    me = open_process(os.getpid())
+    control.hasten(str(host.state), me)
+    host.control().enter([])
+    control.hasten(str(host.state), me)
+    assert host.inside("hawse") == "", "the directory has gone"
+    (host.mount / "hawse").mkdir()
+    control.hasten(str(host.state), me)
+    assert host.inside("hawse") == str(os.getpid())
+
+
+class Moves(ControlCgroup):
+    """Records moves."""
+
+    def __init__(self) -> None:
+        self.moves: list[tuple[str, int]] = []
+
+    def enter(self, processes: object) -> list[str]:
+        self.moves.append(("enter", len(list(processes))))  # type: ignore[call-overload]
+        return []
+
+    def leave(self, processes: object) -> None:
+        self.moves.append(("leave", len(list(processes))))  # type: ignore[call-overload]
+
+
+def test_nothing_is_moved_for_what_ends_at_once() -> None:
+    async def story() -> None:
+        moves = Moves()
+        hurry = Hurry(moves, lambda: [Process(1, -1)])
+        async with hurry.waited_for():
+            await asyncio.sleep(SECONDS - 0.1)
+        await asyncio.sleep(1)
+        assert moves.moves == []
+
+    virtual_time.run(story())
+
+
+def test_programs_are_moved_once_for_all_who_wait_and_come_back_after_the_last() -> None:
+    async def story() -> None:
+        moves = Moves()
+        hurry = Hurry(moves, lambda: [Process(1, -1), Process(2, -1)])
+
+        async def wait(seconds: float) -> None:
+            async with hurry.waited_for():
+                await asyncio.sleep(seconds)
+
+        short, long = asyncio.create_task(wait(2)), asyncio.create_task(wait(4))
+        await short
+        assert moves.moves == [("enter", 2)]
+        await long
+        assert moves.moves == [("enter", 2), ("leave", 2)]
+        await wait(2)
+        assert moves.moves == [("enter", 2), ("leave", 2)] * 2
+
+    virtual_time.run(story())
+
+
+def test_who_waits_may_be_cancelled() -> None:
+    async def story() -> None:
+        moves = Moves()
+        hurry = Hurry(moves, lambda: [Process(1, -1)])
+
+        async def wait() -> None:
+            async with hurry.waited_for():
+                await asyncio.sleep(100)
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert moves.moves == [("enter", 1), ("leave", 1)]
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_proxy_that_does_not_end_gets_cpu_time(ends: bool) -> None:
+    async def story() -> None:
+        moves = Moves()
+        hurry = Hurry(moves, list)
+        child = os.fork()
+        if child == 0:
+            import signal
+
+            signal.pause()
+            os._exit(0)
+        proxy = open_process(child)
+        try:
+            seeing = asyncio.create_task(hurry.see_off(proxy))
+            if ends:
+                os.kill(child, 9)
+            await seeing
+            assert moves.moves == ([] if ends else [("enter", 1)])
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        await hurry.see_off(Process(child, -1))
+        await until(lambda: not proxy.is_alive())
+
+    asyncio.run(story())

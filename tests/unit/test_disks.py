@@ -1,0 +1,294 @@
+"""Plugging disks when something goes wrong at each step; what containers share; and what the agent waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hawse.agent import disks as agent
+from hawse.agent.uevents import Uevents
+from hawse.errors import DeviceError, HawseError, RefusedError, VmError
+from hawse.sandbox.claims import Claims
+from hawse.sandbox.disks import Disks
+from hawse.sandbox.named import named
+from hawse.sandbox.plan import DiskPlan
+from hawse.sandbox.room import Room
+from hawse.vm.ports import plan_ports
+from tests.support import virtual_time
+from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.sysfs import FakeSysfs
+
+SDB = DiskPlan(major=8, minor=16, name="sdb", writable=True, logical=512, physical=4096)
+SDC = DiskPlan(major=8, minor=32, name="a-very-long-name-of-a-device", writable=False)
+
+
+class Box:
+    """A virtual machine's disks; ``opened`` are the modes in which the host's devices were opened."""
+
+    def __init__(self, qmp: FakeQmp, answers: object, *, ports: int = 4) -> None:
+        self.qmp = qmp
+        self.link = FakeLink({"bind_disk": answers})
+        self.claims = Claims(plan_ports([]).ports[:ports])
+        self.opened: list[tuple[int, int, bool]] = []
+        self.descriptors: list[int] = []
+        self.disks = Disks(self.claims, seconds=2, open_device=self._open)
+
+    def _open(self, major: int, minor: int, *, writable: bool) -> int:
+        self.opened.append((major, minor, writable))
+        fd = os.open("/dev/null", os.O_RDWR)
+        self.descriptors.append(fd)
+        return fd
+
+    async def attach(self, *wanted: DiskPlan, owner: str = "c1") -> dict[tuple[int, int], tuple[int, int]]:
+        return await self.disks.attach(wanted, owner=owner, qmp=self.qmp, link=self.link)  # type: ignore[arg-type]
+
+    async def detach(self, owner: str = "c1") -> None:
+        await self.disks.detach(owner=owner, qmp=self.qmp)  # type: ignore[arg-type]
+
+    def prove_empty(self) -> None:
+        assert (self.qmp.plugged, self.qmp.sets, self.disks.plugged) == (set(), {}, [])
+        assert len(self.claims.spares) == 4
+        for fd in self.descriptors:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    virtual_time.run(story())  # type: ignore[arg-type]
+
+
+def test_disks_come_and_go() -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(), [[254, 0], [254, 16]])
+        assert await box.attach(SDB, SDC) == {(8, 16): (254, 0), (8, 32): (254, 16)}
+        assert box.opened == [(8, 16, True), (8, 32, False)]
+        assert box.link.calls[0] == ("bind_disk", {"address": "0000:02:00.0", "seconds": 2})
+        sent = [arguments for command, arguments in box.qmp.sent if command == "blockdev-add"]
+        assert [entry["read-only"] for entry in sent] == [False, True]
+        assert all(entry["filename"] == f"/dev/fdset/{n}" for n, entry in enumerate(sent, 1 << 16))
+        assert all(entry["cache"] == {"direct": True} and entry["driver"] == "host_device" for entry in sent)
+        device, other = (arguments for command, arguments in box.qmp.sent if command == "device_add")
+        assert (device["driver"], device["drive"], device["serial"]) == ("virtio-blk-pci", "disk-disk1", "sdb")
+        assert (device["logical_block_size"], device["physical_block_size"]) == (512, 4096)
+        assert (device["werror"], device["rerror"]) == ("report", "report")
+        assert len(other["serial"]) == 20
+        assert box.qmp.sets == {65536: 1, 65537: 1}
+        await box.detach()
+        box.prove_empty()
+
+    run(story)
+
+
+def test_containers_share_a_disk() -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(), [[254, 0], [254, 16], [254, 32]])
+        first = await box.attach(SDB)
+        reader = msgspec.structs.replace(SDB, writable=False)
+        assert await box.attach(reader, owner="c2") == first, "one that may be written to serves a reader"
+        assert len(box.opened) == 1
+        await box.detach("c1")
+        assert box.qmp.plugged == {"disk1"}
+        await box.attach(SDC, owner="c2")
+        writer = msgspec.structs.replace(SDC, writable=True)
+        assert await box.attach(writer, owner="c3") == {(8, 32): (254, 32)}, "a reader's does not serve a writer"
+        await box.detach("c2")
+        await box.detach("c3")
+        box.prove_empty()
+
+    run(story)
+
+
+@pytest.mark.parametrize("command", ["add-fd", "blockdev-add", "device_add"])
+@pytest.mark.parametrize("kind", [RefusedError, VmError])
+def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[HawseError]) -> None:
+    async def story() -> None:
+        failing = [True]
+        qmp = FakeQmp(refuse=lambda name, _: kind(f"{name}: no") if failing and name == command else None)
+        box = Box(qmp, [[254, 0], [254, 16]])
+        with pytest.raises(HawseError, match=f"{command}: no"):
+            await box.attach(SDB)
+        box.prove_empty()
+        failing.clear()
+        await box.attach(SDB)
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (DeviceError("0000:02:00.0: no disk appeared", hint="x"), r"block device sdb \(8:16\), in the guest 0000:02"),
+        (VmError("the guest closed the link"), "closed the link"),
+        ("254:0", "no usable numbers of its node"),
+        ([[254]], "no usable numbers"),
+        ([[254, 2**20]], "no usable numbers"),
+        ([[-1, 0]], "no usable numbers"),
+        ([[True, 0]], "no usable numbers"),
+        ([["254", "0"]], "no usable numbers"),
+    ],
+)
+def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(), answer)
+        with pytest.raises(HawseError, match=words):
+            await box.attach(SDB)
+        box.prove_empty()
+
+    run(story)
+
+
+def test_a_device_that_the_host_cannot_open() -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(), [[254, 0]])
+
+        def refuse(*_: int, **__: bool) -> int:
+            raise OSError(30, "Read-only file system")
+
+        box.disks._open = refuse
+        with pytest.raises(
+            DeviceError, match=r"sdb \(8:16\): the host cannot open it for writing: Read-only"
+        ) as caught:
+            await box.attach(SDB)
+        assert caught.value.hint
+        box.prove_empty()
+        assert "device_add" not in [command for command, _ in box.qmp.sent]
+
+    run(story)
+
+
+def test_a_creation_that_is_given_up_while_the_device_opens_leaves_no_descriptor() -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(), [[254, 0]])
+        gate = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        slow = box._open
+
+        def wait(major: int, minor: int, *, writable: bool) -> int:
+            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
+            return slow(major, minor, writable=writable)
+
+        box.disks._open = wait
+        work = asyncio.create_task(box.attach(SDB))
+        await asyncio.sleep(0.01)
+        work.cancel()
+        await asyncio.wait([work])
+        gate.set()
+        while not box.descriptors:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        box.prove_empty()
+
+    asyncio.run(story())
+
+
+def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(), [[254, 0], [254, 16]], ports=1)
+        await box.attach(SDB)
+        with pytest.raises(DeviceError, match=r"a-very-long-name-of-a-device .*: no spare port is left"):
+            await box.attach(SDC, owner="c2")
+        await box.detach()
+        await box.attach(SDC)
+
+    run(story)
+
+
+def test_a_disk_that_the_guest_keeps_is_named_and_its_port_is_lost() -> None:
+    async def story() -> None:
+        box = Box(FakeQmp(patience=1000), [[254, 0], [254, 16]])
+        await box.attach(SDB)
+        with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it within 2 s"):
+            await box.detach()
+        assert len(box.claims.spares) == 3
+        assert box.disks.plugged == [], "nobody is given what the guest may let go of at any moment"
+
+    run(story)
+
+
+@pytest.mark.parametrize(("disks", "groups", "fits"), [(0, 4, True), (2, 2, True), (3, 2, False), (1, 4, False)])
+def test_a_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: bool) -> None:
+    room = Room(spares=list(plan_ports([]).ports), disks=[SDB])
+    wanted = [msgspec.structs.replace(SDC, minor=32 + n) for n in range(disks)]
+    wanted += [SDB, msgspec.structs.replace(SDB, writable=False)]
+    if fits:
+        room.check_disks(wanted, groups=groups)
+        return
+    with pytest.raises(DeviceError, match=rf"block devices need {disks} ports, and {4 - groups} of"):
+        room.check_disks(wanted, groups=groups)
+
+
+@pytest.mark.parametrize(("disks", "ports"), [(0, 4), (4, 4), (5, 8), (9, 16), (60, 64)])
+def test_a_machine_has_ports_for_its_disks(disks: int, ports: int) -> None:
+    assert len(plan_ports([], disks=disks).ports) == ports
+
+
+def test_more_disks_than_a_machine_has_ports_for() -> None:
+    with pytest.raises(DeviceError, match="0 VFIO groups and 127 block devices, and a virtual machine has 126 ports"):
+        plan_ports([], disks=127)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ([[[10, 125]]], {(10, 126): (10, 125)}),
+        ([[None]], "userfaultfd .10:126.: the guest's kernel has no such device"),
+        ([[]], "no usable numbers of userfaultfd"),
+        ([None], "no usable numbers of userfaultfd"),
+        ([[[10]]], "no usable numbers of userfaultfd"),
+        ([[[10, 2**20]]], "no usable numbers of userfaultfd"),
+        ([[["10", 1]]], "no usable numbers of userfaultfd"),
+    ],
+)
+def test_numbers_of_misc_devices_are_the_guests(answer: Any, expected: Any) -> None:
+    async def story() -> None:
+        link = FakeLink({"misc_numbers": answer})
+        if isinstance(expected, dict):
+            assert await named([(10, 126, "userfaultfd")], link) == expected  # type: ignore[arg-type]
+            return
+        with pytest.raises(HawseError, match=expected):
+            await named([(10, 126, "userfaultfd")], link)  # type: ignore[arg-type]
+
+    run(story)
+
+
+ADDRESS = "0000:02:00.0"
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> FakeSysfs:
+    made = FakeSysfs(str(tmp_path))
+    made.function(ADDRESS, group=1, driver="virtio-pci")
+    made.write("sys/bus/pci/drivers_probe", "")
+    return made
+
+
+def bind(guest: FakeSysfs) -> list[int]:
+    uevents = Uevents()
+    try:
+        return agent.bind_disk(uevents, ADDRESS, seconds=0.3, root=guest.root)
+    finally:
+        uevents.close()
+
+
+def test_the_agent_finds_the_disk_of_a_function(guest: FakeSysfs) -> None:
+    guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/dev", "254:0\n")
+    guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/vda1/dev", "254:1\n")
+    assert bind(guest) == [254, 0]
+
+
+def test_the_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
+    guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/net/eth0/ifindex", "2\n")
+    with pytest.raises(DeviceError, match=r"bound to virtio-pci, but no disk appeared within 0\.3 s"):
+        bind(guest)
+
+
+def test_the_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
+    guest.write("sys/class/misc/userfaultfd/dev", "10:125\n")
+    assert agent.misc_numbers("userfaultfd", root=guest.root) == [10, 125]
+    assert agent.misc_numbers("ntsync", root=guest.root) is None

@@ -1,0 +1,217 @@
+"""Nothing is silent: what a specification or an annotation asks for, and a virtual machine cannot give, is refused or
+warned of by its name.
+
+The tables walk the kinds of device nodes, the fields of ``linux.devices`` and ``linux.resources``, and the annotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.config import ANNOTATIONS
+from hawse.container.devices import describe
+from hawse.container.options import PREFIX
+from hawse.errors import HawseError
+from hawse.oci.fields import FIELDS, Fate
+from hawse.sandbox.plan import PlugStep
+from tests.support.ready import EMULATED, Change, Planner, annotated
+
+NODES = [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/6", 0, 0)]
+NONE = {"allow": False, "access": "rwm"}
+
+
+def node(path: str, kind: str, major: int, minor: int) -> Change:
+    """A device with a rule that allows it."""
+
+    def change(spec: dict[str, Any]) -> None:
+        numbers = {"type": kind, "major": major, "minor": minor}
+        spec["linux"]["devices"] = [{"path": path, **numbers}]
+        rule = numbers | {"allow": True, "type": "b" if kind == "b" else "c", "access": "rwm"}
+        spec["linux"]["resources"]["devices"] = [NONE, rule]
+
+    return change
+
+
+def listed(**changes: Any) -> Change:
+    """A device with a value that makes no sense."""
+    return lambda spec: spec["linux"].update({"devices": [{"path": "/dev/x", "type": "c"} | changes]})
+
+
+def rule(**changes: Any) -> Change:
+    """A rule with a value that makes no sense, or that nothing has."""
+    return lambda spec: spec["linux"]["resources"].update({"devices": [{"allow": True, "access": "rw"} | changes]})
+
+
+def resources(**limits: Any) -> Change:
+    return lambda spec: spec["linux"]["resources"].update(limits)
+
+
+def linux(**parts: Any) -> Change:
+    return lambda spec: spec["linux"].update(parts)
+
+
+def process(**parts: Any) -> Change:
+    return lambda spec: spec["process"].update(parts)
+
+
+def bind(source: str) -> Change:
+    mount = {"destination": "/x", "type": "bind", "source": source, "options": ["bind"]}
+    return lambda spec: spec["mounts"].append(mount)
+
+
+#: Numbers that no driver of a host has, where a device is asked for that must not exist.
+NOBODY = 4095
+DISK = {"major": 8, "minor": 0}
+RATE = [DISK | {"rate": 1}]
+SPECIFICATION: list[tuple[str, Change, str]] = [
+    ("a disk that does not exist", node("/dev/sdz", "b", NOBODY, 1), "linux.devices: /dev/sdz: no block device"),
+    ("uverbs", node("/dev/infiniband/uverbs0", "c", 231, 192), "linux.devices: /dev/infiniband/uverbs0"),
+    ("UIO", node("/dev/uio0", "c", NOBODY, 0), "linux.devices: /dev/uio0"),
+    ("NVIDIA", node("/dev/nvidia0", "c", 195, 0), "linux.devices: /dev/nvidia0"),
+    ("KVM", node("/dev/kvm", "c", 10, 232), "linux.devices: /dev/kvm"),
+    ("graphics", node("/dev/dri/renderD128", "c", 226, 128), "linux.devices: /dev/dri/renderD128"),
+    ("a serial port", node("/dev/ttyS0", "c", 4, 64), "linux.devices: /dev/ttyS0"),
+    ("a serial adapter", node("/dev/ttyUSB0", "c", 188, 0), "linux.devices: /dev/ttyUSB0"),
+    ("memory", node("/dev/mem", "c", 1, 1), "linux.devices: /dev/mem"),
+    ("unbuffered", node("/dev/sg0", "u", 21, 0), "linux.devices: /dev/sg0"),
+    ("a tape", node("/dev/nst0", "c", 9, 128), "linux.devices: /dev/nst0"),
+    ("no group", node("/dev/vfio/999999", "c", NOBODY, 2), "linux.devices: /dev/vfio/999999: group 999999"),
+    ("no device file", node("/dev/vfio/devices/vfio99", "c", NOBODY, 3), "linux.devices: /dev/vfio/devices/vfio99"),
+    ("no IOMMU", node("/dev/vfio/noiommu-0", "c", NOBODY, 4), "linux.devices: /dev/vfio/noiommu-0"),
+    ("devices.path", listed(path="x"), "linux.devices[0].path"),
+    ("devices.type", listed(type="x"), "linux.devices[0].type"),
+    ("devices.major", listed(major="1"), "linux.devices[0].major"),
+    ("devices.minor", listed(minor=2**64), "linux.devices[0].minor"),
+    ("devices.fileMode", listed(fileMode=-1), "linux.devices[0].fileMode"),
+    ("devices.uid", listed(uid=2**32), "linux.devices[0].uid"),
+    ("devices.gid", listed(gid=-1), "linux.devices[0].gid"),
+    ("a rule's type", rule(type="p"), "linux.resources.devices[0].type"),
+    ("a rule's access", rule(access=""), "linux.resources.devices[0].access"),
+    ("a rule's major", rule(type="c", major="x"), "linux.resources.devices[0].major"),
+    ("a rule of no node", rule(type="c", major=188), "linux.resources.devices[0]: c 188:* has no effect"),
+    ("a rule of no disk", rule(type="b", major=8, minor=16), "linux.resources.devices[0]: b 8:16 has no effect"),
+    ("a directory of devices", bind("/dev"), "mounts[7].source: /dev is the guest's own"),
+    ("a node of a group", bind("/dev/vfio/12"), "mounts[7].source: /dev/vfio/12"),
+    ("blockIO.weight", resources(blockIO={"weight": 10}), "linux.resources.blockIO.weight"),
+    ("blockIO.leafWeight", resources(blockIO={"leafWeight": 10}), "linux.resources.blockIO.leafWeight"),
+    ("blockIO.weightDevice", resources(blockIO={"weightDevice": [DISK]}), "linux.resources.blockIO.weightDevice"),
+    *(
+        (name, resources(blockIO={name: RATE}), f"linux.resources.blockIO.{name}")
+        for name in (
+            "throttleReadBpsDevice", "throttleWriteBpsDevice", "throttleReadIOPSDevice", "throttleWriteIOPSDevice",
+        )
+    ),
+    ("network.classID", resources(network={"classID": 1}), "linux.resources.network.classID"),
+    (
+        "network.priorities",
+        resources(network={"priorities": [{"name": "eth0", "priority": 1}]}),
+        "linux.resources.network.priorities",
+    ),
+    ("rdma", resources(rdma={"mlx5_0": {"hcaHandles": 3}}), "linux.resources.rdma"),
+    (
+        "hugepageLimits",
+        resources(hugepageLimits=[{"pageSize": "2X", "limit": 1}]),
+        "linux.resources.hugepageLimits: pageSize '2X'",
+    ),
+    ("memory.kernel", resources(memory={"kernel": 1}), "linux.resources.memory.kernel"),
+    ("memory.kernelTCP", resources(memory={"kernelTCP": 1}), "linux.resources.memory.kernelTCP"),
+    ("memory.disableOOMKiller", resources(memory={"disableOOMKiller": True}), "linux.resources.memory.disableOOM"),
+    ("memory.swappiness", resources(memory={"swappiness": 60}), "linux.resources.memory.swappiness has no effect"),
+    ("cpu.realtimeRuntime", resources(cpu={"realtimeRuntime": 1}), "linux.resources.cpu.realtimeRuntime"),
+    ("cpu.realtimePeriod", resources(cpu={"realtimePeriod": 1}), "linux.resources.cpu.realtimePeriod"),
+    ("unified", resources(unified={"io.max": "8:0 rbps=1"}), "linux.resources.unified: 'io.max'"),
+    ("unified rdma", resources(unified={"rdma.max": "mlx5_0 max"}), "linux.resources.unified: 'rdma.max'"),
+    ("intelRdt", linux(intelRdt={"closID": "x"}), "linux.intelRdt"),
+    ("memoryPolicy", linux(memoryPolicy={"mode": "MPOL_BIND", "nodes": "0"}), "linux.memoryPolicy"),
+    ("netDevices", linux(netDevices={"eth0": {}}), "linux.netDevices"),
+    ("a name in netDevices", linux(netDevices={"eth0": {"name": "x"}}), "linux.netDevices"),
+    ("scheduler", process(scheduler={"policy": "SCHED_FIFO"}), "process.scheduler"),
+    ("ioPriority", process(ioPriority={"class": "IOPRIO_CLASS_RT"}), "process.ioPriority"),
+    ("execCPUAffinity", process(execCPUAffinity={"initial": "0"}), "process.execCPUAffinity"),
+    ("apparmorProfile", process(apparmorProfile="docker-default"), "process.apparmorProfile"),
+    ("a device's address", process(env=["PCIDEVICE_X=0000:99:00.0"]), "process.env: PCIDEVICE_X"),
+    ("hypervisor", lambda spec: spec.update({"vm": {"hypervisor": {"path": "/q"}}}), "vm.hypervisor"),
+]  # fmt: skip
+OPTIONS: list[tuple[str, dict[str, str], str]] = [
+    ("an unknown one", {"hawse.device": "x"}, "annotations: hawse.device is unknown"),
+    ("device-mode", {"hawse.device-mode": "kernel"}, "annotations: hawse.device-mode: 'kernel'"),
+    ("devices, no address", {"hawse.devices": "eth0"}, "'eth0' is neither"),
+    ("devices, no group", {"hawse.devices": "999999"}, "999999"),
+    ("devices, no function", {"hawse.devices": "ffff:ff:1f.7"}, "ffff:ff:1f.7 is no PCI function of this host"),
+    ("hugepages", {"hawse.hugepages": "2MB"}, "annotations: hawse.hugepages: '2MB'"),
+    ("keep-addresses", {"hawse.keep-addresses": "yes"}, "annotations: hawse.keep-addresses: 'yes'"),
+    ("managed", {"hawse.managed": "1"}, "annotations: hawse.managed: '1'"),
+    ("vf-token", {"hawse.vf-token": "x"}, "annotations: hawse.vf-token: 'x'"),
+    (
+        "a token that nothing takes",
+        {"hawse.vf-token": "00112233-4455-6677-8899-aabbccddeeff"},
+        "annotations: hawse.vf-token has no effect",
+    ),
+]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Planner:
+    return Planner(str(tmp_path))
+
+
+def said_of(host: Planner, plan: Callable[[], object]) -> str:
+    """What a user is told: the refusal, or the warnings."""
+    try:
+        plan()
+    except HawseError as error:
+        assert error.hint, f"no remedy: {error.message}"
+        return error.message
+    return "\n".join(host.said.warnings)
+
+
+@pytest.mark.parametrize(("change", "words"), [row[1:] for row in SPECIFICATION], ids=[row[0] for row in SPECIFICATION])
+def test_what_a_specification_asks_for_in_vain_is_named(host: Planner, change: Change, words: str) -> None:
+    host.write(change)
+    assert words in said_of(host, host.sandbox)
+
+
+@pytest.mark.parametrize(("annotations", "words"), [row[1:] for row in OPTIONS], ids=[row[0] for row in OPTIONS])
+def test_what_an_annotation_asks_for_in_vain_is_named(host: Planner, annotations: dict[str, str], words: str) -> None:
+    host.write(annotated(annotations, *NODES))
+    assert words in said_of(host, lambda: host.sandbox(host.config(more=EMULATED)))
+
+
+@pytest.mark.parametrize(
+    ("note", "asked", "level"), [("why", True, "warning"), ("why", False, "debug"), ("", True, "debug")]
+)
+def test_an_address_that_is_not_kept_is_named_where_an_annotation_asks_for_it(
+    note: str, asked: bool, level: str
+) -> None:
+    step = PlugStep(
+        group=5, label="0000:3b:02.0", host="0000:3b:02.0", note=note, commands=[], device="d", bus="port0",
+        guest_address="0000:02:00.0",
+    )  # fmt: skip
+    said = describe(step, asked=asked)
+    assert said[0] == level
+    assert said[1].startswith("annotations: hawse.keep-addresses: " if level == "warning" else "0000:3b:02.0 is")
+
+
+def test_every_annotation_is_in_the_table() -> None:
+    asked = {name for _, annotations, _ in OPTIONS for name in annotations}
+    assert asked >= {PREFIX + name for name in ANNOTATIONS}
+
+
+def test_every_refused_field_of_the_resources_is_in_the_table() -> None:
+    words = "\n".join(row[2] for row in SPECIFICATION)
+    for field in FIELDS:
+        if field.fate is Fate.REFUSED and field.path.startswith("linux.resources."):
+            assert field.path in words or field.path.startswith("linux.resources.memory.disableOOM"), field.path
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.fate is Fate.MOOT], ids=lambda field: field.path)
+def test_a_field_without_effect_changes_nothing_or_is_warned_of(field: Any) -> None:
+    """The only ones that are passed over in silence cannot make a difference in a guest."""
+    harmless = {
+        "linux.mountLabel", "linux.resources.memory.useHierarchy", "linux.resources.memory.checkBeforeUpdate",
+    }  # fmt: skip
+    assert field.path in harmless or "a warning says so" in field.why

@@ -1,0 +1,321 @@
+"""The host's side of a container's notifications: where they go, and that nothing but the right socket is reached."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent.notify import MAX_BYTES
+from hawse.agent.notify import Notify as AgentSocket
+from hawse.container import notify
+from hawse.container.notified import find_notified
+from hawse.container.process import Handed, relays
+from hawse.errors import HostError
+from hawse.oci.load import load_bundle
+from hawse.oci.notify import Notify, in_mounts, serve, value_of
+from hawse.sandbox import notices
+from hawse.sandbox.state import CREATED, Store
+from tests.support import bundles
+from tests.support.command import Command
+from tests.support.fake_monitor import FakeMonitor
+from tests.support.notified import Notified
+from tests.support.patience import patience, wait_until
+from tests.support.proxies import Attached, Pipes
+
+RUN = {"destination": "/run/notify", "type": "bind", "source": "/h/notify", "options": ["bind"]}
+SOCKET = "NOTIFY_SOCKET=/run/notify/notify.sock"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Notified]:
+    with Notified(f"{tmp_path}/n.sock") as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("env", "mounts", "expected"),
+    [
+        ([SOCKET], [RUN], Notify(host="/h/notify", below="notify.sock")),
+        (["A=1", SOCKET, "B=2"], [RUN], Notify(host="/h/notify", below="notify.sock")),
+        ([SOCKET.replace("notify.sock", "a/./b//c")], [RUN], Notify(host="/h/notify", below="a/b/c")),
+        ([SOCKET], [RUN | {"type": "none", "options": ["rbind", "ro"]}], Notify(host="/h/notify", below="notify.sock")),
+        ([SOCKET], [RUN | {"destination": "/run//notify/"}], Notify(host="/h/notify", below="notify.sock")),
+        ([SOCKET], [RUN | {"source": "notify"}], Notify(host="/b/notify", below="notify.sock")),
+        ([SOCKET], [RUN | {"source": "../n"}], Notify(host="/n", below="notify.sock")),
+        (["NOTIFY_SOCKET=/s"], [RUN | {"destination": "/s", "source": "/h/s"}], Notify(host="/h/s")),
+        (["NOTIFY_SOCKET=/s/t"], [RUN | {"destination": "/"}], Notify(host="/h/notify", below="s/t")),
+        # A later mount covers an earlier one.
+        ([SOCKET], [RUN, RUN | {"source": "/other"}], Notify(host="/other", below="notify.sock")),
+        ([SOCKET], [RUN, {"destination": "/run", "type": "tmpfs"}], None),
+        ([SOCKET], [{"destination": "/run", "type": "tmpfs"}, RUN], Notify(host="/h/notify", below="notify.sock")),
+        ([SOCKET], [RUN, {"destination": "/run/notify/notify.sock", "type": "tmpfs"}], None),
+        ([SOCKET], [RUN, {"destination": "/run/notify2", "type": "tmpfs"}],
+         Notify(host="/h/notify", below="notify.sock")),
+        # Of several variables the last one counts.
+        (["NOTIFY_SOCKET=/x", SOCKET], [RUN], Notify(host="/h/notify", below="notify.sock")),
+        ([SOCKET, "NOTIFY_SOCKET="], [RUN], None),
+        ([SOCKET], [], None), ([], [RUN], None), (["NOTIFY_SOCKETS=/run/notify/x"], [RUN], None),
+        (["NOTIFY_SOCKET=@run/notify/x"], [RUN], None), (["NOTIFY_SOCKET=vsock:2:9"], [RUN], None),
+        (["NOTIFY_SOCKET=run/notify/x"], [RUN], None), (["NOTIFY_SOCKET=/run/notify/../x"], [RUN], None),
+        (["NOTIFY_SOCKET=/run/notify/../../h"], [RUN], None),
+    ],
+)  # fmt: skip
+def test_where_the_containers_own_variable_leads(env: list[str], mounts: list[Any], expected: Notify | None) -> None:
+    assert in_mounts({"env": env}, mounts, bundle="/b") == expected
+
+
+def test_container_with_the_callers_socket() -> None:
+    """runc's mount and variable (notify_socket.go, setupSpec())."""
+    spec: dict[str, Any] = {"process": {"env": ["A=1", "NOTIFY_SOCKET=/old"]}, "mounts": [RUN]}
+    serve(spec, Notify(host="/h", caller=True), container="c1")
+    assert spec["process"]["env"] == ["A=1", SOCKET]
+    assert spec["mounts"] == [RUN, {
+        "type": "bind", "destination": "/run/notify", "source": "/run/hawse/notify/c1",
+        "options": ["bind", "nosuid", "noexec", "nodev", "ro"],
+    }]  # fmt: skip
+    bare: dict[str, Any] = {"process": {}}
+    serve(bare, Notify(host="/h", caller=True), container="c1")
+    assert (bare["process"]["env"], len(bare["mounts"])) == ([SOCKET], 1)
+
+
+def test_container_with_a_socket_among_its_mounts() -> None:
+    spec: dict[str, Any] = {"process": {"env": ["NOTIFY_SOCKET=/run/notify//notify.sock"]}, "mounts": [RUN]}
+    serve(spec, Notify(host="/h/notify", below="notify.sock"), container="c1")
+    assert value_of(spec["process"]["env"]) == "/run/notify//notify.sock"
+    assert spec["mounts"][1:] == [{
+        "type": "bind", "destination": "/run/notify/notify.sock", "source": "/run/hawse/notify/c1/notify.sock",
+        "options": ["bind", "nosuid", "noexec", "nodev"],
+    }]  # fmt: skip
+
+
+class Lines:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.details: list[str] = []
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def debug(self, message: str) -> None:
+        self.details.append(message)
+
+
+def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host: Notified) -> None:
+    """One that cannot be reached is warned of where the caller has named it; among the mounts it is not served."""
+    (tmp_path / "rootfs").mkdir()
+    spec = bundles.specification(["sh"], env=[SOCKET])
+    spec["mounts"].append(RUN | {"source": str(tmp_path)})
+    bundles.write(str(tmp_path), spec)
+    bundle, log = load_bundle(str(tmp_path)), Lines()
+    assert find_notified(bundle, "", log) is None
+    assert log.details == [
+        f"process.env: NOTIFY_SOCKET is not served: {tmp_path}/notify.sock: No such file or directory"
+    ]
+    with Notified(f"{tmp_path}/notify.sock"):
+        assert find_notified(bundle, "", log) == Notify(host=str(tmp_path), below="notify.sock")
+        assert find_notified(bundle, host.address, log) == Notify(host=host.address, caller=True)
+        assert log.warnings == []
+        assert find_notified(bundle, "@none", log) == Notify(host="@none", caller=True)
+    [warning] = log.warnings
+    assert warning.startswith("NOTIFY_SOCKET: @none: Connection refused: the container's notifications are lost [")
+
+
+@pytest.mark.parametrize(
+    ("caller", "detach", "expected"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_command_that_stays_passes_on_what_its_caller_is_to_hear(caller: bool, detach: bool, expected: bool) -> None:
+    assert relays(Notify(host="/h", caller=caller), Handed(None, detach)) is expected
+
+
+def test_sockets_by_path_and_by_abstract_name_are_reached(tmp_path: Path, host: Notified) -> None:
+    with Notified(f"@hawse-unit-{os.getpid()}") as abstract:
+        for found in (host, abstract):
+            assert notify.problem(Notify(host=found.address, caller=True)) == ""
+            with notify.connect_for(Notify(host=found.address, caller=True)) as connection:
+                assert notify.send(connection, "STATUS=x", pid=7)
+            assert found.next() == (os.getpid(), ["STATUS=x"])
+    assert notify.problem(Notify(host=str(tmp_path), below="n.sock")) == ""
+    assert notify.problem(Notify(host=host.address)) == ""
+
+
+@pytest.mark.parametrize(
+    ("below", "problem"),
+    [
+        ("link.sock", "it is no socket"), ("linked/n.sock", "Not a directory"), ("up/n.sock", "Not a directory"),
+        ("file", "it is no socket"), ("fifo", "it is no socket"), ("none", "No such file or directory"),
+        ("file/x", "Not a directory"), ("inner", "it is no socket"), ("dead.sock", "Connection refused"),
+        ("inner/n.sock", "No such file or directory"), ("", "it is no socket"),
+    ],
+)  # fmt: skip
+def test_nothing_but_a_socket_below_the_mount_is_reached(
+    tmp_path: Path, host: Notified, below: str, problem: str
+) -> None:
+    """A container may have written there: its links would lead to any socket of the host's."""
+    mount = tmp_path / "mount"
+    (mount / "inner").mkdir(parents=True)
+    (mount / "link.sock").symlink_to(host.address)
+    (mount / "linked").symlink_to(tmp_path)
+    (mount / "up").symlink_to("..")
+    (mount / "file").write_text("")
+    os.mkfifo(mount / "fifo")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+        dead.bind(f"{mount}/dead.sock")
+    before = len(os.listdir("/proc/self/fd"))
+    assert notify.problem(Notify(host=str(mount), below=below)) == problem
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert host.nothing()
+
+
+@pytest.mark.parametrize("address", ["/none/x", "@none", "/" + "x" * 200, "/a\0b", "/", "@", "vsock:2:9"])
+def test_callers_socket_that_cannot_be_reached_is_a_sentence(address: str) -> None:
+    assert notify.problem(Notify(host=address, caller=True)) != ""
+    with pytest.raises(HostError) as caught:
+        notify.report_ready(address, "READY=1", pid=1)
+    assert "the container is ready, and nobody was told [it names the service manager's socket" in str(
+        caught.value.sentence()
+    )
+
+
+def test_readiness_is_reported_with_the_pid_and_read_before_the_command_ends(host: Notified) -> None:
+    words = {"address": host.address, "notice": "READY=1\nSTATUS=up", "pid": 77}
+    reporting = threading.Thread(target=notify.report_ready, kwargs=words)
+    reporting.start()
+    assert host.next() == (os.getpid(), ["READY=1", "STATUS=up", "MAINPID=77"])
+    reporting.join(0.2)
+    assert reporting.is_alive()
+    assert host.next() == (os.getpid(), ["BARRIER=1"])
+    reporting.join(patience(5))
+    assert not reporting.is_alive()
+
+
+def test_relay_passes_on_as_the_commands_own(host: Notified) -> None:
+    relay = notify.Relay(notify.connect(host.address))
+    with relay.theirs as proxys:
+        for text in ("STATUS=a", "READY=1", "STOPPING=1"):
+            proxys.send(text.encode())
+    relay.finish()
+    me = os.getpid()
+    found = [host.next() for _ in range(3)]
+    assert found == [(me, ["STATUS=a"]), (me, ["READY=1", f"MAINPID={me}"]), (me, ["STOPPING=1"])]
+
+
+def test_relay_outlives_a_service_manager_that_is_gone(tmp_path: Path) -> None:
+    with Notified(f"{tmp_path}/n.sock") as host:
+        relay = notify.Relay(notify.connect(host.address))
+    with relay.theirs as proxys:
+        proxys.send(b"READY=1")
+        proxys.send(b"STATUS=a")
+    relay.finish()
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
+    with FakeMonitor(Store(str(tmp_path), "c1")) as made:
+        yield made
+
+
+def test_proxy_sends_as_itself_and_all_before_its_end(monitor: FakeMonitor, host: Notified) -> None:
+    with Pipes() as pipes, notify.connect(host.address) as connection:
+        proxy = pipes.start(monitor, notify=connection.fileno())
+        connection.close()
+        with Attached(monitor) as process:
+            process.event("notify", notice="STATUS=a")
+            assert host.next() == (proxy.pid, ["STATUS=a"])
+            process.event("notify", notice="STATUS=ä\nREADY=1")
+            process.event("notify", notice="STOPPING=1")
+            process.exit(3)
+            assert proxy.wait() == 3
+    assert [host.next() for _ in range(2)] == [(proxy.pid, ["STATUS=ä", "READY=1"]), (proxy.pid, ["STOPPING=1"])]
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_proxy_is_held_up_by_no_service_manager(monitor: FakeMonitor, tmp_path: Path, listens: bool) -> None:
+    """One that does not read, and one that is gone; the process's output goes on, and its code is the proxy's."""
+    host = Notified(f"{tmp_path}/n.sock")
+    with Pipes() as pipes, host, notify.connect(host.address) as connection:
+        proxy = pipes.start(monitor, notify=connection.fileno())
+        if not listens:
+            host._socket.close()
+        with Attached(monitor) as process:
+            for number in range(2000):
+                process.event("notify", notice=f"STATUS={number}")
+            process.write(1, b"output")
+            assert os.read(pipes.stdout, 9) == b"output"
+            process.exit(3)
+            assert proxy.wait() == 3
+
+
+def test_proxy_without_a_socket_ignores_notifications(monitor: FakeMonitor) -> None:
+    with Pipes() as pipes:
+        proxy = pipes.start(monitor)
+        with Attached(monitor) as process:
+            process.event("notify", notice="READY=1")
+            process.exit(3)
+            assert proxy.wait() == 3
+    assert proxy.relay is None
+
+
+@pytest.mark.parametrize(
+    ("state", "variable", "expected"),
+    [({"notify": True}, True, {"notify": True}), ({}, True, {}), ({"notify": True}, False, {})],
+)
+def test_start_waits_where_both_callers_have_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Notified, state: Any, variable: bool, expected: Any
+) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    if variable:
+        monkeypatch.setenv("NOTIFY_SOCKET", host.address)
+    hawse = Command(str(tmp_path))
+    with FakeMonitor(hawse.store("c1"), {"start": [["warning", "a note"]]}, status=CREATED, **state) as made:
+        done: list[Any] = []
+        starting = threading.Thread(target=lambda: done.append(hawse("start", "c1")))
+        starting.start()
+        if expected:
+            wait_until(lambda: bool(made.calls))
+            starting.join(0.2)
+            assert starting.is_alive(), "it waits for an event of the monitor"
+            made.end()
+            for connection in list(made._open):
+                connection.shutdown(socket.SHUT_RDWR)
+        starting.join(patience(5))
+        assert made.calls == [("start", {"container": "c1"} | expected)]
+        assert (done[0].code, "a note" in done[0].errors) == (0, True)
+        assert host.nothing()
+
+
+def test_agents_socket(tmp_path: Path) -> None:
+    """Every user may send; a barrier is over when what was sent before has been passed on; the end loses nothing."""
+    sent: list[str] = []
+    served = AgentSocket(f"{tmp_path}/c1", sent.append)
+    path = f"{tmp_path}/c1/notify.sock"
+    assert os.stat(path).st_mode & 0o777 == 0o777
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
+        program.connect(path)
+        for data in (b"", b"READY=1", b"x" * (MAX_BYTES + 1), b"y" * MAX_BYTES, b"\xff\n"):
+            program.send(data)
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as end:
+            socket.send_fds(program, [b"BARRIER=1"], [writing])
+            os.close(writing)
+            assert end.read() == b""
+        assert sent[:3] == ["READY=1", "y" * MAX_BYTES, "\ufffd\n"]
+        for number in range(5):
+            program.send(b"STATUS=%d" % number)
+        served.finish()
+        assert sent[-5:] == [f"STATUS={number}" for number in range(5)]
+        with pytest.raises(BrokenPipeError):
+            program.send(b"late")
+    served.end()
+    assert os.listdir(tmp_path) == []
+
+
+def test_host_and_guest_agree_on_the_most_bytes() -> None:
+    assert MAX_BYTES == notices.MAX_TEXT == notify._MAX_BYTES

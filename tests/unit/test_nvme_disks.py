@@ -1,0 +1,86 @@
+"""Disks of emulated NVMe controllers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hawse.config import Config
+from hawse.container import confine
+from hawse.errors import DeviceError
+from hawse.sandbox import devices
+from hawse.sandbox.plan import PlugStep
+from hawse.vm import disks
+from hawse.vm.arguments import plug_emulated
+from hawse.vm.ports import Slot
+from tests.support import virtual_time
+from tests.support.fake_qmp import FakeQmp
+
+SLOT = Slot(5, 0, "port0", "0.0", False, "0000:01:00.0")
+
+
+def test_disk_is_empty_and_keeps_its_size() -> None:
+    fd = disks.make()
+    try:
+        status = os.fstat(fd)
+        assert (status.st_size, status.st_blocks) == (disks.DISK_BYTES, 0)
+        assert os.pwrite(fd, b"data", disks.DISK_BYTES - 4) == 4
+        for act in (
+            lambda: os.ftruncate(fd, 0),
+            lambda: os.ftruncate(fd, disks.DISK_BYTES + 1),
+            lambda: os.pwrite(fd, b"x", disks.DISK_BYTES),
+        ):
+            with pytest.raises(PermissionError):
+                act()
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("models", "mib"), [([], 0), (["edu", "e1000e"], 0), (["nvme"], 64), (["nvme", "edu", "nvme"], 128)]
+)
+def test_disks_are_counted(models: list[str], mib: int) -> None:
+    assert disks.total_mib(models) == mib
+
+
+def step() -> PlugStep:
+    return PlugStep(
+        group=5, label="emulated nvme", host="", note="", device="vfio-5-0", bus="port0",
+        guest_address=SLOT.guest_address, commands=plug_emulated(SLOT, "nvme", network=False, owner="c1"),
+    )  # fmt: skip
+
+
+def test_disk_is_handed_over_before_its_device_and_taken_back_after_it() -> None:
+    async def story() -> None:
+        qmp = FakeQmp()
+        open_before = os.listdir("/proc/self/fd")
+        await devices._plug(step(), qmp)  # type: ignore[arg-type]
+        assert qmp.sets == {256: 1}
+        assert await devices.unplug([step()], qmp, seconds=10) == []  # type: ignore[arg-type]
+        assert [command for command, _ in qmp.commands] == [
+            "add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd",
+        ]  # fmt: skip
+        assert qmp.sent[-1] == ("remove-fd", {"fdset-id": 256})
+        assert len(os.listdir("/proc/self/fd")) == len(open_before)
+
+    virtual_time.run(story())
+
+
+def test_disk_that_cannot_be_made_names_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(disks, "make", fail)
+    with pytest.raises(DeviceError, match="emulated nvme of group 5: cannot make its disk: Cannot allocate memory"):
+        virtual_time.run(devices._plug(step(), FakeQmp()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("models", "limit"), [("edu", 0), ("nvme", disks.DISK_BYTES)])
+def test_jailed_qemu_may_write_files_only_where_it_may_get_a_disk(
+    monkeypatch: pytest.MonkeyPatch, models: str, limit: int
+) -> None:
+    monkeypatch.setattr(confine, "jail_tree", lambda *_args, **_options: "/tree")
+    plan = confine.plan_jail(Config(emulated={"5": [models]}), share="virtiofs", filters=True, warn=print)
+    assert plan is not None
+    assert plan.file_bytes == limit

@@ -1,0 +1,85 @@
+"""oom_score_adj: whose memory the host frees first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.linux import oom_score
+from hawse.sandbox.room import Room
+from tests.support.ready import EMULATED, Planner
+
+
+@pytest.mark.parametrize(
+    ("now", "containers", "expected"),
+    [
+        (-998, [], -998),
+        (-998, [1000], 1000),
+        (-998, [2, 999, -997], 999),
+        (-998, [-997], -997),
+        (0, [-500], -500),
+        (1000, [], 1000),
+        (1000, [500], 500),
+    ],
+)
+def test_vm_of_a_pod_has_the_highest_of_its_containers(now: int, containers: list[int], expected: int) -> None:
+    """One without containers keeps what it has: they may be between two starts."""
+    assert oom_score.of_vm(now, containers) == expected
+
+
+def test_value_of_another_process_is_raised_and_read() -> None:
+    with subprocess.Popen(["/bin/sleep", "1000"]) as child:
+        try:
+            own = oom_score.read()
+            assert oom_score.read(child.pid) == own
+            oom_score.write(own + 1 if own < 1000 else own, child.pid)
+            assert oom_score.read(child.pid) == min(own + 1, 1000)
+        finally:
+            child.kill()
+    with pytest.raises(OSError, match="No such file"):
+        oom_score.read(child.pid)
+
+
+@pytest.mark.parametrize("given", [None, 0, 77, -998])
+def test_plan_has_that_of_the_specification_or_of_the_caller(tmp_path: Path, given: int | None) -> None:
+    """runc leaves a process that the specification says nothing of with its own."""
+    host = Planner(str(tmp_path))
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["process"].pop("oomScoreAdj", None)
+        if given is not None:
+            spec["process"]["oomScoreAdj"] = given
+
+    host.write(change)
+    expected = oom_score.read() if given is None else given
+    made = host.sandbox(host.config(more=EMULATED))
+    assert (made.oom_score_adj, made.machine.oom_score_adj) == (expected, expected)
+    assert made.spec["process"].get("oomScoreAdj", 0) == expected
+    joined = host.container(Room(spares=[], memory_mib=1024), host.config(more=EMULATED))
+    assert joined.oom_score_adj == expected
+
+
+def test_caller_with_a_value_hands_it_on_to_the_guest(tmp_path: Path) -> None:
+    """In a process of its own: without CAP_SYS_RESOURCE it could not be lowered again."""
+    host = Planner(str(tmp_path))
+    host.write(lambda spec: spec["process"].pop("oomScoreAdj", None))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            oom_score.write(1000)
+            made = host.sandbox(host.config(more=EMULATED))
+            code = 0 if made.inherited.oom_score_adj == made.oom_score_adj == 1000 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_warning_names_both_values() -> None:
+    assert oom_score.warning(-500, 0).startswith(
+        "process.oomScoreAdj: -500 cannot be set for the virtual machine, which has 0: "
+    )
