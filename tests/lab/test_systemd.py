@@ -140,10 +140,10 @@ with open(f"{sys.argv[1]}/config.json", "w") as file:
     assert started.code == 0, started
     assert "systemd" not in started.errors
     members = dict(line.split(" ", 1) for line in host.python(_MEMBERS).output.splitlines())
-    assert members == dict.fromkeys(
-        ["qemu-system", "virtiofsd", "hawse.sandbox.monitor", "hawse["],
-        "0::/tests.slice/tests-lab.slice/hawse-one.scope",
-    )
+    scope = "0::/tests.slice/tests-lab.slice/hawse-one.scope"
+    assert members == dict.fromkeys(["qemu-system", "virtiofsd", "hawse["], scope) | {
+        "hawse.sandbox.monitor": "0::/hawse.control"
+    }
     assert host.scopes == ["hawse-one.scope"]
     [device] = json.loads(host.run(*RUNTIME, "state", "one").output)["vfio"]
     probed = host.run(*RUNTIME, "exec", "one", "/bin/probe", device["nodes"][0])

@@ -136,6 +136,28 @@ def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
     virtual_time.run(story())
 
 
+@pytest.mark.parametrize("fails", ["host", "guest"])
+def test_way_back_after_an_update_that_fails_is_taken(tmp_path: Path, fails: str) -> None:
+    """The host has the new weight by then, and what it had before is asked for again."""
+
+    async def story() -> None:
+        made = Container(tmp_path, update=[VmError("agent: no"), None])
+        weight = made.files().get("cpu.weight")
+        wanted: dict[str, Any] = {"shares": 1024}
+        if fails == "host":
+            (tmp_path / "cgroup" / "cpuset.cpus").unlink()
+            wanted["cpus"] = "3"
+        with pytest.raises((HostError, VmError)):
+            await made.usage.update({"cpu": wanted})
+        assert made.files()["cpu.weight"] == "39" != weight
+        assert made.state["limits"] is None
+        (tmp_path / "cgroup" / "cpuset.cpus").write_text("")
+        await made.usage.update({"cpu": {"shares": 512}})
+        assert made.files()["cpu.weight"] == "20"
+
+    virtual_time.run(story())
+
+
 @pytest.mark.parametrize("spec", [{}, {"linux": {"resources": None}}, {"linux": {"resources": {"cpu": None}}}])
 def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, Any]) -> None:
     """The specification names no CPUs any more: the plan took them out. Giving the same again changes nothing."""

@@ -25,11 +25,11 @@ UNIFIED = Hierarchy("/c/unified", 2, frozenset())
 @pytest.mark.parametrize(
     ("mounted", "path", "expected"),
     [
-        ([UNIFIED], "/pods/a", [("/c/unified/hawse", "/c/unified/pods/a")]),
-        ([MEMORY, CPU], "/pods/a", [("/c/cpu,cpuacct/hawse", "/c/cpu,cpuacct/pods/a")]),
+        ([UNIFIED], "/pods/a", [("/c/unified/hawse.control", "/c/unified/pods/a")]),
+        ([MEMORY, CPU], "/pods/a", [("/c/cpu,cpuacct/hawse.control", "/c/cpu,cpuacct/pods/a")]),
         # The hybrid layout of systemd: the controllers are in version 1.
-        ([MEMORY, CPU, UNIFIED], "/a", [("/c/cpu,cpuacct/hawse", "/c/cpu,cpuacct/a")]),
-        ([MEMORY, UNIFIED], "/a", [("/c/unified/hawse", "/c/unified/a")]),
+        ([MEMORY, CPU, UNIFIED], "/a", [("/c/cpu,cpuacct/hawse.control", "/c/cpu,cpuacct/a")]),
+        ([MEMORY, UNIFIED], "/a", [("/c/unified/hawse.control", "/c/unified/a")]),
         ([MEMORY], "/a", []),
         ([UNIFIED], "", []),
     ],
@@ -72,10 +72,10 @@ def test_processes_are_moved_there_and_back(host: Host) -> None:
     made = host.control()
     assert made.is_apart
     assert made.enter([me]) == []
-    assert host.inside("hawse") == str(os.getpid())
+    assert host.inside("hawse.control") == str(os.getpid())
     made.leave([me])
     assert host.inside("pod") == str(os.getpid())
-    assert (host.state / "control-cgroup").read_text() == f"{host.mount}/hawse\n"
+    assert (host.state / "control-cgroup").read_text() == f"{host.mount}/hawse.control\n"
 
 
 def test_process_that_has_ended_is_not_moved(host: Host) -> None:
@@ -84,7 +84,7 @@ def test_process_that_has_ended_is_not_moved(host: Host) -> None:
     made = host.control()
     assert made.enter([ended]) == []
     made.leave([ended])
-    assert (host.inside("hawse"), host.inside("pod")) == ("", "")
+    assert (host.inside("hawse.control"), host.inside("pod")) == ("", "")
 
 
 def test_sandbox_without_a_cgroup_has_nothing_to_leave(tmp_path: Path) -> None:
@@ -98,22 +98,22 @@ def test_sandbox_without_a_cgroup_has_nothing_to_leave(tmp_path: Path) -> None:
 
 
 def test_cgroup_that_cannot_be_made_is_warned_of(host: Host) -> None:
-    (host.mount / "hawse").write_text("")
+    (host.mount / "hawse.control").write_text("")
     [text] = host.control().enter([open_process(os.getpid())])
-    assert f"its monitor, which cannot be in {host.mount}/hawse: Not a directory [" in text
+    assert f"its monitor, which cannot be in {host.mount}/hawse.control: Not a directory [" in text
 
 
 def test_last_sandbox_removes_it(host: Host) -> None:
     control.release(str(host.state))
     made = host.control()
     made.enter([Process(0, -1)])
-    assert (host.mount / "hawse").is_dir()
-    (host.mount / "hawse" / "other").mkdir()
+    assert (host.mount / "hawse.control").is_dir()
+    (host.mount / "hawse.control" / "other").mkdir()
     control.release(str(host.state))
-    assert (host.mount / "hawse").is_dir(), "another sandbox is in it"
-    (host.mount / "hawse" / "other").rmdir()
+    assert (host.mount / "hawse.control").is_dir(), "another sandbox is in it"
+    (host.mount / "hawse.control" / "other").rmdir()
     control.release(str(host.state))
-    assert not (host.mount / "hawse").exists()
+    assert not (host.mount / "hawse.control").exists()
 
 
 def test_hasten_moves_a_process_by_the_record_alone(host: Host) -> None:
@@ -121,10 +121,10 @@ def test_hasten_moves_a_process_by_the_record_alone(host: Host) -> None:
     control.hasten(str(host.state), me)
     host.control().enter([])
     control.hasten(str(host.state), me)
-    assert host.inside("hawse") == "", "the directory has gone"
-    (host.mount / "hawse").mkdir()
+    assert host.inside("hawse.control") == "", "the directory has gone"
+    (host.mount / "hawse.control").mkdir()
     control.hasten(str(host.state), me)
-    assert host.inside("hawse") == str(os.getpid())
+    assert host.inside("hawse.control") == str(os.getpid())
 
 
 class Moves(ControlCgroup):

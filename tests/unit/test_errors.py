@@ -594,7 +594,7 @@ def without_control(host: FakeSysfs) -> str:
     """A file is where the cgroup would be."""
     mount = Path(host.root, "sys/fs/cgroup")
     (mount / "c1").mkdir(parents=True)
-    (mount / "hawse").write_text("")
+    (mount / "hawse.control").write_text("")
     Path(host.root, "mountinfo").write_text(f"30 23 0:26 / {mount} rw - cgroup2 cgroup2 rw\n")
     control = ControlCgroup("/c1", host.root, mountinfo=f"{host.root}/mountinfo")
     [text] = control.enter([open_process(os.getpid())])

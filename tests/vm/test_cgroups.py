@@ -83,7 +83,9 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
     assert (len(proxies), proxies[0]) == (2, pid)
     for process in (*map(int, children.stdout.split()), *proxies):
         assert cgroups_of(process) == {path}
-    assert cgroups_of(monitor) == {path, "/hawse"} - ({path} if len(mounts()) == 1 else set()), "but for its CPU time"
+    assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
+        "but for its CPU time"
+    )
     assert path not in cgroups_of(os.getpid())
 
     assert runtime("kill", "c1", "KILL").code == 0
@@ -262,7 +264,7 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
         pids[name] = runtime.run_detached(bundle, name)
     with open(f"{runtime.root}/pod/state.json") as file:
         monitor = json.load(file)["monitorPid"]
-    assert cgroups_of(monitor) - {"/hawse"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
+    assert cgroups_of(monitor) - {"/hawse.control"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
     assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}
     assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
 

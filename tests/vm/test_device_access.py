@@ -88,7 +88,9 @@ def test_rules_open_what_they_open_with_runc(pod: Runtime, tmp_path: Path) -> No
         spec["linux"]["resources"]["devices"] = rules
         write(path, spec)
         result = pod("run", "--bundle", path, name)
-        assert (result.code, result.errors) == (0, ""), (name, result)
+        assert result.code == 0, (name, result)
+        # Rules for devices of the host that the container does not have are warned of.
+        assert ("has no effect" in result.errors) is (name == "others"), (name, result)
         ours[name] = result.output.splitlines()
         assert pod("delete", "--force", name).code == 0
         asked = run("runc", "--root", f"{tmp_path}/runc", "run", "--bundle", path, f"{name}-{os.getpid()}")

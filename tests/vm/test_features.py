@@ -16,9 +16,13 @@ pytestmark = pytest.mark.vm
 
 
 def mount(option: str, target: str, source: str) -> dict[str, Any]:
-    """A mount that has the option alone, beside what makes it a bind mount at all."""
+    """A mount that has this option only, and what the option needs."""
     if option in ("bind", "rbind"):
         return {"destination": target, "type": "bind", "source": source, "options": [option]}
+    if option in ("idmap", "ridmap"):
+        maps = [{"containerID": 0, "hostID": 1000, "size": 1000}]
+        bound = {"destination": target, "type": "bind", "source": source, "options": ["bind", option]}
+        return bound | {"uidMappings": maps, "gidMappings": maps}
     return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": [option]}
 
 

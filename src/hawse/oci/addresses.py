@@ -11,10 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-_ADDRESS = re.compile(r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([01][0-9a-fA-F])\.([0-7])(?!\.?[0-9A-Za-z])")
+_ADDRESS = re.compile(
+    r"(?!(?<=-)[a-f][0-9a-fA-F]{4}:)"  # an option's letter before four digits
+    r"(?:([0-9a-fA-F]{4,8}):)?([0-9a-fA-F]{2}):([01][0-9a-fA-F])\.([0-7])(?!\.?[0-9A-Za-z])"
+)
 #: What stands right before an address that is one: no letter and no digit, and no colon of a number (a MAC or IPv6
-#: address), but that of a word, as in "traddr:0000:3b:00.0".
-_BEFORE = re.compile(r"(?:^|[^0-9A-Za-z:]|(?:^|[^0-9A-Za-z])[0-9A-Za-z]*[g-zG-Z][0-9A-Za-z]*:)\Z")
+#: address), but that of a word, as in "traddr:0000:3b:00.0", or the colon or the letter after another address or an
+#: option's dash, as in "0000:3b:00.0:0000:3b:00.1" and "-a0000:3b:00.0".
+_BEFORE = re.compile(
+    r"(?:^|[^0-9A-Za-z:]|(?:^|[^0-9A-Za-z])[0-9A-Za-z]*[g-zG-Z][0-9A-Za-z]*:"
+    r"|[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]:|(?:^|\s)-[A-Za-z])\Z"
+)
 #: What does not stand between the addresses of a list.
 _BETWEEN = re.compile(r"""[^\s,;"'\[\]]""")
 #: Variables that name nothing but PCI devices.

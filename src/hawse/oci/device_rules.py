@@ -44,8 +44,10 @@ def effective(name: str, rules: Sequence[DeviceRule]) -> list[dict[str, Any]]:
         return made + [_rule(meta, access, allow=True) for meta, access in exceptions.items()]
     # crun's rules match accesses that they have all of (src/libcrun/ebpf.c, bpf_program_append_dev()): "w" denied would
     # leave "rw" allowed. So all is denied, and then allowed what is left.
+    wide = {meta: access for meta, access in exceptions.items() if _is_wide(meta)}
     for meta in _meets(exceptions):
-        denied = {letter for other, access in exceptions.items() if _covers(other, meta) for letter in access}
+        denied = {letter for other, access in wide.items() if _covers(other, meta) for letter in access}
+        denied.update(exceptions.get(meta, ""))
         made.append(_rule(meta, _EVERYTHING, allow=False))
         if left := _ordered(set(_EVERYTHING) - denied):
             made.append(_rule(meta, left, allow=True))
@@ -120,14 +122,20 @@ def _check_hole(where: str, meta: _Meta, access: str, exceptions: Mapping[_Meta,
 def _meets(exceptions: Mapping[_Meta, str]) -> list[_Meta]:
     """The numbers of exceptions and what several of them have in common, the widest first.
 
-    Of those that match a device, the last is then one whose devices all the others match too.
+    Of those that match a device, the last is then one whose devices all the others match too. Numbers of one device
+    have nothing in common with others but themselves.
     """
-    found = set(exceptions)
-    while True:
-        more = {_meet(a, b) for a, b in product(found, found) if _overlap(a, b)} - found
-        if not more:
-            return sorted(found, key=lambda meta: (-meta[1:].count(_WILDCARD), meta))
-        found |= more
+    wide = [meta for meta in exceptions if _is_wide(meta)]
+    found, new = set(exceptions), set(wide)
+    while new:
+        new = {_meet(a, b) for a, b in product(new, wide) if _overlap(a, b)} - found
+        found |= new
+        new = {meta for meta in new if _is_wide(meta)}
+    return sorted(found, key=lambda meta: (-meta[1:].count(_WILDCARD), meta))
+
+
+def _is_wide(meta: _Meta) -> bool:
+    return _WILDCARD in meta[1:]
 
 
 def _meet(one: _Meta, other: _Meta) -> _Meta:

@@ -105,6 +105,7 @@ class Container:
         self._disks = disks or Disks(claims, seconds=seconds)
         self._machine: tuple[Qmp, GuestLink] | None = None
         self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
+        self._named: dict[tuple[int, int], tuple[int, int]] = {}
         self._cgroup = cgroup
         self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
         processes.claim(self._key)
@@ -125,7 +126,7 @@ class Container:
         self._machine = qmp, link
         places = await self._disks.attach(self.plan.disks, owner=self.plan.id, qmp=qmp, link=link)
         self._moved = {("b", *host): guest for host, guest in places.items()}
-        self._moved |= {("c", *host): guest for host, guest in (await named(self.plan.named, link)).items()}
+        self._named = await named(self.plan.named, link)
 
     async def create(
         self,
@@ -157,7 +158,7 @@ class Container:
             spec, binds = in_the_share(spec, self.plan.id, places)
             call: dict[str, Any] = {
                 "spec": spec,
-                "nodes": self.attachments.guest_nodes(),
+                "nodes": [*self.attachments.guest_nodes(), *numbers.named_nodes(self.plan.spec, self._named)],
                 "devices": seen,
                 "joins": joins,
                 "binds": binds,

@@ -1,4 +1,4 @@
-"""The cgroup /hawse: CPU time that does not depend on what a pod may have. Standard library only.
+"""The cgroup /hawse.control: CPU time that does not depend on what a pod may have. Standard library only.
 
 A pod without requests has the smallest weight (Kubernetes pkg/kubelet/cm/helpers_linux.go, MinShares), and its limit of
 CPU time may be small. On a busy host the monitor in its cgroup could not answer for tens of seconds, and QEMU could
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 
 from hawse.sandbox.cgroups import hierarchies
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from hawse.linux.processes import Process
     from hawse.sandbox.cgroups import Hierarchy
 
-NAME = "hawse"
+#: No cgroupsPath is likely to be this one, or to lie below it.
+NAME = "hawse.control"
 #: A file of the sandbox's directory with the paths of the cgroup, a line each.
 _RECORD = "control-cgroup"
 #: Another sandbox's deletion may remove the directory before a process is in it.
 _ATTEMPTS = 5
+_RELEASES = 100
 
 
 def places(mounted: Sequence[Hierarchy], path: str) -> list[tuple[str, str]]:
@@ -58,9 +61,10 @@ class ControlCgroup:
 
     def enter(self, processes: Iterable[Process]) -> list[str]:
         """Move processes into it; what to warn of."""
-        if self._places and not os.path.exists(f"{self._directory}/{_RECORD}"):
-            with open(f"{self._directory}/{_RECORD}", "w") as file:
-                file.write("".join(f"{control}\n" for control, _ in self._places))
+        try:
+            self._note()
+        except OSError as error:
+            return [f"the monitor stays in its sandbox's share of CPU time: {error.filename}: {error.strerror}"]
         return [
             f"the sandbox's share of CPU time limits its monitor, which cannot be in {control}: {reason} [stopping it "
             "may take long on a busy host: let hawse make that cgroup]"
@@ -68,6 +72,12 @@ class ControlCgroup:
             for process in processes
             if (reason := _move_in(control, process))
         ]
+
+    def _note(self) -> None:
+        """Put the cgroup on record, for its removal."""
+        if self._places and not os.path.exists(f"{self._directory}/{_RECORD}"):
+            with open(f"{self._directory}/{_RECORD}", "w") as file:
+                file.write("".join(f"{control}\n" for control, _ in self._places))
 
     def leave(self, processes: Iterable[Process]) -> None:
         """Move processes back into the sandbox's cgroup, unless that has gone."""
@@ -87,8 +97,15 @@ def hasten(directory: str, process: Process) -> None:
 def release(directory: str) -> None:
     """Remove the control cgroup if no sandbox is in it any more."""
     for path in _recorded(directory):
-        with suppress(OSError):
-            os.rmdir(path)
+        for _ in range(_RELEASES):
+            try:
+                os.rmdir(path)
+            except OSError as error:
+                # The monitor has just ended; nothing tells when the kernel is done with it.
+                if error.errno == errno.EBUSY and not _has_processes(path):
+                    time.sleep(0.01)
+                    continue
+            break
 
 
 def _move_in(control: str, process: Process) -> str:
@@ -101,7 +118,7 @@ def _move_in(control: str, process: Process) -> str:
             _move(control, process)
         except OSError as error:
             reason = str(error.strerror)
-            if error.errno == errno.ENOENT:
+            if error.errno in (errno.ENOENT, errno.ENODEV):  # ENODEV: it was open when it was removed
                 continue
             return "" if error.errno == errno.ESRCH else reason
         return ""
@@ -113,6 +130,14 @@ def _move(cgroup: str, process: Process) -> None:
     if process.is_alive():
         with open(f"{cgroup}/cgroup.procs", "w") as file:
             file.write(str(process.pid))
+
+
+def _has_processes(path: str) -> bool:
+    try:
+        with open(f"{path}/cgroup.procs") as file:
+            return bool(file.read(1))
+    except OSError:
+        return False
 
 
 def _recorded(directory: str) -> list[str]:

@@ -57,11 +57,9 @@ class Hurry:
     def end(self) -> None:
         """The sandbox ends, by steps that may block the event loop: a thread moves its programs, which stay."""
 
-        def move() -> None:
-            self._control.enter(self._programs())
-
         self._ending = True
-        timer = threading.Timer(SECONDS, move)
+        # They are looked up here: the thread would race with the event loop, which waits for them.
+        timer = threading.Timer(SECONDS, self._control.enter, [self._programs()])
         timer.daemon = True
         timer.start()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hawse.errors import StateError, VmError
 from hawse.oci import listing, resources, statistics
-from hawse.oci.cgroups import host_limits
+from hawse.oci.cgroups import HostLimits, host_limits
 from hawse.oci.changes import limits_of
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.plan import ContainerPlan
@@ -48,7 +48,8 @@ class Usage:
         self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
         #: For `hawse update`, which asks for nothing where nothing changes.
         self._state["limits"] = limits_of(self._limits)
-        #: What the guest has set; nothing is known of it after a failure.
+        #: What the host and the guest have set; nothing is known of it after a failure.
+        self._on_host: HostLimits | None = host_limits(self._limits, vm=self._holds_vm)
         self._in_guest = resources.for_guest(self._limits)
         self._changed = asyncio.Event()
         self._kills = 0
@@ -138,8 +139,11 @@ class Usage:
         if limit != ((self._limits.get("memory") or {}).get("limit") or 0):
             warnings = self._fits(limit)
         on_host = host_limits(merged, vm=self._holds_vm)
-        if on_host != host_limits(self._limits, vm=self._holds_vm):
+        if on_host != self._on_host:
+            self._on_host = None
+            self._keep(None)
             warnings += await asyncio.to_thread(self._cgroup.limit, on_host)
+            self._on_host = on_host
         in_guest = resources.for_guest(merged)
         if changed := resources.difference(self._in_guest, in_guest):
             self._in_guest = {}
