@@ -262,10 +262,11 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
             spec = json.load(file)
         write(bundle, spec | {"annotations": role})
         pids[name] = runtime.run_detached(bundle, name)
+        assert Path(f"{bundle}/said").read_text() == "", "no warning"
     with open(f"{runtime.root}/pod/state.json") as file:
         monitor = json.load(file)["monitorPid"]
     assert cgroups_of(monitor) - {"/hawse.control"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
-    assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}
+    assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}, Path(f"/proc/{pids['c1']}/cgroup").read_text()
     assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
 
     # A kubelet gives CPUs to containers, and never to a sandbox: the machine may run on those of all of them.
