@@ -158,7 +158,7 @@ def test_container_alone_has_the_users_that_it_has_with_runc(runtime: Runtime, p
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)  # the namespace's users look for their root file system there
         path, spec = bundle(Path(directory), "one", pinned)
-        del spec["annotations"]
+        del spec["annotations"], spec["process"]["rlimits"]  # runc may not raise them everywhere
         spec["process"]["args"][2] = "cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin /proc/1 /tmp"
         write(path, spec)
         ours = runtime("run", "--bundle", path, "one")
