@@ -81,6 +81,7 @@ class Server:
             "trace": self.trace,
             "mount_share": self.mount_share,
             "look_at_mounts": self.look_at_mounts,
+            "forget_mounts": self.forget_mounts,
             "bind_vfio": self.bind_vfio,
             "find_anew": self.find_anew,
             "bind_disk": self.bind_disk,
@@ -184,6 +185,12 @@ class Server:
     def look_at_mounts(self, *, paths: list[str]) -> None:
         """Mount what is mounted below what is shared, at paths from the share's root."""
         submounts.look_at(f"{self._run}/share", paths)
+
+    def forget_mounts(self, *, paths: list[str]) -> None:
+        """Unmount what was mounted at and below paths from the share's root."""
+        for path in paths:
+            submounts.release(f"{self._run}/share/{path}", mountinfo=f"{self._root}/proc/self/mountinfo")
+        self._drop_inodes()
 
     def bind_vfio(self, *, address: str, seconds: float) -> dict[str, object]:
         """Wait for a function and give it to vfio-pci: its group, its node's numbers, its device file."""
@@ -371,6 +378,9 @@ class Server:
                 del self._containers[container]
             finally:
                 submounts.release(f"{self._run}/share/{container}", mountinfo=f"{self._root}/proc/self/mountinfo")
+        self._drop_inodes()
+
+    def _drop_inodes(self) -> None:
         with open(f"{self._root}/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 

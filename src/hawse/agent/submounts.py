@@ -29,7 +29,9 @@ def look_at(directory: str, paths: Sequence[str]) -> None:
 def release(
     directory: str, *, mountinfo: str = "/proc/self/mountinfo", unmount: Callable[[str], None] = syscalls.unmount
 ) -> None:
-    """Unmount what is mounted below a directory, the innermost first: the host keeps each open as long as it is here.
+    """Unmount what is mounted at and below a directory, the innermost first.
+
+    The host keeps each open as long as it is mounted here.
 
     Mounts of containers are copies in their own namespaces, and stay.
     """
@@ -40,6 +42,6 @@ def release(
         return
     for point in reversed(points):  # a mount is listed after the one that it is in
         path = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
-        if path.startswith(f"{directory}/"):
+        if path == directory or path.startswith(f"{directory}/"):
             with suppress(OSError):
                 unmount(path)

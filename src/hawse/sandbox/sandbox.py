@@ -280,6 +280,7 @@ class Sandbox:
             await whole(asyncio.to_thread(take, plan.binds, store))
         undo.callback(self._share.remove, plan.id)
         warnings = self._share.place(plan.id, plan.shares, sources)
+        undo.push_async_callback(self._forget_mounts, plan.id)
         undo.push_async_callback(made.remove)
         await made.begin(self._machine.qmp, self._machine.link)
         await self._look_at_mounts(plan.id)
@@ -304,6 +305,12 @@ class Sandbox:
                 return [("warning", oom_score.warning(score, self._score))]
         self._score = score
         return []
+
+    async def _forget_mounts(self, name: str) -> None:
+        """Have the guest unmount what no container uses any more: the host keeps each open for so long."""
+        if places := self._share.last_places(name):
+            with suppress(HawseError):  # the virtual machine has ended, and they with it
+                await self.processes.call("forget_mounts", {"paths": places})
 
     async def _look_at_mounts(self, name: str) -> None:
         """Have the guest mount what is mounted below the container's mounts: it does when it first looks there."""

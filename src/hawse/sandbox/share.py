@@ -146,10 +146,17 @@ class ShareRoot:
 
     def _find_inner(self, container: str) -> list[str]:
         root = os.path.realpath(self.directory)
-        own = {export.place.partition("/")[2] for export in self._exports if container in export.users}
+        places = [export.place for export in self._exports if container in export.users]
+        own = {place.partition("/")[2] for place in places}
         table = [(path, kind) for path, kind in _mounts_below(f"{root}/{COMMON}") if path.partition("/")[0] in own]
-        found = [f"{COMMON}/{path}" for path in inner(table)]
+        # The exports themselves as well: where each container's runtime were the first to look at one, each would have
+        # a mount of its own, and inodes of its own.
+        found = [*places, *(f"{COMMON}/{path}" for path in inner(table))]
         return [f"{container}/{path}" for path in inner(_mounts_below(f"{root}/{container}"))] + found
+
+    def last_places(self, container: str) -> list[str]:
+        """Exports that nobody else uses, as paths from the share's root."""
+        return [export.place for export in self._exports if export.users == {container}]
 
     def _clear(self, directory: str, only: str = "") -> None:
         """Remove the mounts of a directory in the share, and the directory when it is empty."""
