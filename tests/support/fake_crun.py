@@ -62,8 +62,11 @@ def main() -> None:
     if not os.path.exists(program):
         fail(options, f"executable file `{program}` not found in $PATH: No such file or directory")
     terminal = open_terminal(options["console-socket"]) if "console-socket" in options else -1
+    placed, in_place = os.pipe()
     child = os.fork()
     if child:
+        os.close(in_place)
+        os.read(placed, 1)  # the end: as crun's, it is in its root directory when its pid is known
         with open(options["pid-file"], "w") as file:
             file.write(str(child))
         return
@@ -75,6 +78,7 @@ def main() -> None:
         os.close(terminal)
     if "chroot" in spec.get("annotations", {}):
         os.chroot(spec["root"]["path"])
+    os.close(in_place)
     if verb == "create":
         # By this descriptor: whoever starts it takes the name away before it writes.
         poll = select.poll()
