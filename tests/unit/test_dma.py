@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 import pytest
@@ -27,8 +28,20 @@ def test_each_page_of_the_guest_can_be_mapped(memory_mib: int, entries: int) -> 
 @pytest.mark.parametrize(("limit", "wanted", "after"), [(DEFAULT, 100_000, 100_000), (200_000, 100_000, 200_000)])
 def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, wanted: int, after: int) -> None:
     host.write(PATH, f"{limit}\n")
+    os.makedirs(f"{host.root}/run")
     dma.try_to_raise([0, wanted, 70_000], root=host.root)
     assert dma.limit(root=host.root) == after
+
+
+def test_user_who_locks_the_parameter_delays_nobody(host: FakeSysfs) -> None:
+    """Every user can read the parameter, and so lock it (flock(2))."""
+    host.write(PATH, f"{DEFAULT}\n")
+    os.makedirs(f"{host.root}/run")
+    with open(f"{host.root}/{PATH}") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        dma.try_to_raise([100_000], root=host.root)
+    assert dma.limit(root=host.root) == 100_000
+    assert os.stat(f"{host.root}/run/hawse.dma").st_mode & 0o777 == 0o600
 
 
 def test_devices_without_mappings_leave_the_limit(host: FakeSysfs) -> None:

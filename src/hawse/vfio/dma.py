@@ -16,6 +16,7 @@ from contextlib import suppress
 
 _PAGE = 4096
 _DEFAULT = 65535
+_LOCK = "/run/hawse.dma"
 
 
 def entries(memory_mib: int) -> int:
@@ -39,9 +40,11 @@ def raise_limit(wanted: int, *, root: str = "") -> None:
     It stays raised: other sandboxes may be about to open VFIO, and a limit costs nothing until mappings are made.
     Raises OSError where the parameter cannot be written.
     """
-    with open(parameter(root=root), "r+") as file:
-        # Two monitors that raise it at the same time must not lower each other's.
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # Two monitors that raise it at the same time must not lower each other's. Only root can open the lock's file. Every
+    # user can read the parameter, and so could lock it (flock(2)): the monitor would wait for that user.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(f"{root}{_LOCK}", flags, 0o600), "r+") as lock, open(parameter(root=root), "r+") as file:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if int(file.read(64)) < wanted:
             os.pwrite(file.fileno(), f"{wanted}\n".encode(), 0)
 
