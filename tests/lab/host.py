@@ -42,7 +42,7 @@ _APPEND = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=
 _APPEND += " init_on_alloc=0 kvm.halt_poll_ns=0"
 #: No checks at each call of the kernel that no test is about: a Python program takes a tenth longer with them here.
 _APPEND += " apparmor=0 hardened_usercopy=off"
-#: QEMU's PCIe-to-PCI bridge has a hotplug controller, whose driver would keep the group behind it for the kernel.
+#: QEMU's PCIe-to-PCI bridge has a hotplug controller. With a driver on it, the group behind the bridge is not viable.
 _APPEND += " initcall_blacklist=shpcd_init"
 _APPEND += " unknown_nmi_panic"  # at the one that a lab is sent which hangs
 #: A root port for each, in this order: its bus is the place in the list, from 1.

@@ -43,7 +43,7 @@ def probe_with(lab: Lab, name: str, *environment: str) -> Result:
 
 
 def test_limit_of_mappings_is_raised_before_qemu_opens_a_group(lab: Lab, container: str) -> None:
-    """Also by a monitor that has given up most capabilities."""
+    """The attach shows that the monitor can do it after it has dropped most capabilities."""
     assert int(lab.run(["cat", LIMIT]).output) >= 2048 * 256
     assert lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"]).code == 0
     assert hawse(lab, "attach", container, ANOTHER_EDU).code == 0

@@ -27,7 +27,7 @@ def bundle(lab: Lab, probe: str) -> str:
 
 @pytest.fixture(scope="module")
 def under_runc(lab: Lab, bundle: str) -> dict[str, dict[str, Any]]:
-    """What the probe reports for each device under runc."""
+    """The report of the probe under runc, by device."""
     assert lab.run(["sh", "-c", f"runc run --detach --bundle {bundle} reset-runc >/dev/null 2>&1"]).code == 0
     try:
         return {
@@ -61,8 +61,8 @@ def test_program_can_reset_its_device_and_its_bus(
     ran = hawse(lab, "exec", container, "/bin/sh", "-c", command(lab, address))
     seen = read_json(ran.output)
     assert seen["passed"] is True, json.dumps(seen)
-    # QEMU resets each function of a group of several by the function's own method, which for an e1000e is power
-    # management (hw/vfio/pci.c, vfio_pci_reset()), and QEMU's e1000e keeps its registers then.
+    # If a group has several functions, QEMU resets each by its own method (hw/vfio/pci.c, vfio_pci_reset()). The method
+    # of an e1000e is power management, which leaves the registers of QEMU's e1000e unchanged.
     assert seen["cleared_by_bus_reset"] is (address != PAIR[0])
     assert expected["cleared_by_bus_reset"] is True
     assert seen["device_flags"] & RESET

@@ -33,8 +33,8 @@ def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, wanted: 
     assert dma.limit(root=host.root) == after
 
 
-def test_user_who_locks_the_parameter_holds_up_nobody(host: FakeSysfs) -> None:
-    """All can read it, and so lock it (flock(2))."""
+def test_user_who_locks_the_parameter_delays_nobody(host: FakeSysfs) -> None:
+    """Every user can read the parameter, and so lock it (flock(2))."""
     host.write(PATH, f"{DEFAULT}\n")
     os.makedirs(f"{host.root}/run")
     with open(f"{host.root}/{PATH}") as file:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hawse.cli.kill import parse_signal
-from hawse.errors import NotFoundError, StateError, UsageError
+from hawse.errors import NotFoundError, StateError, UsageError, VmError
 from hawse.sandbox.state import CREATED, RUNNING, STOPPED, Store, alive, public, start_time
 
 
@@ -86,6 +86,14 @@ def test_runc_s_keys_in_runc_s_order() -> None:
     full = state(ociVersion="1.0.2", bundle="/b", rootfs="/r", created="now", owner="root")
     assert list(public(full)) == ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "owner"]
     assert public(full | {"annotations": {"a": "b"}})["annotations"] == {"a": "b"}
+
+
+def test_state_shows_why_the_vm_ended() -> None:
+    failure = VmError("QEMU was killed by signal 9", hint="look at the log").to_wire()
+    assert public({"id": "c1", "failure": failure}) == {
+        "id": "c1",
+        "failure": "QEMU was killed by signal 9 [look at the log]",
+    }
 
 
 def test_a_container_is_removed_with_the_empty_directory_of_its_share(store: Store) -> None:

@@ -95,8 +95,7 @@ def locked_memory(limit: int, capabilities: int, *, confined: bool) -> Finding:
     warning = memlock.warning(limit, capabilities, confined=confined)
     if not warning:
         return Finding("locked memory", OK, "without a limit")
-    sentence, _, remedy = warning.partition(" [")
-    return Finding("locked memory", WARNING, sentence, remedy.removesuffix("]"))
+    return _warned("locked memory", warning)
 
 
 def dma_mappings(memory_mib: int, *, root: str = "") -> Finding:
@@ -108,16 +107,14 @@ def dma_mappings(memory_mib: int, *, root: str = "") -> Finding:
         return Finding(name, OK, f"{limit} pages for each device")
     if not (warning := dma.warning(needed, root=root)):
         return Finding(name, OK, f"{limit} pages for each device; hawse raises dma_entry_limit to {needed}")
-    sentence, _, remedy = warning.partition(" [")
-    return Finding(name, WARNING, sentence, remedy.removesuffix("]"))
+    return _warned(name, warning)
 
 
 def dma_addresses(*, root: str = "") -> Finding:
     """Which IOVAs may programs use?"""
     name = "DMA addresses"
     if warning := widths.warning(root=root):
-        sentence, _, remedy = warning.partition(" [")
-        return Finding(name, WARNING, sentence, remedy.removesuffix("]"))
+        return _warned(name, warning)
     return Finding(
         name, OK, f"{widths.address_bits(root=root)} bits" if _count_groups(root) else "no IOMMU limits them"
     )
@@ -144,6 +141,12 @@ def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Find
         f"{pages.remedy(page_kib, total + wanted - free)}; or clear vm.hugepages in the configuration",
         needed="containers",
     )  # fmt: skip
+
+
+def _warned(name: str, warning: str) -> Finding:
+    """The finding of a warning that ends with its remedy in brackets."""
+    sentence, _, remedy = warning.partition(" [")
+    return Finding(name, WARNING, sentence, remedy.removesuffix("]"))
 
 
 def _count_groups(root: str) -> int:

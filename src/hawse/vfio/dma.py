@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 _PAGE = 4096
 _DEFAULT = 65535
@@ -40,14 +40,11 @@ def raise_limit(wanted: int, *, root: str = "") -> None:
     It stays raised: other sandboxes may be about to open VFIO, and a limit costs nothing until mappings are made.
     Raises OSError where the parameter cannot be written.
     """
-    with ExitStack() as stack:
-        # Two monitors that raise it at the same time must not lower each other's. The lock is on a file that only root
-        # can open: any user may lock the parameter, which all can read, and would hold up the monitor.
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(f"{root}{_LOCK}", flags, 0o600)
-        stack.callback(os.close, lock)
+    # Two monitors that raise it at the same time must not lower each other's. Only root can open the lock's file. Every
+    # user can read the parameter, and so could lock it (flock(2)): the monitor would wait for that user.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(f"{root}{_LOCK}", flags, 0o600), "r+") as lock, open(parameter(root=root), "r+") as file:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        file = stack.enter_context(open(parameter(root=root), "r+"))
         if int(file.read(64)) < wanted:
             os.pwrite(file.fileno(), f"{wanted}\n".encode(), 0)
 

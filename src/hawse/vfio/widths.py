@@ -6,7 +6,7 @@ hw/i386/intel_iommu.c, vtd_check_hiod()).
 
 from __future__ import annotations
 
-import os
+from hawse.vfio import sysfs
 
 #: Widths of QEMU's intel-iommu: a page table of three levels or of four (QEMU hw/i386/intel_iommu.c).
 NARROW, WIDE = 39, 48
@@ -21,11 +21,10 @@ def address_bits(*, root: str = "") -> int:
     AMD's have four levels at least (AMD I/O Virtualization Technology specification 3.08, 3.4.9, HATS).
     """
     bits = [WIDE]
-    for unit in _list(f"{root}/sys/class/iommu"):
+    for unit in sysfs.entries(f"{root}/sys/class/iommu"):
         try:
-            with open(f"{root}/sys/class/iommu/{unit}/intel-iommu/cap") as file:
-                register = int(file.read(64), 16)
-        except (OSError, ValueError):
+            register = int(sysfs.text(f"{root}/sys/class/iommu/{unit}/intel-iommu/cap"), 16)
+        except ValueError:
             continue
         levels = WIDE if register & _FOUR_LEVELS else NARROW
         bits.append(min(levels, (register >> _WIDTH_SHIFT & _WIDTH_MASK) + 1))
@@ -46,10 +45,3 @@ def warning(*, root: str = "") -> str:
         f"the host's IOMMU has {bits} address bits: mapping memory for DMA at an IOVA of 2^{min(bits, NARROW)} or "
         "above fails with EINVAL [have the program choose lower IOVAs: DPDK's --iova-mode=pa, or --base-virtaddr]"
     )
-
-
-def _list(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
