@@ -505,13 +505,13 @@ def test_guest_looks_at_inner_mounts_that_cannot_hang(table: list[tuple[str, str
     assert share.inner(table) == expected
 
 
-def test_inner_mounts_of_a_container_are_known_until_it_is_removed(tmp_path: Path, tree: Path) -> None:
+def test_mounts_of_a_container_are_known_until_it_is_removed(tmp_path: Path, tree: Path) -> None:
     def act() -> list[list[str]]:
         linux.mount("none", f"{tree}/below", "tmpfs", 0)
         root = ShareRoot(f"{tmp_path}/share")
         placed(root, "c1", [made("all", tree), made("flat", tree, recursive=False), made("file", tree / "file")])
-        found = [root.inner_mounts("c1"), root.inner_mounts("c2")]
+        found = [root.mounts("c1"), root.mounts("c2")]
         root.remove("c1")
-        return [*found, root.inner_mounts("c1")]
+        return [*found, root.mounts("c1")]
 
-    assert apart(act) == [["c1/all/below"], [], []]
+    assert apart(act) == [["c1/all", "c1/flat", "c1/all/below"], [], []]

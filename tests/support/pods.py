@@ -114,15 +114,15 @@ class Apart(Network):
 
 
 class NoShare(ShareRoot):
-    """A share that nothing is mounted in. ``removed`` are the containers that were removed from it, and ``inner`` what
-    it says of mounts below those of a container."""
+    """A share that nothing is mounted in. ``removed`` are the containers that were removed from it, and ``mounted``
+    what it says of a container's mounts."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
-        self.inner: dict[str, list[str]] = {}
+        self.mounted: dict[str, list[str]] = {}
 
-    def inner_mounts(self, container: str) -> list[str]:
-        return self.inner.get(container, [])
+    def mounts(self, container: str) -> list[str]:
+        return self.mounted.get(container, [])
 
     def place(self, _container: str, shares: Sequence[Share], _sources: Sequence[Source]) -> list[str]:
         for share in shares:
@@ -131,6 +131,9 @@ class NoShare(ShareRoot):
 
     def places(self, _container: str) -> dict[str, Place]:
         return {}
+
+    def last_places(self, _container: str) -> list[str]:
+        return []
 
     def remove(self, container: str) -> None:
         self.removed.append(container)

@@ -50,14 +50,14 @@ def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
     run(story)
 
 
-def test_guest_looks_at_inner_mounts_before_a_container_is_created(tmp_path: Path) -> None:
+def test_guest_looks_at_mounts_before_a_container_is_created(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path, created=False) as made:
             share = cast(NoShare, made.sandbox._share)
-            share.inner = {"c1": ["c1/mount7/inner"]}
+            share.mounted = {"c1": ["c1/mount7/inner"]}
             await made.create_first()
             await made.join()
-            share.inner["c3"] = ["c3/mount7/inner"]
+            share.mounted["c3"] = ["c3/mount7/inner"]
             await made.announce(f"c3/{KEY}")
             await made.create(made.joining("c3", plugs=[]))
             asked = [

@@ -6,24 +6,28 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.bundles import make_bundle, write
+from tests.support.processes import children
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-#: Those of a privileged container that matter here: it mounts the share's root again.
+#: Those of a privileged container that matter here: it reaches the agent's own mounts.
 CAPABILITIES = {
-    kind: ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]
+    kind: ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]
     for kind in ("bounding", "effective", "permitted")
 }
-AGAIN = "mkdir /tmp/share && busybox mount -t virtiofs -o rw hawse /tmp/share || exit 9\n"
+#: The whole share, which root in the guest sees in the agent's mount namespace. (A second mount of it would show the
+#: root of a mount below it: virtio_fs_test_super() in fs/fuse/virtio_fs.c compares the device only.)
+SHARE = "/proc/1/root/run/hawse/share"
 #: Tries to leave something in the root of the share and in its container's directory there; says what came of it.
-SCRIPT = """
-for place in /tmp/share /tmp/share/c1; do
-    busybox ln -s {outside} $place/link && echo linked
+SCRIPT = f"""
+for place in {SHARE} {SHARE}/c1; do
+    busybox ln -s {{outside}} $place/link && echo linked
     busybox mkfifo $place/fifo && echo fifo
     busybox mknod $place/node c 1 3 && echo node
     busybox mkdir $place/directory && echo directory
@@ -31,8 +35,16 @@ for place in /tmp/share /tmp/share/c1; do
     busybox mv $place/rootfs $place/other && echo moved
 done 2>/tmp/said
 busybox grep -c 'Read-only file system' /tmp/said
-echo written >/tmp/share/c1/rootfs/written
+echo written >{SHARE}/c1/rootfs/written
 """
+
+
+def in_the_guests_process_namespace(bundle: str, script: str) -> dict[str, Any]:
+    """A bundle whose container sees the agent: it has no namespace of processes."""
+    spec = make_bundle(bundle, ["/bin/sh", "-c", script], capabilities=CAPABILITIES)
+    spec["linux"]["namespaces"] = [each for each in spec["linux"]["namespaces"] if each["type"] != "pid"]
+    write(bundle, spec)
+    return spec
 
 
 def test_the_root_of_the_share_cannot_be_written_to(runtime: Runtime, tmp_path: Path) -> None:
@@ -42,7 +54,7 @@ def test_the_root_of_the_share_cannot_be_written_to(runtime: Runtime, tmp_path: 
     os.mkfifo(outside / "fifo")
     runtime.configure('[vm]\nshare = "virtiofs"\n')
     bundle = str(tmp_path / "bundle")
-    make_bundle(bundle, ["/bin/sh", "-c", AGAIN + SCRIPT.format(outside=outside)], capabilities=CAPABILITIES)
+    in_the_guests_process_namespace(bundle, SCRIPT.format(outside=outside))
     before = sorted(os.listdir(outside))
     result = runtime("run", "--keep", "--bundle", bundle, "c1")
     assert (result.code, result.output) == (0, "11\n"), result
@@ -69,19 +81,13 @@ def test_the_engines_environment_stays_with_the_command(
     assert [name for name, text in seen.items() if b"a password" in text] == []
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_below_a_recursively_read_only_mount_nothing_can_be_written(runtime: Runtime, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "below").mkdir(parents=True)
     runtime.configure('[vm]\nshare = "virtiofs"\n')
     bundle = str(tmp_path / "bundle")
-    script = AGAIN + "echo x >/tmp/share/c1/mount{index}/below/written"
-    spec = make_bundle(bundle, [], capabilities=CAPABILITIES)
-    spec["process"]["args"] = ["/bin/sh", "-c", script.format(index=len(spec["mounts"]))]
+    script = f"echo x >{SHARE}/@/1/below/written"
+    spec = in_the_guests_process_namespace(bundle, script)
     spec["mounts"].append(
         {"destination": "/data", "type": "bind", "source": str(tree), "options": ["rbind", "ro", "rro"]}
     )

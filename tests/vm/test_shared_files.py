@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.processes import descendants, name_of
 from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime
 from tests.vm.test_pods import FOREVER, KIND, SANDBOX
@@ -81,6 +85,39 @@ def test_mounts_of_several_containers_are_one_directory(pod: Runtime, tmp_path: 
     assert seen(pod("exec", "three", "shared_files", "check", "/again").output) == ONE_FILE
     for name in ("two", "three"):
         assert pod("delete", "--force", name).code == 0
+
+
+@contextlib.contextmanager
+def slow_server(pod: Runtime) -> Iterator[None]:
+    """virtiofsd answers only now and then: what the guest reads ahead is on its way for longer."""
+    over = threading.Event()
+
+    def hold_up() -> None:
+        while not over.wait(0.003):
+            for sent in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in servers:
+                    os.kill(pid, sent)
+                over.wait(0.01 if sent == signal.SIGSTOP else 0)
+
+    monitor = json.loads(Path(f"{pod.root}/pod/state.json").read_text())["monitorPid"]
+    servers = [pid for pid in descendants(monitor) if name_of(pid) == "virtiofsd"]
+    assert servers
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_container_that_ends_while_its_program_is_read_ahead_ends(pod: Runtime, tmp_path: Path) -> None:
+    """The kernel would find "Busy inodes" in the container's mounts where these were the last of their file system."""
+    with slow_server(pod):
+        for number in range(8):
+            made = bundle(tmp_path, f"short{number}", {}, ["/bin/sh", "-c", "exit 3"])
+            assert pod("run", "--bundle", made, f"short{number}").code == 3
+    assert "Busy inodes" not in Path(f"{pod.root}/pod/console.log").read_text()
 
 
 def test_two_mounts_of_one_container_are_one_directory_as_under_runc(tmp_path: Path) -> None:

@@ -1,9 +1,16 @@
 """Mounts of the host in what is shared: each is a file system of its own in the guest, with its own device number.
 
 virtiofsd announces them, and the kernel mounts one when its directory is first opened, not by stat(2) (Linux
-Documentation/filesystems/path-lookup.rst, "Automount points"; fs/fuse/dir.c, fuse_dentry_automount()). A bind of a
-directory opens it. What is mounted below is looked at before the container is created, so that a recursive bind brings
-it along with the options that it has under runc. Mounts that the host makes later are mounted on their first use.
+Documentation/filesystems/path-lookup.rst, "Automount points"; fs/fuse/dir.c, fuse_dentry_automount()). Mounts that the
+host makes later are mounted on their first use. The others are mounted here, before the container is created:
+
+- Where several containers have one directory, each would otherwise mount it for itself, and have inodes of its own.
+- A recursive bind brings along what is mounted below with the options that it has under runc.
+- The kernel has a bug where the last mount of such a file system goes while a file of it is being read ahead: it finds
+  "Busy inodes after unmount", and the process that does it, which is the container's last, hangs for ever.
+  A file that was read ahead is released by a request that nobody waits for (fs/fuse/file.c, fuse_readpages_end()), and
+  virtio_kill_sb() (fs/fuse/virtio_fs.c) waits for such requests on the last file system of the device only. A program
+  that is executed from the share and ends at once is enough. So the mounts here outlive the container's.
 """
 
 from __future__ import annotations
@@ -17,6 +24,11 @@ from hawse.agent import syscalls
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+#: How often the host is asked something before a mount goes. It answers in order, and the kernel has twelve requests
+#: for reading ahead and for releasing files at the host at once (fs/fuse/inode.c, FUSE_DEFAULT_MAX_BACKGROUND).
+_QUESTIONS = 32
 
 
 def look_at(directory: str, paths: Sequence[str]) -> None:
@@ -40,8 +52,17 @@ def release(
             points = [line.split(" ")[4] for line in file]
     except OSError:
         return
-    for point in reversed(points):  # a mount is listed after the one that it is in
-        path = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
-        if path == directory or path.startswith(f"{directory}/"):
-            with suppress(OSError):
-                unmount(path)
+    paths = [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point) for point in points]
+    below = [path for path in paths if path == directory or path.startswith(f"{directory}/")]
+    if below:
+        _await_releases(below[0])
+    for path in reversed(below):  # a mount is listed after the one that it is in
+        with suppress(OSError):
+            unmount(path)
+
+
+def _await_releases(path: str) -> None:
+    """Let the host answer what the kernel has asked it about files that nobody has open any more."""
+    for _ in range(_QUESTIONS):
+        with suppress(OSError):
+            os.statvfs(path)  # it is never answered from a cache

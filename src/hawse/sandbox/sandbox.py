@@ -313,9 +313,9 @@ class Sandbox:
                 await self.processes.call("forget_mounts", {"paths": places})
 
     async def _look_at_mounts(self, name: str) -> None:
-        """Have the guest mount what is mounted below the container's mounts: it does when it first looks there."""
-        if inner := self._share.inner_mounts(name):
-            await self.processes.call("look_at_mounts", {"paths": inner})
+        """Have the guest mount what the container's mounts are, and what is mounted below them."""
+        if paths := self._share.mounts(name):
+            await self.processes.call("look_at_mounts", {"paths": paths})
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
         """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.

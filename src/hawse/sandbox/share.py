@@ -77,7 +77,7 @@ class ShareRoot:
         self._exports: list[Export] = []
         self._newest = 0
         self._places: dict[str, dict[str, Place]] = {}
-        self._inner: dict[str, list[str]] = {}
+        self._mounts: dict[str, list[str]] = {}
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
@@ -122,21 +122,21 @@ class ShareRoot:
             except OSError as error:
                 raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
             self._places[container][share.name] = place
-        self._inner[container] = self._find_inner(container) if shares else []
+        self._mounts[container] = self._find_mounts(container, shares)
         return [text for text in warnings if text]
 
     def places(self, container: str) -> dict[str, Place]:
         """Where what a container shares is, by the names of its shares."""
         return dict(self._places.get(container, {}))
 
-    def inner_mounts(self, container: str) -> list[str]:
-        """The mounts below the mounts of a container, as paths from the share's root, each after those above it."""
-        return self._inner.get(container, [])
+    def mounts(self, container: str) -> list[str]:
+        """The mounts of a container and those below them, as paths from the share's root, each after those above it."""
+        return self._mounts.get(container, [])
 
     def remove(self, container: str) -> None:
         """Undo :meth:`place`, as far as it came. What other containers use stays until the last of them is removed."""
         self._places.pop(container, None)
-        self._inner.pop(container, None)
+        self._mounts.pop(container, None)
         self._clear(container)
         for export in self._exports:
             export.users.discard(container)
@@ -144,15 +144,14 @@ class ShareRoot:
                 self._clear(COMMON, export.place.partition("/")[2])
         self._exports = [export for export in self._exports if export.users]
 
-    def _find_inner(self, container: str) -> list[str]:
+    def _find_mounts(self, container: str, shares: Sequence[Share]) -> list[str]:
         root = os.path.realpath(self.directory)
-        places = [export.place for export in self._exports if container in export.users]
-        own = {place.partition("/")[2] for place in places}
+        places = [f"{container}/{share.name}" for share in shares if share.is_dir and not share.common]
+        below = [f"{container}/{path}" for path in inner(_mounts_below(f"{root}/{container}"))]
+        exported = [export.place for export in self._exports if export.share.is_dir and container in export.users]
+        own = {place.partition("/")[2] for place in exported}
         table = [(path, kind) for path, kind in _mounts_below(f"{root}/{COMMON}") if path.partition("/")[0] in own]
-        # The exports themselves as well: where each container's runtime were the first to look at one, each would have
-        # a mount of its own, and inodes of its own.
-        found = [*places, *(f"{COMMON}/{path}" for path in inner(table))]
-        return [f"{container}/{path}" for path in inner(_mounts_below(f"{root}/{container}"))] + found
+        return [*places, *below, *exported, *(f"{COMMON}/{path}" for path in inner(table))]
 
     def last_places(self, container: str) -> list[str]:
         """Exports that nobody else uses, as paths from the share's root."""
@@ -322,13 +321,6 @@ def _protect(tree: int, view: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
             raise
-
-
-def _views_below(directory: str) -> list[str]:
-    """The paths, from a directory, of views of the host's kernel that are mounted below it."""
-    kinds = {*_KERNEL_VIEWS.values(), "devtmpfs"}
-    found = [mount.point for mount in mountinfo.read() if mount.kind in kinds]
-    return [point[len(directory) + 1 :] for point in found if point.startswith(f"{directory}/")]
 
 
 def inner(table: Sequence[tuple[str, str]]) -> list[str]:
