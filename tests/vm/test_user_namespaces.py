@@ -155,8 +155,9 @@ def test_volume_that_cannot_be_mapped_is_named(pod: Runtime, tmp_path: Path) -> 
 
 def test_container_alone_has_the_users_that_it_has_with_runc(runtime: Runtime, pinned: str) -> None:
     """Its namespace is one that an engine has made: the guest's has the same mappings."""
-    with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)  # the namespace's users look for their root file system there
+    # The namespace's users look for their root file system there; only root may search pytest's directories.
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
         path, spec = bundle(Path(directory), "one", pinned)
         del spec["annotations"], spec["process"]["rlimits"]  # runc may not raise them everywhere
         spec["process"]["args"][2] = "cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin /proc/1 /tmp"
