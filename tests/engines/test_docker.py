@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hawse.__main__ import VERSION
+from hawse.version import VERSION
 from hawse.sandbox.state import Store
 from tests.support import traces
 from tests.support.bundles import build_probe

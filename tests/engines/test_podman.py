@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.__main__ import VERSION
+from hawse.version import VERSION
 from hawse.sandbox.state import Store
 from tests.support import traces
 from tests.support.bundles import build_probe

@@ -1,7 +1,7 @@
 """The state of a sandbox on disk. Standard library only: the hot verbs answer from here.
 
 ``<root>/<id>/`` (mode 0700) holds ``state.json``, replaced by rename and written by the monitor alone, ``lock``, held
-by the monitor for as long as it lives, ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
+by the monitor for as long as it lives and with its version in it, ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
 That of a container that has joined a sandbox has its state, and links to the sandbox's ``lock`` and ``monitor.sock``.
 """
 
@@ -14,6 +14,7 @@ import re
 from contextlib import suppress
 
 from hawse.errors import NotFoundError, StateError, UsageError, from_wire
+from hawse.sandbox import interface
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -99,7 +100,16 @@ class Store:
         """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""
         fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.pwrite(fd, interface.to_text(), 0)
         return fd
+
+    def monitor_interface(self) -> tuple[int, str]:
+        """The number of the monitor's interface, and its version of hawse (:mod:`hawse.sandbox.interface`)."""
+        try:
+            with open(f"{self.path}/lock", "rb") as file:
+                return interface.from_text(file.read(64))
+        except FileNotFoundError:
+            return 0, ""
 
     @property
     def has_joined(self) -> bool:
