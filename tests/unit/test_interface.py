@@ -107,9 +107,7 @@ def test_what_shows_and_ends_a_container_works(hawse: Command, monitor: FakeMoni
     assert not Path(monitor.store.path).exists()
 
 
-def test_container_cannot_join_a_sandbox_of_another_version(
-    hawse: Command, host: Ready, monitor: FakeMonitor, tmp_path: Path
-) -> None:
+def test_container_cannot_join_a_sandbox_of_another_version(hawse: Command, host: Ready) -> None:
     with FakeMonitor(hawse.store("pod")) as pod:
         write_lock(pod, OLDER)
         host.write(annotated(JOINS))

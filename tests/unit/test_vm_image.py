@@ -7,8 +7,8 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import stat
+import subprocess
 import sys
 from pathlib import Path
 

@@ -1,8 +1,9 @@
 """The state of a sandbox on disk. Standard library only: the hot verbs answer from here.
 
 ``<root>/<id>/`` (mode 0700) holds ``state.json``, replaced by rename and written by the monitor alone, ``lock``, held
-by the monitor for as long as it lives and with its version in it, ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
-That of a container that has joined a sandbox has its state, and links to the sandbox's ``lock`` and ``monitor.sock``.
+by the monitor for as long as it lives and with its version in it, ``monitor.sock``, ``console.log``, ``monitor.log``,
+``qmp.log`` and ``share/``. That of a container that has joined a sandbox has its state, and links to the sandbox's
+``lock`` and ``monitor.sock``.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ def read(directory: str, *, hash_files: bool = False) -> Image:
 def current_path(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> str:
     """The file that names the digest of the image in use, one for each content of :func:`sources_digest`.
 
-    Installations of the same version share an image, wherever their files are: a wheel, a checkout, another Python. Raises
-    :class:`ImageError`.
+    Installations of the same version share an image, wherever their files are: a wheel, a checkout, another Python.
+    Raises :class:`ImageError`.
     """
     return _pointer(cache, sources_digest(kernel, modules, extra))
 
