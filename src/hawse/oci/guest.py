@@ -122,7 +122,7 @@ def plan_guest(
     spec["ociVersion"] = GUEST_VERSION
     spec["root"]["path"] = f"{base}/rootfs"
     spec.pop("hooks", None)
-    hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks or {})
+    hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks.by_kind() if bundle.spec.hooks else {})
     if spec_hooks:
         spec["hooks"] = spec_hooks
     spec.setdefault("linux", {})

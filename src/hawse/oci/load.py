@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.oci.capabilities import unknown
 from hawse.oci.checks import check_linux, check_rlimits
 from hawse.oci.fields import review_process
 from hawse.oci.lenient import completed
@@ -58,6 +59,8 @@ def load_bundle(path: str) -> Bundle:
         raise ConfigError(f"{name}: root.path: {rootfs} is not a directory", hint="unpack the container's files there")
     _check_paths(name, spec)
     warnings += check_linux(name, spec)
+    if spec.process.capabilities:
+        warnings += unknown(msgspec.structs.asdict(spec.process.capabilities))
     if spec.linux and spec.linux.seccomp and is_empty(spec.linux.seccomp):
         del raw["linux"]["seccomp"]
     return Bundle(bundle, raw, spec, spec.process, rootfs, tuple(warnings))

@@ -41,11 +41,11 @@ def check_type(where: str, mount: Mapping[str, Any], *, is_disk: bool) -> list[s
         )
     if kind in DISKS or is_disk:
         raise ConfigError(
-            f"{where}.type: {kind[:80]}: the guest's kernel has not the host's disk {source[:200]!r}",
+            f"{where}.type: {kind[:80]}: the disk {source[:200]!r} is the host's, and the guest has no such disk",
             hint="mount it on the host, and bind its directory",
         )
     if kind in KERNEL:
-        return [f"{where}.type: {kind} shows the guest's kernel, not the host's [bind files that are not the kernel's]"]
+        return [f"{where}.type: {kind} shows the guest's kernel, not the host's [remove it if the host's is needed]"]
     return []
 
 

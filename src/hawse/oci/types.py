@@ -52,6 +52,14 @@ class Rlimit(_Part, frozen=True):
     soft: Annotated[int, Meta(ge=0)]
 
 
+class Capabilities(_Part, frozen=True):
+    bounding: list[str] | None = None
+    effective: list[str] | None = None
+    inheritable: list[str] | None = None
+    permitted: list[str] | None = None
+    ambient: list[str] | None = None
+
+
 class Process(_Part, frozen=True):
     cwd: Text
     args: list[Text] = []
@@ -60,7 +68,7 @@ class Process(_Part, frozen=True):
     console_size: Box | None = None
     user: User = User()
     command_line: str = ""
-    capabilities: dict[str, list[str]] | None = None
+    capabilities: Capabilities | None = None
     rlimits: list[Rlimit] = []
     no_new_privileges: bool = False
     apparmor_profile: str = ""
@@ -201,6 +209,20 @@ class Hook(_Part, frozen=True, omit_defaults=True):
     timeout: int | None = None
 
 
+class Hooks(_Part, frozen=True):
+    prestart: list[Hook] | None = None
+    create_runtime: list[Hook] | None = None
+    create_container: list[Hook] | None = None
+    start_container: list[Hook] | None = None
+    poststart: list[Hook] | None = None
+    poststop: list[Hook] | None = None
+
+    def by_kind(self) -> dict[str, list[Hook] | None]:
+        """By their names in the document."""
+        names = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+        return dict(zip(names, msgspec.structs.astuple(self), strict=True))
+
+
 class Spec(_Part, frozen=True):
     oci_version: str
     root: Root | None = None
@@ -208,7 +230,7 @@ class Spec(_Part, frozen=True):
     hostname: str = ""
     domainname: Text = ""
     mounts: list[Mount] | None = None
-    hooks: dict[str, list[Hook] | None] | None = None
+    hooks: Hooks | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
     vm: Object | None = None

@@ -63,7 +63,8 @@ class Store:
                 hint=f"choose another, or end it with `hawse delete --force {self.name}`",
             ) from None
         except OSError as error:
-            raise StateError(f"cannot make the state directory {self.path}: {error.strerror}") from None
+            hint = "run as root" if os.geteuid() else "give another --root"
+            raise StateError(f"cannot make the state directory {self.path}: {error.strerror}", hint=hint) from None
 
     def read(self) -> State:
         """The state as it is now: a monitor or first process that is gone makes it stopped."""
