@@ -177,7 +177,7 @@ def load_config(path: str | None) -> Config:
         hint = "run as root" if isinstance(error, PermissionError) else "check --config"
         raise ConfigError(f"configuration {name}: cannot be read: {error.strerror}", hint=hint) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {name}: {error}", hint="correct it there: it is TOML") from None
+        raise ConfigError(f"configuration {name}: {error}", hint="correct that in the file") from None
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:

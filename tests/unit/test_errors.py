@@ -527,8 +527,12 @@ def floppy(host: FakeSysfs) -> str:
 def other_version(host: FakeSysfs) -> None:
     store = Store(f"{host.root}/state", "c1")
     store.make()
+    lock = store.lock()
     Path(f"{store.path}/lock").write_text("2 9.0.0\n")
-    check_version(store, "exec")
+    try:
+        check_version(store, "exec")
+    finally:
+        os.close(lock)
 
 
 def other_image(host: FakeSysfs) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import hawse as package
+from hawse.container.client import check_version
 from hawse.oci.inherited import Inherited
 from hawse.sandbox import service
 from hawse.sandbox.interface import ALWAYS, INTERFACE, from_text, obstacle, to_text
@@ -131,6 +132,15 @@ def test_monitor_writes_its_number_when_it_takes_the_lock(tmp_path: Path) -> Non
     assert store.monitor_interface() == (0, "")
     store.lock()
     assert store.monitor_interface() == (INTERFACE, VERSION)
+
+
+def test_monitor_that_has_no_lock_yet_is_of_the_command_that_started_it(tmp_path: Path) -> None:
+    """Its socket is bound before it has loaded its code."""
+    store = Store(str(tmp_path), "c1")
+    store.make()
+    check_version(store, "await_machine")
+    Path(store.path, "lock").touch()
+    check_version(store, "go_on")
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,12 @@ def connect(store: Store) -> socket.socket:
 
 
 def check_version(store: Store, method: str) -> None:
-    """Raise :class:`StateError` where the monitor is of another version of hawse and would not understand the call."""
-    if problem := interface.obstacle(method, store.monitor_interface()):
+    """Raise :class:`StateError` where the monitor is of another version of hawse and would not understand the call.
+
+    One that has no lock yet was started a moment ago, by this command where it creates a container.
+    """
+    problem = interface.obstacle(method, store.monitor_interface())
+    if problem and store.monitor_lives():
         raise StateError(
             f"container {store.name}: {problem}",
             hint="delete the container and create it anew: until then `hawse state`, `list`, `kill` and `delete` work",

@@ -101,8 +101,8 @@ class Store:
     def lock(self) -> int:
         """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""
         fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.pwrite(fd, interface.to_text(), 0)  # first: the version of a monitor that lives is always known
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.pwrite(fd, interface.to_text(), 0)
         return fd
 
     def monitor_interface(self) -> tuple[int, str]:
