@@ -11,13 +11,11 @@ from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
 from hawse.linux import stdio
 from hawse.log import Log
+from hawse.version import SPEC_VERSION, VERSION
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-VERSION = "0.1.0"
-SPEC_VERSION = "1.2.0"
 
 #: Verb → module below hawse.cli, imported only when the verb is used.
 VERBS = {

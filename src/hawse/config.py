@@ -173,8 +173,11 @@ def load_config(path: str | None) -> Config:
         if path is None:
             return Config()
         raise ConfigError(f"configuration {name}: no such file", hint="check --config") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {name}: {error}") from None
+    except OSError as error:
+        hint = "run as root" if isinstance(error, PermissionError) else "check --config"
+        raise ConfigError(f"configuration {name}: cannot be read: {error.strerror}", hint=hint) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {name}: {error}", hint="correct that in the file") from None
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:

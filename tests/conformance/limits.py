@@ -50,7 +50,7 @@ LIMITED = inside(
 
 def _unset(spec: Spec, _bundle: Bundle) -> None:
     """As Docker, Podman, containerd and CRI-O write what nobody has asked for."""
-    spec["linux"] |= {"mountLabel": "", "intelRdt": {}, "rootfsPropagation": ""}
+    spec["linux"] |= {"mountLabel": "", "intelRdt": None, "timeOffsets": {}, "rootfsPropagation": ""}
     spec["linux"]["resources"] |= {
         "memory": {"disableOOMKiller": False, "limit": -1, "swap": 0, "kernel": 0},
         "cpu": {

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hawse.oci.fields import FIELDS, Fate
+from hawse.oci.fields import APPLIED, FIELDS, Form
 from tests.conformance.cases import GROUPS
 from tests.conformance.differences import DIFFERENCES, Difference
 from tests.conformance.proofs import PROOFS
@@ -76,18 +76,29 @@ def page() -> str:
     return _HEAD + "\n".join(lines) + "\n\n" + _fields()
 
 
+def _listed(form: Form) -> str:
+    return ", ".join(f"`{field.path}`" for field in FIELDS if field.form is form)
+
+
 def _fields() -> str:
     lines = [
         "## Fields",
         "",
         'What hawse does with each field. "Refused" is an error of `create` that names the field, where its value asks',
-        "for something: null, zero and what is empty do not.",
+        "for something; what is ignored with a warning is named by it. Which values ask for nothing depends on the",
+        "field, since some that look empty are requests (an interface in `linux.netDevices` is named by its key):",
+        "",
+        "- In most fields they are " + Form.VALUE.value + ".",
+        f"- In {_listed(Form.LIMIT)} they are {Form.LIMIT.value}.",
+        f"- In {_listed(Form.OBJECT)} it is {Form.OBJECT.value} alone: an empty object is refused.",
+        "",
+        "A value of another type than the specification's is refused for every field, also for one that is ignored.",
         "",
         "| field | where it is applied | why, or what proves it |",
         "|---|---|---|",
     ]
     for field in FIELDS:
-        proof = "" if field.fate in (Fate.MOOT, Fate.REFUSED) else ", ".join(PROOFS[field.path])
+        proof = ", ".join(PROOFS[field.path]) if field.fate in APPLIED else ""
         lines.append(f"| `{field.path}` | {field.fate.value} | {': '.join(filter(None, (field.why, proof)))} |")
     return "\n".join(lines) + "\n"
 

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from hawse.errors import StateError
 from hawse.link import control
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, MAX_DATA, Decoder, encode
 from hawse.link.streams import STREAMS
+from hawse.sandbox.interface import INTERFACE
 from hawse.sandbox.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
+from hawse.version import VERSION
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, new_network, runs, tell
@@ -87,6 +90,29 @@ def test_last_output_is_passed_on_to_a_slow_proxy(tmp_path: Path, network: str) 
                 last = payload
         assert (data, control.decode_event(last)) == (2 * WINDOW, ("exit", {"code": 5}))
         assert await monitor.ended() == 0
+
+    tell(tmp_path, story)
+
+
+def test_monitor_of_another_version_is_asked_for_its_end_only(tmp_path: Path, network: str) -> None:
+    """As after an update of hawse: the number is in the file that the monitor has locked."""
+
+    async def story(monitor: Monitor, host: FakeHost) -> None:
+        monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
+        await monitor.announce()
+        await monitor.report()
+        machine = await host.machine()
+        assert monitor.store.monitor_interface() == (INTERFACE, VERSION)
+        Path(f"{monitor.store.path}/lock").write_text(f"{INTERFACE + 1} 9.0.0\n")
+        asked = len(machine.calls)
+        with pytest.raises(StateError, match=r"its monitor is of hawse 9\.0\.0, with interface"):
+            await monitor.ask("start")
+        assert len(machine.calls) == asked
+        await monitor.ask("kill", signal=15, all=False)
+        assert machine.asked("signal")
+        await monitor.ask("delete", until_end=True)
+        assert await monitor.ended() == 0
+        assert not monitor.store.monitor_lives()
 
     tell(tmp_path, story)
 

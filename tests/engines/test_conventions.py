@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.__main__ import SPEC_VERSION, VERSION
+from hawse.version import SPEC_VERSION, VERSION
 from tests.support.bundles import make_bundle
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hawse.cli.features import CAPABILITIES
+from hawse.oci.capabilities import CAPABILITIES
 from hawse.sandbox import namespaces
 from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write

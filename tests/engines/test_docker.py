@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hawse.__main__ import VERSION
 from hawse.sandbox.state import Store
+from hawse.version import VERSION
 from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.docker import IMAGE, Docker

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_containerd(tmp_path: Path) -> None:
     assert "default_runtime_name" in shown
     install("containerd", file, "--undo")
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_containerd_reads_each_version_that_it_knows(tmp_path: Path, version: int) -> None:
+    """Debian 12's and 13's containerd have 2 as their newest; an older one does not refuse a newer version, but looks
+    for its plugins by other names."""
+    newest = tomllib.loads(run("containerd", "config", "default"))["version"]
+    if version > newest:
+        pytest.skip(f"this containerd knows versions up to {newest}")
+    file = tmp_path / "config.toml"
+    file.write_text(f"version = {version}\n")
+    install("containerd", file)
+    shown = tomllib.loads(run("containerd", "--config", str(file), "config", "dump"))
+    tables = [plugin.get("containerd", {}).get("runtimes", {}) for plugin in shown["plugins"].values()]
+    assert [table["hawse"]["options"]["BinaryName"] for table in tables if "hawse" in table] == [HAWSE]
 
 
 def test_podman(tmp_path: Path) -> None:

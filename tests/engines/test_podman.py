@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.__main__ import VERSION
 from hawse.sandbox.state import Store
+from hawse.version import VERSION
 from tests.support import traces
 from tests.support.bundles import build_probe
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk

@@ -25,12 +25,14 @@ from hawse.agent.devices import Node as GuestNode
 from hawse.agent.devices import rewrite_devices
 from hawse.agent.hardware import bind_vfio
 from hawse.agent.modules import Modules
+from hawse.agent.mount_errors import HINT, unknown_type
 from hawse.agent.native import bind_native
 from hawse.agent.uevents import Uevents
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
 from hawse.container.ancestors import Allowed, Limit
 from hawse.container.ancestors import check as check_allowance
 from hawse.container.backend import by_file
+from hawse.container.client import check_version
 from hawse.container.confine import plan_jail
 from hawse.container.descriptors import Descriptor, preserve
 from hawse.container.devices import check_tokens, find_groups, plug_steps, shape, unused_token
@@ -42,6 +44,7 @@ from hawse.container.notify import problem, report_ready
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError
+from hawse.install import edits
 from hawse.jail import users
 from hawse.linux import mounts, oom_score
 from hawse.linux.processes import open_process
@@ -65,6 +68,7 @@ from hawse.sandbox.disks import Disks
 from hawse.sandbox.plan import DiskPlan, Share
 from hawse.sandbox.room import Room
 from hawse.sandbox.share import open_sources
+from hawse.sandbox.state import Store
 from hawse.vfio import dma, memlock, obstacles, resets, widths
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.devices import Node, find_request
@@ -501,6 +505,44 @@ FIELD_SITUATIONS = {
 }
 
 
+def warned(**parts: Any) -> Act:
+    """What a bundle with that in its specification is warned of."""
+
+    def act(host: FakeSysfs) -> str:
+        notes = bundle(**parts)(host).notes
+        [text] = [text for level, text in notes if level == "warning"]
+        return str(text)
+
+    return act
+
+
+def floppy(host: FakeSysfs) -> str:
+    os.makedirs(f"{host.root}/proc")
+    Path(f"{host.root}/proc/filesystems").write_text("nodev\tproc\n")
+    mount = {"destination": "/x", "type": "floppyfs"}
+    message = unknown_type("mount `none` to `x`: No such device", {"mounts": [mount]}, root=host.root)
+    return VmError(message, hint=HINT).sentence()
+
+
+def other_version(host: FakeSysfs) -> None:
+    store = Store(f"{host.root}/state", "c1")
+    store.make()
+    lock = store.lock()
+    Path(f"{store.path}/lock").write_text("2 9.0.0\n")
+    try:
+        check_version(store, "exec")
+    finally:
+        os.close(lock)
+
+
+def other_image(host: FakeSysfs) -> None:
+    os.makedirs(f"{host.root}/cache/images", mode=0o755)
+    Path(f"{host.root}/cache/images/current-0123456789abcdef").touch()
+    for directory in ("cache", "cache/images"):
+        os.chmod(f"{host.root}/{directory}", 0o755)
+    image.locate(cache=f"{host.root}/cache")
+
+
 def kernel_view(host: FakeSysfs) -> None:
     os.symlink("/proc", f"{host.root}/data")
     open_sources([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
@@ -810,6 +852,22 @@ SITUATIONS: dict[str, Act] = {
     ),
     "A container is ready, and the caller's service manager cannot be reached": lambda _host: report_ready(
         "/run/none/notify", "READY=1", pid=1
+    ),
+    "A mount is of what a hypervisor shares": bundle(mounts=[{"destination": "/x", "type": "virtiofs", "source": "a"}]),
+    "A mount is of a disk's file system": bundle(mounts=[{"destination": "/x", "type": "ext4", "source": "/dev/sdb1"}]),
+    "A mount shows the kernel (a warning)": warned(mounts=[{"destination": "/x", "type": "debugfs", "source": "none"}]),
+    "A mount is of a file system that the guest's kernel has not": floppy,
+    "A filter for system calls has nothing in it (a warning)": warned(linux={"seccomp": {}}),
+    "A filter for system calls asks for a listener": bundle(linux={"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}),
+    "An execution domain is unknown": bundle(linux={"personality": {}}),
+    "A capability is unknown (a warning)": warned(process={"capabilities": {"bounding": ["CAP_FLY"]}}),
+    "A container was created by another version of hawse": other_version,
+    "There is no guest image of this version of hawse": other_image,
+    "containerd's configuration has a version that hawse does not know": lambda _host: edits.add_containerd(
+        "version = 9", edits.Wanted("hawse", "/usr/bin/hawse")
+    ),
+    "containerd's configuration has version 1 or none": lambda _host: edits.add_containerd(
+        "oom_score = 0", edits.Wanted("hawse", "/usr/bin/hawse")
     ),
     **FIELD_SITUATIONS,
 }  # fmt: skip

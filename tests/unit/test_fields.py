@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.oci.fields import FIELDS, Fate, is_set, review, review_process
+from hawse.oci.fields import FIELDS, Fate, Field, Form, is_set, review, review_process
 from hawse.oci.template import example
 
 REFUSED = [field for field in FIELDS if field.fate is Fate.REFUSED]
-MOOT = [field for field in FIELDS if field.fate is Fate.MOOT]
-#: Values of each type that ask for something, and how engines write that nothing is asked for.
-ASKS: list[Any] = [1, True, "x", {"a": {"b": "c"}}, [{"major": 8}]]
-NOTHING: list[Any] = [None, 0, -1, False, "", {}, [], {"a": {"b": 0, "c": None}}]
+IGNORED = [field for field in FIELDS if field.fate in (Fate.MOOT, Fate.WARNED)]
+#: Values of each type that ask for something whatever the field is, also those that look empty.
+ASKS: list[Any] = [1, -5, True, "x", {"a": {"b": "c"}}, {"a": {}}, {"": None}, [{"major": 8}], [{}], [None], [0], [""]]
+#: Values that ask for nothing, by the form of the field.
+NOTHING: dict[Form, list[Any]] = {
+    Form.VALUE: [None, 0, False, "", {}, []],
+    Form.LIMIT: [None, 0, -1],
+    Form.OBJECT: [None],
+}
+#: Values of some forms that look empty, and ask for something.
+LOOKS_EMPTY: dict[Form, list[Any]] = {
+    Form.VALUE: [-1],
+    Form.LIMIT: [-2],
+    Form.OBJECT: [{}, {"a": ""}, {"a": 0}, {"a": {}}, {"a": None}],
+}
+
+
+def repr_of(value: Any) -> str:
+    return value.path if isinstance(value, Field) else repr(value)
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:
@@ -38,27 +54,44 @@ def test_a_field_that_cannot_be_applied_is_named(field: Any, value: Any) -> None
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("name", [{}, {"name": ""}])
-def test_an_interface_is_asked_for_by_its_name_only(name: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"linux\.netDevices: an interface of the host cannot be moved"):
-        review("config.json", with_field("linux.netDevices", {"eth0": name}))
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field in REFUSED for value in LOOKS_EMPTY[field.form]], ids=repr_of
+)
+def test_a_value_that_looks_empty_is_refused_unless_it_has_no_meaning(field: Field, value: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{field.path.replace('[]', '[1]')}: {field.why}")):
+        review("config.json", with_field(field.path, value))
 
 
-@pytest.mark.parametrize("field", [*REFUSED, *MOOT], ids=lambda field: field.path)
-@pytest.mark.parametrize("value", NOTHING, ids=repr)
-def test_a_field_that_asks_for_nothing_is_taken_out(field: Any, value: Any) -> None:
-    if field.path == "linux.netDevices" and isinstance(value, dict) and value:
-        return  # the test above
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field in (*REFUSED, *IGNORED) for value in NOTHING[field.form]],
+    ids=repr_of,
+)
+def test_a_field_that_asks_for_nothing_is_taken_out(field: Field, value: Any) -> None:
+    parent, _, last = field.path.rpartition(".")
     spec = with_field(field.path, value)
-    review("config.json", spec)
-    assert field.path.split(".")[-1] not in str(spec)
+    if parent == "vm":  # an object, which is there then
+        spec["vm"][last] = value
+        with pytest.raises(ConfigError, match="vm: the virtual machine"):
+            review("config.json", spec)
+        return
+    assert review("config.json", spec) == []
+    assert f"'{last}'" not in str(spec)
 
 
-@pytest.mark.parametrize("field", MOOT, ids=lambda field: field.path)
-def test_a_field_that_is_passed_over_is_taken_out(field: Any) -> None:
+@pytest.mark.parametrize("field", IGNORED, ids=lambda field: field.path)
+def test_a_field_that_is_ignored_is_taken_out(field: Field) -> None:
     spec = with_field(field.path, "x")
-    review("config.json", spec)
-    assert field.path.split(".")[-1] not in str(spec)
+    warned = review("config.json", spec)
+    assert f"'{field.path.split('.')[-1]}'" not in str(spec)
+    if field.fate is Fate.WARNED:
+        assert warned == [f"{field.path}: 'x' has no effect: {field.why} [{field.hint}]"]
+    else:
+        assert warned == []
+
+
+def test_no_policy_is_what_an_unconfined_container_asks_for() -> None:
+    assert review("config.json", with_field("process.apparmorProfile", "unconfined")) == []
 
 
 def test_limits_that_ask_for_nothing_are_taken_out_and_others_stay() -> None:
@@ -85,9 +118,11 @@ def test_the_example_is_left_as_it_is() -> None:
 
 
 def test_a_process_alone() -> None:
-    process = {"args": ["a"], "apparmorProfile": "p", "ioPriority": {}}
+    process = {"args": ["a"], "apparmorProfile": "p", "ioPriority": None}
     review_process("process.json", process)
     assert process == {"args": ["a"]}
+    with pytest.raises(ConfigError, match=r"^process\.json: ioPriority: the guest's runtime cannot set it$"):
+        review_process("process.json", {"ioPriority": {}})
     with pytest.raises(ConfigError, match=r"^process\.json: scheduler: the guest's runtime cannot set it$"):
         review_process("process.json", {"scheduler": {"policy": "SCHED_FIFO"}})
 
@@ -99,6 +134,9 @@ def test_a_part_of_another_type_is_left_to_who_reads_it(value: Any) -> None:
 
 def test_every_field_is_there_once_and_the_refused_say_why() -> None:
     assert len(FIELDS) == len({field.path for field in FIELDS})
-    assert all(field.why for field in (*REFUSED, *MOOT))
-    assert all(map(is_set, ASKS))
-    assert not any(map(is_set, NOTHING))
+    assert all(field.why for field in (*REFUSED, *IGNORED))
+
+
+def test_limits_that_are_applied_ask_for_something_above_zero() -> None:
+    assert all(map(is_set, [1, True, "x", {"a": {"b": "c"}}, [{}]]))
+    assert not any(map(is_set, [None, 0, -1, False, "", {}, [], {"a": {"b": 0, "c": None}}]))

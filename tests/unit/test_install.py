@@ -27,6 +27,30 @@ oom_score = -999 # keep
   [plugins."io.containerd.grpc.v1.cri".containerd]
     default_runtime_name = "runc"
 """
+DEFAULT_OF_2_3 = """version = 4
+root = '/var/lib/containerd'
+imports = ['/etc/containerd/conf.d/*.toml']
+
+[plugins]
+  [plugins.'io.containerd.cri.v1.images']
+    snapshotter = 'overlayfs'
+
+  [plugins.'io.containerd.cri.v1.runtime']
+    enable_selinux = false
+
+    [plugins.'io.containerd.cri.v1.runtime'.containerd]
+      default_runtime_name = 'runc'
+
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes]
+        [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+          runtime_type = 'io.containerd.runc.v2'
+
+          [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+            BinaryName = ''
+
+  [plugins.'io.containerd.server.v1.grpc']
+    address = '/run/containerd/containerd.sock'
+"""
 OTHERS = {
     "podman": ["", '# mine\n[engine]\nruntime = "crun"\n', '[engine.runtimes]\nother = ["/bin/other"]\n'],
     "docker": ["", '{\n    "debug": true\n}\n', '{\n    "runtimes": {\n        "other": {\n            "path": "x"\n'
@@ -69,9 +93,35 @@ def test_comments_and_order_of_containerds_file_stay() -> None:
     assert cri["containerd"]["runtimes"]["hawse"]["options"] == {"BinaryName": WANTED.program}
 
 
-def test_a_configuration_of_version_3_has_another_table() -> None:
-    made = tomllib.loads(add_containerd("version = 3\n", WANTED))
-    assert "hawse" in made["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
+@pytest.mark.parametrize(
+    ("version", "plugin"),
+    [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime"), (4, "io.containerd.cri.v1.runtime")],
+)
+def test_containerds_handler_is_in_the_table_of_the_files_version(version: int, plugin: str) -> None:
+    """containerd 1.x has version 2, 2.0 has 3, 2.3 has 4. The version and others' settings stay."""
+    before = f'version = {version}\n\n[plugins."{plugin}".containerd.runtimes.runc]\nruntime_type = "x"\n'
+    after = add_containerd(before, WANTED)
+    made = tomllib.loads(after)
+    assert made["version"] == version
+    assert list(made["plugins"]) == [plugin]
+    runtimes = made["plugins"][plugin]["containerd"]["runtimes"]
+    assert runtimes["runc"] == {"runtime_type": "x"}
+    assert runtimes["hawse"] == {
+        "runtime_type": "io.containerd.runc.v2", "privileged_without_host_devices": True,
+        "pod_annotations": ["hawse.*"], "container_annotations": ["hawse.*"],
+        "options": {"BinaryName": WANTED.program},
+    }  # fmt: skip
+    assert ENGINES["containerd"].remove(after, WANTED) == before
+
+
+def test_what_containerd_2_3_prints_as_its_default_is_taken() -> None:
+    """As of containerd 2.3: the server's settings are those of plugins, and a directory of files is imported."""
+    after = add_containerd(DEFAULT_OF_2_3, WANTED)
+    made = tomllib.loads(after)
+    table = made["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]
+    assert (table["default_runtime_name"], set(table["runtimes"])) == ("runc", {"runc", "hawse"})
+    assert made["plugins"]["io.containerd.server.v1.grpc"] == {"address": "/run/containerd/containerd.sock"}
+    assert ENGINES["containerd"].remove(after, WANTED) == DEFAULT_OF_2_3
 
 
 @pytest.mark.parametrize(
@@ -82,8 +132,13 @@ def test_a_configuration_of_version_3_has_another_table() -> None:
         ("docker", '{"runtimes": []}', '"runtimes" is no object'),
         ("podman", "[engine", "not TOML"),
         ("podman", "engine = 1", "engine is no table"),
-        ("containerd", "oom_score = 1", "version 1 is not known"),
-        ("containerd", "version = 9", "version 9 is not known"),
+        ("containerd", "oom_score = 1", "version 1, or none"),
+        ("containerd", "version = 1", "version 1, or none"),
+        ("containerd", "version = 9", "version 9: this hawse knows 2, 3, 4"),
+        ("containerd", 'version = "2"', "version is not a number"),
+        ("containerd", "version = [2]", "version is not a number"),
+        ("containerd", "version = true", "version is not a number"),
+        ("containerd", "version = 0", "version is not a number"),
     ],
 )
 def test_what_the_engine_could_not_read_is_refused(name: str, text: str, words: str) -> None:

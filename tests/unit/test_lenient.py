@@ -66,6 +66,16 @@ def test_null_in_a_map_of_texts_is_the_empty_text() -> None:
     }
 
 
+def test_null_in_a_map_of_objects_is_the_empty_object() -> None:
+    """An interface of linux.netDevices is named by its key."""
+    document: dict[str, Any] = {
+        "linux": {"netDevices": {"eth1": None}, "timeOffsets": {"a": None}, "resources": {"rdma": {"mlx5_0": None}}}
+    }
+    assert completed(document)[0] == {
+        "linux": {"netDevices": {"eth1": {}}, "timeOffsets": {"a": {}}, "resources": {"rdma": {"mlx5_0": {}}}}
+    }
+
+
 @pytest.mark.parametrize("document", [{"linux": None}, {"linux": 1}, {"linux": {"resources": []}}, {"mounts": [1]}])
 def test_other_faults_are_left_for_the_check_of_types(document: dict[str, Any]) -> None:
     completed(document)

@@ -14,6 +14,7 @@ import hawse
 PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: Lowest first; a layer may import itself and those before it. The agent is beside them: see GUEST.
 LAYERS = [
+    "version",
     "errors",
     "log",
     "netlink",

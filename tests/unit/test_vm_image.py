@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,7 +141,6 @@ def test_every_damage_is_named(cache: Path) -> None:
 
 
 def test_a_kernel_of_the_users_own_that_is_gone_is_named(cache: Path) -> None:
-    Path(image.current_path(str(cache), "/none", "/none")).write_text("d1")
     with pytest.raises(ImageError, match="/none: No such file"):
         image.locate(cache=str(cache), kernel="/none", modules="/none")
 
@@ -220,6 +221,37 @@ def test_a_kernel_of_the_users_own_is_an_input(tmp_path: Path) -> None:
     os.utime(modules, ns=(1, 1))
     digests.add(image.sources_digest(str(kernel), str(modules)))
     assert len(digests) == 4
-    pointers = {image.current_path("/c", *paths) for paths in [("", ""), ("/k", "/m"), ("/k", "/n"), ("/l", "/m")]}
+    others = [("", ""), (str(kernel), str(modules)), (str(kernel), str(tmp_path)), (str(modules), str(kernel))]
+    pointers = {image.current_path("/c", *paths) for paths in others}
     assert len(pointers) == 4
     assert all(pointer.startswith("/c/images/current-") for pointer in pointers)
+
+
+def test_an_installation_of_the_same_sources_has_the_same_image(tmp_path: Path) -> None:
+    """As a wheel, which has the recipe in the package, beside a checkout; one with another agent has its own."""
+    package = os.path.dirname(os.path.dirname(image.__file__))
+    shutil.copytree(package, tmp_path / "hawse", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(image.recipe_directory(), tmp_path / "hawse" / "guest", dirs_exist_ok=True)
+    script = "from hawse.vm import image; print(image.__file__); print(image.current_path('/c'))"
+
+    def ask() -> list[str]:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.check_output([sys.executable, "-c", script], env=environment, text=True).splitlines()
+
+    assert ask() == [f"{tmp_path}/hawse/vm/image.py", image.current_path("/c")]
+    os.utime(tmp_path / "hawse" / "agent" / "server.py", ns=(1, 1))
+    assert ask()[1] == image.current_path("/c")
+    (tmp_path / "hawse" / "agent" / "server.py").write_text("pass\n")
+    assert ask()[1] != image.current_path("/c")
+
+
+def test_an_image_of_another_version_is_reported_where_there_is_none_of_this_one(cache: Path) -> None:
+    """After an upgrade or a change of image.kernel."""
+    [pointer] = (cache / "images").glob("current-*")
+    pointer.rename(cache / "images" / "current-0123456789abcdef")
+    with pytest.raises(ImageError) as caught:
+        image.locate(cache=str(cache))
+    assert caught.value.message == (
+        f"there is no guest image in {cache}: those in it are of another version of hawse or another [image] section"
+    )
+    assert "hawse image build" in caught.value.hint

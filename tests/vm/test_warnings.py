@@ -24,15 +24,21 @@ def warnings(runtime: Runtime) -> list[str]:
 
 def test_fields_of_the_hosts_security_and_views_of_its_kernel(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
-    spec = make_bundle(bundle, ["/bin/cat", "/data/ostype"], apparmorProfile="docker-default")
+    words = ["/bin/sh", "-c", "cat /data/ostype; grep Seccomp: /proc/self/status; ls -d /dbg/x86"]
+    spec = make_bundle(bundle, words, apparmorProfile="docker-default")
     bind = {"destination": "/data", "type": "bind", "source": "/proc/sys/kernel", "options": ["bind", "ro"]}
-    spec["mounts"].append(bind)
+    spec["mounts"] += [bind, {"destination": "/dbg", "type": "debugfs", "source": "debugfs", "options": ["ro"]}]
+    spec["linux"]["seccomp"] = {}
+    spec["process"]["capabilities"]["bounding"].append("CAP_FLY")
     write(bundle, spec)
     result = runtime("run", "--bundle", bundle, "c1", log=True)
-    assert (result.code, result.output) == (0, "Linux\n"), result.errors
-    profile, mount = warnings(runtime)
+    assert (result.code, result.output.split()) == (0, ["Linux", "Seccomp:", "0", "/dbg/x86"]), result.errors
+    filters, capability, profile, bound, debug = warnings(runtime)
+    assert filters.startswith("linux.seccomp: the container has no filter: ")
+    assert capability.startswith("process.capabilities.bounding: 'CAP_FLY' is unknown")
     assert profile.startswith("process.apparmorProfile: 'docker-default' has no effect: ")
-    assert ".source: /proc/sys/kernel is the guest's own, not the host's" in mount
+    assert ".source: /proc/sys/kernel is the guest's own, not the host's" in bound
+    assert ".type: debugfs shows the guest's kernel" in debug
 
 
 def test_a_container_with_more_memory_than_the_pods_machine_has_is_refused(runtime: Runtime, tmp_path: Path) -> None:
@@ -52,6 +58,14 @@ def test_a_container_with_more_memory_than_the_pods_machine_has_is_refused(runti
     assert [(result.code, result.output) for result in results] == [(0, "made\n"), (0, "made\n"), (1, "")]
     words = "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024 MiB [a pod's"
     assert f"hawse: linux.resources.memory.limit: {words}" in results[-1].errors
+    spec["linux"]["resources"]["memory"] = {}
+    spec["mounts"].append({"destination": "/x", "type": "floppyfs", "source": "none"})
+    write(member, spec)
+    unknown = runtime("run", "--bundle", member, "floppy", log=True)
+    assert unknown.code == 1
+    assert (
+        "hawse: mounts: the guest's kernel has no file system 'floppyfs', for /x [image.extra_modules" in unknown.errors
+    )
     refused = runtime("update", "--memory", "1g", "pod")
     assert (refused.code, runtime("update", "--memory", "800m", "pod").code) == (1, 0)
     assert "hawse: update: memory.limit: 1024 MiB are more than the virtual machine has" in refused.errors

@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import contextmanager, suppress
 
-from hawse.agent import bound_nodes, handlers, syscalls, trace
+from hawse.agent import bound_nodes, handlers, mount_errors, syscalls, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
@@ -136,6 +136,8 @@ class Container:
             for name in resources.get("unified") or ():
                 if f"`{name}`" in error.message:  # crun names the cgroup's file, and not the field
                     error.message = f"linux.resources.unified: {error.message}"
+            if sentence := mount_errors.unknown_type(error.message, spec):
+                error.message, error.hint = sentence, mount_errors.HINT
             raise
 
     def start(self) -> None:

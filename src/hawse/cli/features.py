@@ -6,23 +6,12 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from hawse.oci.capabilities import CAPABILITIES
+
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 HELP = "print the implemented features as JSON"
-
-#: Of Linux 6.1, the guest's, by their numbers (linux/capability.h).
-CAPABILITIES = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-        "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-        "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-        "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL",
-        "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
-        "PERFMON", "BPF", "CHECKPOINT_RESTORE",
-    )
-]  # fmt: skip
 
 FEATURES: dict[str, Any] = {
     "ociVersionMin": "1.0.0",

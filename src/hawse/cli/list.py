@@ -56,6 +56,8 @@ def _states(settings: Settings) -> list[State]:
     for name in names:
         try:
             states.append(settings.store(name).read())
+        except PermissionError as error:
+            settings.log.warning(f"{name} is not listed: {error.filename} cannot be read [run as root]")
         except HawseError as error:  # deleted meanwhile, or none of ours
             settings.log.debug(f"{name} is skipped: {error.message}")
     return states

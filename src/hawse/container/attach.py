@@ -11,7 +11,7 @@ import msgspec
 
 from hawse.config import ANNOTATIONS, Config
 from hawse.container.backend import by_file
-from hawse.container.client import call
+from hawse.container.client import call, check_version
 from hawse.container.devices import (
     Group,
     check_host,
@@ -51,6 +51,7 @@ def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[
     undo = ExitStack()
     try:
         groups, options = _wanted(store, targets, config)
+        check_version(store, "attach")
         # Before one is bound: the driver that it has then is hawse's choice.
         check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         if addresses := to_bind(groups, options):

@@ -9,7 +9,7 @@ from hawse.errors import LinkError, StateError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import REPLY
-from hawse.sandbox import sockets
+from hawse.sandbox import interface, sockets
 from hawse.sandbox.state import Store
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
@@ -37,10 +37,24 @@ def connect(store: Store) -> socket.socket:
         raise MonitorGoneError(f"container not running: {store.name}") from None
 
 
+def check_version(store: Store, method: str) -> None:
+    """Raise :class:`StateError` where the monitor is of another version of hawse and would not understand the call.
+
+    One that has no lock yet was started a moment ago, by this command where it creates a container.
+    """
+    problem = interface.obstacle(method, store.monitor_interface())
+    if problem and store.monitor_lives():
+        raise StateError(
+            f"container {store.name}: {problem}",
+            hint="delete the container and create it anew: until then `hawse state`, `list`, `kill` and `delete` work",
+        )
+
+
 @contextmanager
 def begin(store: Store, method: str, params: dict[str, Any]) -> Iterator[tuple[object, Iterator[Frame]]]:
     """The monitor's answer, as :func:`call`, and the frames that follow it for as long as the context lasts."""
     with connect(store) as connection:
+        check_version(store, method)
         port = Port(connection.fileno())
         port.send(control.encode_call(1, method, params | {"container": store.name}))
         frames = port.frames()

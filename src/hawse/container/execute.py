@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hawse.container.client import call
+from hawse.container.client import call, check_version
 from hawse.container.launch import ProxyProcess
 from hawse.container.process import Handed, check_console, start_proxy
 from hawse.errors import StateError
@@ -21,6 +21,7 @@ def execute(store: Store, process: dict[str, Any], handed: Handed) -> ProxyProce
         raise StateError(f"cannot exec in a paused container: {store.name}", hint="`hawse resume` it first")
     if state["status"] != RUNNING:
         raise StateError(f"cannot exec in a container that is not running: {store.name} is {state['status']}")
+    check_version(store, "exec")  # before a proxy is connected
     key = os.urandom(16).hex()
     # The container's, whatever its file for the process says, as under runc (utils_linux.go, startContainer()).
     proxy = start_proxy(store, key, process, handed, oom_score_adj=state.get("oomScoreAdj"))

@@ -15,11 +15,12 @@ from tomlkit.exceptions import TOMLKitError
 
 from hawse.errors import ConfigError
 
-#: containerd's tables of runtimes: those of configurations of version 2 and 3 (containerd docs/cri/config.md).
-_CONTAINERD = {
-    2: ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes"),
-    3: ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes"),
-}
+_CRI_2 = ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes")
+_CRI_3 = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
+#: containerd's table of runtimes by the version of its configuration (containerd docs/cri/config.md): containerd 1.x
+#: reads version 2, 2.0 reads 3 too, and 2.3 reads 4 too. Version 4 moves settings of the server only, [grpc] and others
+#: (containerd pull request 12562).
+_CONTAINERD = {2: _CRI_2, 3: _CRI_3, 4: _CRI_3}
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,22 @@ ENGINES = {
 
 def _containerd_tables(document: tomlkit.TOMLDocument) -> tuple[str, ...]:
     version = document.get("version", 1)
-    if version not in _CONTAINERD:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ConfigError(
-            f"config.toml: version {version} is not known", hint="`containerd config migrate` writes one of version 2"
+            f"config.toml: version is not a number from 1 on: {str(version)[:80]!r}",
+            hint="containerd cannot read it either: correct it first",
         )
-    return _CONTAINERD[version]
+    if version in _CONTAINERD:
+        return _CONTAINERD[version]
+    if version == 1:
+        raise ConfigError(
+            "config.toml: version 1, or none: containerd 2 cannot read it, and in 1.x its tables have other names",
+            hint="rewrite it as version 2 or later: `containerd config default` prints one",
+        )
+    raise ConfigError(
+        f"config.toml: version {version}: this hawse knows {', '.join(map(str, _CONTAINERD))}",
+        hint="update hawse, or add the tables of docs/containerd.md by hand: `containerd config default` shows where",
+    )
 
 
 def _table(document: MutableMapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hawse.errors import ConfigError
+from hawse.oci.seccomp import check_seccomp
 from hawse.oci.types import Linux, Rlimit, Spec
 
 #: getrlimit(2).
@@ -14,6 +15,7 @@ RLIMITS = (
 )  # fmt: skip
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
 PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable")
+DOMAINS = ("LINUX", "LINUX32")
 #: The controllers of cgroup v2 whose files mean the same in a guest.
 UNIFIED = ("cpu.", "hugetlb.", "memory.", "pids.")
 
@@ -32,8 +34,9 @@ def check_rlimits(name: str, prefix: str, rlimits: Sequence[Rlimit]) -> None:
         seen.add(limit.type)
 
 
-def check_linux(name: str, spec: Spec) -> None:
-    """Raise :class:`ConfigError` for namespaces, what needs them, propagation and files of cgroups."""
+def check_linux(name: str, spec: Spec) -> list[str]:
+    """What to warn of. Raises :class:`ConfigError` for namespaces, what needs them, propagation, the execution domain,
+    seccomp and files of cgroups."""
     linux = spec.linux or Linux()
     kinds: list[str] = []
     for index, namespace in enumerate(linux.namespaces or ()):
@@ -59,12 +62,18 @@ def check_linux(name: str, spec: Spec) -> None:
             f"{name}: linux.rootfsPropagation: {linux.rootfs_propagation[:80]!r} is unknown",
             hint="private, shared, slave or unbindable, with r before it for what is below",
         )
+    if linux.personality and linux.personality.domain not in DOMAINS:
+        raise ConfigError(
+            f"{name}: linux.personality.domain: {linux.personality.domain[:80]!r} is unknown",
+            hint=f"one of {', '.join(DOMAINS)}, or remove linux.personality",
+        )
     for file in (linux.resources.unified or ()) if linux.resources else ():
         if not file.startswith(UNIFIED) or "/" in file:
             raise ConfigError(
                 f"{name}: linux.resources.unified: {file[:80]!r} cannot be set in the guest's cgroup",
                 hint=f"files of the controllers {', '.join(prefix.rstrip('.') for prefix in UNIFIED)} can",
             )
+    return check_seccomp(name, linux.seccomp) if linux.seccomp else []
 
 
 def check_options(where: str, options: Sequence[str]) -> None:

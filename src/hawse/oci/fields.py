@@ -1,8 +1,9 @@
 """What becomes of each field of a specification, as a table. Pure.
 
 "If the runtime cannot apply a property as specified in the configuration, it MUST generate an error" (runtime.md,
-create). Engines write many fields without a wish behind them: null, zero, a number below it, and what is empty ask for
-nothing, and are taken out here, since crun takes some of them for a wish that it cannot fulfil.
+create). Engines write many fields without a wish behind them. Those ask for nothing, and are taken out here, since crun
+takes some of them for a wish that it cannot fulfil. Which values that are is the :class:`Form` of the field, and every
+other value of a refused field is refused.
 
 The fields are those of the runtime specification 1.3 (config.md, config-linux.md, config-vm.md).
 """
@@ -24,22 +25,48 @@ class Fate(Enum):
     HOST = "on the host"
     BOTH = "on the host and in the guest"
     MOOT = "passed over"
+    WARNED = "ignored with a warning"
     REFUSED = "refused"
+
+
+#: A field of these fates has an effect.
+APPLIED = (Fate.GUEST, Fate.HOST, Fate.BOTH)
+
+
+class Form(Enum):
+    """Which values of a field ask for nothing: null always, and those that Go's encoder writes for a field not set."""
+
+    #: false, zero, and a text, a list or a map that is empty.
+    VALUE = "null, zero, false, and what is empty"
+    #: As that, and -1, which lifts a limit.
+    LIMIT = "the same, and -1"
+    #: An object of the specification is there or not: an empty one has defaults, or lacks what is required.
+    OBJECT = "null"
 
 
 @dataclass(frozen=True)
 class Field:
     """``path`` is from the document's root, with "[]" for each entry of a list. ``why`` ends the sentence of a refusal,
-    is the reason of one that is passed over, and of others what there is to say of where they are applied."""
+    is the reason of one that is passed over, and of others what there is to say of where they are applied. ``form``
+    says which values of one that is refused or ignored ask for nothing."""
 
     path: str
     fate: Fate
     why: str = ""
     hint: str = "remove it"
+    form: Form = Form.VALUE
+
+    def asks(self, value: object) -> bool:
+        """Whether a value of the field asks for something."""
+        if self.form is Form.OBJECT:
+            return value is not None
+        return bool(value) and not (self.form is Form.LIMIT and value == -1)
 
 
-def _fields(fate: Fate, paths: str, why: str = "", hint: str = "remove it") -> tuple[Field, ...]:
-    return tuple(Field(path, fate, why, hint) for path in paths.split())
+def _fields(
+    fate: Fate, paths: str, why: str = "", hint: str = "remove it", form: Form = Form.VALUE
+) -> tuple[Field, ...]:
+    return tuple(Field(path, fate, why, hint, form) for path in paths.split())
 
 
 POLICY = "the guest's kernel has no policy of the host's security modules, and its processes cannot reach the host"
@@ -72,9 +99,15 @@ FIELDS: tuple[Field, ...] = (
         "process.selinuxLabel",
         "QEMU and virtiofsd have the label of the first container; without SELinux it is an error, as under runc",
     ),
-    *_fields(Fate.MOOT, "process.apparmorProfile", f"{POLICY}; a warning says so"),
+    *_fields(
+        Fate.WARNED,
+        "process.apparmorProfile",
+        POLICY,
+        "have the engine ask for none: --security-opt apparmor=unconfined",
+    ),
+    *_fields(Fate.WARNED, "linux.resources.memory.swappiness", "the guest has no swap"),
+    *_fields(Fate.WARNED, "process.commandLine process.user.username", "it is of containers of Windows"),
     *_fields(Fate.MOOT, "linux.mountLabel", POLICY),
-    *_fields(Fate.MOOT, "linux.resources.memory.swappiness", "the guest has no swap; a warning says so"),
     *_fields(
         Fate.MOOT,
         "linux.resources.memory.useHierarchy",
@@ -83,12 +116,18 @@ FIELDS: tuple[Field, ...] = (
     *_fields(
         Fate.MOOT, "linux.resources.memory.checkBeforeUpdate", "it is of updates, and a new container uses nothing"
     ),
-    *_fields(Fate.REFUSED, "process.scheduler process.ioPriority", "the guest's runtime cannot set it"),
-    *_fields(Fate.REFUSED, "process.execCPUAffinity", _CPUS),
-    *_fields(Fate.REFUSED, "linux.intelRdt", "a guest has no cache allocation"),
-    *_fields(Fate.REFUSED, "linux.seccomp.listenerPath", "the guest cannot reach a listener of the host"),
+    *_fields(
+        Fate.REFUSED, "process.scheduler process.ioPriority", "the guest's runtime cannot set it", form=Form.OBJECT
+    ),
+    *_fields(Fate.REFUSED, "process.execCPUAffinity", _CPUS, form=Form.OBJECT),
+    *_fields(Fate.REFUSED, "linux.intelRdt", "a guest has no cache allocation", form=Form.OBJECT),
+    *_fields(
+        Fate.REFUSED,
+        "linux.seccomp.listenerPath linux.seccomp.listenerMetadata",
+        "the guest cannot reach a listener of the host",
+    ),
     *_fields(Fate.REFUSED, "linux.personality.flags", "the specification has none"),
-    *_fields(Fate.REFUSED, "linux.memoryPolicy", "the host's memory nodes are not the guest's"),
+    *_fields(Fate.REFUSED, "linux.memoryPolicy", "the host's memory nodes are not the guest's", form=Form.OBJECT),
     *_fields(Fate.REFUSED, "linux.timeOffsets", "the guest's runtime cannot set them"),
     *_fields(
         Fate.REFUSED,
@@ -101,6 +140,7 @@ FIELDS: tuple[Field, ...] = (
         "linux.resources.memory.kernel linux.resources.memory.kernelTCP",
         "cgroup v2, which the guest has, knows no such limit",
         "memory.limit counts the kernel's memory too",
+        Form.LIMIT,
     ),
     *_fields(
         Fate.REFUSED,
@@ -126,34 +166,41 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.REFUSED, "linux.resources.rdma", "the guest has no RDMA devices"),
     *_fields(
-        Fate.REFUSED, "vm.hypervisor vm.kernel vm.image vm.hwConfig", _VM, "see vm and image in the configuration file"
+        Fate.REFUSED,
+        "vm.hypervisor vm.kernel vm.image vm.hwConfig vm",
+        _VM,
+        "see vm and image in the configuration file",
+        Form.OBJECT,
     ),
-    *_fields(Fate.REFUSED, "windows solaris zos freebsd", _PLATFORM),
+    *_fields(Fate.REFUSED, "windows solaris zos freebsd", _PLATFORM, form=Form.OBJECT),
 )
 
 _PROCESS = "process."
-_BY_NAME = "linux.netDevices"
+#: What engines name where they ask for no policy.
+_NO_PROFILE = "unconfined"
 
 
-def review(name: str, spec: dict[str, Any]) -> None:
-    """Take out of ``spec``, in place, what is passed over or asks for nothing.
+def review(name: str, spec: dict[str, Any]) -> list[str]:
+    """Take out of ``spec``, in place, what is ignored or asks for nothing; what to warn of.
 
     Raises :class:`ConfigError`, naming the first field that is refused; ``name`` is the document's.
     """
-    _review(name, spec, FIELDS, "")
+    warnings = _review(name, spec, FIELDS, "")
     resources = (spec.get("linux") or {}).get("resources")
     if isinstance(resources, dict):
         _prune(resources)
+    return warnings
 
 
-def review_process(name: str, process: dict[str, Any]) -> None:
+def review_process(name: str, process: dict[str, Any]) -> list[str]:
     """As :func:`review`, of a process alone, as ``exec`` gets it; its label is that of a machine which runs already."""
     process.pop("selinuxLabel", None)
-    _review(name, process, [field for field in FIELDS if field.path.startswith(_PROCESS)], _PROCESS)
+    return _review(name, process, [field for field in FIELDS if field.path.startswith(_PROCESS)], _PROCESS)
 
 
 def is_set(value: object) -> bool:
-    """Whether a value asks for something."""
+    """Whether a limit that can be applied asks for something: none of those that can has a meaning below zero but
+    "unlimited"."""
     if isinstance(value, dict):
         return any(map(is_set, value.values()))
     if isinstance(value, int | float):
@@ -161,16 +208,21 @@ def is_set(value: object) -> bool:
     return bool(value)
 
 
-def _review(name: str, document: dict[str, Any], fields: tuple[Field, ...] | list[Field], prefix: str) -> None:
+def _review(name: str, document: dict[str, Any], fields: tuple[Field, ...] | list[Field], prefix: str) -> list[str]:
+    warnings = []
     for field in fields:
-        if field.fate not in (Fate.REFUSED, Fate.MOOT):
+        if field.fate not in (Fate.REFUSED, Fate.MOOT, Fate.WARNED):
             continue
         for parent, last, where in list(_find(document, field.path.removeprefix(prefix))):
             value = parent.pop(last)
-            # An interface is asked for by its name: the object of the name may be empty.
-            named = field.path == _BY_NAME and isinstance(value, dict) and value
-            if field.fate is Fate.REFUSED and (named or is_set(value)):
+            if not field.asks(value) or value == _NO_PROFILE:
+                continue
+            if field.fate is Fate.REFUSED:
                 raise ConfigError(f"{name}: {where}: {field.why}", hint=field.hint)
+            if field.fate is Fate.WARNED:
+                about = f": {value[:80]!r}" if isinstance(value, str) else ""
+                warnings.append(f"{where}{about} has no effect: {field.why} [{field.hint}]")
+    return warnings
 
 
 def _prune(limits: dict[str, Any]) -> None:

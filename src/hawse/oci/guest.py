@@ -13,11 +13,12 @@ from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
 from hawse.oci import device_rules, hugepages, idmap, memory
 from hawse.oci.checks import check_options
-from hawse.oci.fields import POLICY, is_set, review
+from hawse.oci.fields import POLICY, review
 from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.known import is_known
 from hawse.oci.load import Bundle
+from hawse.oci.mount_types import check_type
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 from hawse.oci.sources import GUEST_SHARE, DeviceNode, device_node, kernel_view, read_only
 from hawse.oci.types import Linux
@@ -110,16 +111,18 @@ def plan_guest(
     """
     network = _network(bundle)
     spec = copy.deepcopy(bundle.raw)
-    review(f"{bundle.path}/config.json", spec)
+    ignored = review(f"{bundle.path}/config.json", spec)
     spec["process"].pop("selinuxLabel", None)
-    notes = [*(("warning", text) for text in bundle.warnings), *_policies(bundle)]
+    notes = [("warning", text) for text in (*bundle.warnings, *ignored)]
+    if (bundle.raw.get("linux") or {}).get("mountLabel"):
+        notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
     base = f"{GUEST_SHARE}/{container}"
     readonly = bool(bundle.spec.root and bundle.spec.root.readonly)
     shares = [Share("rootfs", bundle.rootfs, True, readonly)]
     spec["ociVersion"] = GUEST_VERSION
     spec["root"]["path"] = f"{base}/rootfs"
     spec.pop("hooks", None)
-    hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks or {})
+    hooks, spec_hooks = split(f"{bundle.path}/config.json", bundle.spec.hooks.by_kind() if bundle.spec.hooks else {})
     if spec_hooks:
         spec["hooks"] = spec_hooks
     spec.setdefault("linux", {})
@@ -134,6 +137,10 @@ def plan_guest(
     for index, mount in enumerate(spec.get("mounts") or ()):
         where = f"{bundle.path}/config.json: mounts[{index}]"
         check_options(where, mount.get("options") or ())
+        if not _is_bind(mount):
+            found = node(mount["source"]) if str(mount.get("source") or "").startswith("/") else None
+            is_disk = found is not None and found.kind == "b"
+            notes += [("warning", text) for text in check_type(where, mount, is_disk=is_disk)]
         mount, owners = idmap.take_out(where, mount, user_map, bind=_is_bind(mount))
         if kib := hugepages.mounted_kib(mount):
             page_sizes.add(kib)
@@ -239,26 +246,6 @@ def _is_guests_own(view: str, node: DeviceNode) -> bool:
     says more of."""
     is_vfio = view in _VFIO_SHARED or bool(_VFIO_NODE.fullmatch(view))
     return bool(view) and (is_vfio or (node.kind == "c" and is_known(node.major, node.minor)))
-
-
-def _policies(bundle: Bundle) -> list[tuple[str, str]]:
-    """What to say of what has no effect. Engines ask for policies of security modules of their own accord."""
-    notes = []
-    profile = bundle.process.apparmor_profile
-    if profile not in ("", "unconfined"):
-        notes.append(
-            (
-                "warning",
-                f"process.apparmorProfile: {profile[:80]!r} has no effect: {POLICY} "
-                "[have the engine ask for none: --security-opt apparmor=unconfined]",
-            )
-        )
-    memory_limits = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("memory") or {}
-    if is_set(memory_limits.get("swappiness")):
-        notes.append(("warning", "linux.resources.memory.swappiness has no effect: the guest has no swap"))
-    if (bundle.raw.get("linux") or {}).get("mountLabel"):
-        notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
-    return notes
 
 
 def _guests_own(where: str, source: str) -> str:

@@ -1,7 +1,7 @@
 """Forms of a document that Go's decoder, and so runc, accepts. Pure.
 
-- null for a member of an object is the member left out; in a map of texts it is the empty text (encoding/json,
-  Unmarshal).
+- null for a member of an object is the member left out; in a map it is the empty text or object under its name
+  (encoding/json, Unmarshal).
 - A path of a mount or of a device without its first slash is below the container's root (runtime-spec 1.2, config.md,
   "Mounts"; runc libcontainer/specconv/spec_linux.go, createLibcontainerMount()).
 - A device rule without ``allow`` denies.
@@ -12,12 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 _TEXTS = (("annotations",), ("linux", "sysctl"), ("linux", "resources", "unified"))
+_OBJECTS = (("linux", "netDevices"), ("linux", "timeOffsets"), ("linux", "resources", "rdma"))
 
 
 def completed(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The document as one that hawse reads, and what to warn of. Other faults are left for the check of types."""
     for path in _TEXTS:
-        _complete_texts(document, path)
+        _complete_map(document, path, "")
+    for path in _OBJECTS:
+        _complete_map(document, path, {})
     whole: dict[str, Any] = without_nulls(document)
     warnings = _complete_paths(whole.get("mounts"), "destination", "mounts")
     linux = whole.get("linux")
@@ -36,11 +39,11 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _complete_texts(document: Any, path: tuple[str, ...]) -> None:
+def _complete_map(document: Any, path: tuple[str, ...], empty: Any) -> None:
     for key in path:
         document = document.get(key) if isinstance(document, dict) else None
     if isinstance(document, dict):
-        document.update({key: "" for key, text in document.items() if text is None})
+        document.update({key: empty for key, value in document.items() if value is None})
 
 
 def _complete_paths(entries: Any, key: str, where: str) -> list[str]:

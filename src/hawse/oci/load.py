@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.oci.capabilities import unknown
 from hawse.oci.checks import check_linux, check_rlimits
 from hawse.oci.fields import review_process
 from hawse.oci.lenient import completed
+from hawse.oci.seccomp import is_empty
 from hawse.oci.types import Process, Spec, convert
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -56,7 +58,11 @@ def load_bundle(path: str) -> Bundle:
     if not os.path.isdir(rootfs):
         raise ConfigError(f"{name}: root.path: {rootfs} is not a directory", hint="unpack the container's files there")
     _check_paths(name, spec)
-    check_linux(name, spec)
+    warnings += check_linux(name, spec)
+    if spec.process.capabilities:
+        warnings += unknown(msgspec.structs.asdict(spec.process.capabilities))
+    if spec.linux and spec.linux.seccomp and is_empty(spec.linux.seccomp):
+        del raw["linux"]["seccomp"]
     return Bundle(bundle, raw, spec, spec.process, rootfs, tuple(warnings))
 
 

@@ -1,7 +1,8 @@
-"""The parts of config.json that hawse looks at (OCI runtime-spec config.md, config-linux.md).
+"""The types of config.json (OCI runtime-spec config.md, config-linux.md).
 
-Unknown properties are ignored, as the specification demands; what is known is checked for its type and range. The
-document itself is kept beside these objects, so that what is not listed here reaches the guest unchanged.
+Unknown properties are ignored, as the specification demands; what is known is checked for its type and range, also
+where hawse does not look at it: Go's decoder, and so runc, refuses another type. The document itself is kept beside
+these objects. Sections that are refused whole are objects here (:mod:`hawse.oci.fields`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from hawse.oci.seccomp import Seccomp
+
+Uint16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Uint64 = Annotated[int, Meta(ge=0)]
+#: Bytes; -1 is no limit.
+Bytes = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+Object = dict[str, Any]
 Text = Annotated[str, Meta(pattern="^[^\\x00]*$")]
 
 
@@ -30,6 +38,7 @@ class User(_Part, frozen=True):
     gid: Uint32 = 0
     umask: Uint32 | None = None
     additional_gids: list[Uint32] = []
+    username: str = ""
 
 
 class Box(_Part, frozen=True):
@@ -43,6 +52,14 @@ class Rlimit(_Part, frozen=True):
     soft: Annotated[int, Meta(ge=0)]
 
 
+class Capabilities(_Part, frozen=True):
+    bounding: list[str] | None = None
+    effective: list[str] | None = None
+    inheritable: list[str] | None = None
+    permitted: list[str] | None = None
+    ambient: list[str] | None = None
+
+
 class Process(_Part, frozen=True):
     cwd: Text
     args: list[Text] = []
@@ -50,12 +67,16 @@ class Process(_Part, frozen=True):
     terminal: bool = False
     console_size: Box | None = None
     user: User = User()
-    capabilities: dict[str, list[str]] | None = None
+    command_line: str = ""
+    capabilities: Capabilities | None = None
     rlimits: list[Rlimit] = []
     no_new_privileges: bool = False
     apparmor_profile: str = ""
     selinux_label: str = ""
-    oom_score_adj: int | None = None
+    oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    scheduler: Object | None = None
+    io_priority: Object | None = None
+    exec_cpu_affinity: Object | None = msgspec.field(name="execCPUAffinity", default=None)
 
 
 class IdMapping(_Part, frozen=True):
@@ -97,16 +118,46 @@ class HugepageLimit(_Part, frozen=True):
 
 
 class Memory(_Part, frozen=True):
-    limit: int | None = None
+    limit: Bytes | None = None
+    reservation: Bytes | None = None
+    swap: Bytes | None = None
+    kernel: Int64 | None = None
+    kernel_tcp: Int64 | None = msgspec.field(name="kernelTCP", default=None)
+    swappiness: Uint64 | None = None
+    disable_oom_killer: bool | None = msgspec.field(name="disableOOMKiller", default=None)
+    use_hierarchy: bool | None = None
+    check_before_update: bool | None = None
 
 
 class Cpu(_Part, frozen=True):
-    shares: Annotated[int, Meta(ge=0)] | None = None
-    quota: int | None = None
-    period: int | None = None
-    burst: Annotated[int, Meta(ge=0)] | None = None
+    shares: Uint64 | None = None
+    quota: Int64 | None = None
+    period: Uint64 | None = None
+    burst: Uint64 | None = None
+    realtime_runtime: Int64 | None = None
+    realtime_period: Uint64 | None = None
+    idle: Annotated[int, Meta(ge=0, le=1)] | None = None
     cpus: Text = ""
     mems: Text = ""
+
+
+class Pids(_Part, frozen=True):
+    limit: Int64 | None = None
+
+
+class BlockIo(_Part, frozen=True):
+    weight: Uint16 | None = None
+    leaf_weight: Uint16 | None = None
+    weight_device: list[Object] | None = None
+    throttle_read_bps_device: list[Object] | None = None
+    throttle_write_bps_device: list[Object] | None = None
+    throttle_read_iops_device: list[Object] | None = msgspec.field(name="throttleReadIOPSDevice", default=None)
+    throttle_write_iops_device: list[Object] | None = msgspec.field(name="throttleWriteIOPSDevice", default=None)
+
+
+class Network(_Part, frozen=True):
+    class_id: Uint32 | None = msgspec.field(name="classID", default=None)
+    priorities: list[Object] | None = None
 
 
 class Resources(_Part, frozen=True):
@@ -114,7 +165,16 @@ class Resources(_Part, frozen=True):
     hugepage_limits: list[HugepageLimit] | None = None
     memory: Memory | None = None
     cpu: Cpu | None = None
+    pids: Pids | None = None
+    block_io: BlockIo | None = msgspec.field(name="blockIO", default=None)
+    network: Network | None = None
+    rdma: dict[str, Object] | None = None
     unified: dict[str, str] | None = None
+
+
+class Personality(_Part, frozen=True):
+    domain: str = ""
+    flags: list[str] | None = None
 
 
 class Namespace(_Part, frozen=True):
@@ -130,10 +190,16 @@ class Linux(_Part, frozen=True):
     sysctl: dict[str, str] | None = None
     masked_paths: list[Text] | None = None
     readonly_paths: list[Text] | None = None
-    seccomp: dict[str, Any] | None = None
+    seccomp: Seccomp | None = None
     uid_mappings: list[IdMapping] | None = None
     gid_mappings: list[IdMapping] | None = None
     rootfs_propagation: str = ""
+    mount_label: str = ""
+    personality: Personality | None = None
+    intel_rdt: Object | None = None
+    memory_policy: Object | None = None
+    time_offsets: dict[str, Object] | None = None
+    net_devices: dict[str, Object] | None = None
 
 
 class Hook(_Part, frozen=True, omit_defaults=True):
@@ -143,6 +209,20 @@ class Hook(_Part, frozen=True, omit_defaults=True):
     timeout: int | None = None
 
 
+class Hooks(_Part, frozen=True):
+    prestart: list[Hook] | None = None
+    create_runtime: list[Hook] | None = None
+    create_container: list[Hook] | None = None
+    start_container: list[Hook] | None = None
+    poststart: list[Hook] | None = None
+    poststop: list[Hook] | None = None
+
+    def by_kind(self) -> dict[str, list[Hook] | None]:
+        """By their names in the document."""
+        names = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+        return dict(zip(names, msgspec.structs.astuple(self), strict=True))
+
+
 class Spec(_Part, frozen=True):
     oci_version: str
     root: Root | None = None
@@ -150,9 +230,14 @@ class Spec(_Part, frozen=True):
     hostname: str = ""
     domainname: Text = ""
     mounts: list[Mount] | None = None
-    hooks: dict[str, list[Hook] | None] | None = None
+    hooks: Hooks | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
+    vm: Object | None = None
+    windows: Object | None = None
+    solaris: Object | None = None
+    zos: Object | None = None
+    freebsd: Object | None = None
 
 
 def convert(value: object, kind: type[Any]) -> Any:

@@ -1,8 +1,9 @@
 """The state of a sandbox on disk. Standard library only: the hot verbs answer from here.
 
 ``<root>/<id>/`` (mode 0700) holds ``state.json``, replaced by rename and written by the monitor alone, ``lock``, held
-by the monitor for as long as it lives, ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
-That of a container that has joined a sandbox has its state, and links to the sandbox's ``lock`` and ``monitor.sock``.
+by the monitor for as long as it lives and with its version in it, ``monitor.sock``, ``console.log``, ``monitor.log``,
+``qmp.log`` and ``share/``. That of a container that has joined a sandbox has its state, and links to the sandbox's
+``lock`` and ``monitor.sock``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from contextlib import suppress
 
 from hawse.errors import NotFoundError, StateError, UsageError, from_wire
+from hawse.sandbox import interface
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class Store:
                 hint=f"choose another, or end it with `hawse delete --force {self.name}`",
             ) from None
         except OSError as error:
-            raise StateError(f"cannot make the state directory {self.path}: {error.strerror}") from None
+            hint = "run as root" if os.geteuid() else "give another --root"
+            raise StateError(f"cannot make the state directory {self.path}: {error.strerror}", hint=hint) from None
 
     def read(self) -> State:
         """The state as it is now: a monitor or first process that is gone makes it stopped."""
@@ -98,8 +101,17 @@ class Store:
     def lock(self) -> int:
         """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""
         fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.pwrite(fd, interface.to_text(), 0)  # first: the version of a monitor that lives is always known
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return fd
+
+    def monitor_interface(self) -> tuple[int, str]:
+        """The number of the monitor's interface, and its version of hawse (:mod:`hawse.sandbox.interface`)."""
+        try:
+            with open(f"{self.path}/lock", "rb") as file:
+                return interface.from_text(file.read(64))
+        except FileNotFoundError:
+            return 0, ""
 
     @property
     def has_joined(self) -> bool:

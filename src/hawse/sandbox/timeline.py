@@ -47,7 +47,7 @@ def read(path: str) -> list[Step]:
         with open(path, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"timeline {path}: {error.strerror}") from None
+        raise ConfigError(f"timeline {path}: {error.strerror}", hint="give the file that --timeline wrote") from None
     if len(data) > _MAX_BYTES:
         raise ConfigError(f"timeline {path}: more than {_MAX_BYTES} bytes are no timeline of a sandbox")
     try:

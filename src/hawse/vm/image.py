@@ -94,17 +94,18 @@ def locate(
 ) -> Image:
     """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
     where another user may write to it: whoever does runs in every guest. ``hash_files`` as of :func:`read`."""
-    pointer = current_path(cache, kernel, modules, extra)
+    sources = sources_digest(kernel, modules, extra)
     _check_directory(cache, "images")
     try:
-        with open(pointer) as file:
+        with open(_pointer(cache, sources)) as file:
             digest = file.read(65).strip()
     except FileNotFoundError:
         which = f" with image.extra_modules {_joined(extra)}" if extra else ""
-        raise ImageError(f"there is no guest image{which} in {cache}", hint=_BUILD) from None
+        others = ": those in it are of another version of hawse or another [image] section" if _has_any(cache) else ""
+        raise ImageError(f"there is no guest image{which} in {cache}{others}", hint=_BUILD) from None
     _check_directory(cache, "images", digest)
     image = read(f"{cache}/images/{digest}", hash_files=hash_files)
-    if _manifest(f"{cache}/images/{digest}")["sources"] != sources_digest(kernel, modules, extra):
+    if _manifest(f"{cache}/images/{digest}")["sources"] != sources:
         raise ImageError(
             f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe",
             hint=_BUILD,
@@ -137,15 +138,17 @@ def read(directory: str, *, hash_files: bool = False) -> Image:
 
 
 def current_path(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> str:
-    """The file that names the digest of the image in use: one for each installation of hawse, which makes images of its
-    own sources, each kernel of the user's own, and each list of additional modules."""
-    own = hashlib.sha256(f"{_PACKAGE}\0{kernel}\0{modules}\0{_joined(extra)}".encode()).hexdigest()[:16]
-    return f"{cache}/images/current-{own}"
+    """The file that names the digest of the image in use, one for each content of :func:`sources_digest`.
+
+    Installations of the same version share an image, wherever their files are: a wheel, a checkout, another Python.
+    Raises :class:`ImageError`.
+    """
+    return _pointer(cache, sources_digest(kernel, modules, extra))
 
 
 def confirmed(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> float:
     """When `hawse image build` last made the image in use, or found that the packages are still the same: seconds since
-    1970. Raises OSError where there is none."""
+    1970. Raises OSError where there is none, and :class:`ImageError`."""
     return os.stat(current_path(cache, kernel, modules, extra)).st_mtime
 
 
@@ -175,6 +178,17 @@ def tree_digest(directory: str) -> tuple[int, str]:
             size += os.stat(path).st_size
             digest.update(f"{os.path.relpath(path, directory)}\0{file_digest(path)}\n".encode())
     return size, digest.hexdigest()
+
+
+def _pointer(cache: str, sources: str) -> str:
+    return f"{cache}/images/current-{sources[:16]}"
+
+
+def _has_any(cache: str) -> bool:
+    try:
+        return any(name.startswith("current-") for name in os.listdir(f"{cache}/images"))
+    except OSError:
+        return False
 
 
 def _joined(extra: Sequence[str]) -> str:
