@@ -19,16 +19,16 @@ pytestmark = pytest.mark.lab
 #: Three namespaces: the container's, ``middle`` with the parents of its ipvlans, and ``far`` at the ends of all cables.
 #: NET is 10.77.NET.1 in ``far`` and .2 in the container.
 _NAMESPACES = """
-set -e
+set -ex
 for name in box middle far; do ip netns add $name; ip -n $name link set lo up; done
-cable() { ip link add $2 netns $1 type veth peer $3 netns far; ip -n $1 link set $2 up; ip -n far link set $3 up; }
+cable() { ip -n $1 link add $2 type veth peer name $3 netns far; ip -n $1 link set $2 up; ip -n far link set $3 up; }
 address() { ip -n far addr add 10.77.$1.1/24 dev $2; ip -n box addr add 10.77.$1.2/24 dev $3; }
 
 # A bond of two veths, without an address on them, and a VLAN over it.
 ip -n far link add hub type bridge; ip -n far link set hub up
 ip -n box link add bond0 type bond mode active-backup miimon 100
 for number in 1 2; do
-    ip link add slave$number netns box type veth peer port$number netns far
+    ip -n box link add slave$number type veth peer name port$number netns far
     ip -n far link set port$number master hub up
     ip -n box link set slave$number master bond0
     ip -n box link set slave$number up
@@ -84,35 +84,37 @@ while True:
     time.sleep(0.1)
 """
 _SHOW = """
-echo $(ls /sys/class/net)
+(cd /sys/class/net; echo */)  # not bonding_masters, which is a file
 for net in 1 2 4 5 6 11 12; do
     echo $net $(busybox ping -c 2 -w 20 10.77.$net.1 | grep -o '[12] packets received')
 done
-busybox ip -o link | busybox sed -n 's/.*\\\\(ipl[23]\\\\)[@:].*<\\\\(.*\\\\)>.*/\\\\1 \\\\2/p'
+echo flags $(cat /sys/class/net/ipl2/flags /sys/class/net/ipl3/flags)
 /bin/receives group4 ipl2 20
 """
 
 
-def both(lab: Lab, network: str, script: str) -> tuple[list[str], list[str], str]:
-    """What the container prints under hawse and under runc, and what hawse warns of."""
+def both(lab: Lab, name: str, script: str) -> tuple[list[str], list[str], str]:
+    """What a container in the namespace "box" prints under hawse and under runc, and what hawse warns of."""
     configure(lab)
     program = compiled_file("tests/vm/receives.c")
     lab.see_new_files()
-    made = lab.python(_BUNDLE, "/tmp/bundles/network", network, script, program)
+    made = lab.python(_BUNDLE, f"/tmp/bundles/{name}", "/run/netns/box", script, program)
     assert made.code == 0, made
-    runc = lab.run(["runc", "run", "--bundle", "/tmp/bundles/network", "network"], timeout=SECONDS)
+    runc = lab.run(["runc", "run", "--bundle", f"/tmp/bundles/{name}", name], timeout=SECONDS)
     assert runc.code == 0, runc
-    ours = hawse(lab, "run", "--bundle", "/tmp/bundles/network", "network")
+    ours = hawse(lab, "run", "--bundle", f"/tmp/bundles/{name}", name)
     assert ours.code == 0, ours
     return ours.output.splitlines(), runc.output.splitlines(), ours.errors
 
 
 @pytest.fixture
 def namespaces(lab: Lab) -> Iterator[None]:
-    made = lab.run(["sh", "-c", _NAMESPACES])
-    assert made.code == 0, made
-    yield
-    lab.run(["sh", "-c", _CLEAR])
+    try:
+        made = lab.run(["sh", "-c", _NAMESPACES])
+        assert made.code == 0, made
+        yield
+    finally:
+        lab.run(["sh", "-c", _CLEAR])
 
 
 def start_sending(lab: Lab, namespace: str, address: str) -> None:
@@ -130,19 +132,19 @@ def test_bonds_vlans_and_ipvlans_are_as_with_runc(lab: Lab) -> None:
     before = snapshot(lab)
     start_sending(lab, "far", "10.77.11.1")
     try:
-        (names, *ours), (all_names, *theirs), errors = both(lab, "/run/netns/box", _SHOW)
+        (names, *ours), (all_names, *theirs), errors = both(lab, "kinds", _SHOW)
     finally:
         stop_sending(lab)
-    assert names == "bond0 bond0.6 eth2 eth2.4 eth3.5 ipl2 ipl3 lo"
-    assert set(all_names.split()) == {*names.split(), "slave1", "slave2", "eth3", "ipl3s"}
+    guests, hosts = (set(listed.replace("/", "").split()) for listed in (names, all_names))
+    assert guests == {"bond0", "bond0.6", "eth2", "eth2.4", "eth3.5", "ipl2", "ipl3", "lo"}
+    assert hosts == guests | {"slave1", "slave2", "eth3", "ipl3s"}
     assert ours == theirs
     assert theirs[:7] == [f"{net} 2 packets received" for net in (1, 2, 4, 5, 6, 11, 12)]
-    assert "NOARP" in theirs[8] and "NOARP" not in theirs[7]
-    assert theirs[-1] == "group4 on ipl2: received"
+    assert theirs[7:] == ["flags 0x1003 0x1083", "group4 on ipl2: received"], "no ARP in mode l3"
     assert "interface ipl3s is an ipvlan of mode l3s" in errors
     left = lab.run(["sh", "-c", "ip -n box -json link; tc -n box qdisc show | grep -c ingress"]).output.splitlines()
     links = {link["ifname"] for link in json.loads(left[0])}
-    assert links == {*all_names.split()}, "no tap is left"
+    assert links == hosts, "no tap is left"
     assert left[1] == "0"
     prove_unchanged(lab, before)
 
@@ -162,15 +164,16 @@ echo $vf
 @pytest.fixture
 def function(lab: Lab) -> Iterator[str]:
     """The name of a VF's interface, in the container's namespace; afterwards both functions are on vfio-pci again."""
-    rebind(lab, _FUNCTION, "igbvf")
-    rebind(lab, _SENDER, "e1000e")
-    placed = lab.run(["sh", "-c", _PLACE, _FUNCTION, _SENDER])
-    assert placed.code == 0, placed
-    yield placed.output.strip()
-    # Its interface comes back with the end of the namespace, which the kernel has in its own time.
-    lab.run(["sh", "-c", "ip -n box link set $0 netns 1; ip netns del box", placed.output.strip()])
-    for address in (_FUNCTION, _SENDER):
-        rebind(lab, address, "vfio-pci")
+    try:
+        rebind(lab, _FUNCTION, "igbvf")
+        rebind(lab, _SENDER, "e1000e")
+        placed = lab.run(["sh", "-c", _PLACE, _FUNCTION, _SENDER])
+        assert placed.code == 0, placed
+        yield placed.output.strip()
+    finally:
+        lab.run(["sh", "-c", "ip netns del box"])
+        for address in (_FUNCTION, _SENDER):
+            rebind(lab, address, "vfio-pci")
 
 
 def test_a_virtual_functions_interface_receives_what_it_receives_with_runc(lab: Lab, function: str) -> None:
@@ -178,7 +181,7 @@ def test_a_virtual_functions_interface_receives_what_it_receives_with_runc(lab: 
     script = f"busybox ping -c 2 -w 20 10.77.20.1 | grep -o '[12] packets received'; /bin/receives group4 {function} 20"
     start_sending(lab, "", "10.77.20.1")
     try:
-        ours, theirs, errors = both(lab, "/run/netns/box", script)
+        ours, theirs, errors = both(lab, "function", script)
     finally:
         stop_sending(lab)
     assert (ours, errors) == (theirs, "")
