@@ -21,9 +21,16 @@ INGRESS = 0xFFFFFFF1
 INGRESS_HANDLE = 0xFFFF0000
 #: The parent of filters of ingress: clsact knows no other for them, and ingress takes any (net/sched/sch_ingress.c).
 INGRESS_FILTERS = 0xFFFFFFF2
-#: The priority of our own filters, by which they are told from others'.
+ETH_P_ALL, ETH_P_8021Q, ETH_P_8021AD, ETH_P_MACSEC = 3, 0x8100, 0x88A8, 0x88E5
+#: The priorities of our own filters, by which they are told from others', and the protocol of each. One priority has
+#: one protocol (net/sched/cls_api.c, tcf_chain_tp_find()). Those that let frames pass come before the redirection.
 PRIORITY = 0x4857
-ETH_P_ALL = 3
+PRIORITIES = {
+    ETH_P_8021Q: PRIORITY - 3, ETH_P_8021AD: PRIORITY - 2, ETH_P_MACSEC: PRIORITY - 1, ETH_P_ALL: PRIORITY,
+}  # fmt: skip
+#: Of an interface's flags those that a user sets (net/core/dev.c, __dev_change_flags()), but for up: no trailers, no
+#: ARP, promiscuous, all multicast, multicast, dynamic.
+CARRIED_FLAGS = 0x20 | 0x80 | 0x100 | 0x200 | 0x1000 | 0x8000
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -40,10 +47,15 @@ _MAX = 65536
 _FAMILIES = {4: (socket.AF_INET, 32), 6: (socket.AF_INET6, 128)}
 
 
-def link(index: int, *, name: str = "", mtu: int = 0, up: bool = False, pid: int = 0) -> bytes:
-    """Change an interface: what is not named stays. With ``pid`` it goes to the network namespace of that process."""
-    flags = _UP if up else 0
-    body = _LINK.pack(0, 0, index, flags, flags)
+def link(
+    index: int, *, name: str = "", mtu: int = 0, up: bool = False, pid: int = 0, flags: int | None = None
+) -> bytes:
+    """Change an interface: what is not named stays. With ``pid`` it goes to the network namespace of that process.
+
+    ``flags`` are what it has of :data:`CARRIED_FLAGS` from now on.
+    """
+    changed = (_UP if up else 0) | (CARRIED_FLAGS if flags is not None else 0)
+    body = _LINK.pack(0, 0, index, (_UP if up else 0) | (flags or 0) & CARRIED_FLAGS, changed)
     if name:
         body += attribute(3, name.encode() + b"\0")
     if mtu:
@@ -110,10 +122,13 @@ def no_ingress(index: int) -> bytes:
     return message(DELETE_QDISC, _TRAFFIC.pack(0, 0, index, INGRESS_HANDLE, INGRESS, 0))
 
 
-def no_filters(index: int) -> bytes:
-    """Take our filters off the ingress of an interface; others' have other priorities."""
-    info = PRIORITY << 16 | socket.htons(ETH_P_ALL)
-    return message(DELETE_FILTER, _TRAFFIC.pack(0, 0, index, 0, INGRESS_FILTERS, info))
+def no_filters(index: int) -> list[bytes]:
+    """Take our filters off the ingress of an interface; others' have other priorities.
+
+    A message for each priority, the redirection's last; the kernel answers ENOENT where there is none.
+    """
+    infos = [priority << 16 | socket.htons(protocol) for protocol, priority in PRIORITIES.items()]
+    return [message(DELETE_FILTER, _TRAFFIC.pack(0, 0, index, 0, INGRESS_FILTERS, info)) for info in infos]
 
 
 def attribute(kind: int, payload: bytes) -> bytes:

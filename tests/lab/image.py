@@ -31,6 +31,12 @@ _MODULES = [
     "sch_ingress",
     "cls_u32",
     "act_mirred",
+    # Kinds of interfaces that a container's network may have.
+    "bridge",
+    "bonding",
+    "8021q",
+    "ipvlan",
+    "igbvf",
 ]
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1),)
 

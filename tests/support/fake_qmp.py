@@ -47,6 +47,10 @@ class FakeQmp:
         self._refuse = refuse
         self._patience = patience
         self._listeners: list[FakeEvents] = []
+        self._filtering: list[FakeEvents] = []
+        #: What query-rx-filter answers, by the NIC's name.
+        self.rx_filters: dict[str, Any] = {}
+        self.ended = False
 
     async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
         assert timeout > 0
@@ -67,6 +71,8 @@ class FakeQmp:
                 self.drop(name)
         elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
             raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
+        elif command == "query-rx-filter":
+            return self.rx_filters[arguments["name"]]
         return {}
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
@@ -88,9 +94,18 @@ class FakeQmp:
         for listener in self._listeners:
             listener.queue.put_nowait({"device": name})
 
+    @property
+    def is_listening_to_filters(self) -> bool:
+        return bool(self._filtering)
+
+    def change_rx_filter(self, name: str) -> None:
+        """The guest has changed the filter of a NIC."""
+        for listener in self._filtering:
+            listener.queue.put_nowait({"name": name})
+
     def listen(self, *names: str) -> FakeEvents:
-        assert names == ("DEVICE_DELETED",)
-        return FakeEvents(self._listeners)
+        [name] = names
+        return FakeEvents({"DEVICE_DELETED": self._listeners, "NIC_RX_FILTER_CHANGED": self._filtering}[name])
 
 
 class FakeEvents:

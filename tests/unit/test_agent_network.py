@@ -12,7 +12,7 @@ from hawse.errors import VmError
 
 
 def interface(**other: Any) -> dict[str, Any]:
-    made = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "settings": {}}
+    made = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "flags": 0x1000, "settings": {}}
     return made | {"addresses": [], "routes": [], "neighbours": []} | other
 
 
@@ -30,6 +30,9 @@ def test_names_that_interfaces_have(name: str) -> None:
         ({"name": "eth 0"}, "not a name"),
         ({"name": "sixteen-letters!"}, "not a name"),
         ({"name": "ééééééééé"}, "not a name"),
+        ({"flags": 1}, "flags that are not to be set"),  # IFF_UP
+        ({"flags": -1}, "flags that are not to be set"),
+        ({"flags": "0x1000"}, "flags that are not to be set"),
         ({"routes": [{}] * 1025}, "1025 routes, more than 1024"),
         ({"settings": {"ipv6/../../kernel/core_pattern": "1"}}, "settings that are not to be made"),
         ({"settings": {"ipv6/accept_ra": "|/bin/sh"}}, "settings that are not to be made"),

@@ -14,7 +14,8 @@ Message = dict[str, Any]
 
 def link(index: int = 2, *, kind: int = 1, **attrs: Any) -> Message:
     named = {"IFLA_IFNAME": f"eth{index}", "IFLA_MTU": 1500, "IFLA_ADDRESS": "0a:00:00:00:00:02"} | attrs
-    return {"index": index, "ifi_type": kind, "attrs": [pair for pair in named.items() if pair[1] is not None]}
+    listed = [pair for pair in named.items() if pair[1] is not None]
+    return {"index": index, "ifi_type": kind, "flags": 0, "attrs": listed}
 
 
 def address(*, family: int = 2, prefix: int = 24, flags: int = 0, **attrs: Any) -> Message:

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.sandbox.interfaces import Interface, read
+from hawse.sandbox.interfaces import Interface, addressed, read
 
 MAC = "0a:00:00:00:00:02"
 
 
 def link(index: int = 2, name: str = "eth0", mac: str = MAC, mtu: int = 1500, kind: int = 1) -> dict[str, Any]:
     attrs = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_ADDRESS", mac)]
-    return {"index": index, "ifi_type": kind, "attrs": attrs}
+    return {"index": index, "ifi_type": kind, "flags": 0x11043, "attrs": attrs}
 
 
 def address(local: str, *, index: int = 2, prefix: int = 24, flags: int = 0x80, **attrs: Any) -> dict[str, Any]:
@@ -74,6 +74,33 @@ def test_an_address_that_another_host_has_is_left_and_said() -> None:
     found, warnings = seen(addresses=[address("fd77::2", flags=0x88)])
     assert found.addresses == []
     assert warnings == ["interface eth0: another host has its address fd77::2: the guest does not get it"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [(0x11043, 0x1000), (0x110C3, 0x1080), (0x11343, 0x1300), (0x10043, 0), (0x190E3, 0x90A0)],
+)
+def test_flags_that_a_user_sets(flags: int, kept: int) -> None:
+    """As with `ip link set eth0 arp off`, and the like; not up, broadcast, running and lower-up (linux/if.h)."""
+    found, warnings = seen(links=[link() | {"flags": flags}])
+    assert (found.flags, warnings) == (kept, [])
+
+
+@pytest.mark.parametrize(
+    ("addresses", "routes", "expected"),
+    [
+        ([], [], set()),
+        ([address("10.0.0.2")], [], {2}),
+        ([address("fd77::2", prefix=64)], [], {2}),
+        ([address("fe80::2", prefix=64) | {"scope": 253}], [], set()),
+        ([address("169.254.1.2") | {"scope": 253}], [], {2}),
+        ([], [route("10.9.0.0", 16, index=5)], {5}),
+        ([], [route("fe80::", 64, family=10, proto=2)], set()),
+        ([address("10.0.0.2") | {"family": 28}], [], set()),
+    ],
+)
+def test_interfaces_with_addresses_or_routes(addresses: list[Any], routes: list[Any], expected: set[int]) -> None:
+    assert addressed(addresses, routes) == expected
 
 
 DEFAULT = {"family": 4, "to": "", "prefix": 0, "scope": 0, "protocol": 3}

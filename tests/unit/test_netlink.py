@@ -84,7 +84,11 @@ LINK_LOCAL = bytes.fromhex("fe80000000000000" + "0000000000000001")
             (28, 0x405, (2, 0, 2, 0x80, 0, 0), {1: bytes([10, 0, 0, 1]), 2: bytes([2, 0, 0, 0, 0, 10])}),
         ),
         (netlink.no_ingress(3), "=BxHiIII", (37, 5, (0, 0, 3, 0xFFFF0000, 0xFFFFFFF1, 0), {})),
-        (netlink.no_filters(3), "=BxHiIII", (45, 5, (0, 0, 3, 0, 0xFFFFFFF2, 0x48570300), {})),
+        (netlink.no_filters(3)[0], "=BxHiIII", (45, 5, (0, 0, 3, 0, 0xFFFFFFF2, 0x48540081), {})),
+        (netlink.no_filters(3)[-1], "=BxHiIII", (45, 5, (0, 0, 3, 0, 0xFFFFFFF2, 0x48570300), {})),
+        # NOARP instead of MULTICAST; IFF_UP is not for this argument to set.
+        (netlink.link(2, flags=0x81), "=BxHiII", (16, 5, (0, 0, 2, 0x80, 0x93A0), {})),
+        (netlink.link(2, flags=0), "=BxHiII", (16, 5, (0, 0, 2, 0, 0x93A0), {})),
     ],
 )  # fmt: skip
 def test_a_message_is_the_kernels(message: bytes, body: str, expected: object) -> None:

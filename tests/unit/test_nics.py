@@ -19,6 +19,20 @@ from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import plan
 
 
+class FakePackets:
+    """A packet socket that counts memberships."""
+
+    def __init__(self) -> None:
+        self.memberships = 0
+        self.closed = False
+
+    def setsockopt(self, _level: int, _option: int, _value: bytes) -> None:
+        self.memberships += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeNetwork:
     """Interfaces that were joined to taps: each list is the result of one look. An error is raised by the wait."""
 
@@ -26,6 +40,7 @@ class FakeNetwork:
         self._looks = list(looks)
         self._number = 0
         self.inodes: list[int] = []
+        self.packets: FakePackets | None = FakePackets()
 
     def taken(self) -> FakeNetwork | None:
         return self if self._looks else None
@@ -44,8 +59,21 @@ class FakeNetwork:
 
 
 def interface(number: int) -> dict[str, Any]:
-    parts = {"settings": {"ipv6/accept_ra": "1"}, "addresses": [{"local": "10.0.0.2"}], "routes": [], "neighbours": []}
-    return {"index": number + 2, "name": f"eth{number}", "mac": f"0a:00:00:00:00:{number:02x}", "mtu": 1500, **parts}
+    parts: dict[str, Any] = {
+        "flags": 0x1000,
+        "settings": {"ipv6/accept_ra": "1"},
+        "addresses": [{"local": "10.0.0.2"}],
+        "routes": [],
+        "neighbours": [],
+    }
+    return {
+        "index": number + 2,
+        "name": f"eth{number}",
+        "mac": f"0a:00:00:00:00:{number:02x}",
+        "mtu": 1500,
+        "flags": 0x1000,
+        **parts,
+    }
 
 
 class Machine:
@@ -89,6 +117,39 @@ def test_single_interface() -> None:
         assert descriptors() == before, "the taps are QEMU's only"
         assert await made.plug() == [], "nothing new"
         assert len(made.link.calls) == 1
+
+    virtual_time.run(story())
+
+
+def test_rx_filter_of_a_nic_is_followed() -> None:
+    async def story() -> None:
+        made = Machine(0, 1)
+        await made.plug()
+        assert not made.qmp.is_listening_to_filters, "no NIC yet"
+        await made.plug()
+        usual = {"promiscuous": True, "multicast": "normal", "unicast": "normal", "main-mac": "0a:00:00:00:00:00"}
+        usual |= {"multicast-overflow": False, "unicast-overflow": False}
+        made.qmp.rx_filters["nic-net0"] = [usual | {"unicast-table": [], "multicast-table": []}]
+        made.qmp.change_rx_filter("nic-net0")
+        await asyncio.sleep(1)
+        packets = made.network.packets
+        assert packets is not None
+        assert packets.memberships == 1
+        made.nics.end()
+        assert packets.closed
+
+    virtual_time.run(story())
+
+
+def test_host_without_packet_sockets_is_warned_of() -> None:
+    async def story() -> None:
+        made = Machine(0, 1)
+        made.network.packets = None
+        assert await made.plug() == []
+        [(_, route), (level, text)] = await made.plug()
+        assert (route, level) == ("a route is missing", "warning")
+        assert text.startswith("the host has no packet sockets (CONFIG_PACKET)")
+        made.nics.end()
 
     virtual_time.run(story())
 

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hawse.sandbox.state import start_time
 from tests.support.bundles import busybox, make_bundle, write
 from tests.support.netns import Namespace, cable, run
 from tests.support.patience import patience, wait_until
-from tests.support.programs import compiled
+from tests.support.programs import compiled, compiled_file
 from tests.support.runtime import Runtime
 from tests.vm.test_failures import fails
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.vm
 BOX = "/bin/busybox"
 #: What a program can see of its network, but for counters, times and the queues of the device.
 SHOW = f"""
-cd /sys/class/net; for i in *; do echo "$i" "$(cat $i/mtu)" "$(cat $i/address)"; done
+cd /sys/class/net; for i in *; do echo "$i" "$(cat $i/mtu)" "$(cat $i/address)" "$(cat $i/flags)"; done
 {BOX} ip -o link | {BOX} sed -n 's/.*\\(lo\\|eth[0-9]\\)[@:].*<\\(.*\\)>.*/\\1 \\2/p'
 {BOX} ip addr | grep -o 'inet.*' | {BOX} sed 's/ flags.*//'
 {BOX} ip route; {BOX} ip -6 route; {BOX} ip neigh | grep PERMANENT
@@ -77,7 +78,8 @@ def test_a_program_sees_what_it_sees_with_runc(
     runtime: Runtime, tmp_path: Path, inside: Namespace, outside: Namespace
 ) -> None:
     cable(inside, outside, "eth0", net=1, settings="mtu 1400 address 0a:00:00:00:00:02")
-    cable(inside, outside, "eth1", net=2)
+    cable(inside, outside, "eth1", net=2, settings="allmulticast on promisc on dynamic on")
+    cable(inside, outside, "eth2", net=3, settings="arp off multicast off")
     for words in (
         "addr add 10.77.1.3/24 dev eth0", "addr add 10.78.0.2 peer 10.78.0.1/32 dev eth0",
         "addr add fd78::2/128 dev eth1 nodad", "addr add 10.79.0.2/24 dev eth1 noprefixroute label eth1:a",
@@ -91,7 +93,7 @@ def test_a_program_sees_what_it_sees_with_runc(
         inside.ip(words)
     inside.execute("sysctl", "-q", "net.ipv6.conf.eth1.accept_ra=0")
     # The addresses of the links come a moment after the links.
-    wait_until(lambda: len(inside.shown("-6 addr show scope link -tentative")) == 2)
+    wait_until(lambda: len(inside.shown("-6 addr show scope link -tentative")) == 3)
     bundle = bundle_in(tmp_path / "bundle", SHOW, inside.path)
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
@@ -108,9 +110,101 @@ def test_a_program_sees_what_it_sees_with_runc(
     runc = run("runc", "--root", f"{tmp_path}/runc", "run", "--bundle", bundle, f"c{os.getpid()}")
     ours, theirs = (sorted(line.rstrip() for line in text.splitlines()) for text in (result.output, runc))
     assert ours == theirs
-    assert "eth0 1400 0a:00:00:00:00:02" in ours
+    assert "eth0 1400 0a:00:00:00:00:02 0x1003" in ours
+    flags = {line.split()[0]: line.split()[-1] for line in ours if " 0x" in line}
+    assert (flags["eth1"], flags["eth2"]) == ("0x9303", "0x83"), "promiscuous and all-multicast; without ARP"
     assert len(ours) > 30
-    assert is_clean(inside, "eth0", "eth1")
+    assert is_clean(inside, "eth0", "eth1", "eth2")
+
+
+@contextmanager
+def sending(outside: Namespace, **frames: bytes) -> Iterator[None]:
+    """Send to the two groups of tests/vm/receives.c by way of the interface "other", and frames by way of theirs."""
+    done = threading.Event()
+    sockets: list[socket.socket] = []
+
+    def make() -> list[Callable[[], object]]:
+        udp = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+        sockets.extend(udp)
+        udp[0].setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.77.3.1"))
+        udp[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("other"))
+        made: list[Callable[[], object]] = [
+            lambda: udp[0].sendto(b"group4", ("239.1.2.3", 5004)), lambda: udp[1].sendto(b"x", ("ff15::1:2:3", 5006))
+        ]  # fmt: skip
+        for name, frame in frames.items():
+            raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            raw.bind((name, 0))
+            sockets.append(raw)
+            made.append(partial(raw.send, frame))
+        return made
+
+    sends = namespaces.within(outside.fd, make)
+
+    def send() -> None:
+        while not done.wait(0.05):
+            for each in sends:
+                each()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        for each in sockets:
+            each.close()
+
+
+def test_bridge_and_macvlan_receive_what_they_receive_with_runc(
+    runtime: Runtime, tmp_path: Path, inside: Namespace, outside: Namespace
+) -> None:
+    """A bridge over two ports in the same namespace, and a macvlan, which drops what nobody has asked for."""
+    for number in (1, 2):
+        run(
+            "ip", "link", "add", f"port{number}", "netns", inside.name,
+            "type", "veth", "peer", f"peer{number}", "netns", outside.name,
+        )  # fmt: skip
+    for words in (
+        "addr add 10.77.1.1/24 dev peer1", "link set peer1 up", "link set peer2 up",
+        "link add under type veth peer other",
+        "link add mv0 link under type macvlan mode bridge", f"link set mv0 netns {inside.name}", "link set under up",
+        "link set other up", "addr add 10.77.3.1/24 dev other", "addr add fd77:3::1/64 dev other nodad",
+    ):  # fmt: skip
+        outside.ip(words)
+    for words in (
+        "link add br0 type bridge", "addr add 10.77.1.2/24 dev br0", "link set port1 master br0 up",
+        "link set port2 master br0 up", "link set br0 up", "addr add 10.77.3.2/24 dev mv0",
+        "addr add fd77:3::2/64 dev mv0 nodad", "link set mv0 up",
+    ):  # fmt: skip
+        inside.ip(words)
+    kinds = [("frames", "mv0", 1), ("group4", "mv0", 10), ("group6", "mv0", 10), ("allmulti", "mv0", 10)]
+    kinds += [("frames", "br0", 1), ("promisc", "br0", 10)]
+    script = "".join(f"{BOX} ping -c 1 10.77.{net}.1 | grep -o '1 packets received';" for net in (1, 3))
+    script += ";".join(f"/bin/receives {kind} {name} {seconds}" for kind, name, seconds in kinds)
+    bundle = bundle_in(tmp_path / "bundle", f"echo $(ls /sys/class/net); {script}", inside.path)
+    shutil.copy(compiled_file(f"{os.path.dirname(__file__)}/receives.c"), f"{bundle}/rootfs/bin/receives")
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    # runc 1.1 cannot mount cgroups on every host that this test runs on.
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    write(bundle, spec)
+    # To a group, and to an address that no port is known for, which a bridge sends everywhere.
+    group, stranger = (bytes.fromhex(to) + b"\x0a\0\0\0\0\x99\x88\xb5" + bytes(64) for to in (
+        "01005e778899", "0a0000000077"
+    ))  # fmt: skip
+    with sending(outside, other=group, peer2=stranger):
+        result = runtime("run", "--bundle", bundle, "c1")
+        assert (result.code, result.errors) == (0, "")
+        runc = run("runc", "--root", f"{tmp_path}/runc", "run", "--bundle", bundle, f"c{os.getpid()}")
+    names, *ours = result.output.splitlines()
+    all_names, *theirs = runc.splitlines()
+    assert names == "br0 lo mv0"
+    assert set(all_names.split()) == {*names.split(), "port1", "port2"}
+    assert ours == theirs
+    assert [line.split(": ")[1] for line in theirs[2:]] == ["nothing", *["received"] * 3, "nothing", "received"]
+    assert inside.links() == ["br0", "mv0", "port1", "port2"]
+    assert inside.traffic_control() == ""
 
 
 def answer(outside: Namespace, family: int, address: str, text: bytes) -> tuple[int, list[bytes], threading.Thread]:

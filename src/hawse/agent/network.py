@@ -47,6 +47,8 @@ def check(interfaces: Sequence[dict[str, Any]]) -> None:
         for kind in ("addresses", "routes", "neighbours"):
             if len(each[kind]) > MAX_ENTRIES:
                 raise VmError(f"network interface {name}: {len(each[kind])} {kind}, more than {MAX_ENTRIES}")
+        if type(each["flags"]) is not int or each["flags"] & ~netlink.CARRIED_FLAGS:
+            raise VmError(f"network interface {name}: flags that are not to be set: {each['flags']}")
         unknown = set(each["settings"]) - set(SETTINGS)
         if unknown or any(not re.fullmatch(r"-?[0-9]{1,9}", value) for value in each["settings"].values()):
             raise VmError(f"network interface {name}: settings that are not to be made: {each['settings']}")
@@ -67,6 +69,8 @@ def configure(uevents: Uevents, interfaces: Sequence[dict[str, Any]], *, seconds
         for index, each in zip(indexes, interfaces, strict=True):
             name, settings = each["name"], each["settings"]
             _do([netlink.link(index, name=name, mtu=each["mtu"])], f"interface {name}: MTU {each['mtu']}")
+            # Before it is up: with ARP the kernel would ask for neighbours, which the network has none of.
+            _do([netlink.link(index, flags=each["flags"])], f"interface {name}: flags {each['flags']:#x}")
             # Every address is the host's, the one of the link too: the guest makes none itself.
             _set(f"ipv6/conf/{name}/addr_gen_mode", _GEN_MODE_NONE, root)
             for key in SETTINGS:

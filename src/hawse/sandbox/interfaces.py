@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hawse import netlink
 from hawse.errors import ConfigError
 
 Message = Mapping[str, Any]
@@ -22,6 +23,7 @@ _FAMILIES = {_INET: 4, _INET6: 6}
 _ETHERNET = 1  # ARPHRD_ETHER
 _MAIN, _UNICAST = 254, 1
 _BY_KERNEL, _BY_ROUTER = 2, 9  # RTPROT_KERNEL comes with its address, RTPROT_RA with the router's next word
+_LINK = 253  # RT_SCOPE_LINK
 _CLONED, _ONLINK = 0x200, 4
 _TEMPORARY, _DAD_FAILED, _KEPT_FLAGS = 0x01, 0x08, 0x200 | 0x400  # noprefixroute, autojoin
 _PERMANENT = 0x80
@@ -37,6 +39,7 @@ class Interface:
     name: str
     mac: str
     mtu: int
+    flags: int = 0
     settings: dict[str, str] = field(default_factory=dict)
     addresses: list[Entry] = field(default_factory=list)
     routes: list[Entry] = field(default_factory=list)
@@ -64,18 +67,18 @@ def read(
         if message["index"] in found:
             _add(found[message["index"]].addresses, _address(message, found[message["index"]].name, warnings))
     for message in routes:
-        values = _attributes(message)
+        values = attributes(message)
         if _is_meant(message, values):
             for index in _ways(values) & found.keys():
                 name = found[index].name
                 _add(found[index].routes, _route(message, values, name, warnings))
     for message in neighbours:
         if message["ifindex"] in found and message["state"] & _PERMANENT:
-            values = _attributes(message)
+            values = attributes(message)
             if "NDA_DST" in values and "NDA_LLADDR" in values and message["family"] in _FAMILIES:
                 entry = {"to": values["NDA_DST"], "mac": values["NDA_LLADDR"]}
                 _add(found[message["ifindex"]].neighbours, entry)
-    if found and any(_attributes(rule).get("FRA_PRIORITY", 0) not in _STANDARD_RULES for rule in rules):
+    if found and any(attributes(rule).get("FRA_PRIORITY", 0) not in _STANDARD_RULES for rule in rules):
         warnings.append(
             "the network namespace has rules of policy routing: the guest gets the main table's routes alone"
         )
@@ -88,23 +91,33 @@ def read(
     return list(found.values()), warnings
 
 
+def addressed(addresses: Sequence[Message], routes: Sequence[Message]) -> set[int]:
+    """The indexes of interfaces that have an address other than IPv6's of the link, or a route that was added."""
+    found = {m["index"] for m in addresses if m["family"] in _FAMILIES and (m["family"], m["scope"]) != (_INET6, _LINK)}
+    for message in routes:
+        values = attributes(message)
+        if _is_meant(message, values):
+            found |= _ways(values)
+    return found
+
+
 def _links(wanted: Sequence[int], links: Sequence[Message], warnings: list[str]) -> Iterable[Interface]:
     by_index = {message["index"]: message for message in links}
     for index in wanted:
         if index not in by_index:
             continue  # it went meanwhile
-        values = _attributes(by_index[index])
+        values = attributes(by_index[index])
         name, mac, mtu = values["IFLA_IFNAME"], values.get("IFLA_ADDRESS", ""), values.get("IFLA_MTU", 0)
         if by_index[index]["ifi_type"] != _ETHERNET or not _is_unicast(mac):
             warnings.append(f"interface {name} is not of Ethernet: the guest does not get it")
         elif not MIN_MTU <= mtu <= MAX_MTU:
             warnings.append(f"interface {name} has an MTU of {mtu}: the guest does not get it")
         else:
-            yield Interface(index, name, mac, mtu)
+            yield Interface(index, name, mac, mtu, by_index[index]["flags"] & netlink.CARRIED_FLAGS)
 
 
 def _address(message: Message, name: str, warnings: list[str]) -> Entry | None:
-    values = _attributes(message)
+    values = attributes(message)
     if message["family"] not in _FAMILIES:
         return None
     flags: int = values["IFA_FLAGS"] if "IFA_FLAGS" in values else message["flags"]
@@ -159,7 +172,7 @@ def _route(message: Message, values: Mapping[str, Any], name: str, warnings: lis
         "metric": values.get("RTA_PRIORITY", 0),
         "flags": message["flags"] & _ONLINK,
     }
-    metrics = _attributes(values["RTA_METRICS"]) if "RTA_METRICS" in values else {}
+    metrics = attributes(values["RTA_METRICS"]) if "RTA_METRICS" in values else {}
     optional |= {"mtu": metrics.get("RTAX_MTU", 0), "mtu_locked": bool(metrics.get("RTAX_LOCK", 0) & _MTU_LOCK)}
     return entry | {key: value for key, value in optional.items() if value}
 
@@ -169,7 +182,8 @@ def _add(entries: list[Entry], entry: Entry | None) -> None:
         entries.append(entry)
 
 
-def _attributes(message: Message) -> dict[str, Any]:
+def attributes(message: Message) -> dict[str, Any]:
+    """The attributes of a message, or of one that is an attribute itself."""
     return dict(message["attrs"])
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from hawse.errors import HostError, StateError, from_wire
@@ -101,6 +101,8 @@ class Network:
         self._namespace = -1
         self._known: set[int] = set()
         self._joining: Joining | None = None
+        #: A packet socket in the namespace that receives nothing. It is made here since later the monitor may not.
+        self.packets: socket.socket | None = None
         if path:
             self._keep(namespaces.open_path(path), path)
 
@@ -159,6 +161,8 @@ class Network:
         try:
             redirects.release(self._directory, namespace=self._namespace)
         finally:
+            if self.packets is not None:
+                self.packets.close()
             if self._namespace >= 0:
                 os.close(self._namespace)
                 self._namespace = -1
@@ -168,3 +172,5 @@ class Network:
         number = os.fstat(self._namespace).st_ino
         entry = {"path": path, "inode": number, "cookie": namespaces.cookie(self._namespace)}
         redirects.note(redirects.record(self._directory), entry)
+        with suppress(OSError):  # a kernel without them: what they are for warns
+            self.packets = namespaces.within(namespace, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, VmError
 from hawse.sandbox.network import Network
+from hawse.sandbox.rx_filters import RxFilters
 from hawse.vm.arguments import plug_interface
 from hawse.vm.ports import FUNCTIONS, Port, place_interfaces
 
@@ -35,6 +36,7 @@ class Nics:
         self._vhost = vhost if plan.machine.accel == "kvm" else ""
         self._free: Port | None = plan.network_port
         self._claims = claims
+        self._filters = RxFilters()
         self._count = 0
         self._failed = False
 
@@ -54,10 +56,14 @@ class Nics:
                 ports.append(port)
             if joined:
                 self._free = None
+                warnings += self._follow(qmp)
             with qmp.listen("DEVICE_DELETED") as events:
                 for number, port, function in place_interfaces(len(joined), ports):
                     interface, tap = joined[number]
                     name = f"net{self._count + number}"
+                    self._filters.add(
+                        f"nic-{name}", index=interface["index"], name=interface["name"], mac=interface["mac"]
+                    )
                     alone = len(joined) == 1
                     await self._plug(qmp, name, interface["mac"], port, function, tap, alone=alone)
                     addresses[number] = f"0000:{port.bus:02x}:00.{function}"
@@ -69,6 +75,20 @@ class Nics:
                 os.close(tap)
         self._failed = False
         return [("warning", warning) for warning in warnings]
+
+    def end(self) -> None:
+        """Ask for no more packets at the host's interfaces than before."""
+        self._filters.end()
+
+    def _follow(self, qmp: Qmp) -> list[str]:
+        """Have the host's interfaces receive what the guest's are to receive; what to warn of."""
+        if self.network.packets is None:
+            return [
+                "the host has no packet sockets (CONFIG_PACKET): interfaces that filter addresses, macvlans and NICs, "
+                "do not receive the multicast groups that the container joins"
+            ]
+        self._filters.begin(qmp, self.network.packets)
+        return []
 
     async def _plug(self, qmp: Qmp, name: str, mac: str, port: Port, function: int, tap: int, *, alone: bool) -> None:
         vhost = None
@@ -87,7 +107,7 @@ class Nics:
 
     def _for_guest(self, interface: dict[str, Any], address: str) -> dict[str, Any]:
         self.seen.append({"name": interface["name"], "mac": interface["mac"], "guest": address})
-        keys = ("name", "mtu", "settings", "addresses", "routes", "neighbours")
+        keys = ("name", "mtu", "flags", "settings", "addresses", "routes", "neighbours")
         return {"address": address} | {key: interface[key] for key in keys}
 
     async def _configure(self, link: GuestLink, interfaces: list[dict[str, Any]], events: Events) -> None:

@@ -102,11 +102,12 @@ def undo(changed: list[dict[str, Any]]) -> None:
         index = entry["index"]
         if there.get(index) != entry["name"]:
             continue
-        try:
-            netlink.talk([netlink.no_ingress(index) if entry["qdisc"] else netlink.no_filters(index)])
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise HostError(
-                    f"interface {entry['name']}: cannot take its redirection away: {error.strerror}",
-                    hint=f"tc qdisc del dev {entry['name']} ingress",
-                ) from None
+        for message in [netlink.no_ingress(index)] if entry["qdisc"] else netlink.no_filters(index):
+            try:
+                netlink.talk([message])
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise HostError(
+                        f"interface {entry['name']}: cannot take its redirection away: {error.strerror}",
+                        hint=f"tc qdisc del dev {entry['name']} ingress",
+                    ) from None

@@ -210,6 +210,7 @@ class Sandbox:
     def end(self) -> None:
         """The virtual machine is gone: nothing runs any more."""
         self._forwards.end()
+        self.nics.end()
         with ExitStack() as each:  # whatever becomes of the others
             for found in self._containers.values():
                 each.callback(found.end)

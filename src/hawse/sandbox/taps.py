@@ -12,6 +12,7 @@ answer cannot be handed over, everything is undone, so that the monitor's death 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -25,11 +26,13 @@ from typing import Any
 from hawse import netlink
 from hawse.errors import HawseError, HostError
 from hawse.sandbox import namespaces, redirects
-from hawse.sandbox.interfaces import Interface, read
+from hawse.sandbox.interfaces import Interface, addressed, attributes, read
+from hawse.sandbox.stacked import choose
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x2, 0x1000, 0x4000, 0x8000
 _MAX_REQUEST = 65536
+_PASS = 0x10001  # the class of what passes, which nothing reads
 #: What is carried over of the interface's own settings; the agent knows the same.
 _SETTINGS = ("ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf")
 
@@ -56,32 +59,41 @@ def main() -> None:
             raise
 
 
-def _join(wanted: Iterable[int], record: str, done: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
+def _join(wanted: list[int], record: str, done: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
     """Join them all. Raises :class:`HawseError`; what is to be undone is in ``done``."""
     from pyroute2 import IPRoute, NetlinkError
 
     with IPRoute() as route:
+        links, addresses, routes = list(route.get_links()), list(route.get_addr()), list(route.get_routes())
+        names = {message["index"]: attributes(message)["IFLA_IFNAME"] for message in links}
+        taken = {index for index in names if namespaces.tap_name(index) in names.values()} - set(wanted)
+        choice = choose(wanted, links, addressed=addressed(addresses, routes), taken=taken)
         found, warnings = read(
-            wanted,
-            links=list(route.get_links()),
-            addresses=list(route.get_addr()),
-            routes=list(route.get_routes()),
+            choice.joined,
+            links=links,
+            addresses=addresses,
+            routes=routes,
             neighbours=list(route.get_neighbours()),
             rules=[*route.get_rules(family=socket.AF_INET), *route.get_rules(family=socket.AF_INET6)],
         )
         taps = []
-        for each in found:
-            taps.append(_make_tap(each))
-            try:
-                _redirect(route, each, record, done)
-            except NetlinkError as error:
-                reason = os.strerror(error.code)
-                raise HostError(
-                    f"interface {each.name}: cannot redirect its packets: {reason[:1].lower()}{reason[1:]}",
-                    hint="the host's kernel needs sch_ingress, cls_u32 and act_mirred",
-                ) from None
-            each.settings.update(_settings(each.name))
-    return {"interfaces": [asdict(each) for each in found], "warnings": warnings}, taps
+        name = ""
+        try:
+            for index in sorted(taken & choice.passed.keys()):
+                name = names[index]
+                _let_pass(route, index, choice.passed[index])
+            for each in found:
+                name = each.name
+                taps.append(_make_tap(each))
+                _redirect(route, each, choice.passed.get(each.index, ()), record, done)
+                each.settings.update(_settings(name))
+        except NetlinkError as error:
+            reason = os.strerror(error.code)
+            raise HostError(
+                f"interface {name}: cannot redirect its packets: {reason[:1].lower()}{reason[1:]}",
+                hint="the host's kernel needs sch_ingress, cls_u32 and act_mirred",
+            ) from None
+    return {"interfaces": [asdict(each) for each in found], "warnings": choice.warnings + warnings}, taps
 
 
 def _make_tap(each: Interface) -> int:
@@ -110,8 +122,11 @@ def _make_tap(each: Interface) -> int:
     return tap
 
 
-def _redirect(route: Any, each: Interface, record: str, done: list[dict[str, Any]]) -> None:
-    """Both ways; the interface's own is last, since the host's stack hears nothing from then on."""
+def _redirect(route: Any, each: Interface, passed: Iterable[int], record: str, done: list[dict[str, Any]]) -> None:
+    """Both ways; the interface's own is last, since the host's stack hears nothing from then on.
+
+    But for frames of the protocols ``passed``, which are of interfaces over this one.
+    """
     tap = socket.if_nametoindex(namespaces.tap_name(each.index))
     route.link("set", index=tap, mtu=each.mtu, state="up")
     route.tc("add", "ingress", index=tap, handle=netlink.INGRESS_HANDLE)
@@ -119,7 +134,7 @@ def _redirect(route: Any, each: Interface, record: str, done: list[dict[str, Any
     kinds = [dict(q["attrs"]).get("TCA_KIND") for q in route.get_qdiscs(index=each.index) if q["index"] == each.index]
     ingress = next((kind for kind in kinds if kind in ("ingress", "clsact")), None)
     filters = list(route.get_filters(index=each.index, parent=netlink.INGRESS_FILTERS)) if ingress else []
-    ours = [entry for entry in filters if entry["info"] >> 16 == netlink.PRIORITY]
+    ours = [entry for entry in filters if entry["info"] >> 16 in netlink.PRIORITIES.values()]
     # One that holds nothing but filters of a sandbox that was killed is as good as our own.
     owned = ingress is None or (ingress == "ingress" and bool(ours) and len(ours) == len(filters))
     entry = {"index": each.index, "name": each.name, "qdisc": owned}
@@ -128,8 +143,24 @@ def _redirect(route: Any, each: Interface, record: str, done: list[dict[str, Any
     if ingress is None:
         route.tc("add", "ingress", index=each.index, handle=netlink.INGRESS_HANDLE)
     elif ours:
-        netlink.talk([netlink.no_filters(each.index)])
+        redirects.undo([entry | {"qdisc": False}])
+    _let_pass(route, each.index, passed)
     _filter(route, each.index, tap)
+
+
+def _let_pass(route: Any, index: int, protocols: Iterable[int]) -> None:
+    """Have frames of these protocols go on to the host's stack: a filter that matches and has no action."""
+    from pyroute2 import NetlinkError
+
+    for protocol in sorted(protocols):
+        try:
+            route.tc(
+                "add-filter", "u32", index=index, parent=netlink.INGRESS_FILTERS, prio=netlink.PRIORITIES[protocol],
+                protocol=protocol, target=_PASS, keys=["0x0/0x0+0"],
+            )  # fmt: skip
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
 
 
 def _filter(route: Any, source: int, target: int) -> None:
