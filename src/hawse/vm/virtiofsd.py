@@ -10,6 +10,13 @@ from hawse.errors import HostError
 
 CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
+#: The warning where virtiofsd cannot keep its capabilities while it makes a file (hawse.linux.capabilities).
+FEW_RIGHTS = (
+    "vm.share: virtiofsd makes files with the rights of their user id and group id only, since hawse has no "
+    "CAP_SETPCAP: a container's process whose rights come from supplementary groups or capabilities cannot make files "
+    "in shared directories [run hawse with CAP_SETPCAP]"
+)
+
 #: The warning where 9p is taken in its place.
 MISSING = (
     "vm.share: files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
@@ -34,19 +41,22 @@ def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}")
     """Its argument vector, in the dialect that its own help shows; the braces are for :func:`filled`.
 
     ``fd`` is an inherited listening socket, ``directory`` what is shared. Without CAP_MKNOD an attacker who runs code
-    in virtiofsd cannot make a node of the host's disk.
+    in virtiofsd cannot make a node of the host's disk. With POSIX ACLs the guest's kernel, which decides who may do
+    what, knows them as well.
     """
     if is_rust(program):
         return [
             program, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto",
-            "--inode-file-handles=never", "--announce-submounts", "--xattr", "--modcaps=-mknod",
+            "--inode-file-handles=never", "--announce-submounts", "--xattr", "--posix-acl",
+            "--modcaps=-mknod",
         ]  # fmt: skip
     # The limit of open files cannot be raised without CAP_SYS_RESOURCE, and the C one ends when its default cannot be
     # set: it is given what it has. No log to syslog, which nobody would read.
     most = _open_files()
     return [
         program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
-        "-o", "announce_submounts", "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
+        "-o", "announce_submounts", "-o", "xattr", "-o", "posix_acl", "-o", "modcaps=-mknod",
+        f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 
