@@ -138,6 +138,7 @@ class Server:
             self._load(names)
         if self._prepared is not None:
             self._prepared.settle()
+        Crun(self._reaper, directory=self._run, program=self._crun, root=self._crun_root).leaves_sessions()
         gc.collect()
         os.sync()
         trace.forget()
