@@ -58,13 +58,13 @@ print(code, os.read(said, 100).decode())
 """
 
 
-@pytest.mark.parametrize("round_", range(3))
-def test_grandchild_leads_its_session_and_is_traced_no_more(tmp_path: Path, round_: int) -> None:
-    words = [sys.executable, "-I", "-S", "-c", _TRACE, str(tmp_path / "fifo"), _CRUN]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
-    assert done.returncode == 0, done.stderr
-    code, _, told = done.stdout.partition(" ")
-    assert (code, json.loads(told)) == ("5", [200_000, True, "0"])
+def test_grandchild_leads_its_session_and_is_traced_no_more(tmp_path: Path) -> None:
+    for number in range(5):  # the kernel may report a process before its fork, and the other way round
+        words = [sys.executable, "-I", "-S", "-c", _TRACE, str(tmp_path / f"fifo{number}"), _CRUN]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
+        assert done.returncode == 0, done.stderr
+        code, _, told = done.stdout.partition(" ")
+        assert (code, json.loads(told)) == ("5", [200_000, True, "0"])
 
 
 def test_program_that_ends_before_it_reads_is_waited_for(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_virtiofsd_in_rust_is_known_by_its_help(tmp_path: Path, output: str) -> 
     assert virtiofsd.find(program) == program
     assert virtiofsd.arguments(program, fd="7", directory="/share") == [
         program, "--fd=7", "--shared-dir=/share", "--sandbox=namespace", "--cache=auto", "--inode-file-handles=never",
-        "--announce-submounts", "--xattr", "--posix-acl", "--modcaps=-mknod",
+        "--announce-submounts", "--xattr", "--modcaps=-mknod",
     ]  # fmt: skip
 
 
@@ -126,8 +126,7 @@ def test_virtiofsd_in_c_keeps_the_limit_of_open_files(tmp_path: Path) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert virtiofsd.arguments(program) == [
         program, "--fd={fd}", "-o", "source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
-        "-o", "announce_submounts", "-o", "xattr", "-o", "posix_acl", "-o", "modcaps=-mknod",
-        f"--rlimit-nofile={most}",
+        "-o", "announce_submounts", "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
@@ -27,18 +26,9 @@ DIRECTORIES = {
     "root": (0, 0, 0o755),
     "mapped": (100005, 100005, 0o700),
     "sticky": (0, 0, 0o1777),
-    "acl": (0, 0, 0o750),
 }
-#: The program's directories that each server is asked about: a directory takes some seconds without KVM.
-EVERY = ["/shared/setgid", "/shared/mapped", "/shared/acl"]
-
-
-def acl(uid: int) -> bytes:
-    """system.posix_acl_access: owner rwx, ``uid`` rwx, group r-x, mask rwx, others nothing (Linux
-    include/uapi/linux/posix_acl_xattr.h, posix_acl.h)."""
-    nobody = 0xFFFFFFFF
-    entries = [(1, 7, nobody), (2, 7, uid), (4, 5, nobody), (16, 7, nobody), (32, 0, nobody)]
-    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+#: Those that the other servers are asked about: a directory takes some seconds without KVM.
+FEWER = ("setgid", "mapped")
 
 
 def make_directories(shared: Path) -> None:
@@ -47,7 +37,6 @@ def make_directories(shared: Path) -> None:
         made.mkdir(parents=True)
         os.chown(made, uid, gid)
         made.chmod(mode)
-    os.setxattr(shared / "acl", "system.posix_acl_access", acl(1000))
 
 
 def bundle(directory: Path, name: str, arguments: list[str]) -> str:
@@ -67,16 +56,12 @@ def bundle(directory: Path, name: str, arguments: list[str]) -> str:
 def test_files_are_made_with_the_rights_and_owners_that_they_have_under_runc(
     runtime: Runtime, tmp_path: Path, server: str
 ) -> None:
-    """By users with supplementary groups, capabilities and ACLs, and by root of a user namespace.
-
-    9p has no ACLs: such a directory is judged by its mode.
-    """
-    directories = [f"/shared/{name}" for name in DIRECTORIES] if server == "virtiofsd in C" else EVERY
+    """By users with supplementary groups and capabilities, and by root of a user namespace."""
     if server == "9p":
         runtime.configure('[vm]\nshare = "9p"\nconfine = "off"\n')
-        directories = [name for name in directories if name != "/shared/acl"]
     elif server == "virtiofsd in Rust":
         runtime.configure(f'[vm]\nvirtiofsd = "{rust_virtiofsd()}"\nshare = "virtiofs"\n')
+    directories = [f"/shared/{name}" for name in (DIRECTORIES if server == "virtiofsd in C" else FEWER)]
     arguments = ["file_rights", *directories]
     theirs = bundle(tmp_path, "theirs", arguments)
     expected = subprocess.run(
@@ -88,6 +73,9 @@ def test_files_are_made_with_the_rights_and_owners_that_they_have_under_runc(
     assert ran.code == 0, ran
     different = [pair for pair in zip(ran.output.splitlines(), expected.stdout.splitlines(), strict=True)
                  if pair[0] != pair[1]]  # fmt: skip
+    if server == "9p":
+        # A QEMU from 7.2 to 9.2.0 makes no special files (docs/mounts.md).
+        different = [pair for pair in different if not {"FIFO", "socket"} & set(pair[0].split(": "))]
     assert different == []
     made = [line for line in expected.stdout.splitlines() if ": made" in line]
     assert {line.split(" in ")[0] for line in made} >= {"group", "dac_override", "root of a user namespace"}

@@ -124,8 +124,8 @@ class Container:
         self.ids = of_spec(spec) if ids is None else ids
         process = spec["process"]
         self._oom_score_adj = process.get("oomScoreAdj") or 0
-        resources = spec.get("linux", {}).get("resources") or {}
-        self._rules = resources.get("devices") or []
+        asked_for = spec | {"linux": dict(spec.get("linux") or {})}
+        self._rules = (asked_for["linux"].get("resources") or {}).get("devices") or []
         if self.ids.mapped:
             sysfs.bind_sysfs(spec)
         bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped)
@@ -139,9 +139,10 @@ class Container:
             self._keep_mount_flags(spec, made)
             return made
         except VmError as error:
-            for name in resources.get("unified") or ():
-                if f"`{name}`" in error.message:  # crun names the cgroup's file, and not the field
-                    error.message = f"linux.resources.unified: {error.message}"
+            from hawse.agent.fields import field_of  # here, since most containers do not need it
+
+            if field := field_of(error.message, asked_for):
+                error.message = f"{field}: {error.message}"
             raise
 
     def _keep_mount_flags(self, spec: dict[str, Any], made: Process) -> None:

@@ -53,7 +53,7 @@ def binds(spec: Mapping[str, Any]) -> dict[str, int]:
     for mount in spec.get("mounts") or ():
         options = mount.get("options") or ()
         is_bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
-        destination = posixpath.normpath(f"/{mount['destination']}")
+        destination = posixpath.normpath(f"/{mount['destination'].lstrip('/')}")
         # What is mounted at it or above it later hides it.
         for hidden in [path for path in found if path == destination or path.startswith(f"{destination}/")]:
             del found[hidden]
@@ -124,4 +124,4 @@ def _set(path: str, mount: int, attributes: int) -> None:
         syscalls.set_mount_attributes(mount, attributes, _ATIME if attributes & _ATIME else 0)
     except OSError as error:
         if error.errno != errno.EINVAL:  # nothing is mounted there: crun has passed over it
-            raise VmError(f"mount at {path[:200]}: its options cannot be set: {error.strerror}") from None
+            raise VmError(f"mounts: {path[:200]}: options cannot be set: {error.strerror}") from None

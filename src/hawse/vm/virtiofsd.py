@@ -20,7 +20,8 @@ FEW_RIGHTS = (
 #: The warning where 9p is taken in its place.
 MISSING = (
     "vm.share: files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
-    "have one device number, so find -xdev, tar --one-file-system and rsync -x cross them "
+    "have one device number, so find -xdev, tar --one-file-system and rsync -x cross them, and QEMU before 9.2.1 makes "
+    "no FIFOs and UNIX sockets in them "
     '[install virtiofsd, or set vm.share = "9p" to end this warning]'
 )
 
@@ -41,22 +42,19 @@ def arguments(program: str, *, fd: str = "{fd}", directory: str = "{directory}")
     """Its argument vector, in the dialect that its own help shows; the braces are for :func:`filled`.
 
     ``fd`` is an inherited listening socket, ``directory`` what is shared. Without CAP_MKNOD an attacker who runs code
-    in virtiofsd cannot make a node of the host's disk. With POSIX ACLs the guest's kernel, which decides who may do
-    what, knows them as well.
+    in virtiofsd cannot make a node of the host's disk.
     """
     if is_rust(program):
         return [
             program, f"--fd={fd}", f"--shared-dir={directory}", "--sandbox=namespace", "--cache=auto",
-            "--inode-file-handles=never", "--announce-submounts", "--xattr", "--posix-acl",
-            "--modcaps=-mknod",
+            "--inode-file-handles=never", "--announce-submounts", "--xattr", "--modcaps=-mknod",
         ]  # fmt: skip
     # The limit of open files cannot be raised without CAP_SYS_RESOURCE, and the C one ends when its default cannot be
     # set: it is given what it has. No log to syslog, which nobody would read.
     most = _open_files()
     return [
         program, f"--fd={fd}", "-o", f"source={directory}", "-o", "sandbox=namespace", "-o", "cache=auto",
-        "-o", "announce_submounts", "-o", "xattr", "-o", "posix_acl", "-o", "modcaps=-mknod",
-        f"--rlimit-nofile={most}",
+        "-o", "announce_submounts", "-o", "xattr", "-o", "modcaps=-mknod", f"--rlimit-nofile={most}",
     ]  # fmt: skip
 
 
