@@ -134,6 +134,8 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
             for destination, wanted in options.items()
         ]  # fmt: skip
         spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+        spec["mounts"][0]["options"] = ["nosuid", "nodev", "noexec"]
+        assert spec["mounts"][0]["destination"] == "/proc"
         spec["linux"]["readonlyPaths"].append("/some/kept")
         del spec["process"]["rlimits"]  # runc may not raise them everywhere
         if count := MAPS[users]:

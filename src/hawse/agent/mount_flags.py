@@ -81,21 +81,21 @@ def keep(spec: Mapping[str, Any], process: int, *, mapped: bool) -> None:
     try:
         # A container has its own; a process of this one is none.
         if not os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/mnt")):
-            with open(os.open("mountinfo", os.O_RDONLY, dir_fd=process)) as file:
-                table = file.read()
             own = os.open("/proc/self/fdinfo", os.O_RDONLY)
             try:
-                syscalls.in_mounts(namespace, lambda: _keep(wanted, readonly, table, own))
+                syscalls.in_mounts(namespace, lambda: _keep(wanted, readonly, process, own))
             finally:
                 os.close(own)
     finally:
         os.close(namespace)
 
 
-def _keep(wanted: Mapping[str, int], readonly: Sequence[str], table: str, own: int) -> None:
+def _keep(wanted: Mapping[str, int], readonly: Sequence[str], process: int, own: int) -> None:
     """In the container's mounts, where paths and their links are the container's. ``own`` is /proc/self/fdinfo."""
     for path, mount in _opened(wanted):
         _set(path, mount, wanted[path])
+    with open(os.open("mountinfo", os.O_RDONLY, dir_fd=process)) as file:
+        table = file.read()
     for path, mount in _opened(readonly):
         if attributes := above(table, _number(own, mount)):
             _set(path, mount, attributes)
