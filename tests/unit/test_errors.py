@@ -742,6 +742,7 @@ SITUATIONS: dict[str, Act] = {
     "Users are mapped without a namespace for it": bundle(
         linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
     ),
+    "An adjustment of the OOM score does not exist": bundle(process={"oomScoreAdj": 5000}),
     "A resource limit is unknown": bundle(process={"rlimits": [limit(1, 1, "RLIMIT_FLY")]}),
     "A resource limit is there twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
     "A resource limit's order is wrong": bundle(process={"rlimits": [limit(2, 1)]}),

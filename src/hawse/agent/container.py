@@ -146,14 +146,12 @@ class Container:
             raise
 
     def _keep_mount_flags(self, spec: dict[str, Any], made: Process) -> None:
-        try:
+        with suppress(StateError, FileNotFoundError, ProcessLookupError):  # it has ended: whoever starts it is told
             process = made.open(".", f"container {self.name} has ended")
-        except StateError:
-            return  # whoever starts it is told
-        try:
-            mount_flags.keep(spec, process, mapped=self.ids.mapped)
-        finally:
-            os.close(process)
+            try:
+                mount_flags.keep(spec, process, mapped=self.ids.mapped)
+            finally:
+                os.close(process)
 
     def start(self) -> None:
         """Let the first process execute its program."""
