@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,34 @@ def test_confined_proxy_reaches_nothing_but_its_descriptors(tmp_path: Path) -> N
 def test_a_kernel_without_landlock_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "_SYS_CREATE_RULESET", 10_000)
     assert landlock.restrict() is False
+
+
+def test_file_server_keeps_its_capabilities_while_it_acts_for_a_user(tmp_path: Path) -> None:
+    """In a program that was executed, too; it makes files with the user's ids in a directory of root's."""
+    script = (
+        "import os, sys\nos.setresgid(-1, 2000, -1)\nos.setresuid(-1, 1000, -1)\n"
+        "os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL, 0o644))\n"
+    )
+    (tmp_path / "roots").mkdir(mode=0o755)
+    for kept in (True, False):
+
+        def act(kept: bool = kept) -> int:
+            if kept:
+                capabilities.keep_through_user_changes()
+            processes.give_up_privileges()
+            path = tmp_path / "roots" / f"made-{kept}"
+            words = [sys.executable, "-I", "-S", "-c", script, str(path)]
+            return subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode
+
+        assert (in_child(act) == 0) is kept
+    found = (tmp_path / "roots/made-True").stat()
+    assert (found.st_uid, found.st_gid) == (1000, 2000)
+    assert os.listdir(tmp_path / "roots") == ["made-True"]
+
+
+def test_capabilities_that_cannot_be_kept_are_an_error() -> None:
+    def act() -> str:
+        capabilities.keep_only(("SETUID",))
+        return outcome(capabilities.keep_through_user_changes)
+
+    assert in_child(act) == "Operation not permitted"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.ancestors import Allowed, Limit, above, check, read
+from hawse.container.ancestors import Allowed, Limit, above, check, default_parent, read
 from hawse.errors import HostError
 from hawse.vm.needs import Needs
 
@@ -153,3 +153,21 @@ def test_what_may_fail_later_is_warned_of(allowed: Allowed, words: list[str]) ->
     found = check(allowed, NEEDS)
     assert [text[: len(word)] for text, word in zip(found, words, strict=True)] == words
     assert all(" [" in text and text.endswith("]") for text in found), "no remedy"
+
+
+@pytest.mark.parametrize(
+    ("controllers", "own", "parent"),
+    [
+        ("cpuset", "4:cpuset:/user/1\n0::/system/engine\n", "/user/1"),
+        ("cpuset,cpu", "4:cpu,cpuset:/\n0::/system/engine\n", "/"),
+        ("memory", "4:memory:/user/1\n0::/user.slice/session.scope\n", "/user.slice"),
+        ("memory", "4:memory:/user/1\n0::/\n", "/"),
+        ("memory", "4:memory:/user/1\n0::/../elsewhere\n", "/"),
+    ],
+)
+def test_default_cgroup_is_below_or_beside_the_callers(tmp_path: Path, controllers: str, own: str, parent: str) -> None:
+    (tmp_path / "own").write_text(own)
+    (tmp_path / "mountinfo").write_text(
+        f"30 1 0:1 / /cgroup/one rw - cgroup cgroup rw,{controllers}\n32 1 0:3 / /cgroup/two rw - cgroup2 cgroup2 rw\n"
+    )
+    assert default_parent(mountinfo=str(tmp_path / "mountinfo"), own=str(tmp_path / "own")) == parent

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hawse.errors import ConfigError, HostError
-from hawse.oci.cgroups import TASKS, CgroupPlan, HostLimits, expand_slice, host_limits, plan_cgroup, vm_limits
+from hawse.oci.cgroups import (
+    TASKS,
+    CgroupPlan,
+    HostLimits,
+    default_path,
+    expand_slice,
+    host_limits,
+    plan_cgroup,
+    vm_limits,
+)
 from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
 from hawse.sandbox.systemd import arguments, end_scope, enter_scope
 from tests.support.host_processes import Lives, reused
@@ -79,12 +89,31 @@ def test_what_systemd_would_not_take_is_named(path: str, words: str) -> None:
     assert words in caught.value.message
 
 
-def test_cpus_need_a_cgroup() -> None:
-    resources = {"cpu": {"cpus": "0-1", "shares": 5}, "memory": {"limit": 1}}
-    limits = HostLimits(shares=5, cpus="0-1")
-    assert plan_cgroup("x", "/a", resources, systemd=False) == CgroupPlan(path="/a", limits=limits)
-    with pytest.raises(ConfigError, match="'0-1' are the host's"):
-        plan_cgroup("x", "", resources, systemd=False)
+@pytest.mark.parametrize(
+    ("cpu", "vm", "made"),
+    [
+        ({"cpus": "0-1"}, True, True), ({"cpus": "0-1"}, False, True), ({"mems": "0"}, True, True),
+        ({"shares": 5}, True, True), ({"quota": 50000}, True, True), ({"quota": 50000}, False, False),
+        ({}, True, False),
+    ],
+)  # fmt: skip
+def test_container_without_a_path_has_a_default_cgroup_for_limits_of_the_host(
+    cpu: dict[str, Any], vm: bool, made: bool
+) -> None:
+    of_vm = HostLimits(memory=1, tasks=2) if vm else None
+    resources = {"cpu": cpu, "memory": {"limit": 1}}
+    plan = plan_cgroup("x", "", resources, systemd=False, of_vm=of_vm, default="/parent/c1")
+    assert plan.path == ("/parent/c1" if made else "")
+    assert (plan.vm, plan.limits.cpus, plan.limits.tasks) == (vm, cpu.get("cpus", ""), 2 if vm else 0) or not made
+    assert plan_cgroup("x", "/a", resources, systemd=False, of_vm=of_vm, default="/parent/c1").path == "/a"
+
+
+def test_default_cgroup_is_systemds_with_its_option() -> None:
+    path = default_path("c1", "/user.slice", systemd=True)
+    plan = plan_cgroup("x", "", {"cpu": {"cpus": "0"}}, systemd=True, default=path)
+    assert (plan.path, plan.unit) == ("/system.slice/hawse-c1.scope", "hawse-c1.scope")
+    assert default_path("c1", "/user.slice", systemd=False) == "/user.slice/c1"
+    assert default_path("c1", "/", systemd=False) == "/c1"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_machine_that_waits_for_its_state_reads_no_kernel() -> None:
 
 def test_a_share_by_9p_is_in_the_machine_from_the_start() -> None:
     """A comma in the directory's name is doubled, as in every value."""
-    share = "-fsdev local,id=share,path=/s,,2,security_model=none,multidevs=remap"
+    share = "-fsdev local,id=share,path=/s,,2,security_model=passthrough,multidevs=remap"
     device = "-device virtio-9p-pci,fsdev=share,mount_tag=hawse,bus=port-share,addr=0.0"
     assert render(replace(SHAPE, share="9p"), replace(ENDS, incoming=True)) == words(
         HEAD, "-incoming defer", LINK, share, DEVICES, device

@@ -558,6 +558,13 @@ MAPPED = {
 }  # fmt: skip
 
 
+def user_map(ranges: list[tuple[int, int, int]], **process: Any) -> Act:
+    """A bundle whose user namespace has these ranges."""
+    ids = [{"containerID": inside, "hostID": outside, "size": count} for inside, outside, count in ranges]
+    namespaces = {"namespaces": [*NAMESPACES, {"type": "user"}]}
+    return bundle(linux=namespaces | {"uidMappings": ids, "gidMappings": ids}, process=process)
+
+
 def mapped(uids: list[tuple[int, int, int]]) -> Act:
     """A share whose owners are to be mapped."""
 
@@ -707,6 +714,7 @@ SITUATIONS: dict[str, Act] = {
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
     "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
+    "virtiofsd cannot keep its capabilities (a warning)": lambda _host: virtiofsd.FEW_RIGHTS,
     "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
     "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
     "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
@@ -764,6 +772,11 @@ SITUATIONS: dict[str, Act] = {
         linux={"namespaces": [entry | ({"path": "/x"} if entry["type"] == "ipc" else {}) for entry in NAMESPACES]}
     ),
     "A user namespace has no mappings": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user"}]}),
+    "A user namespace does not map its root": user_map([(1, 100000, 65535)]),
+    "Ranges of a user namespace overlap": user_map([(0, 100000, 10), (5, 200000, 10)]),
+    "A user namespace has ids that do not exist": user_map([(0, 4294967290, 10)]),
+    "A user namespace has too many ranges": user_map([(number, 100000 + number, 1) for number in range(341)]),
+    "A user of the container is not mapped": user_map([(0, 100000, 10)], user={"uid": 1000, "gid": 0}),
     "A user namespace of the host cannot be read": bundle(
         linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/dev/null"}]}
     ),
@@ -771,11 +784,16 @@ SITUATIONS: dict[str, Act] = {
     "Users are mapped without a namespace for it": bundle(
         linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
     ),
+    "An adjustment of the OOM score does not exist": bundle(process={"oomScoreAdj": 5000}),
     "A resource limit is unknown": bundle(process={"rlimits": [limit(1, 1, "RLIMIT_FLY")]}),
     "A resource limit is there twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
     "A resource limit's order is wrong": bundle(process={"rlimits": [limit(2, 1)]}),
     "The root's propagation is unknown": bundle(linux={"rootfsPropagation": "viral"}),
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
+    "A mount has no type": bundle(mounts=[{"destination": "/data", "source": "/tmp"}]),
+    "A mount has an option of another runtime's": bundle(
+        mounts=[{"destination": "/data", "source": "/tmp", "options": ["bind", "idmap=uids=0-1-10"]}]
+    ),
     "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
     "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
     "A character device of the host is asked for": other_node("c", 188, 0, "/dev/ttyUSB0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.hugepages import Hugetlbfs
-from hawse.oci.idmap import IdMap, as_field, of_linux, take_out
+from hawse.oci.idmap import IdMap, Maps, Range, as_field, check_user_map, of_linux, take_out
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 from hawse.oci.template import example
 from tests.unit.test_oci import bundle_with
@@ -77,6 +78,8 @@ def test_mappings_of_linux() -> None:
 
 
 def maps(path: str) -> Any:
+    if path == "/empty":
+        return [], []
     if path != "/run/userns/pod":
         raise FileNotFoundError(2, "No such file or directory")
     return UIDS, GIDS
@@ -122,6 +125,7 @@ def test_user_namespace_is_made_with_its_mappings_or_joined(
     [
         ({}, {}, r"linux\.uidMappings and gidMappings: the user namespace has no users or no groups"),
         ({}, {"uidMappings": as_field(UIDS)}, "has no users or no groups"),
+        ({"path": "/empty"}, {}, r"type=user\]\.path: /empty: the user namespace has no mappings"),
         ({"path": "/gone"}, {}, r"linux\.namespaces\[type=user\]\.path: /gone: no such file or directory"),
     ],
 )
@@ -171,3 +175,41 @@ def test_namespace_of_the_host_has_the_mappings_that_it_was_made_with(tmp_path: 
         user_namespaces.create([(0, 0, 10), (5, 50, 10)], gids)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+PLAIN: dict[str, Any] = {"uid": 0, "gid": 0}
+WHOLE = [(0, 0, 2**32 - 1)]
+
+
+@pytest.mark.parametrize("maps", [(UIDS, GIDS), (WHOLE, WHOLE), ([(0, 5, 1), (1, 6, 9)], [(5, 0, 5), (0, 5, 5)])])
+def test_mappings_that_the_kernel_takes_are_taken(maps: Maps) -> None:
+    check_user_map("config.json", maps, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("uids", "gids", "user", "words"),
+    [
+        ([(1, 5, 9)], GIDS, PLAIN, r"linux\.uidMappings: nothing is mapped to 0"),
+        (UIDS, [(1, 5, 9)], PLAIN, r"linux\.gidMappings: nothing is mapped to 0"),
+        ([(0, 5, 9), (8, 50, 9)], GIDS, PLAIN, r"linux\.uidMappings: two ranges have the containerID 8"),
+        (UIDS, [(0, 5, 9), (20, 13, 9)], PLAIN, r"linux\.gidMappings: two ranges have the hostID 13"),
+        ([(0, 2**32 - 5, 5)], GIDS, PLAIN, "ids end at 4294967294"),
+        (UIDS, [(0, 0, 2**32)], PLAIN, "ids end at 4294967294"),
+        ([(number, number, 1) for number in range(341)], GIDS, PLAIN, "341 ranges, and the kernel takes 340"),
+        ([(0, 5, 9)], GIDS, {"uid": 9, "gid": 0}, r"process\.user\.uid: 9 is not mapped"),
+        (UIDS, [(0, 5, 9)], {"uid": 0, "gid": 9}, r"process\.user\.gid: 9 is not mapped"),
+        (UIDS, [(0, 5, 9)], PLAIN | {"additionalGids": [3, 9]}, r"process\.user\.additionalGids: 9 is not mapped"),
+    ],
+)
+def test_mappings_that_cannot_work_are_named(
+    uids: Sequence[Range], gids: Sequence[Range], user: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_user_map("config.json", (uids, gids), user)
+
+
+@pytest.mark.parametrize("option", ["idmap=uids=0-1-10", "ridmap=uids=0-1-10;gids=0-1-10", "idmap="])
+@pytest.mark.parametrize("bind", [False, True])
+def test_crun_s_own_option_is_refused(option: str, bind: bool) -> None:
+    with pytest.raises(ConfigError, match=r"x\.options: '.*' is no option of the specification"):
+        take_out("x", {"destination": "/d", "options": ["bind", option]}, (UIDS, GIDS), bind=bind)

@@ -110,3 +110,10 @@ def test_kernel_without_an_adjustment(tmp_path: Path, text: str | None) -> None:
 def test_guest_and_host_agree_on_the_most_files() -> None:
     """The guest has nothing of the host's modules but the link's."""
     assert boot.MOST_FILES == MOST_FILES == 2147483584
+
+
+def test_rules_for_links_and_traps_are_read_where_the_kernel_has_them(tmp_path: Path) -> None:
+    (tmp_path / "protected_hardlinks").write_text("1\n")
+    (tmp_path / "protected_regular").write_text("2\n")
+    assert attributes.protected_files(str(tmp_path)) == {"hardlinks": "1", "regular": "2"}
+    assert attributes.protected_files(f"{tmp_path}/none") == {}

@@ -152,21 +152,32 @@ class TestStart:
         assert (done.code, done.errors) == (0, "hawse: warning: eth0 is down\n")
 
     def test_poststart_hooks_run_after_the_start(self, hawse: Command, tmp_path: Path) -> None:
-        """One that fails is a warning: the container runs already."""
         seen = tmp_path / "seen"
         hooks = {
-            "poststart": [{"path": "/bin/sh", "args": ["sh", "-c", f"cat > {seen}"]}, {"path": "/bin/false"}],
+            "poststart": [{"path": "/bin/sh", "args": ["sh", "-c", f"cat > {seen}"]}],
             "poststop": [{"path": "/bin/sh", "args": ["sh", "-c", f"touch {tmp_path}/stopped"]}],
         }
         with FakeMonitor(hawse.store("c1"), status=CREATED, hooks=hooks, bundle=str(tmp_path)) as monitor:
             monitor.answers["start"] = lambda _: not seen.exists() or VmError("a hook ran before the start")
             done = hawse("start", "c1")
-        assert (done.code, done.errors) == (
-            0, "hawse: warning: error running poststart hook #1: /bin/false: exit code 1\n",
-        )  # fmt: skip
+        assert (done.code, done.errors) == (0, "")
         about = json.loads(seen.read_text())
         assert (about["id"], about["status"], about["pid"]) == ("c1", "running", os.getpid())
         assert not (tmp_path / "stopped").exists()
+
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_poststart_hook_that_fails_kills_the_container(self, hawse: Command, tmp_path: Path, ended: bool) -> None:
+        """The hooks after it do not run. A container that has ended by itself is none to kill."""
+        later = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {tmp_path}/later"]}
+        hooks = {"poststart": [{"path": "/bin/true"}, {"path": "/bin/false"}, later]}
+        with FakeMonitor(hawse.store("c1"), status=CREATED, hooks=hooks, bundle=str(tmp_path)) as monitor:
+            monitor.answers["kill"] = lambda _: StateError("container not running: c1") if ended else None
+            done = hawse("start", "c1")
+            assert [(name, params) for name, params in monitor.calls if name != "start"] == [
+                ("kill", {"signal": 9, "all": False, "container": "c1"})
+            ]
+        assert (done.code, done.errors) == (1, "hawse: error running poststart hook #1: /bin/false: exit code 1\n")
+        assert not (tmp_path / "later").exists()
 
 
 class TestUpdate:

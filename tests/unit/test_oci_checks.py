@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
+from hawse.oci.checks import checked_mount
 from hawse.oci.guest import Share, plan_guest
 from hawse.oci.load import load_bundle, load_process
 from hawse.oci.template import example
@@ -127,3 +128,24 @@ def test_a_burst_is_a_file_of_the_cgroup(tmp_path: Path) -> None:
     spec = example()
     spec["linux"]["resources"]["cpu"] = {"quota": 100, "burst": 50}
     assert planned(tmp_path, spec).spec["linux"]["resources"]["unified"] == {"cpu.max.burst": "50"}
+
+
+@pytest.mark.parametrize(
+    ("mount", "options"),
+    [
+        ({"type": "bind"}, ["rbind"]), ({"type": "bind", "options": ["ro"]}, ["rbind", "ro"]),
+        ({"type": "bind", "options": ["bind"]}, ["bind"]), ({"options": ["rbind", "ro"]}, ["rbind", "ro"]),
+        ({"type": "bind", "options": ["bind", "tmpcopyup"]}, ["bind"]),
+        ({"type": "tmpfs", "options": ["tmpcopyup", "ro"]}, ["tmpcopyup", "ro"]), ({"type": "tmpfs"}, None),
+    ],
+)  # fmt: skip
+def test_mount_is_in_the_words_of_the_guests_runtime(mount: dict[str, Any], options: list[str] | None) -> None:
+    """A bind is one by its options, and only a tmpfs has tmpcopyup."""
+    bind = mount.get("type") == "bind" or "type" not in mount
+    made = checked_mount("mounts[0]", {"destination": "/x", "source": "/s"} | mount, bind=bind)
+    assert made.get("options") == options
+
+
+def test_mount_without_a_type_that_is_no_bind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mounts\[0\]\.type: missing"):
+        checked_mount("mounts[0]", {"destination": "/x", "options": ["ro"]}, bind=False)

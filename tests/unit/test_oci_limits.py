@@ -47,6 +47,8 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         (changed("process", args=[]), "process.args: empty"),
         (changed("process", args=[""]), "process.args: empty"),
         (changed("process", cwd="tmp"), "process.cwd: 'tmp' is not absolute"),
+        (changed("process", oomScoreAdj=1001), "process.oomScoreAdj: 1001 is not between -1000 and 1000"),
+        (changed("process", oomScoreAdj=-1001), "process.oomScoreAdj: -1001 is not between -1000 and 1000"),
         (example() | {"process": None}, "process: missing"),
         (example() | {"root": None}, "root: missing"),
         ([example()], "not a JSON object"),

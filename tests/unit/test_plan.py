@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hawse.container import plan
-from hawse.container.process import shown
+from hawse.container.shown import shown
 from hawse.errors import ConfigError, DeviceError, HostError
 from hawse.oci.template import example
 from hawse.vfio.groups import Function, HostGroup
@@ -284,7 +284,7 @@ class TestNotes:
 
 
 def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> None:
-    """The guest's file systems are empty there, and what is the guest kernel's is left out."""
+    """The guest's file systems are empty there; of the guest kernel's own files only the mount points are made."""
     Path(f"{host.directory}/directory").mkdir()
     Path(f"{host.directory}/file").touch()
 
@@ -292,18 +292,24 @@ def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> N
         spec["mounts"] = [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
+            {"destination": "/version", "type": "bind", "source": "/proc/version", "options": ["bind"]},
             {"destination": "/d", "type": "bind", "source": f"{host.directory}/directory", "options": ["rbind"]},
             {"destination": "/f", "type": "bind", "source": f"{host.directory}/file", "options": ["bind", "ro"]},
         ]
+        spec["linux"]["devices"] = [{"path": "/deep/null", "type": "c", "major": 1, "minor": 3}]
 
     host.write(change)
     assert shown(host.sandbox()) == [
+        {"destination": "/dev", "type": "tmpfs"},
         {"destination": "/proc", "type": "proc"},
+        {"destination": "/sys", "type": "directory"},
+        {"destination": "/version", "type": "file"},
         {"destination": "/d", "source": f"{host.directory}/directory", "is_dir": True, "readonly": False},
         {"destination": "/f", "source": f"{host.directory}/file", "is_dir": False, "readonly": True},
+        {"destination": "/deep/null", "type": "file"},
     ]
-    host.write(lambda spec: spec.pop("mounts"))
-    assert shown(host.sandbox()) == []
+    host.write(lambda spec: spec.update({"mounts": [{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}]}))
+    assert shown(host.sandbox()) == [{"destination": "/dev", "type": "tmpfs"}]
 
 
 def test_example_is_a_container(host: Planner) -> None:

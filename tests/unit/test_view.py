@@ -110,6 +110,23 @@ def test_shared_file_is_shown(monitor: FakeMonitor, rootfs: Path, tmp_path: Path
     assert stat.S_ISREG((rootfs / "etc/hosts").stat().st_mode)
 
 
+def test_mount_points_of_the_guests_own_files_are_made(monitor: FakeMonitor, rootfs: Path) -> None:
+    """Where the root file system is read-only the guest cannot make them. What is there already stays."""
+    mounts = [
+        {"destination": "/deep/directory", "type": "directory"},
+        {"destination": "/deep/null", "type": "file"},
+        {"destination": "/hello", "type": "file"},
+        {"destination": "/empty", "type": "tmpfs"},
+        {"destination": "/empty/null", "type": "file"},
+    ]
+    with viewed(monitor, rootfs, *mounts, readonly=True) as (root, _, _):
+        assert (root / "hello").read_text() == "from the container"
+        assert error_of(root / "new") == errno.EROFS
+    assert (rootfs / "deep/directory").is_dir()
+    assert (rootfs / "deep/null").read_bytes() == b""
+    assert list((rootfs / "empty").iterdir()) == [], "a file system of the guest's gets its own"
+
+
 def test_file_systems_of_the_guest_are_empty_and_readonly(monitor: FakeMonitor, rootfs: Path) -> None:
     """What was copied there would be lost: an error is better."""
     mounts = [{"destination": "/proc", "type": "proc"}, {"destination": "/tmp", "type": "tmpfs"}]

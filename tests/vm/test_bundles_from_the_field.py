@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.patience import patience, wait_until
 from tests.support.programs import compiled
-from tests.support.runtime import Runtime
+from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -27,11 +31,18 @@ int main(void) { signal(SIGTERM, end); for (;;) pause(); }
 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> None:
-    """A FIFO, links to nothing, a relative path, and commas in the paths of state and bundle."""
+    """A FIFO, links to nothing, a relative path, and commas in the paths of state and bundle.
+
+    The kernel's own files, a device outside /dev, a root without /dev: the guest cannot make them in a read-only root.
+    """
     outputs = {}
     for name in ("hawse", "runc"):
         bundle = str(tmp_path / f"{name},bundle")
-        script = "cat /fifo /etc/linked /run/secret/text /links/text; ls -ld /fifo | cut -c1"
+        script = (
+            "cat /fifo /etc/linked /run/secret/text /links/text; ls -ld /fifo | cut -c1; wc -c < /made/null;"
+            "grep -c ^Linux /made/version; ls -d /made/sys/class /made/in/proc/self; head -c 3 /made/zero | wc -c;"
+            "ls -l /dev/null | cut -c1"
+        )
         spec = make_bundle(bundle, ["/bin/sh", "-c", script])
         spec["root"]["readonly"] = readonly
         source = tmp_path / f"source-{name}"
@@ -47,6 +58,19 @@ def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> 
             {"destination": destination, "type": "bind", "source": str(source / path), "options": ["rbind", "rw"]}
             for destination, path in files.items()
         ]
+        kernels = {"/made/null": "/dev/null", "/made/version": "/proc/version", "/made/sys": "/sys"}
+        spec["mounts"] += [
+            {"destination": destination, "type": "bind", "source": path, "options": ["bind", "ro"]}
+            for destination, path in kernels.items()
+        ]
+        spec["mounts"].append({"destination": "/made/in/proc", "type": "proc", "source": "proc"})
+        spec["linux"]["devices"] = [{"path": "/made/zero", "type": "c", "major": 1, "minor": 5}]
+        spec["linux"]["resources"]["devices"].append(
+            {"allow": True, "type": "c", "major": 1, "minor": 5, "access": "rw"}
+        )
+        if readonly:
+            spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")]
+            (rootfs / "dev").rmdir()
         write(bundle, spec)
         if name == "runc":
             command = ["runc", "run", "--bundle", bundle, "field-runc"]
@@ -56,7 +80,101 @@ def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> 
             ran = Runtime(f"{tmp_path}/state,1")("run", "--bundle", bundle, "field")
             assert ran.code == 0, ran
             outputs[name] = ran.output
-    assert outputs["hawse"] == outputs["runc"] == "shared\n" * 4 + "-\n"
+    made = "-\n0\n1\n/made/in/proc/self\n/made/sys/class\n3\nc\n"
+    assert outputs["hawse"] == outputs["runc"] == "shared\n" * 4 + made
+
+
+#: Of a mount, what a bind or a remount can lose.
+FLAGS = {"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"}
+POINTS = ("/all", "/some", "/some/kept", "/plain", "/file", "/proc", "/proc/bus", "/proc/sys", "/proc/fs", "/sys")
+#: Ranges of a user namespace's ids.
+MAPS = {"no user namespace": 0, "user namespace": 65536, "user namespace of all ids": 2**32 - 1}
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory that other users may enter, with a file system in which atime is off: in a user namespace runc can
+    change that of no other."""
+    with tempfile.TemporaryDirectory() as made:
+        os.chmod(made, 0o755)
+        quiet = f"{made}/quiet"
+        os.mkdir(quiet)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "noatime,nodiratime", "quiet", quiet], check=True)
+        try:
+            yield Path(made)
+        finally:
+            subprocess.run(["umount", "--lazy", quiet], check=True)
+
+
+def flags(mountinfo: str) -> dict[str, set[str]]:
+    """The flags of the mounts at POINTS, of the last one at each."""
+    lines = [line.split(" ") for line in mountinfo.splitlines() if line.count(" ") > 5]
+    return {line[4]: FLAGS & set(line[5].split(",")) for line in lines if line[4] in POINTS}
+
+
+@pytest.mark.parametrize("users", MAPS)
+def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: str) -> None:
+    """Binds' own flags, those that a read-only path has from the mount that it is on, and /sys. A process of `exec`
+    leads its session, with a terminal or without."""
+    source = directory / "source"
+    (source / "kept").mkdir(parents=True)
+    (source / "file").touch()
+    sources = {"/file": source / "file", "/all": directory / "quiet"}
+    every = ["nosuid", "nodev", "noexec", "noatime", "nodiratime"]
+    options = {"/all": every, "/some": ["noexec"], "/plain": [], "/file": ["ro", "nosuid", "noexec"]}
+    seen, container = {}, f"flags-{os.getpid()}"
+    for name in ("runc", "hawse"):
+        bundle = str(directory / name)
+        spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+        spec["mounts"] += [
+            {
+                "destination": destination, "type": "bind", "options": ["bind", *wanted],
+                "source": str(sources.get(destination, source)),
+            }
+            for destination, wanted in options.items()
+        ]  # fmt: skip
+        spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+        spec["mounts"][0]["options"] = ["nosuid", "nodev", "noexec"]
+        assert spec["mounts"][0]["destination"] == "/proc"
+        spec["linux"]["readonlyPaths"].append("/some/kept")
+        del spec["process"]["rlimits"]  # runc may not raise them everywhere
+        if count := MAPS[users]:
+            base = 0 if count == 2**32 - 1 else 100000
+            ids = [{"containerID": 0, "hostID": base, "size": count}]
+            spec["linux"] |= {"uidMappings": ids, "gidMappings": ids}
+            spec["linux"]["namespaces"].append({"type": "user"})
+            for parent, _, files in os.walk(f"{bundle}/rootfs"):
+                for file in ("", *files):
+                    os.chown(f"{parent}/{file}", base, base, follow_symlinks=False)
+        write(bundle, spec)
+        run: Callable[..., Any]
+        if name == "hawse":
+            runtime = Runtime(str(directory))
+            runtime.run_detached(bundle, container)
+            run = runtime
+        else:
+            run = partial(_runc, str(directory))
+            assert run("run", "--detach", "--bundle", bundle, container).code == 0
+        try:
+            looked = run("exec", container, "/bin/cat", "/proc/self/mountinfo", "/proc/self/uid_map")
+            mapped = looked.output.splitlines()[-1].split()
+            leads = run(
+                "exec", container, "/bin/sh", "-c", "set -- $(cat /proc/$$/stat); test $1 = $5 -a $1 = $6; echo $?"
+            )
+            ended = run("exec", container, "/bin/sh", "-c", "sleep 100 & kill -TERM -$$; sleep 100")
+            seen[name] = flags(looked.output), mapped, leads.output, ended.code
+        finally:
+            run("delete", "--force", container)
+    assert seen["hawse"] == seen["runc"]
+    assert (seen["hawse"][2:], set(seen["hawse"][0])) == (("0\n", 143), set(POINTS))
+
+
+def _runc(directory: str, *arguments: str) -> Result:
+    words = ["runc", "--root", f"{directory}/runc", *arguments]
+    with open(f"{directory}/said", "w+") as said:  # no pipe, which the container would have, too
+        ran = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False)
+        said.seek(0)
+        return Result(ran.returncode, said.read(), "")
 
 
 def test_signal_right_after_the_start_is_handled(runtime: Runtime, tmp_path: Path) -> None:

@@ -347,6 +347,37 @@ def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime:
         assert time.monotonic() - began < 40, "for three containers"
 
 
+def test_default_cgroup_for_cpus_is_where_runc_has_it(runtime: Runtime, tmp_path: Path) -> None:
+    """A specification without a path: the sandbox has a cgroup of its own, and only these CPUs."""
+    first, _ = allowed_cpus()
+    bundle = write_bundle(tmp_path, "", cpu={"cpus": first, "mems": "0"})
+    spec = json.loads(Path(bundle, "config.json").read_text())
+    del spec["linux"]["cgroupsPath"]
+    write(bundle, spec)
+    name = f"default-{os.getpid()}"
+    theirs = ["runc", "--root", f"{tmp_path}/runc"]
+    null = subprocess.DEVNULL
+    subprocess.run([*theirs, "run", "--detach", "--pid-file", f"{bundle}/pid", "-b", bundle, name], stdin=null,
+                   stdout=null, check=True)  # fmt: skip
+    try:
+        expected = cpuset_of(int(Path(bundle, "pid").read_text()))
+    finally:
+        subprocess.run([*theirs, "delete", "--force", name], check=True)
+    pid = runtime.run_detached(bundle, name)
+    monitor = json.loads(Path(f"{runtime.root}/{name}/state.json").read_text())["monitorPid"]
+    assert cpuset_of(pid) == cpuset_of(monitor) == expected
+    assert allowed_of(monitor) == allowed_of(pid) == first
+    deleted = runtime("delete", "--force", name)
+    assert (deleted.code, deleted.errors, directories(expected)) == (0, "", [])
+
+
+def cpuset_of(pid: int) -> str:
+    """The path in the hierarchy that has the CPUs."""
+    with open(f"/proc/{pid}/cgroup") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    return next((path for _, names, path in lines if "cpuset" in names.split(",")), lines[-1][2])
+
+
 def score_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 

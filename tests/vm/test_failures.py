@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,8 @@ from tests.support.patience import patience
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
+
+KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 
 
 def fails(runtime: Runtime, *arguments: str, code: int = 1) -> str:
@@ -301,3 +304,50 @@ def test_a_program_that_cannot_be_executed(runtime: Runtime, bundle: str, progra
 )
 def test_a_command_line_that_is_wrong(runtime: Runtime, arguments: list[str], words: str) -> None:
     assert words in fails(runtime, *arguments)
+
+
+def mount(**fields: Any) -> dict[str, Any]:
+    return {"mounts": [{"destination": "/x", "source": "none"} | fields]}
+
+
+#: What the specification adds, and the field that the error begins with, as the guest's runtime fails.
+REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
+    "a file system that is none": (mount(type="nofs"), "mounts: /x, type nofs, options none: "),
+    "an option that is none": (
+        mount(type="tmpfs", options=["size=abc", "ro"]), "mounts: /x, type tmpfs, options size=abc,ro: ",
+    ),
+    "a directory over a file": (
+        mount(destination="/bin/busybox", type="tmpfs"), "mounts: /bin/busybox, type tmpfs, options none: ",
+    ),
+    "a setting": ({"linux": {"sysctl": {"kernel.shm_rmid_forced": "abc"}}}, "linux.sysctl: "),
+    "a setting of the host's": ({"linux": {"sysctl": {"kernel.panic": "1"}}}, "linux.sysctl: "),
+    "a group": ({"process": {"user": {"uid": 0, "gid": 0, "additionalGids": [2**32 - 1]}}}, "process.user."),
+    "a directory to work in": ({"process": {"cwd": "/bin/busybox"}}, "process.cwd: "),
+    "a name": ({"hostname": "x" * 100}, "hostname: "),
+    "a limit": ({"linux": {"resources": {"cpu": {"quota": 1, "period": 100000}}}}, "linux.resources.cpu: "),
+    "a filter": ({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_FOO"}}}, "linux.seccomp: "),
+}  # fmt: skip
+
+
+def test_an_error_of_the_guests_runtime_begins_with_the_field(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    """For containers of one pod, each of which leaves nothing."""
+    spec = json.loads(Path(bundle, "config.json").read_text())
+    spec["annotations"] = {KIND: "sandbox"}
+    spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    write(bundle, spec)
+    runtime.run_detached(bundle, "pod")
+    for number, (what, (change, words)) in enumerate(REFUSED_BY_THE_GUEST.items()):
+        path = str(tmp_path / f"c{number}")
+        spec = make_bundle(path, ["/bin/true"])
+        spec["annotations"] = {KIND: "container", SANDBOX: "pod"}
+        spec["mounts"] += change.get("mounts", [])
+        spec["process"] |= change.get("process", {})
+        spec |= {"hostname": change.get("hostname", spec["hostname"])}
+        linux = change.get("linux", {})
+        resources = spec["linux"]["resources"] | linux.get("resources", {})
+        spec["linux"] |= linux | {"resources": resources}
+        write(path, spec)
+        done = runtime("create", "--bundle", path, f"c{number}")
+        assert done.code == 1, what
+        assert done.errors.splitlines()[-1].startswith(f"hawse: {words}"), (what, done.errors)
+    assert sorted(os.listdir(runtime.root)) == ["pod"]

@@ -132,20 +132,46 @@ def test_one_that_hangs_or_is_missing_fails(
     assert not os.path.exists(f"{runtime.root}/c1")
 
 
-def test_after_the_start_and_the_end_a_failure_is_a_warning(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_after_the_end_a_failure_is_a_warning(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
-    spec["hooks"] = {kind: [hook(tmp_path, kind, "exit 4"), hook(tmp_path, kind)] for kind in ("poststart", "poststop")}
+    spec["hooks"] = {"poststop": [hook(tmp_path, "poststop", "exit 4"), hook(tmp_path, "poststop")]}
     write(bundle, spec)
     assert create(runtime, bundle) == (0, "")
-    for verb, kind in ((["start"], "poststart"), (["delete", "--force"], "poststop")):
-        result = runtime(*verb, "c1")
-        path = spec["hooks"][kind][0]["path"]
-        assert (result.code, result.errors) == (
-            0,
-            f"hawse: warning: error running {kind} hook #0: {path}: exit code 4\n",
-        )
-        assert [entry[0] for entry in noted(tmp_path)].count(kind) == 2, "the others run all the same"
+    assert runtime("start", "c1").code == 0
+    result = runtime("delete", "--force", "c1")
+    path = spec["hooks"]["poststop"][0]["path"]
+    assert (result.code, result.errors) == (
+        0,
+        f"hawse: warning: error running poststop hook #0: {path}: exit code 4\n",
+    )
+    assert [entry[0] for entry in noted(tmp_path)].count("poststop") == 2, "the others run all the same"
+
+
+def test_failure_after_the_start_stops_the_container_as_under_runc(
+    runtime: Runtime, bundle: str, tmp_path: Path
+) -> None:
+    """`run` deletes it, in both; after `start` it is stopped."""
+    with open(f"{bundle}/config.json") as file:
+        spec = json.load(file)
+    spec["hooks"] = {"poststart": [hook(tmp_path, "poststart", "exit 4"), hook(tmp_path, "poststart")]}
+    spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    write(bundle, spec)
+    root = f"{tmp_path}/runc"
+    for words in (runtime.argv("run", "--bundle", bundle, "c1"), ["runc", "--root", root, "run", "-b", bundle, "c1"]):
+        with open(f"{bundle}/said", "w+") as said:
+            assert subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=said).returncode
+            said.seek(0)
+            assert "hook #0: " in said.read(), words
+    assert os.listdir(root) == os.listdir(runtime.root) == []
+    assert [entry[0] for entry in noted(tmp_path)] == ["poststart", "poststart"], "the others do not run"
+
+    assert create(runtime, bundle) == (0, "")
+    result = runtime("start", "c1")
+    path = spec["hooks"]["poststart"][0]["path"]
+    assert (result.code, result.errors) == (1, f"hawse: error running poststart hook #0: {path}: exit code 4\n")
+    wait_until(lambda: runtime.state("c1")["status"] == "stopped")
+    assert runtime("delete", "c1").code == 0
 
 
 def test_one_in_the_container_that_fails_stops_it(runtime: Runtime, bundle: str) -> None:

@@ -7,8 +7,9 @@ import os
 import socket
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from hawse.agent import bound_nodes, handlers, mount_errors, syscalls, trace
+from hawse.agent import bound_nodes, handlers, mount_errors, mount_flags, syscalls, sysfs, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
@@ -123,22 +124,36 @@ class Container:
         self.ids = of_spec(spec) if ids is None else ids
         process = spec["process"]
         self._oom_score_adj = process.get("oomScoreAdj") or 0
-        resources = spec.get("linux", {}).get("resources") or {}
-        self._rules = resources.get("devices") or []
+        asked_for = spec | {"linux": dict(spec.get("linux") or {})}
+        self._rules = (asked_for["linux"].get("resources") or {}).get("devices") or []
+        if self.ids.mapped:
+            sysfs.bind_sysfs(spec)
         bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped)
         bound_nodes.make_nodes(bound, self._nodes, self.ids)
         try:
             if self._prepared is not None:
-                return self._use(self._prepared, spec, stdio)
-            _write_json(f"{self._directory}/config.json", spec)
-            return self._launch(self._init, process, stdio, "create", f"--bundle={self._directory}")
+                made = self._use(self._prepared, spec, stdio)
+            else:
+                _write_json(f"{self._directory}/config.json", spec)
+                made = self._launch(self._init, process, stdio, "create", f"--bundle={self._directory}")
+            self._keep_mount_flags(spec, made)
+            return made
         except VmError as error:
-            for name in resources.get("unified") or ():
-                if f"`{name}`" in error.message:  # crun names the cgroup's file, and not the field
-                    error.message = f"linux.resources.unified: {error.message}"
+            from hawse.agent.fields import field_of  # here, since most containers do not need it
+
             if sentence := mount_errors.unknown_type(error.message, spec):
                 error.message, error.hint = sentence, mount_errors.HINT
+            elif field := field_of(error.message, asked_for):
+                error.message = f"{field}: {error.message}"
             raise
+
+    def _keep_mount_flags(self, spec: dict[str, Any], made: Process) -> None:
+        with suppress(StateError, FileNotFoundError, ProcessLookupError):  # it has ended: whoever starts it is told
+            process = made.open(".", f"container {self.name} has ended")
+            try:
+                mount_flags.keep(spec, process, mapped=self.ids.mapped)
+            finally:
+                os.close(process)
 
     def start(self) -> None:
         """Let the first process execute its program."""
@@ -168,9 +183,18 @@ class Container:
         if not self.started or not self.processes[self._init].pid:
             raise StateError("cannot exec in a container that is not running: container not running")
         path = f"{self._directory}/process-{number}.json"
-        _write_json(path, process)
+        meanwhile: Callable[[int], None] = lambda _pid: None  # noqa: E731
+        if not process.get("terminal") and self._crun.leaves_sessions():
+            from hawse.agent import sessions
+
+            # crun waits for the FIFO until it is traced.
+            os.mkfifo(path, 0o600)
+            meanwhile = partial(sessions.hand_over, path=path, text=json.dumps(process), reaper=self._reaper)
+        else:
+            _write_json(path, process)
         try:
-            return self._launch(number, process, stdio, "exec", f"--process={path}", "--detach")
+            words = ("exec", f"--process={path}", "--detach")
+            return self._launch(number, process, stdio, *words, meanwhile=meanwhile)
         finally:
             os.unlink(path)
 
@@ -306,7 +330,15 @@ class Container:
         self.processes[self._init] = launched
         return launched
 
-    def _launch(self, number: int, process: dict[str, Any], stdio: Stdio, verb: str, *options: str) -> Process:
+    def _launch(
+        self,
+        number: int,
+        process: dict[str, Any],
+        stdio: Stdio,
+        verb: str,
+        *options: str,
+        meanwhile: Callable[[int], None] = lambda _pid: None,
+    ) -> Process:
         pid_file = f"{self._directory}/pid-{number}"
         arguments = [verb, f"--pid-file={pid_file}", *options]
         launched = Process(number, stdio, self._reaper)
@@ -324,7 +356,7 @@ class Container:
                     stdio.resize(size["height"], size["width"])
             else:
                 with Pipes(stdio.directions) as pipes:
-                    self._run(arguments, number, process, pipes)
+                    self._run(arguments, number, process, pipes, meanwhile)
                     stdio.attach_pipes(pipes)
         except BaseException:
             stdio.abandon()
@@ -334,8 +366,15 @@ class Container:
         self.processes[number] = launched
         return launched
 
-    def _run(self, arguments: list[str], number: int, process: dict[str, Any], pipes: Pipes) -> None:
-        """Have crun make a process of the container with these pipes."""
+    def _run(
+        self,
+        arguments: list[str],
+        number: int,
+        process: dict[str, Any],
+        pipes: Pipes,
+        meanwhile: Callable[[int], None] = lambda _pid: None,
+    ) -> None:
+        """Have crun make a process of the container with these pipes; ``meanwhile`` is that of :meth:`Crun.run`."""
         pipes.give_to(**owner(process, self.ids))
         with trace.span(f"crun {arguments[0]}"):
             self._crun.run(
@@ -347,6 +386,7 @@ class Container:
                 log=f"log-{number}",
                 # runc gives an exec the container's too (libcontainer/container_linux.go, bootstrapData()), crun none.
                 oom_score_adj=self._oom_score_adj,
+                meanwhile=meanwhile,
             )
         pipes.handed_on()
 

@@ -9,6 +9,10 @@ import re
 from hawse.agent.reaper import Reaper
 from hawse.errors import CommandError, HawseError, VmError
 
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CRUN = "/usr/bin/crun"
 ROOT = "/run/crun"
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -31,14 +35,16 @@ class Crun:
         command: str = "",
         log: str = "log",
         oom_score_adj: int = 0,
+        meanwhile: Callable[[int], None] = lambda _pid: None,
     ) -> None:
         """Carry out one command; ``descriptors`` are the child's fds, which ``create`` and ``exec`` hand on, as they
-        do ``oom_score_adj``.
+        do ``oom_score_adj``. ``meanwhile`` is called with crun's pid.
 
         Raises :class:`CommandError` when ``command``, the program to execute inside, is what failed, else
         :class:`VmError` with crun's own words.
         """
         pid = self.begin(*arguments, descriptors=descriptors, log=log, oom_score_adj=oom_score_adj)
+        meanwhile(pid)
         self.finish(pid, verb=arguments[0], command=command, log=log)
 
     def begin(
@@ -62,6 +68,12 @@ class Crun:
             raise explain(read_log(path) or f"exit code {code}", verb=verb, command=command)
         if os.path.exists(path):
             os.unlink(path)
+
+    def leaves_sessions(self) -> bool:
+        """Whether it does not have a process of `exec` without a terminal lead its session."""
+        from hawse.agent import sessions  # here, since a guest without an exec does not need it
+
+        return sessions.needs_help(self._globals[0], self._reaper)
 
     def start(self, name: str) -> None:
         """What `crun start` does of a container without hooks, without the tenth of a second that it takes to load.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _KEPT = 1024
+_ENDS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 
 
 class Reaper:
@@ -88,6 +89,11 @@ class Reaper:
                     self._changed.wait(0.5)  # until something is spawned; an orphan may come without notice
                 continue
             assert ended is not None, "only with WNOHANG"
+            if ended.si_code not in _ENDS:
+                # A stop of a traced process (hawse.agent.sessions), reported without being asked for (Linux
+                # kernel/exit.c, wait_task_stopped()): its tracer ends it, and until then this would return at once.
+                time.sleep(0.001)
+                continue
             pid = ended.si_pid
             with self._changed:
                 # Its pid may be another process's from here on, and this is on record before anybody can use it.

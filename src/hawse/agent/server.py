@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from hawse.agent import hardware, hugepages, identity, network, processes, submounts, syscalls, trace
+from hawse.agent import boot, hardware, hugepages, identity, network, processes, submounts, syscalls, trace
 from hawse.agent.autoload import Autoload
 from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
@@ -138,6 +138,7 @@ class Server:
             self._load(names)
         if self._prepared is not None:
             self._prepared.settle()
+        Crun(self._reaper, directory=self._run, program=self._crun, root=self._crun_root).leaves_sessions()
         gc.collect()
         os.sync()
         trace.forget()
@@ -147,13 +148,17 @@ class Server:
         return trace.taken()
 
     def mount_share(
-        self, *, kind: str, tag: str, address: str, seconds: float, modules: str = "", load: list[str] | None = None
-    ) -> None:
+        self, *, kind: str, tag: str, address: str, seconds: float, modules: str = "", load: list[str] | None = None,
+        protected: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come.
 
+        ``protected`` are the host's settings fs.protected_*: this kernel decides what may be done with shared files.
         ``modules`` is a directory in it, of modules for the guest's kernel; those of the names ``load`` are loaded now.
         """
         deadline = time.monotonic() + seconds
+        for name, value in (protected or {}).items():
+            boot.write(f"{self._root}/proc/sys/fs/protected_{name}", value)
         with trace.span("share's modules loaded"):
             self._load(SHARE_MODULES[kind])
         with trace.span("share's device ready"):
@@ -163,7 +168,8 @@ class Server:
         # cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
         # directio, which Linux 6.1 passes over: from 6.8 on what was appended to a file on the host since its size was
         # first asked for is read as zeros out of the page cache (zero_point, fs/netfs/buffered_read.c).
-        options = "trans=virtio,version=9p2000.L,cache=mmap,directio,access=any,msize=512000" if kind == "9p" else ""
+        # access=user: the host learns who makes a file, and gives it to that user.
+        options = "trans=virtio,version=9p2000.L,cache=mmap,directio,access=user,msize=512000" if kind == "9p" else ""
         with trace.span("share mounted"):
             # The driver's link is there before its probe has found the share: until then there is none of that tag.
             def mounted() -> bool:

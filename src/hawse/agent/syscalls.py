@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE, MS_REC = 2, 4, 8, 4096, 8192, 16384
 
@@ -27,7 +27,8 @@ _OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 2, 4, 8  # include/uapi/linux/openat2.h
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207  # include/uapi/linux/random.h
 # include/uapi/asm-generic/unistd.h, the same on every architecture; include/uapi/linux/mount.h, sched.h
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_AT_EMPTY_PATH = 0x1000
 _AT_FDCWD, _OPEN_TREE_CLONE = -100, 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
@@ -64,30 +65,49 @@ def open_beneath(directory: int, path: str) -> int:
 def bind_in(namespace: int, source: str, place: int) -> None:
     """Bind ``source`` to the file of the descriptor ``place``, in the mount namespace of another descriptor.
 
-    A thread enters the namespace, and ends there: it has a root directory and a working directory of its own from then
-    on, which setns(2) demands. Raises OSError.
+    Raises OSError.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     tree = _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags), source)
-    failures: list[OSError] = []
+
+    def move() -> None:
+        empty = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+        _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", empty), source)
+
+    try:
+        in_mounts(namespace, move)
+    finally:
+        os.close(tree)
+
+
+def in_mounts(namespace: int, act: Callable[[], None]) -> None:
+    """Call ``act`` in the mount namespace of a descriptor, whose root directory it then has. Raises what it raises.
+
+    A thread enters the namespace, and ends there: it has a root directory and a working directory of its own from then
+    on, which setns(2) demands.
+    """
+    failures: list[BaseException] = []
 
     def enter() -> None:
         try:
             _check(_libc.unshare(_CLONE_FS), "unshare")
             _check(_libc.setns(namespace, _CLONE_NEWNS), "setns")
-            empty = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-            _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", empty), source)
-        except OSError as error:
+            act()
+        except BaseException as error:  # the caller's to handle
             failures.append(error)
 
-    try:
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-    finally:
-        os.close(tree)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
     if failures:
         raise failures[0]
+
+
+def set_mount_attributes(mount: int, attributes: int, cleared: int = 0) -> None:
+    """mount_setattr(2): set attributes of the mount whose root a descriptor is of; raises OSError, EINVAL for another
+    file."""
+    request = struct.pack("QQQQ", attributes, cleared, 0, 0)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", _AT_EMPTY_PATH, request, len(request)), "mount")
 
 
 @contextmanager

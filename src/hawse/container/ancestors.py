@@ -104,6 +104,20 @@ def above(
             below = below.rpartition("/")[0]
 
 
+def default_parent(*, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup") -> str:
+    """The path below which a container without a cgroup path gets its cgroup, as runc has it: in version 1 this
+    process's own cgroup, of the controller cpuset; in version 2 the one above it, since a cgroup with processes cannot
+    have others below it with limits (Linux Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
+    """
+    with open(mountinfo) as file:
+        mounted = hierarchies(file.read())
+    paths = _paths(own)
+    for hierarchy in mounted:
+        if "cpuset" in hierarchy.controllers:
+            return paths.get(",".join(sorted(hierarchy.controllers)), "/")
+    return posixpath.dirname(paths.get("", "/"))
+
+
 #: Files by what they limit, with the file of a quota's period where it has one.
 _FILES = {
     1: {

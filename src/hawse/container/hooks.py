@@ -79,6 +79,12 @@ class Hooked:
         return run_all("poststop", self._hooks.get("poststop", ()), state(self._record, "stopped", 0))
 
 
+def run_in_turn(kind: str, hooks: Sequence[Hook], about: Mapping[str, Any]) -> None:
+    """Raises :class:`HostError` at the first that fails."""
+    for index, hook in enumerate(hooks):
+        _run(f"{kind} hook #{index}", hook, about, -1)
+
+
 def run_all(kind: str, hooks: Sequence[Hook], about: Mapping[str, Any]) -> list[str]:
     """Those after which everything goes on whether they fail or not; what to warn of."""
     warnings = []

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hawse.config import Config
+from hawse.container import ancestors
 from hawse.container import hugepages as pages
 from hawse.container.backend import by_file
 from hawse.container.confine import plan_jail
@@ -40,8 +41,9 @@ from hawse.container.privileged import choose
 from hawse.container.size import check_lists, check_size, limits_of
 from hawse.errors import DeviceError, HostError
 from hawse.linux import attributes, oom_score
+from hawse.linux import capabilities as rights
 from hawse.oci import addresses
-from hawse.oci.cgroups import CgroupPlan, HostLimits, plan_cgroup, vm_limits
+from hawse.oci.cgroups import CgroupPlan, HostLimits, default_path, plan_cgroup, vm_limits
 from hawse.oci.device_rules import allows_all
 from hawse.oci.guest import GuestPlan, plan_guest
 from hawse.oci.inherited import Inherited
@@ -108,7 +110,7 @@ def plan_sandbox(
     # Those that a later container of the pod or an attach may bring have room too.
     disk_mib = disks.total_mib(model for models in config.emulated.values() for model in models)
     of_vm = vm_limits(machine.memory_mib + disk_mib, config.vm.overhead_mib)
-    cgroup = _cgroup(bundle, systemd=systemd, of_vm=of_vm)
+    cgroup = _cgroup(bundle, name, systemd=systemd, of_vm=of_vm, pod=wanted.role == SANDBOX)
     if machine.page_kib:
         pages.check_cgroups(cgroup.path, machine.memory_mib, machine.page_kib)
     for warning in check_size(machine, limits, cgroup, hugepages=wanted.hugepages, overhead_mib=config.vm.overhead_mib):
@@ -164,7 +166,7 @@ def plan_container(
     if warning := dma_warning(plugs):
         log.warning(warning)
     plugs += room.shared([group.number for group in groups], native=options.native)
-    cgroup = _cgroup(bundle, systemd=systemd)
+    cgroup = _cgroup(bundle, name, systemd=systemd)
     fields = _container(wanted, bundle, config, name=name, plugs=plugs, log=log, cgroup=cgroup, notify=notify)
     made = plan.ContainerPlan(**fields)
     said = [
@@ -344,11 +346,17 @@ def ask_qemu(config: Config) -> capabilities.Capabilities:
     return capabilities.ask(config.vm.qemu, directory=config.image.cache)
 
 
-def _cgroup(bundle: Bundle, *, systemd: bool, of_vm: HostLimits | None = None) -> CgroupPlan:
+def _cgroup(
+    bundle: Bundle, name: str, *, systemd: bool, of_vm: HostLimits | None = None, pod: bool = False
+) -> CgroupPlan:
     linux = bundle.raw.get("linux") or {}
     path = bundle.spec.linux.cgroups_path if bundle.spec.linux else ""
     resources = linux.get("resources") or {}
-    return plan_cgroup(f"{bundle.path}/config.json", path, resources, systemd=systemd, of_vm=of_vm)
+    default = default_path(name, ancestors.default_parent(), systemd=systemd)
+    # Containers that join may ask for CPUs, which the cgroup of the virtual machine then gets.
+    path = path or (default if pod else "")
+    where = f"{bundle.path}/config.json"
+    return plan_cgroup(where, path, resources, systemd=systemd, of_vm=of_vm, default=default)
 
 
 def plan_machine(
@@ -391,6 +399,8 @@ def plan_machine(
         share = "virtiofs" if program else "9p"
         if share == "9p":
             log.warning(virtiofsd.MISSING)
+    if share == "virtiofs" and not rights.effective() >> rights.NUMBERS["SETPCAP"] & 1:
+        log.warning(virtiofsd.FEW_RIGHTS)
     machine = plan.MachinePlan(
         qemu=config.vm.qemu,
         accel=acceleration.name,

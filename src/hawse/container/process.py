@@ -14,14 +14,12 @@ from typing import Any
 from hawse.container.console import send_master
 from hawse.container.launch import FORWARDED, Namespaces, ProxyProcess
 from hawse.container.notify import Relay, connect_for
+from hawse.container.shown import shown
 from hawse.container.view import encode
 from hawse.errors import HostError, UsageError
-from hawse.oci.notify import Notify, directory_of
-from hawse.oci.sources import GUEST_SHARE
+from hawse.oci.notify import Notify
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.state import Store
-
-_GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
 
 
 @dataclass(frozen=True)
@@ -76,26 +74,6 @@ def _notified(notify: Notify | None) -> socket.socket | None:
         return None if notify is None else connect_for(notify)
     except (OSError, ValueError):
         return None
-
-
-def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
-    """The mounts that :mod:`hawse.container.view` is to show, as it takes them. Pure."""
-    shares = {f"{GUEST_SHARE}/{plan.id}/{share.name}": share for share in plan.shares}
-    mounts = []
-    for mount in plan.spec.get("mounts") or ():
-        share = shares.get(mount.get("source") or "")
-        if share is not None:
-            found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
-            if share.uids:
-                found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}
-        elif mount.get("type") in _GUESTS_OWN:
-            found = {"type": mount["type"]}
-        elif mount.get("source") == directory_of(plan.id):
-            found = {"type": "tmpfs"}
-        else:
-            continue
-        mounts.append({"destination": mount["destination"], **found})
-    return mounts
 
 
 def start_proxy(

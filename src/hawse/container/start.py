@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
+
 from hawse.container.client import begin, call
-from hawse.errors import LinkError, StateError
+from hawse.errors import HostError, LinkError, StateError, VmError
 from hawse.link import control
 from hawse.link.frames import EVENT
 from hawse.sandbox.state import STOPPED, Store
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def start(store: Store, *, notify: str = "") -> list[str]:
-    """Raises :class:`StateError`; what to warn of.
+    """Raises :class:`StateError`, and :class:`HostError` for a hook; what to warn of.
 
     ``notify`` is the caller's NOTIFY_SOCKET. If the container was created with one, wait until it is ready or has
     ended, and notify the service manager (runc start.go).
@@ -29,22 +32,29 @@ def start(store: Store, *, notify: str = "") -> list[str]:
         )
     if notify and state.get("notify"):
         with begin(store, "start", {"notify": True}) as (notes, frames):
-            warnings = _after(state, notes)
+            warnings = _after(store, state, notes)
             _report(notify, frames, state["pid"])
         return warnings
-    return _after(state, call(store, "start", {}))
+    return _after(store, state, call(store, "start", {}))
 
 
-def _after(state: dict[str, Any], notes: object) -> list[str]:
-    """Run the hooks after the start; returns warnings."""
+def _after(store: Store, state: dict[str, Any], notes: object) -> list[str]:
+    """Run the hooks after the start; returns warnings. Where one fails, the container is killed (runtime.md, Lifecycle,
+    since version 1.2.1). Raises :class:`HostError` then."""
     warnings = [str(text) for level, text in notes if level == "warning"] if isinstance(notes, list) else []
     hooks = state.get("hooks", {}).get("poststart")
     if not hooks:
         return warnings
-    from hawse.container.hooks import run_all
+    from hawse.container.hooks import run_in_turn
     from hawse.container.hooks import state as about
 
-    return [*warnings, *run_all("poststart", hooks, about(state, "running", state["pid"]))]
+    try:
+        run_in_turn("poststart", hooks, about(state, "running", state["pid"]))
+    except HostError:
+        with suppress(StateError, VmError):  # it has ended already
+            call(store, "kill", {"signal": signal.SIGKILL, "all": False})
+        raise
+    return warnings
 
 
 def _report(address: str, frames: Iterator[Frame], pid: int) -> None:

@@ -29,7 +29,8 @@ def encode(rootfs: str, shown: Sequence[dict[str, Any]], *, readonly: bool, dire
     """A descriptor of the request for :func:`enter`; ``directory`` is the working directory.
 
     A mount is {"destination", "source", "is_dir", "readonly"}, and where its owners are mapped "uids", "gids" and
-    "map_below"; without a source it is one of the guest's, of {"type"}."""
+    "map_below"; without a source it is one of the guest's, of {"type"}. The types "directory" and "file" are mount
+    points only."""
     fd = os.memfd_create("view")
     with os.fdopen(os.dup(fd), "w") as file:
         json.dump({"rootfs": rootfs, "readonly": readonly, "mounts": list(shown), "directory": directory}, file)
@@ -40,8 +41,9 @@ def encode(rootfs: str, shown: Sequence[dict[str, Any]], *, readonly: bool, dire
 def enter(fd: int) -> None:
     """Have the calling process in the container's files, and do without the host's. Raises OSError.
 
-    Mount points and a working directory that are missing are made, as runc makes them (libcontainer/rootfs_linux.go,
-    createMountpoint(), prepareRootfs()): the guest cannot where the root file system is read-only.
+    Mount points, places of device nodes and a working directory that are missing are made, as runc makes them
+    (libcontainer/rootfs_linux.go, createMountpoint(), createDevices(), prepareRootfs()): the guest cannot where the
+    root file system is read-only.
     """
     wanted = json.loads(os.read(fd, _MAX))
     os.close(fd)
@@ -68,7 +70,7 @@ def _show(mount: dict[str, Any], tree: int) -> None:
     # since one that leads to nothing is a mount point too, which is made where it leads.
     target = os.path.realpath(mount["destination"])
     if not os.path.exists(target):
-        if tree >= 0 and not mount["is_dir"]:
+        if mount.get("type") == "file" or (tree >= 0 and not mount["is_dir"]):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o755))
         else:
@@ -78,6 +80,8 @@ def _show(mount: dict[str, Any], tree: int) -> None:
             mounts.set_attributes(tree, mounts.ATTR_RDONLY, recursive=False)
         mounts.attach_at(tree, target)
         os.close(tree)
+    elif mount["type"] in ("directory", "file"):
+        return
     elif mount["type"] == "proc":
         mounts.mount("proc", target, "proc", _UNSAFE)
     else:

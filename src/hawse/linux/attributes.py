@@ -1,9 +1,11 @@
-"""Attributes that this process inherited from its caller: resource limits, oom_score_adj, umask."""
+"""Attributes that this process inherited from its caller: resource limits, oom_score_adj, umask. And the host's rules
+for links."""
 
 from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 
 #: getrlimit(2), by the numbers of Linux include/uapi/asm-generic/resource.h; Python has no name for RLIMIT_LOCKS.
 RLIMITS = (
@@ -31,6 +33,16 @@ def oom_score_adj(path: str = "/proc/self/oom_score_adj") -> int:
             return int(file.read())
     except (OSError, ValueError):
         return 0
+
+
+def protected_files(directory: str = "/proc/sys/fs") -> dict[str, str]:
+    """The settings by which the kernel refuses links, FIFOs and files of others that may be traps (Linux
+    Documentation/admin-guide/sysctl/fs.rst, protected_*), by name; those that it has."""
+    found = {}
+    for name in ("hardlinks", "symlinks", "fifos", "regular"):
+        with suppress(OSError), open(f"{directory}/protected_{name}") as file:
+            found[name] = file.read().strip()
+    return found
 
 
 def umask() -> int:

@@ -20,6 +20,7 @@ NUMBERS = {
     "SYS_RESOURCE": 24, "MKNOD": 27,
 }  # fmt: skip
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
+_PR_GET_SECUREBITS, _PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP = 27, 28, 4
 _VERSION_3 = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,6 +41,21 @@ def keep_only(names: Collection[str]) -> None:
     low, high = left & 0xFFFFFFFF, left >> 32
     check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)), "")
     check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "")
+
+
+def keep_through_user_changes() -> None:
+    """Let changes of the thread's user ids no longer change its capabilities, in programs that it executes as well.
+
+    SECBIT_NO_SETUID_FIXUP (capabilities(7)). virtiofsd takes the user id and the group id of a request to make a file,
+    so that the file gets them (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, lo_change_cred(); the Rust virtiofsd
+    src/passthrough/credentials.rs). Without this it loses CAP_DAC_OVERRIDE meanwhile, and the host refuses what the
+    process in the guest may do by a supplementary group, a capability or its user namespace. The guest's kernel has
+    decided already (FUSE default_permissions), with all that it knows of the process.
+
+    Needs CAP_SETPCAP. Raises OSError.
+    """
+    bits = check(_libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), "")
+    check(_libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "")
 
 
 def effective(status: str = "/proc/self/status") -> int:

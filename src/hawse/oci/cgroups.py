@@ -49,23 +49,31 @@ class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
     vm: bool = False
 
 
+def default_path(container: str, parent: str, *, systemd: bool) -> str:
+    """The cgroup's path of a container whose specification has none, below ``parent``, as runc makes it
+    (libcontainer/cgroups/fs2/defaultpath.go, systemd/common.go)."""
+    return f":hawse:{container}" if systemd else f"{parent.rstrip('/')}/{container}"
+
+
 def plan_cgroup(
-    name: str, path: str, resources: Mapping[str, Any], *, systemd: bool, of_vm: HostLimits | None = None
+    name: str,
+    path: str,
+    resources: Mapping[str, Any],
+    *,
+    systemd: bool,
+    of_vm: HostLimits | None = None,
+    default: str = "",
 ) -> CgroupPlan:
     """The plan. ``name`` is the configuration's. ``of_vm``: the memory and the tasks of the virtual machine and its
-    helpers, where it is in this cgroup. Raises :class:`ConfigError`."""
+    helpers, where it is in this cgroup. ``default`` is the path where the specification has none and asks for something
+    that only a cgroup of the host can give. Raises :class:`ConfigError`."""
     vm = of_vm is not None
     limits = host_limits(resources, vm=vm)
+    if not path and limits != HostLimits():
+        path = default
     if of_vm is not None:
         limits = msgspec.structs.replace(limits, memory=of_vm.memory, tasks=of_vm.tasks)
     if not path:
-        for field in ("cpus", "mems"):
-            if getattr(limits, field):
-                raise ConfigError(
-                    f"{name}: linux.resources.cpu.{field}: {getattr(limits, field)[:80]!r} are the host's, and the "
-                    "container has no cgroup there",
-                    hint="set linux.cgroupsPath",
-                )
         return CgroupPlan()
     if not systemd:
         clean = posixpath.normpath("/" + path.lstrip("/"))

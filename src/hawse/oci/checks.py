@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hawse.errors import ConfigError
 from hawse.oci.seccomp import check_seccomp
@@ -88,3 +89,18 @@ def check_options(where: str, options: Sequence[str]) -> None:
                 f"{where}.options: {option}: mounts in the guest are private, and cannot appear on the host",
                 hint="rslave has what the host mounts appear in the container",
             )
+
+
+def checked_mount(where: str, mount: dict[str, Any], *, bind: bool) -> dict[str, Any]:
+    """The mount as the guest's runtime takes it, in the words of runc. ``where`` names it.
+
+    crun 1.8.1 knows a bind by its options only, and refuses tmpcopyup of what is no tmpfs, which runc ignores. Raises
+    :class:`ConfigError` for a mount without a type.
+    """
+    if not bind and not mount.get("type"):
+        raise ConfigError(f"{where}.type: missing", hint="name the file system, or add bind to the options")
+    options = list(mount.get("options") or ())
+    kept = [option for option in options if option != "tmpcopyup" or mount.get("type") == "tmpfs"]
+    if bind and not {"bind", "rbind"} & set(kept):
+        kept = ["rbind", *kept]
+    return mount if kept == options else mount | {"options": kept}

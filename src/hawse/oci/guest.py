@@ -12,7 +12,7 @@ from typing import Any
 from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
 from hawse.oci import device_rules, hugepages, idmap, memory
-from hawse.oci.checks import check_options
+from hawse.oci.checks import check_options, checked_mount
 from hawse.oci.fields import POLICY, review
 from hawse.oci.hooks import Hooks, split
 from hawse.oci.hugepages import Hugetlbfs
@@ -141,6 +141,7 @@ def plan_guest(
             found = node(mount["source"]) if str(mount.get("source") or "").startswith("/") else None
             is_disk = found is not None and found.kind == "b"
             notes += [("warning", text) for text in check_type(where, mount, is_disk=is_disk)]
+        mount = checked_mount(where, mount, bind=_is_bind(mount))
         mount, owners = idmap.take_out(where, mount, user_map, bind=_is_bind(mount))
         if kib := hugepages.mounted_kib(mount):
             page_sizes.add(kib)
@@ -309,9 +310,13 @@ def _user_map(
         # The guest's runtime would take them for those of a new one.
         linux.pop("uidMappings", None)
         linux.pop("gidMappings", None)
-    if {"type": "user"} not in linux["namespaces"] or all(found):
+    if {"type": "user"} not in linux["namespaces"]:
         return found
     name = f"{bundle.path}/config.json"
+    user = bundle.raw["process"].get("user") or {}
+    if all(found):
+        idmap.check_user_map(name, found, user)
+        return found
     [path] = [entry.path for entry in (bundle.spec.linux or Linux()).namespaces or () if entry.type == "user"]
     if not path:
         raise ConfigError(
@@ -325,6 +330,12 @@ def _user_map(
             f"{name}: linux.namespaces[type=user].path: {path[:200]}: {(error.strerror or '').lower()}",
             hint="give a user namespace other than the host's, or linux.uidMappings and gidMappings without a path",
         ) from None
+    if not (uids and gids):
+        raise ConfigError(
+            f"{name}: linux.namespaces[type=user].path: {path[:200]}: the user namespace has no mappings",
+            hint="write its uid_map and gid_map, or give linux.uidMappings and gidMappings without a path",
+        )
+    idmap.check_user_map(name, (uids, gids), user)
     linux["uidMappings"], linux["gidMappings"] = idmap.as_field(uids), idmap.as_field(gids)
     return uids, gids
 

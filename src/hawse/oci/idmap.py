@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from hawse.errors import ConfigError
@@ -14,6 +15,8 @@ Maps = tuple[Sequence[Range], Sequence[Range]]
 """Of users and of groups."""
 _FIELDS = ("uidMappings", "gidMappings")
 _OPTIONS = {"idmap": False, "ridmap": True}
+#: Linux include/linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS. The last id, -1, is none.
+_MOST_RANGES, _END = 340, 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ def take_out(where: str, mount: dict[str, Any], container: Maps, *, bind: bool) 
     Without mappings of its own, a mount with the option idmap or ridmap has those of the ``container``'s user namespace
     (config.md, mounts). Raises :class:`ConfigError`; ``where`` names the mount.
     """
+    for option in mount.get("options") or ():
+        if option.startswith(("idmap=", "ridmap=")):  # crun's own
+            raise ConfigError(
+                f"{where}.options: {option[:80]!r} is no option of the specification",
+                hint="give mounts[].uidMappings and gidMappings",
+            )
     options = [option for option in mount.get("options") or () if option in _OPTIONS]
     uids, gids = (_ranges(mount.get(field)) for field in _FIELDS)
     rest = {key: value for key, value in mount.items() if key not in _FIELDS}
@@ -74,7 +83,43 @@ def _ranges(mappings: Sequence[Mapping[str, int]] | None) -> list[Range]:
 
 
 def _outside(ranges: Sequence[Range], number: int) -> int:
-    for inside, outside, count in ranges:
-        if inside <= number < inside + count:
-            return outside + number - inside
-    return 65534  # /proc/sys/kernel/overflowuid
+    found = _inside(ranges, number)
+    return 65534 if found is None else found  # /proc/sys/kernel/overflowuid
+
+
+def check_user_map(name: str, container: Maps, user: Mapping[str, Any]) -> None:
+    """Whether the kernel takes the mappings of a container's user namespace, and whether they have its ``user``
+    (user_namespaces(7)). Raises :class:`ConfigError`; ``name`` is the configuration's."""
+    groups = {"gid": [user.get("gid") or 0], "additionalGids": user.get("additionalGids") or []}
+    for field, ranges, wanted in (
+        ("uidMappings", container[0], {"uid": [user.get("uid") or 0]}),
+        ("gidMappings", container[1], groups),
+    ):
+        where = f"{name}: linux.{field}"
+        if len(ranges) > _MOST_RANGES:
+            raise ConfigError(f"{where}: {len(ranges)} ranges, and the kernel takes {_MOST_RANGES}", hint="join some")
+        for inside, outside, count in ranges:
+            if max(inside, outside) + count > _END:
+                raise ConfigError(
+                    f"{where}: {inside} to {outside}, {count} ids: ids end at {_END - 1}", hint="lower it"
+                )
+        for which, starts in (("containerID", 0), ("hostID", 1)):
+            ordered = sorted((entry[starts], entry[2]) for entry in ranges)
+            for (first, count), (second, _) in pairwise(ordered):
+                if first + count > second:
+                    raise ConfigError(f"{where}: two ranges have the {which} {second}", hint="give each id once")
+        if _inside(ranges, 0) is None:
+            raise ConfigError(f"{where}: nothing is mapped to 0, root of the user namespace", hint="map containerID 0")
+        for user_field, ids in wanted.items():
+            for number in ids:
+                if _inside(ranges, number) is None:
+                    raise ConfigError(
+                        f"{name}: process.user.{user_field}: {number} is not mapped in the user namespace",
+                        hint=f"add it to linux.{field}, as containerID",
+                    )
+
+
+def _inside(ranges: Sequence[Range], number: int) -> int | None:
+    return next(
+        (outside + number - inside for inside, outside, count in ranges if inside <= number < inside + count), None
+    )

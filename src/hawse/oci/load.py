@@ -127,6 +127,9 @@ def _check_process(name: str, prefix: str, process: Process) -> None:
         raise ConfigError(f"{name}: {prefix}args: empty", hint="args[0] is the program")
     if not process.cwd.startswith("/"):
         raise ConfigError(f"{name}: {prefix}cwd: {process.cwd!r} is not absolute", hint="begin it with /")
+    if process.oom_score_adj is not None and not -1000 <= process.oom_score_adj <= 1000:
+        raise ConfigError(f"{name}: {prefix}oomScoreAdj: {process.oom_score_adj} is not between -1000 and 1000",
+                          hint="see proc(5)")  # fmt: skip
     check_rlimits(name, prefix, process.rlimits)
 
 

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.linux import oom_score
+from hawse.linux import capabilities, oom_score
 from hawse.linux.processes import (
     ChildrenApart,
     NamespaceError,
@@ -50,13 +50,15 @@ class Program:
         jail: Jail | None = None,
         whole: bool = False,
         oom_score_adj: int | None = None,
+        file_server: bool = False,
     ) -> None:
         """Raises :class:`HostError` when it cannot be confined or executed.
 
         ``lock_memory`` lifts RLIMIT_MEMLOCK as far as this process may: VFIO counts the guest memory that it maps.
         ``whole``: it is the first process of a PID namespace, and is killed at once at its end, so that the processes
         which it has started end with it, whatever they do (pid_namespaces(7)). ``oom_score_adj`` is set as far as the
-        kernel allows it.
+        kernel allows it. ``file_server``: it keeps its capabilities while it acts for a user, if this process may
+        allow that.
         """
         self._soft = not whole
         trouble, tell = os.pipe()
@@ -72,6 +74,9 @@ class Program:
                         oom_score.write(oom_score_adj)
                 if lock_memory:
                     _lift(resource.RLIMIT_MEMLOCK)
+                if file_server:
+                    with suppress(OSError):  # the plan warns where CAP_SETPCAP is missing
+                        capabilities.keep_through_user_changes()
                 if jail is None:
                     give_up_privileges()
                     die_with(monitor)

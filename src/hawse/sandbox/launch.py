@@ -163,6 +163,7 @@ def launch(
                 virtiofsd = Program(
                     "virtiofsd", filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share"),
                     log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True, oom_score_adj=machine.oom_score_adj,
+                    file_server=True,
                 )  # fmt: skip
                 undo.callback(virtiofsd.end)
                 leftovers.note(directory, virtiofsd.process.pid)

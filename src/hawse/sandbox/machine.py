@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from hawse.errors import HawseError, LinkError, VmError
+from hawse.linux import attributes
 from hawse.sandbox import plan
 from hawse.sandbox.children import Program, Watched
 from hawse.sandbox.complaints import Complaints
@@ -141,6 +142,7 @@ async def _share(machine: plan.MachinePlan, made: Machine, steps: Steps) -> None
             await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
     seconds = machine.device_seconds
     call = {"kind": machine.share, "tag": SHARE_TAG, "address": machine.share_address, "seconds": seconds}
+    call["protected"] = attributes.protected_files()
     if machine.modules:
         call |= {"modules": machine.modules, "load": machine.load_modules}
     with steps.span(SHARE, "mounted"):

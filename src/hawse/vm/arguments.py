@@ -126,7 +126,8 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
             devices.append(plug_share()[1])
     elif shape.share == "9p":
         # QEMU can neither add a directory to 9p later nor save a machine that has one mounted: it is there, unmounted.
-        share = {"id": "share", "path": ends.share_directory, "security_model": "none", "multidevs": "remap"}
+        # "passthrough": QEMU, as root, gives a file to the user who makes it, or the guest learns that it cannot.
+        share = {"id": "share", "path": ends.share_directory, "security_model": "passthrough", "multidevs": "remap"}
         arguments += ["-fsdev", option("local", share)]
         devices.append(
             {"driver": "virtio-9p-pci", "fsdev": "share", "mount_tag": SHARE_TAG, "bus": SHARE_BUS, "addr": "0.0"}

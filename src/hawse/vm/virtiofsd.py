@@ -10,10 +10,18 @@ from hawse.errors import HostError
 
 CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
+#: The warning where virtiofsd cannot keep its capabilities while it makes a file (hawse.linux.capabilities).
+FEW_RIGHTS = (
+    "vm.share: virtiofsd makes files with the rights of their user id and group id only, since hawse has no "
+    "CAP_SETPCAP: a container's process whose rights come from supplementary groups or capabilities cannot make files "
+    "in shared directories [run hawse with CAP_SETPCAP]"
+)
+
 #: The warning where 9p is taken in its place.
 MISSING = (
     "vm.share: files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
-    "have one device number, so find -xdev, tar --one-file-system and rsync -x cross them "
+    "have one device number, so find -xdev, tar --one-file-system and rsync -x cross them, and QEMU before 9.2.1 makes "
+    "no FIFOs and UNIX sockets in them "
     '[install virtiofsd, or set vm.share = "9p" to end this warning]'
 )
 

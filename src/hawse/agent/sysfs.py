@@ -1,0 +1,24 @@
+"""/sys of a container with a user namespace, whose network is the guest's.
+
+The kernel mounts a sysfs for the owner of the network namespace only (Linux fs/sysfs/mount.c, sysfs_init_fs_context()).
+crun 1.8.1 binds the guest's in its place where the mount is read-only and the user namespace has not all ids
+(src/libcrun/utils.c, check_running_in_user_namespace()). Here it is bound in every such container.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def bind_sysfs(spec: dict[str, Any]) -> None:
+    """Replace mounts of sysfs by binds of the guest's, in place."""
+    if any(namespace["type"] == "network" for namespace in (spec.get("linux") or {}).get("namespaces") or ()):
+        return
+    spec["mounts"] = [
+        mount | {"type": "bind", "source": "/sys", "options": ["bind", *(mount.get("options") or ())]}
+        if mount.get("type") == "sysfs"
+        else mount
+        for mount in spec.get("mounts") or ()
+    ]

@@ -1,0 +1,42 @@
+"""What :mod:`hawse.container.view` is to show of a container's mounts, and which mount points it is to make. Pure."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable
+from typing import Any
+
+from hawse.oci.notify import directory_of
+from hawse.oci.sources import GUEST_SHARE
+from hawse.sandbox.plan import ContainerPlan
+
+_GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
+
+
+def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir) -> list[dict[str, Any]]:
+    """The mounts, as :func:`hawse.container.view.encode` takes them, and then the places of device nodes.
+
+    ``is_dir`` is asked about binds of the guest's own files, which the host has too, but for directories that the agent
+    makes.
+    """
+    shares = {f"{GUEST_SHARE}/{plan.id}/{share.name}": share for share in plan.shares}
+    wanted = plan.spec.get("mounts") or ()
+    mounts: list[dict[str, Any]] = []
+    if not any(posixpath.normpath(mount["destination"]) in ("/", "/dev") for mount in wanted):
+        mounts.append({"destination": "/dev", "type": "tmpfs"})  # the guest's (hawse.agent.bound_nodes)
+    for mount in wanted:
+        source = mount.get("source") or ""
+        share = shares.get(source)
+        if share is not None:
+            found: dict[str, Any] = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
+            if share.uids:
+                found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}
+        elif mount.get("type") in _GUESTS_OWN or source == directory_of(plan.id):
+            found = {"type": mount["type"] if mount.get("type") in _GUESTS_OWN else "tmpfs"}
+        else:
+            made_by_agent = source.startswith("/run/hawse/")
+            found = {"type": "directory" if made_by_agent or is_dir(source) else "file"}
+        mounts.append({"destination": mount["destination"], **found})
+    devices = (plan.spec.get("linux") or {}).get("devices") or ()
+    return [*mounts, *({"destination": device["path"], "type": "file"} for device in devices)]

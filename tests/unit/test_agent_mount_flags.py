@@ -1,0 +1,99 @@
+"""Attributes of mounts that the guest's runtime drops: which a specification asks for, and which a path had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent import mount_flags
+from hawse.agent.sysfs import bind_sysfs
+
+NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME = 2, 4, 8, 0x10, 0x20, 0x80
+
+
+@pytest.mark.parametrize(
+    ("options", "attributes"),
+    [
+        ("", 0), ("rbind rprivate ro", 0), ("nosuid nodev noexec", NOSUID | NODEV | NOEXEC), ("nosuid suid", 0),
+        ("suid nosuid", NOSUID), ("noexec exec dev", 0), ("noatime", NOATIME), ("noatime relatime", 0),
+        ("noatime strictatime", STRICTATIME), ("strictatime noatime", NOATIME), ("noatime atime", 0),
+        ("nodiratime noatime", NODIRATIME | NOATIME), ("nodiratime diratime", 0), ("size=5m nodev", NODEV),
+    ],
+)  # fmt: skip
+def test_options_are_read_in_their_order(options: str, attributes: int) -> None:
+    assert mount_flags.of_options(options.split()) == attributes
+
+
+def bind(destination: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "source": "/s", "options": ["bind", *options]}
+
+
+def test_binds_that_ask_for_attributes_are_found() -> None:
+    """Not what a later mount hides."""
+    mounts = [
+        bind("/hidden", "nodev"), bind("/below/it", "nodev"), bind("/twice", "nodev"), bind("/twice/", "noexec"),
+        {"destination": "/tmp", "type": "tmpfs", "options": ["nodev"]}, bind("relative/x", "nosuid"), bind("/plain"),
+        {"destination": "/typed", "type": "bind", "options": ["nosuid"]}, {"destination": "/hidden", "type": "tmpfs"},
+        {"destination": "/below", "type": "tmpfs"},
+    ]  # fmt: skip
+    assert mount_flags.binds({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
+    assert mount_flags.binds({}) == {}
+
+
+TABLE = """\
+30 1 0:1 / / rw,relatime - rootfs rootfs rw
+31 30 0:2 / /proc rw,nosuid,nodev,noexec,noatime shared:3 - proc proc rw
+32 31 0:2 /sys /proc/sys ro,relatime - proc proc rw
+"""
+
+
+@pytest.mark.parametrize(("number", "kept"), [(32, NOSUID | NODEV | NOEXEC | NOATIME), (31, 0), (30, 0), (99, 0)])
+def test_attributes_of_the_mount_below_are_read(number: int, kept: int) -> None:
+    assert mount_flags.above(TABLE, number) == kept
+
+
+def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp_path: Path) -> None:
+    for name in ("bound", "over", "plain"):
+        (tmp_path / name).mkdir()
+    script = (
+        f"mount -t tmpfs -o nosuid,noexec x {tmp_path}/over; mkdir {tmp_path}/over/inner;"
+        f"mount --bind {tmp_path}/over/inner {tmp_path}/over/inner;"
+        f"mount -o remount,bind,ro,suid,exec {tmp_path}/over/inner;"
+        f"mount --bind {tmp_path}/plain {tmp_path}/bound; echo; exec sleep 1000"
+    )
+    spec = {
+        "mounts": [bind(str(tmp_path / "bound"), "nodev", "noatime"), bind(str(tmp_path / "none"), "nodev")],
+        "linux": {"readonlyPaths": [f"{tmp_path}/over/inner", f"{tmp_path}/plain", "/none"]},
+    }
+    before = Path("/proc/self/mountinfo").read_text()
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE) as inside:
+        try:
+            assert inside.stdout is not None
+            inside.stdout.readline()
+            for pid in (inside.pid, os.getpid()):
+                process = os.open(f"/proc/{pid}", os.O_RDONLY)
+                mount_flags.keep(spec, process, mapped=True)
+                os.close(process)
+            lines = Path(f"/proc/{inside.pid}/mountinfo").read_text().splitlines()
+        finally:
+            inside.kill()
+    found = {line.split()[4]: set(line.split()[5].split(",")) for line in lines}
+    assert {"nodev", "noatime"} <= found[f"{tmp_path}/bound"]
+    assert {"ro", "nosuid", "noexec"} <= found[f"{tmp_path}/over/inner"]
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_sysfs_is_bound_unless_the_container_has_a_network(network: bool) -> None:
+    sysfs = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]}
+    proc = {"destination": "/proc", "type": "proc"}
+    spec: dict[str, Any] = {"mounts": [proc, sysfs], "linux": {"namespaces": [{"type": "user"}]}}
+    if network:
+        spec["linux"]["namespaces"].append({"type": "network"})
+    bind_sysfs(spec)
+    bound = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["bind", "nosuid", "ro"]}
+    assert spec["mounts"] == [proc, sysfs if network else bound]
