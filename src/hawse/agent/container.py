@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import contextmanager, suppress
 
-from hawse.agent import bound_nodes, handlers, syscalls, trace
+from hawse.agent import bound_nodes, guest_dev, handlers, syscalls, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
@@ -102,6 +102,8 @@ class Container:
         self._notify: Notify | None = None
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
         self._nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
+        self._root_directory = root
+        self._places: list[str] = []
         self.ids = SAME
 
     def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:
@@ -125,8 +127,14 @@ class Container:
         self._oom_score_adj = process.get("oomScoreAdj") or 0
         resources = spec.get("linux", {}).get("resources") or {}
         self._rules = resources.get("devices") or []
-        bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped)
+        root = self._root_directory
+        guest_dev.make_directories(
+            guest_dev.cover(spec, container_node=os.path.exists(f"{root}/dev/vfio/vfio")), root=root
+        )
+        bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped, root=root)
         bound_nodes.make_nodes(bound, self._nodes, self.ids)
+        self._places = bound_nodes.places(bound, spec)
+        guest_dev.make_places(self._places, root=root)
         try:
             if self._prepared is not None:
                 return self._use(self._prepared, spec, stdio)
@@ -271,6 +279,8 @@ class Container:
             self._notify.end()
             self._notify = None
         bound_nodes.remove_nodes(self._nodes)
+        guest_dev.remove_places(self._places, root=self._root_directory)
+        self._places = []
         with suppress(OSError):
             for name in os.listdir(self._directory):
                 os.unlink(f"{self._directory}/{name}")

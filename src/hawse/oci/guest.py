@@ -19,7 +19,7 @@ from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.known import is_known
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.sources import GUEST_SHARE, DeviceNode, device_node, kernel_view, read_only
+from hawse.oci.sources import GUEST_SHARE, DeviceNode, device_node, kernel_view, no_devices, read_only
 from hawse.oci.types import Linux
 
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
@@ -152,7 +152,7 @@ def plan_guest(
                 )
             if (found := node(source)) and not _is_guests_own(view, found):
                 # As a device the container has it under the same rules, and by its numbers.
-                bound.append(BoundNode(index, source, mount["destination"], "nodev" in (mount.get("options") or ())))
+                bound.append(BoundNode(index, source, mount["destination"], no_devices(mount.get("options") or ())))
                 devices.append(
                     {
                         "path": mount["destination"], "type": found.kind, "major": found.major, "minor": found.minor,

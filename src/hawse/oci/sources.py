@@ -92,6 +92,13 @@ def read_only(options: Sequence[str]) -> tuple[bool, bool]:
     return top, below
 
 
+def no_devices(options: Sequence[str]) -> bool:
+    """Whether device nodes of a mount cannot be opened, in the order of :func:`read_only`."""
+    found = [option for option in options if option in ("dev", "nodev")]
+    found += [option[1:] for option in options if option in ("rdev", "rnodev")]
+    return found[-1:] == ["nodev"]
+
+
 def _is_below(path: str, directories: Sequence[str]) -> bool:
     return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
 
