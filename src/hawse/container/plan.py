@@ -284,6 +284,7 @@ def _container(
             uids=list(s.owners.uids) if s.owners else [],
             gids=list(s.owners.gids) if s.owners else [],
             map_below=bool(s.owners and s.owners.recursive),
+            overlay=s.overlay,
         )
         for s in guest.shares
     ]

@@ -84,7 +84,10 @@ def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
     mounts = []
     for mount in plan.spec.get("mounts") or ():
         share = shares.get(mount.get("source") or "")
-        if share is not None:
+        found: dict[str, Any]
+        if share is not None and share.overlay is not None:
+            found = {"type": "overlay"}  # a second mount of it would disturb the first
+        elif share is not None:
             found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
             if share.uids:
                 found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}

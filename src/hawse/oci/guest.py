@@ -11,7 +11,7 @@ from typing import Any
 
 from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
-from hawse.oci import device_rules, hugepages, idmap, memory
+from hawse.oci import device_rules, hugepages, idmap, memory, overlay
 from hawse.oci.checks import check_options
 from hawse.oci.fields import POLICY, is_set, review
 from hawse.oci.hooks import Hooks, split
@@ -37,6 +37,7 @@ class Share:
 
     ``private``: what the host mounts below it later is not to appear. ``recursive``: what is mounted below it now is.
     ``readonly_below``: that is read-only as well. ``owners``: how it shows the owners of files, None for as they are.
+    ``overlay``: what is to be mounted on the host and shared in place of ``source``, which is its name then.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Share:
     recursive: bool = True
     readonly_below: bool = False
     owners: idmap.IdMap | None = None
+    overlay: overlay.Overlay | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,17 @@ def plan_guest(
         mount, owners = idmap.take_out(where, mount, user_map, bind=_is_bind(mount))
         if kib := hugepages.mounted_kib(mount):
             page_sizes.add(kib)
-        if _is_bind(mount):
+        if mount.get("type") == overlay.KIND and not _is_bind(mount):
+            top, _ = read_only(mount.get("options") or ())
+            layers, flags = overlay.read(where, mount.get("options") or (), readonly=top)
+            shares.append(
+                Share(
+                    f"mount{index}", layers.name, True, top or not layers.upper,
+                    private=True, recursive=False, overlay=layers,
+                )
+            )  # fmt: skip
+            mount = {**mount, "type": "bind", "source": f"{base}/mount{index}", "options": ["bind", *flags]}
+        elif _is_bind(mount):
             if not mount.get("source"):
                 raise ConfigError(
                     f"{bundle.path}/config.json: mounts[{index}].source: missing",

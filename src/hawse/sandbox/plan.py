@@ -13,6 +13,7 @@ import msgspec
 from hawse.oci.cgroups import CgroupPlan
 from hawse.oci.inherited import Inherited
 from hawse.oci.notify import Notify
+from hawse.oci.overlay import Overlay
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
@@ -25,7 +26,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
     are any, map its owners: the first id in its file system, the first that is shown, and their count; with
     ``map_below`` of mounts below it too. ``common``: its files are to be the
-    same in the guest as those of other shares with the same source.
+    same in the guest as those of other shares with the same source. ``overlay``: that is shared, and ``source`` is its
+    name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     gids: list[tuple[int, int, int]] = []
     map_below: bool = False
     common: bool = False
+    overlay: Overlay | None = None
 
 
 class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,6 +102,7 @@ class Sandbox:
             memory_mib=self.plan.machine.memory_mib,
             label=self.plan.machine.label,
             hugepages_mib=sum(found.plan.hugepages_mib for found in self._containers.values()),
+            overlays=self._share.overlays,
         )
 
     async def create(self, machine: Machine) -> Notes:
