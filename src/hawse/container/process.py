@@ -17,7 +17,7 @@ from hawse.container.notify import Relay, connect_for
 from hawse.container.view import encode
 from hawse.errors import HostError, UsageError
 from hawse.oci.notify import Notify, directory_of
-from hawse.oci.sources import GUEST_SHARE
+from hawse.oci.sources import GUEST_SHARE, GUEST_SOCKETS
 from hawse.sandbox.plan import ContainerPlan
 from hawse.sandbox.state import Store
 
@@ -80,7 +80,8 @@ def _notified(notify: Notify | None) -> socket.socket | None:
 
 def shown(plan: ContainerPlan) -> list[dict[str, Any]]:
     """The mounts that :mod:`hawse.container.view` is to show, as it takes them. Pure."""
-    shares = {f"{GUEST_SHARE}/{plan.id}/{share.name}": share for share in plan.shares}
+    places = (GUEST_SHARE, GUEST_SOCKETS)
+    shares = {f"{place}/{plan.id}/{share.name}": share for share in plan.shares for place in places}
     mounts = []
     for mount in plan.spec.get("mounts") or ():
         share = shares.get(mount.get("source") or "")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
-from hawse.oci import device_rules, hugepages, idmap, memory, overlay
+from hawse.oci import device_rules, host_sockets, hugepages, idmap, memory, overlay
 from hawse.oci.checks import check_options
 from hawse.oci.fields import POLICY, is_set, review
 from hawse.oci.hooks import Hooks, split
+from hawse.oci.host_sockets import Special, find_special, is_notified
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.known import is_known
 from hawse.oci.load import Bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.sources import GUEST_SHARE, DeviceNode, device_node, kernel_view, no_devices, read_only
+from hawse.oci.sources import GUEST_SHARE, GUEST_SOCKETS, DeviceNode, device_node, kernel_view, no_devices, read_only
 from hawse.oci.types import Linux
 
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
@@ -71,7 +72,8 @@ class GuestPlan:
     those that run on the host. ``network`` is the path of the network namespace on the host, "" for a new one;
     ``sysctls`` are the network's. ``label`` is the SELinux label of the machine's programs on the host. ``notes`` are
     what the user is to be told: level ("warning" or "debug"), sentence. ``bound`` are device nodes that mounts bind:
-    the last entries of ``linux.devices`` of ``spec``, in their order.
+    the last entries of ``linux.devices`` of ``spec``, in their order. ``sockets`` are those of the host that
+    connections are forwarded to, by the names of their shares.
     """
 
     spec: dict[str, Any]
@@ -87,6 +89,7 @@ class GuestPlan:
     label: str
     notes: tuple[tuple[str, str], ...]
     bound: tuple[BoundNode, ...] = ()
+    sockets: tuple[tuple[str, Special], ...] = ()
 
 
 def plan_guest(
@@ -100,6 +103,8 @@ def plan_guest(
     hugetlbfs: Callable[[str], Hugetlbfs | None] = hugepages.hugetlbfs,
     node: Callable[[str], DeviceNode | None] = device_node,
     user_maps: Callable[[str], idmap.Maps] = user_namespaces.read,
+    special: Callable[[str], Special | None] = find_special,
+    forwarded: Sequence[str] = (),
     host: str = "",
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
@@ -108,7 +113,8 @@ def plan_guest(
     security modules (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod
     alone.
     ``user_maps`` has the mappings of a user namespace of the host. ``host`` is the host's name, which a container
-    without a uts namespace sees; the machine's own by default.
+    without a uts namespace sees; the machine's own by default. ``forwarded`` are patterns of sockets of the host that
+    connections are forwarded to.
     """
     network = _network(bundle)
     spec = copy.deepcopy(bundle.raw)
@@ -129,6 +135,7 @@ def plan_guest(
     user_map = _user_map(bundle, spec["linux"], joins, user_maps)
     mounts = []
     bound: list[BoundNode] = []
+    sockets: list[tuple[str, Special]] = []
     devices: list[dict[str, Any]] = []
     shared: dict[str, int] = {}
     huge: dict[str, Hugetlbfs] = {}
@@ -162,6 +169,9 @@ def plan_guest(
                     f"{where}.source: {source} does not exist",
                     hint=f"make it, or take the mount at {mount['destination']} out",
                 )
+            there = special(source)
+            if there is not None and view.startswith("/dev"):
+                view, source = "", there.path
             if (found := node(source)) and not _is_guests_own(view, found):
                 # As a device the container has it under the same rules, and by its numbers.
                 bound.append(BoundNode(index, source, mount["destination"], no_devices(mount.get("options") or ())))
@@ -209,6 +219,13 @@ def plan_guest(
                 )
             )
             mount = {**mount, "source": f"{base}/mount{index}"}
+            if there is not None and not view and not is_notified(bundle.path, bundle.raw, source):
+                if text := host_sockets.obstacle(f"{where}.source", there, forwarded):
+                    notes.append(("warning", text))
+                else:
+                    uid, gid = owners.owner(there.uid, there.gid) if owners else (there.uid, there.gid)
+                    sockets.append((f"mount{index}", replace(there, uid=uid, gid=gid)))
+                    mount["source"] = f"{GUEST_SOCKETS}/{container}/mount{index}"
         mounts.append(mount)
     spec["mounts"] = mounts
     linux = spec["linux"]
@@ -243,6 +260,7 @@ def plan_guest(
         label=bundle.process.selinux_label,
         notes=tuple(notes),
         bound=tuple(bound),
+        sockets=tuple(sockets),
     )
 
 

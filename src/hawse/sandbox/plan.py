@@ -54,6 +54,15 @@ class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
     gid: int
 
 
+class ForwardedSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """A socket of the host that a container has forwarded: the name of its share, and its mode and owners there."""
+
+    name: str
+    mode: int
+    uid: int
+    gid: int
+
+
 #: In place of a group's number: the step plugs a disk.
 NO_GROUP = -1
 
@@ -185,6 +194,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
     is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
     ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is that of its processes.
+    ``sockets`` are those of the host that connections are forwarded to.
     """
 
     id: str
@@ -212,6 +222,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     inherited: Inherited = Inherited()
     notify: Notify | None = None
     oom_score_adj: int = 0
+    sockets: list[ForwardedSocket] = []
 
     @property
     def hugepages_mib(self) -> int:

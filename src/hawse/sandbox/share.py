@@ -139,6 +139,10 @@ class ShareRoot:
         """Where what a container shares is, by the names of its shares."""
         return dict(self._places.get(container, {}))
 
+    def open(self, container: str, name: str) -> int:
+        """A descriptor (O_PATH) of a share of a container. Raises KeyError and OSError."""
+        return mounts.open_beneath(self._exported, self._places[container][name].path)
+
     def mounts(self, container: str) -> list[str]:
         """The mounts of a container and those below them, as paths from the share's root, each after those above it."""
         return self._mounts.get(container, [])
@@ -285,7 +289,10 @@ def _open_source(share: Share) -> Source:
     except OSError as error:
         raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
     try:
-        if kind := kernel_view(tree):
+        mode = os.fstat(tree).st_mode
+        # A socket and a FIFO have nothing of the kernel's behind them: /dev/log may be in the host's /dev.
+        kind = "" if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) else kernel_view(tree)
+        if kind:
             # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
             # path was replaced since.
             raise ConfigError(
