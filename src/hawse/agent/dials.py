@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import socket
 import threading
 import time
@@ -48,6 +49,7 @@ class Dials:
                 os.chown(path, uid, gid)
                 os.chmod(path, mode)
                 listening.listen(_BACKLOG)
+                listening.setblocking(False)
             except OSError as error:
                 raise VmError(f"the guest cannot make the socket {name}: {error.strerror}") from None
             threading.Thread(target=self._accept, args=(container, name, listening), daemon=True).start()
@@ -80,13 +82,17 @@ class Dials:
         self._room.release()
 
     def _accept(self, container: str, name: str, listening: socket.socket) -> None:
+        waiting = select.poll()
+        waiting.register(listening, select.POLLIN)
         while True:
+            # Before there is a client, a socket must not take the capacity of others.
+            waiting.poll()
             self._room.acquire()
             try:
                 connection, _ = listening.accept()
             except OSError:
                 self._room.release()
-                if listening.fileno() < 0 or container not in self._listening:
+                if listening not in self._listening.get(container, ()):
                     return
                 time.sleep(_PAUSE_SECONDS)  # no descriptors or memory are left (accept(2))
                 continue
