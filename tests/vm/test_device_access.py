@@ -165,7 +165,7 @@ def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: P
         if whole in mounts:
             spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")]
         spec["mounts"] += mounts
-        spec["linux"]["devices"][1] |= {"path": f"{group}/5", "fileMode": 0o640, "uid": 1000, "gid": 1001}
+        spec["linux"]["devices"][1] |= {"path": f"{group}/5", "fileMode": 0o646, "uid": 1000, "gid": 1001}
         if whole in mounts:
             spec["linux"]["devices"] += [
                 {"path": "/dev/mine/full", "type": "c", "major": 1, "minor": 7, "fileMode": 0o606, "uid": 7},
@@ -174,10 +174,10 @@ def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: P
         write(path, spec)
         pod.run_detached(path, name)
         result = pod("exec", name, "/bin/sh", "-c", script.format(group))
-        return result.output.splitlines()
+        return [*result.output.splitlines(), *result.errors.splitlines()]
 
     own = ["/dev/mine/full 606 7 0", "/dev/null 666 0 0"]
-    nodes = ["/dev/vfio/{0} 640 1000 1001", "/dev/vfio/5 640 1000 1001", "/dev/vfio/vfio 666 0 0"]
+    nodes = ["/dev/vfio/{0} 646 1000 1001", "/dev/vfio/5 646 1000 1001", "/dev/vfio/vfio 666 0 0"]
     for name, mapped in (("whole", False), ("mapped", True)):
         seen = begin(name, [whole], "/dev/vfio", mapped)
         guest = pod.state(name)["vfio"][0]["guest"]["group"]
@@ -188,7 +188,7 @@ def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: P
     assert pod("attach", "whole", "6").code == 0
     assert pod("exec", "whole", "/bin/sh", "-c", ": <> /dev/vfio/6").code == 0
     seen = begin("directory", [vfio], "/opt/nodes")
-    assert "/opt/nodes/5 640 1000 1001" in seen and seen[-2:] == ["opened", "devices.json"], seen
+    assert "/opt/nodes/5 646 1000 1001" in seen and seen[-2:] == ["opened", "devices.json"], seen
     for name in ("whole", "mapped", "directory"):
         assert pod("delete", "--force", name).code == 0
     path, spec = bundle(tmp_path, "after", ["/bin/sh", "-c", "ls /dev/mine /dev/vfio /dev/hawse"], **{

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from hawse.agent import hardware, hugepages, identity, network, processes, recursive, submounts, syscalls, trace
+from hawse.agent import hardware, hugepages, identity, mount_options, network, processes, submounts, syscalls, trace
 from hawse.agent.autoload import Autoload
 from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
@@ -379,7 +379,7 @@ class Server:
         devices: list[dict[str, Any]], ids: Ids | None, notify: bool,
     ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
-        recursive.adapt(spec)
+        mount_options.adapt(spec)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         if self._autoload is not None:
             self._autoload.begin(spec)

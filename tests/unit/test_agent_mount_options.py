@@ -1,4 +1,4 @@
-"""Recursive options of a file's mount are those of the mount itself."""
+"""Mount options in the form in which crun applies them as runc does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.recursive import OPTIONS, adapt, without_recursive
+from hawse.agent.mount_options import OPTIONS, adapt, settled, without_recursive
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
@@ -28,6 +28,26 @@ def test_each_recursive_option_of_a_file_is_replaced(option: str) -> None:
 )
 def test_recursive_options_count_last_as_in_runc(options: list[str], expected: list[str]) -> None:
     assert without_recursive(options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["bind", "ro", "rw"], ["bind", "rw"]),
+        (["rw", "bind", "ro", "nosuid"], ["bind", "ro", "nosuid"]),
+        (["nosuid", "suid", "dev", "nodev"], ["suid", "nodev"]),
+        (["noexec", "exec", "noexec"], ["noexec"]),
+        (["relatime", "noatime", "norelatime", "atime"], ["norelatime", "atime"]),
+        (["sync", "async", "rro", "rrw"], ["async", "rro", "rrw"]),
+        (["size=1m", "mode=755", "mode=700"], ["size=1m", "mode=755", "mode=700"]),
+        (["rprivate", "rslave", "rbind", "nosymfollow"], ["rprivate", "rslave", "rbind", "nosymfollow"]),
+    ],
+)
+def test_last_of_two_that_contradict_each_other_counts(options: list[str], expected: list[str]) -> None:
+    spec: dict[str, Any] = {"mounts": [{"type": "tmpfs", "options": options}, {"type": "tmpfs"}]}
+    adapt(spec)
+    assert spec["mounts"] == [{"type": "tmpfs", "options": expected}, {"type": "tmpfs"}]
+    assert settled(expected) == expected
 
 
 @pytest.mark.parametrize(

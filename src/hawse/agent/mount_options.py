@@ -1,7 +1,8 @@
-"""Recursive mount options of files.
+"""Mount options that crun 1.8.1 takes otherwise than runc.
 
-crun opens the target of a mount with such options as a directory (crun 1.8.1 src/libcrun/linux.c, open_mount_target()).
-Nothing can be mounted below a file, so for one they mean the same without their first letter.
+- Of two that contradict each other the last counts, in the order of runc. crun mounts "ro" and "rw" read-only.
+- crun opens the target of a mount with recursive options as a directory (src/libcrun/linux.c, open_mount_target()).
+  Nothing can be mounted below a file, so for one they mean the same without their first letter.
 """
 
 from __future__ import annotations
@@ -21,20 +22,35 @@ OPTIONS = frozenset(
         "norelatime", "atime", "noatime", "strictatime", "nostrictatime", "symfollow", "nosymfollow",
     )
 )  # fmt: skip
+#: Options of one mount that have an opposite.
+_PAIRED = frozenset(option[1:] for option in OPTIONS) | {"sync", "async"}
 #: A file has no links below it to be followed, and crun 1.8.1 does not know the option.
 _OF_LINKS = ("rsymfollow", "rnosymfollow")
 
 
 def without_recursive(options: Sequence[str]) -> list[str]:
-    """The options of a file's mount. The recursive ones are applied last, as runc and crun do."""
+    """The options of a file's mount. The recursive ones are applied last, as in runc."""
     plain = [option for option in options if option not in OPTIONS]
     return plain + [option[1:] for option in options if option in OPTIONS and option not in _OF_LINKS]
 
 
+def settled(options: Sequence[str]) -> list[str]:
+    """The options without those that a later one contradicts or repeats."""
+    last = {_about(option): number for number, option in enumerate(options) if option in _PAIRED}
+    return [o for number, o in enumerate(options) if o not in _PAIRED or last[_about(o)] == number]
+
+
 def adapt(spec: dict[str, Any], *, is_dir: Callable[[str], bool] = os.path.isdir) -> None:
-    """Change the options of binds of files, in place. A source that is missing is crun's to report."""
+    """Change the options of the mounts, in place. A source that is missing is crun's to report."""
     for mount in spec.get("mounts") or ():
         options = mount.get("options") or ()
         is_bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
         if is_bind and OPTIONS & set(options) and not is_dir(mount.get("source") or ""):
-            mount["options"] = without_recursive(options)
+            options = without_recursive(options)
+        if options:
+            mount["options"] = settled(options)
+
+
+def _about(option: str) -> str:
+    """The same for an option and its opposite."""
+    return {"rw": "ro", "async": "sync"}.get(option, option.removeprefix("no"))
