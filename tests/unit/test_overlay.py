@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import socket
+from pathlib import Path
+
 import pytest
 
+from hawse.container.process import shown
 from hawse.errors import ConfigError
+from hawse.oci.guest import plan_guest
+from hawse.oci.load import load_bundle
 from hawse.oci.overlay import Overlay, read
+from tests.support.bundles import specification
+from tests.support.ready import Planner
 
 RW = ["upperdir=/u", "workdir=/w"]
 
@@ -91,3 +100,50 @@ def test_key_is_of_all_that_the_overlay_is() -> None:
     ]  # fmt: skip
     assert len({made.key for made in different}) == len(different)
     assert overlay("/a").key == overlay("/a").key
+
+
+def test_overlay_is_shared_and_bound_with_the_mounts_flags(tmp_path: Path) -> None:
+    spec = specification(["/bin/true"])
+    (tmp_path / "rootfs").mkdir()
+    options = ["lowerdir=/a", "upperdir=/u", "workdir=/w", "nosuid", "private"]
+    spec["mounts"] = [
+        {"destination": "/data", "type": "overlay", "source": "overlay", "options": options},
+        {"destination": "/ro", "type": "overlay", "options": [*options, "ro"]},
+        {"destination": "/bind", "type": "overlay", "source": str(tmp_path), "options": ["bind"]},
+    ]
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    plan = plan_guest(load_bundle(str(tmp_path)), container="c1")
+    assert plan.spec["mounts"][:2] == [
+        {"destination": "/data", "type": "bind", "source": "/run/hawse/share/c1/mount0",
+         "options": ["bind", "nosuid", "private"]},
+        {"destination": "/ro", "type": "bind", "source": "/run/hawse/share/c1/mount1",
+         "options": ["bind", "nosuid", "private", "ro"]},
+    ]  # fmt: skip
+    _, writable, readonly, bind = plan.shares
+    assert (writable.overlay, writable.readonly, writable.recursive) == (overlay("/a"), False, False)
+    assert (readonly.overlay, readonly.readonly) == (overlay("/u", "/a", upper="", work=""), True)
+    assert (bind.overlay, bind.source) == (None, str(tmp_path))
+
+
+def test_overlay_and_forwarded_socket_have_places_for_programs_of_the_host(tmp_path: Path) -> None:
+    """A second mount of an overlay would disturb it: programs of the host find an empty directory."""
+    host = Planner(str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"{tmp_path}/socket")
+        host.write(
+            lambda spec: spec.update(
+                mounts=[
+                    {"destination": "/data", "type": "overlay", "options": ["lowerdir=/a:/b"]},
+                    {"destination": "/s", "type": "bind", "source": f"{tmp_path}/socket"},
+                ]
+            )
+        )
+        plan = host.sandbox(host.config(more=f'[share]\nforward_sockets = ["{tmp_path}/s*"]\n'))
+    assert shown(plan) == [
+        {"destination": "/data", "type": "overlay"},
+        {"destination": "/s", "source": f"{tmp_path}/socket", "is_dir": False, "readonly": False},
+    ]
+    assert [(share.name, share.common) for share in plan.shares[:3]] == [
+        ("rootfs", False), ("mount0", True), ("mount1", False),
+    ]  # fmt: skip
+    assert [each.name for each in plan.sockets] == ["mount1"]
