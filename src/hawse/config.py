@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
-from hawse.patterns import is_pattern
+from hawse.patterns import is_path_pattern, is_pattern
 
 DEFAULT_PATH = "/etc/hawse/config.toml"
 #: The annotations that hawse knows, without the prefix "hawse.".
-ANNOTATIONS = ("device-mode", "devices", "hugepages", "keep-addresses", "managed", "vf-token")
+ANNOTATIONS = ("device-mode", "devices", "forward-sockets", "hugepages", "keep-addresses", "managed", "vf-token")
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +84,13 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     unresettable: bool = False
 
 
+class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the host containers have beside files. ``forward_sockets``: patterns of its UNIX sockets that a container
+    which binds one can connect to (:mod:`hawse.oci.host_sockets`)."""
+
+    forward_sockets: tuple[str, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. ``emulated`` maps group numbers to QEMU device models; :mod:`hawse.vfio.emulated` checks it."""
 
@@ -92,6 +99,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     template: Templates = msgspec.field(default_factory=Templates)
     timeline: Timelines = msgspec.field(default_factory=Timelines)
     devices: Devices = msgspec.field(default_factory=Devices)
+    share: Sharing = msgspec.field(default_factory=Sharing)
     emulated: dict[str, list[str]] = {}
 
 
@@ -201,6 +209,12 @@ def load_config(path: str | None) -> Config:
             raise ConfigError(
                 f"configuration {name}: devices.allow: {pattern!r} is no pattern",
                 hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", "driver:NAME" or "block:NAME"',
+            )
+    for pattern in config.share.forward_sockets:
+        if not is_path_pattern(pattern):
+            raise ConfigError(
+                f"configuration {name}: share.forward_sockets: {pattern[:200]!r} is no absolute path",
+                hint='write paths without links, with wildcards if need be: "/run/spire/*.sock"',
             )
     lists = {"vm.load_modules": config.vm.load_modules, "image.extra_modules": config.image.extra_modules}
     for key, modules in lists.items():

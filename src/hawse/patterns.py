@@ -1,4 +1,4 @@
-"""Patterns of PCI functions, as ``devices.allow`` in the configuration has them. Pure.
+"""Patterns of PCI functions and of paths, as the configuration has them. Pure.
 
 A pattern is that of a PCI address (``0000:3b:*``, ``3b:00.0``), of vendor and device in hexadecimal (``8086:10d3``,
 ``10de:*``), or ``driver:`` and that of a driver's name. ``*``, ``?`` and ``[...]`` are fnmatch's. A pattern that
@@ -7,6 +7,7 @@ begins with ``block:`` is that of a block device's name on the host (``block:sdb
 
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
 
@@ -45,3 +46,14 @@ def matches(text: str, *, address: str, identity: str, driver: str) -> bool:
         return fnmatchcase(identity, pattern)
     found = _ADDRESS.fullmatch(pattern)
     return found is not None and fnmatchcase(address, pattern if found["domain"] else f"0000:{pattern}")
+
+
+def is_path_pattern(text: str) -> bool:
+    """Whether it is an absolute path without "." and "..", each part of which may be a pattern of fnmatch."""
+    return text.startswith("/") and not text.startswith("//") and text != "/" and os.path.normpath(text) == text
+
+
+def matches_path(path: str, pattern: str) -> bool:
+    """Whether the pattern is of a path. A wildcard stands for nothing that has a slash."""
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))

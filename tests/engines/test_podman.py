@@ -180,6 +180,21 @@ def test_a_named_volume_outlives_its_container(podman: Podman) -> None:
     podman.must("volume", "rm", "kept")
 
 
+def test_directory_and_image_are_mounted_as_overlays(podman: Podman, tmp_path: Path) -> None:
+    """What is written to the directory goes with the container."""
+    data = tmp_path / "data and more"
+    data.mkdir()
+    (data / "file").write_text("below\n")
+    script = (
+        "cat /data/file; echo above > /data/file; echo new > /data/new; cat /data/*; ls /image/bin/sh; : > /image/x"
+    )
+    mounts = ["--volume", f"{data}:/data:O", "--mount", f"type=image,source={IMAGE},destination=/image"]
+    done = podman("run", "--rm", *mounts, IMAGE, "sh", "-c", script)
+    assert done.output == "below\nabove\nnew\n/image/bin/sh\n", done
+    assert "Read-only file system" in done.errors
+    assert {path.name: path.read_text() for path in data.iterdir()} == {"file": "below\n"}
+
+
 def test_containers_of_a_network_know_each_other_by_name(podman: Podman) -> None:
     podman.must("network", "create", "net")
     try:

@@ -24,6 +24,7 @@ from hawse.oci.inherited import Inherited
 from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
+from hawse.sandbox.dials import Dials
 from hawse.sandbox.forwards import Connection
 from hawse.sandbox.guest import GuestLink
 from hawse.sandbox.notices import MAX_TEXT
@@ -95,6 +96,8 @@ class _Monitor:
         )  # fmt: skip
         self.link.on_oom = lambda _name, kills: self.container.usage.note_oom(kills)
         self.link.on_notify = lambda _name, text: self.container.notices.take(text)
+        self.dials = Dials(self.processes, _no_socket)
+        self.link.on_dial = self.dials.take
         self._ends: list[asyncio.StreamReader] = []
         self._writers: list[_Events] = []
 
@@ -106,6 +109,7 @@ class _Monitor:
         self.container.lose(reason)
         self.container.end()
         self.processes.end(LOST)
+        self.dials.end()
         async with asyncio.timeout(5):  # an OOM kill is recorded in a thread, and the exit is reported after that
             while not all(writer.closed for writer in self._writers):
                 await asyncio.sleep(0)
@@ -157,6 +161,10 @@ class _Monitor:
     def _reader(self) -> asyncio.StreamReader:
         self._ends.append(asyncio.StreamReader())
         return self._ends[-1]
+
+
+def _no_socket(container: str, name: str) -> int:
+    raise KeyError(f"{container}: {name}")
 
 
 @contextmanager

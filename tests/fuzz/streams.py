@@ -238,7 +238,8 @@ LINK_SEEDS = [
     + event("oom", container="c1", kills=1),
     encode(STREAMS, CREDIT, encode_credit(1))
     + event("query", number=1, server="127.0.0.11", transport="udp", message=_TEXT)
-    + event("notify", container="c1", text="READY=1\nSTATUS=up"),
+    + event("notify", container="c1", text="READY=1\nSTATUS=up")
+    + event("dial", container="c1", socket="mount1", connection=1),
 ]  # fmt: skip
 _EVENT = {
     "event": "DEVICE_DELETED",

@@ -34,7 +34,7 @@ class Agent:
     """
 
     def __init__(self, directory: str, *, root: str = "", unshare: tuple[str, ...] = ()) -> None:
-        self._directory = directory
+        self._directory = self.directory = directory
         self._root = root
         self._unshare = ["unshare", *unshare, "--"] if unshare else []
 

@@ -121,6 +121,10 @@ class NoShare(ShareRoot):
         self.removed: list[str] = []
         self.mounted: dict[str, list[str]] = {}
 
+    @property
+    def overlays(self) -> list[str]:
+        return []
+
     def mounts(self, container: str) -> list[str]:
         return self.mounted.get(container, [])
 

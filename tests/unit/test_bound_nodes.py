@@ -30,7 +30,6 @@ NULL = {"type": "c", "major": 1, "minor": 3}
         ([DEV, {"destination": "/dev/shared", "source": "/s", "options": ["rbind"]}], "/dev/shared/null", True),
         ([DEV, {"destination": "/dev/shared", "source": "/s", "options": ["bind"]}], "/dev/shared", False),
         ([{"destination": "/dev", "type": "bind", "source": "/s"}, DEV], "/dev/null", False),
-        ([{"destination": "/dev/", "type": "bind", "source": "/dev"}], "/dev/null", False),
         ([DEV, {"destination": "/tmp", "type": "tmpfs"}], "/tmp/null", False),
     ],
 )

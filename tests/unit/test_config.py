@@ -73,6 +73,8 @@ def test_values(tmp_path: Path, section: str, key: str, good: list[object], bad:
         ("emulated = []", "emulated must be a table, not a list"),
         ("vm = 1", "vm must be a table, not a number"),
         ('[vm]\nload_modules = "nf_conntrack"', "vm.load_modules must be a list, not a text"),
+        ('[share]\nforward_sockets = "/run/a"', "share.forward_sockets must be a list, not a text"),
+        ('[share]\nforward_sockets = ["/run/*", "a"]', "share.forward_sockets: 'a' is no absolute path"),
         ('[vm]\nload_modules = ["a", "../b"]', "vm.load_modules: '../b' is no name of a kernel module"),
         ('[image]\nextra_modules = ["net/sctp/*"]', "image.extra_modules: 'net/sctp/*' is no name of a kernel module"),
         ('[image]\nextra_modules = [""]', "image.extra_modules: '' is no name of a kernel module"),
@@ -92,7 +94,7 @@ def test_unusable_file_is_named(tmp_path: Path, text: str, words: str) -> None:
     [
         ("[vm]\nconfined = 1", "known: qemu, virtiofsd, share, accel, memory_mib, cpus, "),
         ("[template]\nage = 1", "known: enabled, max_age_hours"),
-        ("[other]", "known: vm, image, template, timeline, devices, emulated"),
+        ("[other]", "known: vm, image, template, timeline, devices, share, emulated"),
     ],
 )
 def test_known_keys_are_listed(tmp_path: Path, text: str, hint: str) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
 import os
 import re
+import socket
 import stat
 import sys
 import tempfile
@@ -43,7 +45,7 @@ from hawse.container.notified import unheard
 from hawse.container.notify import problem, report_ready
 from hawse.container.options import DeviceOptions, device_options
 from hawse.container.privileged import leave_out
-from hawse.errors import HawseError, RefusedError, VmError
+from hawse.errors import HawseError, RefusedError, VmError, from_wire
 from hawse.install import edits
 from hawse.jail import users
 from hawse.linux import mounts, oom_score
@@ -54,8 +56,10 @@ from hawse.nodes.numbers import strangers
 from hawse.oci import addresses, cpusets
 from hawse.oci.fields import FIELDS, Fate, review
 from hawse.oci.guest import plan_guest
+from hawse.oci.host_sockets import find_special, obstacle, patterns_of
 from hawse.oci.load import load_bundle
 from hawse.oci.notify import Notify
+from hawse.oci.overlay import Overlay
 from hawse.oci.pods import CONTAINER
 from hawse.oci.template import example
 from hawse.oci.types import Device, DeviceRule
@@ -65,9 +69,10 @@ from hawse.sandbox.claims import Claims
 from hawse.sandbox.complaints import Complaints
 from hawse.sandbox.control import ControlCgroup
 from hawse.sandbox.disks import Disks
+from hawse.sandbox.origins import Origin
 from hawse.sandbox.plan import DiskPlan, Share
 from hawse.sandbox.room import Room
-from hawse.sandbox.share import open_sources
+from hawse.sandbox.share import ShareRoot, Source, enter_private_namespace, open_sources
 from hawse.sandbox.state import Store
 from hawse.vfio import dma, memlock, obstacles, resets, widths
 from hawse.vfio.allowed import check_allowed
@@ -85,6 +90,7 @@ from hawse.vm.qmp import MOST_EVENTS, Qmp
 from hawse.vm.size import Limits
 from tests.support.bundles import write
 from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.forked import in_child
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
 from tests.support.sysfs import FakeSysfs
 from tests.support.vfio_host import C, Host
@@ -548,6 +554,58 @@ def kernel_view(host: FakeSysfs) -> None:
     open_sources([Share(name="mount1", source=f"{host.root}/data", is_dir=True, readonly=False)])
 
 
+def overlaid(*options: str) -> Act:
+    """A bundle with an overlay."""
+    return bundle(mounts=[{"destination": "/x", "type": "overlay", "source": "overlay", "options": list(options)}])
+
+
+def layers(*lowers: str) -> Act:
+    """An overlay of these directories below the host's root is mounted."""
+
+    def act(host: FakeSysfs) -> None:
+        os.makedirs(f"{host.root}/data")
+        overlay = Overlay(lowers=tuple(host.root + lower for lower in lowers))
+        open_sources([Share(name="mount1", source="x", is_dir=True, readonly=True, overlay=overlay)])
+
+    return act
+
+
+def gone_overlay(host: FakeSysfs) -> None:
+    """The sandbox's other container was deleted after this one had asked what there is."""
+    os.makedirs(f"{host.root}/data")
+    overlay = Overlay(lowers=("/data", "/b"))
+    share = Share(name="mount1", source=overlay.name, is_dir=True, readonly=True, common=True, overlay=overlay)
+
+    def act() -> str:
+        enter_private_namespace()
+        source = Source(os.open(f"{host.root}/data", os.O_PATH), Origin(device=overlay.key, path="/"), reused=True)
+        try:
+            ShareRoot(f"{host.root}/share").place("c2", [share], [source])
+        except HawseError as error:
+            return json.dumps(error.to_wire())
+        return ""
+
+    raise from_wire(json.loads(in_child(act)))
+
+
+def bound_socket(kind: int, *forwarded: str) -> Act:
+    """A container binds a socket of the host, or, with 0, a FIFO."""
+
+    def act(host: FakeSysfs) -> str:
+        os.makedirs(f"{host.root}/run")
+        path = f"{host.root}/run/it"
+        with socket.socket(socket.AF_UNIX, kind or socket.SOCK_STREAM) as made:
+            if kind:
+                made.bind(path)
+            else:
+                os.mkfifo(path)
+            special = find_special(path)
+            assert special is not None
+            return obstacle("/config.json: mounts[0].source", special, [host.root + each for each in forwarded])
+
+    return act
+
+
 def rules(*entries: dict[str, Any]) -> Act:
     """A bundle with these rules for devices."""
     return bundle(linux={"resources": {"devices": list(entries)}})
@@ -822,6 +880,22 @@ SITUATIONS: dict[str, Act] = {
     "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
     "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
     "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),
+    "A mount of type `overlay` has an option that hawse does not know": overlaid("lowerdir=/a", "lowerdir+=/b"),
+    "It has no lower directory": overlaid("upperdir=/u", "workdir=/w"),
+    "It has one lower directory and no upper one": overlaid("lowerdir=/a"),
+    "It has an upper directory and no working directory": overlaid("lowerdir=/a", "upperdir=/u"),
+    "It has a layer without a name": overlaid("lowerdir=/a::/b"),
+    "It has a layer that is not absolute": overlaid("lowerdir=a:/b"),
+    "It has a layer of the host's kernel": overlaid("lowerdir=/proc:/b"),
+    "A layer does not exist": layers("/none", "/data"),
+    "There are more layers than the kernel takes": layers(*["/data"] * 100),
+    "The container with the same overlay was deleted meanwhile": gone_overlay,
+    "A container binds a socket of the host (a warning)": bound_socket(socket.SOCK_STREAM),
+    "The socket is to be forwarded, and is not of streams (a warning)": bound_socket(socket.SOCK_DGRAM, "/run/*"),
+    "A container binds a FIFO of the host (a warning)": bound_socket(0),
+    "A container names sockets to be forwarded": lambda _host: "\n".join(
+        patterns_of({"hawse.forward-sockets": "true"}, ())
+    ),
     "A mount is to have a mapping without any": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
     "A mount that is to have a mapping is no bind": bundle(
         mounts=[{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]

@@ -7,6 +7,9 @@ tests/unit/test_specification.py walks every field of the specification and ever
 
 from __future__ import annotations
 
+import os
+import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,31 @@ def bind(source: str) -> Change:
     return lambda spec: spec["mounts"].append(mount)
 
 
+def overlay(*options: str) -> Change:
+    mount = {"destination": "/x", "type": "overlay", "source": "overlay", "options": list(options)}
+    return lambda spec: spec["mounts"].append(mount)
+
+
+def make_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path)
+
+
+#: Removed at the end of the process.
+_FILES = tempfile.TemporaryDirectory()
+
+
+def special(make: Callable[[str], None]) -> Change:
+    """A bind of a file that is to be made."""
+
+    def change(spec: dict[str, Any]) -> None:
+        path = f"{tempfile.mkdtemp(dir=_FILES.name)}/it"
+        make(path)
+        bind(path)(spec)
+
+    return change
+
+
 #: Numbers that no driver of a host has, where a device is asked for that must not exist.
 NOBODY = 4095
 DISK = {"major": 8, "minor": 0}
@@ -97,6 +125,11 @@ SPECIFICATION: list[tuple[str, Change, str]] = [
     ("a rule of no disk", rule(type="b", major=8, minor=16), "linux.resources.devices[0]: b 8:16 has no effect"),
     ("a directory of devices", bind("/dev"), "mounts[7].source: /dev is the guest's own"),
     ("a node of a group", bind("/dev/vfio/12"), "mounts[7].source: /dev/vfio/12"),
+    ("an overlay's option", overlay("lowerdir+=/a"), "mounts[7].options: 'lowerdir+=/a'"),
+    ("an overlay without layers", overlay(), "mounts[7].options: lowerdir"),
+    ("an overlay of /sys", overlay("lowerdir=/sys:/a"), "mounts[7].options: lowerdir: /sys"),
+    ("a FIFO", special(os.mkfifo), "/it is a FIFO of the host: only containers of the same sandbox"),
+    ("a socket", special(make_socket), "/it is a UNIX socket of the host: connections to it are refused"),
     ("blockIO.weight", resources(blockIO={"weight": 10}), "linux.resources.blockIO.weight"),
     ("blockIO.leafWeight", resources(blockIO={"leafWeight": 10}), "linux.resources.blockIO.leafWeight"),
     ("blockIO.weightDevice", resources(blockIO={"weightDevice": [DISK]}), "linux.resources.blockIO.weightDevice"),
@@ -143,6 +176,7 @@ OPTIONS: list[tuple[str, dict[str, str], str]] = [
     ("devices, no address", {"hawse.devices": "eth0"}, "'eth0' is neither"),
     ("devices, no group", {"hawse.devices": "999999"}, "999999"),
     ("devices, no function", {"hawse.devices": "ffff:ff:1f.7"}, "ffff:ff:1f.7 is no PCI function of this host"),
+    ("forward-sockets", {"hawse.forward-sockets": "true"}, "annotations: hawse.forward-sockets: 'true'"),
     ("hugepages", {"hawse.hugepages": "2MB"}, "annotations: hawse.hugepages: '2MB'"),
     ("keep-addresses", {"hawse.keep-addresses": "yes"}, "annotations: hawse.keep-addresses: 'yes'"),
     ("managed", {"hawse.managed": "1"}, "annotations: hawse.managed: '1'"),

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from hawse.oci.sources import kernel_view
+from hawse.oci.sources import kernel_view, no_devices
 
 LINKS = {
     "/x": "/proc",
@@ -62,3 +62,20 @@ def readlink(path: str) -> str:
 )
 def test_a_view_is_found_through_links(source: str, expected: str) -> None:
     assert kernel_view(source, readlink=readlink) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], False),
+        (["nodev"], True),
+        (["nodev", "dev"], False),
+        (["rnodev"], True),
+        (["rnodev", "dev"], True),
+        (["nodev", "rdev"], False),
+        (["rdev", "rnodev"], True),
+        (["nosuid"], False),
+    ],
+)
+def test_nodes_of_a_mount_are_opened_as_its_last_option_says(options: list[str], expected: bool) -> None:
+    assert no_devices(options) is expected

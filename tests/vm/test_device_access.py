@@ -145,3 +145,57 @@ def test_nodes_in_a_user_namespace_have_the_modes_and_owners_of_the_spec(pod: Ru
     assert pod("attach", "mapped", "6").code == 0
     assert pod("exec", "mapped", "/bin/sh", "-c", ": <> /dev/vfio/6").code == 0
     assert pod("delete", "--force", "mapped").code == 0
+
+
+def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: Path) -> None:
+    """/dev, a directory of it, and in a user namespace. The guest's /dev is as before when they are deleted."""
+    whole = {"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind", "rprivate"]}
+    vfio = {"destination": "/opt/nodes", "type": "bind", "source": "/dev/vfio", "options": ["rbind"]}
+    script = (
+        "for p in $(echo /dev/vfio/* /opt/nodes/* /dev/mine/full /dev/fuse /dev/null | tr ' ' '\\n' | sort -u); do "
+        "test -c $p && stat -c '%n %a %u %g' $p; done; : <> {0}/5 && echo opened; ls /dev/hawse"
+    )
+
+    def begin(name: str, mounts: list[Any], group: str, mapped: bool = False) -> list[str]:
+        path, spec = bundle(tmp_path, name, FOREVER, **{KIND: "container", SANDBOX: "pod"})
+        os.symlink("busybox", f"{path}/rootfs/bin/sort")
+        os.symlink("busybox", f"{path}/rootfs/bin/tr")
+        if mapped:
+            map_ids(path, spec)
+        if whole in mounts:
+            spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")]
+        spec["mounts"] += mounts
+        spec["linux"]["devices"][1] |= {"path": f"{group}/5", "fileMode": 0o646, "uid": 1000, "gid": 1001}
+        if whole in mounts:
+            spec["linux"]["devices"] += [
+                {"path": "/dev/mine/full", "type": "c", "major": 1, "minor": 7, "fileMode": 0o606, "uid": 7},
+                {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666},
+            ]
+        write(path, spec)
+        pod.run_detached(path, name)
+        result = pod("exec", name, "/bin/sh", "-c", script.format(group))
+        return [*result.output.splitlines(), *result.errors.splitlines()]
+
+    own = ["/dev/mine/full 606 7 0", "/dev/null 666 0 0"]
+    nodes = ["/dev/vfio/{0} 646 1000 1001", "/dev/vfio/5 646 1000 1001", "/dev/vfio/vfio 666 0 0"]
+    for name, mapped in (("whole", False), ("mapped", True)):
+        seen = begin(name, [whole], "/dev/vfio", mapped)
+        guest = pod.state(name)["vfio"][0]["guest"]["group"]
+        expected = {line.format(guest) for line in nodes} | set(own)
+        assert expected <= set(seen), seen
+        assert seen[-2:] == ["opened", "devices.json"], seen
+        assert len([line for line in seen if line.startswith("/dev/vfio")]) == len(expected) - len(own), seen
+    assert pod("attach", "whole", "6").code == 0
+    assert pod("exec", "whole", "/bin/sh", "-c", ": <> /dev/vfio/6").code == 0
+    seen = begin("directory", [vfio], "/opt/nodes")
+    assert "/opt/nodes/5 646 1000 1001" in seen and seen[-2:] == ["opened", "devices.json"], seen
+    for name in ("whole", "mapped", "directory"):
+        assert pod("delete", "--force", name).code == 0
+    path, spec = bundle(tmp_path, "after", ["/bin/sh", "-c", "ls /dev/mine /dev/vfio /dev/hawse"], **{
+        KIND: "container", SANDBOX: "pod",
+    })  # fmt: skip
+    spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")] + [whole]
+    del spec["linux"]["devices"]
+    write(path, spec)
+    left = pod("run", "--bundle", path, "after")
+    assert left.output.split() == ["/dev/hawse:", "/dev/mine:", "/dev/vfio:", "vfio"], left

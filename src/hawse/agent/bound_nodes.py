@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 
+from hawse.agent import guest_dev
 from hawse.agent.ids import SAME, Ids
 from hawse.errors import VmError
 
@@ -33,9 +34,11 @@ _DEV = {
 _OPTIONS = ["bind", "nosuid", "noexec"]
 
 
-def bind_nodes(spec: dict[str, Any], directory: str, *, everything: bool = False) -> list[dict[str, Any]]:
-    """Replace the entries of ``linux.devices`` that lie on the host's files by binds of ``<directory>/<number>``;
-    with ``everything`` all entries.
+def bind_nodes(
+    spec: dict[str, Any], directory: str, *, everything: bool = False, root: str = ""
+) -> list[dict[str, Any]]:
+    """Replace the entries of ``linux.devices`` that lie on the host's files, or in the guest's /dev, which is below
+    ``root``, by binds of ``<directory>/<number>``; with ``everything`` all entries.
 
     Changes the specification in place. Returns the replaced entries, in the order of their numbers, for
     :func:`make_nodes`.
@@ -44,8 +47,10 @@ def bind_nodes(spec: dict[str, Any], directory: str, *, everything: bool = False
     devices = linux.get("devices") or []
     if not any(posixpath.normpath(mount["destination"]) in ("/", "/dev") for mount in spec.get("mounts") or ()):
         spec["mounts"] = [dict(_DEV), *(spec.get("mounts") or ())]
-    mounts = spec.get("mounts") or ()
-    replaced = [d for d in devices if everything or (d["type"] in _TYPES and _is_on_host(d["path"], mounts))]
+    mounts = spec["mounts"]
+    if devices and not everything:  # in a user namespace the owners are ids of it
+        linux["devices"] = devices = [device for device in devices if not _is_there(device, mounts, root)]
+    replaced = [d for d in devices if everything or _is_guests(d["path"], mounts) or _is_on_host(d, mounts)]
     if replaced:
         linux["devices"] = [device for device in devices if device not in replaced]
         binds = [
@@ -102,14 +107,22 @@ def remove_nodes(directory: str) -> None:
         os.rmdir(directory)
 
 
-def _is_on_host(path: str, mounts: Sequence[dict[str, Any]]) -> bool:
-    """Whether the innermost mount around a path is a share of the host's, as the root file system is."""
-    path = posixpath.normpath(path)
-    innermost: dict[str, Any] = {"type": "bind", "destination": "/"}
-    for mount in mounts:
-        where = posixpath.normpath(mount["destination"])
-        around = path.startswith(f"{where.rstrip('/')}/")
-        if around and len(where) >= len(posixpath.normpath(innermost["destination"])):
-            innermost = mount
-    is_bind = innermost.get("type") == "bind" or bool({"bind", "rbind"} & set(innermost.get("options") or ()))
-    return is_bind and innermost.get("source") != "/dev"
+def places(devices: Sequence[dict[str, Any]], spec: dict[str, Any]) -> list[str]:
+    """Where in the guest's /dev the nodes of :func:`bind_nodes` are bound to."""
+    paths = (guest_dev.guest_path(device["path"], spec.get("mounts") or ()) for device in devices)
+    return [path for path in paths if path]
+
+
+def _is_there(device: dict[str, Any], mounts: Sequence[dict[str, Any]], root: str) -> bool:
+    path = guest_dev.guest_path(device["path"], mounts)
+    return bool(path) and guest_dev.is_same(device, f"{root}{path}")
+
+
+def _is_guests(path: str, mounts: Sequence[dict[str, Any]]) -> bool:
+    """Whether a path is in the guest's /dev: crun makes no nodes in one that is bound, and none of ours may stay."""
+    return guest_dev.is_covered(path, mounts) or bool(guest_dev.guest_path(path, mounts))
+
+
+def _is_on_host(device: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> bool:
+    """Whether the innermost mount around a node is a share of the host's, as the root file system is."""
+    return device["type"] in _TYPES and guest_dev.is_bind(guest_dev.innermost(device["path"], mounts))

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from hawse.agent import bound_nodes, handlers, mount_errors, mount_flags, syscalls, sysfs, trace
+from hawse.agent import bound_nodes, guest_dev, handlers, mount_errors, mount_flags, syscalls, sysfs, trace
 from hawse.agent.cgroup import ROOT as CGROUPS
 from hawse.agent.cgroup import Cgroup
 from hawse.agent.crun import Crun
@@ -103,6 +103,8 @@ class Container:
         self._notify: Notify | None = None
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
         self._nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
+        self._root_directory = root
+        self._places: list[str] = []
         self.ids = SAME
 
     def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:
@@ -128,8 +130,14 @@ class Container:
         self._rules = (asked_for["linux"].get("resources") or {}).get("devices") or []
         if self.ids.mapped:
             sysfs.bind_sysfs(spec)
-        bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped)
+        root = self._root_directory
+        guest_dev.make_directories(
+            guest_dev.cover(spec, container_node=os.path.exists(f"{root}/dev/vfio/vfio")), root=root
+        )
+        bound = bound_nodes.bind_nodes(spec, self._nodes, everything=self.ids.mapped, root=root)
         bound_nodes.make_nodes(bound, self._nodes, self.ids)
+        self._places = bound_nodes.places(bound, spec)
+        guest_dev.make_places(self._places, root=root)
         try:
             if self._prepared is not None:
                 made = self._use(self._prepared, spec, stdio)
@@ -297,6 +305,8 @@ class Container:
             self._notify.end()
             self._notify = None
         bound_nodes.remove_nodes(self._nodes)
+        guest_dev.remove_places(self._places, root=self._root_directory)
+        self._places = []
         with suppress(OSError):
             for name in os.listdir(self._directory):
                 os.unlink(f"{self._directory}/{name}")

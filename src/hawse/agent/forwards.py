@@ -1,4 +1,5 @@
-"""Connections to the guest's loopback, which the host passes on from that of the pod's namespace."""
+"""Connections that the host passes on: from the loopback of the pod's namespace to the guest's, and of
+:mod:`hawse.agent.dials`."""
 
 from __future__ import annotations
 
@@ -29,10 +30,13 @@ class Forwards:
 
         ``ended`` is called when both directions have ended. Raises :class:`VmError` where nobody listens.
         """
-        connection = _dial(port)
+        self.serve(process, stdio, _dial(port), ended=ended)
+
+    def serve(self, process: int, stdio: Stdio, connection: socket.socket, *, ended: Callable[[], None]) -> None:
+        """Pass on what comes from either side of a connection, in a thread, which calls ``ended`` at its end."""
         self._there[process] = (connection.dup(), stdio)
 
-        def serve() -> None:
+        def run() -> None:
             try:
                 stdio.serve_socket(_NUMBER, connection)
                 self._there.pop(process)[0].close()
@@ -41,7 +45,7 @@ class Forwards:
             except LinkError:
                 return  # the host is gone, and this machine with it
 
-        threading.Thread(target=serve, daemon=True).start()
+        threading.Thread(target=run, daemon=True).start()
 
     def disconnect(self, process: int) -> None:
         """The host's side is gone: end both directions, with an error for whoever writes there."""

@@ -23,7 +23,7 @@ def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid:
     Raises :class:`StateError` where something else is in the way.
     """
     device = os.makedev(*numbers)
-    parent = _open_parent(root, path, make=True)
+    parent = open_parent(root, path, make=True)
     try:
         name = os.path.basename(path)
         try:
@@ -52,7 +52,7 @@ def bind_node(root: str, path: str, numbers: tuple[int, int], bind: Callable[[in
     :func:`remove_node` takes it away again: the kernel ends a mount of another namespace whose place is unlinked
     (Linux fs/namespace.c, __detach_mounts()).
     """
-    parent = _open_parent(root, path, make=True)
+    parent = open_parent(root, path, make=True)
     try:
         name = os.path.basename(path)
         try:
@@ -77,7 +77,7 @@ def bind_node(root: str, path: str, numbers: tuple[int, int], bind: Callable[[in
 def remove_node(root: str, path: str, numbers: tuple[int, int]) -> None:
     """Take the node away, if it is still there and still that device's."""
     with suppress(StateError, OSError):
-        parent = _open_parent(root, path, make=False)
+        parent = open_parent(root, path, make=False)
         try:
             name = os.path.basename(path)
             if _is_node(parent, name, os.makedev(*numbers)):
@@ -88,7 +88,7 @@ def remove_node(root: str, path: str, numbers: tuple[int, int]) -> None:
 
 def write_file(root: str, path: str, text: str) -> None:
     """Replace a file of ours at an absolute path below ``root``. Raises :class:`StateError`."""
-    parent = _open_parent(root, path, make=True)
+    parent = open_parent(root, path, make=True)
     try:
         name = os.path.basename(path)
         with suppress(FileNotFoundError):
@@ -102,7 +102,8 @@ def write_file(root: str, path: str, text: str) -> None:
         os.close(parent)
 
 
-def _open_parent(root: str, path: str, *, make: bool) -> int:
+def open_parent(root: str, path: str, *, make: bool) -> int:
+    """A descriptor of the directory of an absolute path below ``root``. Raises :class:`StateError`."""
     directory = os.open(root, os.O_RDONLY)
     for part in os.path.dirname(path).split("/"):
         if not part:

@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from hawse.agent import boot, hardware, hugepages, identity, network, processes, submounts, syscalls, trace
+from hawse.agent import (
+    boot,
+    hardware,
+    hugepages,
+    identity,
+    mount_options,
+    network,
+    processes,
+    submounts,
+    syscalls,
+    trace,
+)
 from hawse.agent.autoload import Autoload
 from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.container import Container, Process
@@ -32,6 +43,7 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from typing import Any
 
+    from hawse.agent.dials import Dials
     from hawse.agent.forwards import Forwards
     from hawse.agent.ids import Ids
     from hawse.agent.resolver import Resolver
@@ -75,6 +87,8 @@ class Server:
         self._autoload: Autoload | None = None
         self._resolver: Resolver | None = None
         self._forwards: Forwards | None = None
+        self._dials: Dials | None = None
+        self._lazily = threading.Lock()
         self._methods: dict[str, Callable[..., object]] = {
             "wake": identity.wake,
             "settle": self.settle,
@@ -93,6 +107,8 @@ class Server:
             "answer_name": self.answer_name,
             "connect": self.connect,
             "disconnect": self.disconnect,
+            "accept": self.accept,
+            "refuse": self.refuse,
             "reserve_hugepages": self.reserve_hugepages,
             "share_hugepages": self.share_hugepages,
             "share_memory": self.share_memory,
@@ -119,7 +135,7 @@ class Server:
         for stream, kind, payload in self._port.frames():
             if kind == CALL:
                 number, method, params = control.decode_call(payload)
-                if method in ("create", "exec", "connect"):
+                if method in ("create", "exec", "connect", "accept"):
                     # Here and not in the call's thread: the process's first bytes may be the very next frame.
                     self._open_stdio(params["process"], params.pop("descriptors"))
                 elif method == "wake":
@@ -254,16 +270,9 @@ class Server:
 
     def connect(self, *, process: int, port: int) -> None:
         """Connect to a port of the loopback for the host, which chose the number of the connection."""
-        from hawse.agent.forwards import Forwards  # here, since most guests never need it
-
-        self._forwards = self._forwards or Forwards()
-
-        def ended() -> None:
-            self._stdio.pop(process, None)
-            self._port.send(control.encode_event("exit", {"container": "", "process": process, "code": 0}))
-
         try:
-            self._forwards.connect(process, self._stdio[process], port=port, ended=ended)
+            stdio, ended = self._stdio[process], partial(self._end_connection, process)
+            self._forwarding().connect(process, stdio, port=port, ended=ended)
         except BaseException:
             self._stdio.pop(process).abandon()
             raise
@@ -272,6 +281,47 @@ class Server:
         """The host's side of a connection is gone."""
         if self._forwards is not None:
             self._forwards.disconnect(process)
+
+    def accept(self, *, process: int, connection: int) -> None:
+        """The host has connected to its socket for a connection that was announced."""
+        dials = self._dialling()
+        try:
+            accepted = dials.take(connection)
+        except BaseException:
+            self._stdio.pop(process).abandon()
+            raise
+
+        def ended() -> None:
+            dials.release()
+            self._end_connection(process)
+
+        self._forwarding().serve(process, self._stdio[process], accepted, ended=ended)
+
+    def refuse(self, *, connection: int) -> None:
+        """The host could not."""
+        self._dialling().refuse(connection)
+
+    def _forwarding(self) -> Forwards:
+        from hawse.agent.forwards import Forwards  # here, since most guests never need it
+
+        with self._lazily:
+            self._forwards = self._forwards or Forwards()
+            return self._forwards
+
+    def _dialling(self) -> Dials:
+        from hawse.agent.dials import Dials  # here, since most guests never need it
+
+        def announce(container: str, name: str, number: int) -> None:
+            event = {"container": container, "socket": name, "connection": number}
+            self._port.send(control.encode_event("dial", event))
+
+        with self._lazily:
+            self._dials = self._dials or Dials(announce)
+            return self._dials
+
+    def _end_connection(self, process: int) -> None:
+        self._stdio.pop(process, None)
+        self._port.send(control.encode_event("exit", {"container": "", "process": process, "code": 0}))
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
         """Have more huge pages, or fewer."""
@@ -294,25 +344,33 @@ class Server:
     def create(
         self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
         devices: list[dict[str, Any]], joins: dict[str, str], notify: bool = False, binds: Sequence[list[Any]] = (),
+        sockets: Sequence[list[Any]] = (),
     ) -> list[list[str]]:  # fmt: skip
         """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
 
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
         namespace that it has. ``notify``: the host takes notifications of it. ``binds`` are those of
-        :func:`hawse.agent.subpaths.bind`.
+        :func:`hawse.agent.subpaths.bind`, and ``sockets`` those of :meth:`hawse.agent.dials.Dials.listen`.
         """
-        with self._turns.setdefault(container, threading.Lock()):
-            if not binds:
-                return self._create(container, process, spec, nodes, devices, joins, notify)
-            from hawse.agent import subpaths  # here, since most guests never need it
+        with self._turns.setdefault(container, threading.Lock()), ExitStack() as failed:
+            if sockets:
+                failed.callback(self._dialling().close, container, self._sockets(container))
+                given = [(name, mode, uid, gid) for name, mode, uid, gid in sockets]
+                self._dialling().listen(container, given, self._sockets(container))
+            with ExitStack() as bound:
+                if binds:
+                    from hawse.agent import subpaths  # here, since most guests never need it
 
-            directory = f"{self._run}/binds/{container}"
-            try:
-                found = [(name, path, inode) for name, path, inode in binds]
-                subpaths.bind(found, share=f"{self._run}/share", directory=directory)
-                return self._create(container, process, spec, nodes, devices, joins, notify)
-            finally:
-                subpaths.unbind(directory)
+                    directory = f"{self._run}/binds/{container}"
+                    bound.callback(subpaths.unbind, directory)
+                    found = [(name, path, inode) for name, path, inode in binds]
+                    subpaths.bind(found, share=f"{self._run}/share", directory=directory)
+                log = self._create(container, process, spec, nodes, devices, joins, notify)
+            failed.pop_all()
+            return log
+
+    def _sockets(self, container: str) -> str:
+        return f"{self._run}/sockets/{container}"
 
     def _create(
         self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
@@ -338,6 +396,7 @@ class Server:
         devices: list[dict[str, Any]], ids: Ids | None, notify: bool,
     ) -> list[list[str]]:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
+        mount_options.adapt(spec)
         log = rewrite_devices(spec, [Node(*node) for node in nodes])
         if self._autoload is not None:
             self._autoload.begin(spec)
@@ -383,6 +442,8 @@ class Server:
                 self._find(container).remove()
                 del self._containers[container]
             finally:
+                if self._dials is not None:
+                    self._dials.close(container, self._sockets(container))
                 submounts.release(f"{self._run}/share/{container}", mountinfo=f"{self._root}/proc/self/mountinfo")
         self._drop_inodes()
 

@@ -39,12 +39,13 @@ def join(
     hooked: Hooked | None = None
     try:
         # By the container's own name from here on: its directory has links to the sandbox's socket and lock.
-        made = make_plan(msgspec.convert(call(store, "room", {}), Room))
+        room = msgspec.convert(call(store, "room", {}), Room)
+        made = make_plan(room)
         _check_network(first, made.network)
         hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))
         check_console(handed, terminal=terminal)
-        sources = open_sources(made.shares)
+        sources = open_sources(made.shares, room.overlays)
         proxy = None
         try:
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
@@ -54,7 +55,7 @@ def join(
                 hooked.before(pid=proxy.pid, sandbox=first)
             request = {
                 "plan": msgspec.to_builtins(made),
-                "sources": [{"tree": each.tree, "origin": msgspec.to_builtins(each.origin)} for each in sources],
+                "sources": [msgspec.to_builtins(each) for each in sources],
                 "key": key,
             }
             notes = call(store, "create", request)

@@ -46,6 +46,7 @@ from hawse.oci import addresses
 from hawse.oci.cgroups import CgroupPlan, HostLimits, default_path, plan_cgroup, vm_limits
 from hawse.oci.device_rules import allows_all
 from hawse.oci.guest import GuestPlan, plan_guest
+from hawse.oci.host_sockets import patterns_of
 from hawse.oci.inherited import Inherited
 from hawse.oci.load import Bundle
 from hawse.oci.notify import serve
@@ -211,7 +212,8 @@ def _read(
     annotations = bundle.spec.annotations or {}
     check_lists(bundle)
     role, _ = read_role(annotations, bundle.spec.process.args if bundle.spec.process else ())
-    guest = plan_guest(bundle, container=name, role=role)
+    forwarded = patterns_of(annotations, config.share.forward_sockets)
+    guest = plan_guest(bundle, container=name, role=role, forwarded=forwarded)
     selinux.check(f"{bundle.path}/config.json", guest.label)
     for level, text in guest.notes:
         (log.warning if level == "warning" else log.debug)(text)
@@ -282,10 +284,12 @@ def _container(
             private=s.private,
             recursive=s.recursive,
             readonly_below=s.readonly_below,
-            common=s.name != "rootfs",
+            # A socket that is forwarded has a mount of its own, which no container can put another in place of.
+            common=s.name != "rootfs" and s.name not in (name for name, _ in guest.sockets),
             uids=list(s.owners.uids) if s.owners else [],
             gids=list(s.owners.gids) if s.owners else [],
             map_below=bool(s.owners and s.owners.recursive),
+            overlay=s.overlay,
         )
         for s in guest.shares
     ]
@@ -332,6 +336,10 @@ def _container(
         "notify": host,
         "inherited": Inherited(rlimits=attributes.rlimits(), oom_score_adj=attributes.oom_score_adj()),
         "oom_score_adj": _oom_score(guest.spec),
+        "sockets": [
+            plan.ForwardedSocket(name=name, mode=found.mode, uid=found.uid, gid=found.gid)
+            for name, found in guest.sockets
+        ],
     }
 
 

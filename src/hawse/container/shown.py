@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hawse.oci.notify import directory_of
-from hawse.oci.sources import GUEST_SHARE
+from hawse.oci.sources import GUEST_SHARE, GUEST_SOCKETS
 from hawse.sandbox.plan import ContainerPlan
 
 _GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
@@ -20,7 +20,8 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
     ``is_dir`` is asked about binds of the guest's own files, which the host has too, but for directories that the agent
     makes.
     """
-    shares = {f"{GUEST_SHARE}/{plan.id}/{share.name}": share for share in plan.shares}
+    places = (GUEST_SHARE, GUEST_SOCKETS)
+    shares = {f"{place}/{plan.id}/{share.name}": share for share in plan.shares for place in places}
     wanted = plan.spec.get("mounts") or ()
     mounts: list[dict[str, Any]] = []
     if not any(posixpath.normpath(mount["destination"]) in ("/", "/dev") for mount in wanted):
@@ -28,8 +29,11 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
     for mount in wanted:
         source = mount.get("source") or ""
         share = shares.get(source)
-        if share is not None:
-            found: dict[str, Any] = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
+        found: dict[str, Any]
+        if share is not None and share.overlay is not None:
+            found = {"type": "overlay"}  # a second mount of it would disturb the first
+        elif share is not None:
+            found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
             if share.uids:
                 found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}
         elif mount.get("type") in _GUESTS_OWN or source == directory_of(plan.id):

@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
-from hawse.oci import device_rules, hugepages, idmap, memory
+from hawse.oci import device_rules, host_sockets, hugepages, idmap, memory, overlay
 from hawse.oci.checks import check_options, checked_mount
 from hawse.oci.fields import POLICY, review
 from hawse.oci.hooks import Hooks, split
+from hawse.oci.host_sockets import Special, find_special, is_notified
 from hawse.oci.hugepages import Hugetlbfs
 from hawse.oci.known import is_known
 from hawse.oci.load import Bundle
 from hawse.oci.mount_types import check_type
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.sources import GUEST_SHARE, DeviceNode, device_node, kernel_view, read_only
+from hawse.oci.sources import GUEST_SHARE, GUEST_SOCKETS, DeviceNode, device_node, kernel_view, no_devices, read_only
 from hawse.oci.types import Linux
 
 #: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
@@ -38,6 +39,7 @@ class Share:
 
     ``private``: what the host mounts below it later is not to appear. ``recursive``: what is mounted below it now is.
     ``readonly_below``: that is read-only as well. ``owners``: how it shows the owners of files, None for as they are.
+    ``overlay``: what is to be mounted on the host and shared in place of ``source``, which is its name then.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Share:
     recursive: bool = True
     readonly_below: bool = False
     owners: idmap.IdMap | None = None
+    overlay: overlay.Overlay | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class GuestPlan:
     those that run on the host. ``network`` is the path of the network namespace on the host, "" for a new one;
     ``sysctls`` are the network's. ``label`` is the SELinux label of the machine's programs on the host. ``notes`` are
     what the user is to be told: level ("warning" or "debug"), sentence. ``bound`` are device nodes that mounts bind:
-    the last entries of ``linux.devices`` of ``spec``, in their order.
+    the last entries of ``linux.devices`` of ``spec``, in their order. ``sockets`` are those of the host that
+    connections are forwarded to, by the names of their shares.
     """
 
     spec: dict[str, Any]
@@ -86,6 +90,7 @@ class GuestPlan:
     label: str
     notes: tuple[tuple[str, str], ...]
     bound: tuple[BoundNode, ...] = ()
+    sockets: tuple[tuple[str, Special], ...] = ()
 
 
 def plan_guest(
@@ -99,6 +104,8 @@ def plan_guest(
     hugetlbfs: Callable[[str], Hugetlbfs | None] = hugepages.hugetlbfs,
     node: Callable[[str], DeviceNode | None] = device_node,
     user_maps: Callable[[str], idmap.Maps] = user_namespaces.read,
+    special: Callable[[str], Special | None] = find_special,
+    forwarded: Sequence[str] = (),
     host: str = "",
 ) -> GuestPlan:
     """The plan; the bundle is not changed. Raises :class:`ConfigError` for what hawse cannot give, naming the field.
@@ -107,7 +114,8 @@ def plan_guest(
     security modules (the guest has no policy), the host's cgroup path. Paths of namespaces mean something within a pod
     alone.
     ``user_maps`` has the mappings of a user namespace of the host. ``host`` is the host's name, which a container
-    without a uts namespace sees; the machine's own by default.
+    without a uts namespace sees; the machine's own by default. ``forwarded`` are patterns of sockets of the host that
+    connections are forwarded to.
     """
     network = _network(bundle)
     spec = copy.deepcopy(bundle.raw)
@@ -130,6 +138,7 @@ def plan_guest(
     user_map = _user_map(bundle, spec["linux"], joins, user_maps)
     mounts = []
     bound: list[BoundNode] = []
+    sockets: list[tuple[str, Special]] = []
     devices: list[dict[str, Any]] = []
     shared: dict[str, int] = {}
     huge: dict[str, Hugetlbfs] = {}
@@ -145,7 +154,17 @@ def plan_guest(
         mount, owners = idmap.take_out(where, mount, user_map, bind=_is_bind(mount))
         if kib := hugepages.mounted_kib(mount):
             page_sizes.add(kib)
-        if _is_bind(mount):
+        if mount.get("type") == overlay.KIND and not _is_bind(mount):
+            top, _ = read_only(mount.get("options") or ())
+            layers, flags = overlay.read(where, mount.get("options") or (), readonly=top)
+            shares.append(
+                Share(
+                    f"mount{index}", layers.name, True, top or not layers.upper,
+                    private=True, recursive=False, overlay=layers,
+                )
+            )  # fmt: skip
+            mount = {**mount, "type": "bind", "source": f"{base}/mount{index}", "options": ["bind", *flags]}
+        elif _is_bind(mount):
             if not mount.get("source"):
                 raise ConfigError(
                     f"{bundle.path}/config.json: mounts[{index}].source: missing",
@@ -158,9 +177,12 @@ def plan_guest(
                     f"{where}.source: {source} does not exist",
                     hint=f"make it, or take the mount at {mount['destination']} out",
                 )
+            there = special(source)
+            if there is not None and view.startswith("/dev"):
+                view, source = "", there.path
             if (found := node(source)) and not _is_guests_own(view, found):
                 # As a device the container has it under the same rules, and by its numbers.
-                bound.append(BoundNode(index, source, mount["destination"], "nodev" in (mount.get("options") or ())))
+                bound.append(BoundNode(index, source, mount["destination"], no_devices(mount.get("options") or ())))
                 devices.append(
                     {
                         "path": mount["destination"], "type": found.kind, "major": found.major, "minor": found.minor,
@@ -205,6 +227,13 @@ def plan_guest(
                 )
             )
             mount = {**mount, "source": f"{base}/mount{index}"}
+            if there is not None and not view and not is_notified(bundle.path, bundle.raw, source):
+                if text := host_sockets.obstacle(f"{where}.source", there, forwarded):
+                    notes.append(("warning", text))
+                else:
+                    uid, gid = owners.owner(there.uid, there.gid) if owners else (there.uid, there.gid)
+                    sockets.append((f"mount{index}", replace(there, uid=uid, gid=gid)))
+                    mount["source"] = f"{GUEST_SOCKETS}/{container}/mount{index}"
         mounts.append(mount)
     spec["mounts"] = mounts
     linux = spec["linux"]
@@ -239,6 +268,7 @@ def plan_guest(
         label=bundle.process.selinux_label,
         notes=tuple(notes),
         bound=tuple(bound),
+        sockets=tuple(sockets),
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 #: Where the guest has what the host shares, and what it binds from there beforehand.
 GUEST_SHARE, GUEST_BINDS = "/run/hawse/share", "/run/hawse/binds"
+#: Where the agent has the sockets that stand for sockets of the host (:mod:`hawse.agent.dials`).
+GUEST_SOCKETS = "/run/hawse/sockets"
 _VIEWS = ("/proc", "/sys", "/dev")
 #: A file system for ordinary files, although it is below /dev.
 _FILES = "/dev/shm"
@@ -90,6 +92,13 @@ def read_only(options: Sequence[str]) -> tuple[bool, bool]:
         if option in ("rro", "rrw"):
             top = below = option == "rro"
     return top, below
+
+
+def no_devices(options: Sequence[str]) -> bool:
+    """Whether device nodes of a mount cannot be opened, in the order of :func:`read_only`."""
+    found = [option for option in options if option in ("dev", "nodev")]
+    found += [option[1:] for option in options if option in ("rdev", "rnodev")]
+    return found[-1:] == ["nodev"]
 
 
 def _is_below(path: str, directories: Sequence[str]) -> bool:

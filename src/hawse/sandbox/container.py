@@ -164,6 +164,8 @@ class Container:
                 "binds": binds,
             }
             call |= {"notify": True} if self.plan.notify is not None else {}
+            if self.plan.sockets:
+                call["sockets"] = [[each.name, each.mode, each.uid, each.gid] for each in self.plan.sockets]
             self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
                 # Only a hostile agent answers after the exit. The state stays: the end has been reported.

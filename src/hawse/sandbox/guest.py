@@ -103,6 +103,7 @@ class GuestLink:
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
         self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
         self.on_notify: Callable[[str, str], None] = lambda _container, _text: None
+        self.on_dial: Callable[[str, str, int], None] = lambda _container, _socket, _connection: None
         self.on_query: Callable[[dict[str, Any]], None] = lambda _query: None
 
     async def run(self) -> None:
@@ -211,6 +212,13 @@ class GuestLink:
             if type(container) is not str or type(text) is not str or len(text) > MAX_TEXT:
                 raise LinkError("link: notify without a container or a text")
             self.on_notify(container, text)
+        elif name == "dial":
+            container, socket, connection = (params.get(key) for key in ("container", "socket", "connection"))
+            if type(container) is not str or type(socket) is not str or type(connection) is not int:
+                raise LinkError("link: dial without a container, a socket or a connection")
+            if not 0 < connection < 2**53:
+                raise LinkError("link: dial of a connection without a usable number")
+            self.on_dial(container, socket, connection)
         elif name == "query":
             self.on_query(params)
         else:

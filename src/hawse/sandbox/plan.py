@@ -13,6 +13,7 @@ import msgspec
 from hawse.oci.cgroups import CgroupPlan
 from hawse.oci.inherited import Inherited
 from hawse.oci.notify import Notify
+from hawse.oci.overlay import Overlay
 from hawse.sandbox.steps import Step
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
@@ -25,7 +26,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
     are any, map its owners: the first id in its file system, the first that is shown, and their count; with
     ``map_below`` of mounts below it too. ``common``: its files are to be the
-    same in the guest as those of other shares with the same source.
+    same in the guest as those of other shares with the same source. ``overlay``: that is shared, and ``source`` is its
+    name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     gids: list[tuple[int, int, int]] = []
     map_below: bool = False
     common: bool = False
+    overlay: Overlay | None = None
 
 
 class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,15 @@ class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kib: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class ForwardedSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """A socket of the host that a container has forwarded: the name of its share, and its mode and owners there."""
+
+    name: str
     mode: int
     uid: int
     gid: int
@@ -182,6 +194,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
     is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
     ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is that of its processes.
+    ``sockets`` are those of the host that connections are forwarded to.
     """
 
     id: str
@@ -209,6 +222,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     inherited: Inherited = Inherited()
     notify: Notify | None = None
     oom_score_adj: int = 0
+    sockets: list[ForwardedSocket] = []
 
     @property
     def hugepages_mib(self) -> int:

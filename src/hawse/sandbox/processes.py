@@ -177,12 +177,22 @@ class Processes:
 
         Raises HawseError when nobody listens there, and OSError when the host's side is gone before its time.
         """
+        await self._pass_on(connection, "connect", {"port": port})
+
+    async def accept(self, connection: Connection, announced: int) -> None:
+        """Pass on between a socket of the host and a connection that the agent has announced by a number.
+
+        Raises as :meth:`connect`.
+        """
+        await self._pass_on(connection, "accept", {"connection": announced})
+
+    async def _pass_on(self, connection: Connection, method: str, params: dict[str, Any]) -> None:
         assert self._link is not None
         self._newest += 1
         number = self._newest
         route = self._link.route(number, connection)
         self._connections[number] = connection
-        asked = asyncio.create_task(self.call("connect", {"process": number, "port": port, "descriptors": [BOTH]}))
+        asked = asyncio.create_task(self.call(method, params | {"process": number, "descriptors": [BOTH]}))
         try:
             await whole(asked)
             await connection.serve(route)

@@ -23,7 +23,8 @@ def serves(there: DiskPlan, wanted: DiskPlan) -> bool:
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """``spares`` are the free ports. ``disks`` and ``plugs`` are disks and functions that other containers have, and
     ``native`` the groups among them that the guest's own drivers have. ``label`` is what the machine's programs have on
-    the host, and ``hugepages_mib`` what its containers have of its memory as huge pages."""
+    the host, and ``hugepages_mib`` what its containers have of its memory as huge pages. ``overlays`` are the keys of
+    those that its containers have."""
 
     spares: list[Port]
     disks: list[DiskPlan] = []
@@ -32,6 +33,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int = 0
     label: str = ""
     hugepages_mib: int = 0
+    overlays: list[str] = []
 
     def shared(self, groups: Sequence[int], *, native: bool) -> list[PlugStep]:
         """The functions of those of the groups that are there already: who comes later has them, too.

@@ -17,6 +17,7 @@ from hawse.sandbox.cgroups import HostCgroup
 from hawse.sandbox.claims import Claims
 from hawse.sandbox.container import Container
 from hawse.sandbox.control import ControlCgroup
+from hawse.sandbox.dials import Dials
 from hawse.sandbox.disks import Disks
 from hawse.sandbox.forwards import Forwards
 from hawse.sandbox.hurry import Hurry
@@ -66,6 +67,7 @@ class Sandbox:
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
         self._forwards = Forwards(network, self.processes)
+        self._dials = Dials(self.processes, self._open_socket)
         cgroup = HostCgroup(plan.cgroup, store.path)
         self._placement = Placement(cgroup, self._placed)
         self.first = self._make(plan, store, INIT_KEY, cgroup)
@@ -102,6 +104,7 @@ class Sandbox:
             memory_mib=self.plan.machine.memory_mib,
             label=self.plan.machine.label,
             hugepages_mib=sum(found.plan.hugepages_mib for found in self._containers.values()),
+            overlays=self._share.overlays,
         )
 
     async def create(self, machine: Machine) -> Notes:
@@ -110,6 +113,7 @@ class Sandbox:
         self.processes.begin(machine.link)
         machine.link.on_oom = self._note_oom
         machine.link.on_notify = self._take_notice
+        machine.link.on_dial = self._dials.take
         if any(self.plan.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
@@ -211,6 +215,7 @@ class Sandbox:
         """The virtual machine is gone: nothing runs any more."""
         self._forwards.end()
         self.nics.end()
+        self._dials.end()
         with ExitStack() as each:  # whatever becomes of the others
             for found in self._containers.values():
                 each.callback(found.end)
@@ -356,6 +361,12 @@ class Sandbox:
         found = self._containers.get(container)
         if found is not None:
             found.usage.note_oom(kills)
+
+    def _open_socket(self, container: str, name: str) -> int:
+        """A descriptor of a socket that a container has forwarded. Raises LookupError and OSError."""
+        if name not in (each.name for each in self._containers[container].plan.sockets):
+            raise KeyError(name)
+        return self._share.open(container, name)
 
     def _take_notice(self, container: str, text: str) -> None:
         found = self._containers.get(container)

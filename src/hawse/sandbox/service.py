@@ -166,7 +166,8 @@ class Service:
         except OSError as error:
             raise VmError(f"the monitor cannot take what {wanted.id} shares: {error.strerror}") from None
         try:
-            sources = [Source(tree, origin) for tree, origin in zip(trees, origins, strict=True)]
+            reused = [bool(each.get("reused")) for each in given]
+            sources = [Source(*each) for each in zip(trees, origins, reused, strict=True)]
             return await self._sandbox.add(wanted, sources, key=str(params["key"]))
         finally:
             for tree in trees:

@@ -14,31 +14,28 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from hawse.errors import ConfigError, HostError
 from hawse.linux import mountinfo, mounts, user_namespaces
+from hawse.oci.overlay import Overlay
 from hawse.sandbox import exports
 from hawse.sandbox.exports import Export, Place
 from hawse.sandbox.origins import UNKNOWN, Origin, read_origin
+from hawse.sandbox.overlays import make
 from hawse.sandbox.plan import Share
+from hawse.sandbox.views import KERNEL_VIEWS, kernel_view
 
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
 _HIDDEN = "hidden"
 #: The directory of what several containers may share. No container has this name (hawse.sandbox.state.check_id()).
 COMMON = "@"
-#: File systems by which a kernel is looked at and controlled (Linux include/uapi/linux/magic.h).
-_KERNEL_VIEWS = {
-    0x9FA0: "proc", 0x62656572: "sysfs", 0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x64626720: "debugfs",
-    0x74726163: "tracefs", 0x73636673: "securityfs", 0x62656570: "configfs", 0xCAFE4A11: "bpf", 0xDE5E81E4: "efivarfs",
-    0x6165676C: "pstore", 0xF97CFF8C: "selinuxfs", 0x1CD1: "devpts", 0x42494E4D: "binfmt_misc",
-}  # fmt: skip
 #: File systems that answer without a server: to look at one of them cannot hang, as at an NFS whose server is gone.
 _LOCAL = {
-    *_KERNEL_VIEWS.values(), "devtmpfs", "tmpfs", "ramfs", "hugetlbfs", "overlay", "ext2", "ext3", "ext4", "xfs",
+    *KERNEL_VIEWS.values(), "devtmpfs", "tmpfs", "ramfs", "hugetlbfs", "overlay", "ext2", "ext3", "ext4", "xfs",
     "btrfs", "f2fs", "zfs", "vfat", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs",
 }  # fmt: skip
 
@@ -58,10 +55,13 @@ def enter_private_namespace() -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be shared: a descriptor of a copy of its mounts, attached nowhere, and where it comes from."""
+    """What is to be shared: a descriptor of a copy of its mounts, attached nowhere, and where it comes from.
+
+    ``reused``: an overlay that another container of the sandbox has: the descriptor is of one of its layers."""
 
     tree: int
     origin: Origin = UNKNOWN
+    reused: bool = False
 
 
 class ShareRoot:
@@ -116,6 +116,11 @@ class ShareRoot:
                     self._mount(container, share.name, share, source.tree)
                 elif (reused := self._reuse(container, share, source)) is not None:
                     place = reused
+                elif source.reused:
+                    raise ConfigError(
+                        f"cannot share {share.source} with the guest: the container that has this overlay was deleted",
+                        hint="create the container again",
+                    )
                 else:
                     warnings.append(exports.warning(self._exports, share, source.origin))
                     place = self._export(container, share, source)
@@ -125,9 +130,18 @@ class ShareRoot:
         self._mounts[container] = self._find_mounts(container, shares)
         return [text for text in warnings if text]
 
+    @property
+    def overlays(self) -> list[str]:
+        """The overlays in it, by their keys."""
+        return [export.share.overlay.key for export in self._exports if export.share.overlay is not None]
+
     def places(self, container: str) -> dict[str, Place]:
         """Where what a container shares is, by the names of its shares."""
         return dict(self._places.get(container, {}))
+
+    def open(self, container: str, name: str) -> int:
+        """A descriptor (O_PATH) of a share of a container. Raises KeyError and OSError."""
+        return mounts.open_beneath(self._exported, self._places[container][name].path)
 
     def mounts(self, container: str) -> list[str]:
         """The mounts of a container and those below them, as paths from the share's root, each after those above it."""
@@ -192,7 +206,7 @@ class ShareRoot:
             there, wanted = os.fstat(fd), os.fstat(source.tree)
         finally:
             os.close(fd)
-        if (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
+        if not source.reused and (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
             return None
         export.users.add(container)
         return Place(place, 0 if path == "." else wanted.st_ino)
@@ -231,7 +245,7 @@ class ShareRoot:
             # in the guest cannot change the host's settings. The kernel refuses to change a mount below one that is
             # attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
             mounts.attach(tree, self._hidden, target)
-            views = {*_KERNEL_VIEWS.values(), "devtmpfs"}
+            views = {*KERNEL_VIEWS.values(), "devtmpfs"}
             for view, kind in _mounts_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
                 if kind in views:
                     _protect(tree, view)
@@ -242,13 +256,21 @@ class ShareRoot:
             os.close(place)
 
 
-def open_sources(shares: Sequence[Share]) -> list[Source]:
+def open_sources(shares: Sequence[Share], overlays: Collection[str] = ()) -> list[Source]:
     """What is to be shared, as this process sees it: for :meth:`ShareRoot.place`, in whose mount namespace mounts that
-    were made after it may never come. Raises :class:`ConfigError` naming the source. See :func:`close`."""
+    were made after it may never come. ``overlays`` are the keys of those that the sandbox has: a second mount of one
+    would take the working directory from the first (Linux fs/overlayfs/super.c, ovl_workdir_create()).
+
+    Raises :class:`ConfigError` naming the source. See :func:`close`."""
+    there = set(overlays)
     with ExitStack() as undo:
         sources = []
         for share in shares:
-            sources.append(_open_source(share))
+            if share.overlay is None:
+                sources.append(_open_source(share))
+            else:
+                sources.append(_open_overlay(share.overlay, reused=share.overlay.key in there))
+                there.add(share.overlay.key)
             undo.callback(os.close, sources[-1].tree)
         undo.pop_all()
     return sources
@@ -267,7 +289,10 @@ def _open_source(share: Share) -> Source:
     except OSError as error:
         raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
     try:
-        if kind := _kernel_view(tree):
+        mode = os.fstat(tree).st_mode
+        # A socket and a FIFO have nothing of the kernel's behind them: /dev/log may be in the host's /dev.
+        kind = "" if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) else kernel_view(tree)
+        if kind:
             # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
             # path was replaced since.
             raise ConfigError(
@@ -280,6 +305,15 @@ def _open_source(share: Share) -> Source:
         os.close(tree)
         raise
     return Source(tree, origin)
+
+
+def _open_overlay(overlay: Overlay, *, reused: bool) -> Source:
+    origin = Origin(device=overlay.key, path="/")
+    try:
+        tree = mounts.open_tree(overlay.upper or overlay.lowers[0]) if reused else make(overlay)
+    except OSError as error:
+        raise ConfigError(f"cannot mount {overlay.name}: {error.strerror}") from None
+    return Source(tree, origin, reused)
 
 
 def _map_owners(share: Share, tree: int) -> None:
@@ -300,18 +334,6 @@ def _map_owners(share: Share, tree: int) -> None:
         ) from None
     finally:
         os.close(namespace)
-
-
-def _kernel_view(tree: int) -> str:
-    """The type of the file system where that shows the host's kernel or devices, "" where it does not.
-
-    The type of /dev is the same number as a tmpfs's, so /dev is recognised by its device number.
-    """
-    kind = _KERNEL_VIEWS.get(mounts.file_system(tree), "")
-    devices = os.stat("/dev").st_dev
-    if not kind and os.fstat(tree).st_dev == devices != os.stat("/").st_dev:
-        return "devtmpfs"
-    return kind
 
 
 def _protect(tree: int, view: str) -> None:

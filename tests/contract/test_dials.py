@@ -1,0 +1,237 @@
+"""Connections from the guest to sockets of the host, by the real agent: whole, bounded, and refused where nobody is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import stat
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hawse.errors import LinkError
+from hawse.link import control
+from hawse.link.streams import STDIO
+from hawse.sandbox.dials import Dials
+from hawse.sandbox.guest import GuestLink
+from hawse.sandbox.processes import Processes
+from tests.contract.test_forwards import SIZE, digest_and_answer, receive
+from tests.support.agent import Agent
+from tests.support.patience import patience
+
+SECONDS = patience(5)
+#: Enough for the fake crun.
+SPEC = {"process": {"args": ["/bin/true"], "cwd": "/"}, "linux": {}}
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    (tmp_path / "run").mkdir()
+    with Agent(f"{tmp_path}/run") as started:
+        yield started
+
+
+@contextmanager
+def serving(path: str, act: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A server of the host's, each connection in a thread."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen(128)
+    with listening, ExitStack() as stack:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                connection.settimeout(SECONDS)
+                thread = threading.Thread(target=act, args=(connection,))
+                stack.callback(thread.join)
+                thread.start()
+
+        accepting = threading.Thread(target=accept)
+        stack.callback(accepting.join)
+        accepting.start()
+        try:
+            yield
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+
+
+def dial(path: str) -> socket.socket:
+    """A connection of a program in the container."""
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(SECONDS)
+    made.connect(path)
+    return made
+
+
+def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str], Awaitable[None]]) -> None:
+    """Do something while the socket "api" of the container c1 stands for one of the host; it has gone afterwards."""
+
+    async def live() -> None:
+        reader, writer = await asyncio.open_connection(sock=agent.connection.dup())
+        link = GuestLink(reader, writer)
+        serving = asyncio.create_task(link.run())
+        await link.hello
+        processes = Processes(seconds=10)
+        processes.begin(link)
+        dials = Dials(processes, lambda container, name: os.open(f"{host}/{container}-{name}", os.O_PATH))
+        link.on_dial = dials.take
+        route = link.route(1, cast(Any, NoProxy()))
+        call = {
+            "container": "c1", "process": 1, "descriptors": [], "spec": SPEC, "nodes": [], "devices": [], "joins": {},
+            "sockets": [["api", 0o660, 7, 8], ["other", 0o666, 0, 0]],
+        }  # fmt: skip
+        processes._newest = 1
+        await link.call("create", call, seconds=SECONDS)
+        path = f"{agent.directory}/sockets/c1/api"
+        try:
+            async with asyncio.timeout(SECONDS):
+                await act(processes, path)
+                while processes.connections:
+                    await asyncio.sleep(0.01)
+            await link.call("delete", {"container": "c1"}, seconds=SECONDS)
+            assert not os.path.exists(f"{agent.directory}/sockets/c1")
+        finally:
+            dials.end()
+            route.discard()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            writer.close()
+
+    asyncio.run(live())
+
+
+class NoProxy:
+    """Of the container's first process."""
+
+    directions: tuple[str, ...] = STDIO
+
+    def send(self, _stream: int, _kind: int, _payload: bytes) -> None:
+        return
+
+    def exit(self, _code: int) -> None:
+        return
+
+
+def exchange(path: str) -> None:
+    data = os.urandom(SIZE)
+    with dial(path) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        assert receive(connection) == hashlib.sha256(data).digest() + bytes(SIZE)
+
+
+def test_connections_are_whole_and_the_socket_is_the_hosts(agent: Agent, tmp_path: Path) -> None:
+    async def act(_: Processes, path: str) -> None:
+        status = os.stat(path)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o660, 7, 8)
+        with serving(f"{tmp_path}/c1-api", digest_and_answer):
+            for _round in range(2):
+                await asyncio.gather(*(asyncio.to_thread(exchange, path) for _ in range(5)))
+
+    forwarding(agent, tmp_path, act)
+
+
+def test_more_at_once_than_there_may_be_wait(agent: Agent, tmp_path: Path) -> None:
+    async def act(processes: Processes, path: str) -> None:
+        gate = threading.Event()
+
+        def hold(connection: socket.socket) -> None:
+            with connection:
+                gate.wait(SECONDS)
+                connection.sendall(b"done")
+
+        with serving(f"{tmp_path}/c1-api", hold), ExitStack() as stack:
+            there = [stack.enter_context(dial(path)) for _ in range(80)]
+            while processes.connections < 64:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            assert processes.connections == 64
+            gate.set()
+            for each in there:  # in their order, as they are accepted
+                assert await asyncio.to_thread(receive, each) == b"done"
+                each.close()
+
+    forwarding(agent, tmp_path, act)
+
+
+def test_connection_ends_where_nobody_listens_on_the_host(agent: Agent, tmp_path: Path) -> None:
+    """More of them than there may be at once: each is answered."""
+
+    async def act(processes: Processes, path: str) -> None:
+        for place in (path, path.replace("api", "other")):
+            for _ in range(70):
+                with dial(place) as connection:
+                    assert await asyncio.to_thread(receive, connection) == b""
+        assert processes.connections == 0
+
+    gone = socket.socket(socket.AF_UNIX)
+    gone.bind(f"{tmp_path}/c1-api")
+    gone.close()
+    forwarding(agent, tmp_path, act)
+
+
+@pytest.mark.parametrize("end", ["server", "client"])
+def test_end_of_either_side_is_the_others(agent: Agent, tmp_path: Path, end: str) -> None:
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            connection.sendall(b"hello")
+            if end == "client":
+                assert receive(connection) == b""
+                ended.set()
+
+    async def act(_: Processes, path: str) -> None:
+        with serving(f"{tmp_path}/c1-api", serve), dial(path) as connection:
+            assert await asyncio.to_thread(connection.recv, 5) == b"hello"
+            if end == "server":
+                assert await asyncio.to_thread(receive, connection) == b""
+            else:
+                connection.close()
+                assert await asyncio.to_thread(ended.wait, SECONDS)
+
+    forwarding(agent, tmp_path, act)
+
+
+def test_agent_that_announces_more_than_it_may_is_hostile() -> None:
+    async def live() -> None:
+        dials = Dials(Processes(seconds=1), lambda _container, _name: -1)
+        for number in range(64):
+            dials.take("c1", "api", number)
+        with pytest.raises(LinkError, match="more than 64 connections"):
+            dials.take("c1", "api", 64)
+        dials.end()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {}, {"container": "c1"}, {"container": 1, "socket": "a", "connection": 1},
+        {"container": "c1", "socket": None, "connection": 1}, {"container": "c1", "socket": "a", "connection": True},
+        {"container": "c1", "socket": "a", "connection": 0}, {"container": "c1", "socket": "a", "connection": 2**53},
+    ],
+)  # fmt: skip
+def test_malformed_announcement_ends_the_link(event: dict[str, object]) -> None:
+    async def live() -> str:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        link = GuestLink(reader, writer)
+        theirs.sendall(control.encode_event("dial", event))
+        await link.run()
+        theirs.close()
+        writer.close()
+        return link.ended.result().message
+
+    assert "link: dial" in asyncio.run(live())

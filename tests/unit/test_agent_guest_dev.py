@@ -1,0 +1,148 @@
+"""Nodes of a container that shows the guest's own /dev: bound to their places, and nothing of it stays there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.agent import guest_dev
+from hawse.agent.bound_nodes import bind_nodes, places
+from hawse.errors import StateError
+
+TMPFS = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+DEV = {"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"]}
+OPTIONS = ["bind", "nosuid", "noexec"]
+
+
+def bind(destination: str, source: str) -> dict[str, Any]:
+    return {"destination": destination, "type": "bind", "source": source}
+
+
+def node(path: str, major: int = 511, minor: int = 0) -> dict[str, Any]:
+    return {"path": path, "type": "c", "major": major, "minor": minor}
+
+
+@pytest.mark.parametrize(
+    ("mounts", "path", "expected"),
+    [
+        ([DEV], "/dev/vfio/71", "/dev/vfio/71"),
+        ([TMPFS], "/dev/vfio/71", ""),
+        ([TMPFS, bind("/dev/vfio", "/dev/vfio")], "/dev/vfio/71", "/dev/vfio/71"),
+        ([TMPFS, bind("/host", "/dev")], "/host/./fuse", "/dev/fuse"),
+        ([TMPFS, bind("/host/", "/dev/net")], "/host/tun", "/dev/net/tun"),
+        ([DEV, TMPFS], "/dev/fuse", ""),
+        ([DEV, {**TMPFS, "destination": "/dev/shm"}], "/dev/shm/node", ""),
+        ([{"destination": "/x", "source": "/dev", "options": ["rbind"]}], "/x/node", "/dev/node"),
+        ([bind("/x", "/devices")], "/x/node", ""),
+        ([], "/dev/node", ""),
+    ],
+)
+def test_place_in_the_guests_dev_is_that_of_the_innermost_mount(
+    mounts: list[dict[str, Any]], path: str, expected: str
+) -> None:
+    assert guest_dev.guest_path(path, mounts) == expected
+
+
+@pytest.mark.parametrize(
+    ("mount", "where"),
+    [
+        (DEV, "/dev/vfio"),
+        (bind("/host", "/dev"), "/host/vfio"),
+        (bind("/dev/vfio", "/dev/vfio"), "/dev/vfio"),
+        (bind("/mine", "/dev/vfio/devices"), "/mine"),
+    ],
+)
+def test_nodes_of_vfio_are_in_a_directory_of_the_container(mount: dict[str, Any], where: str) -> None:
+    devices = [node(f"{where}/71"), node(f"{where}/0")]
+    later = {"destination": "/later", "type": "tmpfs"}
+    spec: dict[str, Any] = {"mounts": [TMPFS, mount, later], "linux": {"devices": list(devices)}}
+    assert "/dev/vfio" in guest_dev.cover(spec, container_node=False)
+    covers = [m["destination"] for m in spec["mounts"] if m["type"] == "tmpfs"]
+    assert covers == ["/dev", *(["/dev/hawse"] if mount == DEV else []), where, "/later"]
+    assert bind_nodes(spec, "/nodes", root="/nowhere") == devices
+    assert spec["mounts"][-2:] == [
+        {"destination": d["path"], "type": "bind", "source": f"/nodes/{number}", "options": OPTIONS}
+        for number, d in enumerate(devices)
+    ]
+    assert spec["linux"]["devices"] == places(devices, spec) == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_container_node_stays(named: bool) -> None:
+    devices = [node("/dev/vfio/71"), *([node("/dev/vfio/vfio", 10, 196)] if named else [])]
+    spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
+    assert guest_dev.cover(spec, container_node=True) == ["/dev/vfio", "/dev/hawse"]
+    assert bind_nodes(spec, "/nodes", root="/nowhere") == devices
+    bound = [(m["destination"], m["source"]) for m in spec["mounts"] if m["type"] == "bind"]
+    vfio = [] if named else [("/dev/vfio/vfio", "/dev/vfio/vfio")]
+    assert bound == [("/dev", "/dev"), *vfio, *((d["path"], f"/nodes/{n}") for n, d in enumerate(devices))]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "expected"),
+    [
+        ([TMPFS], []),
+        ([DEV], ["/dev/hawse"]),
+        ([TMPFS, bind("/host", "/dev")], []),
+        ([bind("/dev", "/dev/below")], []),
+        ([], []),
+    ],
+)
+def test_list_of_devices_is_the_containers_own(mounts: list[dict[str, Any]], expected: list[str]) -> None:
+    spec: dict[str, Any] = {"mounts": list(mounts)}
+    assert guest_dev.cover(spec, container_node=True) == expected
+    assert len(spec["mounts"]) == len(mounts) + len(expected)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_other_nodes_are_bound_unless_the_guest_has_them(tmp_path: Path, everything: bool) -> None:
+    (tmp_path / "dev").mkdir()
+    os.mknod(tmp_path / "dev/same", 0o020666, os.makedev(1, 3))
+    os.chmod(tmp_path / "dev/same", 0o666)
+    os.mknod(tmp_path / "dev/other", 0o020600, os.makedev(1, 3))
+    fifo = {"path": "/dev/fifo", "type": "p"}
+    devices = [node("/dev/same", 1, 3), node("/dev/other", 1, 5), node("/dev/new/one", 1, 3), fifo]
+    spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
+    replaced = bind_nodes(spec, "/nodes", everything=everything, root=str(tmp_path))
+    assert replaced == devices[0 if everything else 1 :]
+    paths = places(replaced, spec)
+    assert paths == [device["path"] for device in replaced]
+    guest_dev.make_places(paths, root=str(tmp_path))
+    guest_dev.make_places(paths, root=str(tmp_path))
+    guest_dev.remove_places(paths, root=str(tmp_path))
+    assert (tmp_path / "dev/new/one").exists(), "another container has it"
+    guest_dev.remove_places(paths, root=str(tmp_path))
+    assert sorted(os.listdir(tmp_path / "dev")) == ["new", "other", "same"]
+    assert os.listdir(tmp_path / "dev/new") == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"major": 2}, {"minor": 4}, {"type": "b"}, {"type": "p"}, {"fileMode": 0o600}, {"uid": 1}, {"gid": 1}]
+)
+def test_node_is_the_same_by_kind_numbers_mode_and_owners(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = str(tmp_path / "null")
+    os.mknod(path, 0o020666, os.makedev(1, 3))
+    os.chmod(path, 0o666)
+    assert guest_dev.is_same(node("/dev/null", 1, 3), path)
+    assert not guest_dev.is_same(node("/dev/null", 1, 3) | change, path)
+    assert not guest_dev.is_same(node("/dev/null", 1, 3), f"{path}-none")
+
+
+def test_directories_are_made_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        guest_dev.make_directories(["/dev/vfio", "/dev/hawse"], root=str(tmp_path))
+    assert sorted(os.listdir(tmp_path / "dev")) == ["hawse", "vfio"]
+
+
+def test_place_behind_a_link_is_refused(tmp_path: Path) -> None:
+    """A container that can write to the guest's /dev must not have files made elsewhere."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "dev/link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError, match="/dev/link/node: link cannot be entered"):
+        guest_dev.make_places(["/dev/link/node"], root=str(tmp_path))
+    guest_dev.remove_places(["/dev/link/node"], root=str(tmp_path))
+    assert os.listdir(tmp_path / "elsewhere") == []

@@ -1,0 +1,188 @@
+"""Sockets and FIFOs of the host that are bound: which are forwarded, and what is warned of."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawse.errors import ConfigError
+from hawse.oci import host_sockets
+from hawse.oci.guest import GuestPlan, plan_guest
+from hawse.oci.host_sockets import FIFO, SOCKET, STREAM, Special, find_special, obstacle, patterns_of
+from hawse.oci.load import load_bundle
+from hawse.patterns import is_path_pattern, matches_path
+from tests.support.bundles import specification
+
+AGENT = Special(SOCKET, "/run/spire/agent.sock", 0o777, 0, 0)
+
+
+@pytest.fixture
+def sockets(tmp_path: Path) -> Iterator[Path]:
+    """A socket of each kind, one that nobody has open, a FIFO, a file, and links."""
+    kinds = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "packets": socket.SOCK_SEQPACKET}
+    opened = []
+    for name, kind in kinds.items():
+        made = socket.socket(socket.AF_UNIX, kind)
+        made.bind(f"{tmp_path}/{name}")
+        if name != "datagram":
+            made.listen()
+        opened.append(made)
+    gone = socket.socket(socket.AF_UNIX)
+    gone.bind(f"{tmp_path}/gone")
+    gone.close()
+    os.mkfifo(tmp_path / "fifo", 0o640)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("stream")
+    yield tmp_path
+    for made in opened:
+        made.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody was told of anything
+            made.accept() if made.type != socket.SOCK_DGRAM else made.recv(1)
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("stream", SOCKET), ("datagram", SOCKET), ("link", SOCKET), ("gone", SOCKET), ("fifo", FIFO), ("file", ""),
+     ("none", "")],
+)  # fmt: skip
+def test_sockets_and_fifos_are_found_where_links_lead(sockets: Path, name: str, kind: str) -> None:
+    found = find_special(f"{sockets}/{name}")
+    assert (found.kind if found else "") == kind
+    if name == "link":
+        assert found is not None
+        assert found.path == f"{sockets}/stream"
+    if name == "fifo":
+        assert found == Special(FIFO, f"{sockets}/fifo", 0o640, 0, 0)
+
+
+def test_descriptors_of_processes_are_none_of_them() -> None:
+    reading, writing = os.pipe()
+    try:
+        assert find_special(f"/proc/self/fd/{reading}") is None
+        assert find_special(f"/dev/fd/{writing}") is None
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("stream", "stream"), ("packets", "stream"), ("gone", "stream"), ("datagram", "datagram")]
+)
+def test_type_of_a_socket_is_found_without_a_message(sockets: Path, name: str, expected: str) -> None:
+    assert host_sockets.type_of(f"{sockets}/{name}") == expected
+
+
+@pytest.mark.parametrize(
+    ("special", "patterns", "words"),
+    [
+        (AGENT, ["/run/spire/agent.sock"], ""),
+        (AGENT, ["/x", "/run/*/agent.sock"], ""),
+        (AGENT, [], "connections to it are refused in the container"),
+        (AGENT, ["/run/*"], "[an administrator has it forwarded by share.forward_sockets"),
+        (Special(FIFO, "/run/f", 0o600, 0, 0), ["/run/f"], "/run/f is a FIFO of the host: only containers of the same"),
+    ],
+)
+def test_what_is_not_forwarded_is_warned_of_by_its_path(special: Special, patterns: list[str], words: str) -> None:
+    text = obstacle("mounts[1].source", special, patterns, type_of=lambda _: STREAM)
+    assert words in text if words else text == ""
+    assert not words or text.startswith(f"mounts[1].source: {special.path} is a {special.kind} of the host")
+
+
+def test_socket_of_datagrams_is_not_forwarded() -> None:
+    text = obstacle("mounts[1].source", AGENT, [AGENT.path], type_of=lambda _: "datagram")
+    assert "of datagrams: only sockets of streams are forwarded" in text
+
+
+def test_socket_that_cannot_be_looked_at_is_not_forwarded() -> None:
+    assert "No such file" in obstacle("mounts[1].source", Special(SOCKET, "/none", 0, 0, 0), ["/none"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("/run/a", "/run/a", True),
+        ("/run/a", "/run/a/b", False),
+        ("/run/*.sock", "/run/a.sock", True),
+        ("/run/*.sock", "/run/x/a.sock", False),
+        ("/run/*", "/run/x/a.sock", False),
+        ("/*/*", "/run/a", True),
+        ("/run/[ab]", "/run/b", True),
+        ("/run/?", "/run/b", True),
+        ("/run/A", "/run/a", False),
+    ],
+)
+def test_wildcard_stands_for_a_part_of_a_path(pattern: str, path: str, expected: bool) -> None:
+    assert matches_path(path, pattern) is expected
+    assert is_path_pattern(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "*", "run/a", "/run/", "/run/../a", "/run/./a", "//run/a"])
+def test_pattern_is_an_absolute_path(pattern: str) -> None:
+    assert not is_path_pattern(pattern)
+
+
+def test_annotation_adds_to_the_configuration() -> None:
+    annotations = {"hawse.forward-sockets": " /run/a , /run/b,"}
+    assert patterns_of(annotations, ("/run/c",)) == ("/run/c", "/run/a", "/run/b")
+    assert patterns_of({}, ("/run/c",)) == ("/run/c",)
+    with pytest.raises(ConfigError, match=r"annotations: hawse\.forward-sockets: 'true' is no absolute path"):
+        patterns_of({"hawse.forward-sockets": "true"}, ())
+
+
+def planned(directory: Path, *mounts: dict[str, Any], env: tuple[str, ...] = (), forwarded: str = "") -> GuestPlan:
+    spec = specification(["/bin/true"])
+    (directory / "rootfs").mkdir(exist_ok=True)
+    spec["mounts"] = [{"type": "bind", "options": ["bind"], **mount} for mount in mounts]
+    spec["process"]["env"] = list(env)
+    (directory / "config.json").write_text(json.dumps(spec))
+    return plan_guest(load_bundle(str(directory)), container="c1", forwarded=[forwarded])
+
+
+@pytest.mark.parametrize("name", ["stream", "datagram", "fifo"])
+def test_mount_is_shared_as_a_file_and_warned_of(sockets: Path, name: str) -> None:
+    made = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
+    assert (made.spec["mounts"][0]["source"], made.sockets) == ("/run/hawse/share/c1/mount0", ())
+    assert (made.shares[1].source, made.shares[1].is_dir) == (f"{sockets}/{name}", False)
+    [(level, text)] = made.notes
+    assert level == "warning"
+    assert f"mounts[0].source: {sockets}/{name} is a " in text
+
+
+def test_forwarded_socket_is_the_guests_with_the_hosts_mode_and_owners(sockets: Path) -> None:
+    os.chmod(sockets / "stream", 0o660)
+    os.chown(sockets / "stream", 7, 8)
+    source = str(sockets / "link")
+    made = planned(sockets, {"destination": "/s", "source": source}, forwarded=f"{sockets}/stream")
+    assert made.spec["mounts"][0]["source"] == "/run/hawse/sockets/c1/mount0"
+    assert made.sockets == (("mount0", Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)),)
+    assert made.notes == ()
+    maps = {f"{kind}Mappings": [{"containerID": 0, "hostID": 100000, "size": 9}] for kind in ("uid", "gid")}
+    mapped = planned(sockets, {"destination": "/s", "source": source, **maps}, forwarded=f"{sockets}/stream")
+    assert [(found.uid, found.gid) for _, found in mapped.sockets] == [(100007, 100008)]
+
+
+def test_socket_in_dev_is_the_hosts(sockets: Path) -> None:
+    """As /dev/log is, which the guest does not have."""
+    place = f"/dev/hawse-test-{os.getpid()}"
+    os.symlink(sockets / "stream", place)
+    try:
+        made = planned(sockets, {"destination": "/dev/log", "source": place})
+    finally:
+        os.unlink(place)
+    assert made.shares[1].source == f"{sockets}/stream"
+    assert len(made.notes) == 1
+    assert made.spec["mounts"][0]["source"] == "/run/hawse/share/c1/mount0"
+
+
+def test_socket_for_notifications_is_passed_on_otherwise(sockets: Path) -> None:
+    made = planned(
+        sockets, {"destination": "/run/n", "source": f"{sockets}/datagram"}, env=("NOTIFY_SOCKET=/run/n",)
+    )  # fmt: skip
+    assert made.notes == ()
