@@ -9,8 +9,11 @@ import os
 
 
 def explain(error: OSError | ValueError) -> str:
-    """The reason why an attribute could not be read, for an error message. A ValueError is one of its content."""
-    return (error.strerror or str(error)) if isinstance(error, OSError) else "invalid content"
+    """The reason why an attribute could not be read, for an error message. A ValueError means invalid content."""
+    if not isinstance(error, OSError):
+        return "invalid content"
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def text(path: str) -> str:
