@@ -289,7 +289,7 @@ def test_how_a_container_ended(pod: Pod) -> None:
     ("changes", "words"),
     [
         ({"command": ["/bin/nothing"]}, 'exec: "/bin/nothing": executable file not found in $PATH'),
-        ({"groups": (9,)}, "linux.devices: /dev/vfio/9: group 9 is absent"),
+        ({"groups": (9,)}, "linux.devices: /dev/vfio/9: group 9 is missing"),
         ({"annotations": {"hawse.none": "1"}}, "annotations: hawse.none is unknown"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Functions given to VFIO and back by the kernel itself: by the verbs, and for the life of a container."""
+"""Functions are bound to VFIO and restored by a real kernel: by the verbs, and for the lifetime of a container."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NATIVE, GIVEN = ["e1000e", "(null)"], ["vfio-pci", "vfio-pci"]
 
 
 def drivers(lab: Lab, *addresses: str) -> list[list[str]]:
-    """Driver and override of each."""
+    """The driver and the override of each function."""
     found: list[list[str]] = json.loads(lab.python(_DRIVER, *addresses).output)
     return found
 
@@ -36,7 +36,7 @@ def hawse(lab: Lab, *words: str, timeout: float = 120) -> Result:
 
 @pytest.fixture
 def native(lab: Lab) -> Iterator[None]:
-    """The NICs are on their host driver, as after a boot, and on vfio-pci again afterwards."""
+    """The NICs are bound to their host driver, as after boot. Afterwards they are bound to vfio-pci again."""
     configure(lab)
     clear = "".join(f"echo > /sys/bus/pci/devices/{address}/driver_override;" for address in (*PAIR, LONE_NIC))
     assert hawse(lab, "unbind", "--driver", "e1000e", *PAIR, LONE_NIC).code == 0
@@ -49,7 +49,7 @@ def native(lab: Lab) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("native")
-def test_a_function_goes_to_vfio_and_back_exactly(lab: Lab) -> None:
+def test_bind_and_unbind_restore_the_function_exactly(lab: Lab) -> None:
     group = group_of(lab, LONE_NIC)
     result = hawse(lab, "bind", LONE_NIC.removeprefix("0000:"))
     assert (result.code, result.output) == (
@@ -63,7 +63,7 @@ def test_a_function_goes_to_vfio_and_back_exactly(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("native")
-def test_the_rest_of_a_group_is_named_and_taken_along_when_asked(lab: Lab) -> None:
+def test_rest_of_a_group_is_named_and_bound_on_request(lab: Lab) -> None:
     result = hawse(lab, "bind", PAIR[0])
     assert result.code == 1
     assert f"{PAIR[0]} shares group {group_of(lab, PAIR[0])} with {PAIR[1]} (e1000e)" in result.errors
@@ -75,7 +75,7 @@ def test_the_rest_of_a_group_is_named_and_taken_along_when_asked(lab: Lab) -> No
 
 
 @pytest.mark.usefixtures("native")
-def test_what_the_host_uses_is_refused(lab: Lab) -> None:
+def test_function_that_the_host_uses_is_refused(lab: Lab) -> None:
     [name] = lab.run(["ls", f"/sys/bus/pci/devices/{LONE_NIC}/net"]).output.split()
     up = f"ip link set {name} up && ip address add 192.0.2.1/24 dev {name} && ip route add 198.51.100.0/24 dev {name}"
     assert lab.run(["sh", "-c", up]).code == 0
@@ -90,14 +90,14 @@ def test_what_the_host_uses_is_refused(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("native")
-def test_a_managed_container_has_its_group_bound_and_given_back(lab: Lab) -> None:
-    """The second time its monitor is killed, and whoever deletes it gives back."""
+def test_managed_group_is_bound_and_restored_with_its_container(lab: Lab) -> None:
+    """In the second round the monitor is killed, and `delete` restores the group."""
     assert hawse(lab, "bind", LONE_NIC).code == 0
     bundle = make_bundle(lab, "managed", LONE_NIC)
     assert hawse(lab, "unbind", LONE_NIC).code == 0
     refused = hawse(lab, "run", "--bundle", bundle, "unmanaged")
     assert refused.code == 1
-    assert f"{LONE_NIC} is bound to e1000e, not to vfio-pci" in refused.errors
+    assert f"{LONE_NIC} is bound to e1000e; it must be bound to vfio-pci" in refused.errors
     annotate = """
 import json, sys
 with open(sys.argv[1]) as file:

@@ -134,7 +134,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     assert [probe(path)["dma_matched"] for path in nodes(EDU)] == [True] * len(nodes(EDU))
 
     refused = files_lab.run([*runtime, "create", "--bundle", FILE, "c2"], timeout=SECONDS)
-    assert f"group {group_of(files_lab, EDU)} ({EDU}) is open elsewhere: " in refused.errors
+    assert f"group {group_of(files_lab, EDU)} ({EDU}) is in use: " in refused.errors
     assert f"has /dev/vfio/{group_of(files_lab, EDU)}" in refused.errors
     assert files_lab.run([*runtime, "delete", "--force", "c1"], timeout=SECONDS).code == 0
     prove_unchanged(files_lab, before)

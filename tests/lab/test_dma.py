@@ -1,6 +1,6 @@
 """DMA to all memory that a program maps: many pages, at any address, and never lost without an error.
 
-Only a real group has the host's limit of mappings; QEMU's emulated devices have none.
+The host's limit of mappings applies only to real groups, not to QEMU's emulated devices.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.lab
 
 LIMIT = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
 DEFAULT = 65535
-#: More than the default limit has pages for; in the long run, all of a large mapping.
+#: MiB to map: more pages than the default limit permits; with HAWSE_SOAK, all pages of a large mapping.
 MIB = rounds(300, soak=1024)
 SETTINGS = f"[vm]\n{MACHINE}memory_mib = 2048\n[devices]\nkeep_addresses = false\n"
 
 
 @pytest.fixture(scope="module")
 def container(lab: Lab, probe: str) -> Iterator[str]:
-    """A container with the edu, on a host whose limit is the kernel's default; its name."""
+    """The name of a container with the edu, on a host whose limit is the kernel's default."""
     bundle = make_shell_bundle(lab, "dma", EDU, probe=probe, annotations={})
     configure(lab, SETTINGS)
     assert lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"]).code == 0
@@ -43,7 +43,7 @@ def probe_with(lab: Lab, name: str, *environment: str) -> Result:
 
 
 def test_limit_of_mappings_is_raised_before_qemu_opens_a_group(lab: Lab, container: str) -> None:
-    """The attach shows that the monitor can do it after it has dropped most capabilities."""
+    """The attach shows that the monitor can raise the limit after it has dropped most of its capabilities."""
     assert int(lab.run(["cat", LIMIT]).output) >= 2048 * 256
     assert lab.run(["sh", "-c", f"echo {DEFAULT} >{LIMIT}"]).code == 0
     assert hawse(lab, "attach", container, ANOTHER_EDU).code == 0
@@ -58,7 +58,7 @@ def test_transfers_arrive_when_many_pages_are_mapped(lab: Lab, container: str) -
 
 
 def test_memory_can_be_mapped_at_its_own_address(lab: Lab, container: str) -> None:
-    """Programs without root, SPDK among them, use virtual addresses as IOVAs: 47 bits."""
+    """Programs without root privileges, such as SPDK, use virtual addresses as IOVAs: 47 bits."""
     probed = probe_with(lab, container, "PROBE_MIB=4", "PROBE_IDENTITY=1")
     found = read_json(probed.output)
     assert (found["more_mapped"], found["dma_matched"], found["passed"]) == (True, True, True), probed

@@ -1,4 +1,4 @@
-"""The host's real groups: what hawse reads of them, and every way in which one cannot be passed.
+"""The host's real groups: the data that hawse reads about them, and every reason why a group cannot be passed.
 
 The lab's devices are an edu (0000:01:00.0), two e1000e functions of one slot (0000:02:00.0 and .1), and one e1000e
 (0000:03:00.0), all on vfio-pci.
@@ -16,7 +16,7 @@ from tests.lab.steps import EDU, LONE_NIC, PAIR, group_of, make_bundle, rebind, 
 pytestmark = pytest.mark.lab
 
 
-def test_the_host_has_the_groups_that_the_lab_promises(lab: Lab) -> None:
+def test_host_has_the_groups_of_the_lab(lab: Lab) -> None:
     text = """
 import json
 from hawse.vfio.groups import check_free, check_viable, read_group
@@ -39,28 +39,28 @@ print(json.dumps([bar.size for bar in found[0].functions[0].bars]))
 @pytest.mark.parametrize(
     ("driver", "words"), [("e1000e", f"{LONE_NIC} is bound to e1000e"), ("", f"{LONE_NIC} has no driver")]
 )
-def test_a_device_on_its_host_driver_is_refused_and_named(lab: Lab, driver: str, words: str) -> None:
+def test_device_on_its_host_driver_is_refused_and_named(lab: Lab, driver: str, words: str) -> None:
     bundle = make_bundle(lab, f"lone-{driver}", LONE_NIC)
     rebind(lab, LONE_NIC, driver)
     said = refused(lab, bundle)
     rebind(lab, LONE_NIC, "vfio-pci")
-    assert f"group {group_of(lab, LONE_NIC)} cannot be passed: {words}, not to vfio-pci" in said
+    assert f"group {group_of(lab, LONE_NIC)} cannot be passed: {words}; it must be bound to vfio-pci" in said
     assert f"[`hawse bind {LONE_NIC}`" in said
 
 
-def test_half_a_group_on_a_host_driver_is_refused_and_named(lab: Lab) -> None:
-    """The node stays, the group is not viable."""
+def test_group_with_one_function_on_a_host_driver_is_refused_and_named(lab: Lab) -> None:
+    """The node still exists, but the group is not viable."""
     bundle = make_bundle(lab, "pair", PAIR[0])
     rebind(lab, PAIR[1], "e1000e")
     said = refused(lab, bundle)
     rebind(lab, PAIR[1], "vfio-pci")
     number = group_of(lab, PAIR[0])
-    assert f"group {number} is not viable: {PAIR[1]} is bound to e1000e, not to vfio-pci; " in said
-    assert "all of its 2 devices must be on vfio-pci" in said
-    assert f"[`hawse bind {PAIR[1]}`, or devices.managed" in said
+    assert f"group {number} is not viable: {PAIR[1]} is bound to e1000e; " in said
+    assert "all of its 2 functions must be bound to vfio-pci" in said
+    assert f"[`hawse bind {PAIR[1]}`, or set devices.managed" in said
 
 
-def test_a_group_that_is_open_elsewhere_names_its_holder(lab: Lab) -> None:
+def test_group_in_use_names_the_process(lab: Lab) -> None:
     bundle = make_bundle(lab, "held", LONE_NIC)
     number = group_of(lab, LONE_NIC)
     hold = f"""
@@ -71,10 +71,10 @@ os.setsid()
 fd = os.open("/dev/vfio/{number}", os.O_RDWR)
 os.execv("/bin/sleep", ["the-holder", "600"])
 """
-    # The descriptor is to outlive the exec.
+    # The descriptor must stay open across the exec.
     assert lab.python(hold.replace("os.execv", "os.set_inheritable(fd, True); os.execv")).code == 0
     lab.run(["sh", "-c", f"until ls -l /proc/*/fd 2>/dev/null | grep -q /dev/vfio/{number}; do sleep 0.1; done"])
     said = refused(lab, bundle)
     lab.run(["pkill", "-f", "the-holder"])
-    assert f"group {number} ({LONE_NIC}) is open elsewhere: sleep (pid " in said
-    assert "[end it, or pass another group" in said
+    assert f"group {number} ({LONE_NIC}) is in use: sleep (pid " in said
+    assert "[end that process, or pass another group" in said

@@ -1,4 +1,4 @@
-"""Attaching costs no locked memory: the guest's IOMMU domains are translated, so only what is mapped is pinned."""
+"""An attach locks no memory: the guest's IOMMU domains are translated, so only mapped memory is pinned."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def locked_kib(lab: Lab) -> int:
     return int(result.output)
 
 
-def test_attaching_locks_nothing_and_mapping_locks_what_is_mapped(lab: Lab) -> None:
+def test_attach_locks_no_memory_and_a_mapping_locks_its_size(lab: Lab) -> None:
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "probe", "map.c")
     program = compiled_file(source)
     bundle = "/run/locked"

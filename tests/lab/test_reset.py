@@ -1,4 +1,4 @@
-"""Resets that a program asks VFIO for, under runc and under hawse: of the function, and of the whole bus."""
+"""Resets that a program requests from VFIO, under runc and under hawse: of the function, and of the whole bus."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def under_runc(lab: Lab, bundle: str) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def container(lab: Lab, bundle: str, under_runc: dict[str, Any]) -> Iterator[str]:
-    """A container with all of them under hawse, once runc has released them; its name."""
+    """The name of a container with all of these devices under hawse, created after runc has released them."""
     assert under_runc
     started = hawse(lab, "run", "--detach", "--bundle", bundle, "reset")
     assert started.code == 0, started

@@ -1,4 +1,4 @@
-"""What `hawse devices` and `hawse doctor` say of a host with real groups."""
+"""The output of `hawse devices` and `hawse doctor` on a host with real groups."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ACCEPTING = "/tmp/accepting.toml"
 
 
 def listed(lab: Lab, address: str, *options: str) -> tuple[bool, str]:
-    """Whether `hawse devices` says that a function's group can be passed, and why not."""
+    """Whether the group of a function can be passed according to `hawse devices`, and the reason if not."""
     result = lab.run([HAWSE, *options, "devices", "--json"])
     assert result.code == 0, result
     number = group_of(lab, address)
@@ -37,12 +37,12 @@ def listed(lab: Lab, address: str, *options: str) -> tuple[bool, str]:
 
 
 def write(lab: Lab, path: str, text: str) -> None:
-    """Write a line to a file of sysfs there."""
+    """Write a line to a sysfs file of the lab."""
     result = lab.run(["sh", "-c", f"echo {text} > {path}"])
     assert result.code == 0, result
 
 
-def test_every_group_is_listed_with_what_is_in_its_way(lab: Lab) -> None:
+def test_every_group_is_listed_with_the_reason_of_a_refusal(lab: Lab) -> None:
     result = lab.run([HAWSE, "devices", "--json"])
     assert result.code == 0, result
     groups = {group["group"]: group for group in json.loads(result.output)}
@@ -54,7 +54,7 @@ def test_every_group_is_listed_with_what_is_in_its_way(lab: Lab) -> None:
         group = groups[group_of(lab, address)]
         assert (group["can_be_passed"], group["node"]) == (True, f"/dev/vfio/{group['group']}"), group
     physical = groups[group_of(lab, "0000:04:00.0")]
-    assert physical["reason"] == "0000:04:00.0 has 2 virtual functions: pass those"
+    assert physical["reason"] == "0000:04:00.0 has 2 virtual functions: pass these instead"
     virtual = groups[group_of(lab, VIRTUAL[0])]["functions"][0]
     assert virtual["physical_function"] == "0000:04:00.0"
     [large] = groups[group_of(lab, LARGE)]["functions"]
@@ -63,7 +63,7 @@ def test_every_group_is_listed_with_what_is_in_its_way(lab: Lab) -> None:
     assert f"group {group_of(lab, EDU)}  /dev/vfio/{group_of(lab, EDU)}  can be passed\n  {EDU}  " in text
 
 
-def test_the_lab_is_ready(lab: Lab) -> None:
+def test_doctor_reports_that_the_lab_is_ready(lab: Lab) -> None:
     result = lab.run([HAWSE, "doctor", "--json"])
     said = json.loads(result.output)
     assert (result.code, said["ready"]) == (0, True), said
@@ -73,8 +73,8 @@ def test_the_lab_is_ready(lab: Lab) -> None:
     assert {verdicts[name] for name in names} == {"ok"}
 
 
-def test_a_group_that_nothing_can_reset_is_refused(lab: Lab) -> None:
-    """A function whose reset methods are taken from it has none."""
+def test_group_that_nothing_can_reset_is_refused(lab: Lab) -> None:
+    """A function whose reset methods were disabled cannot be reset."""
     bundle = make_bundle(lab, "unresettable", EDU)
     configure(lab, f"{SETTINGS}unresettable = true\n", _ACCEPTING)
     methods = f"/sys/bus/pci/devices/{EDU}/reset_method"
@@ -93,8 +93,8 @@ def test_a_group_that_nothing_can_reset_is_refused(lab: Lab) -> None:
     assert listed(lab, EDU) == (True, "")
 
 
-def test_unsafe_interrupts_that_are_allowed_have_no_effect_where_interrupts_are_remapped(lab: Lab) -> None:
-    """As they are in the lab."""
+def test_allowed_unsafe_interrupts_have_no_effect_with_interrupt_remapping(lab: Lab) -> None:
+    """The lab remaps interrupts."""
     parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
     write(lab, parameter, "Y")
     try:

@@ -1,5 +1,5 @@
-"""Every shape of group in one sandbox: single functions, a pair, two behind a conventional bridge, virtual functions,
-NVMe, a BAR of 8 GiB; 16 groups."""
+"""Groups of every kind in one sandbox: single functions, a pair, two behind a conventional bridge, virtual functions,
+NVMe, and a BAR of 8 GiB; 16 groups."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.lab
 
 EDUS = [f"0000:{bus:02x}:00.0" for bus, functions in enumerate(DEVICES, 1) if functions[0]["driver"] == "edu"]
 _CONFIG = "/tmp/sixteen.toml"
-#: Every function of sixteen groups.
+#: All functions of the sixteen groups.
 FUNCTIONS = [*PAIR, LONE_NIC, *VIRTUAL, NVME, LARGE, *EDUS[:9], *CONVENTIONAL]
 
-#: As libraries do it: by address, and through sysfs to the group. A group's number is another in the guest. Each is
-#: opened, and the endpoints of its group are listed; the table of the devices is hawse's own.
+#: Find each device as libraries do: by its address and, through sysfs, by its group, whose number differs in the guest.
+#: Open each device and list the endpoints of its group. The table that maps the devices is a feature of hawse.
 _SCRIPT = """
 IFS=,
 for address in $PCIDEVICE_TEST; do
@@ -76,14 +76,14 @@ def documents(text: str) -> list[Any]:
 
 
 def check_behind_a_bridge(host: dict[str, Any], guest: dict[str, Any]) -> None:
-    """Only what DIFFERENT_BEHIND_A_BRIDGE names differs: PCI Express's capability, region 7 and interrupt 3."""
+    """Only the items in DIFFERENT_BEHIND_A_BRIDGE differ: the PCI Express capability, region 7 and interrupt 3."""
     assert guest["capabilities"] == [number for number in host["capabilities"] if number != 16]
     for kind, number in (("regions", 7), ("interrupts", 3)):
         seen, expected = ([entry for entry in each[kind] if entry["index"] != number] for each in (guest, host))
         assert seen == expected
 
 
-def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, same_kernel: str, probe: str) -> None:
+def test_sixteen_groups_of_every_kind_match_runc(lab: Lab, same_kernel: str, probe: str) -> None:
     configure(lab, f"[vm]\n{MACHINE}{same_kernel}", _CONFIG)
     made = lab.python(_BUNDLE, "/run/sixteen", probe, _SCRIPT, *FUNCTIONS)
     assert (made.code, made.output) == (0, "16\n"), made.errors
@@ -101,7 +101,7 @@ def test_sixteen_groups_of_every_shape_are_as_under_runc(lab: Lab, same_kernel: 
         assert host["address"] == address
         assert host.keys() == guest.keys()
         assert guest["passed"] is True
-        # The node is looked for by the guest's group here, so that it is another too.
+        # The node has the number of the guest's group here, so its name differs, too.
         different = {key for key in host if host[key] != guest.get(key)} - {"node"}
         if address in PAIR:
             assert different == DIFFERENT_BEHIND_A_BRIDGE

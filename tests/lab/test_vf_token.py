@@ -109,8 +109,8 @@ def test_a_virtual_function_is_opened_with_the_token_alone(lab: Lab, probe: str)
 
     groups = [group_of(lab, address) for address in VIRTUAL]
     said = refused(lab, make_shell_bundle(lab, "no-token", EDU, VIRTUAL[0], probe=probe, annotations={}))
-    assert f"{VIRTUAL[0]} of group {groups[0]} is a virtual function of {PHYSICAL}, which is on vfio-pci itself" in said
-    assert "[give the UUID that the PF's program has set in the annotation hawse.vf-token, which devices." in said
+    assert f"{VIRTUAL[0]} of group {groups[0]} is a virtual function of {PHYSICAL}, which is bound to vfio-pci" in said
+    assert "[set the annotation hawse.vf-token to the UUID that the PF's program has set; devices." in said
     bundle = make_shell_bundle(lab, "token", EDU, VIRTUAL[0], probe=probe, annotations={"hawse.vf-token": TOKEN})
     started = run("run", "--detach", "--bundle", bundle, "token")
     try:

@@ -1,4 +1,4 @@
-"""A host with functions to give away: a fake sysfs under a fake kernel."""
+"""A host with functions to bind to VFIO: a fake sysfs and a fake kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ A, B, C = "0000:3b:00.0", "0000:3b:00.1", "0000:3c:00.0"
 
 
 class Host(FakeSysfs):
-    """Two NICs in group 12 behind a bridge, a third alone in 13; vfio-pci is loaded."""
+    """Two NICs behind a bridge in group 12, and a third NIC in group 13; vfio-pci is loaded."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -27,24 +27,24 @@ class Host(FakeSysfs):
     def take(
         self, *addresses: str, owner: str = "", driver: str = "", group: bool = False, lives: bool = True
     ) -> list[Record]:
-        """`bind`, with short waits."""
+        """Call :func:`bind` with a short timeout."""
         return bind(
             addresses, directory=self.directory, owner=owner, driver=driver, with_group=group, root=self.root,
             owner_lives=lambda _owner: lives, effects=self.kernel.effects, seconds=0.2,
         )  # fmt: skip
 
     def give_back(self, *records: Record) -> None:
-        """`give_back`, with short waits."""
+        """Call :func:`hawse.vfio.binding.give_back` with a short timeout."""
         give_back(records, directory=self.directory, root=self.root, effects=self.kernel.effects, seconds=0.2)
 
     def state(self) -> dict[str, tuple[str, str]]:
-        """Driver and override of each function."""
+        """The driver and the override of each function."""
         return {
             name: (sysfs.driver(name, root=self.root), self.read(name, "driver_override").strip()) for name in (A, B, C)
         }
 
     def records(self) -> list[Record]:
-        """All that are on disk and sound."""
+        """All valid records on disk."""
         return bindings.read_all(self.directory)[0]
 
 

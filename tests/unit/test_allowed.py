@@ -1,4 +1,4 @@
-"""Which functions of the host devices.allow lets pass."""
+"""The functions of the host that devices.allow permits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def function(address: str, *, device: int = 0x10D3, driver: str = "vfio-pci") ->
 
 NIC, GPU = function("0000:3b:00.0"), function("0000:81:00.0", device=0x56C0, driver="i915")
 
-#: Of another vendor, in a domain whose number looks like Intel's: Hyper-V's domains have any number.
+#: A function of another vendor, in a domain whose number equals Intel's vendor id: Hyper-V assigns any domain number.
 STRANGER = Function(address="8086:10:00.0", vendor=0x10DE, device=0x2684, class_code=0x030000, driver="nvidia", bars=())
 
 
@@ -49,7 +49,7 @@ STRANGER = Function(address="8086:10:00.0", vendor=0x10DE, device=0x2684, class_
         (["driver:vfio-pci", "0000:81:00.?"], [NIC, GPU], ""),
     ],
 )
-def test_every_function_of_a_group_matches_a_pattern(
+def test_every_function_of_a_group_must_match_a_pattern(
     patterns: list[str], functions: list[Function], refused: str
 ) -> None:
     groups = [HostGroup(7, tuple(functions))]
@@ -69,14 +69,14 @@ def test_every_function_of_a_group_matches_a_pattern(
         "[:0", "80861:10d3", "0000:3b:00.0.0", "3:0.0",
     ],
 )  # fmt: skip
-def test_a_text_that_matches_nothing_is_refused_in_the_configuration(tmp_path: Path, pattern: str) -> None:
+def test_invalid_pattern_in_the_configuration_is_refused(tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f'[devices]\nallow = ["*", "{pattern}"]\n')
     with pytest.raises(ConfigError, match=r"devices\.allow: .* is no pattern"):
         load_config(str(path))
 
 
-def test_an_annotation_that_hawse_does_not_know_is_refused_in_the_configuration(tmp_path: Path) -> None:
+def test_unknown_annotation_in_the_configuration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[devices]\nannotations = ["devices", "hawse.managed"]\n')
     with pytest.raises(ConfigError, match=r"devices\.annotations: 'hawse\.managed' is none of device-mode, devices"):

@@ -79,7 +79,7 @@ def test_devices_that_the_configuration_does_not_allow_are_not_even_bound(
     for allowed in ('"driver:vfio-pci"', '"0000:3b:*"', ""):
         hawse.configure(Ready(f"{tmp_path}/other").config(more=f"[devices]\nmanaged = true\nallow = [{allowed}]\n"))
         done = hawse("attach", "c1", "9")
-        assert "group 9 cannot be passed: 0000:81:00.0 (8086:10d3) is not among the devices" in done.errors
+        assert "group 9 cannot be passed: 0000:81:00.0 (8086:10d3) is not in the list of allowed devices" in done.errors
         shutil.rmtree(f"{tmp_path}/other")
     assert (taken, monitor.calls) == ([], [])
 

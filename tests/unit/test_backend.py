@@ -167,5 +167,5 @@ def test_a_kernel_without_groups_nodes_is_no_obstacle(host: FakeSysfs) -> None:
     os.unlink(f"{host.root}/dev/vfio/12")
     check_free(read_group(12, root=host.root), root=host.root)
     os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/vfio-dev/vfio4/dev")
-    with pytest.raises(DeviceError, match="dev/vfio/12: No such file"):
+    with pytest.raises(DeviceError, match="dev/vfio/12 cannot be opened: No such file"):
         check_free(read_group(12, root=host.root), root=host.root)

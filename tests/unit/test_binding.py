@@ -1,4 +1,4 @@
-"""Functions given to VFIO and given back, on a host of the test's own with a kernel of the test's own."""
+"""Binding functions to VFIO and restoring them, on a fake host with a fake kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROBE = "drivers_probe"
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    """Functions on their own drivers."""
+    """A fake host whose functions are bound to their native drivers."""
     return Host(str(tmp_path))
 
 
@@ -42,9 +42,9 @@ FROM_VFIO = [("OVERRIDE", "e1000e\n"), ("drivers/vfio-pci/unbind", "IT\n"), (PRO
     ("driver", "plan"),
     [("e1000e", TO_VFIO), ("", [("OVERRIDE", "vfio-pci\n"), (PROBE, "IT\n")])],
 )
-def test_what_gives_a_function_to_vfio(driver: str, plan: list[tuple[str, str]]) -> None:
-    made = plan_bind(Target(A, 12, driver, ""), "vfio-pci")
-    assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in made] == steps(plan, A)
+def test_plan_that_binds_a_function_to_vfio(driver: str, plan: list[tuple[str, str]]) -> None:
+    writes = plan_bind(Target(A, 12, driver, ""), "vfio-pci")
+    assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in writes] == steps(plan, A)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_what_gives_a_function_to_vfio(driver: str, plan: list[tuple[str, str]])
     ],
     ids=["usual", "with an override", "with its own name", "none before", "parked", "half", "override only", "nothing"],
 )
-def test_what_makes_a_function_as_it_was(
+def test_plan_that_restores_a_function(
     now: tuple[str, str], before: tuple[str, str], plan: list[tuple[str, str]]
 ) -> None:
-    made = plan_give_back(Target(A, 12, *now), Record(A, *before, "vfio-pci"))
-    assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in made] == steps(plan, A)
+    writes = plan_give_back(Target(A, 12, *now), Record(A, *before, "vfio-pci"))
+    assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in writes] == steps(plan, A)
 
 
-def test_a_function_goes_to_vfio_with_a_record_and_comes_back_without(host: Host) -> None:
+def test_bind_writes_a_record_and_restoring_deletes_it(host: Host) -> None:
     records = host.take("3C:00.0", C, C.upper())
     assert records == [Record(C, "e1000e", "", "vfio-pci")] == host.records()
     assert host.kernel.seen == steps(TO_VFIO, C)
@@ -79,7 +79,7 @@ def test_a_function_goes_to_vfio_with_a_record_and_comes_back_without(host: Host
 
 
 @pytest.mark.parametrize("before", [("", "(null)"), ("", "vfio-pci"), ("e1000e", "e1000e"), ("e1000e", "other")])
-def test_every_state_comes_back_exactly(host: Host, before: tuple[str, str]) -> None:
+def test_every_state_is_restored_exactly(host: Host, before: tuple[str, str]) -> None:
     if not before[0]:
         os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/driver")
     host.write(f"sys/bus/pci/devices/{C}/driver_override", f"{before[1]}\n")
@@ -89,7 +89,7 @@ def test_every_state_comes_back_exactly(host: Host, before: tuple[str, str]) -> 
     assert host.state()[C] == before
 
 
-def test_what_is_on_vfio_already_is_left_alone(host: Host) -> None:
+def test_function_that_is_bound_to_vfio_already_is_not_changed(host: Host) -> None:
     first = host.take(C)
     seen = list(host.kernel.seen)
     assert host.take(C) == []
@@ -97,10 +97,10 @@ def test_what_is_on_vfio_already_is_left_alone(host: Host) -> None:
     assert (host.kernel.seen, host.records()) == (seen, first)
 
 
-def test_a_group_is_taken_whole_or_not_at_all(host: Host) -> None:
+def test_part_of_a_group_is_refused(host: Host) -> None:
     with pytest.raises(DeviceError) as caught:
         host.take(A)
-    assert caught.value.message == f"{A} shares group 12 with {B} (igb): VFIO takes a group whole or not at all"
+    assert caught.value.message == f"{A} shares group 12 with {B} (igb): VFIO accepts a group only as a whole"
     assert "--group" in caught.value.hint
     assert host.state() == BEFORE
     records = host.take(A, group=True)
@@ -109,11 +109,11 @@ def test_a_group_is_taken_whole_or_not_at_all(host: Host) -> None:
     assert host.state() == BEFORE
 
 
-def test_a_group_may_be_named_whole(host: Host) -> None:
+def test_all_functions_of_a_group_can_be_named(host: Host) -> None:
     assert [record.address for record in host.take(B, A)] == [B, A]
 
 
-def test_a_function_without_a_driver_is_in_nobodys_way_but_goes_with_its_group(host: Host) -> None:
+def test_function_without_a_driver_does_not_block_its_group_and_is_bound_with_it(host: Host) -> None:
     os.unlink(f"{host.root}/sys/bus/pci/devices/{B}/driver")
     assert [record.address for record in host.take(A)] == [A]
     assert [record.address for record in host.take(A, group=True)] == [B]
@@ -124,15 +124,15 @@ def test_a_function_without_a_driver_is_in_nobodys_way_but_goes_with_its_group(h
     [
         ("0000:77:00.0", "0000:77:00.0: this host has no such PCI function"),
         ("0000:3a:00.0", "0000:3a:00.0 is a bridge"),
-        ("0000:50:00.0", "0000:50:00.0 is in no IOMMU group"),
+        ("0000:50:00.0", "0000:50:00.0 is not in an IOMMU group"),
         ("0000:51:00.0", "0000:51:00.0 has 2 virtual functions"),
         ("0000:52:00.0", "0000:52:00.0: vfio-pci refuses a 8086:37c8: it is on its denylist"),
-        ("0000:53:00.0", "0000:53:00.0: its group 53 is open: qemu (pid 5) has /dev/vfio/53"),
+        ("0000:53:00.0", "0000:53:00.0: its group 53 is in use: qemu (pid 5) has /dev/vfio/53 open"),
         ("0000:54:00.0", "0000:54:00.0: its class cannot be read"),
         ("0000:55:00.0", "0000:55:00.0: its driver_override cannot be read"),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_refused_before_anything_is_touched(host: Host, address: str, words: str) -> None:
+def test_bind_is_refused_before_anything_is_changed(host: Host, address: str, words: str) -> None:
     for number in (50, 51, 53, 54, 55):
         host.function(f"0000:{number}:00.0", group=number, driver="e1000e")
     host.function("0000:52:00.0", group=52, driver="e1000e", device_id=0x37C8)
@@ -148,7 +148,7 @@ def test_what_is_refused_is_refused_before_anything_is_touched(host: Host, addre
     assert (host.kernel.seen, host.records()) == ([], [])
 
 
-def test_a_function_of_the_hosts_own_is_refused(host: Host) -> None:
+def test_function_that_the_host_uses_is_refused(host: Host) -> None:
     host.below(C, "net", "net/eth0")
     host.write("proc/net/route", "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
     with pytest.raises(DeviceError, match=r"0000:3c:00\.0 is the network interface eth0, and eth0 carries the default"):
@@ -156,12 +156,12 @@ def test_a_function_of_the_hosts_own_is_refused(host: Host) -> None:
 
 
 @pytest.mark.parametrize("driver", ["e1000e", "../vfio", "-vfio", "vfio\n"])
-def test_a_driver_that_is_not_vfios_is_refused(host: Host, driver: str) -> None:
-    with pytest.raises(UsageError, match="is no VFIO driver"):
+def test_driver_that_is_not_a_vfio_driver_is_refused(host: Host, driver: str) -> None:
+    with pytest.raises(UsageError, match="is not a VFIO driver"):
         host.take(C, driver=driver)
 
 
-def test_a_variant_is_loaded_and_recorded_by_its_drivers_name(host: Host) -> None:
+def test_variant_driver_is_loaded_and_recorded_by_its_exact_name(host: Host) -> None:
     host.write(
         f"lib/modules/{os.uname().release}/modules.alias", "alias vfio_pci:v00008086d*sv*sd*bc*sc*i* my_vfio_pci\n"
     )
@@ -172,13 +172,13 @@ def test_a_variant_is_loaded_and_recorded_by_its_drivers_name(host: Host) -> Non
     assert host.take(C) == []
 
 
-def test_a_driver_that_cannot_be_loaded_is_told_before_anything_is_touched(host: Host) -> None:
+def test_driver_that_cannot_be_loaded_is_reported_before_anything_is_changed(host: Host) -> None:
     with pytest.raises(HostError, match="the kernel has no PCI driver odd_vfio_pci: Module odd_vfio_pci not found"):
         host.take(C, driver="odd_vfio_pci")
     assert (host.kernel.seen, host.records()) == ([], [])
 
 
-def test_from_one_vfio_driver_to_another_the_record_keeps_what_was_first(host: Host) -> None:
+def test_change_between_vfio_drivers_keeps_the_first_driver_in_the_record(host: Host) -> None:
     host.take(C)
     host.driver("my-vfio-pci")
     records = host.take(C, driver="my_vfio_pci")
@@ -187,11 +187,11 @@ def test_from_one_vfio_driver_to_another_the_record_keeps_what_was_first(host: H
     assert host.state() == BEFORE
 
 
-def test_a_failed_move_to_another_vfio_driver_leaves_driver_and_record_as_they_were(host: Host) -> None:
+def test_failed_change_between_vfio_drivers_restores_driver_and_record(host: Host) -> None:
     first = host.take(C)
     host.driver("my-vfio-pci")
     host.kernel.picky = {"my-vfio-pci"}
-    with pytest.raises(DeviceError, match="my-vfio-pci did not take it"):
+    with pytest.raises(DeviceError, match="my-vfio-pci did not bind to it"):
         host.take(C, driver="my-vfio-pci")
     assert (host.state()[C], host.records()) == (("vfio-pci", "vfio-pci"), first)
 
@@ -200,7 +200,7 @@ def test_a_failed_move_to_another_vfio_driver_leaves_driver_and_record_as_they_w
 @pytest.mark.parametrize(
     ("error", "words"), [(errno.EBUSY, "failed: Device or resource busy"), (-1, "has not returned after 0.2 s")]
 )
-def test_a_failure_in_the_middle_undoes_all(host: Host, step: tuple[str, str], error: int, words: str) -> None:
+def test_failure_of_one_function_undoes_all(host: Host, step: tuple[str, str], error: int, words: str) -> None:
     [named] = steps([step], B)
     host.kernel.errors[named] = error
     with pytest.raises(DeviceError) as caught:
@@ -211,29 +211,29 @@ def test_a_failure_in_the_middle_undoes_all(host: Host, step: tuple[str, str], e
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
-def test_a_probe_that_fails_silently_is_noticed(host: Host) -> None:
+def test_silent_failure_of_a_probe_is_detected(host: Host) -> None:
     host.kernel.picky = {"vfio-pci"}
-    with pytest.raises(DeviceError, match=r"0000:3c:00\.0: vfio-pci did not take it: it has no driver now") as caught:
+    with pytest.raises(DeviceError, match=r"0000:3c:00\.0: vfio-pci did not bind to it: it has no driver") as caught:
         host.take(C)
     assert "dmesg" in caught.value.hint
     assert host.state() == BEFORE
 
 
-def test_a_failed_undo_is_told_with_the_failure_and_keeps_the_record(host: Host) -> None:
+def test_failed_undo_is_reported_with_the_failure_and_keeps_the_record(host: Host) -> None:
     host.kernel.picky = {"vfio-pci", "e1000e"}
     with pytest.raises(DeviceError) as caught:
         host.take(C)
     assert caught.value.message == (
-        f"{C}: vfio-pci did not take it: it has no driver now; "
-        f"and undoing it failed: {C}: e1000e did not take it: it has no driver now"
+        f"{C}: vfio-pci did not bind to it: it has no driver now; "
+        f"undoing it failed as well: {C}: e1000e did not bind to it: it has no driver now"
     )
-    assert caught.value.hint == f"when that is mended: `hawse unbind {C}`"
+    assert caught.value.hint == f"when the cause is fixed: `hawse unbind {C}`"
     host.kernel.picky = set()
     host.give_back(*host.records())
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
-def test_a_hang_names_the_write_and_travels_as_a_device_error(host: Host) -> None:
+def test_hang_names_the_write_and_is_sent_as_a_device_error(host: Host) -> None:
     host.kernel.errors["drivers/e1000e/unbind", f"{C}\n"] = -1
     with pytest.raises(DeviceError) as caught:
         host.take(C)
@@ -242,7 +242,7 @@ def test_a_hang_names_the_write_and_travels_as_a_device_error(host: Host) -> Non
     assert type(from_wire(caught.value.to_wire())) is DeviceError
 
 
-def test_an_interrupt_undoes_as_well(host: Host) -> None:
+def test_interrupt_undoes_all(host: Host) -> None:
     interrupts = [KeyboardInterrupt()]
 
     def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:
@@ -257,8 +257,8 @@ def test_an_interrupt_undoes_as_well(host: Host) -> None:
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
-def test_a_crash_between_record_and_end_can_be_given_back(host: Host) -> None:
-    """The record is on disk before the first write, so whatever happened after it is known."""
+def test_function_can_be_restored_after_a_crash_at_any_write(host: Host) -> None:
+    """The record is on disk before the first write, so a crash after any write can be undone."""
     for done in range(4):
         record = Record(C, "e1000e", "", "vfio-pci", "pod")
         bindings.write(host.directory, record)
@@ -268,7 +268,7 @@ def test_a_crash_between_record_and_end_can_be_given_back(host: Host) -> None:
         assert (host.state(), host.records()) == (BEFORE, []), done
 
 
-def test_after_a_crash_a_new_bind_records_what_was_first(host: Host) -> None:
+def test_new_bind_after_a_crash_keeps_the_first_driver_in_the_record(host: Host) -> None:
     for done in range(3):
         bindings.write(host.directory, Record(C, "e1000e", "", "vfio-pci", "dead"))
         for path, text in steps(TO_VFIO, C)[:done]:
@@ -278,7 +278,7 @@ def test_after_a_crash_a_new_bind_records_what_was_first(host: Host) -> None:
         assert host.state() == BEFORE
 
 
-def test_a_sandboxes_function_is_its_own_while_it_lives_and_the_next_ones_after(host: Host) -> None:
+def test_function_of_a_living_sandbox_is_refused_and_that_of_a_dead_one_is_taken_over(host: Host) -> None:
     host.take(C, owner="one")
     with pytest.raises(DeviceError, match=r"0000:3c:00\.0 is bound for the sandbox one"):
         host.take(C, owner="two")
@@ -291,20 +291,20 @@ def test_a_sandboxes_function_is_its_own_while_it_lives_and_the_next_ones_after(
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
-def test_nothing_comes_back_while_its_group_is_open(host: Host) -> None:
+def test_nothing_is_restored_while_its_group_is_open(host: Host) -> None:
     records = host.take(A, B, C)
     host.kernel.users[12] = ["qemu (pid 5)"]
     with pytest.raises(DeviceError) as caught:
         host.give_back(*records)
     assert caught.value.message == "; ".join(
-        f"{name}: its group 12 is open: qemu (pid 5) has /dev/vfio/12" for name in (A, B)
+        f"{name}: its group 12 is in use: qemu (pid 5) has /dev/vfio/12 open" for name in (A, B)
     )
     assert host.state()[C] == BEFORE[C]
     assert [record.address for record in host.records()] == [A, B]
 
 
-def test_a_sandboxes_qemu_that_is_ending_is_waited_for(host: Host) -> None:
-    """Its monitor was killed, and the kernel has not closed its files yet; /proc names it no longer."""
+def test_restoring_waits_for_a_qemu_that_is_ending(host: Host) -> None:
+    """The monitor was killed, and the kernel has not closed QEMU's files yet, but /proc no longer shows QEMU."""
     records = host.take(A, B, C, owner="pod")
     ending = [["qemu (pid 5)"], ["another process"], []]
     host.kernel.effects = replace(host.kernel.effects, holders=lambda group: ending.pop(0) if group == 12 else [])
@@ -312,49 +312,49 @@ def test_a_sandboxes_qemu_that_is_ending_is_waited_for(host: Host) -> None:
     assert (host.state(), host.records(), ending) == (BEFORE, [], [])
 
 
-@pytest.mark.parametrize(("owner", "looks"), [("pod", range(2, 100)), ("", range(1, 2))])
-def test_who_stays_is_named_after_a_while_and_at_once_where_no_sandbox_has_ended(
-    host: Host, owner: str, looks: range
+@pytest.mark.parametrize(("owner", "attempts"), [("pod", range(2, 100)), ("", range(1, 2))])
+def test_user_of_a_group_is_named_after_a_wait_for_sandboxes_and_at_once_otherwise(
+    host: Host, owner: str, attempts: range
 ) -> None:
     records = host.take(C, owner=owner)
-    seen: list[int] = []
+    groups: list[int] = []
 
     def holders(group: int) -> list[str]:
-        seen.append(group)
+        groups.append(group)
         return ["dpdk (pid 6)"]
 
     host.kernel.effects = replace(host.kernel.effects, holders=holders)
-    with pytest.raises(DeviceError, match=r"0000:3c:00\.0: its group 13 is open: dpdk \(pid 6\) has /dev/vfio/13"):
+    with pytest.raises(DeviceError, match=r"0000:3c:00\.0: its group 13 is in use: dpdk \(pid 6\) has /dev/vfio/13"):
         host.give_back(*records)
-    assert len(seen) in looks
+    assert len(groups) in attempts
     assert host.records() == records
 
 
-def test_an_nvswitch_is_no_bridge(host: Host) -> None:
-    """Its class is one of bridges' base class, and its header an endpoint's."""
+def test_nvswitch_is_not_a_bridge(host: Host) -> None:
+    """Its class has the base class of bridges, but its header type is an endpoint's."""
     host.function("0000:56:00.0", group=56, driver="e1000e", class_code=0x068000, header=0)
     host.kernel.native["0000:56:00.0"] = "e1000e"
     [record] = host.take("0000:56:00.0")
     host.give_back(record)
 
 
-def test_what_somebody_else_has_changed_is_left_to_him(host: Host) -> None:
+def test_function_that_another_program_has_changed_is_not_restored(host: Host) -> None:
     records = host.take(C)
     os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/driver")
     host.bind(C, "igb_uio")
-    with pytest.raises(DeviceError, match=r"has the driver igb_uio now, neither vfio-pci, .* nor e1000e"):
+    with pytest.raises(DeviceError, match=r"its driver is now igb_uio, .* bound it to vfio-pci, .* was e1000e"):
         host.give_back(*records)
     assert host.records() == records
 
 
-def test_a_function_that_is_gone_has_nothing_to_get(host: Host) -> None:
-    gone = Record("0000:77:00.0", "nvme", "", "vfio-pci")
-    bindings.write(host.directory, gone)
-    host.give_back(gone)
+def test_record_of_a_vanished_function_is_deleted(host: Host) -> None:
+    record = Record("0000:77:00.0", "nvme", "", "vfio-pci")
+    bindings.write(host.directory, record)
+    host.give_back(record)
     assert (host.kernel.seen, host.records()) == ([], [])
 
 
-def test_a_native_driver_that_was_unloaded_meanwhile_is_loaded_by_the_functions_modalias(host: Host) -> None:
+def test_unloaded_native_driver_is_loaded_by_the_functions_modalias(host: Host) -> None:
     records = host.take(C)
     os.rename(f"{host.root}/sys/bus/pci/drivers/e1000e", f"{host.root}/unloaded")
     with pytest.raises(HostError, match="the kernel has no PCI driver e1000e: Module e1000e not found"):
@@ -365,7 +365,7 @@ def test_a_native_driver_that_was_unloaded_meanwhile_is_loaded_by_the_functions_
     assert host.state() == BEFORE
 
 
-def test_a_damaged_record_stops_a_bind_that_would_overwrite_it(host: Host) -> None:
+def test_damaged_record_is_not_overwritten_by_bind(host: Host) -> None:
     host.write(f"run/hawse.bindings/{C}.json", "{")
     with pytest.raises(DeviceError, match=rf"{host.directory}/{C}\.json is damaged: it is not JSON"):
         host.take(C)
@@ -379,19 +379,19 @@ def test_a_damaged_record_stops_a_bind_that_would_overwrite_it(host: Host) -> No
         ("10000:01:00.0", "10000:01:00.0"), ("00010000:01:00.0", "10000:01:00.0"), ("00000002:01:00.0", "0002:01:00.0"),
     ],
 )  # fmt: skip
-def test_addresses_become_the_kernels(text: str, address: str) -> None:
+def test_addresses_are_normalized_to_the_kernels_form(text: str, address: str) -> None:
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize(
     "text", ["", "3b:00", "3b:20.0", "3b:00.8", "0:3b:00.0", "../3b:00.0", "3b:00.0\n", "3b:00.\u0660"]
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no address of a PCI function"):
+def test_invalid_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not the address of a PCI function"):
         parse_address(text)
 
 
-def test_several_failures_are_one_sentence() -> None:
+def test_several_failures_are_combined_into_one_sentence() -> None:
     alone = HostError("a", hint="b")
     assert together([alone]) is alone
     both: HawseError = together([alone, DeviceError("c", hint="d")])

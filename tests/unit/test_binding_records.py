@@ -1,4 +1,4 @@
-"""The records on disk, sound and damaged, and their locks."""
+"""The records on disk, valid and damaged, and their locks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def directory(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(("root", "place"), [("/run/hawse", "/run/hawse.bindings"), ("/x/", "/x.bindings")])
-def test_records_are_beside_the_sandboxes(root: str, place: str) -> None:
+def test_directory_of_the_records_is_next_to_the_sandboxes(root: str, place: str) -> None:
     assert bindings.directory_of(root) == place
 
 
@@ -34,7 +34,7 @@ def test_records_are_beside_the_sandboxes(root: str, place: str) -> None:
     "record",
     [RECORD, Record(ADDRESS, "", "", "vfio-pci"), replace(RECORD, driver="3w-9xxx", override="\udcff né")],
 )
-def test_a_record_is_read_as_it_was_written(directory: str, record: Record) -> None:
+def test_record_is_read_as_it_was_written(directory: str, record: Record) -> None:
     assert bindings.read(directory, ADDRESS) is None
     bindings.write(directory, record)
     assert bindings.read(directory, ADDRESS) == record
@@ -46,7 +46,7 @@ def test_a_record_is_read_as_it_was_written(directory: str, record: Record) -> N
     assert os.listdir(directory) == []
 
 
-def test_an_owner_has_its_own_records(directory: str) -> None:
+def test_records_are_filtered_by_owner(directory: str) -> None:
     mine, theirs = replace(RECORD, address="0000:01:00.0", owner=""), RECORD
     for record in (theirs, mine):
         bindings.write(directory, record)
@@ -55,7 +55,7 @@ def test_an_owner_has_its_own_records(directory: str) -> None:
     assert bindings.of_owner(directory, "") == [mine]
 
 
-def test_where_nothing_was_ever_bound_there_are_no_records(directory: str) -> None:
+def test_missing_directory_has_no_records(directory: str) -> None:
     assert bindings.read_all(directory) == ([], [])
 
 
@@ -64,7 +64,7 @@ def test_where_nothing_was_ever_bound_there_are_no_records(directory: str) -> No
     [
         ("", "it is not JSON"), ("[" * 60000, "it is not JSON"), ("[]", "it is not an object of"),
         ("{}", "it is not an object of"), (json.dumps(asdict(RECORD) | {"more": ""}), "it is not an object of"),
-        (json.dumps(asdict(RECORD) | {"driver": None}), "driver is not a text"),
+        (json.dumps(asdict(RECORD) | {"driver": None}), "driver is not a string"),
         (json.dumps(asdict(RECORD) | {"address": "0000:3b:00.1"}), "address is '0000:3b:00.1'"),
         (json.dumps(asdict(RECORD) | {"driver": "../../x"}), "driver is '../../x'"),
         (json.dumps(asdict(RECORD) | {"vfio": ""}), "vfio is ''"),
@@ -74,7 +74,7 @@ def test_where_nothing_was_ever_bound_there_are_no_records(directory: str) -> No
         (" " * 70000, "it has more than 65536 bytes"),
     ],
 )  # fmt: skip
-def test_a_damaged_record_is_told_with_its_path(directory: str, text: str, words: str) -> None:
+def test_damaged_record_is_reported_with_its_path(directory: str, text: str, words: str) -> None:
     sound = replace(RECORD, address="0000:3b:00.1")
     bindings.write(directory, sound)
     path = Path(directory, f"{ADDRESS}.json")
@@ -88,7 +88,7 @@ def test_a_damaged_record_is_told_with_its_path(directory: str, text: str, words
 
 
 @given(st.binary(max_size=200) | st.dictionaries(st.sampled_from(list(asdict(RECORD))), st.text()).map(json.dumps))
-def test_any_file_is_a_record_or_damaged(tmp_path_factory: pytest.TempPathFactory, data: bytes | str) -> None:
+def test_any_content_is_a_record_or_damaged(tmp_path_factory: pytest.TempPathFactory, data: bytes | str) -> None:
     path = tmp_path_factory.getbasetemp() / f"{ADDRESS}.json"
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     try:
@@ -100,29 +100,29 @@ def test_any_file_is_a_record_or_damaged(tmp_path_factory: pytest.TempPathFactor
         assert record.address == ADDRESS
 
 
-def test_other_files_are_no_records(directory: str) -> None:
+def test_other_files_are_ignored(directory: str) -> None:
     bindings.write(directory, RECORD)
     for name in ("README", "x.json", f".{ADDRESS}.77", f"{ADDRESS}.lock"):
         Path(directory, name).write_text("")
     assert bindings.read_all(directory) == ([RECORD], [])
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match=r"its record .*/file/x/.* cannot be written: Not a directory"):
         bindings.write(f"{tmp_path}/file/x", RECORD)
     with (
-        pytest.raises(HostError, match="cannot be made: Not a directory"),
+        pytest.raises(HostError, match="cannot be created: Not a directory"),
         bindings.locked(f"{tmp_path}/file/x", [ADDRESS], seconds=0),
     ):
         pass
 
 
-def test_a_lock_keeps_others_out_and_leaves_nothing(directory: str) -> None:
+def test_lock_excludes_others_and_its_file_is_deleted(directory: str) -> None:
     other = "0000:3b:00.1"
     with bindings.locked(directory, [ADDRESS, other, ADDRESS], seconds=0):
         with (
-            pytest.raises(DeviceError, match=r"0000:3b:00\.1: another hawse has been changing its driver"),
+            pytest.raises(DeviceError, match=r"0000:3b:00\.1: another hawse process has been changing its driver"),
             bindings.locked(directory, ["0000:01:00.0", other], seconds=0),
         ):
             pass
@@ -132,7 +132,7 @@ def test_a_lock_keeps_others_out_and_leaves_nothing(directory: str) -> None:
         pass
 
 
-def test_a_lock_left_by_a_crash_is_none(directory: str) -> None:
+def test_lock_file_left_by_a_crash_does_not_block(directory: str) -> None:
     os.mkdir(directory)
     Path(directory, f"{ADDRESS}.lock").write_text("")
     with bindings.locked(directory, [ADDRESS], seconds=0):

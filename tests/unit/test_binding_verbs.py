@@ -82,7 +82,7 @@ def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
         ([C, "--all"], "unbind takes addresses or --all"),
         (["--all", "--driver", "e1000e"], "--driver goes with addresses, not with --all"),
         ([C, "--driver", "../x"], "'../x' is no driver's name"),
-        (["x"], "'x' is no address of a PCI function"),
+        (["x"], "'x' is not the address of a PCI function"),
     ],
 )
 def test_words_that_make_no_sense(shell: Shell, words: list[str], message: str) -> None:

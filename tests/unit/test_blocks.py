@@ -1,4 +1,4 @@
-"""What the host's sysfs says of block and character devices, and a descriptor of a block device by its number."""
+"""Block and character devices as the host's sysfs shows them, and opening a block device by its number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def disk(host: FakeSysfs, numbers: str = "8:16", path: str = "virtual/block/sdb"
     host.link(f"sys/dev/block/{numbers}", f"../../devices/{path}")
 
 
-def test_a_disk(host: FakeSysfs) -> None:
+def test_disk_is_read_from_sysfs(host: FakeSysfs) -> None:
     disk(host)
     assert block.read(8, 16, root=host.root) == BlockDevice(8, 16, "sdb", False, 512, 4096)
 
@@ -44,7 +44,7 @@ def test_a_disk(host: FakeSysfs) -> None:
         ({"queue__zoned": "host-aware\n"}, (False, 512, 4096)),
     ],
 )
-def test_its_sectors_and_whether_it_can_be_written_to(
+def test_sector_sizes_and_read_only_flag(
     host: FakeSysfs, files: dict[str, str], expected: tuple[bool, int, int]
 ) -> None:
     disk(host, **files)
@@ -52,7 +52,7 @@ def test_its_sectors_and_whether_it_can_be_written_to(
     assert (found.readonly, found.logical, found.physical) == expected
 
 
-def test_a_partition_has_the_sectors_of_its_disk(host: FakeSysfs) -> None:
+def test_partition_has_the_sector_sizes_of_its_disk(host: FakeSysfs) -> None:
     disk(host, queue__logical_block_size="4096\n")
     host.write("sys/devices/virtual/block/sdb/sdb1/size", "1024\n")
     host.write("sys/devices/virtual/block/sdb/sdb1/ro", "1\n")
@@ -63,20 +63,23 @@ def test_a_partition_has_the_sectors_of_its_disk(host: FakeSysfs) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"size": "0\n"}, r"^sdb \(8:16\) has no content: its size is 0"),
-        ({"queue__logical_block_size": "16384\n"}, r"^sdb \(8:16\) has sectors of 16384 bytes, and a guest takes 4096"),
-        ({"queue__zoned": "host-managed\n"}, r"^sdb \(8:16\) is a zoned device"),
+        ({"size": "0\n"}, r"^sdb \(8:16\) is empty: its size is 0"),
+        (
+            {"queue__logical_block_size": "16384\n"},
+            r"^sdb \(8:16\) has sectors of 16384 bytes, but a guest supports at most 4096",
+        ),
+        ({"queue__zoned": "host-managed\n"}, r"^sdb \(8:16\) is a host-managed zoned device"),
     ],
 )
-def test_a_device_that_a_guest_cannot_have_is_refused(host: FakeSysfs, files: dict[str, str], words: str) -> None:
+def test_unsupported_device_is_refused(host: FakeSysfs, files: dict[str, str], words: str) -> None:
     disk(host, **files)
     with pytest.raises(DeviceError, match=words) as caught:
         block.read(8, 16, root=host.root)
     assert caught.value.hint
 
 
-def test_a_number_that_no_device_has(host: FakeSysfs) -> None:
-    with pytest.raises(DeviceError, match="no block device of the host is 8:32"):
+def test_unused_number_is_refused(host: FakeSysfs) -> None:
+    with pytest.raises(DeviceError, match="the host has no block device 8:32"):
         block.read(8, 32, root=host.root)
 
 
@@ -95,18 +98,18 @@ def test_a_number_that_no_device_has(host: FakeSysfs) -> None:
         (["sdb"], False),
     ],
 )
-def test_an_administrator_limits_what_is_passed(patterns: list[str], allowed: bool) -> None:
+def test_devices_allow_limits_block_devices(patterns: list[str], allowed: bool) -> None:
     device = BlockDevice(8, 16, "sdb", False, 512, 512)
     if allowed:
         block.check_allowed(device, patterns)
         return
-    with pytest.raises(DeviceError, match=r"sdb \(8:16\) is not among the devices that this host allows") as caught:
+    with pytest.raises(DeviceError, match=r"sdb \(8:16\) is not in the list of allowed devices") as caught:
         block.check_allowed(device, patterns)
     assert '"block:sdb"' in caught.value.hint
 
 
-def test_a_device_is_opened_by_its_number_and_nothing_is_left_open() -> None:
-    """The number of no driver: the node is made and opened, and the kernel has no device for it."""
+def test_device_is_opened_by_its_number_without_a_leak() -> None:
+    """No driver has the number: the node is created and opened, and the kernel reports that it has no device."""
     before = set(os.listdir("/proc/self/fd"))
     for writable in (True, False):
         with pytest.raises(OSError, match=r"No such device or address|Operation not permitted"):
@@ -117,7 +120,7 @@ def test_a_device_is_opened_by_its_number_and_nothing_is_left_open() -> None:
 PLACE = "pci0000:00/0000:00:01.0/0000:3b:00.0/infiniband_verbs/uverbs0"
 
 
-def test_a_character_device_and_the_function_behind_it(host: FakeSysfs) -> None:
+def test_character_device_of_a_pci_function(host: FakeSysfs) -> None:
     host.write(f"sys/devices/{PLACE}/dev", "231:192\n")
     host.link(f"sys/devices/{PLACE}/subsystem", "../../class/infiniband_verbs")
     host.link("sys/devices/pci0000:00/0000:00:01.0/0000:3b:00.0/driver", "../../bus/pci/drivers/mlx5_core")
@@ -126,7 +129,7 @@ def test_a_character_device_and_the_function_behind_it(host: FakeSysfs) -> None:
     assert found == CharacterDevice("uverbs0", "mlx5_core", "0000:3b:00.0", misc=False)
 
 
-def test_a_misc_device(host: FakeSysfs) -> None:
+def test_misc_device_is_recognized(host: FakeSysfs) -> None:
     host.write("sys/devices/virtual/misc/userfaultfd/dev", "10:126\n")
     host.link("sys/devices/virtual/misc/userfaultfd/subsystem", "../../../../class/misc")
     host.character_device(10, 126, "../../devices/virtual/misc/userfaultfd")
@@ -134,7 +137,7 @@ def test_a_misc_device(host: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize(("major", "driver"), [(195, "nvidia-frontend"), (4, "vc/0"), (8, ""), (1, "mem"), (95, "")])
-def test_a_driver_that_is_not_in_sysfs_is_found_by_its_major_number(host: FakeSysfs, major: int, driver: str) -> None:
+def test_driver_that_is_not_in_sysfs_is_found_by_its_major_number(host: FakeSysfs, major: int, driver: str) -> None:
     host.write(
         "proc/devices",
         "Character devices:\n  1 mem\n  4 /dev/vc/0\n  4 tty\n195 nvidia-frontend\n\nBlock devices:\n  8 sd\n",
@@ -142,5 +145,5 @@ def test_a_driver_that_is_not_in_sysfs_is_found_by_its_major_number(host: FakeSy
     assert character.read(major, 0, root=host.root) == CharacterDevice(driver=driver)
 
 
-def test_a_host_without_a_list_of_drivers(host: FakeSysfs) -> None:
+def test_host_without_proc_devices(host: FakeSysfs) -> None:
     assert character.read(1, 3, root=host.root) == CharacterDevice()

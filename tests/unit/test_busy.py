@@ -1,4 +1,4 @@
-"""Whether the host uses a function itself."""
+"""Detection of functions that the host uses itself."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ NET_10 = "eth0\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\t0\t0\t0\n"
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
-    """A function, and another one whose interface and disk are of no interest."""
-    made = FakeSysfs(str(tmp_path))
-    made.function(ADDRESS, group=5, driver="native")
-    made.function("0000:3b:00.1", group=6, driver="native")
-    made.below("0000:3b:00.1", "net", "net/eth1")
-    made.below("0000:3b:00.1", "block", "host0/block/sda")
-    made.write("sys/class/block/sda/dev", "8:0\n")
-    made.write("proc/net/route", HEADER + DEFAULT.replace("eth0", "eth1"))
-    made.write("proc/self/mountinfo", "36 35 8:0 / / rw - ext4 /dev/sda rw\n")
-    return made
+    """A function, and another function with an interface and a disk that must not matter."""
+    fake = FakeSysfs(str(tmp_path))
+    fake.function(ADDRESS, group=5, driver="native")
+    fake.function("0000:3b:00.1", group=6, driver="native")
+    fake.below("0000:3b:00.1", "net", "net/eth1")
+    fake.below("0000:3b:00.1", "block", "host0/block/sda")
+    fake.write("sys/class/block/sda/dev", "8:0\n")
+    fake.write("proc/net/route", HEADER + DEFAULT.replace("eth0", "eth1"))
+    fake.write("proc/self/mountinfo", "36 35 8:0 / / rw - ext4 /dev/sda rw\n")
+    return fake
 
 
 def refusal(host: FakeSysfs, claimed: set[str] = frozenset()) -> str:  # type: ignore[assignment]
-    """What is said of the function, "" for nothing; ``claimed`` are nodes."""
+    """The refusal of the function, "" for none; ``claimed`` are the nodes of exclusively claimed disks."""
     try:
         busy.check(ADDRESS, root=host.root, claimed=lambda node: node.removeprefix(f"{host.root}/dev/") in claimed)
     except DeviceError as error:
@@ -55,7 +55,7 @@ def refusal(host: FakeSysfs, claimed: set[str] = frozenset()) -> str:  # type: i
         ("eth0\n", ""),
     ],
 )
-def test_routes_of_ipv4(line: str, words: str) -> None:
+def test_ipv4_routes_of_an_interface(line: str, words: str) -> None:
     assert busy.ipv4_route([HEADER, line], {"eth0"}) == words
 
 
@@ -84,7 +84,7 @@ def v6(target: str, length: int, *, flags: int = 1, interface: str = "eth0") -> 
     ids=["default", "network", "unique local", "link-local", "last link-local", "site-local", "global", "multicast",
          "local", "anycast", "loopback", "another's", "odd"],
 )  # fmt: skip
-def test_routes_of_ipv6(line: str, words: str) -> None:
+def test_ipv6_routes_of_an_interface(line: str, words: str) -> None:
     assert busy.ipv6_route([line], {"eth0", "lo"}) == words
 
 
@@ -98,19 +98,19 @@ def test_routes_of_ipv6(line: str, words: str) -> None:
         ("40 35 259:3 / /my\\040disk\\134x rw - ext4", "/my disk\\x"),
     ],
 )
-def test_a_mount_is_known_by_its_numbers_or_its_source(line: str, place: str) -> None:
+def test_mount_is_found_by_its_numbers_or_its_source(line: str, place: str) -> None:
     assert busy.mounted_at([line], "259:3", "sda1") == place
 
 
 @given(st.lists(st.text() | st.text().map(lambda text: "eth0 " + text), max_size=4))
-def test_any_table_is_read(lines: list[str]) -> None:
+def test_any_content_of_the_tables_is_parsed(lines: list[str]) -> None:
     for answer in (busy.ipv4_route(lines, {"eth0"}), busy.ipv6_route(lines, {"eth0"})):
         assert answer == "" or answer.startswith("eth0 carries ")
     assert isinstance(busy.mounted_at(lines, "8:1", "sda1"), str)
     busy.is_swap(lines, "sda1")
 
 
-def test_a_function_that_nobody_uses_is_free(host: FakeSysfs) -> None:
+def test_unused_function_is_accepted(host: FakeSysfs) -> None:
     assert refusal(host) == ""
     host.below(ADDRESS, "net", "virtio0/net/eth0")
     host.below(ADDRESS, "block", "virtio1/block/vda")
@@ -118,7 +118,7 @@ def test_a_function_that_nobody_uses_is_free(host: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize("path", ["net/eth0", "virtio0/net/eth0"])
-def test_a_nic_that_carries_a_route_is_refused(host: FakeSysfs, path: str) -> None:
+def test_nic_that_carries_a_route_is_refused(host: FakeSysfs, path: str) -> None:
     host.below(ADDRESS, "net", path)
     host.write("proc/net/route", HEADER + NET_10)
     assert refusal(host) == f"{ADDRESS} is the network interface eth0, and eth0 carries the route to 10.0.0.0/8"
@@ -129,20 +129,20 @@ def test_a_nic_that_carries_a_route_is_refused(host: FakeSysfs, path: str) -> No
     assert refusal(host) == f"{ADDRESS} is the network interface eth0, and eth0 carries the default route of IPv6"
 
 
-def test_a_vlan_over_a_nic_that_carries_a_route_is_refused(host: FakeSysfs) -> None:
+def test_nic_with_a_vlan_that_carries_a_route_is_refused(host: FakeSysfs) -> None:
     host.below(ADDRESS, "net", "net/eth0")
     host.link("sys/class/net/eth0/upper_eth0.7", "../../../eth0.7")
     host.write("sys/class/net/eth0.7/upper_macvlan1", "")
-    host.write("sys/class/net/macvlan1/upper_eth0", "")  # a loop, which no kernel makes, ends too
+    host.write("sys/class/net/macvlan1/upper_eth0", "")  # a loop, which a kernel never creates, must end, too
     assert refusal(host) == ""
     host.write("proc/net/route", HEADER + DEFAULT.replace("eth0", "macvlan1"))
     assert refusal(host) == f"{ADDRESS} is the network interface eth0, and macvlan1 carries the default route"
 
 
-def test_a_nic_that_belongs_to_a_bond_is_refused(host: FakeSysfs) -> None:
+def test_nic_that_is_a_port_of_a_bond_is_refused(host: FakeSysfs) -> None:
     host.below(ADDRESS, "net", "net/eth0")
     host.link("sys/class/net/eth0/master", "../../../virtual/net/bond0")
-    assert refusal(host) == f"{ADDRESS} is the network interface eth0, which belongs to bond0"
+    assert refusal(host) == f"{ADDRESS} is the network interface eth0, which is a port of bond0"
 
 
 MOUNT = "40 35 259:3 / /mnt/my\\040disk rw,noatime shared:1 - ext4 /dev/root rw\n"
@@ -152,7 +152,7 @@ SWAPS = "Filename\tType\tSize\tUsed\tPriority\n/dev/nvme0n1p1 partition 1048572 
 
 @pytest.fixture
 def disk(host: FakeSysfs) -> FakeSysfs:
-    """The function is an NVMe controller with a namespace of one partition."""
+    """The function is an NVMe controller with one namespace, which has one partition."""
     host.below(ADDRESS, "block", "nvme/nvme0/nvme0n1")
     host.below(ADDRESS, "block", "nvme/nvme0/nvme0n1/nvme0n1p1")
     host.write("sys/class/block/nvme0n1/dev", "259:2\n")
@@ -170,7 +170,7 @@ def disk(host: FakeSysfs) -> FakeSysfs:
         ("sys/class/block/nvme0n1p1/holders/md127", "", "part of md127"),
     ],
 )  # fmt: skip
-def test_a_disk_in_use_is_refused(disk: FakeSysfs, path: str, text: str, words: str) -> None:
+def test_controller_of_a_disk_in_use_is_refused(disk: FakeSysfs, path: str, text: str, words: str) -> None:
     assert refusal(disk) == ""
     disk.write(path, text)
     assert refusal(disk) == f"{ADDRESS} has the disk nvme0n1p1, which is {words}"
@@ -185,21 +185,21 @@ def test_a_disk_in_use_is_refused(disk: FakeSysfs, path: str, text: str, words: 
         ("proc/swaps", SWAPS.replace("n1p1", "n1p10")),
     ],
 )
-def test_another_disk_in_use_is_not_this_one(disk: FakeSysfs, path: str, text: str) -> None:
+def test_use_of_another_disk_does_not_matter(disk: FakeSysfs, path: str, text: str) -> None:
     disk.write(path, text)
     assert refusal(disk) == ""
 
 
-def test_a_disk_that_somebody_claims_is_refused(disk: FakeSysfs) -> None:
+def test_controller_of_an_exclusively_claimed_disk_is_refused(disk: FakeSysfs) -> None:
     assert refusal(disk, {"nvme0n1"}) == f"{ADDRESS} has the disk nvme0n1, which is in exclusive use"
 
 
-def test_a_slash_in_a_disks_name_is_an_exclamation_mark_in_sysfs(host: FakeSysfs) -> None:
+def test_disk_with_a_slash_in_its_name_is_found(host: FakeSysfs) -> None:
     host.below(ADDRESS, "block", "block/cciss!c0d0")
     assert refusal(host, {"cciss/c0d0"}) == f"{ADDRESS} has the disk cciss/c0d0, which is in exclusive use"
 
 
-def test_a_disk_that_nvme_multipath_shows_elsewhere_is_found(host: FakeSysfs) -> None:
+def test_disk_of_nvme_multipath_is_found(host: FakeSysfs) -> None:
     host.below(ADDRESS, "block", "nvme/nvme4/nvme2c4n1")
     host.link("sys/class/block/nvme2n1", "../../devices/virtual/nvme-subsystem/nvme-subsys2/nvme2n1")
     host.link("sys/class/block/nvme2n1p1", "../../devices/virtual/nvme-subsystem/nvme-subsys2/nvme2n1/nvme2n1p1")
@@ -210,26 +210,26 @@ def test_a_disk_that_nvme_multipath_shows_elsewhere_is_found(host: FakeSysfs) ->
 
 @pytest.mark.parametrize(("text", "words"), [
     ("0\n", ""),
-    ("3\n", f"{ADDRESS} has 3 virtual functions: VFIO takes no function with SR-IOV enabled"),
+    ("3\n", f"{ADDRESS} has 3 virtual functions: VFIO does not accept a function with SR-IOV enabled"),
 ])  # fmt: skip
-def test_a_function_with_virtual_functions_is_refused(host: FakeSysfs, text: str, words: str) -> None:
+def test_function_with_virtual_functions_is_refused(host: FakeSysfs, text: str, words: str) -> None:
     host.write(f"sys/bus/pci/devices/{ADDRESS}/sriov_numvfs", text)
     assert refusal(host) == words
 
 
-def test_a_count_of_virtual_functions_that_makes_no_sense_names_the_device(host: FakeSysfs) -> None:
+def test_invalid_number_of_virtual_functions_names_the_device(host: FakeSysfs) -> None:
     host.write(f"sys/bus/pci/devices/{ADDRESS}/sriov_numvfs", "many\n")
     with pytest.raises(DeviceError, match=r"0000:3b:00\.0: its sriov_numvfs cannot be read"):
         busy.check(ADDRESS, root=host.root)
 
 
-def test_a_group_whose_node_opens_has_no_holders(host: FakeSysfs) -> None:
+def test_group_whose_node_can_be_opened_has_no_holders(host: FakeSysfs) -> None:
     host.node(987654, 511, 0)
     assert busy.holders(987654, root=host.root) == []
     assert busy.holders(987655, root=host.root) == []
 
 
-def test_nodes_that_nobody_claims(tmp_path: Path) -> None:
+def test_nodes_that_are_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "node").write_text("")
     assert not busy.is_claimed(f"{tmp_path}/node")
     assert not busy.is_claimed(f"{tmp_path}/missing")

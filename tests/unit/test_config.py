@@ -108,7 +108,7 @@ def test_emulated_group_that_is_wrong_is_named_with_the_file(tmp_path: Path) -> 
     hawse.configure('[emulated]\n6 = ["rtl8139"]\n')
     done = hawse("devices")
     assert done.code == 1
-    assert done.errors.startswith(f"hawse: configuration {hawse.config}: emulated.6: unknown device 'rtl8139' [known: ")
+    assert done.errors.startswith(f"hawse: configuration {hawse.config}: emulated.6: unknown model 'rtl8139' [known: ")
 
 
 def test_file_that_is_no_text_or_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_own_process_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("vm", "verdict", "words"),
     [
-        ({"confine": "off"}, WARNING, "turned off: QEMU runs as root"),
-        ({"confine": "required"}, OK, "QEMU has the files of /cache/jails/of/qemu"),
+        ({"confine": "off"}, WARNING, "disabled: QEMU runs as root"),
+        ({"confine": "required"}, OK, "QEMU has only the files of /cache/jails/of/qemu"),
         ({"confine": "auto"}, OK, "and a user id from 2130706432-2130771967"),
         ({"confine": "auto", "share": "9p"}, WARNING, "QEMU is not confined: with 9p QEMU itself"),
         ({"confine": "required", "share": "9p"}, MISSING, "with 9p QEMU itself gives files their owners"),

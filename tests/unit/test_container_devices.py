@@ -101,8 +101,8 @@ def test_what_is_not_on_vfio_is_bound_where_that_is_wanted(
 @pytest.mark.parametrize(
     ("path", "text", "words"),
     [
-        ("reserved_regions", "0x00000000000e0000 0x00000000000effff direct\n", "its firmware wants memory"),
-        ("name", "vfio-noiommu\n", "a device without an IOMMU cannot be given"),
+        ("reserved_regions", "0x00000000000e0000 0x00000000000effff direct\n", "its firmware requires memory"),
+        ("name", "vfio-noiommu\n", "a device without an IOMMU cannot be passed"),
     ],
 )
 def test_what_no_binding_mends_is_refused_before_one_with_the_inventorys_reason(

@@ -20,7 +20,7 @@ def host(tmp_path: os.PathLike[str]) -> FakeSysfs:
 
 
 @pytest.mark.parametrize(("memory_mib", "entries"), [(0, 65535), (1024, 393215), (65536, 21037055)])
-def test_each_page_of_the_guest_can_be_mapped(memory_mib: int, entries: int) -> None:
+def test_limit_is_enough_for_each_page_of_the_guest(memory_mib: int, entries: int) -> None:
     assert dma.entries(memory_mib) == entries
     assert entries >= memory_mib * 256 + DEFAULT
 
@@ -33,8 +33,8 @@ def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, wanted: 
     assert dma.limit(root=host.root) == after
 
 
-def test_user_who_locks_the_parameter_delays_nobody(host: FakeSysfs) -> None:
-    """Every user can read the parameter, and so lock it (flock(2))."""
+def test_lock_on_the_parameter_by_a_user_does_not_block(host: FakeSysfs) -> None:
+    """Every user can open the parameter for reading, and so lock it (flock(2))."""
     host.write(PATH, f"{DEFAULT}\n")
     os.makedirs(f"{host.root}/run")
     with open(f"{host.root}/{PATH}") as file:
@@ -44,7 +44,7 @@ def test_user_who_locks_the_parameter_delays_nobody(host: FakeSysfs) -> None:
     assert os.stat(f"{host.root}/run/hawse.dma").st_mode & 0o777 == 0o600
 
 
-def test_devices_without_mappings_leave_the_limit(host: FakeSysfs) -> None:
+def test_devices_without_mappings_do_not_change_the_limit(host: FakeSysfs) -> None:
     host.write(PATH, f"{DEFAULT}\n")
     for numbers in ([], [0], [0, 0]):
         dma.try_to_raise(numbers, root=host.root)
@@ -64,7 +64,7 @@ def test_limit_that_can_be_raised_or_is_high_enough_needs_no_warning(host: FakeS
     assert dma.warning(DEFAULT, root=host.root) == ""
 
 
-def test_limit_that_cannot_be_raised_is_warned_of(host: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_that_cannot_be_raised_is_a_warning(host: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container with a read-only sysfs."""
     host.write(PATH, f"{DEFAULT}\n")
     opened = os.open
@@ -81,7 +81,7 @@ def test_limit_that_cannot_be_raised_is_warned_of(host: FakeSysfs, monkeypatch: 
 
 
 INTEL = "sys/class/iommu/dmar{}/intel-iommu/cap"
-#: Of a server with four levels, of a desktop with three, and QEMU's with either.
+#: Capability registers of a server with four levels, a desktop with three, and QEMU with either.
 FOUR, THREE, QEMU_48, QEMU_39 = "8d2078c106f0466", "1c0000c40660462", "d2008c222f0686", "d2008c22260286"
 
 

@@ -1,4 +1,4 @@
-"""Whether a host is ready, said in sentences with remedies; and what a monitor's death has left, put right."""
+"""The findings and remedies of `hawse doctor`, and the repair after the death of a monitor."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.support.vfio_host import BEFORE, A, B, C, Host
 Prepare = Callable[[FakeSysfs], object]
 
 
-def vfio_is_there(host: FakeSysfs) -> None:
+def load_vfio(host: FakeSysfs) -> None:
     host.write("dev/vfio/vfio", "")
     host.driver("vfio-pci")
 
 
 def nothing(_host: FakeSysfs) -> None:
-    """A host as bare as can be."""
+    """A host with nothing in /sys and /dev."""
 
 
 def unsafe(module: str, *chips: str) -> Prepare:
@@ -60,7 +60,7 @@ def groups(driver: str) -> Prepare:
 
 
 def interrupts(ecap: str = "", *chips: str) -> Prepare:
-    """A host with groups, whose IOMMU and whose interrupts' controllers sysfs shows so."""
+    """A host with groups and with this IOMMU and these interrupt controllers in sysfs."""
 
     def prepare(host: FakeSysfs) -> None:
         groups("igb")(host)
@@ -73,20 +73,20 @@ def interrupts(ecap: str = "", *chips: str) -> Prepare:
 
 
 def without_an_iommu(host: FakeSysfs) -> None:
-    """VFIO's own mode for that, which makes a group."""
-    vfio_is_there(host)
+    """A host with VFIO's no-IOMMU mode, which creates a group."""
+    load_vfio(host)
     groups("vfio-pci")(host)
     host.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
     host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
 
 
 def mappings(limit: int) -> Prepare:
-    """A host whose kernel keeps so many DMA mappings for each device."""
+    """A host whose kernel has this limit of DMA mappings."""
     return lambda host: host.write("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", f"{limit}\n")
 
 
 def iommu_of(capabilities: str) -> Prepare:
-    """A host with groups behind an Intel IOMMU that has these capabilities."""
+    """A host with groups behind an Intel IOMMU with this capability register."""
 
     def prepare(host: FakeSysfs) -> None:
         groups("vfio-pci")(host)
@@ -102,14 +102,14 @@ def without_a_reset(host: FakeSysfs) -> None:
 
 
 HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
-    (checks.iommu, nothing, MISSING, "off, or there is none"),
-    (checks.iommu, without_an_iommu, MISSING, "off, or there is none"),
+    (checks.iommu, nothing, MISSING, "off or missing"),
+    (checks.iommu, without_an_iommu, MISSING, "off or missing"),
     (checks.iommu, groups("igb"), OK, "on: 1 group"),
-    (checks.interrupts, nothing, OK, "of no matter"),
-    (checks.interrupts, without_an_iommu, OK, "of no matter"),
+    (checks.interrupts, nothing, OK, "irrelevant"),
+    (checks.interrupts, without_an_iommu, OK, "irrelevant"),
     (checks.interrupts, unsafe("vfio_iommu_type1", "IO-APIC"), MISSING, "off, and the module vfio_iommu_type1 allows"),
     (checks.interrupts, unsafe("iommufd", "IO-APIC"), MISSING, "off, and the module iommufd allows unsafe interrupts"),
-    (checks.interrupts, unsafe("iommufd"), MISSING, "this kernel does not tell, and the module iommufd allows"),
+    (checks.interrupts, unsafe("iommufd"), MISSING, "not show whether it is on, and the module iommufd allows"),
     (
         checks.interrupts,
         unsafe("iommufd", "IR-IO-APIC"),
@@ -120,22 +120,27 @@ HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (checks.interrupts, interrupts("f00f5a", "IR-IO-APIC", "DMAR-MSI"), OK, "on"),
     (checks.interrupts, interrupts("", "PCI-MSIX-0000:00:02.0", "vIR-PCI-MSI-0000:00:03.0"), OK, "on"),
     (checks.interrupts, interrupts("f00f5a", "IO-APIC", "PCI-MSI-0000:00:02.0"), MISSING, "off: VFIO refuses"),
-    (checks.interrupts, interrupts("f00f52", "IO-APIC"), MISSING, "off, since not all of the IOMMUs can: VFIO refuses"),
+    (
+        checks.interrupts,
+        interrupts("f00f52", "IO-APIC"),
+        MISSING,
+        "off, because not all of the IOMMUs support it: VFIO refuses",
+    ),
     (checks.interrupts, interrupts("f00f52"), MISSING, "not all"),
-    (checks.interrupts, interrupts("f00f5a"), OK, "all 1 IOMMUs can; whether it is on, this kernel does not tell"),
-    (checks.interrupts, interrupts("nonsense", "GICv3"), WARNING, "this kernel does not tell"),
-    (checks.vfio, nothing, MISSING, "/dev/vfio/vfio is not there"),
+    (checks.interrupts, interrupts("f00f5a"), OK, "all 1 IOMMUs support it; sysfs does not show whether it is on"),
+    (checks.interrupts, interrupts("nonsense", "GICv3"), WARNING, "sysfs does not show"),
+    (checks.vfio, nothing, MISSING, "/dev/vfio/vfio does not exist"),
     (checks.vfio, lambda host: host.write("dev/vfio/vfio", ""), MISSING, "vfio-pci is not loaded"),
-    (checks.vfio, vfio_is_there, OK, "are there"),
-    (checks.vfio, without_an_iommu, WARNING, "its mode without an IOMMU is on"),
-    (checks.groups, nothing, OK, "there are none"),
+    (checks.vfio, load_vfio, OK, "available: /dev/vfio/vfio, vfio-pci"),
+    (checks.vfio, without_an_iommu, WARNING, "its no-IOMMU mode is on"),
+    (checks.groups, nothing, OK, "this host has none"),
     (checks.groups, groups("igb"), WARNING, "none of 1"),
     (checks.groups, without_an_iommu, WARNING, "none of 1"),
     (checks.groups, groups("vfio-pci"), OK, "1 of 1 can be passed now: 7"),
     (checks.groups, without_a_reset, WARNING, "none of 1"),
     (partial(checks.groups, accepted=Accepted(unresettable=True)), without_a_reset, OK, "1 of 1 can be passed now: 7"),
     (checks.hugepages, nothing, OK, "none are needed"),
-    (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a machine takes 32"),
+    (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a VM needs 32"),
     (partial(checks.dma_mappings, 1024), nothing, OK, "vfio_iommu_type1 is not loaded"),
     (partial(checks.dma_mappings, 1024), mappings(65535), OK, "65535 pages for each device; hawse raises"),
     (partial(checks.dma_mappings, 1024), mappings(10**7), OK, "10000000 pages for each device"),
@@ -147,7 +152,7 @@ HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
 
 
 @pytest.mark.parametrize(("check", "prepare", "verdict", "words"), HOSTS)
-def test_what_is_found_of_the_host(
+def test_findings_about_the_host(
     tmp_path: Path, check: Callable[..., Finding], prepare: Prepare, verdict: str, words: str
 ) -> None:
     host = FakeSysfs(str(tmp_path))
@@ -162,7 +167,7 @@ NEEDED = (
 
 
 def qemu(*devices: str, objects: Sequence[str] = ()) -> Callable[[Path], Config]:
-    """A configuration whose QEMU says that it has these; with none it dies at its start."""
+    """A configuration whose QEMU reports these devices and objects; without devices, QEMU dies at its start."""
 
     def prepare(directory: Path) -> Config:
         program = directory / "qemu"
@@ -182,13 +187,13 @@ def qemu(*devices: str, objects: Sequence[str] = ()) -> Callable[[Path], Config]
 
 
 def absent(directory: Path) -> Config:
-    """Nothing of what a configuration names is there."""
+    """A configuration whose files are all missing."""
     files = ImageFiles(cache=str(directory / "cache"), kernel="/none/kernel", modules="/none")
     return Config(vm=Vm(qemu="/none/qemu", virtiofsd="/none/virtiofsd"), image=files)
 
 
 def others_templates(directory: Path) -> Config:
-    """A cache whose templates others may write."""
+    """A cache whose templates other users can write."""
     (directory / "cache" / "templates").mkdir(parents=True)
     (directory / "cache" / "templates").chmod(0o777)
     return absent(directory)
@@ -206,38 +211,38 @@ MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str,
         for name in ("virtserialport", "pcie-pci-bridge")
     ],
     (machine.qemu, qemu(*NEEDED), MISSING, "has no vfio-pci: no device of the host can be passed"),
-    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "9.0.1; no iommufd: devices go by their groups' nodes, not by"),
-    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "; no vhost-user-fs-pci: files go by 9p"),
+    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "9.0.1; no iommufd: devices are passed by group nodes, not by"),
+    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "; no vhost-user-fs-pci: files are shared by 9p"),
     (
         machine.qemu, qemu(*NEEDED, "vfio-pci", "vhost-user-fs-pci", objects=["iommufd"]), OK,
-        "9.0.1; iommufd is there; vhost-user-fs-pci is there",
+        "9.0.1; has iommufd; has vhost-user-fs-pci",
     ),
     (machine.sharing, absent, MISSING, "/none/virtiofsd cannot be executed"),
     (machine.sharing, qemu(*NEEDED), WARNING, "9p, which is slower: QEMU has no vhost-user-fs-pci"),
-    (machine.sharing, qemu(*NEEDED, "vhost-user-fs-pci"), OK, "virtiofs, by"),
+    (machine.sharing, qemu(*NEEDED, "vhost-user-fs-pci"), OK, "virtiofs, with"),
     (machine.guest_image, absent, MISSING, "guest image"),
     (machine.acceleration, absent, WARNING, "guest image"),
-    (machine.templates, cold, WARNING, "turned off"),
+    (machine.templates, cold, WARNING, "disabled"),
     (machine.templates, others_templates, WARNING, "others may write"),
-    (machine.templates, absent, OK, "0; a machine"),
+    (machine.templates, absent, OK, "0; the first start"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("check", "prepare", "verdict", "words"), MACHINES)
-def test_what_is_found_of_the_machine(
+def test_findings_about_the_installation(
     tmp_path: Path, check: Callable[[Config], Finding], prepare: Callable[[Path], Config], verdict: str, words: str
 ) -> None:
     finding = check(prepare(tmp_path))
     assert (finding.verdict, words in finding.found) == (verdict, True), finding
 
 
-def test_a_qemu_without_vfio_is_enough_where_devices_are_emulated(tmp_path: Path) -> None:
+def test_qemu_without_vfio_is_enough_for_emulated_devices(tmp_path: Path) -> None:
     finding = machine.qemu(qemu(*NEEDED)(tmp_path))
     assert is_ready([finding], devices=False)
     assert not is_ready([finding], devices=True)
 
 
-def test_whatever_is_not_well_has_a_remedy(tmp_path: Path) -> None:
+def test_every_problem_has_a_remedy(tmp_path: Path) -> None:
     found = []
     for number, (check, prepare, _, _) in enumerate(HOSTS):
         host = FakeSysfs(str(tmp_path / f"host{number}"))
@@ -269,14 +274,12 @@ def test_huge_pages_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mib", "verdict", "words"),
     [
-        (8, OK, "; a machine takes 4"),
-        (16, WARNING, "4 of 16 of 2048kB are free; a machine takes 8 of 2MB"),
-        (64, MISSING, "a machine takes 32 of 2MB"),
+        (8, OK, "; a VM needs 4"),
+        (16, WARNING, "4 of 16 of 2048kB are free; a VM needs 8 of 2MB"),
+        (64, MISSING, "a VM needs 32 of 2MB"),
     ],
 )
-def test_huge_pages_are_needed_for_machines_that_are_made_of_them(
-    tmp_path: Path, mib: int, verdict: str, words: str
-) -> None:
+def test_huge_pages_are_needed_if_vms_are_backed_by_them(tmp_path: Path, mib: int, verdict: str, words: str) -> None:
     host = FakeSysfs(str(tmp_path))
     for name, number in (("nr", 16), ("free", 6), ("resv", 2)):
         host.write(f"sys/kernel/mm/hugepages/hugepages-2048kB/{name}_hugepages", f"{number}\n")
@@ -286,14 +289,14 @@ def test_huge_pages_are_needed_for_machines_that_are_made_of_them(
     assert ("vm.nr_hugepages" in finding.remedy) is (verdict != OK)
 
 
-def test_a_limit_of_locked_memory_has_its_remedy_apart() -> None:
+def test_remedy_of_the_locked_memory_limit_is_separate() -> None:
     finding = checks.locked_memory(8 << 20, 0, confined=True)
     assert finding.verdict == WARNING
     assert finding.remedy.startswith("start the engine with LimitMEMLOCK=infinity")
     assert "[" not in finding.found
 
 
-def test_what_is_needed_for_containers_alone_is_enough_where_devices_are_emulated() -> None:
+def test_only_needs_of_containers_count_if_devices_are_emulated() -> None:
     findings = [Finding("QEMU", OK, "", needed="containers"), Finding("IOMMU", MISSING, "", "", needed="devices")]
     assert is_ready(findings, devices=False)
     assert not is_ready(findings, devices=True)
@@ -301,7 +304,7 @@ def test_what_is_needed_for_containers_alone_is_enough_where_devices_are_emulate
     assert is_ready([Finding("acceleration", WARNING, "")], devices=True)
 
 
-def test_a_machine_without_anything(tmp_path: Path) -> None:
+def test_installation_without_anything(tmp_path: Path) -> None:
     config = Config(vm=Vm(qemu="/none/qemu"), image=ImageFiles(cache=str(tmp_path / "cache")))
     assert machine.guest_image(config).remedy == "build it with `hawse image build`"
     assert machine.state_directory(str(tmp_path / "a" / "b")).verdict == OK
@@ -310,7 +313,7 @@ def test_a_machine_without_anything(tmp_path: Path) -> None:
 
 
 def unfinished(state: Path, name: str, *, age: float) -> Store:
-    """The directory of a sandbox whose `create` and monitor were killed before there was a state, so old."""
+    """The directory, ``age`` seconds old, of a sandbox whose `create` and monitor were killed without a state."""
     store = Store(str(state), name)
     store.make()
     sockets.bind(store.path, "monitor.sock").close()
@@ -320,7 +323,7 @@ def unfinished(state: Path, name: str, *, age: float) -> Store:
 
 
 def leave_behind(state: Path) -> tuple[Finding, Finding]:
-    """A sandbox that was killed while it was bound for, with a function on record; what is found of both."""
+    """The findings about a sandbox that was killed while its functions were bound, and about its function on record."""
     unfinished(state, "killed", age=60)
     bindings.write(bindings.directory_of(str(state)), Record(A, "e1000e", "", "vfio-pci", "killed"))
     return machine.left_over(str(state))[0], machine.left_bound(str(state))[0]
@@ -330,7 +333,7 @@ def settings(state: Path, config: Path | None = None) -> Settings:
     return Settings(root=str(state), log=Log(), config_path=str(config) if config else None, debug=False)
 
 
-def test_what_a_dead_monitor_left_is_found_and_cleared_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leftovers_of_a_dead_monitor_are_found_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = tmp_path / "state"
     for name, status in (("dead", RUNNING), ("held", PAUSED), ("ended", "stopped"), ("alive", RUNNING)):
         store = Store(str(state), name)
@@ -350,7 +353,7 @@ def test_what_a_dead_monitor_left_is_found_and_cleared_away(tmp_path: Path, caps
     os.close(lock)
 
 
-def test_a_sandbox_that_was_killed_before_it_had_a_state_is_told_from_one_that_is_being_made(tmp_path: Path) -> None:
+def test_sandbox_killed_before_its_first_state_differs_from_one_being_created(tmp_path: Path) -> None:
     unfinished(tmp_path, "killed", age=60)
     unfinished(tmp_path, "just-bound", age=0)
     beginning = unfinished(tmp_path, "beginning", age=60)
@@ -369,9 +372,7 @@ def test_a_sandbox_that_was_killed_before_it_had_a_state_is_told_from_one_that_i
     assert machine.left_over(str(tmp_path))[1] == ["beginning", "empty", "killed", "locked"]
 
 
-def test_a_repair_gives_functions_back_to_their_drivers_and_deletes_their_sandboxes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repair_restores_drivers_and_deletes_sandboxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = Host(str(tmp_path))
     state = tmp_path / "run" / "hawse"
     host.take(A, B, owner="killed")
@@ -388,7 +389,7 @@ def test_a_repair_gives_functions_back_to_their_drivers_and_deletes_their_sandbo
     assert (host.state(), host.records(), os.listdir(state)) == (BEFORE, [], [])
 
 
-def test_a_repair_keeps_a_sandbox_whose_function_cannot_be_given_back(
+def test_repair_keeps_a_sandbox_whose_function_cannot_be_restored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host = Host(str(tmp_path))
@@ -401,15 +402,15 @@ def test_a_repair_keeps_a_sandbox_whose_function_cannot_be_given_back(
     repair = Namespace(json=False, repair=True)
     doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
     said = capsys.readouterr().out
-    assert said.startswith(f"{C}: e1000e did not take it")
-    assert "left by monitors that died: killed" in said
-    assert f"bound for sandboxes that are gone: {C}" in said
+    assert said.startswith(f"{C}: e1000e did not bind to it")
+    assert "left behind by dead monitors: killed" in said
+    assert f"bound for sandboxes that no longer exist: {C}" in said
     host.kernel.picky = set()
     doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
     assert (host.state(), host.records(), os.listdir(state)) == (BEFORE, [], [])
 
 
-def test_functions_bound_for_a_sandbox_that_is_gone_are_found(tmp_path: Path) -> None:
+def test_functions_bound_for_a_vanished_sandbox_are_found(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     directory = bindings.directory_of(state)
     for owner in ("gone", "there", ""):
@@ -426,7 +427,7 @@ def test_functions_bound_for_a_sandbox_that_is_gone_are_found(tmp_path: Path) ->
     assert "is damaged" in machine.left_bound(state)[0].found
 
 
-def test_a_wrong_configuration_is_a_finding_and_no_traceback(
+def test_invalid_configuration_is_a_finding_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.toml"

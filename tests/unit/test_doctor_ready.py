@@ -1,4 +1,4 @@
-"""`hawse doctor` on a host that has all that containers need, and what is missing one at a time."""
+"""`hawse doctor` on a host with everything that containers need, and with one thing missing at a time."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def hawse(host: Planner) -> Iterator[Command]:
 
 
 def findings(hawse: Command) -> dict[str, dict[str, str]]:
-    """What each check says, by its name."""
+    """The findings by the names of the checks."""
     return {check["name"]: check for check in json.loads(hawse("doctor", "--json").output)["checks"]}
 
 
-def test_host_with_emulated_groups_needs_no_devices(hawse: Command) -> None:
+def test_host_with_emulated_groups_is_ready_without_devices(hawse: Command) -> None:
     done = hawse("doctor")
     assert done.code == 0
     lines = done.output.splitlines()
@@ -48,7 +48,7 @@ def test_host_with_emulated_groups_needs_no_devices(hawse: Command) -> None:
     assert json.loads(hawse("doctor", "--json").output)["ready"] is True
 
 
-def test_what_only_devices_need_is_not_missing_where_groups_are_emulated(host: Planner, tmp_path: Path) -> None:
+def test_needs_of_devices_are_not_missing_if_groups_are_emulated(host: Planner, tmp_path: Path) -> None:
     config = msgspec.structs.replace(Config(), emulated={"5": ["edu"]})
     for emulated, verdict in ((config, OK), (Config(), MISSING)):
         found = {finding.name: finding for finding in doctor.look(emulated, host.directory, root=f"{tmp_path}/none")}
@@ -58,22 +58,22 @@ def test_what_only_devices_need_is_not_missing_where_groups_are_emulated(host: P
             assert bool(found[name].remedy) is (verdict == MISSING)
 
 
-def test_share_that_is_configured_is_reported(host: Planner, hawse: Command) -> None:
+def test_configured_share_is_reported(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(vm='share = "9p"\nconfine = "auto"'))
     found = findings(hawse)
     assert found["shared files"]["verdict"] == WARNING
-    assert found["shared files"]["found"].startswith('9p, as vm.share = "9p" says')
+    assert found["shared files"]["found"].startswith('9p, because of vm.share = "9p"')
     assert "with 9p QEMU itself" in found["jail"]["found"]
 
 
-def test_jail_is_not_blamed_for_a_wrong_virtiofsd(host: Planner, hawse: Command) -> None:
+def test_invalid_virtiofsd_is_not_reported_as_a_jail_problem(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(vm='virtiofsd = "/none/virtiofsd"\nconfine = "auto"'))
     found = findings(hawse)
     assert found["shared files"]["verdict"] == MISSING
-    assert (found["jail"]["verdict"], found["jail"]["found"]) == (WARNING, "not looked at: see shared files")
+    assert (found["jail"]["verdict"], found["jail"]["found"]) == (WARNING, "not checked: see shared files")
 
 
-def test_missing_image_makes_it_unready_and_has_a_remedy(host: Planner, hawse: Command) -> None:
+def test_host_without_an_image_is_not_ready_and_gets_a_remedy(host: Planner, hawse: Command) -> None:
     for name in os.listdir(f"{host.cache}/images"):
         if name.startswith("current-"):
             os.unlink(f"{host.cache}/images/{name}")
@@ -86,7 +86,7 @@ def test_missing_image_makes_it_unready_and_has_a_remedy(host: Planner, hawse: C
     assert not any(line.strip() == "[]" for line in lines)
 
 
-def test_configuration_that_cannot_be_read_is_a_finding(hawse: Command) -> None:
+def test_unreadable_configuration_is_a_finding(hawse: Command) -> None:
     hawse.configure("[vm")
     done = hawse("doctor")
     assert done.code == 1
@@ -102,13 +102,13 @@ def test_findings_of_a_ready_host(host: Planner, hawse: Command) -> None:
         WARNING,
         True,
     )
-    assert found["shared files"]["found"] == f"virtiofs, by {host.virtiofsd}"
+    assert found["shared files"]["found"] == f"virtiofs, with {host.virtiofsd}"
     assert found["state"]["found"] == hawse.root
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="where there is no KVM nothing is tried")
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="without KVM nothing is probed")
 @pytest.mark.parametrize("works", [True, False])
-def test_kvm_is_what_a_probe_says(host: Planner, hawse: Command, works: bool) -> None:
+def test_kvm_finding_is_the_result_of_a_probe(host: Planner, hawse: Command, works: bool) -> None:
     answers = Path(host.qemu).read_text().partition("\n")[2]
     said = "Linux version 6" if works else "KVM is broken"
     make_program(host.qemu, f"case $* in *accel=kvm*) echo {said}; echo {said} >&2; exit;; esac\n{answers}")
@@ -116,8 +116,8 @@ def test_kvm_is_what_a_probe_says(host: Planner, hawse: Command, works: bool) ->
     found = findings(hawse)["acceleration"]
     assert (found["verdict"], found["found"]) == (
         (OK, "KVM (a guest kernel ran)") if works else
-        (WARNING, "guests run under QEMU's TCG, which QEMU does not consider a security boundary, and some twenty "
-                  f"times slower: {REFUSED}: KVM is broken")
+        (WARNING, "guests run with QEMU's TCG, which QEMU does not consider a security boundary and which is about "
+                  f"twenty times slower than KVM: {REFUSED}: KVM is broken")
     )  # fmt: skip
     if not works:
         hawse.configure(host.config(vm='accel = "kvm"'))
@@ -137,10 +137,10 @@ def test_templates_are_counted_and_damaged_ones_named(host: Planner, hawse: Comm
     assert found["remedy"] == "`hawse template remove bbbbbbbbbbbb`"
 
 
-def test_state_directory_is_looked_for_upward(tmp_path: Path) -> None:
+def test_missing_state_directory_is_checked_by_its_parents(tmp_path: Path) -> None:
     assert machine.state_directory(f"{tmp_path}/a/b").verdict == OK
     program = make_program(f"{tmp_path}/program", "exit 0")
-    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is a file, if one that can be executed"
+    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is a file, though an executable one"
 
 
 @pytest.mark.parametrize("iommufd", [False, True])
@@ -151,10 +151,10 @@ def test_device_file_interface_is_mentioned(tmp_path: Path, iommufd: bool) -> No
     if iommufd:
         host.write("dev/iommu", "")
     found: Finding = checks.vfio(root=host.root)
-    assert found.found == f"/dev/vfio/vfio and vfio-pci are there{', /dev/iommu too' if iommufd else ''}"
+    assert found.found == f"available: /dev/vfio/vfio, vfio-pci{', and /dev/iommu' if iommufd else ''}"
 
 
-def test_huge_pages_of_odd_names_and_of_none_are_not_counted(tmp_path: Path) -> None:
+def test_huge_page_sizes_with_odd_names_or_without_pages_are_not_counted(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.write("sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "0\n")
     host.write("sys/kernel/mm/hugepages/other/nr_hugepages", "5\n")
@@ -162,8 +162,8 @@ def test_huge_pages_of_odd_names_and_of_none_are_not_counted(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("total", "verdict"), [(4, WARNING), (3, MISSING)])
-def test_huge_pages_that_others_have_may_come_back(tmp_path: Path, total: int, verdict: str) -> None:
-    """Exactly as many as a machine takes are enough, once they are free."""
+def test_huge_pages_in_use_are_a_warning_if_the_total_is_enough(tmp_path: Path, total: int, verdict: str) -> None:
+    """Exactly the number that a VM needs is enough when all of them are free."""
     host = FakeSysfs(str(tmp_path))
     host.write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", f"{total}\n")
     found = checks.hugepages(page_kib=2048, memory_mib=8, root=host.root)

@@ -1,4 +1,4 @@
-"""Whether the guest image has the updates of its packages, by its age and by apt's package lists."""
+"""Detection of an outdated guest image, by its age and by apt's package lists."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.support.ready import make_image, make_program
 
 OURS, NEWER = "6.1.140-1", "6.1.153-1"
 DAY = 24 * 3600
-REMEDY = "`apt-get update`, then `hawse image build`; containers that run keep the old one"
+REMEDY = "`apt-get update`, then `hawse image build`; running containers keep the old image"
 
 
 class Host:
-    """A machine with an image of the kernel ``OURS``, and with an apt-cache of the test's own."""
+    """A host with an image that contains the kernel ``OURS``, and with a fake apt-cache."""
 
     def __init__(self, directory: Path) -> None:
         self.path = make_image(f"{directory}/cache")
@@ -36,7 +36,7 @@ class Host:
         self.knows(OURS)
 
     def knows(self, version: str) -> None:
-        """Have apt's lists name a version of the kernel."""
+        """Put a version of the kernel into apt's lists."""
         lines = (
             f"Package: linux-image-amd64\\nVersion: {version}\\nDepends: x, linux-image-6.1.0-40-amd64 (= {version})"
         )
@@ -47,7 +47,7 @@ class Host:
         return finding.verdict, finding.found, finding.remedy
 
     def age(self, days: float) -> None:
-        """Make the image so old."""
+        """Set the age of the image."""
         then = time.time() - days * DAY
         os.utime(image.current_path(self.files.cache), (then, then))
 
@@ -64,18 +64,18 @@ def test_image_older_than_a_month_is_a_warning_with_the_remedy(host: Host, days:
     if not words:
         assert host.look() == (OK, host.path, "")
         return
-    assert host.look() == (WARNING, f"{host.path}: it has no updates of the last {words}", REMEDY)
+    assert host.look() == (WARNING, f"{host.path}: it lacks the updates of the last {words}", REMEDY)
 
 
 def test_newer_kernel_in_the_package_lists_is_a_warning(host: Host) -> None:
     host.knows(NEWER)
-    assert host.look() == (WARNING, f"{host.path}: it has not the kernel {NEWER} of apt's package lists", REMEDY)
+    assert host.look() == (WARNING, f"{host.path}: it lacks the kernel {NEWER} in apt's package lists", REMEDY)
     host.knows("6.1.9-1")
     assert host.look() == (OK, host.path, "")
 
 
 @pytest.mark.parametrize("script", ["exit 100", "echo N: Unable to locate package", "printf 'Depends: x\\n'"])
-def test_machine_without_package_lists_knows_the_age_only(
+def test_image_is_judged_by_its_age_without_package_lists(
     host: Host, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_program(host.program, script)
@@ -85,7 +85,7 @@ def test_machine_without_package_lists_knows_the_age_only(
     assert host.look()[0] == OK
 
 
-def test_image_of_another_kernel_than_debians_is_judged_by_its_age(host: Host, tmp_path: Path) -> None:
+def test_image_with_a_custom_kernel_is_judged_by_its_age(host: Host, tmp_path: Path) -> None:
     host.knows(NEWER)
     (tmp_path / "vmlinux").touch()
     host.files = ImageFiles(cache=host.files.cache, kernel=f"{tmp_path}/vmlinux", modules=str(tmp_path))

@@ -1,4 +1,4 @@
-"""The configuration's table of emulated groups."""
+"""The table of emulated groups in the configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hawse.errors import ConfigError
 from hawse.vfio.emulated import EmulatedGroup, read_table
 
 
-def test_a_group_has_one_to_eight_functions_of_known_models() -> None:
+def test_group_has_one_to_eight_functions_of_known_models() -> None:
     table = {"5": ["edu"], "0": ["igb", "igb"], "123456789": ["nvme"] * 8}
     assert read_table(table) == {
         5: EmulatedGroup(5, ("edu",)),
@@ -26,12 +26,12 @@ def test_a_group_has_one_to_eight_functions_of_known_models() -> None:
         ("²", ["edu"], "emulated.²: the key is not a group number"),
         ("٣", ["edu"], "emulated.٣: the key is not a group number"),
         ("1234567890", ["edu"], "emulated.1234567890: the key is not a group number"),
-        ("5", [], "emulated.5: 0 functions, from 1 to 8 fit"),
-        ("5", ["edu"] * 9, "emulated.5: 9 functions, from 1 to 8 fit"),
-        ("5", ["edu", "rtl8139"], "emulated.5: unknown device 'rtl8139'"),
+        ("5", [], "emulated.5: 0 functions: a group has 1 to 8"),
+        ("5", ["edu"] * 9, "emulated.5: 9 functions: a group has 1 to 8"),
+        ("5", ["edu", "rtl8139"], "emulated.5: unknown model 'rtl8139'"),
     ],
 )
-def test_an_entry_that_makes_no_sense_is_named(key: str, models: list[str], words: str) -> None:
+def test_invalid_entry_is_named(key: str, models: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_table({"7": ["edu"], key: models})
     assert caught.value.message == f"configuration: {words}"

@@ -101,13 +101,13 @@ Act = Callable[[FakeSysfs], Any]
 
 
 def asks(path: str, major: int = 511, minor: int = 9) -> Act:
-    """A container asks for a node."""
+    """A container requests a node."""
     device = Device(path=path, type="c", major=major, minor=minor)
     return lambda host: find_request([device], emulated={}, root=host.root)
 
 
 def group(*drivers: str, then: Callable[[Any, str], Any]) -> Act:
-    """The host's group 7, of functions on these drivers, and what is done with it."""
+    """The result of ``then`` for the host's group 7, whose functions are bound to these drivers."""
 
     def act(host: FakeSysfs) -> Any:
         for number, driver in enumerate(drivers):
@@ -123,7 +123,7 @@ def bridge(host: FakeSysfs) -> Any:
 
 
 def hotplug_bridge(host: FakeSysfs) -> Any:
-    """One on a driver of the host that does DMA, as far as the kernel knows."""
+    """A bridge whose driver may do DMA, according to the kernel."""
     host.function("0000:3b:00.0", group=7)
     host.function("0000:00:1c.0", group=7, driver="shpchp", class_code=0x060400)
     return check_viable(read_group(7, root=host.root))
@@ -135,7 +135,7 @@ def mediated(host: FakeSysfs) -> Any:
 
 
 def beyond_binding(attribute: str, text: str) -> Act:
-    """A group of which sysfs says that."""
+    """The check of a group with this text in an attribute in sysfs."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7)
@@ -146,7 +146,7 @@ def beyond_binding(attribute: str, text: str) -> Act:
 
 
 def open_elsewhere(host: FakeSysfs) -> Any:
-    """The kernel's answer is the test's own; who has the node is found in a /proc."""
+    """The test simulates the kernel's answer; the process is found in a fake /proc."""
 
     def busy(_path: str, _flags: int) -> int:
         raise OSError(errno.EBUSY, "")
@@ -417,7 +417,7 @@ def bound(source: str) -> Act:
 
 
 def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str, ...] = ("*",)) -> Act:
-    """A node that is not VFIO's, allowed by a rule, on a host with sdb, an empty loop device, and some others."""
+    """A node that is not a VFIO node, allowed by a rule, on a host with sdb, an empty loop device and two others."""
 
     def act(host: FakeSysfs) -> Any:
         for numbers, name, size in (("8:16", "sdb", 2048), ("7:0", "loop0", 0)):
@@ -726,48 +726,48 @@ def flooded(_host: FakeSysfs) -> None:
 DISK = DiskPlan(major=8, minor=16, name="sdb", writable=True)
 OTHER_RULE = {"allow": True, "type": "c", "major": 188, "access": "rw"}
 SITUATIONS: dict[str, Act] = {
-    "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
-    "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
-    "It asks for a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
+    "A container requests the node of a group that does not exist": asks("/dev/vfio/42"),
+    "It requests a device file that does not exist": asks("/dev/vfio/devices/vfio0"),
+    "It requests a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
     "The group does not exist": lambda host: read_group(7, root=host.root),
-    "The group has bridges alone": bridge,
-    "A bridge of the group is on a driver of its own": hotplug_bridge,
+    "The group contains only bridges": bridge,
+    "A bridge of the group is bound to another driver than the port driver": hotplug_bridge,
     "A member of the group is a mediated device": mediated,
-    "The group's firmware wants memory of its own": beyond_binding(
+    "The group's firmware requires memory at fixed addresses": beyond_binding(
         "reserved_regions", "0x00000000000e0000 0x00000000000effff direct\n"
     ),
-    "The group is one without an IOMMU": beyond_binding("name", "vfio-noiommu\n"),
-    "Its device is on a host driver": group("ixgbe", then=lambda g, _: check_viable(g)),
+    "The group has no IOMMU": beyond_binding("name", "vfio-noiommu\n"),
+    "Its device is bound to a host driver": group("ixgbe", then=lambda g, _: check_viable(g)),
     "Its device has no driver": group("", then=lambda g, _: check_viable(g)),
-    "Some of its devices are not on vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
+    "Some of its devices are not bound to vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
     "Its node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
-    "There is no permission for its node": forbidden,
-    "Its node is open elsewhere": open_elsewhere,
-    "Its device's BARs make no sense": odd_bars,
-    "A virtual function's physical function is on vfio-pci, and there is no token": virtual(""),
-    "There is a token, and QEMU knows none": virtual("14d63f20-8445-11ea-8900-1f9ce7d5650d"),
-    "What is bound shares its group with others": binding("3b:00.0"),
-    "What is bound is a bridge": binding("3a:00.0"),
-    "What is bound carries a route": binding(C, prepare=routing),
-    "What is bound has a disk that is mounted": binding(C, prepare=mounted),
-    "What is bound has virtual functions": binding(C, prepare=virtual_functions),
-    "What is bound is of a group that is open": binding(C, prepare=in_use),
-    "What is bound is bound for another container": binding(C, prepare=lambda host: host.take(C, owner="web")),
-    "What is bound is not let go by its driver": binding(C, prepare=held),
-    "A device file is asked for, and the host has no /dev/iommu (a warning)": lambda host: by_files(
+    "Opening its node is not permitted": forbidden,
+    "Another process has its node open": open_elsewhere,
+    "The BARs of its device are invalid": odd_bars,
+    "The physical function of a virtual function is bound to vfio-pci, and the token is missing": virtual(""),
+    "A token is set, and QEMU does not support tokens": virtual("14d63f20-8445-11ea-8900-1f9ce7d5650d"),
+    "A function to bind shares its group with others": binding("3b:00.0"),
+    "A function to bind is a bridge": binding("3a:00.0"),
+    "A function to bind carries a route": binding(C, prepare=routing),
+    "A function to bind has a mounted disk": binding(C, prepare=mounted),
+    "A function to bind has virtual functions": binding(C, prepare=virtual_functions),
+    "The group of a function to bind is in use": binding(C, prepare=in_use),
+    "A function to bind is bound for another container": binding(C, prepare=lambda host: host.take(C, owner="web")),
+    "The driver of a function to bind does not release it": binding(C, prepare=held),
+    "A device file is requested, and the host has no /dev/iommu (a warning)": lambda host: by_files(
         host, "auto", iommu=False
     ),
-    "A device file is asked for, and QEMU needs a later kernel for it (a warning)": lambda host: by_files(
+    "A device file is requested, and QEMU needs a newer kernel for it (a warning)": lambda host: by_files(
         host, "auto", qemu="10.1.0"
     ),
-    "A device file is asked for, and QEMU knows groups alone (a warning)": lambda host: by_files(host, "auto"),
-    "All devices are to go by files, and QEMU knows groups alone": lambda host: by_files(host, "iommufd"),
-    "A device file is asked for, and the guest's kernel has none (a warning)": no_files,
-    "Only its bus can be reset (a warning)": reset_by("bus"),
+    "A device file is requested, and QEMU supports only groups (a warning)": lambda host: by_files(host, "auto"),
+    "All devices are to be passed by files, and QEMU supports only groups": lambda host: by_files(host, "iommufd"),
+    "A device file is requested, and the guest kernel has none (a warning)": no_files,
+    "Only a bus reset can reset it (a warning)": reset_by("bus"),
     "Nothing can reset it": reset_by("none"),
     "Nothing can reset it, and the configuration accepts that (a warning)": reset_by("none", accepted=True),
-    "The host does not remap interrupts, and VFIO is told to do without": interrupts("IO-APIC"),
-    "VFIO is told to do without interrupt remapping, and the host does not show whether it is there": interrupts(),
+    "The host does not remap interrupts, and VFIO allows unsafe interrupts": interrupts("IO-APIC"),
+    "VFIO allows unsafe interrupts, and the host does not show whether it remaps interrupts": interrupts(),
     "KVM is required and cannot be used": without_kvm,
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
@@ -779,8 +779,8 @@ SITUATIONS: dict[str, Act] = {
     "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
         65535, dma.entries(1024), dma.parameter()
     ),
-    "The host's IOMMU is narrow (a warning)": narrow,
-    "The host's kernel keeps no further mapping for a device": not_mapped(0xFFFF0000, errno.ENOSPC),
+    "The host's IOMMU has few address bits (a warning)": narrow,
+    "The host kernel's limit of DMA mappings is reached": not_mapped(0xFFFF0000, errno.ENOSPC),
     "QEMU may not lock the memory that a program maps": not_mapped(0xFFFF0000, errno.ENOMEM),
     "A program maps an IOVA that the host's IOMMU does not translate": not_mapped(0xFEE00000, errno.EINVAL),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
@@ -800,10 +800,10 @@ SITUATIONS: dict[str, Act] = {
     "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
     "An annotation is unknown": annotation("hawse.vf_token", "x"),
     "An annotation is not allowed": annotation("hawse.devices", "0000:3b:00.0", ()),
-    "A device is not among those that the configuration allows": not_allowed,
+    "The configuration does not allow a device": not_allowed,
     "An annotation's token is none": annotation("hawse.vf-token", "secret"),
     "An annotation is no switch": annotation("hawse.keep-addresses", "yes"),
-    "An emulated group's key is no number": emulated("five", "edu"),
+    "An emulated group's key is not a number": emulated("five", "edu"),
     "An emulated group's model is unknown": emulated("5", "rtl8139"),
     "An emulated group is empty": emulated("5"),
     "QEMU refuses a device": running(FakeQmp(refuse=refuse), {}, EDU, then=attach_nics),
@@ -854,14 +854,14 @@ SITUATIONS: dict[str, Act] = {
     ),
     "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
     "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
-    "A character device of the host is asked for": other_node("c", 188, 0, "/dev/ttyUSB0"),
-    "A character device of the host's PCI function is asked for": other_node("c", 231, 192, "/dev/infiniband/uverbs0"),
-    "KVM is asked for": other_node("c", 10, 232, "/dev/kvm"),
-    "A privileged container's list of devices is all of the host's /dev (a warning)": whole_dev,
-    "A block device is asked for that does not exist": other_node("b", 8, 32, "/dev/sdc"),
-    "A block device has no content": other_node("b", 7, 0, "/dev/loop0"),
+    "A character device of the host is requested": other_node("c", 188, 0, "/dev/ttyUSB0"),
+    "A character device of a host PCI function is requested": other_node("c", 231, 192, "/dev/infiniband/uverbs0"),
+    "KVM is requested": other_node("c", 10, 232, "/dev/kvm"),
+    "The device list of a privileged container is the host's whole /dev (a warning)": whole_dev,
+    "A requested block device does not exist": other_node("b", 8, 32, "/dev/sdc"),
+    "A block device is empty": other_node("b", 7, 0, "/dev/loop0"),
     "An administrator does not allow the block device": other_node("b", 8, 16, "/dev/sdb", allow=("8086:*",)),
-    "A rule is about a number that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
+    "A device rule has a number that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
     "A variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
         "process.env", ["PCIDEVICE_X=0000:3b:00.0,0000:3b:00.1"], {"0000:3b:00.0": "0000:02:00.0"}
     )[0],

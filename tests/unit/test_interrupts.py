@@ -1,4 +1,4 @@
-"""Where VFIO passes devices without interrupt remapping, hawse refuses them, unless the configuration accepts it."""
+"""If VFIO passes devices without interrupt remapping, hawse refuses them unless the configuration accepts them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hawse.vfio.obstacles import Accepted
 from tests.support.sysfs import FakeSysfs
 
 A = "0000:3b:00.0"
-#: Extended capabilities of an IOMMU that can remap interrupts, and of one that cannot.
+#: Extended capability registers of an IOMMU that can remap interrupts, and of one that cannot.
 CAN, CANNOT = "f00f5a", "f00f52"
 TYPE1, IOMMUFD = interrupts.MODULES
 
 
 def make(directory: Path, parameters: dict[str, str], chips: list[str], *capabilities: str) -> FakeSysfs:
-    """A host with group 7, these values of allow_unsafe_interrupts, interrupt controllers and IOMMUs."""
+    """A host with group 7 and these values of allow_unsafe_interrupts, interrupt controllers and IOMMUs."""
     host = FakeSysfs(str(directory))
     host.function(A, group=7)
     for module, value in parameters.items():
@@ -46,7 +46,7 @@ def make(directory: Path, parameters: dict[str, str], chips: list[str], *capabil
         (["GICv3"], ["nonsense"], None),
     ],
 )
-def test_remapping_is_known_by_the_controllers_names(
+def test_remapping_is_recognized_by_the_names_of_controllers(
     tmp_path: Path, chips: list[str], capabilities: list[str], expected: bool | None
 ) -> None:
     assert interrupts.remapped(root=make(tmp_path, {}, chips, *capabilities).root) is expected
@@ -64,7 +64,7 @@ def test_remapping_is_known_by_the_controllers_names(
         ({IOMMUFD: "Y"}, ["GICv3"], "sysfs does not show whether this host remaps interrupts"),
     ],
 )
-def test_a_group_of_a_host_that_allows_unsafe_interrupts(
+def test_group_on_a_host_that_allows_unsafe_interrupts(
     tmp_path: Path, parameters: dict[str, str], chips: list[str], refused: str
 ) -> None:
     host = make(tmp_path, parameters, chips)
@@ -84,8 +84,8 @@ def test_a_group_of_a_host_that_allows_unsafe_interrupts(
 
 
 @pytest.mark.parametrize("managed", [False, True])
-def test_create_and_the_list_of_devices_refuse_it_unless_it_is_accepted(tmp_path: Path, managed: bool) -> None:
-    """Before anything is bound."""
+def test_create_and_devices_refuse_unsafe_interrupts_unless_accepted(tmp_path: Path, managed: bool) -> None:
+    """The refusal comes before anything is bound."""
     host = make(tmp_path, {TYPE1: "Y"}, ["IO-APIC"])
     host.node(7, 511, 0)
     group = read_group(7, root=host.root)

@@ -1,4 +1,4 @@
-"""What `hawse devices` knows of each group: whether it can be passed, and if not, why and what to do."""
+"""The data of `hawse devices` about each group: whether it can be passed and, if not, the reason and a remedy."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ C 02  Network controller
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
-    made = FakeSysfs(str(tmp_path))
-    made.function("0000:3a:00.0", group=7, driver="pcieport", class_code=0x060400)
-    made.function(A, group=7)
-    made.node(7, 511, 0)
-    return made
+    fake = FakeSysfs(str(tmp_path))
+    fake.function("0000:3a:00.0", group=7, driver="pcieport", class_code=0x060400)
+    fake.function(A, group=7)
+    fake.node(7, 511, 0)
+    return fake
 
 
 def only(host: FakeSysfs, users: tuple[tuple[int, str], ...] = ()) -> inventory.Listing:
@@ -46,18 +46,18 @@ def only(host: FakeSysfs, users: tuple[tuple[int, str], ...] = ()) -> inventory.
     return listing
 
 
-def test_a_group_that_can_be_passed(host: FakeSysfs) -> None:
+def test_group_that_can_be_passed(host: FakeSysfs) -> None:
     host.write(f"sys/bus/pci/devices/{A}/numa_node", "1\n")
     listing = only(host)
     assert (listing.number, listing.node, listing.refusal) == (7, True, "")
     assert [(entry.function.address, entry.numa) for entry in listing.entries] == [(A, 1)], "bridges are left out"
 
 
-def test_it_is_open(host: FakeSysfs) -> None:
-    assert only(host, ((42, "qemu-system-x86"),)).refusal == "it is open: qemu-system-x86 (pid 42)"
+def test_open_group_cannot_be_passed(host: FakeSysfs) -> None:
+    assert only(host, ((42, "qemu-system-x86"),)).refusal == "it is in use: qemu-system-x86 (pid 42)"
 
 
-def test_a_sibling_is_in_the_way(host: FakeSysfs) -> None:
+def test_sibling_on_a_host_driver_is_the_reason(host: FakeSysfs) -> None:
     host.function(B, group=7, driver="ixgbe")
     listing = only(host)
     assert f"{B} is bound to ixgbe" in listing.refusal
@@ -73,46 +73,46 @@ def test_a_sibling_is_in_the_way(host: FakeSysfs) -> None:
         ("garbage\n", False),
     ],
 )
-def test_memory_at_fixed_addresses_is_in_the_way(host: FakeSysfs, regions: str, refused: bool) -> None:
+def test_group_with_memory_at_fixed_addresses_is_refused(host: FakeSysfs, regions: str, refused: bool) -> None:
     host.write("sys/kernel/iommu_groups/7/reserved_regions", regions)
-    assert ("its firmware wants memory" in only(host).refusal) == refused
+    assert ("its firmware requires memory" in only(host).refusal) == refused
 
 
-def test_a_group_without_a_node_is_not_passed_unless_by_device_files(host: FakeSysfs) -> None:
+def test_group_without_a_node_can_be_passed_only_by_device_files(host: FakeSysfs) -> None:
     os.unlink(f"{host.root}/dev/vfio/7")
     listing = only(host)
-    assert "dev/vfio/7: No such file or directory" in listing.refusal
+    assert "dev/vfio/7 cannot be opened: No such file or directory" in listing.refusal
     assert (listing.node, bool(listing.remedy)) == (False, True)
     host.device_file(A, 0, 510, 0)
     assert only(host).refusal == ""
 
 
-def test_a_device_without_an_iommu_is_not_passed(host: FakeSysfs) -> None:
+def test_device_without_an_iommu_is_refused(host: FakeSysfs) -> None:
     os.rename(f"{host.root}/dev/vfio/7", f"{host.root}/dev/vfio/noiommu-7")
     host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
     listing = only(host)
-    assert listing.refusal == f"group 7 ({A}): a device without an IOMMU cannot be given to a virtual machine"
-    assert listing.remedy == "turn the host's IOMMU on"
+    assert listing.refusal == f"group 7 ({A}): a device without an IOMMU cannot be passed to a VM"
+    assert listing.remedy == "enable the host's IOMMU"
 
 
-def test_a_group_of_mediated_devices_is_listed_with_the_reason(host: FakeSysfs) -> None:
+def test_group_of_mediated_devices_is_listed_with_the_reason(host: FakeSysfs) -> None:
     host.member(8, "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "../nothing")
     listing = inventory.read(root=host.root, holders=lambda _: [])[1]
     assert (listing.number, listing.entries) == (8, ())
-    assert "mediated devices are not passed" in listing.refusal
+    assert "mediated devices cannot be passed" in listing.refusal
 
 
-def test_a_bridge_on_a_driver_of_its_own_is_in_the_way(host: FakeSysfs) -> None:
+def test_group_with_a_bridge_on_another_driver_is_refused(host: FakeSysfs) -> None:
     host.function("0000:39:00.0", group=7, driver="shpchp", class_code=0x060400)
     assert only(host).refusal.startswith("group 7 is not viable: the bridge 0000:39:00.0 is bound to shpchp")
 
 
-def test_virtual_functions_are_in_the_way_of_their_physical_one(host: FakeSysfs) -> None:
+def test_physical_function_with_virtual_functions_is_refused(host: FakeSysfs) -> None:
     host.function("0000:3c:00.0", group=8, driver="igb")
     host.write("sys/bus/pci/devices/0000:3c:00.0/sriov_totalvfs", "7\n")
     host.write("sys/bus/pci/devices/0000:3c:00.0/sriov_numvfs", "2\n")
     listing = inventory.read(root=host.root, holders=lambda _: [])[1]
-    assert listing.refusal == "0000:3c:00.0 has 2 virtual functions: pass those"
+    assert listing.refusal == "0000:3c:00.0 has 2 virtual functions: pass these instead"
     assert listing.entries[0].virtual == (2, 7)
 
 
@@ -121,11 +121,11 @@ def test_virtual_functions_are_in_the_way_of_their_physical_one(host: FakeSysfs)
     [
         ("vfio-pci", (0, 7), ""),
         ("vfio-pci", (2, 7), ""),
-        ("igb", (0, 7), f"group 7 cannot be passed: {A} is bound to igb, not to vfio-pci"),
-        ("igb", (1, 7), f"{A} has 1 virtual functions: pass those"),
+        ("igb", (0, 7), f"group 7 cannot be passed: {A} is bound to igb; it must be bound to vfio-pci"),
+        ("igb", (1, 7), f"{A} has 1 virtual functions: pass these instead"),
     ],
 )
-def test_virtual_functions_are_in_the_way_of_a_native_driver_only(
+def test_virtual_functions_matter_only_on_a_native_driver(
     tmp_path: Path, driver: str, virtual: tuple[int, int], refusal: str
 ) -> None:
     host = FakeSysfs(str(tmp_path))
@@ -137,7 +137,7 @@ def test_virtual_functions_are_in_the_way_of_a_native_driver_only(
     assert (listing.refusal, listing.entries[0].virtual) == (refusal, virtual)
 
 
-def test_groups_of_bridges_and_functions_that_cannot_be_read_are_left_out(host: FakeSysfs) -> None:
+def test_groups_of_bridges_and_unreadable_functions_are_skipped(host: FakeSysfs) -> None:
     host.function("0000:38:00.0", group=6, driver="pcieport", class_code=0x060400)
     for address in ("0000:50:00.0", "0000:51:00.0"):
         host.function(address, group=9)
@@ -150,12 +150,12 @@ def test_groups_of_bridges_and_functions_that_cannot_be_read_are_left_out(host: 
     assert (listings[1].entries[0].numa, listings[1].entries[0].virtual) == (-1, None)
 
 
-def test_groups_without_an_iommu_are_no_iommu_that_is_on(host: FakeSysfs) -> None:
+def test_noiommu_groups_do_not_count_as_an_iommu(host: FakeSysfs) -> None:
     host.write("sys/kernel/iommu_groups/7/name", "vfio-noiommu\n")
     host.function("0000:51:00.0", group=9)
     os.unlink(f"{host.root}/sys/bus/pci/devices/0000:51:00.0/iommu_group")
     shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups/9")
-    assert inventory.read(root=host.root, holders=lambda _: [])[-1].refusal == "this host has no IOMMU that is on"
+    assert inventory.read(root=host.root, holders=lambda _: [])[-1].refusal == "no IOMMU is enabled on this host"
 
 
 def test_functions_without_a_group_come_last(host: FakeSysfs) -> None:
@@ -164,37 +164,37 @@ def test_functions_without_a_group_come_last(host: FakeSysfs) -> None:
     shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups/9")
     listings = inventory.read(root=host.root, holders=lambda _: [])
     assert [listing.number for listing in listings] == [7, None]
-    assert listings[1].refusal == "in no IOMMU group"
+    assert listings[1].refusal == "not in an IOMMU group"
     shutil.rmtree(f"{host.root}/sys/kernel/iommu_groups")
-    assert inventory.read(root=host.root)[-1].refusal == "this host has no IOMMU that is on"
+    assert inventory.read(root=host.root)[-1].refusal == "no IOMMU is enabled on this host"
 
 
-def test_names_are_from_the_table(tmp_path: Path) -> None:
+def test_names_are_taken_from_pci_ids(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
-    wanted = [(0x8086, 0x10D3), (0x8086, 0xFFFF)]
-    assert pci_ids.names(wanted, root=host.root) == {wanted[0]: "8086:10d3", wanted[1]: "8086:ffff"}
+    ids = [(0x8086, 0x10D3), (0x8086, 0xFFFF)]
+    assert pci_ids.names(ids, root=host.root) == {ids[0]: "8086:10d3", ids[1]: "8086:ffff"}
     host.write("usr/share/misc/pci.ids", TABLE)
-    assert pci_ids.names(wanted, root=host.root) == {
-        wanted[0]: "Intel Corporation 82574L Gigabit Network Connection", wanted[1]: "8086:ffff",
+    assert pci_ids.names(ids, root=host.root) == {
+        ids[0]: "Intel Corporation 82574L Gigabit Network Connection", ids[1]: "8086:ffff",
     }  # fmt: skip
 
 
 @settings(max_examples=50)
 @given(text=st.text(max_size=200))
-def test_no_table_breaks_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_table_of_names_is_parsed(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     host = FakeSysfs(str(tmp_path_factory.mktemp("root")))
     host.write("usr/share/misc/pci.ids", text.encode(errors="replace").decode())
     assert pci_ids.names([(1, 2)], root=host.root).keys() == {(1, 2)}
 
 
-def test_a_user_is_named_by_his_sandbox(tmp_path: Path) -> None:
+def test_sandbox_of_a_pid_is_found_by_its_monitor(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.write("proc/42/stat", "42 (qemu) system) S 40 1 1\n")
     of = inventory.sandboxes({"web": 40, "other": 41}, root=host.root)
     assert (of(42), of(43)) == ("web", "")
 
 
-def test_the_verb_prints_both_forms(host: FakeSysfs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verb_prints_text_and_json(host: FakeSysfs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host.write(f"sys/bus/pci/devices/{A}/reset_method", "bus\n")
     host.write("usr/share/misc/pci.ids", TABLE)
     configuration = Settings(root=str(tmp_path / "state"), log=Log(), config_path=None, debug=False)

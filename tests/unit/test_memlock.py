@@ -1,4 +1,4 @@
-"""Locked memory: nothing is said unless nothing helps."""
+"""Locked memory: there is a warning only if the limit applies and cannot be raised."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ IPC_LOCK, SYS_RESOURCE = 1 << 14, 1 << 24
         (0, 0, True, "LimitMEMLOCK=infinity"),
     ],
 )
-def test_limit_that_cannot_be_raised_for_qemu_is_warned_of(
+def test_limit_that_cannot_be_raised_for_qemu_is_a_warning(
     limit: int, capabilities: int, confined: bool, words: str
 ) -> None:
-    """CAP_IPC_LOCK exempts hawse's own process, which QEMU inherits only without a jail."""
-    said = memlock.warning(limit, capabilities, confined=confined)
-    assert words in said
-    assert bool(said) == bool(words)
+    """CAP_IPC_LOCK exempts the process of hawse. QEMU inherits the capability only without a jail."""
+    warning = memlock.warning(limit, capabilities, confined=confined)
+    assert words in warning
+    assert bool(warning) == bool(words)
 
 
 def test_this_process_has_a_limit_and_capabilities() -> None:

@@ -1,4 +1,4 @@
-"""Kernel modules, loaded by a program that stands for modprobe: its words, its silence, and its end."""
+"""Loading kernel modules with a fake modprobe: its output, its exit status, and its timeout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.scripts import write_program
 
 @pytest.fixture
 def modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Its path, which is the first on PATH."""
+    """The path of a fake modprobe in the first directory of PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return f"{tmp_path}/modprobe"
 
@@ -30,17 +30,17 @@ def modprobe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("sleep 100", "modprobe has not ended after 0.1 s"),
     ],
 )
-def test_the_reason_why_a_module_is_not_loaded(modprobe: str, body: str, reason: str) -> None:
+def test_failure_has_the_output_of_modprobe(modprobe: str, body: str, reason: str) -> None:
     write_program(modprobe, body)
     assert load_module("vfio-pci", 0.1 if "sleep" in body else 20) == reason
 
 
-def test_a_name_is_never_an_option(modprobe: str, tmp_path: Path) -> None:
+def test_name_is_not_parsed_as_an_option(modprobe: str, tmp_path: Path) -> None:
     write_program(modprobe, f'echo "$@" >{tmp_path}/called')
     assert load_module("--version", 20) == ""
     assert (tmp_path / "called").read_text() == "-- --version\n"
 
 
-def test_a_host_without_modprobe_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_modprobe_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert load_module("vfio-pci", 20) == "modprobe cannot be started: No such file or directory"

@@ -1,4 +1,4 @@
-"""Device nodes that are not VFIO's: what the rules allow, what becomes of each kind, and numbers in the guest."""
+"""Device nodes that are not VFIO's: the access that rules allow, the decision for each kind, and guest numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rule(kind: str, major: int | None, minor: int | None, access: str, *, allow:
         ([rule("b", 8, 16, "qr")], "rm"),
     ],
 )
-def test_what_the_rules_allow_is_what_runc_allows(rules: list[DeviceRule], expected: str) -> None:
+def test_rules_allow_the_same_as_under_runc(rules: list[DeviceRule], expected: str) -> None:
     assert allowed(rules, "b", 8, 16) == expected
 
 
@@ -60,7 +60,7 @@ def test_pseudo_terminals_are_allowed_by_every_runtime() -> None:
 def block(major: int, minor: int) -> BlockDevice:
     """8:16 and 8:17 are writable, 8:32 is read-only, and 8:48 cannot be passed."""
     if (major, minor) == (8, 48):
-        raise DeviceError("sdd (8:48) has no content", hint="insert a medium")
+        raise DeviceError("sdd (8:48) is empty", hint="insert a medium")
     return BlockDevice(major, minor, f"disk{minor}", minor == 32, 512, 4096)
 
 
@@ -70,7 +70,7 @@ CHARACTERS = {
     (231, 192): CharacterDevice("uverbs0", "mlx5_core", "0000:3b:00.0"),
 }
 HOST = Host(block, lambda major, minor: CHARACTERS.get((major, minor), CharacterDevice(driver="unknown")))
-#: Devices that a host has and a guest has not, or has another of: path, major, minor.
+#: Devices that a host has and a guest lacks, or for which it has another device: path, major, minor.
 OTHERS = [
     ("/dev/infiniband/uverbs0", 231, 192),
     ("/dev/uio0", 242, 0),
@@ -116,7 +116,7 @@ def wish(path: str, kind: str, major: int, minor: int, *, usable: bool = True) -
 
 @pytest.mark.parametrize(("path", "major", "minor"), OTHERS)
 @pytest.mark.parametrize("kind", ["c", "u"])
-def test_a_character_device_of_the_host_is_refused_by_name(path: str, major: int, minor: int, kind: str) -> None:
+def test_character_device_of_the_host_is_refused_by_name(path: str, major: int, minor: int, kind: str) -> None:
     rules = [NONE, rule("c", major, minor, "rwm")]
     with pytest.raises(DeviceError) as caught:
         decide([wish(path, kind, major, minor)], rules, HOST)
@@ -125,79 +125,79 @@ def test_a_character_device_of_the_host_is_refused_by_name(path: str, major: int
 
 
 @pytest.mark.parametrize(("path", "major", "minor"), OTHERS)
-def test_where_everything_is_allowed_it_is_left_out(path: str, major: int, minor: int) -> None:
+def test_character_device_is_omitted_if_all_devices_are_allowed(path: str, major: int, minor: int) -> None:
     decision = decide([wish(path, "c", major, minor)], [ALL], HOST)
     assert list(decision.left_out) == [path]
 
 
 @pytest.mark.parametrize(("path", "major", "minor"), [other for other in OTHERS if other[1] != 136])
 @pytest.mark.parametrize("rules", [[], [NONE], [NONE, rule("c", None, None, "m")]])
-def test_a_node_that_nothing_may_open_stays(path: str, major: int, minor: int, rules: list[DeviceRule]) -> None:
+def test_node_that_nothing_may_open_is_kept(path: str, major: int, minor: int, rules: list[DeviceRule]) -> None:
     asked = wish(path, "c", major, minor)
     assert decide([asked], rules, HOST) == Decision(untouched=(asked,))
     bound = wish(path, "c", major, minor, usable=False)
     assert decide([bound], [ALL], HOST) == Decision(untouched=(bound,))
 
 
-def test_the_driver_and_the_way_out_are_named() -> None:
+def test_refusal_names_the_driver_and_a_remedy() -> None:
     def refusal(path: str, major: int, minor: int) -> str:
         with pytest.raises(DeviceError) as caught:
             decide([wish(path, "c", major, minor)], [rule("c", major, minor, "rw")], HOST)
         return caught.value.sentence()
 
     assert refusal("/dev/ttyUSB0", 188, 0) == (
-        "linux.devices: /dev/ttyUSB0 (188:0, ttyUSB0, driver ftdi_sio): a virtual machine has none of the host's "
-        "character devices but VFIO's [remove it; a PCI device is passed by VFIO: bind it to vfio-pci, and name the "
-        "node /dev/vfio/NN of its group]"
+        "linux.devices: /dev/ttyUSB0 (188:0, ttyUSB0, driver ftdi_sio): character devices of the host cannot be passed "
+        "to a VM, except VFIO's [remove it; to pass a PCI device, bind it to vfio-pci and name the node /dev/vfio/NN "
+        "of its group]"
     )
     assert "[pass its PCI device instead: `hawse bind 0000:3b:00.0`" in refusal("/dev/infiniband/uverbs0", 231, 192)
     assert "[remove it: the guest has no hardware virtualization]" in refusal("/dev/kvm", 10, 232)
 
 
 @pytest.mark.parametrize("numbers", sorted(KNOWN))
-def test_a_device_that_means_the_same_everywhere_is_the_guests_own(numbers: tuple[int, int]) -> None:
+def test_device_that_every_kernel_has_is_the_guests(numbers: tuple[int, int]) -> None:
     for rules in ([], [ALL], [rule("c", *numbers, "rw")]):
         assert decide([wish("/dev/x", "c", *numbers)], rules, HOST, whole=True) == Decision()
     assert is_known(*numbers)
     assert is_known(numbers[0], None)
 
 
-def test_a_misc_device_with_a_number_of_its_own_is_found_by_its_name() -> None:
+def test_misc_device_with_a_dynamic_number_is_found_by_its_name() -> None:
     decision = decide([wish("/dev/userfaultfd", "c", 10, 126)], [rule("c", 10, 126, "rw")], HOST)
     assert decision == Decision(named={(10, 126): "userfaultfd"})
 
 
-def test_pipes_are_nobodys_device() -> None:
+def test_pipes_are_ignored() -> None:
     assert decide([wish("/dev/pipe", "p", 188, 0)], [ALL], HOST, whole=True) == Decision()
 
 
 @pytest.mark.parametrize(
     ("minor", "access", "writable"), [(16, "r", False), (16, "w", True), (16, "rwm", True), (32, "rwm", False)]
 )
-def test_a_block_device_is_written_to_where_rules_and_host_allow_it(minor: int, access: str, writable: bool) -> None:
+def test_block_device_is_writable_if_rules_and_host_allow_it(minor: int, access: str, writable: bool) -> None:
     [disk] = decide([wish("/dev/xvda", "b", 8, minor)], [NONE, rule("b", 8, minor, access)], HOST).disks
     assert (disk.device.minor, disk.writable) == (minor, writable)
 
 
-def test_a_block_device_of_two_nodes_is_passed_once() -> None:
+def test_block_device_with_two_nodes_is_passed_once() -> None:
     wishes = [wish(path, "b", 8, 16) for path in ("/dev/a", "/dev/b")]
     assert len(decide(wishes, [rule("b", 8, 16, "rw")], HOST).disks) == 1
 
 
-def test_a_block_device_that_cannot_be_passed_is_named() -> None:
+def test_block_device_that_cannot_be_passed_is_named() -> None:
     for rules in ([ALL], [rule("b", 8, 48, "r")]):
-        with pytest.raises(DeviceError, match=r"^linux\.devices: /dev/xvda: sdd \(8:48\) has no content$"):
+        with pytest.raises(DeviceError, match=r"^linux\.devices: /dev/xvda: sdd \(8:48\) is empty$"):
             decide([wish("/dev/xvda", "b", 8, 48)], rules, HOST)
 
 
-def test_a_container_with_the_hosts_whole_dev_gets_none_of_its_disks() -> None:
+def test_container_with_the_hosts_whole_dev_gets_no_disks() -> None:
     decision = decide([wish("/dev/sdb", "b", 8, 16)], [ALL], HOST, whole=True)
     assert decision.disks == ()
     assert list(decision.left_out) == ["/dev/sdb"]
     assert len(decide([wish("/dev/sdb", "b", 8, 16)], [ALL], HOST).disks) == 1, "one that is asked for is passed"
 
 
-def test_the_hosts_whole_dev_has_the_nodes_that_nobody_names() -> None:
+def test_whole_dev_is_recognized_by_the_default_nodes() -> None:
     default = [Device(path="/dev/x", type="c", major=major, minor=minor) for major, minor in KNOWN]
     disk = Device(path="/dev/sdb", type="b", major=8, minor=16)
     assert is_whole([*default, disk], [ALL])
@@ -239,9 +239,7 @@ NODES = [("b", 8, 16), ("b", 8, 17), ("c", 511, 5), ("c", 10, 126)]
         (raw("c", 8, 16), False, True),
     ],
 )
-def test_a_rule_about_a_number_of_the_host_goes_where_no_node_has_it(
-    entry: dict[str, Any], kept: bool, warned: bool
-) -> None:
+def test_rule_for_a_host_number_without_a_node_is_removed(entry: dict[str, Any], kept: bool, warned: bool) -> None:
     rules = [{"allow": False, "access": "rwm"}, entry]
     assert without_strangers(rules, NODES)[1:] == [entry] * kept
     warnings = strangers(rules, NODES)
@@ -255,7 +253,7 @@ def spec_with(devices: list[dict[str, Any]], rules: list[dict[str, Any]]) -> dic
     return {"x": 1, "linux": {"y": 2, "devices": devices, "resources": {"z": 3, "devices": rules}}}
 
 
-def test_nodes_and_rules_get_the_guests_numbers() -> None:
+def test_nodes_and_rules_get_the_numbers_of_the_guest() -> None:
     moved = {("b", 8, 16): (254, 0), ("b", 8, 17): (254, 16), ("c", 10, 126): (10, 125)}
     sdb = {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16, "fileMode": 0o600, "uid": 5}
     null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
@@ -279,7 +277,7 @@ def test_nodes_and_rules_get_the_guests_numbers() -> None:
     assert before == spec_with([sdb, null, fault], rules), "the plan is not changed"
 
 
-def test_numbers_that_change_places_do_not_chain() -> None:
+def test_swapped_numbers_are_translated_only_once() -> None:
     moved = {("b", 254, 0): (254, 16), ("b", 254, 16): (254, 0)}
     nodes = [{"path": f"/dev/{minor}", "type": "b", "major": 254, "minor": minor} for minor in (0, 16)]
     spec = move(spec_with(nodes, [raw("b", 254, 0), raw("b", 254, 16, "r")]), moved)
@@ -287,8 +285,8 @@ def test_numbers_that_change_places_do_not_chain() -> None:
     assert spec["linux"]["resources"]["devices"] == [raw("b", 254, 16), raw("b", 254, 0, "r")]
 
 
-def test_a_node_that_nothing_may_open_is_never_another_disk() -> None:
-    """Its number of the host is in the guest the number of a disk that is allowed."""
+def test_node_that_nothing_may_open_never_becomes_another_disk() -> None:
+    """In the guest, its host number is the number of a disk that is allowed."""
     nodes: list[dict[str, Any]] = [
         {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
         {"path": "/dev/vda", "type": "b", "major": 254, "minor": 0},
@@ -301,7 +299,7 @@ def test_a_node_that_nothing_may_open_is_never_another_disk() -> None:
 
 
 @pytest.mark.parametrize("spec", [{}, {"linux": {}}, {"linux": {"resources": {}}}, {"linux": None}])
-def test_a_specification_without_devices_stays(spec: dict[str, Any]) -> None:
+def test_specification_without_devices_is_unchanged(spec: dict[str, Any]) -> None:
     assert move(spec, {("b", 8, 16): (254, 0)}).get("linux") in (spec.get("linux"), {})
 
 
@@ -321,8 +319,8 @@ def test_more_rules_that_allow_never_allow_less(rules: list[DeviceRule], kind: s
         assert set(allowed(rules[:count], kind, major, minor)) <= set(allowed(rules[: count + 1], kind, major, minor))
 
 
-def test_misc_devices_are_moved_with_vfios_and_not_twice() -> None:
-    """In the guest userfaultfd may have the number that /dev/iommu has on the host."""
+def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
+    """In the guest, userfaultfd may have the number that /dev/iommu has on the host."""
     devices = [
         {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 126},
         {"path": "/dev/iommu", "type": "c", "major": 10, "minor": 122},

@@ -97,7 +97,7 @@ NOBODY = 4095
 DISK = {"major": 8, "minor": 0}
 RATE = [DISK | {"rate": 1}]
 SPECIFICATION: list[tuple[str, Change, str]] = [
-    ("a disk that does not exist", node("/dev/sdz", "b", NOBODY, 1), "linux.devices: /dev/sdz: no block device"),
+    ("a disk that does not exist", node("/dev/sdz", "b", NOBODY, 1), "linux.devices: /dev/sdz: the host has no block"),
     ("uverbs", node("/dev/infiniband/uverbs0", "c", 231, 192), "linux.devices: /dev/infiniband/uverbs0"),
     ("UIO", node("/dev/uio0", "c", NOBODY, 0), "linux.devices: /dev/uio0"),
     ("NVIDIA", node("/dev/nvidia0", "c", 195, 0), "linux.devices: /dev/nvidia0"),

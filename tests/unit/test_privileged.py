@@ -117,12 +117,12 @@ def test_groups_for_which_there_is_no_room_are_left_out(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_out_of_the_spec_and_warned_of_once() -> None:
     spec: dict[str, Any] = {"linux": {"devices": [{"path": "/dev/null"}, {"path": "/dev/vfio/9"}, {"path": "/dev/x"}]}}
-    busy = DeviceError("group 9 is open elsewhere", hint="end it")
+    busy = DeviceError("group 9 is in use", hint="end it")
     text = leave_out(spec, {"/dev/vfio/9": busy, "/dev/x": busy, "/dev/vfio/10": DeviceError("group 10 is gone")})
     assert spec == {"linux": {"devices": [{"path": "/dev/null"}]}}
     assert text == (
         "linux.devices: a container that may use every device does without those that cannot be passed: "
-        "/dev/vfio/9, /dev/x: group 9 is open elsewhere [end it]; /dev/vfio/10: group 10 is gone"
+        "/dev/vfio/9, /dev/x: group 9 is in use [end it]; /dev/vfio/10: group 10 is gone"
     )
 
 
@@ -154,11 +154,11 @@ def test_a_plan_does_without_a_group_only_where_all_devices_are_allowed(tmp_path
         return plan._read(load_bundle(str(tmp_path)), Config(), lambda *_: None, name="c1", log=said)
 
     if not privileged:
-        with pytest.raises(DeviceError, match="group 999999 is absent"):
+        with pytest.raises(DeviceError, match="group 999999 is missing"):
             read()
         return
     wanted = read()
     assert wanted.request.nodes == wanted.request.groups == ()
     assert wanted.guest.spec["linux"]["devices"] == []
     [warning] = said.warnings
-    assert "/dev/vfio/999999: linux.devices: /dev/vfio/999999: group 999999 is absent" in warning
+    assert "/dev/vfio/999999: linux.devices: /dev/vfio/999999: group 999999 is missing" in warning

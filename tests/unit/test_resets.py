@@ -1,4 +1,4 @@
-"""Groups that nothing can reset are refused; those that only a reset of their bus resets are warned of."""
+"""Groups that nothing can reset are refused. There is a warning for groups that only a bus reset can reset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def host(tmp_path: Path) -> FakeSysfs:
 
 
 def verdict(host: FakeSysfs) -> tuple[str, str]:
-    """The functions that have group 7 refused, and the warning without its end."""
+    """The functions for which group 7 is refused, and the beginning of the warning."""
     group = read_group(7, root=host.root)
     refused = ""
     try:
@@ -41,15 +41,15 @@ def verdict(host: FakeSysfs) -> tuple[str, str]:
         ("flr bus", PORT, "", ""),
         ("pm", "", "", ""),
         ("device_specific", "", "", ""),
-        ("bus", PORT, "", f"a reset of the bus alone resets {A}"),
-        ("cxl_bus", PORT, "", f"a reset of the bus alone resets {A}"),
-        ("", PORT, A, f"nothing can reset {A}"),  # its methods were taken from it
-        ("none", PORT, A, f"nothing can reset {A}"),  # a flag of the kernel's forbids a reset of its bus
+        ("bus", PORT, "", f"only a reset of the whole bus resets {A}"),
+        ("cxl_bus", PORT, "", f"only a reset of the whole bus resets {A}"),
+        ("", PORT, A, f"nothing can reset {A}"),  # the administrator has disabled its methods
+        ("none", PORT, A, f"nothing can reset {A}"),  # a flag in the kernel forbids a reset of its bus
         ("none", "", A, f"nothing can reset {A}"),
-        (None, "", "", ""),  # before Linux 5.15, which does not list the methods
+        (None, "", "", ""),  # Linux before 5.15 does not list the methods
     ],
 )
-def test_a_function_alone_on_its_bus(
+def test_only_function_on_its_bus(
     host: FakeSysfs, methods: str | None, behind: str, refused: str, warning: str
 ) -> None:
     host.function(A, group=7, behind=behind, resets=methods)
@@ -60,38 +60,38 @@ def test_a_function_alone_on_its_bus(
     ("methods", "behind", "refused", "warning"),
     [
         (("flr", "pm"), PORT, "", ""),
-        (("flr", "none"), PORT, "", f"a reset of the bus alone resets {B}"),
-        (("bus", "none"), PORT, "", f"a reset of the bus alone resets {A}, {B}"),  # "bus" of the first is not to be had
-        (("flr", "none"), "", B, f"nothing can reset {B}"),  # a root bus has no bridge that could reset it
+        (("flr", "none"), PORT, "", f"only a reset of the whole bus resets {B}"),
+        (("bus", "none"), PORT, "", f"only a reset of the whole bus resets {A}, {B}"),  # the "bus" of the first fails
+        (("flr", "none"), "", B, f"nothing can reset {B}"),  # a root bus has no bridge to reset it
         (("bus", "none"), "", f"{A}, {B}", f"nothing can reset {A}, {B}"),
     ],
 )
-def test_all_functions_of_a_bus_in_one_group(
+def test_bus_with_functions_of_one_group(
     host: FakeSysfs, methods: tuple[str, str], behind: str, refused: str, warning: str
 ) -> None:
-    """VFIO resets a bus whose functions are all its own."""
+    """VFIO resets a bus if all of its functions are bound to VFIO drivers."""
     for address, text in zip((A, B), methods, strict=True):
         host.function(address, group=7, behind=behind, resets=text)
     assert verdict(host) == (refused, warning)
 
 
 @pytest.mark.parametrize(("methods", "refused"), [("flr", ""), ("bus", A), ("none", A)])
-def test_a_bus_with_functions_of_other_groups(host: FakeSysfs, methods: str, refused: str) -> None:
-    """A reset of the bus would reset others' devices."""
+def test_bus_with_functions_of_other_groups_cannot_be_reset(host: FakeSysfs, methods: str, refused: str) -> None:
+    """A reset of the bus would also reset devices of other users."""
     host.function(A, group=7, behind=PORT, resets=methods)
     host.function(OTHER, group=8, behind=PORT)
     assert verdict(host)[0] == refused
 
 
-def test_a_bridge_on_the_bus_keeps_it_from_being_reset(host: FakeSysfs) -> None:
+def test_bus_with_a_bridge_cannot_be_reset(host: FakeSysfs) -> None:
     host.function(A, group=7, behind=PORT, resets="none")
     host.function(B, group=7, behind=PORT, class_code=0x060400, driver="pcieport")
     assert verdict(host)[0] == A
 
 
 @pytest.mark.parametrize("managed", [False, True])
-def test_create_and_the_list_of_devices_refuse_it_unless_it_is_accepted(host: FakeSysfs, managed: bool) -> None:
-    """Before anything is bound."""
+def test_create_and_devices_refuse_an_unresettable_group_unless_accepted(host: FakeSysfs, managed: bool) -> None:
+    """The refusal comes before anything is bound."""
     host.function(A, group=7, behind=PORT, resets="none", driver="igb" if managed else "vfio-pci")
     host.node(7, 511, 0)
     group, options = read_group(7, root=host.root), DeviceOptions(managed=managed)

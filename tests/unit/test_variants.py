@@ -1,4 +1,4 @@
-"""Which VFIO driver a function gets."""
+"""The choice of the VFIO driver of a function."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ ANY = "alias vfio_pci:v*d*sv*sd*bc*sc*i* any_vfio_pci"
     ],
     ids=["none", "one", "fewest last", "fewest first", "any", "another's", "case", "native", "short", "no alias"],
 )
-def test_the_line_with_the_fewest_wildcards_wins(lines: list[str], module: str) -> None:
+def test_line_with_the_fewest_wildcards_wins(lines: list[str], module: str) -> None:
     assert choose(MODALIAS, lines) == module
 
 
 @given(st.lists(st.text().map(lambda text: f"alias vfio_pci:{text} m"), max_size=5))
-def test_any_pattern_is_a_match_or_none(lines: list[str]) -> None:
+def test_any_pattern_is_accepted(lines: list[str]) -> None:
     assert choose(MODALIAS, lines) in (GENERIC, "m")
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
-    """A function, on no driver."""
-    made = FakeSysfs(str(tmp_path))
-    made.function(ADDRESS, group=5, driver="")
-    made.write(f"sys/bus/pci/devices/{ADDRESS}/modalias", f"{MODALIAS}\n")
-    return made
+    """A function without a driver."""
+    fake = FakeSysfs(str(tmp_path))
+    fake.function(ADDRESS, group=5, driver="")
+    fake.write(f"sys/bus/pci/devices/{ADDRESS}/modalias", f"{MODALIAS}\n")
+    return fake
 
 
-def test_modules_alias_is_that_of_the_kernel(host: FakeSysfs) -> None:
+def test_modules_alias_of_the_kernel_release_is_read(host: FakeSysfs) -> None:
     assert module_for(ADDRESS, root=host.root, release="6.1") == GENERIC
     native = "alias pci:v0000*d*sv*sd*bc*sc*i* native\n" * 10_000
     host.write("lib/modules/6.1/modules.alias", f"{native}{EXACT}\n{native}")
@@ -62,8 +62,8 @@ def test_modules_alias_is_that_of_the_kernel(host: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize("length", [4096, 8192])
-def test_a_line_without_end_is_skipped_whole(host: FakeSysfs, length: int) -> None:
-    """Nothing in it counts, not even what looks like an alias at a place where it is cut."""
+def test_overlong_line_is_skipped_completely(host: FakeSysfs, length: int) -> None:
+    """No part of it is used, not even one that looks like an alias where reading stopped."""
     long = "alias vfio_pci:".ljust(length, "y") + EXACT
     host.write("lib/modules/6.1/modules.alias", f"{long}\n{WIDE}")
     assert module_for(ADDRESS, root=host.root, release="6.1") == "wide_vfio_pci"
@@ -71,7 +71,7 @@ def test_a_line_without_end_is_skipped_whole(host: FakeSysfs, length: int) -> No
     assert module_for(ADDRESS, root=host.root, release="6.1") == GENERIC
 
 
-def test_a_file_that_cannot_be_read_names_the_device(host: FakeSysfs) -> None:
+def test_unreadable_file_names_the_device(host: FakeSysfs) -> None:
     host.write("lib/modules/6.1/modules.alias/x", "")
     with pytest.raises(DeviceError, match=r"0000:3b:00\.0: its VFIO driver cannot be looked up .* Is a directory"):
         module_for(ADDRESS, root=host.root, release="6.1")
@@ -81,26 +81,26 @@ def test_a_file_that_cannot_be_read_names_the_device(host: FakeSysfs) -> None:
     ("name", "driver"),
     [("vfio-pci", "vfio-pci"), ("vfio_pci", "vfio-pci"), ("mlx5-vfio-pci", "mlx5_vfio_pci"), ("vfio", "")],
 )
-def test_a_driver_is_found_by_its_modules_name(host: FakeSysfs, name: str, driver: str) -> None:
-    for there in ("e1000e", "mlx5_vfio_pci", "vfio-pci"):
-        host.driver(there)
+def test_driver_is_found_by_the_name_of_its_module(host: FakeSysfs, name: str, driver: str) -> None:
+    for loaded in ("e1000e", "mlx5_vfio_pci", "vfio-pci"):
+        host.driver(loaded)
     assert installed(name, root=host.root) == driver
 
 
-def test_a_driver_is_loaded_only_where_it_is_not(host: FakeSysfs) -> None:
-    asked: list[str] = []
+def test_driver_is_loaded_only_if_needed(host: FakeSysfs) -> None:
+    loaded: list[str] = []
 
     def load(name: str, _seconds: float) -> str:
-        asked.append(name)
+        loaded.append(name)
         host.driver("vfio-pci")
         return ""
 
     for _ in range(2):
         assert provide("vfio_pci", ADDRESS, load=load, seconds=1, root=host.root) == "vfio-pci"
-    assert asked == ["vfio_pci"]
+    assert loaded == ["vfio_pci"]
 
 
-def test_modprobe_may_say_yes_and_bring_nothing(host: FakeSysfs) -> None:
+def test_modprobe_that_succeeds_without_a_driver_is_an_error(host: FakeSysfs) -> None:
     with pytest.raises(HostError, match=r"0000:3b:00\.0: the kernel has no PCI driver vfio-pci$") as caught:
         provide("vfio-pci", ADDRESS, load=lambda _name, _seconds: "", seconds=1, root=host.root)
     assert "modprobe vfio-pci" in caught.value.hint
@@ -114,7 +114,7 @@ def test_modprobe_may_say_yes_and_bring_nothing(host: FakeSysfs) -> None:
         (0x8086, 0x10D3, None, False), (0x1234, 0x37C8, None, False),
     ],
 )  # fmt: skip
-def test_the_denylist_is_the_kernels(
+def test_denylist_of_the_kernel_applies(
     host: FakeSysfs, vendor: int, device: int, parameter: str | None, refused: bool
 ) -> None:
     host.write(f"sys/bus/pci/devices/{ADDRESS}/vendor", f"{vendor:#06x}\n")

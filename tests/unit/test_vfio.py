@@ -1,4 +1,4 @@
-"""Groups, viability, and the VFIO nodes of a spec, read from a sysfs of the test's own."""
+"""Groups, their viability, and the VFIO nodes of a specification, with a fake sysfs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
-    """A host with one lone function, a pair behind a bridge, and the container node."""
-    made = FakeSysfs(str(tmp_path))
-    made.function("0000:01:00.0", group=5, resource=RESOURCE)
-    made.node(5, 511, 0)
-    made.function("0000:00:1c.0", group=6, driver="pcieport", class_code=0x060400)
-    made.function("0000:02:00.1", group=6)
-    made.function("0000:02:00.0", group=6)
-    made.node(6, 511, 1)
-    made.character_device(10, 196, "../../devices/virtual/misc/vfio")
-    return made
+    """A host with a single function in its own group, two functions behind a bridge, and the container node."""
+    fake = FakeSysfs(str(tmp_path))
+    fake.function("0000:01:00.0", group=5, resource=RESOURCE)
+    fake.node(5, 511, 0)
+    fake.function("0000:00:1c.0", group=6, driver="pcieport", class_code=0x060400)
+    fake.function("0000:02:00.1", group=6)
+    fake.function("0000:02:00.0", group=6)
+    fake.node(6, 511, 1)
+    fake.character_device(10, 196, "../../devices/virtual/misc/vfio")
+    return fake
 
 
-def test_a_group_has_its_endpoints_in_order_and_no_bridge(host: FakeSysfs) -> None:
+def test_group_has_its_endpoints_in_order_and_no_bridge(host: FakeSysfs) -> None:
     group = read_group(6, root=host.root)
     assert [function.address for function in group.functions] == ["0000:02:00.0", "0000:02:00.1"]
     check_viable(group)
@@ -58,12 +58,12 @@ def test_a_group_has_its_endpoints_in_order_and_no_bridge(host: FakeSysfs) -> No
         (0x068000, 0x01, True),
         (0x068000, 0x00, False),  # an NVSwitch
         (0x060100, 0x80, False),  # an LPC controller
-        (0x068000, 0xFF, False),  # one that no longer answers
+        (0x068000, 0xFF, False),  # a function that no longer answers
         (0x068000, None, False),
         (0x020000, None, False),
     ],
 )
-def test_a_bridge_is_told_by_its_class_or_its_header(
+def test_bridge_is_recognized_by_its_class_or_its_header(
     tmp_path: Path, class_code: int, header: int | None, *, expected: bool
 ) -> None:
     host = FakeSysfs(str(tmp_path))
@@ -71,7 +71,7 @@ def test_a_bridge_is_told_by_its_class_or_its_header(
     assert members.is_bridge("0000:03:00.0", root=host.root) == expected
 
 
-def test_an_nvswitch_is_passed_with_its_group(host: FakeSysfs) -> None:
+def test_nvswitch_is_passed_with_its_group(host: FakeSysfs) -> None:
     host.function("0000:02:00.2", group=6, class_code=0x068000, header=0)
     group = read_group(6, root=host.root)
     assert [function.address for function in group.functions] == ["0000:02:00.0", "0000:02:00.1", "0000:02:00.2"]
@@ -79,7 +79,7 @@ def test_an_nvswitch_is_passed_with_its_group(host: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize("driver", ["", "pcieport", "pci-stub", "vfio-pci"])
-def test_a_bridge_may_be_on_a_driver_that_does_no_dma(tmp_path: Path, driver: str) -> None:
+def test_bridge_on_a_driver_without_dma_is_accepted(tmp_path: Path, driver: str) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7)
     host.function("0000:00:1c.0", group=7, class_code=0x060400, driver=driver)
@@ -87,7 +87,7 @@ def test_a_bridge_may_be_on_a_driver_that_does_no_dma(tmp_path: Path, driver: st
 
 
 @pytest.mark.parametrize(("class_code", "driver"), [(0x060400, "shpchp"), (0x060000, "skx_edac")])
-def test_a_bridge_on_another_driver_keeps_its_group_from_vfio(tmp_path: Path, class_code: int, driver: str) -> None:
+def test_group_with_a_bridge_on_another_driver_is_refused(tmp_path: Path, class_code: int, driver: str) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7)
     host.function("0000:00:1c.0", group=7, class_code=class_code, driver=driver)
@@ -95,20 +95,20 @@ def test_a_bridge_on_another_driver_keeps_its_group_from_vfio(tmp_path: Path, cl
         with pytest.raises(DeviceError) as caught:
             check(read_group(7, root=host.root))
         assert caught.value.message == (
-            f"group 7 is not viable: the bridge 0000:00:1c.0 is bound to {driver}, which keeps the whole group for the "
-            "kernel"
+            f"group 7 is not viable: the bridge 0000:00:1c.0 is bound to {driver}, which reserves the DMA of the whole "
+            "group for the kernel"
         )
-        assert caught.value.hint == f"unbind it: `echo 0000:00:1c.0 > /sys/bus/pci/drivers/{driver}/unbind`"
+        assert caught.value.hint == f"unbind the bridge: `echo 0000:00:1c.0 > /sys/bus/pci/drivers/{driver}/unbind`"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "mediated devices are not passed"),
-        ("PNP0C02:00", "only PCI functions are passed"),
+        ("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", "mediated devices cannot be passed"),
+        ("PNP0C02:00", "only PCI functions can be passed"),
     ],
 )
-def test_a_member_that_is_no_pci_function_is_refused_by_its_name(host: FakeSysfs, name: str, words: str) -> None:
+def test_member_that_is_not_a_pci_function_is_refused_by_its_name(host: FakeSysfs, name: str, words: str) -> None:
     host.member(6, name, f"../../../../devices/{name}")
     with pytest.raises(DeviceError) as caught:
         read_group(6, root=host.root)
@@ -126,7 +126,7 @@ def test_bars_have_sizes_and_kinds(host: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize("resource", ["garbage", "0x1 0x2", "0x1 zz 0x3"])
-def test_a_resource_file_that_makes_no_sense_names_the_device(tmp_path: Path, resource: str) -> None:
+def test_invalid_resource_file_names_the_device(tmp_path: Path, resource: str) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:01:00.0", group=5, resource=resource)
     with pytest.raises(DeviceError, match=r"0000:01:00\.0: its BARs cannot be read"):
@@ -136,16 +136,16 @@ def test_a_resource_file_that_makes_no_sense_names_the_device(tmp_path: Path, re
 @pytest.mark.parametrize(
     ("drivers", "words"),
     [
-        (["ixgbe"], "group 7 cannot be passed: 0000:03:00.0 is bound to ixgbe, not to vfio-pci"),
-        ([""], "group 7 cannot be passed: 0000:03:00.0 has no driver, not to vfio-pci"),
+        (["ixgbe"], "group 7 cannot be passed: 0000:03:00.0 is bound to ixgbe; it must be bound to vfio-pci"),
+        ([""], "group 7 cannot be passed: 0000:03:00.0 has no driver; it must be bound to vfio-pci"),
         (
             ["ixgbe", "vfio-pci", ""],
-            "group 7 is not viable: 0000:03:00.0 is bound to ixgbe, 0000:03:00.2 has no driver, not to vfio-pci; "
-            "all of its 3 devices must be on vfio-pci",
+            "group 7 is not viable: 0000:03:00.0 is bound to ixgbe, 0000:03:00.2 has no driver; "
+            "all of its 3 functions must be bound to vfio-pci",
         ),
     ],
 )
-def test_every_device_in_the_way_is_named_with_its_driver(tmp_path: Path, drivers: list[str], words: str) -> None:
+def test_every_function_on_another_driver_is_named(tmp_path: Path, drivers: list[str], words: str) -> None:
     host = FakeSysfs(str(tmp_path))
     for number, driver in enumerate(drivers):
         host.function(f"0000:03:00.{number}", group=7, driver=driver)
@@ -155,14 +155,14 @@ def test_every_device_in_the_way_is_named_with_its_driver(tmp_path: Path, driver
     assert caught.value.hint.startswith("`hawse bind 0000:03:00.")
 
 
-def test_a_variant_driver_of_vfio_is_as_good(tmp_path: Path) -> None:
+def test_variant_driver_is_accepted(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7, driver="mlx5_vfio_pci")
     check_viable(read_group(7, root=host.root))
 
 
-@pytest.mark.parametrize(("group", "words"), [(99, "does not exist"), (8, "has no device but bridges")])
-def test_a_group_without_endpoints(host: FakeSysfs, group: int, words: str) -> None:
+@pytest.mark.parametrize(("group", "words"), [(99, "does not exist"), (8, "contains only bridges")])
+def test_group_without_endpoints_is_an_error(host: FakeSysfs, group: int, words: str) -> None:
     host.function("0000:00:1d.0", group=8, class_code=0x060400)
     with pytest.raises(DeviceError, match=words):
         read_group(group, root=host.root)
@@ -171,7 +171,7 @@ def test_a_group_without_endpoints(host: FakeSysfs, group: int, words: str) -> N
 @pytest.mark.parametrize(
     ("driver", "token", "refused"), [("igb", "", False), ("vfio-pci", "", True), ("vfio-pci", "t", False)]
 )
-def test_a_virtual_function_needs_the_token_of_a_function_that_is_on_vfio(
+def test_virtual_function_of_a_function_on_vfio_needs_its_token(
     host: FakeSysfs, driver: str, token: str, refused: bool
 ) -> None:
     host.function("0000:04:00.0", group=9, driver=driver)
@@ -182,32 +182,32 @@ def test_a_virtual_function_needs_the_token_of_a_function_that_is_on_vfio(
         check_token(group, token)
         return
     with pytest.raises(
-        DeviceError, match=r"0000:04:10\.0 of group 10 is a virtual function of 0000:04:00\.0, which is on"
+        DeviceError, match=r"0000:04:10\.0 of group 10 is a virtual function of 0000:04:00\.0, which is bound"
     ):
         check_token(group, token)
 
 
-def test_a_node_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_node_is_named(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7)
-    with pytest.raises(DeviceError, match=r"group 7 \(0000:03:00\.0\): \S+/dev/vfio/7: No such file"):
+    with pytest.raises(DeviceError, match=r"group 7 \(0000:03:00\.0\): \S+/dev/vfio/7 cannot be opened: No such file"):
         check_free(read_group(7, root=host.root), root=host.root)
 
 
 def busy(_path: str, _flags: int) -> int:
-    """What open(2) does to the node of a group that is open."""
+    """The error of open(2) for the node of a group that is open already."""
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
-def test_who_has_a_group_open_is_named(host: FakeSysfs) -> None:
+def test_process_that_has_a_group_open_is_named(host: FakeSysfs) -> None:
     group = read_group(5, root=host.root)
     check_free(group, root=host.root)
-    with pytest.raises(DeviceError, match=r"group 5 \(0000:01:00\.0\) is open elsewhere: another process has"):
+    with pytest.raises(DeviceError, match=r"group 5 \(0000:01:00\.0\) is in use: another process has"):
         check_free(group, root=host.root, open_node=busy)
     host.link("proc/4242/fd/9", f"{host.root}/dev/vfio/5")
     host.write("proc/4242/comm", "qemu-system-x86\n")
     assert holders(5, root=host.root) == [(4242, "qemu-system-x86")]
-    with pytest.raises(DeviceError, match=r"is open elsewhere: qemu-system-x86 \(pid 4242\) has \S+/dev/vfio/5"):
+    with pytest.raises(DeviceError, match=r"is in use: qemu-system-x86 \(pid 4242\) has \S+/dev/vfio/5 open"):
         check_free(group, root=host.root, open_node=busy)
 
 
@@ -215,7 +215,7 @@ def device(path: str, major: int, minor: int, kind: str = "c") -> Device:
     return Device(path=path, type=kind, major=major, minor=minor)
 
 
-def test_nodes_are_found_by_their_numbers_whatever_their_path(host: FakeSysfs) -> None:
+def test_nodes_are_found_by_their_numbers_at_any_path(host: FakeSysfs) -> None:
     request = find_request(
         [device("/dev/my-nic", 511, 1), device("/dev/vfio/vfio", 10, 196), device("/dev/vfio/5", 511, 0)],
         emulated={},
@@ -227,13 +227,13 @@ def test_nodes_are_found_by_their_numbers_whatever_their_path(host: FakeSysfs) -
     assert [group.number for group in request.groups] == [6, 5]
 
 
-def test_one_group_under_two_paths_is_one_group(host: FakeSysfs) -> None:
+def test_group_at_two_paths_is_one_group(host: FakeSysfs) -> None:
     request = find_request([device("/dev/a", 511, 0), device("/dev/b", 511, 0)], emulated={}, root=host.root)
     assert len(request.nodes) == 2
     assert len(request.groups) == 1
 
 
-def test_an_emulated_group_goes_before_the_hosts(host: FakeSysfs) -> None:
+def test_emulated_group_takes_precedence_over_the_hosts(host: FakeSysfs) -> None:
     emulated = {5: EmulatedGroup(5, ("edu",))}
     request = find_request([device("/dev/vfio/5", 511, 0)], emulated=emulated, root=host.root)
     assert request.groups == (emulated[5],)
@@ -244,7 +244,7 @@ def test_an_emulated_group_goes_before_the_hosts(host: FakeSysfs) -> None:
     [
         ("/dev/vfio/5", 0, 0, (5, False)),
         ("/dev/vfio/5", 1, 3, (5, False)),
-        ("/dev/vfio/6", 511, 5, (6, False)),  # the path goes before the numbers
+        ("/dev/vfio/6", 511, 5, (6, False)),  # the path takes precedence over the numbers
         ("/dev/vfio/devices/vfio5", 0, 0, (5, True)),
         ("/dev/vfio-mine/5", 511, 5, (5, False)),
         ("/dev/accelerator", 240, 6, (6, False)),
@@ -255,8 +255,8 @@ def test_an_emulated_group_goes_before_the_hosts(host: FakeSysfs) -> None:
         ("/dev/vfio-mine/5", 511, 9, None),
         ("/dev/null", 1, 7, None),
         ("/dev/nvidia-uvm", 509, 5, None),  # not in sysfs, but another driver's major
-        ("/dev/hwrng", 508, 5, None),  # another device that sysfs has
-        ("/dev/low", 200, 5, None),  # a major that is assigned
+        ("/dev/hwrng", 508, 5, None),  # another device in sysfs
+        ("/dev/low", 200, 5, None),  # a major that is assigned statically
     ],
 )
 def test_emulated_group_is_found_by_its_path_or_its_numbers(
@@ -270,84 +270,84 @@ def test_emulated_group_is_found_by_its_path_or_its_numbers(
     os.mknod(f"{host.root}/dev/vfio/devices/vfio8", stat.S_IFCHR | 0o600, os.makedev(1, 5))
     emulated = {number: EmulatedGroup(number, ("edu",)) for number in (5, 6, 8)}
     assert find(path, major, minor, emulated, root=host.root) == found
-    asked = [device(path, major, minor)]
+    devices = [device(path, major, minor)]
     if found:
-        request = find_request(asked, emulated=emulated, root=host.root)
+        request = find_request(devices, emulated=emulated, root=host.root)
         assert [(node.path, node.group) for node in (request.nodes, request.files)[found[1]]] == [(path, found[0])]
     elif "vfio" in path:
-        with pytest.raises(DeviceError, match="/dev/vfio-mine/5: no device of the host is 511:9, and no emulated"):
-            find_request(asked, emulated=emulated, root=host.root)
+        with pytest.raises(DeviceError, match="/dev/vfio-mine/5: neither a device of the host nor an emulated"):
+            find_request(devices, emulated=emulated, root=host.root)
     else:
-        assert find_request(asked, emulated=emulated, root=host.root).groups == ()
+        assert find_request(devices, emulated=emulated, root=host.root).groups == ()
 
 
-def test_emulated_group_goes_before_the_hosts_at_any_path(host: FakeSysfs) -> None:
+def test_emulated_group_takes_precedence_over_the_hosts_at_any_path(host: FakeSysfs) -> None:
     emulated = {5: EmulatedGroup(5, ("edu",))}
     request = find_request([device("/dev/mine", 511, 0)], emulated=emulated, root=host.root)
     assert request.groups == (emulated[5],)
 
 
-def test_vfio_container_is_known_by_its_numbers(tmp_path: Path) -> None:
-    """They are fixed; the host of an emulated group may have no VFIO."""
+def test_vfio_container_is_recognized_by_its_numbers(tmp_path: Path) -> None:
+    """The numbers are static; a host with only emulated groups may not have VFIO."""
     request = find_request([device("/dev/mine", 10, 196)], emulated={}, root=str(tmp_path))
     assert [(node.path, node.group) for node in request.nodes] == [("/dev/mine", None)]
 
 
-def test_other_devices_are_none_of_vfios(host: FakeSysfs) -> None:
+def test_other_devices_are_ignored(host: FakeSysfs) -> None:
     others = [device("/dev/null", 1, 3), device("/dev/vfio/5", 511, 0, kind="b"), device("/dev/fuse", 10, 229)]
     assert find_request(others, emulated={}, root=host.root).nodes == ()
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("node", "words"),
     [
-        (device("/dev/vfio/42", 511, 42), "group 42 is absent"),
-        (device("/dev/iommu", 10, 126), "no VFIO device is 10:126"),
-        (device("/dev/vfio/devices/vfio0", 510, 0), "no VFIO device is 510:0"),
+        (device("/dev/vfio/42", 511, 42), "group 42 is missing"),
+        (device("/dev/iommu", 10, 126), "no VFIO device has the number 10:126"),
+        (device("/dev/vfio/devices/vfio0", 510, 0), "no VFIO device has the number 510:0"),
         (device("/dev/vfio/noiommu-0", 511, 9), "without an IOMMU"),
     ],
 )
-def test_what_cannot_be_passed_is_refused(host: FakeSysfs, asked: Device, words: str) -> None:
+def test_vfio_node_that_cannot_be_passed_is_refused(host: FakeSysfs, node: Device, words: str) -> None:
     with pytest.raises(DeviceError, match=words) as caught:
-        find_request([asked], emulated={}, root=host.root)
-    assert asked.path in caught.value.message
+        find_request([node], emulated={}, root=host.root)
+    assert node.path in caught.value.message
     assert caught.value.hint
 
 
-def test_a_group_whose_node_went_away_names_who_has_the_device(tmp_path: Path) -> None:
+def test_group_whose_node_is_gone_names_the_present_driver(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7, driver="ixgbe")
     with pytest.raises(DeviceError, match=r"0000:03:00\.0 is bound to ixgbe"):
         find_request([device("/dev/vfio/7", 511, 3)], emulated={}, root=host.root)
 
 
-def test_device_files_lead_to_the_group_of_their_function(host: FakeSysfs) -> None:
+def test_device_file_belongs_to_the_group_of_its_function(host: FakeSysfs) -> None:
     host.character_device(510, 3, "../../devices/pci0000:00/0000:01:00.0/vfio-dev/vfio3")
     host.character_device(10, 126, "../../devices/virtual/misc/iommu")
-    asked = [device("/dev/iommu", 10, 126), device("/dev/vfio/devices/vfio3", 510, 3)]
-    request = find_request(asked, emulated={}, root=host.root)
+    devices = [device("/dev/iommu", 10, 126), device("/dev/vfio/devices/vfio3", 510, 3)]
+    request = find_request(devices, emulated={}, root=host.root)
     assert [(file.path, file.group) for file in request.files] == [("/dev/iommu", None), ("/dev/vfio/devices/vfio3", 5)]
     assert [group.number for group in request.groups] == [5]
     mediated = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
     host.character_device(510, 5, f"../../devices/pci0000:00/0000:00:02.0/{mediated}/vfio-dev/vfio5")
-    with pytest.raises(DeviceError, match=rf"vfio5: {mediated}: mediated devices are not passed"):
+    with pytest.raises(DeviceError, match=rf"vfio5: {mediated}: mediated devices cannot be passed"):
         find_request([device("/dev/vfio/devices/vfio5", 510, 5)], emulated={}, root=host.root)
     host.character_device(510, 4, "../../devices/virtual/nothing/vfio-dev/vfio4")
-    with pytest.raises(DeviceError, match="nothing is in no IOMMU group"):
+    with pytest.raises(DeviceError, match="nothing is not in an IOMMU group"):
         find_request([device("/dev/vfio/devices/vfio4", 510, 4)], emulated={}, root=host.root)
 
 
-def test_a_managed_group_needs_no_node_yet(tmp_path: Path) -> None:
+def test_managed_group_is_found_without_a_node(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7, driver="ixgbe")
     request = find_request([device("/dev/vfio/7", 511, 3)], emulated={}, managed=True, root=host.root)
     assert [node.group for node in request.nodes] == [7]
-    with pytest.raises(DeviceError, match="group 8 is absent"):
+    with pytest.raises(DeviceError, match="group 8 is missing"):
         find_request([device("/dev/vfio/8", 511, 3)], emulated={}, managed=True, root=host.root)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=8), max_size=10), max_size=4))
-def test_any_table_of_emulated_groups_is_taken_or_refused(table: dict[str, list[str]]) -> None:
+def test_any_table_of_emulated_groups_is_accepted_or_refused(table: dict[str, list[str]]) -> None:
     try:
         groups = read_table(table)
     except ConfigError as error:

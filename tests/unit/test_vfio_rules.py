@@ -1,4 +1,4 @@
-"""Rules for devices, moved from the host's numbers of VFIO nodes to the guest's."""
+"""Device rules, translated from the host's numbers of VFIO nodes to the guest's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hawse.vfio.rules import of_node, translate
 
 DENY = {"allow": False, "type": "a", "access": "rwm"}
-#: A group, the VFIO container, /dev/iommu, a device file, and a device file that the guest has not.
+#: A group, the VFIO container, /dev/iommu, a device file, and a device file that the guest lacks.
 MOVES = [
     ((511, 1), (245, 0)), ((10, 196), (10, 196)), ((10, 126), (10, 125)), ((510, 3), (244, 7)), ((510, 4), None),
 ]  # fmt: skip
@@ -21,7 +21,7 @@ def rule(allow: bool, major: int | None = None, minor: int | None = None, access
 
 
 def verdict(rules: list[dict[str, Any]], numbers: tuple[int, int], access: str) -> bool:
-    """Of crun: the last rule that has all of the access."""
+    """The decision as in crun: that of the last rule that covers the whole access."""
     for one in reversed(rules):
         hit = all(one.get(key, -1) in (-1, n) for key, n in zip(("major", "minor"), numbers, strict=True))
         if (one["type"] == "a" or (one["type"] == "c" and hit)) and set(access) <= set(one["access"]):
@@ -47,12 +47,12 @@ def verdict(rules: list[dict[str, Any]], numbers: tuple[int, int], access: str) 
         [rule(True, 511, 1), DENY],
     ],
 )
-def test_every_access_to_a_node_has_the_hosts_verdict_in_the_guest(rules: list[dict[str, Any]]) -> None:
-    made = translate(rules, MOVES)
+def test_access_to_a_node_is_decided_in_the_guest_as_on_the_host(rules: list[dict[str, Any]]) -> None:
+    translated = translate(rules, MOVES)
     for host, guest in MOVES:
         for access in ("r", "w", "m", "rw", "rm", "wm", "rwm") if guest else ():
             assert guest is not None
-            assert verdict(made, guest, access) == verdict(rules, host, access), (host, access)
+            assert verdict(translated, guest, access) == verdict(rules, host, access), (host, access)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_every_access_to_a_node_has_the_hosts_verdict_in_the_guest(rules: list[d
         (rule(True, 511), [rule(True, 245)]),
         (rule(True, 510, -1), [rule(True, 244, -1) | {"minor": -1}]),
         (rule(True, 511, 9), []),  # another group of the host
-        (rule(True, 245, 0), []),  # another driver of the host, whose number is VFIO's in the guest
+        (rule(True, 245, 0), []),  # another driver of the host, whose number belongs to VFIO in the guest
         (rule(True, 244), []),
         (rule(True, 10, 125), []),
         (rule(True, 510, 4), []),
@@ -73,16 +73,16 @@ def test_every_access_to_a_node_has_the_hosts_verdict_in_the_guest(rules: list[d
         (DENY, [DENY]),
     ],
 )
-def test_rules_beside_those_of_the_nodes(before: dict[str, Any], after: list[dict[str, Any]]) -> None:
+def test_rules_for_other_devices(before: dict[str, Any], after: list[dict[str, Any]]) -> None:
     own = [one for host, guest in MOVES if guest for one in of_node([before], host, guest)]
     assert translate([before], MOVES) == [*after, *own]
 
 
-def test_major_that_is_not_vfios_has_its_rules_kept() -> None:
-    """An emulated group's node may be anything on the host, /dev/null for one."""
+def test_rules_for_other_majors_are_kept() -> None:
+    """The node of an emulated group may be any device on the host, such as /dev/null."""
     rules = [DENY, rule(True, 1, 11), rule(True, 1, 3)]
     assert translate(rules, [((1, 3), (245, 0))])[:2] == rules[:2]
 
 
-def test_numbers_without_a_rule_of_type_are_every_device() -> None:
+def test_rule_without_a_type_matches_every_device() -> None:
     assert of_node([{"allow": True, "access": "rwm"}], (1, 2), (3, 4)) == [rule(True, 3, 4, "rwm")]

@@ -114,7 +114,7 @@ def test_containers_of_a_pod_share_disks_and_give_them_back(
     run(["losetup", "--set-capacity", f"/dev/{loops[4].name}"], seconds=10)
     failed = runtime("create", "--bundle", missing, "three")
     assert f"linux.devices: /dev/disk1: {loops[4].name}" in failed.errors
-    assert "has no content: its size is 0" in failed.errors
+    assert "is empty: its size is 0" in failed.errors
     assert disk.holders() == set()
     assert runtime("delete", "--force", "pod").code == 0
 

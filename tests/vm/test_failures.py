@@ -151,7 +151,7 @@ def test_a_group_that_is_absent(runtime: Runtime, bundle: str) -> None:
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/99", 511, 99)])
     write(bundle, spec)
     said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("linux.devices: /dev/vfio/99: group 99 is absent: no VFIO device is 511:99 [")
+    assert said.startswith("linux.devices: /dev/vfio/99: group 99 is missing: no VFIO device has the number 511:99 [")
 
 
 def test_no_qemu(runtime: Runtime, bundle: str) -> None:
@@ -224,7 +224,7 @@ def test_a_stale_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
         ('[vm]\nshare = "nfs"\n', "vm.share is 'nfs'"),
         ("[vm]\ncpus = 256\n", "vm.cpus must be from 0 to 255"),
         ("[vm\n", "Expected ']'"),
-        ('[emulated]\n5 = ["gpu"]\n', "emulated.5: unknown device 'gpu'"),
+        ('[emulated]\n5 = ["gpu"]\n', "emulated.5: unknown model 'gpu'"),
         ('[emulated]\nfive = ["edu"]\n', "emulated.five: the key is not a group number"),
         ("[emulated]\n5 = []\n", "emulated.5: 0 functions"),
     ],

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check of `hawse doctor`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ OK, WARNING, MISSING = "ok", "warning", "missing"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it is, in a sentence, and what to do ("" where nothing is to do).
+    """One line of the report: the name of the check, its verdict, a sentence about it, and a remedy ("" for none).
 
-    ``needed`` is "containers" for what no container runs without, "devices" for what the host's devices need as well,
-    "" for what is only good to know.
+    ``needed`` is "containers" if no container runs without it, "devices" if only passing devices of the host needs it,
+    and "" if it is only information.
     """
 
     name: str
@@ -23,13 +23,13 @@ class Finding:
 
 
 def without_devices(finding: Finding) -> Finding:
-    """The finding on a host whose groups are emulated: a check for the host's devices does not fail there."""
+    """The finding for a configuration with emulated groups: checks that only devices of the host need do not fail."""
     if finding.verdict == MISSING and finding.needed == "devices":
         return replace(finding, verdict=OK, found=f"not needed for emulated groups ({finding.found})", remedy="")
     return finding
 
 
 def is_ready(findings: list[Finding], *, devices: bool) -> bool:
-    """Whether nothing needed is missing, for containers and, where wanted, for devices of the host."""
-    wanted = {"containers", "devices"} if devices else {"containers"}
-    return not [finding for finding in findings if finding.verdict == MISSING and finding.needed in wanted]
+    """Whether nothing is missing that containers need and, with ``devices``, that devices of the host need."""
+    needs = {"containers", "devices"} if devices else {"containers"}
+    return not [finding for finding in findings if finding.verdict == MISSING and finding.needed in needs]

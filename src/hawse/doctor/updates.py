@@ -1,4 +1,4 @@
-"""Whether the guest image has the security updates of its packages. Nothing is downloaded for the answer."""
+"""Check whether the guest image contains the security updates of its packages. Nothing is downloaded for this."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import tomllib
 from hawse.config import ImageFiles
 from hawse.vm import image
 
-#: After so many days an image is built again: Debian publishes updates of the kernel about once a month.
+#: The age in days at which an image is outdated: Debian publishes kernel updates about once a month.
 DAYS = 30
-REMEDY = "`apt-get update`, then `hawse image build`; containers that run keep the old one"
+REMEDY = "`apt-get update`, then `hawse image build`; running containers keep the old image"
 _DAY = 24 * 3600.0
 _SECONDS = 20
 
 
 def outdated(files: ImageFiles, found: image.Image, *, now: float | None = None) -> str:
-    """Why the image is to be built again, in words; "" where nothing is known of that."""
+    """The reason why the image should be built again, as a sentence; "" for none."""
     seconds = (time.time() if now is None else now) - image.confirmed(
         files.cache, files.kernel, files.modules, files.extra_modules
     )
     if seconds > DAYS * _DAY:
-        return f"it has no updates of the last {int(seconds / _DAY)} days"
+        return f"it lacks the updates of the last {int(seconds / _DAY)} days"
     newer = "" if files.kernel else _newer_kernel(image.packages(found))
-    return f"it has not the kernel {newer} of apt's package lists" if newer else ""
+    return f"it lacks the kernel {newer} in apt's package lists" if newer else ""
 
 
 def _newer_kernel(packages: dict[str, str]) -> str:
-    """The version of the kernel package in apt's lists on this machine, "" where it is not newer than the image's."""
+    """The version of the kernel package in this host's apt lists, "" if it is not newer than the image's."""
     ours = next((version for name, version in packages.items() if name.startswith("linux-image-")), "")
     with open(os.path.join(image.recipe_directory(), "recipe.toml"), "rb") as file:
         name = tomllib.load(file)["kernel_package"]
@@ -42,7 +42,7 @@ def _newer_kernel(packages: dict[str, str]) -> str:
 
 
 def _run(*argv: str) -> str | None:
-    """The output of a program, None if it fails or is missing, as on other systems than Debian."""
+    """The output of a program; None if it fails or is missing, as on systems other than Debian."""
     try:
         answer = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False

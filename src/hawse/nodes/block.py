@@ -1,6 +1,6 @@
-"""Block devices of the host: what sysfs says of one, and a descriptor of it, both by its number.
+"""Block devices of the host: read their attributes from sysfs and open them, in both cases by their numbers.
 
-A path is no proof: whoever can write to the directory decides what is there.
+A path does not identify a device: anyone who can write to the directory can put another device at the path.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from hawse.errors import DeviceError
 from hawse.linux import mounts
 from hawse.patterns import BLOCK
 
-#: The guest's page: its kernel has no buffers for larger sectors.
-_MOST_BYTES = 4096
-#: The largest that QEMU takes for a physical sector (hw/block/block.c, MAX_BLOCK_SIZE).
-_MOST_PHYSICAL = 2 * 1024 * 1024
+#: The page size of the guest in bytes: its kernel has no buffers for larger sectors.
+_MAX_LOGICAL = 4096
+#: The largest physical sector that QEMU accepts, in bytes (hw/block/block.c, MAX_BLOCK_SIZE).
+_MAX_PHYSICAL = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class BlockDevice:
-    """A disk, a partition, a loop or device-mapper device; ``logical`` and ``physical`` are bytes of a sector."""
+    """A disk, a partition, a loop or device-mapper device; ``logical`` and ``physical`` are sector sizes in bytes."""
 
     major: int
     minor: int
@@ -34,32 +34,32 @@ class BlockDevice:
 
 
 def read(major: int, minor: int, *, root: str = "") -> BlockDevice:
-    """The device of this number. Raises :class:`DeviceError` for one that does not exist or cannot be passed."""
+    """The device with this number. Raises :class:`DeviceError` if it does not exist or cannot be passed."""
     directory = f"{root}/sys/dev/block/{major}:{minor}"
     name = os.path.basename(os.path.realpath(directory))
     if not os.path.isdir(directory):
         raise DeviceError(
-            f"no block device of the host is {major}:{minor}", hint="correct major and minor: `lsblk` lists them"
+            f"the host has no block device {major}:{minor}", hint="correct major and minor: `lsblk` lists them"
         )
     if not _number(f"{directory}/size"):
         raise DeviceError(
-            f"{name} ({major}:{minor}) has no content: its size is 0",
+            f"{name} ({major}:{minor}) is empty: its size is 0",
             hint="attach a file to a loop device, or insert a medium, before the container is created",
         )
-    # A partition has no queue of its own.
+    # The attributes of the queue are in the directory of the disk, not of its partitions.
     queue = f"{directory}/queue" if os.path.isdir(f"{directory}/queue") else f"{os.path.realpath(directory)}/../queue"
     logical = _number(f"{queue}/logical_block_size") or 512
-    if logical > _MOST_BYTES:
+    if logical > _MAX_LOGICAL:
         raise DeviceError(
-            f"{name} ({major}:{minor}) has sectors of {logical} bytes, and a guest takes {_MOST_BYTES} at most",
+            f"{name} ({major}:{minor}) has sectors of {logical} bytes, but a guest supports at most {_MAX_LOGICAL}",
             hint="use another device",
         )
     if _text(f"{queue}/zoned") == "host-managed":
         raise DeviceError(
-            f"{name} ({major}:{minor}) is a zoned device, which would be an ordinary one in the guest",
+            f"{name} ({major}:{minor}) is a host-managed zoned device, but the guest would see an ordinary disk",
             hint="use another device",
         )
-    physical = min(max(_number(f"{queue}/physical_block_size"), logical), _MOST_PHYSICAL)
+    physical = min(max(_number(f"{queue}/physical_block_size"), logical), _MAX_PHYSICAL)
     return BlockDevice(major, minor, name, _text(f"{directory}/ro") == "1", logical, physical)
 
 
@@ -72,18 +72,18 @@ def check_allowed(device: BlockDevice, patterns: Sequence[str]) -> None:
         if name != pattern.lower() and fnmatchcase(device.name.lower(), name):
             return
     raise DeviceError(
-        f"{device.name} ({device.major}:{device.minor}) is not among the devices that this host allows",
-        hint=f'an administrator allows it by devices.allow in the configuration: "{BLOCK}{device.name}"',
+        f"{device.name} ({device.major}:{device.minor}) is not in the list of allowed devices",
+        hint=f'an administrator can add "{BLOCK}{device.name}" to devices.allow in the configuration',
     )
 
 
 def open_device(
     major: int, minor: int, *, writable: bool, private: Callable[[], int] = mounts.private_directory
 ) -> int:
-    """A descriptor of the device, by a node in a directory that nobody else can see. Raises OSError.
+    """Open the device through a new node in a private directory. Returns a file descriptor; raises OSError.
 
-    Past the host's page cache: from 9.1 on QEMU takes a descriptor only if it was opened as QEMU would open the device
-    (monitor/fds.c, monitor_fdset_dup_fd_add()).
+    The flags include O_DIRECT, which bypasses the host's page cache: QEMU from 9.1 on accepts a descriptor only if it
+    was opened with the flags with which QEMU would open the device (monitor/fds.c, monitor_fdset_dup_fd_add()).
     """
     directory = private()
     try:

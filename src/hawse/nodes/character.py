@@ -1,4 +1,4 @@
-"""What the host says of a character device, for errors: its name, its driver, and the PCI function behind it."""
+"""Describe a character device of the host for error messages: its name, its driver, and its PCI function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _FUNCTION = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 @dataclass(frozen=True)
 class CharacterDevice:
-    """``name`` is the kernel's, ``misc`` tells whether it is of the misc devices. "" is what the host does not say."""
+    """The kernel's name of a device, its driver, and the address of its PCI function; "" if the host does not show it.
+
+    ``misc`` is true for a misc device.
+    """
 
     name: str = ""
     driver: str = ""
@@ -20,26 +23,26 @@ class CharacterDevice:
 
 
 def read(major: int, minor: int, *, root: str = "") -> CharacterDevice:
-    """The device of this number. Not all drivers appear in sysfs: the name of the major number is the last resort."""
+    """The device with this number. Not all drivers appear in sysfs: the name of the major is the last resort."""
     link = f"{root}/sys/dev/char/{major}:{minor}"
     if not os.path.isdir(link):
-        return CharacterDevice(driver=_of_major(major, root))
+        return CharacterDevice(driver=_major_name(major, root))
     path = os.path.realpath(link)
     functions = [part for part in path.split("/") if _FUNCTION.fullmatch(part)]
     subsystem = _linked(f"{path}/subsystem")
     return CharacterDevice(
         name=os.path.basename(path),
-        driver=_driver(path) or subsystem or _of_major(major, root),
+        driver=_driver(path) or subsystem or _major_name(major, root),
         function=functions[-1] if functions else "",
         misc=subsystem == "misc",
     )
 
 
 def _driver(path: str) -> str:
-    """That of the nearest device above."""
+    """The driver of the device, or of its nearest ancestor in sysfs that has one."""
     while path.count("/") > 2:
-        if found := _linked(f"{path}/driver"):
-            return found
+        if driver := _linked(f"{path}/driver"):
+            return driver
         path = os.path.dirname(path)
     return ""
 
@@ -51,12 +54,12 @@ def _linked(path: str) -> str:
         return ""
 
 
-def _of_major(major: int, root: str) -> str:
-    """proc(5), /proc/devices."""
+def _major_name(major: int, root: str) -> str:
+    """The name of a major of character devices in /proc/devices (proc(5)), "" for none."""
     try:
         with open(f"{root}/proc/devices") as file:
             characters = file.read().partition("Block devices:")[0]
     except OSError:
         return ""
-    found = re.search(rf"^ *{major} (\S+)$", characters, re.MULTILINE)
-    return found[1].removeprefix("/dev/") if found else ""
+    match = re.search(rf"^ *{major} (\S+)$", characters, re.MULTILINE)
+    return match[1].removeprefix("/dev/") if match else ""

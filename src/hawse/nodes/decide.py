@@ -1,12 +1,15 @@
-"""What becomes of the device nodes of a specification that are not VFIO's. Pure but for the host that it asks.
+"""Decide for each device node of a specification that is not VFIO's whether it is passed, omitted or refused.
 
-- A node that no rule lets the container read or write stays as it is: opening it fails with EPERM, as under runc.
-- A character device that means the same in every kernel (:mod:`hawse.oci.known`) is the guest's own.
-- A block device is passed to the virtual machine, read-only where the rules do not allow writing.
-- Any other character device would be nothing in the guest, or another device of the same number: it is refused.
+Pure except for the queries to :class:`Host`.
 
-A container that may use every device does without the last kind. If its list of devices is the host's whole /dev, which
-engines make it for ``--privileged``, it does without the host's disks as well.
+- A node that the rules do not let the container read or write is kept: opening it fails with EPERM, as under runc.
+- For a character device that is the same in every kernel (:mod:`hawse.oci.known`), the guest's device is used. Misc
+  devices whose minor each kernel chooses itself (``NAMED``) are found in the guest by their names.
+- A block device is passed to the VM, read-only if the rules do not allow writing.
+- Any other character device is refused: in the guest its number belongs to no device, or to a different one.
+
+If the container may use every device, the last kind is omitted instead of refused. If its device list is also the
+host's whole /dev, as engines create it for ``--privileged``, the host's disks are omitted, too.
 """
 
 from __future__ import annotations
@@ -21,15 +24,18 @@ from hawse.oci.device_rules import allowed, allows_all
 from hawse.oci.known import DEFAULTS, NAMED, is_known
 from hawse.oci.types import Device, DeviceRule
 
-_CHARACTER = "a virtual machine has none of the host's character devices but VFIO's"
-_BLOCK = "disks are not passed to a container whose list of devices is all of the host's /dev"
-_REMEDY = "remove it; a PCI device is passed by VFIO: bind it to vfio-pci, and name the node /dev/vfio/NN of its group"
+_CHARACTER = "character devices of the host cannot be passed to a VM, except VFIO's"
+_BLOCK = "disks are not passed to a container whose device list is the host's whole /dev"
+_REMEDY = "remove it; to pass a PCI device, bind it to vfio-pci and name the node /dev/vfio/NN of its group"
 _KVM = (10, 232)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A node that a container is to have. ``where`` names it in errors. ``usable``: its mount lets it be opened."""
+    """A node that the specification requests for a container.
+
+    ``where`` names it in errors. ``usable`` is false if its mount forbids opening devices (nodev).
+    """
 
     where: str
     path: str
@@ -41,7 +47,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Disk:
-    """A block device to be passed."""
+    """A block device to pass to the VM."""
 
     device: BlockDevice
     writable: bool
@@ -49,8 +55,12 @@ class Disk:
 
 @dataclass(frozen=True)
 class Decision:
-    """``named`` are misc devices whose number the guest is asked for; ``left_out`` has the reasons by path, and
-    ``untouched`` the nodes that nothing may open."""
+    """The result of :func:`decide`.
+
+    ``disks`` are passed. ``named`` are the names of misc devices by their numbers on the host; the guest looks up its
+    own numbers by these names. ``left_out`` are the reasons for omitted nodes, by path. ``untouched`` are the nodes
+    that the container may not open.
+    """
 
     disks: tuple[Disk, ...] = ()
     named: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -60,17 +70,20 @@ class Decision:
 
 @dataclass(frozen=True)
 class Host:
-    """The host's answers by number: :func:`hawse.nodes.block.read`, with the administrator's limits, which raises
-    DeviceError, and :func:`hawse.nodes.character.read`."""
+    """Queries about devices of the host by major and minor.
+
+    ``block`` is :func:`hawse.nodes.block.read` with the administrator's limits and raises DeviceError. ``character`` is
+    :func:`hawse.nodes.character.read`.
+    """
 
     block: Callable[[int, int], BlockDevice]
     character: Callable[[int, int], CharacterDevice]
 
 
 def decide(wishes: Sequence[Wish], rules: Sequence[DeviceRule], host: Host, *, whole: bool = False) -> Decision:
-    """The decision. ``whole``: the container's list of devices is the host's whole /dev.
+    """Decide for all nodes. ``whole``: the container's device list is the host's whole /dev (:func:`is_whole`).
 
-    Raises :class:`DeviceError` naming a node that is refused.
+    Raises :class:`DeviceError` naming the first node that is refused.
     """
     everything = allows_all(rules)
     disks: dict[tuple[int, int], Disk] = {}
@@ -91,32 +104,34 @@ def decide(wishes: Sequence[Wish], rules: Sequence[DeviceRule], host: Host, *, w
                 raise DeviceError(f"{wish.where}: {error.message}", hint=error.hint) from None
             disks[numbers] = Disk(device, "w" in access and not device.readonly)
         elif wish.kind == "b":
-            left_out[wish.path] = DeviceError(_BLOCK, hint="name those that it needs, without --privileged")
-        elif (found := host.character(*numbers)).misc and found.name in NAMED:
-            named[numbers] = found.name
+            left_out[wish.path] = DeviceError(_BLOCK, hint="name the disks that it needs, without --privileged")
+        elif (character := host.character(*numbers)).misc and character.name in NAMED:
+            named[numbers] = character.name
         elif everything:
             left_out[wish.path] = DeviceError(_CHARACTER)
         else:
-            raise _refusal(wish, found)
+            raise _refusal(wish, character)
     return Decision(tuple(disks.values()), named, left_out, tuple(untouched))
 
 
 def is_whole(devices: Sequence[Device], rules: Sequence[DeviceRule]) -> bool:
-    """Whether the list of devices is the host's whole /dev, as engines make it for a privileged container.
+    """Whether the device list is the host's whole /dev, as engines create it for a privileged container.
 
-    It has the nodes that every container has in any case, which nobody else names (moby oci/devices_linux.go,
-    HostDevices(); containerd pkg/oci/spec_opts.go, WithHostDevices()).
+    Such a list contains the default nodes, which every container has anyway and other specifications do not name (moby
+    oci/devices_linux.go, HostDevices(); containerd pkg/oci/spec_opts.go, WithHostDevices()).
     """
     numbers = {(device.major, device.minor) for device in devices if device.type == "c"}
     return allows_all(rules) and numbers.issuperset(DEFAULTS)
 
 
-def _refusal(wish: Wish, found: CharacterDevice) -> DeviceError:
-    names = [f"{wish.major}:{wish.minor}", *([found.name] if found.name else [])]
-    names += [f"driver {found.driver}"] if found.driver else []
+def _refusal(wish: Wish, device: CharacterDevice) -> DeviceError:
+    names = [f"{wish.major}:{wish.minor}", *([device.name] if device.name else [])]
+    names += [f"driver {device.driver}"] if device.driver else []
     hint = _REMEDY
-    if found.function:
-        hint = f"pass its PCI device instead: `hawse bind {found.function}`, and the node /dev/vfio/NN of its group"
+    if device.function:
+        hint = (
+            f"pass its PCI device instead: `hawse bind {device.function}`, and name the node /dev/vfio/NN of its group"
+        )
     if (wish.major, wish.minor) == _KVM:
         hint = "remove it: the guest has no hardware virtualization"
     return DeviceError(f"{wish.where} ({', '.join(names)}): {_CHARACTER}", hint=hint)

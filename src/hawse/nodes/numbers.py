@@ -1,7 +1,7 @@
-"""Numbers of devices in a specification, moved from the host's to the guest's. Pure.
+"""Translate the device numbers in a specification from the host's to the guest's. Pure.
 
-In a guest a number may be another device's, or that of another container of the pod: a rule that names numbers of the
-host is moved with the devices that it is about, or taken out.
+In the guest, a number of the host may belong to another device, or to a device of another container of the pod. So a
+rule with numbers of the host is rewritten for the devices that it matches, or removed if it matches none.
 """
 
 from __future__ import annotations
@@ -13,40 +13,43 @@ from hawse.oci.known import is_known
 
 #: Kind ("b" or "c"), major and minor.
 Numbers = tuple[str, int, int]
-#: What no device has.
-_NOTHING = {"major": 0, "minor": 0}
+#: A number that no device has.
+_NO_DEVICE = {"major": 0, "minor": 0}
 
 
 def without_strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> list[dict[str, Any]]:
-    """The rules without those that allow numbers of the host which are none of the nodes', nor known in the guest.
+    """The rules without those for numbers of the host that no node has and that the guest does not know.
 
-    Of block devices nothing is left that is none of the nodes': in the guest all their numbers are others.
+    Of character devices, only rules that allow are removed. Of block devices, rules that deny are removed, too: in the
+    guest all numbers of block devices differ.
     """
-    return [rule for rule in rules if not _is_strange(rule, nodes) or (_of(rule)[0] == "c" and not rule.get("allow"))]
+    return [
+        rule for rule in rules if not _is_unmatched(rule, nodes) or (_pattern(rule)[0] == "c" and not rule.get("allow"))
+    ]
 
 
 def strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> list[str]:
-    """What to warn of: rules that allow the container to read or write a device that none of its nodes is."""
+    """Warnings about rules that let the container read or write a device that is not among its nodes."""
     warnings = []
     for index, rule in enumerate(rules):
-        if rule.get("allow") and set(rule.get("access") or "") & {"r", "w"} and _is_strange(rule, nodes):
-            kind, major, minor = _of(rule)
+        if rule.get("allow") and set(rule.get("access") or "") & {"r", "w"} and _is_unmatched(rule, nodes):
+            kind, major, minor = _pattern(rule)
             which = f"{kind} {major}:{'*' if minor is None else minor}"
             warnings.append(
-                f"linux.resources.devices[{index}]: {which} has no effect: it is a number of the host's devices, and "
-                "none of linux.devices has it [name the device in linux.devices]"
+                f"linux.resources.devices[{index}]: {which} has no effect: it is the number of a host device that is "
+                "not in linux.devices [add the device to linux.devices]"
             )
     return warnings
 
 
-def _is_strange(rule: dict[str, Any], nodes: Collection[Numbers]) -> bool:
-    kind, major, minor = _of(rule)
+def _is_unmatched(rule: dict[str, Any], nodes: Collection[Numbers]) -> bool:
+    kind, major, minor = _pattern(rule)
     is_general = kind == "a" or major is None or (kind == "c" and is_known(major, minor))
     return not is_general and not _matching(rule, nodes)
 
 
 def move(spec: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict[str, Any]:
-    """The specification with the guest's numbers, in nodes and rules; each rule once, so that moves do not chain."""
+    """The specification with the guest's numbers in nodes and rules. Each number is translated only once."""
     linux = dict(spec.get("linux") or {})
     if linux.get("devices"):
         linux["devices"] = [_moved_node(device, moved) for device in linux["devices"]]
@@ -58,7 +61,7 @@ def move(spec: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict
 
 
 def named_nodes(spec: dict[str, Any], named: Mapping[tuple[int, int], tuple[int, int]]) -> list[list[Any]]:
-    """Misc devices as nodes for the agent, which moves them together with VFIO's: their numbers are of one major."""
+    """Misc devices as nodes for the agent, which translates them together with VFIO's, since they share a major."""
     return [
         [device["path"], *host, None, *named[host], ""]
         for device in (spec.get("linux") or {}).get("devices") or ()
@@ -74,32 +77,33 @@ def _moved_node(device: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]
     if (kind, major, minor) in moved:
         new = moved[kind, major, minor]
         return {**device, "major": new[0], "minor": new[1]}
-    # A node that nothing may open: in the guest its number is one that is passed.
+    # The container may not open this node. If a device that is passed has the same number in the guest, the node needs
+    # a number that no device has.
     taken = any(kind == other[0] and new == (major, minor) for other, new in moved.items())
-    return {**device, **_NOTHING} if taken else device
+    return {**device, **_NO_DEVICE} if taken else device
 
 
 def _moved_rule(rule: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> list[dict[str, Any]]:
-    kind, major, minor = _of(rule)
+    kind, major, minor = _pattern(rule)
     if kind == "a" or major is None:
         return [rule]
-    new = [{**rule, "major": moved[found][0], "minor": moved[found][1]} for found in _matching(rule, moved)]
-    # Of the misc devices any minor number includes those that are not moved.
+    new = [{**rule, "major": moved[node][0], "minor": moved[node][1]} for node in _matching(rule, moved)]
+    # A rule for all minors of a major also matches devices that are not moved, such as other misc devices: keep it.
     return new if kind == "b" or (new and minor is not None) else [rule, *new]
 
 
 def _matching(rule: dict[str, Any], nodes: Collection[Numbers]) -> list[Numbers]:
-    kind, major, minor = _of(rule)
+    kind, major, minor = _pattern(rule)
     return [node for node in nodes if node[0] == kind and node[1] == major and minor in (None, node[2])]
 
 
 def is_wildcard(number: int | None) -> bool:
-    """Whether a number of a rule stands for all numbers."""
+    """Whether a number of a rule means all numbers."""
     return number is None or number < 0
 
 
-def _of(rule: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    """Kind, major and minor of a rule, None for any."""
+def _pattern(rule: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    """Kind, major and minor of a rule; the kind "a" and the number None mean any."""
     major, minor = rule.get("major"), rule.get("minor")
     kind = {"b": "b", "c": "c", "u": "c"}.get(rule.get("type") or "a", "a")
     return kind, None if is_wildcard(major) else major, None if is_wildcard(minor) else minor

@@ -1,4 +1,4 @@
-"""Which functions of the host may be passed at all: those that patterns of ``devices.allow`` match. Pure."""
+"""Check that ``devices.allow`` in the configuration permits passing the functions of a group. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from hawse.vfio.groups import Function, HostGroup
 
 
 def check_allowed(groups: Sequence[HostGroup], patterns: Sequence[str]) -> None:
-    """Raise :class:`DeviceError` for a function that no pattern matches: a group is passed as a whole."""
+    """Raise :class:`DeviceError` for the first function that no pattern matches.
+
+    Every function of a group has to match, because a group is passed as a whole.
+    """
     for group in groups:
         for function in group.functions:
             if not any(_matches(function, pattern) for pattern in patterns):
                 raise DeviceError(
-                    f"group {group.number} cannot be passed: {function.address} ({_identity(function)}) is not among "
-                    "the devices that this host allows",
-                    hint="an administrator allows it by devices.allow in the configuration",
+                    f"group {group.number} cannot be passed: {function.address} ({_identity(function)}) is not in the "
+                    "list of allowed devices",
+                    hint="an administrator can add it to devices.allow in the configuration",
                 )
 
 

@@ -1,4 +1,8 @@
-"""Functions of the host given to VFIO, and given back exactly. All or nothing, with a record of what was before."""
+"""Bind PCI functions of the host to VFIO drivers, and restore their previous drivers and overrides.
+
+:func:`bind` binds all of the functions or none of them. A record of each function's previous driver is on disk while
+the function is bound.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,21 @@ from hawse.vfio.moves import REAL, Effects, HangError
 from hawse.vfio.targets import Target
 
 SECONDS = 30.0
-#: Where a write hangs, the function's lock is held in the kernel, and undoing is all but sure to hang as well.
-_SECONDS_WHERE_ONE_HANGS = 2.0
-#: How long who has a group open may take to let it go, where a function was bound for a sandbox. QEMU dies with a
-#: monitor that was killed, but only after it, and the kernel then closes its files last: it unpins the guest's memory,
-#: gigabytes in a second, and resets each device, which may take a second to be ready again (PCI Express Base
-#: Specification 6.0, section 6.6.1). What the user has bound himself may be open for hours: there it is told at once.
-_LEAVING = 10.0
-_LOOK_AGAIN = 0.05  # seconds
+#: Timeout in seconds for undoing a write that hangs. The kernel holds the function's lock during that write, so the
+#: write that undoes it will almost certainly hang, too.
+_HANG_SECONDS = 2.0
+#: Seconds to wait until the user of a group has closed it, for functions that were bound for a sandbox. When a monitor
+#: is killed, its QEMU dies after it, and the kernel closes QEMU's files last: it unpins the guest's memory, gigabytes
+#: in a second, and resets each device, which may take a second to be ready again (PCI Express Base Specification 6.0,
+#: section 6.6.1). Functions that the user has bound with `hawse bind` may stay open for hours: for those the error is
+#: reported at once.
+_CLOSE_SECONDS = 10.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A function to bind, what will be recorded of it, and what is on record now."""
+    """A function to bind, the record that will be written for it, and the present record (None without one)."""
 
     target: Target
     record: Record
@@ -44,18 +50,20 @@ def bind(
     owner_lives: Callable[[str], bool] = lambda _owner: True,
     effects: Effects = REAL,
 ) -> list[Record]:
-    """Give functions to a VFIO driver, ``driver`` or the one that suits each. Returns the records that were made.
+    """Bind functions to a VFIO driver: ``driver``, or the one that suits each. Returns the records that were written.
 
-    A function that has such a driver is left alone and has no record made, unless one tells that it was bound for a
-    sandbox that does not live, as ``owner_lives`` knows: then it becomes ``owner``'s. ``seconds`` bound each wait: for
-    a lock, a module, the writes of a function. All is refused before anything is touched, or done, or undone: raises
-    :class:`HawseError`, mostly a :class:`DeviceError`.
+    A function that has such a driver already is not changed, and no record is written for it. There is one exception:
+    if its record says that it was bound for a sandbox that has died (``owner_lives`` is false for it), ``owner``
+    becomes its owner. ``seconds`` is the limit for each wait: for a lock, for a module, for the writes of a function.
+
+    Raises :class:`HawseError`, mostly :class:`DeviceError`. Either nothing was changed then, or all changes were
+    undone; if undoing failed, the error says so.
     """
     if driver and not (bindings.is_driver(driver) and variants.is_vfio(driver)):
-        raise UsageError(f"{driver[:80]!r} is no VFIO driver", hint="vfio-pci is one")
+        raise UsageError(f"{driver[:80]!r} is not a VFIO driver", hint="use vfio-pci, for example")
     names = [target.address for target in targets.choose(addresses, with_group=with_group, root=root)]
     with bindings.locked(directory, names, seconds=seconds):
-        # Read again: it may have changed before the lock was had.
+        # Read the functions again: they may have changed before the locks were acquired.
         chosen = targets.choose(addresses, with_group=with_group, root=root)
         jobs: list[_Job] = []
         closed: set[int] = set()
@@ -64,13 +72,13 @@ def bind(
             if previous and previous.owner not in ("", owner) and owner_lives(previous.owner):
                 raise DeviceError(
                     f"{target.address} is bound for the sandbox {previous.owner}",
-                    hint=f"`hawse delete {previous.owner}` gives it back",
+                    hint=f"`hawse delete {previous.owner}` restores its driver",
                 )
             if variants.is_vfio(target.driver) and (not driver or variants.same(driver, target.driver)):
                 if previous and previous.owner not in ("", owner):
                     jobs.append(_Job(target, replace(previous, vfio=target.driver, owner=owner), previous))
                 continue
-            record = _before(target, previous, owner)
+            record = _original(target, previous, owner)
             module = driver or variants.module_for(target.address, root=root)
             _check_closed(target.address, closed, deadline=0.0, root=root, effects=effects)
             busy.check(target.address, root=root)
@@ -90,22 +98,26 @@ def give_back(
     root: str = "",
     effects: Effects = REAL,
 ) -> None:
-    """Make functions as their records say that they were, and delete the records; one that is gone has nothing to get.
+    """Restore the driver and the override that the records name, and delete the records.
 
-    Never while a group is open, nor what is on record for somebody else by now; a sandbox's QEMU that is just ending is
-    waited for. ``seconds`` bound each wait, as of :func:`bind`. All are tried; then raises the :class:`HawseError` of
-    the one that failed, or one that tells of all that did. A function that failed keeps its record.
+    If the host no longer has a function, only its record is deleted. A function that is on record for another owner by
+    now is skipped. If the group of a function is open, the function is not changed, which is a failure; for a function
+    that was bound for a sandbox, this first waits for the sandbox's QEMU to end. ``seconds`` is the limit for each
+    wait, as in :func:`bind`.
+
+    All functions are tried. Then raises the :class:`HawseError` of the function that failed, or one error about all
+    that failed. A function that failed keeps its record.
     """
     failures: list[HawseError] = []
     closed: set[int] = set()
-    gone_by = time.monotonic() + min(seconds, _LEAVING)
+    closed_by = time.monotonic() + min(seconds, _CLOSE_SECONDS)
     for record in records:
         try:
             with bindings.locked(directory, [record.address], seconds=seconds):
-                if _is_anothers(record, directory):
+                if _has_another_owner(record, directory):
                     continue
                 if targets.exists(record.address, root=root):
-                    deadline = gone_by if record.owner else 0.0
+                    deadline = closed_by if record.owner else 0.0
                     _check_closed(record.address, closed, deadline=deadline, root=root, effects=effects)
                     moves.restore(record, seconds=seconds, root=root, effects=effects)
                 bindings.remove(directory, record.address)
@@ -116,23 +128,26 @@ def give_back(
 
 
 def together(failures: Sequence[HawseError]) -> HawseError:
-    """Several failures as one, of the first one's kind and with its hint; the first one itself where it is alone."""
+    """Combine failures into one error with the class and the hint of the first; a single failure is returned as is."""
     first = failures[0]
     if len(failures) == 1:
         return first
     return type(first)("; ".join(failure.message for failure in failures), hint=first.hint)
 
 
-def _is_anothers(record: Record, directory: str) -> bool:
+def _has_another_owner(record: Record, directory: str) -> bool:
     try:
-        now = bindings.read(directory, record.address)
+        present = bindings.read(directory, record.address)
     except DeviceError:
-        return False  # damaged: this record is the better one
-    return now is not None and now.owner != record.owner
+        return False  # the file is damaged: use the record that the caller has
+    return present is not None and present.owner != record.owner
 
 
-def _before(target: Target, previous: Record | None, owner: str) -> Record:
-    """What to record of a function. Where a record tells of what it was before hawse changed it, that stays true."""
+def _original(target: Target, previous: Record | None, owner: str) -> Record:
+    """The record of a function without a VFIO driver's name yet.
+
+    If an earlier record holds the driver or the override from before hawse changed the function, these are kept.
+    """
     driver, override = target.driver, target.override
     if previous and (not driver or variants.is_vfio(driver)):
         driver = previous.driver
@@ -142,39 +157,42 @@ def _before(target: Target, previous: Record | None, owner: str) -> Record:
 
 
 def _check_closed(address: str, closed: set[int], *, deadline: float, root: str, effects: Effects) -> None:
-    """Raise :class:`DeviceError` when its group is open at the deadline. One that is not is then in ``closed``."""
+    """Wait until the function's group is closed and add the group to ``closed``.
+
+    Raises :class:`DeviceError` if the group is still open at the deadline, a time of the monotonic clock.
+    """
     group = sysfs.iommu_group(address, root=root)
     if group is None or group in closed:
         return
     while users := effects.holders(group):
         if time.monotonic() >= deadline:
             raise DeviceError(
-                f"{address}: its group {group} is open: {', '.join(users)} has /dev/vfio/{group}",
-                hint="end it first: a driver cannot change under its user",
+                f"{address}: its group {group} is in use: {', '.join(users)} has /dev/vfio/{group} open",
+                hint="end that process first: the driver cannot be changed while the group is in use",
             )
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL_SECONDS)
     closed.add(group)
 
 
 def _with_driver(job: _Job, *, seconds: float, root: str, effects: Effects) -> _Job:
-    """The job with a driver that the kernel has, by its exact name."""
+    """The job with the exact name of its VFIO driver, which is loaded if needed."""
     name = variants.provide(job.record.vfio, job.target.address, load=effects.load, seconds=seconds, root=root)
     return replace(job, record=replace(job.record, vfio=name))
 
 
 def _do(jobs: Sequence[_Job], *, directory: str, seconds: float, root: str, effects: Effects) -> None:
-    """Carry the jobs out; when one fails, undo it and those before it, and raise what tells of both."""
-    begun: list[_Job] = []
+    """Carry out the jobs. If one fails, undo it and those before it; an error of the undoing is added to the first."""
+    started: list[_Job] = []
     try:
         for job in jobs:
-            begun.append(job)
+            started.append(job)
             bindings.write(directory, job.record)
             if job.target.driver != job.record.vfio:
                 moves.move(job.target, job.record.vfio, seconds=seconds, root=root, effects=effects)
     except BaseException as failure:
-        patience = min(seconds, _SECONDS_WHERE_ONE_HANGS) if isinstance(failure, HangError) else seconds
+        patience = min(seconds, _HANG_SECONDS) if isinstance(failure, HangError) else seconds
         problems: list[HawseError] = []
-        for job in reversed(begun):
+        for job in reversed(started):
             try:
                 _undo(job, directory=directory, seconds=patience, root=root, effects=effects)
             except HawseError as problem:
@@ -182,17 +200,17 @@ def _do(jobs: Sequence[_Job], *, directory: str, seconds: float, root: str, effe
             patience = seconds
         if not problems:
             raise
-        told = failure.message if isinstance(failure, HawseError) else type(failure).__name__
+        cause = failure.message if isinstance(failure, HawseError) else type(failure).__name__
         kind = type(failure) if isinstance(failure, HawseError) else DeviceError
         raise kind(
-            f"{told}; and undoing it failed: {together(problems).message}",
-            hint="when that is mended: `hawse unbind " + " ".join(job.target.address for job in begun) + "`",
+            f"{cause}; undoing it failed as well: {together(problems).message}",
+            hint="when the cause is fixed: `hawse unbind " + " ".join(job.target.address for job in started) + "`",
         ) from None
 
 
 def _undo(job: _Job, *, directory: str, seconds: float, root: str, effects: Effects) -> None:
-    was = replace(job.record, driver=job.target.driver, override=job.target.override)
-    moves.restore(was, seconds=seconds, root=root, effects=effects)
+    original = replace(job.record, driver=job.target.driver, override=job.target.override)
+    moves.restore(original, seconds=seconds, root=root, effects=effects)
     if job.previous:
         bindings.write(directory, job.previous)
     else:

@@ -1,8 +1,8 @@
-"""The record of what was bound: a file for each function that hawse gave to VFIO, with what it had before.
+"""Records of bound functions: one file for each function that hawse has bound to VFIO, with its previous driver.
 
-``<directory>/<address>.json``, mode 0700 for the directory, which is ``/run/hawse.bindings`` by default. A record is
-on disk before the first write to sysfs, and goes when the function has been given back: whatever dies in between,
-somebody can still give it back.
+The files are ``<directory>/<address>.json``. The directory has mode 0700 and is ``/run/hawse.bindings`` by default. A
+record is on disk before the first write to sysfs, and is deleted after the function has been restored. So a function
+can be restored even if the process that bound it died.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ _OWNER = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_+.-]{1,255}|")
 _DRIVER = re.compile(r"(?![-.])[ -.0-~]{1,128}")
 _LOCK_POLL = 0.05  # seconds
 _MAX_SIZE = 64 * 1024
-_AS_ROOT = "the records are root's: run hawse as root"
+_AS_ROOT = "only root can read the records: run hawse as root"
 _MAX_OVERRIDE = 4095  # less than a page (Linux drivers/base/driver.c, driver_set_override())
 
 
 @dataclass(frozen=True)
 class Record:
-    """A function that was given to ``vfio``, a driver. Before, ``driver`` had it ("" for none) and ``override`` was
-    its driver_override ("" for none). ``owner`` is a sandbox's id, "" for the user himself."""
+    """The binding of a function to ``vfio``, a VFIO driver.
+
+    ``driver`` and ``override`` are its previous driver and driver_override, "" for none. ``owner`` is the id of the
+    sandbox that it was bound for, "" if a user has bound it.
+    """
 
     address: str
     driver: str
@@ -41,17 +44,17 @@ class Record:
 
 
 def directory_of(root: str) -> str:
-    """Where the records are, for the directory in which the sandboxes are."""
+    """The directory of the records that belongs to ``root``, the directory of the sandboxes."""
     return root.rstrip("/") + ".bindings"
 
 
 def is_driver(name: str) -> bool:
-    """Whether a text can be a driver's name: one component of a path, no option, nothing that steers a terminal."""
+    """Whether a text can be a driver's name: a path component that is not an option and has no control characters."""
     return _DRIVER.fullmatch(name) is not None
 
 
 def write(directory: str, record: Record) -> None:
-    """Put a record on disk, durably, in place of an older one. Raises :class:`HostError`."""
+    """Write a record to disk durably (fsync), replacing an older one. Raises :class:`HostError`."""
     path = _path(directory, record.address)
     temporary = f"{directory}/.{record.address}.{os.getpid()}"
     try:
@@ -68,12 +71,12 @@ def write(directory: str, record: Record) -> None:
             os.unlink(temporary)
         raise HostError(
             f"{record.address}: its record {path} cannot be written: {error.strerror}",
-            hint="nothing is bound without one: make the directory writable, or give another --root",
+            hint="hawse binds no function without a record: make the directory writable, or use another --root",
         ) from None
 
 
 def remove(directory: str, address: str) -> None:
-    """Delete a record; it may be gone already. Raises :class:`HostError`."""
+    """Delete a record, if it exists. Raises :class:`HostError`."""
     path = _path(directory, address)
     try:
         os.unlink(path)
@@ -85,7 +88,7 @@ def remove(directory: str, address: str) -> None:
 
 
 def read(directory: str, address: str) -> Record | None:
-    """The record of a function; None when there is none. Raises :class:`DeviceError` naming a file that is damaged."""
+    """The record of a function, None without one. Raises :class:`DeviceError` naming a file that is damaged."""
     path = _path(directory, address)
     try:
         with open(path, "rb") as file:
@@ -99,7 +102,7 @@ def read(directory: str, address: str) -> Record | None:
     except ValueError as error:
         raise DeviceError(
             f"{address}: its record {path} is damaged: {error}",
-            hint=f"delete the file, then say who gets the function: `hawse unbind --driver NAME {address}`",
+            hint=f"delete the file, then name the driver to restore: `hawse unbind --driver NAME {address}`",
         ) from None
 
 
@@ -116,7 +119,7 @@ def read_all(directory: str) -> tuple[list[Record], list[DeviceError]]:
     damaged: list[DeviceError] = []
     for address in (name.removesuffix(".json") for name in names if name.endswith(".json")):
         if not ADDRESS.fullmatch(address):
-            continue  # no record of ours
+            continue  # not a record
         try:
             record = read(directory, address)
         except DeviceError as error:
@@ -127,43 +130,44 @@ def read_all(directory: str) -> tuple[list[Record], list[DeviceError]]:
 
 
 def of_owner(directory: str, owner: str) -> list[Record]:
-    """The records of one sandbox, or with "" the user's own; a damaged file is nobody's."""
+    """The records of one sandbox, or of the functions that users have bound if it is ""; damaged files are skipped."""
     return [record for record in read_all(directory)[0] if record.owner == owner]
 
 
 @contextmanager
 def locked(directory: str, addresses: Sequence[str], *, seconds: float) -> Iterator[None]:
-    """Keep others that change the drivers of these functions away, and wait for those who do: not longer than seconds.
+    """Hold the locks of these functions, so that no other process of hawse changes their drivers.
 
-    By files beside the records, which nobody but their owner can open. Raises :class:`HawseError`.
+    Waits ``seconds`` at most for all of the locks. The lock files are in the directory of the records, which only its
+    owner can open. Raises :class:`HawseError`.
     """
     deadline = time.monotonic() + seconds
     with ExitStack() as stack:
-        for address in sorted(set(addresses)):  # in one order: two who want the same ones do not wait for each other
+        for address in sorted(set(addresses)):  # always in the same order, to avoid deadlocks
             while not _lock(f"{directory}/{address}.lock", stack):
                 if time.monotonic() >= deadline:
                     raise DeviceError(
-                        f"{address}: another hawse has been changing its driver for {seconds:g} s",
-                        hint="wait for it, or end it",
+                        f"{address}: another hawse process has been changing its driver for {seconds:g} s",
+                        hint="wait for that process, or end it",
                     )
                 time.sleep(_LOCK_POLL)
         yield
 
 
 def _lock(path: str, stack: ExitStack) -> bool:
-    """Try to have a lock until the stack ends, which deletes its file."""
+    """Try to acquire a lock without waiting. When the stack closes, the lock is released and its file deleted."""
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise HostError(f"{path} cannot be made: {error.strerror}", hint="binding takes root") from None
+        raise HostError(f"{path} cannot be created: {error.strerror}", hint="binding devices requires root") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had it may have deleted the file that was opened here; then another one is the lock by now.
-        have = os.fstat(fd).st_ino == os.stat(path).st_ino
+        # The previous holder may have deleted the file that was opened here. Then the lock is a newer file by now.
+        acquired = os.fstat(fd).st_ino == os.stat(path).st_ino
     except (BlockingIOError, FileNotFoundError):
-        have = False
-    if not have:
+        acquired = False
+    if not acquired:
         os.close(fd)
         return False
     stack.callback(os.close, fd)
@@ -172,20 +176,20 @@ def _lock(path: str, stack: ExitStack) -> bool:
 
 
 def _parse(data: bytes, address: str) -> Record:
-    """Raises ValueError that says what is wrong."""
+    """The record in a file's content. Raises ValueError with what is wrong."""
     if len(data) > _MAX_SIZE:
         raise ValueError(f"it has more than {_MAX_SIZE} bytes")
     try:
-        found = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     names = [field.name for field in fields(Record)]
-    if not isinstance(found, dict) or sorted(found) != sorted(names):
+    if not isinstance(content, dict) or sorted(content) != sorted(names):
         raise ValueError(f"it is not an object of {', '.join(names)}")
-    wrong = [name for name in names if not isinstance(found[name], str)]
+    wrong = [name for name in names if not isinstance(content[name], str)]
     if wrong:
-        raise ValueError(f"{wrong[0]} is not a text")
-    record = Record(**found)
+        raise ValueError(f"{wrong[0]} is not a string")
+    record = Record(**content)
     override = record.override
     sound = {
         "address": record.address == address,
@@ -196,7 +200,7 @@ def _parse(data: bytes, address: str) -> Record:
     }
     for name, is_sound in sound.items():
         if not is_sound:
-            raise ValueError(f"{name} is {found[name][:80]!r}")
+            raise ValueError(f"{name} is {content[name][:80]!r}")
     return record
 
 

@@ -1,7 +1,7 @@
-"""Whether this host uses a PCI function itself: its network, its disks, its virtual functions.
+"""Whether this host uses a PCI function itself: its network interfaces, its disks, its virtual functions.
 
-The kernel takes a driver away from a disk that is mounted or a NIC that carries the route to the user without a
-question; so these are asked first. Interfaces in other network namespaces are not seen.
+The kernel unbinds the driver of a mounted disk, or of the NIC that carries the user's connection, without any warning.
+So these are checked first. Network interfaces in other network namespaces are not found.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ _RTF_LOCAL, _RTF_ANYCAST = 0x80000000, 0x00100000  # include/uapi/linux/ipv6_rou
 #: The disk that is mounted is the head's, nvme<subsystem>n<head>, and not below the PCI function.
 _NVME_PATH = re.compile(r"nvme(\d+)c\d+n(\d+)")
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 def check(address: str, *, root: str = "", claimed: Callable[[str], bool] | None = None) -> None:
-    """Raise :class:`DeviceError` saying how the host uses the function. ``claimed`` tells it of a disk's node."""
+    """Raise :class:`DeviceError` naming the host's use of the function, if there is one.
+
+    ``claimed`` returns whether the block device of a node is claimed exclusively (:func:`is_claimed`).
+    """
     _check_virtual_functions(address, root)
     _check_network(address, root)
     _check_disks(address, root, claimed or is_claimed)
 
 
 def holders(group: int, *, root: str = "", open_node: Callable[[str, int], int] = os.open) -> list[str]:
-    """The processes that hold a group open, as "name (pid 5)". A process of a container may be just "another process".
+    """The processes that hold a group open, as "name (pid 5)", or "another process" for one that /proc does not show.
 
     ``open_node`` is open(2).
     """
-    found = [f"{name} (pid {pid})" for pid, name in groups.holders(group, root=root)]
-    if found:
-        return found
+    processes = [f"{name} (pid {pid})" for pid, name in groups.holders(group, root=root)]
+    if processes:
+        return processes
     try:
-        # A process with a mount namespace of its own has the node under another name in /proc, but a group opens once.
+        # /proc shows another path of the node for a process with its own mount namespace. But a group can be opened
+        # only once, so try to open it.
         os.close(open_node(f"{root}/dev/vfio/{group}", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         return ["another process"] if error.errno == errno.EBUSY else []
@@ -49,7 +53,7 @@ def holders(group: int, *, root: str = "", open_node: Callable[[str, int], int] 
 
 
 def is_claimed(node: str, *, open_node: Callable[[str, int], int] = os.open) -> bool:
-    """Whether a block device is claimed exclusively, as by a mount of another namespace or by ZFS (O_EXCL, open(2)).
+    """Whether a block device is claimed exclusively (O_EXCL, open(2)), as by a mount in another namespace or by ZFS.
 
     ``open_node`` is open(2).
     """
@@ -61,13 +65,13 @@ def is_claimed(node: str, *, open_node: Callable[[str, int], int] = os.open) -> 
 
 
 def ipv4_route(lines: Iterable[str], interfaces: set[str]) -> str:
-    """The first route of /proc/net/route (proc_net(5)) over one of the interfaces, in words; "" for none."""
+    """The first route in /proc/net/route (proc_net(5)) over one of the interfaces, as a sentence; "" for none."""
     for line in lines:
         fields = line.split()
         if len(fields) < 8 or fields[0] not in interfaces:
             continue
         try:
-            # The address as it is in memory, printed as a number.
+            # The address in network byte order, printed as a number of the host's byte order.
             target = socket.inet_ntoa(struct.pack("=I", int(fields[1], 16)))
             length = int(fields[7], 16).bit_count()
         except (ValueError, struct.error):
@@ -77,7 +81,7 @@ def ipv4_route(lines: Iterable[str], interfaces: set[str]) -> str:
 
 
 def ipv6_route(lines: Iterable[str], interfaces: set[str]) -> str:
-    """The same of /proc/net/ipv6_route; what every interface has by itself does not count: link-local, multicast."""
+    """The same for /proc/net/ipv6_route, without the routes that every interface has: link-local and multicast."""
     for line in lines:
         fields = line.split()
         if len(fields) < 10 or fields[9] not in interfaces or fields[9] == "lo":
@@ -95,9 +99,10 @@ def ipv6_route(lines: Iterable[str], interfaces: set[str]) -> str:
 
 
 def mounted_at(lines: Iterable[str], numbers: str, name: str) -> str:
-    """Where /proc/self/mountinfo (proc_pid_mountinfo(5)) has a block device, by "8:1" or as source; "" where not.
+    """The mount point of a block device in /proc/self/mountinfo (proc_pid_mountinfo(5)); "" if it is not mounted.
 
-    Btrfs shows a number of its own there, so the source is looked at too.
+    The device is found by its ``numbers``, such as "8:1", or as the source /dev/``name``: for a Btrfs file system,
+    mountinfo shows an anonymous device number instead of the block device's.
     """
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -108,7 +113,7 @@ def mounted_at(lines: Iterable[str], numbers: str, name: str) -> str:
 
 
 def is_swap(lines: Iterable[str], name: str) -> bool:
-    """Whether /proc/swaps (proc_swaps(5)) has a block device."""
+    """Whether /proc/swaps (proc_swaps(5)) lists a block device."""
     return any(line.split()[:1] == [f"/dev/{name}"] for line in lines)
 
 
@@ -118,11 +123,11 @@ def _check_virtual_functions(address: str, root: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise DeviceError(f"{address}: its sriov_numvfs cannot be read from sysfs: {error}") from None
+        raise DeviceError(f"{address}: its sriov_numvfs cannot be read from sysfs: {sysfs.explain(error)}") from None
     if number > 0:
         raise DeviceError(
-            f"{address} has {number} virtual functions: VFIO takes no function with SR-IOV enabled",
-            hint=f"bind those, or end them: write 0 to /sys/bus/pci/devices/{address}/sriov_numvfs",
+            f"{address} has {number} virtual functions: VFIO does not accept a function with SR-IOV enabled",
+            hint=f"bind these instead, or remove them: write 0 to /sys/bus/pci/devices/{address}/sriov_numvfs",
         )
 
 
@@ -133,15 +138,15 @@ def _check_network(address: str, root: str) -> None:
         master = _basename(f"{names}/{interface}/master")
         if master:
             raise DeviceError(
-                f"{address} is the network interface {interface}, which belongs to {master}",
-                hint=f"if the host can do without it, take it out: `ip link set {interface} nomaster`",
+                f"{address} is the network interface {interface}, which is a port of {master}",
+                hint=f"if the host does not need it there, remove it: `ip link set {interface} nomaster`",
             )
         route = _search(f"{root}/proc/net/route", ipv4_route, users)
         route = route or _search(f"{root}/proc/net/ipv6_route", ipv6_route, users)
         if route:
             raise DeviceError(
                 f"{address} is the network interface {interface}, and {route}",
-                hint=f"if the host can do without it, take it down: `ip link set {interface} down`",
+                hint=f"if the host does not need it, set it down: `ip link set {interface} down`",
             )
 
 
@@ -152,41 +157,41 @@ def _check_disks(address: str, root: str, claimed: Callable[[str], bool]) -> Non
     for head in heads:
         below |= _below(blocks, head)
     for disk in sorted(below):
-        name = disk.replace("!", "/")  # as the kernel does to a "/" in a name, such as cciss/c0d0's
+        name = disk.replace("!", "/")  # sysfs shows a "/" in a name as "!", for example in cciss/c0d0
         place = _search(f"{root}/proc/self/mountinfo", mounted_at, _read(f"{blocks}/{disk}/dev"), name)
         if place:
             how, remedy = f"mounted at {place}", "unmount it"
         elif _search(f"{root}/proc/swaps", is_swap, name):
-            how, remedy = "used as swap", f"end that: `swapoff /dev/{name}`"
+            how, remedy = "used as swap", f"stop using it: `swapoff /dev/{name}`"
         elif users := _entries(f"{blocks}/{disk}/holders"):
-            how, remedy = f"part of {', '.join(sorted(users))}", "take that apart: see dmsetup(8), lvm(8), mdadm(8)"
+            how, remedy = f"part of {', '.join(sorted(users))}", "remove it from that: see dmsetup(8), lvm(8), mdadm(8)"
         elif claimed(f"{root}/dev/{name}"):
-            how, remedy = "in exclusive use", f"see who has it: `lsof /dev/{name}`, `zpool status`, `lsns -t mnt`"
+            how, remedy = "in exclusive use", f"find its user: `lsof /dev/{name}`, `zpool status`, `lsns -t mnt`"
         else:
             continue
         raise DeviceError(f"{address} has the disk {name}, which is {how}", hint=remedy)
 
 
 def _below(directory: str, ancestor: str) -> set[str]:
-    """The entries of a class in sysfs that are below a device, or are it: by the paths that they are links to."""
+    """The entries of a sysfs class that are a device or are below it, according to the targets of their links."""
     return {name for name in _entries(directory) if ancestor in _link(f"{directory}/{name}").split("/")}
 
 
 def _with_uppers(names: str, interface: str) -> set[str]:
-    """The interface with all that are stacked on it, such as VLANs."""
-    found: set[str] = set()
-    left = [interface]
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.add(name)
+    """The interface, and all interfaces that are stacked on it, such as VLANs."""
+    interfaces: set[str] = set()
+    queue = [interface]
+    while queue:
+        name = queue.pop()
+        if name not in interfaces:
+            interfaces.add(name)
             uppers = (entry for entry in _entries(f"{names}/{name}") if entry.startswith("upper_"))
-            left += [upper.removeprefix("upper_") for upper in uppers]
-    return found
+            queue += [upper.removeprefix("upper_") for upper in uppers]
+    return interfaces
 
 
-def _search(path: str, function: Callable[..., _Found], *arguments: object) -> _Found | None:
-    """What a function finds in a file's lines; None when there is no such file, as without IPv6."""
+def _search(path: str, function: Callable[..., _Result], *arguments: object) -> _Result | None:
+    """The result of a function for a file's lines; None if the file does not exist, as on a host without IPv6."""
     try:
         with open(path, errors="replace") as file:
             return function(file, *arguments)

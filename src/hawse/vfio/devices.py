@@ -1,4 +1,4 @@
-"""The VFIO nodes among the devices of a spec, and the groups behind them."""
+"""Find the VFIO nodes among the devices of a specification, and the groups that they belong to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTAINER = (10, 196)  # misc device, VFIO_MINOR in Linux include/linux/miscdev
 
 
 class Device(Protocol):
-    """An entry of linux.devices."""
+    """An entry of linux.devices in the OCI configuration."""
 
     @property
     def path(self) -> str: ...
@@ -34,9 +34,9 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """A VFIO node of the spec; ``group`` is None for the container node and for /dev/iommu.
+    """A VFIO node of the specification; ``group`` is None for the container node and for /dev/iommu.
 
-    ``function`` is the address of the function whose device file it is, "" for an emulated one.
+    ``function`` is the address of the function for a device file, and "" for any other node and for emulated functions.
     """
 
     path: str
@@ -48,9 +48,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Request:
-    """All VFIO nodes of a spec, and the groups behind them in the order in which they are named, each once.
+    """All VFIO nodes of a specification, and their groups, each once, in the order of their first nodes.
 
-    ``files`` are those of the device file interface: /dev/iommu, whose group is None, and /dev/vfio/devices/vfioN.
+    ``files`` are the nodes of the device file interface: /dev/iommu, whose group is None, and /dev/vfio/devices/vfioN.
     """
 
     nodes: tuple[Node, ...]
@@ -61,12 +61,13 @@ class Request:
 def find_request(
     devices: Sequence[Device], *, emulated: Mapping[int, EmulatedGroup], managed: bool = False, root: str = ""
 ) -> Request:
-    """Which entries are VFIO's, by their numbers and not by their path, which is the container's to choose.
+    """Find the entries that are VFIO nodes, by their numbers: the path of a node in a container is arbitrary.
 
-    An emulated group is found by its path, too (:func:`hawse.vfio.emulated.find`), and a group whose functions will be
-    bound to vfio-pci (``managed``) by its path alone: its node is not there yet. The device file of an emulated group's
-    first function has the group's number. Raises :class:`DeviceError` for a node that names a group which is not there,
-    or an interface that is not passed.
+    An emulated group is found by its path, too (:func:`hawse.vfio.emulated.find`). A group whose functions will be
+    bound to vfio-pci (``managed``) is found only by its path, since its node does not exist yet. The device file of an
+    emulated group's first function has the group's number.
+
+    Raises :class:`DeviceError` for a node of a group that does not exist, or of an interface that cannot be passed.
     """
     nodes: list[Node] = []
     files: list[Node] = []
@@ -76,8 +77,8 @@ def find_request(
             continue
         major, minor = device.major or 0, device.minor or 0
         named = _GROUP_PATH.fullmatch(device.path)
-        if emulated and (found := find(device.path, major, minor, emulated, root=root)):
-            number, is_file = found
+        if emulated and (match := find(device.path, major, minor, emulated, root=root)):
+            number, is_file = match
             groups[number] = emulated[number]
             (files if is_file else nodes).append(Node(device.path, major, minor, number))
             continue
@@ -97,13 +98,14 @@ def find_request(
             files.append(Node(device.path, major, minor, number, address))
         elif device.path == IOMMU_PATH or device.path.startswith("/dev/vfio/devices/"):
             raise DeviceError(
-                f"linux.devices: {device.path}: no VFIO device is {major}:{minor}",
-                hint="bind the device to vfio-pci, or correct major and minor; this needs CONFIG_VFIO_DEVICE_CDEV",
+                f"linux.devices: {device.path}: no VFIO device has the number {major}:{minor}",
+                hint="bind the device to vfio-pci, or correct major and minor; device files need a kernel with "
+                "CONFIG_VFIO_DEVICE_CDEV",
             )
         elif "noiommu-" in device.path or kernel.startswith("vfio/noiommu-"):
             raise DeviceError(
-                f"linux.devices: {device.path}: a device without an IOMMU cannot be given to a virtual machine",
-                hint="turn the host's IOMMU on",
+                f"linux.devices: {device.path}: a device without an IOMMU cannot be passed to a VM",
+                hint="enable the host's IOMMU",
             )
         elif named and managed and sysfs.group_members(int(named[1]), root=root):
             number = int(named[1])
@@ -111,42 +113,47 @@ def find_request(
             nodes.append(Node(device.path, major, minor, number))
         elif named:
             if sysfs.group_members(int(named[1]), root=root):
-                # The node is gone when the last device left vfio-pci: say which driver has them now.
+                # The kernel removes the node when the last function of the group leaves vfio-pci. The error names the
+                # present drivers.
                 check_viable(read_group(int(named[1]), root=root))
             raise DeviceError(
-                f"linux.devices: {device.path}: group {named[1]} is absent: no VFIO device is {major}:{minor}",
+                f"linux.devices: {device.path}: group {named[1]} is missing: no VFIO device has the number "
+                f"{major}:{minor}",
                 hint="bind the group's devices to vfio-pci, or correct major and minor",
             )
         elif emulated and "vfio" in device.path and not kernel:
             raise DeviceError(
-                f"linux.devices: {device.path}: no device of the host is {major}:{minor}, and no emulated group",
-                hint="name an emulated group as /dev/vfio/N, or with the minor N and VFIO's major",
+                f"linux.devices: {device.path}: neither a device of the host nor an emulated group has the number "
+                f"{major}:{minor}",
+                hint="name the emulated group N by the path /dev/vfio/N, or by VFIO's major and the minor N",
             )
     return Request(tuple(nodes), tuple(groups.values()), tuple(files))
 
 
 def device_files(group: HostGroup | EmulatedGroup, *, root: str = "") -> list[Node]:
-    """The device files that a group has: an emulated one's are as many as :func:`find_request` knows, one."""
+    """The device files of a group. In an emulated group only the first function has one, as in :func:`find_request`."""
     if isinstance(group, EmulatedGroup):
         return [Node(f"/dev/vfio/devices/vfio{group.number}", 0, group.number, group.number)]
-    found = [(function.address, sysfs.device_file(function.address, root=root)) for function in group.functions]
+    files = [(function.address, sysfs.device_file(function.address, root=root)) for function in group.functions]
     return [
         Node(f"/dev/vfio/devices/vfio{file[0]}", file[1], file[2], group.number, address)
-        for address, file in found
+        for address, file in files
         if file
     ]
 
 
 def _behind_file(path: str, major: int, minor: int, root: str) -> tuple[str, int]:
-    """The function behind a device file, and its group: .../0000:3b:00.0/vfio-dev/vfio0 (Linux
-    Documentation/ABI/testing/sysfs-devices-vfio-dev)."""
+    """The address and the group of the function that a device file belongs to.
+
+    The path in sysfs is .../0000:3b:00.0/vfio-dev/vfio0 (Linux Documentation/ABI/testing/sysfs-devices-vfio-dev).
+    """
     address = os.readlink(f"{root}/sys/dev/char/{major}:{minor}").rstrip("/").split("/")[-3]
     if members.mediated([address]):
         members.check_names([address], where=f"linux.devices: {path}")
     number = sysfs.iommu_group(address, root=root)
     if number is None:
         raise DeviceError(
-            f"linux.devices: {path}: {address} is in no IOMMU group",
-            hint="only PCI functions behind an IOMMU are passed",
+            f"linux.devices: {path}: {address} is not in an IOMMU group",
+            hint="only PCI functions behind an IOMMU can be passed",
         )
     return address, number

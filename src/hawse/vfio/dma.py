@@ -1,10 +1,10 @@
-"""How many DMA mappings the host's kernel keeps for one VFIO container. All functions take ``root=``.
+"""The limit of DMA mappings that the host kernel keeps for one VFIO container. All functions take ``root=``.
 
-With a vIOMMU, each page that the guest maps is a mapping of the host: QEMU makes one call for each entry of the guest's
-IOMMU page table (QEMU hw/i386/intel_iommu.c, vtd_page_walk_level()). The kernel refuses more than a limit, which it
-reads when the VFIO container gets its IOMMU (Linux drivers/vfio/vfio_iommu_type1.c, dma_entry_limit; 65535 by default,
-which is 256 MiB of 4 KiB pages). The guest does not learn of the refusal: the mapping exists in the guest, and its DMA
-is lost.
+With a vIOMMU, each page that the guest maps is one mapping on the host: QEMU makes one call for each entry of the
+guest's IOMMU page table (QEMU hw/i386/intel_iommu.c, vtd_page_walk_level()). The kernel refuses mappings beyond a
+limit, which it reads when the VFIO container gets its IOMMU (Linux drivers/vfio/vfio_iommu_type1.c, dma_entry_limit;
+65535 by default, which is 256 MiB of 4 KiB pages). The refusal is not reported to the guest: the mapping exists in the
+guest, but its DMA is lost.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ _LOCK = "/run/hawse.dma"
 
 
 def entries(memory_mib: int) -> int:
-    """The mappings that programs in a guest of this size may need: of each page of its memory, a quarter more for pages
-    that are mapped twice, and the default."""
+    """The number of mappings that programs in a guest of this size may need.
+
+    That is one for each page of its memory, a quarter more for pages that are mapped twice, and the kernel's default.
+    """
     return (memory_mib << 20) // _PAGE * 5 // 4 + _DEFAULT
 
 
 def limit(*, root: str = "") -> int:
-    """The host's limit, -1 where the kernel module is not loaded."""
+    """The host's limit, -1 if the kernel module is not loaded."""
     try:
         with open(parameter(root=root)) as file:
             return int(file.read(64))
@@ -35,13 +37,14 @@ def limit(*, root: str = "") -> int:
 
 
 def raise_limit(wanted: int, *, root: str = "") -> None:
-    """Raise the host's limit to this number of mappings; a higher one stays.
+    """Raise the host's limit to this number of mappings; a higher limit is kept.
 
-    It stays raised: other sandboxes may be about to open VFIO, and a limit costs nothing until mappings are made.
-    Raises OSError where the parameter cannot be written.
+    The limit is never lowered again: other sandboxes may be about to open VFIO, and a limit costs nothing until
+    mappings are created. Raises OSError if the parameter cannot be written.
     """
-    # Two monitors that raise it at the same time must not lower each other's. Only root can open the lock's file. Every
-    # user can read the parameter, and so could lock it (flock(2)): the monitor would wait for that user.
+    # Without a lock, two monitors that raise the limit at the same time could lower each other's. Only root can open
+    # the lock file. The parameter itself must not be the lock: every user can open it for reading and lock it
+    # (flock(2)), and the monitor would wait for that user.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with os.fdopen(os.open(f"{root}{_LOCK}", flags, 0o600), "r+") as lock, open(parameter(root=root), "r+") as file:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -50,8 +53,10 @@ def raise_limit(wanted: int, *, root: str = "") -> None:
 
 
 def try_to_raise(entries_of: Iterable[int], *, root: str = "") -> None:
-    """Raise the limit to the largest of these numbers, before QEMU opens VFIO. Where it cannot be raised, nothing
-    happens: the plan has warned (:func:`warning`)."""
+    """Raise the limit to the largest of these numbers. To be called before QEMU opens VFIO.
+
+    A failure is ignored: the plan has warned of it (:func:`warning`).
+    """
     wanted = max(entries_of, default=0)
     if wanted:
         with suppress(OSError, ValueError):
@@ -59,7 +64,7 @@ def try_to_raise(entries_of: Iterable[int], *, root: str = "") -> None:
 
 
 def warning(wanted: int, *, root: str = "") -> str:
-    """A warning about a limit that hawse cannot raise to this number; "" where it is high enough or can be raised."""
+    """A warning about a limit that hawse cannot raise to this number; "" if it is high enough or can be raised."""
     path, present = parameter(root=root), limit(root=root)
     return "" if not 0 <= present < wanted or _is_writable(path) else sentence(present, wanted, path)
 
@@ -68,7 +73,7 @@ def sentence(present: int, wanted: int, path: str) -> str:
     """The warning about a limit that is lower than wanted."""
     return (
         f"a program that maps more than {present} pages for its device will lose DMA: dma_entry_limit of the "
-        f"module vfio_iommu_type1 cannot be raised [`echo {wanted} > {path}` on the host]"
+        f"module vfio_iommu_type1 cannot be raised [run `echo {wanted} > {path}` on the host]"
     )
 
 

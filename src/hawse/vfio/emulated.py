@@ -1,6 +1,7 @@
-"""Emulated groups: the configuration says that group 5 is a device model of QEMU's.
+"""Emulated groups: the configuration declares, for example, that group 5 is a device model of QEMU.
 
-Everything from the guest's PCI bus upward is then real, on a host without an IOMMU or without the device.
+Everything from the guest's PCI bus upward then works as with a device of the host, but the host needs neither an IOMMU
+nor the device.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from hawse.errors import ConfigError
 from hawse.vfio import sysfs
 from hawse.vfio.rules import is_dynamic
 
-#: Model → has an I/O BAR. Those that QEMU 7.2 or 10.0 has and that were seen to work through vfio-pci in a guest.
+#: Models, and whether each has an I/O BAR: those that QEMU 7.2 or 10.0 has, tested with vfio-pci in a guest.
 MODELS = {"edu": False, "e1000e": True, "e1000": True, "igb": True, "nvme": False, "pci-testdev": True}
 _MAX_FUNCTIONS = 8
 _PATH = re.compile(r"/dev/vfio/(devices/vfio)?(\d{1,9})")
-#: How VFIO's own majors are called in /proc/devices (Linux drivers/vfio/group.c, device_cdev.c).
+#: The names of VFIO's majors in /proc/devices (Linux drivers/vfio/group.c, device_cdev.c).
 _MAJORS = ("vfio", "vfio-cdev")
 
 
 @dataclass(frozen=True)
 class EmulatedGroup:
-    """A group by its number, with the QEMU model of each of its functions."""
+    """A group's number, and the QEMU model of each of its functions."""
 
     number: int
     models: tuple[str, ...]
 
 
 def read_table(table: Mapping[str, Sequence[str]]) -> dict[int, EmulatedGroup]:
-    """The groups of the configuration's section. Raises :class:`ConfigError` naming the entry."""
+    """Parse the section [emulated] of the configuration. Raises :class:`ConfigError` naming the entry."""
     groups = {}
     for key, models in table.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
@@ -41,13 +42,13 @@ def read_table(table: Mapping[str, Sequence[str]]) -> dict[int, EmulatedGroup]:
             )
         if not 1 <= len(models) <= _MAX_FUNCTIONS:
             raise ConfigError(
-                f"configuration: emulated.{key}: {len(models)} functions, from 1 to {_MAX_FUNCTIONS} fit",
-                hint="name one model a function",
+                f"configuration: emulated.{key}: {len(models)} functions: a group has 1 to {_MAX_FUNCTIONS}",
+                hint="name one model for each function",
             )
         for model in models:
             if model not in MODELS:
                 raise ConfigError(
-                    f"configuration: emulated.{key}: unknown device {model[:40]!r}", hint=f"known: {', '.join(MODELS)}"
+                    f"configuration: emulated.{key}: unknown model {model[:40]!r}", hint=f"known: {', '.join(MODELS)}"
                 )
         groups[int(key)] = EmulatedGroup(int(key), tuple(models))
     return groups
@@ -56,11 +57,11 @@ def read_table(table: Mapping[str, Sequence[str]]) -> dict[int, EmulatedGroup]:
 def find(
     path: str, major: int, minor: int, emulated: Mapping[int, EmulatedGroup], *, root: str = ""
 ) -> tuple[int, bool] | None:
-    """Which emulated group a node of a specification is: its number, and whether it is its device file.
+    """The emulated group of a node of a specification: its number, and whether the node is its device file.
 
-    A node at the path of a group is that group, whatever its numbers. Elsewhere the numbers count, as of a group of the
-    host: those of the host's node at such a path, which an engine has looked at; or a minor that is the group's number,
-    of a major that is VFIO's or nobody's on the host.
+    A node at the path of an emulated group belongs to that group, regardless of its numbers. A node at any other path
+    belongs to it if it has the numbers of the host's node at such a path, which an engine has read; or if its minor is
+    the group's number, and its major is VFIO's or unused on the host.
     """
     named = _PATH.fullmatch(path)
     if named and int(named[2]) in emulated:
@@ -87,7 +88,7 @@ def _numbers(path: str) -> tuple[int, int] | None:
 
 
 def _driver(major: int, root: str) -> str:
-    """Who has a major of character devices on the host, "" for nobody (proc(5), /proc/devices)."""
+    """The driver that has a major of character devices on the host, "" for none (proc(5), /proc/devices)."""
     try:
         with open(f"{root}/proc/devices", encoding="utf-8", errors="surrogateescape") as file:
             characters = file.read().partition("Block devices:")[0]

@@ -1,8 +1,8 @@
-"""IOMMU groups of the host: their endpoints, and whether a virtual machine can have them.
+"""IOMMU groups of the host: their endpoints, and whether they can be passed to a VM.
 
-A group is the unit of ownership: each of its devices must be on a VFIO driver or on none, bridges excepted, which may
-be on the kernel's driver of ports (Linux Documentation/driver-api/vfio.rst). QEMU finds out late and says little, so
-everything is looked at here first.
+A group is the unit of ownership: each of its devices must be bound to a VFIO driver or unbound. Only bridges may also
+be bound to the kernel's port driver (Linux Documentation/driver-api/vfio.rst). QEMU detects violations late and its
+errors do not explain them, so everything is checked here first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hawse.errors import DeviceError
 from hawse.vfio import members, sysfs
 
-#: Drivers that leave a group's DMA to its user, beside VFIO's own (Linux drivers/pci/pcie/portdrv.c and pci-stub.c).
+#: Drivers other than VFIO's that leave a group's DMA to its user (Linux drivers/pci/pcie/portdrv.c and pci-stub.c).
 _HARMLESS = ("", "pcieport", "pci-stub")
 _IO, _PREFETCH, _MEM_64 = 0x100, 0x2000, 0x100000  # include/linux/ioport.h
 
@@ -33,10 +33,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Function:
-    """A PCI function. ``driver`` is "" when none has it.
+    """A PCI function. ``driver`` is "" if it has none.
 
-    ``resets`` are the ways in which the kernel can reset it, best first, None where it does not tell. ``physical`` is
-    the function that an SR-IOV virtual function is of, "" for others, and ``physical_driver`` that one's driver.
+    ``resets`` are the methods by which the kernel can reset it, best first; None if the kernel does not list them.
+    For an SR-IOV virtual function, ``physical`` is its physical function and ``physical_driver`` the driver of that;
+    both are "" for other functions.
     """
 
     address: str
@@ -52,7 +53,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Bridge:
-    """A member of a group that is not passed. ``driver`` is "" when none has it."""
+    """A bridge in a group, which is not passed. ``driver`` is "" if it has none."""
 
     address: str
     driver: str
@@ -60,7 +61,7 @@ class Bridge:
 
 @dataclass(frozen=True)
 class HostGroup:
-    """A group by its number, with its endpoints in the order of their addresses, and the bridges beside them."""
+    """A group's number, its endpoints in the order of their addresses, and its bridges."""
 
     number: int
     functions: tuple[Function, ...]
@@ -68,8 +69,11 @@ class HostGroup:
 
 
 def read_group(number: int, *, root: str = "") -> HostGroup:
-    """The group. Raises :class:`DeviceError` when the host has none of that number, or none with an endpoint, or one
-    with members that are no PCI functions."""
+    """The group with this number.
+
+    Raises :class:`DeviceError` if the host has no such group, if the group has no endpoint, or if it has members that
+    are not PCI functions.
+    """
     names = sysfs.group_members(number, root=root)
     if not names:
         raise DeviceError(f"IOMMU group {number} does not exist on this host", hint="see /sys/kernel/iommu_groups")
@@ -78,38 +82,41 @@ def read_group(number: int, *, root: str = "") -> HostGroup:
     functions = tuple(_read_function(name, root) for name in names if name not in bridges)
     if not functions:
         raise DeviceError(
-            f"IOMMU group {number} has no device but bridges",
-            hint="a bridge is not passed: pass the group of a device behind it",
+            f"IOMMU group {number} contains only bridges",
+            hint="bridges cannot be passed: pass the group of a device behind the bridge",
         )
     return HostGroup(number, functions, tuple(Bridge(name, sysfs.driver(name, root=root)) for name in bridges))
 
 
 def read_function(address: str, *, root: str = "") -> list[Function]:
-    """The function, none for a bridge. Raises :class:`DeviceError`."""
+    """The function in a list, which is empty for a bridge. Raises :class:`DeviceError`."""
     return [] if members.is_bridge(address, root=root) else [_read_function(address, root)]
 
 
 def check_bridges(group: HostGroup) -> None:
-    """Raise :class:`DeviceError` naming every bridge whose driver keeps the group from VFIO, and the driver.
+    """Raise :class:`DeviceError` naming every bridge whose driver prevents VFIO from using the group, and the driver.
 
-    A driver that is bound claims its group's DMA for the kernel unless it has declared driver_managed_dma (Linux
-    drivers/pci/pci-driver.c, pci_dma_configure()), and who opens the group then gets EPERM (drivers/iommu/iommu.c,
-    iommu_group_claim_dma_owner()). shpchp has not, for one. Before 5.19 any driver of a bridge was let pass, but for
-    a host bridge's (drivers/vfio/vfio.c, vfio_dev_driver_allowed()); a distribution's version does not tell which.
+    A bound driver claims its group's DMA for the kernel unless it declares driver_managed_dma (Linux
+    drivers/pci/pci-driver.c, pci_dma_configure()), and opening the group then fails with EPERM (drivers/iommu/iommu.c,
+    iommu_group_claim_dma_owner()). shpchp, for example, does not declare it. Linux before 5.19 accepted any driver of a
+    bridge except a host bridge's (drivers/vfio/vfio.c, vfio_dev_driver_allowed()). The version of a distribution's
+    kernel does not show which of the two rules it has.
     """
     others = [bridge for bridge in group.bridges if bridge.driver not in _HARMLESS and "vfio" not in bridge.driver]
     if others:
         names = ", ".join(f"the bridge {bridge.address} is bound to {bridge.driver}" for bridge in others)
         remedies = (f"`echo {bridge.address} > /sys/bus/pci/drivers/{bridge.driver}/unbind`" for bridge in others)
         raise DeviceError(
-            f"group {group.number} is not viable: {names}, which keeps the whole group for the kernel",
-            hint=f"unbind it: {', '.join(remedies)}",
+            f"group {group.number} is not viable: {names}, which reserves the DMA of the whole group for the kernel",
+            hint=f"unbind the bridge: {', '.join(remedies)}",
         )
 
 
 def check_viable(group: HostGroup) -> None:
-    """Raise :class:`DeviceError` naming every function that is not on a VFIO driver, and its driver, or every bridge
-    that is in the way."""
+    """Raise :class:`DeviceError` naming every function that is not bound to a VFIO driver, and its present driver.
+
+    Bridges are checked first (:func:`check_bridges`).
+    """
     check_bridges(group)
     others = [function for function in group.functions if "vfio" not in function.driver]
     if not others:
@@ -119,20 +126,20 @@ def check_viable(group: HostGroup) -> None:
         for function in others
     )
     addresses = " ".join(function.address for function in others)
-    remedy = f"`hawse bind {addresses}`, or devices.managed = true, which does it for the life of a container"
+    remedy = f"`hawse bind {addresses}`, or set devices.managed = true to bind devices for the lifetime of a container"
     if len(group.functions) == 1:
-        raise DeviceError(f"group {group.number} cannot be passed: {names}, not to vfio-pci", hint=remedy)
+        raise DeviceError(f"group {group.number} cannot be passed: {names}; it must be bound to vfio-pci", hint=remedy)
     raise DeviceError(
-        f"group {group.number} is not viable: {names}, not to vfio-pci; "
-        f"all of its {len(group.functions)} devices must be on vfio-pci",
+        f"group {group.number} is not viable: {names}; "
+        f"all of its {len(group.functions)} functions must be bound to vfio-pci",
         hint=remedy,
     )
 
 
 def check_node(group: HostGroup, *, root: str = "") -> None:
-    """Raise :class:`DeviceError` when the group's node is not there; nothing is opened.
+    """Raise :class:`DeviceError` if the group's node does not exist. The node is not opened.
 
-    A kernel without CONFIG_VFIO_GROUP has device files alone.
+    A kernel without CONFIG_VFIO_GROUP has no group nodes, only device files. Then these have to exist.
     """
     try:
         os.stat(f"{root}/dev/vfio/{group.number}")
@@ -143,10 +150,11 @@ def check_node(group: HostGroup, *, root: str = "") -> None:
 
 
 def check_free(group: HostGroup, *, root: str = "", open_node: Callable[[str, int], int] = os.open) -> None:
-    """Raise :class:`DeviceError` when the group's node cannot be opened now: a group opens once at a time, and not
-    while a device file of it is in use (Linux drivers/vfio/group.c, vfio_group_fops_open()).
+    """Raise :class:`DeviceError` if the group's node cannot be opened now.
 
-    Where there are device files alone, who has one is found out when it is used. ``open_node`` is open(2).
+    Only one process can open a group at a time, and none while a device file of the group is in use (Linux
+    drivers/vfio/group.c, vfio_group_fops_open()). If the kernel has only device files, nothing is opened here: a
+    conflict is detected when the device file is used. ``open_node`` is open(2).
     """
     check_node(group, root=root)
     path = f"{root}/dev/vfio/{group.number}"
@@ -159,8 +167,8 @@ def check_free(group: HostGroup, *, root: str = "", open_node: Callable[[str, in
             users = holders(group.number, root=root)
             who = ", ".join(f"{name} (pid {pid})" for pid, name in users) or "another process"
             raise DeviceError(
-                f"group {group.number} ({_addresses(group)}) is open elsewhere: {who} has {path}",
-                hint="end it, or pass another group: a VFIO group can be opened once at a time",
+                f"group {group.number} ({_addresses(group)}) is in use: {who} has {path} open",
+                hint="end that process, or pass another group: only one process can open a VFIO group at a time",
             ) from None
         raise _not_opened(group, error, root) from None
 
@@ -168,20 +176,20 @@ def check_free(group: HostGroup, *, root: str = "", open_node: Callable[[str, in
 def holders(number: int, *, root: str = "") -> list[tuple[int, str]]:
     """Pid and name of each process that has the group's node or a device file of it open, as far as /proc shows it.
 
-    By pids, which may be other processes' since: what is found is printed and nothing is done by it.
+    Use the result only for messages: a pid may belong to another process by the time that it is used.
     """
     files = [sysfs.device_file(address, root=root) for address in sysfs.group_members(number, root=root)]
     paths = {f"{root}/dev/vfio/{number}", *(f"{root}/dev/vfio/devices/vfio{file[0]}" for file in files if file)}
-    found = []
+    users = []
     processes = f"{root}/proc"
     for pid in filter(str.isdigit, os.listdir(processes) if os.path.isdir(processes) else ()):
         try:
             if any(os.readlink(f"{processes}/{pid}/fd/{fd}") in paths for fd in os.listdir(f"{processes}/{pid}/fd")):
                 with open(f"{processes}/{pid}/comm") as file:
-                    found.append((int(pid), file.read().strip()))
+                    users.append((int(pid), file.read().strip()))
         except OSError:
-            continue  # it has ended
-    return found
+            continue  # the process has ended
+    return users
 
 
 def _addresses(group: HostGroup) -> str:
@@ -189,13 +197,14 @@ def _addresses(group: HostGroup) -> str:
 
 
 def _not_opened(group: HostGroup, error: OSError, root: str) -> DeviceError:
-    hint = "the node is there when a device of the group is bound to vfio-pci"
+    hint = "the node exists while a device of the group is bound to vfio-pci"
     if error.errno in (errno.EACCES, errno.EPERM):
-        # Who runs it as root has a device cgroup that forbids it, that of a container which the engine is in, say.
-        hint = "run hawse as root, where the device cgroup of its engine allows the node"
+        # For root, the device cgroup denies access, for example that of a container in which the engine runs.
+        hint = "run hawse as root, in a device cgroup that allows the node"
     path = f"{root}/dev/vfio/{group.number}"
     return DeviceError(
-        f"group {group.number} ({_addresses(group)}): {path}: {os.strerror(error.errno or 0)}", hint=hint
+        f"group {group.number} ({_addresses(group)}): {path} cannot be opened: {os.strerror(error.errno or 0)}",
+        hint=hint,
     )
 
 
@@ -214,9 +223,12 @@ def _read_function(address: str, root: str) -> Function:
 
 
 def _read_resets(address: str, root: str) -> tuple[str, ...] | None:
-    """``reset_method``, since Linux 5.15; None where only ``reset`` says that there is one (Linux
-    Documentation/ABI/testing/sysfs-bus-pci). A function that has none has neither file (drivers/pci/pci.c,
-    pci_dev_reset_method_attr_is_visible(); drivers/pci/pci-sysfs.c, pci_dev_reset_attr_is_visible())."""
+    """The reset methods in ``reset_method``, which exists since Linux 5.15 (Documentation/ABI/testing/sysfs-bus-pci).
+
+    None if only the file ``reset`` exists: then there is a method, but not its name. A function without a reset has
+    neither file (drivers/pci/pci.c, pci_dev_reset_method_attr_is_visible(); drivers/pci/pci-sysfs.c,
+    pci_dev_reset_attr_is_visible()).
+    """
     try:
         with open(f"{root}/sys/bus/pci/devices/{address}/reset_method") as file:
             return tuple(file.read(256).split())
@@ -232,7 +244,7 @@ def _link_name(path: str) -> str:
 
 
 def _read_bars(address: str, root: str) -> list[Bar]:
-    """The first six lines of ``resource``: start, end and flags of each BAR, in hexadecimal."""
+    """The BARs in the first six lines of ``resource``: start, end and flags of each BAR, in hexadecimal."""
     bars = []
     try:
         with open(f"{root}/sys/bus/pci/devices/{address}/resource") as file:
@@ -244,8 +256,8 @@ def _read_bars(address: str, root: str) -> list[Bar]:
                     )
     except (OSError, ValueError) as error:
         raise DeviceError(
-            f"{address}: its BARs cannot be read from sysfs: {error}",
-            hint=f"look at /sys/bus/pci/devices/{address}/resource; a device that was reset badly may be gone",
+            f"{address}: its BARs cannot be read from sysfs: {sysfs.explain(error)}",
+            hint=f"look at /sys/bus/pci/devices/{address}/resource; a device can vanish after a failed reset",
         ) from None
     return bars
 
@@ -254,4 +266,4 @@ def _number(address: str, attribute: str, root: str) -> int:
     try:
         return sysfs.read_number(address, attribute, root=root)
     except (OSError, ValueError) as error:
-        raise DeviceError(f"{address}: its {attribute} cannot be read from sysfs: {error}") from None
+        raise DeviceError(f"{address}: its {attribute} cannot be read from sysfs: {sysfs.explain(error)}") from None

@@ -1,4 +1,4 @@
-"""Every IOMMU group of the host, with what a user wants to know before he passes one: can it be, and if not, why."""
+"""List the IOMMU groups of the host, and for each group whether it can be passed and, if not, why."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from hawse.vfio.obstacles import NOTHING, Accepted
 
 @dataclass(frozen=True)
 class Entry:
-    """A function. ``numa`` is its node's number, -1 for none; ``virtual`` how many virtual functions it has, of how
-    many it can have, None where it can have none."""
+    """A function of a group.
+
+    ``numa`` is the number of its NUMA node, -1 for none. ``virtual`` is the number of virtual functions that it has and
+    the number that it supports, None if it does not support SR-IOV.
+    """
 
     function: Function
     numa: int
@@ -24,9 +27,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """A group and its endpoints, None for those that are in none. ``users`` are pid and name of who has it open.
+    """A group and its endpoints. ``number`` is None for the endpoints that are not in a group.
 
-    ``refusal`` tells why it cannot be passed, "" where it can, and ``remedy`` what to do.
+    ``node``: /dev/vfio/<number> exists. ``users`` are pid and name of each process that has the group open. ``refusal``
+    is the reason why the group cannot be passed, "" if it can be, and ``remedy`` what the user can do about it.
     """
 
     number: int | None
@@ -41,10 +45,11 @@ Holders = Callable[[int], list[tuple[int, str]]]
 
 
 def read(*, root: str = "", holders: Holders = groups.holders, accepted: Accepted = NOTHING) -> list[Listing]:
-    """All groups with an endpoint in the order of their numbers, then the endpoints without one.
+    """All groups with an endpoint in the order of their numbers, then the endpoints without a group.
 
-    A function that goes while it is read, or that sysfs tells nonsense of, is left out. A group of mediated devices
-    has no entry, and tells why it cannot be passed.
+    A group is skipped if one of its functions vanishes while it is read, or has invalid attributes in sysfs; so is such
+    a function without a group. A group of mediated devices is listed without entries, with the reason why it cannot be
+    passed.
     """
     listings = []
     numbers = sorted(int(name) for name in _list(f"{root}/sys/kernel/iommu_groups") if name.isdigit())
@@ -55,23 +60,23 @@ def read(*, root: str = "", holders: Holders = groups.holders, accepted: Accepte
         except DeviceError as error:
             if members.mediated(sysfs.group_members(number, root=root)):
                 listings.append(Listing(number, node, (), tuple(holders(number)), error.message, error.hint))
-            continue  # bridges alone, or just gone
+            continue  # the group contains only bridges, or has just vanished
         users = tuple(holders(number))
         refusal, remedy = verdict(group, users, accepted=accepted, root=root)
         listings.append(Listing(number, node, _entries(group, root), users, refusal, remedy))
-    alone = HostGroup(-1, tuple(_without_group(root)))
-    if alone.functions:
-        on = [number for number in numbers if not sysfs.lacks_iommu(number, root=root)]
-        why = "in no IOMMU group" if on else "this host has no IOMMU that is on"
-        hint = "turn it on: VT-d or AMD-Vi in the firmware, intel_iommu=on on the kernel's command line"
-        listings.append(Listing(None, False, _entries(alone, root), (), why, hint))
+    ungrouped = HostGroup(-1, tuple(_without_group(root)))
+    if ungrouped.functions:
+        with_iommu = [number for number in numbers if not sysfs.lacks_iommu(number, root=root)]
+        why = "not in an IOMMU group" if with_iommu else "no IOMMU is enabled on this host"
+        hint = "enable the IOMMU: VT-d or AMD-Vi in the firmware, intel_iommu=on on the kernel's command line"
+        listings.append(Listing(None, False, _entries(ungrouped, root), (), why, hint))
     return listings
 
 
 def verdict(
     group: HostGroup, users: tuple[tuple[int, str], ...], *, accepted: Accepted = NOTHING, root: str = ""
 ) -> tuple[str, str]:
-    """Why a group cannot be passed now and what to do; ("", "") where it can."""
+    """Why a group cannot be passed now, and a remedy; ("", "") if it can be passed."""
     try:
         obstacles.check(group, accepted=accepted, root=root)
     except DeviceError as error:
@@ -80,7 +85,7 @@ def verdict(
         virtual = _virtual(function.address, root)
         if virtual and virtual[0] and "vfio" not in function.driver:
             return (
-                f"{function.address} has {virtual[0]} virtual functions: pass those",
+                f"{function.address} has {virtual[0]} virtual functions: pass these instead",
                 f"or remove them: echo 0 > /sys/bus/pci/devices/{function.address}/sriov_numvfs",
             )
     try:
@@ -89,7 +94,7 @@ def verdict(
         return error.message, error.hint
     if users:
         who = ", ".join(f"{name} (pid {pid})" for pid, name in users)
-        return f"it is open: {who}", "a group is one user's at a time"
+        return f"it is in use: {who}", "only one process can use a group at a time"
     try:
         groups.check_node(group, root=root)
     except DeviceError as error:
@@ -98,9 +103,10 @@ def verdict(
 
 
 def sandboxes(states: Mapping[str, int], *, root: str = "") -> Callable[[int], str]:
-    """Which sandbox a pid is QEMU of: its parent is a monitor. ``states`` has each sandbox's monitor's pid.
+    """A function that returns the sandbox to which a pid of QEMU belongs, "" for none: QEMU's parent is the monitor.
 
-    By pids, which may be other processes' since: what is found is printed and nothing is done by it.
+    ``states`` are the pids of the monitors by the names of their sandboxes. Use the result only for messages: a pid may
+    belong to another process by the time that it is used.
     """
     monitors = {pid: name for name, pid in states.items() if pid}
 
@@ -126,14 +132,14 @@ def _virtual(address: str, root: str) -> tuple[int, int] | None:
 
 
 def _without_group(root: str) -> list[Function]:
-    found = []
+    functions = []
     for address in sorted(_list(f"{root}/sys/bus/pci/devices")):
         if sysfs.iommu_group(address, root=root) is None:
             try:
-                found += groups.read_function(address, root=root)
+                functions += groups.read_function(address, root=root)
             except DeviceError:
                 continue
-    return found
+    return functions
 
 
 def _number(address: str, attribute: str, root: str, default: int) -> int:

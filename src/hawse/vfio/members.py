@@ -1,4 +1,4 @@
-"""What the members of an IOMMU group are: functions, which are passed, bridges, which stay, and what is neither."""
+"""Classify the members of an IOMMU group: functions (passed), bridges (not passed), and others (refused)."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from hawse.vfio.bindings import ADDRESS
 #: Base class and subclass of host bridges and of both kinds of PCI-to-PCI bridges (PCI Code and ID Assignment
 #: Specification, section 1.7). Others of the base class are endpoints: an NVSwitch is 0680, an LPC controller 0601.
 _BASE_CLASS, _CLASSES = 0x06, {0x0600, 0x0604, 0x0609}
-_HEADER_TYPE, _LAYOUT, _BRIDGES = 0x0E, 0x7F, {1, 2}  # PCI Local Bus 3.0, section 6.2.1; 2 is CardBus'
-#: Named by the UUID that it was made with (Linux Documentation/driver-api/vfio-mediated-device.rst).
+_HEADER_TYPE, _LAYOUT, _BRIDGES = 0x0E, 0x7F, {1, 2}  # PCI Local Bus 3.0, section 6.2.1; 2: CardBus
+#: The name of a mediated device is its UUID (Linux Documentation/driver-api/vfio-mediated-device.rst).
 _MEDIATED = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 def is_bridge(address: str, *, root: str = "") -> bool:
     """Whether a function is a bridge. Raises :class:`DeviceError`.
 
-    vfio-pci takes no function with another header than an endpoint's (Linux drivers/vfio/pci/vfio_pci_core.c,
-    vfio_pci_core_register_device()). It would take a host bridge, which has that one; but a guest has its own.
+    vfio-pci accepts only functions with the header type of an endpoint (Linux drivers/vfio/pci/vfio_pci_core.c,
+    vfio_pci_core_register_device()). A host bridge has that type, too, but is not passed: the guest has its own.
     """
     try:
         number = sysfs.read_number(address, "class", root=root) >> 8
     except (OSError, ValueError) as error:
         raise DeviceError(
-            f"{address}: its class cannot be read from sysfs: {error}",
-            hint=f"look at /sys/bus/pci/devices/{address}/class; a device that was reset badly may be gone",
+            f"{address}: its class cannot be read from sysfs: {sysfs.explain(error)}",
+            hint=f"look at /sys/bus/pci/devices/{address}/class; a device can vanish after a failed reset",
         ) from None
-    # The header is read where it may tell more, since that wakes a function from D3cold (drivers/pci/pci-sysfs.c,
+    # Read the header only if the class is not enough: reading it wakes a function from D3cold (drivers/pci/pci-sysfs.c,
     # pci_read_config()).
     return number in _CLASSES or (number >> 8 == _BASE_CLASS and _layout(address, root) in _BRIDGES)
 
 
 def mediated(names: Sequence[str]) -> list[str]:
-    """Those that are no PCI functions but mediated devices, which a driver makes out of one."""
+    """The names of mediated devices, which a driver creates from a PCI function."""
     return [name for name in names if _MEDIATED.fullmatch(name)]
 
 
 def check_names(names: Sequence[str], *, where: str) -> None:
-    """Raise :class:`DeviceError` for members that are no PCI functions; ``where`` is what has them."""
-    if found := mediated(names):
+    """Raise :class:`DeviceError` for members that are not PCI functions; ``where`` names their group or node."""
+    if mdevs := mediated(names):
         raise DeviceError(
-            f"{where}: {', '.join(found)}: mediated devices are not passed: they have neither a PCI address nor BARs",
-            hint="pass the PCI function that it is a part of, or a virtual function of that one",
+            f"{where}: {', '.join(mdevs)}: mediated devices cannot be passed: they have neither a PCI address nor BARs",
+            hint="pass its parent PCI function, or a virtual function of that",
         )
     others = [name for name in names if not ADDRESS.fullmatch(name)]
     if others:
         raise DeviceError(
-            f"{where}: {', '.join(others)}: only PCI functions are passed",
-            hint="pass a group of PCI functions alone: `hawse devices` lists them",
+            f"{where}: {', '.join(others)}: only PCI functions can be passed",
+            hint="pass a group that contains only PCI functions: `hawse devices` lists them",
         )
 
 
 def _layout(address: str, root: str) -> int:
-    """The header's, 0 where it cannot be read; a function that has gone reads as 0xff."""
+    """The layout in the header type, 0 if it cannot be read; 0x7f (all ones) for a function that has vanished."""
     try:
         with open(f"{root}/sys/bus/pci/devices/{address}/config", "rb") as file:
             header = file.read(_HEADER_TYPE + 1)

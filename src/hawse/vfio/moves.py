@@ -1,8 +1,9 @@
-"""One function changes its driver: as a list of writes that a pure function makes, carried out by a child.
+"""Change the driver of one function: pure functions plan the writes to sysfs, and a child process carries them out.
 
-By driver_override, which concerns one function, and never by new_id, which concerns all of a kind (Linux
-Documentation/ABI/testing/sysfs-bus-pci). ``drivers_probe`` succeeds though the driver's probe fails (drivers/base/dd.c,
-__device_attach_driver()), so that only the ``driver`` link tells who has the function.
+The writes use driver_override, which affects one function, and never new_id, which affects all functions of the same
+device id (Linux Documentation/ABI/testing/sysfs-bus-pci). A write to ``drivers_probe`` succeeds even if the driver's
+probe fails (drivers/base/dd.c, __device_attach_driver()), so only the ``driver`` link shows which driver has the
+function.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from hawse.vfio.writes import Outcome, Write
 
 
 class HangError(DeviceError):
-    """A write to sysfs has not returned. To another process it is a DeviceError."""
+    """A write to sysfs has not returned. Other processes receive it as a DeviceError (:meth:`to_wire`)."""
 
     def to_wire(self) -> dict[str, object]:
-        """The base class's, under a name that every process knows."""
+        """The representation of the base class, whose name every process knows."""
         return super().to_wire() | {"kind": DeviceError.__name__}
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What is done to the host: ``carry_out`` takes writes and seconds, ``load`` a module and seconds; and who has a
-    group open, by its number."""
+    """The functions that change or inspect the host, replaceable in tests.
+
+    ``carry_out`` takes writes and a timeout in seconds, ``load`` a kernel module and a timeout in seconds. ``holders``
+    takes a group's number and returns the processes that have the group open.
+    """
 
     carry_out: Callable[[Sequence[Write], float], Outcome] = writes.carry_out
     load: Callable[[str, float], str] = writes.load_module
@@ -40,42 +44,42 @@ REAL = Effects()
 
 
 def plan_bind(target: Target, vfio: str, *, root: str = "") -> list[Write]:
-    """What gives a function to a VFIO driver."""
+    """The writes that bind a function to a VFIO driver."""
     return _plan_move(target, vfio, root)
 
 
 def plan_give_back(target: Target, record: Record, *, root: str = "") -> list[Write]:
-    """What makes a function as the record says that it was, from whatever it is now; nothing where it is so."""
+    """The writes that restore the driver and the override of a record; empty if the function has both already."""
     plan: list[Write] = []
     override = target.override
     if target.driver != record.driver:
         if record.driver:
-            # The old driver may have had it through new_id or an override: by its name it gets it again in any case.
+            # The old driver may have matched by new_id or an override. An override with its name always works.
             plan += _plan_move(target, record.driver, root)
             override = record.driver
         else:
             plan += _plan_unbind(target, root)
     if override != record.override:
-        # An empty write would not clear it, an empty line does.
+        # An empty write does not clear the override, an empty line does.
         plan.append(Write(f"{root}/sys/bus/pci/devices/{target.address}/driver_override", f"{record.override}\n"))
     return plan
 
 
 def move(target: Target, vfio: str, *, seconds: float, root: str, effects: Effects) -> None:
-    """Give a function to a VFIO driver that the kernel has. Raises :class:`DeviceError`."""
+    """Bind a function to a VFIO driver that is loaded. Raises :class:`DeviceError`."""
     _carry_out(target.address, plan_bind(target, vfio, root=root), seconds, effects)
     _verify(target.address, vfio, root)
 
 
 def restore(record: Record, *, seconds: float, root: str, effects: Effects) -> None:
-    """Make a function as the record says, without a look at who uses it. Raises HawseError."""
+    """Restore the driver and the override of a record. Raises HawseError; does not check for users of the function."""
     address = record.address
     now = Target(address, 0, sysfs.driver(address, root=root), targets.read_override(address, root=root))
     if now.driver not in ("", record.driver) and not variants.is_vfio(now.driver):
         raise DeviceError(
-            f"{address} has the driver {now.driver} now, neither {record.vfio}, to which it was given, nor "
-            f"{record.driver or 'none'}, as before: somebody else has changed it",
-            hint=f"unbind it from {now.driver} if that is not wanted, then try again",
+            f"{address}: its driver is now {now.driver}, but hawse had bound it to {record.vfio}, and before that its "
+            f"driver was {record.driver or 'none'}: another program has changed it",
+            hint=f"to restore it anyway, unbind it from {now.driver}, then try again",
         )
     if record.driver and now.driver != record.driver:
         load = effects.load
@@ -93,7 +97,7 @@ def _plan_move(target: Target, driver: str, root: str) -> list[Write]:
 
 
 def _plan_unbind(target: Target, root: str) -> list[Write]:
-    """By the driver's name, so that it fails when another one has the function by then."""
+    """Unbind through the driver's directory, so that it fails if the function has another driver by then."""
     if not target.driver:
         return []
     return [Write(f"{root}/sys/bus/pci/drivers/{target.driver}/unbind", f"{target.address}\n")]
@@ -109,22 +113,22 @@ def _carry_out(address: str, plan: Sequence[Write], seconds: float, effects: Eff
     step = f"{address}: writing {failed.text.strip()!r} to {failed.path}"
     if outcome.hangs:
         raise HangError(
-            f"{step} has not returned after {seconds:g} s: its driver waits for somebody who uses it",
-            hint=f"end the programs that have the device open; `hawse unbind {address}` then makes it as it was",
+            f"{step} has not returned after {seconds:g} s: the driver waits for a program that uses the device",
+            hint=f"end the programs that have the device open, then restore its driver: `hawse unbind {address}`",
         )
     if outcome.errno:
         raise DeviceError(
             f"{step} failed: {os.strerror(outcome.errno)}",
-            hint=f"it takes root, and sysfs writable; the kernel may say more: `dmesg | grep {address}`",
+            hint=f"this requires root and a writable sysfs; the kernel log may say more: `dmesg | grep {address}`",
         )
-    raise DeviceError(f"{step} was interrupted: the process that writes was killed", hint="try again")
+    raise DeviceError(f"{step} was interrupted: the child process that writes was killed", hint="try again")
 
 
 def _verify(address: str, driver: str, root: str) -> None:
     now = sysfs.driver(address, root=root)
     if now != driver:
-        who = f"{driver} did not take it" if driver else "it was not left without a driver"
+        failure = f"{driver} did not bind to it" if driver else "it did not stay unbound"
         raise DeviceError(
-            f"{address}: {who}: " + (f"{now} has it" if now else "it has no driver now"),
-            hint=f"the kernel says why: `dmesg | grep {address}`",
+            f"{address}: {failure}: " + (f"its driver is now {now}" if now else "it has no driver now"),
+            hint=f"the kernel log says why: `dmesg | grep {address}`",
         )

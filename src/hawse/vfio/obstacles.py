@@ -1,4 +1,4 @@
-"""What is in the way of a group, or to be told of it, whoever its functions are bound to: one rule for all who ask."""
+"""Obstacles to passing a group that do not depend on the drivers of its functions. All callers use this one check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hawse.vfio.groups import HostGroup
 
 @dataclass(frozen=True)
 class Accepted:
-    """The risks that an administrator accepts: ``devices.unsafe_interrupts`` and ``devices.unresettable``."""
+    """The risks that an administrator accepts by ``devices.unsafe_interrupts`` and ``devices.unresettable``."""
 
     unsafe_interrupts: bool = False
     unresettable: bool = False
@@ -21,18 +21,18 @@ NOTHING = Accepted()
 
 
 def check(group: HostGroup, *, accepted: Accepted = NOTHING, root: str = "") -> None:
-    """Raise :class:`DeviceError` for an obstacle that remains when the group's functions are bound to vfio-pci."""
+    """Raise :class:`DeviceError` for an obstacle that binding the group's functions to vfio-pci does not remove."""
     addresses = ", ".join(function.address for function in group.functions)
     if sysfs.lacks_iommu(group.number, root=root):
         raise DeviceError(
-            f"group {group.number} ({addresses}): a device without an IOMMU cannot be given to a virtual machine",
-            hint="turn the host's IOMMU on",
+            f"group {group.number} ({addresses}): a device without an IOMMU cannot be passed to a VM",
+            hint="enable the host's IOMMU",
         )
     if regions := _direct_regions(group.number, root):
         raise DeviceError(
-            f"group {group.number} ({addresses}): its firmware wants memory at fixed addresses ({regions[0]}), which "
-            "no guest can give",
-            hint="look for a setting of the firmware for shared memory (RMRR) or for DMA protection before boot",
+            f"group {group.number} ({addresses}): its firmware requires memory at fixed addresses ({regions[0]}), "
+            "which a VM cannot provide",
+            hint="look for a firmware setting for shared memory (RMRR) or for DMA protection before boot",
         )
     groups.check_bridges(group)
     functions = [function.address for function in group.functions]
@@ -41,27 +41,28 @@ def check(group: HostGroup, *, accepted: Accepted = NOTHING, root: str = "") -> 
 
 
 def check_token(group: HostGroup, token: str) -> None:
-    """Raise :class:`DeviceError` where a virtual function needs the token of its physical function and there is none.
+    """Raise :class:`DeviceError` if a virtual function needs the VF token of its physical function and ``token`` is "".
 
-    The kernel answers EACCES without one and EINVAL to one that is not needed (Linux drivers/vfio/pci/
-    vfio_pci_core.c, vfio_pci_validate_vf_token()); a PF on vfio-pci has a random one, which its program replaces.
+    The kernel answers EACCES if a needed token is missing, and EINVAL to a token that is not needed (Linux
+    drivers/vfio/pci/vfio_pci_core.c, vfio_pci_validate_vf_token()). A PF on vfio-pci has a random token, which its
+    program replaces.
     """
     for function in group.functions:
         if function.physical_driver == "vfio-pci" and not token:
             raise DeviceError(
                 f"{function.address} of group {group.number} is a virtual function of {function.physical}, which is "
-                "on vfio-pci itself: it cannot be opened without that one's token",
-                hint="give the UUID that the PF's program has set in the annotation hawse.vf-token, which "
-                "devices.annotations in the configuration has to list",
+                "bound to vfio-pci itself: the function cannot be opened without the PF's token",
+                hint="set the annotation hawse.vf-token to the UUID that the PF's program has set; "
+                "devices.annotations in the configuration has to list this annotation",
             )
 
 
 def _direct_regions(number: int, root: str) -> list[str]:
-    """Regions that a device must be able to reach at their own addresses ("direct"; a "direct-relaxable" one is for
-    the boot alone: Linux Documentation/ABI/testing/sysfs-kernel-iommu_groups).
+    """The regions that a device must be able to access at their physical addresses, each as "start to end".
 
-    VFIO gets EINVAL for such a group (drivers/iommu/iommu.c, __iommu_device_set_domain()), from intel-iommu EPERM
-    before that was there.
+    These are those of the type "direct". "direct-relaxable" regions are needed only during boot (Linux
+    Documentation/ABI/testing/sysfs-kernel-iommu_groups). VFIO gets EINVAL for a group with a "direct" region
+    (drivers/iommu/iommu.c, __iommu_device_set_domain()). Before Linux had this check, intel-iommu returned EPERM.
     """
     try:
         with open(f"{root}/sys/kernel/iommu_groups/{number}/reserved_regions") as file:

@@ -1,4 +1,4 @@
-"""The resets of a group's functions between two containers, as far as sysfs shows them.
+"""Whether the functions of a group can be reset between two containers, as far as sysfs shows it.
 
 VFIO resets a function when it is opened and when it is closed. Where the function has no reset, VFIO resets its whole
 bus, if a bridge is above the bus and all functions on it are on VFIO drivers (Linux drivers/vfio/pci/vfio_pci_core.c,
@@ -14,37 +14,39 @@ from hawse.errors import DeviceError
 from hawse.vfio import sysfs
 from hawse.vfio.groups import Function, HostGroup
 
-#: Reset methods that reset other functions of the bus, too (Linux drivers/pci/pci.c, pci_reset_fn_methods).
+#: Methods that reset all functions of the bus (Linux drivers/pci/pci.c, pci_reset_fn_methods).
 _BUS = {"bus", "cxl_bus"}
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 def check(group: HostGroup, *, accepted: bool, root: str = "") -> None:
-    """Raise :class:`DeviceError` for a group with a function that nothing resets; ``accepted``: an administrator
-    accepts that."""
+    """Raise :class:`DeviceError` for a group with a function that cannot be reset.
+
+    ``accepted``: an administrator accepts such functions.
+    """
     stuck = [] if accepted else _unresettable(group, root)
     if stuck:
         raise DeviceError(
-            f"group {group.number} cannot be passed: nothing can reset {', '.join(stuck)}: what one container leaves "
-            "in it the next may find",
-            hint="look at reset_method of the function in sysfs; or, where all users of the device trust each other, "
+            f"group {group.number} cannot be passed: nothing can reset {', '.join(stuck)}: the next container may find "
+            "data that the previous one left in it",
+            hint="look at reset_method of the function in sysfs; or, if all users of the device trust each other, "
             "set devices.unresettable = true",
         )
 
 
 def warning(group: HostGroup, *, root: str = "") -> str:
-    """A warning about functions without a reset of their own; "" where all have one.
+    """A warning about functions that cannot be reset individually; "" if all can be.
 
-    Functions of the same bus in other groups would be reset too, so the kernel does it only where all of them are in
-    the same hands (Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_dev_set_hot_reset()).
+    A bus reset also resets functions of the same bus in other groups. So the kernel carries it out only if the same
+    user has all of them open (Linux drivers/vfio/pci/vfio_pci_core.c, vfio_pci_dev_set_hot_reset()).
     """
     if stuck := _unresettable(group, root):
         how = f"nothing can reset {', '.join(stuck)}"
     elif weak := [function.address for function in _weak(group)]:
-        how = f"a reset of the bus alone resets {', '.join(weak)}"
+        how = f"only a reset of the whole bus resets {', '.join(weak)}"
     else:
         return ""
-    return f"group {group.number}: {how}: what one container leaves in it the next may find"
+    return f"group {group.number}: {how}: the next container may find data that the previous one left in it"
 
 
 def _weak(group: HostGroup) -> list[Function]:
@@ -57,11 +59,12 @@ def _unresettable(group: HostGroup, root: str) -> list[str]:
 
 
 def _reset_by_bus(function: Function, ours: set[str], root: str) -> bool:
-    """Whether a reset of its bus is possible and reaches only functions of its group.
+    """Whether a reset of the function's bus is possible and affects only functions of its group.
 
-    The methods of a function that is alone on its bus say so. Those of one of several do not: the kernel determines
-    them when it adds the function, so the first one of a bus has the method "bus", which fails later, and the others
-    have not (drivers/pci/probe.c, pci_device_add(); drivers/pci/pci.c, pci_parent_bus_reset()).
+    If the function is the only one on its bus, its reset methods show whether the bus can be reset. With several
+    functions on the bus they do not: the kernel determines the methods when it adds a function. So the first function
+    of the bus has the method "bus", which fails later, and the others do not have it (drivers/pci/probe.c,
+    pci_device_add(); drivers/pci/pci.c, pci_parent_bus_reset()).
     """
     bus = function.address.rpartition(":")[0]
     devices = f"{root}/sys/bus/pci/devices"

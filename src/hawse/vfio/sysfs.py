@@ -1,4 +1,4 @@
-"""What sysfs says about PCI functions and IOMMU groups. Shared by host and guest; every reader takes ``root=``.
+"""Read the attributes of PCI functions and IOMMU groups in sysfs. Used on host and guest; all functions take ``root=``.
 
 Paths: Linux Documentation/ABI/testing/sysfs-bus-pci, sysfs-kernel-iommu_groups, and driver-api/vfio.rst.
 """
@@ -8,8 +8,16 @@ from __future__ import annotations
 import os
 
 
+def explain(error: OSError | ValueError) -> str:
+    """The reason why an attribute could not be read, for an error message. A ValueError means invalid content."""
+    if not isinstance(error, OSError):
+        return "invalid content"
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
 def text(path: str) -> str:
-    """The content of a small file without spaces around it; "" for one that cannot be read, or is no text."""
+    """The content of a small file without surrounding whitespace; "" if it cannot be read or is not text."""
     try:
         with open(path) as file:
             return file.read(256).strip()
@@ -18,7 +26,7 @@ def text(path: str) -> str:
 
 
 def entries(path: str) -> list[str]:
-    """The names in a directory; none if it cannot be read."""
+    """The names in a directory; empty if it cannot be read."""
     try:
         return os.listdir(path)
     except OSError:
@@ -26,24 +34,24 @@ def entries(path: str) -> list[str]:
 
 
 def read_number(address: str, attribute: str, *, root: str = "") -> int:
-    """A number of a PCI function such as "vendor"; raises OSError or ValueError where there is none."""
+    """A numeric attribute of a PCI function, such as "vendor". Raises OSError or ValueError if it cannot be read."""
     with open(f"{root}/sys/bus/pci/devices/{address}/{attribute}") as file:
         return int(file.read(64), 0)
 
 
 def driver(address: str, *, root: str = "") -> str:
-    """The name of the driver that has the function; "" when none has."""
+    """The name of the function's driver; "" for none."""
     return _link_name(f"{root}/sys/bus/pci/devices/{address}/driver")
 
 
 def iommu_group(address: str, *, root: str = "") -> int | None:
-    """The number of the function's IOMMU group; None when it is in none."""
+    """The number of the function's IOMMU group; None for none."""
     name = _link_name(f"{root}/sys/bus/pci/devices/{address}/iommu_group")
     return int(name) if name.isdigit() else None
 
 
 def group_members(group: int, *, root: str = "") -> list[str]:
-    """The addresses of all devices of a group, bridges included, sorted; empty when there is no such group."""
+    """The addresses of all devices of a group, including bridges, sorted; empty if the group does not exist."""
     try:
         return sorted(os.listdir(f"{root}/sys/kernel/iommu_groups/{group}/devices"))
     except FileNotFoundError:
@@ -51,8 +59,10 @@ def group_members(group: int, *, root: str = "") -> list[str]:
 
 
 def lacks_iommu(group: int, *, root: str = "") -> bool:
-    """Whether VFIO has made the group for a device that is behind no IOMMU, which it tells by the group's name (Linux
-    drivers/vfio/group.c, vfio_noiommu_group_alloc())."""
+    """Whether VFIO has created the group for a device without an IOMMU.
+
+    VFIO gives such a group a special name (Linux drivers/vfio/group.c, vfio_noiommu_group_alloc()).
+    """
     try:
         with open(f"{root}/sys/kernel/iommu_groups/{group}/name") as file:
             return file.read(64).strip() == "vfio-noiommu"
@@ -61,23 +71,25 @@ def lacks_iommu(group: int, *, root: str = "") -> bool:
 
 
 def group_numbers(group: int, *, root: str = "") -> tuple[int, int] | None:
-    """Major and minor of /dev/vfio/<group>; None when no function of the group is on a VFIO driver."""
+    """Major and minor of /dev/vfio/<group>; None if no function of the group is bound to a VFIO driver."""
     return _numbers(f"{root}/sys/class/vfio/{group}/dev")
 
 
 def bar_sizes(address: str, *, root: str = "") -> list[int]:
-    """The bytes of a function's six BARs, 0 for one that it has not, or for which the kernel found no room (Linux
-    Documentation/PCI/sysfs-pci.rst, ``resource``)."""
+    """The sizes of a function's six BARs in bytes (Linux Documentation/PCI/sysfs-pci.rst, ``resource``).
+
+    The size is 0 for a BAR that the function does not have, or for which the kernel found no address space.
+    """
     with open(f"{root}/sys/bus/pci/devices/{address}/resource") as file:
-        places = [[int(number, 16) for number in line.split()[:2]] for line in file.readlines()[:6]]
-    return [end - start + 1 if end else 0 for start, end in places]
+        ranges = [[int(number, 16) for number in line.split()[:2]] for line in file.readlines()[:6]]
+    return [end - start + 1 if end else 0 for start, end in ranges]
 
 
 def device_file(address: str, *, root: str = "") -> tuple[int, int, int] | None:
-    """K, major and minor of /dev/vfio/devices/vfio<K>, a function's device file; None when it has none.
+    """K, major and minor of /dev/vfio/devices/vfio<K>, the device file of a function; None if it has none.
 
-    The directory is there under every VFIO driver, its numbers with CONFIG_VFIO_DEVICE_CDEV alone (Linux
-    drivers/vfio/device_cdev.c, vfio_init_device_cdev()).
+    The directory vfio-dev exists with every VFIO driver, but the file with the numbers only on a kernel with
+    CONFIG_VFIO_DEVICE_CDEV (Linux drivers/vfio/device_cdev.c, vfio_init_device_cdev()).
     """
     directory = f"{root}/sys/bus/pci/devices/{address}/vfio-dev"
     try:
@@ -92,12 +104,12 @@ def device_file(address: str, *, root: str = "") -> tuple[int, int, int] | None:
 
 
 def iommu_numbers(*, root: str = "") -> tuple[int, int] | None:
-    """Major and minor of /dev/iommu, which device files are used with; None on a kernel without IOMMUFD."""
+    """Major and minor of /dev/iommu, which device files need; None on a kernel without IOMMUFD."""
     return _numbers(f"{root}/sys/class/misc/iommu/dev")
 
 
 def character_device(major: int, minor: int, *, root: str = "") -> str:
-    """The kernel's name of a character device, "vfio/5" for a group, "misc/vfio" for the container; "" when unknown."""
+    """The kernel's name of a character device: "vfio/5" for a group, "misc/vfio" for the container; "" if unknown."""
     try:
         target = os.readlink(f"{root}/sys/dev/char/{major}:{minor}")
     except OSError:

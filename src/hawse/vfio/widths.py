@@ -1,4 +1,4 @@
-"""How many bits a DMA address may have: the width of the host's IOMMUs. Every reader takes ``root=``.
+"""The width of DMA addresses in bits, which the host's IOMMUs limit. All functions take ``root=``.
 
 A guest's vIOMMU must not be wider than the host's IOMMU: QEMU maps each guest IOVA at the same host IOVA (QEMU
 hw/i386/intel_iommu.c, vtd_check_hiod()).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hawse.vfio import sysfs
 
-#: Widths of QEMU's intel-iommu: a page table of three levels or of four (QEMU hw/i386/intel_iommu.c).
+#: Widths of QEMU's intel-iommu: a page table with three levels or with four (QEMU hw/i386/intel_iommu.c).
 NARROW, WIDE = 39, 48
 #: Capability register of an Intel IOMMU: bits 16 to 21 are the maximum guest address width minus 1, bits 8 to 12 the
 #: supported page table sizes, of which bit 10 is four levels (VT-d specification 4.1, 11.4.2).
@@ -16,9 +16,9 @@ _WIDTH_SHIFT, _WIDTH_MASK, _FOUR_LEVELS = 16, 0x3F, 1 << 10
 
 
 def address_bits(*, root: str = "") -> int:
-    """The bits of an address that every IOMMU of the host translates, 48 at most; 48 for a host without an IOMMU.
+    """The address bits that every IOMMU of the host translates, 48 at most; 48 for a host without an IOMMU.
 
-    AMD's have four levels at least (AMD I/O Virtualization Technology specification 3.08, 3.4.9, HATS).
+    AMD IOMMUs have at least four levels (AMD I/O Virtualization Technology specification 3.08, 3.4.9, HATS).
     """
     bits = [WIDE]
     for unit in sysfs.entries(f"{root}/sys/class/iommu"):
@@ -37,11 +37,11 @@ def guest_bits(*, root: str = "") -> int:
 
 
 def warning(*, root: str = "") -> str:
-    """A warning about an IOMMU that is narrower than the 48 bits that programs expect; "" for a wide one."""
+    """A warning about an IOMMU with less than the 48 bits that programs expect; "" if it has 48."""
     bits = address_bits(root=root)
     if bits >= WIDE:
         return ""
     return (
         f"the host's IOMMU has {bits} address bits: mapping memory for DMA at an IOVA of 2^{min(bits, NARROW)} or "
-        "above fails with EINVAL [have the program choose lower IOVAs: DPDK's --iova-mode=pa, or --base-virtaddr]"
+        "above fails with EINVAL [use lower IOVAs in the program: DPDK's --iova-mode=pa, or --base-virtaddr]"
     )

@@ -1,8 +1,8 @@
-"""Writes to sysfs, carried out by a child with a deadline; and modprobe, with one too.
+"""Write to sysfs in a child process with a deadline, and run modprobe with a deadline.
 
-A write to ``unbind`` may never return: while a VFIO user has the device open the kernel blocks the writer, and after
-the first signal uninterruptibly (Linux drivers/vfio/vfio_main.c, vfio_unregister_group_dev()). So this process never
-writes there itself, and never waits without a bound for a child that does.
+A write to ``unbind`` may never return: while a VFIO user has the device open, the kernel blocks the writer; after the
+first signal it does so uninterruptibly (Linux drivers/vfio/vfio_main.c, vfio_unregister_group_dev()). So this process
+never writes there itself, and never waits without a timeout for a child that does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Truncates as a shell's ">" does, which sysfs ignores. Reports 0 for each write done, the errno of one that fails.
+#: Opens with O_TRUNC like a shell's ">"; sysfs ignores it. Prints 0 for each completed write, the errno of a failed
+#: one.
 _CHILD = r"""
 import os, sys
 for path, text in zip(sys.argv[1::2], sys.argv[2::2]):
@@ -30,15 +31,15 @@ for path, text in zip(sys.argv[1::2], sys.argv[2::2]):
         break
     os.write(1, b"0\n")
 """
-_PATIENCE = 1.0  # seconds for a killed child to end; one that the kernel holds is left behind
+_KILL_SECONDS = 1.0  # to wait for a killed child to end; a child that the kernel blocks is left behind
 
-#: Killed children that had not ended by then; looked at again whenever another one is started.
+#: Killed children that have not ended yet. They are reaped when another child is started.
 _left: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
 class Write:
-    """``text``, written to the file at ``path`` by one write(2)."""
+    """A single write(2) of ``text`` to the file at ``path``."""
 
     path: str
     text: str
@@ -46,8 +47,11 @@ class Write:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a list of writes came: ``done`` of them. The next one, where there is one, failed with ``errno`` or
-    ``hangs``; with neither the child was ended by somebody else."""
+    """The result of a list of writes: ``done`` of them were completed.
+
+    If it is not all of them, the next one failed with ``errno`` or ``hangs``. If neither is set, something else ended
+    the child.
+    """
 
     done: int
     errno: int = 0
@@ -55,9 +59,10 @@ class Outcome:
 
 
 def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:
-    """Do them one after the other, until one fails or ``seconds`` are over for all of them.
+    """Carry out the writes in order, until one fails or ``seconds`` have passed in total.
 
-    A write that hangs may still take effect, when whoever is in its way goes; those after it never will.
+    A write that hangs may still take effect later, when the user of the device closes it. Those after it are not
+    carried out.
     """
     words = [word for write in writes for word in (write.path, write.text)]
     process = _start([sys.executable, "-I", "-S", "-c", _CHILD, *words])
@@ -72,9 +77,9 @@ def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:
 
 
 def load_module(name: str, seconds: float) -> str:
-    """Load a kernel module, by its name or a modalias, with modprobe(8). Returns why not, "" when modprobe is content.
+    """Load a kernel module, by its name or a modalias, with modprobe(8). Returns the reason of a failure, "" for none.
 
-    Whether the module's driver is there then, sysfs tells.
+    Success means only that modprobe succeeded: look in sysfs whether the driver exists.
     """
     try:
         process = _start(["modprobe", "--", name], errors=True)
@@ -84,8 +89,8 @@ def load_module(name: str, seconds: float) -> str:
     try:
         if process.wait(seconds) == 0:
             return ""
-        words = process.stdout.read(1024).decode(errors="replace").strip()
-        return " ".join(words.split()) or f"modprobe ended with {process.returncode}"
+        output = process.stdout.read(1024).decode(errors="replace").strip()
+        return " ".join(output.split()) or f"modprobe ended with {process.returncode}"
     except subprocess.TimeoutExpired:
         return f"modprobe has not ended after {seconds:g} s"
     finally:
@@ -94,7 +99,7 @@ def load_module(name: str, seconds: float) -> str:
 
 
 def _start(argv: list[str], *, errors: bool = False) -> subprocess.Popen[bytes]:
-    """A child in a session of its own: the interrupt of a terminal is for us, who undo what has been done."""
+    """Start a child in its own session: Ctrl-C in a terminal must only reach this process, which undoes the changes."""
     _left[:] = [process for process in _left if process.poll() is None]
     return subprocess.Popen(
         argv,
@@ -108,13 +113,13 @@ def _start(argv: list[str], *, errors: bool = False) -> subprocess.Popen[bytes]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     try:
-        process.wait(_PATIENCE)
+        process.wait(_KILL_SECONDS)
     except subprocess.TimeoutExpired:
         _left.append(process)
 
 
 def _read_reports(fd: int, count: int, seconds: float) -> tuple[list[int], bool]:
-    """The numbers that the child wrote, one a line, and whether it was done with ``count`` or ended in time."""
+    """The numbers that the child wrote, one on each line; and whether it wrote ``count`` of them or ended in time."""
     deadline = time.monotonic() + seconds
     poll = select.poll()
     poll.register(fd, select.POLLIN)
