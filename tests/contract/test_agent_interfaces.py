@@ -51,7 +51,7 @@ def add(kernel: FakeKernel, guest: Namespace, address: str, name: str, *, driver
 
 
 def wish(address: str, name: str, **other: Any) -> dict[str, Any]:
-    wished = {"address": address, "name": name, "mtu": 1500, "settings": {}}
+    wished = {"address": address, "name": name, "mtu": 1500, "flags": 0, "settings": {}}
     return wished | {"addresses": [], "routes": [], "neighbours": []} | other
 
 

@@ -73,7 +73,7 @@ class Process(_Part, frozen=True):
     no_new_privileges: bool = False
     apparmor_profile: str = ""
     selinux_label: str = ""
-    oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    oom_score_adj: int | None = None
     scheduler: Object | None = None
     io_priority: Object | None = None
     exec_cpu_affinity: Object | None = msgspec.field(name="execCPUAffinity", default=None)
