@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 from demo.rootfs import make
-from hawse.vm.cache import alone
+from hawse.vm.cache import locked
 
 CACHE = "/var/cache/hawse"
 
@@ -21,7 +21,7 @@ def place(name: str) -> str:
 def kept(name: str, make: Callable[[str], object]) -> str:
     """The path of what tests keep in the cache by a name; ``make`` puts it at the path that it is given."""
     path = place(name)
-    with alone(f"{path}.lock"):
+    with locked(f"{path}.lock"):
         if not os.path.exists(path):
             shutil.rmtree(f"{path}.making", ignore_errors=True)
             make(f"{path}.making")

@@ -162,7 +162,7 @@ NEEDED = (
 
 
 def qemu(*devices: str, objects: Sequence[str] = ()) -> Callable[[Path], Config]:
-    """A configuration whose QEMU says that it has these; with none it dies at its start."""
+    """A configuration whose QEMU says that it has these; with none it exits at startup."""
 
     def prepare(directory: Path) -> Config:
         program = directory / "qemu"
@@ -200,7 +200,7 @@ def cold(directory: Path) -> Config:
 
 MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str, str]] = [
     (machine.qemu, absent, MISSING, "QEMU cannot be run: /none/qemu"),
-    (machine.qemu, qemu(), MISSING, "dies at its start"),
+    (machine.qemu, qemu(), MISSING, "exits at startup"),
     *[
         (machine.qemu, qemu(*{*NEEDED, "vfio-pci"} - {name}), MISSING, f"/qemu 9.0.1 lacks {name}")
         for name in ("virtserialport", "pcie-pci-bridge")

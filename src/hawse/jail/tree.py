@@ -51,7 +51,7 @@ def obtain(qemu: str, *, cache: str) -> str:
     record = f"{directory}/{hashlib.sha256(qemu.encode()).hexdigest()[:16]}.json"
     if found := _known(record, directory):
         return found
-    with answers.alone(f"{directory}/lock"):
+    with answers.locked(f"{directory}/lock"):
         return _known(record, directory) or _make(qemu, directory, record)
 
 
