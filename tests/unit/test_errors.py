@@ -1,6 +1,6 @@
-"""docs/errors.md, literally: each situation is brought about here, and says what the page says that it says.
+"""docs/errors.md: each situation is reproduced here, and its error must be the one on the page.
 
-``python -m tests.unit.test_errors`` prints the page anew.
+``python -m tests.unit.test_errors`` prints the page.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ Act = Callable[[FakeSysfs], Any]
 
 
 def asks(path: str, major: int = 511, minor: int = 9) -> Act:
-    """A container asks for a node."""
+    """A container requests a device node."""
     device = Device(path=path, type="c", major=major, minor=minor)
     return lambda host: find_request([device], emulated={}, root=host.root)
 
 
 def group(*drivers: str, then: Callable[[Any, str], Any]) -> Act:
-    """The host's group 7, of functions on these drivers, and what is done with it."""
+    """The host's group 7, with functions bound to these drivers; ``then`` is called with it."""
 
     def act(host: FakeSysfs) -> Any:
         for number, driver in enumerate(drivers):
@@ -113,7 +113,7 @@ def bridge(host: FakeSysfs) -> Any:
 
 
 def hotplug_bridge(host: FakeSysfs) -> Any:
-    """One on a driver of the host that does DMA, as far as the kernel knows."""
+    """A bridge bound to a host driver that the kernel treats as using DMA."""
     host.function("0000:3b:00.0", group=7)
     host.function("0000:00:1c.0", group=7, driver="shpchp", class_code=0x060400)
     return check_viable(read_group(7, root=host.root))
@@ -125,7 +125,7 @@ def mediated(host: FakeSysfs) -> Any:
 
 
 def beyond_binding(attribute: str, text: str) -> Act:
-    """A group of which sysfs says that."""
+    """A group with this file in sysfs."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7)
@@ -136,7 +136,7 @@ def beyond_binding(attribute: str, text: str) -> Act:
 
 
 def open_elsewhere(host: FakeSysfs) -> Any:
-    """The kernel's answer is the test's own; who has the node is found in a /proc."""
+    """The test supplies the kernel's answer; the process that has the node open is found in a fake /proc."""
 
     def busy(_path: str, _flags: int) -> int:
         raise OSError(errno.EBUSY, "")
@@ -149,7 +149,7 @@ def open_elsewhere(host: FakeSysfs) -> Any:
 
 
 def binding(*addresses: str, prepare: Callable[[Host], Any] = lambda _host: None) -> Act:
-    """Functions of a host are bound that is prepared so: 0000:3b:00.0 and .1 are one group, 0000:3c:00.0 another."""
+    """Bind functions of a prepared host: 0000:3b:00.0 and .1 are one group, 0000:3c:00.0 is another."""
 
     def act(made: FakeSysfs) -> Any:
         host = Host(made.root)
@@ -179,7 +179,7 @@ def in_use(host: Host) -> None:
 
 
 def held(host: Host) -> None:
-    """The write that takes the function from its driver does not return."""
+    """The write that unbinds the function from its driver does not return."""
     host.kernel.errors["drivers/e1000e/unbind", f"{C}\n"] = -1
 
 
@@ -194,7 +194,7 @@ def odd_bars(host: FakeSysfs) -> Any:
 
 
 def reset_by(methods: str, *, accepted: bool = False) -> Act:
-    """A device with these reset methods, and what is said of it before it is passed."""
+    """A device with these reset methods, and the message before it is passed."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7, behind="0000:00:1c.0", resets=methods)
@@ -206,7 +206,7 @@ def reset_by(methods: str, *, accepted: bool = False) -> Act:
 
 
 def interrupts(*chips: str) -> Act:
-    """VFIO is told to do without interrupt remapping, and the host's interrupt controllers are these."""
+    """VFIO is configured to work without interrupt remapping; the host has these interrupt controllers."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7)
@@ -223,7 +223,7 @@ def without_kvm(host: FakeSysfs) -> Any:
 
 
 def virtual(token: str) -> Callable[[FakeSysfs], Any]:
-    """A virtual function whose physical function is on vfio-pci, and a QEMU of Debian 12."""
+    """A virtual function whose physical function is bound to vfio-pci, and Debian 12's QEMU."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=6)
@@ -238,7 +238,7 @@ def virtual(token: str) -> Callable[[FakeSysfs], Any]:
 
 
 def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "7.2.22") -> Any:
-    """Group 7 is asked for by a device file, on a host with files whose kernel maps no memory by its file."""
+    """Group 7 is requested by a device file, on a host with device files whose kernel cannot map memory by its file."""
     host.function("0000:3b:00.0", group=7)
     host.device_file("0000:3b:00.0", 0, 510, 0)
     if not iommu:
@@ -250,19 +250,19 @@ def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "
 
 
 def no_files(_host: FakeSysfs) -> Any:
-    """A guest whose kernel has no device files."""
+    """A guest whose kernel does not support device files."""
     spec = {"linux": {"devices": [{"path": "/dev/vfio/devices/vfio0"}]}}
     return rewrite_devices(spec, [GuestNode("/dev/vfio/devices/vfio0", 510, 0, 9, None, None)])[0][1]
 
 
 def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:
-    """The port plan of so many groups."""
+    """The port plan of this number of groups."""
     groups = [GroupShape(n + 1, (FunctionShape(**sizes),) * functions, emulated) for n in range(count)]
     return lambda _host: plan_ports(groups)
 
 
 def later(spares: list[Port], *, functions: int = 1, **sizes: Any) -> Act:
-    """A group is attached to a machine that runs, with these ports free."""
+    """A group is attached to a running VM with these free ports."""
     return lambda _host: place(GroupShape(7, (FunctionShape(**sizes),) * functions), spares)
 
 
@@ -272,7 +272,7 @@ def annotation(name: str, value: str, allowed: tuple[str, ...] = ANNOTATIONS) ->
 
 
 def not_allowed(_host: FakeSysfs) -> Any:
-    """devices.allow has a pattern of other functions."""
+    """devices.allow has only a pattern for other functions."""
     group = HostGroup(7, (Function("0000:3b:00.0", 0x8086, 0x10D3, 0x020000, "vfio-pci", ()),))
     return check_allowed([group], ["0000:81:*"])
 
@@ -282,7 +282,7 @@ def emulated(key: str, *models: str) -> Act:
 
 
 def in_guest(*, driver: str = "vfio-pci", there: bool = True, group: bool = True) -> Act:
-    """What the agent sees of a function that was plugged."""
+    """The agent's view of a function that was plugged."""
 
     def act(guest: FakeSysfs) -> Any:
         guest.write("sys/bus/pci/drivers_probe", "")
@@ -300,7 +300,7 @@ def in_guest(*, driver: str = "vfio-pci", there: bool = True, group: bool = True
 
 
 def left_to_the_guest(guest: FakeSysfs) -> Any:
-    """The mode guest-kernel, and a guest without a driver for the device."""
+    """Mode guest-kernel, and a guest without a driver for the device."""
     guest.write("sys/bus/pci/drivers_probe", "")
     guest.function("0000:02:00.0", group=6, driver="")
     guest.write("drivers/modules.dep", "")
@@ -312,7 +312,7 @@ def left_to_the_guest(guest: FakeSysfs) -> Any:
 
 
 def claimed_twice(_host: FakeSysfs) -> Any:
-    """Two containers of one virtual machine ask for a group."""
+    """Two containers of one VM request the same group."""
     made = plan(EDU)
     claims = Claims(made.ports)
     claims.claim(made.plugs, owner="one")
@@ -320,7 +320,7 @@ def claimed_twice(_host: FakeSysfs) -> Any:
 
 
 def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then: Callable[[Attachments], Any]) -> Act:
-    """A sandbox that runs, whose QEMU and guest answer as given, and what is asked of it."""
+    """A running sandbox whose QEMU and guest answer as given; ``then`` is called with its attachments."""
 
     async def story() -> Any:
         made = plan(*groups, seconds=0.1)
@@ -341,7 +341,7 @@ def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:
 
 
 def forbidden(host: FakeSysfs) -> Any:
-    """The node of group 7 is root's, and the runtime is not."""
+    """The node of group 7 belongs to root, and the runtime runs as another user."""
     host.function("0000:3b:00.0", group=7)
     found = read_group(7, root=host.root)
     host.write("dev/vfio/7", "")
@@ -354,7 +354,7 @@ def forbidden(host: FakeSysfs) -> Any:
 
 
 def bundle(**parts: Any) -> Act:
-    """A bundle, runc's example with these parts: objects are changed, anything else is put."""
+    """A bundle: runc's example with these fields; objects are merged, other values are replaced."""
 
     def act(host: FakeSysfs) -> Any:
         spec: dict[str, Any] = example()
@@ -368,7 +368,7 @@ def bundle(**parts: Any) -> Act:
 
 
 def without_room(_host: FakeSysfs) -> Any:
-    """A guest whose kernel has assigned none of a function's BARs."""
+    """A guest whose kernel has not assigned any of a function's BARs."""
     bars = (Bar(2, 8 * MIB, False, True, True),)
     group = HostGroup(7, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", bars),))
     steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
@@ -377,7 +377,7 @@ def without_room(_host: FakeSysfs) -> Any:
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
-    """A container that joins a pod whose machine has 1 GiB, of it 256 MiB of huge pages of others, and no label."""
+    """A container joins a pod whose VM has 1 GiB, of which 256 MiB are huge pages of others, and no SELinux label."""
     room = Room(spares=[], memory_mib=1024, hugepages_mib=256)
     if memory:
         return lambda _host: room.check_memory("linux.resources.memory.limit", memory, host_mib=65536)
@@ -385,7 +385,7 @@ def in_room(*, memory: int = 0, label: str = "") -> Act:
 
 
 def above(**limits: float) -> Act:
-    """The cgroup of a Kubernetes pod, with these limits."""
+    """The cgroup of a Kubernetes pod with these limits."""
     files = {"memory": "memory.max", "tasks": "pids.max", "cpus": "cpu.max"}
     allowed = Allowed(**{
         name: Limit(f"/sys/fs/cgroup/kubepods.slice/kubepods-pod5.slice/{files[name]}", value)
@@ -401,13 +401,13 @@ def unsaid_pages(_host: FakeSysfs) -> Any:
 
 
 def bound(source: str) -> Act:
-    """A mount of the host's view of its devices; what is refused, or warned of."""
+    """A mount of the host's view of its devices; returns the warning."""
     act = bundle(mounts=[{"destination": "/host", "type": "bind", "source": source, "options": ["bind"]}])
     return lambda host: next(text for level, text in act(host).notes if level == "warning")
 
 
 def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str, ...] = ("*",)) -> Act:
-    """A node that is not VFIO's, allowed by a rule, on a host with sdb, an empty loop device, and some others."""
+    """A node that is not a VFIO node, allowed by a rule, on a host with sdb, an empty loop device, and others."""
 
     def act(host: FakeSysfs) -> Any:
         for numbers, name, size in (("8:16", "sdb", 2048), ("7:0", "loop0", 0)):
@@ -444,7 +444,7 @@ def unopened(_host: FakeSysfs) -> Any:
 
 
 def refused_field(path: str) -> Act:
-    """A field of the table of those that cannot be applied."""
+    """A field that is in the table of fields that cannot be applied."""
 
     def act(_host: FakeSysfs) -> Any:
         value: Any = "asked for"
@@ -460,18 +460,18 @@ def limit(soft: int, hard: int, kind: str = "RLIMIT_MEMLOCK") -> dict[str, Any]:
 
 
 def preserving(count: int, *found: Descriptor) -> Act:
-    """--preserve-fds, where these are open."""
+    """--preserve-fds with these open descriptors."""
     return lambda _host: preserve(count, look={each.number: each for each in found}.get)
 
 
 def narrow(host: FakeSysfs) -> Any:
-    """An Intel IOMMU with page tables of three levels."""
+    """An Intel IOMMU with three-level page tables."""
     host.write("sys/class/iommu/dmar0/intel-iommu/cap", "1c0000c40660462\n")
     return widths.warning(root=host.root)
 
 
 def not_mapped(iova: int, number: int) -> Act:
-    """The host refuses to map memory of a guest that runs, and QEMU prints that."""
+    """The host refuses to map memory of a running guest, and QEMU prints an error."""
 
     def act(_host: FakeSysfs) -> Any:
         errors: list[VmError] = []
@@ -491,13 +491,13 @@ NAMESPACES = example()["linux"]["namespaces"]
 
 
 def without(kind: str) -> Act:
-    """A bundle without a namespace of that kind."""
+    """A bundle without a namespace of this type."""
     return bundle(linux={"namespaces": [namespace for namespace in NAMESPACES if namespace["type"] != kind]})
 
 
 SHARED = {"destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "rshared"]}
 FIELD_SITUATIONS = {
-    f"`{field.path}` asks for something": refused_field(field.path) for field in FIELDS if field.fate is Fate.REFUSED
+    f"`{field.path}` is set": refused_field(field.path) for field in FIELDS if field.fate is Fate.REFUSED
 }
 
 
@@ -507,7 +507,7 @@ def kernel_view(host: FakeSysfs) -> None:
 
 
 def rules(*entries: dict[str, Any]) -> Act:
-    """A bundle with these rules for devices."""
+    """A bundle with these device rules."""
     return bundle(linux={"resources": {"devices": list(entries)}})
 
 
@@ -517,7 +517,7 @@ MAPPED = {
 
 
 def mapped(uids: list[tuple[int, int, int]]) -> Act:
-    """A share whose owners are to be mapped."""
+    """A share with an ID mapping."""
 
     def act(host: FakeSysfs) -> None:
         source = f"{host.root}/data"
@@ -528,7 +528,7 @@ def mapped(uids: list[tuple[int, int, int]]) -> Act:
 
 
 def unmappable(host: FakeSysfs) -> None:
-    """Linux can map the owners of no ramfs."""
+    """Linux does not support ID-mapped mounts of ramfs."""
     os.mkdir(f"{host.root}/data")
     mounts.mount("none", f"{host.root}/data", "ramfs", 0)
     try:
@@ -560,7 +560,7 @@ def unconfined(_host: FakeSysfs) -> None:
 
 
 def with_tables(host: FakeSysfs) -> str:
-    """A kernel's directory with one module; its path."""
+    """Create a kernel's module directory with one module; returns its path."""
     directory = f"{host.root}/usr/lib/modules/6.1.0-56-amd64"
     os.makedirs(directory)
     Path(f"{directory}/modules.dep").write_text("kernel/net/bridge/br_netfilter.ko: \n")
@@ -583,7 +583,7 @@ def not_loaded(host: FakeSysfs) -> None:
 
 
 def without_user_ids(host: FakeSysfs) -> None:
-    """The kernel's answer is the test's own: other processes have the lock of every id."""
+    """The test supplies the kernel's answer: other processes have locked every id."""
     first = 1879048192
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "lockf", in_use_elsewhere)
@@ -591,7 +591,7 @@ def without_user_ids(host: FakeSysfs) -> None:
 
 
 def without_control(host: FakeSysfs) -> str:
-    """A file is where the cgroup would be."""
+    """A file exists at the path of the cgroup."""
     mount = Path(host.root, "sys/fs/cgroup")
     (mount / "c1").mkdir(parents=True)
     (mount / "hawse.control").write_text("")
@@ -619,196 +619,196 @@ def flooded(_host: FakeSysfs) -> None:
 DISK = DiskPlan(major=8, minor=16, name="sdb", writable=True)
 OTHER_RULE = {"allow": True, "type": "c", "major": 188, "access": "rw"}
 SITUATIONS: dict[str, Act] = {
-    "A container asks for a group's node that is nobody's": asks("/dev/vfio/42"),
-    "It asks for a device file that is nobody's": asks("/dev/vfio/devices/vfio0"),
-    "It asks for a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
-    "The group does not exist": lambda host: read_group(7, root=host.root),
-    "The group has bridges alone": bridge,
-    "A bridge of the group is on a driver of its own": hotplug_bridge,
-    "A member of the group is a mediated device": mediated,
-    "The group's firmware wants memory of its own": beyond_binding(
+    "A container requests a group node with numbers that no group has": asks("/dev/vfio/42"),
+    "A container requests a device file with numbers that no device has": asks("/dev/vfio/devices/vfio0"),
+    "A container requests a device without an IOMMU": asks("/dev/vfio/noiommu-0"),
+    "An IOMMU group does not exist": lambda host: read_group(7, root=host.root),
+    "A group contains only bridges": bridge,
+    "A bridge of a group is bound to a driver that uses DMA": hotplug_bridge,
+    "A member of a group is a mediated device": mediated,
+    "Firmware reserves memory for the devices of a group": beyond_binding(
         "reserved_regions", "0x00000000000e0000 0x00000000000effff direct\n"
     ),
-    "The group is one without an IOMMU": beyond_binding("name", "vfio-noiommu\n"),
-    "Its device is on a host driver": group("ixgbe", then=lambda g, _: check_viable(g)),
-    "Its device has no driver": group("", then=lambda g, _: check_viable(g)),
-    "Some of its devices are not on vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
-    "Its node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
-    "There is no permission for its node": forbidden,
-    "Its node is open elsewhere": open_elsewhere,
-    "Its device's BARs make no sense": odd_bars,
-    "A virtual function's physical function is on vfio-pci, and there is no token": virtual(""),
-    "There is a token, and QEMU knows none": virtual("14d63f20-8445-11ea-8900-1f9ce7d5650d"),
-    "What is bound shares its group with others": binding("3b:00.0"),
-    "What is bound is a bridge": binding("3a:00.0"),
-    "What is bound carries a route": binding(C, prepare=routing),
-    "What is bound has a disk that is mounted": binding(C, prepare=mounted),
-    "What is bound has virtual functions": binding(C, prepare=virtual_functions),
-    "What is bound is of a group that is open": binding(C, prepare=in_use),
-    "What is bound is bound for another container": binding(C, prepare=lambda host: host.take(C, owner="web")),
-    "What is bound is not let go by its driver": binding(C, prepare=held),
-    "A device file is asked for, and the host has no /dev/iommu (a warning)": lambda host: by_files(
+    "A group is a no-IOMMU group": beyond_binding("name", "vfio-noiommu\n"),
+    "A device of a group is bound to a host driver": group("ixgbe", then=lambda g, _: check_viable(g)),
+    "A device of a group has no driver": group("", then=lambda g, _: check_viable(g)),
+    "Some devices of a group lack vfio-pci": group("vfio-pci", "ixgbe", "", then=lambda g, _: check_viable(g)),
+    "A group's node is missing": group("vfio-pci", then=lambda g, root: check_free(g, root=root)),
+    "Permission for a group's node is missing": forbidden,
+    "Another process has a group's node open": open_elsewhere,
+    "The BARs of a device are invalid": odd_bars,
+    "The physical function of a virtual function is bound to vfio-pci, and a token is missing": virtual(""),
+    "A token is set, and QEMU does not support tokens": virtual("14d63f20-8445-11ea-8900-1f9ce7d5650d"),
+    "A function to bind shares its group with others": binding("3b:00.0"),
+    "A function to bind is a bridge": binding("3a:00.0"),
+    "A function to bind has a network interface with a route": binding(C, prepare=routing),
+    "A function to bind has a mounted disk": binding(C, prepare=mounted),
+    "A function to bind has virtual functions": binding(C, prepare=virtual_functions),
+    "A function to bind belongs to a group that is open": binding(C, prepare=in_use),
+    "A function to bind is bound for another container": binding(C, prepare=lambda host: host.take(C, owner="web")),
+    "The driver of a function to bind does not release it": binding(C, prepare=held),
+    "A device file is requested, and the host has no /dev/iommu (a warning)": lambda host: by_files(
         host, "auto", iommu=False
     ),
-    "A device file is asked for, and QEMU needs a later kernel for it (a warning)": lambda host: by_files(
+    "A device file is requested, and QEMU needs a newer kernel for it (a warning)": lambda host: by_files(
         host, "auto", qemu="10.1.0"
     ),
-    "A device file is asked for, and QEMU knows groups alone (a warning)": lambda host: by_files(host, "auto"),
-    "All devices are to go by files, and QEMU knows groups alone": lambda host: by_files(host, "iommufd"),
-    "A device file is asked for, and the guest's kernel has none (a warning)": no_files,
-    "Only its bus can be reset (a warning)": reset_by("bus"),
-    "Nothing can reset it": reset_by("none"),
-    "Nothing can reset it, and the configuration accepts that (a warning)": reset_by("none", accepted=True),
-    "The host does not remap interrupts, and VFIO is told to do without": interrupts("IO-APIC"),
-    "VFIO is told to do without interrupt remapping, and the host does not show whether it is there": interrupts(),
+    "A device file is requested, and QEMU supports only groups (a warning)": lambda host: by_files(host, "auto"),
+    "Device files are configured, and QEMU supports only groups": lambda host: by_files(host, "iommufd"),
+    "A device file is requested, and the guest kernel does not support them (a warning)": no_files,
+    "A device has only a bus reset (a warning)": reset_by("bus"),
+    "A device has no reset method": reset_by("none"),
+    "A device has no reset method, and the configuration accepts that (a warning)": reset_by("none", accepted=True),
+    "The host does not remap interrupts, and VFIO is configured to allow that": interrupts("IO-APIC"),
+    "The host does not show whether it remaps interrupts, and VFIO is configured to allow that": interrupts(),
     "KVM is required and cannot be used": without_kvm,
-    "QEMU is to be confined and cannot be": unconfined,
-    "Every user id for QEMU is another sandbox's": without_user_ids,
-    "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
-    "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
-    "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
-    "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
+    "Confinement of QEMU is required and impossible": unconfined,
+    "Other sandboxes use all user ids for QEMU": without_user_ids,
+    "Files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
+    "A container's oomScoreAdj cannot be set for its VM (a warning)": lambda _host: oom_score.warning(-500, 0),
+    "The monitor stays in its sandbox's cgroup for CPU time (a warning)": without_control,
+    "QEMU is not allowed to lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
     "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
         65535, dma.entries(1024), dma.parameter()
     ),
-    "The host's IOMMU is narrow (a warning)": narrow,
-    "The host's kernel keeps no further mapping for a device": not_mapped(0xFFFF0000, errno.ENOSPC),
-    "QEMU may not lock the memory that a program maps": not_mapped(0xFFFF0000, errno.ENOMEM),
+    "The host's IOMMU has a small address width (a warning)": narrow,
+    "The host kernel's limit of mappings for a device is reached": not_mapped(0xFFFF0000, errno.ENOSPC),
+    "QEMU is not allowed to lock the memory that a program maps": not_mapped(0xFFFF0000, errno.ENOMEM),
     "A program maps an IOVA that the host's IOMMU does not translate": not_mapped(0xFEE00000, errno.EINVAL),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
-    "There are more groups than ports": shapes(127),
-    "More groups have I/O BARs than there are windows": shapes(11, io=32),
-    "32-bit BARs are larger than the room below 4 GiB": shapes(4, memory=(256 * MIB,)),
-    "A group is larger than a bridge": shapes(1, functions=32),
-    "An emulated group is larger than a slot": shapes(1, functions=9, emulated=True),
+    "A VM has fewer ports than there are groups": shapes(127),
+    "More groups have I/O BARs than a VM has I/O windows": shapes(11, io=32),
+    "32-bit BARs exceed the space below 4 GiB": shapes(4, memory=(256 * MIB,)),
+    "A group has more functions than a bridge has slots": shapes(1, functions=32),
+    "An emulated group has more functions than a slot": shapes(1, functions=9, emulated=True),
     "A group is attached, and no port is free": later([]),
     "A group is attached, and no free port is large enough": later(PORTS, prefetchable=(8192 * MIB,)),
     "A group of several functions is attached": later(PORTS, functions=2),
-    "What is attached is no name of a device": lambda host: find_groups(["eth0"], {}, root=host.root),
-    "What is attached is no function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),
-    "What is attached is in no group": groupless,
-    "Two containers of one virtual machine ask for a group": claimed_twice,
+    "The name of a device to attach is invalid": lambda host: find_groups(["eth0"], {}, root=host.root),
+    "A device to attach is not a function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),
+    "A device to attach has no IOMMU group": groupless,
+    "Two containers of one VM request the same group": claimed_twice,
     "A group is attached twice": running(FakeQmp(), {}, NICS, then=attach_nics),
-    "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
+    "A group to detach is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
     "An annotation is unknown": annotation("hawse.vf_token", "x"),
     "An annotation is not allowed": annotation("hawse.devices", "0000:3b:00.0", ()),
-    "A device is not among those that the configuration allows": not_allowed,
-    "An annotation's token is none": annotation("hawse.vf-token", "secret"),
-    "An annotation is no switch": annotation("hawse.keep-addresses", "yes"),
-    "An emulated group's key is no number": emulated("five", "edu"),
+    "The configuration does not allow a device": not_allowed,
+    "An annotation's token is not a UUID": annotation("hawse.vf-token", "secret"),
+    "An annotation's value is not a boolean": annotation("hawse.keep-addresses", "yes"),
+    "The number of an emulated group is invalid": emulated("five", "edu"),
     "An emulated group's model is unknown": emulated("5", "rtl8139"),
     "An emulated group is empty": emulated("5"),
     "QEMU refuses a device": running(FakeQmp(refuse=refuse), {}, EDU, then=attach_nics),
-    "The device does not come up in the guest": in_guest(there=False),
-    "The guest's vfio-pci does not take it": in_guest(driver=""),
-    "The guest puts it in no group": in_guest(group=False),
-    "The guest makes no node for its group": in_guest(),
-    "No driver of the guest's takes a device that is left to them": left_to_the_guest,
-    "The guest divides a group": running(
+    "A device does not appear in the guest": in_guest(there=False),
+    "A device cannot be bound to vfio-pci in the guest": in_guest(driver=""),
+    "A device has no IOMMU group in the guest": in_guest(group=False),
+    "A device's group has no node in the guest": in_guest(),
+    "A device is for the guest kernel, which has no driver for it": left_to_the_guest,
+    "A group of the host is several groups in the guest": running(
         FakeQmp(), {"bind_vfio": [BOUND, BOUND | {"group": 4}]}, NICS, then=attach_nics
     ),
-    "The guest has no room for a device's BAR": without_room,
-    "The guest says nonsense": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
+    "The guest kernel cannot assign a device's BAR": without_room,
+    "The guest's answer is invalid": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
     "A program in the guest floods QEMU with events": flooded,
-    "The guest does not let a device go": running(
+    "The guest does not release a device": running(
         FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
     ),
     "A bundle has no network namespace": without("network"),
     "A bundle has no mount namespace": without("mount"),
-    "A kind of namespace is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
-    "A kind of namespace is there twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
-    "A time namespace is asked for": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
-    "A namespace is one of the host's": bundle(
+    "A namespace type is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
+    "A namespace type occurs twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
+    "A time namespace is requested": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
+    "A namespace of the host is to be joined": bundle(
         linux={"namespaces": [entry | ({"path": "/x"} if entry["type"] == "ipc" else {}) for entry in NAMESPACES]}
     ),
     "A user namespace has no mappings": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user"}]}),
     "A user namespace of the host cannot be read": bundle(
         linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/dev/null"}]}
     ),
-    "A name is asked for without a namespace for it": without("uts"),
-    "Users are mapped without a namespace for it": bundle(
+    "A host name is set without a UTS namespace": without("uts"),
+    "ID mappings are set without a user namespace": bundle(
         linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
     ),
     "A resource limit is unknown": bundle(process={"rlimits": [limit(1, 1, "RLIMIT_FLY")]}),
-    "A resource limit is there twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
-    "A resource limit's order is wrong": bundle(process={"rlimits": [limit(2, 1)]}),
+    "A resource limit occurs twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
+    "A soft resource limit exceeds the hard limit": bundle(process={"rlimits": [limit(2, 1)]}),
     "The root's propagation is unknown": bundle(linux={"rootfsPropagation": "viral"}),
-    "A mount is to appear on the host": bundle(mounts=[SHARED]),
-    "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
-    "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
-    "A character device of the host is asked for": other_node("c", 188, 0, "/dev/ttyUSB0"),
-    "A character device of the host's PCI function is asked for": other_node("c", 231, 192, "/dev/infiniband/uverbs0"),
-    "KVM is asked for": other_node("c", 10, 232, "/dev/kvm"),
-    "A privileged container's list of devices is all of the host's /dev (a warning)": whole_dev,
-    "A block device is asked for that does not exist": other_node("b", 8, 32, "/dev/sdc"),
-    "A block device has no content": other_node("b", 7, 0, "/dev/loop0"),
-    "An administrator does not allow the block device": other_node("b", 8, 16, "/dev/sdb", allow=("8086:*",)),
-    "A rule is about a number that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
-    "A variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
+    "A mount would propagate to the host": bundle(mounts=[SHARED]),
+    "A mount's source is the node of a VFIO device": bound("/dev/vfio/7"),
+    "A mount's source is the directory of all VFIO devices (a warning)": bound("/dev/vfio"),
+    "A character device of the host is requested": other_node("c", 188, 0, "/dev/ttyUSB0"),
+    "A character device of a host's PCI function is requested": other_node("c", 231, 192, "/dev/infiniband/uverbs0"),
+    "KVM is requested": other_node("c", 10, 232, "/dev/kvm"),
+    "A privileged container's list of devices contains all of the host's /dev (a warning)": whole_dev,
+    "A requested block device does not exist": other_node("b", 8, 32, "/dev/sdc"),
+    "A block device has size zero": other_node("b", 7, 0, "/dev/loop0"),
+    "The configuration does not allow a block device": other_node("b", 8, 16, "/dev/sdb", allow=("8086:*",)),
+    "A device rule has numbers that no node has (a warning)": lambda _host: strangers([OTHER_RULE], [])[0],
+    "An environment variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
         "process.env", ["PCIDEVICE_X=0000:3b:00.0,0000:3b:00.1"], {"0000:3b:00.0": "0000:02:00.0"}
     )[0],
-    "An argument names a device by its address on the host (a warning)": lambda _host: addresses.in_arguments(
+    "A command-line argument names a device by its host address (a warning)": lambda _host: addresses.in_arguments(
         "process.args", ["0000:3b:00.0"], {"0000:3b:00.0": "0000:02:00.0"}
     )[0],
-    "A virtual machine has no port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
+    "A VM has no free port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
     "The host cannot open a block device": unopened,
-    "A kind of device in a rule is unknown": bundle(
+    "The device type in a rule is unknown": bundle(
         linux={"resources": {"devices": [{"allow": True, "type": "p", "access": "r"}]}}
     ),
     "A rule has no access": bundle(linux={"resources": {"devices": [{"allow": True, "access": ""}]}}),
-    "A token is given that nothing needs (a warning)": lambda _host: unused_token([], DeviceOptions(vf_token="x"))[0],
-    "A mount is of the host's view of its kernel (a warning)": bound("/sys/kernel"),
-    "A mount's source is on a file system of the host's kernel": kernel_view,
-    "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
-    "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
-    "A container of a pod may have more memory than its machine (a warning)": in_room(memory=2048 * MIB),
-    "A mount is to have a mapping without any": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
-    "A mount that is to have a mapping is no bind": bundle(
+    "A token is set that no device needs (a warning)": lambda _host: unused_token([], DeviceOptions(vf_token="x"))[0],
+    "A mount's source is a view of the host kernel (a warning)": bound("/sys/kernel"),
+    "A mount's source is on a kernel file system of the host": kernel_view,
+    "A label is set, and the host has no SELinux": lambda host: selinux.check("config.json", LABEL, root=host.root),
+    "A container's SELinux label differs from that of its pod's VM (a warning)": in_room(label=LABEL),
+    "A container's memory limit exceeds the memory of its pod's VM (a warning)": in_room(memory=2048 * MIB),
+    "An ID-mapped mount has no mappings": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "An ID-mapped mount is not a bind mount": bundle(
         mounts=[{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]
     ),
-    "Something of the kernel's is to have a mapping": bundle(
+    "An ID-mapped mount is of a kernel file system": bundle(
         mounts=[SHARED | MAPPED | {"source": "/sys", "options": ["rbind"]}]
     ),
-    "The kernel takes no such mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
-    "The file system of a volume cannot be mapped": unmappable,
-    "A rule for devices has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
-    "A rule for devices is of another type": rules({"allow": True, "type": "u", "access": "rw"}),
-    "A rule for devices has no such number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),
-    "A rule for devices takes a part of a wildcard away": rules(
+    "The kernel refuses an ID mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
+    "The file system of a volume does not support ID-mapped mounts": unmappable,
+    "A device rule has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
+    "A device rule has an unknown type": rules({"allow": True, "type": "u", "access": "rw"}),
+    "A device rule has an invalid number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),
+    "A device rule denies a part of a wildcard": rules(
         {"allow": True, "type": "c", "major": 511, "access": "rw"},
         {"allow": False, "type": "c", "major": 511, "minor": 5, "access": "w"},
     ),
-    "A rule for devices denies what every container has": rules(
+    "A device rule denies a default device of every container": rules(
         {"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "access": "rw"}
     ),
     "A node is neither a device of the host nor an emulated group": lambda host: find_request(
         [Device(path="/dev/vfio-mine/7", type="c", major=511, minor=7)], emulated={5: EmulatedGroup(5, ("edu",))},
         root=host.root,
     ),
-    "A container of a pod may have more memory than its machine": in_room(memory=2048 * MIB),
-    "A cgroup of the host allows less memory than the machine needs": above(memory=64 * MIB),
+    "A container's memory limit exceeds the memory of its pod's VM": in_room(memory=2048 * MIB),
+    "A cgroup of the host allows less memory than the VM needs": above(memory=64 * MIB),
     "A cgroup of the host allows less memory than the containers may use (a warning)": above(memory=700 * MIB),
     "A cgroup of the host allows fewer processes than a sandbox needs": above(tasks=10),
     "A cgroup of the host allows little CPU time (a warning)": above(cpus=0.05),
-    "CPUs are named by what is no list": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
-    "CPUs are named that the host does not have": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
-    "A kubelet's container mounts huge pages, and nothing says how many": unsaid_pages,
-    "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
-    "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
-    "A descriptor to be preserved is not open": preserving(2, PIPE),
-    "It is no stream of bytes": preserving(1, LISTENER),
-    "It reads what stdin reads": preserving(1, replace(PIPE, number=0), PIPE),
-    "There are more of them than are handed on": preserving(100),
+    "A list of CPUs is invalid": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
+    "A list of CPUs has CPUs that the host lacks": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
+    "A kubelet's container mounts huge pages, and their number is unknown": unsaid_pages,
+    "A mount option requests an ID mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "A cgroup file is not available to containers": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
+    "A file descriptor to preserve is not open": preserving(2, PIPE),
+    "A file descriptor to preserve is not a byte stream": preserving(1, LISTENER),
+    "A file descriptor to preserve is the same file as stdin": preserving(1, replace(PIPE, number=0), PIPE),
+    "More file descriptors are to be preserved than the link has streams": preserving(100),
     "A module of `image.extra_modules` is not in the kernel package": not_in_kernel,
-    "A module of `vm.load_modules` is not beside the image": lambda host: check_loaded(["zfs"], with_tables(host)),
+    "A module of `vm.load_modules` is not in the image": lambda host: check_loaded(["zfs"], with_tables(host)),
     "The guest cannot load a module of `vm.load_modules`": not_loaded,
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
     "A package is not the one in apt's lists": other_package,
-    "A container is created, and the caller's service manager cannot be reached (a warning)": lambda _host: unheard(
+    "A container is created, and the caller's service manager cannot be notified (a warning)": lambda _host: unheard(
         "/run/none/notify", problem(Notify(host="/run/none/notify", caller=True))
     ),
-    "A container is ready, and the caller's service manager cannot be reached": lambda _host: report_ready(
+    "A container is ready, and the caller's service manager cannot be notified": lambda _host: report_ready(
         "/run/none/notify", "READY=1", pid=1
     ),
     **FIELD_SITUATIONS,
@@ -816,7 +816,7 @@ SITUATIONS: dict[str, Act] = {
 
 
 def said(act: Act) -> str:
-    """The sentence of a situation, or its warning."""
+    """The error line of a situation, or its warning."""
     with tempfile.TemporaryDirectory() as root:
         try:
             answer = act(FakeSysfs(root))
@@ -829,10 +829,10 @@ def said(act: Act) -> str:
 def page() -> str:
     """The whole page."""
     lines = [
-        "# What goes wrong, and what is said",
+        "# Errors and warnings",
         "",
-        "Each sentence names what failed, on which device or in which field, and in brackets what to do. Nothing was",
-        "touched, or all of it was undone, when one is printed. `tests/unit/test_errors.py` brings each of them about.",
+        "Each line names what failed, on which device or in which field, and the remedy in brackets. When an error is",
+        "printed, nothing was changed, or every change was undone. `tests/unit/test_errors.py` reproduces each one.",
     ]
     for situation, act in SITUATIONS.items():
         lines += ["", f"**{situation}.**", "", f"    hawse: {said(act)}"]
@@ -840,12 +840,12 @@ def page() -> str:
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_a_situation_says_what_the_page_says(situation: str) -> None:
+def test_error_of_each_situation_is_on_the_page(situation: str) -> None:
     sections = dict(re.findall(r"\*\*(.*)\.\*\*\n\n    hawse: (.*)\n", PAGE.read_text()))
     assert said(SITUATIONS[situation]) == sections[situation]
 
 
-def test_the_page_has_these_situations_and_no_others() -> None:
+def test_page_contains_exactly_these_situations() -> None:
     assert len(SITUATIONS) >= 25
     assert re.findall(r"\*\*(.*)\.\*\*", PAGE.read_text()) == list(SITUATIONS)
 
