@@ -1,4 +1,4 @@
-"""What the kernel does when somebody writes to the files of a fake sysfs: in the place of `writes.carry_out`."""
+"""A fake of `writes.carry_out`: what the kernel does when hawse writes to files of a fake sysfs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hawse.vfio.writes import Outcome, Write
 
 
 class FakeKernel:
-    """Moves the ``driver`` link. ``native`` has each function's own driver; tests set what goes wrong."""
+    """Moves the ``driver`` link. ``native``: each function's default driver; tests set which writes fail."""
 
     def __init__(self, root: str, native: dict[str, str]) -> None:
         self.root = root
         self.native = native
         self.seen: list[tuple[str, str]] = []  # path below /sys/bus/pci, and text
-        self.errors: dict[tuple[str, str], int] = {}  # of such a write, once, an errno; -1: it hangs
+        self.errors: dict[tuple[str, str], int] = {}  # errno of such a write, once; -1: the write hangs
         self.picky: set[str] = set()  # drivers whose probe fails
-        self.users: dict[int, list[str]] = {}  # who has a group open
+        self.users: dict[int, list[str]] = {}  # programs that have a group open
         self.effects = Effects(carry_out=self, load=self.load, holders=lambda group: self.users.get(group, []))
-        self.modules: dict[str, str] = {}  # what can be loaded, and the driver that it brings
+        self.modules: dict[str, str] = {}  # modules that can be loaded, and the driver that each provides
 
     def __call__(self, writes: Sequence[Write], _seconds: float) -> Outcome:
         for done, write in enumerate(writes):

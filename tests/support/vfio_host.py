@@ -1,4 +1,4 @@
-"""A host with functions to give away: a fake sysfs under a fake kernel."""
+"""A host with functions to bind: a fake sysfs with a fake kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ A, B, C = "0000:3b:00.0", "0000:3b:00.1", "0000:3c:00.0"
 
 
 class Host(FakeSysfs):
-    """Two NICs in group 12 behind a bridge, a third alone in 13; vfio-pci is loaded."""
+    """Two NICs in group 12 behind a bridge, a third one in group 13; vfio-pci is loaded."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -44,7 +44,7 @@ class Host(FakeSysfs):
         }
 
     def records(self) -> list[Record]:
-        """All that are on disk and sound."""
+        """All valid records on disk."""
         return bindings.read_all(self.directory)[0]
 
 
