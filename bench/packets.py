@@ -1,4 +1,4 @@
-"""Packets per second of dpdk-testpmd in a container over those of the same program in a bare guest with the same NICs."""
+"""Packets per second of dpdk-testpmd in a container, over the same program in a bare guest with the same NICs."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def of_vm(now: int, containers: list[int]) -> int:
     return max(containers, default=now)
 
 
-def warning(wanted: int, actual: int) -> str:
+def warning(requested: int, actual: int) -> str:
     """The warning for a VM whose value differs from the one that its containers request."""
     return (
-        f"process.oomScoreAdj: cannot set {wanted} for the virtual machine, which has {actual}: the host may kill "
+        f"process.oomScoreAdj: cannot set {requested} for the virtual machine, which has {actual}: the host may kill "
         "it earlier when memory is exhausted [give hawse CAP_SYS_RESOURCE]"
     )
