@@ -39,11 +39,11 @@ def measure() -> Measured:
                     with subprocess.Popen(
                         argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
                     ) as process:
-                        rates[name].append(_take(server))
-                        said = process.communicate()[0]
-                found = re.search(r"= [\d.]+/([\d.]+)/", said)
-                assert found, said
-                trips[name].append(float(found[1]) / 1000)
+                        rates[name].append(_receive(server))
+                        output = process.communicate()[0]
+                match = re.search(r"= [\d.]+/([\d.]+)/", output)
+                assert match, output
+                trips[name].append(float(match[1]) / 1000)
     figures = {
         "network_throughput_over_runc": ratio(rates["hawse"], rates["runc"]),
         "network_round_trip_over_runc": ratio(trips["hawse"], trips["runc"]),
@@ -69,7 +69,7 @@ def _make(bundle: str, network: str, mebibytes: int, port: int) -> None:
     write(bundle, spec)
 
 
-def _take(server: socket.socket) -> float:
+def _receive(server: socket.socket) -> float:
     """Bytes per second of one connection, measured from its first byte."""
     server.settimeout(600)
     connection, _ = server.accept()

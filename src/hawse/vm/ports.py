@@ -1,6 +1,6 @@
-"""The port plan: the port and slot of each VFIO function, and its address in the guest. Pure; made before QEMU starts.
+"""The port plan: the port and slot of each VFIO function, and its address in the guest. Pure.
 
-Facts:
+The plan is computed before QEMU starts. Facts:
 
 - A pcie-root-port has slot 0 only (QEMU hw/pci/pci.c).
 - Firmware numbers buses depth-first in the order of the ports. After a port it skips as many bus numbers as the port's
