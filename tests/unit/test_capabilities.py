@@ -43,12 +43,12 @@ def qemu(directory: Path, answers: list[dict[str, Any]], *, end: str = "") -> st
 
 def test_capabilities_are_queried_once(tmp_path: Path) -> None:
     program = qemu(tmp_path, ANSWERS)
-    found = ask(program, directory=f"{tmp_path}/cache")
-    assert found == Capabilities(
+    capabilities = ask(program, directory=f"{tmp_path}/cache")
+    assert capabilities == Capabilities(
         "7.2.22", frozenset({"edu", "virtio-net-pci"}), frozenset({"hpet", "vmport"}), frozenset({"iommufd"}),
         frozenset({"iommufd", "rombar"}), frozenset({"sandbox"}),
     )  # fmt: skip
-    assert ask(program, directory=f"{tmp_path}/cache") == found
+    assert ask(program, directory=f"{tmp_path}/cache") == capabilities
     asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert [question["execute"] for question in asked] == QUESTIONS
     assert "-machine none" in (tmp_path / "arguments").read_text()
@@ -62,11 +62,11 @@ def test_replaced_qemu_is_queried_again(tmp_path: Path) -> None:
 
 
 def test_qemu_without_q35_or_vfio_has_empty_properties(tmp_path: Path) -> None:
-    found = ask(
+    capabilities = ask(
         qemu(tmp_path, [*ANSWERS[:3], REFUSAL, ANSWERS[4], REFUSAL, REFUSAL, ANSWERS[7]]), directory=f"{tmp_path}/c"
     )
-    assert found.machine_properties == found.vfio_properties == found.options == frozenset()
-    assert found.objects == {"iommufd"}
+    assert capabilities.machine_properties == capabilities.vfio_properties == capabilities.options == frozenset()
+    assert capabilities.objects == {"iommufd"}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_virtiofsd_that_cannot_be_run_is_named_in_the_error(tmp_path: Path) -> N
 
 
 def test_virtiofsd_is_found_at_the_paths_of_distributions(tmp_path: Path) -> None:
-    there = write_program(f"{tmp_path}/second", "")
+    second = write_program(f"{tmp_path}/second", "")
     (tmp_path / "first").write_text("not a program")
-    assert virtiofsd.find("", candidates=[f"{tmp_path}/none", f"{tmp_path}/first", there]) == there
+    assert virtiofsd.find("", candidates=[f"{tmp_path}/none", f"{tmp_path}/first", second]) == second
     assert virtiofsd.find("", candidates=[f"{tmp_path}/none"]) == ""

@@ -151,8 +151,8 @@ def open_elsewhere(host: FakeSysfs) -> Any:
 def binding(*addresses: str, prepare: Callable[[Host], Any] = lambda _host: None) -> Act:
     """Bind functions of a prepared host: 0000:3b:00.0 and .1 are one group, 0000:3c:00.0 is another."""
 
-    def act(made: FakeSysfs) -> Any:
-        host = Host(made.root)
+    def act(fake: FakeSysfs) -> Any:
+        host = Host(fake.root)
         prepare(host)
         return host.take(*addresses)
 
@@ -198,9 +198,9 @@ def reset_by(methods: str, *, accepted: bool = False) -> Act:
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7, behind="0000:00:1c.0", resets=methods)
-        found = read_group(7, root=host.root)
-        obstacles.check(found, accepted=Accepted(unresettable=accepted), root=host.root)
-        return resets.warning(found, root=host.root)
+        group_7 = read_group(7, root=host.root)
+        obstacles.check(group_7, accepted=Accepted(unresettable=accepted), root=host.root)
+        return resets.warning(group_7, root=host.root)
 
     return act
 
@@ -229,10 +229,10 @@ def virtual(token: str) -> Callable[[FakeSysfs], Any]:
         host.function("0000:3b:00.0", group=6)
         host.function("0000:3b:02.0", group=7)
         os.symlink("../0000:3b:00.0", f"{host.root}/sys/bus/pci/devices/0000:3b:02.0/physfn")
-        found = read_group(7, root=host.root)
-        check_token(found, token)
+        group_7 = read_group(7, root=host.root)
+        check_token(group_7, token)
         can = Capabilities("7.2.22", frozenset({"vfio-pci"}), frozenset(), vfio_properties=frozenset({"host"}))
-        return check_tokens([found], DeviceOptions(vf_token=token), lambda: can)
+        return check_tokens([group_7], DeviceOptions(vf_token=token), lambda: can)
 
     return act
 
@@ -313,18 +313,18 @@ def left_to_the_guest(guest: FakeSysfs) -> Any:
 
 def claimed_twice(_host: FakeSysfs) -> Any:
     """Two containers of one VM request the same group."""
-    made = plan(EDU)
-    claims = Claims(made.ports)
-    claims.claim(made.plugs, owner="one")
-    return claims.claim(made.plugs, owner="two")
+    attachment = plan(EDU)
+    claims = Claims(attachment.ports)
+    claims.claim(attachment.plugs, owner="one")
+    return claims.claim(attachment.plugs, owner="two")
 
 
 def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then: Callable[[Attachments], Any]) -> Act:
     """A running sandbox whose QEMU and guest answer as given; ``then`` is called with its attachments."""
 
     async def story() -> Any:
-        made = plan(*groups, seconds=0.1)
-        attachments = Attachments(made, Claims(made.ports), seconds=0.1)
+        plan_of_groups = plan(*groups, seconds=0.1)
+        attachments = Attachments(plan_of_groups, Claims(plan_of_groups.ports), seconds=0.1)
         link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
         await attachments.begin(qmp, link)  # type: ignore[arg-type]
         return await then(attachments)
@@ -343,12 +343,12 @@ def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:
 def forbidden(host: FakeSysfs) -> Any:
     """The node of group 7 belongs to root, and the runtime runs as another user."""
     host.function("0000:3b:00.0", group=7)
-    found = read_group(7, root=host.root)
+    group_7 = read_group(7, root=host.root)
     host.write("dev/vfio/7", "")
     os.chmod(f"{host.root}/dev/vfio/7", 0)
     os.seteuid(65534)
     try:
-        return check_free(found, root=host.root)
+        return check_free(group_7, root=host.root)
     finally:
         os.seteuid(0)
 
@@ -438,9 +438,9 @@ def unopened(_host: FakeSysfs) -> Any:
     def no_medium(*_: int, **__: bool) -> int:
         raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
 
-    found = Disks(Claims(plan_ports([]).ports), seconds=1, open_device=no_medium)
+    disks = Disks(Claims(plan_ports([]).ports), seconds=1, open_device=no_medium)
     qmp, link = FakeQmp(), FakeLink({})
-    return asyncio.run(found.attach([DISK], owner="c1", qmp=qmp, link=link))  # type: ignore[arg-type]
+    return asyncio.run(disks.attach([DISK], owner="c1", qmp=qmp, link=link))  # type: ignore[arg-type]
 
 
 def refused_field(path: str) -> Act:
@@ -459,9 +459,9 @@ def limit(soft: int, hard: int, kind: str = "RLIMIT_MEMLOCK") -> dict[str, Any]:
     return {"type": kind, "soft": soft, "hard": hard}
 
 
-def preserving(count: int, *found: Descriptor) -> Act:
+def preserving(count: int, *descriptors: Descriptor) -> Act:
     """--preserve-fds with these open descriptors."""
-    return lambda _host: preserve(count, look={each.number: each for each in found}.get)
+    return lambda _host: preserve(count, look={each.number: each for each in descriptors}.get)
 
 
 def narrow(host: FakeSysfs) -> Any:
@@ -607,11 +607,11 @@ def in_use_elsewhere(*_arguments: object) -> None:
 
 def flooded(_host: FakeSysfs) -> None:
     async def flood() -> None:
-        found: list[VmError] = []
-        qmp = Qmp(on_flood=found.append)
+        errors: list[VmError] = []
+        qmp = Qmp(on_flood=errors.append)
         for _ in range(MOST_EVENTS + 1):
             qmp._count(None)
-        raise found[0]
+        raise errors[0]
 
     asyncio.run(flood())
 

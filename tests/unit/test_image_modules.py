@@ -90,14 +90,14 @@ def test_modules_are_copied_with_their_dependencies(trees: tuple[str, str], kern
         "kernel/net/core/failover.ko": b"failover",
         "kernel/drivers/net/e1000-e.ko": b"e1000-e",
     }
-    found = files_of(f"{tree}/usr/lib/modules/{RELEASE}")
-    assert found.pop("modules.dep").decode().splitlines() == [
+    files = files_of(f"{tree}/usr/lib/modules/{RELEASE}")
+    assert files.pop("modules.dep").decode().splitlines() == [
         "kernel/drivers/net/e1000-e.ko: ",
         "kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko",
         "kernel/drivers/net/virtio_net.ko: kernel/drivers/net/net_failover.ko kernel/net/core/failover.ko",
         "kernel/net/core/failover.ko: ",
     ]
-    assert found == expected
+    assert files == expected
 
 
 def test_depmod_sees_the_kernels_tables(trees: tuple[str, str], kernel: str) -> None:
@@ -150,16 +150,16 @@ def test_autoload_modules_are_listed_by_alias(
     """Modules are decompressed and come with their dependencies; PCI aliases are left out."""
     add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net"])
     add_autoload(trees[0], f"{tmp_path}/beside", RELEASE, patterns, extra)
-    found = files_of(f"{tmp_path}/beside")
-    table = found.pop("modules.dep").decode()
+    files = files_of(f"{tmp_path}/beside")
+    table = files.pop("modules.dep").decode()
     assert sorted(os.path.basename(line.partition(".ko:")[0]) for line in table.splitlines()) == sorted(modules)
-    lines = found.pop("modules.alias").decode().splitlines()
+    lines = files.pop("modules.alias").decode().splitlines()
     assert [line.split()[1].startswith(alias) for line, alias in zip(lines, aliases, strict=True)] == [True] * len(
         lines
     )
-    assert found.pop("modules.builtin") == b"kernel/drivers/char/virtio-console.ko\n"
-    assert sorted(found.values()) == sorted(name.encode() for name in modules)
-    assert all(name.endswith(".ko") for name in found)
+    assert files.pop("modules.builtin") == b"kernel/drivers/char/virtio-console.ko\n"
+    assert sorted(files.values()) == sorted(name.encode() for name in modules)
+    assert all(name.endswith(".ko") for name in files)
 
 
 def test_missing_extra_module_is_named_in_the_error(trees: tuple[str, str], kernel: str, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_patterns_match_paths_of_modules(patterns: list[str], indexes: list[int]
 
 
 @pytest.mark.parametrize(
-    ("names", "found", "missing"),
+    ("names", "paths", "missing"),
     [
         (["gre"], ["kernel/net/ipv4/gre.ko"], []),
         (["ip-tables", "ip_tables"], ["kernel/net/ipv4/netfilter/ip_tables.ko.xz"], []),
@@ -207,5 +207,5 @@ def test_patterns_match_paths_of_modules(patterns: list[str], indexes: list[int]
         ([], [], []),
     ],
 )
-def test_module_names_are_found_as_by_modprobe(names: list[str], found: list[str], missing: list[str]) -> None:
-    assert find(names, PATHS, {"loop"}) == (found, missing)
+def test_module_names_are_found_as_by_modprobe(names: list[str], paths: list[str], missing: list[str]) -> None:
+    assert find(names, PATHS, {"loop"}) == (paths, missing)

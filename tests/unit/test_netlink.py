@@ -11,12 +11,12 @@ from hawse import netlink
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """The attributes at the end of a message."""
-    found = {}
+    values = {}
     while data:
         length, kind = struct.unpack_from("=HH", data)
-        found[kind] = data[4:length]
+        values[kind] = data[4:length]
         data = data[(length + 3) & ~3 :]
-    return found
+    return values
 
 
 def parts(message: bytes, body: str) -> tuple[int, int, tuple[int, ...], dict[int, bytes]]:

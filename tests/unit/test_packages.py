@@ -94,9 +94,9 @@ def test_download_that_does_not_match_the_lists_is_an_error(apt: Apt, times: int
         return
     with pytest.raises(HostError) as caught:
         apt.fetch("tool")
-    expected, found = (hashlib.sha256(text.encode()).hexdigest() for text in (A, f"X{A[1:]}"))
+    expected, actual = (hashlib.sha256(text.encode()).hexdigest() for text in (A, f"X{A[1:]}"))
     assert caught.value.message == (
-        f"the package {A} is not the one in apt's lists: its SHA256 is {found}, not {expected}"
+        f"the package {A} is not the one in apt's lists: its SHA256 is {actual}, not {expected}"
     )
     assert (
         caught.value.hint
@@ -127,9 +127,9 @@ def test_user_apt_can_reach_the_download_directory(apt: Apt, mode: int) -> None:
     os.chmod(apt.cache, mode)
     before = os.listdir("/var/cache/apt/archives")
     assert apt.contents() == [A.encode(), B.encode()]
-    seen = json.loads(Path(apt.mirror.path, "seen").read_text())
-    assert seen["closed"] == []
-    assert [name for name in seen["options"] if name.startswith("APT::Sandbox")] == []
+    last_call = json.loads(Path(apt.mirror.path, "seen").read_text())
+    assert last_call["closed"] == []
+    assert [name for name in last_call["options"] if name.startswith("APT::Sandbox")] == []
     assert os.listdir("/var/cache/apt/archives") == before
 
 
@@ -187,18 +187,18 @@ def package(path: Path, *entries: Entry) -> Package:
 
 def tree(path: Path) -> dict[str, str]:
     """The files of a tree: regular files with their content, links with an arrow, directories with a slash."""
-    found = {}
+    entries = {}
     for parent, directories, names in os.walk(path):
         for name in [*directories, *names]:
             full = Path(parent, name)
             key = str(full.relative_to(path))
             if full.is_symlink():
-                found[key] = f"-> {os.readlink(full)}"
+                entries[key] = f"-> {os.readlink(full)}"
             elif full.is_dir():
-                found[f"{key}/"] = ""
+                entries[f"{key}/"] = ""
             else:
-                found[key] = full.read_text()
-    return found
+                entries[key] = full.read_text()
+    return entries
 
 
 MERGED = {name: f"-> usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}

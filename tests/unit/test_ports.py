@@ -231,8 +231,8 @@ def test_vms_with_few_groups_have_the_same_ports(groups: int, ports: int) -> Non
 
 
 def _reserved(plan: PortPlan, port: str) -> dict[str, int]:
-    [found] = [bridge for bridge in plan.bridges if bridge["id"] == port]
-    return {key: value for key, value in found.items() if key.endswith("reserve")}
+    [bridge_device] = [bridge for bridge in plan.bridges if bridge["id"] == port]
+    return {key: value for key, value in bridge_device.items() if key.endswith("reserve")}
 
 
 @settings(max_examples=50)

@@ -126,8 +126,8 @@ def test_wait_for_an_event_by_name_and_data() -> None:
             ]:
                 server.send({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}})
             server.send({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}})
-            found = await events.wait(lambda data: data.get("device") == "b", seconds=20)
-            assert found == {"device": "b", "path": "/y"}
+            event = await events.wait(lambda data: data.get("device") == "b", seconds=20)
+            assert event == {"device": "b", "path": "/y"}
             assert await events.wait(lambda _: True, seconds=20) == {}, "an event without data"
             assert await events.wait(lambda _: True, seconds=0) is None
 
@@ -178,21 +178,21 @@ def test_monitor_that_closes_the_connection_is_reported() -> None:
 @pytest.mark.parametrize(("number", "floods"), [(MOST_EVENTS, 0), (20 * MOST_EVENTS, 1)])
 def test_events_without_a_listener_are_counted_and_not_stored(number: int, floods: int) -> None:
     """QEMU sends ACPI_DEVICE_OST each time that a guest writes to a register."""
-    said: list[VmError] = []
+    errors: list[VmError] = []
 
     async def whole() -> None:
         server = QmpServer(lambda *_: {"return": {}})
         async with serving(server) as connection:
-            qmp = Qmp(on_flood=said.append)
+            qmp = Qmp(on_flood=errors.append)
             await qmp.open(connection, seconds=20)
             message = {"event": "ACPI_DEVICE_OST", "data": {"info": {}}, "timestamp": {"seconds": 1, "microseconds": 0}}
             for _ in range(0, number, 100):
                 for _ in range(100):
                     server.send(message)
                 await qmp.execute("query-status", {}, timeout=patience(7))
-            kept = qmp._client.events
-            assert (kept.empty(), kept.history) == (True, ())
+            events_of_client = qmp._client.events
+            assert (events_of_client.empty(), events_of_client.history) == (True, ())
             await qmp.close()
 
     asyncio.run(whole())
-    assert [error.message for error in said] == ["QEMU reported more than 1000 events in a second"] * floods
+    assert [error.message for error in errors] == ["QEMU reported more than 1000 events in a second"] * floods

@@ -40,8 +40,8 @@ def runtime(tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def monitor(runtime: Runtime, bundle: str) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(runtime.root, "c1"), bundle=bundle) as made:
-        yield made
+    with FakeMonitor(Store(runtime.root, "c1"), bundle=bundle) as fake:
+        yield fake
 
 
 def begin(argv: list[str], numbers: tuple[int, ...]) -> subprocess.Popen[bytes]:
@@ -76,9 +76,9 @@ def test_verb_works_as_with_all_three_open(
 ) -> None:
     """The exit code and the remaining output are those of a call with nothing closed and an empty stdin."""
     monitor.answers |= {"start": [], "statistics": {"id": "c1"}, "pids": [1]}
-    found, expected = (end(begin(runtime.argv(*words), closing)) for closing in (numbers, ()))
+    result, expected = (end(begin(runtime.argv(*words), closing)) for closing in (numbers, ()))
     left = ("" if 1 in numbers else expected[1], "" if 2 in numbers else expected[2])
-    assert found == (expected[0], *left)
+    assert result == (expected[0], *left)
     methods = monitor.methods
     assert methods[::2] == methods[1::2], "both asked the monitor for the same"
 
@@ -99,15 +99,15 @@ def test_exec_process_reads_end_of_file_and_its_output_is_discarded(
             process.stdin.write(b"typed")
             process.stdin.close()
             process.stdin = None
-        with Attached(monitor) as made:
+        with Attached(monitor) as proxy:
             if 0 not in numbers:
-                assert made.next_data() == (0, b"typed")
-            assert made.next_data() == (0, None)
-            made.write(1, b"to stdout")
-            made.write(2, b"to stderr")
-            made.exit(7)
-            said = tuple("" if fd in numbers else words for fd, words in ((1, "to stdout"), (2, "to stderr")))
-            assert end(process) == (7, *said)
+                assert proxy.next_data() == (0, b"typed")
+            assert proxy.next_data() == (0, None)
+            proxy.write(1, b"to stdout")
+            proxy.write(2, b"to stderr")
+            proxy.exit(7)
+            outputs = tuple("" if fd in numbers else words for fd, words in ((1, "to stdout"), (2, "to stderr")))
+            assert end(process) == (7, *outputs)
     finally:
         process.kill()
 
@@ -133,8 +133,8 @@ def test_container_is_run_and_created(tmp_path: Path, numbers: tuple[int, ...]) 
         host.program("exit", "7")
         runtime = Runtime(host.directory)
         runtime.configure(host.text)
-        found = end(begin(runtime.argv("run", "--bundle", host.bundle, "c1"), numbers))
-        assert found == (7, "" if 1 in numbers else "hello\n", "")
+        result = end(begin(runtime.argv("run", "--bundle", host.bundle, "c1"), numbers))
+        assert result == (7, "" if 1 in numbers else "hello\n", "")
         # The container has open pipes that are not closed here: do not wait for the end of its output.
         created = begin(runtime.argv("create", "--bundle", host.bundle, "c2"), numbers)
         try:

@@ -41,13 +41,13 @@ def test_stored_template_is_found_unchanged(shape: VmShape, tmp_path: Path) -> N
     cache = str(tmp_path / "cache")
     assert template.find(cache, DIGEST) is None
     leave(cache, DIGEST, shape)
-    found = template.find(cache, DIGEST)
-    assert found is not None
-    assert found.used == memory.PIECE
-    assert found.shape["memory_mib"] == 1
-    assert Path(found.state).read_bytes() == b"state"
-    assert b"memory" in Path(found.memory).read_bytes()
-    assert template.list_all(cache) == [(DIGEST, found)]
+    stored = template.find(cache, DIGEST)
+    assert stored is not None
+    assert stored.used == memory.PIECE
+    assert stored.shape["memory_mib"] == 1
+    assert Path(stored.state).read_bytes() == b"state"
+    assert b"memory" in Path(stored.memory).read_bytes()
+    assert template.list_all(cache) == [(DIGEST, stored)]
     template.remove(cache, DIGEST)
     assert template.find(cache, DIGEST) is None
 

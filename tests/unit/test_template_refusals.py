@@ -43,9 +43,9 @@ class Store:
         draft.close()
 
     def find(self, *, read: bool = True) -> template.Template:
-        found = template.find(self.cache, DIGEST, read=read)
-        assert found is not None
-        return found
+        stored = template.find(self.cache, DIGEST, read=read)
+        assert stored is not None
+        return stored
 
     def refusal(self, *, read: bool = True) -> str:
         with pytest.raises(HostError) as caught:
@@ -69,10 +69,10 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_template_contains_its_vm_and_creation_time(store: Store) -> None:
-    found = store.find()
-    assert abs(found.created - time.time()) < 600
-    assert found.shape["machine_properties"] == ["hpet", "vmport"]
-    assert (found.shape["memory_mib"], found.shape["share"], found.used) == (1, "9p", memory.PIECE)
+    stored = store.find()
+    assert abs(stored.created - time.time()) < 600
+    assert stored.shape["machine_properties"] == ["hpet", "vmport"]
+    assert (stored.shape["memory_mib"], stored.shape["share"], stored.used) == (1, "9p", memory.PIECE)
     assert os.stat(store.templates).st_mode & 0o777 == 0o700
     assert sorted(os.listdir(store.directory)) == ["checked", "manifest.json", "memory", "state"]
 
@@ -193,9 +193,9 @@ def test_template_path_that_is_not_a_directory_is_not_used(store: Store, tmp_pat
 
 
 def test_touching_a_removed_template_is_harmless(store: Store) -> None:
-    found = store.find()
+    stored = store.find()
     template.remove(store.cache, DIGEST)
-    template.touch(found)
+    template.touch(stored)
     assert template.list_all(store.cache) == []
     assert template.list_all(f"{store.cache}/none") == []
 

@@ -122,8 +122,8 @@ def test_directory_that_cannot_be_created_is_named_in_the_error() -> None:
 
 
 def test_new_directories_have_the_requested_mode(tmp_path: Path, umask: int) -> None:
-    made = trusted.make(f"{tmp_path}/a/b", "c", "d")
-    assert [mode(path) for path in (f"{tmp_path}/a", f"{tmp_path}/a/b", f"{tmp_path}/a/b/c", made)] == [0o755] * 4
+    directory = trusted.make(f"{tmp_path}/a/b", "c", "d")
+    assert [mode(path) for path in (f"{tmp_path}/a", f"{tmp_path}/a/b", f"{tmp_path}/a/b/c", directory)] == [0o755] * 4
     assert mode(trusted.make(f"{tmp_path}/a/b", "private", mode=0o700)) == 0o700
     with trusted.ordinary_umask():
         (tmp_path / "file").touch()
@@ -133,11 +133,11 @@ def test_new_directories_have_the_requested_mode(tmp_path: Path, umask: int) -> 
 
 @pytest.mark.usefixtures("umask")
 def test_files_and_directories_of_the_cache_have_fixed_modes(tmp_path: Path) -> None:
-    made = f"{tmp_path}/cache"
-    cache.write(f"{made}/accel.json", "key", "value")
-    with cache.locked(f"{made}/lock"):
+    cache_path = f"{tmp_path}/cache"
+    cache.write(f"{cache_path}/accel.json", "key", "value")
+    with cache.locked(f"{cache_path}/lock"):
         pass
-    draft = template.begin(made, "d" * 64, SHAPE)
+    draft = template.begin(cache_path, "d" * 64, SHAPE)
     assert draft is not None
     ram = os.memfd_create("ram")
     os.ftruncate(ram, 4096)
@@ -145,12 +145,17 @@ def test_files_and_directories_of_the_cache_have_fixed_modes(tmp_path: Path) -> 
     os.close(ram)
     draft.commit()
     draft.close()
-    jail = tree.obtain("/usr/bin/qemu-system-x86_64", cache=made)
-    modes = {path: mode(path) for path in (made, f"{made}/accel.json", f"{made}/lock", f"{made}/jails")}
+    jail = tree.obtain("/usr/bin/qemu-system-x86_64", cache=cache_path)
+    modes = {
+        path: mode(path)
+        for path in (cache_path, f"{cache_path}/accel.json", f"{cache_path}/lock", f"{cache_path}/jails")
+    }
     assert list(modes.values()) == [0o755, 0o644, 0o600, 0o755]
-    assert {mode(f"{made}/jails/{name}") for name in os.listdir(f"{made}/jails") if name.endswith(".json")} == {0o644}
-    directory = f"{made}/templates/{'d' * 64}"
-    assert (mode(f"{made}/templates"), mode(directory)) == (0o700, 0o700)
+    assert {
+        mode(f"{cache_path}/jails/{name}") for name in os.listdir(f"{cache_path}/jails") if name.endswith(".json")
+    } == {0o644}
+    directory = f"{cache_path}/templates/{'d' * 64}"
+    assert (mode(f"{cache_path}/templates"), mode(directory)) == (0o700, 0o700)
     assert {mode(f"{directory}/{name}") for name in os.listdir(directory)} == {0o600}
     for parent, directories, files in os.walk(jail):
         assert {mode(f"{parent}/{name}") for name in directories} <= {0o755}, "QEMU's own user reaches its files"
@@ -178,13 +183,13 @@ def test_lock_file_that_is_a_symlink_is_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "images", "images/d1", "images/d1/vmlinux", "images/d1/manifest.json"])
 def test_image_writable_by_others_is_not_used(tmp_path: Path, place: str) -> None:
-    made = f"{tmp_path}/cache"
-    make_image(made)
-    image.locate(cache=made)
-    path = f"{made}/{place}".rstrip("/")
+    cache_path = f"{tmp_path}/cache"
+    make_image(cache_path)
+    image.locate(cache=cache_path)
+    path = f"{cache_path}/{place}".rstrip("/")
     os.chmod(path, mode(path) | 0o020)
     with pytest.raises(HostError, match=f"others may write to {path}, "):
-        image.locate(cache=made)
+        image.locate(cache=cache_path)
 
 
 def test_jail_below_a_directory_writable_by_others_is_not_used(tmp_path: Path) -> None:

@@ -59,13 +59,13 @@ def test_each_sandbox_has_its_own_id_which_is_released_when_it_is_killed(tmp_pat
 
 def test_search_begins_at_an_id_that_depends_on_the_name(tmp_path: Path) -> None:
     path = f"{tmp_path}/users"
-    found = []
+    ids = []
     for name in ("a", "b", "c", "a"):
         held = users.take(0, 10**6, name=name, path=path)
-        found.append(held.user)
+        ids.append(held.user)
         held.close()
-    assert found[0] == found[3]
-    assert len(set(found)) == 3
+    assert ids[0] == ids[3]
+    assert len(set(ids)) == 3
 
 
 def test_lock_file_that_is_a_symlink_is_refused(tmp_path: Path) -> None:

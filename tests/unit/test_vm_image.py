@@ -107,35 +107,35 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_complete_image_is_found(cache: Path) -> None:
-    found = image.locate(cache=str(cache))
-    assert (found.digest, found.release, found.size, found.build_seconds) == ("d1", "6.1.0", 13, 1.5)
-    assert (found.modules, found.drivers) == (f"{cache}/images/d1/modules", f"{cache}/images/d1/drivers")
-    assert found.beside == 2 * len("kernel/a.ko: \n")
-    assert found == image.locate(cache=str(cache))
+    current = image.locate(cache=str(cache))
+    assert (current.digest, current.release, current.size, current.build_seconds) == ("d1", "6.1.0", 13, 1.5)
+    assert (current.modules, current.drivers) == (f"{cache}/images/d1/modules", f"{cache}/images/d1/drivers")
+    assert current.beside == 2 * len("kernel/a.ko: \n")
+    assert current == image.locate(cache=str(cache))
 
 
 def test_every_kind_of_damage_is_named_in_the_error(cache: Path) -> None:
     directory = cache / "images" / "d1"
     image.locate(cache=str(cache))  # and records that the files were valid
 
-    def said() -> str:
+    def error_text() -> str:
         with pytest.raises(ImageError) as caught:
             image.locate(cache=str(cache))
         assert "hawse image build" in caught.value.hint
         return caught.value.message
 
     (directory / "initrd.cpio").write_bytes(b"ARCHIVE")
-    assert said().endswith("initrd.cpio was altered")
+    assert error_text().endswith("initrd.cpio was altered")
     (directory / "initrd.cpio").write_bytes(b"arch")
-    assert said().endswith("initrd.cpio has 4 bytes, not 7")
+    assert error_text().endswith("initrd.cpio has 4 bytes, not 7")
     (directory / "initrd.cpio").unlink()
-    assert "initrd.cpio: No such file" in said()
+    assert "initrd.cpio: No such file" in error_text()
     (directory / "manifest.json").write_text("{")
-    assert said().endswith("manifest.json")
+    assert error_text().endswith("manifest.json")
     (directory / "manifest.json").unlink()
-    assert said().endswith("is gone")
+    assert error_text().endswith("is gone")
     Path(image.current_path(str(cache))).unlink()
-    assert said() == f"there is no guest image in {cache}"
+    assert error_text() == f"there is no guest image in {cache}"
 
 
 def test_missing_custom_kernel_is_named_in_the_error(cache: Path) -> None:
