@@ -147,8 +147,10 @@ def _libraries(argv: list[str]) -> list[str]:
         done = subprocess.run(
             argv, env={}, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"cannot list the libraries of {argv[-1]}: {error}") from None
+    except OSError as error:
+        raise HostError(f"cannot list the libraries of {argv[-1]}: {argv[0]}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"cannot list the libraries of {argv[-1]}: no result within {_SECONDS} s") from None
     libraries = []
     for line in done.stdout.splitlines():
         words = line.partition("=>")[2].split() or line.split()
@@ -176,9 +178,15 @@ def _prove(qemu: str, tree: str) -> None:
             [qemu, *_TRIAL], input=_COMMANDS, capture_output=True, text=True, timeout=_SECONDS, check=False, env={},
             preexec_fn=enter,
         )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
+    except subprocess.TimeoutExpired:
         raise HostError(
-            f"cannot run {qemu} with only the jail's files: {error}",
+            f"{qemu} does not answer within {_SECONDS} s with only the jail's files",
+            hint="set vm.confine to off if the host is not just busy",
+        ) from None
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "cannot enter the jail"
+        raise HostError(
+            f"cannot run {qemu} with only the jail's files: {reason}",
             hint="the file system of image.cache must not be mounted noexec; or set vm.confine to off",
         ) from None
     if done.returncode:

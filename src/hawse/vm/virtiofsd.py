@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from hawse.errors import HostError
 
 CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
+_SECONDS = 10
+_REPAIR = 'reinstall it, or set vm.share = "9p"'
 
 #: The warning where 9p is used instead of virtiofsd.
 MISSING = (
@@ -67,9 +69,11 @@ def filled(vector: Sequence[str], *, fd: int, directory: str) -> list[str]:
 def is_rust(program: str) -> bool:
     """Whether the program accepts the options of the Rust version."""
     try:
-        answer = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"virtiofsd: {program}: {error}", hint="set vm.share to 9p, or repair it") from None
+        answer = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except OSError as error:
+        raise HostError(f"virtiofsd: {program} cannot be executed: {error.strerror}", hint=_REPAIR) from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"virtiofsd: {program} --help does not end within {_SECONDS} s", hint=_REPAIR) from None
     return "--shared-dir" in answer.stdout + answer.stderr
 
 
