@@ -1,6 +1,6 @@
-"""`make bench`: figures as ratios of one run, each with what is to be reached beside it, and where the time goes.
+"""`make bench`: figures, mostly ratios within one run, each with its goal, and a breakdown of the time.
 
-``python -m bench [NAME...]`` runs all benchmarks, or some, by their names or those of their figures. Results:
+``python -m bench [NAME...]`` runs all benchmarks, or those with the given names or figures. Results:
 bench/results.json and bench/results.md.
 """
 
@@ -16,7 +16,7 @@ from bench.common import Measured
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BENCHMARKS = ("starts", "jail", "verbs", "attach", "footprint", "busy", "packets", "network", "lab")
-#: What is to be reached, if anything, whether less is better, and which benchmark measures it.
+#: For each figure: its goal or None, whether less is better, and the benchmark that measures it.
 GOALS: dict[str, tuple[float | None, bool, str]] = {
     "cold_start_over_bare_boot": (1.3, True, "starts"),
     "warm_start_over_bare_boot": (0.25, True, "starts"),
@@ -39,37 +39,37 @@ GOALS: dict[str, tuple[float | None, bool, str]] = {
 
 
 def main() -> int:
-    """Run, print, and keep the results."""
+    """Run the benchmarks, print and save the results."""
     words = [name for word in sys.argv[1:] for name in word.split(",")] or list(BENCHMARKS)
     unknown = [name for name in words if name not in BENCHMARKS and name not in GOALS]
     if unknown:
-        print(f"no benchmark {unknown[0]}; there are: {' '.join([*BENCHMARKS, *GOALS])}", file=sys.stderr)
+        print(f"unknown benchmark {unknown[0]}; choose from: {' '.join([*BENCHMARKS, *GOALS])}", file=sys.stderr)
         return 1
     chosen = dict.fromkeys(GOALS[name][2] if name in GOALS else name for name in words)
-    found: dict[str, Measured] = {}
+    results: dict[str, Measured] = {}
     for name in chosen:
         print(f"== {name}", file=sys.stderr, flush=True)
         began = time.monotonic()
-        found[name] = importlib.import_module(f"bench.{name}").measure()
-        found[name].detail["took_s"] = round(time.monotonic() - began, 1)
-        _keep(found)  # what was measured is not lost with what comes after
-    print(_markdown(found))
+        results[name] = importlib.import_module(f"bench.{name}").measure()
+        results[name].detail["took_s"] = round(time.monotonic() - began, 1)
+        _save(results)  # after each benchmark, so that a later failure does not lose the results
+    print(_markdown(results))
     return 0
 
 
-def _keep(found: dict[str, Measured]) -> None:
-    figures = {name: value for one in found.values() for name, value in one.figures.items()}
-    detail = {name: one.detail for name, one in found.items()}
+def _save(results: dict[str, Measured]) -> None:
+    figures = {name: value for one in results.values() for name, value in one.figures.items()}
+    detail = {name: one.detail for name, one in results.items()}
     with open(f"{HERE}/results.json", "w") as file:
         json.dump({"figures": figures, "detail": detail}, file, indent=1)
         file.write("\n")
     with open(f"{HERE}/results.md", "w") as file:
-        file.write(_markdown(found) + "\n")
+        file.write(_markdown(results) + "\n")
 
 
-def _markdown(found: dict[str, Measured]) -> str:
-    lines = ["| figure | measured | to reach | |", "|---|---|---|---|"]
-    for name, value in [item for one in found.values() for item in one.figures.items()]:
+def _markdown(results: dict[str, Measured]) -> str:
+    lines = ["| figure | measured | goal | |", "|---|---|---|---|"]
+    for name, value in [item for one in results.values() for item in one.figures.items()]:
         goal, less, _ = GOALS[name]
         if goal is None:
             lines.append(f"| `{name}` | {value:g} | | |")
@@ -77,11 +77,11 @@ def _markdown(found: dict[str, Measured]) -> str:
         reached = value <= goal if less else value >= goal
         verdict = "reached" if reached else f"missed by {abs(value / goal - 1):.0%}"
         lines.append(f"| `{name}` | {value:g} | {'≤' if less else '≥'} {goal:g} | {verdict} |")
-    for name, one in found.items():
+    for name, one in results.items():
         seconds = one.detail.get("seconds")
         if seconds:
-            lines += ["", f"{name}, medians in seconds:", "", "| what | s |", "|---|---|"]
-            lines += [f"| {what} | {sorted(times)[len(times) // 2]:.3f} |" for what, times in seconds.items()]
+            lines += ["", f"{name}, medians in seconds:", "", "| reading | s |", "|---|---|"]
+            lines += [f"| {reading} | {sorted(times)[len(times) // 2]:.3f} |" for reading, times in seconds.items()]
         if one.notes:
             lines += ["", *one.notes]
     return "\n".join(lines)

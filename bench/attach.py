@@ -1,4 +1,4 @@
-"""Eight groups over one: from the first device that is plugged until the container with all of them is there."""
+"""Attaching eight groups over attaching one: from the first plugged device until the container with all is created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CONFIG = "[emulated]\n" + "".join(f'{number} = ["edu"]\n' for number in range(1
 
 
 def measure() -> Measured:
-    """Each with a template of its own shape."""
+    """Each case has its own VM configuration, and so its own template."""
     with workbench(_CONFIG) as (runtime, directory):
         bundles = {1: make_opener(directory, 1), 8: make_opener(directory, *range(1, 9))}
         trace = f"{directory}/trace.json"

@@ -1,7 +1,7 @@
-"""What a pod has of the host's memory besides its containers' when it is old and was busy all the time.
+"""The overhead of a pod that has been busy for a long time: its host memory without that of its containers.
 
-``HAWSE_BENCH_SECONDS`` is the pod's age, 600 by default. As under a kubelet, programs are executed in it, limits are
-updated, statistics and processes are asked for, and a container beside is made again and again.
+``HAWSE_BENCH_SECONDS`` is the pod's age, by default 600. As a kubelet does, the benchmark executes programs in it,
+updates limits, reads statistics and processes, and creates a second container again and again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.bundles import make_bundle, write
 from tests.support.runtime import Runtime
 
 SECONDS = float(os.environ.get("HAWSE_BENCH_SECONDS", "600"))
-#: Between two readings.
+#: Seconds between two readings.
 _STEP = 30.0
 _KIND, _SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 _PROBE = "for i in 1 2 3; do ls -R /etc /bin >/dev/null; md5sum /bin/busybox >/dev/null; ps >/dev/null; done"
@@ -25,7 +25,7 @@ _MIB = 1024 * 1024
 
 
 def measure() -> Measured:
-    """In MiB. The pod is restored from a template, and its containers' own memory is taken off."""
+    """The overhead in MiB of a pod restored from a template; the memory of its containers is subtracted."""
     with workbench() as (runtime, directory):
         _write(directory, "pod", "sandbox", "exec sleep 100000")
         runtime.run_detached(f"{directory}/pod", "warm-up")
@@ -62,7 +62,7 @@ def _write(directory: str, name: str, kind: str, script: str) -> None:
 
 
 def _round(runtime: Runtime, directory: str, number: int) -> int:
-    """What a kubelet does in some ten seconds; how many calls these were."""
+    """The calls that a kubelet makes in about ten seconds; returns their number."""
     runtime.run_detached(f"{directory}/two", "two")
     calls = [
         ("exec", "one", "/bin/true"),
@@ -80,7 +80,8 @@ def _round(runtime: Runtime, directory: str, number: int) -> int:
 
 
 def _read(runtime: Runtime, pid: int, age: float) -> dict[str, float]:
-    """The age in s, all of the host's memory less what the container has, and of it QEMU's anonymous memory, in MiB."""
+    """The age in s; in MiB: the sandbox's host memory without the container's, QEMU's anonymous memory in it, and the
+    container's memory."""
     processes = pss_of(runtime, "pod", pid)
     [qemu] = [int(name.split()[1]) for name in processes if name.startswith("qemu")]
     status = Path(f"/proc/{qemu}/status").read_text().splitlines()

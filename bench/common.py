@@ -1,4 +1,4 @@
-"""What the benchmarks share: commands timed to their first line, and the floor that they are compared with."""
+"""Shared parts of the benchmarks: timing of commands, and the bare boot with which starts are compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.runtime import Runtime
 
 Seconds = list[float]
 DEVICES = [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)]
-#: Opens the group before it says a word.
+#: A script that opens the group and then prints a line.
 OPENS = "exec 3<>/dev/vfio/%d && echo opened"
 
 _SAID = b"reached"
@@ -33,7 +33,7 @@ _INIT = 'rdinit=/usr/bin/sh -- -c "echo reached; while :; do :; done"'
 
 @dataclass
 class Measured:
-    """Figures by name, readings behind them, and lines of Markdown that tell where the time goes."""
+    """Figures by name, their readings, and lines of Markdown with a breakdown."""
 
     figures: dict[str, float] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
@@ -41,18 +41,18 @@ class Measured:
 
 
 class Quiet:
-    """A log that nobody reads."""
+    """A log that discards its messages."""
 
     def warning(self, message: str) -> None:
-        """Drop it."""
+        """Discard a warning."""
 
     def debug(self, message: str) -> None:
-        """Drop it."""
+        """Discard a message."""
 
 
 @contextmanager
 def workbench(config: str = "") -> Iterator[tuple[Runtime, str]]:
-    """hawse with a root and a configuration of its own, and a directory."""
+    """hawse with a private root and configuration, and a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
         runtime = Runtime(directory)
         runtime.configure(config)
@@ -62,7 +62,7 @@ def workbench(config: str = "") -> Iterator[tuple[Runtime, str]]:
 def bare_boot(config: str = "") -> float:
     """Seconds from the start of QEMU until the first program of the initial ramfs runs.
 
-    The same machine, kernel, initrd and command line as hawse's own; only that the first program is a shell.
+    The VM, kernel, initrd and command line are hawse's, except that the first program is a shell.
     """
     with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
         Path(f"{directory}/config.toml").write_text(config)
@@ -81,7 +81,7 @@ def bare_boot(config: str = "") -> float:
 
 
 def timed(argv: Sequence[str]) -> float:
-    """Seconds of a whole command, which must succeed."""
+    """The duration of a command in seconds; it must succeed."""
     began = time.monotonic()
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.monotonic() - began
@@ -100,13 +100,13 @@ def first_line(argv: Sequence[str]) -> float:
 
 
 def make_true(directory: str) -> str:
-    """A bundle that runs true."""
+    """Create a bundle that runs true; returns its path."""
     make_bundle(f"{directory}/true", ["/bin/true"])
     return f"{directory}/true"
 
 
 def make_opener(directory: str, *groups: int) -> str:
-    """A bundle that opens every group and says so."""
+    """Create a bundle that opens every group and then prints a line; returns its path."""
     bundle = f"{directory}/opens-{len(groups)}"
     script = "; ".join(f"exec {3 + i}<>/dev/vfio/{group} || exit 1" for i, group in enumerate(groups))
     spec = make_bundle(bundle, ["/bin/sh", "-c", f"{script}; echo opened"])
@@ -116,12 +116,12 @@ def make_opener(directory: str, *groups: int) -> str:
 
 
 def steps_of(trace: str) -> dict[str, tuple[float, float]]:
-    """Begin and end of each step of a start, in seconds, by "lane: name"."""
+    """Begin and end of each step of a start in seconds, by "lane: name"."""
     return {title(step): (step[2], step[3]) for step in read(trace)}
 
 
 def medians(rounds: Sequence[dict[str, tuple[float, float]]]) -> dict[str, list[float]]:
-    """The median begin and length of each step that every round has, in ms."""
+    """The median begin and duration in ms of each step that occurs in every round."""
     names = [name for name in rounds[0] if all(name in one for one in rounds)]
     return {
         name: [
@@ -133,25 +133,25 @@ def medians(rounds: Sequence[dict[str, tuple[float, float]]]) -> dict[str, list[
 
 
 def table(steps: dict[str, list[float]]) -> list[str]:
-    """The steps as Markdown."""
+    """The steps as a Markdown table."""
     rows = [f"| {name} | {began:.0f} | {takes:.0f} |" for name, (began, takes) in steps.items()]
     return ["| step | from ms | takes ms |", "|---|---|---|", *rows]
 
 
 def ratio(over: Seconds, under: Seconds) -> float:
-    """Of the medians."""
+    """The ratio of the medians."""
     return round(statistics.median(over) / statistics.median(under), 3)
 
 
 def others(directory: str, true: str) -> dict[str, str]:
-    """What users would take instead: the runtime's name and, where it cannot run here, why."""
-    found = {}
+    """Other runtimes for comparison: for each name the reason why it cannot run here, or ""."""
+    reasons = {}
     for name in ("runc", "crun"):
         try:
             argv = [name, "--root", f"{directory}/{name}", "run", "--bundle", true, "probe"]
             done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         except FileNotFoundError:
-            found[name] = "not installed"
+            reasons[name] = "not installed"
             continue
-        found[name] = done.stderr.strip() if done.returncode else ""
-    return found
+        reasons[name] = done.stderr.strip() if done.returncode else ""
+    return reasons

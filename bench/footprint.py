@@ -1,4 +1,4 @@
-"""What one idle container keeps in memory: monitor and proxy on the host, the agent in the guest."""
+"""The memory of one idle container: monitor and proxy on the host, the agent in the guest; and the pod overhead."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.support.runtime import Runtime
 
 
 def measure() -> Measured:
-    """In MiB; PSS is what a process would give back (proc(5), smaps_rollup)."""
+    """Figures in MiB. PSS counts shared memory proportionally (proc(5), smaps_rollup)."""
     with workbench() as (runtime, directory):
         bundle = f"{directory}/bundle"
         spec = make_bundle(bundle, ["/bin/sleep", "1000"])
-        # It sees the guest's processes, the agent first of them.
+        # Without a PID namespace the container sees the guest's processes; the agent is the first.
         spec["linux"]["namespaces"] = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != "pid"]
         write(bundle, spec)
         pid = runtime.run_detached(bundle, "c1")
@@ -25,7 +25,7 @@ def measure() -> Measured:
         [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
         agent = int(line.split()[1]) / 1024
         runtime("delete", "--force", "c1")
-        _overhead(runtime, directory, "first")  # where there is no template yet, this makes one
+        _overhead(runtime, directory, "first")  # creates the template if it is missing
         warm = _overhead(runtime, directory, "warm")
         runtime.configure("[template]\nenabled = false\n")
         cold = _overhead(runtime, directory, "cold")
@@ -39,18 +39,18 @@ def measure() -> Measured:
 
 
 def _overhead(runtime: Runtime, directory: str, name: str) -> dict[str, float]:
-    """What a pod's sandbox has of the host's memory before its containers come: what Kubernetes calls its overhead."""
+    """The host memory of a pod's sandbox before its containers are created, which Kubernetes calls the pod overhead."""
     spec = make_bundle(f"{directory}/{name}", ["/bin/sleep", "1000"])
     spec["annotations"] = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": name}
     write(f"{directory}/{name}", spec)
     pid = runtime.run_detached(f"{directory}/{name}", name)
-    found = pss_of(runtime, name, pid)
+    processes = pss_of(runtime, name, pid)
     runtime("delete", "--force", name)
-    return found
+    return processes
 
 
 def pss_of(runtime: Runtime, sandbox: str, pid: int) -> dict[str, float]:
-    """The memory of each process of a sandbox whose first container's process is ``pid``; the other proxies' not."""
+    """The PSS in MiB of each process of a sandbox, without proxies other than ``pid``, the first container's."""
     monitor = json.loads(Path(f"{runtime.root}/{sandbox}/state.json").read_text())["monitorPid"]
     processes = {"proxy": pid, "monitor": monitor}
     parents = [monitor]
@@ -65,4 +65,4 @@ def _pss(pid: int) -> float:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
-    raise AssertionError(f"no Pss of {pid}")
+    raise AssertionError(f"/proc/{pid}/smaps_rollup has no Pss")

@@ -1,4 +1,4 @@
-"""The cost of QEMU's jail at a start: the same start with it and without it, in turn."""
+"""The cost of QEMU's jail at a start: the same start with and without a jail, alternately."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MADE, _STARTED = "QEMU: jail made", "QEMU: process started"
 
 
 def measure() -> Measured:
-    """The figure is the median time of making and entering the jail, in ms, over that of starting QEMU without one."""
+    """The figure is the median time in ms to create and enter the jail, minus the time to start QEMU without one."""
     with (
         workbench('[vm]\nconfine = "required"\n') as (confined, directory),
         workbench('[vm]\nconfine = "off"\n') as (free, _),
@@ -26,7 +26,7 @@ def measure() -> Measured:
             entered.append(_length(steps[_STARTED]))
             whole_free.append(_run(free, true, trace, number))
             started.append(_length(steps_of(trace)[_STARTED]))
-        # The first start of each makes the template and the jail's files.
+        # The first start of each kind creates the template and the jail's files: leave it out.
         readings = {"made": made[1:], "entered": entered[1:], "started_without": started[1:]}
         readings |= {"whole_start": whole[1:], "whole_start_without": whole_free[1:]}
     figure = 1000 * (_median(made[1:]) + _median(entered[1:]) - _median(started[1:]))

@@ -1,6 +1,6 @@
-"""On the lab's real groups: a warm start over a bare boot, and attaching by the guest's memory, locked and timed.
+"""With the lab's real groups: a warm start over a bare boot; time and locked memory of attaching, by guest memory.
 
-The lab is a machine without KVM that has one itself, which its guests run under.
+The lab is a VM that itself runs without KVM, but provides KVM to its guests.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def locked():
             most = max(most, *(int(line.split()[1]) for line in lines if line.startswith("VmLck:")), 0)
     return most
 """
-#: By the monitor's socket, as the commands do it: what a command's own start takes is no matter of the guest's memory.
+#: Calls the monitor's socket as the commands do, without the start of a command, which does not depend on the guest's
+#: memory.
 _ROUNDS = (
     _LOCKED
     + """
@@ -76,7 +77,7 @@ _STEPS = "import json, sys; from bench.common import steps_of; print(json.dumps(
 
 
 def measure() -> Measured:
-    """Warm starts, and what attaching takes and locks."""
+    """Measure warm starts, and the time and the locked memory of attaching."""
     with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
         mapper = f"{directory}/map"
         source = f"{_TOP}/tests/lab/probe/map.c"
@@ -119,13 +120,13 @@ def measure() -> Measured:
 
 
 def _attach(lab: Lab, config: str, group: int) -> tuple[list[float], dict[str, int]]:
-    """Seconds of each attachment to one container, and KiB locked by it and by an application's mapping after it."""
+    """Seconds of each attachment to one container; KiB locked by attaching, and by an application's later mapping."""
     _say(f"attachments with {os.path.basename(config)}")
     hawse = [HAWSE, "--config", config]
     _checked(lab.run([*hawse, "run", "--detach", "--bundle", "/run/b2", "a1"], timeout=_TIMEOUT))
     rounds = _checked(lab.python(_ROUNDS, "a1", str(group), config, str(ATTACHMENTS), timeout=_TIMEOUT))
     seconds, attached = json.loads(rounds.output)
-    # It maps, says so, and holds what it mapped until the container ends.
+    # `map` maps memory, prints a line, and keeps the mapping until the container ends.
     script = "(sleep 100000 | map $0 $1 $2 >/tmp/said) & until grep -q mapped /tmp/said; do sleep 1; done"
     words = [f"/dev/vfio/{group}", str(_MAPPED_MIB), _address(lab, "a1")]
     _checked(lab.run([*hawse, "exec", "a1", "/bin/sh", "-c", script, *words], timeout=_TIMEOUT))
@@ -142,7 +143,7 @@ def _address(lab: Lab, name: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Tell of progress: this takes minutes."""
+    """Report progress, since this takes minutes."""
     print(f"   {text}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Over a veth pair: bytes a second that a container sends, and the round trip of its packets, beside runc's."""
+"""Network throughput and round-trip time of a container over a veth pair, compared with runc."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.netns import Namespace, cable
 ROUNDS = 3
 _ADDRESS = "10.77.1.1"
 _MIB = 1 << 20
-#: What is sent, by how fast the sender is: the first packets are slower, and are a small part of this.
+#: MiB to send, according to the sender's speed: so the slower first packets are a small part.
 _SENT = {"hawse": 256, "runc": 4096}
 _SCRIPT = "busybox ping -q -c 200 -i 0.01 {address}; dd if=/dev/zero bs=64k count={count} | busybox nc {address} {port}"
 
 
 def measure() -> Measured:
-    """In turn, hawse and runc, in the same namespace; the server outside takes what comes and counts."""
+    """Run hawse and runc alternately in the same namespace; the server outside receives and counts bytes."""
     rates: dict[str, Seconds] = {"hawse": [], "runc": []}
     trips: dict[str, Seconds] = {"hawse": [], "runc": []}
     with workbench() as (runtime, directory), Namespace() as inside, Namespace() as outside:
@@ -39,11 +39,11 @@ def measure() -> Measured:
                     with subprocess.Popen(
                         argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
                     ) as process:
-                        rates[name].append(_take(server))
-                        said = process.communicate()[0]
-                found = re.search(r"= [\d.]+/([\d.]+)/", said)
-                assert found, said
-                trips[name].append(float(found[1]) / 1000)
+                        rates[name].append(_receive(server))
+                        output = process.communicate()[0]
+                match = re.search(r"= [\d.]+/([\d.]+)/", output)
+                assert match, output
+                trips[name].append(float(match[1]) / 1000)
     figures = {
         "network_throughput_over_runc": ratio(rates["hawse"], rates["runc"]),
         "network_round_trip_over_runc": ratio(trips["hawse"], trips["runc"]),
@@ -69,8 +69,8 @@ def _make(bundle: str, network: str, mebibytes: int, port: int) -> None:
     write(bundle, spec)
 
 
-def _take(server: socket.socket) -> float:
-    """Bytes a second of one connection, from its first byte on."""
+def _receive(server: socket.socket) -> float:
+    """Bytes per second of one connection, measured from its first byte."""
     server.settimeout(600)
     connection, _ = server.accept()
     with connection:

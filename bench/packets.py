@@ -1,4 +1,4 @@
-"""Packets a second of dpdk-testpmd in a container over the same binary in the bare guest, on the same two NICs."""
+"""Packets per second of dpdk-testpmd in a container, over the same program in a bare guest with the same NICs."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from hawse.vm.qmp import Qmp
 from tests.support.caches import CACHE
 
 ROUNDS = 5
-#: How long each runs, in seconds: the first readings, every 2 s, are of a testpmd that is still being translated.
+#: Duration of each run in seconds. Readings come every 2 s; during the first ones QEMU still translates testpmd's code.
 _SECONDS = 20
 _TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _CONFIG = '[emulated]\n6 = ["e1000e", "e1000e"]\n'
 _GROUP = EmulatedGroup(6, ("e1000e", "e1000e"))
 _TESTPMD = "dpdk-testpmd -l 0,1 --iova-mode=va -- --forward-mode=io --tx-first --stats-period 2 --total-num-mbufs=16384"
-#: What the agent and crun do for the container, by hand.
+#: A script for the bare guest that does the work of the agent and crun.
 _SCRIPT = (
     "B=/usr/bin/busybox; $B mount -t proc p /proc; $B mount -t sysfs s /sys; $B mount -t devtmpfs d /dev; "
     "$B modprobe -a virtio_pci virtiofs vfio_pci vfio_iommu_type1; $B mkdir /r; $B mount -t virtiofs hawse /r; "
@@ -50,7 +50,7 @@ _SCRIPT = (
 
 
 def measure() -> Measured:
-    """In turn; each rate is the median of a run's readings once it has settled."""
+    """Run both alternately; each rate is the median of a run's readings after the first two."""
     demo = _load_demo()
     rootfs = f"{_TOP}/build/demo/rootfs"
     if not os.path.exists(f"{rootfs}/usr/bin/dpdk-testpmd"):
@@ -74,7 +74,7 @@ def measure() -> Measured:
 
 
 def _rate(output: str) -> float:
-    """Packets a second that one port received."""
+    """The packets per second that one port received."""
     readings = [int(text) for text in re.findall(r"Rx-pps:\s+(\d+)", output)]
     settled = [reading for reading in readings if reading][2:]
     assert settled, output[-3000:]
@@ -82,7 +82,7 @@ def _rate(output: str) -> float:
 
 
 async def _bare(rootfs: str, seconds: int) -> str:
-    """The console of a guest of the same shape, without agent, crun and container."""
+    """Run testpmd in a guest with the same VM, without agent, crun and container; returns the console's output."""
     with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
         os.mkdir(f"{directory}/share")
         subprocess.run(["mount", "--bind", rootfs, f"{directory}/share"], check=True)
@@ -115,7 +115,7 @@ async def _in_guest(directory: str, seconds: int) -> str:
                 output += await asyncio.to_thread(launched.console.recv, 65536)
             except TimeoutError:
                 pass
-            # Once the firmware has run and the guest is up, as hawse plugs them.
+            # Plug the NICs as hawse does, once the firmware has run and the guest has booted.
             if not plugged and time.monotonic() > deadline - 110:
                 plugged = True
                 for plug in plugs:
@@ -126,7 +126,7 @@ async def _in_guest(directory: str, seconds: int) -> str:
 
 
 def _load_demo() -> ModuleType:
-    """demo/run is a program without a suffix."""
+    """Import demo/run, whose name has no suffix."""
     loader = importlib.machinery.SourceFileLoader("demo_run", f"{_TOP}/demo/run")
     spec = importlib.util.spec_from_loader("demo_run", loader)
     assert spec is not None

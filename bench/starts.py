@@ -1,4 +1,4 @@
-"""Starts: cold and warm over the bare boot of the same machine, ten at once over one; runc and crun beside them."""
+"""Starts: cold and warm over the bare boot of the same VM, ten in parallel over one; compared with runc and crun."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _PARALLEL = 10
 
 
 def measure() -> Measured:
-    """All in turn, round after round, so that what else the machine does falls on each."""
+    """Measure all kinds alternately in rounds, so that other load of the host affects each of them."""
     with workbench(_EDU) as (warm, directory), workbench(_COLD) as (cold, _):
         true, opens = make_true(directory), make_opener(directory, 5)
-        assert cold("run", "--bundle", true, "warm-up").code == 0  # the files are in the page cache for all
-        first_line(warm.argv("run", "--bundle", opens, "warm-up"))  # leaves the template
+        assert cold("run", "--bundle", true, "warm-up").code == 0  # fills the page cache for all
+        first_line(warm.argv("run", "--bundle", opens, "warm-up"))  # creates the template
         readings: dict[str, Seconds] = {
             "bare_boot": [],
             "cold_run_true": [],
@@ -72,7 +72,7 @@ def measure() -> Measured:
 
 
 def _at_once(runtime: Runtime, bundle: str, count: int) -> float:
-    """Seconds until the last of so many has opened its group."""
+    """Seconds until the last of ``count`` parallel containers has opened its group."""
     began = time.monotonic()
     null = subprocess.DEVNULL
     running = [

@@ -1,4 +1,4 @@
-"""`state`, which engines call all the time, over the start of the interpreter; runc and crun beside it."""
+"""`state`, which engines call often, over the start of the interpreter; compared with runc and crun."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROUNDS = 25
 
 
 def measure() -> Measured:
-    """Of a container that runs."""
+    """Measure `state` of a running container."""
     with workbench() as (runtime, directory):
         bundle = f"{directory}/sleeps"
         make_bundle(bundle, ["/bin/sleep", "1000"])

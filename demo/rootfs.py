@@ -1,4 +1,4 @@
-"""The demo container's root file system: Debian's dpdk with what it depends on, and busybox for a shell."""
+"""The demo container's root file system: Debian's dpdk with its dependencies, and busybox as the shell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hawse.vm import packages
 
 
 def make(rootfs: str, *, cache: str) -> None:
-    """Unpack everything into ``rootfs``; it appears whole or not at all."""
+    """Unpack all packages into ``rootfs``, which appears only when it is complete."""
     building = f"{rootfs}.building"
     fetched = packages.fetch(["dpdk-dev", "busybox-static"], cache=cache, progress=print)
     packages.unpack(fetched, building, wanted=_wanted)
@@ -23,5 +23,5 @@ def make(rootfs: str, *, cache: str) -> None:
 
 
 def _wanted(name: str) -> bool:
-    """Programs and shared libraries, without what only compilers and people read."""
+    """Whether to unpack a file: programs and shared libraries, but not files for compilers and documentation."""
     return not name.startswith(("usr/share/", "usr/include/", "usr/lib/python", "var/")) and not name.endswith(".a")

@@ -1,20 +1,20 @@
-"""The error tree. A class is named after what its catcher can do about it.
+"""The error tree. A class is named after what the code that catches it can do about it.
 
     HawseError                 one sentence for the user, an optional hint in brackets, an exit code
     ├── UsageError             the command line is wrong: change the command
     ├── ConfigError            config.json, process.json or config.toml is wrong: edit the named field
     ├── HostError              the host lacks something (QEMU, image, permission): install or repair it
     │   └── ImageError         the guest image is missing, stale or damaged: build it again
-    ├── DeviceError            a VFIO group or function cannot be passed: bind it, or end who holds it
+    ├── DeviceError            a VFIO group or function cannot be passed: bind it, or stop the program that uses it
     ├── VmError                QEMU, virtiofsd or the guest failed: read the evidence
-    │   ├── RefusedError       QEMU answered a command with an error: nothing has changed
+    │   ├── RefusedError       QEMU answered a command with an error: the command had no effect
     │   └── LinkError          the peer broke the link protocol, or the link ended
     └── StateError             the container is not in a state that allows the verb
-        ├── NotFoundError      there is no such container
+        ├── NotFoundError      the container does not exist
         └── CommandError       the program inside cannot be executed (exit 126 or 127)
 
-The user sees one line, ``hawse: message [hint]``; ``evidence`` (a console's tail, a program's stderr) follows it on
-its own lines and travels in the log's ``evidence`` field, so that engines that show one line show the sentence.
+The user sees one line, ``hawse: message [hint]``. ``evidence`` (the end of a console, a program's stderr) follows on
+separate lines. In the log it has a separate field, ``evidence``, so that engines that show one line show the sentence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 class HawseError(Exception):
     """A failure with a sentence for the user.
 
-    ``message`` names what failed and why, ``hint`` what to do, ``evidence`` is output of others that proves it.
+    ``message``: what failed and why. ``hint``: the remedy. ``evidence``: output of other programs that shows the cause.
     """
 
     exit_code = 1
@@ -37,11 +37,11 @@ class HawseError(Exception):
             self.exit_code = exit_code
 
     def sentence(self) -> str:
-        """The one line: message, and the hint in brackets where there is one."""
+        """The line for the user: the message, and the hint in brackets if it is set."""
         return f"{self.message} [{self.hint}]" if self.hint else self.message
 
     def to_wire(self) -> dict[str, object]:
-        """A JSON object that :func:`from_wire` turns into the same error in another process."""
+        """A JSON object from which :func:`from_wire` creates the same error in another process."""
         return {
             "kind": type(self).__name__,
             "message": self.message,
@@ -93,20 +93,20 @@ KINDS = {
     )
 }  # fmt: skip
 
-# A sentence longer than this did not come from this program.
+# Texts of other processes are cut to this many characters; hawse's own sentences are shorter.
 MAX_TEXT = 16 * 1024
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text of a guest or of QEMU, made safe for a terminal: "?" replaces control characters and line ends.
+    """Make text of a guest or of QEMU safe for a terminal: "?" replaces control characters and line ends.
 
-    The characters of ``keep`` stay.
+    Characters in ``keep`` are not replaced.
     """
     return "".join(c if c.isprintable() or c in keep else "?" for c in text)
 
 
 def from_wire(wire: object) -> HawseError:
-    """The error that :meth:`HawseError.to_wire` described; every field is checked: a guest may have written it."""
+    """The error that :meth:`HawseError.to_wire` encoded. Every field is checked, since a guest may have written it."""
     if not isinstance(wire, dict):
         return VmError(f"a peer reported an error in an unknown form: {printable(str(wire)[:200])}")
 

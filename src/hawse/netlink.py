@@ -1,7 +1,7 @@
-"""Messages of rtnetlink (rtnetlink(7), include/uapi/linux/rtnetlink.h), encoded; for the agent, and for host cleanup.
+"""Encode rtnetlink messages (rtnetlink(7), include/uapi/linux/rtnetlink.h), for the agent and for cleanup on the host.
 
-Why no library: pyroute2, which the host uses for everything else, takes a sixth of a second to load without KVM's help
-and more memory than the agent may have; the agent has the standard library alone, and so have the hot verbs.
+It does not use pyroute2, which the host uses for everything else: without KVM pyroute2 takes a sixth of a second to
+load, and it needs more memory than the agent may use. The agent and the hot verbs use only the standard library.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 REQUEST, ACK, EXCL, CREATE = 0x1, 0x4, 0x200, 0x400
 NEW_LINK, NEW_ADDRESS, NEW_ROUTE, NEW_NEIGHBOUR, DELETE_QDISC, DELETE_FILTER = 16, 20, 24, 28, 37, 45
 INGRESS = 0xFFFFFFF1
-#: The handle that every ingress and clsact qdisc has (include/uapi/linux/pkt_sched.h).
+#: The handle of every ingress and clsact qdisc (include/uapi/linux/pkt_sched.h).
 INGRESS_HANDLE = 0xFFFF0000
-#: The parent of filters of ingress: clsact knows no other for them, and ingress takes any (net/sched/sch_ingress.c).
+#: The parent of ingress filters: clsact requires this one, and ingress accepts any (net/sched/sch_ingress.c).
 INGRESS_FILTERS = 0xFFFFFFF2
 ETH_P_ALL, ETH_P_8021Q, ETH_P_8021AD, ETH_P_MACSEC = 3, 0x8100, 0x88A8, 0x88E5
-#: The priorities of our own filters, by which they are told from others', and the protocol of each. One priority has
-#: one protocol (net/sched/cls_api.c, tcf_chain_tp_find()). Those that let frames pass come before the redirection.
+#: The priorities of hawse's filters, which distinguish them from filters of other programs, and the protocol of each.
+#: One priority has one protocol (net/sched/cls_api.c, tcf_chain_tp_find()). Filters that pass frames precede the
+#: redirection.
 PRIORITY = 0x4857
 PRIORITIES = {
     ETH_P_8021Q: PRIORITY - 3, ETH_P_8021AD: PRIORITY - 2, ETH_P_MACSEC: PRIORITY - 1, ETH_P_ALL: PRIORITY,
@@ -69,7 +70,7 @@ def address(
     index: int, *, local: str, prefix: int, peer: str = "", broadcast: str = "", scope: int = 0, flags: int = 0,
     label: str = "", metric: int = 0,
 ) -> bytes:  # fmt: skip
-    """Give an interface an address. Nobody is asked whether he has it: the host has done that already."""
+    """Add an address to an interface, without duplicate address detection: the host has done that already."""
     family, packed = pack(local)
     if family == socket.AF_INET6:
         flags |= _NO_DAD
@@ -88,7 +89,7 @@ def route(
     index: int, *, family: int, to: str, prefix: int, gateway: str = "", source: str = "", metric: int = 0,
     scope: int = 0, protocol: int = 0, flags: int = 0, mtu: int = 0, mtu_locked: bool = False,
 ) -> bytes:  # fmt: skip
-    """Add a unicast route of the main table; ``to`` is "" for the default, ``family`` is 4 or 6.
+    """Add a unicast route to the main table; ``to`` is "" for the default route, ``family`` is 4 or 6.
 
     A gateway of the other family goes in the attribute RTA_VIA (net/ipv4/fib_semantics.c, fib_gw_from_via()).
     """
@@ -111,21 +112,21 @@ def route(
 
 
 def neighbour(index: int, *, to: str, mac: str) -> bytes:
-    """Add a neighbour that stays."""
+    """Add a permanent neighbour entry."""
     family, packed = pack(to)
     body = _NEIGHBOUR.pack(family, 0, index, _PERMANENT, 0, 0) + attribute(1, packed)
     return message(NEW_NEIGHBOUR, body + attribute(2, bytes.fromhex(mac.replace(":", ""))), flags=CREATE)
 
 
 def no_ingress(index: int) -> bytes:
-    """Take the ingress qdisc off an interface, with its filters."""
+    """Delete the ingress qdisc of an interface, with its filters."""
     return message(DELETE_QDISC, _TRAFFIC.pack(0, 0, index, INGRESS_HANDLE, INGRESS, 0))
 
 
 def no_filters(index: int) -> list[bytes]:
-    """Take our filters off the ingress of an interface; others' have other priorities.
+    """Delete hawse's ingress filters of an interface; filters of other programs have other priorities.
 
-    A message for each priority, the redirection's last; the kernel answers ENOENT where there is none.
+    Returns a message for each priority, the redirection's last. The kernel answers ENOENT for a missing filter.
     """
     infos = [priority << 16 | socket.htons(protocol) for protocol, priority in PRIORITIES.items()]
     return [message(DELETE_FILTER, _TRAFFIC.pack(0, 0, index, 0, INGRESS_FILTERS, info)) for info in infos]
@@ -137,34 +138,34 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def message(kind: int, body: bytes, *, flags: int = 0, number: int = 1) -> bytes:
-    """A request that is to be acknowledged."""
+    """A request that the kernel acknowledges."""
     return _HEADER.pack(_HEADER.size + len(body), kind, REQUEST | ACK | flags, number, 0) + body
 
 
 def pack(text: str, family: int = 0) -> tuple[int, bytes]:
-    """Family and bytes of an address. Raises ValueError where it is none, or none of ``family``."""
-    found = socket.AF_INET6 if ":" in text else socket.AF_INET
-    if family not in (0, found):
+    """Family and bytes of an IP address. Raises ValueError if it is invalid or not of ``family`` (0: any)."""
+    detected = socket.AF_INET6 if ":" in text else socket.AF_INET
+    if family not in (0, detected):
         raise ValueError(f"{text} is an address of another family")
     try:
-        return found, socket.inet_pton(found, text)
+        return detected, socket.inet_pton(detected, text)
     except OSError:
-        raise ValueError(f"{text} is no address") from None
+        raise ValueError(f"{text} is not an IP address") from None
 
 
 def verdict(answer: bytes) -> int:
-    """The error number that the kernel acknowledges with, 0 for success. Raises ValueError for another message."""
+    """The error number in the kernel's acknowledgement, 0 for success. Raises ValueError for any other message."""
     if len(answer) < _HEADER.size + 4:
-        raise ValueError("a short answer of rtnetlink")
+        raise ValueError("truncated answer of rtnetlink")
     _, kind, *_ = _HEADER.unpack_from(answer)
     if kind != _ERROR:
-        raise ValueError(f"an answer of rtnetlink of type {kind}")
+        raise ValueError(f"unexpected answer of rtnetlink, of type {kind}")
     code: int = struct.unpack_from("=i", answer, _HEADER.size)[0]
     return -code
 
 
 def talk(messages: Sequence[bytes]) -> None:
-    """Have the kernel carry them out, in the calling thread's namespace. Raises OSError at the first that fails."""
+    """Send the messages in order, in the calling thread's network namespace. Raises OSError at the first failure."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as connection:
         connection.bind((0, 0))
         for each in messages:
@@ -176,5 +177,5 @@ def talk(messages: Sequence[bytes]) -> None:
 
 def _within(prefix: int, bits: int) -> int:
     if not 0 <= prefix <= bits:
-        raise ValueError(f"a prefix of {prefix} of {bits} bits")
+        raise ValueError(f"a prefix of {prefix} bits for an address of {bits} bits")
     return prefix

@@ -1,4 +1,4 @@
-"""Programs of a sandbox: how they are started, what is kept of their words, and that they end with it."""
+"""Programs of a sandbox: their start, their recorded stderr, and their end together with the sandbox."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def program(path: Path, text: str) -> Program:
         ("import sys; sys.stderr.write('last words')", None),
     ],
 )
-def test_the_end_of_a_program_is_told_with_its_last_words(tmp_path: Path, text: str, message: str | None) -> None:
+def test_exit_of_a_program_is_reported_with_its_last_output(tmp_path: Path, text: str, message: str | None) -> None:
     async def story() -> None:
         watched = Watched(program(tmp_path, text))
         async with asyncio.timeout(patience(7)):
@@ -49,7 +49,7 @@ def test_the_end_of_a_program_is_told_with_its_last_words(tmp_path: Path, text: 
     asyncio.run(story())
 
 
-def test_a_child_of_the_program_that_holds_its_stderr_holds_up_nothing(tmp_path: Path) -> None:
+def test_child_that_keeps_stderr_open_does_not_delay_the_exit(tmp_path: Path) -> None:
     text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x' * 100000)\nos._exit(3)"
 
     async def story() -> None:
@@ -65,7 +65,7 @@ def test_a_child_of_the_program_that_holds_its_stderr_holds_up_nothing(tmp_path:
     asyncio.run(story())
 
 
-def test_a_program_is_in_a_session_of_its_own_with_only_what_it_is_given(tmp_path: Path) -> None:
+def test_program_has_its_own_session_and_only_its_descriptors(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(reading, True)
     text = f"import os; os.write({writing}, ' '.join([str(os.getsid(0)), *os.listdir('/proc/self/fd')]).encode())"
@@ -79,8 +79,8 @@ def test_a_program_is_in_a_session_of_its_own_with_only_what_it_is_given(tmp_pat
 
 
 @pytest.mark.parametrize("lock_memory", [False, True])
-def test_a_program_may_lock_memory_where_it_has_host_devices(tmp_path: Path, lock_memory: bool) -> None:
-    """VFIO counts each mapping of a guest's memory against RLIMIT_MEMLOCK (drivers/vfio/vfio_iommu_type1.c)."""
+def test_program_with_host_devices_may_lock_memory(tmp_path: Path, lock_memory: bool) -> None:
+    """VFIO charges each mapping of a guest's memory to RLIMIT_MEMLOCK (drivers/vfio/vfio_iommu_type1.c)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     reading, writing = os.pipe()
     text = f"import os, resource; os.write({writing}, repr(resource.getrlimit(resource.RLIMIT_MEMLOCK)).encode())"
@@ -97,26 +97,26 @@ def test_a_program_may_lock_memory_where_it_has_host_devices(tmp_path: Path, loc
         limits = file.read()
     made.end()
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    # As root in a container, tests may lack CAP_SYS_RESOURCE, which it takes to raise the hard limit.
+    # As root in a container, tests may lack CAP_SYS_RESOURCE, which is needed to raise the hard limit.
     assert limits in ([repr(unlimited), repr((hard, hard))] if lock_memory else [repr((65536, hard))])
 
 
-def test_a_program_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+def test_program_is_stopped_on_request(tmp_path: Path) -> None:
     made = program(tmp_path, "import time; time.sleep(60)")
     made.end()
     assert made.process.returncode == -signal.SIGTERM
     assert not runs(made.process.pid)
 
 
-def test_a_program_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
+def test_program_that_cannot_be_executed_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "qemu").touch()
     with pytest.raises(HostError, match=r"cannot run QEMU: .*/qemu: Permission denied") as caught:
         Program("QEMU", [f"{tmp_path}/qemu"], log=f"{tmp_path}/log")
     assert caught.value.hint == "install it, or name it in the configuration"
 
 
-def test_end_of_a_whole_program_ends_what_it_has_started(tmp_path: Path) -> None:
-    """virtiofsd serves from a child, which a guest may have taken over: it ignores what it can, and is killed."""
+def test_stopping_a_program_with_children_kills_its_children(tmp_path: Path) -> None:
+    """virtiofsd serves from a child, which a guest may have taken over: it ignores signals and is killed."""
     text = (
         "import os, signal, time\n"
         "reading, writing = os.pipe()\n"
@@ -137,10 +137,8 @@ def test_end_of_a_whole_program_ends_what_it_has_started(tmp_path: Path) -> None
     assert not os.path.exists(f"/proc/{started[0]}")
 
 
-def test_end_of_a_program_that_may_not_be_signalled_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As QEMU, which is another user, by a monitor without CAP_KILL."""
+def test_program_that_cannot_be_signalled_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example QEMU, which is another user, if the monitor lacks CAP_KILL."""
     sleeping = program(tmp_path, "import time; time.sleep(60)")
 
     def refuse(_number: int) -> None:
@@ -154,8 +152,10 @@ def test_end_of_a_program_that_may_not_be_signalled_is_not_waited_for(
     sleeping.process.wait()
 
 
-def test_failure_to_prepare_is_named_whatever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """setrlimit(2) of Python raises ValueError for a limit above the hard one."""
+def test_any_failure_to_prepare_a_program_is_named_in_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's setrlimit() raises ValueError for a limit above the hard limit."""
 
     def refuse() -> None:
         raise ValueError("not allowed to raise maximum limit")
@@ -165,7 +165,9 @@ def test_failure_to_prepare_is_named_whatever_it_is(tmp_path: Path, monkeypatch:
         program(tmp_path, "pass")
 
 
-def test_namespace_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_namespace_that_cannot_be_created_is_named_in_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_self: object) -> None:
         raise NamespaceError(1, "Operation not permitted")
 
@@ -174,8 +176,8 @@ def test_namespace_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyt
         Program("QEMU", ["/bin/true"], log=f"{tmp_path}/log", whole=True)
 
 
-def test_program_has_its_oom_score_from_the_start_and_is_found_with_its_children(tmp_path: Path) -> None:
-    """virtiofsd works in a child, which has the value by its birth."""
+def test_program_starts_with_its_oom_score_which_children_inherit(tmp_path: Path) -> None:
+    """virtiofsd serves from a child, which inherits the value."""
     text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x')\ntime.sleep(60)"
     score = min(oom_score.read() + 7, 1000)
     argv = [sys.executable, "-IS", "-c", text]
@@ -191,7 +193,7 @@ def test_program_has_its_oom_score_from_the_start_and_is_found_with_its_children
     assert made.processes() == []
 
 
-def test_program_whose_oom_score_cannot_be_set_starts(tmp_path: Path) -> None:
+def test_program_starts_even_if_its_oom_score_cannot_be_set(tmp_path: Path) -> None:
     made = Program("QEMU", [sys.executable, "-c", ""], log=f"{tmp_path}/log", oom_score_adj=5000)
     assert made.process.wait() == 0
     made.end()

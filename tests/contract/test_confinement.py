@@ -1,4 +1,4 @@
-"""A process gives up capabilities and access to files by the kernel's own means."""
+"""A process drops capabilities, and access to files by Landlock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sets() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("names", [(), ("CHOWN",), ("CHOWN", "SYS_ADMIN", "MKNOD")])
-def test_all_capabilities_but_the_kept_ones_are_dropped_from_every_set(names: tuple[str, ...]) -> None:
+def test_only_kept_capabilities_remain_in_every_set(names: tuple[str, ...]) -> None:
     def act() -> Any:
         capabilities.keep_only(names)
         return sets()
@@ -35,7 +35,7 @@ def test_all_capabilities_but_the_kept_ones_are_dropped_from_every_set(names: tu
     assert in_child(act) == {"Inh": 0, "Prm": kept, "Eff": kept, "Bnd": kept, "Amb": 0}
 
 
-def test_capabilities_that_are_gone_are_not_regained() -> None:
+def test_dropped_capabilities_cannot_be_regained() -> None:
     def act() -> Any:
         capabilities.keep_only(("CHOWN",))
         capabilities.keep_only(("CHOWN", "SYS_ADMIN"))
@@ -44,7 +44,7 @@ def test_capabilities_that_are_gone_are_not_regained() -> None:
     assert in_child(act) == 1
 
 
-def test_landlock_forbids_files_and_leaves_open_descriptors(tmp_path: Path) -> None:
+def test_landlock_denies_new_files_and_keeps_open_descriptors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
 
     def act() -> Any:
@@ -71,8 +71,8 @@ def test_landlock_forbids_files_and_leaves_open_descriptors(tmp_path: Path) -> N
     assert set(found.values()) == {"Permission denied"}, found
 
 
-def test_confined_proxy_reaches_nothing_but_its_descriptors(tmp_path: Path) -> None:
-    """As uid 0 it could connect to sockets of root, change limits of its processes, and make a user namespace."""
+def test_confined_proxy_can_use_only_its_descriptors(tmp_path: Path) -> None:
+    """As uid 0 it could connect to root's sockets, change limits of root's processes, and create a user namespace."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{tmp_path}/socket")
         listener.listen()
@@ -101,7 +101,7 @@ def test_confined_proxy_reaches_nothing_but_its_descriptors(tmp_path: Path) -> N
     assert [name for name, answer in outcomes.items() if answer == "done"] == [], outcomes
 
 
-def test_a_kernel_without_landlock_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_without_landlock_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "_SYS_CREATE_RULESET", 10_000)
     assert landlock.restrict() is False
 

@@ -1,4 +1,4 @@
-"""Processes of the host by descriptors, with the kernel's own: a pid that has gone to another process is noticed."""
+"""Processes of the host by pidfds, with the real kernel: a pid that was reused by another process is detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hawse.linux import mounts, processes
 from hawse.sandbox.state import Store
 from tests.support.host_processes import ended_descriptor, reused
 
-#: No socket has an option of this number, as SO_PEERPIDFD before Linux 6.5.
+#: A socket option that does not exist, like SO_PEERPIDFD before Linux 6.5.
 UNKNOWN = 9999
 
 
@@ -35,7 +35,7 @@ class Peer:
             self.connection, _ = listener.accept()
 
     def end(self) -> None:
-        """Kill it and wait for it: its pid is free."""
+        """Kill the process and wait for it, so that its pid is free."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -51,7 +51,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
 
 
 @pytest.mark.parametrize("option", [processes._SO_PEERPIDFD, UNKNOWN])
-def test_peer_is_known_by_its_pid_and_its_descriptor(peer: Peer, option: int) -> None:
+def test_peer_has_its_pid_and_a_pidfd(peer: Peer, option: int) -> None:
     process, pid = processes.peer(peer.connection, option=option), peer.pid
     assert (process.pid, process.is_alive()) == (pid, True)
     fd = process.open("ns/net")
@@ -75,21 +75,21 @@ def test_peer_that_has_ended_is_not_alive(peer: Peer, option: int) -> None:
 
 
 def test_peer_that_ended_before_its_pid_was_opened_is_not_alive(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a kernel without SO_PEERPIDFD the pid is another process's by then; the connection shows it."""
+    """On a kernel without SO_PEERPIDFD the pid may be reused by then; the state of the connection shows it."""
     peer.end()
     opened = os.pidfd_open(os.getpid())
     monkeypatch.setattr(os, "pidfd_open", lambda _pid: opened)
     assert not processes.peer(peer.connection, option=UNKNOWN).is_alive()
 
 
-def test_file_of_a_process_that_has_got_the_pid_of_an_ended_one_is_not_opened() -> None:
+def test_file_of_a_process_with_a_reused_pid_is_not_opened() -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ProcessLookupError, match=f"/proc/{os.getpid()}/ns/net"):
         reused().open("ns/net")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_descriptors_are_taken_from_another_process_or_none_is(tmp_path: Path) -> None:
+def test_either_all_or_no_descriptors_of_another_process_are_duplicated(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     process = processes.open_process(os.getpid())
     with open(tmp_path / "file") as file:
@@ -106,7 +106,7 @@ def test_descriptors_are_taken_from_another_process_or_none_is(tmp_path: Path) -
 
 
 def entered(process: int) -> str:
-    """What becomes of a child with a private mount namespace that enters the one of a process."""
+    """The outcome of a child with a private mount namespace that enters the mount namespace of a process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -137,7 +137,7 @@ def test_mount_namespace_of_a_process_that_has_ended_is_an_error() -> None:
 
 
 def test_monitor_is_opened_by_its_pid_only_while_it_holds_the_lock(tmp_path: Path) -> None:
-    """Without the lock the monitor has ended, and the pid may be any process's."""
+    """If the lock is free the monitor has ended, and its pid may belong to any process."""
     store = Store(str(tmp_path), "c1")
     store.make()
     assert store.open_monitor(os.getpid()) == -1

@@ -1,4 +1,4 @@
-"""A process that confines itself as QEMU is confined, and what it can still reach."""
+"""A process that enters QEMU's jail, and the files, calls and processes that it can still reach."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADDRESS, OTHER = "0000:3b:00.0", "0000:3b:00.1"
 
 @pytest.fixture
 def jail(tmp_path: Path) -> Path:
-    """A directory with the files of a jail, and those that are mounted on some of them."""
+    """A directory with the files of a jail, and the files that are mounted on some of them."""
     made = tmp_path / "tree"
     for name in ("dev", "proc", "sys", "boot", "usr/bin"):
         (made / name).mkdir(parents=True)
@@ -57,7 +57,7 @@ def confined(
     prepare: Callable[[Root], object] = id,
     file_bytes: int = 0,
 ) -> Any:
-    """Return the value of a confined process."""
+    """Call ``act`` in a confined process and return its value."""
 
     def monitor() -> Any:
         mounts.unshare(mounts.SLAVE)
@@ -75,7 +75,7 @@ def confined(
     return in_child(monitor)
 
 
-def test_a_confined_process_is_another_user_without_rights(jail: Path) -> None:
+def test_confined_process_is_another_user_without_privileges(jail: Path) -> None:
     def look() -> Any:
         status = Path("/proc/self/status").read_text()
         return {key: value.split() for key, value in re.findall(r"(\w+):\t(.*)", status)}
@@ -88,7 +88,7 @@ def test_a_confined_process_is_another_user_without_rights(jail: Path) -> None:
     assert found["Pid"] == ["1"]
 
 
-def test_a_confined_process_reaches_the_trees_files_and_no_other(jail: Path) -> None:
+def test_confined_process_reaches_only_the_trees_files(jail: Path) -> None:
     def look() -> Any:
         files = {
             f"{directory}/{name}".replace("//", "/")
@@ -107,7 +107,7 @@ def test_a_confined_process_reaches_the_trees_files_and_no_other(jail: Path) -> 
     assert kernel == "kernel"
 
 
-def test_a_confined_process_changes_nothing(jail: Path) -> None:
+def test_confined_process_cannot_change_anything(jail: Path) -> None:
     def attempt() -> Any:
         acts: dict[str, Callable[[], object]] = {
             "write to its program": lambda: os.open("/usr/bin/qemu", os.O_WRONLY),
@@ -120,7 +120,7 @@ def test_a_confined_process_changes_nothing(jail: Path) -> None:
             "fork": os.fork,
             "reach the network": lambda: socket.socket(socket.AF_INET),
             "trace": lambda: mounts.check(mounts._libc.ptrace(0, 0, 0, 0), ""),
-            "make namespaces": lambda: mounts.check(mounts._libc.unshare(0x10000000), ""),
+            "create namespaces": lambda: mounts.check(mounts._libc.unshare(0x10000000), ""),
             "mount": lambda: mounts.mount("none", "/sys", "tmpfs", 0),
             "make a node": lambda: os.mknod("/dev/mem", 0o600 | 0o020000, os.makedev(1, 1)),
             "open /dev/null": lambda: os.open("/dev/null", os.O_RDWR),
@@ -132,7 +132,7 @@ def test_a_confined_process_changes_nothing(jail: Path) -> None:
     assert [name for name, what in found.items() if what == "done"] == []
 
 
-def test_a_confined_process_has_limits(jail: Path) -> None:
+def test_confined_process_has_resource_limits(jail: Path) -> None:
     def look() -> Any:
         lines = Path("/proc/self/limits").read_text().splitlines()[1:]
         return {line[:25].strip(): line[25:].split()[:2] for line in lines}
@@ -145,8 +145,8 @@ def test_a_confined_process_has_limits(jail: Path) -> None:
     assert found["Max file size"] == ["7", "7"], "for the disks of emulated devices"
 
 
-def test_a_confined_process_dies_with_its_parent(jail: Path) -> None:
-    """Also where the parent has died before the child asks for that."""
+def test_confined_process_dies_with_its_parent(jail: Path) -> None:
+    """It dies also if the parent has died before the child requests the signal."""
     reading, writing = os.pipe()
     monitor = os.fork()
     if monitor == 0:
@@ -182,7 +182,7 @@ def test_a_confined_process_dies_with_its_parent(jail: Path) -> None:
     os.close(descriptor)
 
 
-def test_a_step_that_fails_is_named(tmp_path: Path) -> None:
+def test_failed_step_is_named_in_the_error(tmp_path: Path) -> None:
     def attempt() -> str:
         with pytest.raises(process.Failure) as caught:
             process.enter(f"{tmp_path}/none", user=USER, limits=process.Limits(), parent=0)
@@ -200,13 +200,13 @@ def host_with_devices(tmp_path: Path) -> str:
     return host.root
 
 
-def test_nodes_come_with_a_device_and_go_with_the_last_of_its_group(jail: Path) -> None:
+def test_group_node_stays_until_the_last_device_of_the_group_is_dismissed(jail: Path) -> None:
     host = host_with_devices(jail)
 
     def monitor() -> Any:
         mounts.unshare(mounts.SLAVE)
         root = root_of(jail, host)
-        keep_only(KEPT)  # as the monitor that plugs devices later
+        keep_only(KEPT)  # as in the monitor that plugs devices later
 
         def nodes() -> list[Any]:
             found = []
@@ -247,7 +247,7 @@ def test_nodes_come_with_a_device_and_go_with_the_last_of_its_group(jail: Path) 
 
 
 @pytest.mark.parametrize("by_file", [False, True])
-def test_address_that_comes_back_as_another_device_has_no_trace_of_the_first(jail: Path, by_file: bool) -> None:
+def test_reused_address_has_no_entries_of_the_former_device(jail: Path, by_file: bool) -> None:
     """A virtual function that was removed and created again has another group, and another device file."""
     host = FakeSysfs(str(jail / "host"))
     host.function(ADDRESS, group=12)
@@ -273,8 +273,10 @@ def test_address_that_comes_back_as_another_device_has_no_trace_of_the_first(jai
     assert in_child(monitor) == ["25", ["vfio3"] if by_file else []]
 
 
-@pytest.mark.parametrize(("by_file", "words"), [(False, "group 12 has no node any more"), (True, "no device file any")])
-def test_a_device_that_vfio_has_lost_is_refused(jail: Path, by_file: bool, words: str) -> None:
+@pytest.mark.parametrize(
+    ("by_file", "words"), [(False, "group 12 no longer has a device node"), (True, "no longer has a device file")]
+)
+def test_device_without_a_vfio_node_is_refused(jail: Path, by_file: bool, words: str) -> None:
     host = FakeSysfs(str(jail / "host"))
     host.function(ADDRESS, group=12, driver="e1000e")
 
@@ -287,11 +289,11 @@ def test_a_device_that_vfio_has_lost_is_refused(jail: Path, by_file: bool, words
     assert words in in_child(monitor)
 
 
-def test_a_tree_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_missing_tree_is_named_in_the_error(tmp_path: Path) -> None:
     def monitor() -> str:
         mounts.unshare(mounts.SLAVE)
         with pytest.raises(HostError) as caught:
             root_of(tmp_path)
         return caught.value.message
 
-    assert f"cannot make QEMU's root at {tmp_path}/jail: No such file or directory" in in_child(monitor)
+    assert f"cannot mount QEMU's root at {tmp_path}/jail: No such file or directory" in in_child(monitor)

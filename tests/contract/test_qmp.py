@@ -1,4 +1,4 @@
-"""The QMP seam against a real QEMU without a machine."""
+"""The QMP wrapper against a real QEMU with machine type "none"."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def qemu() -> AsyncIterator[tuple[Qmp, subprocess.Popen[bytes], list[bytes
             process.kill()
 
 
-def test_a_command_its_answer_and_its_error() -> None:
+def test_command_returns_its_result_or_raises_its_error() -> None:
     async def scenario() -> None:
         async with qemu() as (qmp, _, log):
             answer = await qmp.execute("query-status", {}, timeout=patience(10))
@@ -46,7 +46,7 @@ def test_a_command_its_answer_and_its_error() -> None:
     asyncio.run(scenario())
 
 
-def test_an_event_is_not_missed_between_the_command_and_the_wait() -> None:
+def test_event_between_the_command_and_the_wait_is_not_missed() -> None:
     async def scenario() -> None:
         async with qemu() as (qmp, _, _log):
             with qmp.listen("STOP", "RESUME") as events:
@@ -56,7 +56,7 @@ def test_an_event_is_not_missed_between_the_command_and_the_wait() -> None:
                 for _ in range(2):
                     assert await events.wait(lambda _data: True, seconds=0) is not None
             with qmp.listen("SHUTDOWN") as events:
-                # QEMU sends both events before the last answer: if they passed, they would be there.
+                # QEMU sends both events before the last answer: if they passed the filter, they would be present.
                 for command in ("stop", "cont", "query-status"):
                     await qmp.execute(command, {}, timeout=patience(10))
                 assert await events.wait(lambda _data: True, seconds=0) is None
@@ -64,8 +64,8 @@ def test_an_event_is_not_missed_between_the_command_and_the_wait() -> None:
     asyncio.run(scenario())
 
 
-def test_descriptors_that_are_given_at_the_same_time_all_arrive() -> None:
-    """As those of a network interface and of a disk are."""
+def test_descriptors_passed_concurrently_all_arrive() -> None:
+    """For example those of a network interface and of a disk."""
 
     async def scenario() -> None:
         async with qemu() as (qmp, _, _log):
@@ -81,7 +81,7 @@ def test_descriptors_that_are_given_at_the_same_time_all_arrive() -> None:
     asyncio.run(scenario())
 
 
-def test_a_qemu_that_is_gone() -> None:
+def test_command_after_qemu_exited_is_an_error() -> None:
     async def scenario() -> None:
         async with qemu() as (qmp, process, _):
             process.kill()

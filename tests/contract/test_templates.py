@@ -223,7 +223,7 @@ def test_a_cache_that_is_no_directory_is_a_warning(tmp_path: Path) -> None:
         [(level, text)] = stage.notes
         assert level == "warning"
         assert text.startswith("no template was left for later starts: templates are not used: ")
-        assert f"{stage.cache} is no directory" in text
+        assert f"{stage.cache} is not a directory" in text
 
     run(tmp_path, story)
 
@@ -411,7 +411,7 @@ def test_a_template_that_another_process_builds_is_waited_for_by_the_user(tmp_pa
         draft.close()
         shutil.rmtree(stage.cache)
         Path(stage.cache).touch()
-        with pytest.raises(HostError, match=r"templates are not used: .*/cache is no directory"):
+        with pytest.raises(HostError, match=r"templates are not used: .*/cache is not a directory"):
             await asyncio.to_thread(build, stage.plan())
 
     run(tmp_path, story)

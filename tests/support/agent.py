@@ -1,4 +1,4 @@
-"""The real agent as a subprocess, and the host's end of its link, for tests that need no machine."""
+"""The real agent as a subprocess, and the host's end of its link, for tests without a VM."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _FAKE_CRUN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_crun
 
 
 class Agent:
-    """Calls and frames, as the monitor would send them, over ``connection``; ``pid`` is the agent's.
+    """Sends calls and frames over ``connection``, as the monitor does; ``pid`` is the agent's.
 
-    ``root`` is a directory with /sys, /proc and /dev for the agent. ``unshare`` are options of unshare(1) for private
-    namespaces; what the agent does there ends with it.
+    ``root``: a directory with /sys, /proc and /dev for the agent. ``unshare``: options of unshare(1) for private
+    namespaces, so that the agent's changes in them end with it.
     """
 
     def __init__(self, directory: str, *, root: str = "", unshare: tuple[str, ...] = ()) -> None:
@@ -40,7 +40,7 @@ class Agent:
 
     def __enter__(self) -> Agent:
         self.connection, theirs = socket.socketpair()
-        # A wait for a frame that does not come is an error. settimeout() would not do: the port reads the descriptor.
+        # Waiting for a frame that does not arrive is an error. settimeout() is no use: the port reads the descriptor.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(patience(10)), 0))
         program = f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.__main__ import main; main()"
         options = ["--link-fd", str(theirs.fileno()), "--run", self._directory, "--crun", _FAKE_CRUN]
@@ -64,12 +64,12 @@ class Agent:
     ) -> None:
         self.connection.close()
         self._process.communicate(timeout=patience(10))
-        # In a guest everything ends with the machine; here the crun that waits for a container would stay.
+        # In a guest everything ends with the VM; here the crun that waits for a container would remain.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def call(self, method: str, **params: Any) -> object:
-        """The result of a call; other frames that come first are kept in ``seen``. Raises the agent's error."""
+        """Call; returns the result. Other frames that arrive first are stored in ``seen``. Raises the agent's error."""
         self.send(method, **params)
         number, result, error = self.answer()
         assert number == self._number
@@ -78,12 +78,12 @@ class Agent:
         return result
 
     def send(self, method: str, **params: Any) -> None:
-        """Call without waiting for the answer."""
+        """Send a call without waiting for the answer."""
         self._number += 1
         self.port.send(control.encode_call(self._number, method, params))
 
     def answer(self) -> tuple[int, object, HawseError | None]:
-        """The next answer: the number of its call, and the result or the error."""
+        """Wait for the next answer: the number of its call, and the result or the error."""
         for frame in self.frames:
             if frame[1] == REPLY:
                 return control.decode_reply(frame[2])
@@ -91,7 +91,7 @@ class Agent:
         raise HawseError("the agent ended")
 
     def event(self, name: str) -> dict[str, Any]:
-        """The parameters of the next event of that name."""
+        """Wait for the next event of that name; returns its parameters."""
         for frame in self.everything():
             if frame[1] == EVENT:
                 found, params = control.decode_event(frame[2])
@@ -100,21 +100,21 @@ class Agent:
         raise HawseError("the agent ended")
 
     def everything(self) -> Iterator[Frame]:
-        """Frames seen during calls, then those that come."""
+        """Frames received during calls, then those that arrive."""
         while self.seen:
             yield self.seen.pop(0)
-        # Not "yield from": giving this up would close the link's reader with it.
+        # Not "yield from": closing this generator would close the link's reader as well.
         while (frame := next(self.frames, None)) is not None:
             yield frame
 
     def crun_calls(self, *verbs: str) -> list[dict[str, Any]]:
-        """The fake crun's calls of these verbs so far, in their order."""
+        """The fake crun's calls of these verbs so far, in order."""
         with open(f"{self._directory}/crun/calls") as file:
             calls = [json.loads(line) for line in file]
         return [call for call in calls if call["verb"] in verbs]
 
     def output_until_exit(self, process: int, *, credit: bool = True) -> tuple[dict[int, bytes], int]:
-        """{descriptor: bytes} of a process's outputs, and its exit code."""
+        """Read until a process exits; returns {descriptor: bytes} of its outputs, and its exit code."""
         output = {1: b"", 2: b""}
         for stream, kind, payload in self.everything():
             if kind == DATA and stream // STREAMS == process:
@@ -128,13 +128,13 @@ class Agent:
         raise HawseError("the agent ended")
 
     def write(self, process: int, data: bytes, *, descriptor: int = 0, end: bool = True) -> None:
-        """Send what the process is to read, from its stdin or from another descriptor."""
+        """Send input to the process, for its stdin or another descriptor."""
         stream = process * STREAMS + descriptor
         self.port.send(encode(stream, DATA, data))
         if end:
             self.port.send(encode(stream, EOF))
 
     def wait(self) -> str:
-        """The agent's end by itself; what it said on stderr."""
+        """Wait until the agent exits by itself; returns its stderr."""
         _, errors = self._process.communicate(timeout=patience(10))
         return errors.decode()

@@ -1,4 +1,4 @@
-"""A wait of tests that run in an event loop: see tests/support/patience.py for others."""
+"""Waiting in tests that run in an event loop; tests/support/patience.py is for other tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.patience import patience
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 7) -> None:
-    """Wait until a task or a thread makes the condition true. ``seconds`` is given to :func:`patience`."""
+    """Wait until a task or a thread makes the condition true. ``seconds`` is passed to :func:`patience`."""
     async with asyncio.timeout(patience(seconds)):
         while not condition():
             await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Bundles for tests: a root file system of busybox or of one static program, and config.json made from a few words."""
+"""Bundles for tests: a root file system of busybox or of one static program, and a config.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _APPLETS = (
     "test", "touch", "chown", "chmod", "true", "false", "wc", "yes", "tty", "seq", "sync", "rm", "ps", "md5sum",
     "mknod", "uname",
 )  # fmt: skip
-#: To give files away, and to set the bits that change who runs them.
+#: Capabilities to change the owner of files, and to set their set-uid and set-gid bits.
 FILE_CAPABILITIES = {
     kind: ["CAP_KILL", "CAP_CHOWN", "CAP_FOWNER", "CAP_FSETID"] for kind in ("bounding", "effective", "permitted")
 }
@@ -31,7 +31,7 @@ Device = tuple[str, int, int]
 
 @functools.cache
 def busybox() -> str:
-    """Debian's static busybox, unpacked once a run; its path."""
+    """Debian's static busybox, unpacked once in a test run; returns its path."""
 
     def unpack(path: str) -> None:
         fetched = packages.fetch(["busybox-static"], cache=CACHE, progress=print)
@@ -41,7 +41,7 @@ def busybox() -> str:
 
 
 def make_rootfs(rootfs: str) -> None:
-    """A root file system in which a shell and the usual small programs run."""
+    """Create a root file system with a shell and the usual small programs."""
     os.makedirs(f"{rootfs}/bin")
     for name in ("dev", "etc", "proc", "sys", "tmp", "data"):
         os.mkdir(f"{rootfs}/{name}")
@@ -52,7 +52,7 @@ def make_rootfs(rootfs: str) -> None:
 
 
 def make_bundle(directory: str, argv: Sequence[str], *, terminal: bool = False, **process: Any) -> dict[str, Any]:
-    """A bundle with busybox; the specification, which :func:`write` writes again after a change."""
+    """Create a bundle with busybox; returns its specification, which :func:`write` writes after a change."""
     os.makedirs(directory, exist_ok=True)
     make_rootfs(f"{directory}/rootfs")
     spec = specification(argv, terminal=terminal, **process)
@@ -61,29 +61,29 @@ def make_bundle(directory: str, argv: Sequence[str], *, terminal: bool = False, 
 
 
 def build_probe(directory: str) -> str:
-    """The VFIO probe as a static program in ``directory``; its path."""
+    """Compile the VFIO probe as a static program in ``directory``; returns its path."""
     source = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lab", "probe", "probe.c")
     shutil.copy(compiled_file(source), f"{directory}/probe")
     return f"{directory}/probe"
 
 
 def make_probe_bundle(directory: str, *, group: Device, node: str = "", files: Sequence[Device] = ()) -> dict[str, Any]:
-    """A bundle whose only program is the VFIO probe, without capabilities, with the container node and one group; or
-    with device files in place of both."""
+    """Create a bundle whose only program is the VFIO probe, without capabilities, with the VFIO container's node and a
+    group's node, or with device files instead of both."""
     os.makedirs(f"{directory}/rootfs")
     build_probe(f"{directory}/rootfs")
     for name in ("dev", "proc", "sys"):
         os.mkdir(f"{directory}/rootfs/{name}")
     spec = specification(["/probe", node or group[0]], capabilities={}, rlimits=[UNLIMITED])
     add_devices(spec, files or [("/dev/vfio/vfio", 10, 196), group])
-    # runc 1.1 cannot mount this on a host whose cgroups are v2 alone without a namespace of them.
+    # On a host with only cgroup v2, runc 1.1 cannot mount this without a cgroup namespace.
     spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
     write(directory, spec)
     return spec
 
 
 def specification(argv: Sequence[str], *, terminal: bool = False, **process: Any) -> dict[str, Any]:
-    """`hawse spec`'s example, writable, with this process."""
+    """The example of `hawse spec`, with a writable root and this process."""
     spec = example()
     spec["root"]["readonly"] = False
     path = "PATH=/bin:/usr/bin"
@@ -92,7 +92,7 @@ def specification(argv: Sequence[str], *, terminal: bool = False, **process: Any
 
 
 def add_devices(spec: dict[str, Any], devices: Sequence[Device]) -> None:
-    """List devices as an engine does: the node, and a rule that allows it."""
+    """Add devices to a specification as an engine does: the node, and a rule that allows it."""
     spec["linux"]["devices"] = [
         {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
         for path, major, minor in devices

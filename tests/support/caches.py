@@ -1,4 +1,4 @@
-"""A cache of a test's own: the machine's images and answers, and templates of nobody else."""
+"""A test's private cache: the host's images and cached results, and separate templates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import subprocess
 from collections.abc import Callable
 
 from demo.rootfs import make
-from hawse.vm.cache import alone
+from hawse.vm.cache import locked
 
 CACHE = "/var/cache/hawse"
 
 
 def place(name: str) -> str:
-    """Where :func:`kept` keeps it."""
+    """The path that :func:`kept` uses for a name."""
     return f"{CACHE}/test-{name}"
 
 
 def kept(name: str, make: Callable[[str], object]) -> str:
-    """The path of what tests keep in the cache by a name; ``make`` puts it at the path that it is given."""
+    """The path of an artifact that tests keep in the cache under a name; ``make`` creates it at a given path."""
     path = place(name)
-    with alone(f"{path}.lock"):
+    with locked(f"{path}.lock"):
         if not os.path.exists(path):
             shutil.rmtree(f"{path}.making", ignore_errors=True)
             make(f"{path}.making")
@@ -30,9 +30,9 @@ def kept(name: str, make: Callable[[str], object]) -> str:
 
 
 def dpdk_rootfs() -> str:
-    """A root file system with Debian's DPDK, as the demo's, with the drivers of the tests' NICs alone.
+    """A root file system with Debian's DPDK, like the demo's, but with only the drivers of the tests' NICs.
 
-    DPDK loads every driver that it finds in its directory, and each of the 130 takes seconds in a machine in a machine.
+    DPDK loads every driver in its directory, and each of the 130 takes seconds in a nested VM.
     """
 
     def unpack(path: str) -> None:
@@ -51,7 +51,7 @@ def dpdk_rootfs() -> str:
 
 
 def own_cache(directory: str) -> str:
-    """Make it; its path."""
+    """Create the cache; returns its path."""
     os.makedirs(directory)
     os.symlink(f"{CACHE}/images", f"{directory}/images")
     for answers in ("accel.json", "qemu.json"):
@@ -61,6 +61,6 @@ def own_cache(directory: str) -> str:
 
 
 def templates(cache: str) -> list[str]:
-    """The digests of the templates that others can see."""
+    """The digests of the committed templates."""
     directory = f"{cache}/templates"
     return [name for name in os.listdir(directory) if not name.startswith(".")] if os.path.isdir(directory) else []

@@ -1,4 +1,4 @@
-"""The command line in the test's own process: words in, exit status and outputs out."""
+"""Run the command line in the test's process; returns exit status and outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hawse.sandbox.state import Store
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -20,7 +20,7 @@ class Done:
 
 
 class Command:
-    """`hawse` with a state directory and a configuration below ``directory``; a call runs one command."""
+    """`hawse` with a state directory and a configuration below ``directory``; calling the object runs one command."""
 
     def __init__(self, directory: str) -> None:
         self.root = f"{directory}/state"
@@ -37,7 +37,7 @@ class Command:
         return Store(self.root, name)
 
     def __call__(self, *words: str, options: tuple[str, ...] = ()) -> Done:
-        """Run the command; ``options`` are global ones."""
+        """Run a command; ``options`` are global options."""
         output, errors = io.StringIO(), io.StringIO()
         with redirect_stdout(output), redirect_stderr(errors):
             code = main(["--root", self.root, "--config", self.config, *options, *words])

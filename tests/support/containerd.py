@@ -1,8 +1,8 @@
-"""A containerd of the tests' own, as a node of Kubernetes has it: the machine's program with files, network and images
-that go with it.
+"""A private containerd for tests, configured as on a Kubernetes node: the host's program with separate files, network
+and images.
 
-It is in a network namespace of its own, which plays the node's network: pods of two test runs beside each other cannot
-meet, and nothing stays on the machine's interfaces.
+It runs in its own network namespace, which stands for the node's network: pods of two concurrent test runs cannot
+interfere, and nothing remains on the host's interfaces.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.patience import patience, wait_until
 from tests.support.runtime import HAWSE, Result
 from tests.support.subprocesses import run
 
-#: What `hawse install containerd` adds to.
+#: The configuration to which `hawse install containerd` adds.
 CONFIG = """
 version = 2
 root = "{directory}/root"
@@ -62,14 +62,14 @@ NETWORK = {
 
 
 class Containerd:
-    """It runs from its making to :meth:`stop`; ``directory`` is to be short: sockets' paths are limited."""
+    """It runs from its creation to :meth:`stop`. ``directory`` must be short, since socket paths are limited."""
 
     def __init__(self, directory: str, *, hawse: str = "") -> None:
         """``hawse`` is the content of hawse's configuration."""
         self.directory = directory
         self.address = f"{directory}/containerd.sock"
-        #: ctr's namespace, after which containerd calls the cgroup above those of containers that name none. Not after
-        #: hawse: tests beside these compare all cgroups that are called so, before and after.
+        #: ctr's namespace. containerd uses it as the name of the parent cgroup of containers that name none. It differs
+        #: from "hawse", since concurrent tests compare all cgroups with that name before and after.
         self.namespace = f"containerd-test-{uuid.uuid4().hex[:8]}"
         self.cgroups = f"/{self.namespace}"
         self.runtime_root = f"{directory}/runtime"
@@ -98,10 +98,10 @@ class Containerd:
             raise
 
     def _configure(self) -> None:
-        """As `hawse install containerd` does it, but for the root, which other runs of tests have too."""
+        """Configure it by `hawse install containerd`, except for the root, which other test runs use too."""
         path = f"{self.directory}/config.toml"
         _write(path, CONFIG.format(directory=self.directory, pause=PAUSE_IMAGE.name))
-        # With a configuration of hawse's that exists: none is to be written for this machine.
+        # Name an existing configuration of hawse, so that none is written for this host.
         words = [HAWSE, "--config", f"{self.directory}/hawse.toml", "install", "containerd"]
         words += ["--file", path, "--program", self.binary]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ class Containerd:
         _write(path, tomlkit.dumps(document))
 
     def _start(self) -> None:
-        # Not `ip netns exec`, which would have it in a mount namespace where no test sees what it leaves.
+        # Not `ip netns exec`, which enters a new mount namespace: tests would not see leftover mounts.
         argv = ["nsenter", f"--net={self.node.path}", "containerd", "--config", f"{self.directory}/config.toml"]
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
@@ -130,18 +130,18 @@ class Containerd:
         return os.path.exists(self.address) and self.ctr("version").code == 0
 
     def restart(self) -> None:
-        """End it and begin it again, as an update of a node's packages does; what runs goes on."""
+        """Stop and start it, as an update of a node's packages does; containers keep running."""
         self._process.send_signal(signal.SIGTERM)
         assert self._process.wait(patience(10)) == 0, self.log()
         self._start()
 
     def log(self) -> str:
-        """What it said."""
+        """Its log."""
         with open(self._log, errors="replace") as file:
             return file.read()
 
     def load(self, archive: str, *, namespace: str = "") -> None:
-        """Have it know the images of an archive."""
+        """Import the images of an archive."""
         done = self.ctr("images", "import", archive, namespace=namespace)
         assert done.code == 0, done.errors
 
@@ -150,11 +150,11 @@ class Containerd:
         return ["ctr", "--address", self.address, "--namespace", namespace or self.namespace, *words]
 
     def ctr(self, *words: str, namespace: str = "", stdin: str | None = None) -> Result:
-        """Run ctr to its end."""
+        """Run ctr and wait for its end."""
         return run(self.argv(*words, namespace=namespace), stdin=stdin, seconds=40)
 
     def stop(self) -> None:
-        """End it, and prove that nothing is left: of it, of its pods and containers."""
+        """Stop it, and check that nothing is left of it and of its pods and containers."""
         try:
             left = self.left()
             self._process.send_signal(signal.SIGTERM)
@@ -172,7 +172,7 @@ class Containerd:
             os.rmdir(f"{mount}{self.cgroups}")
 
     def containers(self) -> list[str]:
-        """The directories of hawse's containers."""
+        """The state directories of hawse's containers."""
         found = []
         for directory, names, _ in os.walk(self.runtime_root):
             found += [f"{directory}/{name}" for name in names if directory.count("/") > self.runtime_root.count("/")]
@@ -181,7 +181,7 @@ class Containerd:
         return found
 
     def left(self) -> list[str]:
-        """What is there of pods and containers while it runs: nothing, when all of them have been removed."""
+        """Leftovers of pods and containers while it runs: empty when all of them have been removed."""
         found = [f"hawse: {path}" for path in self.containers()] + [f"shim: {words}" for words in self._shims()]
         found += [f"interface: {name}" for name in self.node.links()]
         found += [f"mount: {path}" for path in _mounts(self.directory)]
@@ -190,11 +190,11 @@ class Containerd:
         return found
 
     def shims(self, name: str) -> list[int]:
-        """The pid of the shim of a container or a pod."""
+        """The pids of the shim of a container or a pod."""
         return [int(words.split()[0]) for words in self._shims() if f" -id {name} " in words]
 
     def kill_shim(self, sandbox: str) -> None:
-        """Kill the shim of a pod; its socket, which containerd leaves behind then, goes too."""
+        """Kill the shim of a pod, and remove its socket, which containerd leaves behind then."""
         [pid] = self.shims(sandbox)
         with open(f"{self.directory}/state/io.containerd.runtime.v2.task/k8s.io/{sandbox}/address") as file:
             socket = file.read().removeprefix("unix://")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """``mode`` with the type; ``device`` is a node's major and minor."""
+    """``mode`` includes the file type; ``device``: major and minor of a device node."""
 
     mode: int
     content: bytes
@@ -15,7 +15,7 @@ class Entry:
 
 
 def read_archive(data: bytes) -> dict[str, Entry]:
-    """The entries by path. Asserts that the archive is aligned, without owners and times, and has a trailer."""
+    """The entries by path. Asserts that the archive is aligned, has no owners and times, and ends with a trailer."""
     entries: dict[str, Entry] = {}
     inodes: set[int] = set()
     at = 0

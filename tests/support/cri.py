@@ -1,6 +1,6 @@
-"""A client of the Container Runtime Interface, speaking as a kubelet does: gRPC for calls, WebSocket for streams.
+"""A client of the Container Runtime Interface that behaves like a kubelet: gRPC for calls, WebSocket for streams.
 
-Requests and answers are dictionaries by the names of cri.proto, which protoc reads when a client is made.
+Requests and answers are dictionaries with the field names of cri.proto, which protoc compiles for each client.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PROTO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cri.proto")
 #: The channels of the protocol v4.channel.k8s.io (k8s.io/apimachinery pkg/util/remotecommand/constants.go).
 _STDIN, _STDOUT, _STDERR, _STATUS, _RESIZE = range(5)
 _OUTPUTS = {_STDOUT: "stdout", _STDERR: "stderr", _STATUS: "status"}
-#: Those of a forwarded port: what it says, and what went wrong, each behind two bytes of the port's number
+#: The channels of a forwarded port: data and errors, each preceded by two bytes with the port's number
 #: (k8s.io/kubelet pkg/cri/streaming/portforward/websocket.go).
 PORT = {0: "stdout", 1: "stderr"}
 
 
 class CallError(Exception):
-    """A call that the engine refused; ``message`` is what a kubelet puts into the pod's events."""
+    """A call that the engine refused; a kubelet writes ``message`` to the pod's events."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -42,7 +42,7 @@ class CallError(Exception):
 
 @functools.cache
 def _methods() -> dict[str, tuple[str, Any, Any]]:
-    """By the name of a call: its path, and the classes of its request and answer."""
+    """For each call by its name: its path, and the classes of its request and answer."""
     made = subprocess.run(
         ["protoc", f"--proto_path={os.path.dirname(_PROTO)}", "--descriptor_set_out=/dev/stdout", _PROTO],
         check=True,
@@ -65,7 +65,7 @@ def _methods() -> dict[str, tuple[str, Any, Any]]:
 
 
 class Cri:
-    """A connection to an engine's socket, as a context; called with the name of a call and its fields."""
+    """A connection to an engine's socket, as a context manager; call it with the name of a call and its fields."""
 
     def __init__(self, address: str, *, seconds: float = 40) -> None:
         self._channel = grpc.insecure_channel(f"unix://{address}")
@@ -80,7 +80,7 @@ class Cri:
         self._channel.close()
 
     def __call__(self, method: str, **fields: Any) -> dict[str, Any]:
-        """The answer, with what is zero or empty in it. Raises :class:`CallError`."""
+        """The answer, including fields that are zero or empty. Raises :class:`CallError`."""
         path, request, answer = _methods()[method]
         call = self._channel.unary_unary(
             path, request_serializer=request.SerializeToString, response_deserializer=answer.FromString
@@ -97,7 +97,7 @@ class Cri:
         return shown
 
     def is_ready(self) -> bool:
-        """Whether the engine takes calls yet: one that begins answers others before it has found its pods again."""
+        """Whether the engine accepts calls: a starting engine answers some calls before it has found its pods again."""
         try:
             self("Status")
         except CallError as error:
@@ -109,7 +109,7 @@ class Cri:
 
 @dataclass
 class Streamed:
-    """What came over a stream: outputs, and how the process ended as the engine says it."""
+    """The data received from a stream: outputs, and the process's exit as the engine reports it."""
 
     stdout: bytes = b""
     stderr: bytes = b""
@@ -124,9 +124,9 @@ class Streamed:
 
 
 class Stream:
-    """A stream that the engine has prepared at ``url``, as a context; its server listens in ``node``, a namespace.
+    """A stream that the engine has prepared at ``url``, as a context manager; its server listens in ``node``.
 
-    ``channels`` are what is kept of what comes over each.
+    ``channels`` contains the data received on each channel.
     """
 
     def __init__(self, url: str, node: int, channels: dict[int, str] = _OUTPUTS) -> None:
@@ -148,24 +148,24 @@ class Stream:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
-        self._connected.close()  # which the library leaves open when the server has closed the stream
+        self._connected.close()  # The library leaves it open when the server has closed the stream.
 
     def send(self, data: bytes) -> None:
-        """To stdin, or to the port."""
+        """Send data to stdin, or to the port."""
         self._socket.send_binary(bytes([_STDIN]) + data)
 
     def resize(self, rows: int, columns: int) -> None:
-        """The terminal's size."""
+        """Set the terminal's size."""
         self._socket.send_binary(bytes([_RESIZE]) + json.dumps({"Width": columns, "Height": rows}).encode())
 
     def until(self, text: bytes) -> Streamed:
-        """All that has come when stdout has that."""
+        """Read until stdout contains ``text``; returns all received data."""
         while text not in self.seen.stdout:
             assert self._receive(), self.seen
         return self.seen
 
     def end(self) -> Streamed:
-        """All that came, once the engine has closed the stream."""
+        """Read until the engine closes the stream; returns all received data."""
         while self._receive():
             pass
         return self.seen

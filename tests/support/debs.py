@@ -1,4 +1,4 @@
-"""Debian packages made by the test, and a mirror of them that is served by fake_apt.py."""
+"""Debian packages created by the test, and a mirror of them that fake_apt.py serves."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _FAKE_APT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_apt.p
 
 
 def directory(name: str) -> tarfile.TarInfo:
-    """A directory's entry in a package."""
+    """A package's entry for a directory."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.mode = tarfile.DIRTYPE, 0o755
     return entry
 
 
 def link(name: str, target: str, *, hard: bool = False) -> tarfile.TarInfo:
-    """A link's entry in a package."""
+    """A package's entry for a link."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = (tarfile.LNKTYPE if hard else tarfile.SYMTYPE), target
     return entry
 
 
 def file(name: str, content: bytes, mode: int = 0o644) -> tuple[tarfile.TarInfo, bytes]:
-    """A file's entry in a package, and its content."""
+    """A package's entry for a file, and its content."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(content), mode
     return entry, content
 
 
 def make_deb(path: str, entries: Iterable[Entry]) -> str:
-    """Write a package (deb(5)) with these entries in this order; its path."""
+    """Write a package (deb(5)) with these entries in this order; returns its path."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         for entry in entries:
@@ -54,7 +54,7 @@ def make_deb(path: str, entries: Iterable[Entry]) -> str:
 
 
 class Mirror:
-    """A directory of packages for a fake apt-get, which it puts on the PATH of ``environment``."""
+    """A directory of packages for a fake apt-get, which it adds to the PATH of ``environment``."""
 
     def __init__(self, path: str, environment: Callable[[str, str], None]) -> None:
         self.path = path
@@ -64,12 +64,12 @@ class Mirror:
         environment("PATH", f"{path}/bin:{os.environ['PATH']}")
 
     def offer(self, packages: Mapping[str, Iterable[str]]) -> None:
-        """Say which .deb files of this directory each package needs."""
+        """Set which .deb files of this directory each package needs."""
         with open(f"{self.path}/packages", "w") as file:
             json.dump({name: list(debs) for name, debs in packages.items()}, file)
 
     def state(self, name: str) -> None:
-        """Make it "outdated" or "broken"."""
+        """Put the mirror into the state "outdated" or "broken"."""
         with open(f"{self.path}/{name}", "w"):
             pass
 

@@ -1,4 +1,4 @@
-"""Docker's daemon with a directory, networks and a socket of a test's own, and hawse among its runtimes."""
+"""A private Docker daemon for a test, with its own directory, networks and socket, and with hawse as a runtime."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.support.subprocesses import run
 
 IMAGE = "box"
 _DOCKER = "/usr/bin/docker"
-#: The limit of a command, given to :func:`patience`.
+#: The time limit of a command, passed to :func:`patience`.
 _SECONDS = 75
 
 
 class Docker:
-    """As a context; afterwards its containers, networks and daemon are gone. ``settings`` are more of daemon.json's."""
+    """A context that removes its containers, networks and daemon at the end. ``settings``: added to daemon.json."""
 
     def __init__(self, directory: str, runtime: Runtime, **settings: Any) -> None:
         self.directory = directory
-        #: Where its shim has any runtime keep containers (moby daemon/runtime_unix.go): below its namespace's name.
+        #: The root that its shim passes to every runtime (moby daemon/runtime_unix.go), without the namespace's name.
         self.runtime_root = f"{directory}/exec/runtime-runc/moby"
         evidence.watch(directory, depth=0)
         evidence.watch(self.runtime_root)
@@ -38,7 +38,7 @@ class Docker:
             "exec-root": f"{directory}/exec",
             "pidfile": f"{directory}/pid",
             "hosts": [f"unix://{directory}/socket"],
-            # What any machine lets a container have: runc fails where they are raised without a right to.
+            # Limits that every host permits: runc fails if it must raise them without the privilege to do so.
             "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 1024, "Soft": 1024}},
         } | settings
         with open(f"{directory}/daemon.json", "w") as file:
@@ -72,25 +72,25 @@ class Docker:
         self._end()
 
     def __call__(self, *words: str, stdin: str | None = None) -> Result:
-        """A command, to its end."""
+        """Run a command and wait for its end."""
         return self.run([_DOCKER, *words], stdin=stdin)
 
     def run(self, argv: list[str], stdin: str | None = None) -> Result:
-        """A client of the daemon, to its end."""
+        """Run a client of the daemon and wait for its end."""
         return run(argv, environment=self.environment, stdin=stdin, seconds=_SECONDS)
 
     def must(self, *words: str, stdin: str | None = None) -> str:
-        """The output of a command, which must succeed."""
+        """Run a command, which must succeed; returns its output."""
         done = self(*words, stdin=stdin)
         assert done.code == 0, f"docker {' '.join(words)}: {done}"
         return done.output
 
     def on_terminal(self, *words: str) -> str:
-        """What a command writes to the terminal that it is on; it must succeed."""
+        """Run a command, which must succeed, on a terminal; returns its output."""
         return on_terminal([_DOCKER, *words], self.environment)
 
     def inspect(self, name: str) -> Any:
-        """What `docker inspect` says of a container."""
+        """The output of `docker inspect` for a container."""
         return json.loads(self.must("inspect", name))[0]
 
     @property
@@ -100,7 +100,7 @@ class Docker:
             return [self._daemon.pid, int(file.read())]
 
     def restart(self) -> None:
-        """End the daemon and its containerd and begin them again, as an update of their packages does."""
+        """Stop and start the daemon and its containerd, as an update of their packages does."""
         self._daemon.send_signal(signal.SIGTERM)
         assert self._daemon.wait(patience(20)) == 0
         self._start()
@@ -123,8 +123,8 @@ class Docker:
     def _end(self) -> None:
         self._daemon.send_signal(signal.SIGTERM)
         self._daemon.wait(patience(20))
-        # What the daemon keeps for its next start: its bridge, a name of the host's network namespace, and with
-        # "live-restore" the mount that its data are.
+        # Remove what the daemon keeps for its next start: its bridge, a name of the host's network namespace, and, with
+        # "live-restore", the mount of its data directory.
         places = [f"{self.directory}/{name}" for name in ("exec/netns/default", "data")]
         for words in (["ip", "link", "delete", "docker0"], *(["umount", place] for place in places)):
             subprocess.run(words, check=False, stderr=subprocess.DEVNULL)

@@ -1,8 +1,8 @@
 """Evidence of a failing test: consoles, QMP logs, states and the stacks of processes, in one directory.
 
-Whatever creates a directory of hawse or of an engine registers it with :func:`watch`; the lab registers a function with
-:func:`collected`. tests/conftest.py calls :func:`save` when a test fails or is ended by its time limit, while
-everything still runs.
+Code that creates a directory of hawse or of an engine registers it with :func:`watch`; the lab registers a function by
+:func:`collected`. tests/conftest.py calls :func:`save` when a test fails or exceeds its time limit, while all processes
+still run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-#: Where it is saved; a test of this module chooses another place.
+#: The directory for evidence; the test of this module sets another one.
 EVIDENCE = os.environ.get("HAWSE_EVIDENCE", os.path.join(_TOP, "evidence"))
 _PROCESSES = re.compile(r"qemu-system|virtiofsd|hawse|conmon|podman|containerd|dockerd|crun|runc")
 _PY_SPY = os.path.join(os.path.dirname(sys.executable), "py-spy")
@@ -25,21 +25,21 @@ Collector = Callable[[str], None]
 _collectors: list[Collector] = []
 _saved: set[str] = set()
 _directories: list[tuple[str, int]] = []
-#: Bytes of one file: a log that a test floods is cut at its beginning.
+#: Maximum bytes of one file: the beginning of a flooded log is cut off.
 _MOST = 4 * 1024 * 1024
 
 
 def watch(directory: str, *, depth: int = 1) -> None:
-    """Save the logs and states to that depth below ``directory``, while it exists, when a test fails.
+    """When a test fails, save the logs and states down to ``depth`` below ``directory``, if it still exists.
 
-    Root file systems and shares, which containers write to, lie deeper.
+    Root file systems and shares, which containers write to, are deeper.
     """
     _directories.append((directory, depth))
 
 
 @contextmanager
 def collected(collector: Collector) -> Iterator[None]:
-    """Have ``collector`` called for each test that fails in this context."""
+    """Call ``collector`` for each test that fails in this context."""
     _collectors.append(collector)
     try:
         yield
@@ -50,7 +50,7 @@ def collected(collector: Collector) -> Iterator[None]:
 def save(test: str) -> str:
     """Save the evidence of a test; returns the directory. A collector that fails leaves its error there.
 
-    The first failure of a test counts: at a later one, in its clean-up, the processes have ended.
+    Only the first failure of a test is saved: at a later one, in its clean-up, the processes have ended.
     """
     directory = os.path.join(EVIDENCE, re.sub(r"[^\w.=-]+", "_", test)[:150])
     if directory in _saved:
@@ -61,7 +61,7 @@ def save(test: str) -> str:
     for number, collector in enumerate([*_collectors, _save_logs, _save_processes]):
         try:
             collector(directory)
-        except Exception as error:  # the failure of the test is what matters
+        except Exception as error:  # the failure of the test is more important
             with open(f"{directory}/collector-{number}.error", "w") as file:
                 file.write(f"{type(error).__name__}: {error}\n")
     return directory
@@ -78,7 +78,7 @@ def _save_logs(directory: str) -> None:
 
 
 def _within(top: str, depth: int) -> list[str]:
-    """``top`` and the directories below it, to that depth."""
+    """``top`` and the directories below it, down to ``depth``."""
     children = [entry.path for entry in os.scandir(top) if depth and entry.is_dir(follow_symlinks=False)]
     return [top, *(path for child in children for path in _within(child, depth - 1))]
 
@@ -90,7 +90,7 @@ def _copy_end(source: str, target: str) -> None:
 
 
 def _save_processes(directory: str) -> None:
-    """For each process that may take part: command line, state, kernel stacks, descriptors, and Python's stack."""
+    """Save for each process that may be involved: command line, state, kernel stacks, descriptors, Python's stack."""
     with open(f"{directory}/processes.txt", "w") as file:
         for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
             words = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()

@@ -1,10 +1,10 @@
 #!/usr/bin/python3 -IS
-"""The part of apt-get's command line that hawse uses, on a directory of .deb files in place of a mirror.
+"""The part of apt-get's command line that hawse uses, with a directory of .deb files instead of a mirror.
 
 $FAKE_APT is a directory with a JSON file `packages`: {name: [the .deb files that it needs]}. A file `outdated` there
-makes every installation fail until `update` is called; `broken` makes it fail always. A file `tampered` has the name of
-a .deb whose content it changes, and how often; with `lost` nothing arrives. Each call is appended to `calls`; `seen`
-has the options of the last one and the directories on the way to its archives that other users cannot search.
+makes every installation fail until `update` is called; `broken` makes every call fail. A file `tampered` contains the
+name of a .deb whose content is changed, and how often; with `lost` no package arrives. Calls are appended to `calls`;
+`seen` contains the options of the last call, and the parent directories of its archives that others cannot search.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
     needed = dict.fromkeys(deb for name in plain[1:] for deb in known[name])
     for deb in needed:
         if os.path.exists(f"{archives}/{deb}"):
-            continue  # apt neither lists nor downloads what it has
+            continue  # apt neither lists nor downloads packages that it has already
         if "--print-uris" in call:
             with open(f"{MIRROR}/{deb}", "rb") as file:
                 content = file.read()
@@ -61,7 +61,7 @@ def main(words: list[str]) -> int:
 
 
 def tamper(deb: str, path: str) -> None:
-    """Change one byte of it, so many times as wanted."""
+    """Change one byte of the package, as often as `tampered` requests."""
     try:
         with open(f"{MIRROR}/tampered") as file:
             name, times = file.read().split()

@@ -11,7 +11,7 @@ from hawse.sandbox.guest import GuestLink, Route
 
 
 class FakeWriter:
-    """The host's side, which takes nothing more until ``reads`` is set."""
+    """The host's side, which blocks its writer until ``reads`` is set."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -22,11 +22,11 @@ class FakeWriter:
 
     @property
     def transport(self) -> FakeWriter:
-        """Itself: it can be aborted."""
+        """The object itself, which has abort()."""
         return self
 
     def get_extra_info(self, name: str) -> FakeWriter:
-        """Itself: its options can be set."""
+        """The object itself, which has setsockopt()."""
         assert name == "socket"
         return self
 
@@ -47,7 +47,7 @@ class FakeWriter:
 
 
 class RoutedLink:
-    """The guest's side. A call is answered after ``gate``, with ``refusal`` if there is one."""
+    """The guest's side. A call is answered once ``gate`` is set, with the error ``refusal`` if it is set."""
 
     def __init__(self, *, refusal: HawseError | None = None) -> None:
         self.on_exit: Any = None

@@ -1,8 +1,8 @@
 #!/usr/bin/python3 -IS
-"""crun's command line as the agent uses it, without containers: what it starts runs on the machine itself.
+"""The part of crun's command line that the agent uses, without containers: its programs run on the host itself.
 
-Annotations: "takes" is the seconds that a creation takes; with "chroot" the first process enters root.path, where it
-can wait and not be started. Each hook takes a fifth of a second. A unified limit "refused" is refused. The commands are
+Annotations: "takes" is the duration of a creation in seconds; with "chroot" the first process enters root.path, where
+it can wait but not be started. Each hook takes a fifth of a second. A unified limit "refused" is refused. Commands are
 recorded as JSON in the file "calls" of crun's root.
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
     child = os.fork()
     if child:
         os.close(in_place)
-        os.read(placed, 1)  # the end: as crun's, it is in its root directory when its pid is known
+        os.read(placed, 1)  # at the end, as with crun: the process is in its root directory when its pid is known
         with open(options["pid-file"], "w") as file:
             file.write(str(child))
         return
@@ -80,7 +80,7 @@ def main() -> None:
         os.chroot(spec["root"]["path"])
     os.close(in_place)
     if verb == "create":
-        # By this descriptor: whoever starts it takes the name away before it writes.
+        # By this descriptor, since the starting process removes the name before it writes.
         poll = select.poll()
         poll.register(waiting, select.POLLIN)
         poll.poll()
@@ -114,8 +114,8 @@ def fail(options: dict[str, str], message: str) -> None:
 
 
 def open_terminal(path: str) -> int:
-    """Send the master side; the slave side."""
-    import socket  # here, since most calls do without
+    """Send the terminal's master side to the console socket; returns the slave side."""
+    import socket  # imported here, since most calls do not need it
 
     master, slave = os.openpty()
     with socket.socket(socket.AF_UNIX) as console:

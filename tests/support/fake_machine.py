@@ -1,8 +1,8 @@
-"""QEMU, virtiofsd and the guest, played by the test at the real ends: processes, inherited sockets, QMP and the link.
+"""QEMU, virtiofsd and the guest, simulated by the test at the real interfaces: processes, sockets, QMP and the link.
 
 The code under test starts ``FakeHost.qemu`` and ``FakeHost.virtiofsd`` as its programs. Each is
-tests/support/puppet.py, which hands its descriptors over. The test answers QMP commands as QEMU does, and calls of the
-link as the agent does.
+tests/support/puppet.py, which passes its descriptors to the test. The test answers QMP commands as QEMU does, and calls
+of the link as the agent does.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tests.support.patience import patience
 
 _PUPPET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "puppet.py")
 _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
-#: Longer than any story takes: what waits for more waits for ever.
+#: Longer than any test: a wait of this length is a hang.
 SECONDS = patience(10)
-#: What the guest answers of a function that VFIO has taken.
+#: The guest's answer for a function that is bound to VFIO.
 BOUND = {"group": 3, "major": 511, "minor": 0}
 #: The guest's CLOCK_MONOTONIC when it is woken.
 GUEST_NS = 5_000_000_000
 
 
 class FakeHost:
-    """The programs' files in ``directory``, and how QEMU and the guest answer. ``machines``: those that were started.
+    """The programs in ``directory``, and the answers of QEMU and the guest. ``machines``: the VMs that were started.
 
-    ``refused`` are QMP commands that fail, each with QEMU's description; ``errors`` are the guest's, by method;
-    ``answers`` are the results of its other methods; what is in ``held``, of QMP or of
-    the guest, is answered after its event. ``raw`` are the bytes that the guest sends instead of an answer, by method,
+    ``refused``: QMP commands that fail, each with QEMU's description. ``errors``: the guest's errors by method.
+    ``answers``: the results of its other methods. ``held``: commands of QMP and calls of the guest that are answered
+    once their event is set. ``raw``: functions by method that return the bytes to send instead of an answer,
     from the number of the call.
     """
 
@@ -54,9 +54,9 @@ class FakeHost:
         self.answers: dict[str, object] = {"wake": {"monotonic_ns": GUEST_NS}}
         self.held: dict[str, asyncio.Event] = {}
         self.raw: dict[str, Callable[[int], bytes]] = {}
-        #: Whether QEMU greets, whether the guest reports that it has booted, and with which protocol.
+        #: Whether QEMU sends its greeting, whether the guest reports its boot, and the protocol version in the report.
         self.greets, self.reports, self.protocol = True, True, 1
-        #: What QEMU migrates of a machine that is saved, and how far the migration is at each question.
+        #: The state that QEMU migrates when a VM is saved, and the migration's status at each query.
         self.state, self.migrations = b"state of the CPUs", ["active", "completed"]
         self._listener = sockets.bind(directory, "programs.sock")
         self._connections: list[socket.socket] = []
@@ -82,7 +82,7 @@ class FakeHost:
             raise problem from value
 
     async def machine(self, number: int = 0) -> FakeMachine:
-        """The machine of that number, when it was started."""
+        """Wait for the VM with that number to be started."""
         await until(lambda: len(self.machines) > number)
         return self.machines[number]
 
@@ -95,7 +95,7 @@ class FakeHost:
     async def _meet(self, connection: socket.socket) -> None:
         data, fds = await receive(connection)
         if not data:
-            return  # it was killed before it had handed over anything
+            return  # it was killed before it had passed its descriptors
         puppet = Puppet(connection, data, fds)
         if puppet.facts["name"] == "qemu":
             machine = FakeMachine(self, puppet)
@@ -106,7 +106,7 @@ class FakeHost:
 
 
 class Puppet:
-    """A program that runs: ``facts`` of tests/support/puppet.py, and copies of its descriptors by their numbers."""
+    """A running program: ``facts`` of tests/support/puppet.py, and copies of its descriptors by number."""
 
     def __init__(self, connection: socket.socket, data: bytes, fds: list[int]) -> None:
         self.facts: dict[str, Any] = json.loads(data)
@@ -116,9 +116,9 @@ class Puppet:
         self._connection = connection
 
     def end(self, **order: Any) -> None:
-        """Have it end: ``stderr`` is what it writes first, ``exit`` its code, ``signal`` what kills it instead.
+        """End the program: it writes ``stderr``, then exits with code ``exit``, or is killed by ``signal`` instead.
 
-        ``lingers``: seconds between the end of its descriptors and its own.
+        ``lingers``: seconds between closing its descriptors and its exit.
         """
         self._connection.setblocking(True)
         self._connection.sendall(json.dumps(order).encode() + b"\n")
@@ -132,9 +132,9 @@ class Puppet:
 
 
 class FakeMachine:
-    """One QEMU and its guest. ``commands`` are of QMP, ``calls`` of the link, ``frames`` what else the guest got.
+    """One QEMU and its guest. ``commands``: QMP commands. ``calls``: calls of the link. ``frames``: other frames.
 
-    ``incoming``: the state that the machine was restored from.
+    ``incoming``: the state from which the VM was restored.
     """
 
     def __init__(self, host: FakeHost, program: Puppet) -> None:
@@ -159,37 +159,37 @@ class FakeMachine:
         self._answers: set[asyncio.Task[None]] = set()
 
     def asked(self, method: str) -> list[dict[str, Any]]:
-        """The parameters of each call of that method."""
+        """The parameters of all calls of a method."""
         return [params for name, params in self.calls if name == method]
 
     def executed(self) -> list[str]:
-        """The names of the QMP commands."""
+        """The names of the QMP commands so far."""
         return [name for name, _ in self.commands]
 
     def tell(self, event: str, **params: Any) -> None:
-        """An event of the guest's."""
+        """Send an event of the guest."""
         self.write(control.encode_event(event, params))
 
     def write(self, data: bytes) -> None:
-        """Bytes of the guest's on the link."""
+        """Send bytes of the guest on the link."""
         self._link.setblocking(True)
         self._link.sendall(data)
         self._link.setblocking(False)
 
     async def flood(self, data: bytes) -> None:
-        """Bytes of the guest's on the link, as fast as they are read. Raises ConnectionError when the link ends."""
+        """Send bytes of the guest on the link as fast as they are read. Raises ConnectionError when the link ends."""
         await asyncio.get_running_loop().sock_sendall(self._link, data)
 
     def stop_reading(self) -> None:
-        """The guest reads no more of its link."""
+        """Stop the guest's reading of its link."""
         self._serving[1].cancel()
 
     async def report(self, events: bytes) -> None:
-        """Events of QEMU's. Raises ConnectionError when QMP ends."""
+        """Send events of QEMU. Raises ConnectionError when QMP ends."""
         await asyncio.get_running_loop().sock_sendall(self._qmp, events)
 
     def cut_link(self) -> None:
-        """The guest's end of the link closes, and QEMU runs."""
+        """Close the guest's end of the link; QEMU keeps running."""
         self._link.shutdown(socket.SHUT_RDWR)
 
     def begin(self) -> None:
@@ -197,12 +197,12 @@ class FakeMachine:
         self._serving = [asyncio.create_task(self._serve_qmp()), asyncio.create_task(self._serve_link())]
 
     async def end(self, **order: Any) -> None:
-        """QEMU ends, as :meth:`Puppet.end` says, and its ends of the sockets with it, as the kernel has it: before."""
+        """End QEMU as :meth:`Puppet.end` does. Its ends of the sockets are closed before, as the kernel does."""
         assert await self._release() is None
         self.program.end(**order)
 
     async def close(self) -> BaseException | None:
-        """Close what is left of it; what went wrong meanwhile."""
+        """Close everything that is left of the VM; returns errors of its tasks."""
         problem = await self._release()
         self.program.close()
         return problem
@@ -235,12 +235,12 @@ class FakeMachine:
                 try:
                     request, length = json.JSONDecoder().raw_decode(text)
                 except ValueError:
-                    break  # the rest of it is on its way
+                    break  # the rest of the message is in transit
                 text = text[length:]
                 await self._command(request)
 
     async def _serve_link(self) -> None:
-        """Answer calls as the agent does, once there is a guest."""
+        """Answer calls as the agent does, once the guest has booted."""
         loop = asyncio.get_running_loop()
         self._link.setblocking(False)
         await until(lambda: self.running)
@@ -319,7 +319,7 @@ class FakeMachine:
 
 
 async def receive(connection: socket.socket, *, whole: bool = True) -> tuple[bytes, list[int]]:
-    """What comes next on a socket, and the descriptors with it; ``whole``: up to the end of its line."""
+    """The next data of a socket, and the descriptors that arrive with them; ``whole``: read up to the end of a line."""
     data, fds = b"", array.array("i")
     while True:
         try:
@@ -337,7 +337,7 @@ async def receive(connection: socket.socket, *, whole: bool = True) -> tuple[byt
 
 
 async def outcome(task: asyncio.Task[None]) -> BaseException | None:
-    """What a task that was cancelled has failed of, if anything but the end of its peer."""
+    """The error of a cancelled task, unless it is caused by the end of its peer."""
     await asyncio.wait((task,))
     problem = None if task.cancelled() else task.exception()
     return None if isinstance(problem, ConnectionError) else problem

@@ -1,4 +1,4 @@
-"""A monitor without a sandbox: it holds the lock, and answers on the socket of a real state directory."""
+"""A monitor without a sandbox: it holds the lock and answers on the socket of a real state directory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hawse.sandbox import sockets
 from hawse.sandbox.state import RUNNING, Store, start_time
 from tests.support.patience import patience
 
-#: An answer: the connection is closed without one.
+#: An answer that closes the connection without a reply.
 HANG_UP = object()
 
 
 def _payloads(connection: socket.socket) -> Iterator[bytes]:
-    """Those of frames, read one by one: what follows a proxy's call is for who gets the connection."""
+    """The payloads of frames, read one by one: data after a proxy's call belong to the new owner of the connection."""
     while header := connection.recv(HEADER.size, socket.MSG_WAITALL):
         yield connection.recv(HEADER.unpack(header)[2], socket.MSG_WAITALL)
 
@@ -66,16 +66,16 @@ class FakeMonitor:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(patience(10))
-        while not self.proxies.empty():  # of processes that the test has not asked for
+        while not self.proxies.empty():  # of processes that the test did not start
             self.proxies.get()[0].close()
 
     def change(self, **state: Any) -> None:
-        """Write another state."""
+        """Change the state file."""
         self.state |= state
         self.store.write(self.state)
 
     def end(self) -> None:
-        """The monitor's end: its lock is free, and nobody listens."""
+        """End the monitor: release its lock and stop listening."""
         if self._lock >= 0:
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)

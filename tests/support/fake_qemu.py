@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -IS
-"""QEMU as the monitor starts it, by QMP and the link alone: no machine, and a guest that agrees to everything.
+"""A QEMU that the monitor can start, with only QMP and the link: it has no VM, and its guest accepts every call.
 
-The guest's programs are words: "exit N" writes a line and ends with that code, "env" writes the environment, "wait"
-ends by a signal, and with "die" QEMU itself ends. A file beside this program, with the suffix ".json", is what it
-answers when it is asked on stdio.
+The guest's programs are keywords: "exit N" writes a line and exits with that code, "env" writes the environment, "wait"
+ends by a signal, and with "die" QEMU itself exits. A file next to this program, with the suffix ".json", contains the
+answers to QMP queries on stdio.
 """
 
 import json
@@ -46,10 +46,10 @@ def monitor(connection: socket.socket) -> None:
         piece, descriptors, _, _ = socket.recv_fds(connection, 65536, 4)
         if not piece:
             return
-        text = (text + piece.decode()).lstrip()  # a descriptor comes with a space
+        text = (text + piece.decode()).lstrip()  # a descriptor arrives with a space
         given += descriptors
         try:
-            command, end = json.JSONDecoder().raw_decode(text)  # the library ends no line
+            command, end = json.JSONDecoder().raw_decode(text)  # the library does not send line ends
         except ValueError:
             continue
         text = text[end:]
@@ -103,7 +103,7 @@ def guest(connection: socket.socket) -> None:
             programs[params["process"]] = spec["args"]
             environment = spec.get("env", [])
         if method == "trace":
-            time.sleep(0.1)  # a program that ends at once has ended before
+            time.sleep(0.1)  # a program that exits at once has exited before
         result = {"wake": {"monotonic_ns": 1}, "trace": []}.get(method)
         message(REPLY, {"id": call["id"], "result": result})
         if method == "create":

@@ -1,6 +1,6 @@
-"""A QEMU and a guest of the test's own making, behind the seams that plugging uses.
+"""A fake QEMU and a fake guest for the interfaces that the code for plugging uses.
 
-Deadlines are those of the caller: a test that lets one pass runs in :mod:`tests.support.virtual_time`.
+Deadlines are the caller's: a test that waits for one runs in :mod:`tests.support.virtual_time`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Answer = Callable[[str, dict[str, Any]], HawseError | None]
 
 
 class FakeNodes:
-    """Notes which functions' nodes QEMU can open: ``open`` now, with how; ``refuse`` those that it cannot."""
+    """Records the functions whose nodes QEMU can open: ``open`` now, and how. ``refused``: functions that fail."""
 
     def __init__(self) -> None:
         self.open: dict[str, bool] = {}
@@ -33,13 +33,13 @@ class FakeNodes:
 
 
 class FakeQmp:
-    """Notes every command; ``refuse`` says which fail; a device that is asked to go goes after ``patience`` times."""
+    """Records every command. ``refuse``: which commands fail. A device is removed after ``patience`` requests."""
 
     def __init__(self, *, refuse: Answer = lambda _command, _arguments: None, patience: int = 1) -> None:
         self.commands: list[tuple[str, str]] = []
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.given: dict[str, int] = {}
-        #: How many descriptors each set has.
+        #: The number of descriptors in each fd set.
         self.sets: dict[int, int] = {}
         self.plugged: set[str] = set()
         self.nodes = FakeNodes()
@@ -76,20 +76,20 @@ class FakeQmp:
         return {}
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
-        """Take a descriptor, which must be writable; ``given`` has its inode."""
+        """Record a passed descriptor, which must be writable; ``given`` contains its inode."""
         assert timeout > 0
         assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         self.given[name] = os.fstat(fd).st_ino
 
     async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
-        """Take a descriptor into a set, whose number is in the arguments."""
+        """Record a descriptor that is added to the fd set in the arguments."""
         os.fstat(fd)
         await self.execute("add-fd", arguments, timeout=timeout)
         number = arguments["fdset-id"]
         self.sets[number] = self.sets.get(number, 0) + 1
 
     def drop(self, name: str) -> None:
-        """The guest has let go of a device."""
+        """Simulate that the guest has released a device."""
         self.plugged.discard(name)
         for listener in self._listeners:
             listener.queue.put_nowait({"device": name})
@@ -109,7 +109,7 @@ class FakeQmp:
 
 
 class FakeEvents:
-    """Events from now on."""
+    """A subscription to events."""
 
     def __init__(self, listeners: list[FakeEvents]) -> None:
         self.queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -133,9 +133,9 @@ class FakeEvents:
 
 
 class FakeLink:
-    """A guest that answers each call with what ``answers`` has for the method; a list is used up in order.
+    """A guest that answers each call with the entry of ``answers`` for its method; a list is consumed in order.
 
-    ``seconds`` are those that the last call of a method might take.
+    ``seconds``: the time limit of the last call of each method.
     """
 
     def __init__(self, answers: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Acts in a forked child, for tests that change their own process for good: its namespaces, rights or root."""
+"""Run a function in a forked child, for tests that change their process permanently: namespaces, privileges or root."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def in_child(act: Callable[[], Any]) -> Any:
-    """Return the value of ``act`` in a forked child, as JSON has it. Raises AssertionError if the child raises."""
+    """Call ``act`` in a forked child; returns its value, passed as JSON. Raises AssertionError if the child raises."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -29,7 +29,7 @@ def in_child(act: Callable[[], Any]) -> Any:
 
 
 def outcome(act: Callable[[], object]) -> str:
-    """The kernel's answer to an attempt: "done", or the text of the error."""
+    """The kernel's answer to an attempt: "done", or the error's text."""
     try:
         act()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files of this machine that stand for those of the guest's packages: Python, a shell, and what they are linked to."""
+"""Files of this host that replace those of the guest's packages: Python, a shell, and their libraries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 PYTHON = "/usr/bin/python3"
 _LIBRARY = "import os; print(os.path.dirname(os.__file__))"
-#: Parts of Python's library that the agent has no use for, the largest of them.
+#: The largest parts of Python's library that the agent does not use.
 _WITHOUT = {
     "__pycache__", "asyncio", "config", "curses", "dist-packages", "distutils", "email", "ensurepip", "idlelib",
     "lib2to3", "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter", "unittest", "wsgiref", "xml",
@@ -16,12 +16,12 @@ _WITHOUT = {
 
 
 def shell() -> dict[str, str]:
-    """{path in a merged-/usr tree: path here} of a shell and its libraries."""
+    """{path in a merged-/usr tree: path on the host} of a shell and its libraries."""
     return {"usr/bin/sh": "/bin/sh"} | _libraries("/bin/sh")
 
 
 def runtime() -> dict[str, str]:
-    """The same of a shell and of Python, with its library."""
+    """The same for a shell and Python with its library."""
     files = {"usr/bin/python3": PYTHON}
     library = subprocess.run([PYTHON, "-IS", "-c", _LIBRARY], capture_output=True, text=True, check=True).stdout.strip()
     for directory, directories, names in os.walk(library):
@@ -31,7 +31,7 @@ def runtime() -> dict[str, str]:
 
 
 def lay_out(tree: str, files: dict[str, str]) -> None:
-    """Copy files into a tree; only a link where both are on one file system."""
+    """Copy files into a tree, as hard links if both are on one file system."""
     for path, source in files.items():
         os.makedirs(os.path.dirname(f"{tree}/{path}"), exist_ok=True)
         try:
@@ -43,7 +43,7 @@ def lay_out(tree: str, files: dict[str, str]) -> None:
 
 
 def depmod(dependencies: str, aliases: str) -> bytes:
-    """A program for /usr/sbin/depmod that writes these tables for any release whose modules are there."""
+    """A program for /usr/sbin/depmod that writes these tables for any release whose modules exist."""
     return f"""#!/bin/sh
 cd "/usr/lib/modules/$1/kernel" || exit 1
 printf '%s' '{dependencies}' >../modules.dep
@@ -57,7 +57,7 @@ def _libraries(*programs: str) -> dict[str, str]:
 
 
 def _may_be_used(name: str) -> bool:
-    """Not so most text encodings, and modules of C that are large or linked to large libraries."""
+    """False for most text encodings, and for C modules that are large or need large libraries."""
     return not name.startswith(
         ("_bz2", "_codecs_", "_curses", "_dbm", "_decimal", "_hashlib", "_lzma", "_pydecimal", "_sqlite3", "_ssl",
          "_test", "_tkinter", "cp", "iso", "mac_", "readline")

@@ -1,4 +1,4 @@
-"""The guest's kernel for tests of the agent: a sysfs of the test, probes of drivers, and events in a fixed order."""
+"""A fake guest kernel for tests of the agent: a private sysfs, driver probes, and events in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ADDRESS = len("0000:00:00.0")
 
 
 class FakeUevents(Uevents):
-    """Each wait for an event has the next step done. Without a step left, the wait ends as at its deadline."""
+    """Each wait for an event executes the next step. Without further steps, the wait ends as at its deadline."""
 
     def __init__(self, *steps: Callable[[], None]) -> None:
         self.steps = list(steps)
 
     def wait_until(self, look: Callable[[], bool], *, deadline: float) -> bool:
-        """As the real one, without waiting."""
+        """Like the real method, without waiting."""
         while not look():
             if not self.steps or time.monotonic() >= deadline:
                 return False

@@ -1,4 +1,4 @@
-"""What a sandbox could leave behind on a host, read so that it can be compared before and after."""
+"""Snapshots of everything that a sandbox could leave behind on a host, to compare before and after."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.patience import wait_until
 
 
 def _is_ours(cgroup: str) -> bool:
-    """Whether a sandbox made it; the control cgroup is there for those of other tests, too."""
+    """Whether a sandbox created the cgroup; sandboxes of other tests use the control cgroup too."""
     return "hawse" in cgroup and not cgroup.endswith("/hawse.control")
 
 
@@ -25,10 +25,10 @@ def snapshot() -> dict[str, set[str]]:
 
 
 def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Entries that differ, by kind; empty when none does. `+` marks what is left behind, `-` what is gone.
+    """The differing entries by kind; empty if there are none. `+` marks entries left behind, `-` entries that are gone.
 
-    The two have different causes. An entry that is gone was in ``before``: something was removed that should have
-    stayed, or ``before`` was taken while something was still ending.
+    The causes differ. An entry that is gone was in ``before``: something was removed that should have
+    remained, or ``before`` was taken while something was still ending.
     """
     return {
         kind: {f"+{entry}" for entry in after[kind] - before[kind]}
@@ -39,9 +39,9 @@ def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[
 
 
 def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 15) -> None:
-    """Raise AssertionError with what differs, unless nothing does soon: orphans are collected in PID 1's own time.
+    """Raise AssertionError with the difference unless it disappears soon: PID 1 collects orphans with a delay.
 
-    ``seconds`` is given to :func:`patience`.
+    ``seconds`` is passed to :func:`patience`.
     """
     wait_until(
         lambda: not difference(before, snapshot()),

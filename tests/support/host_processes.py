@@ -1,4 +1,4 @@
-"""Processes of the host as the code under test sees them: by a pid and a descriptor, with any mixture of the two."""
+"""Processes of the host for the code under test: any combination of a pid and a pidfd."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hawse.linux.processes import Process
 
 
 class Lives(Process):
-    """A process that is alive, with any pid."""
+    """A live process with any pid."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid, -1)
@@ -19,7 +19,7 @@ class Lives(Process):
 
 
 def ended_descriptor() -> int:
-    """A descriptor of a process that has ended and was waited for."""
+    """A pidfd of a process that has ended and was waited for."""
     child = os.fork()
     if child == 0:
         signal.pause()
@@ -30,5 +30,5 @@ def ended_descriptor() -> int:
 
 
 def reused(pid: int = 0) -> Process:
-    """A process that has ended, and whose pid has gone to another one: to this process, or to ``pid``."""
+    """A process that has ended and whose pid was reused: by this process, or by ``pid``."""
     return Process(pid or os.getpid(), ended_descriptor())

@@ -1,4 +1,4 @@
-"""A container of the real monitor whose guest is hostile: brought to a phase, and what has to hold whatever it did."""
+"""A container of the real monitor with a hostile guest: bring it to a phase, then check what must hold in any case."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.support.plans import machine_plan, sandbox_plan
 
 #: The container's name server, on the loopback of its network on the host, where no program listens.
 SERVER = "127.0.0.11"
-#: KiB that the monitor's memory grows by from its beginning on, with all that it loads.
+#: KiB by which the monitor's memory grows after its start, including the modules that it loads.
 _MOST_GROWTH = 96 * 1024
-#: The call of the link that a verb makes, where it has another name.
+#: The link's method for a verb, where its name differs.
 LINK_CALLS = {"pause": "freeze", "kill": "signal"}
 #: The container's first process, as the monitor numbers it.
 INIT = 1
@@ -34,28 +34,28 @@ _STATES = ("creating", "created", "running", "paused", "stopped")
 
 @dataclass
 class Scene:
-    """A monitor, the host that plays QEMU and the guest, and the events that the container's first proxy receives."""
+    """A monitor, the fake host with QEMU and the guest, and the events that the container's first proxy receives."""
 
     monitor: Monitor
     host: FakeHost
     hearing: asyncio.Task[list[tuple[str, dict[str, Any]]]]
 
     async def machine(self) -> FakeMachine:
-        """The one that was started."""
+        """The VM that was started."""
         return await self.host.machine()
 
     async def called(self, method: str) -> None:
-        """The guest was asked."""
+        """Wait until the guest has received a call of a method."""
         machine = await self.machine()
         await until(lambda: bool(machine.asked(method)))
 
     async def executed(self, command: str) -> None:
-        """QEMU was given a command."""
+        """Wait until QEMU has received a command."""
         machine = await self.machine()
         await until(lambda: command in machine.executed())
 
     async def begin(self, verb: str, **params: Any) -> asyncio.Task[object]:
-        """A command line's call, which the guest was asked for. All but a start are of a container that runs."""
+        """Begin a verb and wait for its call of the guest. All verbs except a start need a running container."""
         await self.monitor.report()
         if verb != "start":
             await self.monitor.ask("start")
@@ -67,20 +67,20 @@ class Scene:
         return asking
 
     async def start(self) -> FakeMachine:
-        """The container is created, and runs."""
+        """Create and start the container."""
         await self.monitor.report()
         await self.monitor.ask("start")
         return await self.machine()
 
     async def prove_running(self) -> None:
-        """The sandbox goes on: all that the guest has sent was read, and the monitor answers."""
+        """Check that the sandbox runs: everything that the guest has sent was read, and the monitor answers."""
         assert await self.monitor.ask("listing") == []
         check(self.monitor)
         assert await self.monitor.ask("pids") == [os.getpid()]
         assert self.monitor.peak() - self.monitor.inherited < _MOST_GROWTH
 
     async def prove_ended(self, reason: str) -> None:
-        """The sandbox has ended, its state has the reason, and its proxy exits with 255."""
+        """Check that the sandbox has ended, that its state contains the reason, and that its proxy exits with 255."""
         assert await self.monitor.ended() == 0, self.monitor.log()
         check(self.monitor)
         state = self.monitor.store.read()
@@ -89,7 +89,7 @@ class Scene:
         assert await self.hearing == [("exit", {"code": 255})]
 
     async def prove_refused(self, reason: str) -> HawseError:
-        """The container was not created, for that reason."""
+        """Check that the container was not created, for that reason."""
         try:
             await self.monitor.report()
         except HawseError as error:
@@ -101,7 +101,7 @@ class Scene:
         raise AssertionError("it was created")
 
     async def prove_deletable(self) -> None:
-        """`delete --force` succeeds, and nothing is left."""
+        """Check that `delete --force` succeeds and that nothing is left."""
         assert await asyncio.to_thread(delete, self.monitor.store, force=True) == []
         assert await self.monitor.ended() == 0
         assert os.listdir(self.monitor.store.root) == []
@@ -110,7 +110,7 @@ class Scene:
 
 
 def check(monitor: Monitor) -> None:
-    """The monitor's log has no traceback, and the state is strict JSON."""
+    """Check that the monitor's log has no traceback and that the state is strict JSON."""
     with suppress(FileNotFoundError):
         check_log(monitor.log())
         state = json.loads(Path(f"{monitor.store.path}/state.json").read_text(), parse_constant=_refuse)
@@ -120,7 +120,7 @@ def check(monitor: Monitor) -> None:
 
 
 def check_log(log: str) -> None:
-    """No exception went through the monitor, or was lost in it."""
+    """Check that no exception ended a task of the monitor or was lost in it."""
     assert "Traceback" not in log, log
     assert "never retrieved" not in log, log
     check_plain(log, most=100_000)
@@ -134,10 +134,10 @@ def play(
     prepare: Callable[[FakeHost], None] = lambda _host: None,
     **changes: Any,
 ) -> None:
-    """Run a story of a container that is being created, then delete it. ``changes`` are of its plan.
+    """Run a story with a container that is being created, then delete it. ``changes``: fields of its plan.
 
-    ``prepare`` sets the guest's answers before the guest starts. The container's name server is one that the monitor
-    asks on the guest's behalf.
+    ``prepare`` sets the guest's answers before the guest starts. The container's name server is one to which the
+    monitor forwards the guest's queries.
     """
 
     async def whole(monitor: Monitor, host: FakeHost) -> None:

@@ -1,7 +1,7 @@
-"""Images for engines, made of files at hand, as an archive for `ctr image import`, `podman load` and `docker load`.
+"""Container images for engines, built from local files: archives for `ctr image import`, `podman load`, `docker load`.
 
-It is an OCI image layout (image-spec image-layout.md) in a tar, with the manifest.json of `docker save` beside it that
-names the same blobs. Nothing is pulled, and the same files make the same digests.
+An archive is an OCI image layout (image-spec image-layout.md) in a tar, and also contains the manifest.json of `docker
+save` with the same blobs. Nothing is pulled, and the same files give the same digests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from tests.support.bundles import make_rootfs
 from tests.support.programs import compiled
 
-#: Waits to be told to stop and collects orphans, as a pod's first process has to.
+#: Waits for a signal to stop, and collects orphans, as a pod's first process must.
 _PAUSE = """
 #include <signal.h>
 #include <stdlib.h>
@@ -38,7 +38,7 @@ _OCI = "application/vnd.oci.image"
 
 @dataclass(frozen=True)
 class Image:
-    """What an image runs. Its name has a registry and a tag, since engines complete names that lack them."""
+    """An image and its program. Its name has a registry and a tag, since engines complete names that lack them."""
 
     name: str
     argv: tuple[str, ...] = ("/bin/sh",)
@@ -48,24 +48,24 @@ class Image:
 
 
 BUSYBOX_IMAGE = Image("docker.io/hawse/busybox:1")
-#: As registry.k8s.io/pause: one program, no other file or directory, another user than root.
+#: Like registry.k8s.io/pause: one program, no other file or directory, a user other than root.
 PAUSE_IMAGE = Image("docker.io/hawse/pause:1", argv=("/pause",), user="65535:65535")
 
 
 def write_busybox(path: str) -> str:
-    """An archive with busybox; its path."""
+    """Write an archive with busybox; returns its path."""
     with tempfile.TemporaryDirectory() as directory:
         make_rootfs(f"{directory}/rootfs")
         return write_archive(path, [BUSYBOX_IMAGE], f"{directory}/rootfs")
 
 
 def pause_program() -> str:
-    """The path of the program."""
+    """Compile the pause program; returns its path."""
     return compiled(_PAUSE)
 
 
 def write_pause(path: str) -> str:
-    """An archive with a program for a pod's first container; its path."""
+    """Write an archive with a program for a pod's first container; returns its path."""
     with tempfile.TemporaryDirectory() as directory:
         os.mkdir(f"{directory}/rootfs")
         shutil.copy(pause_program(), f"{directory}/rootfs/pause")
@@ -73,7 +73,7 @@ def write_pause(path: str) -> str:
 
 
 def write_archive(path: str, images: Sequence[Image], rootfs: str) -> str:
-    """Write an archive with these images, all of the root file system in that directory; its path."""
+    """Write an archive with these images, which share the root file system in that directory; returns its path."""
     layer = _layer(rootfs)
     blobs = {_digest(layer): layer}
     index, saved = [], []
@@ -88,7 +88,7 @@ def write_archive(path: str, images: Sequence[Image], rootfs: str) -> str:
             }
         )
         blobs |= {_digest(data): data for data in (config, manifest)}
-        # containerd goes by the one, others by the other (image-spec annotations.md).
+        # containerd uses the first annotation, other engines use the second (image-spec annotations.md).
         names = {"io.containerd.image.name": image.name, "org.opencontainers.image.ref.name": image.name}
         index.append({**_descriptor(manifest, "manifest.v1+json"), "annotations": names})
         saved.append({"Config": _blob(config), "RepoTags": [image.name], "Layers": [_blob(layer)]})
@@ -106,7 +106,7 @@ def write_archive(path: str, images: Sequence[Image], rootfs: str) -> str:
 
 
 def _config(image: Image, layer: str) -> dict[str, Any]:
-    """image-spec config.md."""
+    """The image configuration (image-spec config.md)."""
     process = {"Env": list(image.env), "Cmd": list(image.argv), "WorkingDir": image.cwd, "User": image.user}
     return {
         "created": "1970-01-01T00:00:00Z",
@@ -119,7 +119,7 @@ def _config(image: Image, layer: str) -> dict[str, Any]:
 
 
 def _layer(rootfs: str) -> bytes:
-    """The directory as a tar: in order, root's, of no time."""
+    """The directory as a tar: sorted, owned by root, with time 0."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(os.listdir(rootfs)):

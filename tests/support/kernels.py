@@ -1,4 +1,4 @@
-"""Kernel images that the test makes: an ELF file with notes, and a bzImage around any payload."""
+"""Kernel images built by the test: an ELF file with notes, and a bzImage with any payload."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 
 def note(name: bytes = b"Xen\0", kind: int = 18, data: bytes = bytes(8)) -> bytes:
-    """An ELF note; by default the one that tells where a kernel is entered by PVH."""
+    """An ELF note; by default the one with a kernel's PVH entry point."""
     sizes = struct.pack("<III", len(name), len(data), kind)
     return sizes + name + bytes(-len(name) % 4) + data + bytes(-len(data) % 4)
 
 
 def elf(notes: bytes | None = None, *, kinds: Sequence[int] = (4,), table_last: bool = False) -> bytes:
-    """A file of ELF64 with segments of these kinds, all of them with the same content.
+    """An ELF64 file with segments of these types, all with the same content.
 
-    The table of segments is before the notes, or after them at the end of the file. Kind 4 is a segment of notes.
+    The program headers are before the notes, or after them at the end of the file. Type 4 is PT_NOTE.
     """
     notes = note() if notes is None else notes
     table = 64 + len(notes) if table_last else 64
@@ -26,7 +26,7 @@ def elf(notes: bytes | None = None, *, kinds: Sequence[int] = (4,), table_last: 
 
 
 def bz_image(payload: bytes, *, length: int | None = None, setup: int = 1, before: int = 16) -> bytes:
-    """A bzImage with ``setup`` sectors of setup (0 means 4, in the header), and ``before`` bytes before the payload."""
+    """A bzImage with ``setup`` setup sectors (0 in the header means 4), and ``before`` bytes before the payload."""
     head = bytearray((1 + (setup or 4)) * 512)
     head[0x1F1] = setup
     head[0x202:0x206] = b"HdrS"

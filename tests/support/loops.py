@@ -1,4 +1,4 @@
-"""Loop devices of the host over files of a test's own."""
+"""Loop devices of the host on files of the test."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 MIB = 1024 * 1024
-#: The partition of a device with the option --partscan begins here, in bytes, and has 2 MiB.
+#: The start of the partition of a device with the option --partscan, in bytes; its size is 2 MiB.
 PARTITION = 1 * MIB
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop device, or a partition of one, by its name; ``file`` is what it shows."""
+    """A loop device, or a partition of one, with its name; ``file`` is the backing file."""
 
     name: str
     file: str
@@ -34,19 +34,19 @@ class Loop:
         return Loop(f"{self.name}p{number}", self.file)
 
     def fill(self, offset: int, data: bytes) -> None:
-        """Write to the file, before anybody has read the device."""
+        """Write to the backing file, before the device is read."""
         with open(self.file, "r+b") as file:
             file.seek(offset)
             file.write(data)
 
     def read(self, offset: int, count: int) -> bytes:
-        """What the file has now."""
+        """The current content of the backing file."""
         with open(self.file, "rb") as file:
             file.seek(offset)
             return file.read(count)
 
     def holders(self) -> set[str]:
-        """The programs that have it open."""
+        """The programs that have the device open."""
         found = set()
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with suppress(OSError):
@@ -61,7 +61,7 @@ class Loop:
 
 @contextmanager
 def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> Iterator[list[Loop]]:
-    """A loop device for each list of losetup's options, detached at the end."""
+    """Create a loop device for each list of losetup's options; they are detached at the end of the context."""
     with ExitStack() as undo:
         made = []
         for number, words in enumerate(options):
@@ -72,7 +72,7 @@ def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> It
             path = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
             undo.callback(subprocess.run, ["losetup", "--detach", path], check=True)
             made.append(Loop(os.path.basename(path), file))
-            if "--partscan" in words:  # by hand: not every kernel reads tables of the old kind
+            if "--partscan" in words:  # created explicitly: not every kernel reads MBR partition tables
                 first, count = str(PARTITION // 512), str(2 * MIB // 512)
                 subprocess.run(["addpart", path, "1", first, count], check=True)
                 undo.callback(subprocess.run, ["delpart", path, "1"], check=True)
@@ -80,7 +80,7 @@ def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> It
 
 
 def add_disk(spec: dict[str, Any], path: str, loop: Loop, access: str, **rights: int) -> None:
-    """List a node as an engine does, and its rule."""
+    """Add a device to a specification as an engine does: the node and its rule."""
     major, minor = loop.numbers
     node = {"path": path, "type": "b", "major": major, "minor": minor, "fileMode": 0o660} | rights
     spec["linux"].setdefault("devices", []).append(node)

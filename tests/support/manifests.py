@@ -1,5 +1,5 @@
-"""Kubernetes' manifests: read as what reads YAML there would, and told to an engine as a kubelet and a device plugin
-would tell them."""
+"""Kubernetes manifests: parsed as YAML, and translated for an engine as a kubelet and a device plugin
+translate them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
 #: Microseconds (Kubernetes pkg/kubelet/cm/helpers_linux.go, QuotaPeriod).
 _PERIOD = 100_000
 _UNITS = {"m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-#: Sizes that a node has pages of: a kubelet sends a limit of zero for each that is not asked for
+#: Page sizes of the node: a kubelet sends a limit of zero for each size that is not requested
 #: (pkg/kubelet/kuberuntime/kuberuntime_container_linux.go, GetHugepageLimitsFromResources).
 _PAGES = {"hugepages-2Mi": "2MB", "hugepages-1Gi": "1GB"}
 
 
 def yaml_library() -> str:
-    """The directory of Debian's PyYAML, fetched once and kept in the cache."""
+    """The directory of Debian's PyYAML, which is fetched once and kept in the cache."""
 
     def unpack(tree: str) -> None:
         fetched = packages.fetch(["python3-yaml"], cache=CACHE, progress=print)
@@ -33,7 +33,7 @@ def yaml_library() -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The documents of a file, by PyYAML: no engine here reads all of them."""
+    """Parse the documents of a file with PyYAML: none of the engines here reads all of them."""
     library = yaml_library()
     script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))"
     done = subprocess.run(
@@ -46,20 +46,20 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_one(name: str) -> dict[str, Any]:
-    """The one document of a file of deploy/kubernetes."""
+    """The only document of a file in deploy/kubernetes."""
     [document] = read(DEPLOY / name)
     return document
 
 
 def runtime_class(pod: dict[str, Any]) -> dict[str, Any]:
-    """The one of a pod, of those in deploy/kubernetes."""
+    """The RuntimeClass of a pod, from deploy/kubernetes."""
     found = [read_one(path.name) for path in DEPLOY.glob("runtimeclass*.yaml")]
     [one] = [each for each in found if each["metadata"]["name"] == pod["spec"]["runtimeClassName"]]
     return one
 
 
 def quantity(text: str) -> float:
-    """A number of bytes or of CPUs (k8s.io/apimachinery pkg/api/resource), in the units that are used here."""
+    """A number of bytes or of CPUs (k8s.io/apimachinery pkg/api/resource); supports the units that are used here."""
     number = text.rstrip("kmKMGi")
     return float(number) * (_UNITS[text[len(number) :]] if text != number else 1)
 
@@ -79,7 +79,7 @@ def resources(limits: dict[str, str]) -> dict[str, Any]:
 
 
 def sandbox(pod: dict[str, Any], runtime_class: dict[str, Any]) -> dict[str, Any]:
-    """What a kubelet says of the pod as a whole: its overhead, and what its containers' limits come to."""
+    """The values that a kubelet sends for the whole pod: its overhead, and the sum of its containers' limits."""
     limits = [resources(container["resources"]["limits"]) for container in pod["spec"]["containers"]]
     summed = {key: sum(limit[key] for limit in limits) for key in ("cpu_quota", "cpu_shares", "memory_limit_in_bytes")}
     overhead = resources(runtime_class["overhead"]["podFixed"])
@@ -87,7 +87,7 @@ def sandbox(pod: dict[str, Any], runtime_class: dict[str, Any]) -> dict[str, Any
 
 
 def plugins_variables(resource: str, functions: dict[str, int]) -> list[dict[str, str]]:
-    """What the SR-IOV network device plugin tells a container of the functions that it gives it: addresses and their
+    """The environment variables that the SR-IOV network device plugin sets for a container's functions: addresses and
     groups (pkg/resources/server.go, getEnvs(); pkg/infoprovider/vfioInfoProvider.go)."""
     name = "PCIDEVICE_" + "".join(letter if letter.isalnum() else "_" for letter in resource.upper())
     info = {
@@ -104,7 +104,7 @@ def plugins_variables(resource: str, functions: dict[str, int]) -> list[dict[str
 
 
 def asked_for(pod: dict[str, Any]) -> tuple[str, int]:
-    """The one resource of a plugin's that a pod asks for, and how many."""
+    """The only plugin resource that a pod requests, and its number."""
     limits = pod["spec"]["containers"][0]["resources"]["limits"]
     [(name, count)] = [(name, count) for name, count in limits.items() if "/" in name]
     return name, int(count)

@@ -1,4 +1,4 @@
-"""The real monitor as a process, and the command line's end of it; tests/support/fake_machine.py plays its programs."""
+"""The real monitor as a process, and the command line's end; tests/support/fake_machine.py simulates its programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.patience import patience
 
 
 class Monitor:
-    """A monitor that waits for its plan. It is forked, since it has to be loaded else; call this before any thread."""
+    """A monitor that waits for its plan. It is forked to avoid loading it; create it before any thread."""
 
     def __init__(self, directory: Path) -> None:
         self.store = Store(str(directory / "root"), "c1")
@@ -41,7 +41,7 @@ class Monitor:
                 self._run(listener, theirs)
         self._code: int | None = None
         self._open = [self.connection]
-        #: Its peak memory when it was forked: pages of the test's own process count.
+        #: Its peak memory when it was forked, which includes pages of the test's process.
         self.inherited = self.peak()
 
     def peak(self) -> int:
@@ -51,12 +51,12 @@ class Monitor:
         return int(found[1])
 
     def send(self, plan: SandboxPlan) -> None:
-        """Have it make the sandbox."""
+        """Send the plan, so that it creates the sandbox."""
         data = plan.encode()
         self.connection.sendall(len(data).to_bytes(4, "big") + data)
 
     async def report(self) -> list[tuple[str, str]]:
-        """What to log, once the container is created. Raises what the monitor reports."""
+        """Wait until the container is created; returns the messages to log. Raises the error of the monitor."""
         self.connection.setblocking(False)
         data = b""
         while not data.endswith(b"\n"):
@@ -69,11 +69,11 @@ class Monitor:
         return [(level, text) for level, text in message["created"]]
 
     async def ask(self, method: str, *, until_end: bool = False, **params: Any) -> object:
-        """What it answers a command line."""
+        """The monitor's answer to a call of the command line."""
         return await asyncio.to_thread(client.call, self.store, method, params, until_end=until_end)
 
     async def announce(self, key: str = f"c1/{INIT_KEY}") -> socket.socket:
-        """A proxy has started, that of the first process unless ``key`` is another's: its connection."""
+        """Announce a proxy, by default that of the first process; returns its connection."""
         proxy = sockets.connect(self.store.path, "monitor.sock")
         self._open.append(proxy)
         proxy.sendall(control.encode_call(1, "proxy", {"key": key, "descriptors": []}))
@@ -81,14 +81,14 @@ class Monitor:
         return proxy
 
     async def ended(self) -> int:
-        """Its exit code, when it has ended."""
+        """Wait for the monitor's end; returns its exit code."""
         if self._code is None:
             _, status = await asyncio.to_thread(os.waitpid, self.pid, 0)
             self._code = os.waitstatus_to_exitcode(status)
         return self._code
 
     def kill(self) -> None:
-        """End it, if it runs still."""
+        """Kill it, if it still runs."""
         if self._code is None:
             with suppress(ProcessLookupError, ChildProcessError):  # a thread has waited for it
                 os.kill(self.pid, signal.SIGKILL)
@@ -97,11 +97,11 @@ class Monitor:
             end.close()
 
     def log(self) -> str:
-        """What it wrote to stderr."""
+        """Its stderr."""
         return Path(f"{self.store.path}/monitor.log").read_text()
 
     def steps(self) -> list[tuple[str, str]]:
-        """Lane and name of each step that is on record."""
+        """Lane and name of each recorded step."""
         with open(f"{self.store.path}/steps.json") as file:
             return [(lane, name) for lane, name, _, _ in json.load(file)]
 
@@ -135,14 +135,14 @@ def tell(directory: Path, story: Callable[[Monitor, FakeHost], Awaitable[None]])
                 async with asyncio.timeout(SECONDS):
                     await story(made, host)
             finally:
-                made.kill()  # here, since threads that wait for it would hold up the loop's end
+                made.kill()  # here, since threads that wait for the monitor would delay the end of the loop
 
     asyncio.run(whole())
 
 
 @contextmanager
 def new_network() -> Iterator[str]:
-    """The path of a network namespace with nothing in it."""
+    """Create an empty network namespace; returns its path."""
     found: list[int] = []
 
     def make() -> None:
@@ -157,12 +157,12 @@ def new_network() -> Iterator[str]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs, and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     return start_time(pid) != 0
 
 
 async def heard(proxy: socket.socket) -> list[tuple[str, dict[str, Any]]]:
-    """The events that a proxy was sent before its connection ended."""
+    """The events that a proxy received before its connection ended."""
     decoder, events = Decoder(), []
     async with asyncio.timeout(patience(7)):
         while data := await asyncio.get_running_loop().sock_recv(proxy, 65536):

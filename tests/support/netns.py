@@ -1,4 +1,4 @@
-"""Network namespaces for tests: the one that an engine prepares, and one outside, on the other ends of its cables."""
+"""Network namespaces for tests: one that an engine would prepare, and one outside, at the other ends of its cables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hawse.sandbox import namespaces
 
 
 class Namespace:
-    """A named network namespace, as a context; ``path`` is what a configuration says."""
+    """A named network namespace, as a context manager; ``path`` is for the configuration."""
 
     def __init__(self) -> None:
         self.name = f"hawse-{uuid.uuid4().hex[:12]}"
@@ -32,37 +32,37 @@ class Namespace:
         run("ip", "netns", "del", self.name)
 
     def ip(self, words: str) -> None:
-        """An ip command in it."""
+        """Run an ip command in the namespace."""
         run("ip", "-n", self.name, *words.split())
 
     def tc(self, words: str) -> str:
-        """A tc command in it."""
+        """Run a tc command in the namespace."""
         return run("tc", "-n", self.name, *words.split())
 
     def execute(self, *argv: str) -> str:
-        """The output of a program in it, which must succeed."""
+        """Run a program in the namespace, which must succeed; returns its output."""
         return run("ip", "netns", "exec", self.name, *argv)
 
     def shown(self, words: str) -> Any:
-        """What ip says, as JSON."""
+        """The output of an ip command, from JSON."""
         return json.loads(run("ip", "-json", "-n", self.name, *words.split()) or "[]")
 
     def links(self) -> list[str]:
-        """The names of its interfaces, but for lo."""
+        """The names of its interfaces except lo."""
         return sorted(link["ifname"] for link in self.shown("link show") if link["ifname"] != "lo")
 
     def traffic_control(self) -> str:
-        """Its qdiscs and filters of ingress, all that a sandbox could leave."""
+        """Its ingress qdiscs and filters: everything that a sandbox could leave behind."""
         filters = "".join(self.tc(f"filter show dev {name} ingress") for name in self.links())
         qdiscs = [line for line in self.tc("qdisc show").splitlines() if "ingress" in line or "clsact" in line]
         return "\n".join([*qdiscs, filters]).strip()
 
     def inode(self) -> int:
-        """The number that others may have after it."""
+        """Its inode number, which a later namespace may get again."""
         return os.fstat(self.fd).st_ino
 
     def cookie(self) -> int:
-        """The number that it is known by."""
+        """Its cookie, which identifies it uniquely."""
         return namespaces.cookie(self.fd)
 
 
@@ -78,7 +78,7 @@ def cable(inside: Namespace, outside: Namespace, name: str, *, net: int, setting
 
 
 def run(*argv: str) -> str:
-    """The output of a program, which must succeed."""
+    """Run a program, which must succeed; returns its output."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{argv}: {done.stderr}"
     return done.stdout

@@ -1,4 +1,4 @@
-"""A service manager's socket for notifications (sd_notify(3)): what it receives, and of which process."""
+"""A service manager's socket for notifications (sd_notify(3)): it records what it receives, and from which process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Notified:
-    """A socket at a path or, with "@" first, an abstract one, as a context."""
+    """A socket at a path or, with a leading "@", an abstract one, as a context manager."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -34,7 +34,7 @@ class Notified:
             os.unlink(self.address)
 
     def next(self, seconds: float = 20) -> tuple[int, list[str]]:
-        """The sender's pid and the lines of the next notification; descriptors that come with it are closed.
+        """Wait for the next notification; returns the sender's pid and the lines. Descriptors in it are closed.
 
         Raises TimeoutError.
         """
@@ -50,7 +50,7 @@ class Notified:
         return pid, data.decode().rstrip("\n").split("\n")
 
     def nothing(self) -> bool:
-        """Whether nothing waits to be read."""
+        """Whether no notification is waiting."""
         self._socket.settimeout(0)
         try:
             self._socket.recv(1, socket.MSG_PEEK)

@@ -1,4 +1,4 @@
-"""Whether a test has failed, for fixtures at their end."""
+"""Whether a test has failed, for the teardown of fixtures."""
 
 from __future__ import annotations
 

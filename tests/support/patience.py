@@ -15,16 +15,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-#: How much longer a guest takes in QEMU's software emulation than under KVM, as a limit and not as a measurement.
+#: How much longer a guest takes with TCG than with KVM, as an upper limit and not as a measurement.
 _EMULATED = 4.0
 #: Seconds that the loop in `_slowness` takes on the machine that the limits are written for.
 _REFERENCE = 0.012
-#: A machine with more runnable processes than this per CPU has another problem than a short limit.
+#: The load above this number of runnable processes per CPU does not extend limits further.
 _MOST_LOAD = 8.0
 
 
 def patience(seconds: float) -> float:
-    """Return the limit, in seconds, for what may take ``seconds`` on an idle machine with KVM."""
+    """Return the limit, in seconds, for an action that may take ``seconds`` on an idle machine with KVM."""
     return seconds * (1.0 if kvm_works() else _EMULATED) * _slowness() * _load()
 
 
@@ -33,8 +33,8 @@ def wait_until(
 ) -> T:
     """Return the condition's first true value.
 
-    ``seconds`` is given to :func:`patience`. Raises AssertionError with ``what`` is waited for, else the condition's
-    source and last value, and with what ``seen`` returns.
+    ``seconds`` is passed to :func:`patience`. Raises AssertionError with ``what`` is awaited, or with the condition's
+    source and last value, and with the result of ``seen``.
     """
     limit = patience(seconds)
     deadline = time.monotonic() + limit
@@ -46,8 +46,8 @@ def wait_until(
             more = f": {seen()}" if seen is not None else ""
             text = what or f"{_source(condition)}; last value: {value!r}"
             raise AssertionError(f"not within {limit:.0f} s: {text}{more}")
-        # Conditions read /proc or start a command, and so take CPU time from the process that they wait for: a fifth of
-        # a CPU at most.
+        # Conditions read /proc or start a command, which takes CPU time from the process that they wait for: use a
+        # fifth of a CPU at most.
         time.sleep(max(pause, min(4 * (now - began), 0.5)))
         pause = min(pause * 1.5, 0.1)
         began = time.monotonic()
@@ -57,7 +57,7 @@ def wait_until(
 @functools.cache
 def kvm_works() -> bool:
     """Whether guests run with KVM on this machine."""
-    # Imported late: programs in the lab import this module, and each import takes long there.
+    # Imported here: programs in the lab import this module, and each import takes long there.
     from hawse.config import Vm
     from hawse.errors import HawseError
     from hawse.vm.accel import choose

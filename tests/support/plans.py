@@ -1,4 +1,4 @@
-"""Plans of sandboxes for tests: what the command line would have decided, with as little as possible in it."""
+"""Minimal plans of sandboxes for tests, as the command line would create them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EDU = EmulatedGroup(5, ("edu",))
 
 
 def machine_plan(groups: Sequence[EmulatedGroup] = (), **changes: Any) -> MachinePlan:
-    """A machine of 1 MiB that shares by 9p."""
+    """A VM with 1 MiB whose share is 9p."""
     made = MachinePlan(
         qemu="/q", accel="tcg", memory_mib=1, cpus=1, kernel="/k", initrd="/i", kernel_append="", bridges=[],
         machine_properties=[], share="9p", virtiofsd=[], boot_seconds=20, device_seconds=4, template=None,
@@ -28,7 +28,7 @@ def machine_plan(groups: Sequence[EmulatedGroup] = (), **changes: Any) -> Machin
 def sandbox_plan(
     machine: MachinePlan, *, bundle: str, groups: Sequence[EmulatedGroup] = (), **changes: Any
 ) -> SandboxPlan:
-    """The sandbox c1 with these groups."""
+    """The plan of the sandbox c1 with these groups."""
     ports = plan_ports([shape(group) for group in groups])
     made = SandboxPlan(
         id="c1", bundle=bundle, rootfs=f"{bundle}/rootfs", oci_version="1.0.2", annotations={}, owner="",

@@ -1,4 +1,4 @@
-"""Podman with storage, configuration and networks of a test's own, and hawse as its runtime."""
+"""Podman with private storage, configuration and networks for a test, and with hawse as its runtime."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.runtime import Result, Runtime
 from tests.support.subprocesses import run
 
 IMAGE = "localhost/box:latest"
-#: The limit of a command, given to :func:`patience`.
+#: The time limit of a command, passed to :func:`patience`.
 _SECONDS = 75
 
 
 class Podman:
-    """As a context; afterwards its containers, pods, networks and mounts are gone."""
+    """A context manager that removes its containers, pods, networks and mounts at the end."""
 
     def __init__(self, directory: str, runtime: Runtime, *, cgroup_manager: str = "cgroupfs") -> None:
         self.directory = directory
@@ -53,17 +53,17 @@ class Podman:
         shutil.rmtree(f"{self.directory}/graph", ignore_errors=True)
 
     def __call__(self, *words: str, stdin: str | None = None, seconds: float = _SECONDS) -> Result:
-        """A command, to its end."""
+        """Run a command and wait for its end."""
         return run(["podman", *words], environment=self.environment, stdin=stdin, seconds=seconds)
 
     def must(self, *words: str, stdin: str | None = None) -> str:
-        """The output of a command, which must succeed."""
+        """Run a command, which must succeed; returns its output."""
         done = self(*words, stdin=stdin)
         assert done.code == 0, f"podman {' '.join(words)}: {done}"
         return done.output
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Begin a command, whose output nobody reads."""
+        """Start a command; its output is discarded."""
         null = subprocess.DEVNULL
         return subprocess.Popen(["podman", *words], env=self.environment, stdin=null, stdout=null, stderr=null)
 
@@ -77,30 +77,30 @@ class Podman:
         wait_until(lambda: not self._helpers())
 
     def _helpers(self) -> list[str]:
-        """The pids of this Podman's conmon and podman processes: all have paths of its directory as arguments."""
+        """The pids of this Podman's conmon and podman processes, whose arguments contain paths of its directory."""
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     words = os.fsdecode(file.read())
-            except OSError:  # it has exited
+            except OSError:  # the process has exited
                 continue
             if name in ("conmon", "podman") and f"{self.directory}/" in words:
                 found.append(pid)
         return found
 
     def on_terminal(self, *words: str) -> str:
-        """What a command writes to the terminal that it is on; it must succeed."""
+        """Run a command, which must succeed, on a terminal; returns its output."""
         return on_terminal(["podman", *words], self.environment)
 
     def inspect(self, name: str) -> Any:
-        """What `podman inspect` says of a container."""
+        """The output of `podman inspect` for a container."""
         return json.loads(self.must("inspect", name))[0]
 
 
 def install(engine: str, file: str, runtime: Runtime) -> None:
-    """Tell an engine of hawse with a test's own options, by way of a program that adds them."""
+    """Configure hawse as an engine's runtime by a wrapper program that adds the test's options."""
     program = _write(f"{file}.program", f'#!/bin/sh\nexec {" ".join(runtime.argv())} "$@"\n')
     os.chmod(program, 0o755)
     done = runtime("install", engine, "--file", file, "--program", program)
@@ -108,7 +108,7 @@ def install(engine: str, file: str, runtime: Runtime) -> None:
 
 
 def on_terminal(argv: list[str], environment: dict[str, str]) -> str:
-    """What a program writes to the terminal that it is on; it must succeed."""
+    """Run a program, which must succeed, on a terminal; returns its output."""
     master, slave = pty.openpty()
     with subprocess.Popen(argv, env=environment, stdin=slave, stdout=slave, stderr=slave) as process:
         os.close(slave)
@@ -116,7 +116,7 @@ def on_terminal(argv: list[str], environment: dict[str, str]) -> str:
         try:
             while piece := os.read(master, 65536):
                 written += piece
-        except OSError:  # the last one that had the other end has closed it
+        except OSError:  # the last process that had the other end open has closed it
             pass
         os.close(master)
     assert process.returncode == 0, written
@@ -128,7 +128,8 @@ def _storage(directory: str) -> str:
 
 
 def _engine(directory: str, cgroup_manager: str) -> str:
-    """The limits are what any machine lets a container have: runc fails where they are raised without a right to."""
+    """The engine's configuration. Its limits are those that every host permits: runc fails if it must raise them
+    without the privilege to do so."""
     return f"""
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]

@@ -1,4 +1,4 @@
-"""A running sandbox for tests: the monitor's real objects, from monitor.sock to the link; guest and QEMU are fakes."""
+"""A running sandbox for tests: the monitor's real objects from monitor.sock to the link; guest and QEMU are fakes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from tests.support import virtual_time
 from tests.support.fake_qmp import FakeQmp
 from tests.support.groups import BOUND, EDU, plan
 
-#: The key by which the proxy of a second container's first process announces itself.
+#: The key with which the proxy of the second container's first process announces itself.
 KEY = "init-of-c2"
 
 
 class FakeGuest:
-    """An agent that knows its containers' names.
+    """A fake agent that records its containers' names.
 
-    ``answers`` has the result or the error of a method, for which the default is None. A call of a method that is in
-    ``held`` is answered after its event. ``frames`` are those that were no calls.
+    ``answers``: the result or the error of a method; by default None. A call of a method that is in
+    ``held`` is answered once its event is set. ``frames``: received frames that are not calls.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,9 +96,9 @@ class FakeGuest:
 
 
 class Apart(Network):
-    """A network that is taken for none of the host's, without a look at the process that the test itself is.
+    """A network that does not count as the host's, without inspection of the test's process.
 
-    ``loopback`` is the descriptor whose ports are forwarded.
+    ``loopback``: the descriptor of the namespace whose ports are forwarded.
     """
 
     def __init__(self, directory: str, loopback: int) -> None:
@@ -114,8 +114,8 @@ class Apart(Network):
 
 
 class NoShare(ShareRoot):
-    """A share that nothing is mounted in. ``removed`` are the containers that were removed from it, and ``mounted``
-    what it says of a container's mounts."""
+    """A share without mounts. ``removed``: the containers that were removed from it. ``mounted``: its answer for the
+    mounts of a container."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
@@ -144,7 +144,7 @@ class NoShare(ShareRoot):
 
 
 class ObservedSandbox(Sandbox):
-    """``removals`` are the containers whose deletion has been asked for."""
+    """A sandbox that records in ``removals`` the containers whose deletion was requested."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -157,7 +157,7 @@ class ObservedSandbox(Sandbox):
 
 @dataclass
 class FakeMachine:
-    """What a sandbox needs of its virtual machine."""
+    """The part of a VM's interface that a sandbox uses."""
 
     link: GuestLink
     qmp: FakeQmp
@@ -166,7 +166,7 @@ class FakeMachine:
 
 @dataclass
 class Pod:
-    """A sandbox, as a command line finds it."""
+    """A sandbox as seen by the command line."""
 
     sandbox: ObservedSandbox
     guest: FakeGuest
@@ -176,16 +176,16 @@ class Pod:
 
     @property
     def qmp(self) -> FakeQmp:
-        """The fake QEMU's."""
+        """The fake QEMU's QMP."""
         return self.machine.qmp
 
     async def create_first(self) -> list[tuple[str, str]]:
-        """Have the first container made, whose proxy has started; what is logged."""
+        """Create the first container, whose proxy has started; returns the messages to log."""
         await self.announce(f"{self.sandbox.plan.id}/{INIT_KEY}")
         return await self.sandbox.create(cast(Machine, self.machine))
 
     async def call(self, name: str, method: str, **params: Any) -> object:
-        """What the monitor answers a command line."""
+        """The monitor's answer to a call of the command line."""
         reader, writer = await self.connect()
         writer.write(control.encode_call(1, method, params | {"container": name}))
         [(_, _, payload)] = Decoder().feed(await reader.read())
@@ -195,24 +195,24 @@ class Pod:
         return answer
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to monitor.sock."""
+        """Connect to monitor.sock."""
         reader, writer = await asyncio.open_connection(sock=sockets.connect(self.store.path, "monitor.sock"))
         self.writers.append(writer)
         return reader, writer
 
     async def announce(self, key: str, **params: Any) -> asyncio.StreamReader:
-        """A proxy has started; what it hears."""
+        """Announce a proxy; returns its stream of events."""
         reader, _ = await self.start_proxy(key, **params)
         return reader
 
     async def start_proxy(self, key: str, **params: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A proxy has started: both directions of its connection."""
+        """Announce a proxy; returns both directions of its connection."""
         reader, writer = await self.connect()
         writer.write(control.encode_call(1, "proxy", {"key": key, "descriptors": []} | params))
         return reader, writer
 
     def joining(self, name: str = "c2", **changes: Any) -> ContainerPlan:
-        """The plan of a container with a group, whose state directory is made."""
+        """The plan of a container with a group; its state directory is created."""
         store = Store(self.store.root, name)
         if not os.path.exists(store.path):
             store.make(sandbox=self.store)
@@ -224,7 +224,7 @@ class Pod:
         return msgspec.structs.replace(made, **changes)
 
     async def join(self, **changes: Any) -> asyncio.StreamReader:
-        """Have a second container, c2, made; what its proxy hears."""
+        """Create a second container, c2; returns the events of its proxy."""
         made = self.joining(**changes)
         proxy = await self.announce(f"c2/{KEY}")
         await self.create(made)
@@ -232,21 +232,21 @@ class Pod:
 
     @property
     def spares(self) -> list[Port]:
-        """Ports that are free."""
+        """The free ports."""
         return self.sandbox.claims.spares
 
     async def create(self, made: ContainerPlan) -> object:
-        """Have the monitor make a container."""
+        """Request the creation of a container from the monitor."""
         return await self.call(made.id, "create", plan=msgspec.to_builtins(made), sources=[], key=KEY)
 
     def state(self, name: str = "c2") -> dict[str, Any]:
-        """What is on disk of a container."""
+        """The state of a container on disk."""
         with open(f"{self.store.root}/{name}/state.json", "rb") as file:
             state: dict[str, Any] = msgspec.json.decode(file.read())
         return state
 
     def prove_alone(self) -> None:
-        """Nothing is there of any other than the first container."""
+        """Check that nothing exists of any container other than the first."""
         assert self.qmp.plugged == set()
         assert len(self.spares) == 4
         assert self.guest.containers == {"c1"}
@@ -264,9 +264,9 @@ async def pod(
     loopback: int = -1,
     **changes: Any,
 ) -> AsyncIterator[Pod]:
-    """A sandbox whose VM runs. ``changes`` are of its plan; ``created``: its first container, c1, is created.
+    """A sandbox whose VM runs. ``changes``: fields of its plan. ``created``: its first container, c1, is created.
 
-    ``seconds`` are those that a device may take, and ``loopback`` is the namespace whose ports are forwarded.
+    ``seconds``: the time limit of a device. ``loopback``: the namespace whose ports are forwarded.
     """
     store = Store(str(tmp_path / "root"), "c1")
     store.make()
@@ -295,24 +295,24 @@ async def pod(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await settle()  # a transport ends a moment after it is closed
+        await settle()  # a transport ends shortly after it is closed
         os.close(lock)
 
 
 async def settle() -> None:
-    """Let everything happen that can happen without a timer or another thread."""
+    """Run the event loop until it would wait for a timer or another thread."""
     for _ in range(100):
         await asyncio.sleep(0)
 
 
 async def events(proxy: asyncio.StreamReader) -> list[tuple[str, dict[str, Any]]]:
-    """All events that a proxy was told until its connection ended."""
+    """All events that a proxy received until its connection ended."""
     frames = Decoder().feed(await proxy.read())
     return [control.decode_event(payload) for _, kind, payload in frames if kind == EVENT]
 
 
 async def heard(proxy: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:
-    """The last that a proxy was told before its connection ended."""
+    """The last event that a proxy received before its connection ended."""
     return (await events(proxy))[-1]
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started. Raises OSError when it has ended."""
+    """The children of a process. Raises OSError when it has ended."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """The processes that a process has started, each before those that it has started itself."""
+    """The descendants of a process, each one before its own children."""
     for child in children(pid):
         yield child
         yield from descendants(child)

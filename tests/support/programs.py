@@ -1,6 +1,6 @@
-"""C programs of tests, compiled once for each content and kept in the cache.
+"""C programs of tests, compiled once for each source text and kept in the cache.
 
-The lab sees this machine's cache, and compiles ten times as slowly.
+The lab uses this host's cache, since it compiles ten times as slowly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FLAGS = ["-static", "-O2", "-Wall", "-Wextra", "-Werror"]
 
 
 def compiled(source: str) -> str:
-    """The path of a static program for the text of its source."""
+    """Compile a source text to a static program; returns its path."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
 
     def compile_it(directory: str) -> None:
@@ -27,6 +27,6 @@ def compiled(source: str) -> str:
 
 
 def compiled_file(path: str) -> str:
-    """The path of a static program for a source file."""
+    """Compile a source file to a static program; returns its path."""
     with open(path) as file:
         return compiled(file.read())

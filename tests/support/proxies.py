@@ -1,4 +1,4 @@
-"""The monitor's end of a proxy: the frames that a process of the guest would cause."""
+"""The monitor's end of a proxy: it sends the frames that a process in the guest would cause."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.patience import patience
 
 
 class Attached:
-    """A connection that a proxy has made, as a context: the next of ``monitor``; ``params`` are those of its call."""
+    """The next proxy connection to ``monitor``, as a context manager; ``params``: the parameters of its call."""
 
     def __init__(self, monitor: FakeMonitor) -> None:
         self.connection: socket.socket
         self.connection, self.params = monitor.proxies.get(timeout=patience(10))
-        # Port reads the descriptor without Python's timeout: this one is the kernel's.
+        # Port reads the descriptor without Python's timeout: set the kernel's timeout.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 30, 0))
         self.port = Port(self.connection.fileno())
         self.frames: Iterator[Frame] = self.port.frames()
@@ -38,38 +38,38 @@ class Attached:
         self.connection.close()
 
     def write(self, descriptor: int, data: bytes) -> None:
-        """The process writes."""
+        """Simulate output of the process."""
         self.port.send(encode(STREAMS + descriptor, DATA, data))
 
     def close(self, descriptor: int) -> None:
-        """The process closes a descriptor."""
+        """Simulate that the process closes a descriptor."""
         self.port.send(encode(STREAMS + descriptor, EOF))
 
     def event(self, name: str, **params: Any) -> None:
-        """Something happens to the process."""
+        """Send an event of the process."""
         self.port.send(control.encode_event(name, params))
 
     def exit(self, code: int) -> None:
-        """The process ends."""
+        """Simulate the exit of the process."""
         self.event("exit", code=code)
 
     def next_event(self) -> tuple[str, dict[str, Any]]:
-        """The next event of the proxy."""
+        """Wait for the next event of the proxy."""
         return control.decode_event(next(frame for frame in self.frames if frame[1] == EVENT)[2])
 
     def next_data(self) -> tuple[int, bytes | None]:
-        """What comes next for the process: the descriptor and the bytes, None for their end."""
+        """Wait for the next input of the process: the descriptor and the bytes, None at the end."""
         stream, kind, payload = next(frame for frame in self.frames if frame[1] in (DATA, EOF))
         return stream - STREAMS, payload if kind == DATA else None
 
     def await_end(self) -> None:
-        """Read until the proxy is gone. Raises OSError where it stays."""
+        """Read until the proxy closes the connection. Raises OSError if it does not."""
         for _ in self.frames:
             continue
 
 
 class Pipes:
-    """Stdio of a proxy as pipes, as a context: ``stdin`` is written, ``stdout`` and ``stderr`` are read."""
+    """Pipes for the stdio of a proxy, as a context manager: write to ``stdin``, read from ``stdout`` and ``stderr``."""
 
     def __enter__(self) -> Pipes:
         self._theirs, self._ours = [], []
@@ -81,14 +81,14 @@ class Pipes:
         return self
 
     def start(self, monitor: FakeMonitor, **options: Any) -> ProxyProcess:
-        """A proxy with these as its stdio, which has the other ends alone then."""
+        """Start a proxy with these pipes as its stdio; only the proxy keeps the other ends."""
         words: dict[str, Any] = {"terminal": False, "command": ["true"]} | options
         proxy = ProxyProcess(monitor.store, "key", stdio=tuple(self._theirs), **words)
         self._close(self._theirs)
         return proxy
 
     def end(self, fd: int) -> None:
-        """Close one of ours."""
+        """Close one of the test's ends."""
         os.close(fd)
         self._ours.remove(fd)
 
@@ -105,7 +105,7 @@ class Pipes:
 
 
 def read_all(fd: int) -> bytes:
-    """Everything up to the end."""
+    """Read up to the end of file."""
     data = b""
     while piece := os.read(fd, 65536):
         data += piece

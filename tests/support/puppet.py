@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -IS
-"""A program of a sandbox (QEMU or virtiofsd) whose part a test plays: see tests/support/fake_machine.py.
+"""A program of a sandbox (QEMU or virtiofsd) that a test simulates: see tests/support/fake_machine.py.
 
-It hands the descriptors that its command line names to the test, then ends as the test says.
+It passes the descriptors that its command line names to the test, then exits as the test requests.
 """
 
 import array

@@ -1,4 +1,4 @@
-"""QEMU's end of a QMP connection, answering from a table."""
+"""QEMU's end of a QMP connection, with answers from a function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, 
 
 
 class QmpServer:
-    """Answers each command with what ``answer`` returns for it: a message, or None for silence."""
+    """Answers each command with the result of ``answer``: a message, or None for no answer."""
 
     def __init__(self, answer: Callable[[str, Message], Message | None]) -> None:
         self.commands: list[tuple[str, Message]] = []
@@ -30,7 +30,7 @@ class QmpServer:
         while data := await self._receive():
             text = (text + data.decode()).lstrip()
             while text:
-                try:  # the client ends a message with nothing, and QEMU's parser needs nothing
+                try:  # the client does not terminate messages, and QEMU's parser does not need it
                     message, end = json.JSONDecoder().raw_decode(text)
                 except ValueError:
                     break
@@ -65,11 +65,11 @@ class QmpServer:
         self.send_line(json.dumps(message).encode())
 
     def send_line(self, line: bytes) -> None:
-        """Send any bytes as a message."""
+        """Send arbitrary bytes as a message."""
         self._connection.sendall(line + b"\r\n")
 
     def close(self) -> None:
-        """End the connection, as a QEMU that dies."""
+        """Close the connection, as a dying QEMU does."""
         self._connection.close()
 
 

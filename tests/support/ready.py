@@ -1,4 +1,4 @@
-"""A host that is ready for containers, made of small files: an image, a QEMU that answers, a virtiofsd, a bundle."""
+"""A fake host for containers, built of small files: an image, a QEMU that answers queries, a virtiofsd, a bundle."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from tests.support.settings import with_annotations
 Change = Callable[[dict[str, Any]], object]
 
 _FAKE_QEMU = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fake_qemu.py")
-#: What the QEMU says it has.
+#: The capabilities that the fake QEMU reports.
 DEVICES = (
     "intel-iommu", "pcie-root-port", "pcie-pci-bridge", "virtio-serial-pci", "virtserialport", "virtio-rng-pci",
     "vfio-pci", "vhost-user-fs-pci", "edu", "e1000e",
 )  # fmt: skip
 #: The annotation of a pod's sandbox.
 CRI = {"io.kubernetes.cri.container-type": "sandbox"}
-#: Those of a container that joins a sandbox of the id "pod".
+#: The annotations of a container that joins the sandbox with the id "pod".
 JOINS = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
-#: Devices of QEMU's, by which groups of the host can be tried without any.
+#: Emulated devices, which replace groups of the host in tests.
 EMULATED = '[emulated]\n5 = ["edu"]\n6 = ["edu", "edu"]\n7 = ["e1000e"]\n'
 
 
 def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
-    """An image of a few bytes in a cache; its directory."""
+    """Create an image of a few bytes in a cache; returns its directory."""
     directory = f"{cache}/images/d1"
     for name in image.BESIDE:
         os.makedirs(f"{directory}/{name}")
@@ -65,13 +65,13 @@ def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
 
 
 def beside(directory: str) -> dict[str, dict[str, int | str]]:
-    """What a manifest says of the directories beside an image."""
+    """The manifest's entries for the directories of an image."""
     digests = {name: image.tree_digest(f"{directory}/{name}") for name in image.BESIDE}
     return {name: {"size": size, "sha256": digest} for name, (size, digest) in digests.items()}
 
 
 def make_program(path: str, script: str) -> str:
-    """A shell script; its path."""
+    """Write a shell script; returns its path."""
     with open(path, "w") as file:
         file.write(f"#!/bin/sh\n{script}\n")
     os.chmod(path, 0o755)
@@ -79,7 +79,7 @@ def make_program(path: str, script: str) -> str:
 
 
 def make_qemu(path: str, *, version: str = "9.2.0", devices: Sequence[str] = DEVICES) -> str:
-    """A QEMU that answers the questions of :mod:`hawse.vm.capabilities`, and no guest runs in it; its path."""
+    """Write a QEMU that answers the queries of :mod:`hawse.vm.capabilities` and cannot run guests; returns its path."""
     numbers = dict(zip(("major", "minor", "micro"), map(int, version.split(".")), strict=True))
     names = [[{"name": name} for name in group] for group in (devices, ["hpet", "usb"], ["iommufd"], ["vf-token"])]
     options = [{"option": "sandbox", "parameters": []}]
@@ -89,7 +89,7 @@ def make_qemu(path: str, *, version: str = "9.2.0", devices: Sequence[str] = DEV
 
 
 def keep_template(cache: str, digest: str, machine: MachinePlan, *, used_mib: int = 0) -> str:
-    """Keep a template of a machine under a digest, with so much memory that is not zero; its directory."""
+    """Store a template of a VM under a digest, with this amount of non-zero memory; returns its directory."""
     draft = template.begin(cache, digest, shape(machine))
     assert draft is not None
     ram = os.memfd_create("ram")
@@ -103,7 +103,7 @@ def keep_template(cache: str, digest: str, machine: MachinePlan, *, used_mib: in
 
 
 class Ready:
-    """The host below ``directory``; ``config`` is a configuration file for it."""
+    """The host's files below ``directory``; ``config`` is its configuration file."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -116,7 +116,7 @@ class Ready:
         self.write()
 
     def config(self, *, vm: str = "", more: str = "") -> str:
-        """The configuration's text: lines of [vm] after those that name the programs, then other sections."""
+        """The configuration's text: ``vm`` lines after those that name the programs, then other sections."""
         # A QEMU that is a script cannot be confined.
         lines = {"qemu": self.qemu, "virtiofsd": self.virtiofsd, "accel": "tcg", "confine": "off"}
         given = {line.partition(" =")[0] for line in vm.splitlines()}
@@ -124,14 +124,14 @@ class Ready:
         return f'[vm]\n{own}{vm}\n[image]\ncache = "{self.cache}"\n{more}\n'
 
     def write(self, change: Change = lambda _spec: None) -> None:
-        """Write the bundle's specification, with a change."""
+        """Write the bundle's specification with a change."""
         spec = bundles.specification(["sh"])
         change(spec)
         bundles.write(self.bundle, spec)
 
 
 def annotated(annotations: dict[str, str], *devices: bundles.Device) -> Change:
-    """A change of a specification: these annotations, and devices."""
+    """A change of a specification that adds annotations and devices."""
 
     def change(spec: dict[str, Any]) -> None:
         spec["annotations"] = annotations
@@ -142,12 +142,12 @@ def annotated(annotations: dict[str, str], *devices: bundles.Device) -> Change:
 
 
 def limited(**resources: Any) -> Change:
-    """A change of a specification: linux.resources, in a cgroup of the host."""
+    """A change of a specification that sets linux.resources, in a cgroup of the host."""
     return lambda spec: spec["linux"].update({"resources": resources, "cgroupsPath": "/x"})
 
 
 class Said:
-    """A log that remembers."""
+    """A log that records its messages."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -163,10 +163,10 @@ class Said:
 
 
 class Planner(Ready):
-    """Plans of this host's bundle; ``said`` is the log of the last one. ``config`` is the configuration's text."""
+    """Creates plans of this host's bundle; ``said``: the log of the last one. ``config``: the configuration's text."""
 
     def load(self, config: str | None = None) -> Config:
-        """The configuration, through its file."""
+        """The configuration, loaded from its file."""
         path = f"{self.directory}/config.toml"
         with open(path, "w") as file:
             file.write(with_annotations(self.config() if config is None else config))
@@ -184,9 +184,9 @@ class Planner(Ready):
 
 
 class Sandboxes(Ready):
-    """This host with tests/support/fake_qemu.py as its QEMU, and `hawse` for it: sandboxes without machines.
+    """This host with tests/support/fake_qemu.py as its QEMU, and `hawse` for it: sandboxes without VMs.
 
-    As a context, what is left of them at the end is deleted.
+    As a context manager it deletes remaining sandboxes at the end.
     """
 
     def __init__(self, directory: str) -> None:
@@ -206,12 +206,12 @@ class Sandboxes(Ready):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # In this order: what has joined a sandbox goes before it.
+        # In this order: containers that have joined a sandbox are deleted before it.
         for name in self.names():
             self.hawse("delete", "--force", name)
 
     def program(self, *words: str, more: Change = lambda _spec: None, **changes: Any) -> None:
-        """Have the bundle's program be this one of the fake guest's; ``changes`` are of the process."""
+        """Set the bundle's program to one of the fake guest's; ``changes``: fields of the process."""
 
         def change(spec: dict[str, Any]) -> None:
             spec["process"] |= {"args": list(words)} | changes
@@ -220,10 +220,10 @@ class Sandboxes(Ready):
         self.write(change)
 
     def names(self) -> list[str]:
-        """The containers that there are."""
+        """The names of the existing containers."""
         return sorted(os.listdir(self.hawse.root)) if os.path.isdir(self.hawse.root) else []
 
     def state(self, name: str) -> dict[str, Any]:
-        """What `hawse state` says."""
+        """The output of `hawse state`."""
         state: dict[str, Any] = json.loads(self.hawse("state", name).output)
         return state

@@ -1,4 +1,4 @@
-"""hawse as an engine runs it: a program with arguments, an exit code, two outputs and a log file."""
+"""Run hawse as an engine does: a program with arguments, an exit code, two outputs and a log file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HAWSE = os.path.join(os.path.dirname(sys.executable), "hawse")
 
 
 class Runtime:
-    """hawse with a root directory, a log and a configuration of the test's own."""
+    """hawse with a private root directory, log and configuration for the test."""
 
     def __init__(self, directory: str) -> None:
         self.root = f"{directory}/state"
@@ -30,7 +30,7 @@ class Runtime:
         evidence.watch(self.root)
 
     def configure(self, text: str) -> None:
-        """Set the configuration file's content. Unless it says otherwise, every annotation is allowed, QEMU is
+        """Set the configuration file's content. Unless it sets other values, every annotation is allowed, QEMU is
         confined, and no start warns that guests run without KVM."""
         with open(self._config, "w") as file:
             file.write(accelerated(confined(with_annotations(text))))
@@ -41,25 +41,25 @@ class Runtime:
         return [HAWSE, "--root", self.root, "--config", self._config, *logging, *arguments]
 
     def __call__(self, *arguments: str, log: bool = False, stdin: str | None = None, seconds: float = 30) -> Result:
-        """Run a command to its end. ``seconds`` is given to :func:`patience`."""
+        """Run a command and wait for its end. ``seconds`` is passed to :func:`patience`."""
         return run(self.argv(*arguments, log=log), stdin=stdin, seconds=seconds)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Begin a command."""
+        """Start a command."""
         return subprocess.Popen(self.argv(*arguments), **options)
 
     def state(self, name: str) -> dict[str, Any]:
-        """`hawse state`."""
+        """The output of `hawse state`."""
         result = self("state", name)
         assert result.code == 0, result.errors
         state: dict[str, Any] = json.loads(result.output)
         return state
 
     def run_detached(self, bundle: str, name: str) -> int:
-        """create and start, with stdio that nobody reads; the pid of the pid file."""
+        """create and start, with discarded stdio; returns the pid in the pid file."""
         pid_file = f"{bundle}/pid"
         null = subprocess.DEVNULL
-        # Not a pipe: it would be the container's too, and open for as long as that lives.
+        # Not a pipe: the container would inherit it and keep it open.
         with open(f"{bundle}/said", "w+") as said:
             words = self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name)
             made = subprocess.run(words, check=False, stdin=null, stdout=null, stderr=said)
@@ -72,8 +72,8 @@ class Runtime:
 
 
 def handing_on(argv: Sequence[str], *descriptors: int, **options: Any) -> subprocess.Popen[bytes]:
-    """Begin a program with these descriptors as its own from 3 on."""
-    # Far from the numbers that they are to have: one could be another's.
+    """Start a program with these descriptors, numbered from 3."""
+    # First to high numbers: a target number could be in use by another of these descriptors.
     away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 500) for fd in descriptors]
     moves = " ".join(f"{number}<&{fd} {fd}<&-" for number, fd in enumerate(away, 3))
     try:

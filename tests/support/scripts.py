@@ -1,4 +1,4 @@
-"""Small shell scripts that stand for programs of the host."""
+"""Small shell scripts that replace programs of the host."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def write_program(path: str, body: str) -> str:
-    """Write a shell script that can be executed; its path.
+    """Write an executable shell script; returns its path.
 
-    Under another name first: a file that another process still has open for writing, such as a child that was just
-    forked, cannot be executed (ETXTBSY).
+    It is written under another name first: a file that another process still has open for writing, such as a child that
+    was just forked, cannot be executed (ETXTBSY).
     """
     with open(f"{path}.new", "w") as file:
         file.write(f"#!/bin/sh\n{body}\n")

@@ -1,4 +1,4 @@
-"""Configurations of tests."""
+"""Configurations for tests."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from tests.support.patience import kvm_works
 
 
 def with_annotations(text: str) -> str:
-    """A configuration's text in which containers may have every annotation, unless it says which they may have."""
+    """A configuration's text that allows every annotation, unless it already lists the allowed ones."""
     return _with(text, "devices", f"annotations = {list(ANNOTATIONS)}")
 
 
 def confined(text: str) -> str:
-    """A configuration's text in which QEMU has to be in a jail, unless it says otherwise; with 9p there is none."""
+    """A configuration's text that requires a jail for QEMU, unless it sets another value; not with 9p."""
     return _with(text, "vm", 'confine = "off"' if 'share = "9p"' in text else 'confine = "required"')
 
 
 def accelerated(text: str) -> str:
-    """A configuration's text in which guests may run without KVM where it does not work, and no start warns of that,
-    unless it says otherwise."""
+    """A configuration's text in which guests may run without KVM where it does not work, without a warning at each
+    start, unless it sets another value."""
     return text if kvm_works() else _with(text, "vm", 'accel = "tcg"')
 
 

@@ -1,4 +1,4 @@
-"""Repetitions: a handful in `make test`, many in `make soak`, which runs the tests that are marked `soak`."""
+"""Repetitions: a few in `make test`, many in `make soak`, which runs the tests with the marker `soak`."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _SOAK = bool(os.environ.get("HAWSE_SOAK"))
 
 
 def rounds(few: int, *, soak: int) -> int:
-    """How often a test repeats what it does."""
+    """The number of repetitions in a test."""
     return soak if _SOAK else few

@@ -1,4 +1,4 @@
-"""Commands of tests, run to their end within a limit; one that hangs leaves evidence before it is killed."""
+"""Run commands of tests with a time limit; evidence is saved before a hanging command is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.patience import patience
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -23,7 +23,7 @@ class Result:
 def run(
     argv: Sequence[str], *, seconds: float, stdin: str | None = None, environment: Mapping[str, str] | None = None
 ) -> Result:
-    """Run a command to its end. ``seconds`` is given to :func:`patience`; ``stdin`` is its input, none if None.
+    """Run a command and wait for its end. ``seconds`` is passed to :func:`patience`; ``stdin``: its input, or None.
 
     Raises AssertionError when it does not end in time, with the directory of the evidence.
     """

@@ -1,6 +1,6 @@
-"""Programs of other Debian releases, run where they are not installed: a newer QEMU, the virtiofsd in Rust.
+"""Programs of other Debian releases, run without installation: a newer QEMU, the Rust virtiofsd.
 
-They come from the machine's own mirror and run by their own loader and libraries out of a directory.
+They are fetched from the host's mirror and run with their own loader and libraries from a directory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def newer_qemu() -> str:
-    """Debian 13's QEMU 10.0; the path of a program that runs it.
+    """Debian 13's QEMU 10.0; returns the path of a program that runs it.
 
     Not 10.1 or newer: with device files those need Linux 6.13 (container/backend.py), and the lab has 6.12.
     """
@@ -27,30 +27,32 @@ def newer_qemu() -> str:
 
 
 def newest_qemu() -> str:
-    """Debian 13's backport, QEMU 11 or later: the lab's own.
+    """Debian 13's backport, QEMU 11 or later, which runs the lab.
 
-    Without KVM a CPU of QEMU 10.0's stops getting timer interrupts at times, and the lab with it ("rcu_preempt kthread
-    starved"); 11.1's did not in hours.
+    Without KVM a CPU of QEMU 10.0 sometimes stops receiving timer interrupts, and the lab hangs ("rcu_preempt kthread
+    starved"). With QEMU 11.1 this did not happen in hours.
     """
-    return _qemu(["trixie", "trixie-backports"], change=_mend)
+    return _qemu(["trixie", "trixie-backports"], change=_patch)
 
 
 def rust_virtiofsd() -> str:
-    """Debian 13's virtiofsd; the path of a program that runs it."""
+    """Debian 13's virtiofsd; returns the path of a program that runs it."""
     return _program(_unpacked(["trixie"], ["virtiofsd"], "trixie-virtiofsd"), "usr/libexec/virtiofsd", "")
 
 
-def _mend(tree: str) -> None:
+def _patch(tree: str) -> None:
     try:
-        svm.mend(f"{tree}/usr/bin/qemu-system-x86_64")
+        svm.patch(f"{tree}/usr/bin/qemu-system-x86_64")
     except ValueError as error:
-        print(f"this QEMU is run as it is, for guests of the lab too: {error}")
+        print(f"QEMU runs unpatched, which may hang guests of the lab: {error}")
 
 
 def _qemu(suites: Sequence[str], *, change: Callable[[str], None] | None = None) -> str:
-    """A program that needs nothing but its tree, and is no script, which a jail could not hold: it names its loader
-    and its libraries by where they are, and finds firmware and modules from there (QEMU util/cutils.c,
-    get_relocated_path())."""
+    """A QEMU that needs only its tree; returns the path of the program.
+
+    It is an ELF program and not a script, which a jail would not support. It contains the absolute paths of its loader
+    and libraries, and finds firmware and modules relative to its own path (QEMU util/cutils.c, get_relocated_path()).
+    """
 
     def link(tree: str) -> None:
         if change is not None:
@@ -65,8 +67,8 @@ def _qemu(suites: Sequence[str], *, change: Callable[[str], None] | None = None)
 
 
 def _leave_modules(program: str) -> None:
-    """Have a QEMU look for modules where there are none: it would find those of the installed QEMU, and end, since they
-    are of another build."""
+    """Patch QEMU's module directory to one that does not exist: QEMU would find the modules of the installed QEMU and
+    exit, since they are of another build."""
     with open(program, "rb") as file:
         code = file.read()
     assert code.count(_MODULES + b"\0") == 1
@@ -75,7 +77,7 @@ def _leave_modules(program: str) -> None:
 
 
 def _patchelf() -> str:
-    """Debian's program of that name, for this machine's release."""
+    """The path of Debian's patchelf, for this host's release."""
 
     def unpack(tree: str) -> None:
         fetched = packages.fetch(["patchelf"], cache=CACHE, progress=print)
@@ -87,7 +89,7 @@ def _patchelf() -> str:
 def _unpacked(
     suites: Sequence[str], names: Sequence[str], name: str, change: Callable[[str], None] | None = None
 ) -> str:
-    """The directory of that name with packages of a suite; ``change`` is made to it."""
+    """The directory of that name with packages of a suite; ``change`` is called with it when it is created."""
     suite = suites[-1]
 
     def unpack(tree: str) -> None:
@@ -104,7 +106,7 @@ def _unpacked(
 
 
 def apt_options(*suites: str) -> list[str]:
-    """apt's options for suites of the mirror that the machine's first source names, the last of them preferred."""
+    """apt's options for suites of the mirror of the host's first source; the last suite is preferred."""
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     mirror = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]
     directory = f"{CACHE}/{suites[-1]}"

@@ -1,16 +1,16 @@
-"""QEMU's emulation of AMD's virtualization without a mistake in it that hangs guests of the lab.
+"""Patch a bug in QEMU's emulation of AMD's virtualization that hangs guests of the lab.
 
-helper_vmrun() of target/i386/tcg/system/svm_helper.c, which enters a guest and gives it the interrupt that its
-hypervisor asks for, notes the interrupt's vector as an exception to be raised too (``cs->exception_index``), and raises
-none: do_interrupt_x86_hardirq() has done all there is to do. The note stays until the guest is left. Whoever has the
-processor leave its loop meanwhile (``exit_request``: on a busy machine the thread that has raised an earlier interrupt
-and comes to its kick only now) has cpu_handle_exception() of accel/tcg/cpu-exec.c find it, and the guest gets the same
-interrupt again, inside the first one's handler: a timer's then waits for ever for the lock that it holds itself
-(hrtimer_interrupt() of Linux kernel/time/hrtimer.c). So it was seen, in one of some hundred starts. Where the stop and
-cont of QMP kick the processor some hundred times a second, -d int shows a vector with interrupts off within a minute,
-the third hung the guest, and there was none in 150 s without the instruction.
+helper_vmrun() in target/i386/tcg/system/svm_helper.c enters a guest and injects the interrupt that the hypervisor
+requests. It also stores the interrupt's vector as a pending exception (``cs->exception_index``), although
+do_interrupt_x86_hardirq() has already delivered the interrupt. The stored vector remains until the guest exits. If the
+CPU leaves its loop meanwhile (``exit_request``: on a busy host the thread that raised an earlier interrupt may kick the
+CPU only now), cpu_handle_exception() in accel/tcg/cpu-exec.c finds the vector. The guest then receives the same
+interrupt again, inside the handler of the first one: a timer's handler waits forever for the lock that it holds itself
+(hrtimer_interrupt() in Linux kernel/time/hrtimer.c).
 
-There is no setting that avoids it, so the one instruction is taken out of the lab's copy of the program.
+This was observed in one of some hundred starts. When stop and cont of QMP kick the CPU some hundred times a second,
+-d int shows a vector with interrupts off within a minute, and the third one hung the guest. Without the instruction
+none appeared in 150 s. No setting avoids the bug, so the instruction is removed from the lab's copy of the program.
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ import struct
 import subprocess
 
 _FUNCTION, _CALLED = "helper_vmrun", "do_interrupt_x86_hardirq"
-#: How far before the call its argument is stored.
+#: Maximum distance in bytes between the store of the vector and the call.
 _NEAR = 96
-#: mov %esi,place(register), whose vector is the call's second argument (System V ABI), behind no prefix.
+#: mov %esi,offset(register) without a REX prefix; %esi is the second argument of the call (System V ABI), the vector.
 _STORE = re.compile(rb"(?<![\x40-\x4f])\x89[\xb0-\xb7].{4}", re.DOTALL)
 _CALL = 0xE8
 _NOTHING = bytes.fromhex("660f1f440000")
 
 
-def mend(program: str) -> None:
-    """Take the instruction out of a QEMU. Raises ValueError where there is not exactly one that looks so."""
+def patch(program: str) -> None:
+    """Remove the instruction from a QEMU. Raises ValueError unless exactly one instruction matches."""
     with open(program, "r+b") as file:
         where, size = _symbol(program, _FUNCTION)
         file.seek(where)
         code = file.read(size)
-        mended = without_store(code, _symbol(program, _CALLED)[0] - where)
+        patched = without_store(code, _symbol(program, _CALLED)[0] - where)
         file.seek(where)
-        file.write(mended)
+        file.write(patched)
 
 
 def without_store(code: bytes, called: int) -> bytes:
-    """A function's code, whose only call of what is ``called`` bytes from its start stores the vector before. Pure."""
+    """A function's code without the store of the vector. ``called``: the offset of the called function. Pure.
+
+    The function must call it once, and store one vector shortly before.
+    """
     calls = [
         at for at in range(len(code) - 4)
         if code[at] == _CALL and at + 5 + struct.unpack_from("<i", code, at + 1)[0] == called
@@ -55,7 +58,7 @@ def without_store(code: bytes, called: int) -> bytes:
 
 
 def _symbol(program: str, name: str) -> tuple[int, int]:
-    """Where a function is in the file, and its bytes; QEMU exports all of its functions, for its modules."""
+    """The position of a function in the file, and its size; QEMU exports all its functions, for its modules."""
     symbols = subprocess.run(["readelf", "-W", "--dyn-syms", program], capture_output=True, text=True, check=True)
     for line in symbols.stdout.splitlines():
         fields = line.split()
@@ -66,7 +69,7 @@ def _symbol(program: str, name: str) -> tuple[int, int]:
 
 
 def _slide(program: str, address: int) -> int:
-    """What is to be added to an address for its place in the file."""
+    """The difference between a position in the file and its address."""
     segments = subprocess.run(["readelf", "-W", "-l", program], capture_output=True, text=True, check=True)
     for line in segments.stdout.splitlines():
         fields = line.split()

@@ -1,4 +1,4 @@
-"""A sysfs of the test's own, for readers that take ``root=``."""
+"""A fake sysfs for functions with a parameter ``root``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class FakeSysfs:
         behind: str = "",
         resets: str | None = None,
     ) -> None:
-        """A PCI function of Intel's in a group; "" for no driver. With a header type its configuration is there.
+        """Add a PCI function of Intel in a group. Driver "": none. With a header type its configuration space exists.
 
-        ``behind`` is the bridge above its bus, "" on a root bus. ``resets`` are its reset methods; with None it has a
-        reset, and the kernel does not tell which, and with "none" it has no reset.
+        ``behind``: the bridge above its bus, "" on a root bus. ``resets``: its reset methods; None: it has a reset,
+        but the kernel does not show which; "none": it has no reset.
         """
         device = f"{self.root}/sys/bus/pci/devices/{address}"
         if behind:
@@ -53,37 +53,37 @@ class FakeSysfs:
             self.bind(address, driver)
 
     def member(self, group: int, name: str, device: str) -> None:
-        """An entry of a group."""
+        """Add an entry to a group."""
         self.link(f"sys/kernel/iommu_groups/{group}/devices/{name}", device)
 
     def bind(self, address: str, driver: str) -> None:
-        """Give a function to a driver."""
+        """Bind a function to a driver."""
         self.driver(driver)
         os.symlink(f"../../drivers/{driver}", f"{self.root}/sys/bus/pci/devices/{address}/driver")
 
     def driver(self, name: str) -> None:
-        """A PCI driver that the kernel has."""
+        """Add a PCI driver."""
         os.makedirs(f"{self.root}/sys/bus/pci/drivers/{name}", exist_ok=True)
 
     def below(self, address: str, kind: str, path: str) -> None:
-        """A device of a class, such as "block" and "nvme/nvme0/nvme0n1", below a PCI function."""
+        """Add a device of a class, such as "block" and "nvme/nvme0/nvme0n1", below a PCI function."""
         self.link(f"sys/class/{kind}/{os.path.basename(path)}", f"../../bus/pci/devices/{address}/{path}")
         os.makedirs(f"{self.root}/sys/bus/pci/devices/{address}/{path}")
 
     def link(self, path: str, target: str) -> None:
-        """A symbolic link."""
+        """Create a symbolic link."""
         full = f"{self.root}/{path}"
         os.makedirs(os.path.dirname(full), exist_ok=True)
         os.symlink(target, full)
 
     def node(self, group: int, major: int, minor: int) -> None:
-        """The group's character device."""
+        """Add a group's character device."""
         self.write(f"sys/class/vfio/{group}/dev", f"{major}:{minor}\n")
         self.write(f"dev/vfio/{group}", "")
         self.character_device(major, minor, f"../../devices/virtual/vfio/{group}")
 
     def device_file(self, address: str, number: int, major: int, minor: int) -> None:
-        """A function's device file, and /dev/iommu."""
+        """Add a function's device file, and /dev/iommu."""
         self.write(f"sys/bus/pci/devices/{address}/vfio-dev/vfio{number}/dev", f"{major}:{minor}\n")
         self.write(f"dev/vfio/devices/vfio{number}", "")
         self.character_device(major, minor, f"../../devices/pci0000:00/{address}/vfio-dev/vfio{number}")
@@ -93,16 +93,16 @@ class FakeSysfs:
             self.character_device(10, 126, "../../devices/virtual/misc/iommu")
 
     def character_device(self, major: int, minor: int, target: str) -> None:
-        """An entry of /sys/dev/char."""
+        """Add an entry to /sys/dev/char."""
         self.link(f"sys/dev/char/{major}:{minor}", target)
 
     def read(self, address: str, attribute: str) -> str:
-        """What a function's file says now."""
+        """The current content of a function's file."""
         with open(f"{self.root}/sys/bus/pci/devices/{address}/{attribute}") as file:
             return file.read()
 
     def write(self, path: str, text: str) -> None:
-        """A file."""
+        """Write a file."""
         full = f"{self.root}/{path}"
         os.makedirs(os.path.dirname(full), exist_ok=True)
         with open(full, "w") as file:

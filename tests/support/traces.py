@@ -1,5 +1,5 @@
-"""What containers could leave of themselves with their engine and the host's kernel, and what could grow with their
-number, beside what :mod:`tests.support.host` compares."""
+"""Snapshots of what containers could leave behind in their engine and the host kernel, and of what could grow with
+their number, in addition to :mod:`tests.support.host`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.support.host import difference, snapshot
 from tests.support.patience import wait_until
 
 Kinds = dict[str, set[str]]
-#: Programs of engines that are there for one container, one pod or one network.
+#: Programs of engines that run for one container, one pod or one network.
 _PROGRAMS = re.compile(r"podman|conmon|netavark|aardvark|containerd-shim|docker-proxy|qemu-system|virtiofsd")
 _CGROUPS = re.compile(r"libpod|docker|hawse|moby")
-#: Where a program may put what it means to delete.
+#: A directory to which a program may move files before it deletes them.
 _TEMPORARY = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run"}
 
 
 def take(root: str, *directories: str) -> Kinds:
-    """All that is there, by its kind; ``root`` is the runtime's, ``directories`` others whose every path counts."""
+    """Take a snapshot, by kind. ``root``: the runtime's. ``directories``: others, of which every path counts."""
     return snapshot() | {
         "below the root": _below(root),
         "bindings": _names(directory_of(root)),
-        "interfaces": {name for _, name in socket.if_nameindex()},  # /sys has those of another network namespace
+        "interfaces": {name for _, name in socket.if_nameindex()},  # /sys shows those of another network namespace
         "network namespaces": {name for name in _names("/run/netns") if name.startswith("netns-")},
         "rules": _rules(),
         "programs": _programs(),
@@ -43,7 +43,7 @@ def take(root: str, *directories: str) -> Kinds:
 
 
 def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 15) -> None:
-    """Raise AssertionError with what differs, unless nothing does soon: an engine tells of an end before it is over."""
+    """Raise AssertionError with the difference unless it disappears soon: engines report exits before they clean up."""
     wait_until(
         lambda: not _more(before, look()),
         seconds=seconds,
@@ -53,7 +53,7 @@ def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 15)
 
 
 def _more(before: Kinds, after: Kinds) -> Kinds:
-    """What differs; but others on the machine have temporary files, which may go meanwhile."""
+    """The difference, but without removed temporary files, which may belong to others on the host."""
     found = difference(before, after)
     if after["temporary files"] <= before["temporary files"]:
         found.pop("temporary files", None)
@@ -61,7 +61,7 @@ def _more(before: Kinds, after: Kinds) -> Kinds:
 
 
 def held(pid: int) -> Counter[str]:
-    """A process's descriptors, by what they are of; the numbers of pipes and the like are left out."""
+    """The targets of a process's file descriptors; the inode numbers of pipes and the like are left out."""
     found: Counter[str] = Counter()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
@@ -72,10 +72,10 @@ def held(pid: int) -> Counter[str]:
 
 
 def private_kib(pid: int) -> int:
-    """KiB of memory that are a process's own (proc(5), /proc/pid/smaps).
+    """KiB of a process's private memory (proc(5), /proc/pid/smaps).
 
-    A guest's is a file's, and not among it; nor is the code that QEMU has translated without KVM, in memory that can be
-    executed: of that there is more with every program that the guest runs, until its buffer is full.
+    Guest memory belongs to a file and does not count. QEMU's translated code (without KVM), in executable memory, does
+    not count either: it grows with every program that the guest runs, until its buffer is full.
     """
     with open(f"/proc/{pid}/smaps") as file:
         mappings = re.findall(
@@ -85,7 +85,7 @@ def private_kib(pid: int) -> int:
 
 
 def _rules() -> set[str]:
-    """The firewall's, by all three programs that have made some, without what they have counted."""
+    """The firewall's rules, by all three programs that may have created some, without their counters."""
     found: Counter[str] = Counter()
     for command in (["iptables-save"], ["ip6tables-save"], ["nft", "--stateless", "list", "ruleset"]):
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -109,7 +109,7 @@ def _programs() -> set[str]:
 
 
 def _templates() -> set[str]:
-    """Those of this installation's image: other checkouts on the machine have theirs in the same cache."""
+    """The templates of this installation's image: other checkouts on the host have theirs in the same cache."""
     found = dict(template.list_all(CACHE))
     initrd = locate(cache=CACHE).initrd
     return {

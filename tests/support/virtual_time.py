@@ -1,6 +1,6 @@
 """An event loop whose clock jumps to the next timer when nothing else can happen, for tests of timeouts.
 
-A wait of twenty seconds takes no time, and always exactly twenty seconds of the loop's clock.
+A wait of 20 seconds takes no real time, and always exactly 20 seconds of the loop's clock.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Value = TypeVar("Value")
 
 
 class StalledError(Exception):
-    """Every task waits for something that cannot happen any more: no timer, no thread, and no input."""
+    """Every task waits for an event that can no longer happen: no timer, thread or input is left."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """For tests whose sockets have both ends in the same loop.
+    """The loop, for tests whose sockets have both ends in the same loop.
 
     While a call of ``asyncio.to_thread`` runs, the clock moves in real time: the thread may cause an event.
     """
@@ -31,7 +31,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(_Selector(self))
 
     def time(self) -> float:
-        """Seconds: the real clock's, and those that were skipped."""
+        """The time in seconds: the real clock plus the skipped time."""
         return super().time() + self._ahead
 
     def skip(self, seconds: float) -> None:
@@ -40,20 +40,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     @property
     def waits_for_thread(self) -> bool:
-        """Whether a call in another thread has not returned."""
+        """Whether a call in another thread has not returned yet."""
         return self._threads > 0
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Executor | None, func: Callable[..., Value], *args: Any
     ) -> asyncio.Future[Value]:
-        """As every loop does; counted."""
+        """As in every loop; the calls are counted."""
         running = super().run_in_executor(executor, func, *args)
         self._threads += 1
         running.add_done_callback(self._returned)
         return running
 
     async def shutdown_default_executor(self) -> None:
-        """As every loop does; it waits for a thread."""
+        """As in every loop; it waits for a thread."""
         self._threads += 1
         await super().shutdown_default_executor()
 
@@ -79,7 +79,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 def run(story: Coroutine[Any, Any, Value]) -> Value:
-    """``asyncio.run`` in such a loop. Raises AssertionError where a task failed and nobody asked for its result."""
+    """``asyncio.run`` with this loop. Raises AssertionError if a task failed and its result was never retrieved."""
     unheard: list[str] = []
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.get_loop().set_exception_handler(lambda _, context: unheard.append(str(context)))

@@ -1,4 +1,4 @@
-"""Answers that are kept in a file: the last eight, each under its key, whatever the file has."""
+"""The result cache in a file: it keeps the last eight results, each under its key, and replaces invalid files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hawse.vm import cache
 
 
-def test_the_last_eight_answers_are_kept_newest_first(tmp_path: Path) -> None:
+def test_last_eight_results_are_kept_newest_first(tmp_path: Path) -> None:
     path = f"{tmp_path}/sub/answers.json"
     for number in range(9):
         cache.write(path, number, f"answer {number}")
@@ -24,7 +24,7 @@ def test_the_last_eight_answers_are_kept_newest_first(tmp_path: Path) -> None:
     assert os.listdir(f"{tmp_path}/sub") == ["answers.json"]
 
 
-def test_answers_of_several_at_once_are_all_kept(tmp_path: Path) -> None:
+def test_results_of_concurrent_writers_are_all_kept(tmp_path: Path) -> None:
     path = f"{tmp_path}/answers.json"
     for _ in range(20):
         with ThreadPoolExecutor(8) as pool:
@@ -34,14 +34,14 @@ def test_answers_of_several_at_once_are_all_kept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_answer_may_be_long(tmp_path: Path) -> None:
-    """QEMU's devices are ten kilobytes."""
+def test_long_result_is_kept(tmp_path: Path) -> None:
+    """QEMU's list of devices has ten kilobytes."""
     cache.write(f"{tmp_path}/answers.json", "key", "x" * 20_000)
     assert cache.read(f"{tmp_path}/answers.json", "key") == "x" * 20_000
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "[[1]]", "[[1, 2, 3]]", '[["key", 1], 2]', "\xff"])
-def test_a_garbled_file_has_no_answers_and_is_replaced(tmp_path: Path, text: str) -> None:
+def test_invalid_file_gives_no_result_and_is_replaced(tmp_path: Path, text: str) -> None:
     path = tmp_path / "answers.json"
     path.write_bytes(text.encode("latin-1"))
     assert cache.read(str(path), "key") is None
@@ -49,15 +49,15 @@ def test_a_garbled_file_has_no_answers_and_is_replaced(tmp_path: Path, text: str
     assert cache.read(str(path), "key") == 5
 
 
-def test_the_second_of_two_waits_for_the_lock_and_finds_what_the_first_made(tmp_path: Path) -> None:
+def test_second_process_waits_for_the_lock_and_finds_the_first_ones_result(tmp_path: Path) -> None:
     text = (
-        "import os, sys; from hawse.vm.cache import alone; print(flush=True)\n"
-        "with alone(sys.argv[1] + '/lock'): print(os.path.exists(sys.argv[1] + '/made'))"
+        "import os, sys; from hawse.vm.cache import locked; print(flush=True)\n"
+        "with locked(sys.argv[1] + '/lock'): print(os.path.exists(sys.argv[1] + '/made'))"
     )
-    with cache.alone(f"{tmp_path}/lock"):
+    with cache.locked(f"{tmp_path}/lock"):
         second = subprocess.Popen([sys.executable, "-c", text, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert second.stdout is not None
         second.stdout.readline()
-        # It blocks in flock(2), or will: either way it cannot go on before the lock is released.
+        # It blocks in flock(2), now or soon: in both cases it cannot continue before the lock is released.
         (tmp_path / "made").touch()
     assert second.communicate()[0] == "True\n"

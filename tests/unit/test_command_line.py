@@ -1,4 +1,4 @@
-"""QEMU's whole command line, word for word: a VM depends on each, and so do the templates made of it."""
+"""QEMU's whole command line, argument by argument: VMs and their templates depend on every argument."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ def words(*parts: str) -> list[str]:
     return " ".join(parts).split()
 
 
-def test_a_machine_boots_with_its_share_by_virtiofsd() -> None:
+def test_command_line_with_a_virtiofs_share() -> None:
     expected = [*words(HEAD, BOOT), f"{APPEND} debug a=b", *words(LINK, SHARE, DEVICES)]
     assert render(SHAPE, ENDS) == expected
     plugged = "-device vhost-user-fs-pci,id=share,chardev=share,tag=hawse,bus=port-share,addr=0.0"
     assert render(SHAPE, replace(ENDS, share_plugged=True)) == expected + words(plugged)
 
 
-def test_a_machine_without_words_of_its_own_for_the_kernel_has_no_space_at_the_end() -> None:
+def test_kernel_command_line_without_kernel_append_has_no_trailing_space() -> None:
     argv = render(replace(SHAPE, kernel_append=""), ENDS)
     assert argv[argv.index("-append") + 1] == APPEND
 
 
-def test_a_machine_that_waits_for_its_state_reads_no_kernel() -> None:
+def test_restored_vm_has_no_kernel_option() -> None:
     assert render(SHAPE, replace(ENDS, incoming=True)) == words(HEAD, "-incoming defer", LINK, SHARE, DEVICES)
 
 
-def test_a_share_by_9p_is_in_the_machine_from_the_start() -> None:
-    """A comma in the directory's name is doubled, as in every value."""
+def test_9p_share_is_on_the_command_line() -> None:
+    """A comma in the directory's name is doubled, as in every option value."""
     share = "-fsdev local,id=share,path=/s,,2,security_model=passthrough,multidevs=remap"
     device = "-device virtio-9p-pci,fsdev=share,mount_tag=hawse,bus=port-share,addr=0.0"
     assert render(replace(SHAPE, share="9p"), replace(ENDS, incoming=True)) == words(
@@ -78,7 +78,7 @@ def test_a_share_by_9p_is_in_the_machine_from_the_start() -> None:
     )
 
 
-def test_a_machine_without_a_share_has_no_device_for_it() -> None:
+def test_vm_without_a_share_has_no_share_device() -> None:
     ends = replace(ENDS, incoming=True, share_plugged=True)
     assert render(replace(SHAPE, share=""), ends) == words(HEAD, "-incoming defer", LINK, DEVICES)
 
@@ -102,14 +102,14 @@ def test_a_machine_without_a_share_has_no_device_for_it() -> None:
         ({"bridges": []}, " -device pcie-root-port,id=port0,bus=pcie.0,multifunction=on", ""),
     ],
 )  # fmt: skip
-def test_a_change_of_the_machine_changes_only_its_own_words(change: dict[str, Any], old: str, new: str) -> None:
+def test_each_field_of_the_vm_changes_only_its_own_arguments(change: dict[str, Any], old: str, new: str) -> None:
     ends = replace(ENDS, incoming=True)
     before = " ".join(render(SHAPE, ends))
     assert old in before
     assert " ".join(render(replace(SHAPE, **change), ends)) == before.replace(old, new)
 
 
-def test_devices_that_are_plugged_cold_come_last() -> None:
+def test_cold_plugged_devices_come_last() -> None:
     cold = [
         *plug_emulated(FIRST, "nvme", network=False, owner="c1"),
         *plug_host(SECOND, "0000:3b:00.1", rom=True, token="t"),
@@ -124,7 +124,7 @@ def test_devices_that_are_plugged_cold_come_last() -> None:
     )
 
 
-def test_emulated_functions_of_one_slot_are_marked_and_nics_meet_in_a_hub() -> None:
+def test_emulated_functions_of_one_slot_are_multifunction_and_nics_share_a_hub() -> None:
     netdev, device = plug_emulated(SECOND, "igb", network=True, owner="c1")
     assert netdev == ("netdev_add", {"type": "hubport", "id": "net-vfio-5-1", "hubid": 0})
     assert device == (
@@ -137,14 +137,14 @@ def test_emulated_functions_of_one_slot_are_marked_and_nics_meet_in_a_hub() -> N
 
 
 @pytest.mark.parametrize("slot", [FIRST, SECOND])
-def test_functions_of_a_group_share_an_iommufd_that_comes_with_the_first(slot: Slot) -> None:
+def test_first_function_of_a_group_creates_its_iommufd(slot: Slot) -> None:
     commands = plug_host(slot, "0000:3b:00.0", by_file=True)
     device = plug_host(slot, "0000:3b:00.0")[0][1] | {"iommufd": "iommufd-5"}
     assert commands[-1] == ("device_add", device)
     assert commands[:-1] == ([("object-add", {"qom-type": "iommufd", "id": "iommufd-5"})] if slot is FIRST else [])
 
 
-def test_hardware_addresses_are_local_unicast_and_belong_to_their_names() -> None:
+def test_mac_addresses_are_local_unicast_and_derived_from_the_names() -> None:
     addresses = [hardware_address(f"c{number}", name) for number in range(64) for name in ("vfio-5-0", "vfio-5-1")]
     assert len(set(addresses)) == 128
     assert all(int(address[:2], 16) & 0b11 == 0b10 for address in addresses)

@@ -205,7 +205,7 @@ def cold(directory: Path) -> Config:
 
 MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str, str]] = [
     (machine.qemu, absent, MISSING, "QEMU cannot be run: /none/qemu"),
-    (machine.qemu, qemu(), MISSING, "dies at its start"),
+    (machine.qemu, qemu(), MISSING, "exits at startup"),
     *[
         (machine.qemu, qemu(*{*NEEDED, "vfio-pci"} - {name}), MISSING, f"/qemu 9.0.1 lacks {name}")
         for name in ("virtserialport", "pcie-pci-bridge")

@@ -123,7 +123,7 @@ def test_kvm_finding_is_the_result_of_a_probe(host: Planner, hawse: Command, wor
         hawse.configure(host.config(vm='accel = "kvm"'))
         found = findings(hawse)["acceleration"]
         assert (found["verdict"], found["needed"]) == (MISSING, "containers"), "nothing starts"
-        assert found["found"] == f'KVM cannot be used, as vm.accel = "kvm" requires: {REFUSED}: KVM is broken'
+        assert found["found"] == f'vm.accel = "kvm", but KVM cannot be used: {REFUSED}: KVM is broken'
 
 
 def test_templates_are_counted_and_damaged_ones_named(host: Planner, hawse: Command) -> None:

@@ -1,6 +1,6 @@
-"""docs/errors.md, literally: each situation is brought about here, and says what the page says that it says.
+"""docs/errors.md: each situation is reproduced here, and its error must be the one on the page.
 
-``python -m tests.unit.test_errors`` prints the page anew.
+``python -m tests.unit.test_errors`` prints the page.
 """
 
 from __future__ import annotations
@@ -159,10 +159,10 @@ def open_elsewhere(host: FakeSysfs) -> Any:
 
 
 def binding(*addresses: str, prepare: Callable[[Host], Any] = lambda _host: None) -> Act:
-    """Functions of a host are bound that is prepared so: 0000:3b:00.0 and .1 are one group, 0000:3c:00.0 another."""
+    """Bind functions of a prepared host: 0000:3b:00.0 and .1 are one group, 0000:3c:00.0 is another."""
 
-    def act(made: FakeSysfs) -> Any:
-        host = Host(made.root)
+    def act(fake: FakeSysfs) -> Any:
+        host = Host(fake.root)
         prepare(host)
         return host.take(*addresses)
 
@@ -189,7 +189,7 @@ def in_use(host: Host) -> None:
 
 
 def held(host: Host) -> None:
-    """The write that takes the function from its driver does not return."""
+    """The write that unbinds the function from its driver does not return."""
     host.kernel.errors["drivers/e1000e/unbind", f"{C}\n"] = -1
 
 
@@ -204,19 +204,19 @@ def odd_bars(host: FakeSysfs) -> Any:
 
 
 def reset_by(methods: str, *, accepted: bool = False) -> Act:
-    """A device with these reset methods, and what is said of it before it is passed."""
+    """A device with these reset methods, and the message before it is passed."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7, behind="0000:00:1c.0", resets=methods)
-        found = read_group(7, root=host.root)
-        obstacles.check(found, accepted=Accepted(unresettable=accepted), root=host.root)
-        return resets.warning(found, root=host.root)
+        group_7 = read_group(7, root=host.root)
+        obstacles.check(group_7, accepted=Accepted(unresettable=accepted), root=host.root)
+        return resets.warning(group_7, root=host.root)
 
     return act
 
 
 def interrupts(*chips: str) -> Act:
-    """VFIO is told to do without interrupt remapping, and the host's interrupt controllers are these."""
+    """VFIO is configured to work without interrupt remapping; the host has these interrupt controllers."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=7)
@@ -233,22 +233,22 @@ def without_kvm(host: FakeSysfs) -> Any:
 
 
 def virtual(token: str) -> Callable[[FakeSysfs], Any]:
-    """A virtual function whose physical function is on vfio-pci, and a QEMU of Debian 12."""
+    """A virtual function whose physical function is bound to vfio-pci, and Debian 12's QEMU."""
 
     def act(host: FakeSysfs) -> Any:
         host.function("0000:3b:00.0", group=6)
         host.function("0000:3b:02.0", group=7)
         os.symlink("../0000:3b:00.0", f"{host.root}/sys/bus/pci/devices/0000:3b:02.0/physfn")
-        found = read_group(7, root=host.root)
-        check_token(found, token)
+        group_7 = read_group(7, root=host.root)
+        check_token(group_7, token)
         can = Capabilities("7.2.22", frozenset({"vfio-pci"}), frozenset(), vfio_properties=frozenset({"host"}))
-        return check_tokens([found], DeviceOptions(vf_token=token), lambda: can)
+        return check_tokens([group_7], DeviceOptions(vf_token=token), lambda: can)
 
     return act
 
 
 def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "7.2.22") -> Any:
-    """Group 7 is asked for by a device file, on a host with files whose kernel maps no memory by its file."""
+    """Group 7 is requested by a device file, on a host with device files whose kernel cannot map memory by its file."""
     host.function("0000:3b:00.0", group=7)
     host.device_file("0000:3b:00.0", 0, 510, 0)
     if not iommu:
@@ -260,19 +260,19 @@ def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "
 
 
 def no_files(_host: FakeSysfs) -> Any:
-    """A guest whose kernel has no device files."""
+    """A guest whose kernel does not support device files."""
     spec = {"linux": {"devices": [{"path": "/dev/vfio/devices/vfio0"}]}}
     return rewrite_devices(spec, [GuestNode("/dev/vfio/devices/vfio0", 510, 0, 9, None, None)])[0][1]
 
 
 def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:
-    """The port plan of so many groups."""
+    """The port plan of this number of groups."""
     groups = [GroupShape(n + 1, (FunctionShape(**sizes),) * functions, emulated) for n in range(count)]
     return lambda _host: plan_ports(groups)
 
 
 def later(spares: list[Port], *, functions: int = 1, **sizes: Any) -> Act:
-    """A group is attached to a machine that runs, with these ports free."""
+    """A group is attached to a running VM with these free ports."""
     return lambda _host: place(GroupShape(7, (FunctionShape(**sizes),) * functions), spares)
 
 
@@ -282,7 +282,7 @@ def annotation(name: str, value: str, allowed: tuple[str, ...] = ANNOTATIONS) ->
 
 
 def not_allowed(_host: FakeSysfs) -> Any:
-    """devices.allow has a pattern of other functions."""
+    """devices.allow has only a pattern for other functions."""
     group = HostGroup(7, (Function("0000:3b:00.0", 0x8086, 0x10D3, 0x020000, "vfio-pci", ()),))
     return check_allowed([group], ["0000:81:*"])
 
@@ -292,7 +292,7 @@ def emulated(key: str, *models: str) -> Act:
 
 
 def in_guest(*, driver: str = "vfio-pci", there: bool = True, group: bool = True) -> Act:
-    """What the agent sees of a function that was plugged."""
+    """The agent's view of a function that was plugged."""
 
     def act(guest: FakeSysfs) -> Any:
         guest.write("sys/bus/pci/drivers_probe", "")
@@ -310,7 +310,7 @@ def in_guest(*, driver: str = "vfio-pci", there: bool = True, group: bool = True
 
 
 def left_to_the_guest(guest: FakeSysfs) -> Any:
-    """The mode guest-kernel, and a guest without a driver for the device."""
+    """Mode guest-kernel, and a guest without a driver for the device."""
     guest.write("sys/bus/pci/drivers_probe", "")
     guest.function("0000:02:00.0", group=6, driver="")
     guest.write("drivers/modules.dep", "")
@@ -322,19 +322,19 @@ def left_to_the_guest(guest: FakeSysfs) -> Any:
 
 
 def claimed_twice(_host: FakeSysfs) -> Any:
-    """Two containers of one virtual machine ask for a group."""
-    made = plan(EDU)
-    claims = Claims(made.ports)
-    claims.claim(made.plugs, owner="one")
-    return claims.claim(made.plugs, owner="two")
+    """Two containers of one VM request the same group."""
+    attachment = plan(EDU)
+    claims = Claims(attachment.ports)
+    claims.claim(attachment.plugs, owner="one")
+    return claims.claim(attachment.plugs, owner="two")
 
 
 def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then: Callable[[Attachments], Any]) -> Act:
-    """A sandbox that runs, whose QEMU and guest answer as given, and what is asked of it."""
+    """A running sandbox whose QEMU and guest answer as given; ``then`` is called with its attachments."""
 
     async def story() -> Any:
-        made = plan(*groups, seconds=0.1)
-        attachments = Attachments(made, Claims(made.ports), seconds=0.1)
+        plan_of_groups = plan(*groups, seconds=0.1)
+        attachments = Attachments(plan_of_groups, Claims(plan_of_groups.ports), seconds=0.1)
         link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
         await attachments.begin(qmp, link)  # type: ignore[arg-type]
         return await then(attachments)
@@ -351,20 +351,20 @@ def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:
 
 
 def forbidden(host: FakeSysfs) -> Any:
-    """The node of group 7 is root's, and the runtime is not."""
+    """The node of group 7 belongs to root, and the runtime runs as another user."""
     host.function("0000:3b:00.0", group=7)
-    found = read_group(7, root=host.root)
+    group_7 = read_group(7, root=host.root)
     host.write("dev/vfio/7", "")
     os.chmod(f"{host.root}/dev/vfio/7", 0)
     os.seteuid(65534)
     try:
-        return check_free(found, root=host.root)
+        return check_free(group_7, root=host.root)
     finally:
         os.seteuid(0)
 
 
 def bundle(**parts: Any) -> Act:
-    """A bundle, runc's example with these parts: objects are changed, anything else is put."""
+    """A bundle: runc's example with these fields; objects are merged, other values are replaced."""
 
     def act(host: FakeSysfs) -> Any:
         spec: dict[str, Any] = example()
@@ -378,7 +378,7 @@ def bundle(**parts: Any) -> Act:
 
 
 def without_room(_host: FakeSysfs) -> Any:
-    """A guest whose kernel has assigned none of a function's BARs."""
+    """A guest whose kernel has not assigned any of a function's BARs."""
     bars = (Bar(2, 8 * MIB, False, True, True),)
     group = HostGroup(7, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", bars),))
     steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
@@ -387,7 +387,7 @@ def without_room(_host: FakeSysfs) -> Any:
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
-    """A container that joins a pod whose machine has 1 GiB, of it 256 MiB of huge pages of others, and no label."""
+    """A container joins a pod whose VM has 1 GiB, of which 256 MiB are huge pages of others, and no SELinux label."""
     room = Room(spares=[], memory_mib=1024, hugepages_mib=256)
     if memory:
         return lambda _host: room.check_memory("linux.resources.memory.limit", memory, host_mib=65536)
@@ -395,7 +395,7 @@ def in_room(*, memory: int = 0, label: str = "") -> Act:
 
 
 def above(**limits: float) -> Act:
-    """The cgroup of a Kubernetes pod, with these limits."""
+    """The cgroup of a Kubernetes pod with these limits."""
     files = {"memory": "memory.max", "tasks": "pids.max", "cpus": "cpu.max"}
     allowed = Allowed(**{
         name: Limit(f"/sys/fs/cgroup/kubepods.slice/kubepods-pod5.slice/{files[name]}", value)
@@ -411,7 +411,7 @@ def unsaid_pages(_host: FakeSysfs) -> Any:
 
 
 def bound(source: str) -> Act:
-    """A mount of the host's view of its devices; what is refused, or warned of."""
+    """A mount of the host's view of its devices; returns the warning."""
     act = bundle(mounts=[{"destination": "/host", "type": "bind", "source": source, "options": ["bind"]}])
     return lambda host: next(text for level, text in act(host).notes if level == "warning")
 
@@ -448,13 +448,13 @@ def unopened(_host: FakeSysfs) -> Any:
     def no_medium(*_: int, **__: bool) -> int:
         raise OSError(errno.ENOMEDIUM, os.strerror(errno.ENOMEDIUM))
 
-    found = Disks(Claims(plan_ports([]).ports), seconds=1, open_device=no_medium)
+    disks = Disks(Claims(plan_ports([]).ports), seconds=1, open_device=no_medium)
     qmp, link = FakeQmp(), FakeLink({})
-    return asyncio.run(found.attach([DISK], owner="c1", qmp=qmp, link=link))  # type: ignore[arg-type]
+    return asyncio.run(disks.attach([DISK], owner="c1", qmp=qmp, link=link))  # type: ignore[arg-type]
 
 
 def refused_field(path: str) -> Act:
-    """A field of the table of those that cannot be applied."""
+    """A field that is in the table of fields that cannot be applied."""
 
     def act(_host: FakeSysfs) -> Any:
         value: Any = "asked for"
@@ -469,19 +469,19 @@ def limit(soft: int, hard: int, kind: str = "RLIMIT_MEMLOCK") -> dict[str, Any]:
     return {"type": kind, "soft": soft, "hard": hard}
 
 
-def preserving(count: int, *found: Descriptor) -> Act:
-    """--preserve-fds, where these are open."""
-    return lambda _host: preserve(count, look={each.number: each for each in found}.get)
+def preserving(count: int, *descriptors: Descriptor) -> Act:
+    """--preserve-fds with these open descriptors."""
+    return lambda _host: preserve(count, look={each.number: each for each in descriptors}.get)
 
 
 def narrow(host: FakeSysfs) -> Any:
-    """An Intel IOMMU with page tables of three levels."""
+    """An Intel IOMMU with three-level page tables."""
     host.write("sys/class/iommu/dmar0/intel-iommu/cap", "1c0000c40660462\n")
     return widths.warning(root=host.root)
 
 
 def not_mapped(iova: int, number: int) -> Act:
-    """The host refuses to map memory of a guest that runs, and QEMU prints that."""
+    """The host refuses to map memory of a running guest, and QEMU prints an error."""
 
     def act(_host: FakeSysfs) -> Any:
         errors: list[VmError] = []
@@ -501,13 +501,13 @@ NAMESPACES = example()["linux"]["namespaces"]
 
 
 def without(kind: str) -> Act:
-    """A bundle without a namespace of that kind."""
+    """A bundle without a namespace of this type."""
     return bundle(linux={"namespaces": [namespace for namespace in NAMESPACES if namespace["type"] != kind]})
 
 
 SHARED = {"destination": "/x", "type": "bind", "source": "/", "options": ["rbind", "rshared"]}
 FIELD_SITUATIONS = {
-    f"`{field.path}` asks for something": refused_field(field.path) for field in FIELDS if field.fate is Fate.REFUSED
+    f"`{field.path}` is set": refused_field(field.path) for field in FIELDS if field.fate is Fate.REFUSED
 }
 
 
@@ -607,7 +607,7 @@ def bound_socket(kind: int, *forwarded: str) -> Act:
 
 
 def rules(*entries: dict[str, Any]) -> Act:
-    """A bundle with these rules for devices."""
+    """A bundle with these device rules."""
     return bundle(linux={"resources": {"devices": list(entries)}})
 
 
@@ -624,7 +624,7 @@ def user_map(ranges: list[tuple[int, int, int]], **process: Any) -> Act:
 
 
 def mapped(uids: list[tuple[int, int, int]]) -> Act:
-    """A share whose owners are to be mapped."""
+    """A share with an ID mapping."""
 
     def act(host: FakeSysfs) -> None:
         source = f"{host.root}/data"
@@ -635,7 +635,7 @@ def mapped(uids: list[tuple[int, int, int]]) -> Act:
 
 
 def unmappable(host: FakeSysfs) -> None:
-    """Linux can map the owners of no ramfs."""
+    """Linux does not support ID-mapped mounts of ramfs."""
     os.mkdir(f"{host.root}/data")
     mounts.mount("none", f"{host.root}/data", "ramfs", 0)
     try:
@@ -667,7 +667,7 @@ def unconfined(_host: FakeSysfs) -> None:
 
 
 def with_tables(host: FakeSysfs) -> str:
-    """A kernel's directory with one module; its path."""
+    """Create a kernel's module directory with one module; returns its path."""
     directory = f"{host.root}/usr/lib/modules/6.1.0-56-amd64"
     os.makedirs(directory)
     Path(f"{directory}/modules.dep").write_text("kernel/net/bridge/br_netfilter.ko: \n")
@@ -690,7 +690,7 @@ def not_loaded(host: FakeSysfs) -> None:
 
 
 def without_user_ids(host: FakeSysfs) -> None:
-    """The kernel's answer is the test's own: other processes have the lock of every id."""
+    """The test supplies the kernel's answer: other processes have locked every id."""
     first = 1879048192
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "lockf", in_use_elsewhere)
@@ -698,7 +698,7 @@ def without_user_ids(host: FakeSysfs) -> None:
 
 
 def without_control(host: FakeSysfs) -> str:
-    """A file is where the cgroup would be."""
+    """A file exists at the path of the cgroup."""
     mount = Path(host.root, "sys/fs/cgroup")
     (mount / "c1").mkdir(parents=True)
     (mount / "hawse.control").write_text("")
@@ -714,11 +714,11 @@ def in_use_elsewhere(*_arguments: object) -> None:
 
 def flooded(_host: FakeSysfs) -> None:
     async def flood() -> None:
-        found: list[VmError] = []
-        qmp = Qmp(on_flood=found.append)
+        errors: list[VmError] = []
+        qmp = Qmp(on_flood=errors.append)
         for _ in range(MOST_EVENTS + 1):
             qmp._count(None)
-        raise found[0]
+        raise errors[0]
 
     asyncio.run(flood())
 
@@ -784,20 +784,20 @@ SITUATIONS: dict[str, Act] = {
     "QEMU may not lock the memory that a program maps": not_mapped(0xFFFF0000, errno.ENOMEM),
     "A program maps an IOVA that the host's IOMMU does not translate": not_mapped(0xFEE00000, errno.EINVAL),
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
-    "There are more groups than ports": shapes(127),
-    "More groups have I/O BARs than there are windows": shapes(11, io=32),
-    "32-bit BARs are larger than the room below 4 GiB": shapes(4, memory=(256 * MIB,)),
-    "A group is larger than a bridge": shapes(1, functions=32),
-    "An emulated group is larger than a slot": shapes(1, functions=9, emulated=True),
+    "A VM has fewer ports than there are groups": shapes(127),
+    "More groups have I/O BARs than a VM has I/O windows": shapes(11, io=32),
+    "32-bit BARs exceed the space below 4 GiB": shapes(4, memory=(256 * MIB,)),
+    "A group has more functions than a bridge has slots": shapes(1, functions=32),
+    "An emulated group has more functions than a slot": shapes(1, functions=9, emulated=True),
     "A group is attached, and no port is free": later([]),
     "A group is attached, and no free port is large enough": later(PORTS, prefetchable=(8192 * MIB,)),
     "A group of several functions is attached": later(PORTS, functions=2),
-    "What is attached is no name of a device": lambda host: find_groups(["eth0"], {}, root=host.root),
-    "What is attached is no function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),
-    "What is attached is in no group": groupless,
-    "Two containers of one virtual machine ask for a group": claimed_twice,
+    "The name of a device to attach is invalid": lambda host: find_groups(["eth0"], {}, root=host.root),
+    "A device to attach is not a function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),
+    "A device to attach has no IOMMU group": groupless,
+    "Two containers of one VM request the same group": claimed_twice,
     "A group is attached twice": running(FakeQmp(), {}, NICS, then=attach_nics),
-    "A group is detached that is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
+    "A group to detach is not attached": running(FakeQmp(), {}, EDU, then=lambda a: a.detach(9, force=False)),
     "An annotation is unknown": annotation("hawse.vf_token", "x"),
     "An annotation is not allowed": annotation("hawse.devices", "0000:3b:00.0", ()),
     "The configuration does not allow a device": not_allowed,
@@ -807,26 +807,26 @@ SITUATIONS: dict[str, Act] = {
     "An emulated group's model is unknown": emulated("5", "rtl8139"),
     "An emulated group is empty": emulated("5"),
     "QEMU refuses a device": running(FakeQmp(refuse=refuse), {}, EDU, then=attach_nics),
-    "The device does not come up in the guest": in_guest(there=False),
-    "The guest's vfio-pci does not take it": in_guest(driver=""),
-    "The guest puts it in no group": in_guest(group=False),
-    "The guest makes no node for its group": in_guest(),
-    "No driver of the guest's takes a device that is left to them": left_to_the_guest,
-    "The guest divides a group": running(
+    "A device does not appear in the guest": in_guest(there=False),
+    "A device cannot be bound to vfio-pci in the guest": in_guest(driver=""),
+    "A device has no IOMMU group in the guest": in_guest(group=False),
+    "A device's group has no node in the guest": in_guest(),
+    "A device is for the guest kernel, which has no driver for it": left_to_the_guest,
+    "A group of the host is several groups in the guest": running(
         FakeQmp(), {"bind_vfio": [BOUND, BOUND | {"group": 4}]}, NICS, then=attach_nics
     ),
-    "The guest has no room for a device's BAR": without_room,
-    "The guest says nonsense": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
+    "The guest kernel cannot assign a device's BAR": without_room,
+    "The guest's answer is invalid": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
     "A program in the guest floods QEMU with events": flooded,
-    "The guest does not let a device go": running(
+    "The guest does not release a device": running(
         FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
     ),
     "A bundle has no network namespace": without("network"),
     "A bundle has no mount namespace": without("mount"),
-    "A kind of namespace is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
-    "A kind of namespace is there twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
-    "A time namespace is asked for": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
-    "A namespace is one of the host's": bundle(
+    "A namespace type is unknown": bundle(linux={"namespaces": [*NAMESPACES, {"type": "galaxy"}]}),
+    "A namespace type occurs twice": bundle(linux={"namespaces": [*NAMESPACES, {"type": "ipc"}]}),
+    "A time namespace is requested": bundle(linux={"namespaces": [*NAMESPACES, {"type": "time"}]}),
+    "A namespace of the host is to be joined": bundle(
         linux={"namespaces": [entry | ({"path": "/x"} if entry["type"] == "ipc" else {}) for entry in NAMESPACES]}
     ),
     "A user namespace has no mappings": bundle(linux={"namespaces": [*NAMESPACES, {"type": "user"}]}),
@@ -838,14 +838,14 @@ SITUATIONS: dict[str, Act] = {
     "A user namespace of the host cannot be read": bundle(
         linux={"namespaces": [*NAMESPACES, {"type": "user", "path": "/dev/null"}]}
     ),
-    "A name is asked for without a namespace for it": without("uts"),
-    "Users are mapped without a namespace for it": bundle(
+    "A host name is set without a UTS namespace": without("uts"),
+    "ID mappings are set without a user namespace": bundle(
         linux={"uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]}
     ),
     "An adjustment of the OOM score does not exist": bundle(process={"oomScoreAdj": 5000}),
     "A resource limit is unknown": bundle(process={"rlimits": [limit(1, 1, "RLIMIT_FLY")]}),
-    "A resource limit is there twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
-    "A resource limit's order is wrong": bundle(process={"rlimits": [limit(2, 1)]}),
+    "A resource limit occurs twice": bundle(process={"rlimits": [limit(1, 1), limit(2, 2)]}),
+    "A soft resource limit exceeds the hard limit": bundle(process={"rlimits": [limit(2, 1)]}),
     "The root's propagation is unknown": bundle(linux={"rootfsPropagation": "viral"}),
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
     "A mount has no type": bundle(mounts=[{"destination": "/data", "source": "/tmp"}]),
@@ -865,12 +865,12 @@ SITUATIONS: dict[str, Act] = {
     "A variable names devices that are not passed (a warning)": lambda _host: addresses.warnings(
         "process.env", ["PCIDEVICE_X=0000:3b:00.0,0000:3b:00.1"], {"0000:3b:00.0": "0000:02:00.0"}
     )[0],
-    "An argument names a device by its address on the host (a warning)": lambda _host: addresses.in_arguments(
+    "A command-line argument names a device by its host address (a warning)": lambda _host: addresses.in_arguments(
         "process.args", ["0000:3b:00.0"], {"0000:3b:00.0": "0000:02:00.0"}
     )[0],
-    "A virtual machine has no port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
+    "A VM has no free port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
     "The host cannot open a block device": unopened,
-    "A kind of device in a rule is unknown": bundle(
+    "The device type in a rule is unknown": bundle(
         linux={"resources": {"devices": [{"allow": True, "type": "p", "access": "r"}]}}
     ),
     "A rule has no access": bundle(linux={"resources": {"devices": [{"allow": True, "access": ""}]}}),
@@ -900,49 +900,49 @@ SITUATIONS: dict[str, Act] = {
     "A mount that is to have a mapping is no bind": bundle(
         mounts=[{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]
     ),
-    "Something of the kernel's is to have a mapping": bundle(
+    "An ID-mapped mount is of a kernel file system": bundle(
         mounts=[SHARED | MAPPED | {"source": "/sys", "options": ["rbind"]}]
     ),
-    "The kernel takes no such mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
-    "The file system of a volume cannot be mapped": unmappable,
-    "A rule for devices has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
-    "A rule for devices is of another type": rules({"allow": True, "type": "u", "access": "rw"}),
-    "A rule for devices has no such number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),
-    "A rule for devices takes a part of a wildcard away": rules(
+    "The kernel refuses an ID mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
+    "The file system of a volume does not support ID-mapped mounts": unmappable,
+    "A device rule has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
+    "A device rule has an unknown type": rules({"allow": True, "type": "u", "access": "rw"}),
+    "A device rule has an invalid number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),
+    "A device rule denies a part of a wildcard": rules(
         {"allow": True, "type": "c", "major": 511, "access": "rw"},
         {"allow": False, "type": "c", "major": 511, "minor": 5, "access": "w"},
     ),
-    "A rule for devices denies what every container has": rules(
+    "A device rule denies a default device of every container": rules(
         {"allow": True, "access": "rwm"}, {"allow": False, "type": "c", "major": 1, "access": "rw"}
     ),
     "A node is neither a device of the host nor an emulated group": lambda host: find_request(
         [Device(path="/dev/vfio-mine/7", type="c", major=511, minor=7)], emulated={5: EmulatedGroup(5, ("edu",))},
         root=host.root,
     ),
-    "A container of a pod may have more memory than its machine": in_room(memory=2048 * MIB),
-    "A cgroup of the host allows less memory than the machine needs": above(memory=64 * MIB),
+    "A container's memory limit exceeds the memory of its pod's VM": in_room(memory=2048 * MIB),
+    "A cgroup of the host allows less memory than the VM needs": above(memory=64 * MIB),
     "A cgroup of the host allows less memory than the containers may use (a warning)": above(memory=700 * MIB),
     "A cgroup of the host allows fewer processes than a sandbox needs": above(tasks=10),
     "A cgroup of the host allows little CPU time (a warning)": above(cpus=0.05),
-    "CPUs are named by what is no list": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
-    "CPUs are named that the host does not have": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
-    "A kubelet's container mounts huge pages, and nothing says how many": unsaid_pages,
-    "A mount is to have a mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
-    "A file of cgroups is no container's": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
-    "A descriptor to be preserved is not open": preserving(2, PIPE),
-    "It is no stream of bytes": preserving(1, LISTENER),
-    "It reads what stdin reads": preserving(1, replace(PIPE, number=0), PIPE),
-    "There are more of them than are handed on": preserving(100),
+    "A list of CPUs is invalid": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
+    "A list of CPUs has CPUs that the host lacks": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
+    "A kubelet's container mounts huge pages, and their number is unknown": unsaid_pages,
+    "A mount option requests an ID mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
+    "A cgroup file is not available to containers": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
+    "A file descriptor to preserve is not open": preserving(2, PIPE),
+    "A file descriptor to preserve is not a byte stream": preserving(1, LISTENER),
+    "A file descriptor to preserve is the same file as stdin": preserving(1, replace(PIPE, number=0), PIPE),
+    "More file descriptors are to be preserved than the link has streams": preserving(100),
     "A module of `image.extra_modules` is not in the kernel package": not_in_kernel,
-    "A module of `vm.load_modules` is not beside the image": lambda host: check_loaded(["zfs"], with_tables(host)),
+    "A module of `vm.load_modules` is not in the image": lambda host: check_loaded(["zfs"], with_tables(host)),
     "The guest cannot load a module of `vm.load_modules`": not_loaded,
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
     "A package is not the one in apt's lists": other_package,
-    "A container is created, and the caller's service manager cannot be reached (a warning)": lambda _host: unheard(
+    "A container is created, and the caller's service manager cannot be notified (a warning)": lambda _host: unheard(
         "/run/none/notify", problem(Notify(host="/run/none/notify", caller=True))
     ),
-    "A container is ready, and the caller's service manager cannot be reached": lambda _host: report_ready(
+    "A container is ready, and the caller's service manager cannot be notified": lambda _host: report_ready(
         "/run/none/notify", "READY=1", pid=1
     ),
     "A mount is of what a hypervisor shares": bundle(mounts=[{"destination": "/x", "type": "virtiofs", "source": "a"}]),
@@ -966,7 +966,7 @@ SITUATIONS: dict[str, Act] = {
 
 
 def said(act: Act) -> str:
-    """The sentence of a situation, or its warning."""
+    """The error line of a situation, or its warning."""
     with tempfile.TemporaryDirectory() as root:
         try:
             answer = act(FakeSysfs(root))
@@ -979,10 +979,10 @@ def said(act: Act) -> str:
 def page() -> str:
     """The whole page."""
     lines = [
-        "# What goes wrong, and what is said",
+        "# Errors and warnings",
         "",
-        "Each sentence names what failed, on which device or in which field, and in brackets what to do. Nothing was",
-        "touched, or all of it was undone, when one is printed. `tests/unit/test_errors.py` brings each of them about.",
+        "Each line names what failed, on which device or in which field, and the remedy in brackets. When an error is",
+        "printed, nothing was changed, or every change was undone. `tests/unit/test_errors.py` reproduces each one.",
     ]
     for situation, act in SITUATIONS.items():
         lines += ["", f"**{situation}.**", "", f"    hawse: {said(act)}"]
@@ -990,12 +990,12 @@ def page() -> str:
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_a_situation_says_what_the_page_says(situation: str) -> None:
+def test_error_of_each_situation_is_on_the_page(situation: str) -> None:
     sections = dict(re.findall(r"\*\*(.*)\.\*\*\n\n    hawse: (.*)\n", PAGE.read_text()))
     assert said(SITUATIONS[situation]) == sections[situation]
 
 
-def test_the_page_has_these_situations_and_no_others() -> None:
+def test_page_contains_exactly_these_situations() -> None:
     assert len(SITUATIONS) >= 25
     assert re.findall(r"\*\*(.*)\.\*\*", PAGE.read_text()) == list(SITUATIONS)
 

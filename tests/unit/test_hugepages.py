@@ -1,4 +1,4 @@
-"""Huge pages: which mounts are of them, how many a guest reserves, whether this host has enough for a machine."""
+"""Huge pages: which mounts consist of them, how many a guest reserves, whether this host has enough for a VM."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ GIB_KIB = 1024 * 1024
 @pytest.mark.parametrize(
     ("device", "is_one"), [((0, 40), True), ((0, 4), False), ((0, 41), False), ((0, 21), False), ((8, 40), False)]
 )
-def test_a_file_system_of_huge_pages_is_known_by_its_device(device: tuple[int, int], is_one: bool) -> None:
+def test_hugetlbfs_is_recognized_by_its_device_number(device: tuple[int, int], is_one: bool) -> None:
     assert is_hugetlbfs(MOUNTS, *device) is is_one
     assert not is_hugetlbfs("nonsense\n1 2 0:40 - \n1 2", *device)
 
 
-def test_other_files_of_this_host_are_in_none(tmp_path: Path) -> None:
+def test_other_files_are_not_in_hugetlbfs(tmp_path: Path) -> None:
     assert hugetlbfs(str(tmp_path)) is None
     assert hugetlbfs(f"{tmp_path}/nothing") is None
 
 
 @pytest.mark.parametrize(("text", "kib"), [("2MB", 2048), ("1GB", GIB_KIB), ("64KB", 64)])
-def test_sizes_are_written_as_the_specification_does(text: str, kib: int) -> None:
+def test_page_sizes_are_written_as_in_the_oci_specification(text: str, kib: int) -> None:
     assert page_kib(text) == kib
     assert size_name(kib) == text
 
 
-def test_sizes_of_the_configuration_are_those_of_their_names() -> None:
+def test_page_sizes_of_the_configuration_match_their_names() -> None:
     assert {name: size_name(kib) for name, kib in KIB.items()} == {"2MB": "2MB", "1GB": "1GB"}
 
 
 @pytest.mark.parametrize("text", ["", "MB", "2 MB", "2M", "-2MB", "0MB", "2mb", "²MB", f"{10**9}MB"])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_page_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"^{text}$"):
         page_kib(text)
 
@@ -64,12 +64,12 @@ def test_what_is_no_size(text: str) -> None:
     ("text", "pages"),
     [("", {}), ("2MB:512", {2048: 512}), (" 2MB:512, 1GB:2,", {2048: 512, GIB_KIB: 2}), ("2MB:0", {2048: 0})],
 )
-def test_numbers_of_pages_in_words(text: str, pages: dict[int, int]) -> None:
+def test_page_counts_are_parsed(text: str, pages: dict[int, int]) -> None:
     assert counts_of("x", text) == pages
 
 
 @pytest.mark.parametrize("text", ["2MB", "2MB:", "2MB:-1", "2MB:many", "512", "2MB=512", f"2MB:{10**9}"])
-def test_what_is_no_number_of_pages(text: str) -> None:
+def test_invalid_page_count_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^annotations: it: '.*' is no number of huge pages"):
         counts_of("annotations: it", text)
 
@@ -84,7 +84,7 @@ def test_what_is_no_number_of_pages(text: str) -> None:
         (["pagesize=x"], 0),
     ],
 )
-def test_the_pages_of_a_mount_of_the_specification(options: list[str], kib: int) -> None:
+def test_page_size_of_a_hugetlbfs_mount(options: list[str], kib: int) -> None:
     assert mounted_kib({"type": "hugetlbfs", "destination": "/h", "options": options}) == kib
     assert mounted_kib({"type": "tmpfs", "destination": "/h", "options": options}) == 0
 
@@ -102,8 +102,8 @@ def bind(source: str, destination: str, *options: str) -> dict[str, Any]:
     return {"type": "bind", "source": source, "destination": destination, "options": ["rbind", *options]}
 
 
-def test_a_bind_of_huge_pages_is_one_of_the_guests_own(tmp_path: Path) -> None:
-    """Those of Docker's -v, which is below /dev, and of Kubernetes' volumes; every directory has one of its own."""
+def test_bind_mount_of_host_hugetlbfs_becomes_a_guest_hugetlbfs(tmp_path: Path) -> None:
+    """Docker's -v mounts those of /dev, Kubernetes volumes; each source directory has its own mount in the guest."""
     volume = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/h"
     found = {"/dev/hugepages": Hugetlbfs(2048, 0o1777, 0, 0), volume: Hugetlbfs(GIB_KIB, 0o755, 7, 8)}
     mounts = [
@@ -128,7 +128,7 @@ def test_a_bind_of_huge_pages_is_one_of_the_guests_own(tmp_path: Path) -> None:
     assert [share.name for share in plan.shares] == ["rootfs"]
 
 
-def test_one_that_the_specification_mounts_stays_and_counts(tmp_path: Path) -> None:
+def test_hugetlbfs_mount_in_the_bundle_stays_and_counts(tmp_path: Path) -> None:
     mounts = [{"type": "hugetlbfs", "source": "h", "destination": "/h", "options": ["pagesize=1G"]}]
     plan = plan_guest(bundle(tmp_path, mounts), container="c1")
     assert plan.spec["mounts"] == mounts
@@ -143,7 +143,7 @@ BOTH = frozenset({2048, GIB_KIB})
 @pytest.mark.parametrize(
     ("role", "said", "free", "pages"),
     [
-        # A limit is how many it has; one of zero is one, and one that no host could give is none.
+        # The limit is the number of pages. A limit of zero counts; a limit above any host's capacity does not.
         (SINGLE, Wanted({2048: 32}), 0, ((2048, 32),)),
         (SINGLE, Wanted({2048: 32, GIB_KIB: 0}, BOTH), 9, ((2048, 32),)),
         (SINGLE, Wanted({2048: 32}, said={2048: 9}, configured={2048: 8}), 0, ((2048, 32),)),
@@ -151,22 +151,22 @@ BOTH = frozenset({2048, GIB_KIB})
         (SINGLE, Wanted({2048: 8 * 1024 - 1}), 0, ((2048, 8 * 1024 - 1),)),
         (SINGLE, Wanted({2048: 8 * 1024}), 0, ()),
         (SINGLE, Wanted({2048: 2**52}, frozenset({2048})), 7, ((2048, 7),)),
-        # The annotation, then the configuration: the one for whoever has it, the other for whoever mounts such pages.
+        # The annotation applies to any container, the configuration only to containers that mount such pages.
         (SINGLE, Wanted(said={2048: 9}), 0, ((2048, 9),)),
         (SINGLE, Wanted(mounted=BOTH, said={2048: 9}, configured={2048: 8, GIB_KIB: 1}), 0, ((GIB_KIB, 1), (2048, 9))),
         (SINGLE, Wanted(configured={2048: 8}), 0, ()),
-        # Nothing said: what the host has free, half of the machine's memory at most, and that where the host has none.
+        # Without both: the host's free pages, at most half of the VM's memory; half of it if the host has no pages.
         (SINGLE, Wanted(mounted=frozenset({2048})), 100, ((2048, 100),)),
         (SINGLE, Wanted(mounted=frozenset({2048})), 10_000, ((2048, 256),)),
         (SINGLE, Wanted(mounted=frozenset({2048})), 0, ((2048, 256),)),
         (SINGLE, Wanted(mounted=frozenset({GIB_KIB})), 16, ((GIB_KIB, 1),)),
         (SINGLE, Wanted(), 100, ()),
-        # A pod: its annotation is on each of its containers, and its sandbox only has its own limits.
+        # A pod: each of its containers has the pod's annotation; its sandbox has only its own limits.
         (CONTAINER, Wanted(said={2048: 9}), 0, ()),
         (CONTAINER, Wanted(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
         (SANDBOX, Wanted(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),
         (SANDBOX, Wanted({2048: 3}, said={2048: 9}), 5, ((2048, 3),)),
-        # A kubelet's pod says it; where its engine has dropped that, the annotation and the configuration are left.
+        # A kubelet passes the limits of a pod; if the engine drops them, the annotation and the configuration apply.
         (CONTAINER, Wanted({2048: 3}, frozenset({2048}), kubelets=True), 5, ((2048, 3),)),
         (CONTAINER, Wanted({2048: 0}, frozenset({2048}), kubelets=True), 5, ()),
         (CONTAINER, Wanted(mounted=frozenset({2048}), said={2048: 9}, kubelets=True), 5, ((2048, 9),)),
@@ -175,7 +175,7 @@ BOTH = frozenset({2048, GIB_KIB})
         (SANDBOX, Wanted(mounted=frozenset({2048}), kubelets=True), 5, ()),
     ],
 )
-def test_how_many_pages_a_guest_reserves(
+def test_number_of_pages_that_a_guest_reserves(
     role: str, said: Wanted, free: int, pages: tuple[tuple[int, int], ...]
 ) -> None:
     assert decide(said, role=role, memory_mib=1024, host_mib=16 * 1024, free=lambda _: free) == pages
@@ -190,7 +190,7 @@ def test_how_many_pages_a_guest_reserves(
         Wanted(mounted=frozenset({2048}), said={GIB_KIB: 1}, kubelets=True),
     ],
 )
-def test_a_number_of_pages_that_an_engine_has_dropped_is_not_guessed(said: Wanted) -> None:
+def test_page_count_that_the_engine_dropped_is_not_guessed(said: Wanted) -> None:
     """containerd and CRI-O drop the limits on a node without the controller hugetlb."""
     words = r"^mounts: there are huge pages of 2MB, .* \[.*annotate the pod with hawse.hugepages: \"2MB:COUNT\""
     with pytest.raises(ConfigError) as caught:
@@ -208,7 +208,7 @@ def test_a_number_of_pages_that_an_engine_has_dropped_is_not_guessed(said: Wante
         ({}, False),
     ],
 )
-def test_pods_of_podman_are_none_of_a_kubelet(annotations: dict[str, str], kubelets: bool) -> None:
+def test_podman_pods_are_not_treated_as_kubelet_pods(annotations: dict[str, str], kubelets: bool) -> None:
     assert is_kubelets(annotations) is kubelets
 
 
@@ -220,11 +220,11 @@ def test_pods_of_podman_are_none_of_a_kubelet(annotations: dict[str, str], kubel
         (SANDBOX, Wanted(), ((2048, 4),)),
     ],
 )
-def test_a_pods_machine_has_room_for_what_its_annotation_says(role: str, said: Wanted, has: Pages) -> None:
+def test_pod_vm_has_memory_for_the_pages_of_its_annotation(role: str, said: Wanted, has: Pages) -> None:
     assert room(said, ((2048, 4),), role=role) == has
 
 
-def test_what_is_said_is_read_from_all_its_places(tmp_path: Path) -> None:
+def test_page_counts_are_read_from_all_sources(tmp_path: Path) -> None:
     mounts = [{"type": "hugetlbfs", "source": "h", "destination": "/h", "options": ["pagesize=1G"]}]
     plan = plan_guest(bundle(tmp_path, mounts, hugepageLimits=[{"pageSize": "2MB", "limit": 4 << 20}]), container="c1")
     config = Config(vm=Vm(guest_hugepages="2MB:5"))
@@ -235,7 +235,7 @@ def test_what_is_said_is_read_from_all_its_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["2M", "4MB", "yes"])
-def test_the_machines_pages_are_of_sizes_that_there_are(tmp_path: Path, size: str) -> None:
+def test_unsupported_page_size_for_the_vm_is_refused(tmp_path: Path, size: str) -> None:
     (tmp_path / "c").write_text(f'[vm]\nhugepages = "{size}"\n')
     with pytest.raises(ConfigError, match=r"vm\.hugepages is .*not one of"):
         load_config(str(tmp_path / "c"))
@@ -249,13 +249,13 @@ def pool(tmp_path: Path, kib: int, *, total: int, free: int, promised: int = 0, 
     return host
 
 
-def test_pages_that_are_promised_are_not_free(tmp_path: Path) -> None:
+def test_reserved_pages_are_not_free(tmp_path: Path) -> None:
     assert count(2048, root=pool(tmp_path, 2048, total=16, free=9, promised=4).root) == (16, 5)
     assert count(GIB_KIB, root=str(tmp_path)) == (0, 0)
 
 
 @pytest.mark.parametrize(("mib", "kib", "rounded"), [(1500, 0, 1500), (1501, 2048, 1502), (1500, GIB_KIB, 2048)])
-def test_a_machines_memory_is_whole_pages(mib: int, kib: int, rounded: int) -> None:
+def test_vm_memory_is_rounded_up_to_whole_pages(mib: int, kib: int, rounded: int) -> None:
     assert round_up(mib, kib) == rounded
 
 
@@ -270,7 +270,7 @@ def test_a_machines_memory_is_whole_pages(mib: int, kib: int, rounded: int) -> N
         (GIB_KIB, 2048, r"takes 2 huge pages of 1GB, and 0 of this host's 0 are free \[echo 2 >/sys/kernel/mm/hugep"),
     ],
 )
-def test_too_few_pages_are_refused_with_the_number_to_set(tmp_path: Path, kib: int, mib: int, words: str) -> None:
+def test_too_few_free_pages_are_refused_with_the_number_to_set(tmp_path: Path, kib: int, mib: int, words: str) -> None:
     root = pool(tmp_path, 2048, total=600, free=510, promised=10).root
     with pytest.raises(HostError) as caught:
         check(mib, kib, root=root)
@@ -292,7 +292,7 @@ def test_too_few_pages_are_refused_with_the_number_to_set(tmp_path: Path, kib: i
         ("one/kubepods/pod/hugetlb.2MB.max", "0", True),
     ],
 )
-def test_a_cgroup_must_allow_the_machines_pages(tmp_path: Path, file: str, text: str, is_enough: bool) -> None:
+def test_cgroup_limit_below_the_vms_pages_is_refused(tmp_path: Path, file: str, text: str, is_enough: bool) -> None:
     place = tmp_path / file
     os.makedirs(place.parent)
     place.write_text(f"{text}\n")
@@ -310,7 +310,7 @@ def test_a_cgroup_must_allow_the_machines_pages(tmp_path: Path, file: str, text:
         look(2)
 
 
-def test_what_a_cgroup_has_used_already_is_not_to_be_had(tmp_path: Path) -> None:
+def test_pages_used_by_the_cgroup_are_subtracted_from_its_limit(tmp_path: Path) -> None:
     for name, text in (("max", "4194304"), ("current", "2097153")):
         (tmp_path / f"hugetlb.2MB.{name}").write_text(text)
     (tmp_path / "mountinfo").write_text(f"31 1 0:2 / {tmp_path.parent} rw - cgroup2 cgroup2 rw\n")
@@ -319,28 +319,28 @@ def test_what_a_cgroup_has_used_already_is_not_to_be_had(tmp_path: Path) -> None
 
 
 class TestGuest:
-    """The agent's side, on a directory that takes every number: a kernel that gives what it is asked for."""
+    """The agent's part, with a directory instead of sysfs: it accepts every number, as a kernel with enough memory."""
 
-    def test_pages_are_added_to_those_that_others_asked_for(self, tmp_path: Path) -> None:
+    def test_pages_are_added_to_those_of_other_containers(self, tmp_path: Path) -> None:
         directory = f"{pool(tmp_path, 2048, total=40, free=0).root}/sys/kernel/mm/hugepages"
         for more, total in ((5, "45"), (-5, "40")):
             guest.reserve(kib=2048, count=more, directory=directory)
             assert Path(f"{directory}/hugepages-2048kB/nr_hugepages").read_text() == total
 
-    def test_what_there_is_no_room_for_is_given_back(self, tmp_path: Path) -> None:
-        """Surplus pages are none that were asked for; here they stay so, and fewer are there than asked for."""
+    def test_partial_reservation_is_rolled_back(self, tmp_path: Path) -> None:
+        """Surplus pages were not requested. Here they remain surplus, so fewer pages are available than requested."""
         directory = f"{pool(tmp_path, 2048, total=40, free=0, surplus=3).root}/sys/kernel/mm/hugepages"
         with pytest.raises(VmError, match="the guest has room for 2 of 5 huge pages of 2MB"):
             guest.reserve(kib=2048, count=5, directory=directory)
         assert Path(f"{directory}/hugepages-2048kB/nr_hugepages").read_text() == "37"
 
-    def test_a_size_that_the_cpu_has_not(self, tmp_path: Path) -> None:
+    def test_page_size_that_the_cpu_lacks_is_refused(self, tmp_path: Path) -> None:
         directory = f"{pool(tmp_path, 2048, total=0, free=0).root}/sys/kernel/mm/hugepages"
         with pytest.raises(VmError, match="the guest's CPU has no huge pages of 1GB") as caught:
             guest.reserve(kib=GIB_KIB, count=1, directory=directory)
         assert caught.value.hint == "it has 2MB"
 
-    def test_a_limit_of_a_size_that_the_guest_has_not_is_not_cruns(self, tmp_path: Path) -> None:
+    def test_limit_of_a_page_size_that_the_guest_lacks_is_not_passed_to_crun(self, tmp_path: Path) -> None:
         directory = f"{pool(tmp_path, 2048, total=0, free=0).root}/sys/kernel/mm/hugepages"
         limits = [{"pageSize": "2MB", "limit": 7}, {"pageSize": "1GB", "limit": 0}]
         spec: dict[str, Any] = {"linux": {"resources": {"hugepageLimits": limits}}}

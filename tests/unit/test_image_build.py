@@ -1,4 +1,4 @@
-"""The image as a whole: packages in, kernel and initial ramfs out, the same bytes for the same inputs."""
+"""Build a whole image: a kernel and an initial ramfs from packages, the same bytes for the same inputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ALIASES = "alias pci:v00008086d*sv*sd*bc*sc*i* igb\nalias net-pf-2-proto-132 sct
 
 @dataclass
 class Builder:
-    """A machine whose mirror has all packages of the recipe, made of the machine's own files."""
+    """A host whose mirror has all packages of the recipe; they contain files of the real host."""
 
     mirror: Mirror
     cache: str
@@ -88,7 +88,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
     return Builder(mirror, f"{tmp_path}/cache")
 
 
-def test_an_image_is_built_once_and_again_when_damaged_with_the_same_bytes(builder: Builder) -> None:
+def test_image_is_built_once_and_rebuilt_identically_when_damaged(builder: Builder) -> None:
     began = time.monotonic()
     built = builder.build()
     assert built.fresh
@@ -129,7 +129,7 @@ def test_an_image_is_built_once_and_again_when_damaged_with_the_same_bytes(build
     assert builder.progress[0].startswith("unpacking ")
 
 
-def test_additional_modules_are_beside_an_image_of_its_own(builder: Builder) -> None:
+def test_extra_modules_give_a_separate_image(builder: Builder) -> None:
     plain = builder.build()
     built = builder.build(extra=["igb"])
     assert built.digest != plain.digest
@@ -145,7 +145,7 @@ def test_additional_modules_are_beside_an_image_of_its_own(builder: Builder) -> 
 
 
 def test_image_is_the_same_under_every_umask(builder: Builder) -> None:
-    """QEMU, which runs as a user of its own, reads the kernel and the initrd; nobody but root writes them."""
+    """QEMU runs as a separate user and reads the kernel and the initrd; only root may write to them."""
     images = []
     for umask in (0o000, 0o077):
         before = os.umask(umask)
@@ -165,7 +165,7 @@ def test_image_is_the_same_under_every_umask(builder: Builder) -> None:
 
 
 @pytest.mark.parametrize("options", [{"kernel": "/k"}, {"modules": "/m"}])
-def test_a_kernel_without_modules_is_refused(tmp_path: Path, options: dict[str, str]) -> None:
+def test_kernel_without_modules_is_refused(tmp_path: Path, options: dict[str, str]) -> None:
     with pytest.raises(ImageError, match=r"image\.kernel and image\.modules go together"):
         build(cache=str(tmp_path), progress=print, **options)
 
@@ -179,7 +179,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
 
 
 @pytest.mark.parametrize(("others", "count"), [([], 0), ([KERNEL, "linux-image-7_7_amd64.deb"], 2)])
-def test_a_kernel_package_names_exactly_one_kernel(
+def test_kernel_package_must_depend_on_exactly_one_kernel(
     mirror: Mirror, tmp_path: Path, others: list[str], count: int
 ) -> None:
     mirror.offer({"linux-image-amd64": ["linux-image-amd64_6_amd64.deb", "linux-base_4_all.deb", *others]})

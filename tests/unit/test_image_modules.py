@@ -1,4 +1,4 @@
-"""The image's kernel modules: those in the initial ramfs and those beside it, each with its dependencies."""
+"""The image's kernel modules, in the initial ramfs and in directories next to it, each with its dependencies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.guest_files import depmod, lay_out, shell
 
 
 def zstd(content: bytes) -> bytes:
-    """A frame of one raw block (RFC 8878, section 3.1.1): magic number, size of the content, header of the block."""
+    """A zstd frame of one raw block (RFC 8878, section 3.1.1): magic number, content size, block header, content."""
     header = bytes([0x28, 0xB5, 0x2F, 0xFD, 0x20, len(content)])
     return header + (len(content) << 3 | 1).to_bytes(3, "little") + content
 
@@ -49,7 +49,7 @@ alias snd-card-0 sound
 
 @pytest.fixture
 def trees(tmp_path: Path) -> tuple[str, str]:
-    """Two empty trees of merged /usr: one for the packages and one for the image."""
+    """Two empty merged-/usr trees: one for the packages and one for the image."""
     for name in ("full", "tree"):
         packages.unpack((), f"{tmp_path}/{name}")
     return f"{tmp_path}/full", f"{tmp_path}/tree"
@@ -57,7 +57,7 @@ def trees(tmp_path: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def kernel(tmp_path: Path, trees: tuple[str, str]) -> str:
-    """A kernel's modules, and a depmod for them in the tree of the packages."""
+    """A kernel's modules, and a depmod for them in the packages' tree."""
     lay_out(trees[0], shell())
     Path(trees[0], "usr/sbin/depmod").write_bytes(depmod(DEPENDENCIES, ALIASES))
     os.chmod(f"{trees[0]}/usr/sbin/depmod", 0o755)
@@ -81,7 +81,7 @@ def files_of(directory: str) -> dict[str, bytes]:
     }
 
 
-def test_modules_come_with_all_that_they_depend_on(trees: tuple[str, str], kernel: str) -> None:
+def test_modules_are_copied_with_their_dependencies(trees: tuple[str, str], kernel: str) -> None:
     full, tree = trees
     add_kernel_modules(full, tree, kernel, RELEASE, ["virtio_net", "virtio_console", "e1000_e"])
     expected = {
@@ -90,30 +90,32 @@ def test_modules_come_with_all_that_they_depend_on(trees: tuple[str, str], kerne
         "kernel/net/core/failover.ko": b"failover",
         "kernel/drivers/net/e1000-e.ko": b"e1000-e",
     }
-    found = files_of(f"{tree}/usr/lib/modules/{RELEASE}")
-    assert found.pop("modules.dep").decode().splitlines() == [
+    files = files_of(f"{tree}/usr/lib/modules/{RELEASE}")
+    assert files.pop("modules.dep").decode().splitlines() == [
         "kernel/drivers/net/e1000-e.ko: ",
         "kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko",
         "kernel/drivers/net/virtio_net.ko: kernel/drivers/net/net_failover.ko kernel/net/core/failover.ko",
         "kernel/net/core/failover.ko: ",
     ]
-    assert found == expected
+    assert files == expected
 
 
-def test_depmod_has_the_kernels_tables(trees: tuple[str, str], kernel: str) -> None:
-    """Of those only modules.builtin.modinfo may be missing, on kernels before 5.2."""
+def test_depmod_sees_the_kernels_tables(trees: tuple[str, str], kernel: str) -> None:
+    """Only modules.builtin.modinfo may be missing, on kernels before 5.2."""
     add_kernel_modules(*trees, kernel, RELEASE, [])
     work = f"{trees[0]}/usr/lib/modules/{RELEASE}"
     assert {"modules.order", "modules.builtin", "kernel", "modules.dep", "modules.alias"} == set(os.listdir(work))
 
 
-def test_a_module_that_the_kernel_lacks_is_named(trees: tuple[str, str], kernel: str) -> None:
+def test_missing_module_is_named_in_the_error(trees: tuple[str, str], kernel: str) -> None:
     with pytest.raises(ImageError, match=rf"the kernel in \S+/{RELEASE} has no module virtiofs") as caught:
         add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net", "virtiofs"])
     assert caught.value.hint == "build it as a module or into the kernel"
 
 
-def test_drivers_come_with_dependencies_and_pci_aliases(trees: tuple[str, str], kernel: str, tmp_path: Path) -> None:
+def test_drivers_are_copied_with_dependencies_and_pci_aliases(
+    trees: tuple[str, str], kernel: str, tmp_path: Path
+) -> None:
     add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net"])
     add_drivers(trees[0], f"{tmp_path}/drivers", RELEASE, ["igb", "ixgbe", "net_failover"])
     assert files_of(f"{tmp_path}/drivers") == {
@@ -141,26 +143,26 @@ def test_drivers_come_with_dependencies_and_pci_aliases(trees: tuple[str, str], 
         ([], [], [], []),
     ],
 )
-def test_kernel_finds_listed_modules_by_alias(
+def test_autoload_modules_are_listed_by_alias(
     trees: tuple[str, str], kernel: str, tmp_path: Path, patterns: list[str], extra: list[str], modules: list[str],
     aliases: list[str],
 ) -> None:  # fmt: skip
-    """Each with what it depends on, uncompressed; no alias lets hardware be the cause."""
+    """Modules are decompressed and come with their dependencies; PCI aliases are left out."""
     add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net"])
     add_autoload(trees[0], f"{tmp_path}/beside", RELEASE, patterns, extra)
-    found = files_of(f"{tmp_path}/beside")
-    table = found.pop("modules.dep").decode()
+    files = files_of(f"{tmp_path}/beside")
+    table = files.pop("modules.dep").decode()
     assert sorted(os.path.basename(line.partition(".ko:")[0]) for line in table.splitlines()) == sorted(modules)
-    lines = found.pop("modules.alias").decode().splitlines()
+    lines = files.pop("modules.alias").decode().splitlines()
     assert [line.split()[1].startswith(alias) for line, alias in zip(lines, aliases, strict=True)] == [True] * len(
         lines
     )
-    assert found.pop("modules.builtin") == b"kernel/drivers/char/virtio-console.ko\n"
-    assert sorted(found.values()) == sorted(name.encode() for name in modules)
-    assert all(name.endswith(".ko") for name in found)
+    assert files.pop("modules.builtin") == b"kernel/drivers/char/virtio-console.ko\n"
+    assert sorted(files.values()) == sorted(name.encode() for name in modules)
+    assert all(name.endswith(".ko") for name in files)
 
 
-def test_additional_module_that_the_kernel_lacks_is_named(trees: tuple[str, str], kernel: str, tmp_path: Path) -> None:
+def test_missing_extra_module_is_named_in_the_error(trees: tuple[str, str], kernel: str, tmp_path: Path) -> None:
     add_kernel_modules(*trees, kernel, RELEASE, ["virtio_net"])
     with pytest.raises(ImageError) as caught:
         add_autoload(trees[0], f"{tmp_path}/beside", RELEASE, [], ["sctp", "nosuch-module", "ipv7"])
@@ -170,7 +172,7 @@ def test_additional_module_that_the_kernel_lacks_is_named(trees: tuple[str, str]
     assert caught.value.hint == "correct the name, or set image.kernel and image.modules to a kernel that has it"
 
 
-def test_damaged_zstd_module_is_named(trees: tuple[str, str], kernel: str) -> None:
+def test_damaged_zstd_module_is_named_in_the_error(trees: tuple[str, str], kernel: str) -> None:
     Path(kernel, "kernel/net/sctp/sctp.ko.zst").write_bytes(b"\x28\xb5\x2f\xfd cut")
     with pytest.raises(ImageError, match=r"guest image: cannot decompress \S+/sctp\.ko\.zst: "):
         add_kernel_modules(*trees, kernel, RELEASE, ["sctp"])
@@ -196,7 +198,7 @@ def test_patterns_match_paths_of_modules(patterns: list[str], indexes: list[int]
 
 
 @pytest.mark.parametrize(
-    ("names", "found", "missing"),
+    ("names", "paths", "missing"),
     [
         (["gre"], ["kernel/net/ipv4/gre.ko"], []),
         (["ip-tables", "ip_tables"], ["kernel/net/ipv4/netfilter/ip_tables.ko.xz"], []),
@@ -205,5 +207,5 @@ def test_patterns_match_paths_of_modules(patterns: list[str], indexes: list[int]
         ([], [], []),
     ],
 )
-def test_names_are_those_that_modprobe_takes(names: list[str], found: list[str], missing: list[str]) -> None:
-    assert find(names, PATHS, {"loop"}) == (found, missing)
+def test_module_names_are_found_as_by_modprobe(names: list[str], paths: list[str], missing: list[str]) -> None:
+    assert find(names, PATHS, {"loop"}) == (paths, missing)

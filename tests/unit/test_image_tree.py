@@ -21,7 +21,7 @@ RELEASE = "6.1.0-test"
 
 @pytest.fixture
 def trees(tmp_path: Path) -> tuple[str, str]:
-    """Two empty trees of merged /usr: one for the packages and one for the image."""
+    """Two empty merged-/usr trees: one for the packages and one for the image."""
     for name in ("full", "tree"):
         packages.unpack((), f"{tmp_path}/{name}")
     return f"{tmp_path}/full", f"{tmp_path}/tree"
@@ -35,7 +35,7 @@ def files_of(directory: str) -> dict[str, bytes]:
     }
 
 
-def test_a_program_runs_in_the_tree_with_nothing_but_its_libraries(trees: tuple[str, str]) -> None:
+def test_program_runs_in_the_tree_with_only_its_libraries(trees: tuple[str, str]) -> None:
     tree = trees[1]
     add_programs("/", tree, ["usr/bin/env"], {"usr/local/bin/env2": "../../bin/env", "usr/bin/env3": "env"})
     for program in ("/usr/bin/env", "/usr/local/bin/env2", "/usr/bin/env3"):
@@ -45,13 +45,13 @@ def test_a_program_runs_in_the_tree_with_nothing_but_its_libraries(trees: tuple[
     assert not any(name.startswith("python") for name in names)
 
 
-def test_a_program_that_no_package_has_is_named(trees: tuple[str, str]) -> None:
-    with pytest.raises(ImageError, match="no package brought /usr/bin/none"):
+def test_program_missing_in_all_packages_is_named_in_the_error(trees: tuple[str, str]) -> None:
+    with pytest.raises(ImageError, match="none of the packages contains /usr/bin/none"):
         add_programs(*trees, ["usr/bin/none"], {})
 
 
-def test_a_static_program_is_copied_through_links_inside_of_the_tree(trees: tuple[str, str]) -> None:
-    """An absolute link is one of the tree's root and a relative one of its directory; no library is looked for."""
+def test_static_program_is_copied_through_links_inside_the_tree(trees: tuple[str, str]) -> None:
+    """Absolute links are resolved from the tree's root, relative ones from their directory; no libraries are added."""
     full, tree = trees
     Path(full, "usr/lib/busybox.real").write_text("static")
     os.chmod(f"{full}/usr/lib/busybox.real", 0o4777)
@@ -68,15 +68,15 @@ def test_a_static_program_is_copied_through_links_inside_of_the_tree(trees: tupl
     assert Path(tree, "usr/bin/busybox").read_text() == "static", "what the tree has stays"
 
 
-def test_a_program_that_fails_in_the_tree_is_reported_with_its_stderr() -> None:
+def test_program_that_fails_in_the_tree_is_reported_with_its_stderr() -> None:
     assert chroot("/", "/bin/sh", "-c", "cat", stdin="input") == "input"
-    with pytest.raises(ImageError, match="guest image: /bin/sh fails in it") as caught:
+    with pytest.raises(ImageError, match="guest image: /bin/sh of the image fails") as caught:
         chroot("/", "/bin/sh", "-c", "echo out; echo why >&2; exit 3")
     assert caught.value.evidence == "why\n"
 
 
-def test_programs_of_the_packages_run_apart_from_the_host(trees: tuple[str, str]) -> None:
-    """As root, which owns the files; without rights, device nodes, network, and processes of the host."""
+def test_programs_of_packages_are_isolated_from_the_host(trees: tuple[str, str]) -> None:
+    """They run as root, which owns the files; without capabilities, device nodes, network, and the host's processes."""
     tree = trees[1]
     add_programs("/", tree, ["usr/bin/env", "bin/sh", "usr/bin/python3", "usr/bin/readlink"], {})
     lay_out(tree, runtime())
@@ -105,12 +105,12 @@ print(json.dumps([os.getpid(), os.getuid(), mounted, node, socket.if_nameindex()
 
 
 def test_program_that_cannot_be_executed_is_reported(trees: tuple[str, str]) -> None:
-    with pytest.raises(ImageError, match="guest image: /usr/bin/none fails in it") as caught:
+    with pytest.raises(ImageError, match="guest image: cannot run /usr/bin/none of the image") as caught:
         chroot(trees[1], "/usr/bin/none")
     assert caught.value.evidence == "No such file or directory"
 
 
-def test_link_of_the_packages_that_leaves_the_tree_is_not_followed(trees: tuple[str, str], tmp_path: Path) -> None:
+def test_symlink_of_a_package_out_of_the_tree_is_refused(trees: tuple[str, str], tmp_path: Path) -> None:
     full, tree = trees
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "program").write_text("secret")
@@ -119,16 +119,16 @@ def test_link_of_the_packages_that_leaves_the_tree_is_not_followed(trees: tuple[
     os.symlink(tmp_path / "victim", f"{full}/usr/lib/hawse")
     os.symlink(tmp_path / "victim", f"{full}/usr/lib/modules")
     for name in ("usr/share/program", "usr/bin/program"):
-        with pytest.raises(ImageError, match="of the packages leads out of their tree"):
+        with pytest.raises(ImageError, match="of the packages leads out of the image"):
             add_programs(full, tree, [name], {})
-    with pytest.raises(ImageError, match=r"/usr/lib/hawse/hawse/__init__\.py of the packages leads out of their"):
+    with pytest.raises(ImageError, match=r"/usr/lib/hawse/hawse/__init__\.py of the packages leads out of the image"):
         add_python(full, tree, guest_sources(), [])
-    with pytest.raises(ImageError, match="of the packages leads out of their tree"):
+    with pytest.raises(ImageError, match="of the packages leads out of the image"):
         add_kernel_modules(full, tree, str(tmp_path), RELEASE, [])
     assert os.listdir(tmp_path / "victim") == ["program"]
 
 
-def test_the_agent_is_byte_code_that_the_trees_python_imports(trees: tuple[str, str]) -> None:
+def test_agent_byte_code_is_imported_by_the_trees_python(trees: tuple[str, str]) -> None:
     full, tree = trees
     lay_out(full, runtime())
     add_programs(full, tree, ["usr/bin/python3"], {})

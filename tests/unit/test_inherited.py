@@ -1,4 +1,4 @@
-"""What a process inherits from the caller of `create` and `exec`, and what its specification decides."""
+"""Attributes that a process inherits from the caller of `create` and `exec`, unless the specification sets them."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_umask_of_the_first_process_is_its_own() -> None:
     assert inherit({"user": {"uid": 1}}, Inherited(umask=0o77))["user"] == {"uid": 1}
 
 
-def test_names_are_the_specifications() -> None:
+def test_limit_names_are_those_of_the_specification() -> None:
     assert sorted(attributes.RLIMITS) == [f"RLIMIT_{name}" for name in sorted(RLIMITS)]
     for name in set(attributes.RLIMITS) - {"RLIMIT_LOCKS"}:
         if hasattr(resource, name):
             assert attributes.RLIMITS.index(name) == getattr(resource, name)
 
 
-def test_attributes_are_the_processes() -> None:
+def test_attributes_are_read_from_the_process() -> None:
     program = (
         "import json, os, resource as r; from hawse.linux import attributes as a; os.umask(0o31);"
         "r.setrlimit(r.RLIMIT_CORE, (3, 4)); r.setrlimit(10, (5, r.RLIM_INFINITY));"
@@ -101,14 +101,14 @@ def test_attributes_are_the_processes() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "x\n"])
-def test_kernel_without_an_adjustment(tmp_path: Path, text: str | None) -> None:
+def test_missing_oom_score_adj_counts_as_zero(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "adj").write_text(text)
     assert attributes.oom_score_adj(f"{tmp_path}/adj") == 0
 
 
-def test_guest_and_host_agree_on_the_most_files() -> None:
-    """The guest has nothing of the host's modules but the link's."""
+def test_guest_and_host_agree_on_the_maximum_of_open_files() -> None:
+    """The guest contains only the link's modules of the host."""
     assert boot.MOST_FILES == MOST_FILES == 2147483584
 
 

@@ -1,4 +1,4 @@
-"""The link's frames, credit and control messages: everything bounded, everything checked."""
+"""The link's frames, credit and control messages: every size is limited and every field is checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ some_frames = st.lists(st.one_of(data_frames, control_frames), max_size=20)
 
 
 @given(some_frames, st.lists(st.integers(1, 50), min_size=1))
-def test_frames_survive_any_cutting(sent: list[frames.Frame], cuts: list[int]) -> None:
+def test_frames_are_decoded_from_pieces_of_any_size(sent: list[frames.Frame], cuts: list[int]) -> None:
     wire = b"".join(frames.encode(*frame) for frame in sent)
     decoder, received, at, turn = Decoder(), [], 0, 0
     while at < len(wire):
@@ -29,7 +29,7 @@ def test_frames_survive_any_cutting(sent: list[frames.Frame], cuts: list[int]) -
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_refused_or_waits_but_nothing_else_happens(noise: bytes) -> None:
+def test_random_bytes_are_refused_or_wait_for_more(noise: bytes) -> None:
     decoder = Decoder()
     try:
         decoder.feed(noise)
@@ -54,7 +54,7 @@ def test_noise_is_refused_or_waits_but_nothing_else_happens(noise: bytes) -> Non
         (MAX_STREAM + 1, DATA, 1),
     ],
 )
-def test_a_header_that_breaks_a_rule_is_refused_before_its_payload_comes(stream: int, kind: int, length: int) -> None:
+def test_invalid_header_is_refused_before_its_payload_arrives(stream: int, kind: int, length: int) -> None:
     with pytest.raises(LinkError):
         Decoder().feed(HEADER.pack(stream, kind, length))
 
@@ -73,14 +73,14 @@ def test_sender_and_receiver_agree_on_the_credit(sizes: list[int]) -> None:
     assert 0 <= sender.available <= WINDOW
 
 
-def test_a_sender_that_ignores_its_credit_is_noticed() -> None:
+def test_sender_that_exceeds_its_credit_is_detected() -> None:
     receiver = ReceiveWindow()
     receiver.receive(WINDOW)
     with pytest.raises(LinkError, match="credit"):
         receiver.receive(1)
 
 
-def test_credit_that_was_never_spent_cannot_be_given_back() -> None:
+def test_credit_that_was_not_spent_cannot_be_granted() -> None:
     sender = SendWindow()
     sender.spend(10)
     with pytest.raises(LinkError):
@@ -89,7 +89,7 @@ def test_credit_that_was_never_spent_cannot_be_given_back() -> None:
         sender.grant(0)
 
 
-def test_consumed_bytes_all_come_back_in_time() -> None:
+def test_all_consumed_bytes_are_granted_again() -> None:
     receiver, back = ReceiveWindow(), 0
     for _ in range(WINDOW // 1024):
         receiver.receive(1024)
@@ -98,7 +98,7 @@ def test_consumed_bytes_all_come_back_in_time() -> None:
 
 
 @given(st.integers(0, 2**53 - 1), st.text(min_size=1, max_size=64), st.dictionaries(st.text(), st.integers()))
-def test_calls_round_trip(number: int, method: str, params: dict[str, int]) -> None:
+def test_calls_are_decoded_as_they_were_encoded(number: int, method: str, params: dict[str, int]) -> None:
     [(_, kind, payload)] = Decoder().feed(control.encode_call(number, method, params))
     assert kind == CALL
     assert control.decode_call(payload) == (number, method, params)
@@ -119,12 +119,12 @@ def test_calls_round_trip(number: int, method: str, params: dict[str, int]) -> N
         b"[" * 100_000,
     ],
 )
-def test_a_call_of_the_wrong_shape_is_refused(payload: bytes) -> None:
+def test_invalid_call_is_refused(payload: bytes) -> None:
     with pytest.raises(LinkError):
         control.decode_call(payload)
 
 
-def test_an_error_arrives_as_what_it_was() -> None:
+def test_error_is_decoded_as_the_same_class() -> None:
     error = DeviceError("0000:01:00.0 is gone", hint="look", evidence="log", exit_code=3)
     [(_, _, payload)] = Decoder().feed(control.encode_error(7, error))
     number, _, arrived = control.decode_reply(payload)
@@ -138,13 +138,13 @@ def test_an_error_arrives_as_what_it_was() -> None:
 @given(
     st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=5)
 )
-def test_any_error_of_a_guest_becomes_some_error(wire: object) -> None:
+def test_any_error_object_of_a_guest_becomes_an_error(wire: object) -> None:
     error = from_wire(wire)
     assert 1 <= error.exit_code <= 255
     assert len(error.message) <= 16 * 1024
     assert error.sentence().isprintable()
 
 
-def test_error_in_an_unknown_form_cannot_steer_a_terminal() -> None:
+def test_error_in_an_unknown_form_has_no_terminal_control_characters() -> None:
     error = from_wire("\x1b[2J\n\ud800" + "x" * 1000)
     assert error.message == "a peer reported an error in an unknown form: ?[2J??" + "x" * 194

@@ -1,4 +1,4 @@
-"""The link's ends for threads: frames over a socket, credit, and what happens when a peer goes."""
+"""The link's blocking ends: frames over a socket, credit, and the behaviour when the peer closes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS = int(patience(3))
 @pytest.fixture
 def ends() -> Iterator[Ends]:
     ours, theirs = socket.socketpair()
-    for each in (ours, theirs):  # a read that nothing ends is an error; not settimeout(), which needs select()
+    for each in (ours, theirs):  # a read without an end is an error; not settimeout(), which needs select()
         each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _SECONDS, 0))
     with ours, theirs:
         yield ours, theirs
@@ -44,8 +44,8 @@ def end(thread: threading.Thread) -> None:
     assert not thread.is_alive()
 
 
-def test_frames_arrive_whole_until_the_peer_closes(ends: Ends) -> None:
-    """A frame of the greatest size is more than a socket takes at once."""
+def test_frames_are_read_until_the_peer_closes(ends: Ends) -> None:
+    """A frame of the maximum size is larger than a socket's buffer."""
     ours, theirs = ends
     sent: list[Frame] = [(1, DATA, bytes(MAX_DATA)), (2, EOF, b""), (1, DATA, b"x" * 1000)]
 
@@ -59,26 +59,26 @@ def test_frames_arrive_whole_until_the_peer_closes(ends: Ends) -> None:
     end(sender)
 
 
-def test_an_end_inside_a_frame_is_an_error(ends: Ends) -> None:
+def test_end_of_the_link_inside_a_frame_is_an_error(ends: Ends) -> None:
     ours, theirs = ends
     ours.sendall(encode(1, DATA, b"whole") + HEADER.pack(1, DATA, 9) + b"cut")
     ours.shutdown(socket.SHUT_WR)
     frames = port(theirs).frames()
     assert next(frames) == (1, DATA, b"whole")
-    with pytest.raises(LinkError, match="the peer closed inside a frame, after 12 bytes of it"):
+    with pytest.raises(LinkError, match="the peer closed the link inside a frame, after 12 bytes of it"):
         next(frames)
 
 
-def test_a_peer_that_is_gone_with_something_unread_has_closed(ends: Ends) -> None:
+def test_peer_that_exits_with_unread_data_counts_as_closed(ends: Ends) -> None:
     ours, theirs = ends
     ours.sendall(encode(1, EOF))
     theirs.close()
     assert list(port(ours).frames()) == []
-    with pytest.raises(LinkError, match="link: the peer is gone: Broken pipe"):
+    with pytest.raises(LinkError, match="link: the peer has closed the link: Broken pipe"):
         port(ours).send(encode(1, EOF))
 
 
-def test_a_writer_waits_for_credit_and_sends_pieces(ends: Ends) -> None:
+def test_writer_waits_for_credit_and_sends_pieces(ends: Ends) -> None:
     ours, theirs = ends
     stream = Outgoing(port(ours), 7)
     data = os.urandom(WINDOW + 100)
@@ -109,7 +109,7 @@ def test_a_writer_waits_for_credit_and_sends_pieces(ends: Ends) -> None:
     assert stream.write(b"more") is False
 
 
-def test_a_writer_without_credit_ends_with_its_stream(ends: Ends) -> None:
+def test_waiting_writer_returns_when_its_stream_is_closed(ends: Ends) -> None:
     ours, theirs = ends
     stream = Outgoing(port(ours), 7)
     answers: list[bool] = []
@@ -125,7 +125,7 @@ def test_a_writer_without_credit_ends_with_its_stream(ends: Ends) -> None:
     assert list(frames) == [], "of an abandoned stream no end is sent"
 
 
-def test_a_reader_waits_for_data_and_returns_its_credit(ends: Ends) -> None:
+def test_reader_waits_for_data_and_returns_credit(ends: Ends) -> None:
     ours, theirs = ends
     stream = Incoming(port(ours), 7)
     pieces: list[bytes] = []
@@ -146,8 +146,8 @@ def test_a_reader_waits_for_data_and_returns_its_credit(ends: Ends) -> None:
         stream.push(b"x")
 
 
-def test_small_pieces_that_wait_are_joined(ends: Ends) -> None:
-    """The credit bounds their bytes alone, and each piece takes memory of its own."""
+def test_small_waiting_pieces_are_joined(ends: Ends) -> None:
+    """The credit limits only their bytes, and each piece takes additional memory."""
     ours, _ = ends
     stream = Incoming(port(ours), 7)
     for _ in range(10_000):
@@ -157,7 +157,7 @@ def test_small_pieces_that_wait_are_joined(ends: Ends) -> None:
 
 
 def test_no_credit_is_returned_after_the_end(ends: Ends) -> None:
-    """What was pushed before the end is still read; the peer sends no more."""
+    """Bytes pushed before the end are still read; the peer sends no more."""
     ours, theirs = ends
     stream = Incoming(port(ours), 7)
     stream.push(bytes(MAX_DATA))
@@ -169,7 +169,7 @@ def test_no_credit_is_returned_after_the_end(ends: Ends) -> None:
     assert list(port(theirs).frames()) == []
 
 
-def test_the_end_of_writing_is_told_over_a_socket_and_of_nothing_else(ends: Ends) -> None:
+def test_end_of_writing_shuts_down_sockets_only(ends: Ends) -> None:
     ours, theirs = ends
     end_writing(ours.fileno())
     assert theirs.recv(1) == b""

@@ -1,6 +1,6 @@
-"""The limits of the link (docs/link.md): the last value that is allowed and the first that is not.
+"""The limits of the link (docs/link.md): the last value that is allowed and the first that is refused.
 
-The numbers are written out: both ends of the link, and every implementation of it, rely on them.
+The tests contain the numbers as literals: both ends of the link, and every implementation, rely on them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def decoded(stream: int, kind: int, length: int) -> list[frames.Frame]:
         (268_435_456, DATA, 1, 65_536),
     ],
 )  # fmt: skip
-def test_lengths_of_frames(stream: int, kind: int, least: int, greatest: int) -> None:
+def test_minimum_and_maximum_frame_lengths(stream: int, kind: int, least: int, greatest: int) -> None:
     for length in (least, greatest):
         assert decoded(stream, kind, length) == [(stream, kind, bytes(length))]
         assert frames.encode(stream, kind, bytes(length))[:9] == HEADER.pack(stream, kind, length)
@@ -36,12 +36,12 @@ def test_lengths_of_frames(stream: int, kind: int, least: int, greatest: int) ->
                 frames.encode(stream, kind, bytes(length))
 
 
-def test_the_greatest_stream() -> None:
+def test_maximum_stream_id() -> None:
     with pytest.raises(LinkError, match="on stream 268435457"):
         decoded(268_435_457, DATA, 1)
 
 
-def test_a_sender_has_a_window_of_256_kib() -> None:
+def test_sender_has_a_window_of_256_kib() -> None:
     sender = flow.SendWindow()
     assert sender.available == 262_144
     sender.spend(262_144)
@@ -52,7 +52,7 @@ def test_a_sender_has_a_window_of_256_kib() -> None:
     assert sender.available == 262_144
 
 
-def test_a_receiver_returns_credit_a_quarter_of_the_window_at_a_time() -> None:
+def test_receiver_returns_credit_for_a_quarter_of_the_window() -> None:
     receiver = flow.ReceiveWindow()
     receiver.receive(262_144)
     assert receiver.consume(65_535) == 0
@@ -70,7 +70,7 @@ def test_a_process_has_64_streams() -> None:
             streams.directions(wrong)
 
 
-def test_descriptors_by_their_direction() -> None:
+def test_descriptors_are_read_or_written_by_direction() -> None:
     directions = streams.directions(["in", "out", "both"])
     assert streams.read_by(directions) == [0, 3, 5]
     assert streams.written_by(directions) == [1, 2, 4, 5]
@@ -106,11 +106,11 @@ def test_results_and_events_arrive() -> None:
     [(1, 1), (255, 255), (0, 127), (256, 127), (-1, 127), (True, 127), ("3", 127), (7.0, 127), (None, 127)],
 )
 def test_exit_codes_of_a_peers_error(code: object, expected: int) -> None:
-    """One that cannot be becomes that of the error's kind."""
+    """An impossible code is replaced by that of the error's class."""
     assert from_wire({"kind": "CommandError", "message": "m", "exit_code": code}).exit_code == expected
 
 
-def test_texts_of_a_peers_error_cannot_steer_a_terminal() -> None:
+def test_texts_of_a_peers_error_have_no_terminal_control_characters() -> None:
     wire = {"kind": "DeviceError", "message": "a\x1b[2Jb\nc", "hint": "h\td", "evidence": "one\ntwo\r\x07"}
     error = from_wire(wire)
     assert isinstance(error, DeviceError)
@@ -119,14 +119,14 @@ def test_texts_of_a_peers_error_cannot_steer_a_terminal() -> None:
     assert from_wire({"message": 7, "kind": ["x"]}).message == "unknown error"
 
 
-def test_a_hint_is_in_brackets() -> None:
+def test_hint_is_in_brackets() -> None:
     assert HawseError("it failed", hint="try again").sentence() == "it failed [try again]"
     assert HawseError("it failed").sentence() == "it failed"
 
 
 @pytest.mark.parametrize(("kind", "most"), [(REPLY, 1024 * 1024), (EVENT, 128 * 1024)])
-def test_the_monitor_takes_less_of_the_guest_than_the_guest_of_it(kind: int, most: int) -> None:
-    """The header alone decides: nothing of the payload has come."""
+def test_monitor_accepts_smaller_messages_than_the_guest(kind: int, most: int) -> None:
+    """The header decides, before any payload has arrived."""
     assert Decoder(FROM_GUEST).feed(HEADER.pack(0, kind, most)) == []
     with pytest.raises(LinkError, match=f"frame of type {kind} with {most + 1} bytes, allowed are {most}"):
         Decoder(FROM_GUEST).feed(HEADER.pack(0, kind, most + 1))

@@ -1,4 +1,4 @@
-"""A guest's memory as a file: what is not zero is copied, and nothing else."""
+"""A guest's memory saved to a file: non-zero pieces are copied, and only those."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hawse.vm.memory import PIECE
 SIZE = 16 * PIECE
 PAGE = 4096
 MIB = 1024 * 1024
-#: Position, length and value of bytes; zeros are as good as none.
+#: Position, length and value of bytes; writing zeros is the same as writing nothing.
 writes = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * PIECE), st.integers(0, 255)), max_size=12).map(
     lambda content: [(position, bytes([value]) * length) for position, length, value in content]
 )
@@ -39,7 +39,7 @@ def ram(content: list[tuple[int, bytes]], size: int = SIZE) -> Iterator[int]:
 
 
 def saved(content: list[tuple[int, bytes]], size: int = SIZE) -> bytes:
-    """The file of a memory."""
+    """The file that a memory is saved to."""
     with ram(content, size) as fd, tempfile.TemporaryFile() as file:
         used = memory.save(fd, file.fileno())
         data = file.read()
@@ -48,13 +48,13 @@ def saved(content: list[tuple[int, bytes]], size: int = SIZE) -> bytes:
 
 
 def table(data: bytes) -> list[tuple[int, int]]:
-    """The pieces of a file, as its description in the module has them."""
+    """The table of pieces of a file, in the format that the module's docstring describes."""
     _, count = struct.unpack(">QQ", data[:16])
     return list(struct.iter_unpack(">QQ", data[16 : 16 + 16 * count]))
 
 
 def restored(data: bytes, size: int = SIZE, *, mapped: bool | None = None) -> bytes:
-    """The memory that a file makes. Raises OSError."""
+    """The memory restored from a file. Raises OSError."""
     with ram([], size) as fd, tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -66,7 +66,7 @@ def restored(data: bytes, size: int = SIZE, *, mapped: bool | None = None) -> by
 
 @settings(max_examples=60)
 @given(writes, st.booleans())
-def test_a_memory_is_the_same_after_saving_and_restoring(content: list[tuple[int, bytes]], mapped: bool) -> None:
+def test_saved_memory_is_restored_identically(content: list[tuple[int, bytes]], mapped: bool) -> None:
     with ram(content) as fd:
         before = os.pread(fd, SIZE, 0)
     data = saved(content)
@@ -77,7 +77,7 @@ def test_a_memory_is_the_same_after_saving_and_restoring(content: list[tuple[int
 
 
 @pytest.mark.parametrize("position", [0, PIECE - 1, 5 * PIECE + 77, SIZE - 1])
-def test_the_digest_is_of_every_byte(position: int) -> None:
+def test_digest_covers_every_byte(position: int) -> None:
     with ram([(5 * PIECE, b"some")]) as fd:
         before = memory.digest(fd)
         assert before == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest()
@@ -85,7 +85,7 @@ def test_the_digest_is_of_every_byte(position: int) -> None:
         assert memory.digest(fd) == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest() != before
 
 
-def test_the_digest_of_an_empty_file(tmp_path: Path) -> None:
+def test_digest_of_an_empty_file(tmp_path: Path) -> None:
     with open(tmp_path / "empty", "w+b") as file:
         assert memory.digest(file.fileno()) == hashlib.sha256().hexdigest()
 
@@ -106,7 +106,7 @@ def test_the_digest_of_an_empty_file(tmp_path: Path) -> None:
         ([(5 * PIECE - 1, b"xx")], [(4, 6)]),
     ],
 )
-def test_pieces_that_are_not_zero_are_saved_after_a_table_of_them(
+def test_file_has_a_table_followed_by_the_nonzero_pieces(
     content: list[tuple[int, bytes]], pieces: list[tuple[int, int]]
 ) -> None:
     data = saved(content)
@@ -116,7 +116,7 @@ def test_pieces_that_are_not_zero_are_saved_after_a_table_of_them(
     assert not any(data[16 + 16 * len(pieces) : PAGE])
 
 
-def test_a_memory_may_end_within_a_piece() -> None:
+def test_memory_size_need_not_be_a_multiple_of_the_piece_size() -> None:
     size = 2 * PIECE + PAGE
     assert table(saved([(2 * PIECE, bytes(PAGE))], size)) == []
     data = saved([(size - 1, b"x")], size)
@@ -125,7 +125,7 @@ def test_a_memory_may_end_within_a_piece() -> None:
 
 
 @pytest.mark.parametrize("count", [255, 256])
-def test_a_table_may_be_longer_than_a_page(count: int) -> None:
+def test_table_longer_than_a_page(count: int) -> None:
     size = 2 * count * PIECE
     content = [(2 * index * PIECE, bytes([1 + index % 255])) for index in range(count)]
     data = saved(content, size)
@@ -137,8 +137,8 @@ def test_a_table_may_be_longer_than_a_page(count: int) -> None:
 @pytest.mark.parametrize(
     ("size", "pieces"), [(16 * MIB, [(0, 16 * MIB)]), (16 * MIB + PIECE, [(0, 16 * MIB), (16 * MIB, 16 * MIB + PIECE)])]
 )
-def test_neighbours_are_joined_up_to_16_mib(size: int, pieces: list[tuple[int, int]]) -> None:
-    """What is written at once stays in the processor's caches."""
+def test_adjacent_pieces_are_joined_up_to_16_mib(size: int, pieces: list[tuple[int, int]]) -> None:
+    """Pieces of this size stay in the processor's caches while they are written."""
     content = b"x" * size
     data = saved([(0, content)], size)
     assert table(data) == pieces
@@ -146,7 +146,7 @@ def test_neighbours_are_joined_up_to_16_mib(size: int, pieces: list[tuple[int, i
 
 
 def file_of(size: int, pieces: list[tuple[int, int]], data: int, *, head: int = PAGE) -> bytes:
-    """A file with this table, and so many bytes after it."""
+    """A file with this table, and this number of bytes after it."""
     words = [size, len(pieces), *(number for piece in pieces for number in piece)]
     return struct.pack(f">{len(words)}Q", *words).ljust(head, b"\0") + b"x" * data
 
@@ -173,7 +173,7 @@ P = PIECE
         (file_of(2 * P, [(P, 2 * P), (0, P)], 2 * P), "damaged"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused(data: bytes, reason: str) -> None:
+def test_inconsistent_file_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(OSError, match=f"the template's memory (is|has) {reason}") as caught:
         restored(data, 2 * P)
     assert caught.value.errno == errno.EIO
@@ -196,8 +196,8 @@ def test_tables_at_their_limits_are_restored(pieces: list[tuple[int, int]], expe
     assert restored(data + b"what follows", 2 * P, mapped=mapped) == expected
 
 
-def test_ordinary_memory_is_written_to_and_mapped_only_on_request() -> None:
-    """A mapping has to fault each page in, and needs a descriptor that can be read too."""
+def test_ordinary_memory_is_mapped_only_on_request() -> None:
+    """A mapping causes a page fault for each page, and needs a file descriptor that is also readable."""
     with ram([]) as fd, tempfile.TemporaryFile() as file:
         write_only = os.open(memory.path(fd), os.O_WRONLY)
         file.write(file_of(SIZE, [(P, 2 * P)], P))
@@ -212,8 +212,8 @@ def test_ordinary_memory_is_written_to_and_mapped_only_on_request() -> None:
 
 @settings(max_examples=60)
 @given(writes, st.integers(0, PAGE + SIZE), st.binary(max_size=24))
-def test_a_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], place: int, damage: bytes) -> None:
-    """Nothing is written outside of the memory, whatever the table says."""
+def test_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], place: int, damage: bytes) -> None:
+    """No byte outside the memory is written, whatever the table contains."""
     data = bytearray(saved(content))
     data = data[: max(len(data) - place, 0)] if place % 2 else data
     data[place % 256 : place % 256 + len(damage)] = damage
@@ -232,7 +232,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("kib", SIZES)
-def test_memory_is_of_the_pages_that_are_asked_for(kib: int) -> None:
+def test_memory_has_the_requested_page_size(kib: int) -> None:
     fd = memory.create(kib * 1024, page_kib=kib)
     assert os.fstatvfs(fd).f_bsize == kib * 1024
     assert memory.is_huge(fd)
@@ -242,15 +242,15 @@ def test_memory_is_of_the_pages_that_are_asked_for(kib: int) -> None:
 
 
 @pytest.mark.parametrize("kib", SIZES)
-def test_pages_that_the_host_does_not_have_are_refused_at_once(kib: int) -> None:
-    """Without a promise QEMU would end with SIGBUS when the guest touches the first page that is missing."""
+def test_missing_huge_pages_are_refused_at_creation(kib: int) -> None:
+    """Without a reservation QEMU would die of SIGBUS when the guest touches the first missing page."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Cannot allocate memory"):
         memory.make(1 << 46, page_kib=kib)
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_memory_of_an_impossible_size_leaves_no_descriptor() -> None:
+def test_memory_of_an_impossible_size_leaks_no_descriptor() -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Invalid argument"):
         memory.make(-1)

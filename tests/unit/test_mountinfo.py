@@ -1,4 +1,4 @@
-"""Lines of /proc/self/mountinfo."""
+"""Parsing of /proc/self/mountinfo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hawse.linux.mountinfo import Mount
         (r"41 24 0:31 / /with\040-\040dash rw - tmpfs none rw", Mount(41, 24, "0:31", "/", "/with - dash", "tmpfs")),
     ],
 )  # fmt: skip
-def test_line_is_a_mount(line: str, mount: Mount) -> None:
+def test_mountinfo_line_is_parsed(line: str, mount: Mount) -> None:
     assert mountinfo.parse(f"{line}\n") == [mount]
 
 

@@ -1,4 +1,4 @@
-"""rtnetlink's messages: byte for byte as the kernel's headers have them, and as a kernel takes them."""
+"""rtnetlink messages: byte by byte as the kernel's headers define them, and accepted by a kernel."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hawse import netlink
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes of a message's rest."""
-    found = {}
+    """The attributes at the end of a message."""
+    values = {}
     while data:
         length, kind = struct.unpack_from("=HH", data)
-        found[kind] = data[4:length]
+        values[kind] = data[4:length]
         data = data[(length + 3) & ~3 :]
-    return found
+    return values
 
 
 def parts(message: bytes, body: str) -> tuple[int, int, tuple[int, ...], dict[int, bytes]]:
@@ -72,7 +72,7 @@ LINK_LOCAL = bytes.fromhex("fe80000000000000" + "0000000000000001")
             netlink.route(2, family=6, to="", prefix=0, gateway="fe80::1", flags=4), "=8BI",
             (24, 0x605, (10, 0, 0, 0, 254, 0, 0, 1, 4), {4: number(2), 5: LINK_LOCAL}),
         ),
-        (  # IPv4 by way of an IPv6 gateway: RTA_VIA
+        (  # IPv4 through an IPv6 gateway: RTA_VIA
             netlink.route(2, family=4, to="", prefix=0, gateway="fe80::1", mtu=1400, mtu_locked=True), "=8BI",
             (24, 0x605, (2, 0, 0, 0, 254, 0, 0, 1, 0), {
                 4: number(2), 18: struct.pack("=H", 10) + LINK_LOCAL,
@@ -91,7 +91,7 @@ LINK_LOCAL = bytes.fromhex("fe80000000000000" + "0000000000000001")
         (netlink.link(2, flags=0), "=BxHiII", (16, 5, (0, 0, 2, 0, 0x93A0), {})),
     ],
 )  # fmt: skip
-def test_a_message_is_the_kernels(message: bytes, body: str, expected: object) -> None:
+def test_message_has_the_kernels_format(message: bytes, body: str, expected: object) -> None:
     assert parts(message, body) == expected
     assert len(message) % 4 == 0
 
@@ -99,32 +99,32 @@ def test_a_message_is_the_kernels(message: bytes, body: str, expected: object) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"local": "10.0.0.300", "prefix": 24}, "10.0.0.300 is no address"),
-        ({"local": "fd77:::2", "prefix": 24}, "fd77:::2 is no address"),
-        ({"local": "10.0.0.2", "prefix": 33}, "a prefix of 33 of 32 bits"),
-        ({"local": "fd77::2", "prefix": -1}, "a prefix of -1 of 128 bits"),
+        ({"local": "10.0.0.300", "prefix": 24}, "10.0.0.300 is not an IP address"),
+        ({"local": "fd77:::2", "prefix": 24}, "fd77:::2 is not an IP address"),
+        ({"local": "10.0.0.2", "prefix": 33}, "a prefix of 33 bits for an address of 32 bits"),
+        ({"local": "fd77::2", "prefix": -1}, "a prefix of -1 bits for an address of 128 bits"),
         ({"local": "10.0.0.2", "prefix": 24, "peer": "fd77::1"}, "fd77::1 is an address of another family"),
     ],
 )
-def test_what_is_no_address_is_refused(arguments: dict[str, object], words: str) -> None:
+def test_invalid_address_is_refused(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         netlink.address(2, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (-17, 17)])
-def test_the_kernels_verdict(code: int, expected: int) -> None:
+def test_error_number_of_an_acknowledgement(code: int, expected: int) -> None:
     answer = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, code) + bytes(16)
     assert netlink.verdict(answer) == netlink.verdict(answer[:20]) == expected
-    with pytest.raises(ValueError, match="a short answer of rtnetlink"):
+    with pytest.raises(ValueError, match="truncated answer of rtnetlink"):
         netlink.verdict(answer[:19])
 
 
 @pytest.mark.parametrize("answer", [b"", bytes(19), struct.pack("=IHHIIi", 20, 16, 0, 1, 0, 0)])
-def test_an_answer_that_is_no_verdict(answer: bytes) -> None:
+def test_answer_that_is_not_an_acknowledgement_is_refused(answer: bytes) -> None:
     with pytest.raises(ValueError, match="answer of rtnetlink"):
         netlink.verdict(answer)
 
 
-def test_a_kernel_says_no() -> None:
+def test_kernel_error_is_raised() -> None:
     with pytest.raises(OSError, match="No such device"):
         netlink.talk([netlink.link(2**31 - 1, up=True)])

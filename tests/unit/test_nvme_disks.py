@@ -20,7 +20,7 @@ from tests.support.fake_qmp import FakeQmp
 SLOT = Slot(5, 0, "port0", "0.0", False, "0000:01:00.0")
 
 
-def test_disk_is_empty_and_keeps_its_size() -> None:
+def test_disk_is_zeroed_and_its_size_is_sealed() -> None:
     fd = disks.make()
     try:
         status = os.fstat(fd)
@@ -40,7 +40,7 @@ def test_disk_is_empty_and_keeps_its_size() -> None:
 @pytest.mark.parametrize(
     ("models", "mib"), [([], 0), (["edu", "e1000e"], 0), (["nvme"], 64), (["nvme", "edu", "nvme"], 128)]
 )
-def test_disks_are_counted(models: list[str], mib: int) -> None:
+def test_total_disk_size_counts_nvme_devices(models: list[str], mib: int) -> None:
     assert disks.total_mib(models) == mib
 
 
@@ -51,7 +51,7 @@ def step() -> PlugStep:
     )  # fmt: skip
 
 
-def test_disk_is_handed_over_before_its_device_and_taken_back_after_it() -> None:
+def test_disk_is_passed_to_qemu_before_its_device_and_removed_after_it() -> None:
     async def story() -> None:
         qmp = FakeQmp()
         open_before = os.listdir("/proc/self/fd")
@@ -67,7 +67,7 @@ def test_disk_is_handed_over_before_its_device_and_taken_back_after_it() -> None
     virtual_time.run(story())
 
 
-def test_disk_that_cannot_be_made_names_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_cannot_be_created_is_an_error_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> int:
         raise OSError(12, "Cannot allocate memory")
 
@@ -77,7 +77,7 @@ def test_disk_that_cannot_be_made_names_its_device(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("models", "limit"), [("edu", 0), ("nvme", disks.DISK_BYTES)])
-def test_jailed_qemu_may_write_files_only_where_it_may_get_a_disk(
+def test_jailed_qemu_may_write_files_only_if_it_can_have_a_disk(
     monkeypatch: pytest.MonkeyPatch, models: str, limit: int
 ) -> None:
     monkeypatch.setattr(confine, "jail_tree", lambda *_args, **_options: "/tree")

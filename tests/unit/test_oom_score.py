@@ -1,4 +1,4 @@
-"""oom_score_adj: whose memory the host frees first."""
+"""oom_score_adj: which process the host kills first when memory is exhausted."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support.ready import EMULATED, Planner
         (1000, [500], 500),
     ],
 )
-def test_vm_of_a_pod_has_the_highest_of_its_containers(now: int, containers: list[int], expected: int) -> None:
-    """One without containers keeps what it has: they may be between two starts."""
+def test_pod_vm_has_the_highest_value_of_its_containers(now: int, containers: list[int], expected: int) -> None:
+    """A VM without containers keeps its value: they may be between two starts."""
     assert oom_score.of_vm(now, containers) == expected
 
 
@@ -45,8 +45,8 @@ def test_value_of_another_process_is_raised_and_read() -> None:
 
 
 @pytest.mark.parametrize("given", [None, 0, 77, -998])
-def test_plan_has_that_of_the_specification_or_of_the_caller(tmp_path: Path, given: int | None) -> None:
-    """runc leaves a process that the specification says nothing of with its own."""
+def test_plan_has_the_value_of_the_specification_or_of_the_caller(tmp_path: Path, given: int | None) -> None:
+    """runc keeps the caller's value if the specification has none."""
     host = Planner(str(tmp_path))
 
     def change(spec: dict[str, Any]) -> None:
@@ -63,8 +63,8 @@ def test_plan_has_that_of_the_specification_or_of_the_caller(tmp_path: Path, giv
     assert joined.oom_score_adj == expected
 
 
-def test_caller_with_a_value_hands_it_on_to_the_guest(tmp_path: Path) -> None:
-    """In a process of its own: without CAP_SYS_RESOURCE it could not be lowered again."""
+def test_callers_value_is_passed_to_the_guest(tmp_path: Path) -> None:
+    """Tested in a separate process: without CAP_SYS_RESOURCE the value could not be lowered again."""
     host = Planner(str(tmp_path))
     host.write(lambda spec: spec["process"].pop("oomScoreAdj", None))
     child = os.fork()
@@ -81,5 +81,5 @@ def test_caller_with_a_value_hands_it_on_to_the_guest(tmp_path: Path) -> None:
 
 def test_warning_names_both_values() -> None:
     assert oom_score.warning(-500, 0).startswith(
-        "process.oomScoreAdj: -500 cannot be set for the virtual machine, which has 0: "
+        "process.oomScoreAdj: cannot set -500 for the virtual machine, which has 0: "
     )

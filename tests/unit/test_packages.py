@@ -1,4 +1,4 @@
-"""Debian packages: which are fetched, when the package lists are read again, and what is unpacked where."""
+"""Debian packages: which ones are fetched, when the package lists are updated, and where files are unpacked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOWNLOAD = "install --download-only --yes tool"
 
 @dataclass
 class Apt:
-    """A machine with package lists, and a mirror where `tool` needs liba."""
+    """A host with package lists, and a mirror where `tool` depends on liba."""
 
     mirror: Mirror
     cache: str
@@ -67,8 +67,8 @@ def test_only_missing_packages_count_as_downloads(apt: Apt) -> None:
     assert apt.progress[1:] == ["downloading 1 packages"]
 
 
-def test_a_package_of_another_size_is_downloaded_again(apt: Apt) -> None:
-    """A download that was cut short is not used."""
+def test_cached_package_of_the_wrong_size_is_downloaded_again(apt: Apt) -> None:
+    """A truncated download is not used."""
     apt.fetch("tool")
     Path(apt.mirror.path, A).write_text("a new build of it")
     os.unlink(f"{apt.cache}/packages/{A}")
@@ -77,7 +77,7 @@ def test_a_package_of_another_size_is_downloaded_again(apt: Apt) -> None:
     assert apt.mirror.calls().count(DOWNLOAD) == 2
 
 
-def test_cached_package_of_the_right_size_and_other_content_is_downloaded_again(apt: Apt) -> None:
+def test_cached_package_with_other_content_is_downloaded_again(apt: Apt) -> None:
     apt.fetch("tool")
     path = Path(apt.cache, "packages", A)
     path.write_bytes(b"X" * path.stat().st_size)
@@ -86,19 +86,22 @@ def test_cached_package_of_the_right_size_and_other_content_is_downloaded_again(
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_download_that_is_not_what_the_lists_say_is_an_error(apt: Apt, times: int) -> None:
-    """The first is followed by a look at newer lists, and by another download."""
+def test_download_that_does_not_match_the_lists_is_an_error(apt: Apt, times: int) -> None:
+    """After the first failure the lists are updated and the package is downloaded again."""
     Path(apt.mirror.path, "tampered").write_text(f"{A} {times}")
     if times == 1:
         assert apt.contents() == [A.encode(), B.encode()]
         return
     with pytest.raises(HostError) as caught:
         apt.fetch("tool")
-    expected, found = (hashlib.sha256(text.encode()).hexdigest() for text in (A, f"X{A[1:]}"))
+    expected, actual = (hashlib.sha256(text.encode()).hexdigest() for text in (A, f"X{A[1:]}"))
     assert caught.value.message == (
-        f"the package {A} is not the one in apt's lists: its SHA256 is {found}, not {expected}"
+        f"the package {A} is not the one in apt's lists: its SHA256 is {actual}, not {expected}"
     )
-    assert caught.value.hint == "run `apt-get update` and try again; if it stays, use another mirror in apt's sources"
+    assert (
+        caught.value.hint
+        == "run `apt-get update` and try again; if the error stays, use another mirror in apt's sources"
+    )
     assert os.listdir(f"{apt.cache}/packages/partial") == []
     assert not os.path.exists(f"{apt.cache}/packages/{A}")
 
@@ -112,21 +115,21 @@ def test_package_that_is_missing_after_the_download_is_an_error(apt: Apt) -> Non
 
 
 def test_lists_without_sha256_are_an_error(apt: Apt) -> None:
-    with pytest.raises(HostError, match=r"apt gives no SHA256 of the package \S+, but MD5Sum:") as caught:
+    with pytest.raises(HostError, match=r"apt's lists have no SHA256 of the package \S+, but MD5Sum:") as caught:
         fetch(["tool"], cache=apt.cache, progress=print, lists=apt.lists, options=["Acquire::ForceHash=MD5Sum"])
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o700])
-def test_apts_own_user_reaches_the_directory_of_the_downloads(apt: Apt, mode: int) -> None:
-    """Else apt runs what talks to the network as root. A cache that others cannot search is mounted elsewhere."""
+def test_user_apt_can_reach_the_download_directory(apt: Apt, mode: int) -> None:
+    """Otherwise apt runs its network methods as root. A cache that others cannot search is mounted elsewhere."""
     os.makedirs(apt.cache)
     os.chmod(apt.cache, mode)
     before = os.listdir("/var/cache/apt/archives")
     assert apt.contents() == [A.encode(), B.encode()]
-    seen = json.loads(Path(apt.mirror.path, "seen").read_text())
-    assert seen["closed"] == []
-    assert [name for name in seen["options"] if name.startswith("APT::Sandbox")] == []
+    last_call = json.loads(Path(apt.mirror.path, "seen").read_text())
+    assert last_call["closed"] == []
+    assert [name for name in last_call["options"] if name.startswith("APT::Sandbox")] == []
     assert os.listdir("/var/cache/apt/archives") == before
 
 
@@ -141,7 +144,7 @@ def test_cache_that_others_may_write_to_is_refused(apt: Apt) -> None:
     ("name", "updates"),
     [("", 1), ("lock", 1), ("m_Packages", 0), ("m_Packages.lz4", 0), ("m_InRelease", 1)],
 )
-def test_package_lists_are_read_where_the_machine_has_none(apt: Apt, name: str, updates: int) -> None:
+def test_missing_package_lists_are_downloaded(apt: Apt, name: str, updates: int) -> None:
     for other in os.listdir(apt.lists):
         os.unlink(f"{apt.lists}/{other}")
     if name:
@@ -151,7 +154,7 @@ def test_package_lists_are_read_where_the_machine_has_none(apt: Apt, name: str, 
     assert apt.progress[:-1] == ["reading the package lists"] * updates
 
 
-def test_package_lists_that_are_outdated_are_read_again(apt: Apt) -> None:
+def test_outdated_package_lists_are_updated(apt: Apt) -> None:
     apt.mirror.state("outdated")
     assert len(apt.fetch("tool")) == 2
     assert apt.mirror.calls() == [INSTALL, "update", INSTALL, DOWNLOAD]
@@ -166,12 +169,12 @@ def test_the_second_failure_of_apt_is_reported_with_its_output(apt: Apt) -> None
     assert apt.mirror.calls() == [INSTALL, "update", INSTALL]
 
 
-def test_a_package_that_brings_nothing_is_an_error(apt: Apt) -> None:
-    with pytest.raises(HostError, match="apt finds nothing to fetch for none"):
+def test_empty_list_of_packages_to_fetch_is_an_error(apt: Apt) -> None:
+    with pytest.raises(HostError, match="apt finds no package to fetch for none"):
         apt.fetch("none")
 
 
-def test_a_machine_without_apt_is_reported(apt: Apt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_apt_is_reported(apt: Apt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="cannot run apt-get: No such file") as caught:
         apt.fetch("tool")
@@ -183,26 +186,26 @@ def package(path: Path, *entries: Entry) -> Package:
 
 
 def tree(path: Path) -> dict[str, str]:
-    """Files of a tree with their content, links with an arrow, directories with a slash."""
-    found = {}
+    """The files of a tree: regular files with their content, links with an arrow, directories with a slash."""
+    entries = {}
     for parent, directories, names in os.walk(path):
         for name in [*directories, *names]:
             full = Path(parent, name)
             key = str(full.relative_to(path))
             if full.is_symlink():
-                found[key] = f"-> {os.readlink(full)}"
+                entries[key] = f"-> {os.readlink(full)}"
             elif full.is_dir():
-                found[f"{key}/"] = ""
+                entries[f"{key}/"] = ""
             else:
-                found[key] = full.read_text()
-    return found
+                entries[key] = full.read_text()
+    return entries
 
 
 MERGED = {name: f"-> usr/{name}" for name in ("bin", "sbin", "lib", "lib64")}
 EMPTY = {**MERGED, "usr/": "", **{f"usr/{name}/": "" for name in MERGED}}
 
 
-def test_no_package_makes_an_empty_tree_of_merged_usr(tmp_path: Path) -> None:
+def test_no_packages_give_an_empty_merged_usr_tree(tmp_path: Path) -> None:
     for _ in range(2):
         unpack((), str(tmp_path))
         assert tree(tmp_path) == EMPTY
@@ -259,7 +262,7 @@ HOSTILE: dict[str, tuple[list[Entry], str, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_archive_is_refused(tmp_path: Path, case: str) -> None:
-    """The tree is unpacked by root: nothing outside of it is created, changed or linked to."""
+    """root unpacks the tree: nothing outside it is created, changed or linked to."""
     entries, name, why = HOSTILE[case]
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -278,20 +281,20 @@ def test_hostile_archive_is_refused(tmp_path: Path, case: str) -> None:
     assert not os.path.lexists("/etc/evil")
 
 
-def test_file_in_place_of_a_link_does_not_follow_it(tmp_path: Path) -> None:
+def test_file_at_the_path_of_a_symlink_does_not_follow_it(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("content")
     one = package(tmp_path / "one.deb", link("./a", f"{tmp_path}/victim"), file("./a", b"evil"))
     unpack([one], f"{tmp_path}/into")
     assert (tmp_path / "victim").read_text() == "content"
 
 
-def test_links_inside_of_the_tree_are_followed(tmp_path: Path) -> None:
+def test_symlinks_inside_the_tree_are_followed(tmp_path: Path) -> None:
     one = package(tmp_path / "one.deb", directory("./usr/a"), link("./usr/b", "a"), file("./usr/b/x", b"x"))
     unpack([one], f"{tmp_path}/into")
     assert tree(tmp_path / "into")["usr/a/x"] == "x"
 
 
-def test_modes_and_owners_are_the_packages(tmp_path: Path) -> None:
+def test_modes_and_owners_of_packages_are_kept(tmp_path: Path) -> None:
     entry, content = file("./usr/bin/su", b"su", 0o4755)
     entry.uid, entry.gid = 12, 34
     unpack([package(tmp_path / "one.deb", (entry, content))], f"{tmp_path}/into")
@@ -314,8 +317,8 @@ def test_only_wanted_files_are_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 300, 3000, -1000])
-def test_a_package_that_is_cut_short_is_named(tmp_path: Path, size: int) -> None:
-    """dpkg-deb then writes nothing, a part of a file, or all but the zeros at the end of an archive."""
+def test_truncated_package_is_named_in_the_error(tmp_path: Path, size: int) -> None:
+    """dpkg-deb then writes nothing, a part of a file, or everything except the zeros at the end of the archive."""
     one = package(tmp_path / "one.deb", file("./usr/bin/x", bytes(9000)))
     os.truncate(one.path, size % os.path.getsize(one.path))
     with pytest.raises(HostError, match=r"cannot unpack \S+/one\.deb") as caught:

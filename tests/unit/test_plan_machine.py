@@ -63,7 +63,7 @@ class TestMachine:
         assert host.said.warnings == []
 
     def test_without_kvm_a_start_that_requires_it_is_refused(self, host: Planner) -> None:
-        with pytest.raises(HostError, match=r'KVM cannot be used, as vm\.accel = "kvm" requires: ') as caught:
+        with pytest.raises(HostError, match=r'vm\.accel = "kvm", but KVM cannot be used: ') as caught:
             host.sandbox(host.config(vm='accel = "kvm"'))
         assert caught.value.hint.startswith("run on a host whose KVM works")
 

@@ -1,4 +1,4 @@
-"""The limits of the port plan: what fits exactly is planned, and one more, or one byte more, is refused."""
+"""The limits of the port plan: a request that fits exactly is planned; one more group or byte is refused."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def io_ports(plan: PortPlan) -> list[str]:
     return [bridge["id"] for bridge in root_ports(plan) if bridge["io-reserve"]]
 
 
-def test_the_largest_machine_fills_the_slots_of_the_root_bus() -> None:
-    """Slot 1f is ICH9's, and those before 0f are of our own devices (QEMU hw/i386/pc_q35.c)."""
+def test_largest_vm_fills_the_slots_of_the_root_bus() -> None:
+    """Slot 1f belongs to ICH9, and slots below 0f to hawse's own devices (QEMU hw/i386/pc_q35.c)."""
     plan = plan_ports(groups(126))
     ports = root_ports(plan)
     assert (len(ports), MAX_PORTS) == (128, 126)
@@ -50,8 +50,8 @@ def test_the_largest_machine_fills_the_slots_of_the_root_bus() -> None:
         plan_ports(groups(127))
 
 
-def test_buses_are_enough_where_every_port_takes_two() -> None:
-    """Half of the groups have bridges, and each of the others asks for a bus that leaves an unused one before it."""
+def test_bus_numbers_suffice_if_every_port_takes_two() -> None:
+    """Half of the groups have bridges, and each other group requests a bus that leaves the bus before it unused."""
     wishes = [GroupShape(number, (PLAIN,), bus=3 * number) for number in range(1, 64)]
     plan = plan_ports([*wishes, *groups(63, functions=2, first=1000)])
     buses = [int(slot.guest_address[5:7], 16) for slot in plan.slots]
@@ -60,7 +60,7 @@ def test_buses_are_enough_where_every_port_takes_two() -> None:
 
 
 @pytest.mark.parametrize(("least", "is_alone"), [(4, False), (6, False), (7, True), (8, False), (15, True)])
-def test_a_port_alone_in_its_slot_is_not_marked_as_one_of_several(least: int, is_alone: bool) -> None:
+def test_single_port_in_a_slot_is_not_multifunction(least: int, is_alone: bool) -> None:
     """Linux looks for functions 1 to 7 only where function 0 is marked (PCI Local Bus 3.0, section 6.2.1)."""
     ports = root_ports(plan_ports([], least=least))
     assert len(ports) == least + 2
@@ -69,13 +69,13 @@ def test_a_port_alone_in_its_slot_is_not_marked_as_one_of_several(least: int, is
 
 
 @pytest.mark.parametrize(("least", "count"), [(4, 4), (8, 8), (9, 9), (10, 10), (11, 10), (12, 10), (16, 10)])
-def test_there_are_ten_io_windows_at_most(least: int, count: int) -> None:
+def test_at_most_ten_ports_have_io_windows(least: int, count: int) -> None:
     assert len(io_ports(plan_ports([], least=least))) == count
 
 
 @pytest.mark.parametrize(("least", "count"), [(8, 8), (9, 9), (10, 7)])
-def test_all_ports_have_io_windows_or_only_spare_ones(least: int, count: int) -> None:
-    """Three groups that need none have one where there are windows for all ports, and the share's port."""
+def test_io_windows_go_to_all_ports_or_only_to_spare_ports(least: int, count: int) -> None:
+    """With enough windows, three groups without I/O BARs and the share's port get one too."""
     assert len(io_ports(plan_ports(groups(3), least=least))) == count
 
 
@@ -100,7 +100,7 @@ def test_more_groups_with_io_than_windows_are_refused(least: int) -> None:
 
 
 @pytest.mark.parametrize(("emulated", "most", "place_"), [(False, 31, "a bridge"), (True, 8, "a slot")])
-def test_a_group_has_as_many_functions_as_its_place(emulated: bool, most: int, place_: str) -> None:
+def test_functions_of_a_group_are_limited_by_its_slot_or_bridge(emulated: bool, most: int, place_: str) -> None:
     def plan(count: int) -> PortPlan:
         return plan_ports([GroupShape(5, (PLAIN,) * count, emulated=emulated)])
 
@@ -110,12 +110,14 @@ def test_a_group_has_as_many_functions_as_its_place(emulated: bool, most: int, p
         plan(most + 1)
 
 
-def test_32_bit_windows_have_768_mib_in_all() -> None:
-    large = GroupShape(1, (FunctionShape(memory=(256 * MIB, 256 * MIB)),))  # 512 MiB, and 254 to align it
+def test_32_bit_windows_are_limited_to_768_mib() -> None:
+    large = GroupShape(1, (FunctionShape(memory=(256 * MIB, 256 * MIB)),))  # 512 MiB, and 254 MiB for alignment
     exactly = GroupShape(2, (FunctionShape(memory=(2 * MIB,)),))
     assert root_ports(plan_ports([large, exactly]))[1]["mem-reserve"] == (512 + 254) * MIB
     more = GroupShape(3, (FunctionShape(memory=(1,)),))
-    with pytest.raises(DeviceError, match=r"need windows of 768 MiB, and a .* has 768 MiB: group 1 alone needs 766"):
+    with pytest.raises(
+        DeviceError, match=r"need windows of 768 MiB, and a .* has 768 MiB: group 1 needs the most, 766 MiB"
+    ):
         plan_ports([large, exactly, more])
 
 
@@ -150,15 +152,13 @@ def test_windows_are_powers_of_two_and_reservations_hold_them_anywhere(
         ([FunctionShape(memory=(2 * MIB,))] * 2, {"mem-reserve": (4 + 2) * MIB}),
     ],
 )
-def test_a_window_that_firmware_gives_unasked_is_not_reserved(
-    functions: list[FunctionShape], expected: dict[str, int]
-) -> None:
+def test_firmwares_default_window_is_not_reserved(functions: list[FunctionShape], expected: dict[str, int]) -> None:
     port = root_ports(plan_ports([GroupShape(1, tuple(functions))]))[1]
     assert port["id"] == "port0"
     assert {key: value for key, value in port.items() if key in ("mem-reserve", "pref64-reserve")} == expected
 
 
-def test_ports_know_their_windows() -> None:
+def test_ports_contain_their_window_sizes() -> None:
     large = FunctionShape(memory=(16 * MIB,), prefetchable=(64 * MIB,))
     plan = plan_ports([GroupShape(1, (large,)), GroupShape(2, (PLAIN, PLAIN))], spare_window=8 * MIB)
     assert plan.ports == (
@@ -183,12 +183,12 @@ def test_ports_know_their_windows() -> None:
         ([5], 1, {"port-net": 2}),
         ([4, 5], 1, {"port-net": 1}),
         ([7, 0x20], 1, {"port-net": 4, "port0": 0x18}),
-        ([4, None], 2, {}),  # the share has 1, the bridge 2 and 3, the network 5
+        ([4, None], 2, {}),  # bus 1 is the share's, 2 and 3 the bridge's, 5 the network's
         ([9, None], 2, {"port-net": 4}),
-        ([3, None], 2, {"port-share": 1}),  # the bridge does not fit between 1 and 3
+        ([3, None], 2, {"port-share": 1}),  # the bridge needs two buses, which do not fit between 1 and 3
     ],
 )
-def test_buses_that_stay_unused_are_reserved_by_the_port_before_them(
+def test_unused_bus_numbers_are_reserved_by_the_port_before_them(
     wishes: list[int | None], functions: int, expected: dict[str, int]
 ) -> None:
     asked = [GroupShape(number, (PLAIN,) * (1 if bus else functions), bus=bus) for number, bus in enumerate(wishes)]
@@ -206,7 +206,7 @@ def test_buses_that_stay_unused_are_reserved_by_the_port_before_them(
         (Port("port4", 4, True, 4 * MIB, 8 * MIB, bridge=True), False),
     ],
 )
-def test_a_spare_port_takes_what_fits_its_windows(spare: Port, fits: bool) -> None:
+def test_group_that_fits_the_windows_goes_into_a_spare_port(spare: Port, fits: bool) -> None:
     group = GroupShape(9, (FunctionShape(memory=(4 * MIB,), prefetchable=(8 * MIB,), io=32),))
     if fits:
         assert [slot.guest_address for slot in place(group, [spare])] == ["0000:04:00.0"]
@@ -215,12 +215,12 @@ def test_a_spare_port_takes_what_fits_its_windows(spare: Port, fits: bool) -> No
         place(group, [spare])
 
 
-def test_a_spare_port_without_io_takes_a_group_without() -> None:
+def test_group_without_io_goes_into_a_spare_port_without_io() -> None:
     [slot] = place(GroupShape(9, (PLAIN,)), [Port("port4", 4, False, 0, 0)])
     assert (slot.bus, slot.multifunction) == ("port4", False)
 
 
-def test_a_group_of_several_goes_into_a_spare_bridge() -> None:
+def test_group_of_several_functions_goes_into_a_spare_bridge() -> None:
     spares = [Port("port4", 4, True, 2 * MIB, 2 * MIB), Port("port5", 5, True, 2 * MIB, 2 * MIB, bridge=True)]
     slots = place(GroupShape(9, (PLAIN, PLAIN)), spares)
     assert [(slot.bus, slot.addr, slot.guest_address) for slot in slots] == [
@@ -231,7 +231,7 @@ def test_a_group_of_several_goes_into_a_spare_bridge() -> None:
         place(GroupShape(9, (PLAIN, PLAIN)), spares[:1])
 
 
-def test_interfaces_fill_one_slot_after_the_other_from_the_last_function() -> None:
+def test_interfaces_fill_slots_from_the_last_function_down() -> None:
     plan = plan_ports([])
     ports = [plan.network, plan.ports[0]]
     assert [(number, port, function) for number, port, function in place_interfaces(10, ports)] == [

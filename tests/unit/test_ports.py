@@ -1,4 +1,4 @@
-"""The port plan: addresses are computed, unique and repeatable; what has no room is refused."""
+"""The port plan: addresses are computed, unique and repeatable; groups that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [
 
 
 def draw_groups(draws: list[tuple[int, int, bool, int, int]]) -> list[GroupShape]:
-    """At most as many groups as there are ports, in an order that is not the one of their numbers."""
+    """At most as many groups as ports, in an order that differs from their numbers."""
     repeated = [draw for draw in draws for _ in range(draw[-1])][:MAX_PORTS]
     return [
         GroupShape((index * 37 + 5) % 10_007, (*(SHAPES[0],) * (count - 1), SHAPES[shape]), emulated, bus or None)
@@ -38,8 +38,8 @@ def draw_groups(draws: list[tuple[int, int, bool, int, int]]) -> list[GroupShape
     ]
 
 
-#: The functions' number, the shape of one of them, whether they are emulated, the bus that the group would like, and
-#: how many such groups there are.
+#: The number of functions, the BARs of each, whether they are emulated, the bus that the group prefers, and the
+#: number of such groups.
 group_lists = st.lists(
     st.tuples(
         st.integers(1, 8), st.integers(0, len(SHAPES) - 1), st.booleans(), st.integers(0, 255),
@@ -57,7 +57,7 @@ def test_single_functions_get_the_buses_in_order() -> None:
     ]
 
 
-def test_an_emulated_group_is_one_slot_whose_function_0_is_plugged_last() -> None:
+def test_emulated_group_is_one_slot_with_function_0_plugged_last() -> None:
     plan = plan_ports([GroupShape(6, (FunctionShape(), FunctionShape()), emulated=True)])
     assert [(slot.index, slot.addr, slot.guest_address) for slot in plan.slots] == [
         (1, "0.1", "0000:02:00.1"),
@@ -66,7 +66,7 @@ def test_an_emulated_group_is_one_slot_whose_function_0_is_plugged_last() -> Non
     assert all(slot.multifunction for slot in plan.slots)
 
 
-def test_a_host_group_of_two_is_behind_one_bridge_and_shifts_the_buses_after_it() -> None:
+def test_host_group_of_two_functions_is_behind_a_bridge_and_shifts_later_buses() -> None:
     plan = plan_ports([GroupShape(6, (FunctionShape(), FunctionShape())), GroupShape(7, (FunctionShape(),))])
     assert [(slot.group, slot.bus, slot.addr, slot.guest_address) for slot in plan.slots] == [
         (6, "bridge0", "1.0", "0000:03:01.0"),
@@ -75,13 +75,13 @@ def test_a_host_group_of_two_is_behind_one_bridge_and_shifts_the_buses_after_it(
     ]
 
 
-def test_a_port_with_a_bridge_has_room_for_the_bridges_own_bar() -> None:
+def test_port_with_a_bridge_reserves_memory_for_the_bridges_bar() -> None:
     functions = (FunctionShape(memory=(16 * MIB,), prefetchable=(256 * MIB, 32 * MIB)), FunctionShape())
     [port] = [device for device in plan_ports([GroupShape(6, functions)]).bridges if device["id"] == "port0"]
     assert (port["mem-reserve"], port["pref64-reserve"]) == ((16 + 14 + 2) * MIB, (512 + 254) * MIB)
 
 
-def test_slots_behind_a_bridge_are_written_in_hexadecimal_as_qemu_reads_them() -> None:
+def test_slots_behind_a_bridge_are_written_in_hexadecimal() -> None:
     plan = plan_ports([GroupShape(6, (FunctionShape(),) * 12)])
     assert [(slot.addr, slot.guest_address) for slot in plan.slots][9:11] == [
         ("a.0", "0000:03:0a.0"),
@@ -104,7 +104,7 @@ def one(number: int, bus: int | None = None, functions: int = 1) -> GroupShape:
         ([one(1, 0x3B), one(2, 0x3B)], {1: 0x3B, 2: 2}, 1),
     ],
 )
-def test_a_bus_is_the_one_that_is_asked_for_and_the_rest_goes_around_it(
+def test_group_gets_its_preferred_bus_and_others_avoid_it(
     groups: list[GroupShape], buses: dict[int, int], share: int
 ) -> None:
     plan = plan_ports(groups)
@@ -115,7 +115,7 @@ def test_a_bus_is_the_one_that_is_asked_for_and_the_rest_goes_around_it(
 @settings(max_examples=50)
 @given(group_lists)
 def test_firmware_numbers_the_buses_as_planned(groups: list[GroupShape]) -> None:
-    """SeaBIOS's rule: depth first, and after a port at least as many numbers unused as it reserves."""
+    """SeaBIOS numbers buses depth first, and skips at least as many numbers after a port as the port reserves."""
     try:
         plan = plan_ports(groups)
     except DeviceError:
@@ -158,7 +158,7 @@ LARGE = GroupShape(9, (FunctionShape(prefetchable=(8 * MIB,)),))
         (LARGE, [*SPARES, port(6, prefetchable=8192 * MIB)], "0000:06:00.0"),
     ],
 )
-def test_a_group_that_comes_later_goes_into_a_spare_port(group: GroupShape, spares: list[Port], address: str) -> None:
+def test_attached_group_goes_into_a_spare_port(group: GroupShape, spares: list[Port], address: str) -> None:
     [slot] = place(group, spares)
     assert slot.guest_address == address
 
@@ -167,18 +167,22 @@ def test_a_group_that_comes_later_goes_into_a_spare_port(group: GroupShape, spar
     ("group", "spares", "reason"),
     [
         (one(9), [], "group 9: no spare port is left"),
-        (GroupShape(9, (FunctionShape(io=32),)), [port(4, io=False)], "0 MiB and, prefetchable, 0 MiB and of I/O is"),
+        (
+            GroupShape(9, (FunctionShape(io=32),)),
+            [port(4, io=False)],
+            "0 MiB prefetchable window, and with an I/O window, is",
+        ),
         (one(9, functions=2), SPARES, "group 9 has 2 functions, which need a bridge"),
-        (LARGE, SPARES, "no spare port with windows of 0 MiB and, prefetchable, 8 MiB is left"),
-        (GroupShape(9, (FunctionShape(memory=(4 * MIB,)),)), SPARES, "no spare port with windows of 4 MiB"),
+        (LARGE, SPARES, "no spare port with a 0 MiB window and a 8 MiB prefetchable window is left"),
+        (GroupShape(9, (FunctionShape(memory=(4 * MIB,)),)), SPARES, "no spare port with a 4 MiB window"),
     ],
 )
-def test_what_a_spare_port_cannot_take_is_refused(group: GroupShape, spares: list[Port], reason: str) -> None:
+def test_attached_group_that_fits_no_spare_port_is_refused(group: GroupShape, spares: list[Port], reason: str) -> None:
     with pytest.raises(DeviceError, match=reason):
         place(group, spares)
 
 
-def test_bars_below_4_gib_that_have_no_room_are_refused() -> None:
+def test_too_large_32_bit_bars_are_refused() -> None:
     groups = [GroupShape(number, (FunctionShape(memory=(128 * MIB,)),)) for number in range(3)]
     plan_ports(groups)
     with pytest.raises(DeviceError, match="windows of 1016 MiB, and a virtual machine has 768 MiB: group"):
@@ -195,7 +199,7 @@ def test_bars_below_4_gib_that_have_no_room_are_refused() -> None:
         (FunctionShape(prefetchable=(8192 * MIB,)), {"pref64-reserve": (2 * 8192 - 2) * MIB}),
     ],
 )
-def test_windows_follow_the_bars(function: FunctionShape, expected: dict[str, int]) -> None:
+def test_window_sizes_follow_the_bars(function: FunctionShape, expected: dict[str, int]) -> None:
     assert _reserved(plan_ports([GroupShape(1, (function,))]), "port0") == expected | {"io-reserve": 4096}
 
 
@@ -217,8 +221,8 @@ def test_io_windows_are_rationed_where_there_are_more_ports_than_windows() -> No
 
 
 @pytest.mark.parametrize(("groups", "ports"), [(0, 4), (1, 4), (4, 4), (5, 8), (9, 16), (100, 126)])
-def test_machines_of_few_groups_are_of_one_shape(groups: int, ports: int) -> None:
-    """One template serves them all, and devices may come later."""
+def test_vms_with_few_groups_have_the_same_ports(groups: int, ports: int) -> None:
+    """So one template serves them all, and devices can be attached later."""
     plan = plan_ports([GroupShape(number, (FunctionShape(),)) for number in range(groups)])
     assert len(plan.bridges) == 2 + ports
     assert plan.bridges[0]["id"] == SHARE_BUS
@@ -227,13 +231,13 @@ def test_machines_of_few_groups_are_of_one_shape(groups: int, ports: int) -> Non
 
 
 def _reserved(plan: PortPlan, port: str) -> dict[str, int]:
-    [found] = [bridge for bridge in plan.bridges if bridge["id"] == port]
-    return {key: value for key, value in found.items() if key.endswith("reserve")}
+    [bridge_device] = [bridge for bridge in plan.bridges if bridge["id"] == port]
+    return {key: value for key, value in bridge_device.items() if key.endswith("reserve")}
 
 
 @settings(max_examples=50)
 @given(group_lists)
-def test_every_function_has_one_place_of_its_own(groups: list[GroupShape]) -> None:
+def test_every_function_has_a_unique_slot_and_address(groups: list[GroupShape]) -> None:
     try:
         plan = plan_ports(groups)
     except DeviceError as error:
@@ -249,14 +253,14 @@ def test_every_function_has_one_place_of_its_own(groups: list[GroupShape]) -> No
 
 
 @given(st.lists(st.integers(1, 2**33), min_size=1, max_size=6))
-def test_a_window_is_a_power_of_two_that_holds_all(sizes: list[int]) -> None:
+def test_window_is_a_power_of_two_that_contains_all_bars(sizes: list[int]) -> None:
     size = window(sizes)
     assert size >= sum(sizes)
     assert size & (size - 1) == 0
 
 
-def test_a_pods_ports_have_windows_for_what_comes_with_its_containers() -> None:
-    """Those with a bridge above all, since a group of several functions has no other place."""
+def test_spare_ports_of_a_pod_have_windows_for_devices_of_its_containers() -> None:
+    """Ports with a bridge come first, since a group of several functions needs a bridge."""
     ports = plan_ports([], least=16, bridges=2, spare_window=256 * MIB).ports
     assert sum(port.io for port in ports) == 10
     assert [port.io for port in ports if port.bridge] == [True, True]
@@ -265,7 +269,7 @@ def test_a_pods_ports_have_windows_for_what_comes_with_its_containers() -> None:
     assert {slot.bus for slot in place(nics, ports)} < {port.takes_at for port in ports if port.bridge}
 
 
-def test_more_io_windows_than_x86_has_are_refused_with_the_groups_named() -> None:
+def test_too_many_io_windows_are_refused_with_the_groups_named() -> None:
     groups = [GroupShape(number, (FunctionShape(io=32),)) for number in range(11)]
     with pytest.raises(DeviceError, match="I/O windows for 10"):
         plan_ports(groups)
@@ -276,7 +280,7 @@ def test_more_groups_than_ports_are_refused() -> None:
         plan_ports([GroupShape(number, (FunctionShape(),)) for number in range(127)])
 
 
-def test_interfaces_share_the_slot_of_one_port_and_function_0_is_plugged_last() -> None:
+def test_interfaces_share_one_slot_and_function_0_is_plugged_last() -> None:
     plan = plan_ports([])
     assert plan.network not in plan.ports
     places = place_interfaces(3, [plan.network])
@@ -285,7 +289,7 @@ def test_interfaces_share_the_slot_of_one_port_and_function_0_is_plugged_last() 
     ]  # fmt: skip
 
 
-def test_more_interfaces_than_a_slot_has_functions_take_more_ports() -> None:
+def test_more_than_eight_interfaces_take_more_ports() -> None:
     plan = plan_ports([])
     places = place_interfaces(10, [plan.network, plan.ports[0]])
     assert [(number, function) for number, port, function in places if port == plan.ports[0]] == [(9, 1), (8, 0)]
@@ -297,7 +301,7 @@ def test_more_interfaces_than_a_slot_has_functions_take_more_ports() -> None:
 
 @settings(max_examples=50)
 @given(group_lists)
-def test_the_networks_port_is_never_a_groups(groups: list[GroupShape]) -> None:
+def test_network_port_is_never_used_for_a_group(groups: list[GroupShape]) -> None:
     try:
         plan = plan_ports(groups)
     except DeviceError:

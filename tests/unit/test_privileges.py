@@ -1,4 +1,4 @@
-"""The monitor's worker threads give up capabilities together with its main thread."""
+"""The monitor's worker threads drop capabilities together with its main thread."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hawse.linux import capabilities, processes
 from hawse.sandbox.privileges import KEPT, Workers
 
 
-def test_workers_of_before_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread keeps the capabilities that it was started with, so an idle one must not stay."""
+def test_earlier_worker_threads_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread keeps the capabilities with which it was started, so idle threads must be replaced."""
     order: list[object] = []
     monkeypatch.setattr(capabilities, "keep_only", order.append)
     monkeypatch.setattr(processes, "give_up_privileges", lambda: order.append("no_new_privs"))

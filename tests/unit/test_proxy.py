@@ -24,7 +24,7 @@ class _Gone(Port):
 
     def send(self, frame: bytes) -> None:  # noqa: ARG002
         self.source.end()
-        raise LinkError("link: the peer is gone")
+        raise LinkError("link: the peer has closed the link")
 
 
 def test_what_has_arrived_is_passed_on_although_the_monitor_is_gone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""QMP over a socket, with a server that answers, refuses, stays silent or dies."""
+"""QMP over a socket, with a server that answers, returns errors, stays silent or dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scenario = Callable[[Qmp, QmpServer], Awaitable[None]]
 
 
 def run(scenario: Scenario, answer: Callable[[str, Message], Message | None] = lambda *_: {"return": {}}) -> list[Any]:
-    """Run it with a connected client; the messages of its log."""
+    """Run the scenario with a connected client; returns the messages of its log."""
     log: list[bytes] = []
 
     async def whole() -> None:
@@ -58,8 +58,8 @@ def test_commands_and_answers_are_logged() -> None:
 @pytest.mark.parametrize(
     "line", [b"[" * 10_000, b'{"\xff": 1}', b'{"return": {}, "id": []}', b'{"event": {}, "timestamp": {}}', b"7"]
 )
-def test_message_that_cannot_be_read_ends_the_connection(line: bytes) -> None:
-    """QEMU may have been taken over by its guest. The command fails, and the connection can be closed."""
+def test_invalid_message_ends_the_connection(line: bytes) -> None:
+    """A guest may have taken over QEMU. The command fails, and the connection can be closed."""
 
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         with qmp.listen("DEVICE_DELETED"):
@@ -73,7 +73,7 @@ def test_message_that_cannot_be_read_ends_the_connection(line: bytes) -> None:
     run(scenario, lambda *_: None)
 
 
-def test_description_of_an_error_cannot_steer_a_terminal() -> None:
+def test_error_description_has_no_terminal_control_characters() -> None:
     async def scenario(qmp: Qmp, _server: QmpServer) -> None:
         with pytest.raises(RefusedError) as caught:
             await qmp.execute("device_add", {}, timeout=patience(7))
@@ -86,7 +86,7 @@ def test_description_of_an_error_cannot_steer_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"), [({"status": "paused", "running": False}, "paused"), ({}, "None"), ([], ""), ("x", "")]
 )
-def test_states_are_texts(answer: object, expected: str) -> None:
+def test_run_state_and_migration_status_are_returned_as_text(answer: object, expected: str) -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         assert await qmp.status(timeout=patience(7)) == expected
         assert await qmp.migration(timeout=patience(7)) == expected
@@ -95,7 +95,7 @@ def test_states_are_texts(answer: object, expected: str) -> None:
     run(scenario, lambda *_: {"return": answer})
 
 
-def test_memory_is_left_out_of_a_migration() -> None:
+def test_shared_memory_is_excluded_from_migration() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         await qmp.leave_memory_alone(timeout=patience(7))
         capability = {"capability": "x-ignore-shared", "state": True}
@@ -104,7 +104,7 @@ def test_memory_is_left_out_of_a_migration() -> None:
     run(scenario)
 
 
-def test_a_descriptor_is_given_with_its_name() -> None:
+def test_descriptor_is_passed_with_its_name() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         fd = os.open("/dev/null", os.O_RDONLY)
         await qmp.give(fd, "net0", timeout=patience(7))
@@ -115,7 +115,7 @@ def test_a_descriptor_is_given_with_its_name() -> None:
     run(scenario)
 
 
-def test_an_event_is_waited_for_by_its_name_and_data() -> None:
+def test_wait_for_an_event_by_name_and_data() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         with qmp.listen("DEVICE_DELETED", "STOP") as events:
             for name, data in [
@@ -126,15 +126,15 @@ def test_an_event_is_waited_for_by_its_name_and_data() -> None:
             ]:
                 server.send({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}})
             server.send({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}})
-            found = await events.wait(lambda data: data.get("device") == "b", seconds=20)
-            assert found == {"device": "b", "path": "/y"}
+            event = await events.wait(lambda data: data.get("device") == "b", seconds=20)
+            assert event == {"device": "b", "path": "/y"}
             assert await events.wait(lambda _: True, seconds=20) == {}, "an event without data"
             assert await events.wait(lambda _: True, seconds=0) is None
 
     run(scenario)
 
 
-def test_a_qemu_that_does_not_answer_is_given_up() -> None:
+def test_command_without_an_answer_times_out() -> None:
     async def scenario(qmp: Qmp, _server: QmpServer) -> None:
         with pytest.raises(VmError, match=r"QEMU did not answer query-status within 0\.05 s"):
             await qmp.status(timeout=0.05)
@@ -142,7 +142,7 @@ def test_a_qemu_that_does_not_answer_is_given_up() -> None:
     run(scenario, lambda *_: None)
 
 
-def test_a_qemu_that_dies_is_reported_with_the_command() -> None:
+def test_qemu_that_dies_is_reported_with_the_pending_command() -> None:
     async def scenario(qmp: Qmp, server: QmpServer) -> None:
         waiting = asyncio.ensure_future(qmp.status(timeout=patience(7)))
         while not server.commands:
@@ -156,7 +156,7 @@ def test_a_qemu_that_dies_is_reported_with_the_command() -> None:
     run(scenario, lambda *_: None)
 
 
-def test_a_monitor_without_a_greeting_is_given_up() -> None:
+def test_monitor_without_a_greeting_times_out() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         with theirs, pytest.raises(VmError, match=r"QEMU's monitor did not answer within 0\.05 s"):
@@ -165,7 +165,7 @@ def test_a_monitor_without_a_greeting_is_given_up() -> None:
     asyncio.run(scenario())
 
 
-def test_a_monitor_that_closes_is_reported() -> None:
+def test_monitor_that_closes_the_connection_is_reported() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
@@ -176,23 +176,23 @@ def test_a_monitor_that_closes_is_reported() -> None:
 
 
 @pytest.mark.parametrize(("number", "floods"), [(MOST_EVENTS, 0), (20 * MOST_EVENTS, 1)])
-def test_events_that_nobody_waits_for_are_counted_and_not_kept(number: int, floods: int) -> None:
-    """ACPI_DEVICE_OST comes as often as a guest writes to a register."""
-    said: list[VmError] = []
+def test_events_without_a_listener_are_counted_and_not_stored(number: int, floods: int) -> None:
+    """QEMU sends ACPI_DEVICE_OST each time that a guest writes to a register."""
+    errors: list[VmError] = []
 
     async def whole() -> None:
         server = QmpServer(lambda *_: {"return": {}})
         async with serving(server) as connection:
-            qmp = Qmp(on_flood=said.append)
+            qmp = Qmp(on_flood=errors.append)
             await qmp.open(connection, seconds=20)
             message = {"event": "ACPI_DEVICE_OST", "data": {"info": {}}, "timestamp": {"seconds": 1, "microseconds": 0}}
             for _ in range(0, number, 100):
                 for _ in range(100):
                     server.send(message)
                 await qmp.execute("query-status", {}, timeout=patience(7))
-            kept = qmp._client.events
-            assert (kept.empty(), kept.history) == (True, ())
+            events_of_client = qmp._client.events
+            assert (events_of_client.empty(), events_of_client.history) == (True, ())
             await qmp.close()
 
     asyncio.run(whole())
-    assert [error.message for error in said] == ["QEMU reported more than 1000 events in a second"] * floods
+    assert [error.message for error in errors] == ["QEMU reported more than 1000 events in a second"] * floods

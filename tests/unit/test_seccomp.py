@@ -1,4 +1,4 @@
-"""The filter of a confined QEMU's system calls, by an interpreter of its program."""
+"""The system call filter of a confined QEMU, tested by an interpreter of its BPF program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIX, INET, NETLINK, VSOCK = 1, 2, 16, 40
 
 
 def judge(number: int, *, architecture: int = X86_64, first: int = 0, code: bytes = b"") -> int:
-    """What the kernel does with a call (seccomp(2), struct seccomp_data)."""
+    """The filter's verdict on a system call (seccomp(2), struct seccomp_data)."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, first, *[0] * 5)
     instructions = list(struct.iter_unpack("HBBI", code or program()))
     at, accumulator = 0, 0
@@ -35,12 +35,12 @@ def judge(number: int, *, architecture: int = X86_64, first: int = 0, code: byte
 
 
 @pytest.mark.parametrize("name", sorted(set(ALLOWED) - {"clone", "prctl", "socket", "socketpair"}))
-def test_what_qemu_needs_is_allowed(name: str) -> None:
+def test_calls_that_qemu_needs_are_allowed(name: str) -> None:
     assert judge(ALLOWED[name], first=INET) == ALLOW
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_everything_else_is_not_there(number: int) -> None:
+def test_all_other_calls_fail_with_enosys(number: int) -> None:
     if number not in ALLOWED.values():
         assert judge(number) == ENOSYS
 
@@ -55,12 +55,12 @@ OF_USE = {
 
 
 @pytest.mark.parametrize("number", OF_USE.values(), ids=OF_USE)
-def test_what_an_attacker_has_a_use_for_is_not_there(number: int) -> None:
+def test_calls_that_are_useful_to_an_attacker_fail_with_enosys(number: int) -> None:
     assert judge(number) == ENOSYS
 
 
 @pytest.mark.parametrize(("family", "answer"), [(UNIX, ALLOW), (INET, EPERM), (NETLINK, EPERM), (VSOCK, EPERM)])
-def test_sockets_are_for_this_machine_alone(family: int, answer: int) -> None:
+def test_only_unix_sockets_are_allowed(family: int, answer: int) -> None:
     assert judge(SOCKET, first=family) == answer
 
 
@@ -69,7 +69,7 @@ def test_sockets_are_for_this_machine_alone(family: int, answer: int) -> None:
     [(0x3D0F00, ALLOW), (0x1200011, EPERM), (0x11, EPERM), (0x4111, EPERM), (0x10000000, EPERM)],
     ids=["thread", "fork", "fork by hand", "vfork", "user namespace"],
 )
-def test_threads_are_made_and_no_processes(flags: int, answer: int) -> None:
+def test_clone_can_create_threads_but_no_processes(flags: int, answer: int) -> None:
     assert judge(ALLOWED["clone"], first=flags) == answer
     assert judge(435) == ENOSYS, "clone3"
 
@@ -83,7 +83,7 @@ PRCTL = {
 
 @pytest.mark.parametrize(("option", "answer"), PRCTL.values(), ids=PRCTL)
 def test_prctl_cannot_undo_the_jail(option: int, answer: int) -> None:
-    """Without the signal for its parent's death, QEMU could outlive its monitor."""
+    """Without its parent-death signal, QEMU could outlive its monitor."""
     assert judge(ALLOWED["prctl"], first=option) == answer
 
 
@@ -94,11 +94,11 @@ PROXY_HAS_NOT = (
 
 
 @pytest.mark.parametrize("name", PROXY_HAS_NOT)
-def test_proxy_may_make_fewer_calls_than_qemu(name: str) -> None:
+def test_proxys_filter_allows_fewer_calls_than_qemus(name: str) -> None:
     assert judge(ALLOWED[name], first=UNIX, code=program(proxy_calls.ALLOWED)) == ENOSYS
 
 
-def test_proxy_may_not_connect_nor_make_namespaces() -> None:
+def test_proxy_cannot_connect_or_create_namespaces() -> None:
     filter_program = program(proxy_calls.ALLOWED)
     for number in (42, 49, 272, 308, 321, 250, 435):  # connect, bind, unshare, setns, bpf, keyctl, clone3
         assert judge(number, code=filter_program) == ENOSYS
@@ -106,9 +106,9 @@ def test_proxy_may_not_connect_nor_make_namespaces() -> None:
     assert judge(ALLOWED["clone"], first=0x1200011, code=filter_program) == EPERM
 
 
-def test_calls_of_another_architecture_end_the_process() -> None:
+def test_calls_of_another_architecture_kill_the_process() -> None:
     assert judge(ALLOWED["read"], architecture=I386) == KILL
 
 
-def test_few_calls_are_allowed() -> None:
+def test_number_of_allowed_calls_is_small() -> None:
     assert len(ALLOWED) == len(set(ALLOWED.values())) < 100

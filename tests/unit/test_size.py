@@ -1,4 +1,4 @@
-"""How large a machine is."""
+"""Memory and CPUs of a VM."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ GIB = 1024 * MIB
         (Limits(quota=30_000, period=0), (1024, 2)),
     ],
 )
-def test_a_machine_grows_with_its_limits_as_far_as_the_host_goes(limits: Limits, size: tuple[int, int]) -> None:
+def test_vm_memory_grows_with_limits_up_to_the_hosts_memory(limits: Limits, size: tuple[int, int]) -> None:
     assert machine_size(1024, 2, limits, host_mib=16 * 1024, host_cpus=8) == size
 
 
 @pytest.mark.parametrize(
     ("configured", "cpus", "quota", "machine"),
     [
-        # Nothing is said, or a quota: two, or as many as the quota fills.
+        # Without a cpuset: two CPUs, or as many as the quota fills.
         (0, 0, 0, 2),
         (0, 0, -1, 2),
         (0, 0, 50_000, 2),
         (0, 0, 300_000, 3),
         (0, 0, 10_000_000, 8),
-        # A list of CPUs, which a quota makes smaller and not larger.
+        # A cpuset, which a quota can reduce but not enlarge.
         (0, 1, 0, 1),
         (0, 3, 0, 3),
         (0, 8, -1, 8),
@@ -65,7 +65,7 @@ def test_a_machine_grows_with_its_limits_as_far_as_the_host_goes(limits: Limits,
         (0, 4, 150_000, 2),
         (0, 4, 50_000, 1),
         (0, 2, 800_000, 2),
-        # What is configured is the least.
+        # The configured number is the minimum.
         (1, 0, 0, 1),
         (1, 0, 300_000, 3),
         (4, 0, 0, 4),
@@ -75,24 +75,24 @@ def test_a_machine_grows_with_its_limits_as_far_as_the_host_goes(limits: Limits,
         (16, 1, 0, 16),
     ],
 )
-def test_how_many_cpus_a_machine_has(configured: int, cpus: int, quota: int, machine: int) -> None:
+def test_number_of_cpus_of_a_vm(configured: int, cpus: int, quota: int, machine: int) -> None:
     assert machine_cpus(configured, Limits(cpus=cpus, quota=quota), host_cpus=8) == machine
 
 
 @pytest.mark.parametrize(("cpus", "quota"), [(300, 0), (300, 30_000_000), (0, 30_000_000)])
-def test_a_machine_has_no_more_cpus_than_qemu_starts(cpus: int, quota: int) -> None:
+def test_cpus_are_limited_to_qemus_maximum(cpus: int, quota: int) -> None:
     assert machine_cpus(0, Limits(cpus=cpus, quota=quota), host_cpus=1024) == 255
 
 
-def test_a_host_with_one_cpu_has_machines_of_two() -> None:
-    """As ever, where no list says that a program is to see one."""
+def test_vm_on_a_host_with_one_cpu_has_two_cpus() -> None:
+    """The default, unless a cpuset limits the number of CPUs that a program sees to one."""
     assert machine_cpus(0, Limits(), host_cpus=1) == 2
     assert machine_cpus(0, Limits(cpus=1), host_cpus=1) == 1
 
 
 @pytest.mark.parametrize("limit", [1, 700, 768, 769, 1792, 1793, 3700, 3840, 4096, 16_000, 100_000])
 @pytest.mark.parametrize("huge", [0, 2, 256, 1024, 5000])
-def test_a_container_can_have_its_limit_beside_its_huge_pages(limit: int, huge: int) -> None:
+def test_container_can_use_its_memory_limit_and_its_huge_pages(limit: int, huge: int) -> None:
     limits = Limits(memory=limit * MIB, hugepages=((2048, huge // 2),) if huge else ())
     machine = machine_memory(1024, limits, host_mib=1024 * 1024)
     assert usable_mib(machine) - huge >= limit
@@ -100,8 +100,8 @@ def test_a_container_can_have_its_limit_beside_its_huge_pages(limit: int, huge: 
     assert needed_mib(limit) <= machine
 
 
-def test_what_a_guest_leaves_for_containers_is_as_it_was_read() -> None:
-    """In guests of these sizes; the largest had 15992 MiB in all, of which 82 MiB were in use."""
+def test_memory_usable_by_containers_matches_measurements() -> None:
+    """Measured in guests of these sizes; the largest had 15992 MiB in total, of which 82 MiB were in use."""
     assert usable_mib(1024) == 832
     assert 100 < usable_mib(256) < 149
     assert 350 < usable_mib(512) < 400
@@ -111,7 +111,7 @@ def test_what_a_guest_leaves_for_containers_is_as_it_was_read() -> None:
 
 @pytest.mark.parametrize(("cpus", "one_thread", "mib"), [(1, False, 96), (12, False, 96), (13, False, 104),
                                                         (255, False, 2040), (255, True, 96)])  # fmt: skip
-def test_each_cpu_has_enough_for_its_translated_code(cpus: int, one_thread: bool, mib: int) -> None:
+def test_each_cpu_has_space_for_its_translated_code(cpus: int, one_thread: bool, mib: int) -> None:
     assert translated_mib(cpus, one_thread=one_thread) == mib
 
 
@@ -144,5 +144,5 @@ def test_each_cpu_has_enough_for_its_translated_code(cpus: int, one_thread: bool
         *(({"pod-linux-resources.crio.io": text}, Limits()) for text in ("null", "{}", "[1]", "{", "[" * 9999)),
     ],
 )
-def test_the_sandbox_of_a_pod_is_told_the_limits_of_all(annotations: dict[str, str], limits: Limits) -> None:
+def test_pod_limits_are_read_from_sandbox_annotations(annotations: dict[str, str], limits: Limits) -> None:
     assert pod_limits(annotations) == limits

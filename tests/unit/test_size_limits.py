@@ -1,4 +1,4 @@
-"""The size of a machine at the limits of what a container and the host may have."""
+"""The size of a VM at boundary values of container limits and host size."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ HOST = {"host_mib": 16 * 1024, "host_cpus": 8}
 @pytest.mark.parametrize(
     ("limits", "size"),
     [
-        # 256 MiB are for the guest itself, and machines come in steps of a GiB.
+        # 256 MiB are for the guest itself, and the memory of a VM is a multiple of 1 GiB.
         (Limits(memory=1), (1024, 2)),
         (Limits(memory=768 * MIB + MIB - 1), (1024, 2)),
         (Limits(memory=1792 * MIB), (2048, 2)),
         (Limits(memory=1793 * MIB), (3072, 2)),
-        # A limit that is all of the host's memory, or more, is none.
+        # A limit of all of the host's memory or more counts as no limit.
         (Limits(memory=16 * 1024 * MIB - 1), (16384, 2)),
         (Limits(memory=16 * 1024 * MIB), (1024, 2)),
-        # Pages that do not fill a MiB take none.
+        # Pages of less than a MiB in total add nothing.
         (Limits(hugepages=((64, 16),)), (2048, 2)),
         (Limits(hugepages=((64, 15),)), (1024, 2)),
         (Limits(hugepages=((2048, 0),)), (1024, 2)),
@@ -36,11 +36,11 @@ HOST = {"host_mib": 16 * 1024, "host_cpus": 8}
         (Limits(quota=100_000, period=-1), (1024, 2)),
     ],
 )
-def test_the_next_larger_machine_begins_after_the_limit(limits: Limits, size: tuple[int, int]) -> None:
+def test_next_vm_size_begins_above_the_limit(limits: Limits, size: tuple[int, int]) -> None:
     assert machine_size(1024, 2, limits, **HOST) == size
 
 
-def test_a_host_that_is_no_whole_number_of_steps_gives_those_it_has() -> None:
+def test_host_memory_is_rounded_down_to_whole_steps() -> None:
     host = {"host_mib": 5 * 1024 - 1, "host_cpus": 1}
     assert machine_size(512, 1, Limits(memory=4500 * MIB, quota=400_000), **host) == (4096, 1)
     assert machine_size(512, 1, Limits(memory=0, quota=0), **host) == (512, 1), "no limit"
@@ -54,7 +54,7 @@ def test_a_host_that_is_no_whole_number_of_steps_gives_those_it_has() -> None:
         ("1.5", 0), (" 1", 0),
     ],
 )  # fmt: skip
-def test_annotations_of_containerd_are_digits(text: str, limit: int) -> None:
+def test_containerd_annotations_are_decimal_strings(text: str, limit: int) -> None:
     names = {"memory": "memory", "cpu-quota": "quota"}
     for annotation, field in names.items():
         found = pod_limits({f"io.kubernetes.cri.sandbox-{annotation}": text})
@@ -69,20 +69,20 @@ def test_annotations_of_containerd_are_digits(text: str, limit: int) -> None:
         ("1.5", 0), ("null", 0), ('"7"', 7), ("[7]", 0), ("{}", 0),
     ],
 )  # fmt: skip
-def test_annotations_of_cri_o_are_numbers(value: str, limit: int) -> None:
+def test_crio_annotations_are_json_numbers(value: str, limit: int) -> None:
     found = pod_limits({"pod-linux-resources.crio.io": f'{{"memory_limit_in_bytes": {value}}}'})
     assert found == Limits(memory=limit)
 
 
-def test_an_annotation_of_cri_o_replaces_those_of_containerd() -> None:
+def test_crio_annotation_replaces_those_of_containerd() -> None:
     containerd = {"io.kubernetes.cri.sandbox-memory": "5"}
     assert pod_limits(containerd | {"io.kubernetes.cri-o.PodLinuxResources": "{}"}) == Limits()
 
 
-def test_the_hosts_size_is_as_the_kernel_says() -> None:
+def test_host_size_matches_the_kernels_values() -> None:
     with open("/proc/meminfo") as file:
         kib = int(file.readline().split()[1])
     found = host_size()
-    # In a container the file may be of something else than the kernel's answer, but not of another magnitude.
+    # In a container the file may differ from the kernel's answer, but not in magnitude.
     assert kib // 2048 <= found["host_mib"] <= kib // 512
     assert found["host_cpus"] == os.cpu_count()

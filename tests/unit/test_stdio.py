@@ -1,4 +1,4 @@
-"""Commands whose caller has closed stdin, stdout or stderr: each combination, of the real program."""
+"""Commands whose caller has closed stdin, stdout or stderr: each combination, with the real program."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def runtime(tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def monitor(runtime: Runtime, bundle: str) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(runtime.root, "c1"), bundle=bundle) as made:
-        yield made
+    with FakeMonitor(Store(runtime.root, "c1"), bundle=bundle) as fake:
+        yield fake
 
 
 def begin(argv: list[str], numbers: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    """Begin a program without these descriptors; pipes in place of the others."""
+    """Start a program with these descriptors closed, and pipes for the others."""
     closing = " ".join(f"{number}>&-" for number in numbers)
     pipe = subprocess.PIPE
     words = ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *argv]
@@ -53,12 +53,12 @@ def begin(argv: list[str], numbers: tuple[int, ...]) -> subprocess.Popen[bytes]:
 
 
 def end(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    """Exit code and outputs."""
+    """Wait for the program; returns exit code and outputs."""
     output, errors = process.communicate(timeout=patience(20))
     return process.returncode, output.decode(), errors.decode()
 
 
-#: Every verb closes the same way: each combination for one of them, all three for the others.
+#: All verbs share the code: test each combination for one of them, and all three for the others.
 OTHERS = [
     ["list"], ["start", "c1"], ["kill", "c1", "TERM"], ["events", "--stats", "c1"], ["ps", "--format", "json", "c1"],
     ["update", "--resources", "-", "c1"], ["spec", "--bundle", "/none"], ["features"], ["doctor"], ["--version"],
@@ -71,14 +71,14 @@ OTHERS = [
     [(["state", "c1"], numbers) for numbers in CLOSED] + [(words, (0, 1, 2)) for words in OTHERS],
     ids=lambda value: "".join(map(str, value if isinstance(value, tuple) else value[:1])),
 )
-def test_verb_does_what_it_does_with_all_three(
+def test_verb_works_as_with_all_three_open(
     runtime: Runtime, monitor: FakeMonitor, words: list[str], numbers: tuple[int, ...]
 ) -> None:
-    """The exit code and the output that is left are those of a call with nothing closed and an empty stdin."""
+    """The exit code and the remaining output are those of a call with nothing closed and an empty stdin."""
     monitor.answers |= {"start": [], "statistics": {"id": "c1"}, "pids": [1]}
-    found, expected = (end(begin(runtime.argv(*words), closing)) for closing in (numbers, ()))
+    result, expected = (end(begin(runtime.argv(*words), closing)) for closing in (numbers, ()))
     left = ("" if 1 in numbers else expected[1], "" if 2 in numbers else expected[2])
-    assert found == (expected[0], *left)
+    assert result == (expected[0], *left)
     methods = monitor.methods
     assert methods[::2] == methods[1::2], "both asked the monitor for the same"
 
@@ -89,7 +89,7 @@ def test_container_is_deleted_with_all_three_closed(runtime: Runtime, monitor: F
 
 
 @closed
-def test_process_of_exec_has_the_end_of_file_and_a_sink(
+def test_exec_process_reads_end_of_file_and_its_output_is_discarded(
     runtime: Runtime, monitor: FakeMonitor, numbers: tuple[int, ...]
 ) -> None:
     process = begin(runtime.argv("exec", "c1", "true"), numbers)
@@ -99,15 +99,15 @@ def test_process_of_exec_has_the_end_of_file_and_a_sink(
             process.stdin.write(b"typed")
             process.stdin.close()
             process.stdin = None
-        with Attached(monitor) as made:
+        with Attached(monitor) as proxy:
             if 0 not in numbers:
-                assert made.next_data() == (0, b"typed")
-            assert made.next_data() == (0, None)
-            made.write(1, b"to stdout")
-            made.write(2, b"to stderr")
-            made.exit(7)
-            said = tuple("" if fd in numbers else words for fd, words in ((1, "to stdout"), (2, "to stderr")))
-            assert end(process) == (7, *said)
+                assert proxy.next_data() == (0, b"typed")
+            assert proxy.next_data() == (0, None)
+            proxy.write(1, b"to stdout")
+            proxy.write(2, b"to stderr")
+            proxy.exit(7)
+            outputs = tuple("" if fd in numbers else words for fd, words in ((1, "to stdout"), (2, "to stderr")))
+            assert end(process) == (7, *outputs)
     finally:
         process.kill()
 
@@ -117,7 +117,7 @@ def test_process_of_exec_has_the_end_of_file_and_a_sink(
 def test_container_that_cannot_be_created_is_an_error(
     runtime: Runtime, bundle: str, numbers: tuple[int, ...], verb: str
 ) -> None:
-    """As far as a container can be created without a virtual machine: the monitor and the log are there."""
+    """As far as a container can be created without a VM: the monitor and the log exist."""
     Path(bundle, "config.json").write_text(json.dumps(bundles.specification([])))
     code, output, errors = end(begin(runtime.argv(verb, "--bundle", bundle, "c2", log=True), numbers))
     assert (code, output) == (1, "")
@@ -128,14 +128,14 @@ def test_container_that_cannot_be_created_is_an_error(
 
 @closed
 def test_container_is_run_and_created(tmp_path: Path, numbers: tuple[int, ...]) -> None:
-    """With a real monitor and a QEMU without a machine, whose programs write a greeting and exit."""
+    """With a real monitor and a fake VM, whose programs write a greeting and exit."""
     with Sandboxes(str(tmp_path)) as host:
         host.program("exit", "7")
         runtime = Runtime(host.directory)
         runtime.configure(host.text)
-        found = end(begin(runtime.argv("run", "--bundle", host.bundle, "c1"), numbers))
-        assert found == (7, "" if 1 in numbers else "hello\n", "")
-        # The container has pipes open that are not closed here: its output is not waited for.
+        result = end(begin(runtime.argv("run", "--bundle", host.bundle, "c1"), numbers))
+        assert result == (7, "" if 1 in numbers else "hello\n", "")
+        # The container has open pipes that are not closed here: do not wait for the end of its output.
         created = begin(runtime.argv("create", "--bundle", host.bundle, "c2"), numbers)
         try:
             assert created.wait(patience(20)) == 0
@@ -150,7 +150,7 @@ def test_container_is_run_and_created(tmp_path: Path, numbers: tuple[int, ...]) 
 
 @closed
 def test_descriptors_of_a_program_and_of_its_children_are_dev_null(numbers: tuple[int, ...], tmp_path: Path) -> None:
-    """No file that is opened later gets one of the three numbers."""
+    """A file that is opened later never gets one of the three numbers."""
     program = (
         "import json, os, sys; from hawse.linux import stdio; stdio.complete(); log = open(sys.argv[1], 'w');"
         "print('out'); print('err', file=sys.stderr); sys.stdin.read();"
@@ -162,7 +162,7 @@ def test_descriptors_of_a_program_and_of_its_children_are_dev_null(numbers: tupl
     assert [fact == NULL for fact in facts] == [fd in numbers for fd in range(3)]
 
 
-def test_nothing_changes_where_all_three_are_open() -> None:
+def test_nothing_changes_if_all_three_are_open() -> None:
     before = (os.listdir("/proc/self/fd"), sys.stdin, sys.stdout, sys.stderr)
     stdio.complete()
     assert (os.listdir("/proc/self/fd"), sys.stdin, sys.stdout, sys.stderr) == before

@@ -1,4 +1,4 @@
-"""The instruction that is taken out of the lab's QEMU: one, and no other that looks like it."""
+"""The patch of the lab's QEMU removes exactly one instruction, and no similar one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.svm import without_store
 
-#: Stores of %esi and %r12d, a call of what is 0x100 bytes from the start, then what would be another store.
+#: Stores of %esi and %r12d, a call of a function 0x100 bytes from the start, then another possible store.
 STORE, OTHER, AFTER = (bytes.fromhex(text) for text in ("89b350c2ffff", "4489a350c2ffff", "89b350c2ffff90"))
 
 
@@ -16,12 +16,12 @@ def call(at: int, called: int = 0x100) -> bytes:
     return b"\xe8" + (called - at - 5).to_bytes(4, "little", signed=True)
 
 
-def test_the_store_before_the_call_is_taken_out() -> None:
+def test_store_before_the_call_is_removed() -> None:
     before = OTHER + STORE + b"\x90" * 3
     code = before + call(len(before)) + AFTER
-    mended = without_store(code, 0x100)
-    assert len(mended) == len(code)
-    assert [at for at in range(len(code)) if code[at] != mended[at]] == list(range(len(OTHER), len(OTHER + STORE)))
+    patched = without_store(code, 0x100)
+    assert len(patched) == len(code)
+    assert [at for at in range(len(code)) if code[at] != patched[at]] == list(range(len(OTHER), len(OTHER + STORE)))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,6 @@ def test_the_store_before_the_call_is_taken_out() -> None:
         (STORE + b"\x90" * 200 + call(206), "has 0 stores of a vector"),
     ],
 )
-def test_what_looks_otherwise_is_left_alone(code: bytes, words: str) -> None:
+def test_code_without_exactly_one_match_is_refused(code: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         without_store(code, 0x100)

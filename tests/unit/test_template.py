@@ -1,4 +1,4 @@
-"""The store of templates: written under a lock, seen whole or not at all."""
+"""The template store: a template is written under a lock, and is visible only when it is complete."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def leave(cache: str, digest: str, shape: VmShape, content: bytes = b"memory") -
     draft.close()
 
 
-def test_a_template_is_found_as_it_was_left(shape: VmShape, tmp_path: Path) -> None:
+def test_stored_template_is_found_unchanged(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     assert template.find(cache, DIGEST) is None
     leave(cache, DIGEST, shape)
-    found = template.find(cache, DIGEST)
-    assert found is not None
-    assert found.used == memory.PIECE
-    assert found.shape["memory_mib"] == 1
-    assert Path(found.state).read_bytes() == b"state"
-    assert b"memory" in Path(found.memory).read_bytes()
-    assert template.list_all(cache) == [(DIGEST, found)]
+    stored = template.find(cache, DIGEST)
+    assert stored is not None
+    assert stored.used == memory.PIECE
+    assert stored.shape["memory_mib"] == 1
+    assert Path(stored.state).read_bytes() == b"state"
+    assert b"memory" in Path(stored.memory).read_bytes()
+    assert template.list_all(cache) == [(DIGEST, stored)]
     template.remove(cache, DIGEST)
     assert template.find(cache, DIGEST) is None
 
 
-def test_one_writes_and_the_other_does_without(shape: VmShape, tmp_path: Path) -> None:
+def test_second_writer_of_the_same_template_gets_none(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     first = template.begin(cache, DIGEST, shape)
     assert first is not None
@@ -61,7 +61,7 @@ def test_one_writes_and_the_other_does_without(shape: VmShape, tmp_path: Path) -
     leave(cache, DIGEST, shape)
 
 
-def test_what_a_killed_writer_left_is_cleared_away(shape: VmShape, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(shape: VmShape, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     half = cache / "templates" / f".{DIGEST}.new"
     half.mkdir(parents=True, mode=0o700)
@@ -72,8 +72,8 @@ def test_what_a_killed_writer_left_is_cleared_away(shape: VmShape, tmp_path: Pat
     assert not half.exists()
 
 
-def test_a_copy_elsewhere_is_good_after_its_content_was_read(shape: VmShape, tmp_path: Path) -> None:
-    """Inode and times are others; so they are noted anew."""
+def test_copied_template_is_valid_after_its_content_is_verified(shape: VmShape, tmp_path: Path) -> None:
+    """Inode and times differ, so the content is verified and they are recorded again."""
     cache = str(tmp_path / "cache")
     leave(cache, DIGEST, shape)
     path = Path(f"{cache}/templates/{DIGEST}/memory")
@@ -83,7 +83,7 @@ def test_a_copy_elsewhere_is_good_after_its_content_was_read(shape: VmShape, tmp
     assert path.with_name("checked").read_text() != noted
 
 
-def test_a_changed_byte_is_noticed(shape: VmShape, tmp_path: Path) -> None:
+def test_changed_byte_is_detected(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     leave(cache, DIGEST, shape)
     with open(f"{cache}/templates/{DIGEST}/memory", "r+b") as file:
@@ -93,7 +93,7 @@ def test_a_changed_byte_is_noticed(shape: VmShape, tmp_path: Path) -> None:
         template.find(cache, DIGEST)
 
 
-def test_what_is_damaged_is_listed_with_the_reason(shape: VmShape, tmp_path: Path) -> None:
+def test_damaged_template_is_listed_with_the_reason(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     leave(cache, DIGEST, shape)
     os.truncate(f"{cache}/templates/{DIGEST}/state", 1)
@@ -103,7 +103,7 @@ def test_what_is_damaged_is_listed_with_the_reason(shape: VmShape, tmp_path: Pat
     assert "state has 1 bytes, not 5" in problem.message
 
 
-def test_the_least_recently_used_go_first(shape: VmShape, tmp_path: Path) -> None:
+def test_least_recently_used_templates_are_removed_first(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     names = [f"{number:064x}" for number in range(template.KEPT + 1)]
     for age, name in enumerate(names[:-1]):

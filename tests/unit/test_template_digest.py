@@ -1,4 +1,4 @@
-"""A template's name: it changes with every input that a restored VM depends on, and with nothing else."""
+"""A template's digest: it changes with every input that a restored VM depends on, and with no other."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ CHANGES: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CHANGES.items() for value in values])
-def test_another_shape_is_another_template(shape: VmShape, host: Path, name: str, value: Any) -> None:
+def test_every_field_of_the_vm_changes_the_digest(shape: VmShape, host: Path, name: str, value: Any) -> None:
     assert digest(changed(shape, **{name: value}), host) != digest(shape, host)
 
 
-def test_every_field_of_a_shape_is_tried_here() -> None:
+def test_all_fields_of_the_vm_are_covered() -> None:
     files = {"qemu", "kernel", "initrd"}
     assert {field.name for field in fields(VmShape)} == CHANGES.keys() | files
 
@@ -87,7 +87,7 @@ def touch(path: str) -> None:
 
 @pytest.mark.parametrize("change", [rewrite, touch])
 @pytest.mark.parametrize("name", ["qemu", "kernel", "initrd"])
-def test_another_file_is_another_template(shape: VmShape, host: Path, name: str, change: Callable[[str], None]) -> None:
+def test_changed_file_changes_the_digest(shape: VmShape, host: Path, name: str, change: Callable[[str], None]) -> None:
     before = digest(shape, host)
     assert digest(shape, host) == before
     change(f"{host}/{name}")
@@ -95,7 +95,7 @@ def test_another_file_is_another_template(shape: VmShape, host: Path, name: str,
 
 
 @pytest.mark.parametrize("name", ["qemu", "kernel", "initrd"])
-def test_a_file_elsewhere_is_another_template_but_a_link_to_it_is_not(shape: VmShape, host: Path, name: str) -> None:
+def test_moved_file_changes_the_digest_but_a_symlink_does_not(shape: VmShape, host: Path, name: str) -> None:
     before = digest(shape, host)
     os.symlink(f"{host}/{name}", f"{host}/link")
     assert digest(changed(shape, **{name: f"{host}/link"}), host) == before
@@ -103,14 +103,14 @@ def test_a_file_elsewhere_is_another_template_but_a_link_to_it_is_not(shape: VmS
     assert digest(changed(shape, **{name: f"{host}/copy"}), host) != before
 
 
-def test_a_file_that_is_missing_is_an_error(shape: VmShape, host: Path) -> None:
+def test_missing_file_is_an_error(shape: VmShape, host: Path) -> None:
     os.unlink(f"{host}/initrd")
     with pytest.raises(FileNotFoundError):
         digest(shape, host)
 
 
 @pytest.mark.parametrize("options", [{"version": "7.3"}, {"layout": 99}])
-def test_another_version_is_another_template(shape: VmShape, host: Path, options: dict[str, Any]) -> None:
+def test_version_changes_the_digest(shape: VmShape, host: Path, options: dict[str, Any]) -> None:
     assert digest(shape, host, **options) != digest(shape, host)
 
 
@@ -126,7 +126,7 @@ def test_another_version_is_another_template(shape: VmShape, host: Path, options
         ("bogomips\t: 1", "bogomips\t: 2", False),
     ],
 )
-def test_another_cpu_is_another_template_with_kvm_only(
+def test_host_cpu_changes_the_digest_only_with_kvm(
     shape: VmShape, host: Path, old: str, new: str, is_another: bool
 ) -> None:
     emulated = replace(shape, accel="tcg")
@@ -137,13 +137,13 @@ def test_another_cpu_is_another_template_with_kvm_only(
     assert digest(emulated, host) == before_emulated
 
 
-def test_the_number_of_the_hosts_cpus_is_no_input(shape: VmShape, host: Path) -> None:
+def test_number_of_host_cpus_does_not_change_the_digest(shape: VmShape, host: Path) -> None:
     before = digest(shape, host)
     (host / "proc" / "cpuinfo").write_text(CPU.format(number=0, mhz=2000))
     assert digest(shape, host) == before
 
 
-def test_the_key_of_a_file_has_its_path_size_and_time(tmp_path: Path) -> None:
+def test_file_key_contains_path_size_and_time(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("12345")
     os.utime(path, ns=(1, 2_000_000_003))

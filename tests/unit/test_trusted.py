@@ -1,4 +1,4 @@
-"""Directories that other users can change are found and reported; new ones have the same mode under every umask."""
+"""Directories that other users can change are detected and reported; new ones have the same mode under every umask."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def mode(path: str | Path) -> int:
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
-def test_directory_of_this_user_below_a_sticky_one_is_trusted(tmp_path: Path) -> None:
-    """As a cache below /tmp is."""
+def test_own_directory_below_a_sticky_one_is_trusted(tmp_path: Path) -> None:
+    """For example a cache below /tmp."""
     (tmp_path / "sticky" / "cache" / "images").mkdir(parents=True)
     os.chmod(tmp_path / "sticky", 0o1777)
     assert trusted.check(f"{tmp_path}/sticky/cache", "images")
@@ -44,7 +44,7 @@ def test_directory_of_this_user_below_a_sticky_one_is_trusted(tmp_path: Path) ->
 
 @pytest.mark.parametrize("place", ["", "cache", "cache/images", "cache/images/d1"])
 @pytest.mark.parametrize("bits", [0o770, 0o707])
-def test_directory_that_others_may_write_to_is_named(tmp_path: Path, place: str, bits: int) -> None:
+def test_directory_writable_by_others_is_named_in_the_error(tmp_path: Path, place: str, bits: int) -> None:
     path = tmp_path / "parent"
     (path / "cache" / "images" / "d1").mkdir(parents=True)
     os.chmod(path / place, bits)
@@ -56,8 +56,8 @@ def test_directory_that_others_may_write_to_is_named(tmp_path: Path, place: str,
 
 
 @pytest.mark.parametrize("place", ["cache", "cache/images"])
-def test_sticky_bit_is_not_enough_for_the_cache_itself(tmp_path: Path, place: str) -> None:
-    """Others could create what hawse looks for there."""
+def test_sticky_cache_directory_is_refused(tmp_path: Path, place: str) -> None:
+    """Other users could create files there that hawse would use."""
     (tmp_path / "cache" / "images").mkdir(parents=True)
     os.chmod(tmp_path / place, 0o1777)
     with pytest.raises(HostError, match=f"others may write to {tmp_path}/{place}, which belongs to the user 0 and has"):
@@ -65,7 +65,7 @@ def test_sticky_bit_is_not_enough_for_the_cache_itself(tmp_path: Path, place: st
 
 
 @pytest.mark.parametrize("place", ["", "cache", "cache/images"])
-def test_directory_of_another_user_is_named(tmp_path: Path, place: str) -> None:
+def test_directory_of_another_user_is_named_in_the_error(tmp_path: Path, place: str) -> None:
     path = tmp_path / "parent"
     (path / "cache" / "images").mkdir(parents=True, mode=0o755)
     os.chown(path / place, NOBODY, -1)
@@ -75,7 +75,7 @@ def test_directory_of_another_user_is_named(tmp_path: Path, place: str) -> None:
     assert caught.value.hint.startswith(f"`chown root {name}` and")
 
 
-def test_parents_of_a_directory_that_is_missing_are_checked(tmp_path: Path) -> None:
+def test_parents_of_a_missing_directory_are_checked(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     os.chmod(tmp_path / "open", 0o777)
     with pytest.raises(HostError, match=f"others may write to {tmp_path}/open"):
@@ -83,7 +83,7 @@ def test_parents_of_a_directory_that_is_missing_are_checked(tmp_path: Path) -> N
     assert os.listdir(tmp_path / "open") == []
 
 
-def test_links_are_followed_as_the_kernel_does(tmp_path: Path) -> None:
+def test_symlinks_are_followed_as_by_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "real" / "images").mkdir(parents=True)
     (tmp_path / "links").mkdir()
     os.symlink("../real", tmp_path / "links" / "cache")
@@ -94,8 +94,8 @@ def test_links_are_followed_as_the_kernel_does(tmp_path: Path) -> None:
         trusted.check(f"{tmp_path}/first", "images")
 
 
-def test_link_of_another_user_is_not_trusted(tmp_path: Path) -> None:
-    """In a sticky directory its owner can replace it."""
+def test_symlink_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+    """In a sticky directory the owner of a symbolic link can replace it."""
     (tmp_path / "real").mkdir()
     os.symlink("real", tmp_path / "cache")
     os.lchown(tmp_path / "cache", NOBODY, -1)
@@ -103,27 +103,27 @@ def test_link_of_another_user_is_not_trusted(tmp_path: Path) -> None:
         trusted.check(f"{tmp_path}/cache")
 
 
-def test_links_without_an_end_are_an_error(tmp_path: Path) -> None:
+def test_symlink_loop_is_an_error(tmp_path: Path) -> None:
     os.symlink("loop", tmp_path / "loop")
     with pytest.raises(HostError, match="has too many symbolic links"):
         trusted.check(f"{tmp_path}/loop")
 
 
 @pytest.mark.parametrize("below", [(), ("images",)])
-def test_file_in_place_of_a_directory_is_named(tmp_path: Path, below: tuple[str, ...]) -> None:
+def test_file_instead_of_a_directory_is_named_in_the_error(tmp_path: Path, below: tuple[str, ...]) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(HostError, match=f"{tmp_path}/cache is no directory"):
+    with pytest.raises(HostError, match=f"{tmp_path}/cache is not a directory"):
         trusted.check(f"{tmp_path}/cache", *below)
 
 
-def test_directory_that_cannot_be_created_is_named() -> None:
+def test_directory_that_cannot_be_created_is_named_in_the_error() -> None:
     with pytest.raises(HostError, match="cannot create /proc/none: No such file or directory"):
         trusted.make("/proc/none", "images")
 
 
-def test_new_directories_have_their_mode(tmp_path: Path, umask: int) -> None:
-    made = trusted.make(f"{tmp_path}/a/b", "c", "d")
-    assert [mode(path) for path in (f"{tmp_path}/a", f"{tmp_path}/a/b", f"{tmp_path}/a/b/c", made)] == [0o755] * 4
+def test_new_directories_have_the_requested_mode(tmp_path: Path, umask: int) -> None:
+    directory = trusted.make(f"{tmp_path}/a/b", "c", "d")
+    assert [mode(path) for path in (f"{tmp_path}/a", f"{tmp_path}/a/b", f"{tmp_path}/a/b/c", directory)] == [0o755] * 4
     assert mode(trusted.make(f"{tmp_path}/a/b", "private", mode=0o700)) == 0o700
     with trusted.ordinary_umask():
         (tmp_path / "file").touch()
@@ -132,12 +132,12 @@ def test_new_directories_have_their_mode(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_files_and_directories_of_the_cache_have_their_modes(tmp_path: Path) -> None:
-    made = f"{tmp_path}/cache"
-    cache.write(f"{made}/accel.json", "key", "value")
-    with cache.alone(f"{made}/lock"):
+def test_files_and_directories_of_the_cache_have_fixed_modes(tmp_path: Path) -> None:
+    cache_path = f"{tmp_path}/cache"
+    cache.write(f"{cache_path}/accel.json", "key", "value")
+    with cache.locked(f"{cache_path}/lock"):
         pass
-    draft = template.begin(made, "d" * 64, SHAPE)
+    draft = template.begin(cache_path, "d" * 64, SHAPE)
     assert draft is not None
     ram = os.memfd_create("ram")
     os.ftruncate(ram, 4096)
@@ -145,19 +145,24 @@ def test_files_and_directories_of_the_cache_have_their_modes(tmp_path: Path) -> 
     os.close(ram)
     draft.commit()
     draft.close()
-    jail = tree.obtain("/usr/bin/qemu-system-x86_64", cache=made)
-    modes = {path: mode(path) for path in (made, f"{made}/accel.json", f"{made}/lock", f"{made}/jails")}
+    jail = tree.obtain("/usr/bin/qemu-system-x86_64", cache=cache_path)
+    modes = {
+        path: mode(path)
+        for path in (cache_path, f"{cache_path}/accel.json", f"{cache_path}/lock", f"{cache_path}/jails")
+    }
     assert list(modes.values()) == [0o755, 0o644, 0o600, 0o755]
-    assert {mode(f"{made}/jails/{name}") for name in os.listdir(f"{made}/jails") if name.endswith(".json")} == {0o644}
-    directory = f"{made}/templates/{'d' * 64}"
-    assert (mode(f"{made}/templates"), mode(directory)) == (0o700, 0o700)
+    assert {
+        mode(f"{cache_path}/jails/{name}") for name in os.listdir(f"{cache_path}/jails") if name.endswith(".json")
+    } == {0o644}
+    directory = f"{cache_path}/templates/{'d' * 64}"
+    assert (mode(f"{cache_path}/templates"), mode(directory)) == (0o700, 0o700)
     assert {mode(f"{directory}/{name}") for name in os.listdir(directory)} == {0o600}
     for parent, directories, files in os.walk(jail):
         assert {mode(f"{parent}/{name}") for name in directories} <= {0o755}, "QEMU's own user reaches its files"
         assert {mode(f"{parent}/{name}") for name in files} <= {0o555, 0o644}
 
 
-def test_answers_that_another_user_may_have_written_are_not_read(tmp_path: Path) -> None:
+def test_cached_results_writable_by_others_are_not_read(tmp_path: Path) -> None:
     path = f"{tmp_path}/cache/answers.json"
     cache.write(path, "key", 5)
     assert cache.read(path, "key") == 5
@@ -168,26 +173,26 @@ def test_answers_that_another_user_may_have_written_are_not_read(tmp_path: Path)
     assert Path(path).read_text() == before
 
 
-def test_lock_that_is_a_link_is_not_opened(tmp_path: Path) -> None:
+def test_lock_file_that_is_a_symlink_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("content")
     os.symlink("target", tmp_path / "lock")
-    with pytest.raises(OSError, match="Too many levels"), cache.alone(f"{tmp_path}/lock"):
+    with pytest.raises(OSError, match="Too many levels"), cache.locked(f"{tmp_path}/lock"):
         pass
     assert (tmp_path / "target").read_text() == "content"
 
 
 @pytest.mark.parametrize("place", ["", "images", "images/d1", "images/d1/vmlinux", "images/d1/manifest.json"])
-def test_image_that_others_may_write_to_is_not_used(tmp_path: Path, place: str) -> None:
-    made = f"{tmp_path}/cache"
-    make_image(made)
-    image.locate(cache=made)
-    path = f"{made}/{place}".rstrip("/")
+def test_image_writable_by_others_is_not_used(tmp_path: Path, place: str) -> None:
+    cache_path = f"{tmp_path}/cache"
+    make_image(cache_path)
+    image.locate(cache=cache_path)
+    path = f"{cache_path}/{place}".rstrip("/")
     os.chmod(path, mode(path) | 0o020)
     with pytest.raises(HostError, match=f"others may write to {path}, "):
-        image.locate(cache=made)
+        image.locate(cache=cache_path)
 
 
-def test_jail_below_a_directory_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+def test_jail_below_a_directory_writable_by_others_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "cache" / "jails").mkdir(parents=True)
     os.chmod(tmp_path / "cache", 0o777)
     with pytest.raises(HostError, match=f"others may write to {tmp_path}/cache, "):

@@ -1,4 +1,4 @@
-"""User ids of confined QEMUs: none is two sandboxes', and whatever ends a monitor gives its own back."""
+"""User ids of confined QEMUs: two sandboxes never share one, and it is released however the monitor ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST, LAST = 100000, 100003
 
 
 def take_in_child(path: str, name: str, first: int = FIRST, last: int = LAST) -> tuple[int, int]:
-    """A process that holds an id, and the id; 0 where it got none."""
+    """A process that reserves an id, and the id; 0 if it failed."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -37,14 +37,14 @@ def end(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def test_each_sandbox_has_its_own_and_gives_it_back_when_it_is_killed(tmp_path: Path) -> None:
+def test_each_sandbox_has_its_own_id_which_is_released_when_it_is_killed(tmp_path: Path) -> None:
     path = f"{tmp_path}/users"
     holders = [take_in_child(path, name) for name in ("a", "a", "b", "c")]
     try:
         assert sorted(user for _, user in holders) == [FIRST, FIRST + 1, FIRST + 2, LAST]
-        with pytest.raises(HostError, match=f"all user ids from {FIRST} to {LAST} are in use") as caught:
+        with pytest.raises(HostError, match=f"all from {FIRST} to {LAST} are in use") as caught:
             users.take(FIRST, LAST, name="d", path=path)
-        assert caught.value.hint == "give more of them in vm.users"
+        assert caught.value.hint == "enlarge the range vm.users"
         child, user = holders.pop()
         end(child)
         held = users.take(FIRST, LAST, name="d", path=path)
@@ -57,26 +57,28 @@ def test_each_sandbox_has_its_own_and_gives_it_back_when_it_is_killed(tmp_path: 
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
-def test_the_search_begins_at_a_place_of_the_names_own(tmp_path: Path) -> None:
+def test_search_begins_at_an_id_that_depends_on_the_name(tmp_path: Path) -> None:
     path = f"{tmp_path}/users"
-    found = []
+    ids = []
     for name in ("a", "b", "c", "a"):
         held = users.take(0, 10**6, name=name, path=path)
-        found.append(held.user)
+        ids.append(held.user)
         held.close()
-    assert found[0] == found[3]
-    assert len(set(found)) == 3
+    assert ids[0] == ids[3]
+    assert len(set(ids)) == 3
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_lock_file_that_is_a_symlink_is_refused(tmp_path: Path) -> None:
     (tmp_path / "users").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(HostError, match=r"cannot take a user id for QEMU: .*users: Too many levels of symbolic links"):
+    with pytest.raises(
+        HostError, match=r"cannot reserve a user id for QEMU: .*users: Too many levels of symbolic links"
+    ):
         users.take(FIRST, LAST, name="a", path=f"{tmp_path}/users")
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_ranges_that_overlap_share_their_ids(tmp_path: Path) -> None:
-    """As after a change of vm.users, or with two configurations on one host."""
+def test_overlapping_ranges_never_share_an_id(tmp_path: Path) -> None:
+    """For example after a change of vm.users, or with two configurations on one host."""
     path = f"{tmp_path}/users"
     child, user = take_in_child(path, "a", LAST, LAST)
     try:

@@ -1,4 +1,4 @@
-"""The parts of the guest image: archive, packages, and what is noticed about a kept image."""
+"""Parts of the guest image: the archive, package paths, and checks of a cached image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.support.cpio import Entry, read_archive
 from tests.support.ready import beside
 
 
-def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
-    """Names and contents of every alignment, in an order of their own."""
+def test_archive_contains_the_whole_tree(tmp_path: Path) -> None:
+    """Names and contents of every alignment, in another order than the archive's."""
     files = {f"{'n' * length}{size}é": b"x" * size for length in range(1, 5) for size in range(9)}
     os.mkdir(tmp_path / "dir-")
     for name, content in files.items():
@@ -62,11 +62,11 @@ def test_an_archive_holds_what_the_tree_held(tmp_path: Path) -> None:
         (".", ""),
     ],
 )
-def test_packages_paths_are_merged_and_kept_inside(path: str, expected: str) -> None:
+def test_package_paths_are_merged_into_usr_and_stay_inside(path: str, expected: str) -> None:
     assert merged(path) == expected
 
 
-def test_apts_list_is_read() -> None:
+def test_apts_uri_list_is_parsed() -> None:
     text = """'http://host/pool/c/crun_1.8.1_amd64.deb' crun_1.8.1_amd64.deb 123 SHA256:abc
 NOTE: something
 'http://host/l/libc6_2%3a1_amd64.deb' libc6_2%3a1_amd64.deb 456 MD5Sum:def
@@ -85,7 +85,7 @@ def test_module_names() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A cache with a small image that is whole and current."""
+    """A cache with a small image that is complete and current."""
     directory = tmp_path / "images" / "d1"
     directory.mkdir(parents=True)
     for name in image.BESIDE:
@@ -108,46 +108,46 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_whole_image_is_found(cache: Path) -> None:
-    found = image.locate(cache=str(cache))
-    assert (found.digest, found.release, found.size, found.build_seconds) == ("d1", "6.1.0", 13, 1.5)
-    assert (found.modules, found.drivers) == (f"{cache}/images/d1/modules", f"{cache}/images/d1/drivers")
-    assert found.beside == 2 * len("kernel/a.ko: \n")
-    assert found == image.locate(cache=str(cache))
+def test_complete_image_is_found(cache: Path) -> None:
+    current = image.locate(cache=str(cache))
+    assert (current.digest, current.release, current.size, current.build_seconds) == ("d1", "6.1.0", 13, 1.5)
+    assert (current.modules, current.drivers) == (f"{cache}/images/d1/modules", f"{cache}/images/d1/drivers")
+    assert current.beside == 2 * len("kernel/a.ko: \n")
+    assert current == image.locate(cache=str(cache))
 
 
-def test_every_damage_is_named(cache: Path) -> None:
+def test_every_kind_of_damage_is_named_in_the_error(cache: Path) -> None:
     directory = cache / "images" / "d1"
-    image.locate(cache=str(cache))  # and remembers that the files were right
+    image.locate(cache=str(cache))  # and records that the files were valid
 
-    def said() -> str:
+    def error_text() -> str:
         with pytest.raises(ImageError) as caught:
             image.locate(cache=str(cache))
         assert "hawse image build" in caught.value.hint
         return caught.value.message
 
     (directory / "initrd.cpio").write_bytes(b"ARCHIVE")
-    assert said().endswith("initrd.cpio was altered")
+    assert error_text().endswith("initrd.cpio was altered")
     (directory / "initrd.cpio").write_bytes(b"arch")
-    assert said().endswith("initrd.cpio has 4 bytes, not 7")
+    assert error_text().endswith("initrd.cpio has 4 bytes, not 7")
     (directory / "initrd.cpio").unlink()
-    assert "initrd.cpio: No such file" in said()
+    assert "initrd.cpio: No such file" in error_text()
     (directory / "manifest.json").write_text("{")
-    assert said().endswith("manifest.json")
+    assert error_text().endswith("manifest.json")
     (directory / "manifest.json").unlink()
-    assert said().endswith("is gone")
+    assert error_text().endswith("is gone")
     Path(image.current_path(str(cache))).unlink()
-    assert said() == f"there is no guest image in {cache}"
+    assert error_text() == f"there is no guest image in {cache}"
 
 
-def test_a_kernel_of_the_users_own_that_is_gone_is_named(cache: Path) -> None:
+def test_missing_custom_kernel_is_named_in_the_error(cache: Path) -> None:
     with pytest.raises(ImageError, match="/none: No such file"):
         image.locate(cache=str(cache), kernel="/none", modules="/none")
 
 
 @pytest.mark.parametrize("name", image.BESIDE)
-def test_damage_beside_the_image_is_named(cache: Path, name: str) -> None:
-    """A start looks whether the directory exists; `hawse image verify` reads its files."""
+def test_damaged_module_directory_is_named_in_the_error(cache: Path, name: str) -> None:
+    """A start checks only that the directory exists; `hawse image verify` reads its files."""
     directory = cache / "images" / "d1" / name
     image.locate(cache=str(cache), hash_files=True)
     (directory / "modules.dep").write_text("kernel/b.ko: \n")
@@ -159,8 +159,8 @@ def test_damage_beside_the_image_is_named(cache: Path, name: str) -> None:
         image.locate(cache=str(cache))
 
 
-def test_additional_modules_are_an_input(cache: Path) -> None:
-    """Their order and spelling are not."""
+def test_extra_modules_change_the_image(cache: Path) -> None:
+    """Their order and spelling do not matter."""
     lists = [(), ("dm-crypt",), ("dm-crypt", "nfsd")]
     assert len({image.sources_digest("", "", extra) for extra in lists}) == len(lists)
     assert len({image.current_path("/c", extra=extra) for extra in lists}) == len(lists)
@@ -171,7 +171,7 @@ def test_additional_modules_are_an_input(cache: Path) -> None:
     assert no.value.hint == "build it with `hawse image build`"
 
 
-def test_an_image_of_other_sources_is_stale(cache: Path) -> None:
+def test_image_of_other_sources_is_stale(cache: Path) -> None:
     path = cache / "images" / "d1" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"sources": "0" * 64}))
@@ -180,8 +180,8 @@ def test_an_image_of_other_sources_is_stale(cache: Path) -> None:
     assert "hawse image build" in caught.value.hint
 
 
-def test_an_altered_file_is_noticed_after_it_was_right(cache: Path) -> None:
-    """Its size is the same; its time is not."""
+def test_file_altered_after_a_successful_check_is_detected(cache: Path) -> None:
+    """Its size is the same, but its modification time differs."""
     path = cache / "images" / "d1" / "vmlinux"
     image.locate(cache=str(cache))
     path.write_bytes(b"KERNEL")
@@ -193,7 +193,7 @@ def test_an_altered_file_is_noticed_after_it_was_right(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sources", "digest", "release", "build_seconds", "files", "beside"])
-def test_a_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
+def test_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
     path = cache / "images" / "d1" / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest[name]
@@ -202,7 +202,7 @@ def test_a_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
         image.locate(cache=str(cache))
 
 
-def test_the_guests_sources_are_those_that_the_agent_needs() -> None:
+def test_guest_sources_are_the_modules_that_the_agent_imports() -> None:
     names = [name for name, path in image.guest_sources() if os.path.isfile(path)]
     assert names == sorted(names)
     assert {"errors.py", "agent/__main__.py", "link/frames.py", "vfio/sysfs.py"} < set(names)
@@ -211,7 +211,7 @@ def test_the_guests_sources_are_those_that_the_agent_needs() -> None:
     assert {"recipe.toml", "init"} <= set(os.listdir(image.recipe_directory()))
 
 
-def test_a_kernel_of_the_users_own_is_an_input(tmp_path: Path) -> None:
+def test_custom_kernel_changes_the_image(tmp_path: Path) -> None:
     kernel, modules = tmp_path / "vmlinuz", tmp_path / "modules"
     kernel.write_text("kernel")
     modules.mkdir()

@@ -1,4 +1,4 @@
-"""QEMU's command line and hot-plug commands; what is kept of its answers."""
+"""QEMU's command line and hot-plug commands; cached capabilities."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def values(argv: list[str], name: str) -> list[str]:
     return [argv[i + 1] for i, word in enumerate(argv) if word == name]
 
 
-def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
+def test_command_line_has_the_devices_that_guest_vfio_needs_and_no_others() -> None:
     argv = render(shape(), ENDS)
     assert values(argv, "-machine") == [
         "q35,kernel-irqchip=split,memory-backend=ram,dump-guest-core=off,mem-merge=off,vmport=off,hpet=off"
@@ -44,7 +44,7 @@ def test_the_machine_has_what_vfio_in_a_guest_needs_and_no_more() -> None:
     assert {"iommu.passthrough=0", "no_timer_check", "init_on_alloc=1"} <= set(values(argv, "-append")[0].split())
 
 
-def test_a_share_by_virtiofsd_is_plugged_when_its_time_has_come() -> None:
+def test_virtiofs_share_is_hot_plugged() -> None:
     command, device = plug_share()
     assert command == "device_add"
     assert not [d for d in values(render(shape(), ENDS), "-device") if "tag=hawse" in d]
@@ -53,20 +53,20 @@ def test_a_share_by_virtiofsd_is_plugged_when_its_time_has_come() -> None:
     assert early == option(device["driver"], {key: value for key, value in device.items() if key != "driver"})
 
 
-def test_a_9p_share_is_there_from_the_start() -> None:
-    """QEMU can add no directory later; while nothing is mounted it may be saved."""
+def test_9p_share_is_cold_plugged() -> None:
+    """QEMU cannot hot-plug a 9p directory; a VM can be saved as long as its guest has not mounted it."""
     [device] = [d for d in values(render(shape(share="9p"), ENDS), "-device") if "tag=hawse" in d]
     assert device == "virtio-9p-pci,fsdev=share,mount_tag=hawse,bus=port-share,addr=0.0"
 
 
-def test_a_machine_that_waits_for_its_state_has_the_same_devices_and_no_kernel() -> None:
+def test_restored_vm_has_the_same_devices_and_no_kernel() -> None:
     boots, waits = render(shape(), ENDS), render(shape(), replace(ENDS, incoming=True))
     assert values(boots, "-device") == values(waits, "-device")
     assert values(waits, "-incoming") == ["defer"]
     assert not set(waits) & {"-kernel", "-initrd", "-append"}
 
 
-def test_what_is_plugged_cold_is_on_the_command_line() -> None:
+def test_cold_plugged_devices_are_on_the_command_line() -> None:
     commands = plug_emulated(SLOT, "e1000e", network=True, owner="c1")
     argv = render(shape(cold=commands), ENDS)
     assert values(argv, "-netdev") == ["hubport,id=net-vfio-5-0,hubid=0"]
@@ -75,20 +75,20 @@ def test_what_is_plugged_cold_is_on_the_command_line() -> None:
     )
 
 
-def test_a_disk_that_is_plugged_cold_has_its_content_on_the_command_line_too() -> None:
+def test_cold_plugged_disk_has_its_descriptor_on_the_command_line() -> None:
     argv = render(shape(cold=plug_emulated(SLOT, "nvme", network=False, owner="c1")), replace(ENDS, disks=(9,)))
     assert values(argv, "-add-fd") == ["fd=9,set=256"]
     assert values(argv, "-blockdev")[0].startswith("file,node-name=disk-vfio-5-0,filename=/dev/fdset/256,")
     assert "drive=disk-vfio-5-0" in values(argv, "-device")[-1]
 
 
-def test_each_disk_of_a_machine_has_a_set_of_descriptors_of_its_own() -> None:
+def test_each_disk_has_its_own_fd_set() -> None:
     slots = [Slot(5, n, "port0", f"0.{n}", True, f"0000:{bus}:0{n}.{n}") for bus in ("01", "ff") for n in range(8)]
     sets = [plug_emulated(slot, "nvme", network=False, owner="c1")[0][1]["fdset-id"] for slot in slots]
     assert len(set(sets)) == 16
 
 
-def test_no_two_sandboxes_have_nics_of_one_address() -> None:
+def test_mac_addresses_differ_between_sandboxes() -> None:
     addresses = {
         plug_emulated(SLOT, "e1000e", network=True, owner=owner)[1][1]["mac"] for owner in ("one", "two", "three")
     }
@@ -107,27 +107,25 @@ def test_no_two_sandboxes_have_nics_of_one_address() -> None:
         ("kvm", "7.2.22", 2, "kvm"),
     ],
 )
-def test_cpus_take_turns_where_qemu_would_lose_what_one_writes_to_the_code_of_another(
-    name: str, version: str, cpus: int, expected: str
-) -> None:
-    """Either way of running them is tried in vm/test_acceleration.py, with QEMU 7.2 and 10.0."""
+def test_tcg_uses_one_thread_with_qemu_before_8_1(name: str, version: str, cpus: int, expected: str) -> None:
+    """vm/test_acceleration.py tests both threading modes with QEMU 7.2 and 10.0."""
     can = capabilities.Capabilities(version, frozenset(), frozenset())
     argv = render(shape(accel=name, cpus=cpus, one_thread=accel.one_thread(name, can, cpus=cpus)), ENDS)
     assert values(argv, "-accel") == [expected]
 
 
-def test_a_cpu_is_the_hosts_with_kvm_alone() -> None:
+def test_cpu_model_is_the_hosts_only_with_kvm() -> None:
     assert values(render(shape(accel="kvm"), ENDS), "-cpu") == ["host"]
     assert values(render(shape(accel="tcg"), ENDS), "-cpu") == ["max"]
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_no_value_can_break_out_of_its_option(first: str, value: str) -> None:
+def test_commas_in_option_values_are_escaped(first: str, value: str) -> None:
     rendered = option(first, {"key": value}).replace(",,", "")
     assert rendered.count(",") == 1 or ",," in option(first, {"key": value})
 
 
-def test_a_nic_is_plugged_into_the_hub_and_another_device_is_not() -> None:
+def test_emulated_nic_is_plugged_into_the_hub() -> None:
     assert plug_emulated(SLOT, "edu", network=False, owner="c1") == [
         ("device_add", {"driver": "edu", "id": "vfio-5-0", "bus": "port0", "addr": "0.0"})
     ]
@@ -137,7 +135,7 @@ def test_a_nic_is_plugged_into_the_hub_and_another_device_is_not() -> None:
     assert commands[1][1]["netdev"] == commands[0][1]["id"]
 
 
-def test_a_host_function_is_plugged_by_its_address() -> None:
+def test_host_function_is_plugged_by_its_address() -> None:
     [(name, arguments)] = plug_host(SLOT, "0000:3b:00.0")
     assert name == "device_add"
     assert arguments == {
@@ -145,7 +143,7 @@ def test_a_host_function_is_plugged_by_its_address() -> None:
     }  # fmt: skip
 
 
-def test_a_host_function_by_its_device_file_has_an_iommufd_too() -> None:
+def test_host_function_plugged_by_its_device_file_has_an_iommufd() -> None:
     commands = plug_host(SLOT, "0000:3b:00.0", by_file=True)
     assert commands[0] == ("object-add", {"qom-type": "iommufd", "id": "iommufd-5"})
     assert commands[1][1]["iommufd"] == "iommufd-5"
@@ -153,7 +151,7 @@ def test_a_host_function_by_its_device_file_has_an_iommufd_too() -> None:
     assert values(render(shape(cold=commands), ENDS), "-device")[-1].endswith(",iommufd=iommufd-5")
 
 
-def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:
+def test_cached_value_is_read_under_its_key(tmp_path: Path) -> None:
     path = str(tmp_path / "sub" / "answers.json")
     assert cache.read(path, ["key", 1]) is None
     cache.write(path, ["key", 1], {"a": (1, 2)})
@@ -168,7 +166,7 @@ def test_answers_are_kept_under_their_key(tmp_path: Path) -> None:
     assert cache.read(path, ["key", 1]) is None
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_unwritable_cache_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache.write(str(tmp_path / "file" / "answers.json"), 1, 2)
 
@@ -181,7 +179,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
         (True, True, {"vhost": True, "vhostfd": "net0-vhost"}, {}),
     ],
 )
-def test_an_interface_is_plugged_with_its_own_address(
+def test_interface_is_plugged_with_its_mac_address(
     alone: bool, vhost: bool, backend: dict[str, object], device: dict[str, object]
 ) -> None:
     port = Port("port-net", 6, io=False, memory=0, prefetchable=0)

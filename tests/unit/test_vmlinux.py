@@ -1,4 +1,4 @@
-"""The kernel inside of a bzImage: where its payload is, how it is packed, and whether it can be entered by PVH."""
+"""The kernel in a bzImage: the position of the payload, its compression, and whether it has a PVH entry."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def zstd(data: bytes) -> bytes:
 
 
 def test_kernel_compressed_with_zstd_is_extracted() -> None:
-    """Debian 12's Linux 6.12 and Debian 13's kernels are; the uncompressed length follows the stream."""
+    """Debian 12's Linux 6.12 and Debian 13's kernels use zstd; the uncompressed length follows the stream."""
     packed = zstd(elf()) + struct.pack("<I", len(elf()))
     assert vmlinux.bootable(bz_image(packed)) == elf()
 
 
-def test_a_kernel_is_taken_out_of_its_image_where_it_can_be_entered() -> None:
+def test_kernel_with_a_pvh_entry_is_extracted() -> None:
     assert vmlinux.bootable(bz_image(COMPRESSED)) == elf()
     assert vmlinux.bootable(elf()) == elf()
 
 
 @pytest.mark.parametrize("setup", [0, 1, 2, 4, 5])
 @pytest.mark.parametrize("before", [0, 700])
-def test_the_payload_follows_the_sectors_of_setup(setup: int, before: int) -> None:
-    """No number means four (Linux Documentation/arch/x86/boot.rst, setup_sects)."""
+def test_payload_follows_the_setup_sectors(setup: int, before: int) -> None:
+    """Zero means four sectors (Linux Documentation/arch/x86/boot.rst, setup_sects)."""
     assert vmlinux.extract(bz_image(COMPRESSED, setup=setup, before=before) + b"what follows") == elf()
 
 
 @pytest.mark.parametrize("compress", [lzma.compress, gzip.compress, bz2.compress])
-def test_compressions_that_python_has_are_unpacked(compress: Callable[[bytes], bytes]) -> None:
+def test_compression_formats_of_python_are_supported(compress: Callable[[bytes], bytes]) -> None:
     assert vmlinux.extract(bz_image(compress(elf()))) == elf()
 
 
 @pytest.mark.parametrize("after", [b"", b"\0" * 4, b"1234", b"YZYZ"])
 @pytest.mark.parametrize("compress", [lzma.compress, bz2.compress])
-def test_what_follows_a_stream_is_not_read(compress: Callable[[bytes], bytes], after: bytes) -> None:
-    """The kernel's length, whatever bytes that has (arch/x86/boot/compressed); "YZ" ends a stream of xz."""
+def test_bytes_after_the_compressed_stream_are_ignored(compress: Callable[[bytes], bytes], after: bytes) -> None:
+    """The kernel's length follows, with arbitrary bytes (arch/x86/boot/compressed); "YZ" ends an xz stream."""
     assert vmlinux.extract(bz_image(compress(elf()) + after)) == elf()
 
 
@@ -81,19 +81,19 @@ def test_what_follows_a_stream_is_not_read(compress: Callable[[bytes], bytes], a
         bz_image(lzma.compress(b"\x7fELF\x02\x01 cut")),
     ],
 )
-def test_an_image_without_such_a_kernel_stays_as_it_is(image_bytes: bytes) -> None:
+def test_image_without_a_pvh_kernel_is_used_unchanged(image_bytes: bytes) -> None:
     assert vmlinux.bootable(image_bytes) == image_bytes
 
 
-def test_an_image_of_the_least_size_has_an_empty_payload_at_most() -> None:
-    """The fields that are read end where the smallest header ends."""
+def test_image_of_minimum_size_has_no_payload() -> None:
+    """The last field that is read ends at the end of the smallest header."""
     head = bz_image(b"", setup=1, before=0)[:HEADER]
     assert vmlinux.extract(head) == b""
     assert vmlinux.extract(head[:-4]) == b""
 
 
-def test_a_kernel_is_unpacked_up_to_a_limit() -> None:
-    """A few kilobytes may become gigabytes."""
+def test_decompressed_size_is_limited() -> None:
+    """A few kilobytes may decompress to gigabytes."""
     kernel = bytes(2 * 1024 * 1024)
     packed = bz_image(gzip.compress(kernel))
     assert vmlinux.extract(packed) == kernel
@@ -112,14 +112,14 @@ def test_a_kernel_is_unpacked_up_to_a_limit() -> None:
         (b"", False),
         (note(name=b"GNU\0") + note(), True),
         (note(kind=3) + note(name=b"GNU\0", data=bytes(20)) + note(), True),
-        # Names and data are filled up to four bytes.
+        # Names and data are padded to four bytes.
         *((note(name=b"x" * name, data=b"y" * data) + note(), True) for name in range(6) for data in range(6)),
         (note()[:12], False),
         (note() + b"rest", True),
         (note(name=b"GNU\0") + bytes(11), False),
     ],
 )
-def test_the_note_is_found_among_others(notes: bytes, has_entry: bool) -> None:
+def test_pvh_note_is_found_among_others(notes: bytes, has_entry: bool) -> None:
     assert vmlinux.has_pvh_entry(elf(notes)) is has_entry
 
 
@@ -128,14 +128,14 @@ def test_the_note_is_found_among_others(notes: bytes, has_entry: bool) -> None:
     ("kinds", "has_entry"),
     [((), False), ((1,), False), ((4,), True), ((1, 4), True), ((1, 2, 4), True), ((4, 1), True), ((1, 1), False)],
 )
-def test_any_segment_may_be_the_one_of_notes(kinds: tuple[int, ...], has_entry: bool, table_last: bool) -> None:
+def test_note_segment_may_be_any_segment(kinds: tuple[int, ...], has_entry: bool, table_last: bool) -> None:
     kernel = elf(kinds=kinds, table_last=table_last)
     assert vmlinux.has_pvh_entry(kernel) is has_entry
     assert not vmlinux.has_pvh_entry(b"\x7fELF\x01\x01" + kernel[6:]), "ELF32"
 
 
 @pytest.mark.parametrize("table_last", [False, True])
-def test_a_kernel_that_is_cut_short_has_no_entry(table_last: bool) -> None:
+def test_truncated_kernel_has_no_pvh_entry(table_last: bool) -> None:
     kernel = elf(kinds=(1, 4), table_last=table_last)
     found = [size for size in range(len(kernel)) if vmlinux.has_pvh_entry(kernel[:size])]
     needed = len(kernel) if table_last else len(kernel) - 8 - 1
@@ -143,5 +143,5 @@ def test_a_kernel_that_is_cut_short_has_no_entry(table_last: bool) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_notes_of_any_kind_are_read_within_their_bounds(data: bytes) -> None:
+def test_arbitrary_notes_are_read_within_bounds(data: bytes) -> None:
     vmlinux.has_pvh_entry(b"\x7fELF\x02\x01" + data)

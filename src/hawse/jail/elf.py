@@ -1,19 +1,19 @@
-"""The loader that a program names in its ELF header. Standard library only."""
+"""Read the path of a program's loader from its ELF headers. Standard library only."""
 
 from __future__ import annotations
 
 import struct
 
-#: A program header of 64 bits, little endian (ELF-64 Object File Format 1.5, section 6). The header of the file has the
-#: offset of their table at 32, and their size and number at 54 (section 3).
+#: A 64-bit little-endian program header (ELF-64 Object File Format 1.5, section 6). In the file header, the offset of
+#: their table is at 32, and their size and number are at 54 (section 3).
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _CLASS_64_LITTLE = b"\x7fELF\x02\x01"
 _PT_INTERP = 3
-_MOST = 4096
+_MAX_PATH = 4096
 
 
 def interpreter(path: str) -> str:
-    """The path of the program's loader; "" for a static program, and for one that is no ELF file of 64 bits.
+    """The path of the program's loader; "" for a static program, and for a file that is not a 64-bit ELF program.
 
     Raises OSError.
     """
@@ -31,5 +31,5 @@ def interpreter(path: str) -> str:
             kind, _, offset, _, _, length, _, _ = _PROGRAM.unpack(entry)
             if kind == _PT_INTERP:
                 file.seek(offset)
-                return file.read(min(length, _MOST)).split(b"\0")[0].decode(errors="surrogateescape")
+                return file.read(min(length, _MAX_PATH)).split(b"\0")[0].decode(errors="surrogateescape")
     return ""

@@ -17,14 +17,14 @@ from hawse.linux import mounts
 from hawse.linux.capabilities import drop_bounding, keep_only
 from hawse.linux.processes import die_with, give_up_privileges, leave_namespaces
 
-#: Of what is below /proc a process is shown itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
+#: Below /proc a process sees only itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
 _PROC = "subset=pid,hidepid=invisible"
 _SAFE = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits: open files, processes and threads of the user, and how far a file can be written, in bytes."""
+    """Resource limits: open files, processes and threads of the user, and the size of written files in bytes."""
 
     files: int = 8192
     processes: int = 1024
@@ -39,20 +39,20 @@ def enter(root: str, *, user: int, limits: Limits, parent: int) -> None:
     """Enter the jail whose root is mounted at ``root``, as ``user``, without rights outside it.
 
     Call it in the child of a fork, as the first process of a PID namespace (:class:`ChildrenApart`). ``parent`` is a
-    descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
+    file descriptor of the parent (pidfd_open(2)). Raises :class:`Failure`.
     """
     steps: list[tuple[str, Callable[[], object]]] = [
-        ("make namespaces", leave_namespaces),
+        ("create namespaces", leave_namespaces),
         ("make the mounts private", lambda: mounts.mount("none", "/", "", mounts.REC | mounts.PRIVATE)),
         ("change the root directory", lambda: mounts.change_root(root)),
         ("mount /proc", lambda: mounts.mount("proc", "/proc", "proc", _SAFE, _PROC)),
         ("set limits", lambda: _limit(limits)),
         ("limit capabilities", drop_bounding),
         ("change the user", lambda: _become(user)),
-        # The inheritable ones survive a change of the user (capabilities(7)).
+        # The inheritable capabilities survive a change of the user (capabilities(7)).
         ("drop capabilities", lambda: keep_only(())),
-        ("give up new privileges", give_up_privileges),
-        ("die with the monitor", lambda: die_with(parent)),
+        ("set no_new_privs", give_up_privileges),
+        ("set the parent-death signal", lambda: die_with(parent)),
         ("filter system calls", seccomp.install),
     ]
     for name, step in steps:

@@ -1,7 +1,7 @@
-"""The system calls that a confined QEMU may make: a filter of classic BPF, beside QEMU's own ``-sandbox``.
+"""The system calls that a confined QEMU may make: a classic BPF filter, in addition to QEMU's own ``-sandbox``.
 
 QEMU's filter (softmmu/qemu-seccomp.c) lists the calls that it refuses. It permits many calls that are useful to an
-attacker in the process. This filter lists the calls that QEMU 7.2 to 11 needs for hawse's machines. Other calls fail
+attacker in the process. This filter lists the calls that QEMU 7.2 to 11 needs for hawse's VMs. Other calls fail
 with ENOSYS, as on an older kernel, so that libraries use their fallbacks. It exists for x86_64 only; on other
 architectures only QEMU's own filter applies.
 """
@@ -24,7 +24,8 @@ _LOAD, _IF_EQUAL, _IF_SET, _RETURN = 0x20, 0x15, 0x45, 0x06  # LD|W|ABS, JMP|JEQ
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64, include/uapi/linux/audit.h
 _AF_UNIX = 1
-#: By number (Linux arch/x86/entry/syscalls/syscall_64.tbl). execve is QEMU's own start, which is under the filter.
+#: Name and number (Linux arch/x86/entry/syscalls/syscall_64.tbl). execve is permitted since the filter is installed
+#: before QEMU is executed.
 ALLOWED: dict[str, int] = {
     "read": 0, "write": 1, "readv": 19, "writev": 20, "pread64": 17, "pwrite64": 18, "preadv": 295, "pwritev": 296,
     "lseek": 8, "close": 3, "close_range": 436, "dup": 32, "dup2": 33, "dup3": 292, "fcntl": 72, "ioctl": 16,
@@ -42,18 +43,19 @@ ALLOWED: dict[str, int] = {
     "execve": 59, "sendmsg": 46, "recvmsg": 47, "sendto": 44, "recvfrom": 45, "getsockopt": 55, "setsockopt": 54,
     "getsockname": 51, "getpeername": 52, "shutdown": 48, "socket": 41, "socketpair": 53, "seccomp": 317,
 }  # fmt: skip
-#: Values that the first argument may have: sockets are UNIX sockets; of prctl(2), the name of a thread, its timer
-#: slack, no_new_privs and QEMU's own filter. With PR_SET_PDEATHSIG, QEMU could outlive the monitor.
+#: Permitted values of the first argument. Sockets must be UNIX sockets. prctl(2) may set a thread's name and its timer
+#: slack, no_new_privs and QEMU's own filter, but not PR_SET_PDEATHSIG, by which QEMU could outlive the monitor.
 _FIRST_ARGUMENTS = {"socket": (_AF_UNIX,), "socketpair": (_AF_UNIX,), "prctl": (15, 16, 22, 29, 38)}
-#: The first argument is flags: threads are made, and no processes. Those of clone3 are in memory, which a filter cannot
-#: read; without it libraries use clone (glibc sysdeps/unix/sysv/linux/clone-internal.c).
+#: A call whose first argument is flags: clone may create threads, but not processes. clone3 is not permitted, since its
+#: flags are in memory, which a filter cannot read; without it libraries use clone (glibc
+#: sysdeps/unix/sysv/linux/clone-internal.c).
 _OF_FLAGS, _CLONE_THREAD = "clone", 0x10000
 
 
 def program(allowed: Mapping[str, int] = ALLOWED) -> bytes:
     """The filter, as an array of struct sock_filter."""
     code = [(_LOAD, 0, 0, _ARCHITECTURE), (_IF_EQUAL, 1, 0, _X86_64), (_RETURN, 0, 0, _RET_KILL)]
-    # Numbers of x32 calls begin at 2^30, so none of them matches.
+    # The numbers of x32 calls begin at 2^30, so they match no permitted call.
     code.append((_LOAD, 0, 0, _NUMBER))
     for name, number in allowed.items():
         if name in _FIRST_ARGUMENTS or name == _OF_FLAGS:
@@ -70,7 +72,7 @@ def program(allowed: Mapping[str, int] = ALLOWED) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
-#: Built before the fork: the child should do little.
+#: Built before the fork, so that the child does little.
 _PROGRAM = program()
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,11 +84,11 @@ class _Filter(ctypes.Structure):
 
 
 def install(filter_program: bytes = _PROGRAM) -> None:
-    """Install a filter for this thread and its children, QEMU's by default. It needs no_new_privs. Raises OSError."""
+    """Install a filter, by default QEMU's, for this thread and its children. Requires no_new_privs. Raises OSError."""
     if os.uname().machine != "x86_64":
         return
     code = ctypes.create_string_buffer(filter_program, len(filter_program))
-    wanted = _Filter(len(filter_program) // 8, ctypes.addressof(code))
-    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0):
+    descriptor = _Filter(len(filter_program) // 8, ctypes.addressof(code))
+    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(descriptor), 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -1,7 +1,7 @@
-"""The files that a confined QEMU has for its root: the program, its libraries, one module and its firmware.
+"""The files in the root of a confined QEMU: the program, its libraries, one module and its firmware.
 
-``<cache>/jails/<digest>/`` contains them at the same paths as on the host, and empty directories as mount points. It is
-made once for each QEMU, and again when one of the files has changed.
+``<cache>/jails/<digest>/`` contains them at the same paths as on the host, and empty directories as mount points. This
+tree is created once for each QEMU, and again when one of the files has changed.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from hawse.errors import HostError
 from hawse.jail import elf, seccomp
 from hawse.jail.root import INITRD, KERNEL
 from hawse.linux.processes import give_up_privileges
-from hawse.vm import cache as answers
+from hawse.vm import cache as results
 from hawse.vm import trusted
 
-#: To be raised when the tree has other files for the same QEMU.
+#: The version of the tree: increase it when the tree contains other files for the same QEMU.
 _FORMAT = 2
-#: Any user without rights: the tree is only read.
+#: A user without privileges, for the trial run, which only reads the tree.
 _NOBODY = 65534
 _SECONDS = 30
 _BIOS = "bios-256k.bin"
 _FIRMWARE = (_BIOS, "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin")
-#: Where a QEMU looks for firmware and modules, below the directory that it was built for (-L help): Debian's, Fedora's,
-#: Red Hat's and upstream's. It may run from another one.
+#: The directories where QEMU looks for firmware and modules, below its installation prefix (-L help): Debian's,
+#: Fedora's, Red Hat's and upstream's. The program itself may be installed elsewhere.
 _FIRMWARE_DIRECTORIES = ("share/qemu", "share/seabios", "share/qemu-firmware", "share/qemu-kvm")
 _MODULE_DIRECTORIES = ("lib/*-linux-gnu/qemu", "lib64/qemu", "lib/qemu")
 #: The module that a modular QEMU needs to run without KVM.
 _MODULES = "accel-tcg-x86_64.so"
 _DIRECTORIES = ("dev", "proc", "sys", "boot")
-#: A trial run that proves that QEMU finds its files: it starts, answers a question and ends.
-_PROOF = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
-_QUESTIONS = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
+#: A trial run that proves that QEMU finds its files: it starts, answers QMP commands and exits.
+_TRIAL = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
+_COMMANDS = '{"execute": "qmp_capabilities"}\n{"execute": "quit"}\n'
 
 
 def obtain(qemu: str, *, cache: str) -> str:
-    """The directory of the tree for a QEMU; it is made if necessary.
+    """The directory of the tree for a QEMU; created if necessary.
 
-    Raises :class:`HostError`, which says why this QEMU cannot have one.
+    Raises :class:`HostError` with the reason why no tree can be created for this QEMU.
     """
     directory = trusted.make(cache, "jails")
     record = f"{directory}/{hashlib.sha256(qemu.encode()).hexdigest()[:16]}.json"
-    if found := _known(record, directory):
-        return found
-    with answers.alone(f"{directory}/lock"):
+    if tree := _known(record, directory):
+        return tree
+    with results.locked(f"{directory}/lock"):
         return _known(record, directory) or _make(qemu, directory, record)
 
 
 def _known(record: str, directory: str) -> str:
-    """The tree of a record, if all its files are unchanged; else ""."""
+    """The directory of the tree that a record names, if all its files are unchanged; otherwise ""."""
     try:
         with open(record, "rb") as file:
-            kept = json.loads(file.read(1024 * 1024))
-        if kept["format"] == _FORMAT and all(_stamp(path) == stamp for path, stamp in kept["files"].items()):
-            tree = f"{directory}/{kept['tree']}"
-            sizes = {path: size for path, (size, *_) in kept["files"].items()}
+            content = json.loads(file.read(1024 * 1024))
+        if content["format"] == _FORMAT and all(_stamp(path) == stamp for path, stamp in content["files"].items()):
+            tree = f"{directory}/{content['tree']}"
+            sizes = {path: size for path, (size, *_) in content["files"].items()}
             return tree if all(os.path.getsize(tree + path) == size for path, size in sizes.items()) else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no record, or a damaged one: the tree is made again
+        pass  # the record is missing or damaged: the tree is created again
     return ""
 
 
@@ -73,7 +73,7 @@ def _make(qemu: str, directory: str, record: str) -> str:
     files = {path: _stamp(path) for path in sorted(set(_sources(qemu)))}
     name = hashlib.sha256(json.dumps([_FORMAT, files]).encode()).hexdigest()[:32]
     tree, new = f"{directory}/{name}", f"{directory}/.{name}.new"
-    shutil.rmtree(new, ignore_errors=True)  # of one that was killed while it made it
+    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
     try:
         for path in files:
             trusted.make_directories(os.path.dirname(new + path))
@@ -90,7 +90,7 @@ def _make(qemu: str, directory: str, record: str) -> str:
             json.dump({"format": _FORMAT, "tree": name, "files": files}, file)
         os.rename(f"{record}.new", record)
     except OSError as error:
-        raise HostError(f"cannot make the jail's files in {directory}: {error.strerror}: {error.filename}") from None
+        raise HostError(f"cannot create the jail's files in {directory}: {error.strerror}: {error.filename}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
     _prune(directory)
@@ -98,7 +98,7 @@ def _make(qemu: str, directory: str, record: str) -> str:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a file to the disk: after a power failure an empty one would be run at every start."""
+    """Copy a file and sync it: otherwise a power failure may leave an empty file, which every start would use."""
     shutil.copyfile(source, target)
     fd = os.open(target, os.O_RDONLY)
     try:
@@ -109,7 +109,7 @@ def _copy(source: str, target: str) -> None:
 
 
 def _sources(qemu: str) -> Iterator[str]:
-    """The paths of everything that goes into the tree."""
+    """The paths of all files that the tree contains."""
     try:
         with open(qemu, "rb") as file:
             is_program = file.read(4) == b"\x7fELF"
@@ -117,25 +117,28 @@ def _sources(qemu: str) -> Iterator[str]:
         raise HostError(f"QEMU cannot be run: {qemu}: {error.strerror}", hint="check vm.qemu") from None
     if not is_program:
         raise HostError(
-            f"{qemu} is a script, and a jail holds no more than QEMU itself", hint="name the program itself in vm.qemu"
+            f"{qemu} is not an ELF program, and the jail does not contain an interpreter for scripts",
+            hint="set vm.qemu to the QEMU program itself",
         )
     yield qemu
     loader = elf.interpreter(qemu)
-    # Not LD_TRACE_LOADED_OBJECTS: a static program would ignore it, and run.
+    # Do not use LD_TRACE_LOADED_OBJECTS: a static program ignores it and runs.
     libraries = [loader, *_libraries([loader, "--list", qemu])] if loader else []
     yield from libraries
     prefixes = dict.fromkeys((os.path.dirname(os.path.dirname(os.path.realpath(qemu))), "/usr", "/usr/local"))
     for name in _FIRMWARE:
         places = [f"{prefix}/{directory}/{name}" for prefix in prefixes for directory in _FIRMWARE_DIRECTORIES]
-        there = [place for place in places if os.path.exists(place)]
-        if not there and name == _BIOS:
-            raise HostError(f"QEMU's firmware {name} is not found for {qemu}", hint="install the package with it")
-        yield from there
+        existing = [place for place in places if os.path.exists(place)]
+        if not existing and name == _BIOS:
+            raise HostError(
+                f"{qemu}: its firmware {name} is missing", hint="install the package that contains it, such as seabios"
+            )
+        yield from existing
     for directory in _MODULE_DIRECTORIES:
         for module in glob.glob(f"{next(iter(prefixes))}/{directory}/{_MODULES}"):
             yield module
-            ways = ":".join(sorted({os.path.dirname(path) for path in libraries}))
-            yield from _libraries([loader, "--library-path", ways, "--list", module])
+            library_path = ":".join(sorted({os.path.dirname(path) for path in libraries}))
+            yield from _libraries([loader, "--library-path", library_path, "--list", module])
 
 
 def _libraries(argv: list[str]) -> list[str]:
@@ -144,20 +147,22 @@ def _libraries(argv: list[str]) -> list[str]:
         done = subprocess.run(
             argv, env={}, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"cannot list the libraries of {argv[-1]}: {error}") from None
-    found = []
+    except OSError as error:
+        raise HostError(f"cannot list the libraries of {argv[-1]}: {argv[0]}: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"cannot list the libraries of {argv[-1]}: no result within {_SECONDS} s") from None
+    libraries = []
     for line in done.stdout.splitlines():
         words = line.partition("=>")[2].split() or line.split()
         if "not found" in line:
             raise HostError(f"cannot list the libraries of {argv[-1]}: {line.strip()}")
         if words and words[0].startswith("/"):
-            found.append(words[0])
-    return found
+            libraries.append(words[0])
+    return libraries
 
 
 def _prove(qemu: str, tree: str) -> None:
-    """Raise :class:`HostError` unless QEMU starts with the tree's files, the jail's filter and no rights."""
+    """Raise :class:`HostError` unless QEMU starts with only the tree's files, the jail's filter and no privileges."""
 
     def enter() -> None:
         os.chroot(tree)
@@ -170,30 +175,36 @@ def _prove(qemu: str, tree: str) -> None:
 
     try:
         done = subprocess.run(
-            [qemu, *_PROOF], input=_QUESTIONS, capture_output=True, text=True, timeout=_SECONDS, check=False, env={},
+            [qemu, *_TRIAL], input=_COMMANDS, capture_output=True, text=True, timeout=_SECONDS, check=False, env={},
             preexec_fn=enter,
         )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
+    except subprocess.TimeoutExpired:
         raise HostError(
-            f"cannot run {qemu} with nothing but the jail's files: {error}",
+            f"{qemu} does not answer within {_SECONDS} s with only the jail's files",
+            hint="set vm.confine to off if the host is not just busy",
+        ) from None
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "cannot enter the jail"
+        raise HostError(
+            f"cannot run {qemu} with only the jail's files: {reason}",
             hint="the file system of image.cache must not be mounted noexec; or set vm.confine to off",
         ) from None
     if done.returncode:
         raise HostError(
-            f"{qemu} does not run with nothing but the jail's files",
-            hint="see what it says",
+            f"{qemu} exits at startup with only the jail's files",
+            hint="see its stderr; or set vm.confine to off",
             evidence=done.stderr[-4096:],
         )
 
 
 def _stamp(path: str) -> list[int]:
-    """Size, time of change in ns, and inode of a file: one of them changes with its content."""
+    """Size, modification time in ns, and inode of a file: at least one changes when the content changes."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def hold(tree: str) -> int:
-    """Keep a tree from being removed while the returned descriptor is open. Raises OSError if it has been removed."""
+    """Prevent the removal of a tree while the returned file descriptor is open. Raises OSError if it is removed."""
     fd = _open(tree)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
@@ -205,9 +216,9 @@ def hold(tree: str) -> int:
 
 
 def _prune(directory: str) -> None:
-    """Remove trees that no record names and no VM holds.
+    """Remove trees that no record names and no VM uses.
 
-    A removed directory takes the mounts on it along, in every mount namespace (Linux fs/namespace.c,
+    If a directory is removed, the kernel unmounts the mounts on it in every mount namespace (Linux fs/namespace.c,
     detach_mounts()): a running QEMU would lose its /dev and /sys.
     """
     used = set(_trees_in_use(directory))

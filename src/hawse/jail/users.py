@@ -1,8 +1,8 @@
-"""Each sandbox's QEMU has its own user id, which no other sandbox of this host gets while the monitor lives.
+"""User ids for QEMU: each sandbox has its own, which no other sandbox of this host gets while the monitor lives.
 
-The kernel keeps the record: the byte of one file at the offset of an id stands for it, whatever range it was taken
-from. The monitor locks its byte (fcntl(2), F_SETLK). The lock ends with the monitor, however that ends. The id needs no
-entry in /etc/passwd, since nothing looks it up.
+File locks record the ids in use. One file serves for all ranges: the byte at the offset of an id represents the id. The
+monitor locks its byte (fcntl(2), F_SETLK). The kernel releases the lock when the monitor exits or dies. The id does not
+need an entry in /etc/passwd, since it is never looked up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TRIES = 65536
 
 
 class Held:
-    """A user id, until it is closed."""
+    """A user id that is reserved until it is closed."""
 
     def __init__(self, user: int, lock: int) -> None:
         self.user = user
@@ -30,11 +30,11 @@ class Held:
 
 
 def take(first: int, last: int, *, name: str, path: str = DEFAULT_FILE) -> Held:
-    """Take an id from ``first`` to ``last`` that no other sandbox of this host has.
+    """Reserve an id from ``first`` to ``last`` that no other sandbox of this host uses.
 
-    ``name`` decides where the search begins, so that few ids are tried. A process may take one id at a time, since it
-    loses all its locks when the file is closed. Raises :class:`HostError` if all ids are taken or the file cannot be
-    used.
+    ``name`` determines the first id to try, so that few ids are tried. A process may reserve only one id at a time,
+    since it loses all its locks on the file when it closes the file. Raises :class:`HostError` if all ids are in use or
+    the file cannot be used.
     """
     count = last - first + 1
     start = crc32(name.encode()) % count
@@ -42,7 +42,7 @@ def take(first: int, last: int, *, name: str, path: str = DEFAULT_FILE) -> Held:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise HostError(
-            f"cannot take a user id for QEMU: {path}: {error.strerror}", hint="make its directory writable for root"
+            f"cannot reserve a user id for QEMU: {path}: {error.strerror}", hint="make its directory writable for root"
         ) from None
     for offset in range(min(count, _TRIES)):
         user = first + (start + offset) % count
@@ -52,7 +52,9 @@ def take(first: int, last: int, *, name: str, path: str = DEFAULT_FILE) -> Held:
             continue
         except OSError as error:
             os.close(lock)
-            raise HostError(f"cannot take a user id for QEMU: {path}: {error.strerror}") from None
+            raise HostError(f"cannot reserve a user id for QEMU: {path}: {error.strerror}") from None
         return Held(user, lock)
     os.close(lock)
-    raise HostError(f"all user ids from {first} to {last} are in use", hint="give more of them in vm.users")
+    raise HostError(
+        f"cannot reserve a user id for QEMU: all from {first} to {last} are in use", hint="enlarge the range vm.users"
+    )

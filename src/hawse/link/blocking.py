@@ -1,6 +1,6 @@
-"""The link for programs of threads and blocking reads: the agent, the proxy and the command line.
+"""The link for programs that use threads and blocking reads: the agent, the proxy and the command line.
 
-They do without asyncio, whose import alone costs 54 ms, and twenty times that in a guest without KVM.
+They do not use asyncio, whose import takes 54 ms, and twenty times that in a guest without KVM.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encod
 
 
 def end_writing(fd: int) -> None:
-    """Tell whoever reads at a socket's other end that nothing more comes; the descriptor stays open, for its own other
-    direction. For what is no socket this does nothing."""
+    """Shut down the writing direction of a socket, so that the other end reads the end of file. The descriptor stays
+    open for reading. Does nothing if ``fd`` is not a socket."""
     try:
         connection = socket.socket(fileno=fd)
     except OSError:
@@ -26,30 +26,30 @@ def end_writing(fd: int) -> None:
     try:
         connection.shutdown(socket.SHUT_WR)
     except OSError:
-        pass  # the other end is gone
+        pass  # the other end is closed
     finally:
         connection.detach()
 
 
 class Port:
-    """A file descriptor that frames go through. Any thread may send; one thread reads."""
+    """Frames over a file descriptor. Any thread may send; one thread reads."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._lock = threading.Lock()
 
     def send(self, frame: bytes) -> None:
-        """Write one encoded frame whole. Raises :class:`LinkError` when the peer is gone."""
+        """Write one encoded frame completely. Raises :class:`LinkError` when the peer has closed the link."""
         view = memoryview(frame)
         with self._lock:
             while view:
                 try:
                     view = view[os.write(self.fd, view) :]
                 except OSError as error:
-                    raise LinkError(f"link: the peer is gone: {error.strerror}") from None
+                    raise LinkError(f"link: the peer has closed the link: {error.strerror}") from None
 
     def frames(self) -> Iterator[Frame]:
-        """Frames until the peer closes. Raises :class:`LinkError` for broken ones and for an end inside of one."""
+        """Read frames until the peer closes the link. Raises :class:`LinkError` for an invalid or a truncated frame."""
         decoder = Decoder()
         while True:
             try:
@@ -58,7 +58,9 @@ class Port:
                 piece = b""
             if not piece:
                 if decoder.pending:
-                    raise LinkError(f"link: the peer closed inside a frame, after {decoder.pending} bytes of it")
+                    raise LinkError(
+                        f"link: the peer closed the link inside a frame, after {decoder.pending} bytes of it"
+                    )
                 return
             yield from decoder.feed(piece)
 
@@ -74,7 +76,7 @@ class Outgoing:
         self._closed = False
 
     def write(self, data: bytes) -> bool:
-        """Send all of ``data``, in pieces as the credit allows; False when the stream was closed meanwhile."""
+        """Send all of ``data``, in pieces as the credit allows; returns False if the stream is closed meanwhile."""
         at = 0
         while at < len(data):
             with self._changed:
@@ -89,7 +91,7 @@ class Outgoing:
         return True
 
     def finish(self) -> None:
-        """Say that nothing more will come."""
+        """Send an EOF frame; later writes return False."""
         with self._changed:
             if self._closed:
                 return
@@ -97,24 +99,27 @@ class Outgoing:
         self._port.send(encode(self._stream, EOF))
 
     def grant(self, count: int) -> None:
-        """A CREDIT frame arrived."""
+        """Handle a CREDIT frame: allow ``count`` more bytes."""
         with self._changed:
             self._window.grant(count)
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Nobody will read this stream any more: wake its writer."""
+        """Close the stream without a frame, since its reader is gone, and wake the writer."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
-#: Pieces of fewer bytes are joined while they wait.
+#: Waiting pieces of fewer bytes are joined.
 _SMALL = 4096
 
 
 class Incoming:
-    """The receiving end of a stream: the link's reader pushes, one other thread gets. Holds at most the window."""
+    """The receiving end of a stream: the link's reader calls :meth:`push`, one other thread calls :meth:`get`.
+
+    It stores at most a window of bytes.
+    """
 
     def __init__(self, port: Port, stream: int) -> None:
         self._port = port
@@ -125,12 +130,12 @@ class Incoming:
         self._ended = False
 
     def push(self, data: bytes) -> None:
-        """A DATA frame arrived; raises :class:`LinkError` when the peer had no credit for it or had ended."""
+        """Handle a DATA frame. Raises :class:`LinkError` if the peer had no credit for it or had sent EOF before."""
         with self._changed:
             if self._ended:
                 raise LinkError(f"link: data on stream {self._stream} after its end")
             self._window.receive(len(data))
-            # The window bounds bytes, not pieces: one for each byte would take a hundred times as much.
+            # The window limits bytes, not pieces: pieces of one byte would take a hundred times as much memory.
             if self._pieces and len(self._pieces[-1]) < _SMALL:
                 self._pieces[-1] += data
             else:
@@ -138,20 +143,20 @@ class Incoming:
             self._changed.notify()
 
     def end(self) -> None:
-        """An EOF frame arrived, or nothing more will."""
+        """Handle an EOF frame, or the end of the link."""
         with self._changed:
             self._ended = True
             self._changed.notify()
 
     def get(self) -> bytes:
-        """The next bytes, waiting for them; empty at the end. Call :meth:`done` when they have been passed on."""
+        """Wait for the next bytes; empty at the end. Call :meth:`done` when they have been passed on."""
         with self._changed:
             while not self._pieces and not self._ended:
                 self._changed.wait()
             return self._pieces.popleft() if self._pieces else b""
 
     def done(self, count: int) -> None:
-        """``count`` bytes have been passed on: give their credit back when it is worth a frame."""
+        """Record that ``count`` bytes have been passed on; returns credit to the peer when it is worth a frame."""
         with self._changed:
             grant = 0 if self._ended else self._window.consume(count)
         if grant:

@@ -1,4 +1,4 @@
-"""Control messages: calls, replies and events, as JSON on stream 0. Everything received is checked for its shape."""
+"""Control messages: calls, replies and events, as JSON on stream 0. Every received message is validated."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ MAX_NAME = 64
 
 
 def encode_call(number: int, method: str, params: dict[str, Any]) -> bytes:
-    """A frame that asks the peer to carry out ``method``; its reply bears the same number."""
+    """A frame that calls ``method`` of the peer; the reply has the same number."""
     return _frame(CALL, {"id": number, "method": method, "params": params})
 
 
 def encode_result(number: int, result: object) -> bytes:
-    """The frame of a reply that succeeded."""
+    """The frame of a successful reply."""
     return _frame(REPLY, {"id": number, "result": result})
 
 
 def encode_error(number: int, error: HawseError) -> bytes:
-    """The frame of a reply that failed."""
+    """The frame of a reply with an error."""
     return _frame(REPLY, {"id": number, "error": error.to_wire()})
 
 
 def encode_event(name: str, params: dict[str, Any]) -> bytes:
-    """A frame that nobody answers."""
+    """The frame of an event, which has no reply."""
     return _frame(EVENT, {"event": name, "params": params})
 
 
 def decode_call(payload: bytes) -> tuple[int, str, dict[str, Any]]:
-    """Number, method and parameters of a call; raises :class:`LinkError` for anything else."""
+    """Number, method and parameters of a call. Raises :class:`LinkError` for an invalid message."""
     message = _object(payload)
     return _number(message), _name(message, "method"), _params(message)
 
 
 def decode_reply(payload: bytes) -> tuple[int, object, HawseError | None]:
-    """Number, result and error of a reply; one of the last two counts."""
+    """Number, result and error of a reply; the result is valid if the error is None."""
     message = _object(payload)
     error = from_wire(message["error"]) if "error" in message else None
     return _number(message), message.get("result"), error

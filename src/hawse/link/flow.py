@@ -1,7 +1,8 @@
-"""Credit: how much of a stream may be on its way. Both ends of the link count with these two classes.
+"""Flow control by credit: the number of bytes of a stream that may be in transit. Both ends of the link use this.
 
-Each direction of a stream starts with :data:`WINDOW` bytes. The sender spends them, the receiver gives them back once
-it has passed the bytes on. So a reader that stops, stops its own stream alone, and the window bounds what is stored.
+Each direction of a stream starts with a credit of :data:`WINDOW` bytes. The sender spends it; the receiver returns
+credit once it has passed the bytes on. So a reader that stops blocks only its own stream, and the window limits the
+memory for stored bytes.
 """
 
 from __future__ import annotations
@@ -21,45 +22,45 @@ def encode_credit(count: int) -> bytes:
 
 
 def decode_credit(payload: bytes) -> int:
-    """Bytes granted by a CREDIT frame."""
+    """The number of bytes that a CREDIT frame grants."""
     count: int = _CREDIT.unpack(payload)[0]
     return count
 
 
 class SendWindow:
-    """The sender's side: what it may still send."""
+    """The sender's side: the bytes that it may still send."""
 
     def __init__(self) -> None:
         self.available = WINDOW
 
     def spend(self, count: int) -> None:
-        """Account for ``count`` sent bytes; the caller has checked ``available``."""
+        """Subtract ``count`` sent bytes; the caller has checked :attr:`available`."""
         if count > self.available:
             raise LinkError(f"link: {count} bytes sent with a credit of {self.available}")
         self.available -= count
 
     def grant(self, count: int) -> None:
-        """Account for a CREDIT frame. A peer that gives back more than it received is broken."""
+        """Add the bytes of a CREDIT frame. Raises :class:`LinkError` if the peer grants more than it has received."""
         if not 0 < count <= WINDOW - self.available:
             raise LinkError(f"link: credit of {count} bytes for a window of {WINDOW} with {self.available} unspent")
         self.available += count
 
 
 class ReceiveWindow:
-    """The receiver's side: what may still arrive, and what has been passed on but not given back yet."""
+    """The receiver's side: bytes that may still arrive, and passed-on bytes whose credit has not been returned yet."""
 
     def __init__(self) -> None:
         self._allowed = WINDOW
         self._owed = 0
 
     def receive(self, count: int) -> None:
-        """Account for arrived bytes; raises :class:`LinkError` when the peer ignored its credit."""
+        """Subtract received bytes. Raises :class:`LinkError` when the peer exceeded its credit."""
         if count > self._allowed:
             raise LinkError(f"link: {count} bytes received with a credit of {self._allowed}")
         self._allowed -= count
 
     def consume(self, count: int) -> int:
-        """Account for bytes passed on; the credit to give back now, or 0 to wait until it is worth a frame."""
+        """Record bytes passed on; returns the credit to grant now, or 0 while it is not worth a frame."""
         self._owed += count
         if self._owed < WINDOW // 4:
             return 0

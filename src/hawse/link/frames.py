@@ -1,7 +1,8 @@
 """Frames: the unit of the link between the monitor, the agent and the proxies. ``docs/link.md`` is the specification.
 
-A frame is a header of nine bytes (stream id, type, payload length, big-endian) and its payload. Every type has a
-limit that is checked when the header has arrived, before a byte of payload is stored: either peer may be hostile.
+A frame is a header of nine bytes (stream id, type, payload length, big-endian) and its payload. The payload's length is
+limited for each type. The limit is checked when the header has arrived, before any payload is stored: either peer may
+be hostile.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ HEADER = struct.Struct(">IBI")
 
 CALL, REPLY, EVENT, DATA, CREDIT, EOF = 1, 2, 3, 4, 5, 6
 
-#: Control messages carry a whole OCI specification, which real engines write in some tens of kilobytes.
+#: Maximum payload of a control message in bytes. It may contain a whole OCI configuration: engines write some tens of
+#: kilobytes.
 MAX_CONTROL = 4 * 1024 * 1024
-#: The greatest payloads that the monitor accepts from the agent. JSON can take 25 times its size while it is parsed.
+#: Maximum payloads that the monitor accepts from the agent. JSON can take 25 times its size in memory while it is
+#: parsed.
 FROM_GUEST = {REPLY: 1024 * 1024, EVENT: 128 * 1024}
 MAX_DATA = 64 * 1024
 MAX_STREAM = 2**28
 
 CONTROL_STREAM = 0
 _CONTROL_TYPES = (CALL, REPLY, EVENT)
-# type -> (least, greatest) payload length in bytes
+# type -> (minimum, maximum) payload length in bytes
 _LENGTHS = {
     CALL: (2, MAX_CONTROL),
     REPLY: (2, MAX_CONTROL),
@@ -42,7 +45,7 @@ Frame = tuple[int, int, bytes]
 
 
 def check(stream: int, kind: int, length: int) -> None:
-    """Raise :class:`LinkError` unless a frame of this header is one that the protocol knows."""
+    """Raise :class:`LinkError` unless the protocol permits a frame with this header."""
     if kind not in _LENGTHS:
         raise LinkError(f"link: frame of unknown type {kind}")
     if (stream == CONTROL_STREAM) != (kind in _CONTROL_TYPES) or stream > MAX_STREAM:
@@ -53,21 +56,21 @@ def check(stream: int, kind: int, length: int) -> None:
 
 
 def encode(stream: int, kind: int, payload: bytes = b"") -> bytes:
-    """The frame's bytes. Raises :class:`LinkError` where the peer would refuse them."""
+    """Encode a frame. Raises :class:`LinkError` if the peer would refuse it."""
     check(stream, kind, len(payload))
     return HEADER.pack(stream, kind, len(payload)) + payload
 
 
 class Decoder:
-    """Cuts a byte stream, in pieces of any size, into frames. Stores at most one frame and one piece."""
+    """Splits a byte stream, fed in pieces of any size, into frames. Stores at most one frame and one piece."""
 
     def __init__(self, most: Mapping[int, int] | None = None) -> None:
-        """``most``: the greatest payload of frames of a type in bytes, where it is less than the protocol's."""
+        """``most``: the maximum payload in bytes for frame types whose limit is lower than the protocol's."""
         self._buffer = bytearray()
         self._most = most or {}
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """The frames completed by ``piece``. Raises :class:`LinkError` at the first header that breaks a rule."""
+        """The frames that ``piece`` completes. Raises :class:`LinkError` at the first invalid header."""
         buffer = self._buffer
         buffer += piece
         frames: list[Frame] = []
@@ -87,5 +90,5 @@ class Decoder:
 
     @property
     def pending(self) -> int:
-        """Bytes of an unfinished frame: not 0 at the end of the stream means that it was cut off."""
+        """Number of bytes of an incomplete frame: if it is not 0 at the end of the stream, the stream was truncated."""
         return len(self._buffer)

@@ -1,5 +1,5 @@
-"""Attributes that this process inherited from its caller: resource limits, oom_score_adj, umask. And the host's rules
-for links."""
+"""Attributes that this process has inherited from its caller: resource limits, oom_score_adj, umask. And the host's
+rules for links."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import os
 import resource
 from contextlib import suppress
 
-#: getrlimit(2), by the numbers of Linux include/uapi/asm-generic/resource.h; Python has no name for RLIMIT_LOCKS.
+#: Resource limits of getrlimit(2), in the order of their numbers in Linux include/uapi/asm-generic/resource.h. Python
+#: has no name for RLIMIT_LOCKS.
 RLIMITS = (
     "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC",
     "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE",
     "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME",
 )  # fmt: skip
-#: RLIM_INFINITY (getrlimit(2)), which Python writes as -1.
+#: RLIM_INFINITY (getrlimit(2)), which Python returns as -1.
 INFINITY = 2**64 - 1
 
 
 def rlimits() -> dict[str, tuple[int, int]]:
-    """This process's limits by name: soft and hard, :data:`INFINITY` for none."""
-    found = {}
+    """This process's limits by name: (soft, hard); :data:`INFINITY` means unlimited."""
+    limits = {}
     for number, name in enumerate(RLIMITS):
         soft, hard = (value % 2**64 for value in resource.getrlimit(number))
-        found[name] = (soft, hard)
-    return found
+        limits[name] = (soft, hard)
+    return limits
 
 
 def oom_score_adj(path: str = "/proc/self/oom_score_adj") -> int:
-    """This process's adjustment (proc(5)); 0 if the kernel does not show it."""
+    """This process's oom_score_adj (proc(5)); 0 if it cannot be read."""
     try:
         with open(path) as file:
             return int(file.read())
@@ -46,7 +47,8 @@ def protected_files(directory: str = "/proc/sys/fs") -> dict[str, str]:
 
 
 def umask() -> int:
-    """This process's umask. It is changed for a moment, so the process must have one thread."""
-    found = os.umask(0o077)
-    os.umask(found)
-    return found
+    """This process's umask. It is changed and restored, since umask(2) returns only the previous value: the process
+    must have one thread."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,6 +1,6 @@
 """Capabilities of the calling thread: capset(2), prctl(2), capabilities(7). Standard library only.
 
-Threads that run already keep theirs; those that the thread starts afterwards inherit the reduced set.
+Other running threads keep their capabilities; threads that the calling thread starts later inherit the reduced set.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def keep_only(names: Collection[str]) -> None:
-    """Drop all capabilities but these, which stay only where the thread has them, from every set and for good.
+    """Drop all capabilities except the named ones from every set, permanently; no capability is added.
 
-    The bounding set needs CAP_SETPCAP; a thread that lacks it keeps its bounding set. Raises OSError.
+    To reduce the bounding set takes CAP_SETPCAP; a thread that lacks it keeps its bounding set. Raises OSError.
     """
     kept = sum(1 << NUMBERS[name] for name in names)
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
@@ -59,14 +59,17 @@ def keep_through_user_changes() -> None:
 
 
 def effective(status: str = "/proc/self/status") -> int:
-    """The effective capabilities of a process, a bit each (proc(5), /proc/PID/status, CapEff)."""
+    """The effective capabilities of a process as a bit mask (proc(5), /proc/PID/status, CapEff)."""
     with open(status) as file:
         return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
 
 
 def drop_bounding(kept: int = 0) -> None:
-    """Drop all capabilities but the bits in ``kept`` from the bounding set. Raises OSError without CAP_SETPCAP."""
-    # Until the kernel knows no further one: an unknown capability is EINVAL.
+    """Drop all capabilities except those in the bit mask ``kept`` from the bounding set.
+
+    Raises OSError without CAP_SETPCAP.
+    """
+    # Stop at the first capability that the kernel does not know (EINVAL).
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
             return

@@ -1,4 +1,4 @@
-"""Landlock: a process that has everything it needs gives up opening anything else (Linux 5.13).
+"""Landlock: a process that has opened all its files gives up the right to open others (Linux 5.13).
 
 Facts: Linux Documentation/userspace-api/landlock.rst. Standard library only.
 """
@@ -10,21 +10,21 @@ import os
 
 from hawse.linux.mounts import check
 
-#: The same on every architecture.
+#: System call numbers, the same on every architecture.
 _SYS_CREATE_RULESET, _SYS_RESTRICT_SELF = 444, 446
 _CREATE_RULESET_VERSION = 1
-#: The number of rights on files by ABI version: 13 of version 1, then REFER, TRUNCATE, and IOCTL_DEV.
+#: The number of file access rights by ABI version: 13 in version 1; later versions add REFER, TRUNCATE, and IOCTL_DEV.
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _NEWEST_FILE_RIGHTS = 16
-#: TCP bind and connect, from version 4; abstract UNIX sockets and signals to others, from version 6.
+#: Bit masks: TCP bind and connect, since version 4; abstract UNIX sockets and signals to other processes, since 6.
 _NETWORK, _SCOPES = 3, 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def restrict() -> bool:
-    """Forbid the calling thread every access to files, TCP ports and other processes that the kernel can forbid.
+    """Deny the calling thread all access to files, TCP ports and other processes that the kernel can deny.
 
-    Descriptors that are open stay usable. Returns False where the kernel has no Landlock. The thread must have
+    Open file descriptors stay usable. Returns False if the kernel does not support Landlock. The thread must have
     no_new_privs or CAP_SYS_ADMIN. Raises OSError.
     """
     version = _libc.syscall(_SYS_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)

@@ -1,4 +1,4 @@
-"""Mounts of a process as /proc/PID/mountinfo lists them (proc_pid_mountinfo(5)). Standard library only."""
+"""Read the mounts of a process from /proc/PID/mountinfo (proc_pid_mountinfo(5)). Standard library only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """``device``: as "8:1". ``root``: the path, in its file system, of the directory or file that is mounted at
-    ``point``. ``number`` and ``parent`` are ids of mounts."""
+    """One mount. ``number`` and ``parent`` are mount ids. ``device``: such as "8:1". ``root``: the path of the mounted
+    directory or file within its file system. ``point``: the mount point. ``kind``: the type of the file system."""
 
     number: int
     parent: int
@@ -22,13 +22,13 @@ class Mount:
 
 
 def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
-    """The mounts of a process, in the order in which they cover each other."""
+    """The mounts of a process; a later mount covers an earlier one at the same path."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return parse(file.read())
 
 
 def parse(text: str) -> list[Mount]:
-    """The lines of a mountinfo file."""
+    """Parse the text of a mountinfo file."""
     mounts = []
     for line in text.splitlines():
         fields, _, rest = line.partition(" - ")
@@ -38,5 +38,5 @@ def parse(text: str) -> list[Mount]:
 
 
 def unescape(text: str) -> str:
-    """A path without the octal escapes of spaces, tabs, newlines and backslashes."""
+    """A path with the octal escapes of spaces, tabs, newlines and backslashes decoded."""
     return _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), text)

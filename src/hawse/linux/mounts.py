@@ -1,7 +1,6 @@
-"""Mounts by descriptors: mount(2), open_tree(2), mount_setattr(2), move_mount(2), fsmount(2), openat2(2).
+"""Mount operations: mount(2), open_tree(2), mount_setattr(2), move_mount(2), fsmount(2), openat2(2).
 
-Standard library only.
-Every function raises OSError with the path that it is about.
+Standard library only. Every function raises OSError whose ``filename`` is the path that the operation concerns.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x100, 0x
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
-#: The same on every architecture (Linux include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl).
+#: System call numbers, the same on every architecture (Linux include/uapi/asm-generic/unistd.h,
+#: arch/x86/entry/syscalls/syscall_64.tbl).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _FSOPEN_CLOEXEC, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC = 1, 6, 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
 _CLONE_FS = 0x200
-#: Linux fs/fsopen.c, fsconfig(): 256 with the NUL.
+#: The longest value of a file system's option, in bytes: 256 with the NUL (Linux fs/fsopen.c, fsconfig()).
 LONGEST_VALUE = 255
-#: This one is not.
+#: The number of pivot_root(2) depends on the architecture.
 _SYS_PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(propagation: int) -> None:
-    """Enter a copy of the mount namespace. Later mounts of the host appear in it with SLAVE, and not with PRIVATE.
+    """Enter a copy of the mount namespace. With SLAVE later mounts of the host appear in it; with PRIVATE they do not.
 
     The process must have one thread.
     """
@@ -50,64 +50,71 @@ def unshare(propagation: int) -> None:
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """mount(2)."""
     options = data.encode() or None
-    words = os.fsencode(source), os.fsencode(target), kind.encode() or None
-    check(_libc.mount(*words, ctypes.c_ulong(flags), options), target)
+    arguments = os.fsencode(source), os.fsencode(target), kind.encode() or None
+    check(_libc.mount(*arguments, ctypes.c_ulong(flags), options), target)
 
 
 def unmount(path: str) -> None:
-    """Detach the mount at a path, with what is mounted below it; a link at its end is not followed."""
+    """Detach the mount at a path, and all mounts below it. A symbolic link as the last component is not followed."""
     check(_libc.umount2(os.fsencode(path), _DETACH | _UMOUNT_NOFOLLOW), path)
 
 
 def open_tree(path: str, *, recursive: bool = False) -> int:
-    """A descriptor of a copy of the mount at ``path``, which is attached nowhere; ``recursive``: of those below too."""
+    """Copy the mount at ``path``, with ``recursive`` also the mounts below it. Returns a file descriptor of the copy,
+    which is not attached anywhere yet."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), path)
 
 
 def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "") -> None:
-    """Set attributes of a mount, by its descriptor and a path below it; others stay as they are (since Linux 5.12)."""
+    """Set attributes of the mount ``tree``, or of the mount at ``path`` below it (since Linux 5.12).
+
+    The other attributes remain unchanged. ``recursive``: set them also on the mounts below.
+    """
     request = struct.pack("QQQQ", attributes, 0, propagation, 0)
     flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
     check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
 
 
 def map_ids(tree: int, namespace: int, *, recursive: bool) -> None:
-    """Have a mount that was attached nowhere yet show owners as a user namespace maps them: ids inside are those of the
-    file system, ids outside those of the mount. EINVAL: its file system cannot (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    """Make an ID-mapped mount (mount_setattr(2), MOUNT_ATTR_IDMAP) of a mount that has not been attached yet.
+
+    Owners are mapped by the user namespace: its inside ids are those in the file system, its outside ids those that the
+    mount shows. EINVAL: the file system does not support it.
+    """
     request = struct.pack("QQQQ", _ATTR_IDMAP, 0, 0, namespace)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
 
 
 def attach(tree: int, place: int, path: str) -> None:
-    """Attach the mount of a descriptor at the place of another; ``path`` names it in errors."""
+    """Attach the mount ``tree`` at the directory or file ``place``, a descriptor; ``path`` is its name in errors."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), path)
 
 
 def attach_at(tree: int, path: str) -> None:
-    """Attach the mount of a descriptor at a path, whose links are followed: within the root of the calling process."""
-    words = tree, b"", _AT_FDCWD, os.fsencode(path)
-    check(_libc.syscall(_SYS_MOVE_MOUNT, *words, _MOVE_MOUNT_F_EMPTY_PATH), path)
+    """Attach the mount ``tree`` at a path. Symbolic links are followed, within the root of the calling process."""
+    arguments = tree, b"", _AT_FDCWD, os.fsencode(path)
+    check(_libc.syscall(_SYS_MOVE_MOUNT, *arguments, _MOVE_MOUNT_F_EMPTY_PATH), path)
 
 
 def change_root(directory: str) -> None:
     """Make a mounted directory the root of this process's mount namespace, and detach the old root."""
     os.chdir(directory)
     if _libc.syscall(_SYS_PIVOT_ROOT, b".", b".") == 0:
-        # The old root lies over the new one now (pivot_root(2), NOTES).
+        # The old root is now mounted on top of the new one (pivot_root(2), NOTES).
         check(_libc.umount2(b".", _DETACH), directory)
-    else:  # the host runs from its initial RAM disk, which cannot be taken away (pivot_root(2), EINVAL)
+    else:  # the host runs from its initial ramfs, which cannot be unmounted (pivot_root(2), EINVAL)
         mount(".", "/", "", MOVE)
         os.chroot(".")
     os.chdir("/")
 
 
 def bind(source: str, target: str, attributes: int) -> None:
-    """Bind the mount at ``source`` to ``target``, with these attributes from the first moment on.
+    """Bind-mount ``source`` at ``target``. The mount has these attributes before it becomes visible.
 
-    Only the caller may be able to change the target's path.
+    The caller must ensure that no other user can change the target's path.
     """
     tree = open_tree(source)
     try:
@@ -122,19 +129,25 @@ def bind(source: str, target: str, attributes: int) -> None:
 
 
 def open_beneath(directory: int, path: str) -> int:
-    """An O_PATH descriptor of what is below a directory at a path without links."""
+    """An O_PATH descriptor of the file at ``path`` below a directory. Raises OSError if the path has symbolic links."""
     how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
     return check(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how)), path)
 
 
 def private_directory() -> int:
-    """A descriptor of an empty tmpfs that is mounted nowhere and takes device nodes. It ends with the descriptor."""
+    """A file descriptor of an empty tmpfs that is not mounted anywhere; device nodes in it are usable.
+
+    It ends when the descriptor is closed.
+    """
     return new_file_system("tmpfs", ())
 
 
 def new_file_system(kind: str, options: Sequence[tuple[str, str]]) -> int:
-    """A descriptor of a file system that is mounted nowhere. ``options``: name and value, "" for a flag; a value has at
-    most :data:`LONGEST_VALUE` bytes. What the kernel says of a refusal, since Linux 6.5 for some, is in the error."""
+    """A file descriptor of a new file system that is not mounted anywhere.
+
+    ``options``: name and value, "" for a flag; a value has at most :data:`LONGEST_VALUE` bytes. Raises OSError with the
+    kernel's own message, where it has one (since Linux 6.5 for some file systems).
+    """
     context = check(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), kind)
     try:
         for name, value in options:
@@ -160,14 +173,14 @@ def unshare_directory() -> None:
 
 
 def file_system(fd: int) -> int:
-    """The type of the file system, by its number (statfs(2), f_type)."""
+    """The type of the file system as its magic number (statfs(2), f_type)."""
     answer = ctypes.create_string_buffer(256)  # more than any architecture's struct statfs
     check(_libc.fstatfs(fd, answer), "")
     return ctypes.c_long.from_buffer(answer).value
 
 
 def check(result: int, path: str) -> int:
-    """The result of a system call. Raises OSError for -1."""
+    """Return the result of a system call. Raises OSError with ``path`` if it is negative."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)

@@ -1,36 +1,37 @@
-"""oom_score_adj: which process the kernel kills first for want of memory (proc(5)). Standard library only.
+"""oom_score_adj: which process the kernel kills first when memory is exhausted (proc(5)). Standard library only.
 
-Without CAP_SYS_RESOURCE a process can raise it, and lower it to the value that a process with that capability has set
-last, its own or that of the ancestor which it inherits from (Linux fs/proc/base.c, __set_oom_adj(): oom_score_adj_min).
-For another user's process the file is opened with CAP_DAC_OVERRIDE.
+Without CAP_SYS_RESOURCE a process can raise the value. It can lower it only to the value that was last set with that
+capability, for the process itself or for the ancestor from which it inherited the value (Linux fs/proc/base.c,
+__set_oom_adj(): oom_score_adj_min). To open the file of another user's process takes CAP_DAC_OVERRIDE.
 """
 
 from __future__ import annotations
 
 
 def read(pid: int | str = "self") -> int:
-    """The value of a process. Raises OSError."""
+    """The oom_score_adj of a process. Raises OSError."""
     with open(f"/proc/{pid}/oom_score_adj") as file:
         return int(file.read())
 
 
 def write(value: int, pid: int | str = "self") -> None:
-    """Set it. Raises OSError."""
+    """Set the oom_score_adj of a process. Raises OSError."""
     with open(f"/proc/{pid}/oom_score_adj", "w") as file:
         file.write(str(value))
 
 
 def of_vm(now: int, containers: list[int]) -> int:
-    """The value of a pod's virtual machine: the highest of the containers that have joined; ``now`` without one. Pure.
+    """The value for a pod's VM: the highest of the joined containers, or ``now`` without one. Pure.
 
-    It begins with that of the sandbox's own container, which is low: engines expect that container to wait only.
+    The VM starts with the value of the sandbox's container, which is low, since engines expect that this container
+    only waits.
     """
     return max(containers, default=now)
 
 
-def warning(wanted: int, actual: int) -> str:
-    """What to warn of a virtual machine that has another value than its containers are to have."""
+def warning(requested: int, actual: int) -> str:
+    """The warning for a VM whose value differs from the one that its containers request."""
     return (
-        f"process.oomScoreAdj: {wanted} cannot be set for the virtual machine, which has {actual}: the host may kill "
-        "it earlier for want of memory [give hawse CAP_SYS_RESOURCE]"
+        f"process.oomScoreAdj: cannot set {requested} for the virtual machine, which has {actual}: the host may kill "
+        "it earlier when memory is exhausted [give hawse CAP_SYS_RESOURCE]"
     )

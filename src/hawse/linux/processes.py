@@ -1,7 +1,7 @@
-"""Processes, by descriptors and beside the standard library: prctl(2), setns(2), unshare(2), pidfd_getfd(2).
+"""Processes and their file descriptors: prctl(2), setns(2), unshare(2), pidfd_getfd(2), which Python does not offer.
 
-The kernel gives the pid of a process that has ended and was waited for to another one. A pid is safe to use only for an
-own child that was not waited for yet, or together with a descriptor of the process, :class:`Process`.
+The kernel reuses the pid of a process that has ended and was waited for. A pid is safe to use only for a child of this
+process that was not waited for yet, or together with a pidfd of the process, as in :class:`Process`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class NamespaceError(OSError):
 
 
 class ChildrenApart:
-    """While this lasts, a process that is started is the first of a PID namespace. Since Linux 3.13 the calling process
-    may have other threads; they are not to start processes meanwhile."""
+    """A context in which a started process is the first of a new PID namespace. The calling process may have other
+    threads (since Linux 3.13), but they must not start processes meanwhile."""
 
     def __enter__(self) -> None:
         """Raises :class:`NamespaceError`."""
@@ -54,41 +54,39 @@ class ChildrenApart:
 
 
 def give_up_privileges() -> None:
-    """Let no program that this process executes gain privileges by set-uid or file capabilities (PR_SET_NO_NEW_PRIVS).
-
-    Raises OSError.
-    """
+    """Set no_new_privs (PR_SET_NO_NEW_PRIVS): programs that this process executes gain no privileges by set-uid bits or
+    file capabilities. Raises OSError."""
     check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
 
 
 def leave_namespaces() -> None:
-    """Have private mount, cgroup, UTS, IPC and network namespaces. Raises OSError."""
+    """Enter new mount, cgroup, UTS, IPC and network namespaces. Raises OSError."""
     flags = _CLONE_NEWNS | _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET
     check(_libc.unshare(flags), "unshare")
 
 
 def has_ended(process: int, *, seconds: float = 0.0) -> bool:
-    """Whether the process of a descriptor has ended, or does so within ``seconds``."""
-    poll = select.poll()  # select(2) takes no descriptor above 1023
-    poll.register(process, select.POLLIN)  # readable from its end on (pidfd_open(2))
+    """Whether the process of a pidfd has ended, or ends within ``seconds``."""
+    poll = select.poll()  # select(2) does not support descriptors above 1023
+    poll.register(process, select.POLLIN)  # readable since the process has ended (pidfd_open(2))
     return bool(poll.poll(seconds * 1000))
 
 
 def die_with(parent: int) -> None:
-    """In a forked child: be killed when the parent's thread ends, however it ends (prctl(2), PR_SET_PDEATHSIG).
+    """In a forked child: request SIGKILL when the parent's thread ends for any reason (prctl(2), PR_SET_PDEATHSIG).
 
-    ``parent`` is a descriptor of the parent (pidfd_open(2)). Raises OSError, ESRCH if the parent has ended already.
+    ``parent`` is a pidfd of the parent (pidfd_open(2)). Raises OSError, ESRCH if the parent has ended already.
     """
     check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "")
-    # Not by getppid(2): a parent of another PID namespace has no number here that would change with its death.
+    # Not getppid(2): it returns 0 for a parent in another PID namespace, before and after the parent's death.
     if has_ended(parent):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 class Process:
-    """Another process, by its pid and by a descriptor (pidfd_open(2)) that shows whether the pid is still its own.
+    """Another process: its pid, and a pidfd (pidfd_open(2)) that shows whether the pid still belongs to it.
 
-    It owns the descriptor. With -1, and after :meth:`close`, it stands for a process that has ended.
+    The object owns the pidfd. With the descriptor -1, and after :meth:`close`, it represents a process that has ended.
     """
 
     def __init__(self, pid: int, descriptor: int) -> None:
@@ -96,13 +94,14 @@ class Process:
         self._descriptor = descriptor
 
     def is_alive(self) -> bool:
-        """Whether it has not ended. As long as it has not, its pid is no other process's."""
+        """Whether the process has not ended. While this is true, its pid cannot belong to another process."""
         return self._descriptor >= 0 and not has_ended(self._descriptor)
 
     def open(self, path: str) -> int:
-        """A descriptor of ``/proc/PID/<path>`` of this process and no other. Raises OSError, ESRCH where it has ended.
+        """Open ``/proc/PID/<path>`` of this process; returns a file descriptor. Raises OSError, ESRCH if it has ended.
 
-        It was alive after the file was opened, so the pid was its own all the time.
+        The file belongs to this process and not to a later one with the same pid, since this process is still alive
+        after the file was opened.
         """
         fd = os.open(f"/proc/{self.pid}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         if not self.is_alive():
@@ -111,7 +110,10 @@ class Process:
         return fd
 
     def take_descriptors(self, numbers: Sequence[int]) -> list[int]:
-        """Descriptors of this process, as our own. Raises OSError, with none taken; ESRCH where it has ended."""
+        """Duplicate file descriptors of this process into the calling one (pidfd_getfd(2)).
+
+        Raises OSError, ESRCH if the process has ended; then no duplicate remains open.
+        """
         if self._descriptor < 0:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         taken: list[int] = []
@@ -125,11 +127,11 @@ class Process:
         return taken
 
     def fileno(self) -> int:
-        """The descriptor, which is readable from the end of the process on."""
+        """The pidfd, which becomes readable when the process ends."""
         return self._descriptor
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the pidfd."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -139,36 +141,38 @@ class Process:
 
 
 def open_process(pid: int) -> Process:
-    """This process, or a child that was not waited for yet: only of these a pid is safe to use. Raises OSError.
+    """Open a pidfd of this process, or of a child that was not waited for yet. Raises OSError.
 
-    Of any other the caller has to find out afterwards whose descriptor this is."""
+    The pid of any other process may have been reused: the caller must check afterwards which process was opened."""
     return Process(pid, os.pidfd_open(pid))
 
 
 def children_of(parent: Process) -> list[Process]:
-    """The children of a process that run, as far as the kernel lists them (proc(5), task/TID/children)."""
+    """The running children of a process, as far as the kernel lists them (proc(5), task/TID/children)."""
     try:
         with open(parent.open(f"task/{parent.pid}/children")) as file:
             pids = [int(word) for word in file.read().split()]
     except OSError:
         return []
-    found = []
+    children = []
     for pid in pids:
         try:
             child = open_process(pid)
             with open(f"/proc/{pid}/stat", "rb") as file:
-                above = int(file.read().rpartition(b")")[2].split()[1])
+                parent_pid = int(file.read().rpartition(b")")[2].split()[1])
         except OSError:
             continue
-        # The pid may have become another's between the list and the descriptor; not between the descriptor and here.
-        if above == parent.pid and child.is_alive() and parent.is_alive():
-            found.append(child)
-    return found
+        # The pid may have been reused after the list was read and before the pidfd was opened, but not afterwards.
+        if parent_pid == parent.pid and child.is_alive() and parent.is_alive():
+            children.append(child)
+    return children
 
 
 def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
-    """The process that connected to the other end of a stream socket, from the kernel and not from its own words
-    (unix(7), SO_PEERCRED). ``option`` is the number of SO_PEERPIDFD."""
+    """The process that connected to the other end of a stream socket, as the kernel reports it (unix(7), SO_PEERCRED).
+
+    ``option`` is the number of SO_PEERPIDFD.
+    """
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
     try:
@@ -180,7 +184,8 @@ def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
         process = Process(pid, os.pidfd_open(pid))
     except OSError:
         return Process(pid, -1)
-    # The peer may have ended before, and its pid be another's. The kernel closes its end of the connection first.
+    # The peer may have ended before, and its pid may have been reused. In this case the kernel has closed its end of
+    # the connection before.
     poll = select.poll()
     poll.register(connection, 0)  # POLLHUP is always reported (poll(2))
     if poll.poll(0):
@@ -189,6 +194,8 @@ def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
 
 
 def enter_mount_namespace(process: int) -> None:
-    """In a forked child: be in the mount namespace of a process, by its descriptor (setns(2), since Linux 5.8). Raises
-    OSError."""
+    """In a forked child: enter the mount namespace of a process by its pidfd (setns(2), since Linux 5.8).
+
+    Raises OSError.
+    """
     check(_libc.setns(process, _CLONE_NEWNS), "setns")

@@ -9,7 +9,7 @@ _SYSFS = "/sys/devices/system"
 
 
 def last_number(kind: str, *, root: str = "") -> int:
-    """The greatest number that a "cpu" or a "node" of this host can have: what the kernel has room for in lists of them
+    """The highest possible number of a "cpu" or a memory "node" of this host, which limits the kernel's lists of them
     (Linux Documentation/admin-guide/cputopology.rst, possible). 0 for nodes of a kernel without NUMA."""
     try:
         with open(f"{root}{_SYSFS}/{kind}/possible") as file:

@@ -1,7 +1,8 @@
-"""User namespaces of the host: what one maps, and one with a mapping for a mount. Standard library only.
+"""User namespaces of the host: read a namespace's mappings, create one for an ID-mapped mount. Standard library only.
 
-A child of a moment is in the namespace, since a process of several threads can enter none (setns(2)); the caller, who
-has one thread, looks at it from outside: ids are shown in terms of the namespace of who reads (user_namespaces(7)).
+A short-lived child process enters the namespace, since a process with several threads cannot (setns(2)). The caller,
+which has one thread, reads the mappings from outside: the kernel shows ids in terms of the reader's namespace
+(user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 _CLONE_NEWUSER = 0x10000000
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _EINVAL = 22
-#: Number of an error, 0 for none, and a pid.
+#: The child's report: an error number, 0 for success, and a pid.
 _REPORT = struct.Struct("=iI")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read(path: str) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """The mappings of users and groups of the namespace at a path. Raises OSError, EINVAL where none is there or it is
-    this process's own."""
+    """The user and group mappings of the namespace at a path.
+
+    Raises OSError, EINVAL if the file is not a user namespace or is this process's own one.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         try:
@@ -47,10 +50,10 @@ def read(path: str) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, in
 
 
 def create(uids: Ranges, gids: Ranges) -> int:
-    """A descriptor of a new namespace with these mappings. Raises OSError."""
+    """Create a namespace with these mappings; returns its file descriptor. Raises OSError."""
     with _child(lambda: check(_libc.unshare(_CLONE_NEWUSER), "unshare")) as pid:
         for name, ranges in (("uid_map", uids), ("gid_map", gids)):
-            # In one call to write(2), as the kernel wants it.
+            # The kernel requires the whole mapping in one write(2).
             with open(f"/proc/{pid}/{name}", "wb", buffering=0) as file:
                 file.write("".join(f"{inside} {outside} {count}\n" for inside, outside, count in ranges).encode())
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -58,33 +61,34 @@ def create(uids: Ranges, gids: Ranges) -> int:
 
 @contextmanager
 def _child(enter: Callable[[], object]) -> Iterator[int]:
-    """The pid, as /proc has it, of a child that has entered and waits. Raises the OSError of its entering.
+    """Fork a child that calls ``enter`` and waits for the end of the context; its pid as in /proc.
 
-    It may be another one than fork(2) returns: a proxy is in a PID namespace, and sees the host's /proc.
+    Raises the OSError of ``enter``. The pid may differ from the one that fork(2) returns: a proxy is in a PID namespace
+    and sees the host's /proc.
     """
-    told, tell = os.pipe()
-    wait, go = os.pipe()
+    report_reader, report_writer = os.pipe()
+    exit_reader, exit_writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(go)  # else its own end would keep it waiting
+            os.close(exit_writer)  # otherwise the read below would wait for the child's own end
             enter()
-            os.write(tell, _REPORT.pack(0, int(os.readlink("/proc/self"))))
-            os.read(wait, 1)
+            os.write(report_writer, _REPORT.pack(0, int(os.readlink("/proc/self"))))
+            os.read(exit_reader, 1)
         except OSError as error:
-            os.write(tell, _REPORT.pack(error.errno or _EINVAL, 0))
+            os.write(report_writer, _REPORT.pack(error.errno or _EINVAL, 0))
         finally:
             os._exit(0)
-    os.close(tell)
-    os.close(wait)
+    os.close(report_writer)
+    os.close(exit_reader)
     try:
-        code, number = _REPORT.unpack(os.read(told, _REPORT.size).ljust(_REPORT.size, b"\xff"))
+        code, number = _REPORT.unpack(os.read(report_reader, _REPORT.size).ljust(_REPORT.size, b"\xff"))
         if code:
             raise OSError(code, os.strerror(code))
         yield number
     finally:
-        os.close(go)
-        os.close(told)
+        os.close(exit_writer)
+        os.close(report_reader)
         os.waitpid(pid, 0)
 
 

@@ -1,7 +1,8 @@
-"""Acceleration by a real probe: /dev/kvm that opens is no proof that a guest can run.
+"""Choose the accelerator, KVM or TCG, by booting a guest kernel: opening /dev/kvm does not prove that a guest can run.
 
-Some hosts let /dev/kvm be opened and a VM be created, and then fail at a model-specific register or never leave the
-kernel's decompressor. So the guest's own kernel is booted once, without a root, until it speaks on the serial port.
+On some hosts /dev/kvm opens and a VM can be created, but then KVM fails at a model-specific register or the guest never
+leaves the kernel's decompressor. So the guest kernel is booted once, without a root file system, until it prints its
+banner on the serial port.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from hawse.vm import cache
 from hawse.vm.capabilities import Capabilities
 
 _SECONDS = 30
-#: What is read of what QEMU says, in bytes.
-_MOST = 64 * 1024
+#: Maximum number of bytes that are read from QEMU's stderr.
+_MAX_STDERR = 64 * 1024
 _REFUSED = "a guest does not run with KVM here (often nested virtualization)"
-#: The kernel's banner (init/version.c), printed by code that runs after decompression.
-_PROOF = b"Linux version"
+#: The kernel's banner (init/version.c), which code prints that runs after decompression.
+_BANNER = b"Linux version"
 
 
 @dataclass(frozen=True)
 class Accel:
-    """What guests run with: the name "kvm" or "tcg", why, and whether that was found out just now."""
+    """The accelerator for guests: "kvm" or "tcg", the reason, and whether this process has just probed for it."""
 
     name: str
     reason: str
@@ -43,29 +44,30 @@ def choose(
     device: str = "/dev/kvm",
     seconds: float = _SECONDS,
 ) -> Accel:
-    """The acceleration for ``requested`` "auto", "kvm" or "tcg"; raises :class:`HostError` for a kvm that fails.
+    """Choose the accelerator for ``requested``: "auto", "kvm" or "tcg".
 
-    ``seconds``: how long a guest kernel may take until its first output.
+    ``seconds`` is the time limit for the guest kernel's first output.
+    Raises :class:`HostError` where "kvm" is requested and does not work.
     """
     if requested == "tcg":
         return Accel("tcg", 'vm.accel = "tcg"')
-    found = _probe_once(qemu, kernel, directory, device, seconds)
-    if requested == "kvm" and found.name != "kvm":
+    accel = _probe_once(qemu, kernel, directory, device, seconds)
+    if requested == "kvm" and accel.name != "kvm":
         raise HostError(
-            f'KVM cannot be used, as vm.accel = "kvm" requires: {found.reason}',
+            f'vm.accel = "kvm", but KVM cannot be used: {accel.reason}',
             hint='run on a host whose KVM works; with vm.accel = "auto" guests run under QEMU\'s TCG, which QEMU does '
             "not consider a security boundary",
         )
-    return found
+    return accel
 
 
 def one_thread(name: str, can: Capabilities, *, cpus: int) -> bool:
-    """Whether a guest's CPUs have to take turns on one thread of the host's.
+    """Whether all virtual CPUs of a guest must share one host thread.
 
-    Before 8.1 QEMU without KVM reads the code that it translates before it watches for writes to it: what another CPU
-    writes in between is lost. Linux writes to its own code while it runs (a static key, arch/x86/kernel/alternative.c,
-    text_poke_bp_batch()), by way of a breakpoint; with that one kept, every CPU runs into it for ever. QEMU's commit
-    deba78709ae8, "accel/tcg: Always lock pages before translation", ends it.
+    Without KVM, QEMU before 8.1 reads the code that it translates before it write-protects the page: a write by another
+    CPU in between is lost. Linux changes its own code at run time by way of a breakpoint (a static key,
+    arch/x86/kernel/alternative.c, text_poke_bp_batch()). If the write that removes the breakpoint is lost, every CPU
+    runs into it forever. Fixed by QEMU's commit deba78709ae8, "accel/tcg: Always lock pages before translation".
     """
     return name == "tcg" and cpus > 1 and not can.at_least(8, 1)
 
@@ -79,16 +81,16 @@ def _probe_once(qemu: str, kernel: str, directory: str, device: str, seconds: fl
         boot = file.read().strip()
     key = [cache.file_key(qemu), cache.file_key(kernel), boot, status.st_rdev, status.st_mode, os.geteuid()]
     path = f"{directory}/accel.json"
-    known = cache.read(path, key)
-    if known is not None:
-        return Accel(*known)
-    found = _probe(qemu, kernel, seconds)
-    cache.write(path, key, [found.name, found.reason])
-    return replace(found, fresh=True)
+    cached = cache.read(path, key)
+    if cached is not None:
+        return Accel(*cached)
+    accel = _probe(qemu, kernel, seconds)
+    cache.write(path, key, [accel.name, accel.reason])
+    return replace(accel, fresh=True)
 
 
 def _probe(qemu: str, kernel: str, seconds: float) -> Accel:
-    # With earlyprintk the kernel speaks as soon as it runs, in place of when its consoles are there.
+    # With earlyprintk the kernel prints as soon as it runs, before its consoles are registered.
     argv = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-serial", "stdio",
         "-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-m", "256M",
@@ -100,28 +102,28 @@ def _probe(qemu: str, kernel: str, seconds: float) -> Accel:
             subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
         ):
             assert process.stdout is not None
-            spoke = _speaks(process.stdout.fileno(), seconds)
+            booted = _prints_banner(process.stdout.fileno(), seconds)
             process.kill()
             process.wait()
             errors.seek(0)
-            words = errors.read(_MOST).decode(errors="replace").strip().splitlines()
+            messages = errors.read(_MAX_STDERR).decode(errors="replace").strip().splitlines()
     except OSError as error:
         return Accel("tcg", f"{qemu}: {error.strerror}")
-    if spoke:
+    if booted:
         return Accel("kvm", "a guest kernel ran")
-    if words:
-        # QEMU's own words may be an assertion of its source, which explains nothing to a user.
-        return Accel("tcg", f"{_REFUSED}: {words[-1]}")
-    return Accel("tcg", f"the guest kernel said nothing within {seconds:g} s")
+    if messages:
+        # QEMU's message may be an assertion in its source, which explains nothing to a user: _REFUSED precedes it.
+        return Accel("tcg", f"{_REFUSED}: {messages[-1]}")
+    return Accel("tcg", f"the guest kernel printed nothing within {seconds:g} s")
 
 
-def _speaks(fd: int, seconds: float) -> bool:
-    """Whether the proof comes before the end of the output, and in time."""
+def _prints_banner(fd: int, seconds: float) -> bool:
+    """Whether the kernel's banner arrives within ``seconds`` and before the end of the output."""
     output, deadline = b"", time.monotonic() + seconds
-    while _PROOF not in output:
+    while _BANNER not in output:
         ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
         piece = os.read(fd, 4096) if ready else b""
         if not piece:
             return False
-        output = output[-len(_PROOF) :] + piece
+        output = output[-len(_BANNER) :] + piece
     return True

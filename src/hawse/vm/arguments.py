@@ -1,4 +1,4 @@
-"""QEMU's command line and hot-plug commands, as typed data that is rendered last."""
+"""QEMU's command line and hot-plug commands, kept as typed data and rendered at the end."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
 NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3"})
 
-# no_timer_check: with remapped interrupts a kernel that counts too few ticks in its first moments panics ("timer
+# no_timer_check: with remapped interrupts a kernel that counts too few timer ticks early in boot panics ("timer
 # doesn't work through Interrupt-remapped IO-APIC": Linux arch/x86/kernel/apic/io_apic.c, check_timer()), and without
-# KVM a busy machine makes few. Under KVM the kernel skips the check by itself (arch/x86/kernel/kvm.c).
-# init_on_alloc=1, Debian's default: without KVM QEMU keeps translated code of a page until the guest writes to it, and
-# what virtiofsd writes into a page that had code in it before goes unseen: programs then end in a segmentation fault.
-# hpiosize=0: I/O windows are where the port plan has them, not at the first ports that hotplug might use.
+# KVM a guest on a busy host gets few ticks. Under KVM the kernel skips the check by itself (arch/x86/kernel/kvm.c).
+# init_on_alloc=1, Debian's default: without KVM QEMU keeps the translated code of a page until the guest writes to the
+# page. It does not notice when virtiofsd writes to a page that contained code: programs then end in a segmentation
+# fault. With this option the guest itself clears each page that it allocates.
+# hpiosize=0: the port plan places the I/O windows; otherwise the kernel gives them to the first hotplug ports.
 _APPEND = (
     "console=ttyS0 quiet panic=-1 no_timer_check init_on_alloc=1 pci=hpiosize=0 intel_iommu=on iommu.passthrough=0 "
     "rdinit=/init"
 )
 
 Command = tuple[str, dict[str, Any]]
-#: The command that hands QEMU a disk of :mod:`hawse.vm.disks`: the caller makes and sends the descriptor.
+#: The command that passes a disk of :mod:`hawse.vm.disks` to QEMU: the caller creates and sends the file descriptor.
 ADD_DISK = "add-fd"
-#: The options that do at the start what QMP commands do later, and the argument of each that comes first.
+#: The command-line option that corresponds to each QMP command, and the argument that comes first in the option.
 _COLD = {
     "netdev_add": ("-netdev", "type"),
     "blockdev-add": ("-blockdev", "driver"),
@@ -39,11 +40,11 @@ _COLD = {
 
 @dataclass(frozen=True)
 class VmShape:
-    """A virtual machine as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB.
+    """A VM as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB.
 
-    ``accel``: "kvm" or "tcg", and ``one_thread``: its CPUs take turns (:func:`hawse.vm.accel.one_thread`).
-    ``cold``: what would else be QMP commands, of devices that are there from the start. ``address_bits``: the width of
-    the vIOMMU, 39 or 48.
+    ``accel``: "kvm" or "tcg". ``one_thread``: all its CPUs share one host thread (:func:`hawse.vm.accel.one_thread`).
+    ``cold``: the commands that add the devices which are present from the start; they are rendered as options.
+    ``address_bits``: the address width of the vIOMMU, 39 or 48.
     """
 
     qemu: str
@@ -63,10 +64,11 @@ class VmShape:
 
 @dataclass(frozen=True)
 class Ends:
-    """Where one machine's ends are on the host; descriptors are the numbers that QEMU inherits.
+    """The host's ends of one VM: paths, and the numbers of the file descriptors that QEMU inherits.
 
-    ``memory`` is a file of the guest's RAM. ``share_plugged``: the share's device is there from the start.
-    ``incoming``: the machine does not boot, it waits for its state. ``disks``: one for each ADD_DISK that is cold.
+    ``memory`` is the file that holds the guest's RAM. ``share_plugged``: the share's device is present from the start.
+    ``incoming``: the VM does not boot but waits for an incoming migration. ``disks``: a file descriptor for each
+    ADD_DISK in :attr:`VmShape.cold`.
     """
 
     memory: str
@@ -80,18 +82,18 @@ class Ends:
     disks: Sequence[int] = ()
 
 
-#: Properties of the q35 machine that turn off what no guest of ours uses; some QEMU versions lack some of them.
+#: Properties of the q35 machine that switch off devices which our guests do not use; some QEMU versions lack some.
 _OFF = {"usb": "off", "vmport": "off", "smbus": "off", "sata": "off", "i8042": "off", "hpet": "off"}
 
 
 def render(shape: VmShape, ends: Ends) -> list[str]:
-    """The argument vector."""
-    # The guest's memory is in no core file of QEMU's, and is not merged with that of other guests, which could find out
-    # its content by that (QEMU qemu-options.hx, -machine; CVE-2015-2877).
+    """QEMU's argument vector."""
+    # Keep the guest's memory out of QEMU's core files, and do not merge it with the memory of other guests, which could
+    # find out its content by that (QEMU qemu-options.hx, -machine; CVE-2015-2877).
     machine = {"kernel-irqchip": "split", "memory-backend": "ram", "dump-guest-core": "off", "mem-merge": "off"}
     machine |= {name: value for name, value in _OFF.items() if name in shape.machine_properties}
-    # A file of RAM that is shared: virtiofsd maps it too, and migration leaves it alone (x-ignore-shared; since QEMU
-    # 8.0 only where the memory has a name, migration/ram.c, migrate_ram_is_ignored()).
+    # The RAM is a shared file: virtiofsd maps it too, and migration skips it (x-ignore-shared; since QEMU 8.0 only
+    # where the memory has a name, migration/ram.c, migrate_ram_is_ignored()).
     memory = {"id": "ram", "size": f"{shape.memory_mib}M", "mem-path": ends.memory, "share": True}
     arguments = [
         shape.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
@@ -105,13 +107,13 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         "-chardev", _inherited("qmp", ends.qmp_fd), "-mon", "chardev=qmp,mode=control",
     ]  # fmt: skip
     if ends.incoming:
-        # Kernel and initrd are in the memory already: reading them again would only take time.
+        # The restored memory contains the kernel and the initrd already: to read them again would only take time.
         arguments += ["-incoming", "defer"]
     else:
         append = f"{_APPEND} {shape.kernel_append}".strip()
         arguments += ["-kernel", shape.kernel, "-initrd", shape.initrd, "-append", append]
-    # Remapped interrupts let the guest's VFIO work without allow_unsafe_interrupts; caching mode is what vfio-pci
-    # devices need to see the guest's mappings (QEMU hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed).
+    # With interrupt remapping, VFIO in the guest works without allow_unsafe_interrupts. vfio-pci devices need caching
+    # mode so that QEMU sees the guest's mappings (QEMU hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed).
     devices: list[Mapping[str, Any]] = [
         {"driver": "intel-iommu", "intremap": True, "caching-mode": True, "aw-bits": shape.address_bits},
         {"driver": "virtio-serial-pci", "id": "serial", "bus": "pcie.0", "addr": "2.0", "max_ports": 2},
@@ -125,8 +127,9 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         if ends.share_plugged:
             devices.append(plug_share()[1])
     elif shape.share == "9p":
-        # QEMU can neither add a directory to 9p later nor save a machine that has one mounted: it is there, unmounted.
-        # "passthrough": QEMU, as root, gives a file to the user who makes it, or the guest learns that it cannot.
+        # QEMU can neither hot-plug a 9p directory nor save a VM whose guest has mounted one: so the device is present
+        # from the start, and the guest does not mount it before the template is saved.
+        # "passthrough": QEMU runs as root and gives a file to the user who creates it, or the guest gets the error.
         share = {"id": "share", "path": ends.share_directory, "security_model": "passthrough", "multidevs": "remap"}
         arguments += ["-fsdev", option("local", share)]
         devices.append(
@@ -136,13 +139,13 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
         rest = {key: value for key, value in device.items() if key != "driver"}
         arguments += ["-device", option(str(device["driver"]), rest)]
     disks = iter(ends.disks)
-    for command, words in shape.cold:
+    for command, parameters in shape.cold:
         if command == ADD_DISK:
-            arguments += ["-add-fd", f"fd={next(disks)},set={words['fdset-id']}"]
+            arguments += ["-add-fd", f"fd={next(disks)},set={parameters['fdset-id']}"]
             continue
         name, first = _COLD[command]
-        rest = {key: value for key, value in words.items() if key != first}
-        arguments += [name, option(str(words[first]), rest)]
+        rest = {key: value for key, value in parameters.items() if key != first}
+        arguments += [name, option(str(parameters[first]), rest)]
     return arguments
 
 
@@ -154,13 +157,16 @@ def _acceleration(shape: VmShape) -> dict[str, Any]:
 
 
 def plug_share() -> Command:
-    """The QMP command that plugs the directory shared by virtiofsd, the chardev of the same name."""
+    """The QMP command that plugs virtiofsd's device; device and chardev are both named "share"."""
     device = {"driver": "vhost-user-fs-pci", "id": "share", "chardev": "share", "tag": SHARE_TAG}
     return ("device_add", device | {"bus": SHARE_BUS, "addr": "0.0"})
 
 
 def plug_interface(name: str, mac: str, port: Port, function: int, *, alone: bool, vhost: bool) -> list[Command]:
-    """The QMP commands that plug a network interface, with descriptors that QEMU was given as NAME and NAME-vhost."""
+    """The QMP commands that plug a network interface.
+
+    QEMU knows the file descriptors of its backend by the names NAME and NAME-vhost.
+    """
     backend: dict[str, Any] = {"type": "tap", "id": name, "fd": name}
     if vhost:
         backend |= {"vhost": True, "vhostfd": f"{name}-vhost"}
@@ -178,11 +184,11 @@ def plug_interface(name: str, mac: str, port: Port, function: int, *, alone: boo
 def plug_disk(
     name: str, port: Port, *, fdset: int, serial: str, writable: bool, logical: int, physical: int
 ) -> list[Command]:
-    """The QMP commands that plug a block device of the host, whose descriptor QEMU has as /dev/fdset/FDSET.
+    """The QMP commands that plug a block device of the host, whose file descriptor QEMU has as /dev/fdset/FDSET.
 
-    Without QEMU's locks, since several sandboxes may have a device, as containers under runc may. Past the host's page
-    cache, so that what is written is on the device when the guest has flushed it. An error is the guest's: by default
-    QEMU stops a virtual machine whose host has no space left (QEMU docs/system/qemu-block-drivers; hw/block/block.c).
+    QEMU's locks are off, since several sandboxes may use one device, as containers under runc may. The host's page
+    cache is bypassed, so that data are on the device when the guest's flush returns. Errors are reported to the guest:
+    by default QEMU stops a VM whose host has no space left (QEMU docs/system/qemu-block-drivers; hw/block/block.c).
     """
     backend: dict[str, Any] = {"driver": "host_device", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{fdset}"}
     backend |= {"read-only": not writable, "cache": {"direct": True}, "aio": "threads", "locking": "off"}
@@ -199,9 +205,10 @@ def option(first: str, rest: Mapping[str, Any]) -> str:
 
 
 def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[Command]:
-    """The QMP commands that plug an emulated function; NICs of one machine meet in one hub.
+    """The QMP commands that plug an emulated function; one hub connects all emulated NICs of a VM.
 
-    ``owner`` is the sandbox: no two have the same hardware addresses, which QEMU would number alike in each.
+    ``owner`` is the name of the sandbox, from which the MAC address is derived: QEMU would use the same MAC addresses
+    in every VM.
     """
     name = device_id(slot)
     device: dict[str, Any] = {"driver": model, "id": name, "bus": slot.bus, "addr": slot.addr}
@@ -210,10 +217,11 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
     commands: list[Command] = []
     if network:
         commands.append(("netdev_add", {"type": "hubport", "id": f"net-{name}", "hubid": 0}))
-        # No option ROM: nobody boots from it, and firmware has long run when it is plugged.
+        # No option ROM: the guest does not boot from it, and the firmware has run before the device is plugged.
         device |= {"netdev": f"net-{name}", "romfile": "", "mac": hardware_address(owner, name)}
     if model == "nvme":
-        # A jailed QEMU can open no file: it gets the descriptor (QEMU qapi/misc.json, add-fd). No other process has it.
+        # A jailed QEMU cannot open a file: it is passed the file descriptor (QEMU qapi/misc.json, add-fd). The image
+        # is not locked, since no other process has it.
         number = _function_number(slot)
         disk = {"driver": "file", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{number}"}
         commands.append((ADD_DISK, {"fdset-id": number}))
@@ -223,35 +231,36 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
 
 
 def plug_host(slot: Slot, address: str, *, rom: bool = False, token: str = "", by_file: bool = False) -> list[Command]:
-    """The QMP commands that plug a function of the host; ``token`` is its physical function's (QEMU hw/vfio/pci.c).
+    """The QMP commands that plug a function of the host.
 
-    ``by_file``: by its device file and /dev/iommu in place of its group's node (QEMU docs/devel/vfio-iommufd.rst). The
-    functions of a group need one iommufd, since the kernel gives a group to one owner of DMA alone (Linux
-    drivers/iommu/iommufd/device.c, iommufd_get_group()): it comes with the first.
+    ``token`` is the VF token of its physical function (QEMU hw/vfio/pci.c).
+    ``by_file``: open the function by its device file and /dev/iommu instead of its group's node (QEMU
+    docs/devel/vfio-iommufd.rst). All functions of a group must use one iommufd, since the kernel allows one DMA owner
+    for a group (Linux drivers/iommu/iommufd/device.c, iommufd_get_group()): the first function creates it.
     """
     device: dict[str, Any] = {"driver": "vfio-pci", "host": address, "id": device_id(slot)}
     device |= {"bus": slot.bus, "addr": slot.addr, "rombar": int(rom)} | ({"vf-token": token} if token else {})
     if not by_file:
         return [("device_add", device)]
     iommufd = f"iommufd-{slot.group}"
-    made: list[Command] = [("object-add", {"qom-type": "iommufd", "id": iommufd})] if slot.index == 0 else []
-    return [*made, ("device_add", device | {"iommufd": iommufd})]
+    create: list[Command] = [("object-add", {"qom-type": "iommufd", "id": iommufd})] if slot.index == 0 else []
+    return [*create, ("device_add", device | {"iommufd": iommufd})]
 
 
 def device_id(slot: Slot) -> str:
-    """QEMU's name of the function in the slot."""
+    """QEMU's id of the device in the slot."""
     return f"vfio-{slot.group}-{slot.index}"
 
 
 def _function_number(slot: Slot) -> int:
-    """Bus, slot and function of the guest in one number, which no other device has at the time."""
+    """Guest bus, slot and function as one number, which is unique among the VM's present devices."""
     _, bus, rest = slot.guest_address.split(":")
     number, _, function = rest.partition(".")
     return int(bus, 16) << 8 | int(number, 16) << 3 | int(function, 16)
 
 
 def hardware_address(*parts: str) -> str:
-    """A MAC address of these names' own: unicast, locally administered (IEEE 802, section 8.4)."""
+    """A MAC address derived from the names: unicast, locally administered (IEEE 802, section 8.4)."""
     digest = bytearray(hashlib.sha256("\0".join(parts).encode()).digest()[:6])
     digest[0] = digest[0] & 0xFC | 0x02
     return digest.hex(":")

@@ -1,4 +1,4 @@
-"""Answers that were expensive to get, kept in a JSON file under a key of all that they depend on."""
+"""A cache of results that are expensive to compute: a JSON file, in which the key covers every input of the result."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from typing import Any
 from hawse.errors import HostError
 from hawse.vm import trusted
 
-_KEPT = 8
+_MAX_ENTRIES = 8
 
 
 def file_key(path: str) -> list[object]:
-    """What identifies a file's content without reading it: path, size in bytes, time of change in ns."""
+    """A key for a file's content that needs no reading of it: path, size in bytes, modification time in ns."""
     status = os.stat(path)
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
 
 
 def read(path: str, key: object) -> Any:
-    """The value kept under ``key``; None when there is none, or the file is unreadable or garbled, or another user may
-    have written it: then ask again."""
+    """The value cached under ``key``, or None: the caller then computes it again.
+
+    None where no value is cached, where the file cannot be read or parsed, and where another user may have written it.
+    """
     try:
         trusted.check(os.path.dirname(path))
     except (OSError, HostError):
         return None
-    return next((value for kept, value in _entries(path) if kept == _as_json(key)), None)
+    return next((value for entry_key, value in _entries(path) if entry_key == _as_json(key)), None)
 
 
 def write(path: str, key: object, value: object) -> None:
-    """Write a value under its key, and keep the newest values of seven other keys.
+    """Store a value under its key; the newest values of seven other keys are kept.
 
-    A file that cannot be written is no error, and nothing is written where other users may write: the value is then
-    found out again by every start. Processes that write at
-    the same time keep each other's values. A reader sees the old file or the new one. No name contains the pid, since
-    two processes in different PID namespaces may have the same one.
+    It is not an error if the file cannot be written, and nothing is written where other users may write: every start
+    then computes the value again. Processes that write at the same time keep each other's values. A reader sees the old
+    file or the new one. File names do not contain the pid, since two processes in different PID namespaces may have the
+    same pid.
     """
     directory = os.path.dirname(path)
     try:
@@ -47,7 +49,7 @@ def write(path: str, key: object, value: object) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
             with open(trusted.open_file(f"{path}.new"), "w") as file:
-                json.dump([[key, value], *others[: _KEPT - 1]], file)
+                json.dump([[key, value], *others[: _MAX_ENTRIES - 1]], file)
             os.rename(f"{path}.new", path)
         finally:
             os.close(lock)
@@ -56,8 +58,9 @@ def write(path: str, key: object, value: object) -> None:
 
 
 @contextmanager
-def alone(path: str) -> Iterator[None]:
-    """Hold the lock of a file: of several that make the same thing, the second finds what the first has made.
+def locked(path: str) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path``, so that of several processes that build the same thing, the second
+    finds the result of the first.
 
     Other users cannot open the file, so they cannot hold the lock.
     """
@@ -77,5 +80,5 @@ def _entries(path: str) -> list[Any]:
 
 
 def _as_json(key: object) -> object:
-    """A key as it comes back from the file."""
+    """The key as it reads back from the file: tuples become lists."""
     return json.loads(json.dumps(key))

@@ -1,4 +1,4 @@
-"""What a QEMU can do, asked of it and kept: versions are not proof, builds leave devices out."""
+"""Capabilities of a QEMU binary, queried over QMP and cached: the version is not enough, since builds omit devices."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hawse.errors import HostError, VmError
 from hawse.vm import cache
 
 _SECONDS = 30
-#: What is kept of the answers beside the version, in the order of :class:`Capabilities`.
+#: The lists in the cached answer, after the version, in the order of :class:`Capabilities`.
 _LISTS = ("devices", "machine_properties", "objects", "vfio_properties", "options")
-_QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
+_QUERIES: tuple[tuple[str, dict[str, str]], ...] = (
     ("qmp_capabilities", {}),
     ("query-version", {}),
     ("qom-list-types", {"implements": "device"}),
@@ -27,8 +27,8 @@ _QUESTIONS: tuple[tuple[str, dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The version as text, the device models, the properties of the q35 machine, the objects that -object makes, the
-    properties of the device model vfio-pci, and of the options that not every build has those that are there."""
+    """QEMU's version as text, its device models, the properties of the q35 machine, the types that -object creates, the
+    properties of the device model vfio-pci, and which of the optional command-line options this build has."""
 
     version: str
     devices: frozenset[str]
@@ -38,39 +38,39 @@ class Capabilities:
     options: frozenset[str] = frozenset()
 
     def require(self, device: str) -> None:
-        """Raise :class:`HostError` when this QEMU has no such device model."""
+        """Raise :class:`HostError` if this QEMU does not have the device model."""
         if device not in self.devices:
             raise HostError(f"QEMU {self.version} has no device {device}", hint="use a QEMU built with it")
 
     def at_least(self, major: int, minor: int) -> bool:
-        """Whether it is that version or a later one."""
+        """Whether QEMU has this version or a later one."""
         numbers = [int(number) for number in self.version.split(".")[:2]]
         return numbers >= [major, minor]
 
 
 def ask(qemu: str, *, directory: str) -> Capabilities:
-    """The capabilities of the program ``qemu``, from ``directory``'s cache where it was asked before.
+    """The capabilities of the program ``qemu``, from the cache in ``directory`` where they were queried before.
 
-    Raises :class:`HostError` when there is none and :class:`VmError`, with its stderr, when it dies.
+    Raises :class:`HostError` where the program is missing and :class:`VmError`, with its stderr, where it dies.
     """
     try:
-        # With the questions: what an earlier hawse has asked may not be all.
-        key = [*cache.file_key(qemu), *_QUESTIONS]
+        # The key contains the queries: an earlier version of hawse may not have made all of them.
+        key = [*cache.file_key(qemu), *_QUERIES]
     except OSError as error:
         raise _missing(qemu, error) from None
     path = f"{directory}/qemu.json"
-    known = cache.read(path, key)
-    if known is None:
-        known = _ask(qemu)
-        cache.write(path, key, known)
-    return Capabilities(known["version"], *(frozenset(known[key]) for key in _LISTS))
+    values = cache.read(path, key)
+    if values is None:
+        values = _ask(qemu)
+        cache.write(path, key, values)
+    return Capabilities(values["version"], *(frozenset(values[key]) for key in _LISTS))
 
 
 def _ask(qemu: str) -> dict[str, Any]:
-    questions = "".join(json.dumps({"execute": name, "arguments": args}) + "\n" for name, args in _QUESTIONS)
+    queries = "".join(json.dumps({"execute": name, "arguments": args}) + "\n" for name, args in _QUERIES)
     argv = [qemu, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
     try:
-        answer = subprocess.run(argv, input=questions, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        answer = subprocess.run(argv, input=queries, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except OSError as error:
         raise _missing(qemu, error) from None
     except subprocess.TimeoutExpired:
@@ -78,7 +78,7 @@ def _ask(qemu: str) -> dict[str, Any]:
     try:
         messages = [json.loads(line) for line in answer.stdout.splitlines()]
         replies = [message for message in messages if "return" in message or "error" in message]
-        # One that has no q35 machine or no vfio-pci says an error there.
+        # A QEMU without the q35 machine or without vfio-pci answers those queries with an error.
         _, version, devices, properties, objects, vfio, options = (reply.get("return") for reply in replies[:7])
         return {
             "version": "{major}.{minor}.{micro}".format(**version["qemu"]),
@@ -89,7 +89,7 @@ def _ask(qemu: str) -> dict[str, Any]:
             "options": sorted(entry["option"] for entry in options or ()),
         }
     except (ValueError, KeyError, TypeError):
-        raise VmError(f"{qemu} dies at its start", hint="see what it says", evidence=answer.stderr[-4096:]) from None
+        raise VmError(f"{qemu} exits at startup", hint="see its stderr", evidence=answer.stderr[-4096:]) from None
 
 
 def _missing(qemu: str, error: OSError) -> HostError:

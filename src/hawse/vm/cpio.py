@@ -1,5 +1,6 @@
-"""The archive that the kernel unpacks into its first root: "newc" cpio (Linux Documentation/driver-api/early-userspace/
-buffer-format.rst). Written here since no library in Debian or on PyPI writes it with fixed times and numbers.
+"""Write an initial ramfs: a "newc" cpio archive (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
+
+No library in Debian or on PyPI writes this format with fixed times and inode numbers.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ DeviceNode = tuple[str, int, int, int]
 
 
 def write_archive(tree: str, output: BinaryIO, *, nodes: Iterable[DeviceNode] = ()) -> int:
-    """Archive ``tree`` in sorted order, everything owned by root and of time 0; the number of bytes written.
+    """Archive ``tree`` in sorted order, with root as owner and modification time 0; returns the bytes written.
 
-    The same tree gives the same bytes wherever and whenever it lies.
+    The same tree gives the same bytes, independent of its path and of the time.
     """
     writer = _Writer(output)
     for path in _walk(tree):
@@ -52,7 +53,7 @@ class _Writer:
     def entry(self, path: str, mode: int, data: bytes = b"", *, device: tuple[int, int] = (0, 0)) -> None:
         self._number += 1
         name = path.encode() + b"\0"
-        # inode, mode, uid, gid, links, mtime, size, device of the file (2), device of the node (2), name's size, check
+        # inode, mode, uid, gid, links, mtime, size, device of the file (2), device of the node (2), size of name, check
         fields = (self._number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name), 0)
         self._write(b"070701" + b"".join(b"%08X" % field for field in fields) + name)
         self._write(data)

@@ -1,4 +1,4 @@
-"""The disks of emulated NVMe controllers: memory that goes with its virtual machine, of a size that stays."""
+"""The disks of emulated NVMe controllers: memory of a fixed size that ends with its VM."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DISK_BYTES = 64 * MIB
 
 
 def make() -> int:
-    """A descriptor of a new disk, which is zeros: memfd_create(2), without pages yet. Raises OSError.
+    """Create a disk full of zeros: the file descriptor of a memfd_create(2) without pages yet. Raises OSError.
 
-    It is sealed, so that QEMU can change its content and never its size. Its pages count for the cgroup of QEMU.
+    It is sealed, so that QEMU can change its content but not its size. Its pages are charged to QEMU's cgroup.
     """
     fd = os.memfd_create("hawse-disk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -26,5 +26,5 @@ def make() -> int:
 
 
 def total_mib(models: Iterable[str]) -> int:
-    """What the disks of such devices may have in all, in MiB."""
+    """The maximum memory of all disks of these device models together, in MiB."""
     return sum(DISK_BYTES // MIB for model in models if model == "nvme")

@@ -1,4 +1,4 @@
-"""Huge pages of this host: how many are to be had, and whether they are enough for a virtual machine's memory."""
+"""Huge pages of this host: how many are available, and whether they suffice for the memory of a VM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SYSFS = "/sys/kernel/mm/hugepages"
 
 
 def size_name(kib: int) -> str:
-    """2MB for 2048, as the specification writes sizes."""
+    """A page size as the OCI specification writes it: 2MB for 2048."""
     for unit, factor in (("GB", 1024 * 1024), ("MB", 1024)):
         if kib % factor == 0:
             return f"{kib // factor}{unit}"
@@ -17,10 +17,10 @@ def size_name(kib: int) -> str:
 
 
 def count(kib: int, *, root: str = "") -> tuple[int, int]:
-    """How many pages of that size there are, and how many are free and not promised; none where there is no such size.
+    """Number of huge pages of that size, and how many are free and not reserved; (0, 0) where the size is unsupported.
 
-    Memory that is mapped and was not touched yet is free and promised (Linux Documentation/admin-guide/mm/
-    hugetlbpage.rst, HugePages_Rsvd).
+    The kernel counts pages that are mapped and not touched yet as free and as reserved (Linux
+    Documentation/admin-guide/mm/hugetlbpage.rst, HugePages_Rsvd).
     """
     directory = f"{root}{_SYSFS}/hugepages-{kib}kB"
     numbers = []
@@ -30,30 +30,30 @@ def count(kib: int, *, root: str = "") -> tuple[int, int]:
                 numbers.append(int(file.read(64)))
         except (OSError, ValueError):
             numbers.append(0)
-    total, free, promised = numbers
-    return total, max(free - promised, 0)
+    total, free, reserved = numbers
+    return total, max(free - reserved, 0)
 
 
 def round_up(memory_mib: int, kib: int) -> int:
-    """MiB in whole pages; ``kib`` 0: of the ordinary ones."""
+    """MiB, rounded up to whole pages; ``kib`` 0: ordinary pages."""
     page_mib = max(kib // 1024, 1)
     return -(-memory_mib // page_mib) * page_mib
 
 
 def check(memory_mib: int, kib: int, *, root: str = "") -> None:
-    """Raise :class:`HostError` unless so much memory can be had in pages of that size."""
+    """Raise :class:`HostError` unless so much memory is available in pages of that size."""
     total, free = count(kib, root=root)
-    wanted = memory_mib * 1024 // kib
-    if free < wanted:
+    needed = memory_mib * 1024 // kib
+    if free < needed:
         raise HostError(
-            f"the virtual machine's memory takes {wanted} huge pages of {size_name(kib)}, and {free} of this host's "
+            f"the virtual machine's memory takes {needed} huge pages of {size_name(kib)}, and {free} of this host's "
             f"{total} are free",
-            hint=f"{remedy(kib, total + wanted - free)}, or clear vm.hugepages in the configuration",
+            hint=f"{remedy(kib, total + needed - free)}, or clear vm.hugepages in the configuration",
         )
 
 
-def remedy(kib: int, wanted: int) -> str:
-    """How a host comes to have so many of them."""
+def remedy(kib: int, pages: int) -> str:
+    """How the administrator reserves this number of huge pages."""
     if kib == KIB["2MB"]:
-        return f"sysctl vm.nr_hugepages={wanted}"
-    return f"echo {wanted} >{_SYSFS}/hugepages-{kib}kB/nr_hugepages, or hugepages={wanted} on the kernel's command line"
+        return f"sysctl vm.nr_hugepages={pages}"
+    return f"echo {pages} >{_SYSFS}/hugepages-{kib}kB/nr_hugepages, or hugepages={pages} on the kernel's command line"

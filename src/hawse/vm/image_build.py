@@ -1,4 +1,4 @@
-"""Building the guest image: packages in, kernel and initial ramfs out, the same bytes for the same inputs."""
+"""Build the guest image: a kernel and an initial ramfs from Debian packages, the same bytes for the same inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from hawse.errors import ImageError
 from hawse.vm import packages, trusted
-from hawse.vm.cache import alone
+from hawse.vm.cache import locked
 from hawse.vm.cpio import write_archive
 from hawse.vm.image import (
     BESIDE,
@@ -39,19 +39,19 @@ from hawse.vm.vmlinux import bootable
 
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1), ("dev/null", stat.S_IFCHR | 0o666, 1, 3))
 
-#: In the guest: the modules that the agent loads, and the agent's link to the directory MODULES in the share. busybox's
-#: modprobe reads /lib/modules/<release> and no other directory.
+#: Paths in the guest: the modules that the agent loads, and the agent's link to the directory MODULES in the share.
+#: busybox's modprobe reads /lib/modules/<release> and no other directory.
 _AGENT_MODULES = "usr/lib/hawse/modules"
 _SHARED_MODULES = "/run/hawse/modules"
 
 
 def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> Image:
-    """Build the image, or find it built from the same inputs, and make it the current one.
+    """Build the image and make it the current one; an image that was built from the same inputs is used again.
 
-    ``kernel`` and ``modules``: a bzImage or vmlinux and its /lib/modules/<release> directory, in place of Debian's.
-    ``extra``: names of modules to have beside the image in addition to the recipe's.
-    Raises :class:`HostError` for packages and for a cache that other users may write to, and
-    :class:`ImageError` for what is missing in them.
+    ``kernel`` and ``modules``: a bzImage or vmlinux and its /lib/modules/<release> directory, instead of Debian's.
+    ``extra``: names of modules to store next to the image, in addition to the recipe's.
+    Raises :class:`HostError` where packages cannot be fetched and for a cache that other users may write to, and
+    :class:`ImageError` where the packages or the kernel lack something.
     """
     if bool(kernel) != bool(modules):
         raise ImageError("image.kernel and image.modules go together", hint="set both, or neither")
@@ -60,7 +60,7 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
         recipe = tomllib.load(file)
     sources = sources_digest(kernel, modules, extra)
     images = trusted.make(cache, "images")
-    with trusted.ordinary_umask(), alone(f"{images}/lock"):
+    with trusted.ordinary_umask(), locked(f"{images}/lock"):
         userland = packages.fetch(recipe["packages"], cache=cache, progress=progress)
         kernels = [] if kernel else kernel_packages(recipe, cache, progress)
         digest = _digest(sources, [*userland, *kernels])
@@ -137,20 +137,22 @@ def _build(
 
 
 def unpack_kernel(kernels: Sequence[Package], into: str) -> tuple[str, str]:
-    """Unpack a kernel package: the paths of its bzImage and of its modules."""
-    wanted = ("boot/", "usr/lib/modules/")
-    packages.unpack(kernels, into, wanted=lambda name: f"{name}/".startswith(wanted))
+    """Unpack a kernel package; returns the paths of its bzImage and of its modules."""
+    prefixes = ("boot/", "usr/lib/modules/")
+    packages.unpack(kernels, into, wanted=lambda name: f"{name}/".startswith(prefixes))
     release = os.listdir(f"{into}/usr/lib/modules")[0]
     return f"{into}/boot/vmlinuz-{release}", f"{into}/usr/lib/modules/{release}"
 
 
 def kernel_packages(recipe: dict[str, Any], cache: str, progress: Progress) -> list[Package]:
-    """The package that holds the kernel itself, of all those that the named one pulls in."""
+    """The package that contains the kernel, among those that the recipe's kernel_package depends on."""
     fetched = packages.fetch([recipe["kernel_package"]], cache=cache, progress=progress)
-    found = [p for p in fetched if p.name.startswith("linux-image-") and p.name != recipe["kernel_package"]]
-    if len(found) != 1:
-        raise ImageError(f"{recipe['kernel_package']} depends on {len(found)} kernels, not on one")
-    return found
+    kernels = [p for p in fetched if p.name.startswith("linux-image-") and p.name != recipe["kernel_package"]]
+    if len(kernels) != 1:
+        raise ImageError(
+            f"guest image: the package {recipe['kernel_package']} depends on {len(kernels)} kernels, not on one"
+        )
+    return kernels
 
 
 def _useful(name: str) -> bool:

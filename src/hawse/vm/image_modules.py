@@ -1,4 +1,4 @@
-"""The kernel modules of an image: those in its initial ramfs, and those beside it, picked from a kernel's directory."""
+"""Choose the kernel modules of an image: those in its initial ramfs, and those in directories next to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hawse.errors import ImageError
 from hawse.vm.image import module_name
 from hawse.vm.image_tree import chroot, inside
 
-#: A module's own dependencies, by its path in the kernel's directory: modules.dep (depmod(8)).
+#: The dependencies of each module, by its path in the kernel's module directory: modules.dep (depmod(8)).
 Needs = Mapping[str, Sequence[str]]
 _APT_HELPER = "/usr/lib/apt/apt-helper"
 
@@ -23,10 +23,10 @@ _APT_HELPER = "/usr/lib/apt/apt-helper"
 def add_kernel_modules(
     full: str, tree: str, modules: str, release: str, names: Sequence[str], *, place: str = ""
 ) -> None:
-    """The named modules of the directory ``modules`` with their dependencies, and a modules.dep of them.
+    """Copy the named modules of the directory ``modules`` with their dependencies, and write their modules.dep.
 
-    ``place`` is their directory in ``tree``, by default that of modprobe. depmod runs in ``full``, which has kmod; the
-    image has no need of it. Raises :class:`ImageError` for a name that is missing.
+    ``place`` is their directory in ``tree``, by default modprobe's. depmod runs in ``full``, which contains kmod; the
+    image does not need it. Raises :class:`ImageError` for a name that is missing.
     """
     work, target = inside(full, f"usr/lib/modules/{release}"), f"{tree}/{place or f'usr/lib/modules/{release}'}"
     os.makedirs(work)
@@ -47,9 +47,9 @@ def add_kernel_modules(
 
 
 def add_drivers(full: str, target: str, release: str, names: Sequence[str]) -> None:
-    """Those of the named modules that the kernel has, with their dependencies, modules.dep and modules.alias of them.
+    """Copy those of the named modules that the kernel has, and their dependencies; write modules.dep and modules.alias.
 
-    To be called after :func:`add_kernel_modules`, which has run depmod.
+    Call it after :func:`add_kernel_modules`, which runs depmod.
     """
     work = f"{full}/usr/lib/modules/{release}"
     needs = _dependencies(work)
@@ -61,11 +61,11 @@ def add_drivers(full: str, target: str, release: str, names: Sequence[str]) -> N
 
 
 def add_autoload(full: str, target: str, release: str, patterns: Sequence[str], extra: Sequence[str]) -> None:
-    """The directory that the guest's modprobe reads: modules, modules.dep, modules.alias and modules.builtin.
+    """Create the directory that the guest's modprobe reads: modules, modules.dep, modules.alias and modules.builtin.
 
-    ``patterns`` match paths below the kernel's own directory, without the suffix; one without a match is no error,
-    since kernels differ. ``extra`` are names that an administrator has listed: each must exist. To be called after
-    :func:`add_kernel_modules`. Raises :class:`ImageError` for a name that is missing.
+    ``patterns`` match paths below "kernel" in the module directory, without the suffix. A pattern without a match is
+    not an error, since kernels differ. ``extra`` are names from image.extra_modules: each must exist.
+    Call it after :func:`add_kernel_modules`. Raises :class:`ImageError` for a name that is missing.
     """
     work = f"{full}/usr/lib/modules/{release}"
     needs = _dependencies(work)
@@ -78,7 +78,7 @@ def add_autoload(full: str, target: str, release: str, patterns: Sequence[str], 
     os.makedirs(target)
     chosen = [*matching(patterns, needs), *listed]
     names = {module_name(path) for path in _copy_with_needs(work, target, chosen, needs)}
-    # Aliases of hardware are for a program that watches for hardware. The kernel itself never asks for one.
+    # Aliases of PCI devices are for a program that watches for hardware. The kernel itself never requests one.
     _copy_aliases(work, target, lambda line: " pci:" not in line and line.split()[-1] in names)
     shutil.copyfile(f"{work}/modules.builtin", f"{target}/modules.builtin")
 
@@ -90,12 +90,12 @@ def matching(patterns: Sequence[str], paths: Iterable[str]) -> list[str]:
 
 
 def find(names: Sequence[str], paths: Iterable[str], builtin: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The paths of the named modules, in the order of the names, and the names that are neither there nor built in."""
+    """The paths of the named modules, in the order of the names, and the names that the kernel does not have at all."""
     by_name = {module_name(path): path for path in paths}
-    wanted = {module_name(name): name for name in names}
+    spelled = {module_name(name): name for name in names}
     inside_kernel = set(builtin)
-    found = [by_name[name] for name in wanted if name in by_name]
-    return found, [given for name, given in wanted.items() if name not in by_name and name not in inside_kernel]
+    chosen = [by_name[name] for name in spelled if name in by_name]
+    return chosen, [spelling for name, spelling in spelled.items() if name not in by_name and name not in inside_kernel]
 
 
 def _dependencies(directory: str) -> dict[str, list[str]]:
@@ -113,7 +113,7 @@ def _builtin(directory: str) -> set[str]:
 
 
 def _copy_with_needs(work: str, target: str, chosen: Sequence[str], needs: Needs) -> list[str]:
-    """Copy modules with all that they depend on, and write modules.dep of them; the paths in ``work``."""
+    """Copy modules with all their dependencies, and write their modules.dep; returns their paths in ``work``."""
     paths = sorted({*chosen, *(other for path in chosen for other in needs[path])})
     kept = {path: _copy_module(f"{work}/{path}", target, path) for path in paths}
     with open(f"{target}/modules.dep", "w") as file:
@@ -128,7 +128,10 @@ def _copy_aliases(work: str, target: str, wanted: Callable[[str], bool]) -> None
 
 
 def _copy_module(source: str, target: str, path: str) -> str:
-    """Copy one module, uncompressed, since busybox's modprobe cannot unpack all of these; its path in ``target``."""
+    """Copy one module, decompressed, since busybox's modprobe does not support all these formats.
+
+    Returns its path in ``target``.
+    """
     name, suffix = os.path.splitext(path)
     unpack = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(suffix)
     if suffix == ".zst":
@@ -145,7 +148,7 @@ def _copy_module(source: str, target: str, path: str) -> str:
 
 
 def _read_zstd(path: str) -> bytes:
-    """The content of a file, by apt, which the build has anyway: Python has no zstd before 3.14."""
+    """Decompress a file with apt-helper, which the build needs anyway: Python before 3.14 has no zstd."""
     try:
         return subprocess.run([_APT_HELPER, "cat-file", path], capture_output=True, check=True).stdout
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The image's file tree, picked from unpacked packages: only what the guest runs, since every byte is read at boot."""
+"""The image's file tree: the files that the guest runs, out of the unpacked packages. Every byte is read at boot."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ for module in list(sys.modules.values()):
     if file and file.startswith("/usr/lib/python3"):
         print(file)
 """
-#: Where a program's tree is mounted before it becomes the root; any directory of the host.
+#: The mount point of a program's tree before it becomes the root; any directory of the host serves.
 _PLACE = "/tmp"
 _LIBRARY = "import os; print(os.path.dirname(os.__file__))"
-# Runs there too, so that the byte code is of the guest's own Python, whatever runs the build. The name that goes into
-# the byte code is the path in the guest; unchecked: no time of a source is compared, since there are no sources.
+# Runs in the unpacked tree too, so that the guest's Python compiles the byte code, whichever Python runs the build. The
+# file name in the byte code is the path in the guest. Unchecked: Python does not compare it with a source, since the
+# image contains no sources.
 _COMPILE = """
 import py_compile, sys
 for path in sys.stdin.read().split():
@@ -42,10 +43,10 @@ for path in sys.stdin.read().split():
 
 
 def add_programs(full: str, tree: str, programs: Sequence[str], links: dict[str, str]) -> None:
-    """Copy programs and the shared libraries that they need; make links."""
+    """Copy programs and the shared libraries that they need; create the symbolic links."""
     for program in programs:
         if not os.path.lexists(f"{full}/{program}"):
-            raise ImageError(f"guest image: no package brought /{program}")
+            raise ImageError(f"guest image: none of the packages contains /{program}")
         _copy_with_libraries(full, tree, program)
     for path, target in links.items():
         os.makedirs(os.path.dirname(f"{tree}/{path}"), exist_ok=True)
@@ -53,7 +54,7 @@ def add_programs(full: str, tree: str, programs: Sequence[str], links: dict[str,
 
 
 def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: Sequence[str]) -> None:
-    """The agent and the part of Python's library that it loads, as byte code; proved by importing it in ``tree``."""
+    """Add the agent and the part of Python's library that it loads, as byte code; import it in ``tree`` as a test."""
     for name, path in sources:
         target = inside(full, f"{_HAWSE}/{name}")
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -68,16 +69,16 @@ def add_python(full: str, tree: str, sources: Sequence[tuple[str, str]], extra: 
     for path in files:
         if path.endswith(".so"):
             _copy_with_libraries(full, tree, path)
-    # Python takes the directory above for its own by this one (CPython Modules/getpath.py), which may be empty.
+    # By this directory, which may be empty, Python recognizes its library (CPython Modules/getpath.py).
     os.makedirs(f"{tree}{chroot(full, _PYTHON, '-IS', '-c', _LIBRARY).strip()}/lib-dynload", exist_ok=True)
     chroot(tree, _PYTHON, "-IS", "-c", _LIST_MODULES, *names, *extra)
 
 
 def chroot(tree: str, *argv: str, stdin: str = "") -> str:
-    """Run a program of the tree in the tree; its stdout. Raises :class:`ImageError` with its stderr.
+    """Run a program of the tree with the tree as its root; returns its stdout.
 
-    It runs as root, which owns the files, and has no capability, no device node, no network, and no process or file
-    but those of the tree.
+    It runs as root, which owns the files, without capabilities, device nodes and network, in its own PID namespace. It
+    sees no files outside the tree. Raises :class:`ImageError` with its stderr.
     """
     environment = {"PATH": "/usr/bin:/usr/sbin", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -88,17 +89,17 @@ def chroot(tree: str, *argv: str, stdin: str = "") -> str:
             )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         if isinstance(error, OSError) and error.filename == argv[0]:
-            raise ImageError(f"guest image: {argv[0]} fails in it", evidence=str(error.strerror)) from None
+            raise ImageError(f"guest image: cannot run {argv[0]} of the image", evidence=str(error.strerror)) from None
         raise ImageError(
-            f"guest image: {argv[0]} cannot be run apart from the host", hint="run as root with CAP_SYS_ADMIN"
+            f"guest image: cannot isolate {argv[0]} of the image from the host", hint="run as root with CAP_SYS_ADMIN"
         ) from None
     if answer.returncode:
-        raise ImageError(f"guest image: {argv[0]} fails in it", evidence=answer.stderr[-2000:])
+        raise ImageError(f"guest image: {argv[0]} of the image fails", evidence=answer.stderr[-2000:])
     return answer.stdout
 
 
 def _confine(tree: str) -> None:
-    """In a forked child: be among the tree's files and nothing else. Raises OSError."""
+    """In a forked child: make the tree the root, in new namespaces and without privileges. Raises OSError."""
     leave_namespaces()
     mounts.mount("none", "/", "", mounts.REC | mounts.PRIVATE)
     root = mounts.open_tree(tree)
@@ -110,10 +111,13 @@ def _confine(tree: str) -> None:
 
 
 def inside(tree: str, path: str) -> str:
-    """The path of a file of the tree. Raises :class:`ImageError` where a symbolic link on the way leaves the tree."""
+    """The path of a file in the tree. Raises :class:`ImageError` where a symbolic link in the path leaves the tree."""
     root = os.path.realpath(tree).rstrip("/")
     if not f"{os.path.realpath(os.path.join(root, path))}/".startswith(f"{root}/"):
-        raise ImageError(f"guest image: /{path} of the packages leads out of their tree", hint="use another mirror")
+        raise ImageError(
+            f"guest image: /{path} of the packages leads out of the image through a symbolic link",
+            hint="use another mirror",
+        )
     return f"{tree}/{path}"
 
 
@@ -128,7 +132,7 @@ def _copy_with_libraries(full: str, tree: str, path: str) -> None:
 
 
 def _copy(full: str, tree: str, path: str, source: str = "") -> None:
-    """Copy a file to the same path, or from another, through links as they point inside of ``full``."""
+    """Copy a file, from ``source`` if given, to ``path`` in the tree; symbolic links are resolved inside ``full``."""
     target = f"{tree}/{path}"
     if os.path.exists(target):
         return

@@ -1,8 +1,9 @@
-"""A guest's RAM: made as memory that others can map, and kept as a file of its non-zero pieces.
+"""A guest's RAM: created as memory that other processes can map, saved as a file of its non-zero pieces.
 
-The file: eight bytes of the memory's size and eight of the number of pieces, begin and end of each piece in the memory,
-eight bytes each, all big-endian, zeros to a whole page, then the pieces one after the other. No holes: some file
-systems (9p, NFS before 4.2) cannot tell them from data, and would have all of the memory read and written.
+File format: the size of the memory and the number of pieces; then start and end of each piece in the memory; zeros up
+to a whole page; then the pieces one after the other. All numbers have eight bytes, big-endian. The file has no holes:
+some file systems (9p, NFS before 4.2) do not distinguish them from data, so all of the memory would be read and
+written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 MIB = 1024 * 1024
-#: Compared with zeros and written as one; a multiple of every page size of x86 but the huge ones.
+#: The unit that is compared with zeros and written, in bytes: a multiple of x86's page size, without huge pages.
 PIECE = 16 * 1024
 _ZEROS = bytes(PIECE)
 _AT_ONCE = 16 * MIB
@@ -25,11 +26,11 @@ _PAGE = 4096
 
 
 def make(size: int, *, page_kib: int = 0) -> int:
-    """A descriptor of ``size`` bytes of memory that others can map: memfd_create(2). Raises OSError.
+    """Create ``size`` bytes of memory that other processes can map; returns its file descriptor (memfd_create(2)).
 
-    ``page_kib``: made of huge pages of so many KiB, which are promised to it from now on: a mapping promises them, and
-    they stay so for the file's life (Linux Documentation/mm/hugetlbfs_reserv.rst). Else a page that is not there when
-    it is touched would end QEMU with SIGBUS.
+    ``page_kib``: use huge pages of this size in KiB, and reserve all of them now. Without a reservation QEMU would die
+    of SIGBUS when it touches a page that the host cannot supply. A mapping makes the reservation, which lasts for the
+    life of the file (Linux Documentation/mm/hugetlbfs_reserv.rst). Raises OSError.
     """
     fd = create(size, page_kib=page_kib)
     if page_kib:
@@ -42,7 +43,7 @@ def make(size: int, *, page_kib: int = 0) -> int:
 
 
 def create(size: int, *, page_kib: int = 0) -> int:
-    """The same as :func:`make`, without a promise of huge pages. Raises OSError."""
+    """Like :func:`make`, but without reserving huge pages. Raises OSError."""
     flags = os.MFD_CLOEXEC
     if page_kib:
         flags |= os.MFD_HUGETLB | (page_kib * 1024).bit_length() - 1 << os.MFD_HUGE_SHIFT
@@ -56,39 +57,39 @@ def create(size: int, *, page_kib: int = 0) -> int:
 
 
 def path(fd: int) -> str:
-    """A name under which a process that inherits the descriptor can open the memory."""
+    """A path by which a process that inherits the file descriptor can open the memory."""
     return f"/proc/self/fd/{fd}"
 
 
 def restore(source: int, target: int, *, mapped: bool | None = None) -> int:
-    """Copy a file of pieces into memory of the size that it was made of; the bytes copied. Raises OSError.
+    """Copy a saved file into memory of the original size; returns the number of bytes copied. Raises OSError.
 
-    By write(2) from a mapping: the one copy there is, and faster than sendfile(2), whose pages go through a pipe. Huge
-    pages cannot be written to (Linux fs/hugetlbfs/inode.c has no write_iter): they are mapped and read into. With
-    ``mapped`` any memory is.
+    It uses write(2) from a mapping, which copies once and is faster than sendfile(2), whose pages go through a pipe.
+    Huge pages cannot be written to (Linux fs/hugetlbfs/inode.c has no write_iter): the target is mapped, and the file
+    is read into the mapping. ``mapped`` chooses the method; None: according to the pages of ``target``.
     """
     mapped = is_huge(target) if mapped is None else mapped
     size = os.fstat(source).st_size
     if size < _HEAD.size:
         raise OSError(errno.EIO, "the template's memory is cut short")
     with mmap.mmap(source, size, prot=mmap.PROT_READ) as file, memoryview(file) as view, ExitStack() as undo:
-        room = None
+        buffer = None
         if mapped:
-            room = undo.enter_context(memoryview(undo.enter_context(mmap.mmap(target, os.fstat(target).st_size))))
+            buffer = undo.enter_context(memoryview(undo.enter_context(mmap.mmap(target, os.fstat(target).st_size))))
         position = begin = _begin_of_data(view)
         for start, end in _read_pieces(view, os.fstat(target).st_size):
             while start < end:
                 length = min(end - start, _AT_ONCE)
-                if room is None:
+                if buffer is None:
                     written = os.pwrite(target, view[position : position + length], start)
                 else:
-                    written = os.preadv(source, [room[start : start + length]], position)
+                    written = os.preadv(source, [buffer[start : start + length]], position)
                 start, position = start + written, position + written
         return position - begin
 
 
 def save(source: int, target: int) -> int:
-    """Write what is not zero of a memory to an empty file; the bytes copied. Raises OSError."""
+    """Write the non-zero pieces of a memory to an empty file; returns the number of bytes copied. Raises OSError."""
     size = os.fstat(source).st_size
     with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
         pieces = list(_used(view, source))
@@ -102,7 +103,7 @@ def save(source: int, target: int) -> int:
 
 
 def digest(fd: int) -> str:
-    """sha256 of a file. Raises OSError."""
+    """SHA256 of a file in hexadecimal. Raises OSError."""
     result = hashlib.sha256()
     size = os.fstat(fd).st_size
     if size:
@@ -112,7 +113,8 @@ def digest(fd: int) -> str:
 
 
 def is_huge(fd: int) -> bool:
-    """Whether it is of huge pages: their size is its block size (Linux fs/hugetlbfs/inode.c, hugetlbfs_statfs())."""
+    """Whether the memory consists of huge pages: its block size is then the size of a huge page (Linux
+    fs/hugetlbfs/inode.c, hugetlbfs_statfs())."""
     return os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
 
 
@@ -126,7 +128,7 @@ def _read_pieces(view: memoryview, size: int) -> Iterator[tuple[int, int]]:
     """The file's table of pieces, checked against the file and the memory. Raises OSError."""
     saved, count = _HEAD.unpack(view[: _HEAD.size])
     if saved != size:
-        raise OSError(errno.EIO, "the template's memory has another size")
+        raise OSError(errno.EIO, "the template's memory has another size than the virtual machine's")
     if count > size // PIECE or _begin_of_data(view) > len(view):
         raise OSError(errno.EIO, "the template's memory is cut short")
     left, last = len(view) - _begin_of_data(view), 0
@@ -139,7 +141,7 @@ def _read_pieces(view: memoryview, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _used(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of what is not zero, in pieces, neighbours joined."""
+    """(start, end) of the non-zero parts; adjacent pieces are joined."""
     begin = end = 0
     for start, stop in _pieces(view, fd):
         if start == end and stop - begin <= _AT_ONCE:
@@ -153,7 +155,7 @@ def _used(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
 
 
 def _pieces(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of every piece with something in it."""
+    """(start, end) of every non-zero piece."""
     done = 0
     for start, end in _extents(fd):
         for position in range(max(done, start - start % PIECE), end, PIECE):
@@ -163,7 +165,7 @@ def _pieces(view: memoryview, fd: int) -> Iterator[tuple[int, int]]:
 
 
 def _extents(fd: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the memory's parts that were ever written (lseek(2), SEEK_DATA)."""
+    """(start, end) of the parts of the memory that have been written (lseek(2), SEEK_DATA)."""
     position = 0
     while True:
         try:

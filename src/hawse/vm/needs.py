@@ -1,6 +1,6 @@
-"""What a sandbox needs of the host: the memory of its guest that is in use, and what is beside it. Pure.
+"""Estimate the host memory and tasks that a sandbox needs: the guest memory in use, and the host's processes. Pure.
 
-The figures are readings of bench/footprint.py and bench/busy.py, which docs/performance.md explains.
+The constants were measured with bench/footprint.py and bench/busy.py; docs/performance.md explains them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from hawse.vm.size import MIB, Limits, translated_mib, usable_mib
 
-#: MiB of the guest that are in use before a container runs, restored from a template and booted.
+#: MiB of guest memory in use before a container runs: in a VM restored from a template, and in one that booted.
 _RESTORED_MIB, _BOOTED_MIB = 120, 143
-#: MiB beside the guest, and beside QEMU's translated code: QEMU, virtiofsd, the monitor and the proxies, when they have
-#: just been started, and in a busy pod.
+#: MiB of QEMU, virtiofsd, the monitor and the proxies, without guest memory and QEMU's translated code: just after
+#: their start, and in a busy pod.
 _IDLE_MIB, _BUSY_MIB = 50, 80
-#: MiB of QEMU's translated code when a machine that was restored runs its first container.
+#: MiB of QEMU's translated code when a restored VM runs its first container.
 _FIRST_TRANSLATED_MIB = 16
 #: Processes and threads of an idle sandbox without its virtual CPUs: the monitor, QEMU, virtiofsd, one proxy.
 _TASKS = 14
@@ -22,8 +22,11 @@ _TASKS = 14
 
 @dataclass(frozen=True)
 class Needs:
-    """In MiB, and in processes and threads. ``host_mib`` is beside the guest's memory; ``start_mib`` until the first
-    container runs; ``full_mib`` when the containers use all that they may, 0 where they have no limit."""
+    """Memory in MiB, and ``tasks``: processes and threads.
+
+    ``host_mib``: memory in addition to the guest's. ``start_mib``: total until the first container runs.
+    ``full_mib``: total when the containers use all that their limits allow, 0 where they have no limit.
+    """
 
     host_mib: int
     start_mib: int
@@ -42,10 +45,11 @@ def needs_of(
     own_pages: bool = False,
     reserved_mib: int = 0,
 ) -> Needs:
-    """What the machine of this memory and these limits needs.
+    """The needs of a VM with this memory and these container limits.
 
-    ``restored``: from a template; ``own_pages``: its memory is of the host's huge pages, which the kernel does not
-    count as memory; ``reserved_mib``: of huge pages that the guest reserves for its first container.
+    ``restored``: it is restored from a template. ``own_pages``: its memory consists of the host's huge pages, which the
+    kernel does not charge to the memory cgroup. ``reserved_mib``: huge pages that the guest reserves for its first
+    container.
     """
     translated = translated_mib(cpus, one_thread=one_thread) if accel == "tcg" else 0
     if own_pages:

@@ -1,4 +1,4 @@
-"""Debian packages by the machine's own sources, fetched and unpacked without installing any of them."""
+"""Fetch Debian packages from the host's configured sources, and unpack them without installing them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from hawse.errors import HostError
 from hawse.linux import mounts
 from hawse.vm import trusted
-from hawse.vm.cache import alone
+from hawse.vm.cache import locked
 
 Progress = Callable[[str], None]
 
-# Python 3.11.2, Debian 12's, has no filters yet: _check_member() and _check_inside() do not rely on them.
+# Debian 12's Python 3.11.2 has no extraction filters: _check_member() and _check_inside() do not rely on them.
 _FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 
 _LISTS = "/var/lib/apt/lists"
-#: apt's own directory of packages, which its user reaches.
+#: apt's default directory of packages, which the user _apt can reach.
 _APT_ARCHIVES = "/var/cache/apt/archives"
 
 
@@ -41,16 +41,18 @@ class Package:
 def fetch(
     names: Sequence[str], *, cache: str, progress: Progress, options: Sequence[str] = (), lists: str = _LISTS
 ) -> tuple[Package, ...]:
-    """The packages with all that they depend on, as if nothing were installed here, sorted by name.
+    """Download the packages with all their dependencies, as if the host had none installed; sorted by name.
 
-    ``options``: more of apt's, "Name=value", for other sources than the machine's own. ``lists`` is the directory with
-    apt's package lists, which are read from the mirror first if they are missing.
-    Raises :class:`HostError` when apt cannot find or download one, and for one whose content is not what the lists say.
+    ``options``: further apt options, "Name=value", for example to use other sources than the host's. ``lists`` is the
+    directory of apt's package lists; missing lists are first downloaded from the mirror.
+    Raises :class:`HostError` when apt cannot find or download a package, and for a package whose content does not
+    match the lists.
     """
     archives = trusted.make(cache, "packages")
-    # apt lists only what it has not fetched yet, so the list is asked for with a directory that stays empty.
-    none = trusted.make(cache, "packages-none")
-    for directory in (archives, none):
+    # apt prints only URIs of packages that are not in its archive directory: print them for a directory that stays
+    # empty.
+    empty = trusted.make(cache, "packages-none")
+    for directory in (archives, empty):
         trusted.make_directories(f"{directory}/partial")
     status = os.path.join(cache, "no-packages")
     os.close(trusted.open_file(status))
@@ -59,30 +61,30 @@ def fetch(
         "APT::Install-Recommends=0", "Acquire::ForceHash=SHA256", *options,
     ]  # fmt: skip
     apt = ["apt-get", "-qq", *(part for option in options for part in ("-o", option))]
-    with alone(os.path.join(cache, "packages.lock")):
+    with locked(os.path.join(cache, "packages.lock")):
         if not any(name.endswith("_Packages") or "_Packages." in name for name in os.listdir(lists)):
             progress("reading the package lists")
             _run([*apt, "update"])
         try:
-            return _fetch(apt, names, archives, none, progress)
+            return _fetch(apt, names, archives, empty, progress)
         except HostError:
-            # Lists that are older than the mirror name versions which it has no longer.
+            # Outdated lists name versions that the mirror no longer has.
             progress("reading the package lists again")
             _run([*apt, "update"])
-            return _fetch(apt, names, archives, none, progress)
+            return _fetch(apt, names, archives, empty, progress)
 
 
 def _fetch(
-    apt: Sequence[str], names: Sequence[str], archives: str, none: str, progress: Progress
+    apt: Sequence[str], names: Sequence[str], archives: str, empty: str, progress: Progress
 ) -> tuple[Package, ...]:
-    listed = parse_uris(_run([*apt, "-o", f"Dir::Cache::archives={none}", "install", "--print-uris", *names]))
+    listed = parse_uris(_run([*apt, "-o", f"Dir::Cache::archives={empty}", "install", "--print-uris", *names]))
     if not listed:
-        raise HostError(f"apt finds nothing to fetch for {' '.join(names)}", hint="run `apt-get update`")
+        raise HostError(f"apt finds no package to fetch for {' '.join(names)}", hint="run `apt-get update`")
     expected = {f"{archives}/{name}": _sha256(name, digest) for name, _, digest in listed}
     missing = [path for path, digest in expected.items() if _digest(path) != digest]
     if missing:
         progress(f"downloading {len(missing)} packages")
-        for path in missing:  # apt keeps a file of the right size
+        for path in missing:  # otherwise apt keeps an existing file that has the expected size
             with suppress(FileNotFoundError):
                 os.unlink(path)
         _download(apt, names, archives)
@@ -93,11 +95,11 @@ def _fetch(
 
 
 def _download(apt: Sequence[str], names: Sequence[str], archives: str) -> None:
-    """Have apt download what is missing in the directory ``archives``.
+    """Download the packages that are missing in the directory ``archives``, by means of apt.
 
-    apt's methods, which talk to the network, run as the user _apt, and apt gives that user the directory ``partial``.
-    Where the user cannot reach it, apt would run them as root (apt apt-pkg/acquire.cc, CheckDropPrivsMustBeDisabled()):
-    then the directory is mounted on apt's own one, in a mount namespace that ends with apt.
+    apt's network methods run as the user _apt, to whom apt gives the directory ``partial``. Where that user cannot
+    reach the directory, apt would run the methods as root (apt apt-pkg/acquire.cc, CheckDropPrivsMustBeDisabled()). In
+    this case ``archives`` is mounted on apt's default directory, in a mount namespace that ends with apt.
     """
     directory, prepare = archives, None
     if not _is_reachable(archives):
@@ -107,7 +109,7 @@ def _download(apt: Sequence[str], names: Sequence[str], archives: str) -> None:
 
 
 def _is_reachable(directory: str) -> bool:
-    """Whether every user can search the directory and each one above it."""
+    """Whether every user can search the directory and all its parents."""
     path = os.path.realpath(directory)
     while os.stat(path).st_mode & stat.S_IXOTH:
         if path == "/":
@@ -117,7 +119,7 @@ def _is_reachable(directory: str) -> bool:
 
 
 def _mount_on(source: str, target: str) -> None:
-    """In a forked child: mount a directory at another place, in a mount namespace that ends with this process."""
+    """In a forked child: bind-mount ``source`` on ``target``, in a mount namespace that ends with this process."""
     os.makedirs(target, mode=0o755, exist_ok=True)
     mounts.unshare(mounts.PRIVATE)
     mounts.mount(source, target, "", mounts.BIND)
@@ -127,14 +129,14 @@ def _sha256(name: str, digest: str) -> str:
     kind, _, value = digest.partition(":")
     if kind != "SHA256" or not re.fullmatch("[0-9a-f]{64}", value):
         raise HostError(
-            f"apt gives no SHA256 of the package {name}, but {digest or 'nothing'}",
+            f"apt's lists have no SHA256 of the package {name}, but {digest or 'no hash'}",
             hint="use a source whose Release file lists SHA256 hashes, as Debian's does",
         )
     return value
 
 
 def _digest(path: str) -> str:
-    """SHA256 of a file in hexadecimal, "" where there is none."""
+    """SHA256 of a file in hexadecimal, "" where the file is missing."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -143,16 +145,16 @@ def _digest(path: str) -> str:
 
 
 def _verify(path: str, expected: str) -> None:
-    """Raise :class:`HostError` where a downloaded package is not the one that the signed lists name; it is removed."""
-    found = _digest(path)
-    if found == expected:
+    """Raise :class:`HostError` and remove the file where a downloaded package does not match the signed lists."""
+    digest = _digest(path)
+    if digest == expected:
         return
     name = os.path.basename(path)
     with suppress(FileNotFoundError):
         os.unlink(path)
     raise HostError(
-        f"the package {name} is not the one in apt's lists: its SHA256 is {found or 'missing'}, not {expected}",
-        hint="run `apt-get update` and try again; if it stays, use another mirror in apt's sources",
+        f"the package {name} is not the one in apt's lists: its SHA256 is {digest or 'missing'}, not {expected}",
+        hint="run `apt-get update` and try again; if the error stays, use another mirror in apt's sources",
     )
 
 
@@ -163,9 +165,10 @@ def parse_uris(text: str) -> list[tuple[str, int, str]]:
 
 
 def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bool] = lambda _name: True) -> None:
-    """Lay the packages' files out below ``into``, a merged-/usr tree; no maintainer script runs.
+    """Extract the packages' files below ``into``, a merged-/usr tree; maintainer scripts do not run.
 
-    ``wanted`` gets each path without a leading slash. What the packages say of owners and modes is kept.
+    ``wanted`` is called with each path, without a leading slash, and selects files. Owners and modes of the packages
+    are kept.
     """
     for directory in ("bin", "sbin", "lib", "lib64"):
         os.makedirs(f"{into}/usr/{directory}", exist_ok=True)
@@ -197,8 +200,8 @@ def _unpack(path: str, into: str, wanted: Callable[[str], bool]) -> bool:
 
 
 def _check_member(member: tarfile.TarInfo, package: str) -> None:
-    """Raise :class:`HostError` for a name or a kind of file that no package of Debian has (Debian Policy 10.6: device
-    nodes are not in packages)."""
+    """Raise :class:`HostError` for a file name or type that Debian packages do not contain (Debian Policy 10.6: no
+    device nodes)."""
     for name in (member.name, member.linkname) if member.islnk() else (member.name,):
         if name.startswith("/") or ".." in name.split("/"):
             raise _unsafe(package, name, "a path that leaves the tree")
@@ -207,7 +210,7 @@ def _check_member(member: tarfile.TarInfo, package: str) -> None:
 
 
 def _check_inside(into: str, name: str, package: str) -> None:
-    """Raise :class:`HostError` where the way to a file goes through a symbolic link that leaves the tree."""
+    """Raise :class:`HostError` where the path of a file goes through a symbolic link that leaves the tree."""
     root = os.path.realpath(into)
     parent = os.path.realpath(os.path.join(root, os.path.dirname(name)))
     if parent != root and not parent.startswith(f"{root}/"):
@@ -221,7 +224,7 @@ def _unsafe(package: str, name: str, why: str) -> HostError:
 
 
 def merged(name: str) -> str:
-    """A path of a package in a merged-/usr tree: bin/sh becomes usr/bin/sh."""
+    """A package's path in a merged-/usr tree: bin/sh becomes usr/bin/sh; "" for a path outside the tree."""
     path = os.path.normpath(name).lstrip("/")
     if path == "." or path.startswith(".."):
         return ""
@@ -235,14 +238,14 @@ def _package(path: str, digest: str) -> Package:
 
 
 def _run(argv: Sequence[str], *, prepare: Callable[[], None] | None = None) -> str:
-    """The output of apt. ``prepare`` is called in the forked child."""
+    """Run apt; returns its output. ``prepare`` is called in the forked child."""
     try:
         answer = subprocess.run(
             argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, preexec_fn=prepare
         )
     except subprocess.SubprocessError:
         raise HostError(
-            f"cannot mount the directory of packages on {_APT_ARCHIVES}, where apt's user reaches it",
+            f"cannot mount the package directory on {_APT_ARCHIVES}, where the user _apt can reach it",
             hint="run as root with CAP_SYS_ADMIN, or let every user search image.cache and the directories above it",
         ) from None
     except OSError as error:

@@ -1,11 +1,14 @@
-"""The port plan: where each VFIO function goes, and where the guest will see it. Pure; decided before QEMU starts.
+"""The port plan: the port and slot of each VFIO function, and its address in the guest. Pure.
 
-Facts: a pcie-root-port takes slot 0 only (QEMU hw/pci/pci.c); firmware numbers buses depth-first in the order of the
-ports, and leaves out as many after a port as its ``bus-reserve`` says (PCI-to-PCI Bridge 1.2, section 3.1; SeaBIOS
-src/fw/pciinit.c, pci_bios_init_bus_rec); functions of one slot without ACS share an IOMMU group, and so do all devices
-behind a PCIe-to-PCI bridge (Linux drivers/iommu/iommu.c, pci_device_group). A host group of several functions is one
-address space for QEMU only behind one requester id, which is what such a bridge gives it; emulated functions have no
-such need and keep their PCI Express shape in one slot.
+The plan is computed before QEMU starts. Facts:
+
+- A pcie-root-port has slot 0 only (QEMU hw/pci/pci.c).
+- Firmware numbers buses depth-first in the order of the ports. After a port it skips as many bus numbers as the port's
+  ``bus-reserve`` says (PCI-to-PCI Bridge 1.2, section 3.1; SeaBIOS src/fw/pciinit.c, pci_bios_init_bus_rec).
+- Functions of one slot without ACS share an IOMMU group, and so do all devices behind a PCIe-to-PCI bridge (Linux
+  drivers/iommu/iommu.c, pci_device_group).
+- QEMU gives the functions of a host group one address space only if they share a requester id, as behind a PCIe-to-PCI
+  bridge. Emulated functions do not need this: they are PCI Express functions of one slot.
 """
 
 from __future__ import annotations
@@ -18,26 +21,29 @@ from typing import Any
 from hawse.errors import DeviceError
 
 MIB = 1024 * 1024
-#: pcie.0 has the host bridge at 00.0, ICH9 at 1f, our own devices at 01 to 0e, the IOMMU none.
+#: The first slot of root ports on pcie.0. The host bridge is at 00.0, ICH9 at 1f, hawse's devices at 01 to 0e; the
+#: IOMMU has no slot.
 FIRST_PORT_SLOT = 0x0F
 PORTS_PER_SLOT = 8
 MAX_PORTS = (0x1F - FIRST_PORT_SLOT) * PORTS_PER_SLOT - 2
-#: An I/O window has 4 KiB of the 64 KiB of x86, and firmware needs some itself (QEMU docs/pcie.txt: "about 10").
+#: Maximum number of ports with an I/O window. A window takes 4 KiB of x86's 64 KiB, of which firmware needs a part
+#: (QEMU docs/pcie.txt: "about 10").
 MAX_IO_PORTS = 10
-#: Between the memory of a machine with 2 GiB below 4 GiB, or its PCI configuration space, and the I/O APIC
-#: (QEMU hw/i386/pc_q35.c): what 32-bit windows of all ports can have, with room left for our own devices.
+#: The space for the 32-bit windows of all ports, in bytes. It lies between the guest RAM (with 2 GiB below 4 GiB) or
+#: the PCI configuration space, and the I/O APIC (QEMU hw/i386/pc_q35.c); the rest is left for hawse's devices.
 MAX_MEMORY = 768 * MIB
-#: Every machine has them. More would cost each start: address spaces to build, buses to look at.
+#: The number of ports that every VM has. More would slow down each start: QEMU builds an address space for each, and
+#: the guest scans each bus.
 LEAST_PORTS = 4
-#: Where the share is plugged.
+#: The port of the share.
 SHARE_BUS = "port-share"
-#: Where network interfaces are plugged, as functions of one slot: the machine is the same however many there are.
+#: The port of the network interfaces, which are functions of one slot: the VM is the same for any number of interfaces.
 NETWORK_BUS = "port-net"
 FUNCTIONS = 8
-#: What SeaBIOS gives a hotplug port unasked, in bytes.
+#: The window that SeaBIOS gives a hotplug port by default, in bytes.
 _MINIMUM_WINDOW = 2 * MIB
 _IO_WINDOW = 4096
-#: Ports that no VFIO group is given.
+#: Ports that are not for VFIO groups.
 _OWN = (SHARE_BUS, NETWORK_BUS)
 
 
@@ -52,7 +58,7 @@ class FunctionShape:
 
 @dataclass(frozen=True)
 class GroupShape:
-    """One group of functions that must be one group in the guest; ``bus``: the bus number that it would like there."""
+    """A group of functions that must share one IOMMU group in the guest; ``bus``: the preferred bus number there."""
 
     number: int
     functions: tuple[FunctionShape, ...]
@@ -74,7 +80,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Port:
-    """A root port that takes a group: QEMU's id of it, its bus, its windows in bytes, and whether a bridge is in it."""
+    """A root port for a group: its QEMU id, its bus, its windows in bytes, and whether a bridge is plugged into it."""
 
     name: str
     bus: int
@@ -85,15 +91,15 @@ class Port:
 
     @property
     def takes_at(self) -> str:
-        """QEMU's id of what a function is plugged into."""
+        """QEMU's id of the bus that functions are plugged into: the bridge's, or the port's."""
         return _bridge_of(self.name) if self.bridge else self.name
 
 
 @dataclass(frozen=True)
 class PortPlan:
-    """``bridges``: QEMU devices to start with, as option mappings. ``slots``: in the order of plugging.
+    """``bridges``: the ports and bridges that QEMU starts with, as option mappings. ``slots``: in plugging order.
 
-    ``ports`` are those that take devices, with one in it or not; ``network`` is the one for interfaces.
+    ``ports``: the ports for devices, used or spare. ``network``: the port for interfaces.
     """
 
     bridges: tuple[dict[str, Any], ...]
@@ -105,9 +111,9 @@ class PortPlan:
 
 @dataclass
 class _Port:
-    """A root port to be: its group, if any, and the numbers of the bus behind it and of the bridge behind that.
+    """A root port in planning: its group, if any, and the number of the bus behind it. A bridge's bus is the next one.
 
-    ``window``: the bytes of 64-bit prefetchable window where there is no group.
+    ``window``: the size of its 64-bit prefetchable window in bytes if it has no group.
     """
 
     name: str
@@ -124,7 +130,7 @@ class _Port:
 
     @property
     def prefetchable(self) -> list[int]:
-        """The sizes of the BARs that its 64-bit window is for."""
+        """The sizes of the BARs for which the 64-bit window is planned."""
         return _prefetchable_bars(self.group) if self.group else [self.window]
 
 
@@ -136,13 +142,13 @@ def plan_ports(
     spare_window: int = 0,
     disks: int = 0,
 ) -> PortPlan:
-    """The share's port, one for each group, and the network's. Raises :class:`DeviceError` when there is no room.
+    """Plan the ports: one for the share, one for each group, spare ones, and one for the network.
 
-    There are 4, 8, 16... ports, at least ``least``, some of them spare, and up to ``bridges`` of those with a bridge:
-    most machines are then of one shape, which one template serves, and devices may come later. A group gets the bus
-    that it would like; the others have the numbers that are left. ``spare_window``: the bytes of 64-bit prefetchable
-    window, a power of two, that each spare port has at least. ``disks``: how many spare ports without a bridge there
-    are to be for disks.
+    A VM has 4, 8, 16... ports for devices, at least ``least``. Up to ``bridges`` of the spare ports contain a bridge.
+    So most VMs are alike and can use one template, and devices can be attached later. A group gets its preferred bus
+    number; the other ports get the remaining numbers. ``spare_window``: the minimum 64-bit prefetchable window of each
+    spare port in bytes, a power of two. ``disks``: how many spare ports without a bridge are needed for disks.
+    Raises :class:`DeviceError` when there are not enough ports or windows.
     """
     if len(groups) + disks > MAX_PORTS:
         what = f"{len(groups)} VFIO groups" + (f" and {disks} block devices" if disks else "")
@@ -154,10 +160,10 @@ def plan_ports(
     while count < len(groups) + disks + (bridges if disks else 0):
         count *= 2
     count = min(count, MAX_PORTS)
-    # All, where there are windows for all; else the groups that need one, and as many spare ports as can have one.
+    # I/O windows for all ports if they suffice; otherwise for the groups that need one, then for spare ports.
     all_io = count + 1 <= MAX_IO_PORTS
-    _check_room(groups, spare_io=all_io)
-    # The bridges first: a group of several functions has no other place.
+    _check_capacity(groups, spare_io=all_io)
+    # Ports with a bridge come first: a group of several functions needs a bridge.
     spares = sorted(range(len(groups), count), key=lambda index: index < count - bridges)
     spare_io = spares if all_io else spares[: MAX_IO_PORTS - sum(map(_has_io, groups))]
     ports = [_Port(SHARE_BUS)]
@@ -184,66 +190,66 @@ def plan_ports(
 
 
 def place(group: GroupShape, spares: Sequence[Port]) -> tuple[Slot, ...]:
-    """Where a group goes in a machine that runs already: into a spare port. Raises :class:`DeviceError` with reasons.
+    """Choose a spare port of a running VM for a group; returns its slots. Raises :class:`DeviceError` with the reason.
 
-    A port that nothing was planned for has the least windows, and a bridge cannot come later: the guest's hotplug by
-    ACPI knows those alone that firmware has seen (QEMU hw/acpi/pcihp.c).
+    The windows of spare ports are minimal. A bridge cannot be added later: ACPI hotplug in the guest supports only
+    bridges that the firmware has enumerated (QEMU hw/acpi/pcihp.c).
     """
     bridged = _needs_bridge(group)
     spares = [spare for spare in spares if spare.bridge == bridged]
     if bridged and not spares:
         raise DeviceError(
-            f"group {group.number} has {len(group.functions)} functions, which need a bridge, and a virtual machine "
-            "that runs cannot get one",
+            f"group {group.number} has {len(group.functions)} functions, which need a bridge, and no bridge can be "
+            "added to a running virtual machine",
             hint="name the group when the container is created",
         )
     memory, prefetchable, io = _memory(group), _prefetchable(group), _has_io(group)
     fitting = [s for s in spares if s.memory >= memory and s.prefetchable >= prefetchable and s.io >= io]
     if not fitting:
-        windows = f"with windows of {memory // MIB} MiB and, prefetchable, {prefetchable // MIB} MiB"
-        what = f" {windows}{' and of I/O' if io else ''}" if spares else ""
+        windows = f"with a {memory // MIB} MiB window and a {prefetchable // MIB} MiB prefetchable window"
+        suffix = f" {windows}{', and with an I/O window,' if io else ''}" if spares else ""
         raise DeviceError(
-            f"group {group.number}: no spare port{what} is left in the virtual machine",
+            f"group {group.number}: no spare port{suffix} is left in the virtual machine",
             hint="detach another group, or name this one when the container is created",
         )
-    wished = [spare for spare in fitting if spare.bus == group.bus]
-    # The least that fits: a large window is worth keeping.
-    spare = wished[0] if wished else min(fitting, key=lambda spare: (spare.prefetchable, spare.memory, spare.bus))
+    preferred = [spare for spare in fitting if spare.bus == group.bus]
+    # Otherwise the port with the smallest windows that fit: large windows stay free for groups that need them.
+    spare = preferred[0] if preferred else min(fitting, key=lambda spare: (spare.prefetchable, spare.memory, spare.bus))
     return _slots(_Port(spare.name, group, spare.bus))
 
 
 def place_interfaces(count: int, ports: Sequence[Port]) -> tuple[tuple[int, Port, int], ...]:
-    """Number, port and function of each interface that is plugged now, in the order of plugging: function 0 last.
+    """Number, port and function of each interface to plug now, in the order of plugging: function 0 last.
 
-    A slot takes no functions once its function 0 is there, so those that come later need another port. Raises
-    :class:`DeviceError` when there are too few.
+    No function can be added to a slot that has its function 0, so interfaces that are plugged later need another port.
+    Raises :class:`DeviceError` when there are too few ports.
     """
     if count > len(ports) * FUNCTIONS:
         raise DeviceError(
             f"{count} network interfaces, and the virtual machine has ports for {len(ports) * FUNCTIONS}",
-            hint="have fewer interfaces in the network namespace",
+            hint="use fewer interfaces in the network namespace",
         )
     order = sorted(range(count), key=lambda number: (number // FUNCTIONS, -(number % FUNCTIONS)))
     return tuple((number, ports[number // FUNCTIONS], number % FUNCTIONS) for number in order)
 
 
 def window(sizes: Iterable[int]) -> int:
-    """The bytes that BARs of these sizes need in any order, a power of two: each is aligned to its own size."""
+    """The window size in bytes for BARs of these sizes in any order, a power of two: a BAR is aligned to its size."""
     total = sum(max(size, 4096) for size in sizes)
     return 1 << (total - 1).bit_length() if total else 0
 
 
 def reservation(sizes: Sequence[int]) -> int:
-    """The bytes to reserve for BARs of these sizes: their window, and as much as may be lost at its beginning.
+    """The bytes to reserve for BARs of these sizes: their window, and what alignment may waste at its beginning.
 
-    Firmware aligns an empty window to 2 MiB, not to what will be in it (SeaBIOS src/fw/pciinit.c,
-    pci_bios_check_devices(), PCI_BRIDGE_MEM_MIN), and a BAR is aligned to its own size.
+    Firmware aligns an empty window to 2 MiB, not to the BARs that will be in it (SeaBIOS src/fw/pciinit.c,
+    pci_bios_check_devices(), PCI_BRIDGE_MEM_MIN), and a BAR is aligned to its size.
     """
     return window(sizes) + max(max(sizes, default=0) - _MINIMUM_WINDOW, 0)
 
 
-def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
-    """Raise :class:`DeviceError` where windows or slots are short, naming groups."""
+def _check_capacity(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
+    """Raise :class:`DeviceError`, with the groups' numbers, where windows or slots do not suffice."""
     with_io = [group.number for group in groups if _has_io(group)]
     if not spare_io and len(with_io) > MAX_IO_PORTS:
         raise DeviceError(
@@ -255,7 +261,7 @@ def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
         greatest = max(memory, key=memory.__getitem__)
         raise DeviceError(
             f"the 32-bit BARs of the VFIO groups need windows of {sum(memory.values()) // MIB} MiB, and a virtual "
-            f"machine has {MAX_MEMORY // MIB} MiB: group {greatest} alone needs {memory[greatest] // MIB}",
+            f"machine has {MAX_MEMORY // MIB} MiB: group {greatest} needs the most, {memory[greatest] // MIB} MiB",
             hint="pass fewer groups in one sandbox",
         )
     for group in groups:
@@ -269,20 +275,20 @@ def _check_room(groups: Sequence[GroupShape], *, spare_io: bool) -> None:
 
 
 def _number(ports: list[_Port]) -> None:
-    """Give each port its bus, sort by it, and reserve the numbers that are to stay unused.
+    """Assign a bus number to each port, sort the ports by it, and reserve the numbers that stay unused.
 
-    The buses are enough for MAX_PORTS: a port with a bridge takes two; one that would like a bus takes it and may leave
-    the bus before it unused; those of the share and of the network take one each.
+    The bus numbers suffice for MAX_PORTS: a port with a bridge takes two; a port with a preferred bus takes it and may
+    leave the bus before it unused; the share's and the network's port take one each.
     """
-    # Of two that would like the same, the first gets it.
-    wished = {p.group.bus: p for p in reversed(ports) if p.group and p.group.bus and p.buses == 1}
-    for bus, port in wished.items():
+    # Of two groups that prefer the same bus, the first gets it.
+    preferred = {p.group.bus: p for p in reversed(ports) if p.group and p.group.bus and p.buses == 1}
+    for bus, port in preferred.items():
         port.bus = bus or 0
     bus = 1
     for port in ports:
         if port.bus:
             continue
-        while any(bus + offset in wished for offset in range(port.buses)):
+        while any(bus + offset in preferred for offset in range(port.buses)):
             bus += 1
         port.bus = bus
         bus += port.buses
@@ -295,29 +301,30 @@ def _number(ports: list[_Port]) -> None:
 
 def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
     slot, function = FIRST_PORT_SLOT + index // PORTS_PER_SLOT, index % PORTS_PER_SLOT
-    made: dict[str, Any] = {
+    device: dict[str, Any] = {
         "driver": "pcie-root-port",
         "id": port.name,
         "bus": "pcie.0",
         "addr": f"{slot:x}.{function}",
         "chassis": index + 1,
         "slot": index + 1,
-        # With ACPI hotplug the port never shows an active link. After a reset of the bus behind a faster port Linux
-        # waits for one and fails; behind one of 5 GT/s it waits a fixed time (Linux drivers/pci/pci.c,
-        # pci_bridge_wait_for_secondary_bus()). QEMU moves data at the same speed whatever the port says.
+        # With ACPI hotplug the port never reports an active link. After a bus reset behind a port that is faster than
+        # 5 GT/s, Linux waits for an active link and fails; behind a port of 5 GT/s it waits a fixed time (Linux
+        # drivers/pci/pci.c, pci_bridge_wait_for_secondary_bus()). The property does not change QEMU's data rate.
         "x-speed": "5",
     }
     if function or not last:
-        made["multifunction"] = True
+        device["multifunction"] = True
     for name, sizes in (("mem-reserve", _memory_bars(port.group)), ("pref64-reserve", port.prefetchable)):
         if window(sizes) > _MINIMUM_WINDOW:
-            made[name] = reservation(sizes)
-    if port.buses > 1 and "mem-reserve" in made:
-        made["mem-reserve"] += _MINIMUM_WINDOW  # for the BAR of the bridge's own hotplug controller
-    # Said either way: firmware gives a PCI Express port no I/O window unasked (SeaBIOS src/fw/pciinit.c,
-    # pci_bios_check_devices()), and the guest's kernel is told to give none itself: it gives them to the first ports.
-    made["io-reserve"] = _IO_WINDOW if port.io else 0
-    return made | port.properties
+            device[name] = reservation(sizes)
+    if port.buses > 1 and "mem-reserve" in device:
+        device["mem-reserve"] += _MINIMUM_WINDOW  # for the BAR of the bridge's hotplug controller
+    # Always explicit: firmware gives a PCI Express port no I/O window by default (SeaBIOS src/fw/pciinit.c,
+    # pci_bios_check_devices()), and the guest kernel must not assign any (pci=hpiosize=0), since it would give them to
+    # the first ports.
+    device["io-reserve"] = _IO_WINDOW if port.io else 0
+    return device | port.properties
 
 
 def _slots(port: _Port) -> tuple[Slot, ...]:
@@ -325,12 +332,12 @@ def _slots(port: _Port) -> tuple[Slot, ...]:
     assert group is not None
     count = len(group.functions)
     if not _needs_bridge(group):
-        # Function 0 comes last: it makes the guest look at the slot, and then it must find all of them.
+        # Function 0 is plugged last: then the guest scans the slot, and all functions must be present.
         return tuple(
             Slot(group.number, number, port.name, f"0.{number}", count > 1, f"0000:{port.bus:02x}:00.{number}")
             for number in reversed(range(count))
         )
-    # Slot 0 is taken by the bridge's own hotplug controller (QEMU hw/pci-bridge/pcie_pci_bridge.c).
+    # Slot 0 belongs to the bridge's hotplug controller (QEMU hw/pci-bridge/pcie_pci_bridge.c).
     return tuple(
         Slot(group.number, n, _bridge_of(port.name), f"{n + 1:x}.0", False, f"0000:{port.bus + 1:02x}:{n + 1:02x}.0")
         for n in range(count)

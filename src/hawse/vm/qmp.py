@@ -1,4 +1,4 @@
-"""QMP: the seam over the library qemu.qmp, with deadlines, a log, and the project's errors."""
+"""QMP: a wrapper around the library qemu.qmp that adds deadlines, a log and hawse's errors."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from qemu.qmp.protocol import StateError as NotConnectedError
 from hawse.errors import MAX_TEXT, RefusedError, VmError, printable
 
 Event = dict[str, Any]
-#: More events than this within a second are a guest's doing. QEMU limits the rate of some events, which a guest can
-#: cause as often as it likes, and not of all (monitor/monitor.c, monitor_qapi_event_conf): ACPI_DEVICE_OST comes with
-#: each write to a register of CPU hotplug (hw/acpi/cpu.c, cpu_hotplug_wr()).
+#: Maximum number of events in a second; only a hostile guest causes more. QEMU limits the rate of some events that a
+#: guest can cause, but not of all (monitor/monitor.c, monitor_qapi_event_conf): each write to a CPU hotplug register
+#: causes ACPI_DEVICE_OST (hw/acpi/cpu.c, cpu_hotplug_wr()).
 MOST_EVENTS = 1000
 
 
 class Nodes(Protocol):
-    """The device nodes of the host that a QEMU can open."""
+    """The host's device nodes that a QEMU can open."""
 
     def admit(self, address: str, *, by_file: bool) -> None:
-        """Let it open a PCI function's: its group's or its device file. Raises :class:`DeviceError`."""
+        """Allow QEMU to open a PCI function's node: its group's, or its device file. Raises :class:`DeviceError`."""
 
     def dismiss(self, address: str) -> None:
-        """Let it open them no more."""
+        """Revoke QEMU's access to the nodes of a PCI function."""
 
 
 class EveryNode:
-    """Those of a QEMU that runs with the host's own /dev."""
+    """The nodes of a QEMU that is not jailed and sees the host's /dev."""
 
     def admit(self, address: str, *, by_file: bool) -> None:
-        """It can open them already."""
+        """Nothing to do: QEMU can open every node."""
 
     def dismiss(self, address: str) -> None:
-        """They stay."""
+        """Nothing to do: QEMU's access stays."""
 
 
 class Qmp:
@@ -51,22 +51,22 @@ class Qmp:
         log: Callable[[bytes], object] = lambda _line: None,
         on_flood: Callable[[VmError], object] = lambda _error: None,
     ) -> None:
-        """``nodes`` are those that this QEMU can open. ``log`` takes each command and answer.
+        """``nodes``: the device nodes that this QEMU can open. ``log`` is called with each command and each answer.
 
-        ``on_flood`` is called once, when more than :data:`MOST_EVENTS` come in a second: QEMU's memory grows with each
-        event that is not read in time.
+        ``on_flood`` is called once, when more than :data:`MOST_EVENTS` arrive in a second: QEMU's memory grows with
+        each event that is not read in time.
         """
         self.nodes = nodes or EveryNode()
         self._client = QMPClient("hawse")
-        # The client's own listener would keep every event for ever (qemu.qmp 0.0.6, events.py).
+        # The client's default listener would store every event forever (qemu.qmp 0.0.6, events.py).
         self._client.events.event_filter = self._count
-        # QEMU drops a descriptor that no command has taken when the next one comes (chardev/char-socket.c,
-        # tcp_chr_recv()).
+        # A file descriptor and the command that uses it must not be interleaved with others: QEMU closes an unused
+        # descriptor when the next one arrives (chardev/char-socket.c, tcp_chr_recv()).
         self._giving = asyncio.Lock()
         self._log = log
         self._on_flood = on_flood
         self._events, self._since, self._flooded = 0, 0.0, False
-        #: Whether a command was not answered since the connection had ended.
+        #: Whether a command remained without an answer because the connection ended.
         self.ended = False
 
     async def open(self, connection: socket.socket, *, seconds: float) -> None:
@@ -100,47 +100,48 @@ class Qmp:
         return answer
 
     async def status(self, *, timeout: float) -> str:
-        """The machine's run state: "running", "paused", "inmigrate"... (QEMU qapi/run-state.json, RunState)."""
+        """The VM's run state: "running", "paused", "inmigrate"... (QEMU qapi/run-state.json, RunState)."""
         answer = await self.execute("query-status", {}, timeout=timeout)
         return str(answer.get("status")) if isinstance(answer, dict) else ""
 
     async def migration(self, *, timeout: float) -> str:
-        """How far the last migration is: "active", "completed", "failed"... (QEMU qapi/migration.json)."""
+        """The status of the last migration: "active", "completed", "failed"... (QEMU qapi/migration.json)."""
         answer = await self.execute("query-migrate", {}, timeout=timeout)
         return str(answer.get("status")) if isinstance(answer, dict) else ""
 
     async def leave_memory_alone(self, *, timeout: float) -> None:
-        """Of what is migrated, leave out memory that is a shared file."""
+        """Exclude memory that is a shared file from migration."""
         capabilities = [{"capability": "x-ignore-shared", "state": True}]
         await self.execute("migrate-set-capabilities", {"capabilities": capabilities}, timeout=timeout)
 
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
-        """Hand QEMU a descriptor, which it knows by the name from now on."""
+        """Pass a file descriptor to QEMU, under a name that later commands use."""
         async with self._giving:
             self._client.send_fd_scm(fd)
             await self.execute("getfd", {"fdname": name}, timeout=timeout)
 
     async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
-        """Hand QEMU a descriptor for a set of descriptors, whose number is in the arguments of add-fd."""
+        """Pass a file descriptor to QEMU with add-fd, whose arguments contain the number of the fd set."""
         async with self._giving:
             self._client.send_fd_scm(fd)
             await self.execute("add-fd", arguments, timeout=timeout)
 
     def listen(self, *names: str) -> Events:
-        """Events from now on; open it before the command that causes them."""
+        """Subscribe to events; enter the context before the command that causes them."""
         return Events(self._client, names)
 
     async def close(self) -> None:
-        """End the connection; QEMU may be gone already.
+        """Close the connection; QEMU may have exited already.
 
-        The library raises here what ended its reader. Messages of a QEMU that a guest took over cause any exception
-        (qemu.qmp 0.0.6: UnicodeDecodeError, RecursionError, TypeError for an id that is a list).
+        The library raises here the exception that ended its reader. A QEMU that a guest has taken over can cause any
+        exception by its messages (qemu.qmp 0.0.6: UnicodeDecodeError, RecursionError, TypeError for an id that is a
+        list).
         """
         with suppress(Exception):
             await self._client.disconnect()
 
     def _count(self, _event: object) -> bool:
-        """Note an event; False, so that it is not kept."""
+        """Count an event; False, so that the library does not store it."""
         now = asyncio.get_running_loop().time()
         if now - self._since >= 1:
             self._since, self._events = now, 0
@@ -150,7 +151,7 @@ class Qmp:
             self._on_flood(
                 VmError(
                     f"QEMU reported more than {MOST_EVENTS} events in a second",
-                    hint="a program in the guest causes them; the virtual machine is ended, since they fill memory",
+                    hint="a program in the guest causes them; the virtual machine is stopped, since they fill memory",
                 )
             )
         return False
@@ -160,7 +161,7 @@ class Qmp:
 
 
 class Events:
-    """A subscription, as a context."""
+    """An event subscription, as a context manager."""
 
     def __init__(self, client: QMPClient, names: tuple[str, ...]) -> None:
         self._client = client
@@ -174,7 +175,7 @@ class Events:
         self._client.remove_listener(self._listener)
 
     async def wait(self, matches: Callable[[Event], bool], *, seconds: float) -> Event | None:
-        """The first event whose data matches; None at the deadline."""
+        """Wait for the first event whose data match; None after ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
                 while True:

@@ -1,7 +1,7 @@
-"""Templates as they are kept: ``<cache>/templates/<digest>/`` with memory, state and manifest.json.
+"""Templates on disk: ``<cache>/templates/<digest>/`` with the files memory, state and manifest.json.
 
-A template is a machine that has booted to an idle agent. It is written under a hidden name, and renamed when it is
-whole and on the disk: whatever ends its writer, nobody sees half of one. The digest is of all that it depends on.
+A template is a VM that has booted up to an idle agent. It is written under a hidden name and renamed when it is
+complete and on the disk: a killed writer leaves no partial template. The digest covers everything that it depends on.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hawse.errors import HostError
-from hawse.vm import cache as answers
+from hawse.vm import cache as results
 from hawse.vm import memory, trusted
 from hawse.vm.arguments import Ends, VmShape, render
 
-#: To be raised when what is in a template changes its meaning.
+#: The version of the file format: increase it when the content of a template changes its meaning.
 _FORMAT = 2
 _MAX_STATE = 64 * memory.MIB
-#: Templates kept in one cache, the least recently used of more are removed: each has a hundred megabytes or two.
+#: Maximum number of templates in a cache; the least recently used ones are removed. Each has 100 to 200 MB.
 KEPT = 8
 
 
@@ -39,31 +39,31 @@ class Template:
 
     @property
     def memory(self) -> str:
-        """The file of the RAM, with holes."""
+        """The file of the RAM's non-zero pieces (:mod:`hawse.vm.memory`)."""
         return f"{self.directory}/memory"
 
     @property
     def state(self) -> str:
-        """The file of everything else: CPUs and devices, as QEMU migrates them."""
+        """The file of the CPU and device state, as QEMU migrates it."""
         return f"{self.directory}/state"
 
 
 def digest_of(shape: VmShape, *, version: str, layout: int = _FORMAT, root: str = "") -> str:
-    """The name of the template of a machine: of its QEMU, its files, its command line and, with KVM, this CPU.
+    """The template's name: a digest of the VM's QEMU, its files, its command line and, with KVM, the host CPU.
 
-    ``version`` is QEMU's; ``layout`` is the version of a template's own files; the CPU is read below ``root``.
-    Raises OSError when one of the files is not there.
+    ``version`` is QEMU's version; ``layout`` is the version of the template's file format; the CPU is read below
+    ``root``. Raises OSError when one of the files is missing.
     """
-    files = [answers.file_key(path) for path in (shape.qemu, shape.kernel, shape.initrd)]
+    files = [results.file_key(path) for path in (shape.qemu, shape.kernel, shape.initrd)]
     line = render(replace(shape, qemu="", kernel="", initrd=""), Ends("", "", 0, 0, 0, 0))
     key = [layout, version, files, line, _cpu(root) if shape.accel == "kvm" else ""]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
 def find(cache: str, digest: str, *, read: bool = True) -> Template | None:
-    """The template, None when there is none. Raises :class:`HostError` when it must not be used, with the reason.
+    """The template, or None if it does not exist. Raises :class:`HostError` with the reason if it must not be used.
 
-    ``read`` compares its content with the digests, where that was not done since it changed last.
+    ``read``: compare the content with the digests, unless this was done since the last change.
     """
     directory = f"{cache}/templates/{digest}"
     try:
@@ -79,11 +79,11 @@ def find(cache: str, digest: str, *, read: bool = True) -> Template | None:
 
 
 def list_all(cache: str) -> list[tuple[str, Template | HostError]]:
-    """Every template by its digest, or why it is none; their content is not read.
+    """Every template with its digest, or the error that makes it unusable; the content is not read.
 
-    Raises :class:`HostError` where the directory of templates cannot be read, as by another user than root.
+    Raises :class:`HostError` where the directory of templates cannot be read, for example by an ordinary user.
     """
-    found: list[tuple[str, Template | HostError]] = []
+    templates: list[tuple[str, Template | HostError]] = []
     directory = f"{cache}/templates"
     try:
         names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
@@ -95,15 +95,15 @@ def list_all(cache: str) -> list[tuple[str, Template | HostError]]:
         try:
             template = find(cache, name, read=False)
         except HostError as error:
-            found.append((name, error))
+            templates.append((name, error))
         else:
             if template is not None:
-                found.append((name, template))
-    return found
+                templates.append((name, template))
+    return templates
 
 
 def remove(cache: str, digest: str) -> None:
-    """Remove a template at once for whoever looks; who restores it just now has its files open."""
+    """Remove a template atomically. A process that is restoring it keeps its files open and is not disturbed."""
     hidden = f"{cache}/templates/.{digest}.old"
     shutil.rmtree(hidden, ignore_errors=True)
     os.rename(f"{cache}/templates/{digest}", hidden)
@@ -111,7 +111,7 @@ def remove(cache: str, digest: str) -> None:
 
 
 class Draft:
-    """A template that is being written. Only one process writes the same one; :func:`begin` makes it."""
+    """A template that is being written, by one process at a time; created by :func:`begin`."""
 
     def __init__(self, cache: str, digest: str, shape: VmShape, lock: int) -> None:
         self._cache = cache
@@ -122,7 +122,7 @@ class Draft:
         self._used = 0
 
     def fill(self, ram: int, state: bytes) -> None:
-        """Take the copies, while the machine stands still. Raises OSError."""
+        """Save memory and state while the VM is stopped. Raises OSError."""
         shutil.rmtree(self._directory, ignore_errors=True)  # of a writer that was killed
         trusted.make_directories(self._directory, mode=0o700)
         target = os.open(f"{self._directory}/memory", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -133,7 +133,7 @@ class Draft:
         _write(f"{self._directory}/state", state)
 
     def commit(self) -> None:
-        """Let others see it. Takes a while; the machine may go on meanwhile. Raises OSError."""
+        """Publish the template. It computes digests and syncs files; the VM may run meanwhile. Raises OSError."""
         files = {}
         for name in ("memory", "state"):
             fd = os.open(f"{self._directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -154,7 +154,7 @@ class Draft:
         _prune(self._cache)
 
     def close(self) -> None:
-        """Remove what was not committed, and let others write."""
+        """Remove an uncommitted template and release the lock."""
         shutil.rmtree(self._directory, ignore_errors=True)
         os.close(self._lock)
 
@@ -174,10 +174,10 @@ def begin(cache: str, digest: str, shape: VmShape) -> Draft | None:
 
 
 def is_ours(cache: str, *digest: str) -> bool:
-    """Whether the directory of templates exists, or that of the one with this digest. Raises :class:`HostError` when
-    another user may write to it.
+    """Whether the directory of templates exists, or with ``digest`` the directory of that template.
 
-    A template is a machine's whole memory: whoever writes one runs in every container restored from it.
+    Raises :class:`HostError` when another user may write to it. A template is the whole memory of a VM: a user who can
+    write to it controls every container of a VM restored from it.
     """
     directory = os.path.join(cache, "templates", *digest)
     try:
@@ -185,7 +185,7 @@ def is_ours(cache: str, *digest: str) -> bool:
     except HostError as error:
         raise HostError(f"templates are not used: {error.message}", hint=error.hint) from None
     if os.path.islink(directory):
-        raise HostError(f"templates are not used: {directory} is no directory", hint=f"remove {directory}")
+        raise HostError(f"templates are not used: {directory} is not a directory", hint=f"remove {directory}")
     return exists
 
 
@@ -198,11 +198,13 @@ def _read(directory: str) -> Template:
             manifest["files"][name]["size"], manifest["files"][name]["digest"]
         return Template(digest, directory, manifest["used"], float(manifest["created"]), manifest["shape"])
     except (ValueError, KeyError, TypeError):
-        raise HostError(f"the template {digest[:12]} is damaged: {directory}/manifest.json") from None
+        raise HostError(
+            f"the template {digest[:12]} is damaged: {directory}/manifest.json is not a valid manifest"
+        ) from None
 
 
 def _check(template: Template, *, read: bool) -> None:
-    """Compare the files with the manifest: their content once for each change that the file system tells of."""
+    """Compare the files with the manifest; with ``read`` also their content, if they changed since the last check."""
     with open(f"{template.directory}/manifest.json", "rb") as file:
         expected = json.loads(file.read(memory.MIB))["files"]
     stamps = _stamps(template.directory)
@@ -233,7 +235,7 @@ def _check(template: Template, *, read: bool) -> None:
 
 
 def _stamps(directory: str) -> dict[str, list[int]]:
-    """What changes with a file's content: size, both times in ns, inode."""
+    """Size, mtime and ctime in ns, and inode of each file: they change when the content changes."""
     stamps = {}
     for name in ("memory", "state"):
         status = os.stat(f"{directory}/{name}")
@@ -242,7 +244,7 @@ def _stamps(directory: str) -> dict[str, list[int]]:
 
 
 def touch(template: Template) -> None:
-    """It was used just now; where that cannot be noted it is removed the sooner."""
+    """Record that the template was used now; if this fails, it is removed earlier than others."""
     try:
         os.utime(f"{template.directory}/checked")
     except OSError:
@@ -271,8 +273,8 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _cpu(root: str) -> str:
-    """The host CPU as a guest of KVM's sees it: of another model or microcode a state may be of no use."""
-    wanted = ("vendor_id", "model name", "flags", "microcode", "stepping")
+    """The host CPU's properties that a KVM guest sees: a state of another model or microcode may be unusable."""
+    fields = ("vendor_id", "model name", "flags", "microcode", "stepping")
     with open(f"{root}/proc/cpuinfo") as file:
         lines = file.read().split("\n\n")[0].splitlines()
-    return "\n".join(line for line in lines if line.startswith(wanted))
+    return "\n".join(line for line in lines if line.startswith(fields))

@@ -1,7 +1,7 @@
-"""Directories that only root and this process's user can change: the cache and what is in it.
+"""Directories that only root and this process's user can change: the cache and its content.
 
-A program of the cache, or a guest's kernel and memory from there, runs for whoever could write it. The owner of a
-directory can replace what is in it, and so can the owner of each directory above it.
+A user who can write to the cache controls the programs, guest kernels and guest memory in it. The owner of a directory
+can replace its content, and so can the owner of each parent directory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from hawse.errors import HostError
 
-#: As many as the kernel follows (path_resolution(7)).
+#: Maximum number of symbolic links in a path, as in the kernel (path_resolution(7)).
 _MOST_LINKS = 40
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _NO_DIRECTORY = "remove it, or set image.cache to another directory"
@@ -22,9 +22,9 @@ _NO_DIRECTORY = "remove it, or set image.cache to another directory"
 def check(cache: str, *below: str) -> bool:
     """Whether the directory ``cache/below...`` exists. Raises :class:`HostError` where another user can change it.
 
-    ``cache``, each directory of ``below``, and each parent up to / belong to root or to this process's user, and no
-    one else may write to them. A parent of ``cache`` may have the sticky bit instead, as /tmp has: others can add
-    names there, and cannot replace ours. Symbolic links are followed, and their owners are checked.
+    ``cache``, each directory of ``below``, and each parent up to / must belong to root or to this process's user, and
+    other users must not have write permission. A parent of ``cache`` may have the sticky bit instead, as /tmp has:
+    other users can add files there, but cannot replace ours. Symbolic links are followed, and their owners are checked.
     """
     path = os.path.abspath(cache)
     exists = _check(path)
@@ -35,14 +35,14 @@ def check(cache: str, *below: str) -> bool:
 
 
 def check_file(path: str) -> None:
-    """Raise :class:`HostError` where another user can change a file that is in a checked directory. Raises OSError."""
+    """Raise :class:`HostError` if another user can change a file of a checked directory. Raises OSError."""
     _check_step(path, os.stat(path), sticky=False)
 
 
 def make(cache: str, *below: str, mode: int = 0o755) -> str:
-    """The directory ``cache/below...``, created where it is missing with this mode whatever the umask is; its path.
+    """Create the directory ``cache/below...`` if it is missing, with ``mode`` independent of the umask.
 
-    Raises :class:`HostError` as :func:`check`, and where it cannot be created.
+    Returns its path. Raises :class:`HostError` as :func:`check`, and where it cannot be created.
     """
     check(cache, *below)
     path = os.path.join(cache, *below)
@@ -57,7 +57,7 @@ def make(cache: str, *below: str, mode: int = 0o755) -> str:
 
 
 def make_directories(path: str, *, mode: int = 0o755) -> None:
-    """As os.makedirs(), with the mode of every new directory independent of the umask. Raises OSError."""
+    """Like os.makedirs(), but the mode of every new directory is independent of the umask. Raises OSError."""
     parent = os.path.dirname(os.path.normpath(path))
     if parent and not os.path.isdir(parent):
         make_directories(parent, mode=mode)
@@ -71,9 +71,9 @@ def make_directories(path: str, *, mode: int = 0o755) -> None:
 
 
 def open_file(path: str, *, mode: int = 0o644, flags: int = os.O_WRONLY | os.O_TRUNC) -> int:
-    """A descriptor of a file that is created where it is missing, with its mode independent of the umask.
+    """Open a file, created if it is missing, with ``mode`` independent of the umask; returns its file descriptor.
 
-    A symbolic link at its place is not followed. Raises OSError.
+    A symbolic link in the last part of the path is not followed. Raises OSError.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
@@ -86,8 +86,8 @@ def open_file(path: str, *, mode: int = 0o644, flags: int = os.O_WRONLY | os.O_T
 
 @contextmanager
 def ordinary_umask() -> Iterator[None]:
-    """While this lasts, new files of this process and of its children have the modes that are asked for, but for
-    writing by others. Not for a process in which other threads create files."""
+    """A context with umask 022: new files of this process and its children have the requested mode without write
+    permission for others. Not for a process in which other threads create files."""
     before = os.umask(0o022)
     try:
         yield
@@ -96,7 +96,7 @@ def ordinary_umask() -> Iterator[None]:
 
 
 def _check(path: str) -> bool:
-    """Whether the directory exists; of one that is missing, the parents that exist are checked."""
+    """Check a directory and its parents; whether it exists. If it is missing, the existing parents are checked."""
     place, status = "/", os.lstat("/")
     try:
         for place, status in _steps(path):
@@ -106,29 +106,27 @@ def _check(path: str) -> bool:
     except OSError as error:
         raise HostError(f"{error.filename} cannot be examined: {error.strerror}", hint="run as root") from None
     if not stat.S_ISDIR(status.st_mode):
-        raise HostError(f"{place} is no directory", hint=_NO_DIRECTORY)
+        raise HostError(f"{place} is not a directory", hint=_NO_DIRECTORY)
     _check_step(place, status, sticky=False)
     return True
 
 
 def _check_step(place: str, status: os.stat_result, *, sticky: bool) -> None:
-    """``sticky``: others may write to a directory that has the sticky bit."""
-    what = f"the user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}"
-    otherwise = "and remove what others may have changed; or set image.cache in the configuration to another directory"
+    """Raise :class:`HostError` unless the file is safe. ``sticky``: a directory with the sticky bit may be writable."""
+    owner = f"the user {status.st_uid} and has mode {stat.S_IMODE(status.st_mode):04o}"
+    remedy = "and remove what others may have changed; or set image.cache in the configuration to another directory"
     if status.st_uid not in (0, os.geteuid()):
-        raise HostError(f"{place} belongs to {what}", hint=f"`chown root {place}` {otherwise}")
+        raise HostError(f"{place} belongs to {owner}", hint=f"`chown root {place}` {remedy}")
     if stat.S_ISLNK(status.st_mode) or not status.st_mode & _WRITABLE:
         return
     if not (sticky and status.st_mode & stat.S_ISVTX):
-        raise HostError(
-            f"others may write to {place}, which belongs to {what}", hint=f"`chmod go-w {place}` {otherwise}"
-        )
+        raise HostError(f"others may write to {place}, which belongs to {owner}", hint=f"`chmod go-w {place}` {remedy}")
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Each directory and symbolic link on the way to an absolute path, as the kernel goes it, and the file at its end.
+    """Each directory and symbolic link that the kernel visits when it resolves an absolute path, and its final file.
 
-    Raises FileNotFoundError where something is missing, and :class:`HostError` for too many links.
+    Raises FileNotFoundError where a part is missing, and :class:`HostError` for too many links.
     """
     place, names, links = "/", path.split("/"), 0
     yield "/", os.lstat("/")
@@ -137,13 +135,13 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
         if name in ("", "."):
             continue
         if name == "..":
-            place = os.path.dirname(place)  # without links, so that it is the parent
+            place = os.path.dirname(place)  # ``place`` contains no links, so this is the parent
             continue
         step = os.path.join(place, name)
         try:
             status = os.lstat(step)
         except NotADirectoryError:
-            raise HostError(f"{place} is no directory", hint=_NO_DIRECTORY) from None
+            raise HostError(f"{place} is not a directory", hint=_NO_DIRECTORY) from None
         yield step, status
         if not stat.S_ISLNK(status.st_mode):
             place = step
