@@ -12,8 +12,9 @@ SHOW_LIMITS = "IFS=: read _ _ path </proc/self/cgroup; cd /sys/fs/cgroup$path; c
 def read_hosts_disk() -> str:
     """A script that tries to read the host's disk by the numbers of the first disk in /proc/partitions.
 
-    The first two lines of that file are a heading and an empty line. The script creates the node
-    on the container's /dev, a tmpfs: shared files do not permit device nodes.
+    The first two lines of that file are a heading and an empty line. Loop devices are skipped: the guest's kernel has
+    some as well. The script creates the node on the container's /dev, a tmpfs: shared files do not permit device nodes.
     """
-    major, minor = Path("/proc/partitions").read_text().splitlines()[2].split()[:2]
+    lines = [line.split() for line in Path("/proc/partitions").read_text().splitlines()[2:]]
+    major, minor = next(line[:2] for line in lines if not line[3].startswith("loop"))
     return f"mknod /dev/disk b {major} {minor} && dd if=/dev/disk of=/dev/null count=1"

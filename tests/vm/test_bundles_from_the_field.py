@@ -95,7 +95,7 @@ MAPS = {"no user namespace": 0, "user namespace": 65536, "user namespace of all 
 def directory() -> Iterator[Path]:
     """A directory that other users may enter, with a file system in which atime is off: in a user namespace runc can
     change that of no other."""
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
         os.chmod(made, 0o755)
         quiet = f"{made}/quiet"
         os.mkdir(quiet)

@@ -312,7 +312,7 @@ def mount(**fields: Any) -> dict[str, Any]:
 
 #: What the specification adds, and the field that the error begins with, as the guest's runtime fails.
 REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
-    "a file system that is none": (mount(type="nofs"), "mounts: /x, type nofs, options none: "),
+    "a file system that is none": (mount(type="nofs"), "mounts: the guest's kernel has no file system 'nofs', for /x "),
     "an option that is none": (
         mount(type="tmpfs", options=["size=abc", "ro"]), "mounts: /x, type tmpfs, options size=abc,ro: ",
     ),

@@ -155,11 +155,11 @@ def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp
     runtime.configure(f'[vm]\nqemu = "{script}"\n')
     refused = runtime("run", "--bundle", bundle, "c1")
     assert refused.code != 0
-    assert f"QEMU cannot be confined, as vm.confine requires: {script} is a script" in refused.errors
+    assert f"QEMU cannot be confined, as vm.confine requires: {script} is not an ELF program" in refused.errors
     runtime.configure(f'[vm]\nqemu = "{script}"\nconfine = "auto"\n')
     warned = runtime("run", "--bundle", bundle, "c1")
     assert warned.code == 0
-    assert f"warning: QEMU is not confined: {script} is a script" in warned.errors
+    assert f"warning: QEMU is not confined: {script} is not an ELF program" in warned.errors
 
 
 def copied_qemu(directory: Path) -> str:
