@@ -295,6 +295,7 @@ def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> N
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
             {"destination": "/version", "type": "bind", "source": "/proc/version", "options": ["bind"]},
+            {"destination": "/debug", "type": "debugfs", "source": "none"},
             {"destination": "/d", "type": "bind", "source": f"{host.directory}/directory", "options": ["rbind"]},
             {"destination": "/f", "type": "bind", "source": f"{host.directory}/file", "options": ["bind", "ro"]},
         ]
@@ -306,6 +307,7 @@ def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> N
         {"destination": "/proc", "type": "proc"},
         {"destination": "/sys", "type": "directory"},
         {"destination": "/version", "type": "file"},
+        {"destination": "/debug", "type": "directory"},
         {"destination": "/d", "source": f"{host.directory}/directory", "is_dir": True, "readonly": False},
         {"destination": "/f", "source": f"{host.directory}/file", "is_dir": False, "readonly": True},
         {"destination": "/deep/null", "type": "file"},

@@ -325,7 +325,6 @@ REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
     "a directory to work in": ({"process": {"cwd": "/bin/busybox"}}, "process.cwd: "),
     "a name": ({"hostname": "x" * 100}, "hostname: "),
     "a limit": ({"linux": {"resources": {"cpu": {"quota": 1, "period": 100000}}}}, "linux.resources.cpu: "),
-    "a filter": ({"linux": {"seccomp": {"defaultAction": "SCMP_ACT_FOO"}}}, "linux.seccomp: "),
 }  # fmt: skip
 
 

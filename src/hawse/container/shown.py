@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hawse.oci.notify import directory_of
@@ -40,7 +40,11 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
             found = {"type": mount["type"] if mount.get("type") in _GUESTS_OWN else "tmpfs"}
         else:
             made_by_agent = source.startswith("/run/hawse/")
-            found = {"type": "directory" if made_by_agent or is_dir(source) else "file"}
+            found = {"type": "directory" if not _is_bind(mount) or made_by_agent or is_dir(source) else "file"}
         mounts.append({"destination": mount["destination"], **found})
     devices = (plan.spec.get("linux") or {}).get("devices") or ()
     return [*mounts, *({"destination": device["path"], "type": "file"} for device in devices)]
+
+
+def _is_bind(mount: Mapping[str, Any]) -> bool:
+    return mount.get("type") == "bind" or not {"bind", "rbind"}.isdisjoint(mount.get("options") or ())
