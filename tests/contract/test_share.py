@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError
+from hawse.linux import mountinfo
 from hawse.linux import mounts as linux
 from hawse.oci.overlay import Overlay
 from hawse.sandbox import share
+from hawse.sandbox.control import ControlCgroup
 from hawse.sandbox.plan import Share
 from hawse.sandbox.share import ShareRoot
 from tests.support.forked import in_child
@@ -432,13 +434,100 @@ def test_directory_that_was_replaced_has_a_place_of_its_own(tmp_path: Path, tree
     assert apart(act) == {"mount1": ["@/2", 0], "mount2": ["@/1/target", target]}
 
 
+def test_containers_share_a_directory_that_replaced_another(tmp_path: Path, tree: Path) -> None:
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [common("m", tree)])
+        tree.rename(tmp_path / "old")
+        (tree / "below").mkdir(parents=True)
+        placed(root, "c2", [common("m", tree), common("n", tree / "below")])
+        placed(root, "c3", [common("m", tree), common("old", tmp_path / "old")])
+        return [paths(root, name) for name in ("c1", "c2", "c3")]
+
+    first, second, third = apart(act)
+    assert (first["m"], second["m"]) == (["@/1", 0], ["@/2", 0])
+    assert second["n"][0] == "@/2/below"
+    assert third == {"m": ["@/2", 0], "old": ["@/1", 0]}, "a renamed directory has its place"
+
+
+def test_outer_directory_is_placed_first_and_hard_links_are_one_file(tmp_path: Path, tree: Path) -> None:
+    def act() -> Any:
+        linux.mount("x", f"{tree}/below", "tmpfs", 0)
+        Path(f"{tree}/below/x").mkdir()
+        os.link(tree / "file", tree / "again")
+        root = ShareRoot(f"{tmp_path}/share")
+        inside = [common("x", tree / "below" / "x"), common("below", tree / "below")]
+        placed(root, "c1", [*inside, common("all", tree), common("file", tree / "file")])
+        placed(root, "c2", [common("file", tree / "file", recursive=False)])
+        other = ShareRoot(f"{tmp_path}/other")
+        placed(other, "c1", [common("file", tree / "file"), common("again", tree / "again")])
+        return paths(root, "c1"), paths(other, "c1")
+
+    nested, links = apart(act)
+    assert {name: path for name, (path, _) in nested.items()} == {
+        "all": "@/1", "below": "@/1/below", "x": "@/1/below/x", "file": "@/1/file",
+    }  # fmt: skip
+    assert links == {"file": ["@/1", 0], "again": ["@/1", 0]}
+
+
+def test_retired_place_is_given_to_nobody(tmp_path: Path, tree: Path) -> None:
+    """The guest unmounts it meanwhile."""
+
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [common("m", tree)])
+        retired = root.retire("c1")
+        placed(root, "c2", [common("m", tree)])
+        root.remove("c1")
+        return (
+            retired,
+            paths(root, "c2"),
+            os.listdir(f"{tmp_path}/share/@"),
+            sorted(os.listdir(f"{tmp_path}/share/@/2")),
+        )
+
+    assert apart(act) == [["@/1"], {"m": ["@/2", 0]}, ["2"], ["below", "file"]]
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\x0cb", "a\x85b", "a\u2028b", "a\x1cb", "a b", "a#b", "a\udcffb"])
+def test_mount_points_of_any_name_are_read(tmp_path: Path, tree: Path, name: str) -> None:
+    """Any user may mount something at such a path (fuse(4)), and every start reads the table of mounts."""
+
+    def act() -> list[bool]:
+        os.mkdir(f"{tree}/{name}")
+        linux.mount("x", f"{tree}/{name}", "tmpfs", 0)
+        ControlCgroup("/none", str(tmp_path))
+        root = ShareRoot(f"{tmp_path}/share")
+        placed(root, "c1", [common("m", tree)])
+        points = [mount.point for mount in mountinfo.read() if mount.point.startswith(f"{tree}/")]
+        return [points == [f"{tree}/{name}"]]
+
+    assert apart(act) == [True]
+
+
+def test_mount_that_fails_leaves_nothing(tmp_path: Path, tree: Path) -> None:
+    def act() -> Any:
+        root = ShareRoot(f"{tmp_path}/share")
+        shares = [common("m", tree)]
+        sources = share.open_sources(shares)
+        root._exported = os.open("/dev/null", os.O_PATH)
+        with pytest.raises(ConfigError, match="cannot share"):
+            root.place("c1", shares, sources)
+        share.close(sources)
+        return [mount.point for mount in mountinfo.read() if "hidden" in mount.point]
+
+    assert apart(act) == []
+
+
 def test_directory_that_is_shared_in_two_ways_is_warned_of(tmp_path: Path, tree: Path) -> None:
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         placed(root, "c1", [common("mount1", tree / "below", readonly=True)])
-        return root.place(
-            "c2", wanted := [common("m1", tree / "below"), common("m2", tree)], share.open_sources(wanted)
-        )
+        warnings = []
+        for name, source in (("c2", tree / "below"), ("c3", tree)):
+            wanted = [common("mount1", source)]
+            warnings += root.place(name, wanted, share.open_sources(wanted))
+        return warnings
 
     first, second = apart(act)
     assert "below, read-only: file locks, UNIX sockets" in first

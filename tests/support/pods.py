@@ -136,7 +136,7 @@ class NoShare(ShareRoot):
     def places(self, _container: str) -> dict[str, Place]:
         return {}
 
-    def last_places(self, _container: str) -> list[str]:
+    def retire(self, _container: str) -> list[str]:
         return []
 
     def remove(self, container: str) -> None:

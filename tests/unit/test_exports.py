@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from hawse.sandbox.exports import Export, Place, find, in_the_share, warning
-from hawse.sandbox.origins import UNKNOWN, Origin
+from hawse.sandbox.origins import UNKNOWN, Below, Origin
 from hawse.sandbox.plan import Share
 
 PLAIN = Origin("8:2", "/data")
 BELOW = Origin("8:2", "/data/sub")
-WITH_MOUNTS = Origin("8:2", "/data", ("cache 0:40 /", "sub/x 0:41 /"))
+WITH_MOUNTS = Origin("8:2", "/data", (Below("cache", "0:40", "/"), Below("sub/x", "0:41", "/")))
 
 
 def share(**changes: Any) -> Share:
@@ -38,7 +38,9 @@ CASES: dict[str, tuple[Share, Origin, Share, Origin, str | None]] = {
     "not recursive, with nothing below": (share(), PLAIN, share(recursive=False), PLAIN, "."),
     "the same mounts below": (share(), WITH_MOUNTS, share(), WITH_MOUNTS, "."),
     "a directory without a mount in one with mounts": (share(), WITH_MOUNTS, share(), Origin("8:2", "/data/y"), "y"),
-    "a directory with its mount": (share(), WITH_MOUNTS, share(), Origin("8:2", "/data/sub", ("x 0:41 /",)), "sub"),
+    "a directory with its mount": (
+        share(), WITH_MOUNTS, share(), Origin("8:2", "/data/sub", (Below("x", "0:41", "/"),)), "sub",
+    ),
     "propagation of a file": (share(is_dir=False, private=True), PLAIN, share(is_dir=False), PLAIN, "."),
     "a writable bind of a read-only one": (share(readonly=True), PLAIN, share(), PLAIN, None),
     "a directory around it": (share(), BELOW, share(), PLAIN, None),
@@ -51,15 +53,44 @@ CASES: dict[str, tuple[Share, Origin, Share, Origin, str | None]] = {
     "recursively read-only": (share(), WITH_MOUNTS, share(readonly=True, readonly_below=True), WITH_MOUNTS, None),
     "owners that are mapped": (share(), PLAIN, share(uids=[(0, 100000, 65536)]), PLAIN, None),
     "another propagation": (share(private=True), PLAIN, share(), PLAIN, None),
-}
+    "what is mounted below it": (share(), WITH_MOUNTS, share(), Origin("0:41", "/"), "sub/x"),
+    "a directory in what is mounted below it": (share(), WITH_MOUNTS, share(), Origin("0:40", "/a/b"), "cache/a/b"),
+    "what is below one that is not recursive": (
+        share(recursive=False), WITH_MOUNTS, share(), Origin("0:41", "/"), None,
+    ),
+    "what is below a read-only one": (share(readonly=True), WITH_MOUNTS, share(), Origin("0:41", "/"), "sub/x"),
+    "what is below a recursively read-only one": (
+        share(readonly=True, readonly_below=True), WITH_MOUNTS, share(), Origin("0:41", "/"), None,
+    ),
+    "the same after it was renamed": (
+        share(), Origin("8:2", "/data", inode=(1, 2)), share(), Origin("8:2", "/new", inode=(1, 2)), ".",
+    ),
+    "another hard link": (
+        share(is_dir=False), Origin("8:2", "/a", inode=(1, 2)),
+        share(is_dir=False), Origin("8:2", "/b", inode=(1, 2)), ".",
+    ),
+    "by a read-only mount of the host": (share(), PLAIN, share(), Origin("8:2", "/data", readonly=True), None),
+    "read-only, by a read-only mount of the host": (
+        share(), PLAIN, share(readonly=True), Origin("8:2", "/data", readonly=True), ".",
+    ),
+    "of a read-only mount of the host": (share(), Origin("8:2", "/data", readonly=True), share(), PLAIN, None),
+    "through a read-only mount of the host": (
+        share(), Origin("8:2", "/data", (Below("x", "0:41", "/", readonly=True),)), share(), Origin("0:41", "/"), None,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_bind_has_the_place_of_the_same_files(case: str) -> None:
     first, first_origin, second, origin, path = CASES[case]
     export = Export("@/1", first, first_origin, {"c1"})
-    found = find([export], second, origin)
-    assert found == (None if path is None else (export, path))
+    assert list(find([export], second, origin)) == ([] if path is None else [(export, path)])
+
+
+def test_exports_of_the_same_path_are_all_found() -> None:
+    """The directory may have been replaced between them; the caller compares inodes."""
+    first, second = (Export(f"@/{number}", share(), PLAIN, {"c1"}) for number in (1, 2))
+    assert list(find([first, second], share(), BELOW)) == [(first, "sub"), (second, "sub")]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +100,7 @@ def test_bind_has_the_place_of_the_same_files(case: str) -> None:
         ("a directory around it", "only the inner of the two was shared first"),
         ("mounts below that came later", "with other mounts below it"),
         ("another propagation", "with another propagation of mounts"),
+        ("by a read-only mount of the host", "by another mount of the host, of which one is read-only"),
         ("another directory", ""),
         ("unknown", ""),
     ],

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from hawse.linux.mountinfo import parse
-from hawse.sandbox.origins import UNKNOWN, Origin, locate, path_from, read_origin
+from hawse.sandbox.origins import UNKNOWN, Below, Origin, locate, path_from, read_origin
 
 MOUNTS = parse(
     "1 0 8:1 / / rw - ext4 /dev/sda rw\n"
     "2 1 8:2 / /data rw - ext4 /dev/sdb rw\n"
     "3 2 0:40 / /data/cache rw - tmpfs none rw\n"
     "4 3 8:1 /srv /data/cache/deep rw - ext4 /dev/sda rw\n"
-    "5 1 8:2 /sub /pods/volume rw - ext4 /dev/sdb rw\n"
+    "5 1 8:2 /sub /pods/volume ro - ext4 /dev/sdb rw\n"
     "6 1 8:2 / /database rw - ext4 /dev/sdb rw\n"
 )
 
@@ -24,11 +24,11 @@ MOUNTS = parse(
     ("path", "number", "origin"),
     [
         ("/etc/hosts", 1, Origin("8:1", "/etc/hosts")),
-        ("/data", 2, Origin("8:2", "/", ("cache 0:40 /", "cache/deep 8:1 /srv"))),
+        ("/data", 2, Origin("8:2", "/", (Below("cache", "0:40", "/"), Below("cache/deep", "8:1", "/srv")))),
         ("/data/sub", 2, Origin("8:2", "/sub")),
-        ("/data/cache", 3, Origin("0:40", "/", ("deep 8:1 /srv",))),
-        ("/pods/volume", 5, Origin("8:2", "/sub")),
-        ("/pods/volume/x", 5, Origin("8:2", "/sub/x")),
+        ("/data/cache", 3, Origin("0:40", "/", (Below("deep", "8:1", "/srv"),))),
+        ("/pods/volume", 5, Origin("8:2", "/sub", readonly=True)),
+        ("/pods/volume/x", 5, Origin("8:2", "/sub/x", readonly=True)),
         ("/pods/volume", 77, UNKNOWN),
         ("/elsewhere", 5, UNKNOWN),
     ],

@@ -64,15 +64,33 @@ def seen(text: str) -> Any:
 
 
 def test_mounts_of_several_containers_are_one_directory(pod: Runtime, tmp_path: Path) -> None:
-    """The same directory, a directory in it, and it again after the first container was deleted."""
+    """The same directory, a directory in it, one of a file system that is mounted in it, and the same again after the
+    first container was deleted."""
     data = tmp_path / "data"
-    (data / "sub").mkdir(parents=True)
+    for name in ("sub", "mnt"):
+        (data / name).mkdir(parents=True)
+    with mounted(data / "mnt"):
+        (data / "mnt/sub").mkdir()
+        check_mounts(pod, tmp_path, data)
+
+
+@contextlib.contextmanager
+def mounted(directory: Path) -> Iterator[None]:
+    """A tmpfs at a directory."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(directory)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def check_mounts(pod: Runtime, tmp_path: Path, data: Path) -> None:
     pod.run_detached(bundle(tmp_path, "one", {"/data": str(data)}, FOREVER), "one")
-    binds = {"/data": str(data), "/sub": str(data / "sub"), "/data-ro": str(data)}
+    binds = {"/data": str(data), "/sub": str(data / "sub"), "/data-ro": str(data), "/inner": str(data / "mnt/sub")}
     pod.run_detached(bundle(tmp_path, "two", binds, FOREVER), "two")
-    for place in ("/data", "/data/sub"):
+    for place in ("/data", "/data/sub", "/data/mnt/sub"):
         assert pod("exec", "one", "/bin/sh", "-c", HOLD.format(place)).code == 0
-    for place in ("/data", "/sub", "/data/sub"):
+    for place in ("/data", "/sub", "/data/sub", "/inner", "/data/mnt/sub"):
         checked = pod("exec", "two", "shared_files", "check", place)
         assert seen(checked.output) == ONE_FILE, (place, checked)
     assert pod("exec", "two", "/bin/sh", "-c", ": >/data-ro/new").code != 0

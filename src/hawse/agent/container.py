@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hawse.agent.notify import Notify
+
+
+#: The host waits longer for the answer to a start (hawse.sandbox.guest).
+_EXECUTE_SECONDS = 20.0
 
 
 class Process:
@@ -94,6 +99,8 @@ class Container:
         self._prepared = prepared
         self.started = False
         self._started_at = 0.0
+        self._executing = threading.Event()  # unset while the first process is on its way to its program
+        self._executing.set()
         self._directory = directory
         self._reaper = reaper
         self._crun = crun
@@ -172,22 +179,30 @@ class Container:
             raise StateError(f"cannot start container {self.name}: it has ended")
         with trace.span("started"):
             before = _program(process.pid)
-            self._crun.start(self._crun_name)
-            # crun returns before the program is executed: its own hooks run first, and a signal that came by then would
-            # be lost on a program that handles it.
-            while process.pid and before and _program(process.pid) == before:
-                time.sleep(0.005)
-            self._started_at = time.monotonic()
-        self.started = True
+            self._executing.clear()
+            try:
+                self._crun.start(self._crun_name)
+                # crun returns before the program is executed, and a signal that came by then would be lost on a program
+                # that handles it. Hooks in the container run before, and for as long as they like: runc waits for none.
+                end = time.monotonic() + _EXECUTE_SECONDS
+                while process.pid and before and _program(process.pid) == before and time.monotonic() < end:
+                    time.sleep(0.005)
+                self._started_at = time.monotonic()
+                self.started = True
+            finally:
+                self._executing.set()
 
     def signal(self, process: Process, number: int) -> None:
         """Signal a process. Raises :class:`StateError` when it has ended."""
+        if process.number == self._init and number not in handlers.NEVER_LOST:
+            self._executing.wait(handlers.SECONDS)  # the host has it as running while it is being started
         if self.started and process.number == self._init:
             handlers.await_handler(process.pid, number, started=self._started_at, lives=lambda: bool(process.pid))
         process.signal(number)
 
     def execute(self, number: int, process: dict[str, Any], stdio: Stdio) -> Process:
         """``crun exec``: one more process in the running container."""
+        self._executing.wait(handlers.SECONDS)
         if not self.started or not self.processes[self._init].pid:
             raise StateError("cannot exec in a container that is not running: container not running")
         path = f"{self._directory}/process-{number}.json"
@@ -356,7 +371,7 @@ class Container:
             if process.get("terminal"):
                 with (
                     Pipes(stdio.directions, first=len(STDIO)) as pipes,
-                    ConsoleSocket(f"{self._directory}/console-{number}") as console,
+                    ConsoleSocket(f"{os.path.dirname(self._directory)}/console-{number}") as console,
                 ):
                     self._run([*arguments, f"--console-socket={console.path}"], number, process, pipes)
                     stdio.attach_terminal(console.receive())

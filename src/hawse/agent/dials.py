@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 
+from hawse.agent import unix_sockets
 from hawse.errors import LinkError, NotFoundError, VmError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
@@ -45,7 +46,7 @@ class Dials:
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             made.append(listening)
             try:
-                listening.bind(path)
+                unix_sockets.bind(listening, path)
                 os.chown(path, uid, gid)
                 os.chmod(path, mode)
                 listening.listen(_BACKLOG)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SECONDS = 2.0
 _POLL = 0.005
 #: No handler: these cannot have one, and of the others nothing is done without one (signal(7)).
-_NEVER_LOST = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+NEVER_LOST = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 
 
 def await_handler(
@@ -32,7 +32,7 @@ def await_handler(
 
 def is_lost(pid: int, number: int, *, proc: str = "/proc") -> bool:
     """Whether the process is the first of its PID namespace, and does not handle, block or ignore the signal."""
-    if number in _NEVER_LOST:
+    if number in NEVER_LOST:
         return False
     try:
         with open(f"{proc}/{pid}/status") as file:

@@ -64,7 +64,7 @@ def binds(spec: Mapping[str, Any]) -> dict[str, int]:
 
 def above(mountinfo: str, number: int) -> int:
     """The attributes of the mount that the mount of this number is on. Pure."""
-    lines = {int(words[0]): words for words in (line.split(" ") for line in mountinfo.splitlines()) if len(words) > 5}
+    lines = {int(words[0]): words for words in (line.split(" ") for line in mountinfo.split("\n")) if len(words) > 5}
     mount = lines.get(number)
     parent = lines.get(int(mount[1])) if mount is not None else None
     return sum(_KEPT.get(option, 0) for option in parent[5].split(",")) if parent is not None else 0
@@ -94,8 +94,8 @@ def _keep(wanted: Mapping[str, int], readonly: Sequence[str], process: int, own:
     """In the container's mounts, where paths and their links are the container's. ``own`` is /proc/self/fdinfo."""
     for path, mount in _opened(wanted):
         _set(path, mount, wanted[path])
-    with open(os.open("mountinfo", os.O_RDONLY, dir_fd=process)) as file:
-        table = file.read()
+    with open(os.open("mountinfo", os.O_RDONLY, dir_fd=process), "rb") as file:
+        table = os.fsdecode(file.read())
     for path, mount in _opened(readonly):
         if attributes := above(table, _number(own, mount)):
             _set(path, mount, attributes)

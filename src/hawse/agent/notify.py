@@ -10,6 +10,8 @@ import os
 import socket
 import threading
 
+from hawse.agent import unix_sockets
+
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +32,7 @@ class Notify:
         os.makedirs(directory)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         path = f"{directory}/{_NAME}"
-        self._socket.bind(path)
+        unix_sockets.bind(self._socket, path)
         os.chmod(path, 0o777)  # for every user of the container
         self._send = send
         self._ending = threading.Event()

@@ -32,10 +32,21 @@ _QUESTIONS = 32
 
 
 def look_at(directory: str, paths: Sequence[str]) -> None:
-    """Have the kernel mount each of the paths below a directory. One that has gone or is no directory is none."""
-    for path in paths:
-        with suppress(OSError):
-            os.close(os.open(f"{directory}/{path}", os.O_RDONLY | os.O_DIRECTORY))
+    """Open each of the paths below a directory, so that the kernel mounts what is to be mounted there.
+
+    Paths that do not exist, that have a link in them, which a container may have made, or that are not directories are
+    skipped.
+    """
+    try:
+        root = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        for path in paths:
+            with suppress(OSError):
+                os.close(syscalls.open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY))
+    finally:
+        os.close(root)
 
 
 def release(
@@ -48,8 +59,8 @@ def release(
     Mounts of containers are copies in their own namespaces, and stay.
     """
     try:
-        with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
-            points = [line.split(" ")[4] for line in file]
+        with open(mountinfo, "rb") as file:
+            points = [line.split(" ")[4] for line in os.fsdecode(file.read()).split("\n") if line]
     except OSError:
         return
     paths = [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point) for point in points]

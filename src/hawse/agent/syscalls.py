@@ -39,23 +39,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
     """mount(2); raises OSError naming the target."""
     if _libc.mount(
-        source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
+        os.fsencode(source), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
     ):
         _fail(target)
 
 
 def unmount(path: str) -> None:
     """umount2(2): detach the mount at a path, with what is mounted below it; raises OSError naming the path."""
-    if _libc.umount2(path.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW):
+    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW):
         _fail(path)
 
 
-def open_beneath(directory: int, path: str) -> int:
-    """openat2(2): an O_PATH descriptor of what is below a directory at a path without links; raises OSError."""
+def open_beneath(directory: int, path: str, flags: int = os.O_PATH) -> int:
+    """openat2(2): a descriptor of what is below a directory at a path without links; raises OSError."""
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
-    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     fd: int = _libc.syscall(
-        ctypes.c_long(_OPENAT2), ctypes.c_int(directory), path.encode(), how, ctypes.c_size_t(len(how))
+        ctypes.c_long(_OPENAT2), ctypes.c_int(directory), os.fsencode(path), how, ctypes.c_size_t(len(how))
     )
     if fd < 0:
         _fail(path)

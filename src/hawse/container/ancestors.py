@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hawse.errors import HostError
+from hawse.linux.mountinfo import read_text
 from hawse.sandbox.cgroups import Hierarchy, hierarchies
 from hawse.vm.needs import Needs
 
@@ -91,8 +92,7 @@ def above(
     path: str, *, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup"
 ) -> Iterator[tuple[Hierarchy, str]]:
     """The directories of a cgroup and of those above it, with their hierarchy, the lowest first."""
-    with open(mountinfo) as file:
-        mounted = hierarchies(file.read())
+    mounted = hierarchies(read_text(mountinfo))
     paths = {} if path else _paths(own)
     for hierarchy in mounted:
         below = path or paths.get(",".join(sorted(hierarchy.controllers)), "")
@@ -109,8 +109,7 @@ def default_parent(*, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc
     process's own cgroup, of the controller cpuset; in version 2 the one above it, since a cgroup with processes cannot
     have others below it with limits (Linux Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
     """
-    with open(mountinfo) as file:
-        mounted = hierarchies(file.read())
+    mounted = hierarchies(read_text(mountinfo))
     paths = _paths(own)
     for hierarchy in mounted:
         if "cpuset" in hierarchy.controllers:

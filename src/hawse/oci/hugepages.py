@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.linux import mountinfo
 from hawse.oci.types import HugepageLimit
 
 #: Where the guest has them: one for each directory on the host, so that containers of a pod share theirs.
@@ -40,9 +41,8 @@ def hugetlbfs(source: str) -> Hugetlbfs | None:
         status = os.stat(source)
     except OSError:
         return None  # whoever uses it tells why
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        if not is_hugetlbfs(file.read(), os.major(status.st_dev), os.minor(status.st_dev)):
-            return None
+    if not is_hugetlbfs(mountinfo.read_text(), os.major(status.st_dev), os.minor(status.st_dev)):
+        return None
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(
             f"{source} is a file of huge pages, which are the host's own: a virtual machine cannot have them",
@@ -57,7 +57,7 @@ def is_hugetlbfs(table: str, major: int, minor: int) -> bool:
 
     By the device, and not by the path: so directories below a mount are found, binds and symbolic links.
     """
-    for line in table.splitlines():
+    for line in table.split("\n"):
         fields, _, rest = line.partition(" - ")
         words = fields.split(" ")
         if len(words) > 2 and words[2] == f"{major}:{minor}":

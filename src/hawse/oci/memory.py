@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from hawse.linux import mountinfo
+
 DESTINATION = "/dev/shm"
 #: Where the guest has them: one for each source on the host, so that containers of a pod share theirs.
 GUEST_DIRECTORY = "/run/hawse/shm"
@@ -13,14 +15,13 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 def tmpfs_size(source: str) -> int:
     """The bytes of the tmpfs that is mounted at that path of this host; 0 where there is none, or one without limit."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return find_tmpfs(file.read(), source)
+    return find_tmpfs(mountinfo.read_text(), source)
 
 
 def find_tmpfs(table: str, source: str) -> int:
     """As :func:`tmpfs_size`, from the text of /proc/self/mountinfo (proc(5)); the last mount at a path counts."""
     size = 0
-    for line in table.splitlines():
+    for line in table.split("\n"):
         fields, _, rest = line.partition(" - ")
         words, kind = fields.split(" "), rest.split(" ")
         if len(words) < 6 or len(kind) < 3 or _unescape(words[4]) != source:

@@ -43,7 +43,7 @@ class Hierarchy:
 def hierarchies(mountinfo: str) -> list[Hierarchy]:
     """Those of /proc/self/mountinfo (proc(5)), each once."""
     found: dict[str, Hierarchy] = {}
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         left, _, right = line.partition(" - ")
         kind, _, options = [*right.split(" "), "", "", ""][:3]
         mount = [*left.split(" "), *[""] * 5][4]
@@ -76,8 +76,9 @@ class HostCgroup:
         set; without limits a container does without the cgroup."""
         if not self._plan.path or self.is_made:
             return []
-        with open(mountinfo) as file:
-            mounted = hierarchies(file.read())
+        from hawse.linux.mountinfo import read_text  # here, since hot verbs load this module, and have no use for it
+
+        mounted = hierarchies(read_text(mountinfo))
         wanted = {f"{hierarchy.mount}{self._plan.path}": hierarchy for hierarchy in mounted}
         with open(f"{self._directory}/{_RECORD}", "w") as file:
             file.write("".join(f"{path}\n" for path in wanted))

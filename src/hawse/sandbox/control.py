@@ -49,8 +49,9 @@ class ControlCgroup:
         self._directory = directory
         mounted = []
         if path:
-            with open(mountinfo) as file:
-                mounted = hierarchies(file.read())
+            from hawse.linux.mountinfo import read_text  # here, since hot verbs load this module
+
+            mounted = hierarchies(read_text(mountinfo))
         # A sandbox whose cgroup could not be made has been warned of, and has nothing to leave.
         self._places = [pair for pair in places(mounted, path) if os.path.isdir(pair[1])]
 

@@ -9,12 +9,14 @@ container or in several, is in the share once, and each mount is bound from that
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from hawse.oci.sources import GUEST_BINDS, GUEST_SHARE
-from hawse.sandbox.origins import Origin, path_from
+from hawse.sandbox.origins import Below, Origin, path_from, paths_through
 from hawse.sandbox.plan import Share
 
 
@@ -41,33 +43,41 @@ class Place:
 NOWHERE: Mapping[str, Place] = {}
 
 
-def find(exports: Iterable[Export], share: Share, origin: Origin) -> tuple[Export, str] | None:
-    """The export that has a share's files as the share is to have them, and the path there, "." for the whole."""
+def find(exports: Iterable[Export], share: Share, origin: Origin) -> Iterator[tuple[Export, str]]:
+    """The exports that have a share's files as the share is to have them, and the path there, "." for the whole.
+
+    A directory on the host may have been replaced since: the caller compares inodes.
+    """
+    for export, path, obstacle in _candidates(exports, share, origin):
+        if not obstacle:
+            yield export, path
+
+
+def warning(exports: Sequence[Export], share: Share, origin: Origin) -> str:
+    """A warning about a directory that gets a second place although it has one; "" for none."""
+    if not share.is_dir:
+        return ""
+    found = [(each, why) for each, _, why in _candidates(exports, share, origin) if each.share.is_dir and why]
+    inner = [each for each in exports if each.share.is_dir and path_from(origin, each.origin) not in (None, ".")]
+    found += [(each, "and only the inner of the two was shared first") for each in inner]
+    for export, why in found[:1]:
+        return (
+            f"{share.source[:200]} is shared with the sandbox as {export.share.source[:200]}, {why}: file locks, "
+            "UNIX sockets, FIFOs and shared mappings do not work between the two [mount it alike in both places, "
+            "in the first container as well]"
+        )
+    return ""
+
+
+def _candidates(exports: Iterable[Export], share: Share, origin: Origin) -> Iterator[tuple[Export, str, str]]:
+    """The exports with a share's files, the path there, and why these cannot be the share's, "" where they can."""
     for export in exports:
         path = path_from(export.origin, origin)
-        if path is not None and not _obstacle(export, share, origin, path):
-            return export, path
-    return None
-
-
-def warning(exports: Iterable[Export], share: Share, origin: Origin) -> str:
-    """A warning about a directory that gets a second place although it has one; "" for none."""
-    for export in exports:
-        if not (share.is_dir and export.share.is_dir):
-            continue
-        if (path := path_from(export.origin, origin)) is not None:
-            why = _obstacle(export, share, origin, path)
-        elif path_from(origin, export.origin) is not None:
-            why = "and only the inner of the two was shared first"
-        else:
-            continue
-        if why:
-            return (
-                f"{share.source[:200]} is shared with the sandbox as {export.share.source[:200]}, {why}: file locks, "
-                "UNIX sockets, FIFOs and shared mappings do not work between the two [mount it alike in both places, "
-                "in the first container as well]"
-            )
-    return ""
+        if path is not None:
+            yield export, path, _obstacle(export, share, origin, path)
+        if export.share.recursive:
+            for mount, path in paths_through(export.origin, origin):
+                yield export, path, _obstacle(export, share, origin, path, through=mount)
 
 
 def in_the_share(
@@ -94,18 +104,22 @@ def in_the_share(
     return spec | {"mounts": mounts}, binds
 
 
-def _obstacle(export: Export, share: Share, origin: Origin, path: str) -> str:
-    """Why the share's files cannot be those of the export, "" where they can."""
+def _obstacle(export: Export, share: Share, origin: Origin, path: str, through: Below | None = None) -> str:
+    """Why the share's files cannot be those at a path in the export, "" where they can. ``through``: the mount below
+    the export that the path is on, None for the export's own."""
     below = origin.below if share.recursive else ()
     there = tuple(sorted(_relative(export.origin.below, path))) if export.share.recursive else ()
-    if export.share.readonly and not share.readonly:
+    if (export.share.readonly if through is None else export.share.readonly_below) and not share.readonly:
         return "read-only"
+    # The mount of the host that it is reached by may be read-only itself, which a bind of it is as well.
+    if not share.readonly and origin.readonly != (export.origin.readonly if through is None else through.readonly):
+        return "by another mount of the host, of which one is read-only"
     if below != there:
         return "with other mounts below it"
     if there and (export.share.readonly, export.share.readonly_below) != (share.readonly, share.readonly_below):
         return "with other options for the mounts below it"
     if (export.share.uids, export.share.gids) != (share.uids, share.gids) or (
-        there and export.share.map_below != share.map_below
+        (there or through is not None) and export.share.map_below != share.map_below
     ):
         return "with other owners"
     if share.is_dir and export.share.private != share.private:
@@ -113,11 +127,10 @@ def _obstacle(export: Export, share: Share, origin: Origin, path: str) -> str:
     return ""
 
 
-def _relative(below: Iterable[str], path: str) -> Iterable[str]:
+def _relative(below: Iterable[Below], path: str) -> Iterable[Below]:
     """Those of an origin's mounts that are below a path, relative to it."""
-    for line in below:
-        point, _, rest = line.partition(" ")
+    for mount in below:
         if path == ".":
-            yield line
-        elif point.startswith(f"{path}/"):
-            yield f"{posixpath.relpath(point, path)} {rest}"
+            yield mount
+        elif mount.point.startswith(f"{path}/"):
+            yield msgspec.structs.replace(mount, point=posixpath.relpath(mount.point, path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -12,15 +12,29 @@ from hawse.linux import mountinfo
 from hawse.linux.mountinfo import Mount
 
 
+class Below(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """A mount below a directory: where, relative to that, the device and the directory that are mounted, and whether
+    the mount is read-only."""
+
+    point: str
+    device: str
+    root: str
+    readonly: bool = False
+
+
 class Origin(msgspec.Struct, frozen=True):
     """A directory or file by its file system's device and its path from the root of that.
 
-    ``below``: what is mounted below it, as "path device root" each, the path relative to it.
+    ``below``: what is mounted below it. ``readonly``: its mount
+    is. ``inode``: its device number and inode number, by which it is the same after it was renamed, and as another
+    hard link; (0, 0) where they are not known.
     """
 
     device: str = ""
     path: str = ""
-    below: tuple[str, ...] = ()
+    below: tuple[Below, ...] = ()
+    readonly: bool = False
+    inode: tuple[int, int] = (0, 0)
 
 
 #: Of a source that no mount explains, as in another root directory. It is like no other.
@@ -31,12 +45,14 @@ def read_origin(source: str) -> Origin:
     """The origin of what a path leads to. Raises OSError."""
     fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
     try:
+        status = os.fstat(fd)
         path = os.readlink(f"/proc/self/fd/{fd}")
         with open(f"/proc/self/fdinfo/{fd}") as file:
             numbers = [int(line.split()[1]) for line in file if line.startswith("mnt_id:")]
     finally:
         os.close(fd)
-    return locate(path, numbers[0] if numbers else -1, mountinfo.read())
+    origin = locate(path, numbers[0] if numbers else -1, mountinfo.read())
+    return msgspec.structs.replace(origin, inode=(status.st_dev, status.st_ino)) if origin.device else origin
 
 
 def locate(path: str, number: int, mounts: Sequence[Mount]) -> Origin:
@@ -51,17 +67,30 @@ def locate(path: str, number: int, mounts: Sequence[Mount]) -> Origin:
     while waiting:
         for child in children.pop(waiting.pop(), []):
             if child.point != path and _is_below(child.point, path):
-                below.append(f"{posixpath.relpath(child.point, path)} {child.device} {child.root}")
+                below.append(Below(posixpath.relpath(child.point, path), child.device, child.root, child.readonly))
             waiting.append(child.number)
     inside = posixpath.relpath(path, mount.point)
-    return Origin(mount.device, posixpath.normpath(posixpath.join(mount.root, inside)), tuple(sorted(below)))
+    where = posixpath.normpath(posixpath.join(mount.root, inside))
+    return Origin(mount.device, where, tuple(sorted(below)), mount.readonly)
 
 
 def path_from(outer: Origin, inner: Origin) -> str | None:
     """The path from one to another: "." for the same, None where it is not in it. Pure."""
-    if not outer.device or outer.device != inner.device or not _is_below(inner.path, outer.path):
+    if not outer.device or not inner.device:
+        return None
+    if outer.inode == inner.inode != (0, 0):
+        return "."
+    if outer.device != inner.device or not _is_below(inner.path, outer.path):
         return None
     return posixpath.relpath(inner.path, outer.path)
+
+
+def paths_through(outer: Origin, inner: Origin) -> Iterator[tuple[Below, str]]:
+    """The paths from one to another that lead through a mount below the first. Pure."""
+    for mount in outer.below:
+        if mount.device == inner.device and _is_below(inner.path, mount.root):
+            inside = posixpath.relpath(inner.path, mount.root)
+            yield mount, posixpath.normpath(posixpath.join(mount.point, inside))
 
 
 def _is_below(path: str, directory: str) -> bool:

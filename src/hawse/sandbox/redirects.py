@@ -90,9 +90,9 @@ def _undo(where: dict[str, Any], changed: list[dict[str, Any]], namespace: int) 
 
 def _mounted(inode: int) -> list[str]:
     """Where namespaces of this number are mounted, as engines and `ip netns` do to keep them (proc(5), mountinfo)."""
-    with open("/proc/self/mountinfo") as file:
-        mounts = [line.split() for line in file]
-    return [fields[4] for fields in mounts if fields[3] == f"net:[{inode}]"]
+    from hawse.linux import mountinfo  # here, since hot verbs load this module
+
+    return [mount.point for mount in mountinfo.read() if mount.root == f"net:[{inode}]"]
 
 
 def undo(changed: list[dict[str, Any]]) -> None:

@@ -314,7 +314,7 @@ class Sandbox:
 
     async def _forget_mounts(self, name: str) -> None:
         """Have the guest unmount what no container uses any more: the host keeps each open for so long."""
-        if places := self._share.last_places(name):
+        if places := self._share.retire(name):
             with suppress(HawseError):  # the virtual machine has ended, and they with it
                 await self.processes.call("forget_mounts", {"paths": places})
 

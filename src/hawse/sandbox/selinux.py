@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hawse.errors import ConfigError, HostError
+from hawse.linux import mountinfo
 
 FIELD = "process.selinuxLabel"
 #: What the thread's next program will have (Linux security/selinux/hooks.c, selinux_lsm_setattr(); a child inherits
@@ -34,8 +35,7 @@ def enabled(*, root: str = "") -> bool:
     mounted, and not read-only, as it is for those who are to see none; and a process has a label of a policy.
     """
     try:
-        with open(f"{root}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            mounted = any(map(_is_selinuxfs, file))
+        mounted = any(map(_is_selinuxfs, mountinfo.read_text(f"{root}/proc/self/mountinfo").split("\n")))
         if not mounted:
             return False
         with open(f"{root}/proc/self/attr/current", "rb") as current:
@@ -68,7 +68,7 @@ def executing_as(label: str, *, attribute: str = ATTRIBUTE) -> Iterator[None]:
 def _is_selinuxfs(line: str) -> bool:
     """A line of /proc/self/mountinfo (proc(5)): options of the mount, and after the dash type, source, the file
     system's own options."""
-    fields, _, rest = line.rstrip("\n").partition(" - ")
+    fields, _, rest = line.partition(" - ")
     words, kind = fields.split(" "), rest.split(" ")
     if len(words) < 6 or len(kind) < 3 or kind[0] != "selinuxfs":
         return False

@@ -75,6 +75,7 @@ class ShareRoot:
         """
         self.directory = directory
         self._exports: list[Export] = []
+        self._retired: dict[str, list[str]] = {}
         self._newest = 0
         self._places: dict[str, dict[str, Place]] = {}
         self._mounts: dict[str, list[str]] = {}
@@ -108,8 +109,7 @@ class ShareRoot:
         """
         warnings = []
         self._places[container] = {}
-        # What is writable comes first: a read-only bind can have its files, and not the other way round.
-        for share, source in sorted(zip(shares, sources, strict=True), key=lambda pair: pair[0].readonly):
+        for share, source in sorted(zip(shares, sources, strict=True), key=lambda pair: _rank(pair[0])):
             try:
                 if not share.common:
                     place = Place(f"{container}/{share.name}")
@@ -152,11 +152,9 @@ class ShareRoot:
         self._places.pop(container, None)
         self._mounts.pop(container, None)
         self._clear(container)
-        for export in self._exports:
-            export.users.discard(container)
-            if not export.users:
-                self._clear(COMMON, export.place.partition("/")[2])
-        self._exports = [export for export in self._exports if export.users]
+        self.retire(container)
+        for place in self._retired.pop(container):
+            self._clear(COMMON, place.partition("/")[2])
 
     def _find_mounts(self, container: str, shares: Sequence[Share]) -> list[str]:
         root = os.path.realpath(self.directory)
@@ -167,9 +165,17 @@ class ShareRoot:
         table = [(path, kind) for path, kind in _mounts_below(f"{root}/{COMMON}") if path.partition("/")[0] in own]
         return [*places, *below, *exported, *(f"{COMMON}/{path}" for path in inner(table))]
 
-    def last_places(self, container: str) -> list[str]:
-        """Exports that nobody else uses, as paths from the share's root."""
-        return [export.place for export in self._exports if export.users == {container}]
+    def retire(self, container: str) -> list[str]:
+        """Exports that only this container has used, as paths from the share's root, for the guest to unmount.
+
+        No later container gets them. :meth:`remove` removes them.
+        """
+        for export in self._exports:
+            export.users.discard(container)
+        unused = [export.place for export in self._exports if not export.users]
+        self._exports = [export for export in self._exports if export.users]
+        self._retired.setdefault(container, []).extend(unused)
+        return unused
 
     def _clear(self, directory: str, only: str = "") -> None:
         """Remove the mounts of a directory in the share, and the directory when it is empty."""
@@ -188,28 +194,28 @@ class ShareRoot:
                         os.unlink(name, dir_fd=points)
         finally:
             os.close(points)
-        with suppress(OSError):
-            os.rmdir(directory, dir_fd=self._writable)
+        if directory != COMMON:  # the guest has this one open for as long as it runs
+            with suppress(OSError):
+                os.rmdir(directory, dir_fd=self._writable)
 
     def _reuse(self, container: str, share: Share, source: Source) -> Place | None:
         """The place of the same file in the share, None where it has none."""
-        found = exports.find(self._exports, share, source.origin)
-        if found is None:
-            return None
-        export, path = found
-        place = posixpath.normpath(f"{export.place}/{path}")
-        try:
-            fd = mounts.open_beneath(self._exported, place)
-        except OSError:
-            return None  # it was renamed, or something is mounted over it
-        try:
-            there, wanted = os.fstat(fd), os.fstat(source.tree)
-        finally:
-            os.close(fd)
-        if not source.reused and (there.st_dev, there.st_ino) != (wanted.st_dev, wanted.st_ino):
-            return None
-        export.users.add(container)
-        return Place(place, 0 if path == "." else wanted.st_ino)
+        wanted = os.fstat(source.tree)
+        for export, path in exports.find(self._exports, share, source.origin):
+            place = posixpath.normpath(f"{export.place}/{path}")
+            try:
+                fd = mounts.open_beneath(self._exported, place)
+            except OSError:
+                continue  # it was renamed, or something is mounted over it
+            try:
+                there = os.fstat(fd)
+            finally:
+                os.close(fd)
+            # Another inode: the directory was replaced on the host.
+            if source.reused or (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
+                export.users.add(container)
+                return Place(place, 0 if path == "." else wanted.st_ino)
+        return None
 
     def _export(self, container: str, share: Share, source: Source) -> Place:
         """A new place for files that later shares may have, too."""
@@ -240,20 +246,31 @@ class ShareRoot:
         mounts.set_attributes(tree, mounts.ATTR_NOSUID | mounts.ATTR_NODEV, recursive=True, propagation=propagation)
         if share.readonly:
             mounts.set_attributes(tree, mounts.ATTR_RDONLY, recursive=share.readonly_below)
-        if share.is_dir and share.recursive:
-            # A bind of / includes the host's /proc, /sys and /dev, as under runc. They are read-only here, so that root
-            # in the guest cannot change the host's settings. The kernel refuses to change a mount below one that is
-            # attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
-            mounts.attach(tree, self._hidden, target)
-            views = {*KERNEL_VIEWS.values(), "devtmpfs"}
-            for view, kind in _mounts_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
-                if kind in views:
-                    _protect(tree, view)
-        place = mounts.open_beneath(self._exported, target)
-        try:
-            mounts.attach(tree, place, target)
-        finally:
-            os.close(place)
+        with ExitStack() as failed:
+            if share.is_dir and share.recursive:
+                # A bind of / includes the host's /proc, /sys and /dev, as under runc. They are read-only here, so that
+                # root in the guest cannot change the host's settings. The kernel refuses to change a mount below one
+                # that is attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
+                mounts.attach(tree, self._hidden, target)
+                failed.callback(mounts.unmount, f"/proc/self/fd/{tree}/.")
+                views = {*KERNEL_VIEWS.values(), "devtmpfs"}
+                for view, kind in _mounts_below(f"{os.path.realpath(self.directory)}/{_HIDDEN}"):
+                    if kind in views:
+                        _protect(tree, view)
+            place = mounts.open_beneath(self._exported, target)
+            try:
+                mounts.attach(tree, place, target)
+            finally:
+                os.close(place)
+            failed.pop_all()
+
+
+def _rank(share: Share) -> tuple[bool, int]:
+    """The order in which shares are placed: what comes first can have the files of what comes later.
+
+    A read-only bind can have those of a writable one, and a directory those of an outer one.
+    """
+    return share.readonly, len([part for part in share.source.split("/") if part])
 
 
 def open_sources(shares: Sequence[Share], overlays: Collection[str] = ()) -> list[Source]:
