@@ -51,7 +51,7 @@ def add(kernel: FakeKernel, guest: Namespace, address: str, name: str, *, driver
 
 
 def wish(address: str, name: str, **other: Any) -> dict[str, Any]:
-    wished = {"address": address, "name": name, "mtu": 1500, "flags": 0, "settings": {}}
+    wished = {"address": address, "name": name, "mtu": 1500, "flags": 0x1000, "settings": {}}
     return wished | {"addresses": [], "routes": [], "neighbours": []} | other
 
 
@@ -76,11 +76,12 @@ def test_interfaces_become_the_hosts(guest: Namespace, kernel: FakeKernel) -> No
         addresses=[{"local": "10.9.0.2", "prefix": 24}, {"local": "fd77::2", "prefix": 64}],
         routes=[gateway, link], neighbours=[{"to": "10.9.0.9", "mac": MACS[0]}],
     )  # fmt: skip
-    configure(guest, kernel, eth0, wish(SECOND, "v0"), uevents=FakeUevents())
+    configure(guest, kernel, eth0, wish(SECOND, "v0", flags=0x80 | 0x100 | 0x200), uevents=FakeUevents())
     assert guest.links() == ["eth0", "v0"]
     [shown] = guest.shown("link show dev eth0")
     assert (shown["mtu"], "UP" in shown["flags"]) == (1400, True)
-    assert "UP" in guest.shown("link show dev v0")[0]["flags"]
+    assert {"UP", "NOARP", "PROMISC", "ALLMULTI"} <= set(flags := guest.shown("link show dev v0")[0]["flags"])
+    assert "MULTICAST" not in flags and "NOARP" not in shown["flags"]
     found = {entry["local"] for entry in guest.shown("addr show dev eth0")[0]["addr_info"]}
     assert found == {"10.9.0.2", "fd77::2"}, "no address of the link is generated"
     routes = {route["dst"]: route.get("gateway") for route in guest.shown("route show")}
