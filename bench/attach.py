@@ -9,7 +9,7 @@ _CONFIG = "[emulated]\n" + "".join(f'{number} = ["edu"]\n' for number in range(1
 
 
 def measure() -> Measured:
-    """Each case has its own VM configuration, and so its own template."""
+    """Each case uses a separate VM configuration, and therefore a separate template."""
     with workbench(_CONFIG) as (runtime, directory):
         bundles = {1: make_opener(directory, 1), 8: make_opener(directory, *range(1, 9))}
         trace = f"{directory}/trace.json"
