@@ -74,6 +74,7 @@ class Server:
         self._uevents = uevents
         self._load = load
         self._run = run
+        self._share_kind = ""
         self._crun = crun
         self._crun_root = crun_root
         self._root = root
@@ -172,6 +173,7 @@ class Server:
         ``protected`` are the host's settings fs.protected_*: this kernel decides what may be done with shared files.
         ``modules`` is a directory in it, of modules for the guest's kernel; those of the names ``load`` are loaded now.
         """
+        self._share_kind = kind
         deadline = time.monotonic() + seconds
         for name, value in (protected or {}).items():
             boot.write(f"{self._root}/proc/sys/fs/protected_{name}", value)
@@ -364,7 +366,8 @@ class Server:
                     directory = f"{self._run}/binds/{container}"
                     bound.callback(subpaths.unbind, directory)
                     found = [(name, path, inode) for name, path, inode in binds]
-                    subpaths.bind(found, share=f"{self._run}/share", directory=directory)
+                    inodes = self._share_kind != "9p"
+                    subpaths.bind(found, share=f"{self._run}/share", directory=directory, inodes=inodes)
                 log = self._create(container, process, spec, nodes, devices, joins, notify)
             failed.pop_all()
             return log

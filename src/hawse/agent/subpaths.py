@@ -15,8 +15,11 @@ from hawse.agent import syscalls
 from hawse.errors import VmError
 
 
-def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str) -> None:
+def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str, inodes: bool = True) -> None:
     """Mount each of name, path in the share and inode at ``<directory>/<name>``, for crun to bind from.
+
+    ``inodes``: the share has the host's inode numbers. 9p has others (Linux fs/9p/v9fs.h, QID2INO(); QEMU 7.2
+    hw/9pfs/9p.c, qid_path_suffixmap()), so only the path is checked there.
 
     Raises :class:`VmError` where a path does not lead to that inode; :func:`unbind` undoes what was done by then.
     """
@@ -28,7 +31,7 @@ def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str) -
             finally:
                 os.close(root)
             try:
-                _bind(fd, inode, f"{directory}/{name}")
+                _bind(fd, inode if inodes else 0, f"{directory}/{name}")
             finally:
                 os.close(fd)
         except OSError as error:
@@ -52,7 +55,7 @@ def unbind(directory: str) -> None:
 
 def _bind(fd: int, inode: int, target: str) -> None:
     status = os.fstat(fd)
-    if status.st_ino != inode:
+    if inode and status.st_ino != inode:
         raise OSError(0, "it is another file now")
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     if stat.S_ISDIR(status.st_mode):

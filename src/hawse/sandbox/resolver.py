@@ -131,15 +131,18 @@ def _path(plan: ContainerPlan, places: Mapping[str, str]) -> str:
 
 
 def _read(path: str) -> str:
-    """At most 64 KiB of a regular file; the container may have written it, so it is taken for nothing but text."""
+    """At most 64 KiB of a regular file, "" for anything else. The container may have written it, and may have replaced
+    it by a link to a device of the host: what is not a regular file is not opened, since that may have effects."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
-        data = os.pread(fd, _MAX_FILE, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            return ""
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            return file.read(_MAX_FILE).decode(errors="replace")
     except OSError:
         return ""
     finally:
-        os.close(fd)
-    return data.decode(errors="replace")
+        os.close(place)
