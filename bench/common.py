@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hawse.cli.timeline import title
+from hawse.cli.own.timeline import title
 from hawse.config import load_config
-from hawse.container.plan import plan_machine
-from hawse.sandbox import plan
-from hawse.sandbox.launch import launch
-from hawse.sandbox.steps import Steps
-from hawse.sandbox.timeline import read
+from hawse.monitor.machine.start import launch
+from hawse.plan import model
+from hawse.planner.sandbox import plan_machine
+from hawse.state.steps import Steps
+from hawse.state.timeline import read
 from tests.support.bundles import add_devices, make_bundle, write
 from tests.support.runtime import Runtime
 
@@ -70,7 +70,7 @@ def bare_boot(config: str = "") -> float:
         changed = {name: getattr(machine, name) for name in machine.__struct_fields__}
         changed |= {"kernel_append": f"{machine.kernel_append} {_INIT}".strip(), "share": "", "template": None}
         began = time.monotonic()
-        launched = launch(plan.MachinePlan(**changed), directory, Steps("/dev/null", []), share_plugged=False)
+        launched = launch(model.MachinePlan(**changed), directory, Steps("/dev/null", []), share_plugged=False)
         with launched.undo:
             output = b""
             while _SAID not in output:

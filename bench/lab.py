@@ -54,9 +54,9 @@ _ROUNDS = (
     + """
 import json, sys, time
 from hawse.config import load_config
-from hawse.container.attach import prepare
-from hawse.container.client import call
-from hawse.sandbox.state import Store
+from hawse.commands.attach import prepare
+from hawse.commands.client import call
+from hawse.state.store import Store
 name, group, config, rounds = sys.argv[1:]
 store = Store("/run/hawse", name)
 [wanted] = prepare(store, [group], load_config(config))[0]

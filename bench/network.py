@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from bench.common import Measured, Seconds, ratio, workbench
-from hawse.sandbox import namespaces
+from hawse.host import network_namespace
 from tests.support.bundles import make_bundle, write
 from tests.support.netns import Namespace, cable
 
@@ -30,7 +30,9 @@ def measure() -> Measured:
         for round_ in range(ROUNDS):
             for name in rates:
                 bundle = f"{directory}/{name}{round_}"
-                with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as server:
+                with network_namespace.within(
+                    outside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+                ) as server:
                     server.bind((_ADDRESS, 0))
                     server.listen()
                     _make(bundle, inside.path, _SENT[name], server.getsockname()[1])

@@ -18,11 +18,11 @@ from types import ModuleType
 from bench.common import Measured, Quiet, Seconds, ratio, workbench
 from demo.rootfs import make
 from hawse.config import load_config
-from hawse.container.devices import plug_steps, shape
-from hawse.container.plan import plan_machine
-from hawse.sandbox import plan
-from hawse.sandbox.launch import launch
-from hawse.sandbox.steps import Steps
+from hawse.monitor.machine.start import launch
+from hawse.plan import model
+from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.sandbox import plan_machine
+from hawse.state.steps import Steps
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import plan_ports
 from hawse.vm.qmp import Qmp
@@ -101,7 +101,7 @@ async def _in_guest(directory: str, seconds: int) -> str:
     script = _SCRIPT.format("/sys/bus/pci/devices", *addresses, seconds, _TESTPMD)
     append = f'rdinit=/usr/bin/sh -- -c "{script}"'
     changed = {name: getattr(machine, name) for name in machine.__struct_fields__}
-    bare = plan.MachinePlan(**changed | {"kernel_append": append, "template": None})
+    bare = model.MachinePlan(**changed | {"kernel_append": append, "template": None})
     launched = launch(bare, directory, Steps("/dev/null", []), share_plugged=True)
     with launched.undo:
         qmp = Qmp()

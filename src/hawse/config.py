@@ -86,7 +86,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What of the host containers have beside files. ``forward_sockets``: patterns of its UNIX sockets that a container
-    which binds one can connect to (:mod:`hawse.oci.host_sockets`)."""
+    which binds one can connect to (:mod:`hawse.oci.guest.host_sockets`)."""
 
     forward_sockets: tuple[str, ...] = ()
 

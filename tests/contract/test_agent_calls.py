@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.network import raise_loopback
+from hawse.agent.machine.network import raise_loopback
 from hawse.errors import VmError
+from hawse.host import network_namespace
 from hawse.link.frames import CREDIT, DATA, EOF, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox import namespaces
 from tests.support.agent import Agent
 from tests.support.patience import patience
 
@@ -55,13 +55,13 @@ def test_names_are_asked_of_the_host(tmp_path: Path) -> None:
     with Agent(str(tmp_path), unshare=("--net",)) as agent:
         agent.event("hello")  # from here on it is in its namespace
         network = os.open(f"/proc/{agent.pid}/ns/net", os.O_RDONLY)
-        namespaces.within(network, raise_loopback)
+        network_namespace.within(network, raise_loopback)
         agent.call("answer_name", number=1, message="")
         agent.call("serve_names", servers=["127.0.0.11"])
         agent.call("serve_names", servers=["127.0.0.53"])
         with pytest.raises(VmError, match=r"listen for name queries at 127\.0\.0\.11: Address already in use"):
             agent.call("serve_names", servers=["127.0.0.11"])
-        with namespaces.within(network, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as program:
+        with network_namespace.within(network, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as program:
             program.settimeout(patience(3))
             for number, server in enumerate(("127.0.0.11", "127.0.0.53"), 1):
                 program.sendto(QUERY, (server, 53))

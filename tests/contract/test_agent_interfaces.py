@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import native, network
+from hawse.agent.devices import guest_drivers
+from hawse.agent.machine import network
 from hawse.errors import DeviceError, VmError
-from hawse.sandbox import namespaces
+from hawse.host import network_namespace
 from tests.support.guest_kernel import FakeKernel, FakeUevents
 from tests.support.netns import Namespace
 
@@ -56,7 +57,7 @@ def wish(address: str, name: str, **other: Any) -> dict[str, Any]:
 
 
 def configure(guest: Namespace, kernel: FakeKernel, *interfaces: dict[str, Any], uevents: FakeUevents) -> None:
-    namespaces.within(
+    network_namespace.within(
         guest.fd, lambda: network.configure(uevents, interfaces, seconds=10, root=kernel.root)
     )  # fmt: skip
 
@@ -156,7 +157,7 @@ def test_addresses_are_given_when_the_link_carries(guest: Namespace, kernel: Fak
 
 def test_the_loopback_is_raised(guest: Namespace) -> None:
     guest.ip("link set lo down")
-    namespaces.within(guest.fd, network.raise_loopback)
+    network_namespace.within(guest.fd, network.raise_loopback)
     assert "UP" in guest.shown("link show dev lo")[0]["flags"]
 
 
@@ -182,9 +183,9 @@ def test_an_interface_of_a_native_function_is_named_by_its_address(
         kernel.attribute(address, "net/v0/ifindex", f"{index(guest, 'v0')}\n")
         kernel.attribute(address, "net/v0/dev_port", f"{port}\n")
 
-    answer = namespaces.within(
+    answer = network_namespace.within(
         guest.fd,
-        lambda: native.bind_native(
+        lambda: guest_drivers.bind_native(
             FakeUevents(appear), address, drivers=str(tmp_path), seconds=10, root=kernel.root
         ),
     )  # fmt: skip
@@ -205,8 +206,10 @@ def test_interfaces_move_to_the_namespace_of_their_container(guest: Namespace, k
         first.stdin.write(b"x")
         first.stdin.flush()
         assert first.stdout.read(1) == b"x"
-        namespaces.within(guest.fd, lambda: native.hand_over(functions, first.pid, root=kernel.root))
+        network_namespace.within(guest.fd, lambda: guest_drivers.hand_over(functions, first.pid, root=kernel.root))
         assert (guest.links(), container.links()) == (["v1"], ["v0"])
         with pytest.raises(DeviceError, match=f"^{FIRST}: v0 cannot go to the network namespace of its container: No "):
-            namespaces.within(guest.fd, lambda: native.hand_over(functions[:1], first.pid, root=kernel.root))
+            network_namespace.within(
+                guest.fd, lambda: guest_drivers.hand_over(functions[:1], first.pid, root=kernel.root)
+            )
         first.stdin.close()

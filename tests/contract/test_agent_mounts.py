@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hawse
-from hawse.agent import hugepages
+from hawse.agent.machine import hugepages
 from hawse.errors import VmError
 from tests.support.agent import Agent
 
@@ -29,7 +29,7 @@ def mounts(table: str) -> dict[str, tuple[str, set[str], set[str]]]:
 
 def test_the_file_systems_of_a_guest_are_mounted_without_what_they_need_not() -> None:
     program = (
-        f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent import boot; boot.prepare_root(); "
+        f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.machine import boot; boot.prepare_root(); "
         "print(open('/proc/self/mountinfo').read())"
     )
     table = subprocess.check_output(["unshare", "--mount", sys.executable, "-I", "-c", program], text=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import subpaths
+from hawse.agent.mounts import subpaths
 from hawse.errors import VmError
-from hawse.sandbox import share
+from hawse.monitor.share import root as share
 from tests.support.forked import in_child
 
 

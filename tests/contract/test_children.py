@@ -14,8 +14,8 @@ import pytest
 from hawse.errors import HostError
 from hawse.linux import oom_score
 from hawse.linux.processes import ChildrenApart, NamespaceError
-from hawse.sandbox import children
-from hawse.sandbox.children import Program, Watched
+from hawse.monitor.machine import programs
+from hawse.monitor.machine.programs import Program, Watched
 from tests.support.monitor import runs
 from tests.support.patience import patience, wait_until
 
@@ -160,7 +160,7 @@ def test_any_failure_to_prepare_a_program_is_named_in_the_error(
     def refuse() -> None:
         raise ValueError("not allowed to raise maximum limit")
 
-    monkeypatch.setattr(children, "_lift_data", refuse)
+    monkeypatch.setattr(programs, "_lift_data", refuse)
     with pytest.raises(HostError, match="cannot confine QEMU: not allowed to raise maximum limit"):
         program(tmp_path, "pass")
 

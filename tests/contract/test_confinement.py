@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from hawse.container import proxy
 from hawse.linux import capabilities, landlock, processes
 from hawse.linux.mounts import _libc, check
+from hawse.proxy import main as proxy
 from tests.support.forked import in_child, outcome
 
 

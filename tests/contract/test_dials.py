@@ -18,9 +18,9 @@ import pytest
 from hawse.errors import LinkError
 from hawse.link import control
 from hawse.link.streams import STDIO
-from hawse.sandbox.dials import Dials
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.processes import Processes
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.network.dials import Dials
+from hawse.monitor.processes.processes import Processes
 from tests.contract.test_forwards import SIZE, digest_and_answer, receive
 from tests.support.agent import Agent
 from tests.support.patience import patience

@@ -1,6 +1,6 @@
 """Ports of a namespace's loopback forwarded by the real agent: connections are whole, and end as a network's do.
 
-With the socket lookup of :mod:`hawse.sandbox.sk_lookup`.
+With the socket lookup of :mod:`hawse.monitor.network.sk_lookup`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from hawse.sandbox import namespaces
-from hawse.sandbox.forwards import Forwards
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.processes import Processes
+from hawse.host import network_namespace
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.network.forwards import Forwards
+from hawse.monitor.processes.processes import Processes
 from tests.support.agent import Agent
 from tests.support.netns import Namespace
 from tests.support.patience import patience
@@ -67,7 +67,7 @@ def forwarding(agent: Agent, inside: Namespace, act: Callable[[Forwards, Process
 
 def dial(inside: Namespace, port: int, address: str = "127.0.0.1") -> socket.socket:
     """A connection of a program in the namespace."""
-    return namespaces.within(inside.fd, lambda: socket.create_connection((address, port), timeout=SECONDS))
+    return network_namespace.within(inside.fd, lambda: socket.create_connection((address, port), timeout=SECONDS))
 
 
 @contextmanager

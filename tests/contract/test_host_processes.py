@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hawse.linux import mounts, processes
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 from tests.support.host_processes import ended_descriptor, reused
 
 #: A socket option that does not exist, like SO_PEERPIDFD before Linux 6.5.

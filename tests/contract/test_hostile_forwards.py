@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import VmError
+from hawse.host import network_namespace
 from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox import namespaces
-from hawse.sandbox.forwards import STREAM
+from hawse.monitor.processes.connection import STREAM
 from tests.support.fake_machine import FakeHost
 from tests.support.hostile import INIT, Scene, play
 from tests.support.netns import Namespace
@@ -35,7 +35,7 @@ def use(inside: Namespace) -> bytes | None:
     """The bytes that a client of the pod's port receives; None where the connection ends with an error."""
     data = b""
     try:
-        with namespaces.within(
+        with network_namespace.within(
             inside.fd, lambda: socket.create_connection(("127.0.0.1", 80), timeout=patience(5))
         ) as connection:
             while piece := connection.recv(65536):

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from hawse.container.client import MonitorGoneError
+from hawse.commands.client import MonitorGoneError
 from hawse.errors import VmError
 from hawse.link import control
 from hawse.link.frames import DATA, EOF, FROM_GUEST, REPLY, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox.evidence import FILE_LIMIT
-from hawse.sandbox.plan import Share
+from hawse.monitor.machine.bounded_log import FILE_LIMIT
+from hawse.plan.model import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, new_network, runs, tell

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hawse.container.client import MonitorGoneError
+from hawse.commands.client import MonitorGoneError
 from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.frames import DATA, EOF, HEADER, encode

@@ -20,7 +20,7 @@ from hawse.jail.root import Root
 from hawse.linux import mounts, processes
 from hawse.linux.capabilities import keep_only
 from hawse.linux.processes import ChildrenApart
-from hawse.sandbox.privileges import KEPT
+from hawse.monitor.privileges import KEPT
 from tests.support.forked import in_child, outcome
 from tests.support.sysfs import FakeSysfs
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError, VmError
-from hawse.sandbox.launch import Copy, Notes, Saved, begin, launch
-from hawse.sandbox.plan import Template
-from hawse.sandbox.steps import Steps
-from hawse.vm import memory
+from hawse.monitor.machine.start import Copy, Notes, Saved, begin, launch
+from hawse.plan.model import Template
+from hawse.state.steps import Steps
+from hawse.vm import ram_file
 from tests.support.async_wait import until
 from tests.support.fake_machine import SECONDS, FakeHost
 from tests.support.monitor import runs
@@ -134,10 +134,10 @@ def leave_files(cache: Path, *, ram: bytes, state: bytes) -> None:
     """A template's two files."""
     place = cache / "templates" / "d"
     place.mkdir(parents=True)
-    fd = memory.make(memory.MIB)
+    fd = ram_file.make(ram_file.MIB)
     os.pwrite(fd, ram, 4096)
     with open(place / "memory", "w+b") as file:
-        memory.save(fd, file.fileno())
+        ram_file.save(fd, file.fileno())
     os.close(fd)
     (place / "state").write_bytes(state)
 
@@ -148,7 +148,7 @@ def template_of(cache: Path, *, usable: bool = True) -> Template:
 
 def test_a_usable_template_is_copied_into_the_memory_of_a_machine_that_waits(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
-        state = b"CPUs" * memory.MIB
+        state = b"CPUs" * ram_file.MIB
         leave_files(tmp_path / "cache", ram=b"a page", state=state)
         notes: Notes = []
         made = machine_plan(qemu=host.qemu, template=template_of(tmp_path / "cache"))
@@ -216,7 +216,7 @@ def test_a_template_is_closed_when_its_machine_cannot_be_started(tmp_path: Path)
 
 def test_a_copy_that_fails_is_an_error_of_who_waits_for_it(tmp_path: Path) -> None:
     (tmp_path / "memory").write_bytes(b"short")
-    source, target = os.open(tmp_path / "memory", os.O_RDONLY), memory.make(memory.MIB)
+    source, target = os.open(tmp_path / "memory", os.O_RDONLY), ram_file.make(ram_file.MIB)
     copy = Copy(Saved(source, b""), target, Steps("/dev/null", []))
     with pytest.raises(VmError, match="cannot copy the template's memory: the template's memory is cut short"):
         copy.wait()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox import leftovers
-from hawse.sandbox.state import start_time
+from hawse.host import leftovers
+from hawse.state.store import start_time
 
 SLEEP = [sys.executable, "-IS", "-c", "import time; time.sleep(60)"]
 

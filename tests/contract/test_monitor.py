@@ -1,6 +1,7 @@
 """The real monitor from its plan to its end, with a QEMU and a guest that the test plays.
 
-That is hawse.sandbox.monitor, hawse.sandbox.lifetime and hawse.sandbox.machine together, as a process of their own.
+That is hawse.monitor.main, hawse.monitor.lifecycle and hawse.monitor.machine.machine together, as a process of their
+own.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from hawse.link import control
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, MAX_DATA, Decoder, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox.interface import INTERFACE
-from hawse.sandbox.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
+from hawse.state.interface import INTERFACE
+from hawse.state.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
 from hawse.version import VERSION
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost, FakeMachine

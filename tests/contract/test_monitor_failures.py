@@ -1,6 +1,7 @@
 """The real monitor when a sandbox cannot be created or is deleted meanwhile: the report, and that all is undone.
 
-That is hawse.sandbox.monitor, hawse.sandbox.lifetime and hawse.sandbox.machine together, as a process of their own.
+That is hawse.monitor.main, hawse.monitor.lifecycle and hawse.monitor.machine.machine together, as a process of their
+own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError, StateError, VmError
-from hawse.sandbox.plan import Share
+from hawse.plan.model import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost
 from tests.support.monitor import Monitor, heard, new_network, runs, tell

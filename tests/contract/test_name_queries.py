@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import pytest
 
-from hawse.sandbox import namespaces
-from hawse.sandbox.network import Network
-from hawse.sandbox.plan import ContainerPlan, Share
-from hawse.sandbox.resolver import Resolver
+from hawse.host import network_namespace
+from hawse.monitor.network.host_network import Network
+from hawse.monitor.network.resolver import Resolver
+from hawse.plan.model import ContainerPlan, Share
 from tests.support.netns import Namespace
 from tests.support.patience import patience
 
@@ -67,7 +67,7 @@ def serve(
 
     async def live() -> None:
         network = Network(inside.path, str(directory / "state"))
-        udp, tcp = namespaces.within(inside.fd, bind)
+        udp, tcp = network_namespace.within(inside.fd, bind)
         try:
             with udp, tcp:
                 link = FakeLink()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.sandbox import namespaces
+from hawse.host import network_namespace
 from tests.support.monitor import new_network
 from tests.support.netns import run
 
@@ -28,8 +28,8 @@ def network() -> Iterator[int]:
     [("hawse2", "hawse2"), ("hawse", ""), ("hawse12", "hawse12"), ("hawseX", ""), ("eth0", ""), ("xhawse2", "")],
 )
 def test_our_taps_are_known_by_their_names(name: str, tap: str) -> None:
-    assert namespaces.tap_name_of(name) == tap
-    assert namespaces.tap_name_of(namespaces.tap_name(7)) == "hawse7"
+    assert network_namespace.tap_name_of(name) == tap
+    assert network_namespace.tap_name_of(network_namespace.tap_name(7)) == "hawse7"
 
 
 def test_interfaces_that_are_up_are_a_sandboxs_but_for_the_loopback_and_taps(network: int) -> None:
@@ -39,35 +39,35 @@ def test_interfaces_that_are_up_are_a_sandboxs_but_for_the_loopback_and_taps(net
             "tuntap add mode tap name hawse5", "link set hawse5 up", "link set lo up",
         ):  # fmt: skip
             run("ip", *words.split())
-        return namespaces.interfaces()
+        return network_namespace.interfaces()
 
-    [(index, name)] = namespaces.within(network, make).items()
+    [(index, name)] = network_namespace.within(network, make).items()
     assert (name, index > 1) == ("eth0", True)
 
 
 def test_a_look_returns_what_was_seen_or_raises_what_went_wrong(network: int) -> None:
     before = os.readlink("/proc/thread-self/ns/net")
-    inside = namespaces.within(network, lambda: os.readlink("/proc/thread-self/ns/net"))
+    inside = network_namespace.within(network, lambda: os.readlink("/proc/thread-self/ns/net"))
     assert inside != before
     assert os.readlink("/proc/thread-self/ns/net") == before
     with pytest.raises(ZeroDivisionError):
-        namespaces.within(network, lambda: 1 // 0)
-    assert namespaces.within(network, lambda: None) is None
+        network_namespace.within(network, lambda: 1 // 0)
+    assert network_namespace.within(network, lambda: None) is None
 
 
 def test_a_cookie_is_that_of_one_namespace(network: int) -> None:
     again = os.open(f"/proc/self/fd/{network}", os.O_RDONLY)
     with new_network() as path:
         other = os.open(path, os.O_RDONLY)
-        assert namespaces.cookie(network) == namespaces.cookie(again) != namespaces.cookie(other)
-        assert namespaces.cookie(network) > 0
+        assert network_namespace.cookie(network) == network_namespace.cookie(again) != network_namespace.cookie(other)
+        assert network_namespace.cookie(network) > 0
         os.close(other)
     os.close(again)
 
 
 def test_a_namespace_is_checked_and_opened(network: int) -> None:
-    namespaces.check(network, "x")
-    fd = namespaces.open_path(f"/proc/self/fd/{network}")
+    network_namespace.check(network, "x")
+    fd = network_namespace.open_path(f"/proc/self/fd/{network}")
     assert not os.get_inheritable(fd)
     assert os.fstat(fd).st_ino == os.fstat(network).st_ino
     os.close(fd)
@@ -77,7 +77,7 @@ def test_a_namespace_is_checked_and_opened(network: int) -> None:
 def test_a_path_that_is_refused_leaves_no_descriptor(path: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError):
-        namespaces.open_path(path)
+        network_namespace.open_path(path)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -86,12 +86,12 @@ def test_entering_and_leaving_move_one_thread(network: int) -> None:
 
     def move() -> None:
         seen.append(os.readlink("/proc/thread-self/ns/net"))
-        namespaces.enter(network)
+        network_namespace.enter(network)
         seen.append(os.readlink("/proc/thread-self/ns/net"))
-        namespaces.leave()
+        network_namespace.leave()
         seen.append(os.readlink("/proc/thread-self/ns/net"))
         try:
-            namespaces.enter(-1)
+            network_namespace.enter(-1)
         except OSError as error:
             seen.append(str(error.strerror))
 

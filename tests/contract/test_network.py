@@ -1,6 +1,6 @@
 """Network namespaces and traffic control, with the kernel's own: what is done to interfaces, and that it is undone.
 
-With the program :mod:`hawse.sandbox.taps`.
+With the program :mod:`hawse.tap_helper.main`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import ConfigError, HostError, StateError
+from hawse.host import network_namespace, redirects
 from hawse.linux.processes import open_process
-from hawse.sandbox import namespaces, redirects
-from hawse.sandbox.network import Joining, Network
+from hawse.monitor.network.host_network import Joining, Network
 from tests.support.host_processes import reused
 from tests.support.netns import Namespace, cable
 from tests.support.patience import patience
@@ -43,7 +43,7 @@ def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[N
 )
 def test_a_path_that_is_no_namespace_for_a_sandbox(path: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        namespaces.open_path(path)
+        network_namespace.open_path(path)
     assert caught.value.message == f"linux.namespaces[type=network].path: {path}: {words}"
     assert caught.value.hint
 
@@ -64,7 +64,7 @@ def test_a_look_into_a_namespace_leaves_the_process_where_it_is(inside: Namespac
     inside.ip("link set eth1 down")
     inside.ip("tuntap add mode tap name hawse2")
     inside.ip("link set hawse2 up")
-    assert list(namespaces.within(inside.fd, namespaces.interfaces).values()) == ["eth0"]
+    assert list(network_namespace.within(inside.fd, network_namespace.interfaces).values()) == ["eth0"]
     assert os.readlink("/proc/self/ns/net") == os.readlink("/proc/thread-self/ns/net") == before
     assert inside.cookie() != outside.cookie()
 
@@ -72,7 +72,7 @@ def test_a_look_into_a_namespace_leaves_the_process_where_it_is(inside: Namespac
 def test_an_error_in_a_namespace_is_the_callers() -> None:
     fd = os.open("/dev/null", os.O_RDONLY)
     with pytest.raises(HostError, match="cannot enter the network namespace: Invalid argument"):
-        namespaces.within(fd, lambda: None)
+        network_namespace.within(fd, lambda: None)
     os.close(fd)
 
 
@@ -97,7 +97,7 @@ def test_an_interface_is_joined_to_a_tap_and_freed_again(
     assert interface["settings"].keys() == {"ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf"}
     assert inside.links() == ["eth0", f"hawse{interface['index']}"]
     # What is sent outside arrives at the tap, behind virtio's header of ten bytes.
-    with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
+    with network_namespace.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
         sender.bind(("eth0", 0))
         frame = b"\xff" * 12 + b"\x88\xb5" + b"hawse" * 20
         sender.send(frame)
@@ -105,7 +105,7 @@ def test_an_interface_is_joined_to_a_tap_and_freed_again(
         while os.read(tap, 2048)[10:] != frame:
             pass
         # And the other way.
-        with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as receiver:
+        with network_namespace.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as receiver:
             receiver.bind(("eth0", 3))
             receiver.settimeout(patience(3))
             os.write(tap, bytes(10) + frame[::-1])

@@ -20,7 +20,7 @@ def found(directory: Path, path: str) -> str:
         pytest.skip("this kernel has no huge pages of 2 MiB")
     program = (
         f"import sys; sys.path.insert(0, {_PACKAGES!r})\n"
-        "from hawse.oci.hugepages import hugetlbfs\n"
+        "from hawse.oci.guest.hugetlbfs import hugetlbfs\n"
         "try: print(hugetlbfs(sys.argv[1]))\n"
         "except Exception as error: print(error)"
     )

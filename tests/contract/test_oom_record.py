@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox import oom
-from hawse.sandbox.cgroups import hierarchies
+from hawse.host.cgroup import oom
+from hawse.host.cgroup.sandbox_cgroup import hierarchies
 
 
 @pytest.fixture

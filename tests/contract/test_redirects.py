@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.sandbox import namespaces, redirects
-from hawse.sandbox.network import Network
+from hawse.host import network_namespace, redirects
+from hawse.monitor.network.host_network import Network
 from tests.support.netns import Namespace, cable
 
 
@@ -61,7 +61,7 @@ def test_interface_is_undone_when_index_and_name_are_the_same(inside: Namespace,
 
     def undo(**changes: object) -> tuple[bool, bool]:
         """Whether the filters and the qdisc are left."""
-        namespaces.within(inside.fd, lambda: redirects.undo([redirected | changes]))
+        network_namespace.within(inside.fd, lambda: redirects.undo([redirected | changes]))
         return "mirred" in inside.traffic_control(), "ingress" in inside.tc("qdisc show dev eth0")
 
     assert undo(name="eth1") == (True, True)

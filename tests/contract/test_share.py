@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError
+from hawse.host.cgroup.control import ControlCgroup
+from hawse.host.mounts import bind_sources
 from hawse.linux import mountinfo
 from hawse.linux import mounts as linux
-from hawse.oci.overlay import Overlay
-from hawse.sandbox import share
-from hawse.sandbox.control import ControlCgroup
-from hawse.sandbox.plan import Share
-from hawse.sandbox.share import ShareRoot
+from hawse.monitor.share import root as share
+from hawse.monitor.share.root import ShareRoot
+from hawse.oci.guest.overlay import Overlay
+from hawse.plan.model import Share
 from tests.support.forked import in_child
 
 
@@ -65,11 +66,11 @@ def mount_below(tree: Path) -> None:
 
 def placed(root: ShareRoot, container: str, shares: list[Share]) -> None:
     """Share these, from this mount namespace."""
-    sources = share.open_sources(shares)
+    sources = bind_sources.open_sources(shares)
     try:
         assert root.place(container, shares, sources) == []
     finally:
-        share.close(sources)
+        bind_sources.close(sources)
 
 
 def test_shares_are_bound_with_what_is_mounted_below_them(tmp_path: Path, tree: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_source_that_cannot_be_shared_is_named(tree: Path) -> None:
     gone = Share(name="gone", source="/no/such", is_dir=True, readonly=False)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError) as caught:
-        share.open_sources([made("rw", tree), gone])
+        bind_sources.open_sources([made("rw", tree), gone])
     assert caught.value.message == "cannot share /no/such with the guest: No such file or directory"
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
 
@@ -138,7 +139,7 @@ def test_a_view_of_the_hosts_kernel_is_not_shared_wherever_it_is_mounted(tree: P
         linux.mount("none", f"{tree}/below", kind, 0)
         before = os.listdir("/proc/self/fd")
         try:
-            share.open_sources([made("tree", tree), made("view", tree / "below")])
+            bind_sources.open_sources([made("tree", tree), made("view", tree / "below")])
         except ConfigError as error:
             assert os.listdir("/proc/self/fd") == before, "a descriptor stays"
             return error.message
@@ -155,7 +156,7 @@ def test_the_hosts_devices_are_not_shared_wherever_they_are_mounted(tree: Path) 
         linux.mount("none", "/dev", "tmpfs", 0, "size=64k")
         linux.mount("/dev", f"{tree}/below", "", linux.BIND)
         try:
-            share.open_sources([made("tree", tree), made("view", tree / "below")])
+            bind_sources.open_sources([made("tree", tree), made("view", tree / "below")])
         except ConfigError as error:
             return error.message.rpartition(", ")[2]
         return "shared"
@@ -215,7 +216,7 @@ def test_what_a_container_shares_comes_and_goes(tmp_path: Path, tree: Path) -> N
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
-        sources = share.open_sources(wanted)
+        sources = bind_sources.open_sources(wanted)
         inherited = [os.get_inheritable(source.tree) for source in sources]
         before = os.listdir("/proc/self/fd")
         root.place("c2", wanted, sources)
@@ -422,7 +423,7 @@ def test_directory_that_was_replaced_has_a_place_of_its_own(tmp_path: Path, tree
         root = ShareRoot(f"{tmp_path}/share")
         placed(root, "c1", [common("mount1", tree)])
         wanted = [common("mount1", tree / "below"), common("mount2", tree / "link")]
-        sources = share.open_sources(wanted)
+        sources = bind_sources.open_sources(wanted)
         (tree / "below").rename(tree / "gone")
         (tree / "below").mkdir()
         root.place("c2", wanted, sources)
@@ -509,11 +510,11 @@ def test_mount_that_fails_leaves_nothing(tmp_path: Path, tree: Path) -> None:
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         shares = [common("m", tree)]
-        sources = share.open_sources(shares)
+        sources = bind_sources.open_sources(shares)
         root._exported = os.open("/dev/null", os.O_PATH)
         with pytest.raises(ConfigError, match="cannot share"):
             root.place("c1", shares, sources)
-        share.close(sources)
+        bind_sources.close(sources)
         return [mount.point for mount in mountinfo.read() if "hidden" in mount.point]
 
     assert apart(act) == []
@@ -526,7 +527,7 @@ def test_directory_that_is_shared_in_two_ways_is_warned_of(tmp_path: Path, tree:
         warnings = []
         for name, source in (("c2", tree / "below"), ("c3", tree)):
             wanted = [common("mount1", source)]
-            warnings += root.place(name, wanted, share.open_sources(wanted))
+            warnings += root.place(name, wanted, bind_sources.open_sources(wanted))
         return warnings
 
     first, second = apart(act)
@@ -572,7 +573,7 @@ def test_share_whose_owners_cannot_be_mapped_is_named(tree: Path, maps: dict[str
         linux.mount("none", f"{tree}/below", "ramfs", 0)
         wanted = {"uids": [(0, 100000, 1)], "gids": [(0, 100000, 1)]} | maps
         with pytest.raises(ConfigError) as caught:
-            share.open_sources([made("x", tree / "below", **wanted)])
+            bind_sources.open_sources([made("x", tree / "below", **wanted)])
         return caught.value.sentence()
 
     sentence = apart(act)
@@ -643,9 +644,9 @@ def test_overlay_is_one_for_all_containers_and_ends_with_the_last() -> None:
         wanted = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
         placed(root, "c1", [over("mount1", wanted), over("mount2", wanted)])
-        sources = share.open_sources([over("mount5", wanted)], root.overlays)
+        sources = bind_sources.open_sources([over("mount5", wanted)], root.overlays)
         root.place("c2", [over("mount5", wanted)], sources)
-        share.close(sources)
+        bind_sources.close(sources)
         places = [paths(root, name) for name in ("c1", "c2")]
         place = f"{root.directory}/@/1"
         Path(place, "file").write_text("above")
@@ -658,7 +659,7 @@ def test_overlay_is_one_for_all_containers_and_ends_with_the_last() -> None:
         upper = Path(wanted.upper)
         removed = stat.S_ISCHR((upper / "removed").lstat().st_mode)
         # The layers are nobody's any more.
-        os.close(share.open_sources([over("mount1", wanted)])[0].tree)
+        os.close(bind_sources.open_sources([over("mount1", wanted)])[0].tree)
         lower = Path(wanted.lowers[0], "file").read_text()
         return places, seen, kept, root.overlays, sorted(os.listdir(upper)), removed, lower
 
@@ -673,7 +674,9 @@ def test_overlay_whose_last_user_went_meanwhile_is_refused() -> None:
         wanted = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
         with pytest.raises(ConfigError, match="the container that has this overlay was deleted"):
-            root.place("c2", [over("mount5", wanted)], share.open_sources([over("mount5", wanted)], [wanted.key]))
+            root.place(
+                "c2", [over("mount5", wanted)], bind_sources.open_sources([over("mount5", wanted)], [wanted.key])
+            )
         return True
 
     assert on_disk(act)
@@ -713,7 +716,7 @@ def test_overlay_that_cannot_be_is_refused_by_the_layer() -> None:
         for changes, words in cases:
             wanted = Overlay(**{"lowers": good.lowers, "upper": good.upper, "work": good.work, **changes})
             with pytest.raises(ConfigError) as caught:
-                share.open_sources([over("mount1", wanted)])
+                bind_sources.open_sources([over("mount1", wanted)])
             assert words in caught.value.message, (changes, caught.value.message)
         return len(os.listdir("/proc/self/fd")) - before, os.getcwd() != "/proc/self/fd"
 

@@ -16,11 +16,11 @@ from typing import Any, cast
 
 import pytest
 
-from hawse import netlink
-from hawse.sandbox import namespaces, redirects
-from hawse.sandbox.network import Joined, Network
-from hawse.sandbox.rx_filters import PAUSE_SECONDS, RxFilters
-from hawse.sandbox.taps import _let_pass
+from hawse.host import network_namespace, redirects
+from hawse.linux import netlink
+from hawse.monitor.network.host_network import Joined, Network
+from hawse.monitor.network.rx_filters import PAUSE_SECONDS, RxFilters
+from hawse.tap_helper.main import _let_pass
 from tests.support.fake_qmp import FakeQmp
 from tests.support.netns import Namespace, cable
 from tests.support.patience import patience
@@ -54,7 +54,7 @@ def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[N
 
 
 def send(outside: Namespace, name: str, *frames: bytes) -> None:
-    with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
+    with network_namespace.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
         sender.bind((name, 0))
         for frame in frames:
             sender.send(frame)
@@ -92,7 +92,9 @@ def test_bridge_is_joined_and_its_ports_are_not(network: Network, inside: Namesp
         send(outside, "port1", first, last)
         assert received(tap, last) == [first, last], "each once"
         # The bridge goes on to forward between its ports.
-        with namespaces.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as listening:
+        with network_namespace.within(
+            outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        ) as listening:
             listening.bind(("port2", EXPERIMENTAL))
             listening.settimeout(patience(5))
             send(outside, "port1", last)
@@ -142,11 +144,11 @@ def test_frames_of_a_protocol_are_left_to_the_host(
             with IPRoute() as route:
                 _let_pass(route, interface["index"], [tag])
 
-        namespaces.within(inside.fd, let_pass)
+        network_namespace.within(inside.fd, let_pass)
         send(outside, "eth0", tagged, last)
         assert received(tap, last) == [last]
         entry = {"index": interface["index"], "name": "eth0", "qdisc": False}
-        namespaces.within(inside.fd, lambda: redirects.undo([entry]))
+        network_namespace.within(inside.fd, lambda: redirects.undo([entry]))
         assert inside.tc("filter show dev eth0 ingress") == ""
     inside.tc("qdisc del dev eth0 clsact")
 

@@ -1,6 +1,6 @@
 """A machine from its template, or by a boot that leaves one; whatever is wrong with a template fails no container.
 
-Each machine is woken first, by hawse.sandbox.identity.
+Each machine is woken first, by hawse.monitor.machine.identity.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.container.template import build
+from hawse.commands.build_template import build
 from hawse.errors import ConfigError, HostError, VmError
-from hawse.sandbox import plan
-from hawse.sandbox.launch import Notes, begin
-from hawse.sandbox.machine import Machine
-from hawse.sandbox.steps import Steps
-from hawse.sandbox.templates import obtain
-from hawse.vm import memory, template
+from hawse.monitor.machine.machine import Machine
+from hawse.monitor.machine.restore import obtain
+from hawse.monitor.machine.start import Notes, begin
+from hawse.plan import model as plan
+from hawse.state.steps import Steps
+from hawse.vm import ram_file
+from hawse.vm import templates as template
 from tests.support.async_wait import until
 from tests.support.fake_machine import GUEST_NS, SECONDS, FakeHost, FakeMachine
 from tests.support.monitor import runs
@@ -171,8 +172,8 @@ def test_a_template_that_cannot_be_saved_is_a_warning_and_the_machine_goes_on(
 @pytest.mark.parametrize(
     ("size", "migrations", "words"),
     [
-        (64 * memory.MIB, ["completed"], ""),
-        (64 * memory.MIB + 1, ["completed"], "its state has more than 67108864 bytes"),
+        (64 * ram_file.MIB, ["completed"], ""),
+        (64 * ram_file.MIB + 1, ["completed"], "its state has more than 67108864 bytes"),
         (1, ["active", "active", "failed"], "QEMU failed to save its state"),
     ],
 )

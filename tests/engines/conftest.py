@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox import namespaces
+from hawse.host import network_namespace
 from tests.support.bundles import busybox
 from tests.support.caches import CACHE
 from tests.support.host import prove_unchanged, snapshot
@@ -31,10 +31,10 @@ def network() -> Iterator[None]:
     busybox()
     yaml_library()
     host = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    namespaces.leave()
+    network_namespace.leave()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     yield
-    namespaces.enter(host)
+    network_namespace.enter(host)
     os.close(host)
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from hawse.host import network_namespace
 from hawse.oci.capabilities import CAPABILITIES
-from hawse.sandbox import namespaces
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.engines import read_hosts_disk
 from tests.support.host import prove_unchanged, snapshot
@@ -208,7 +208,7 @@ def test_a_port_of_the_pod_is_dialled(crio: Crio) -> None:
 
     def dial(network: Namespace) -> bytes:
         address = ("127.0.0.1", 8080)
-        with namespaces.within(
+        with network_namespace.within(
             network.fd, lambda: socket.create_connection(address, timeout=patience(20))
         ) as connection:
             return connection.recv(100)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 from tests.support.containerd import Containerd
 from tests.support.engines import read_hosts_disk
 from tests.support.images import BUSYBOX_IMAGE, write_busybox

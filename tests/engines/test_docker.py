@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 from hawse.version import VERSION
 from tests.support import traces
 from tests.support.bundles import build_probe

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from hawse.oci.hugepages import counts_of
-from hawse.sandbox.room import Room
-from hawse.vm.needs import needs_of
+from hawse.oci.guest.hugetlbfs import counts_of
+from hawse.plan.capacity import Room
+from hawse.vm.host_memory import needs_of
 from hawse.vm.size import Limits, machine_memory
 from tests.engines.pod import Pod
 from tests.support import manifests

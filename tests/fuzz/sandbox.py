@@ -14,24 +14,24 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from hawse.errors import HawseError, StateError, VmError
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link import control
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, EVENT, HEADER, Decoder, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
-from hawse.oci.cgroups import CgroupPlan
-from hawse.oci.inherited import Inherited
-from hawse.sandbox.cgroups import HostCgroup
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.container import Container
-from hawse.sandbox.dials import Dials
-from hawse.sandbox.forwards import Connection
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.notices import MAX_TEXT
-from hawse.sandbox.plan import ContainerPlan
-from hawse.sandbox.processes import LOST, Processes
-from hawse.sandbox.proxies import Proxy
-from hawse.sandbox.state import STOPPED, Store
+from hawse.monitor.container import Container
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.machine.notifications import MAX_TEXT
+from hawse.monitor.network.dials import Dials
+from hawse.monitor.processes.connection import Connection
+from hawse.monitor.processes.processes import LOST, Processes
+from hawse.monitor.processes.proxy_connections import Proxy
+from hawse.oci.limits.cgroups import CgroupPlan
+from hawse.oci.process.inherited import Inherited
+from hawse.plan.model import ContainerPlan
+from hawse.state.store import STOPPED, Store
 from tests.fuzz.mutations import split
 from tests.fuzz.streams import HELLO, LINK_SEEDS, Reader, Writer, event, reason_of
 from tests.fuzz.target import FRAMES, Run, Target, check_plain, in_loop

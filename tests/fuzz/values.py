@@ -7,14 +7,17 @@ from typing import Any, cast
 
 from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
 from hawse.link import control
-from hawse.oci import listing, statistics
-from hawse.sandbox import devices, identity, native, notices, timeline
-from hawse.sandbox.container import log_lines
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.mirror import mirror
-from hawse.sandbox.plan import NodeRequest, PlugStep
-from hawse.sandbox.resolver import loopback_servers, parse_query
-from hawse.sandbox.steps import Steps
+from hawse.monitor.container import log_lines
+from hawse.monitor.devices import guest_drivers, hotplug
+from hawse.monitor.devices.device_map import mirror
+from hawse.monitor.machine import identity, notifications
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.network.resolver import loopback_servers, parse_query
+from hawse.oci.limits import statistics
+from hawse.oci.process import table as listing
+from hawse.plan.model import NodeRequest, PlugStep
+from hawse.state import timeline
+from hawse.state.steps import Steps
 from hawse.vm.qmp import Qmp
 from tests.fuzz.target import JSON, Target, check_plain, in_loop, of_bytes, of_value, step
 from tests.support.fake_qmp import FakeQmp
@@ -131,20 +134,20 @@ async def _bind_vfio(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     try:
-        groups, files = await devices.attach(_PLUGS, cast(Qmp, FakeQmp()), link, seconds=1)
+        groups, files = await hotplug.attach(_PLUGS, cast(Qmp, FakeQmp()), link, seconds=1)
     except (DeviceError, VmError) as error:
         check_plain(error.sentence())
         return
     check_plain([list(groups.values()), list(files.values())])
     assert not any(type(number) is bool for found in (*groups.values(), *files.values()) for number in found)
     check_plain(mirror(_PLUGS, _NODES, groups, files, {}))
-    devices.guest_nodes(_NODES, groups, files)
+    hotplug.guest_nodes(_NODES, groups, files)
 
 
 def _bind_native(answers: object) -> None:
     answered = dict(zip((plug.device for plug in _PLUGS), answers, strict=False)) if isinstance(answers, list) else {}
     try:
-        found = {plug.device: native.read_answer(plug, answered.get(plug.device)) for plug in _PLUGS}
+        found = {plug.device: guest_drivers.read_answer(plug, answered.get(plug.device)) for plug in _PLUGS}
     except VmError as error:
         check_plain(error.sentence())
         return
@@ -152,8 +155,8 @@ def _bind_native(answers: object) -> None:
         assert len(one.interfaces) <= 256
         assert all(path.startswith("/dev/") and ".." not in path.split("/") for path, *_ in one.nodes)
     check_plain(mirror(_PLUGS, [], {}, {}, found))
-    check_plain(native.annotation(_PLUGS, found))
-    native.with_nodes({}, _PLUGS, found, {7: {}})
+    check_plain(guest_drivers.annotation(_PLUGS, found))
+    guest_drivers.with_nodes({}, _PLUGS, found, {7: {}})
 
 
 def _wake(answer: object) -> None:
@@ -169,12 +172,12 @@ def _notice(value: Any) -> None:
     """What the host's service manager is sent: one of each of the known assignments."""
     if not isinstance(value, str):
         return
-    notice = notices.checked(value, now_usec=5)
-    check_plain(notice, most=6 * notices.MAX_TEXT)
+    notice = notifications.checked(value, now_usec=5)
+    check_plain(notice, most=6 * notifications.MAX_TEXT)
     keys = [line.partition("=")[0] for line in notice.split("\n")] if notice else []
     assert len(set(keys)) == len(keys)
-    assert set(keys) <= notices.KEYS
-    assert notices.checked(notice, now_usec=5) == notice
+    assert set(keys) <= notifications.KEYS
+    assert notifications.checked(notice, now_usec=5) == notice
 
 
 _ERROR: dict[str, Any] = {"kind": "DeviceError", "message": "no", "hint": "do", "evidence": "a\nb", "exit_code": 126}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hawse.vm.image_build import build
+from hawse.vm.image.build import build
 from tests.lab import kernel
 from tests.lab.host import Lab
 from tests.support import evidence

@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 
-from hawse.container.template import build
-from hawse.sandbox.plan import MachinePlan, Template
+from hawse.commands.build_template import build
+from hawse.plan.model import MachinePlan, Template
 from hawse.vm.qmp import Qmp
 from tests.lab import image
 from tests.support.caches import CACHE

@@ -7,11 +7,11 @@ import stat
 import tempfile
 import tomllib
 
-from hawse.vm import image, packages
-from hawse.vm.cpio import write_archive
-from hawse.vm.image_modules import add_kernel_modules
-from hawse.vm.image_tree import add_programs
-from hawse.vm.vmlinux import bootable
+from hawse.vm.image import packages, store
+from hawse.vm.image.cpio import write_archive
+from hawse.vm.image.modules import add_kernel_modules
+from hawse.vm.image.tree import add_programs
+from hawse.vm.image.vmlinux import bootable
 from tests.lab import kernel
 
 _MODULES = [
@@ -60,7 +60,7 @@ exec switch_root /new {python} {inside} "$@"
 def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str, str]:
     """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``."""
     os.makedirs(directory, exist_ok=True)
-    with open(f"{image.recipe_directory()}/recipe.toml", "rb") as file:
+    with open(f"{store.recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
     built = kernel.build()
     with tempfile.TemporaryDirectory(dir=directory) as work:

@@ -27,10 +27,11 @@ VFIO_IDS = {
 VIRTUAL_FUNCTIONS = 2
 #: Modules of hawse's commands and of the tests' programs. They are imported once, before the processes are forked.
 PRELOADED = (
-    "hawse.vfio.sysfs", "hawse.config", "hawse.container.template", "tests.support.bundles", "tests.support.host",
-    "tests.support.runtime", "hawse.__main__", "hawse.cli.attach", "hawse.cli.bind", "hawse.cli.create",
-    "hawse.cli.delete", "hawse.cli.detach", "hawse.cli.execute", "hawse.cli.list", "hawse.cli.run", "hawse.cli.start",
-    "hawse.cli.state", "hawse.cli.unbind", "hawse.container.launch", "hawse.container.plan", "hawse.oci.load",
+    "hawse.vfio.sysfs", "hawse.config", "hawse.commands.build_template", "tests.support.bundles", "tests.support.host",
+    "tests.support.runtime", "hawse.__main__", "hawse.cli.own.attach", "hawse.cli.own.bind", "hawse.cli.runc.create",
+    "hawse.cli.runc.delete", "hawse.cli.own.detach", "hawse.cli.runc.execute", "hawse.cli.runc.list",
+    "hawse.cli.runc.run", "hawse.cli.runc.start",
+    "hawse.cli.runc.state", "hawse.cli.own.unbind", "hawse.commands.spawn", "hawse.planner.sandbox", "hawse.oci.load",
 )  # fmt: skip
 #: The content of the installed script `hawse`. Engines in the lab run the script itself.
 HAWSE = "import sys; from hawse.__main__ import main; sys.exit(main())"

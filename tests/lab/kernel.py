@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawse.errors import HostError
-from hawse.vm import packages
-from hawse.vm.image_build import kernel_packages, unpack_kernel
-from hawse.vm.packages import Package
+from hawse.vm.image import packages
+from hawse.vm.image.build import kernel_packages, unpack_kernel
+from hawse.vm.image.packages import Package
 from tests.support.caches import CACHE, kept
 
 #: The metapackage of Debian 12's Linux 6.12; its default kernel, 6.1, is older than IOMMUFD. Debian 13's default fits.

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from hawse.sandbox.plan import MachinePlan
+from hawse.plan.model import MachinePlan
 from tests.lab.host import Lab
 from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
@@ -69,7 +69,7 @@ import sys
 import msgspec
 from hawse.log import Log
 from hawse.config import load_config
-from hawse.container.template import plan_of
+from hawse.commands.build_template import plan_of
 sys.stdout.buffer.write(msgspec.json.encode(plan_of(load_config(sys.argv[1]), sys.argv[2], log=Log())))
 """
 _REBIND = """

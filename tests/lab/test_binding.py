@@ -116,7 +116,7 @@ with open(sys.argv[1], "w") as file:
     assert created.code == 0, created
     assert drivers(lab, LONE_NIC) == [GIVEN]
     assert "is bound for the sandbox killed" in hawse(lab, "unbind", LONE_NIC).errors
-    lab.run(["pkill", "-KILL", "-f", "hawse.sandbox.monitor"])
+    lab.run(["pkill", "-KILL", "-f", "hawse.monitor.main"])
     lab.run(["sh", "-c", "while pgrep qemu-system >/dev/null; do sleep 0.2; done"])
     assert drivers(lab, LONE_NIC) == [GIVEN]
     deleted = hawse(lab, "delete", "--force", "killed")

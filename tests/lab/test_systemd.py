@@ -62,7 +62,7 @@ _MEMBERS = """
 import os
 for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
     words = open(f"/proc/{pid}/cmdline", "rb").read().decode(errors="replace")
-    for what in ("qemu-system", "virtiofsd", "hawse.sandbox.monitor", "hawse["):
+    for what in ("qemu-system", "virtiofsd", "hawse.monitor.main", "hawse["):
         if what in words:
             print(what, open(f"/proc/{pid}/cgroup").read().strip())
             break
@@ -142,7 +142,7 @@ with open(f"{sys.argv[1]}/config.json", "w") as file:
     members = dict(line.split(" ", 1) for line in host.python(_MEMBERS).output.splitlines())
     scope = "0::/tests.slice/tests-lab.slice/hawse-one.scope"
     assert members == dict.fromkeys(["qemu-system", "virtiofsd", "hawse["], scope) | {
-        "hawse.sandbox.monitor": "0::/hawse.control"
+        "hawse.monitor.main": "0::/hawse.control"
     }
     assert host.scopes == ["hawse-one.scope"]
     [device] = json.loads(host.run(*RUNTIME, "state", "one").output)["vfio"]

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from hawse.oci.template import example
-from hawse.vm import packages
+from hawse.oci.default_spec import example
+from hawse.vm.image import packages
 from tests.support.caches import CACHE, kept
 from tests.support.programs import compiled_file
 

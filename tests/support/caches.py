@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 from demo.rootfs import make
-from hawse.vm.cache import locked
+from hawse.cache.results import locked
 
 CACHE = "/var/cache/hawse"
 

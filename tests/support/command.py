@@ -7,7 +7,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 from hawse.__main__ import main
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import grpc
 import websocket
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
-from hawse.sandbox import namespaces
+from hawse.host import network_namespace
 from tests.support.patience import patience
 
 _PROTO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cri.proto")
@@ -134,7 +134,7 @@ class Stream:
         parts = urllib.parse.urlsplit(url)
         assert parts.hostname is not None
         where = (parts.hostname, parts.port)
-        connected = namespaces.within(node, lambda: socket.create_connection(where, timeout=patience(20)))
+        connected = network_namespace.within(node, lambda: socket.create_connection(where, timeout=patience(20)))
         self._connected = connected
         self._socket = websocket.create_connection(
             url.replace("http://", "ws://"), socket=connected, subprotocols=["v4.channel.k8s.io"], timeout=60

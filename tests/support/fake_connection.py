@@ -6,8 +6,8 @@ import asyncio
 from typing import Any, cast
 
 from hawse.errors import HawseError
-from hawse.sandbox.forwards import Connection
-from hawse.sandbox.guest import GuestLink, Route
+from hawse.monitor.machine.agent_link import GuestLink, Route
+from hawse.monitor.processes.connection import Connection
 
 
 class FakeWriter:

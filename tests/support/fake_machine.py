@@ -19,7 +19,7 @@ from typing import Any
 from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.frames import CALL, Decoder, Frame
-from hawse.sandbox import sockets
+from hawse.state import sockets
 from tests.support.async_wait import until
 from tests.support.patience import patience
 

@@ -15,8 +15,8 @@ from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import HEADER
-from hawse.sandbox import sockets
-from hawse.sandbox.state import RUNNING, Store, start_time
+from hawse.state import sockets
+from hawse.state.store import RUNNING, Store, start_time
 from tests.support.patience import patience
 
 #: An answer that closes the connection without a reply.

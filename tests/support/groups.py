@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hawse.container.devices import plug_steps, shape
-from hawse.sandbox.plan import Attachment, MachinePlan, NodeRequest, SandboxPlan
+from hawse.plan.model import Attachment, MachinePlan, NodeRequest, SandboxPlan
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import Port, place, plan_ports
 

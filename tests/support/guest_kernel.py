@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from hawse.agent.uevents import Uevents
+from hawse.agent.system.uevents import Uevents
 from tests.support.sysfs import FakeSysfs
 
 _ADDRESS = len("0000:00:00.0")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hawse.container.delete import delete
+from hawse.commands.delete import delete
 from hawse.errors import HawseError
-from hawse.sandbox.plan import Share
+from hawse.plan.model import Share
 from tests.fuzz.target import check_plain
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost, FakeMachine

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from hawse.vfio import sysfs
-from hawse.vfio.moves import Effects
-from hawse.vfio.writes import Outcome, Write
+from hawse.vfio.bind.driver_moves import Effects
+from hawse.vfio.bind.sysfs_writes import Outcome, Write
 
 
 class FakeKernel:

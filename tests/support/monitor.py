@@ -16,14 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hawse.container import client
+from hawse.commands import client
 from hawse.errors import from_wire
+from hawse.host import network_namespace
 from hawse.link import control
 from hawse.link.frames import EVENT, Decoder
-from hawse.sandbox import monitor, namespaces, sockets
-from hawse.sandbox.plan import SandboxPlan
-from hawse.sandbox.sandbox import INIT_KEY
-from hawse.sandbox.state import Store, start_time
+from hawse.monitor import main as monitor
+from hawse.monitor.sandbox import INIT_KEY
+from hawse.plan.model import SandboxPlan
+from hawse.state import sockets
+from hawse.state.store import Store, start_time
 from tests.support.fake_machine import SECONDS, FakeHost
 from tests.support.patience import patience
 
@@ -146,7 +148,7 @@ def new_network() -> Iterator[str]:
     found: list[int] = []
 
     def make() -> None:
-        namespaces.leave()
+        network_namespace.leave()
         found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
     thread = threading.Thread(target=make)

@@ -9,7 +9,7 @@ import uuid
 from types import TracebackType
 from typing import Any
 
-from hawse.sandbox import namespaces
+from hawse.host import network_namespace
 
 
 class Namespace:
@@ -63,7 +63,7 @@ class Namespace:
 
     def cookie(self) -> int:
         """Its cookie, which identifies it uniquely."""
-        return namespaces.cookie(self.fd)
+        return network_namespace.cookie(self.fd)
 
 
 def cable(inside: Namespace, outside: Namespace, name: str, *, net: int, settings: str = "") -> None:

@@ -60,8 +60,8 @@ def kvm_works() -> bool:
     # Imported here: programs in the lab import this module, and each import takes long there.
     from hawse.config import Vm
     from hawse.errors import HawseError
-    from hawse.vm.accel import choose
-    from hawse.vm.image import locate
+    from hawse.vm.acceleration import choose
+    from hawse.vm.image.store import locate
     from tests.support.caches import CACHE
 
     try:

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from hawse.container.devices import plug_steps, shape
-from hawse.sandbox.plan import MachinePlan, NodeRequest, SandboxPlan
+from hawse.plan.model import MachinePlan, NodeRequest, SandboxPlan
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import plan_ports
 

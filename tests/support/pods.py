@@ -14,22 +14,23 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from hawse.container.devices import plug_steps, shape
 from hawse.errors import ConfigError, HawseError, NotFoundError, VmError
+from hawse.host.mounts.bind_sources import Source
 from hawse.link import control
 from hawse.link.frames import CALL, EVENT, Decoder, Frame
 from hawse.linux.processes import Process
-from hawse.sandbox import sockets
-from hawse.sandbox.exports import Place
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.machine import Machine
-from hawse.sandbox.network import Network
-from hawse.sandbox.plan import ContainerPlan, Share
-from hawse.sandbox.sandbox import INIT_KEY, Sandbox
-from hawse.sandbox.service import Service
-from hawse.sandbox.share import ShareRoot, Source
-from hawse.sandbox.state import Store
-from hawse.sandbox.steps import Steps
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.machine.machine import Machine
+from hawse.monitor.network.host_network import Network
+from hawse.monitor.sandbox import INIT_KEY, Sandbox
+from hawse.monitor.service import Service
+from hawse.monitor.share.exports import Place
+from hawse.monitor.share.root import ShareRoot
+from hawse.plan.model import ContainerPlan, Share
+from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.state import sockets
+from hawse.state.steps import Steps
+from hawse.state.store import Store
 from hawse.vm.ports import Port, place
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeQmp

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from hawse.container.launch import ProxyProcess
+from hawse.commands.spawn import ProxyProcess
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import DATA, EOF, EVENT, Frame, encode

@@ -12,12 +12,13 @@ from types import TracebackType
 from typing import Any
 
 from hawse.config import Config, load_config
-from hawse.container.plan import plan_container, plan_sandbox
 from hawse.oci.load import load_bundle
-from hawse.sandbox.plan import ContainerPlan, MachinePlan, SandboxPlan, shape
-from hawse.sandbox.room import Room
-from hawse.vm import image, template
-from hawse.vm.memory import MIB
+from hawse.plan.capacity import Room
+from hawse.plan.model import ContainerPlan, MachinePlan, SandboxPlan, shape
+from hawse.planner.sandbox import plan_container, plan_sandbox
+from hawse.vm import templates
+from hawse.vm.image import store
+from hawse.vm.ram_file import MIB
 from tests.support import bundles
 from tests.support.command import Command
 from tests.support.settings import with_annotations
@@ -41,7 +42,7 @@ EMULATED = '[emulated]\n5 = ["edu"]\n6 = ["edu", "edu"]\n7 = ["e1000e"]\n'
 def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
     """Create an image of a few bytes in a cache; returns its directory."""
     directory = f"{cache}/images/d1"
-    for name in image.BESIDE:
+    for name in store.BESIDE:
         os.makedirs(f"{directory}/{name}")
         for table, text in (("dep", "kernel/net/sctp/sctp.ko: \n"), ("builtin", "kernel/net/ipv6/ipv6.ko\n")):
             with open(f"{directory}/{name}/modules.{table}", "w") as written:
@@ -52,13 +53,13 @@ def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
             file.write(content)
     manifest = {
         "digest": "d1",
-        "sources": image.sources_digest("", ""),
+        "sources": store.sources_digest("", ""),
         "release": "6.1.0",
         "build_seconds": 1.5,
         "beside": beside(directory),
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
-    for path, text in ((f"{directory}/manifest.json", json.dumps(manifest)), (image.current_path(cache), "d1")):
+    for path, text in ((f"{directory}/manifest.json", json.dumps(manifest)), (store.current_path(cache), "d1")):
         with open(path, "w") as file:
             file.write(text)
     return directory
@@ -66,7 +67,7 @@ def make_image(cache: str, *, kernel: bytes = b"kernel") -> str:
 
 def beside(directory: str) -> dict[str, dict[str, int | str]]:
     """The manifest's entries for the directories of an image."""
-    digests = {name: image.tree_digest(f"{directory}/{name}") for name in image.BESIDE}
+    digests = {name: store.tree_digest(f"{directory}/{name}") for name in store.BESIDE}
     return {name: {"size": size, "sha256": digest} for name, (size, digest) in digests.items()}
 
 
@@ -90,7 +91,7 @@ def make_qemu(path: str, *, version: str = "9.2.0", devices: Sequence[str] = DEV
 
 def keep_template(cache: str, digest: str, machine: MachinePlan, *, used_mib: int = 0) -> str:
     """Store a template of a VM under a digest, with this amount of non-zero memory; returns its directory."""
-    draft = template.begin(cache, digest, shape(machine))
+    draft = templates.begin(cache, digest, shape(machine))
     assert draft is not None
     ram = os.memfd_create("ram")
     os.ftruncate(ram, 4 * MIB)

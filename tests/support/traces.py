@@ -11,9 +11,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 
-from hawse.vfio.bindings import directory_of
-from hawse.vm import template
-from hawse.vm.image import locate
+from hawse.vfio.bind.records import directory_of
+from hawse.vm import templates
+from hawse.vm.image.store import locate
 from tests.support.caches import CACHE
 from tests.support.host import difference, snapshot
 from tests.support.patience import wait_until
@@ -110,10 +110,10 @@ def _programs() -> set[str]:
 
 def _templates() -> set[str]:
     """The templates of this installation's image: other checkouts on the host have theirs in the same cache."""
-    found = dict(template.list_all(CACHE))
+    found = dict(templates.list_all(CACHE))
     initrd = locate(cache=CACHE).initrd
     return {
-        name for name, made in found.items() if isinstance(made, template.Template) and made.shape["initrd"] == initrd
+        name for name, made in found.items() if isinstance(made, templates.Template) and made.shape["initrd"] == initrd
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hawse.vfio import bindings, sysfs
-from hawse.vfio.binding import bind, give_back
-from hawse.vfio.bindings import Record
+from hawse.vfio import sysfs
+from hawse.vfio.bind import records as bindings
+from hawse.vfio.bind.bind import bind, give_back
+from hawse.vfio.bind.records import Record
 from tests.support.kernel import FakeKernel
 from tests.support.sysfs import FakeSysfs
 
@@ -34,7 +35,7 @@ class Host(FakeSysfs):
         )  # fmt: skip
 
     def give_back(self, *records: Record) -> None:
-        """Call :func:`hawse.vfio.binding.give_back` with a short timeout."""
+        """Call :func:`hawse.vfio.bind.bind.give_back` with a short timeout."""
         give_back(records, directory=self.directory, root=self.root, effects=self.kernel.effects, seconds=0.2)
 
     def state(self) -> dict[str, tuple[str, str]]:

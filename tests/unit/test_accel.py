@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.vm import accel
-from hawse.vm.accel import Accel
+from hawse.vm import acceleration
+from hawse.vm.acceleration import Accel
 from tests.support.scripts import write_program
 
 REFUSED = "a guest does not run with KVM here (often nested virtualization)"
@@ -38,7 +38,7 @@ class Machine:
         return path.read_text().splitlines() if path.exists() else []
 
     def choose(self, requested: str = "auto", *, seconds: float = 30) -> Accel:
-        return accel.choose(
+        return acceleration.choose(
             requested, qemu=self.qemu, kernel=self.kernel, directory=f"{self.directory}/cache", device=self.device,
             seconds=seconds,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.oci.addresses import in_arguments, translate, warnings
+from hawse.oci.guest.pci_environment import in_arguments, translate, warnings
 
 MAP = {
     "0000:3b:02.0": "0000:02:00.0",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import syscalls
-from hawse.agent.autoload import Autoload, may_configure_network
+from hawse.agent.machine.autoload import Autoload, may_configure_network
+from hawse.agent.system import syscalls
 from hawse.errors import VmError
 
 DEP = """kernel/net/ipv4/netfilter/ip_tables.ko: kernel/net/netfilter/x_tables.ko

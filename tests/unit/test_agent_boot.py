@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent import boot
+from hawse.agent.machine import boot
 from tests.support.guest_kernel import FakeKernel
 
 SERIAL, SHARE, NETWORK = "0000:00:03.0", "0000:00:04.0", "0000:00:05.0"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent.cgroup import Cgroup
+from hawse.agent.container.cgroup import Cgroup
 from tests.support.patience import patience
 
 

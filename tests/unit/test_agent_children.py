@@ -15,8 +15,8 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 _BEGIN = f"""
 import os, sys, threading, time
 sys.path.insert(0, {_PACKAGES!r})
-from hawse.agent import syscalls
-from hawse.agent.reaper import Reaper
+from hawse.agent.system import syscalls
+from hawse.agent.system.reaper import Reaper
 reaper = Reaper()
 def spawn(script, **other):
     return reaper.spawn(["/bin/sh", "-c", script], environment={{"PATH": "/bin:/usr/bin"}}, **other)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from hawse.agent.crun import Crun, read_log
-from hawse.agent.reaper import Reaper
+from hawse.agent.container.crun import Crun, read_log
+from hawse.agent.system.reaper import Reaper
 from hawse.errors import VmError
 
 

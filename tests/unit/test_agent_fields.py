@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.fields import field_of
+from hawse.agent.container.spec_fields import field_of
 
 SPEC: dict[str, Any] = {
     "mounts": [

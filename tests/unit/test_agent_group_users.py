@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent.hardware import end_users, open_once
+from hawse.agent.devices.hardware import end_users, open_once
 from hawse.errors import DeviceError
 from tests.support.guest_kernel import FakeUevents
 from tests.support.patience import patience

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import guest_dev
-from hawse.agent.bound_nodes import bind_nodes, places
+from hawse.agent.devices import guest_dev
+from hawse.agent.devices.bound_nodes import bind_nodes, places
 from hawse.errors import StateError
 
 TMPFS = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}

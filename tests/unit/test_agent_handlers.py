@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent.handlers import await_handler, is_lost
+from hawse.agent.container.handlers import await_handler, is_lost
 
 TERM = 1 << signal.SIGTERM - 1
 

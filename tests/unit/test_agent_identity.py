@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent import syscalls, trace
-from hawse.agent.identity import read_seed
+from hawse.agent.machine.identity import read_seed
+from hawse.agent.system import syscalls, trace
 from hawse.errors import VmError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.ids import SAME, UNMAPPED, Ids, of_spec
+from hawse.agent.system.ids import SAME, UNMAPPED, Ids, of_spec
 
 MAPPING = [{"containerID": 0, "hostID": 100000, "size": 1000}, {"containerID": 5000, "hostID": 7, "size": 1}]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent import modules, syscalls
+from hawse.agent.system import modules, syscalls
 
 DEP = """kernel/fs/fuse/virtiofs.ko: kernel/fs/fuse/fuse.ko
 kernel/fs/fuse/fuse.ko:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import mount_flags
-from hawse.agent.sysfs import bind_sysfs
+from hawse.agent.mounts import flags
+from hawse.agent.mounts.container_sysfs import bind_sysfs
 
 NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME = 2, 4, 8, 0x10, 0x20, 0x80
 
@@ -25,7 +25,7 @@ NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME = 2, 4, 8, 0x10, 0x20, 0
     ],
 )  # fmt: skip
 def test_options_are_read_in_their_order(options: str, attributes: int) -> None:
-    assert mount_flags.of_options(options.split()) == attributes
+    assert flags.of_options(options.split()) == attributes
 
 
 def bind(destination: str, *options: str) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def test_binds_that_ask_for_attributes_are_found() -> None:
         {"destination": "/typed", "type": "bind", "options": ["nosuid"]}, {"destination": "/hidden", "type": "tmpfs"},
         {"destination": "/below", "type": "tmpfs"},
     ]  # fmt: skip
-    assert mount_flags.binds({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
-    assert mount_flags.binds({}) == {}
+    assert flags.binds({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
+    assert flags.binds({}) == {}
 
 
 TABLE = """\
@@ -53,7 +53,7 @@ TABLE = """\
 
 @pytest.mark.parametrize(("number", "kept"), [(32, NOSUID | NODEV | NOEXEC | NOATIME), (31, 0), (30, 0), (99, 0)])
 def test_attributes_of_the_mount_below_are_read(number: int, kept: int) -> None:
-    assert mount_flags.above(TABLE, number) == kept
+    assert flags.above(TABLE, number) == kept
 
 
 def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp
             inside.stdout.readline()
             for pid in (inside.pid, os.getpid()):
                 process = os.open(f"/proc/{pid}", os.O_RDONLY)
-                mount_flags.keep(spec, process, mapped=True)
+                flags.keep(spec, process, mapped=True)
                 os.close(process)
             lines = Path(f"/proc/{inside.pid}/mountinfo").read_text().splitlines()
         finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.mount_options import OPTIONS, adapt, settled, without_recursive
+from hawse.agent.mounts.options import OPTIONS, adapt, settled, without_recursive
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hawse.agent.native import interface_name
+from hawse.agent.devices.guest_drivers import interface_name
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import hardware
-from hawse.agent.native import bind_native, matching, nodes
+from hawse.agent.devices import hardware
+from hawse.agent.devices.guest_drivers import bind_native, matching, nodes
 from hawse.errors import DeviceError
 from tests.support.guest_kernel import FakeKernel, FakeUevents
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.network import check, set_sysctls
+from hawse.agent.machine.network import check, set_sysctls
 from hawse.errors import VmError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent import syscalls
-from hawse.agent.nodes import bind_node, make_node, remove_node, write_file
+from hawse.agent.devices.live_nodes import bind_node, make_node, remove_node, write_file
+from hawse.agent.system import syscalls
 from hawse.errors import StateError
 from tests.support.patience import wait_until
 

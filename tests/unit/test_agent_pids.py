@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hawse.agent.pids import _PIECE, signal_each
+from hawse.agent.system.pids import _PIECE, signal_each
 from tests.support.patience import patience
 from tests.unit.test_agent_children import run
 
@@ -79,7 +79,7 @@ with reaper.hold(pid, since=time.monotonic()) as lives:
 
 def test_process_is_forgotten_before_its_pid_can_be_used_again() -> None:
     script = """
-from hawse.agent.container import Process
+from hawse.agent.container.container import Process
 from hawse.errors import StateError
 reaper.start()
 process = Process(1, None, reaper)

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from hawse.agent.prepared import Prepared, owner
-from hawse.agent.reaper import Reaper
+from hawse.agent.container.prepared import Prepared, owner
+from hawse.agent.system.reaper import Reaper
 from hawse.errors import VmError
 from tests.support.patience import patience
 

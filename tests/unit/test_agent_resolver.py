@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.resolver import Resolver
+from hawse.agent.streams.resolver import Resolver
 from tests.support.patience import patience
 
 QUERY = bytes(range(12))

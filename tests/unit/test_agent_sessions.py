@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import hawse
-from hawse.agent.sessions import is_old
+from hawse.agent.container.sessions import is_old
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 #: Reads its configuration, forks a child with a session that forks the process, and tells who leads what.
@@ -39,8 +39,9 @@ os._exit(5)
 _TRACE = f"""
 import os, sys
 sys.path.insert(0, {_PACKAGES!r})
-from hawse.agent import sessions, syscalls
-from hawse.agent.reaper import Reaper
+from hawse.agent.container import sessions
+from hawse.agent.system import syscalls
+from hawse.agent.system.reaper import Reaper
 reaper = Reaper()
 syscalls.become_subreaper()
 reaper.start()

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.reaper import Reaper
 from hawse.agent.server import Server
+from hawse.agent.system.reaper import Reaper
 from hawse.errors import DeviceError, VmError
 from hawse.link.blocking import Port
 from tests.support.guest_kernel import FakeKernel, FakeUevents

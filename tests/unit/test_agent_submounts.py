@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from hawse.agent import submounts
+from hawse.agent.mounts import submounts
 
 TABLE = """\
 30 28 0:26 / /run/hawse/share rw - virtiofs hawse rw

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hawse.agent.uevents import Uevents
+from hawse.agent.system.uevents import Uevents
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.ancestors import Allowed, Limit, above, check, default_parent, read
 from hawse.errors import HostError
-from hawse.vm.needs import Needs
+from hawse.planner.cgroup_limits import Allowed, Limit, above, check, default_parent, read
+from hawse.vm.host_memory import Needs
 
 MIB = 1024 * 1024
 NEEDS = Needs(host_mib=150, start_mib=200, full_mib=900, tasks=30)

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.container import attach
+from hawse.commands import attach
 from hawse.errors import DeviceError, VmError
-from hawse.sandbox.room import Room
-from hawse.sandbox.state import PAUSED, STOPPED
+from hawse.plan.capacity import Room
+from hawse.state.store import PAUSED, STOPPED
 from hawse.vfio import obstacles
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB, Port

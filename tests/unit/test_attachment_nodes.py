@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.container.devices import plug_steps, shape
 from hawse.errors import DeviceError, StateError, VmError
-from hawse.sandbox import devices
-from hawse.sandbox.attachments import Attachments
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.plan import NodeRequest, SandboxPlan
+from hawse.monitor.devices import hotplug
+from hawse.monitor.devices.attachments import Attachments
+from hawse.monitor.devices.claims import Claims
+from hawse.plan.model import NodeRequest, SandboxPlan
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vm.ports import MIB, plan_ports
@@ -183,10 +183,10 @@ def test_bar_needs_an_address_in_the_guest(bars: list[int], room: bool) -> None:
         steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
         link = FakeLink({"bind_vfio": BOUND | {"bars": bars}})
         if room:
-            await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+            await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         else:
             with pytest.raises(DeviceError, match="no room for its BAR 2 of 1048576 bytes"):
-                await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+                await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
 
     virtual_time.run(story())
 
@@ -201,7 +201,7 @@ def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
         steps = plug_steps(groups, plan_ports([shape(group) for group in groups]).slots, owner="c1")
         there, none = BOUND | {"bars": [MIB]}, BOUND | {"group": 4, "bars": [0]}
         link = FakeLink({"bind_vfio": [there, there, none, none, *[none | {"bars": [MIB]}] * 2], "find_anew": None})
-        found, _ = await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+        found, _ = await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         assert found == {12: (3, 511, 0), 13: (4, 511, 0)}
         again = steps[2].guest_address
         assert [params for method, params in link.calls if method == "find_anew"] == [{"address": again}]
@@ -218,9 +218,9 @@ def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
         for patience, left in ((1, set()), (9, {"vfio-5-0"})):
             qmp = FakeQmp(patience=patience)
             qmp.plugged = {"vfio-5-0"}
-            await devices.release(plan(EDU).plugs, qmp)  # type: ignore[arg-type]
+            await hotplug.release(plan(EDU).plugs, qmp)  # type: ignore[arg-type]
             assert qmp.plugged == left
-        await devices.release(plan(EDU).plugs, FakeQmp(refuse=lambda *_: VmError("gone")))  # type: ignore[arg-type]
+        await hotplug.release(plan(EDU).plugs, FakeQmp(refuse=lambda *_: VmError("gone")))  # type: ignore[arg-type]
 
     virtual_time.run(story())
 

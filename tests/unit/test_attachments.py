@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.container.devices import plug_steps, shape
 from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, StateError, VmError
-from hawse.sandbox import devices
-from hawse.sandbox.attachments import Attachments
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.plan import NodeRequest, SandboxPlan
+from hawse.monitor.devices import hotplug
+from hawse.monitor.devices.attachments import Attachments
+from hawse.monitor.devices.claims import Claims
+from hawse.plan.model import NodeRequest, SandboxPlan
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vm.ports import MIB, plan_ports
@@ -117,7 +117,7 @@ def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
 
         link.call = never  # type: ignore[method-assign]
         steps = plan(EDU).plugs
-        waiting = asyncio.create_task(devices.attach(steps, qmp, link, seconds=5))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(hotplug.attach(steps, qmp, link, seconds=5))  # type: ignore[arg-type]
         while not qmp.plugged:
             await asyncio.sleep(0)
         qmp.drop("vfio-5-0")
@@ -138,7 +138,7 @@ def test_a_guest_that_misses_the_request_is_asked_again(patience: int, seconds: 
         steps = plan(NICS).plugs
         qmp.plugged = {step.device for step in steps}
         began = asyncio.get_running_loop().time()
-        found = await devices.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
+        found = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
         took = asyncio.get_running_loop().time() - began
         assert [command for command, _ in qmp.commands].count("device_del") == 2 * asked
         assert len(found) == left
@@ -385,7 +385,7 @@ def test_a_bar_without_room_has_its_bridge_found_anew_and_is_an_error_then(
         steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
         link = FakeLink({"bind_vfio": list(answers), "find_anew": None})
         with pytest.raises(DeviceError, match=re.escape(words)) if words else nullcontext():
-            await devices.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+            await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         assert [method for method, _ in link.calls] == calls
 
     virtual_time.run(story())
@@ -400,8 +400,8 @@ def test_an_iommufd_goes_when_its_functions_have_gone(number: int) -> None:
         steps = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
         qmp = FakeQmp(refuse=fails_at(number, RefusedError("no")))
         with pytest.raises(DeviceError):
-            await devices.attach(steps, qmp, FakeLink({"bind_vfio": BOUND}), seconds=1)  # type: ignore[arg-type]
-        await devices.unplug(steps, qmp, seconds=1)  # type: ignore[arg-type]
+            await hotplug.attach(steps, qmp, FakeLink({"bind_vfio": BOUND}), seconds=1)  # type: ignore[arg-type]
+        await hotplug.unplug(steps, qmp, seconds=1)  # type: ignore[arg-type]
         assert qmp.plugged == set()
         assert qmp.commands[-1] == ("object-del", "iommufd-12")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.backend import by_file
-from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError
-from hawse.vfio import iommufd
-from hawse.vfio.devices import Node, device_files, find_request
+from hawse.planner.devices.iommu_backend import by_file
+from hawse.planner.devices.options import DeviceOptions
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup, check_free, read_group
+from hawse.vfio.host import iommufd
+from hawse.vfio.requests import Node, device_files, find_request
 from hawse.vm.capabilities import Capabilities
 from tests.support.sysfs import FakeSysfs
 from tests.unit.test_vfio import device

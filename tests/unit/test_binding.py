@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError, HawseError, HostError, UsageError, from_wire
-from hawse.vfio import bindings
-from hawse.vfio.binding import together
-from hawse.vfio.bindings import Record
-from hawse.vfio.moves import plan_bind, plan_give_back
-from hawse.vfio.targets import Target, parse_address
-from hawse.vfio.writes import Outcome, Write
+from hawse.vfio.bind import records as bindings
+from hawse.vfio.bind.bind import together
+from hawse.vfio.bind.driver_moves import plan_bind, plan_give_back
+from hawse.vfio.bind.records import Record
+from hawse.vfio.bind.sysfs_writes import Outcome, Write
+from hawse.vfio.bind.targets import Target, parse_address
 from tests.support.vfio_host import BEFORE, A, B, C, Host
 
 PROBE = "drivers_probe"

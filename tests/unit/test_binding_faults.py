@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError, HostError
-from hawse.vfio import bindings, targets, variants
-from hawse.vfio.binding import bind
-from hawse.vfio.bindings import Record
-from hawse.vfio.writes import Outcome, Write
+from hawse.vfio.bind import drivers as variants
+from hawse.vfio.bind import records as bindings
+from hawse.vfio.bind import targets
+from hawse.vfio.bind.bind import bind
+from hawse.vfio.bind.records import Record
+from hawse.vfio.bind.sysfs_writes import Outcome, Write
 from tests.support.vfio_host import BEFORE, A, B, C, Host
 
 

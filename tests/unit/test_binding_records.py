@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import DeviceError, HostError
-from hawse.vfio import bindings
-from hawse.vfio.bindings import Record
+from hawse.vfio.bind import records as bindings
+from hawse.vfio.bind.records import Record
 
 ADDRESS = "0000:3b:00.0"
 RECORD = Record(ADDRESS, "e1000e", "", "vfio-pci", "pod-1")

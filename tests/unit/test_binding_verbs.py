@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hawse.cli import bind, unbind
+from hawse.cli.own import bind, unbind
 from hawse.cli.parser import Parser
 from hawse.cli.settings import Settings
 from hawse.errors import DeviceError, UsageError
 from hawse.log import Log
-from hawse.vfio import bindings
-from hawse.vfio.bindings import Record
+from hawse.vfio.bind import records
+from hawse.vfio.bind.records import Record
 from tests.support.vfio_host import BEFORE, A, B, C, Host
 
 
@@ -93,7 +93,7 @@ def test_words_that_make_no_sense(shell: Shell, words: list[str], message: str) 
 
 def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> None:
     shell("bind", C)
-    bindings.remove(shell.host.directory, C)
+    records.remove(shell.host.directory, C)
     with pytest.raises(DeviceError, match="hawse has not bound it") as caught:
         shell("unbind", C)
     assert caught.value.hint == f"say which: `hawse unbind --driver NAME {C}`"
@@ -146,11 +146,11 @@ def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
 
 
 def test_a_function_that_is_gone_is_told(shell: Shell) -> None:
-    bindings.write(shell.host.directory, Record("0000:77:00.0", "nvme", "", "vfio-pci"))
+    records.write(shell.host.directory, Record("0000:77:00.0", "nvme", "", "vfio-pci"))
     assert shell("unbind", "--all") == ["0000:77:00.0: it is gone from this host, and now its record is too"]
     assert shell.host.records() == []
 
 
 def test_a_function_that_came_back_by_itself_is_told(shell: Shell) -> None:
-    bindings.write(shell.host.directory, Record(C, "e1000e", "", "vfio-pci"))
+    records.write(shell.host.directory, Record(C, "e1000e", "", "vfio-pci"))
     assert shell("unbind", C) == [f"{C}: already on e1000e, group 13"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError
-from hawse.vfio import bindings
-from hawse.vfio.binding import bind
-from hawse.vfio.moves import Effects
-from hawse.vfio.writes import Outcome, Write, carry_out, load_module
+from hawse.vfio.bind import records
+from hawse.vfio.bind.bind import bind
+from hawse.vfio.bind.driver_moves import Effects
+from hawse.vfio.bind.sysfs_writes import Outcome, Write, carry_out, load_module
 from tests.support.vfio_host import C, Host
 
 
@@ -80,7 +80,7 @@ def test_hanging_bind_names_the_device_and_the_write(tmp_path: Path) -> None:
     path = f"{host.root}/sys/bus/pci/drivers/e1000e/unbind"
     assert caught.value.message.startswith(f"{C}: writing '{C}' to {path} has not returned after 2 s")
     assert "programs that have the device open" in caught.value.hint
-    assert (as_before(host), bindings.read_all(host.directory)) == (True, ([], []))
+    assert (as_before(host), records.read_all(host.directory)) == (True, ([], []))
 
 
 def test_kernel_that_does_not_change_the_driver_is_detected(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError
-from hawse.sandbox.bound import bound, give_back, take
-from hawse.sandbox.state import Store
-from hawse.sandbox.steps import DEVICES, Steps
-from hawse.vfio import bindings
+from hawse.host.vfio_functions import bound, give_back, take
+from hawse.state.steps import DEVICES, Steps
+from hawse.state.store import Store
+from hawse.vfio.bind import records
 
 #: Of a PCI segment that no host has: only the records of such functions can be restored.
 FIRST, SECOND, OTHERS = "fffe:01:00.0", "fffe:02:00.0", "fffe:03:00.0"
@@ -22,12 +22,12 @@ def store(tmp_path: Path) -> Store:
     made = Store(str(tmp_path / "root"), "c1")
     made.make()
     for address, owner in ((FIRST, "c1"), (SECOND, "c1"), (OTHERS, "c2")):
-        bindings.write(bindings.directory_of(made.root), bindings.Record(address, "e1000e", "", "vfio-pci", owner))
+        records.write(records.directory_of(made.root), records.Record(address, "e1000e", "", "vfio-pci", owner))
     return made
 
 
 def on_record(store: Store) -> list[str]:
-    return [record.address for record in bindings.read_all(bindings.directory_of(store.root))[0]]
+    return [record.address for record in records.read_all(records.directory_of(store.root))[0]]
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from hawse.container.nodes import Nodes, read_nodes
-from hawse.container.privileged import shorten
 from hawse.errors import ConfigError, DeviceError
+from hawse.oci.default_spec import example
 from hawse.oci.device_rules import effective
-from hawse.oci.guest import BoundNode, GuestPlan, plan_guest
+from hawse.oci.guest.bind_sources import DeviceNode, device_node
+from hawse.oci.guest.specification import BoundNode, GuestPlan, plan_guest
 from hawse.oci.load import load_bundle
-from hawse.oci.sources import DeviceNode, device_node
-from hawse.oci.template import example
-from hawse.sandbox.plan import DiskPlan
-from hawse.vfio.devices import find_request
+from hawse.plan.model import DiskPlan
+from hawse.planner.devices.other_nodes import Nodes, read_nodes
+from hawse.planner.devices.privileged import shorten
+from hawse.vfio.requests import find_request
 from tests.support.bundles import write
 from tests.support.sysfs import FakeSysfs
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.bound_nodes import bind_nodes, keep_node, make_nodes, remove_nodes
-from hawse.agent.ids import Ids
+from hawse.agent.devices.bound_nodes import bind_nodes, keep_node, make_nodes, remove_nodes
+from hawse.agent.system.ids import Ids
 from hawse.errors import VmError
 
 DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import DeviceError
-from hawse.vfio import busy
+from hawse.vfio.bind import in_use
 from tests.support.sysfs import FakeSysfs
 
 ADDRESS = "0000:3b:00.0"
@@ -35,7 +35,7 @@ def host(tmp_path: Path) -> FakeSysfs:
 def refusal(host: FakeSysfs, claimed: set[str] = frozenset()) -> str:  # type: ignore[assignment]
     """The refusal of the function, "" for none; ``claimed`` are the nodes of exclusively claimed disks."""
     try:
-        busy.check(ADDRESS, root=host.root, claimed=lambda node: node.removeprefix(f"{host.root}/dev/") in claimed)
+        in_use.check(ADDRESS, root=host.root, claimed=lambda node: node.removeprefix(f"{host.root}/dev/") in claimed)
     except DeviceError as error:
         assert error.hint
         return error.message
@@ -56,7 +56,7 @@ def refusal(host: FakeSysfs, claimed: set[str] = frozenset()) -> str:  # type: i
     ],
 )
 def test_ipv4_routes_of_an_interface(line: str, words: str) -> None:
-    assert busy.ipv4_route([HEADER, line], {"eth0"}) == words
+    assert in_use.ipv4_route([HEADER, line], {"eth0"}) == words
 
 
 def v6(target: str, length: int, *, flags: int = 1, interface: str = "eth0") -> str:
@@ -85,7 +85,7 @@ def v6(target: str, length: int, *, flags: int = 1, interface: str = "eth0") -> 
          "local", "anycast", "loopback", "another's", "odd"],
 )  # fmt: skip
 def test_ipv6_routes_of_an_interface(line: str, words: str) -> None:
-    assert busy.ipv6_route([line], {"eth0", "lo"}) == words
+    assert in_use.ipv6_route([line], {"eth0", "lo"}) == words
 
 
 @pytest.mark.parametrize(
@@ -99,15 +99,15 @@ def test_ipv6_routes_of_an_interface(line: str, words: str) -> None:
     ],
 )
 def test_mount_is_found_by_its_numbers_or_its_source(line: str, place: str) -> None:
-    assert busy.mounted_at([line], "259:3", "sda1") == place
+    assert in_use.mounted_at([line], "259:3", "sda1") == place
 
 
 @given(st.lists(st.text() | st.text().map(lambda text: "eth0 " + text), max_size=4))
 def test_any_content_of_the_tables_is_parsed(lines: list[str]) -> None:
-    for answer in (busy.ipv4_route(lines, {"eth0"}), busy.ipv6_route(lines, {"eth0"})):
+    for answer in (in_use.ipv4_route(lines, {"eth0"}), in_use.ipv6_route(lines, {"eth0"})):
         assert answer == "" or answer.startswith("eth0 carries ")
-    assert isinstance(busy.mounted_at(lines, "8:1", "sda1"), str)
-    busy.is_swap(lines, "sda1")
+    assert isinstance(in_use.mounted_at(lines, "8:1", "sda1"), str)
+    in_use.is_swap(lines, "sda1")
 
 
 def test_unused_function_is_accepted(host: FakeSysfs) -> None:
@@ -220,16 +220,16 @@ def test_function_with_virtual_functions_is_refused(host: FakeSysfs, text: str, 
 def test_invalid_number_of_virtual_functions_names_the_device(host: FakeSysfs) -> None:
     host.write(f"sys/bus/pci/devices/{ADDRESS}/sriov_numvfs", "many\n")
     with pytest.raises(DeviceError, match=r"0000:3b:00\.0: its sriov_numvfs cannot be read"):
-        busy.check(ADDRESS, root=host.root)
+        in_use.check(ADDRESS, root=host.root)
 
 
 def test_group_whose_node_can_be_opened_has_no_holders(host: FakeSysfs) -> None:
     host.node(987654, 511, 0)
-    assert busy.holders(987654, root=host.root) == []
-    assert busy.holders(987655, root=host.root) == []
+    assert in_use.holders(987654, root=host.root) == []
+    assert in_use.holders(987655, root=host.root) == []
 
 
 def test_nodes_that_are_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "node").write_text("")
-    assert not busy.is_claimed(f"{tmp_path}/node")
-    assert not busy.is_claimed(f"{tmp_path}/missing")
+    assert not in_use.is_claimed(f"{tmp_path}/node")
+    assert not in_use.is_claimed(f"{tmp_path}/missing")

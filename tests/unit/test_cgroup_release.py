@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.oci.cgroups import CgroupPlan, HostLimits
-from hawse.sandbox import oom
-from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
+from hawse.host.cgroup import oom
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup, hierarchies, release
+from hawse.oci.limits.cgroups import CgroupPlan, HostLimits
 from tests.support.host_processes import Lives
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError
-from hawse.oci.cgroups import (
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup, hierarchies, release
+from hawse.host.cgroup.systemd import arguments, end_scope, enter_scope
+from hawse.oci.limits.cgroups import (
     TASKS,
     CgroupPlan,
     HostLimits,
@@ -20,8 +22,6 @@ from hawse.oci.cgroups import (
     plan_cgroup,
     vm_limits,
 )
-from hawse.sandbox.cgroups import HostCgroup, hierarchies, release
-from hawse.sandbox.systemd import arguments, end_scope, enter_scope
 from tests.support.host_processes import Lives, reused
 
 HYBRID = """\

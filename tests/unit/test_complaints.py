@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hawse.errors import VmError
-from hawse.sandbox.complaints import MOST, Complaints
+from hawse.monitor.machine.qemu_warnings import MOST, Complaints
 
 
 def read(*pieces: bytes) -> tuple[list[str], list[VmError], str]:

@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 from hawse.config import Config, ImageFiles, Vm
-from hawse.container.confine import missing_capabilities, plan_jail
 from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HostError
 from hawse.jail import tree
-from hawse.sandbox import monitor
-from hawse.sandbox.plan import JailPlan
-from hawse.sandbox.state import Store
-from hawse.sandbox.steps import Steps
+from hawse.monitor import main as monitor
+from hawse.plan.model import JailPlan
+from hawse.planner.confinement import missing_capabilities, plan_jail
+from hawse.state.steps import Steps
+from hawse.state.store import Store
 from tests.support.plans import machine_plan, sandbox_plan
 from tests.support.ready import Said
 

@@ -14,9 +14,9 @@ from hawse.errors import VmError
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox.forwards import STREAM, Connection
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.processes import Processes
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.processes.connection import STREAM, Connection
+from hawse.monitor.processes.processes import Processes
 from tests.support import virtual_time
 from tests.support.async_wait import until
 from tests.support.fake_connection import FakeWriter, RoutedLink

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from hawse.container.console import raw_mode, send_master
-from hawse.container.launch import FORWARDED, ProxyProcess
-from hawse.container.process import Handed, attend, check_console
+from hawse.commands.console import raw_mode, send_master
+from hawse.commands.process import Handed, attend, check_console
+from hawse.commands.spawn import FORWARDED, ProxyProcess
 from hawse.errors import HostError, UsageError
 from tests.support.patience import patience
 

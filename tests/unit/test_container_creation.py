@@ -1,6 +1,6 @@
 """Calls to the guest when a container or an exec process is created, and the exit codes of their proxies.
 
-Of :mod:`hawse.sandbox.container` and :mod:`hawse.sandbox.processes`, through the socket of the monitor.
+Of :mod:`hawse.monitor.container` and :mod:`hawse.monitor.processes.processes`, through the socket of the monitor.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import msgspec
 import pytest
 
 from hawse.errors import StateError, VmError
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link.frames import DATA, EOF, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
-from hawse.oci.cgroups import CgroupPlan
-from hawse.oci.inherited import Inherited
-from hawse.sandbox.cgroups import HostCgroup
-from hawse.sandbox.container import Container
-from hawse.sandbox.processes import KILLED, LOST
-from hawse.sandbox.state import Store
+from hawse.monitor.container import Container
+from hawse.monitor.processes.processes import KILLED, LOST
+from hawse.oci.limits.cgroups import CgroupPlan
+from hawse.oci.process.inherited import Inherited
+from hawse.state.store import Store
 from tests.support.async_wait import until
 from tests.support.groups import BOUND
 from tests.support.pods import KEY, events, heard, pod, run, settle

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from hawse.container.devices import (
+from hawse.errors import DeviceError
+from hawse.monitor.devices.device_map import mirror
+from hawse.plan.model import NodeRequest, PlugStep, addresses
+from hawse.planner.devices.guest_drivers import take_out
+from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.vfio import (
     add_named,
     check_host,
     find_groups,
@@ -18,15 +23,10 @@ from hawse.container.devices import (
     to_bind,
     with_groups,
 )
-from hawse.container.native import take_out
-from hawse.container.options import DeviceOptions
-from hawse.errors import DeviceError
-from hawse.sandbox.mirror import mirror
-from hawse.sandbox.plan import NodeRequest, PlugStep, addresses
 from hawse.vfio import inventory
-from hawse.vfio.devices import Node, Request
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup, read_group
+from hawse.vfio.requests import Node, Request
 from hawse.vm.ports import plan_ports
 from tests.support.sysfs import FakeSysfs
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.modules import check_loaded, modules_share
 from hawse.errors import ConfigError, ImageError
+from hawse.planner.kernel_modules import check_loaded, modules_share
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Operations allowed in each container state, the state that follows, and state.json on disk.
 
-Of :mod:`hawse.sandbox.container`, through the socket of the monitor.
+Of :mod:`hawse.monitor.container`, through the socket of the monitor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from hawse.errors import DeviceError, HawseError, StateError, VmError
-from hawse.sandbox.state import start_time
+from hawse.state.store import start_time
 from tests.support.async_wait import until
 from tests.support.groups import EDU, NICS, wanted
 from tests.support.host_processes import reused

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from hawse.errors import ConfigError, HostError, StateError, VmError
-from hawse.oci.cgroups import CgroupPlan, HostLimits
-from hawse.sandbox.cgroups import HostCgroup
-from hawse.sandbox.processes import Processes
-from hawse.sandbox.usage import Usage
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.monitor.processes.processes import Processes
+from hawse.monitor.usage import Usage
+from hawse.oci.limits.cgroups import CgroupPlan, HostLimits
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink
 from tests.support.groups import plan

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hawse.host.cgroup import control
+from hawse.host.cgroup.control import ControlCgroup, places
+from hawse.host.cgroup.sandbox_cgroup import Hierarchy, hierarchies
 from hawse.linux.processes import Process, open_process
-from hawse.sandbox import control
-from hawse.sandbox.cgroups import Hierarchy, hierarchies
-from hawse.sandbox.control import ControlCgroup, places
-from hawse.sandbox.hurry import SECONDS, Hurry
+from hawse.monitor.cpu_boost import SECONDS, Hurry
 from tests.support import virtual_time
 from tests.support.async_wait import until
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import ConfigError, HostError
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.linux.topology import last_number
-from hawse.oci.cgroups import CgroupPlan
-from hawse.oci.cpusets import check, parse, together, written
-from hawse.sandbox.cgroups import HostCgroup
-from hawse.sandbox.placement import Placement
+from hawse.monitor.placement import Placement
+from hawse.oci.limits.cgroups import CgroupPlan
+from hawse.oci.limits.cpusets import check, parse, together, written
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.create import take_back
-from hawse.container.process import write_pid_file
+from hawse.commands.create import take_back
+from hawse.commands.process import write_pid_file
 from hawse.errors import HostError, VmError
 from hawse.log import Log
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 
 NOTES = [("warning", "something to know"), ("debug", "something more")]
 

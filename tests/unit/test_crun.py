@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hawse.agent.crun import explain
+from hawse.agent.container.crun import explain
 from hawse.errors import CommandError, VmError
 
 

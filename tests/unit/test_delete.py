@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.delete import _await_monitor, delete
+from hawse.commands.delete import _await_monitor, delete
 from hawse.errors import NotFoundError, StateError, VmError
-from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store
+from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store
 from tests.support.command import Command
 from tests.support.fake_monitor import HANG_UP, FakeMonitor
 from tests.support.patience import patience

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.container.descriptors import Descriptor, activated, direction, inspect, preserve, refuse
+from hawse.commands.descriptors import Descriptor, activated, direction, inspect, preserve, refuse
 from hawse.errors import UsageError
 from hawse.link.streams import BOTH, IN, MAX_PRESERVED, OUT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hawse.vm.packages import Package
+from hawse.vm.image.packages import Package
 from tests.lab import kernel
 
 SOURCE = """#include <linux/interval_tree.h>

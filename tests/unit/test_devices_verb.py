@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hawse.cli import devices
+from hawse.cli.own import devices
 from hawse.cli.settings import Settings
 from hawse.log import Log
 from tests.support.sysfs import FakeSysfs

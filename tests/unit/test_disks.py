@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.agent import disks as agent
-from hawse.agent.uevents import Uevents
+from hawse.agent.devices import disks as agent
+from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError, HawseError, RefusedError, VmError
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.disks import Disks
-from hawse.sandbox.named import named
-from hawse.sandbox.plan import DiskPlan
-from hawse.sandbox.room import Room
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.devices.disks import Disks
+from hawse.monitor.devices.misc_devices import named
+from hawse.plan.capacity import Room
+from hawse.plan.model import DiskPlan
 from hawse.vm.ports import plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp

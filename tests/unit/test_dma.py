@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from hawse.vfio import dma, widths
+from hawse.vfio.host import dma_mappings, dma_width
 from tests.support.sysfs import FakeSysfs
 
 DEFAULT = 65535
@@ -21,7 +21,7 @@ def host(tmp_path: os.PathLike[str]) -> FakeSysfs:
 
 @pytest.mark.parametrize(("memory_mib", "entries"), [(0, 65535), (1024, 393215), (65536, 21037055)])
 def test_limit_is_enough_for_each_page_of_the_guest(memory_mib: int, entries: int) -> None:
-    assert dma.entries(memory_mib) == entries
+    assert dma_mappings.entries(memory_mib) == entries
     assert entries >= memory_mib * 256 + DEFAULT
 
 
@@ -29,8 +29,8 @@ def test_limit_is_enough_for_each_page_of_the_guest(memory_mib: int, entries: in
 def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, wanted: int, after: int) -> None:
     host.write(PATH, f"{limit}\n")
     os.makedirs(f"{host.root}/run")
-    dma.try_to_raise([0, wanted, 70_000], root=host.root)
-    assert dma.limit(root=host.root) == after
+    dma_mappings.try_to_raise([0, wanted, 70_000], root=host.root)
+    assert dma_mappings.limit(root=host.root) == after
 
 
 def test_lock_on_the_parameter_by_a_user_does_not_block(host: FakeSysfs) -> None:
@@ -39,29 +39,29 @@ def test_lock_on_the_parameter_by_a_user_does_not_block(host: FakeSysfs) -> None
     os.makedirs(f"{host.root}/run")
     with open(f"{host.root}/{PATH}") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        dma.try_to_raise([100_000], root=host.root)
-    assert dma.limit(root=host.root) == 100_000
+        dma_mappings.try_to_raise([100_000], root=host.root)
+    assert dma_mappings.limit(root=host.root) == 100_000
     assert os.stat(f"{host.root}/run/hawse.dma").st_mode & 0o777 == 0o600
 
 
 def test_devices_without_mappings_do_not_change_the_limit(host: FakeSysfs) -> None:
     host.write(PATH, f"{DEFAULT}\n")
     for numbers in ([], [0], [0, 0]):
-        dma.try_to_raise(numbers, root=host.root)
-    assert dma.limit(root=host.root) == DEFAULT
+        dma_mappings.try_to_raise(numbers, root=host.root)
+    assert dma_mappings.limit(root=host.root) == DEFAULT
 
 
 def test_host_without_the_module_has_no_limit(host: FakeSysfs) -> None:
-    assert dma.limit(root=host.root) == -1
-    assert dma.warning(10**9, root=host.root) == ""
-    dma.try_to_raise([10**9], root=host.root)
-    assert not os.path.exists(dma.parameter(root=host.root))
+    assert dma_mappings.limit(root=host.root) == -1
+    assert dma_mappings.warning(10**9, root=host.root) == ""
+    dma_mappings.try_to_raise([10**9], root=host.root)
+    assert not os.path.exists(dma_mappings.parameter(root=host.root))
 
 
 def test_limit_that_can_be_raised_or_is_high_enough_needs_no_warning(host: FakeSysfs) -> None:
     host.write(PATH, f"{DEFAULT}\n")
-    assert dma.warning(10**9, root=host.root) == ""
-    assert dma.warning(DEFAULT, root=host.root) == ""
+    assert dma_mappings.warning(10**9, root=host.root) == ""
+    assert dma_mappings.warning(DEFAULT, root=host.root) == ""
 
 
 def test_limit_that_cannot_be_raised_is_a_warning(host: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_limit_that_cannot_be_raised_is_a_warning(host: FakeSysfs, monkeypatch: 
         return opened(path, flags)
 
     monkeypatch.setattr(os, "open", refuse)
-    warning = dma.warning(100_000, root=host.root)
+    warning = dma_mappings.warning(100_000, root=host.root)
     assert "maps more than 65535 pages for its device will lose DMA" in warning
     assert f"`echo 100000 > {host.root}/{PATH}`" in warning
 
@@ -103,9 +103,9 @@ def test_viommu_is_as_wide_as_the_narrowest_iommu_of_the_host(
     for number, register in enumerate(units):
         host.write(INTEL.format(number), f"{register}\n")
     host.write("sys/class/iommu/ivhd0/amd-iommu/features", "246577efa2254afa\n")
-    assert widths.address_bits(root=host.root) == bits
-    assert widths.guest_bits(root=host.root) == guest
-    warning = widths.warning(root=host.root)
+    assert dma_width.address_bits(root=host.root) == bits
+    assert dma_width.guest_bits(root=host.root) == guest
+    warning = dma_width.warning(root=host.root)
     assert bool(warning) == (bits < 48)
     if warning:
         assert warning.startswith(

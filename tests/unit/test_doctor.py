@@ -13,17 +13,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hawse.cli import doctor
+from hawse.cli.own import doctor
 from hawse.cli.settings import Settings
 from hawse.config import Config, ImageFiles, Templates, Vm
 from hawse.doctor import host as checks
 from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding, is_ready
 from hawse.log import Log
-from hawse.sandbox import sockets
-from hawse.sandbox.state import PAUSED, RUNNING, Store
-from hawse.vfio import bindings
-from hawse.vfio.bindings import Record
+from hawse.state import sockets
+from hawse.state.store import PAUSED, RUNNING, Store
+from hawse.vfio.bind import records as bindings
+from hawse.vfio.bind.records import Record
 from hawse.vfio.obstacles import Accepted
 from tests.support.sysfs import FakeSysfs
 from tests.support.vfio_host import BEFORE, A, B, C, Host

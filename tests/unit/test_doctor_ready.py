@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hawse.cli import doctor
+from hawse.cli.own import doctor
 from hawse.config import Config
 from hawse.doctor import host as checks
 from hawse.doctor import machine

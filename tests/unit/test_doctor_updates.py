@@ -12,7 +12,7 @@ import pytest
 from hawse.config import Config, ImageFiles
 from hawse.doctor import machine
 from hawse.doctor.check import OK, WARNING
-from hawse.vm import image
+from hawse.vm.image import store
 from tests.support.ready import make_image, make_program
 
 OURS, NEWER = "6.1.140-1", "6.1.153-1"
@@ -49,7 +49,7 @@ class Host:
     def age(self, days: float) -> None:
         """Set the age of the image."""
         then = time.time() - days * DAY
-        os.utime(image.current_path(self.files.cache), (then, then))
+        os.utime(store.current_path(self.files.cache), (then, then))
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_image_with_a_custom_kernel_is_judged_by_its_age(host: Host, tmp_path: P
     host.knows(NEWER)
     (tmp_path / "vmlinux").touch()
     host.files = ImageFiles(cache=host.files.cache, kernel=f"{tmp_path}/vmlinux", modules=str(tmp_path))
-    kept = image.current_path(host.files.cache, host.files.kernel, host.files.modules)
+    kept = store.current_path(host.files.cache, host.files.kernel, host.files.modules)
     Path(kept).write_text("d1")
     with open(f"{host.path}/manifest.json") as file:
         manifest = json.load(file)
-    manifest["sources"] = image.sources_digest(host.files.kernel, host.files.modules)
+    manifest["sources"] = store.sources_digest(host.files.kernel, host.files.modules)
     Path(host.path, "manifest.json").write_text(json.dumps(manifest))
     assert host.look()[0] == OK

@@ -22,69 +22,75 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import syscalls
-from hawse.agent.devices import Node as GuestNode
-from hawse.agent.devices import rewrite_devices
-from hawse.agent.hardware import bind_vfio
-from hawse.agent.modules import Modules
-from hawse.agent.mount_errors import HINT, unknown_type
-from hawse.agent.native import bind_native
-from hawse.agent.uevents import Uevents
+from hawse.agent.container.mount_errors import HINT, unknown_type
+from hawse.agent.devices.guest_drivers import bind_native
+from hawse.agent.devices.hardware import bind_vfio
+from hawse.agent.devices.spec_nodes import Node as GuestNode
+from hawse.agent.devices.spec_nodes import rewrite_devices
+from hawse.agent.system import syscalls
+from hawse.agent.system.modules import Modules
+from hawse.agent.system.uevents import Uevents
+from hawse.commands.client import check_version
+from hawse.commands.descriptors import Descriptor, preserve
 from hawse.config import ANNOTATIONS, Config, Devices, Vm
-from hawse.container.ancestors import Allowed, Limit
-from hawse.container.ancestors import check as check_allowance
-from hawse.container.backend import by_file
-from hawse.container.client import check_version
-from hawse.container.confine import plan_jail
-from hawse.container.descriptors import Descriptor, preserve
-from hawse.container.devices import check_tokens, find_groups, plug_steps, shape, unused_token
-from hawse.container.hugepages import Wanted, decide
-from hawse.container.modules import check_loaded
-from hawse.container.nodes import disk_host
-from hawse.container.notified import unheard
-from hawse.container.notify import problem, report_ready
-from hawse.container.options import DeviceOptions, device_options
-from hawse.container.privileged import leave_out
 from hawse.errors import HawseError, RefusedError, VmError, from_wire
+from hawse.host import selinux
+from hawse.host.cgroup.control import ControlCgroup
+from hawse.host.mounts.bind_sources import Source, open_sources
+from hawse.host.mounts.origins import Origin
+from hawse.host.notify import problem, report_ready
 from hawse.install import edits
 from hawse.jail import users
 from hawse.linux import mounts, oom_score
 from hawse.linux.processes import open_process
+from hawse.monitor.devices import hotplug
+from hawse.monitor.devices.attachments import Attachments
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.devices.disks import Disks
+from hawse.monitor.machine.qemu_warnings import Complaints
+from hawse.monitor.share.root import ShareRoot, enter_private_namespace
 from hawse.nodes import decide as nodes
 from hawse.nodes.decide import Wish
 from hawse.nodes.numbers import strangers
-from hawse.oci import addresses, cpusets
+from hawse.oci.default_spec import example
 from hawse.oci.fields import FIELDS, Fate, review
-from hawse.oci.guest import plan_guest
-from hawse.oci.host_sockets import find_special, obstacle, patterns_of
+from hawse.oci.guest import pci_environment as addresses
+from hawse.oci.guest.host_sockets import find_special, obstacle, patterns_of
+from hawse.oci.guest.overlay import Overlay
+from hawse.oci.guest.specification import plan_guest
+from hawse.oci.limits import cpusets
 from hawse.oci.load import load_bundle
-from hawse.oci.notify import Notify
-from hawse.oci.overlay import Overlay
 from hawse.oci.pods import CONTAINER
-from hawse.oci.template import example
+from hawse.oci.process.notify_socket import Notify
 from hawse.oci.types import Device, DeviceRule
-from hawse.sandbox import devices, selinux
-from hawse.sandbox.attachments import Attachments
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.complaints import Complaints
-from hawse.sandbox.control import ControlCgroup
-from hawse.sandbox.disks import Disks
-from hawse.sandbox.origins import Origin
-from hawse.sandbox.plan import DiskPlan, Share
-from hawse.sandbox.room import Room
-from hawse.sandbox.share import ShareRoot, Source, enter_private_namespace, open_sources
-from hawse.sandbox.state import Store
-from hawse.vfio import dma, memlock, obstacles, resets, widths
+from hawse.plan.capacity import Room
+from hawse.plan.model import DiskPlan, Share
+from hawse.planner.cgroup_limits import Allowed, Limit
+from hawse.planner.cgroup_limits import check as check_allowance
+from hawse.planner.confinement import plan_jail
+from hawse.planner.devices.iommu_backend import by_file
+from hawse.planner.devices.options import DeviceOptions, device_options
+from hawse.planner.devices.other_nodes import disk_host
+from hawse.planner.devices.privileged import leave_out
+from hawse.planner.devices.vfio import check_tokens, find_groups, plug_steps, shape, unused_token
+from hawse.planner.hugepages import Wanted, decide
+from hawse.planner.kernel_modules import check_loaded
+from hawse.planner.notify_target import unheard
+from hawse.state.store import Store
+from hawse.vfio import obstacles, resets
 from hawse.vfio.allowed import check_allowed
-from hawse.vfio.devices import Node, find_request
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
+from hawse.vfio.host import dma_mappings, dma_width, locked_memory
 from hawse.vfio.obstacles import Accepted, check_token
-from hawse.vm import image, packages, virtiofsd
-from hawse.vm.accel import choose
+from hawse.vfio.requests import Node, find_request
+from hawse.vm import virtiofsd
+from hawse.vm.acceleration import choose
 from hawse.vm.capabilities import Capabilities
-from hawse.vm.image_modules import add_autoload
-from hawse.vm.needs import needs_of
+from hawse.vm.host_memory import needs_of
+from hawse.vm.image import packages
+from hawse.vm.image import store as image
+from hawse.vm.image.modules import add_autoload
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp
 from hawse.vm.size import Limits
@@ -383,7 +389,7 @@ def without_room(_host: FakeSysfs) -> Any:
     group = HostGroup(7, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", bars),))
     steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
     link = FakeLink({"bind_vfio": BOUND | {"bars": [0] * 6}})
-    return asyncio.run(devices.attach(steps, FakeQmp(), link, seconds=0.1))  # type: ignore[arg-type]
+    return asyncio.run(hotplug.attach(steps, FakeQmp(), link, seconds=0.1))  # type: ignore[arg-type]
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
@@ -477,7 +483,7 @@ def preserving(count: int, *descriptors: Descriptor) -> Act:
 def narrow(host: FakeSysfs) -> Any:
     """An Intel IOMMU with three-level page tables."""
     host.write("sys/class/iommu/dmar0/intel-iommu/cap", "1c0000c40660462\n")
-    return widths.warning(root=host.root)
+    return dma_width.warning(root=host.root)
 
 
 def not_mapped(iova: int, number: int) -> Act:
@@ -775,9 +781,9 @@ SITUATIONS: dict[str, Act] = {
     "virtiofsd cannot keep its capabilities (a warning)": lambda _host: virtiofsd.FEW_RIGHTS,
     "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
     "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
-    "QEMU may not lock memory (a warning)": lambda _host: memlock.warning(8 << 20, 0, confined=True),
-    "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma.sentence(
-        65535, dma.entries(1024), dma.parameter()
+    "QEMU may not lock memory (a warning)": lambda _host: locked_memory.warning(8 << 20, 0, confined=True),
+    "The host's limit of DMA mappings is low and cannot be raised (a warning)": lambda _host: dma_mappings.sentence(
+        65535, dma_mappings.entries(1024), dma_mappings.parameter()
     ),
     "The host's IOMMU has few address bits (a warning)": narrow,
     "The host kernel's limit of DMA mappings is reached": not_mapped(0xFFFF0000, errno.ENOSPC),

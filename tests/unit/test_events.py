@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import StateError
-from hawse.sandbox.state import STOPPED
+from hawse.state.store import STOPPED
 from tests.support.command import Command
 from tests.support.fake_monitor import HANG_UP, FakeMonitor
 

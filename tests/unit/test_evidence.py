@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox.evidence import FILE_LIMIT, TAIL, BoundedLog, collect
+from hawse.monitor.machine.bounded_log import FILE_LIMIT, TAIL, BoundedLog, collect
 
 
 @pytest.fixture

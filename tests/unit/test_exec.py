@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import CommandError, VmError
-from hawse.sandbox.state import CREATED, PAUSED, RUNNING, STOPPED, Store
+from hawse.state.store import CREATED, PAUSED, RUNNING, STOPPED, Store
 from tests.support import bundles
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor

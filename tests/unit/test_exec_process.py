@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import UsageError
-from hawse.oci.process import Changes, change
+from hawse.oci.process.executed import Changes, change
 
 OWN: dict[str, Any] = {
     "args": ["sh"], "cwd": "/srv", "env": ["A=1"], "terminal": True, "consoleSize": {"height": 1, "width": 2},

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.sandbox.exports import Export, Place, find, in_the_share, warning
-from hawse.sandbox.origins import UNKNOWN, Below, Origin
-from hawse.sandbox.plan import Share
+from hawse.host.mounts.origins import UNKNOWN, Below, Origin
+from hawse.monitor.share.exports import Export, Place, find, in_the_share, warning
+from hawse.plan.model import Share
 
 PLAIN = Origin("8:2", "/data")
 BELOW = Origin("8:2", "/data/sub")

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hawse.cli.features import FEATURES
-from hawse.container.options import KNOWN
+from hawse.cli.runc.features import FEATURES
 from hawse.oci.hooks import KINDS
 from hawse.oci.load import load_bundle
-from hawse.sandbox.state import Store
+from hawse.planner.devices.options import KNOWN
+from hawse.state.store import Store
 
 HAWSE = os.path.join(os.path.dirname(sys.executable), "hawse")
 

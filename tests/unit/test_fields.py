@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
+from hawse.oci.default_spec import example
 from hawse.oci.fields import FIELDS, Fate, Field, Form, is_set, review, review_process
-from hawse.oci.template import example
 
 REFUSED = [field for field in FIELDS if field.fate is Fate.REFUSED]
 IGNORED = [field for field in FIELDS if field.fate in (Fate.MOOT, Fate.WARNED)]

@@ -13,7 +13,7 @@ import pytest
 from hawse.__main__ import HOT, VERBS
 from hawse.cli.settings import Settings
 from hawse.log import Log
-from hawse.sandbox.state import STOPPED, Store
+from hawse.state.store import STOPPED, Store
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.runtime import Runtime

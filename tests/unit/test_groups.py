@@ -11,10 +11,11 @@ import pytest
 
 from hawse.errors import DeviceError
 from hawse.oci.types import Device
-from hawse.vfio import busy, members, sysfs
-from hawse.vfio.devices import Node, device_files, find_request
+from hawse.vfio import members, sysfs
+from hawse.vfio.bind import in_use
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Bridge, HostGroup, check_bridges, check_free, check_node, read_function, read_group
+from hawse.vfio.requests import Node, device_files, find_request
 from tests.support.sysfs import FakeSysfs
 
 A, B = "0000:03:00.0", "0000:03:00.1"
@@ -140,7 +141,7 @@ def test_holders_of_nodes_and_device_files_are_named(host: FakeSysfs) -> None:
         host.write(f"proc/{pid}/comm", f"program{pid}\n")
     host.write("proc/44", "")  # has ended in the meantime
     host.write("proc/version", "")
-    assert sorted(busy.holders(7, root=host.root)) == ["program41 (pid 41)", "program42 (pid 42)"]
+    assert sorted(in_use.holders(7, root=host.root)) == ["program41 (pid 41)", "program42 (pid 42)"]
 
 
 @pytest.mark.parametrize(
@@ -150,14 +151,14 @@ def test_holders_of_nodes_and_device_files_are_named(host: FakeSysfs) -> None:
 def test_holder_that_proc_does_not_show_is_another_process(host: FakeSysfs, number: int, users: list[str]) -> None:
     """In another mount namespace the node may have another path, but a group can be opened only once."""
     tried: list[tuple[str, int]] = []
-    assert busy.holders(7, root=host.root, open_node=opening(number, tried)) == users
+    assert in_use.holders(7, root=host.root, open_node=opening(number, tried)) == users
     assert tried == [(f"{host.root}/dev/vfio/7", os.O_RDWR)]
 
 
 @pytest.mark.parametrize(("number", "is_claimed"), [(0, False), (errno.EBUSY, True), (errno.ENOENT, False)])
 def test_disk_is_claimed_if_it_cannot_be_opened_exclusively(number: int, is_claimed: bool) -> None:
     tried: list[tuple[str, int]] = []
-    assert busy.is_claimed("/dev/sda", open_node=opening(number, tried)) is is_claimed
+    assert in_use.is_claimed("/dev/sda", open_node=opening(number, tried)) is is_claimed
     assert tried == [("/dev/sda", os.O_RDONLY | os.O_EXCL)]
 
 

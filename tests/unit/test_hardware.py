@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent import hardware
-from hawse.agent.hardware import bind_vfio
-from hawse.agent.uevents import Uevents
+from hawse.agent.devices import hardware
+from hawse.agent.devices.hardware import bind_vfio
+from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError
 from tests.support.patience import wait_until
 from tests.support.sysfs import FakeSysfs

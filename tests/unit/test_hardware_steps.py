@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent.hardware import bind_vfio, bind_virtio
+from hawse.agent.devices.hardware import bind_vfio, bind_virtio
 from hawse.errors import DeviceError
 from tests.support.guest_kernel import FakeKernel, FakeUevents
 

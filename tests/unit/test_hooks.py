@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.container.hooks import run_all, state
+from hawse.commands.hooks import run_all, state
 from hawse.errors import ConfigError
 from hawse.oci.hooks import split
 from hawse.oci.types import Hook

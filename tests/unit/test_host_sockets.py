@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.oci import host_sockets
-from hawse.oci.guest import GuestPlan, plan_guest
-from hawse.oci.host_sockets import FIFO, SOCKET, STREAM, Special, find_special, obstacle, patterns_of
+from hawse.oci.guest import host_sockets
+from hawse.oci.guest.host_sockets import FIFO, SOCKET, STREAM, Special, find_special, obstacle, patterns_of
+from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.load import load_bundle
 from hawse.patterns import is_path_pattern, matches_path
 from tests.support.bundles import specification

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import hugepages as guest
+from hawse.agent.machine import hugepages as guest
 from hawse.config import Config, Vm, load_config
-from hawse.container.hugepages import Wanted, check_cgroups, decide, room, wanted
 from hawse.errors import ConfigError, HostError, VmError
-from hawse.oci.guest import plan_guest
-from hawse.oci.hugepages import Hugetlbfs, counts_of, hugetlbfs, is_hugetlbfs, mounted_kib, page_kib
+from hawse.oci.default_spec import example
+from hawse.oci.guest.hugetlbfs import Hugetlbfs, counts_of, hugetlbfs, is_hugetlbfs, mounted_kib, page_kib
+from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, is_kubelets
-from hawse.oci.template import example
-from hawse.vm.hugepages import KIB, check, count, round_up, size_name
+from hawse.planner.hugepages import Wanted, check_cgroups, decide, room, wanted
+from hawse.vm.host_hugepages import KIB, check, count, round_up, size_name
 from tests.support.bundles import write
 from tests.support.sysfs import FakeSysfs
 

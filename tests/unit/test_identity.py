@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import VmError
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.identity import SEED_BYTES, wake
-from hawse.sandbox.steps import GUEST, Steps
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.machine.identity import SEED_BYTES, wake
+from hawse.state.steps import GUEST, Steps
 
 
 class Link(GuestLink):

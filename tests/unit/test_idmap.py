@@ -11,11 +11,11 @@ import pytest
 
 from hawse.errors import ConfigError
 from hawse.linux import user_namespaces
-from hawse.oci.guest import GuestPlan, plan_guest
-from hawse.oci.hugepages import Hugetlbfs
-from hawse.oci.idmap import IdMap, Maps, Range, as_field, check_user_map, of_linux, take_out
+from hawse.oci.default_spec import example
+from hawse.oci.guest.hugetlbfs import Hugetlbfs
+from hawse.oci.guest.idmap import IdMap, Maps, Range, as_field, check_user_map, of_linux, take_out
+from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from hawse.oci.template import example
 from tests.unit.test_oci import bundle_with
 
 UIDS, GIDS = [(0, 100000, 65536)], [(0, 200000, 65536)]

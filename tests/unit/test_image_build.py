@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from hawse.errors import ImageError
-from hawse.vm import image
-from hawse.vm.image import Image
-from hawse.vm.image_build import build, kernel_packages, unpack_kernel
-from hawse.vm.packages import Package
+from hawse.vm.image import store
+from hawse.vm.image.build import build, kernel_packages, unpack_kernel
+from hawse.vm.image.packages import Package
+from hawse.vm.image.store import Image
 from tests.support.cpio import read_archive
 from tests.support.debs import Entry, Mirror, directory, file, link, make_deb
 from tests.support.guest_files import depmod, runtime
@@ -94,7 +94,7 @@ def test_image_is_built_once_and_rebuilt_identically_when_damaged(builder: Build
     assert built.fresh
     assert 0 <= built.build_seconds <= time.monotonic() - began + 0.1
     assert (built.release, built.digest) == (RELEASE, os.path.basename(os.path.dirname(built.kernel)))
-    assert image.locate(cache=builder.cache) == built
+    assert store.locate(cache=builder.cache) == built
     assert builder.images() == sorted([built.digest, "lock"]), "nothing else is left behind"
     manifest = json.loads(Path(builder.cache, "images", built.digest, "manifest.json").read_text())
     assert manifest["packages"] == {
@@ -134,10 +134,10 @@ def test_extra_modules_give_a_separate_image(builder: Builder) -> None:
     built = builder.build(extra=["igb"])
     assert built.digest != plain.digest
     assert sorted(os.listdir(f"{built.modules}/kernel")) == ["drivers", "net"]
-    assert [image.file_digest(path) for path in (built.kernel, built.initrd)] == [
-        image.file_digest(path) for path in (plain.kernel, plain.initrd)
+    assert [store.file_digest(path) for path in (built.kernel, built.initrd)] == [
+        store.file_digest(path) for path in (plain.kernel, plain.initrd)
     ]
-    assert (image.locate(cache=builder.cache), image.locate(cache=builder.cache, extra=["igb"])) == (plain, built)
+    assert (store.locate(cache=builder.cache), store.locate(cache=builder.cache, extra=["igb"])) == (plain, built)
     before = builder.images()
     with pytest.raises(ImageError, match=f"the kernel {RELEASE} has no module nosuch"):
         builder.build(extra=["igb", "nosuch"])

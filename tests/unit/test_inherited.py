@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.agent import boot
+from hawse.agent.machine import boot
 from hawse.linux import attributes
 from hawse.oci.checks import RLIMITS
-from hawse.oci.inherited import MOST_FILES, Inherited, inherit, inherit_exec
+from hawse.oci.process.inherited import MOST_FILES, Inherited, inherit, inherit_exec
 
 NOFILE, CORE, MEMLOCK = "RLIMIT_NOFILE", "RLIMIT_CORE", "RLIMIT_MEMLOCK"
 UNLIMITED = attributes.INFINITY

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from hawse.cli import install
+from hawse.cli.own import install
 from hawse.cli.settings import Settings
 from hawse.config import DEFAULT_PATH, load_config
 from hawse.errors import ImageError
 from hawse.install import settings
 from hawse.install.edits import ENGINES
 from hawse.log import Log
-from hawse.vm.accel import Accel
+from hawse.vm.acceleration import Accel
 from tests.support.ready import make_program
 
 WORKS, FAILS = Accel("kvm", "a guest kernel ran"), Accel("tcg", "/dev/kvm: No such file or directory")

@@ -14,14 +14,14 @@ import msgspec
 import pytest
 
 import hawse as package
-from hawse.container.client import check_version
-from hawse.oci.inherited import Inherited
-from hawse.sandbox import service
-from hawse.sandbox.interface import ALWAYS, INTERFACE, from_text, obstacle, to_text
-from hawse.sandbox.origins import Origin
-from hawse.sandbox.plan import Attachment, ContainerPlan
-from hawse.sandbox.room import Room
-from hawse.sandbox.state import CREATED, Store
+from hawse.commands.client import check_version
+from hawse.host.mounts.origins import Origin
+from hawse.monitor import service
+from hawse.oci.process.inherited import Inherited
+from hawse.plan.capacity import Room
+from hawse.plan.model import Attachment, ContainerPlan
+from hawse.state.interface import ALWAYS, INTERFACE, from_text, obstacle, to_text
+from hawse.state.store import CREATED, Store
 from hawse.version import VERSION
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
@@ -194,7 +194,7 @@ def test_number_is_raised_when_messages_change() -> None:
     and monitors of both versions understand each other."""
     assert {"create", "exec", "kill", "delete", "room"} <= set(methods())
     digest = hashlib.sha256(json.dumps(surface(), sort_keys=True).encode()).hexdigest()[:16]
-    assert (INTERFACE, digest) == KNOWN, "raise INTERFACE in hawse/sandbox/interface.py if need be, and correct KNOWN"
+    assert (INTERFACE, digest) == KNOWN, "raise INTERFACE in hawse/state/interface.py if need be, and correct KNOWN"
 
 
 def test_version_is_that_of_the_distribution() -> None:

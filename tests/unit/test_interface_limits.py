@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.sandbox.interfaces import Interface, read
+from hawse.tap_helper.interfaces import Interface, read
 
 Message = dict[str, Any]
 

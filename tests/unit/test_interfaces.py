@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.sandbox.interfaces import Interface, addressed, read
+from hawse.tap_helper.interfaces import Interface, addressed, read
 
 MAC = "0a:00:00:00:00:02"
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawse.cli import devices
+from hawse.cli.own import devices
 from hawse.cli.settings import Settings
 from hawse.log import Log
-from hawse.vfio import inventory, pci_ids
+from hawse.vfio import inventory
+from hawse.vfio.host import pci_ids
 from tests.support.sysfs import FakeSysfs
 
 A, B = "0000:3b:00.0", "0000:3b:00.1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.vfio.iommufd import maps_files
+from hawse.vfio.host.iommufd import maps_files
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from hawse.errors import VmError
-from hawse.sandbox import namespaces, redirects
-from hawse.sandbox.room import Room
+from hawse.host import network_namespace, redirects
+from hawse.plan.capacity import Room
 from tests.support.command import Done
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.netns import Namespace
@@ -65,7 +65,7 @@ def test_refusal_leaves_neither_proxy_nor_directory(host: Sandboxes, sandbox: Fa
 @pytest.mark.parametrize("same", [False, True])
 def test_network_must_be_the_sandboxes(host: Sandboxes, sandbox: FakeMonitor, same: bool) -> None:
     with Namespace() as theirs, Namespace() as another:
-        entry = {"inode": os.fstat(theirs.fd).st_ino, "cookie": namespaces.cookie(theirs.fd)}
+        entry = {"inode": os.fstat(theirs.fd).st_ino, "cookie": network_namespace.cookie(theirs.fd)}
         redirects.note(redirects.record(sandbox.store.path), entry)
         path = theirs.path if same else another.path
 

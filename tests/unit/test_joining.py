@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from hawse.errors import ConfigError, HostError
-from hawse.sandbox.network import Joining
+from hawse.monitor.network.host_network import Joining
 
 #: What a fake program has: the socket, and a function that sends a descriptor of /dev/null.
 PROLOGUE = """

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
+from hawse.oci.default_spec import example
 from hawse.oci.lenient import completed
 from hawse.oci.load import load_bundle
-from hawse.oci.template import example
 
 NULLS = [
     "hostname", "domainname", "mounts", "hooks", "annotations", "process.env", "process.rlimits", "process.user",

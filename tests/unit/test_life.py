@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.create import create
-from hawse.container.process import Handed
-from hawse.sandbox.plan import SandboxPlan
-from hawse.sandbox.state import CREATED, RUNNING, STOPPED
+from hawse.commands.create import create
+from hawse.commands.process import Handed
+from hawse.plan.model import SandboxPlan
+from hawse.state.store import CREATED, RUNNING, STOPPED
 from tests.support.command import Done
 from tests.support.patience import wait_until
 from tests.support.ready import Sandboxes, make_program

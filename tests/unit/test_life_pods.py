@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox.state import CREATED, CREATING, PAUSED, STOPPED
+from hawse.state.store import CREATED, CREATING, PAUSED, STOPPED
 from tests.support.command import Done
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.ready import CRI, JOINS, Sandboxes, annotated

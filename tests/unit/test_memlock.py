@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from hawse.vfio import memlock
+from hawse.vfio.host import locked_memory
 
 IPC_LOCK, SYS_RESOURCE = 1 << 14, 1 << 24
 
@@ -27,12 +27,12 @@ def test_limit_that_cannot_be_raised_for_qemu_is_a_warning(
     limit: int, capabilities: int, confined: bool, words: str
 ) -> None:
     """CAP_IPC_LOCK exempts the process of hawse. QEMU inherits the capability only without a jail."""
-    warning = memlock.warning(limit, capabilities, confined=confined)
+    warning = locked_memory.warning(limit, capabilities, confined=confined)
     assert words in warning
     assert bool(warning) == bool(words)
 
 
 def test_this_process_has_a_limit_and_capabilities() -> None:
-    limit, capabilities = memlock.read()
+    limit, capabilities = locked_memory.read()
     assert limit >= -1
     assert capabilities > 0, "tests run as root"

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawse.vm import memory
-from hawse.vm.memory import PIECE
+from hawse.vm import ram_file
+from hawse.vm.ram_file import PIECE
 
 SIZE = 16 * PIECE
 PAGE = 4096
@@ -29,7 +29,7 @@ writes = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * PIECE),
 
 @contextmanager
 def ram(content: list[tuple[int, bytes]], size: int = SIZE) -> Iterator[int]:
-    fd = memory.make(size)
+    fd = ram_file.make(size)
     try:
         for position, data in content:
             os.pwrite(fd, data[: size - position], position)
@@ -41,7 +41,7 @@ def ram(content: list[tuple[int, bytes]], size: int = SIZE) -> Iterator[int]:
 def saved(content: list[tuple[int, bytes]], size: int = SIZE) -> bytes:
     """The file that a memory is saved to."""
     with ram(content, size) as fd, tempfile.TemporaryFile() as file:
-        used = memory.save(fd, file.fileno())
+        used = ram_file.save(fd, file.fileno())
         data = file.read()
         assert used == sum(end - start for start, end in table(data))
         return data
@@ -58,7 +58,7 @@ def restored(data: bytes, size: int = SIZE, *, mapped: bool | None = None) -> by
     with ram([], size) as fd, tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        copied = memory.restore(file.fileno(), fd, mapped=mapped)
+        copied = ram_file.restore(file.fileno(), fd, mapped=mapped)
         assert copied == sum(end - start for start, end in table(data))
         assert os.fstat(fd).st_size == size
         return os.pread(fd, size, 0)
@@ -79,15 +79,15 @@ def test_saved_memory_is_restored_identically(content: list[tuple[int, bytes]], 
 @pytest.mark.parametrize("position", [0, PIECE - 1, 5 * PIECE + 77, SIZE - 1])
 def test_digest_covers_every_byte(position: int) -> None:
     with ram([(5 * PIECE, b"some")]) as fd:
-        before = memory.digest(fd)
+        before = ram_file.digest(fd)
         assert before == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest()
         os.pwrite(fd, b"X", position)
-        assert memory.digest(fd) == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest() != before
+        assert ram_file.digest(fd) == hashlib.sha256(os.pread(fd, SIZE, 0)).hexdigest() != before
 
 
 def test_digest_of_an_empty_file(tmp_path: Path) -> None:
     with open(tmp_path / "empty", "w+b") as file:
-        assert memory.digest(file.fileno()) == hashlib.sha256().hexdigest()
+        assert ram_file.digest(file.fileno()) == hashlib.sha256().hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_tables_at_their_limits_are_restored(pieces: list[tuple[int, int]], expe
 def test_ordinary_memory_is_mapped_only_on_request() -> None:
     """A mapping causes a page fault for each page, and needs a file descriptor that is also readable."""
     with ram([]) as fd, tempfile.TemporaryFile() as file:
-        write_only = os.open(memory.path(fd), os.O_WRONLY)
+        write_only = os.open(ram_file.path(fd), os.O_WRONLY)
         file.write(file_of(SIZE, [(P, 2 * P)], P))
         file.flush()
-        assert memory.restore(file.fileno(), write_only, mapped=False) == P
-        assert memory.restore(file.fileno(), write_only) == P
+        assert ram_file.restore(file.fileno(), write_only, mapped=False) == P
+        assert ram_file.restore(file.fileno(), write_only) == P
         with pytest.raises(PermissionError):
-            memory.restore(file.fileno(), write_only, mapped=True)
+            ram_file.restore(file.fileno(), write_only, mapped=True)
         os.close(write_only)
         assert os.pread(fd, SIZE, 0).strip(b"\0") == b"x" * P
 
@@ -221,7 +221,7 @@ def test_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], 
         file.write(data)
         file.flush()
         with suppress(OSError):
-            memory.restore(file.fileno(), fd)
+            ram_file.restore(file.fileno(), fd)
         assert os.fstat(fd).st_size == SIZE
 
 
@@ -233,12 +233,12 @@ SIZES = [
 
 @pytest.mark.parametrize("kib", SIZES)
 def test_memory_has_the_requested_page_size(kib: int) -> None:
-    fd = memory.create(kib * 1024, page_kib=kib)
+    fd = ram_file.create(kib * 1024, page_kib=kib)
     assert os.fstatvfs(fd).f_bsize == kib * 1024
-    assert memory.is_huge(fd)
+    assert ram_file.is_huge(fd)
     os.close(fd)
     with ram([]) as fd:
-        assert not memory.is_huge(fd)
+        assert not ram_file.is_huge(fd)
 
 
 @pytest.mark.parametrize("kib", SIZES)
@@ -246,12 +246,12 @@ def test_missing_huge_pages_are_refused_at_creation(kib: int) -> None:
     """Without a reservation QEMU would die of SIGBUS when the guest touches the first missing page."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Cannot allocate memory"):
-        memory.make(1 << 46, page_kib=kib)
+        ram_file.make(1 << 46, page_kib=kib)
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_memory_of_an_impossible_size_leaks_no_descriptor() -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="Invalid argument"):
-        memory.make(-1)
+        ram_file.make(-1)
     assert os.listdir("/proc/self/fd") == before

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hawse.sandbox.mirror import mirror, places
-from hawse.sandbox.native import Native
-from hawse.sandbox.plan import NodeRequest, PlugStep
+from hawse.monitor.devices.device_map import mirror, places
+from hawse.monitor.devices.guest_drivers import Native
+from hawse.plan.model import NodeRequest, PlugStep
 
 
 def plug(group: int, *, host: str = "0000:3b:00.0", note: str = "") -> PlugStep:

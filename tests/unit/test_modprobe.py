@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.vfio.writes import load_module
+from hawse.vfio.bind.sysfs_writes import load_module
 from tests.support.scripts import write_program
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hawse.cli import update
-from hawse.container.client import call
+from hawse.cli.runc import update
+from hawse.commands.client import call
 from hawse.errors import ConfigError, LinkError, NotFoundError, StateError, VmError
 from hawse.link import control
-from hawse.sandbox import sockets
-from hawse.sandbox.state import CREATED, PAUSED, RUNNING, STOPPED, Store
+from hawse.state import sockets
+from hawse.state.store import CREATED, PAUSED, RUNNING, STOPPED, Store
 from tests.support.command import Command
 from tests.support.fake_monitor import HANG_UP, FakeMonitor
 from tests.support.runtime import Runtime

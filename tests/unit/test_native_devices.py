@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from hawse.errors import DeviceError, StateError, VmError
-from hawse.sandbox.attachments import Attachments
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.native import ANNOTATION, Native, annotation, read_answer, with_nodes
+from hawse.monitor.devices.attachments import Attachments
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.devices.guest_drivers import Native, annotation, read_answer, with_nodes
+from hawse.state.store import GUEST_DEVICES
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
@@ -112,8 +113,8 @@ def test_annotation_names_functions_by_their_address_on_the_host() -> None:
     natives = {PLUG.device: read_answer(PLUG, ANSWER)}
     names = ["enp2s0", "dri/card0", "sda"]
     host = msgspec.structs.replace(PLUG, host="0000:3b:00.0")
-    assert annotation([host, *plan(NICS).plugs], natives) == {ANNOTATION: json.dumps({"0000:3b:00.0": names})}
-    assert annotation([PLUG], natives) == {ANNOTATION: json.dumps({"0000:02:00.0": names})}
+    assert annotation([host, *plan(NICS).plugs], natives) == {GUEST_DEVICES: json.dumps({"0000:3b:00.0": names})}
+    assert annotation([PLUG], natives) == {GUEST_DEVICES: json.dumps({"0000:02:00.0": names})}
     assert annotation([PLUG], {}) == {}
 
 
@@ -134,7 +135,7 @@ def test_groups_of_both_kinds_in_one_container() -> None:
         [call] = [params for method, params in link.calls if method == "bind_native"]
         assert call == {"container": "c1", "address": PLUG.guest_address, "seconds": 1.0}
         assert qmp.plugged == {plug.device for plug in made.plugs}
-        assert json.loads(made.annotations[ANNOTATION]) == {PLUG.guest_address: ["enp2s0", "dri/card0", "sda"]}
+        assert json.loads(made.annotations[GUEST_DEVICES]) == {PLUG.guest_address: ["enp2s0", "dri/card0", "sda"]}
         assert [device["uid"] for device in made.furnish({})["linux"]["devices"]] == [1, 1]
         native, *others = made.seen()
         assert native["guest"] == {"address": PLUG.guest_address, "driver": "e1000e"}

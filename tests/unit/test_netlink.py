@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hawse import netlink
+from hawse.linux import netlink
 
 
 def attributes(data: bytes) -> dict[int, bytes]:

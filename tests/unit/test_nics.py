@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from hawse.errors import DeviceError, HostError, VmError
-from hawse.sandbox.claims import Claims
-from hawse.sandbox.network import Joined, Network
-from hawse.sandbox.nics import Nics
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.network.host_network import Joined, Network
+from hawse.monitor.network.nics import Nics
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import plan

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.agent.devices import Node, rewrite_devices
+from hawse.agent.devices.spec_nodes import Node, rewrite_devices
 from hawse.errors import DeviceError
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.character import CharacterDevice
 from hawse.nodes.decide import Decision, Host, Wish, decide, is_whole
 from hawse.nodes.numbers import move, named_nodes, strangers, without_strangers
 from hawse.oci.device_rules import allowed
-from hawse.oci.known import KNOWN, is_known
+from hawse.oci.guest.known_devices import KNOWN, is_known
 from hawse.oci.types import Device, DeviceRule
 
 NONE = DeviceRule(allow=False, access="rwm")

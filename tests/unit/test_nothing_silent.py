@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from hawse.config import ANNOTATIONS
-from hawse.container.devices import describe
-from hawse.container.options import PREFIX
 from hawse.errors import HawseError
 from hawse.oci.fields import FIELDS, Fate
-from hawse.sandbox.plan import PlugStep
+from hawse.plan.model import PlugStep
+from hawse.planner.devices.options import PREFIX
+from hawse.planner.devices.vfio import describe
 from tests.support.ready import EMULATED, Change, Planner, annotated
 
 NODES = [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/6", 0, 0)]

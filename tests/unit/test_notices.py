@@ -11,8 +11,8 @@ import pytest
 from hawse.errors import StateError
 from hawse.link import control
 from hawse.link.frames import EVENT, REPLY, Decoder
-from hawse.oci.notify import Notify
-from hawse.sandbox.notices import MAX_TEXT, Notices, checked
+from hawse.monitor.machine.notifications import MAX_TEXT, Notices, checked
+from hawse.oci.process.notify_socket import Notify
 from tests.support.pods import Pod, events, pod, run, settle
 
 NOW = 123456789

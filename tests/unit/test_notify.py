@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.notify import MAX_BYTES
-from hawse.agent.notify import Notify as AgentSocket
-from hawse.container import notify
-from hawse.container.notified import find_notified
-from hawse.container.process import Handed, relays
+from hawse.agent.streams.notify import MAX_BYTES
+from hawse.agent.streams.notify import Notify as AgentSocket
+from hawse.commands.process import Handed, relays
 from hawse.errors import HostError
+from hawse.host import notify
+from hawse.monitor.machine import notifications
 from hawse.oci.load import load_bundle
-from hawse.oci.notify import Notify, in_mounts, serve, value_of
-from hawse.sandbox import notices
-from hawse.sandbox.state import CREATED, Store
+from hawse.oci.process.notify_socket import Notify, in_mounts, serve, value_of
+from hawse.planner.notify_target import find_notified
+from hawse.state.store import CREATED, Store
 from tests.support import bundles
 from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
@@ -318,4 +318,4 @@ def test_agents_socket(tmp_path: Path) -> None:
 
 
 def test_host_and_guest_agree_on_the_most_bytes() -> None:
-    assert MAX_BYTES == notices.MAX_TEXT == notify._MAX_BYTES
+    assert MAX_BYTES == notifications.MAX_TEXT == notify._MAX_BYTES

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hawse.errors import ConfigError
-from hawse.oci.guest import GUEST_VERSION, Share, plan_guest
+from hawse.oci.default_spec import example
+from hawse.oci.guest.dev_shm import find_tmpfs
+from hawse.oci.guest.specification import GUEST_VERSION, Share, plan_guest
 from hawse.oci.load import Bundle, load_bundle, load_process
-from hawse.oci.memory import find_tmpfs
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
-from hawse.oci.template import example
 
 #: What every container has of its own.
 OWN = [{"type": "mount"}, {"type": "uts"}]

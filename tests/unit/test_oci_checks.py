@@ -10,9 +10,9 @@ import pytest
 
 from hawse.errors import ConfigError
 from hawse.oci.checks import checked_mount
-from hawse.oci.guest import Share, plan_guest
+from hawse.oci.default_spec import example
+from hawse.oci.guest.specification import Share, plan_guest
 from hawse.oci.load import load_bundle, load_process
-from hawse.oci.template import example
 from tests.support.bundles import write
 
 

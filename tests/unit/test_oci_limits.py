@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.oci.addresses import translate
-from hawse.oci.guest import plan_guest
-from hawse.oci.hugepages import counts_of, page_kib
-from hawse.oci.listing import table
+from hawse.oci.default_spec import example
+from hawse.oci.guest.dev_shm import find_tmpfs
+from hawse.oci.guest.hugetlbfs import counts_of, page_kib
+from hawse.oci.guest.pci_environment import translate
+from hawse.oci.guest.specification import plan_guest
+from hawse.oci.limits.statistics import convert
+from hawse.oci.limits.update import merge
 from hawse.oci.load import load_bundle, load_process
-from hawse.oci.memory import find_tmpfs
 from hawse.oci.pods import SANDBOX, SINGLE, role_of
-from hawse.oci.resources import merge
-from hawse.oci.statistics import convert
-from hawse.oci.template import example
+from hawse.oci.process.table import table
 from tests.support.bundles import write
 
 MOST = 4 * 1024 * 1024

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from hawse.host.cgroup.oom import unfit
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link.streams import STDIO
-from hawse.oci.cgroups import CgroupPlan
-from hawse.sandbox.cgroups import HostCgroup
-from hawse.sandbox.oom import unfit
-from hawse.sandbox.processes import Processes
+from hawse.monitor.processes.processes import Processes
+from hawse.oci.limits.cgroups import CgroupPlan
 from tests.support import virtual_time
 from tests.support.async_wait import until
 

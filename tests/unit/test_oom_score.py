@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hawse.linux import oom_score
-from hawse.sandbox.room import Room
+from hawse.plan.capacity import Room
 from tests.support.ready import EMULATED, Planner
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox.oom import kill_in
+from hawse.host.cgroup.oom import kill_in
 
 
 def victim(directory: Path, *, swap: bool = True) -> Path:

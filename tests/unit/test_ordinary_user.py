@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hawse.__main__ import VERBS
-from hawse.cli.devices import _monitors
-from hawse.oci.template import example
+from hawse.cli.own.devices import _monitors
+from hawse.oci.default_spec import example
 from tests.support.command import Command, Done
 from tests.support.forked import in_child
 
@@ -89,7 +89,7 @@ def test_permission_error_of_root_is_still_reported_as_a_bug(monkeypatch: pytest
     def refuse(*_arguments: object) -> int:
         raise PermissionError(13, "Permission denied", "/file")
 
-    monkeypatch.setattr("hawse.cli.features.run", refuse)
+    monkeypatch.setattr("hawse.cli.runc.features.run", refuse)
     assert "this is a bug in hawse" in Command(str(tmp_path))("features").errors
 
 

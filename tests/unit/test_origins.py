@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hawse.host.mounts.origins import UNKNOWN, Below, Origin, locate, path_from, read_origin
 from hawse.linux.mountinfo import parse
-from hawse.sandbox.origins import UNKNOWN, Below, Origin, locate, path_from, read_origin
 
 MOUNTS = parse(
     "1 0 8:1 / / rw - ext4 /dev/sda rw\n"

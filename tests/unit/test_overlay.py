@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.shown import shown
 from hawse.errors import ConfigError
-from hawse.oci.guest import plan_guest
+from hawse.oci.guest.overlay import Overlay, read
+from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle
-from hawse.oci.overlay import Overlay, read
+from hawse.planner.view import shown
 from tests.support.bundles import specification
 from tests.support.ready import Planner
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.vm.packages import Package, fetch, unpack
+from hawse.vm.image.packages import Package, fetch, unpack
 from tests.support.debs import Entry, Mirror, directory, file, link, make_deb
 
 A, B = "liba_1.0-2_amd64.deb", "tool_2%3a3_all.deb"

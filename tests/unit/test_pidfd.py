@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.cli import create, execute, run
-from hawse.container.pidfd import FIRST, send
+from hawse.cli.runc import create, execute, run
+from hawse.commands.pidfd import FIRST, send
 from hawse.errors import HostError
 from tests.support.patience import patience
 

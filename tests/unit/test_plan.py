@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hawse.container import plan
-from hawse.container.shown import shown
 from hawse.errors import ConfigError, DeviceError, HostError
-from hawse.oci.template import example
+from hawse.oci.default_spec import example
+from hawse.planner import sandbox
+from hawse.planner.view import shown
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB
 from hawse.vm.size import host_size
@@ -232,7 +232,7 @@ class TestDevices:
         self, host: Planner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nic = Function(address="0000:81:00.0", vendor=1, device=2, class_code=0x020000, driver="vfio-pci", bars=())
-        monkeypatch.setattr(plan, "find_groups", lambda *_: [HostGroup(9, (nic,))])
+        monkeypatch.setattr(sandbox, "find_groups", lambda *_: [HostGroup(9, (nic,))])
         host.write(annotated({"hawse.devices": "9"}))
         with pytest.raises(
             DeviceError, match=r"group 9 cannot be passed: 0000:81:00.0 \(0001:0002\) is not in the list"

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from hawse.errors import ConfigError, DeviceError
-from hawse.sandbox.plan import SandboxPlan
-from hawse.sandbox.room import Room
+from hawse.plan.capacity import Room
+from hawse.plan.model import SandboxPlan
 from hawse.vm.ports import MIB, Port
 from tests.support.ready import EMULATED, Planner, annotated, limited
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.plan import plan_machine
 from hawse.errors import HostError
+from hawse.planner.sandbox import plan_machine
 from tests.support.ready import DEVICES, Planner, Said, keep_template, make_program, make_qemu
 
 

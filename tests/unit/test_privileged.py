@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from hawse.config import Config
-from hawse.container import plan
-from hawse.container.devices import Group, check_host, shape
-from hawse.container.options import DeviceOptions
-from hawse.container.privileged import choose, leave_out
 from hawse.errors import DeviceError
+from hawse.oci.default_spec import example
 from hawse.oci.device_rules import allows_all
 from hawse.oci.load import load_bundle
-from hawse.oci.template import example
 from hawse.oci.types import Device, DeviceRule
-from hawse.vfio.devices import find_request
+from hawse.planner import sandbox
+from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.privileged import choose, leave_out
+from hawse.planner.devices.vfio import Group, check_host, shape
+from hawse.vfio.requests import find_request
 from hawse.vm.ports import plan_ports
 from tests.support.bundles import write
 from tests.support.sysfs import FakeSysfs
@@ -151,7 +151,7 @@ def test_a_plan_does_without_a_group_only_where_all_devices_are_allowed(tmp_path
     said = Said()
 
     def read() -> Any:
-        return plan._read(load_bundle(str(tmp_path)), Config(), lambda *_: None, name="c1", log=said)
+        return sandbox._read(load_bundle(str(tmp_path)), Config(), lambda *_: None, name="c1", log=said)
 
     if not privileged:
         with pytest.raises(DeviceError, match="group 999999 is missing"):

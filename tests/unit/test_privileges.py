@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hawse.linux import capabilities, processes
-from hawse.sandbox.privileges import KEPT, Workers
+from hawse.monitor.privileges import KEPT, Workers
 
 
 def test_earlier_worker_threads_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from hawse.errors import HostError, StateError, VmError
-from hawse.sandbox.processes import LOST, Processes
-from hawse.sandbox.proxies import Proxy
+from hawse.monitor.processes.processes import LOST, Processes
+from hawse.monitor.processes.proxy_connections import Proxy
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink
 from tests.support.pods import settle

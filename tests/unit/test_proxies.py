@@ -1,6 +1,6 @@
 """Frames between a proxy and its process: forwarding, credit, protocol violations and the exit code.
 
-Of :mod:`hawse.sandbox.proxies`, through the socket of the monitor.
+Of :mod:`hawse.monitor.processes.proxy_connections`, through the socket of the monitor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox.processes import LOST
+from hawse.monitor.processes.processes import LOST
 from tests.support.pods import KEY, Pod, pod, run, settle
 
 #: c2's first process is the second of the sandbox; its proxy calls it 1.

@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 
 import hawse
-from hawse.container.proxy import LOST, _read, _write
 from hawse.errors import LinkError
 from hawse.link.blocking import Incoming, Outgoing, Port
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, MAX_DATA, encode
+from hawse.proxy.main import LOST, _read, _write
 
 
 class _Gone(Port):
@@ -71,7 +71,7 @@ def test_what_is_not_there_yet_is_waited_for() -> None:
 def test_where_the_monitor_has_died_it_ends_without_a_word(tmp_path: Path) -> None:
     """Its stderr is the container's; what the command says of the monitor is enough."""
     packages = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
-    program = f"import sys; sys.path.insert(0, {packages!r}); from hawse.container.proxy import main; main()"
+    program = f"import sys; sys.path.insert(0, {packages!r}); from hawse.proxy.main import main; main()"
     fd = os.open(tmp_path, os.O_RDONLY)
     words = [sys.executable, "-I", "-S", "-c", program, str(fd), "c1/key", "pipes", "-1", "", "hawse[c1]: true"]
     done = subprocess.run(words, pass_fds=(fd,), capture_output=True, text=True, check=False)

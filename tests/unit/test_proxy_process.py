@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.launch import FORWARDED, ProxyProcess
-from hawse.container.proxy import LOST
+from hawse.commands.spawn import FORWARDED, ProxyProcess
 from hawse.link.flow import WINDOW, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, MAX_DATA, encode
 from hawse.link.streams import STREAMS
-from hawse.sandbox.state import Store
+from hawse.proxy.main import LOST
+from hawse.state.store import Store
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.patience import wait_until
 from tests.support.proxies import Attached, Pipes, read_all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hawse.agent.reaper import Reaper
+from hawse.agent.system.reaper import Reaper
 
 
 def test_a_program_inherits_how_ready_the_kernel_is_to_kill_it() -> None:

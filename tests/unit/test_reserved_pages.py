@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from hawse.errors import VmError
-from hawse.sandbox.hugepages import HugePages
-from hawse.sandbox.plan import Hugetlbfs
-from hawse.sandbox.processes import Processes
+from hawse.monitor.guest_hugepages import HugePages
+from hawse.monitor.processes.processes import Processes
+from hawse.plan.model import Hugetlbfs
 from tests.support.plans import machine_plan, sandbox_plan
 
 GIB_KIB = 1024 * 1024

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hawse.container.devices import check_host
-from hawse.container.options import DeviceOptions
 from hawse.errors import DeviceError
+from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.vfio import check_host
 from hawse.vfio import inventory, obstacles, resets
 from hawse.vfio.groups import read_group
 from hawse.vfio.obstacles import Accepted

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.agent.resolver import Resolver
+from hawse.agent.streams.resolver import Resolver
 from hawse.errors import LinkError
 from hawse.link import control
-from hawse.sandbox import resolver as hosts
-from hawse.sandbox.guest import GuestLink
-from hawse.sandbox.network import Network
-from hawse.sandbox.plan import ContainerPlan, Share
-from hawse.sandbox.resolver import loopback_servers, parse_query
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.network import resolver as hosts
+from hawse.monitor.network.host_network import Network
+from hawse.monitor.network.resolver import loopback_servers, parse_query
+from hawse.plan.model import ContainerPlan, Share
 from tests.support.patience import patience
 
 MESSAGE = bytes(range(12))

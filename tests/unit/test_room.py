@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.sandbox.room import Room
+from hawse.plan.capacity import Room
 from tests.support.groups import EDU, NICS, plan
 
 MIB = 1024 * 1024

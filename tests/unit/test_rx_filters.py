@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hawse.errors import VmError
-from hawse.sandbox.rx_filters import PAUSE_SECONDS, RxFilter, RxFilters, memberships
+from hawse.monitor.network.rx_filters import PAUSE_SECONDS, RxFilter, RxFilters, memberships
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeQmp
 

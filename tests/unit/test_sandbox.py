@@ -16,21 +16,21 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from hawse.cli import kill
+from hawse.cli.runc import kill
 from hawse.cli.settings import Settings
-from hawse.container.delete import delete
+from hawse.commands.delete import delete
 from hawse.errors import ConfigError, DeviceError, HawseError, StateError, VmError
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link import control
 from hawse.linux import oom_score
 from hawse.linux.processes import Process, open_process
 from hawse.log import Log
-from hawse.oci.cgroups import CgroupPlan
-from hawse.sandbox.cgroups import HostCgroup
-from hawse.sandbox.container import Container
-from hawse.sandbox.evidence import with_last_words
-from hawse.sandbox.joins import own_paths, owner_of
-from hawse.sandbox.processes import LOST
-from hawse.sandbox.state import Store
+from hawse.monitor.container import Container
+from hawse.monitor.joined_namespaces import own_paths, owner_of
+from hawse.monitor.machine.bounded_log import with_last_words
+from hawse.monitor.processes.processes import LOST
+from hawse.oci.limits.cgroups import CgroupPlan
+from hawse.state.store import Store
 from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
 from tests.support.pods import KEY, NoShare, heard, pod, run, settle

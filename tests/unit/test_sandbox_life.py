@@ -1,6 +1,6 @@
 """A sandbox from its machine's first answer to its end: hooks, who may join, kills for memory, the trace.
 
-Of :mod:`hawse.sandbox.sandbox`, through the socket of the monitor.
+Of :mod:`hawse.monitor.sandbox`, through the socket of the monitor.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from hawse.errors import ConfigError, HawseError, NotFoundError, StateError, VmError
-from hawse.sandbox.plan import Share
-from hawse.sandbox.sandbox import INIT_KEY
-from hawse.vfio import bindings
+from hawse.monitor.sandbox import INIT_KEY
+from hawse.plan.model import Share
+from hawse.vfio.bind import records as bindings
 from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
 

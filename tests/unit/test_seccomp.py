@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.container import proxy_calls
 from hawse.jail.seccomp import ALLOWED, program
+from hawse.proxy import system_calls
 
 X86_64, I386 = 0xC000003E, 0x40000003
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
@@ -95,11 +95,11 @@ PROXY_HAS_NOT = (
 
 @pytest.mark.parametrize("name", PROXY_HAS_NOT)
 def test_proxys_filter_allows_fewer_calls_than_qemus(name: str) -> None:
-    assert judge(ALLOWED[name], first=UNIX, code=program(proxy_calls.ALLOWED)) == ENOSYS
+    assert judge(ALLOWED[name], first=UNIX, code=program(system_calls.ALLOWED)) == ENOSYS
 
 
 def test_proxy_cannot_connect_or_create_namespaces() -> None:
-    filter_program = program(proxy_calls.ALLOWED)
+    filter_program = program(system_calls.ALLOWED)
     for number in (42, 49, 272, 308, 321, 250, 435):  # connect, bind, unshare, setns, bpf, keyctl, clone3
         assert judge(number, code=filter_program) == ENOSYS
     assert judge(ALLOWED["clone"], first=0x3D0F00, code=filter_program) == ALLOW

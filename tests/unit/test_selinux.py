@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from hawse.errors import ConfigError, HostError
-from hawse.sandbox.launch import launch
-from hawse.sandbox.selinux import check, enabled, executing_as
-from hawse.sandbox.steps import Steps
+from hawse.host.selinux import check, enabled, executing_as
+from hawse.monitor.machine.start import launch
+from hawse.state.steps import Steps
 from tests.support.bundles import specification, write
 from tests.support.groups import plan
 from tests.support.runtime import Runtime

@@ -11,16 +11,16 @@ from typing import Any, cast
 import pytest
 
 from hawse.errors import HawseError, NotFoundError, UsageError, VmError
+from hawse.host.mounts.bind_sources import Source
 from hawse.link import control
 from hawse.link.frames import EOF, EVENT, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, STDIO
-from hawse.oci.inherited import Inherited
-from hawse.sandbox.plan import Attachment
-from hawse.sandbox.processes import LOST
-from hawse.sandbox.proxies import Proxy
-from hawse.sandbox.sandbox import Sandbox
-from hawse.sandbox.service import Service
-from hawse.sandbox.share import Source
+from hawse.monitor.processes.processes import LOST
+from hawse.monitor.processes.proxy_connections import Proxy
+from hawse.monitor.sandbox import Sandbox
+from hawse.monitor.service import Service
+from hawse.oci.process.inherited import Inherited
+from hawse.plan.model import Attachment
 from tests.support.patience import patience
 
 ATTACHMENT = {"plugs": [], "nodes": [], "mode": 0o660, "uid": 1, "gid": 2}

@@ -12,9 +12,9 @@ import pytest
 
 from hawse.errors import ImageError
 from hawse.oci.load import load_bundle
-from hawse.sandbox import timeline
-from hawse.sandbox.steps import Step
-from hawse.vm import image, image_build
+from hawse.state import timeline
+from hawse.state.steps import Step
+from hawse.vm.image import build, store
 from tests.support.command import Command
 from tests.support.ready import make_image, make_program
 
@@ -68,24 +68,24 @@ class TestImage:
         make_image(cache)
         hawse.configure(f'[image]\ncache = "{cache}"')
         assert hawse("image", "verify").code == 0
-        kernel = Path(image.locate(cache=cache).kernel)
+        kernel = Path(store.locate(cache=cache).kernel)
         status, content = kernel.stat(), kernel.read_bytes()
         kernel.write_bytes(bytes(byte ^ 1 for byte in content))
         os.utime(kernel, ns=(status.st_atime_ns, status.st_mtime_ns))
-        image.locate(cache=cache)
+        store.locate(cache=cache)
         done = hawse("image", "verify")
         assert done.code == 1
         assert done.errors.startswith(f"hawse: the guest image is damaged: {kernel} was altered [")
         with pytest.raises(ImageError, match="was altered"):
-            image.locate(cache=cache)
+            store.locate(cache=cache)
 
     @pytest.mark.parametrize(("fresh", "result"), [(True, "built in 1.5 s"), (False, "up to date")])
     def test_build_prints_what_it_did(
         self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, result: str
     ) -> None:
         make_image(f"{tmp_path}/cache")
-        found = replace(image.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
-        monkeypatch.setattr(image_build, "build", lambda **_: found)
+        found = replace(store.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
+        monkeypatch.setattr(build, "build", lambda **_: found)
         assert (
             hawse("image", "build").output
             == f"guest image d1: kernel 6.1.0, 0.0 MiB, modules beside it 0.0 MiB, {result}\n"

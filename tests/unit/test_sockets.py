@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox import sockets
+from hawse.state import sockets
 
 
 def descriptors() -> int:

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from hawse.oci.sources import kernel_view, no_devices
+from hawse.oci.guest.bind_sources import kernel_view, no_devices
 
 LINKS = {
     "/x": "/proc",

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.mount_errors import unknown_type
+from hawse.agent.container.mount_errors import unknown_type
 from hawse.errors import ConfigError
-from hawse.oci import mount_types
+from hawse.oci.default_spec import example
 from hawse.oci.fields import APPLIED, FIELDS, Fate
-from hawse.oci.guest import plan_guest
+from hawse.oci.guest import mount_types
+from hawse.oci.guest.bind_sources import DeviceNode
+from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle
-from hawse.oci.sources import DeviceNode
-from hawse.oci.template import example
 from tests.conformance.cases import GROUPS
 from tests.support import specification as known
 from tests.support.specification import BOOL, LIST, MAP, NUMBER, NUMBERS, OBJECT, OBJECTS, TEXT, TEXTS, leaves, put

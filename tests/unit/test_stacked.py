@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.sandbox.stacked import choose
+from hawse.tap_helper.stacked import choose
 
 
 def link(index: int, name: str, kind: str = "", *, data: Any = None, **attrs: Any) -> dict[str, Any]:

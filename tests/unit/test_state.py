@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hawse.cli.kill import parse_signal
+from hawse.cli.runc.kill import parse_signal
 from hawse.errors import NotFoundError, StateError, UsageError, VmError
-from hawse.sandbox.state import CREATED, RUNNING, STOPPED, Store, alive, public, start_time
+from hawse.state.store import CREATED, RUNNING, STOPPED, Store, alive, public, start_time
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hawse.linux import stdio
-from hawse.sandbox.state import CREATED, STOPPED, Store
+from hawse.state.store import CREATED, STOPPED, Store
 from tests.support import bundles
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.patience import patience, wait_until

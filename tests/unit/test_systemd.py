@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.oci.cgroups import CgroupPlan
-from hawse.sandbox.systemd import end_scope, enter_scope
+from hawse.host.cgroup.systemd import end_scope, enter_scope
+from hawse.oci.limits.cgroups import CgroupPlan
 
 PLAN = CgroupPlan(path="/a.slice/b-c1.scope", slice="a.slice", unit="b-c1.scope")
 WITHOUT = "the cgroup /a.slice/b-c1.scope is made without systemd"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.vm import memory, template
+from hawse.vm import ram_file, templates
 from hawse.vm.arguments import VmShape
 
 DIGEST = "d" * 64
@@ -26,37 +26,37 @@ def shape(tmp_path: Path) -> VmShape:
 
 
 def leave(cache: str, digest: str, shape: VmShape, content: bytes = b"memory") -> None:
-    draft = template.begin(cache, digest, shape)
+    draft = templates.begin(cache, digest, shape)
     assert draft is not None
-    ram = memory.make(memory.MIB)
+    ram = ram_file.make(ram_file.MIB)
     os.pwrite(ram, content, 4096)
     draft.fill(ram, b"state")
     os.close(ram)
-    assert template.find(cache, digest) is None, "nobody sees it before it is whole"
+    assert templates.find(cache, digest) is None, "nobody sees it before it is whole"
     draft.commit()
     draft.close()
 
 
 def test_stored_template_is_found_unchanged(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    assert template.find(cache, DIGEST) is None
+    assert templates.find(cache, DIGEST) is None
     leave(cache, DIGEST, shape)
-    stored = template.find(cache, DIGEST)
+    stored = templates.find(cache, DIGEST)
     assert stored is not None
-    assert stored.used == memory.PIECE
+    assert stored.used == ram_file.PIECE
     assert stored.shape["memory_mib"] == 1
     assert Path(stored.state).read_bytes() == b"state"
     assert b"memory" in Path(stored.memory).read_bytes()
-    assert template.list_all(cache) == [(DIGEST, stored)]
-    template.remove(cache, DIGEST)
-    assert template.find(cache, DIGEST) is None
+    assert templates.list_all(cache) == [(DIGEST, stored)]
+    templates.remove(cache, DIGEST)
+    assert templates.find(cache, DIGEST) is None
 
 
 def test_second_writer_of_the_same_template_gets_none(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    first = template.begin(cache, DIGEST, shape)
+    first = templates.begin(cache, DIGEST, shape)
     assert first is not None
-    assert template.begin(cache, DIGEST, shape) is None
+    assert templates.begin(cache, DIGEST, shape) is None
     first.close()
     leave(cache, DIGEST, shape)
 
@@ -67,7 +67,7 @@ def test_leftovers_of_a_killed_writer_are_removed(shape: VmShape, tmp_path: Path
     half.mkdir(parents=True, mode=0o700)
     (half / "memory").write_text("half of it")
     os.chmod(cache / "templates", 0o700)
-    assert template.list_all(str(cache)) == []
+    assert templates.list_all(str(cache)) == []
     leave(str(cache), DIGEST, shape)
     assert not half.exists()
 
@@ -79,7 +79,7 @@ def test_copied_template_is_valid_after_its_content_is_verified(shape: VmShape, 
     path = Path(f"{cache}/templates/{DIGEST}/memory")
     noted = path.with_name("checked").read_text()
     os.utime(path)
-    assert template.find(cache, DIGEST) is not None
+    assert templates.find(cache, DIGEST) is not None
     assert path.with_name("checked").read_text() != noted
 
 
@@ -87,17 +87,17 @@ def test_changed_byte_is_detected(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     leave(cache, DIGEST, shape)
     with open(f"{cache}/templates/{DIGEST}/memory", "r+b") as file:
-        file.seek(-memory.PIECE, os.SEEK_END)
+        file.seek(-ram_file.PIECE, os.SEEK_END)
         file.write(b"M")
     with pytest.raises(HostError, match="memory was altered"):
-        template.find(cache, DIGEST)
+        templates.find(cache, DIGEST)
 
 
 def test_damaged_template_is_listed_with_the_reason(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     leave(cache, DIGEST, shape)
     os.truncate(f"{cache}/templates/{DIGEST}/state", 1)
-    [(digest, problem)] = template.list_all(cache)
+    [(digest, problem)] = templates.list_all(cache)
     assert digest == DIGEST
     assert isinstance(problem, HostError)
     assert "state has 1 bytes, not 5" in problem.message
@@ -105,12 +105,12 @@ def test_damaged_template_is_listed_with_the_reason(shape: VmShape, tmp_path: Pa
 
 def test_least_recently_used_templates_are_removed_first(shape: VmShape, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    names = [f"{number:064x}" for number in range(template.KEPT + 1)]
+    names = [f"{number:064x}" for number in range(templates.KEPT + 1)]
     for age, name in enumerate(names[:-1]):
         leave(cache, name, shape)
         os.utime(f"{cache}/templates/{name}/checked", (1000 + age, 1000 + age))
-    oldest = template.find(cache, names[0])
+    oldest = templates.find(cache, names[0])
     assert oldest is not None
-    template.touch(oldest)
+    templates.touch(oldest)
     leave(cache, names[-1], shape)
-    assert {name for name, _ in template.list_all(cache)} == set(names) - {names[1]}
+    assert {name for name, _ in templates.list_all(cache)} == set(names) - {names[1]}

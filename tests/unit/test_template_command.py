@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from hawse.commands.build_template import build
 from hawse.config import load_config
-from hawse.container.plan import plan_machine
-from hawse.container.template import build
 from hawse.errors import ConfigError
-from hawse.sandbox.plan import MachinePlan, shape
-from hawse.vm import template
-from hawse.vm.memory import MIB
+from hawse.plan.model import MachinePlan, shape
+from hawse.planner.sandbox import plan_machine
+from hawse.vm import templates
+from hawse.vm.ram_file import MIB
 from tests.support.command import Command
 from tests.support.ready import EMULATED, Planner, Said, Sandboxes, keep_template
 
@@ -128,7 +128,7 @@ def test_template_that_another_process_makes_is_not_made_twice(tmp_path: Path) -
     text = host.config(vm='share = "9p"\nmemory_mib = 128')
     host.hawse.configure(text)
     machine = plan_machine(load_config(host.hawse.config), [], Said())
-    draft = template.begin(host.cache, digest_of(machine), shape(machine))
+    draft = templates.begin(host.cache, digest_of(machine), shape(machine))
     assert draft is not None
     try:
         done = host.hawse("template", "build")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from hawse.vm import cache, template
+from hawse.cache import results
+from hawse.vm import templates
 from hawse.vm.arguments import VmShape
 
 CPU = """processor\t: {number}
@@ -46,7 +47,7 @@ def shape(host: Path) -> VmShape:
 
 
 def digest(shape: VmShape, host: Path, **options: Any) -> str:
-    return template.digest_of(shape, **{"version": "7.2", "root": str(host)} | options)
+    return templates.digest_of(shape, **{"version": "7.2", "root": str(host)} | options)
 
 
 def changed(shape: VmShape, **fields: Any) -> VmShape:
@@ -147,4 +148,4 @@ def test_file_key_contains_path_size_and_time(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("12345")
     os.utime(path, ns=(1, 2_000_000_003))
-    assert cache.file_key(str(path)) == [str(path), 5, 2_000_000_003]
+    assert results.file_key(str(path)) == [str(path), 5, 2_000_000_003]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import HostError
-from hawse.vm import memory, template
+from hawse.vm import ram_file, templates
 from hawse.vm.arguments import VmShape
 
 DIGEST = "d" * 64
@@ -33,23 +33,23 @@ class Store:
         self.write(state)
 
     def write(self, state: bytes = b"state", digest: str = DIGEST) -> None:
-        draft = template.begin(self.cache, digest, SHAPE)
+        draft = templates.begin(self.cache, digest, SHAPE)
         assert draft is not None
-        ram = memory.make(MIB)
+        ram = ram_file.make(MIB)
         os.pwrite(ram, b"memory", 4096)
         draft.fill(ram, state)
         os.close(ram)
         draft.commit()
         draft.close()
 
-    def find(self, *, read: bool = True) -> template.Template:
-        stored = template.find(self.cache, DIGEST, read=read)
+    def find(self, *, read: bool = True) -> templates.Template:
+        stored = templates.find(self.cache, DIGEST, read=read)
         assert stored is not None
         return stored
 
     def refusal(self, *, read: bool = True) -> str:
         with pytest.raises(HostError) as caught:
-            template.find(self.cache, DIGEST, read=read)
+            templates.find(self.cache, DIGEST, read=read)
         return caught.value.message
 
     def manifest(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_template_contains_its_vm_and_creation_time(store: Store) -> None:
     stored = store.find()
     assert abs(stored.created - time.time()) < 600
     assert stored.shape["machine_properties"] == ["hpet", "vmport"]
-    assert (stored.shape["memory_mib"], stored.shape["share"], stored.used) == (1, "9p", memory.PIECE)
+    assert (stored.shape["memory_mib"], stored.shape["share"], stored.used) == (1, "9p", ram_file.PIECE)
     assert os.stat(store.templates).st_mode & 0o777 == 0o700
     assert sorted(os.listdir(store.directory)) == ["checked", "manifest.json", "memory", "state"]
 
@@ -171,11 +171,11 @@ def test_template_directory_writable_by_others_is_not_used(store: Store, place: 
     path = getattr(store, place)
     os.chmod(path, mode)
     if not words:
-        assert template.is_ours(store.cache)
-        assert template.is_ours(store.cache, DIGEST)
+        assert templates.is_ours(store.cache)
+        assert templates.is_ours(store.cache, DIGEST)
         return
     with pytest.raises(HostError, match=f"templates are not used: {words}"):
-        template.begin(store.cache, DIGEST, SHAPE) if place == "templates" else store.find()
+        templates.begin(store.cache, DIGEST, SHAPE) if place == "templates" else store.find()
 
 
 def test_template_directory_of_another_user_is_not_used(store: Store) -> None:
@@ -188,29 +188,29 @@ def test_template_path_that_is_not_a_directory_is_not_used(store: Store, tmp_pat
     os.rename(store.directory, tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", store.directory)
     assert store.refusal() == f"templates are not used: {store.directory} is not a directory"
-    [(name, error)] = template.list_all(store.cache)
+    [(name, error)] = templates.list_all(store.cache)
     assert (name, isinstance(error, HostError)) == (DIGEST, True)
 
 
 def test_touching_a_removed_template_is_harmless(store: Store) -> None:
     stored = store.find()
-    template.remove(store.cache, DIGEST)
-    template.touch(stored)
-    assert template.list_all(store.cache) == []
-    assert template.list_all(f"{store.cache}/none") == []
+    templates.remove(store.cache, DIGEST)
+    templates.touch(stored)
+    assert templates.list_all(store.cache) == []
+    assert templates.list_all(f"{store.cache}/none") == []
 
 
 def test_template_without_stamps_counts_as_the_oldest(store: Store) -> None:
     os.unlink(store.directory / "checked")
-    for number in range(template.KEPT):
+    for number in range(templates.KEPT):
         store.write(digest=f"{number:064x}")
-    names = [name for name, _ in template.list_all(store.cache)]
-    assert names == [f"{number:064x}" for number in range(template.KEPT)]
+    names = [name for name, _ in templates.list_all(store.cache)]
+    assert names == [f"{number:064x}" for number in range(templates.KEPT)]
 
 
 def test_lock_file_that_is_a_symlink_is_not_followed(store: Store, tmp_path: Path) -> None:
     os.unlink(store.templates / f".{DIGEST}.lock")
     os.symlink(tmp_path / "target", store.templates / f".{DIGEST}.lock")
     with pytest.raises(OSError, match="Too many levels"):
-        template.begin(store.cache, DIGEST, SHAPE)
+        templates.begin(store.cache, DIGEST, SHAPE)
     assert not os.path.exists(tmp_path / "target")

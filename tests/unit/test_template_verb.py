@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hawse.cli import template as verb
+from hawse.cli.own import template as verb
 from hawse.cli.settings import Settings
 from hawse.errors import ConfigError, ImageError, UsageError
 from hawse.log import Log
-from hawse.vm import memory, template
+from hawse.vm import ram_file, templates
 from hawse.vm.arguments import VmShape
 
 FIRST, SECOND = "aa" * 32, "ab" * 32
@@ -28,10 +28,10 @@ SHAPE = VmShape(
 def settings(tmp_path: Path) -> Settings:
     """Those of a host whose cache has two templates, the second of them damaged."""
     for digest in (FIRST, SECOND):
-        draft = template.begin(str(tmp_path), digest, SHAPE)
+        draft = templates.begin(str(tmp_path), digest, SHAPE)
         assert draft is not None
-        ram = memory.make(4 * memory.MIB)
-        os.pwrite(ram, b"x" * 3 * memory.MIB, 0)
+        ram = ram_file.make(4 * ram_file.MIB)
+        os.pwrite(ram, b"x" * 3 * ram_file.MIB, 0)
         draft.fill(ram, b"state")
         os.close(ram)
         draft.commit()
@@ -52,7 +52,7 @@ def run(settings: Settings, *words: str) -> int:
 
 
 def left(settings: Settings) -> list[str]:
-    return [name for name, _ in template.list_all(settings.config.image.cache)]
+    return [name for name, _ in templates.list_all(settings.config.image.cache)]
 
 
 def test_the_table_has_a_line_for_each_template(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,7 @@ def test_the_table_has_a_line_for_each_template(settings: Settings, capsys: pyte
 def test_the_json_has_what_the_table_has(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(settings, "list", "--format", "json") == 0
     usable, damaged = json.loads(capsys.readouterr().out)
-    assert (usable["digest"], usable["used_bytes"], usable["shape"]["cpus"]) == (FIRST, 3 * memory.MIB, 2)
+    assert (usable["digest"], usable["used_bytes"], usable["shape"]["cpus"]) == (FIRST, 3 * ram_file.MIB, 2)
     assert (damaged["digest"], set(damaged)) == (SECOND, {"digest", "problem"})
 
 
@@ -114,7 +114,7 @@ def test_a_cache_without_templates_has_an_empty_table(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize(("fresh", "how"), [(True, "built in 2.5 s"), (False, "is there already")])
 def test_a_build_is_described(settings: Settings, fresh: bool, how: str) -> None:
-    made = template.find(settings.config.image.cache, FIRST)
+    made = templates.find(settings.config.image.cache, FIRST)
     assert made is not None
     assert verb.described(made, fresh, 2.46) == f"template {FIRST[:12]}: 3 MiB, {how}"
 

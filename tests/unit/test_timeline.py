@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.cli.timeline import bar
+from hawse.cli.own.timeline import bar
 from hawse.errors import ConfigError
-from hawse.sandbox import timeline
-from hawse.sandbox.steps import Step, Steps, process_start
+from hawse.state import timeline
+from hawse.state.steps import Step, Steps, process_start
 
 STEPS: list[Step] = [
     ("QEMU", "process started", 100.25, 100.5),

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from hawse.cache import results, trusted
 from hawse.errors import HostError
 from hawse.jail import tree
-from hawse.vm import cache, image, template, trusted
+from hawse.vm import templates
 from hawse.vm.arguments import VmShape
+from hawse.vm.image import store
 from tests.support.ready import make_image
 
 NOBODY = 12345
@@ -134,10 +136,10 @@ def test_new_directories_have_the_requested_mode(tmp_path: Path, umask: int) -> 
 @pytest.mark.usefixtures("umask")
 def test_files_and_directories_of_the_cache_have_fixed_modes(tmp_path: Path) -> None:
     cache_path = f"{tmp_path}/cache"
-    cache.write(f"{cache_path}/accel.json", "key", "value")
-    with cache.locked(f"{cache_path}/lock"):
+    results.write(f"{cache_path}/accel.json", "key", "value")
+    with results.locked(f"{cache_path}/lock"):
         pass
-    draft = template.begin(cache_path, "d" * 64, SHAPE)
+    draft = templates.begin(cache_path, "d" * 64, SHAPE)
     assert draft is not None
     ram = os.memfd_create("ram")
     os.ftruncate(ram, 4096)
@@ -164,19 +166,19 @@ def test_files_and_directories_of_the_cache_have_fixed_modes(tmp_path: Path) -> 
 
 def test_cached_results_writable_by_others_are_not_read(tmp_path: Path) -> None:
     path = f"{tmp_path}/cache/answers.json"
-    cache.write(path, "key", 5)
-    assert cache.read(path, "key") == 5
+    results.write(path, "key", 5)
+    assert results.read(path, "key") == 5
     os.chmod(tmp_path / "cache", 0o777)
-    assert cache.read(path, "key") is None
+    assert results.read(path, "key") is None
     before = Path(path).read_text()
-    cache.write(path, "key", 6)
+    results.write(path, "key", 6)
     assert Path(path).read_text() == before
 
 
 def test_lock_file_that_is_a_symlink_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("content")
     os.symlink("target", tmp_path / "lock")
-    with pytest.raises(OSError, match="Too many levels"), cache.locked(f"{tmp_path}/lock"):
+    with pytest.raises(OSError, match="Too many levels"), results.locked(f"{tmp_path}/lock"):
         pass
     assert (tmp_path / "target").read_text() == "content"
 
@@ -185,11 +187,11 @@ def test_lock_file_that_is_a_symlink_is_not_opened(tmp_path: Path) -> None:
 def test_image_writable_by_others_is_not_used(tmp_path: Path, place: str) -> None:
     cache_path = f"{tmp_path}/cache"
     make_image(cache_path)
-    image.locate(cache=cache_path)
+    store.locate(cache=cache_path)
     path = f"{cache_path}/{place}".rstrip("/")
     os.chmod(path, mode(path) | 0o020)
     with pytest.raises(HostError, match=f"others may write to {path}, "):
-        image.locate(cache=cache_path)
+        store.locate(cache=cache_path)
 
 
 def test_jail_below_a_directory_writable_by_others_is_not_used(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.agent.cgroup import Cgroup
-from hawse.agent.processes import listing
-from hawse.cli.events import parse_interval
-from hawse.cli.ps import chosen
-from hawse.cli.update import from_options, parse_size
+from hawse.agent.container.cgroup import Cgroup
+from hawse.agent.container.process_table import listing
+from hawse.cli.runc.events import parse_interval
+from hawse.cli.runc.ps import chosen
+from hawse.cli.runc.update import from_options, parse_size
 from hawse.errors import ConfigError, HostError, UsageError, VmError
-from hawse.oci.changes import changes_nothing, limits_of
-from hawse.oci.listing import check, table
-from hawse.oci.resources import difference, for_guest, merge
-from hawse.oci.statistics import convert
+from hawse.oci.limits.changes import changes_nothing, limits_of
+from hawse.oci.limits.statistics import convert
+from hawse.oci.limits.update import difference, for_guest, merge
+from hawse.oci.process.table import check, table
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hawse.errors import ConfigError, DeviceError
 from hawse.oci.types import Device
 from hawse.vfio import members, obstacles
-from hawse.vfio.devices import find_request
 from hawse.vfio.emulated import EmulatedGroup, find, read_table
 from hawse.vfio.groups import Bar, Bridge, check_free, check_viable, holders, read_group
 from hawse.vfio.obstacles import check_token
+from hawse.vfio.requests import find_request
 from tests.support.sysfs import FakeSysfs
 
 RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200

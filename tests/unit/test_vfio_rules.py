@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.vfio.rules import of_node, translate
+from hawse.vfio.device_rules import of_node, translate
 
 DENY = {"allow": False, "type": "a", "access": "rwm"}
 #: A group, the VFIO container, /dev/iommu, a device file, and a device file that the guest lacks.

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from hawse.container.launch import Namespaces
-from hawse.container.view import encode
-from hawse.sandbox.state import Store
+from hawse.commands.spawn import Namespaces
+from hawse.proxy.view import encode
+from hawse.state.store import Store
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.netns import Namespace
 from tests.support.proxies import Attached, Pipes

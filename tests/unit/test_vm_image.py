@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+import hawse
 from hawse.errors import ImageError
-from hawse.vm import image
-from hawse.vm.cpio import write_archive
-from hawse.vm.image import module_name
-from hawse.vm.packages import merged, parse_uris
+from hawse.vm.image import store
+from hawse.vm.image.cpio import write_archive
+from hawse.vm.image.packages import merged, parse_uris
+from hawse.vm.image.store import module_name
 from tests.support.cpio import Entry, read_archive
 from tests.support.ready import beside
 
@@ -88,7 +89,7 @@ def cache(tmp_path: Path) -> Path:
     """A cache with a small image that is complete and current."""
     directory = tmp_path / "images" / "d1"
     directory.mkdir(parents=True)
-    for name in image.BESIDE:
+    for name in store.BESIDE:
         (directory / name).mkdir()
         (directory / name / "modules.dep").write_text("kernel/a.ko: \n")
     files = {"vmlinux": b"kernel", "initrd.cpio": b"archive"}
@@ -96,7 +97,7 @@ def cache(tmp_path: Path) -> Path:
         (directory / name).write_bytes(content)
     manifest = {
         "digest": "d1",
-        "sources": image.sources_digest("", ""),
+        "sources": store.sources_digest("", ""),
         "release": "6.1.0",
         "build_seconds": 1.5,
         "packages": {f"package{number}": "1.0" for number in range(200)},
@@ -104,25 +105,25 @@ def cache(tmp_path: Path) -> Path:
         "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    Path(image.current_path(str(tmp_path))).write_text("d1")
+    Path(store.current_path(str(tmp_path))).write_text("d1")
     return tmp_path
 
 
 def test_complete_image_is_found(cache: Path) -> None:
-    current = image.locate(cache=str(cache))
+    current = store.locate(cache=str(cache))
     assert (current.digest, current.release, current.size, current.build_seconds) == ("d1", "6.1.0", 13, 1.5)
     assert (current.modules, current.drivers) == (f"{cache}/images/d1/modules", f"{cache}/images/d1/drivers")
     assert current.beside == 2 * len("kernel/a.ko: \n")
-    assert current == image.locate(cache=str(cache))
+    assert current == store.locate(cache=str(cache))
 
 
 def test_every_kind_of_damage_is_named_in_the_error(cache: Path) -> None:
     directory = cache / "images" / "d1"
-    image.locate(cache=str(cache))  # and records that the files were valid
+    store.locate(cache=str(cache))  # and records that the files were valid
 
     def error_text() -> str:
         with pytest.raises(ImageError) as caught:
-            image.locate(cache=str(cache))
+            store.locate(cache=str(cache))
         assert "hawse image build" in caught.value.hint
         return caught.value.message
 
@@ -136,38 +137,38 @@ def test_every_kind_of_damage_is_named_in_the_error(cache: Path) -> None:
     assert error_text().endswith("manifest.json")
     (directory / "manifest.json").unlink()
     assert error_text().endswith("is gone")
-    Path(image.current_path(str(cache))).unlink()
+    Path(store.current_path(str(cache))).unlink()
     assert error_text() == f"there is no guest image in {cache}"
 
 
 def test_missing_custom_kernel_is_named_in_the_error(cache: Path) -> None:
     with pytest.raises(ImageError, match="/none: No such file"):
-        image.locate(cache=str(cache), kernel="/none", modules="/none")
+        store.locate(cache=str(cache), kernel="/none", modules="/none")
 
 
-@pytest.mark.parametrize("name", image.BESIDE)
+@pytest.mark.parametrize("name", store.BESIDE)
 def test_damaged_module_directory_is_named_in_the_error(cache: Path, name: str) -> None:
     """A start checks only that the directory exists; `hawse image verify` reads its files."""
     directory = cache / "images" / "d1" / name
-    image.locate(cache=str(cache), hash_files=True)
+    store.locate(cache=str(cache), hash_files=True)
     (directory / "modules.dep").write_text("kernel/b.ko: \n")
-    image.locate(cache=str(cache))
+    store.locate(cache=str(cache))
     with pytest.raises(ImageError, match=rf"the guest image is damaged: \S+/{name} was altered"):
-        image.locate(cache=str(cache), hash_files=True)
+        store.locate(cache=str(cache), hash_files=True)
     shutil.rmtree(directory)
     with pytest.raises(ImageError, match=rf"the guest image is damaged: \S+/{name} is missing"):
-        image.locate(cache=str(cache))
+        store.locate(cache=str(cache))
 
 
 def test_extra_modules_change_the_image(cache: Path) -> None:
     """Their order and spelling do not matter."""
     lists = [(), ("dm-crypt",), ("dm-crypt", "nfsd")]
-    assert len({image.sources_digest("", "", extra) for extra in lists}) == len(lists)
-    assert len({image.current_path("/c", extra=extra) for extra in lists}) == len(lists)
+    assert len({store.sources_digest("", "", extra) for extra in lists}) == len(lists)
+    assert len({store.current_path("/c", extra=extra) for extra in lists}) == len(lists)
     same = [("dm-crypt", "nfsd"), ("nfsd", "dm_crypt", "nfsd")]
-    assert len({(image.sources_digest("", "", extra), image.current_path("/c", extra=extra)) for extra in same}) == 1
+    assert len({(store.sources_digest("", "", extra), store.current_path("/c", extra=extra)) for extra in same}) == 1
     with pytest.raises(ImageError, match=r"there is no guest image with image\.extra_modules dm_crypt,nfsd in ") as no:
-        image.locate(cache=str(cache), extra=["nfsd", "dm-crypt"])
+        store.locate(cache=str(cache), extra=["nfsd", "dm-crypt"])
     assert no.value.hint == "build it with `hawse image build`"
 
 
@@ -176,20 +177,20 @@ def test_image_of_other_sources_is_stale(cache: Path) -> None:
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"sources": "0" * 64}))
     with pytest.raises(ImageError, match="the guest image d1 is stale") as caught:
-        image.locate(cache=str(cache))
+        store.locate(cache=str(cache))
     assert "hawse image build" in caught.value.hint
 
 
 def test_file_altered_after_a_successful_check_is_detected(cache: Path) -> None:
     """Its size is the same, but its modification time differs."""
     path = cache / "images" / "d1" / "vmlinux"
-    image.locate(cache=str(cache))
+    store.locate(cache=str(cache))
     path.write_bytes(b"KERNEL")
     os.utime(path, ns=(1, 1))
     with pytest.raises(ImageError, match="vmlinux was altered"):
-        image.locate(cache=str(cache))
+        store.locate(cache=str(cache))
     path.write_bytes(b"kernel")
-    assert image.locate(cache=str(cache)).digest == "d1"
+    assert store.locate(cache=str(cache)).digest == "d1"
 
 
 @pytest.mark.parametrize("name", ["sources", "digest", "release", "build_seconds", "files", "beside"])
@@ -199,50 +200,50 @@ def test_manifest_without_a_field_is_damaged(cache: Path, name: str) -> None:
     del manifest[name]
     path.write_text(json.dumps(manifest))
     with pytest.raises(ImageError, match=r"the guest image is damaged: \S+/manifest\.json"):
-        image.locate(cache=str(cache))
+        store.locate(cache=str(cache))
 
 
 def test_guest_sources_are_the_modules_that_the_agent_imports() -> None:
-    names = [name for name, path in image.guest_sources() if os.path.isfile(path)]
+    names = [name for name, path in store.guest_sources() if os.path.isfile(path)]
     assert names == sorted(names)
     assert {"errors.py", "agent/__main__.py", "link/frames.py", "vfio/sysfs.py"} < set(names)
     assert all(name.endswith(".py") for name in names)
     assert not any(name.startswith(("cli/", "sandbox/", "vm/")) for name in names)
-    assert {"recipe.toml", "init"} <= set(os.listdir(image.recipe_directory()))
+    assert {"recipe.toml", "init"} <= set(os.listdir(store.recipe_directory()))
 
 
 def test_custom_kernel_changes_the_image(tmp_path: Path) -> None:
     kernel, modules = tmp_path / "vmlinuz", tmp_path / "modules"
     kernel.write_text("kernel")
     modules.mkdir()
-    digests = {image.sources_digest("", ""), image.sources_digest(str(kernel), str(modules))}
+    digests = {store.sources_digest("", ""), store.sources_digest(str(kernel), str(modules))}
     kernel.write_text("another")
-    digests.add(image.sources_digest(str(kernel), str(modules)))
+    digests.add(store.sources_digest(str(kernel), str(modules)))
     os.utime(modules, ns=(1, 1))
-    digests.add(image.sources_digest(str(kernel), str(modules)))
+    digests.add(store.sources_digest(str(kernel), str(modules)))
     assert len(digests) == 4
     others = [("", ""), (str(kernel), str(modules)), (str(kernel), str(tmp_path)), (str(modules), str(kernel))]
-    pointers = {image.current_path("/c", *paths) for paths in others}
+    pointers = {store.current_path("/c", *paths) for paths in others}
     assert len(pointers) == 4
     assert all(pointer.startswith("/c/images/current-") for pointer in pointers)
 
 
 def test_an_installation_of_the_same_sources_has_the_same_image(tmp_path: Path) -> None:
     """As a wheel, which has the recipe in the package, beside a checkout; one with another agent has its own."""
-    package = os.path.dirname(os.path.dirname(image.__file__))
+    package = os.path.dirname(hawse.__file__)
     shutil.copytree(package, tmp_path / "hawse", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(image.recipe_directory(), tmp_path / "hawse" / "guest", dirs_exist_ok=True)
-    script = "from hawse.vm import image; print(image.__file__); print(image.current_path('/c'))"
+    shutil.copytree(store.recipe_directory(), tmp_path / "hawse" / "guest", dirs_exist_ok=True)
+    script = "from hawse.vm.image import store; print(store.__file__); print(store.current_path('/c'))"
 
     def ask() -> list[str]:
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
         return subprocess.check_output([sys.executable, "-c", script], env=environment, text=True).splitlines()
 
-    assert ask() == [f"{tmp_path}/hawse/vm/image.py", image.current_path("/c")]
+    assert ask() == [f"{tmp_path}/hawse/vm/image/store.py", store.current_path("/c")]
     os.utime(tmp_path / "hawse" / "agent" / "server.py", ns=(1, 1))
-    assert ask()[1] == image.current_path("/c")
+    assert ask()[1] == store.current_path("/c")
     (tmp_path / "hawse" / "agent" / "server.py").write_text("pass\n")
-    assert ask()[1] != image.current_path("/c")
+    assert ask()[1] != store.current_path("/c")
 
 
 def test_an_image_of_another_version_is_reported_where_there_is_none_of_this_one(cache: Path) -> None:
@@ -250,7 +251,7 @@ def test_an_image_of_another_version_is_reported_where_there_is_none_of_this_one
     [pointer] = (cache / "images").glob("current-*")
     pointer.rename(cache / "images" / "current-0123456789abcdef")
     with pytest.raises(ImageError) as caught:
-        image.locate(cache=str(cache))
+        store.locate(cache=str(cache))
     assert caught.value.message == (
         f"there is no guest image in {cache}: those in it are of another version of hawse or another [image] section"
     )

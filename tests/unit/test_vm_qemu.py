@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.vm import accel, cache, capabilities
+from hawse.cache import results
+from hawse.vm import acceleration, capabilities
 from hawse.vm.arguments import Ends, VmShape, option, plug_emulated, plug_host, plug_interface, plug_share, render
 from hawse.vm.ports import Port, Slot
 
@@ -110,7 +111,7 @@ def test_mac_addresses_differ_between_sandboxes() -> None:
 def test_tcg_uses_one_thread_with_qemu_before_8_1(name: str, version: str, cpus: int, expected: str) -> None:
     """vm/test_acceleration.py tests both threading modes with QEMU 7.2 and 10.0."""
     can = capabilities.Capabilities(version, frozenset(), frozenset())
-    argv = render(shape(accel=name, cpus=cpus, one_thread=accel.one_thread(name, can, cpus=cpus)), ENDS)
+    argv = render(shape(accel=name, cpus=cpus, one_thread=acceleration.one_thread(name, can, cpus=cpus)), ENDS)
     assert values(argv, "-accel") == [expected]
 
 
@@ -153,22 +154,22 @@ def test_host_function_plugged_by_its_device_file_has_an_iommufd() -> None:
 
 def test_cached_value_is_read_under_its_key(tmp_path: Path) -> None:
     path = str(tmp_path / "sub" / "answers.json")
-    assert cache.read(path, ["key", 1]) is None
-    cache.write(path, ["key", 1], {"a": (1, 2)})
-    assert cache.read(path, ["key", 1]) == {"a": [1, 2]}
-    assert cache.read(path, ["key", 2]) is None
-    cache.write(path, ["key", 2], "other")
-    assert cache.read(path, ["key", 1]) == {"a": [1, 2]}
+    assert results.read(path, ["key", 1]) is None
+    results.write(path, ["key", 1], {"a": (1, 2)})
+    assert results.read(path, ["key", 1]) == {"a": [1, 2]}
+    assert results.read(path, ["key", 2]) is None
+    results.write(path, ["key", 2], "other")
+    assert results.read(path, ["key", 1]) == {"a": [1, 2]}
     for number in range(20):
-        cache.write(path, ["key", number + 3], number)
-    assert cache.read(path, ["key", 2]) is None, "only the last few are kept"
+        results.write(path, ["key", number + 3], number)
+    assert results.read(path, ["key", 2]) is None, "only the last few are kept"
     (tmp_path / "sub" / "answers.json").write_text("{garbled")
-    assert cache.read(path, ["key", 1]) is None
+    assert results.read(path, ["key", 1]) is None
 
 
 def test_unwritable_cache_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cache.write(str(tmp_path / "file" / "answers.json"), 1, 2)
+    results.write(str(tmp_path / "file" / "answers.json"), 1, 2)
 
 
 @pytest.mark.parametrize(

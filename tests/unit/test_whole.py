@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hawse.sandbox.processes import whole
+from hawse.monitor.processes.processes import whole
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

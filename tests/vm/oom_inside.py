@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, "/hawse")
-from hawse.sandbox import oom
-from hawse.sandbox.cgroups import HostCgroup, release
+from hawse.host.cgroup import oom
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup, release
 
 ROOT = "/sys/fs/cgroup"
 DIRECTORY = f"{ROOT}/engine/c1"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hawse.config import Vm
-from hawse.vm.accel import choose
-from hawse.vm.image import locate
+from hawse.vm.acceleration import choose
+from hawse.vm.image.store import locate
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import CACHE
 from tests.support.runtime import Runtime

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from hawse.commands.attach import prepare
+from hawse.commands.client import call
 from hawse.config import Config
-from hawse.container.attach import prepare
-from hawse.container.client import call
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until

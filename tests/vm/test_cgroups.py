@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.oci.cpusets import written
-from hawse.sandbox.cgroups import hierarchies
+from hawse.host.cgroup.sandbox_cgroup import hierarchies
+from hawse.oci.limits.cpusets import written
 from tests.support.bundles import make_bundle, write
 from tests.support.manifests import DEPLOY
 from tests.support.patience import patience, wait_until

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hawse.vm.image_build import build
+from hawse.vm.image.build import build
 from tests.lab import kernel
 from tests.support.bundles import (
     UNLIMITED,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hawse.vm.image import current_path
+from hawse.vm.image.store import current_path
 from tests.support.bundles import add_devices, make_bundle, write
 from tests.support.caches import CACHE
 from tests.support.patience import patience

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import NotFoundError
-from hawse.sandbox.state import Store
+from hawse.state.store import Store
 from tests.support.bundles import add_devices, make_bundle, make_probe_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
@@ -53,7 +53,7 @@ MOMENTS = {
     "a group is detached": wrote("qmp.log", '"device_del"'),
     "its netdev is removed": wrote("qmp.log", '"netdev_del"'),
 }
-MONITOR = "hawse.sandbox.monitor"
+MONITOR = "hawse.monitor.main"
 #: Words of the command line of each process.
 VICTIMS = {
     "QEMU": "qemu-system-x86",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hawse.cli.features import FEATURES
+from hawse.cli.runc.features import FEATURES
 from hawse.oci.capabilities import CAPABILITIES
 from tests.support.bundles import make_bundle, write
 from tests.support.runtime import Runtime

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from hawse.sandbox.cgroups import hierarchies
-from hawse.vm import memory
-from hawse.vm.hugepages import KIB, count
+from hawse.host.cgroup.sandbox_cgroup import hierarchies
+from hawse.vm import ram_file
+from hawse.vm.host_hugepages import KIB, count
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import dpdk_rootfs, own_cache
 from tests.support.host import prove_unchanged, snapshot
@@ -287,16 +287,16 @@ def test_a_cgroup_of_the_host_that_allows_too_few_is_named(
 def test_a_memory_of_huge_pages_takes_a_template(tmp_path: Path, host_pages: Pages) -> None:
     size = 4 * 2 * MIB
     host_pages(6)
-    ordinary, huge = memory.make(size), memory.make(size, page_kib=KIB_2MB)
+    ordinary, huge = ram_file.make(size), ram_file.make(size, page_kib=KIB_2MB)
     with pytest.raises(OSError, match="Cannot allocate memory"):
-        memory.make(size, page_kib=KIB_2MB)
+        ram_file.make(size, page_kib=KIB_2MB)
     os.pwrite(ordinary, b"begin", 0)
     os.pwrite(ordinary, b"end", size - 3)
     with open(tmp_path / "memory", "w+b") as file:
-        memory.save(ordinary, file.fileno())
-        assert memory.restore(file.fileno(), huge) == 2 * memory.PIECE
+        ram_file.save(ordinary, file.fileno())
+        assert ram_file.restore(file.fileno(), huge) == 2 * ram_file.PIECE
     with open(tmp_path / "again", "w+b") as file:
-        assert memory.save(huge, file.fileno()) == 2 * memory.PIECE
+        assert ram_file.save(huge, file.fileno()) == 2 * ram_file.PIECE
     assert (tmp_path / "memory").read_bytes() == (tmp_path / "again").read_bytes()
     os.close(ordinary)
     os.close(huge)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import ImageError
-from hawse.vm.image import FILES, file_digest, locate, recipe_directory
-from hawse.vm.image_build import build, kernel_packages, unpack_kernel
+from hawse.vm.image.build import build, kernel_packages, unpack_kernel
+from hawse.vm.image.store import FILES, file_digest, locate, recipe_directory
 from tests.support.caches import CACHE
 
 pytestmark = pytest.mark.vm

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hawse.vm.image_build import build
+from hawse.vm.image.build import build
 from tests.support.bundles import add_devices, specification, write
 from tests.support.caches import CACHE
 from tests.support.runtime import Runtime

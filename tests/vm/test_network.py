@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from hawse.sandbox import namespaces
-from hawse.sandbox.state import start_time
+from hawse.host import network_namespace
+from hawse.state.store import start_time
 from tests.support.bundles import busybox, make_bundle, write
 from tests.support.netns import Namespace, cable, run
 from tests.support.patience import patience, wait_until
@@ -138,7 +138,7 @@ def sending(outside: Namespace, **frames: bytes) -> Iterator[None]:
             made.append(partial(raw.send, frame))
         return made
 
-    sends = namespaces.within(outside.fd, make)
+    sends = network_namespace.within(outside.fd, make)
 
     def send() -> None:
         while not done.wait(0.05):
@@ -209,7 +209,7 @@ def test_bridge_and_macvlan_receive_what_they_receive_with_runc(
 
 def answer(outside: Namespace, family: int, address: str, text: bytes) -> tuple[int, list[bytes], threading.Thread]:
     """A server outside that sends a text to who comes: its port, what it is sent, its thread."""
-    server = namespaces.within(outside.fd, lambda: socket.socket(family, socket.SOCK_STREAM))
+    server = network_namespace.within(outside.fd, lambda: socket.socket(family, socket.SOCK_STREAM))
     server.bind((address, 0))
     server.listen()
     server.settimeout(patience(20))
@@ -259,7 +259,7 @@ def test_packets_go_both_ways(
     assert "3 packets received" in (data / "ping").read_text()
     assert (data / "got").read_bytes() == much
     assert heard == [much[::-1]]
-    with namespaces.within(
+    with network_namespace.within(
         outside.fd, lambda: socket.create_connection((theirs, 8080), timeout=patience(20))
     ) as connection:
         connection.sendall(b"GET /sent HTTP/1.0\r\n\r\n")
@@ -273,7 +273,7 @@ def test_packets_go_both_ways(
 
 def test_names_are_resolved(runtime: Runtime, tmp_path: Path, inside: Namespace, outside: Namespace) -> None:
     cable(inside, outside, "eth0", net=1)
-    server = namespaces.within(outside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    server = network_namespace.within(outside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     server.bind(("10.77.1.1", 53))
 
     server.settimeout(0.1)
@@ -507,7 +507,7 @@ def test_a_process_in_the_host_is_in_the_containers_namespace(
 
 def serve_names(inside: Namespace, address: str, answer: str) -> ExitStack:
     """A name server on the namespace's own loopback, as Docker has one: every name has the one address."""
-    server = namespaces.within(inside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    server = network_namespace.within(inside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
     def answered(query: bytes) -> bytes:
         end = query.index(b"\0", 12) + 5
@@ -529,7 +529,7 @@ def serve_names(inside: Namespace, address: str, answer: str) -> ExitStack:
     thread.start()
 
     def end() -> None:
-        with namespaces.within(inside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as last:
+        with network_namespace.within(inside.fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as last:
             last.sendto(b"", (address, 53))
         thread.join()
 

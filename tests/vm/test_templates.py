@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.vm import memory, packages
+from hawse.vm import ram_file
+from hawse.vm.image import packages
 from tests.support.bundles import make_bundle, specification, write
 from tests.support.caches import CACHE, own_cache, templates
 from tests.support.host import prove_unchanged, snapshot
@@ -179,7 +180,7 @@ def test_a_state_that_qemu_cannot_load_is_thrown_away(
     with open(f"{place}/state", "r+b") as file:
         file.write(os.urandom(4096))
         file.flush()
-        found = memory.digest(file.fileno())
+        found = ram_file.digest(file.fileno())
     manifest = json.loads(Path(f"{place}/manifest.json").read_text())
     manifest["files"]["state"]["digest"] = found
     Path(f"{place}/manifest.json").write_text(json.dumps(manifest))

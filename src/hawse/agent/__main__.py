@@ -7,7 +7,8 @@ import os
 import sys
 import time
 
-from hawse.agent import boot, syscalls, trace
+from hawse.agent.machine import boot
+from hawse.agent.system import syscalls, trace
 
 
 def main() -> None:
@@ -32,14 +33,14 @@ def _serve_guest() -> None:
     boot.raise_limits()
     # The link's modules load while Python reads the rest of the agent, which takes as long.
     with trace.span("agent loaded"):
-        from hawse.agent.modules import Modules
+        from hawse.agent.system.modules import Modules
 
         modules = Modules()
         linked = modules.begin(boot.LINK_MODULES)
-        from hawse.agent.network import raise_loopback
-        from hawse.agent.reaper import Reaper
+        from hawse.agent.machine.network import raise_loopback
         from hawse.agent.server import Server
-        from hawse.agent.uevents import Uevents
+        from hawse.agent.system.reaper import Reaper
+        from hawse.agent.system.uevents import Uevents
         from hawse.link.blocking import Port
 
     raise_loopback()
@@ -61,9 +62,9 @@ def _serve_for_test(arguments: list[str]) -> None:
 
     ``--link-fd N --run DIRECTORY [--crun PROGRAM] [--root DIRECTORY]``; below the root are /sys, /proc and /dev.
     """
-    from hawse.agent.reaper import Reaper
     from hawse.agent.server import Server
-    from hawse.agent.uevents import Uevents
+    from hawse.agent.system.reaper import Reaper
+    from hawse.agent.system.uevents import Uevents
     from hawse.link.blocking import Port
 
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))

@@ -11,27 +11,21 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from hawse.agent import (
-    boot,
-    hardware,
-    hugepages,
-    identity,
-    mount_options,
-    network,
-    processes,
-    submounts,
-    syscalls,
-    trace,
-)
-from hawse.agent.autoload import Autoload
-from hawse.agent.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
-from hawse.agent.container import Container, Process
-from hawse.agent.crun import CRUN, ROOT, Crun
-from hawse.agent.devices import Node, rewrite_devices, show
-from hawse.agent.prepared import Prepared
-from hawse.agent.reaper import Reaper
-from hawse.agent.stdio import Stdio
-from hawse.agent.uevents import Uevents
+from hawse.agent.container import process_table
+from hawse.agent.container.container import Container, Process
+from hawse.agent.container.crun import CRUN, ROOT, Crun
+from hawse.agent.container.prepared import Prepared
+from hawse.agent.devices import hardware
+from hawse.agent.devices.spec_nodes import Node, rewrite_devices, show
+from hawse.agent.machine import boot, hugepages, identity, network
+from hawse.agent.machine.autoload import Autoload
+from hawse.agent.machine.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
+from hawse.agent.mounts import options as mount_options
+from hawse.agent.mounts import submounts
+from hawse.agent.streams.stdio import Stdio
+from hawse.agent.system import syscalls, trace
+from hawse.agent.system.reaper import Reaper
+from hawse.agent.system.uevents import Uevents
 from hawse.errors import HawseError, LinkError, NotFoundError, StateError, VmError
 from hawse.link import control
 from hawse.link.blocking import Port
@@ -43,10 +37,10 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from typing import Any
 
-    from hawse.agent.dials import Dials
-    from hawse.agent.forwards import Forwards
-    from hawse.agent.ids import Ids
-    from hawse.agent.resolver import Resolver
+    from hawse.agent.streams.dials import Dials
+    from hawse.agent.streams.forwards import Forwards
+    from hawse.agent.streams.resolver import Resolver
+    from hawse.agent.system.ids import Ids
 
 PROTOCOL = 1
 RUN = "/run/hawse"
@@ -229,7 +223,7 @@ class Server:
 
     def bind_disk(self, *, address: str, seconds: float) -> list[int]:
         """Wait for a function of virtio-blk and its disk: major and minor."""
-        from hawse.agent import disks  # here, since most guests never need it
+        from hawse.agent.devices import disks  # here, since most guests never need it
 
         self._load(DISK_MODULES)
         with trace.span(f"disk at {address} ready"):
@@ -237,16 +231,16 @@ class Server:
 
     def misc_numbers(self, *, names: list[str]) -> list[list[int] | None]:
         """The numbers of misc devices, None for one that the guest's kernel has not."""
-        from hawse.agent import disks  # here, since most guests never need it
+        from hawse.agent.devices import disks  # here, since most guests never need it
 
         return [disks.misc_numbers(name, root=self._root) for name in names]
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
         """Wait for a function and give it to the guest's own driver, whose module the container's share has."""
-        from hawse.agent import native
+        from hawse.agent.devices import guest_drivers
 
         drivers = f"{self._run}/share/{container}/drivers"
-        return native.bind_native(self._uevents, address, drivers=drivers, seconds=seconds, root=self._root)
+        return guest_drivers.bind_native(self._uevents, address, drivers=drivers, seconds=seconds, root=self._root)
 
     def configure_network(self, *, interfaces: list[dict[str, Any]], seconds: float) -> None:
         """Make interfaces what the host's are."""
@@ -259,7 +253,7 @@ class Server:
 
     def serve_names(self, *, servers: list[str]) -> None:
         """Pass queries for these name servers on to the host."""
-        from hawse.agent.resolver import Resolver  # here, since most guests never need it
+        from hawse.agent.streams.resolver import Resolver  # here, since most guests never need it
 
         if self._resolver is None:
             self._resolver = Resolver(lambda query: self._port.send(control.encode_event("query", query)))
@@ -304,14 +298,14 @@ class Server:
         self._dialling().refuse(connection)
 
     def _forwarding(self) -> Forwards:
-        from hawse.agent.forwards import Forwards  # here, since most guests never need it
+        from hawse.agent.streams.forwards import Forwards  # here, since most guests never need it
 
         with self._lazily:
             self._forwards = self._forwards or Forwards()
             return self._forwards
 
     def _dialling(self) -> Dials:
-        from hawse.agent.dials import Dials  # here, since most guests never need it
+        from hawse.agent.streams.dials import Dials  # here, since most guests never need it
 
         def announce(container: str, name: str, number: int) -> None:
             event = {"container": container, "socket": name, "connection": number}
@@ -352,7 +346,8 @@ class Server:
 
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
         namespace that it has. ``notify``: the host takes notifications of it. ``binds`` are those of
-        :func:`hawse.agent.subpaths.bind`, and ``sockets`` those of :meth:`hawse.agent.dials.Dials.listen`.
+        :func:`hawse.agent.mounts.subpaths.bind`, and ``sockets`` those of
+        :meth:`hawse.agent.streams.dials.Dials.listen`.
         """
         with self._turns.setdefault(container, threading.Lock()), ExitStack() as failed:
             if sockets:
@@ -361,7 +356,7 @@ class Server:
                 self._dialling().listen(container, given, self._sockets(container))
             with ExitStack() as bound:
                 if binds:
-                    from hawse.agent import subpaths  # here, since most guests never need it
+                    from hawse.agent.mounts import subpaths  # here, since most guests never need it
 
                     directory = f"{self._run}/binds/{container}"
                     bound.callback(subpaths.unbind, directory)
@@ -421,10 +416,10 @@ class Server:
                 made.serve_notifications(f"{self._run}/notify/{container}", partial(self._tell_notice, container))
             first = made.create(spec, stdio, ids)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
-                from hawse.agent import native  # here, since most guests never need it
+                from hawse.agent.devices import guest_drivers  # here, since most guests never need it
 
                 with first.held(f"container {container} has ended") as pid:
-                    native.hand_over(devices, pid, root=self._root)
+                    guest_drivers.hand_over(devices, pid, root=self._root)
             self._watch(container, first)
         except BaseException:
             del self._stdio[process]
@@ -513,7 +508,7 @@ class Server:
 
     def listing(self, *, container: str) -> list[list[object]]:
         """A container's processes."""
-        return processes.listing(self._find(container).cgroup.members(), proc=f"{self._root}/proc")
+        return process_table.listing(self._find(container).cgroup.members(), proc=f"{self._root}/proc")
 
     def resize(self, *, container: str, process: int, rows: int, columns: int) -> None:
         """Set a terminal's size."""

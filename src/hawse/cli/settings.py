@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hawse.errors import ConfigError
 from hawse.log import Log
-from hawse.sandbox.state import DEFAULT_ROOT, Store
+from hawse.state.store import DEFAULT_ROOT, Store
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:

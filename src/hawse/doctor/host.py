@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
-from hawse.vfio import dma, inventory, memlock, sysfs, widths
 from hawse.vfio import interrupts as isolation
+from hawse.vfio import inventory, sysfs
+from hawse.vfio.host import dma_mappings as dma
+from hawse.vfio.host import dma_width
+from hawse.vfio.host import locked_memory as memlock
 from hawse.vfio.obstacles import NOTHING, Accepted
-from hawse.vm import hugepages as pages
+from hawse.vm import host_hugepages as pages
 
 
 def iommu(*, root: str = "") -> Finding:
@@ -116,10 +119,10 @@ def dma_mappings(memory_mib: int, *, root: str = "") -> Finding:
 def dma_addresses(*, root: str = "") -> Finding:
     """Check the width of the DMA addresses (IOVAs) that programs may use."""
     name = "DMA addresses"
-    if warning := widths.warning(root=root):
+    if warning := dma_width.warning(root=root):
         return _warned(name, warning)
     return Finding(
-        name, OK, f"{widths.address_bits(root=root)} bits" if _count_groups(root) else "no IOMMU limits them"
+        name, OK, f"{dma_width.address_bits(root=root)} bits" if _count_groups(root) else "no IOMMU limits them"
     )
 
 

@@ -7,15 +7,17 @@ import os
 import time
 
 from hawse.config import Config
-from hawse.container.confine import jail_tree
-from hawse.container.modules import check_loaded, find_image
 from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
-from hawse.sandbox import sockets
-from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, Store
-from hawse.vfio import bindings
-from hawse.vm import accel, capabilities, template, virtiofsd
+from hawse.planner.confinement import jail_tree
+from hawse.planner.kernel_modules import check_loaded, find_image
+from hawse.state import sockets
+from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, Store
+from hawse.vfio.bind import records as bindings
+from hawse.vm import acceleration as accel
+from hawse.vm import capabilities, virtiofsd
+from hawse.vm import templates as template
 
 #: QEMU devices that every sandbox needs, and the bridge that a VM of a pod needs.
 _DEVICES = (

@@ -9,7 +9,7 @@ import time
 import tomllib
 
 from hawse.config import ImageFiles
-from hawse.vm import image
+from hawse.vm.image import store
 
 #: The age in days at which an image is outdated: Debian publishes kernel updates about once a month.
 DAYS = 30
@@ -18,21 +18,21 @@ _DAY = 24 * 3600.0
 _SECONDS = 20
 
 
-def outdated(files: ImageFiles, found: image.Image, *, now: float | None = None) -> str:
+def outdated(files: ImageFiles, found: store.Image, *, now: float | None = None) -> str:
     """The reason why the image should be built again, as a sentence; "" for none."""
-    seconds = (time.time() if now is None else now) - image.confirmed(
+    seconds = (time.time() if now is None else now) - store.confirmed(
         files.cache, files.kernel, files.modules, files.extra_modules
     )
     if seconds > DAYS * _DAY:
         return f"it lacks the updates of the last {int(seconds / _DAY)} days"
-    newer = "" if files.kernel else _newer_kernel(image.packages(found))
+    newer = "" if files.kernel else _newer_kernel(store.packages(found))
     return f"it lacks the kernel {newer} in apt's package lists" if newer else ""
 
 
 def _newer_kernel(packages: dict[str, str]) -> str:
     """The version of the kernel package in this host's apt lists, "" if it is not newer than the image's."""
     ours = next((version for name, version in packages.items() if name.startswith("linux-image-")), "")
-    with open(os.path.join(image.recipe_directory(), "recipe.toml"), "rb") as file:
+    with open(os.path.join(store.recipe_directory(), "recipe.toml"), "rb") as file:
         name = tomllib.load(file)["kernel_package"]
     shown = _run("apt-cache", "show", "--no-all-versions", name)
     match = re.search(r"^Depends:.*\blinux-image-\S+ \(= ([^)]+)\)", shown or "", re.MULTILINE)

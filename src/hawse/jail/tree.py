@@ -16,12 +16,11 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 
+from hawse.cache import results, trusted
 from hawse.errors import HostError
 from hawse.jail import elf, seccomp
 from hawse.jail.root import INITRD, KERNEL
 from hawse.linux.processes import give_up_privileges
-from hawse.vm import cache as results
-from hawse.vm import trusted
 
 #: The version of the tree: increase it when the tree contains other files for the same QEMU.
 _FORMAT = 2

@@ -3,8 +3,8 @@
 Pure except for the queries to :class:`Host`.
 
 - A node that the rules do not let the container read or write is kept: opening it fails with EPERM, as under runc.
-- For a character device that is the same in every kernel (:mod:`hawse.oci.known`), the guest's device is used. Misc
-  devices whose minor each kernel chooses itself (``NAMED``) are found in the guest by their names.
+- For a character device that is the same in every kernel (:mod:`hawse.oci.guest.known_devices`), the guest's device is
+  used. Misc devices whose minor each kernel chooses itself (``NAMED``) are found in the guest by their names.
 - A block device is passed to the VM, read-only if the rules do not allow writing.
 - Any other character device is refused: in the guest its number belongs to no device, or to a different one.
 
@@ -21,7 +21,7 @@ from hawse.errors import DeviceError
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.character import CharacterDevice
 from hawse.oci.device_rules import allowed, allows_all
-from hawse.oci.known import DEFAULTS, NAMED, is_known
+from hawse.oci.guest.known_devices import DEFAULTS, NAMED, is_known
 from hawse.oci.types import Device, DeviceRule
 
 _CHARACTER = "character devices of the host cannot be passed to a VM, except VFIO's"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from hawse.oci.known import is_known
+from hawse.oci.guest.known_devices import is_known
 
 #: Kind ("b" or "c"), major and minor.
 Numbers = tuple[str, int, int]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hawse.errors import ConfigError
 from hawse.vfio import sysfs
-from hawse.vfio.rules import is_dynamic
+from hawse.vfio.device_rules import is_dynamic
 
 #: Models, and whether each has an I/O BAR: those that QEMU 7.2 or 10.0 has, tested with vfio-pci in a guest.
 MODELS = {"edu": False, "e1000e": True, "e1000": True, "igb": True, "nvme": False, "pci-testdev": True}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
-from hawse.vfio.bindings import ADDRESS
+from hawse.vfio.address import ADDRESS
 
 #: Base class and subclass of host bridges and of both kinds of PCI-to-PCI bridges (PCI Code and ID Assignment
 #: Specification, section 1.7). Others of the base class are endpoints: an NVSwitch is 0680, an LPC controller 0601.

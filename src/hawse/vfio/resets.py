@@ -8,15 +8,14 @@ vfio_pci_core_disable(), vfio_pci_dev_set_resettable()).
 from __future__ import annotations
 
 import os
-import re
 
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
+from hawse.vfio.address import ADDRESS
 from hawse.vfio.groups import Function, HostGroup
 
 #: Methods that reset all functions of the bus (Linux drivers/pci/pci.c, pci_reset_fn_methods).
 _BUS = {"bus", "cxl_bus"}
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 def check(group: HostGroup, *, accepted: bool, root: str = "") -> None:
@@ -72,4 +71,4 @@ def _reset_by_bus(function: Function, ours: set[str], root: str) -> bool:
     if not others:
         return bool(_BUS & set(function.resets or ()))
     above = os.path.basename(os.path.dirname(os.path.realpath(f"{devices}/{function.address}")))
-    return others <= ours and _ADDRESS.fullmatch(above) is not None
+    return others <= ours and ADDRESS.fullmatch(above) is not None

@@ -27,7 +27,8 @@ _APPEND = (
 )
 
 Command = tuple[str, dict[str, Any]]
-#: The command that passes a disk of :mod:`hawse.vm.disks` to QEMU: the caller creates and sends the file descriptor.
+#: The command that passes a disk of :mod:`hawse.vm.nvme_disks` to QEMU: the caller creates and sends the file
+#: descriptor.
 ADD_DISK = "add-fd"
 #: The command-line option that corresponds to each QMP command, and the argument that comes first in the option.
 _COLD = {
@@ -42,7 +43,8 @@ _COLD = {
 class VmShape:
     """A VM as its guest sees it. ``share``: "virtiofs", "9p" or "". Memory in MiB.
 
-    ``accel``: "kvm" or "tcg". ``one_thread``: all its CPUs share one host thread (:func:`hawse.vm.accel.one_thread`).
+    ``accel``: "kvm" or "tcg". ``one_thread``: all its CPUs share one host thread
+    (:func:`hawse.vm.acceleration.one_thread`).
     ``cold``: the commands that add the devices which are present from the start; they are rendered as options.
     ``address_bits``: the address width of the vIOMMU, 39 or 48.
     """

@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from hawse.cache import results
 from hawse.errors import HostError, VmError
-from hawse.vm import cache
 
 _SECONDS = 30
 #: The lists in the cached answer, after the version, in the order of :class:`Capabilities`.
@@ -55,14 +55,14 @@ def ask(qemu: str, *, directory: str) -> Capabilities:
     """
     try:
         # The key contains the queries: an earlier version of hawse may not have made all of them.
-        key = [*cache.file_key(qemu), *_QUERIES]
+        key = [*results.file_key(qemu), *_QUERIES]
     except OSError as error:
         raise _missing(qemu, error) from None
     path = f"{directory}/qemu.json"
-    values = cache.read(path, key)
+    values = results.read(path, key)
     if values is None:
         values = _ask(qemu)
-        cache.write(path, key, values)
+        results.write(path, key, values)
     return Capabilities(values["version"], *(frozenset(values[key]) for key in _LISTS))
 
 

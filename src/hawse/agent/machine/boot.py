@@ -1,0 +1,99 @@
+"""What PID 1 does before it can talk: file systems, the link's driver, the link's port."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+
+from hawse.agent.system import syscalls
+from hawse.agent.system.syscalls import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from hawse.errors import VmError
+
+PORT_NAME = "hawse.link"
+#: The greatest number of open files that the kernel takes (fs/file.c, sysctl_nr_open_max, on 64 bits).
+MOST_FILES = (2**31 - 1) & -64
+_RLIMITS = 16  # include/uapi/asm-generic/resource.h, RLIM_NLIMITS
+_VIRTIO = "0x1af4"
+LINK_MODULES = ("virtio_pci", "virtio_console")
+#: Loaded while the agent goes on; waited for before they are needed.
+SHARE_MODULES = {"virtiofs": ("virtiofs",), "9p": ("9p", "9pnet_virtio")}
+DISK_MODULES = ("virtio_blk",)
+VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1", "virtio_rng")
+
+
+def prepare_root() -> None:
+    """Mount what a Linux system has.
+
+    The initial ramfs is bound onto itself and moved to the root first: pivot_root(2), which crun needs, refuses to
+    leave the rootfs that the kernel unpacked the archive into (its mount has no parent; fs/namespace.c).
+    """
+    syscalls.mount("/", "/mnt", "", MS_BIND)
+    os.chdir("/mnt")
+    syscalls.mount(".", "/", "", MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    strict = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    syscalls.mount("proc", "/proc", "proc", strict)
+    syscalls.mount("sysfs", "/sys", "sysfs", strict)
+    syscalls.mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID)
+    os.makedirs("/dev/pts", exist_ok=True)
+    os.makedirs("/dev/shm", exist_ok=True)
+    syscalls.mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666")
+    syscalls.mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV)
+    syscalls.mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", strict)
+
+
+def raise_limits(*, root: str = "") -> None:
+    """Raise the guest's limits to the maximum, so that a container can have every limit of the host.
+
+    Raising a hard limit needs CAP_SYS_RESOURCE in the initial user namespace (kernel/sys.c, do_prlimit()), which crun
+    lacks in a container's user namespace. crun inherits these hard limits and lowers them. fs.nr_open limits the open
+    files of a process, and fs.file-max those of all; systemd raises both on a host (src/core/main.c,
+    bump_file_max_and_nr_open()). Soft limits stay.
+    """
+    write(f"{root}/proc/sys/fs/nr_open", str(MOST_FILES))
+    write(f"{root}/proc/sys/fs/file-max", str(2**63 - 1))
+    for number in range(_RLIMITS):
+        most = MOST_FILES if number == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+        resource.setrlimit(number, (resource.getrlimit(number)[0], most))
+
+
+def stop_autoprobe() -> None:
+    """No driver of the guest takes a PCI device unasked; each is probed by decision (:func:`probe`)."""
+    write("/sys/bus/pci/drivers_autoprobe", "0")
+
+
+def open_link(*, root: str = "") -> int:
+    """A descriptor of the virtio-serial port to the host; LINK_MODULES are loaded."""
+    probe_virtio(root=root)
+    ports = f"{root}/sys/class/virtio-ports"
+    # The port is announced by a control message of the device, some milliseconds after its driver's probe; devtmpfs
+    # makes the node in the same moment as sysfs the directory.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for port in os.listdir(ports) if os.path.isdir(ports) else ():
+            try:
+                with open(f"{ports}/{port}/name") as file:
+                    if file.read().strip() == PORT_NAME:
+                        return os.open(f"{root}/dev/{port}", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+        time.sleep(0.002)
+    raise VmError(f"the virtio-serial port {PORT_NAME} did not appear within 30 s")
+
+
+def probe_virtio(*, root: str = "") -> None:
+    """Let the virtio driver take every virtio device that has none; the bus above it probes by itself."""
+    for address in os.listdir(f"{root}/sys/bus/pci/devices"):
+        device = f"{root}/sys/bus/pci/devices/{address}"
+        with open(f"{device}/vendor") as file:
+            if file.read().strip() == _VIRTIO and not os.path.exists(f"{device}/driver"):
+                write(f"{root}/sys/bus/pci/drivers_probe", address)
+
+
+def write(path: str, text: str) -> None:
+    """Write a sysfs attribute."""
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,162 @@
+"""The guest's network: interfaces that are the host's namespace's over again, by name, addresses, routes and the rest.
+
+The container has the guest's own network namespace, since the guest is there for it alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+
+from hawse.agent.devices import hardware
+from hawse.agent.system import trace
+from hawse.agent.system.uevents import Uevents
+from hawse.errors import VmError
+from hawse.linux import netlink
+
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+MODULES = ("virtio_net",)
+#: What of an interface's own settings is carried over; the first is set before it is up.
+SETTINGS = ("ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf")
+MAX_INTERFACES, MAX_ENTRIES, MAX_SYSCTLS = 64, 1024, 256
+_NAME = re.compile(r"[^\s/:]{1,15}")
+_SYSCTL = re.compile(r"net[./][A-Za-z0-9_./:@-]{1,200}")
+_CARRIER_SECONDS = 5.0
+_LOOPBACK = 1
+_GEN_MODE_NONE = "1"
+
+
+def raise_loopback() -> None:
+    """Have ``lo`` up, as runc's containers have it."""
+    netlink.talk([netlink.link(_LOOPBACK, up=True)])
+
+
+def check(interfaces: Sequence[dict[str, Any]]) -> None:
+    """Raise :class:`VmError` for what no interface can have, or more of it than there should be."""
+    if len(interfaces) > MAX_INTERFACES:
+        raise VmError(f"{len(interfaces)} network interfaces, and a guest takes {MAX_INTERFACES} at once")
+    for each in interfaces:
+        name = each["name"]
+        if not _NAME.fullmatch(name) or name in (".", "..") or len(name.encode()) > 15:
+            raise VmError(f"network interface {name[:40]!r}: not a name that an interface can have")
+        for kind in ("addresses", "routes", "neighbours"):
+            if len(each[kind]) > MAX_ENTRIES:
+                raise VmError(f"network interface {name}: {len(each[kind])} {kind}, more than {MAX_ENTRIES}")
+        if type(each["flags"]) is not int or each["flags"] & ~netlink.CARRIED_FLAGS:
+            raise VmError(f"network interface {name}: flags that are not to be set: {each['flags']}")
+        unknown = set(each["settings"]) - set(SETTINGS)
+        if unknown or any(not re.fullmatch(r"-?[0-9]{1,9}", value) for value in each["settings"].values()):
+            raise VmError(f"network interface {name}: settings that are not to be made: {each['settings']}")
+
+
+def configure(uevents: Uevents, interfaces: Sequence[dict[str, Any]], *, seconds: float, root: str = "") -> None:
+    """Wait for the interfaces' devices, and make each what the host said. Raises DeviceError or VmError."""
+    check(interfaces)
+    indexes = []
+    for each in interfaces:
+        with trace.span(f"network device {each['address']} ready"):
+            hardware.bind_virtio(uevents, each["address"], seconds=seconds, root=root)
+            indexes.append(_await_interface(uevents, each["address"], seconds=seconds, root=root))
+    with trace.span("interfaces configured"):
+        # By way of names that nobody wants: the kernel's own, eth0 and on, may be another's wish.
+        for index in indexes:
+            _do([netlink.link(index, name=f"hawse{index}")], f"interface {index}")
+        for index, each in zip(indexes, interfaces, strict=True):
+            name, settings = each["name"], each["settings"]
+            _do([netlink.link(index, name=name, mtu=each["mtu"])], f"interface {name}: MTU {each['mtu']}")
+            # Before it is up: with ARP the kernel would ask for neighbours, which the network has none of.
+            _do([netlink.link(index, flags=each["flags"])], f"interface {name}: flags {each['flags']:#x}")
+            # Every address is the host's, the one of the link too: the guest makes none itself.
+            _set(f"ipv6/conf/{name}/addr_gen_mode", _GEN_MODE_NONE, root)
+            for key in SETTINGS:
+                if key in settings:
+                    family, _, setting = key.partition("/")
+                    _set(f"{family}/conf/{name}/{setting}", settings[key], root)
+            _do([netlink.link(index, up=True)], f"interface {name}: up")
+        for index, each in zip(indexes, interfaces, strict=True):
+            _await_carrier(each["name"], root)
+            for address in each["addresses"]:
+                what = f"address {address['local']}/{address['prefix']}"
+                _do([netlink.address(index, **address)], f"interface {each['name']}: {what}")
+        routes = [(i, each["name"], r) for i, each in zip(indexes, interfaces, strict=True) for r in each["routes"]]
+        # Those without a gateway first: they are the way to the gateways.
+        for index, name, route in sorted(routes, key=lambda entry: bool(entry[2].get("gateway"))):
+            what = f"{route['to'] or 'default'}/{route['prefix']} by way of {route.get('gateway') or 'the link'}"
+            _do([netlink.route(index, **route)], f"interface {name}: route to {what}", there=True)
+        for index, each in zip(indexes, interfaces, strict=True):
+            for neighbour in each["neighbours"]:
+                _do([netlink.neighbour(index, **neighbour)], f"interface {each['name']}: {neighbour['to']}")
+
+
+def set_sysctls(values: dict[str, str], *, root: str = "") -> None:
+    """Set the specification's ``linux.sysctl`` of the network, "net.ipv4.ip_forward" say.
+
+    Here, since crun knows the guest's network namespace for a host's and refuses. Raises :class:`VmError`.
+    """
+    if len(values) > MAX_SYSCTLS:
+        raise VmError(f"linux.sysctl: {len(values)} settings of the network, more than {MAX_SYSCTLS}")
+    for name, value in values.items():
+        # As runc reads them: slashes where there is one, for names of interfaces have dots in them.
+        path = name if "/" in name else name.replace(".", "/")
+        if not _SYSCTL.fullmatch(name) or ".." in path.split("/"):
+            raise VmError(f"linux.sysctl: {name[:80]!r} is no setting of the network")
+        try:
+            with open(f"{root}/proc/sys/{path}", "w") as file:
+                file.write(value)
+        except OSError as error:
+            raise VmError(f"linux.sysctl: {name}: the guest cannot set it: {error.strerror}") from None
+
+
+def _await_interface(uevents: Uevents, address: str, *, seconds: float, root: str) -> int:
+    """The index of the interface that the driver made of the device."""
+    found = 0
+
+    def look() -> bool:
+        nonlocal found
+        device = f"{root}/sys/bus/pci/devices/{address}"
+        try:
+            for virtio in os.listdir(device):
+                if re.fullmatch(r"virtio\d+", virtio):
+                    for name in os.listdir(f"{device}/{virtio}/net"):
+                        with open(f"{device}/{virtio}/net/{name}/ifindex") as file:
+                            found = int(file.read())
+        except FileNotFoundError:
+            return False
+        return found > 0
+
+    if not uevents.wait_until(look, deadline=time.monotonic() + seconds):
+        raise VmError(f"{address}: bound in the guest, but no network interface appeared within {seconds:g} s")
+    return found
+
+
+def _await_carrier(name: str, root: str) -> None:
+    """Wait until the driver has seen that the link is up, which nothing announces; without, packets are dropped."""
+    deadline = time.monotonic() + _CARRIER_SECONDS
+    while time.monotonic() < deadline:
+        with open(f"{root}/sys/class/net/{name}/carrier") as file:
+            if file.read().strip() == "1":
+                return
+        time.sleep(0.001)
+
+
+def _do(messages: list[bytes], what: str, *, there: bool = False) -> None:
+    """Carry out; ``there``: that it is there already is no error."""
+    try:
+        netlink.talk(messages)
+    except OSError as error:
+        if not (there and error.errno == errno.EEXIST):
+            raise VmError(f"the guest cannot configure {what}: {error.strerror}") from None
+
+
+def _set(path: str, value: str, root: str) -> None:
+    try:
+        with open(f"{root}/proc/sys/net/{path}", "w") as file:
+            file.write(value)
+    except FileNotFoundError:
+        return  # a kernel of the user's own, without IPv6

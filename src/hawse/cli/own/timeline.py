@@ -1,0 +1,58 @@
+"""`hawse timeline FILE`: a sandbox's start, drawn."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from hawse.state.timeline import read
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+    from hawse.state.steps import Step
+
+HELP = "draw the trace that `hawse run --timeline` has written"
+_LEAST_WIDTH = 20
+_NUMBERS = 22
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("file")
+
+
+def run(args: argparse.Namespace, _settings: Settings) -> int:
+    """Draw it: a line a step, in the order of their beginnings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    steps = sorted(read(args.file), key=lambda step: (step[2], -step[3]))
+    names = max(len(title(step)) for step in steps)
+    width = max(_LEAST_WIDTH, Console().width - names - _NUMBERS)
+    console = Console(highlight=False, width=names + _NUMBERS + width)  # a pipe is as wide as it needs
+    end = max(step[3] for step in steps)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("step", no_wrap=True)
+    table.add_column("from ms", justify="right")
+    table.add_column("takes", justify="right")
+    table.add_column("", no_wrap=True)
+    for step in steps:
+        _, _, began, ended = step
+        table.add_row(
+            title(step), f"{began * 1000:.0f}", f"{(ended - began) * 1000:.0f}", bar(began, ended, end, width)
+        )
+    console.print(table, markup=False)
+    return 0
+
+
+def bar(began: float, ended: float, end: float, width: int) -> str:
+    """The step as a bar in a line of ``width`` characters that stands for ``end`` seconds; never empty."""
+    scale = width / end if end > 0 else 0
+    start = min(int(began * scale), width - 1)
+    return " " * start + "█" * max(1, min(round((ended - began) * scale), width - start))
+
+
+def title(step: Step) -> str:
+    """Lane and name, once where they are the same."""
+    lane, name, _, _ = step
+    return lane if lane.endswith(name) else f"{lane}: {name}"

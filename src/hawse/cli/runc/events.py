@@ -1,0 +1,92 @@
+"""`hawse events ID`: statistics, and the kernel's kills for want of memory, in runc's JSON, one object a line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from hawse.commands.client import call
+from hawse.errors import NotFoundError, StateError, UsageError
+from hawse.state.store import STOPPED
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+    from hawse.state.store import Store
+
+HELP = "print statistics of a container in intervals, and when the kernel kills a process of it for want of memory"
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("--stats", action="store_true", help="print the statistics once")
+    parser.add_argument("--interval", metavar="TIME", default="5s", help="time between statistics (default: 5s)")
+    parser.add_argument("id")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print them until the container ends."""
+    store = settings.store(args.id)
+    interval = parse_interval(args.interval)
+    if store.read()["status"] == STOPPED:
+        raise StateError(f"container with id {store.name} is not running: container not running")
+    if args.stats:
+        _print_statistics(store)
+        return 0
+    seen = 0
+    try:
+        seen = _kills(call(store, "await_oom", {"seen": -1, "seconds": 0.0}))
+        due = time.monotonic() + interval
+        while True:
+            left = due - time.monotonic()
+            if left <= 0:
+                _print_statistics(store)
+                due += interval
+                continue
+            seen = _print_kills(store, seen, _kills(call(store, "await_oom", {"seen": seen, "seconds": left})))
+    except StateError:
+        # It has ended, perhaps of this; what its monitor has written last tells.
+        _print_kills(store, seen, _last_kills(store))
+        return 0
+
+
+def parse_interval(text: str) -> float:
+    """Seconds of "5s", "1m30s" or "250ms" (Go's time.ParseDuration). Raises UsageError."""
+    parts = re.findall(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)", text, re.ASCII)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise UsageError(f"events: --interval {text[:40]!r} is no time", hint="write it as 5s or 1m30s")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError("events: --interval: duration interval must be greater than 0")
+    return seconds
+
+
+def _print_statistics(store: Store) -> None:
+    _print({"type": "stats", "id": store.name, "data": call(store, "statistics", {})})
+
+
+def _print_kills(store: Store, seen: int, kills: int) -> int:
+    """One event for what is new, as runc, which is told that there was something and not how much."""
+    if kills > seen:
+        _print({"type": "oom", "id": store.name})
+    return max(kills, seen)
+
+
+def _print(event: dict[str, Any]) -> None:
+    print(json.dumps(event))
+    sys.stdout.flush()
+
+
+def _kills(answer: object) -> int:
+    return answer if isinstance(answer, int) else 0
+
+
+def _last_kills(store: Store) -> int:
+    try:
+        return _kills(store.read().get("oomKills"))
+    except NotFoundError:
+        return 0

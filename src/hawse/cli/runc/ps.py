@@ -1,0 +1,62 @@
+"""`hawse ps ID`: a container's processes, as the guest or as the host sees them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from hawse.commands.client import call
+from hawse.errors import HostError
+from hawse.oci.process.table import table
+
+if TYPE_CHECKING:
+    from hawse.cli.settings import Settings
+
+HELP = (
+    "list the processes of a container as they are in it. JSON has the pids on the host of those that were started "
+    "through it, one for the container and one for each exec, and so has the table with options of the host's ps"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
+    parser.add_argument("id")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="PS-OPTION")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Print them."""
+    store = settings.store(args.id)
+    if args.format == "json" or args.options:
+        pids = call(store, "pids", {})
+        assert isinstance(pids, list)
+        print(json.dumps(pids) if args.format == "json" else "\n".join(chosen(_host_ps(args.options), pids)))
+    else:
+        rows = call(store, "listing", {})
+        assert isinstance(rows, list)
+        print("\n".join(table(rows, now=time.time())))
+    return 0
+
+
+def chosen(lines: list[str], pids: list[int]) -> list[str]:
+    """Of the output of `ps` the title and the lines of these processes, as runc does it (ps.go)."""
+    titles = lines[0].split() if lines else []
+    if "PID" not in titles:
+        raise HostError("ps: the options leave the column PID out", hint="give such as -ef or aux")
+    column = titles.index("PID")
+    wanted = {str(pid) for pid in pids}
+    return [lines[0], *(line for line in lines[1:] if wanted & set(line.split()[column : column + 1]))]
+
+
+def _host_ps(options: list[str]) -> list[str]:
+    try:
+        done = subprocess.run(["ps", *options], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise HostError(f"cannot run ps: {error.strerror}", hint="install procps") from None
+    if done.returncode:
+        raise HostError(f"ps {' '.join(options)[:200]}: exit code {done.returncode}", evidence=done.stderr[:4096])
+    return done.stdout.splitlines()

@@ -1,0 +1,115 @@
+"""Open the sources of shared mounts: copies of the host's mounts that are attached nowhere yet.
+
+The command opens those of a container that joins a sandbox, and the monitor those of the first container. Every source
+is opened by descriptors, and no link in its path is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from hawse.errors import ConfigError
+from hawse.host.mounts.kernel_views import kernel_view
+from hawse.host.mounts.origins import UNKNOWN, Origin, read_origin
+from hawse.host.mounts.overlays import make
+from hawse.linux import mounts, user_namespaces
+from hawse.oci.guest.overlay import Overlay
+from hawse.plan.model import Share
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be shared: a descriptor of a copy of its mounts, attached nowhere, and where it comes from.
+
+    ``reused``: an overlay that another container of the sandbox has: the descriptor is of one of its layers."""
+
+    tree: int
+    origin: Origin = UNKNOWN
+    reused: bool = False
+
+
+def open_sources(shares: Sequence[Share], overlays: Collection[str] = ()) -> list[Source]:
+    """Open what is to be shared, as this process sees it; :func:`close` closes it.
+
+    A sandbox's mount namespace may never get mounts that the host makes after the namespace was created, so the caller
+    opens them in its own. ``overlays`` are the keys of the overlays that the sandbox has already: a second mount of one
+    would take the working directory from the first (Linux fs/overlayfs/super.c, ovl_workdir_create()).
+
+    Raises :class:`ConfigError` naming the source.
+    """
+    there = set(overlays)
+    with ExitStack() as undo:
+        sources = []
+        for share in shares:
+            if share.overlay is None:
+                sources.append(_open_source(share))
+            else:
+                sources.append(_open_overlay(share.overlay, reused=share.overlay.key in there))
+                there.add(share.overlay.key)
+            undo.callback(os.close, sources[-1].tree)
+        undo.pop_all()
+    return sources
+
+
+def close(sources: Sequence[Source]) -> None:
+    """Close the descriptors of :func:`open_sources`."""
+    for source in sources:
+        os.close(source.tree)
+
+
+def _open_source(share: Share) -> Source:
+    try:
+        origin = read_origin(share.source) if share.common else UNKNOWN
+        tree = mounts.open_tree(share.source, recursive=share.recursive)
+    except OSError as error:
+        raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
+    try:
+        mode = os.fstat(tree).st_mode
+        # A socket and a FIFO have nothing of the kernel's behind them: /dev/log may be in the host's /dev.
+        kind = "" if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) else kernel_view(tree)
+        if kind:
+            # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
+            # path was replaced since.
+            raise ConfigError(
+                f"cannot share {share.source} with the guest: it is on a file system of the host's kernel, {kind}",
+                hint="bind /proc, /sys or /dev: the container gets the guest kernel's own",
+            )
+        if share.uids:
+            _map_owners(share, tree)
+    except BaseException:
+        os.close(tree)
+        raise
+    return Source(tree, origin)
+
+
+def _open_overlay(overlay: Overlay, *, reused: bool) -> Source:
+    origin = Origin(device=overlay.key, path="/")
+    try:
+        tree = mounts.open_tree(overlay.upper or overlay.lowers[0]) if reused else make(overlay)
+    except OSError as error:
+        raise ConfigError(f"cannot mount {overlay.name}: {error.strerror}") from None
+    return Source(tree, origin, reused)
+
+
+def _map_owners(share: Share, tree: int) -> None:
+    try:
+        namespace = user_namespaces.create(share.uids, share.gids)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot map the owners of {share.source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
+            hint="ranges must not overlap, and may be 340 at most; user.max_user_namespaces must not be 0",
+        ) from None
+    try:
+        mounts.map_ids(tree, namespace, recursive=share.map_below)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot map the owners of {share.source}: its file system cannot be mounted with mappings: "
+            f"{error.strerror}",
+            hint="use a volume on another file system, ext4 or xfs say, or a pod without a user namespace",
+        ) from None
+    finally:
+        os.close(namespace)

@@ -1,0 +1,69 @@
+"""Overlays of the host's directories, mounted nowhere but in the share.
+
+The kernel gets their layers by descriptors: no name has to be escaped, and none leads elsewhere after it was checked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import ExitStack
+
+from hawse.errors import ConfigError, HawseError
+from hawse.host.mounts.kernel_views import kernel_view
+from hawse.linux import mounts
+from hawse.oci.guest.overlay import Overlay
+
+
+def make(overlay: Overlay) -> int:
+    """A descriptor of its mount. Raises :class:`ConfigError` naming a layer."""
+    trees: list[int] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            # Short names for all layers: each a number in this directory. It is this thread's own working directory.
+            mounts.unshare_directory()
+            os.chdir("/proc/self/fd")
+            trees.append(_make(overlay))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="overlay")
+    thread.start()
+    thread.join()
+    if not errors:
+        return trees[0]
+    if isinstance(errors[0], OSError):
+        raise ConfigError(f"cannot mount {overlay.name}: {errors[0].strerror}", hint="`dmesg` may say why")
+    raise errors[0]
+
+
+def _make(overlay: Overlay) -> int:
+    with ExitStack() as undo:
+        lowers = ":".join(_open(path, undo) for path in overlay.lowers)
+        if len(lowers) > mounts.LONGEST_VALUE:
+            raise ConfigError(
+                f"cannot mount {overlay.name}: {len(overlay.lowers)} lower directories are more than the kernel takes",
+                hint="have fewer layers",
+            )
+        options = [("lowerdir", lowers)]
+        if overlay.upper:
+            options += [("upperdir", _open(overlay.upper, undo)), ("workdir", _open(overlay.work, undo))]
+        return mounts.new_file_system("overlay", [*options, *overlay.options])
+
+
+def _open(path: str, undo: ExitStack) -> str:
+    """The number of a new descriptor of a directory."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refusal(path, (error.strerror or "").lower()) from None
+    undo.callback(os.close, fd)
+    if kind := kernel_view(fd):
+        raise _refusal(path, f"it is on a file system of the host's kernel, {kind}")
+    return str(fd)
+
+
+def _refusal(path: str, reason: str) -> HawseError:
+    return ConfigError(f"cannot mount an overlay with {path[:200]}: {reason}", hint="check the mount's options")

@@ -1,0 +1,389 @@
+"""One container of a sandbox: its state, its processes, its devices, and what engines may ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from hawse.errors import HawseError, StateError
+from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.linux.processes import Process
+from hawse.monitor.devices.attachments import Attachments
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.devices.disks import Disks
+from hawse.monitor.devices.misc_devices import named
+from hawse.monitor.guest_hugepages import HugePages
+from hawse.monitor.machine.notifications import Notices
+from hawse.monitor.machine.start import Notes
+from hawse.monitor.processes.processes import KILLED, LOST, Processes, whole
+from hawse.monitor.processes.proxy_connections import Proxy
+from hawse.monitor.share.exports import NOWHERE, Place, in_the_share
+from hawse.monitor.usage import Usage
+from hawse.nodes import numbers
+from hawse.oci.guest.pci_environment import translate
+from hawse.oci.process.inherited import Inherited, inherit, inherit_exec
+from hawse.plan.model import Attachment, ContainerPlan
+from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
+
+if TYPE_CHECKING:
+    from hawse.monitor.machine.agent_link import GuestLink
+    from hawse.vm.qmp import Qmp
+
+#: How long the guest may take to freeze a container. The machine goes on when it does not.
+_PAUSE_SECONDS = 10.0
+#: More than the sandbox takes to end a machine whose guest does not end a container.
+_END_SECONDS = 60.0
+
+
+class Container:
+    """State and operations. Everything here runs in the monitor's one event loop."""
+
+    def __init__(
+        self,
+        plan: ContainerPlan,
+        store: Store,
+        processes: Processes,
+        claims: Claims,
+        cgroup: HostCgroup,
+        *,
+        key: str,
+        seconds: float,
+        sandbox: str,
+        disks: Disks | None = None,
+        doom: Callable[[Container], None] = lambda _found: None,
+        fits: Callable[[int], list[str]] = lambda _limit: [],
+    ) -> None:
+        """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
+        ``sandbox``: the id of the first container; ``disks`` are those of the virtual machine; ``doom`` is called when
+        it has been asked for to end at once, and ``fits`` with a limit of memory that it is to have, before it has it.
+
+        Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
+        """
+        self.plan = plan
+        self._pages = HugePages(plan, processes)
+        self.stopped = asyncio.Event()
+        self._store = store
+        self._processes = processes
+        self._key = f"{plan.id}/{key}"
+        self._init = 0
+        self._proxy: Proxy | None = None
+        self._doom = doom
+        self._killed = False
+        self._resumed = RUNNING
+        self.notices = Notices(self._notify)
+        self._ready = asyncio.Event()
+        self._starting = asyncio.Lock()
+        self._state: dict[str, Any] = {
+            "ociVersion": plan.oci_version,
+            "id": plan.id,
+            "pid": 0,
+            "status": CREATING,
+            "bundle": plan.bundle,
+            "rootfs": plan.rootfs,
+            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "annotations": plan.annotations,
+            "owner": plan.owner,
+            "pidStart": 0,
+            "monitorPid": os.getpid(),
+            "sandbox": sandbox,
+            "oomScoreAdj": plan.oom_score_adj,
+        }
+        self._state |= {"hooks": plan.hooks} if plan.hooks else {}
+        self._state |= {"notify": True} if plan.notify is not None and plan.notify.caller else {}
+        try:
+            store.write(self._state)
+        except FileNotFoundError:
+            raise StateError(f"container {plan.id} was deleted while it was created") from None
+        # Once nothing can fail any more: what is claimed is the maker's to release.
+        self.attachments = Attachments(plan, claims, seconds=seconds)
+        self._disks = disks or Disks(claims, seconds=seconds)
+        self._machine: tuple[Qmp, GuestLink] | None = None
+        self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
+        self._named: dict[tuple[int, int], tuple[int, int]] = {}
+        self._cgroup = cgroup
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
+        processes.claim(self._key)
+
+    @property
+    def status(self) -> str:
+        """As in the state."""
+        return str(self._state["status"])
+
+    @property
+    def pid(self) -> int:
+        """That of the first process's proxy; 0 while there is none, and when it has ended."""
+        return self._proxy.pid if self._proxy is not None and self._proxy.process.is_alive() else 0
+
+    async def begin(self, qmp: Qmp, link: GuestLink) -> None:
+        """Give the virtual machine the devices of the plan. Raises :class:`DeviceError` naming the device."""
+        await self.attachments.begin(qmp, link)
+        self._machine = qmp, link
+        places = await self._disks.attach(self.plan.disks, owner=self.plan.id, qmp=qmp, link=link)
+        self._moved = {("b", *host): guest for host, guest in places.items()}
+        self._named = await named(self.plan.named, link)
+
+    async def create(
+        self,
+        joins: dict[str, str],
+        *,
+        places: Mapping[str, Place] = NOWHERE,
+        connect: Callable[[Process], Awaitable[Notes]] | None = None,
+    ) -> Notes:
+        """Make the container in the guest, with the proxy that has announced itself as its first process.
+
+        ``joins``, by kind of namespace, are containers whose namespace it has; ``places`` are where its shares are, by
+        their names; ``connect`` is called with the proxy's
+        process before the container is made.
+        """
+        await self._pages.reserve()
+        for name, size in self.plan.memory:
+            await self._processes.call("share_memory", {"name": name, "size": size})
+        proxy = await self._processes.await_proxy(self._key)
+        try:
+            warnings = await self._place(proxy)
+            if connect is not None:
+                warnings += await connect(proxy.process)
+            if self.plan.sysctls:
+                await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
+            spec = self.attachments.furnish(numbers.move(self.plan.spec, self._moved))
+            process = inherit(spec["process"], self.plan.inherited)
+            spec = spec | {"process": _with_size(process, proxy.size)}
+            seen = self.attachments.seen()
+            spec, binds = in_the_share(spec, self.plan.id, places)
+            call: dict[str, Any] = {
+                "spec": spec,
+                "nodes": [*self.attachments.guest_nodes(), *numbers.named_nodes(self.plan.spec, self._named)],
+                "devices": seen,
+                "joins": joins,
+                "binds": binds,
+            }
+            call |= {"notify": True} if self.plan.notify is not None else {}
+            if self.plan.sockets:
+                call["sockets"] = [[each.name, each.mode, each.uid, each.gid] for each in self.plan.sockets]
+            self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
+            if self.status == STOPPED:
+                # Only a hostile agent answers after the exit. The state stays: the end has been reported.
+                raise StateError(f"container {self.plan.id} ended while it was created")
+        except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
+            proxy.exit(LOST)
+            raise
+        self._state["vfio"] = seen
+        self._state["annotations"] = self.plan.annotations | self.attachments.annotations
+        self._proxy = proxy
+        started = start_time(proxy.pid)
+        # A proxy that has ended has no start: the pid may be another process's, and so may what was read.
+        self._state |= {"pid": proxy.pid, "pidStart": started if proxy.process.is_alive() else 0, "status": CREATED}
+        self._write()
+        self._ready.set()
+        return [*warnings, *log_lines(lines)]
+
+    async def start(self, *, connect: Callable[[], Awaitable[Notes]] | None = None) -> Notes:
+        """runc start, after ``connect``. Raises :class:`StateError` unless the container is created."""
+        async with self._starting:
+            self._check_created()
+            notes = await connect() if connect is not None else []
+            self._check_created()
+            # Before the call: a program that ends at once is reported before its start is answered.
+            self._set_status(RUNNING)
+        try:
+            await self._processes.call("start", {"container": self.plan.id})
+        except HawseError:
+            if self.status == RUNNING:
+                self._set_status(CREATED)
+            raise
+        return notes
+
+    def _check_created(self) -> None:
+        if self.status == RUNNING:
+            raise StateError(f"cannot start an already running container: {self.plan.id}")
+        if self.status == PAUSED:
+            raise StateError(f"cannot start a container in the paused state: {self.plan.id}")
+        if self.status != CREATED:
+            raise StateError(f"cannot start a container that has {self.status}: {self.plan.id}")
+
+    async def kill(self, number: int, *, everyone: bool) -> None:
+        """runc kill. Raises :class:`StateError` with runc's "container not running".
+
+        Others may outlive the first process, where the PID namespace is another container's (pid_namespaces(7)).
+        """
+        if self.status not in (CREATED, RUNNING, PAUSED) and not (everyone and self.status == STOPPED):
+            raise StateError(f"container not running: {self.plan.id}")
+        if number != signal.SIGKILL or self.status == STOPPED:
+            await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
+            return
+        self._begin_end()
+        try:
+            await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
+        except HawseError:
+            # Whatever the agent says: the host ends it.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self.stopped.wait()
+            if not self.stopped.is_set():
+                raise
+
+    async def pause(self) -> None:
+        """runc pause: of a container that runs or is to be started. Raises :class:`StateError`."""
+        if self.status not in (CREATED, RUNNING):
+            raise StateError(f"container not running: {self.plan.id} is {self.status}")
+        self._resumed = self.status
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": True}, within=_PAUSE_SECONDS)
+        if self.status == self._resumed:  # else it ended meanwhile
+            self._set_status(PAUSED)
+
+    async def resume(self) -> None:
+        """runc resume. Raises :class:`StateError` unless it is paused."""
+        if self.status != PAUSED:
+            raise StateError(f"container not paused: {self.plan.id} is {self.status}")
+        await self._processes.call("freeze", {"container": self.plan.id, "frozen": False})
+        if self.status == PAUSED:
+            self._set_status(self._resumed)
+
+    async def execute(self, key: str, process: dict[str, Any], caller: Inherited) -> int:
+        """Run one more process for the proxy that announces itself with ``key``, with what it inherits from ``caller``;
+        the proxy's pid."""
+        if self.status == PAUSED:
+            raise StateError(f"cannot exec in a paused container: {self.plan.id}", hint="`hawse resume` it first")
+        if self.status != RUNNING:
+            raise StateError(f"container not running: {self.plan.id}")
+        process = inherit_exec(process, caller, container=self.plan.spec["process"])
+        process |= {"env": translate(process.get("env") or (), self.attachments.addresses)}
+        proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
+        try:
+            await self._place(proxy)
+            await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
+        except BaseException:
+            proxy.exit(LOST)
+            raise
+        return proxy.pid
+
+    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+        """Give the container one group more; what there is to say of its functions."""
+        await self._ready.wait()
+        self._check_lives()
+        entries = await self.attachments.attach(wanted)
+        self._show_devices()
+        return entries
+
+    async def detach(self, group: int, *, force: bool) -> None:
+        """Take a group from the container."""
+        await self._ready.wait()
+        self._check_lives()
+        try:
+            await self.attachments.detach(group, force=force)
+        finally:
+            self._show_devices()
+
+    def show_network(self, interfaces: list[dict[str, Any]]) -> None:
+        """Have the state tell of the sandbox's interfaces."""
+        self._state["network"] = interfaces
+        self._write()
+
+    async def remove(self) -> None:
+        """End it, and have nothing of it left in the guest. Raises :class:`DeviceError` for a device that stays."""
+        async with AsyncExitStack() as rest:  # each, whatever becomes of the one before it
+            rest.push_async_callback(self._pages.release)
+            rest.push_async_callback(self.attachments.end)
+            rest.push_async_callback(self._release_disks)
+            rest.callback(self.end)
+            with suppress(HawseError):  # the agent may have made nothing of it yet
+                await self._processes.call("delete", {"container": self.plan.id})
+                self._ended()
+
+    def lose(self, reason: HawseError) -> None:
+        """The virtual machine ended before the container did; the state keeps the reason for who asks."""
+        if self.status != STOPPED and not self._killed:
+            self._state["failure"] = reason.to_wire()
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
+        code = KILLED if self.status == STOPPED or self._killed else LOST
+        try:
+            self._ended()
+        finally:
+            self._ready.set()
+            self._processes.end(code, container=self.plan.id)
+
+    async def _release_disks(self) -> None:
+        if self._machine is not None and self.plan.disks:
+            await self._disks.detach(owner=self.plan.id, qmp=self._machine[0])
+
+    def _ended(self) -> None:
+        try:
+            if self.status != STOPPED:
+                self._set_status(STOPPED)
+        except OSError as error:  # a full disk: whoever reads the old state sees that its process has ended
+            print(f"the state of container {self.plan.id} cannot be written: {error.strerror}", file=sys.stderr)
+        finally:
+            self.stopped.set()
+            self.notices.end()
+            self.usage.end()
+
+    def _notify(self, notice: str) -> None:
+        if self._proxy is not None:
+            self._proxy.notify(notice)
+
+    def _check_lives(self) -> None:
+        if self.status not in (CREATED, RUNNING, PAUSED):
+            raise StateError(f"container not running: {self.plan.id} is {self.status}")
+
+    def _show_devices(self) -> None:
+        if self.status != STOPPED:
+            self._state["vfio"] = self.attachments.seen()
+            self._write()
+
+    async def _place(self, proxy: Proxy) -> Notes:
+        """Have the proxy in the container's cgroup, which is made if it is not there; what to log. Raises HostError."""
+        if not self.plan.cgroup.path:
+            return []
+        # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU, a scope for systemd.
+        warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.process))
+        proxy.placed()
+        return [("warning", text) for text in warnings]
+
+    async def _launch(
+        self,
+        proxy: Proxy,
+        method: str,
+        call: dict[str, Any],
+        *,
+        ended: Callable[[], None],
+        lost: Callable[[], None] = lambda: None,
+    ) -> tuple[int, object]:
+        return await self._processes.launch(self.plan.id, proxy, method, call, ended=ended, lost=lost)
+
+    def _begin_end(self) -> None:
+        """It is to end at once, whatever its guest does."""
+        self._killed = True
+        self._doom(self)
+
+    def _set_status(self, status: str) -> None:
+        self._state["status"] = status
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(FileNotFoundError):  # somebody has removed the directory: nobody asks for the state any more
+            self._store.write(self._state)
+
+
+def log_lines(lines: object) -> Notes:
+    """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
+    return [
+        (line[0], "".join(c for c in line[1][:500] if c.isprintable()))
+        for line in (lines[:100] if isinstance(lines, list) else ())
+        if isinstance(line, list) and len(line) == 2 and line[0] in ("warning", "debug") and isinstance(line[1], str)
+    ]
+
+
+def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """The process with the size of the engine's terminal: a later resize may come after its first question for it."""
+    if size is None or not process.get("terminal"):
+        return process
+    return process | {"consoleSize": {"height": size[0], "width": size[1]}}

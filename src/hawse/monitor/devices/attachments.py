@@ -1,0 +1,193 @@
+"""The VFIO groups that a container has: those of its plan, and those attached later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
+from hawse.monitor.devices import hotplug
+from hawse.monitor.devices.claims import Claims
+from hawse.monitor.devices.device_map import mirror, places
+from hawse.monitor.devices.guest_drivers import Native, annotation, with_nodes
+from hawse.monitor.devices.hotplug import Files, Groups
+from hawse.monitor.machine.agent_link import GuestLink
+from hawse.plan.model import Attachment, ContainerPlan, NodeRequest, PlugStep, addresses
+
+if TYPE_CHECKING:
+    from hawse.vm.qmp import Qmp
+
+_CALL_SECONDS = 60.0
+_CONTAINER = "/dev/vfio/vfio"
+
+
+class Attachments:
+    """What is plugged, and the two ways to change it; one change at a time."""
+
+    def __init__(self, plan: ContainerPlan, claims: Claims, *, seconds: float) -> None:
+        """Raises :class:`StateError` where a port of the plan is taken by now, or a group of it there or gone."""
+        self.plugs: list[PlugStep] = list(plan.plugs)
+        self._container = plan.id
+        self._seconds = seconds
+        self._nodes: list[NodeRequest] = list(plan.nodes)
+        self._rights = plan.native
+        self._natives: dict[str, Native] = {}
+        self._claims = claims
+        self._groups: Groups = {}
+        self._files: Files = {}
+        self._lock = asyncio.Lock()
+        self._machine: tuple[Qmp, GuestLink] | None = None
+        claims.claim(self.plugs, owner=plan.id)
+
+    async def begin(self, qmp: Qmp, link: GuestLink) -> None:
+        """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
+        async with self._lock:
+            self._machine = qmp, link
+            native = [plug for plug in self.plugs if plug.group in self._rights]
+            plugs = [plug for plug in self.plugs if plug.group not in self._rights]
+            self._groups, self._files = await hotplug.attach(plugs, qmp, link, seconds=self._seconds)
+            self._natives = await hotplug.attach_native(
+                native, qmp, link, container=self._container, seconds=self._seconds
+            )
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The guest's address of each function of the host."""
+        return addresses(self.plugs)
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What the state says of functions that the guest's own drivers have."""
+        return annotation(self.plugs, self._natives)
+
+    @property
+    def wants_files(self) -> bool:
+        """Whether the container has asked for /dev/iommu, and so gets the device files of what is attached later."""
+        return any(node.file and node.group is None for node in self._nodes)
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Which function is which in the guest."""
+        return mirror(self.plugs, self._nodes, self._groups, self._files, self._natives)
+
+    def furnish(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The specification with nodes of functions that the guest's own drivers have."""
+        return with_nodes(spec, self.plugs, self._natives, self._rights) if self._natives else spec
+
+    def guest_nodes(self) -> list[list[Any]]:
+        """The nodes that the container is created with, as the agent takes them."""
+        return hotplug.guest_nodes(self._nodes, self._groups, self._files)
+
+    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+        """Give the container one group more; its entries of :meth:`seen`.
+
+        Raises :class:`DeviceError` or :class:`StateError`, after what was plugged has been taken out again.
+        """
+        async with self._lock:
+            qmp, link = self._ends()
+            group = wanted.plugs[0].group
+            if group in self._groups:
+                raise StateError(f"group {group} is attached already")
+            self._refuse_native()
+            self._claims.claim(wanted.plugs, owner=self._container)
+            try:
+                groups, files = await hotplug.attach(wanted.plugs, qmp, link, seconds=self._seconds)
+            except HawseError:
+                await self._withdraw(wanted, qmp)
+                raise
+            before = self.plugs, self._nodes, self._groups, self._files
+            self.plugs = [*self.plugs, *wanted.plugs]
+            self._nodes = [*self._nodes, *(node for node in wanted.nodes if node not in self._nodes)]
+            self._groups, self._files = self._groups | groups, self._files | files
+            try:
+                call = {"container": self._container, "nodes": self._new_nodes(wanted), "devices": self.seen()}
+                await link.call("add_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+            except HawseError:
+                self.plugs, self._nodes, self._groups, self._files = before
+                await self._withdraw(wanted, qmp)
+                raise
+            return [entry for entry in self.seen() if entry["host"]["group"] == group]
+
+    async def detach(self, group: int, *, force: bool) -> None:
+        """Take a group from the container and from the machine. Raises :class:`DeviceError` where it is in use."""
+        async with self._lock:
+            qmp, link = self._ends()
+            self._refuse_native()
+            if group not in self._groups:
+                raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
+            plugs = [plug for plug in self.plugs if plug.group == group]
+            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
+            with self._claims.alone(plugs, owner=self._container) as alone:
+                call = {
+                    "container": self._container, "nodes": self._places(plugs), "force": force,
+                    # What another container has stays in the machine, whoever uses it.
+                    "group": self._groups[group][0] if alone else None, "seconds": self._seconds, "devices": rest,
+                }  # fmt: skip
+                await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+                left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
+                if left:
+                    raise DeviceError(
+                        f"{', '.join(plug.label for plug in left)} of group {group}: the guest does not let go of it "
+                        f"within {self._seconds:g} s; its nodes are gone from the container",
+                        hint="try again, or end the container: the end of its virtual machine gives every device back",
+                    )
+                self._claims.release(plugs, owner=self._container)
+            self.plugs = [plug for plug in self.plugs if plug.group != group]
+            self._nodes = [node for node in self._nodes if node.group != group]
+            del self._groups[group]
+            self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
+
+    async def end(self) -> None:
+        """Take what is this container's alone out of the machine, after its end.
+
+        Raises :class:`DeviceError` for what stays.
+        """
+        async with self._lock:
+            left: list[PlugStep] = []
+            with self._claims.alone(self.plugs, owner=self._container) as alone:
+                if self._machine is not None:
+                    left = await hotplug.unplug(alone, self._machine[0], seconds=self._seconds)
+                self._claims.release(self.plugs, left, owner=self._container)
+            self.plugs, self._groups = left, {}
+        if left:
+            raise DeviceError(
+                f"{', '.join(f'{plug.label} of group {plug.group}' for plug in left)}: the guest does not let go of it "
+                f"within {self._seconds:g} s",
+                hint="the end of the sandbox's virtual machine gives every device back",
+            )
+
+    async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
+        """Take out what was plugged of an attachment that failed; a port that stays occupied is lost."""
+        with self._claims.alone(wanted.plugs, owner=self._container) as alone:
+            left = alone
+            with suppress(HawseError):
+                left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
+            self._claims.release(wanted.plugs, left, owner=self._container)
+
+    def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
+        owner = [wanted.mode, wanted.uid, wanted.gid]
+        nodes = [[*place, *owner] for place in self._places(wanted.plugs)]
+        if self.wants_files and "" in self._files:
+            nodes.insert(0, [*self._files[""], *owner])
+        return [[_CONTAINER, *hotplug.VFIO_CONTAINER, 0o666, 0, 0], *nodes]
+
+    def _places(self, plugs: Sequence[PlugStep]) -> list[list[Any]]:
+        """Path and numbers of every node of these functions, each once."""
+        found = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
+        return [list(place) for place in dict.fromkeys(found)]
+
+    def _ends(self) -> tuple[Qmp, GuestLink]:
+        if self._machine is None:
+            raise StateError(f"container {self._container} is still being created")
+        return self._machine
+
+    def _refuse_native(self) -> None:
+        if self._rights:
+            raise StateError(
+                f"the devices of {self._container} are the guest kernel's own, which come and go with the container",
+                hint="name them when it is created; in the mode vfio groups can be attached and detached",
+            )
+
+    def _names(self) -> str:
+        return ", ".join(map(str, sorted(self._groups)))

@@ -1,0 +1,225 @@
+"""The monitor's end of the link: calls to the agent, and the streams of processes passed on to their proxies.
+
+The guest is hostile. Every frame's length is bounded by the decoder, every stream by its credit, every field used is
+checked for its type; whatever breaks a rule ends the link, and with it the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hawse.errors import HawseError, LinkError, VmError, printable
+from hawse.link import control
+from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
+from hawse.link.streams import STREAMS, read_by, written_by
+from hawse.monitor.machine.notifications import MAX_TEXT
+
+PROTOCOL = 1
+#: Bytes that may wait for the guest to read them. Streams take 256 KiB each at most, answers to name queries 6 MiB.
+MOST_QUEUED = 64 * 1024 * 1024
+#: While more bytes than this wait, nothing more is read of the guest: its frames are what most others answer.
+_HIGH_WATER = 1024 * 1024
+
+
+class Sink(Protocol):
+    """Where a process's frames go: its proxy. ``directions`` are those of the process's descriptors."""
+
+    directions: tuple[str, ...]
+
+    def send(self, stream: int, kind: int, payload: bytes) -> None:
+        """Take one frame of a descriptor's stream; never blocks: what it must hold is bounded by the credit."""
+
+
+class Route:
+    """The streams of one process between guest and proxy. Both sides' credit is checked here, nothing is stored."""
+
+    def __init__(self, link: GuestLink, process: int, sink: Sink) -> None:
+        self._link = link
+        self._process = process
+        self._sink = sink
+        self._from_guest = {number: SendWindow() for number in written_by(sink.directions)}
+        self._to_guest = {number: SendWindow() for number in read_by(sink.directions)}
+        self._ended: set[int] = set()
+        self._discard = False
+        self._dropped = {number: ReceiveWindow() for number in self._from_guest}
+
+    def from_guest(self, stream: int, kind: int, payload: bytes) -> None:
+        """A frame of the agent; raises :class:`LinkError` where it breaks a rule."""
+        if kind == CREDIT:
+            if stream not in self._to_guest:
+                raise LinkError(f"link: the guest gave credit for stream {stream}")
+            self._to_guest[stream].grant(decode_credit(payload))
+        elif stream not in self._from_guest or stream in self._ended:
+            raise LinkError(f"link: the guest sent data on stream {stream}")
+        elif kind == EOF:
+            self._ended.add(stream)  # one alone: no credit bounds how many of these there are
+        elif kind == DATA:
+            self._from_guest[stream].spend(len(payload))
+            if self._discard:
+                # In lumps, as a proxy does: an answer to each small frame would be larger than the frame.
+                if credit := self._dropped[stream].consume(len(payload)):
+                    self.from_proxy(stream, CREDIT, encode_credit(credit))
+                return
+        self._sink.send(stream, kind, payload)
+
+    def from_proxy(self, stream: int, kind: int, payload: bytes) -> None:
+        """A frame of the proxy; raises KeyError for a stream that the process has not, or not in this direction."""
+        if kind == CREDIT:
+            self._from_guest[stream].grant(decode_credit(payload))
+        else:
+            self._to_guest[stream].spend(len(payload))
+        self._link.send(encode(self._process * STREAMS + stream, kind, payload))
+
+    def discard(self) -> None:
+        """The proxy is gone: what the process still writes is dropped, so that it can end."""
+        self._discard = True
+        for stream, window in self._from_guest.items():
+            spent = SendWindow().available - window.available
+            if spent:
+                self.from_proxy(stream, CREDIT, encode_credit(spent))
+
+
+class GuestLink:
+    """Calls out, events and streams in."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        writer.transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[object]] = {}
+        self._routes: dict[int, Route] = {}
+        self._newest = 0
+        self._overflowed = False
+        loop = asyncio.get_running_loop()
+        self.hello: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[HawseError] = loop.create_future()
+        #: What is to be added to the guest's CLOCK_MONOTONIC for the host's, in seconds.
+        self.clock_offset = 0.0
+        self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
+        self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
+        self.on_notify: Callable[[str, str], None] = lambda _container, _text: None
+        self.on_dial: Callable[[str, str, int], None] = lambda _container, _socket, _connection: None
+        self.on_query: Callable[[dict[str, Any]], None] = lambda _query: None
+
+    async def run(self) -> None:
+        """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
+        decoder = Decoder(FROM_GUEST)
+        reason: HawseError = VmError("the guest closed the link")
+        try:
+            while piece := await self._reader.read(MAX_DATA):
+                for frame in decoder.feed(piece):
+                    self._dispatch(frame)
+                # The agent's reader waits for nothing, so that a guest which reads its link is never waited for long.
+                await self._writer.drain()
+        except LinkError as error:
+            reason = LinkError(f"the agent in the guest speaks nonsense: {error.message}")
+        except ConnectionError:
+            pass  # ECONNRESET or EPIPE: the guest closed the link while the host was writing to it
+        except OSError as error:
+            reason = VmError(f"the link to the guest broke: {error.strerror}")
+        except Exception as error:  # a bug must end the sandbox, not leave it deaf
+            reason = VmError(f"the monitor cannot serve the link: {type(error).__name__}: {error}")
+        if self._overflowed:
+            reason = LinkError(f"the guest does not read its link: more than {MOST_QUEUED >> 20} MiB wait for it")
+        self.ended.set_result(reason)
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(reason)
+
+    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
+        """The result of a call; raises what the agent raised, or :class:`VmError` at the deadline."""
+        if self.ended.done():
+            raise self.ended.result()
+        number = next(self._numbers)
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        self.send(control.encode_call(number, method, params))
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise VmError(f"the agent in the guest did not answer {method} within {seconds:g} s") from None
+        finally:
+            del self._calls[number]
+
+    def route(self, process: int, sink: Sink) -> Route:
+        """Pass the streams of a process, which the agent is about to be asked for, on to ``sink``."""
+        self._newest = max(self._newest, process)
+        route = self._routes[process] = Route(self, process, sink)
+        return route
+
+    def forget(self, process: int) -> None:
+        """The process has ended; what the guest still sends for it is dropped."""
+        self._routes.pop(process, None)
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame. A guest that does not read, and of which so much is asked, ends its link."""
+        if self._writer.is_closing():
+            return
+        self._writer.write(frame)
+        if self._writer.transport.get_write_buffer_size() > MOST_QUEUED:
+            self._overflowed = True
+            self._writer.transport.abort()
+
+    def _dispatch(self, frame: Frame) -> None:
+        stream, kind, payload = frame
+        if kind == REPLY:
+            number, result, error = control.decode_reply(payload)
+            answer = self._calls.get(number)
+            if answer is None or answer.done():
+                return  # too late, or never asked for
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
+        elif kind == EVENT:
+            self._event(*control.decode_event(payload))
+        elif kind in (DATA, CREDIT, EOF):
+            route = self._routes.get(stream // STREAMS)
+            if route is not None:
+                route.from_guest(stream % STREAMS, kind, payload)
+            elif stream // STREAMS > self._newest:
+                raise LinkError(f"link: frame for the unknown stream {stream}")
+        else:
+            raise LinkError(f"link: the guest sent a frame of type {kind}")
+
+    def _event(self, name: str, params: dict[str, Any]) -> None:
+        if name == "hello" and not self.hello.done():
+            protocol = params.get("protocol")
+            if type(protocol) is not int or protocol != PROTOCOL:
+                raise LinkError(f"link: the agent speaks protocol {printable(str(protocol)[:20])}, not {PROTOCOL}")
+            self.hello.set_result(None)
+        elif name == "exit":
+            process, code = params.get("process"), params.get("code")
+            if type(process) is not int or type(code) is not int or not 0 <= code <= 255:
+                raise LinkError("link: exit without a process or a code")
+            if not 0 < process <= self._newest:
+                raise LinkError("link: exit of an unknown process")
+            if process in self._routes:  # else its container was deleted meanwhile
+                self.on_exit(process, code)
+        elif name == "oom":
+            container, kills = params.get("container"), params.get("kills")
+            if type(container) is not str or type(kills) is not int or not 0 < kills < 2**63:
+                raise LinkError("link: oom without a container or a count")
+            self.on_oom(container, kills)
+        elif name == "notify":
+            container, text = params.get("container"), params.get("text")
+            if type(container) is not str or type(text) is not str or len(text) > MAX_TEXT:
+                raise LinkError("link: notify without a container or a text")
+            self.on_notify(container, text)
+        elif name == "dial":
+            container, socket, connection = (params.get(key) for key in ("container", "socket", "connection"))
+            if type(container) is not str or type(socket) is not str or type(connection) is not int:
+                raise LinkError("link: dial without a container, a socket or a connection")
+            if not 0 < connection < 2**53:
+                raise LinkError("link: dial of a connection without a usable number")
+            self.on_dial(container, socket, connection)
+        elif name == "query":
+            self.on_query(params)
+        else:
+            raise LinkError(f"link: unknown event {printable(name)}")

@@ -1,0 +1,67 @@
+"""The jail of a sandbox's QEMU: its user, its root directory and its arguments."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+
+from hawse.errors import HostError
+from hawse.jail import process, tree, users
+from hawse.jail.root import INITRD, KERNEL, Root
+from hawse.plan.model import JailPlan, PlugStep
+from hawse.vm.arguments import VmShape
+
+#: The system calls that QEMU's own filter refuses (QEMU docs/system/invocation, -sandbox): obsolete calls, calls that
+#: change users and rights, that start programs, and that change the scheduling.
+_SANDBOX = ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+
+
+class Jail:
+    """Create it when the monitor is in its private mount namespace: the jail's mounts end with that namespace."""
+
+    def __init__(self, plan: JailPlan, directory: str, *, name: str, kernel: str, initrd: str) -> None:
+        """Raises :class:`HostError`. ``name`` is the sandbox's; the root is mounted at ``directory``."""
+        self._plan = plan
+        with ExitStack() as undo:
+            self._held = users.take(plan.first_user, plan.last_user, name=name)
+            undo.callback(self._held.close)
+            undo.callback(os.close, self._hold(plan.tree))
+            self.nodes = Root(directory, tree=plan.tree, kernel=kernel, initrd=initrd, user=self.user)
+            self._monitor = os.pidfd_open(os.getpid())
+            undo.pop_all()
+
+    @staticmethod
+    def _hold(directory: str) -> int:
+        try:
+            return tree.hold(directory)
+        except OSError as error:
+            raise HostError(
+                f"QEMU's files at {directory} cannot be used: {error.strerror}",
+                hint="start again: another start has made them again, for a QEMU that was changed",
+            ) from None
+
+    @property
+    def user(self) -> int:
+        """QEMU's user id, and group id."""
+        return self._held.user
+
+    def inside(self, shape: VmShape) -> VmShape:
+        """The same VM, with the paths of its kernel and initrd in the jail."""
+        return replace(shape, kernel=KERNEL, initrd=INITRD)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options of QEMU's own filter of system calls, if this QEMU has one."""
+        return list(_SANDBOX) if self._plan.filters else []
+
+    def enter(self) -> None:
+        """In the child of a fork, before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""
+        limits = process.Limits(file_bytes=self._plan.file_bytes)
+        process.enter(self.nodes.directory, user=self.user, limits=limits, parent=self._monitor)
+
+    def admit_cold(self, plugs: list[PlugStep]) -> None:
+        """Let QEMU open the devices that it starts with. Raises :class:`DeviceError`."""
+        for plug in plugs:
+            if plug.cold and plug.host:
+                self.nodes.admit(plug.host, by_file=plug.by_file)

@@ -1,0 +1,131 @@
+"""A virtual machine's network interfaces: taps given to QEMU, devices plugged, and the guest told what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from hawse.errors import DeviceError, VmError
+from hawse.monitor.network.host_network import Network
+from hawse.monitor.network.rx_filters import RxFilters
+from hawse.vm.arguments import plug_interface
+from hawse.vm.ports import FUNCTIONS, Port, place_interfaces
+
+if TYPE_CHECKING:
+    from hawse.monitor.devices.claims import Claims
+    from hawse.monitor.machine.agent_link import GuestLink
+    from hawse.monitor.machine.start import Notes
+    from hawse.plan.model import SandboxPlan
+    from hawse.vm.qmp import Events, Qmp
+
+_QMP_SECONDS = 30.0
+_MARGIN = 5.0
+_VHOST = "/dev/vhost-net"
+
+
+class Nics:
+    """What a sandbox has of its namespace; ``seen`` tells of each interface, for the state."""
+
+    def __init__(self, plan: SandboxPlan, network: Network, claims: Claims, *, vhost: str = _VHOST) -> None:
+        """``vhost`` is the device file by which the host kernel moves packets for a VM that runs under KVM."""
+        self.network = network
+        self.seen: list[dict[str, Any]] = []
+        self._seconds = plan.machine.device_seconds
+        self._vhost = vhost if plan.machine.accel == "kvm" else ""
+        self._free: Port | None = plan.network_port
+        self._claims = claims
+        self._filters = RxFilters()
+        self._count = 0
+        self._failed = False
+
+    async def plug(self, qmp: Qmp, link: GuestLink) -> Notes:
+        """Plug what the network's last look found, and have the guest configure it; what to log. Raises HawseError."""
+        if self._failed:
+            raise VmError("the network of the virtual machine is in an unknown state", hint="delete the container")
+        joining = self.network.taken()
+        if joining is None:
+            return []
+        self._failed = True
+        joined, warnings = await asyncio.to_thread(joining.wait)
+        addresses: dict[int, str] = {}
+        try:
+            ports = [] if self._free is None else [self._free]
+            while len(ports) * FUNCTIONS < len(joined) and (port := self._claims.take_port()) is not None:
+                ports.append(port)
+            if joined:
+                self._free = None
+                warnings += self._follow(qmp)
+            with qmp.listen("DEVICE_DELETED") as events:
+                for number, port, function in place_interfaces(len(joined), ports):
+                    interface, tap = joined[number]
+                    name = f"net{self._count + number}"
+                    self._filters.add(
+                        f"nic-{name}", index=interface["index"], name=interface["name"], mac=interface["mac"]
+                    )
+                    alone = len(joined) == 1
+                    await self._plug(qmp, name, interface["mac"], port, function, tap, alone=alone)
+                    addresses[number] = f"0000:{port.bus:02x}:00.{function}"
+                self._count += len(joined)
+                interfaces = [self._for_guest(joined[n][0], address) for n, address in sorted(addresses.items())]
+                await self._configure(link, interfaces, events)
+        finally:
+            for _, tap in joined:
+                os.close(tap)
+        self._failed = False
+        return [("warning", warning) for warning in warnings]
+
+    def end(self) -> None:
+        """Ask for no more packets at the host's interfaces than before."""
+        self._filters.end()
+
+    def _follow(self, qmp: Qmp) -> list[str]:
+        """Have the host's interfaces receive what the guest's are to receive; what to warn of."""
+        if self.network.packets is None:
+            return [
+                "the host has no packet sockets (CONFIG_PACKET): interfaces that filter addresses, macvlans and NICs, "
+                "do not receive the multicast groups that the container joins"
+            ]
+        self._filters.begin(qmp, self.network.packets)
+        return []
+
+    async def _plug(self, qmp: Qmp, name: str, mac: str, port: Port, function: int, tap: int, *, alone: bool) -> None:
+        vhost = None
+        if self._vhost:
+            with suppress(OSError):  # not there, or not for us: QEMU moves the packets itself
+                vhost = os.open(self._vhost, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            await qmp.give(tap, name, timeout=_QMP_SECONDS)
+            if vhost is not None:
+                await qmp.give(vhost, f"{name}-vhost", timeout=_QMP_SECONDS)
+            for command, arguments in plug_interface(name, mac, port, function, alone=alone, vhost=vhost is not None):
+                await qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+        finally:
+            if vhost is not None:
+                os.close(vhost)
+
+    def _for_guest(self, interface: dict[str, Any], address: str) -> dict[str, Any]:
+        self.seen.append({"name": interface["name"], "mac": interface["mac"], "guest": address})
+        keys = ("name", "mtu", "flags", "settings", "addresses", "routes", "neighbours")
+        return {"address": address} | {key: interface[key] for key in keys}
+
+    async def _configure(self, link: GuestLink, interfaces: list[dict[str, Any]], events: Events) -> None:
+        seconds = self._seconds
+        call = {"interfaces": interfaces, "seconds": seconds}
+        work = asyncio.create_task(link.call("configure_network", call, seconds=seconds + _MARGIN))
+        lost = asyncio.create_task(
+            events.wait(lambda data: str(data.get("device")).startswith("nic-"), seconds=seconds + _MARGIN)
+        )
+        try:
+            await asyncio.wait((work, lost), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and lost.result() is not None:
+                raise DeviceError(
+                    "the guest unplugged a network interface as soon as it was plugged",
+                    hint="its console log has the reason; try again",
+                )
+            await work
+        finally:
+            for task in (work, lost):
+                task.cancel()
+            await asyncio.gather(work, lost, return_exceptions=True)

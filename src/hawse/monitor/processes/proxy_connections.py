@@ -1,0 +1,111 @@
+"""Connections of proxies: one for each process of a container, from which the engine sees stdio and exit code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from hawse.errors import LinkError
+from hawse.link import control
+from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, Frame, encode
+from hawse.link.streams import STDIO, STREAMS
+from hawse.linux.processes import Process
+from hawse.monitor.machine.agent_link import Route
+
+#: A proxy knows one process and calls it by this number.
+LOCAL = 1
+#: Bytes that wait for a proxy, beyond which notifications are dropped. Credit bounds what else waits for it.
+_MOST_QUEUED = 2 * 1024 * 1024
+
+
+class Proxy:
+    """The monitor's side of one proxy; a :class:`hawse.monitor.machine.agent_link.Sink` for the process's frames."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        decoder: Decoder,
+        backlog: list[Frame],
+        *,
+        process: Process,
+    ) -> None:
+        self.process = process
+        self.size: tuple[int, int] | None = None
+        self.directions: tuple[str, ...] = STDIO
+        self._decoder = decoder
+        self._backlog = backlog  # frames that came together with the call to attach
+        self._reader = reader
+        self._writer = writer
+        self._finished = False
+
+    @property
+    def pid(self) -> int:
+        """Its pid on the host; another process may have it when this one has ended."""
+        return self.process.pid
+
+    def send(self, stream: int, kind: int, payload: bytes) -> None:
+        """Pass a frame of the guest on."""
+        if not self._writer.is_closing():
+            self._writer.write(encode(LOCAL * STREAMS + stream, kind, payload))
+
+    def placed(self) -> None:
+        """It has been moved into the container's cgroup."""
+        if not self._writer.is_closing():
+            self._writer.write(control.encode_event("placed", {}))
+
+    def notify(self, notice: str) -> None:
+        """Pass on a notification. A proxy that does not read, for example a stopped one, misses it."""
+        if not self._writer.is_closing() and self._writer.transport.get_write_buffer_size() < _MOST_QUEUED:
+            self._writer.write(control.encode_event("notify", {"notice": notice}))
+
+    def exit(self, code: int) -> None:
+        """The process has ended and all that it wrote was passed on."""
+        self._finished = True
+        if not self._writer.is_closing():
+            self._writer.write(control.encode_event("exit", {"code": code}))
+            self._writer.close()
+
+    async def closed(self) -> None:
+        """Wait until the proxy has read all that it was sent, or is gone."""
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def serve(
+        self,
+        route: Route,
+        *,
+        on_signal: Callable[[int], object],
+        on_resize: Callable[[int, int], None],
+        on_loss: Callable[[], object],
+    ) -> None:
+        """Pass the proxy's frames on until it goes; ``on_loss`` when it went before its process."""
+        try:
+            frames = self._backlog
+            while True:
+                for stream, kind, payload in frames:
+                    if kind == EVENT:
+                        name, params = control.decode_event(payload)
+                        if name == "signal":
+                            on_signal(int(params["number"]))
+                        elif name == "resize":
+                            on_resize(int(params["rows"]), int(params["columns"]))
+                    elif kind in (DATA, CREDIT, EOF) and stream // STREAMS == LOCAL:
+                        if not self._finished:
+                            route.from_proxy(stream % STREAMS, kind, payload)
+                    else:
+                        raise LinkError(f"link: a proxy sent a frame of type {kind} on stream {stream}")
+                piece = await self._reader.read(MAX_DATA)
+                if not piece:
+                    break
+                frames = self._decoder.feed(piece)
+        except (LinkError, OSError, KeyError, TypeError, ValueError):
+            pass  # the same as its death
+        if not self._finished:
+            route.discard()
+            on_loss()
+        self._writer.close()
+        # This object is in a reference cycle. Without this line a pod would collect descriptors of ended proxies until
+        # Python's next garbage collection. A thread may be using the descriptor, so it is not closed here.
+        self.process = Process(self.process.pid, -1)

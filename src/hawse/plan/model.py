@@ -1,0 +1,288 @@
+"""What the monitor is told to make: the whole of a sandbox, decided before anything is touched.
+
+The command line writes it, the monitor reads it; it can be printed and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from hawse.oci.guest.overlay import Overlay
+from hawse.oci.limits.cgroups import CgroupPlan
+from hawse.oci.process.inherited import Inherited
+from hawse.oci.process.notify_socket import Notify
+from hawse.state.steps import Step
+from hawse.vm.arguments import VmShape
+from hawse.vm.ports import Port
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory or file of the host that the guest sees below its share.
+
+    ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
+    not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
+    are any, map its owners: the first id in its file system, the first that is shown, and their count; with
+    ``map_below`` of mounts below it too. ``common``: its files are to be the
+    same in the guest as those of other shares with the same source. ``overlay``: that is shared, and ``source`` is its
+    name.
+    """
+
+    name: str
+    source: str
+    is_dir: bool
+    readonly: bool
+    private: bool = False
+    recursive: bool = True
+    readonly_below: bool = False
+    uids: list[tuple[int, int, int]] = []
+    gids: list[tuple[int, int, int]] = []
+    map_below: bool = False
+    common: bool = False
+    overlay: Overlay | None = None
+
+
+class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
+    """A file system of huge pages that the guest is to have: KiB of a page, mode and owners of its root."""
+
+    name: str
+    kib: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class ForwardedSocket(msgspec.Struct, frozen=True, kw_only=True):
+    """A socket of the host that a container has forwarded: the name of its share, and its mode and owners there."""
+
+    name: str
+    mode: int
+    uid: int
+    gid: int
+
+
+#: In place of a group's number: the step plugs a disk.
+NO_GROUP = -1
+
+
+class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group.
+
+    ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
+    ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
+    made by options of the same names as the commands'. ``shared``: it is there for another container. ``bars`` are
+    those that it has on the host, (number, bytes) each. ``dma_entries``: the DMA mappings that its VFIO container may
+    need on the host (:mod:`hawse.vfio.host.dma_mappings`), 0 for an emulated function. ``unsafe_interrupts``: an
+    administrator accepts a device whose interrupts are not remapped.
+    """
+
+    group: int
+    label: str
+    host: str
+    note: str
+    commands: list[tuple[str, dict[str, Any]]]
+    device: str
+    bus: str
+    guest_address: str
+    cold: bool = False
+    shared: bool = False
+    unsafe_interrupts: bool = False
+    bars: list[tuple[int, int]] = []
+    dma_entries: int = 0
+
+    @property
+    def what(self) -> str:
+        """What it is, for errors; a disk is of no group."""
+        return self.label if self.group == NO_GROUP else f"{self.label} of group {self.group}"
+
+    @property
+    def by_file(self) -> bool:
+        """Whether QEMU opens the function's device file, and not its group's node."""
+        return any("iommufd" in arguments for _, arguments in self.commands)
+
+
+class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A block device of the host that the container is to have; ``logical`` and ``physical`` are bytes of a sector."""
+
+    major: int
+    minor: int
+    name: str
+    writable: bool
+    logical: int = 512
+    physical: int = 512
+
+
+class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A VFIO node of the spec. ``group`` is the host's group number, None for the container node /dev/vfio/vfio.
+
+    ``file``: it is of the device file interface: that of the function which QEMU calls ``device``, or /dev/iommu.
+    """
+
+    path: str
+    major: int
+    minor: int
+    group: int | None
+    file: bool = False
+    device: str = ""
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine's template: in which cache, under which digest, and whether it is there or is to be made."""
+
+    cache: str
+    digest: str
+    usable: bool
+
+
+class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
+    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started.
+    ``file_bytes``: how far it may write a file, which is for the disks of emulated devices."""
+
+    tree: str
+    first_user: int
+    last_user: int
+    filters: bool
+    required: bool = False
+    file_bytes: int = 0
+
+
+class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
+    ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
+    ``one_thread``: its CPUs take turns (:func:`hawse.vm.acceleration.one_thread`). ``jail``: QEMU's, None for none.
+    ``address_bits``: the width of the vIOMMU. ``modules`` is the directory in the share of modules for the guest's
+    kernel, "" for none, and ``load_modules`` are the names of those that are loaded at its start.
+    ``oom_score_adj`` (proc(5)) is of its programs, None for the monitor's.
+    """
+
+    qemu: str
+    accel: str
+    memory_mib: int
+    cpus: int
+    kernel: str
+    initrd: str
+    kernel_append: str
+    bridges: list[dict[str, Any]]
+    machine_properties: list[str]
+    share: str
+    virtiofsd: list[str]
+    boot_seconds: float
+    device_seconds: float
+    template: Template | None
+    share_address: str
+    cold: list[tuple[str, dict[str, Any]]] = []
+    page_kib: int = 0
+    label: str = ""
+    one_thread: bool = False
+    address_bits: int = 48
+    jail: JailPlan | None = None
+    modules: str = ""
+    load_modules: list[str] = []
+    oom_score_adj: int | None = None
+
+
+class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
+    the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
+    ``memory`` are file systems of shared memory by name, with their bytes; ``hugepages`` are (KiB of a page, count), to
+    be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
+    own drivers get, with the rights that their nodes shall have. ``named`` are misc devices, by their numbers on the
+    host, whose number in the guest is found by their name. ``hooks`` are those of the host, and ``cgroup`` is the
+    host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
+    is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
+    ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is that of its processes.
+    ``sockets`` are those of the host that connections are forwarded to.
+    """
+
+    id: str
+    bundle: str
+    rootfs: str
+    oci_version: str
+    annotations: dict[str, str]
+    owner: str
+    spec: dict[str, Any]
+    shares: list[Share]
+    plugs: list[PlugStep]
+    nodes: list[NodeRequest]
+    hugepages: list[tuple[int, int]]
+    hugetlbfs: list[Hugetlbfs] = []
+    memory: list[tuple[str, int]] = []
+    binds: list[str]
+    joins: dict[str, str] = {}
+    network: str
+    sysctls: dict[str, str] = {}
+    native: dict[int, dict[str, int]] = {}
+    disks: list[DiskPlan] = []
+    named: list[tuple[int, int, str]] = []
+    hooks: dict[str, list[dict[str, Any]]] = {}
+    cgroup: CgroupPlan = CgroupPlan()
+    inherited: Inherited = Inherited()
+    notify: Notify | None = None
+    oom_score_adj: int = 0
+    sockets: list[ForwardedSocket] = []
+
+    @property
+    def hugepages_mib(self) -> int:
+        """The memory of the guest that is reserved for its huge pages."""
+        return sum(kib * count for kib, count in self.hugepages) // 1024
+
+    def encode(self) -> bytes:
+        """The plan as JSON, for the monitor."""
+        return msgspec.json.encode(self)
+
+
+class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
+    """A sandbox with its first container, whose id is its own. ``timeline`` is the file for its start's trace, "" for
+    none; ``ports`` are those that take devices, ``network_port`` takes interfaces. ``pod``: others may join it.
+    ``log_file``: path and format of the file for what the monitor warns of later, "" for its own log only.
+    """
+
+    machine: MachinePlan
+    ports: list[Port]
+    network_port: Port
+    pod: bool = False
+    steps: list[Step]
+    timeline: str
+    log_file: tuple[str, str] = ("", "text")
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """One group to be attached to a sandbox that runs; its node has this mode and these owners in the container."""
+
+    plugs: list[PlugStep]
+    nodes: list[NodeRequest]
+    mode: int
+    uid: int
+    gid: int
+
+
+def shape(machine: MachinePlan) -> VmShape:
+    """What of the plan the guest sees."""
+    return VmShape(
+        qemu=machine.qemu,
+        accel=machine.accel,
+        one_thread=machine.one_thread,
+        address_bits=machine.address_bits,
+        memory_mib=machine.memory_mib,
+        cpus=machine.cpus,
+        kernel=machine.kernel,
+        initrd=machine.initrd,
+        kernel_append=machine.kernel_append,
+        bridges=machine.bridges,
+        share=machine.share,
+        machine_properties=frozenset(machine.machine_properties),
+        cold=machine.cold,
+    )
+
+
+def addresses(plugs: Sequence[PlugStep]) -> dict[str, str]:
+    """The guest's address of each function of the host."""
+    return {plug.host: plug.guest_address for plug in plugs if plug.host}
+
+
+def decode(data: bytes) -> SandboxPlan:
+    """The plan from its JSON."""
+    return msgspec.json.decode(data, type=SandboxPlan)

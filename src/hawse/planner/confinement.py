@@ -1,0 +1,66 @@
+"""Decide whether QEMU is confined: by the configuration, the share and the capabilities of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hawse.config import Config, user_ids
+from hawse.errors import HostError
+from hawse.jail import tree
+from hawse.linux import capabilities
+from hawse.plan.model import JailPlan
+from hawse.vm import nvme_disks
+
+#: The capabilities that a jail is made with.
+_NEEDED = ("CHOWN", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_CHROOT", "SYS_ADMIN", "MKNOD")
+
+
+def plan_jail(
+    config: Config, *, share: str, filters: bool, warn: Callable[[str], object], status: str = "/proc/self/status"
+) -> JailPlan | None:
+    """The plan of QEMU's jail, None if QEMU is not confined. ``filters``: QEMU was built with -sandbox. ``warn`` logs
+    why QEMU is not confined.
+
+    Raises :class:`HostError` if the configuration requires a jail and none is possible.
+    """
+    if config.vm.confine == "off":
+        return None
+    users = user_ids(config.vm.users)
+    assert users is not None, "checked when it was read"
+    try:
+        directory = jail_tree(config, share=share, status=status)
+    except HostError as error:
+        if config.vm.confine == "required":
+            raise HostError(
+                f"QEMU cannot be confined, as vm.confine requires: {error.message}",
+                hint=error.hint,
+                evidence=error.evidence,
+            ) from None
+        warn(f"QEMU is not confined: {error.sentence()}")
+        return None
+    # An emulated NVMe may be attached to any sandbox; without one QEMU has nothing to write.
+    has_disks = any("nvme" in models for models in config.emulated.values())
+    return JailPlan(
+        tree=directory,
+        first_user=users[0],
+        last_user=users[1],
+        filters=filters,
+        required=config.vm.confine == "required",
+        file_bytes=nvme_disks.DISK_BYTES if has_disks else 0,
+    )
+
+
+def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") -> str:
+    """The directory of QEMU's files. Raises :class:`HostError` saying why QEMU cannot be confined here."""
+    if share == "9p":
+        remedy = 'set vm.share = "auto"' if config.vm.share == "9p" else "install the package with virtiofsd"
+        raise HostError("with 9p QEMU itself gives files their owners, as root", hint=remedy)
+    if missing := missing_capabilities(status):
+        raise HostError(f"hawse lacks {', '.join(missing)}", hint="give its service these capabilities")
+    return tree.obtain(config.vm.qemu, cache=config.image.cache)
+
+
+def missing_capabilities(status: str) -> list[str]:
+    """The capabilities that a jail is made with and that this process lacks."""
+    effective = capabilities.effective(status)
+    return [f"CAP_{name}" for name in _NEEDED if not effective >> capabilities.NUMBERS[name] & 1]

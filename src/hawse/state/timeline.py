@@ -1,0 +1,68 @@
+"""A sandbox's start as a trace for chrome://tracing and Perfetto (their "Trace Event Format", its JSON object form)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from hawse.errors import ConfigError
+from hawse.state.steps import Step
+
+_MICRO = 1_000_000
+_MAX_BYTES = 16 * 1024 * 1024
+_MAKE = "make one with `hawse run --timeline FILE`"
+
+
+def trace(steps: Sequence[Step], *, name: str) -> dict[str, object]:
+    """The trace: one process, a thread for each lane in the order of their beginnings, times from the first step."""
+    lanes: dict[str, int] = {}
+    for lane, _, _, _ in sorted(steps, key=lambda step: step[2]):
+        lanes.setdefault(lane, len(lanes) + 1)
+    origin = min((step[2] for step in steps), default=0.0)
+    events: list[dict[str, object]] = [_named("process_name", 0, f"hawse {name}")]
+    for lane, number in lanes.items():
+        events.append(_named("thread_name", number, lane))
+        events.append({**_named("thread_sort_index", number, ""), "args": {"sort_index": number}})
+    for lane, text, began, ended in sorted(steps, key=lambda step: (step[2], -step[3])):
+        times = {"ts": round((began - origin) * _MICRO), "dur": max(1, round((ended - began) * _MICRO))}
+        events.append({"ph": "X", "pid": 1, "tid": lanes[lane], "cat": lane, "name": text, **times})
+    return {"displayTimeUnit": "ms", "traceEvents": events}
+
+
+def write(path: str, steps: Sequence[Step], *, name: str) -> None:
+    """Write the trace, whole or not at all. Nobody waits for it: where that fails, there is none."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "w") as file:
+            json.dump(trace(steps, name=name), file)
+        os.rename(temporary, path)
+    except OSError:
+        return
+
+
+def read(path: str) -> list[Step]:
+    """The steps of a trace, in seconds from its first. Raises :class:`ConfigError` naming what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"timeline {path}: {error.strerror}", hint="give the file that --timeline wrote") from None
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"timeline {path}: more than {_MAX_BYTES} bytes are no timeline of a sandbox")
+    try:
+        events = json.loads(data)["traceEvents"]
+        steps = [
+            (str(event["cat"]), str(event["name"]), event["ts"] / _MICRO, (event["ts"] + event["dur"]) / _MICRO)
+            for event in events
+            if event["ph"] == "X"
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"timeline {path}: it is no trace", hint=_MAKE) from None
+    if not steps:
+        raise ConfigError(f"timeline {path}: it has no steps", hint=_MAKE)
+    return steps
+
+
+def _named(kind: str, thread: int, name: str) -> dict[str, object]:
+    return {"ph": "M", "pid": 1, "tid": thread, "name": kind, "args": {"name": name}}

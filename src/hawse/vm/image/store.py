@@ -1,0 +1,259 @@
+"""The guest image as it is kept: ``<cache>/images/<digest>/`` with vmlinux, initrd.cpio and manifest.json, and with
+directories of kernel modules, which guests get by their share.
+
+:func:`locate` is on the way of every container's start: it reads a manifest of a kilobyte and the guest's own sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import hawse
+from hawse.cache import results as answers
+from hawse.cache import trusted
+from hawse.errors import HostError, ImageError
+
+_PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
+#: The parts of hawse that run in the guest.
+GUEST_SOURCES = (
+    "__init__.py",
+    "errors.py",
+    "linux/__init__.py",
+    "linux/netlink.py",
+    "vfio/__init__.py",
+    "vfio/device_rules.py",
+    "vfio/sysfs.py",
+)
+GUEST_PACKAGES = ("agent", "link")
+FILES = ("vmlinux", "initrd.cpio")
+#: A directory of modules for devices that are left to the guest's kernel, which the guest gets by the share.
+DRIVERS = "drivers"
+#: A directory of modules that the guest's kernel may ask for, which the guest gets by the share.
+MODULES = "modules"
+#: What is beside the image: directories.
+BESIDE = (DRIVERS, MODULES)
+_BUILD = "build it with `hawse image build`"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's; ``drivers`` and ``modules`` are
+    directories of modules, ``beside`` the bytes in both.
+
+    ``fresh``: it was built just now.
+    """
+
+    digest: str
+    kernel: str
+    initrd: str
+    release: str
+    size: int
+    build_seconds: float
+    drivers: str
+    modules: str
+    beside: int
+    fresh: bool = field(default=False, compare=False)
+
+
+def recipe_directory() -> str:
+    """Where recipe.toml and init lie: in the installed package, or beside src/ in a checkout."""
+    installed = os.path.join(_PACKAGE, "guest")
+    return installed if os.path.isdir(installed) else os.path.join(_PACKAGE, "..", "..", "guest")
+
+
+def guest_sources() -> list[tuple[str, str]]:
+    """(path below hawse/, absolute path) of every source that goes into the guest, sorted."""
+    names = list(GUEST_SOURCES)
+    for package in GUEST_PACKAGES:
+        for directory, _, files in os.walk(f"{_PACKAGE}/{package}"):
+            below = os.path.relpath(directory, _PACKAGE)
+            names += [f"{below}/{name}" for name in files if name.endswith(".py")]
+    return [(name, f"{_PACKAGE}/{name}") for name in sorted(names)]
+
+
+def sources_digest(kernel: str, modules: str, extra: Sequence[str] = ()) -> str:
+    """What this hawse, and a kernel of the user's own, put into an image: all inputs but Debian's packages.
+
+    ``extra``: names of modules that an administrator has added to those beside the image.
+    """
+    digest = hashlib.sha256()
+    digest.update(_joined(extra).encode())
+    recipe = recipe_directory()
+    for name, path in [("recipe", f"{recipe}/recipe.toml"), ("init", f"{recipe}/init"), *guest_sources()]:
+        with open(path, "rb") as file:
+            content = file.read()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    for path in (kernel, modules):
+        try:
+            digest.update(json.dumps(answers.file_key(path) if path else []).encode())
+        except OSError as error:
+            raise ImageError(
+                f"guest image: {path}: {error.strerror}", hint="check image.kernel and image.modules"
+            ) from None
+    return digest.hexdigest()
+
+
+def locate(
+    *, cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = (), hash_files: bool = False
+) -> Image:
+    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
+    where another user may write to it: whoever does runs in every guest. ``hash_files`` as of :func:`read`."""
+    sources = sources_digest(kernel, modules, extra)
+    _check_directory(cache, "images")
+    try:
+        with open(_pointer(cache, sources)) as file:
+            digest = file.read(65).strip()
+    except FileNotFoundError:
+        which = f" with image.extra_modules {_joined(extra)}" if extra else ""
+        others = ": those in it are of another version of hawse or another [image] section" if _has_any(cache) else ""
+        raise ImageError(f"there is no guest image{which} in {cache}{others}", hint=_BUILD) from None
+    _check_directory(cache, "images", digest)
+    image = read(f"{cache}/images/{digest}", hash_files=hash_files)
+    if _manifest(f"{cache}/images/{digest}")["sources"] != sources:
+        raise ImageError(
+            f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe",
+            hint=_BUILD,
+        )
+    return image
+
+
+def read(directory: str, *, hash_files: bool = False) -> Image:
+    """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one.
+
+    ``hash_files`` reads the files also where they were found right before and their size and times are the same.
+    """
+    manifest = _manifest(directory)
+    trusted.check_file(f"{directory}/manifest.json")
+    for name in FILES:
+        _check(directory, name, manifest["files"][name], hash_files=hash_files)
+    for name in BESIDE:
+        _check_tree(directory, name, manifest["beside"][name], hash_files=hash_files)
+    return Image(
+        digest=manifest["digest"],
+        kernel=f"{directory}/vmlinux",
+        initrd=f"{directory}/initrd.cpio",
+        release=manifest["release"],
+        size=sum(entry["size"] for entry in manifest["files"].values()),
+        build_seconds=manifest["build_seconds"],
+        drivers=f"{directory}/{DRIVERS}",
+        modules=f"{directory}/{MODULES}",
+        beside=sum(entry["size"] for entry in manifest["beside"].values()),
+    )
+
+
+def current_path(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> str:
+    """The file that names the digest of the image in use, one for each content of :func:`sources_digest`.
+
+    Installations of the same version share an image, wherever their files are: a wheel, a checkout, another Python.
+    Raises :class:`ImageError`.
+    """
+    return _pointer(cache, sources_digest(kernel, modules, extra))
+
+
+def confirmed(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> float:
+    """When `hawse image build` last made the image in use, or found that the packages are still the same: seconds since
+    1970. Raises OSError where there is none, and :class:`ImageError`."""
+    return os.stat(current_path(cache, kernel, modules, extra)).st_mtime
+
+
+def packages(found: Image) -> dict[str, str]:
+    """The versions of the packages that the image was made of, by name. Raises :class:`ImageError`."""
+    return dict(_manifest(os.path.dirname(found.kernel)).get("packages", {}))
+
+
+def file_digest(path: str) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def module_name(path: str) -> str:
+    """kernel/drivers/vfio/pci/vfio-pci.ko is the module vfio_pci."""
+    return os.path.basename(path).partition(".ko")[0].replace("-", "_")
+
+
+def tree_digest(directory: str) -> tuple[int, str]:
+    """Bytes of all files below a directory, and the sha256 of their paths and contents."""
+    size, digest = 0, hashlib.sha256()
+    for parent, directories, names in os.walk(directory):
+        directories.sort()
+        for name in sorted(names):
+            path = f"{parent}/{name}"
+            size += os.stat(path).st_size
+            digest.update(f"{os.path.relpath(path, directory)}\0{file_digest(path)}\n".encode())
+    return size, digest.hexdigest()
+
+
+def _pointer(cache: str, sources: str) -> str:
+    return f"{cache}/images/current-{sources[:16]}"
+
+
+def _has_any(cache: str) -> bool:
+    try:
+        return any(name.startswith("current-") for name in os.listdir(f"{cache}/images"))
+    except OSError:
+        return False
+
+
+def _joined(extra: Sequence[str]) -> str:
+    """Names of modules, in one order and spelling."""
+    return ",".join(sorted({module_name(name) for name in extra}))
+
+
+def _check_directory(cache: str, *below: str) -> None:
+    try:
+        trusted.check(cache, *below)
+    except HostError as error:
+        raise HostError(f"the guest image is not used: {error.message}", hint=error.hint) from None
+
+
+def _manifest(directory: str) -> dict[str, Any]:
+    try:
+        with open(f"{directory}/manifest.json", "rb") as file:
+            manifest = json.loads(file.read(1024 * 1024))
+        manifest["sources"], manifest["digest"], manifest["release"], manifest["build_seconds"]
+        for name in FILES:
+            manifest["files"][name]["size"], manifest["files"][name]["sha256"]
+        for name in BESIDE:
+            manifest["beside"][name]["size"], manifest["beside"][name]["sha256"]
+    except FileNotFoundError:
+        raise ImageError(f"the guest image in {directory} is gone", hint=_BUILD) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ImageError(f"the guest image is damaged: {directory}/manifest.json", hint=_BUILD) from None
+    return dict(manifest)
+
+
+def _check(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
+    path = f"{directory}/{name}"
+    try:
+        trusted.check_file(path)
+        status = os.stat(path)
+    except OSError as error:
+        raise ImageError(f"the guest image is damaged: {path}: {error.strerror}", hint=_BUILD) from None
+    if status.st_size != expected["size"]:
+        raise ImageError(
+            f"the guest image is damaged: {path} has {status.st_size} bytes, not {expected['size']}", hint=_BUILD
+        )
+    # Reading sixty megabytes at every start would cost more than it protects from: once for each state of the file.
+    key = [*answers.file_key(path), status.st_ino, expected["sha256"]]
+    if hash_files or answers.read(f"{path}.checked", key) is None:
+        if file_digest(path) != expected["sha256"]:
+            with suppress(OSError):
+                os.unlink(f"{path}.checked")  # no start relies on it any more
+            raise ImageError(f"the guest image is damaged: {path} was altered", hint=_BUILD)
+        answers.write(f"{path}.checked", key, True)
+
+
+def _check_tree(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
+    """A directory beside the image. Its files are compared only for ``hash_files``: only root could have altered them,
+    and they run nowhere but in guests."""
+    path = f"{directory}/{name}"
+    if not os.path.isdir(path) or (hash_files and tree_digest(path) != (expected["size"], expected["sha256"])):
+        what = "was altered" if os.path.isdir(path) else "is missing"
+        raise ImageError(f"the guest image is damaged: {path} {what}", hint=_BUILD)
