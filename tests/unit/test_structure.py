@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
+import re
 import subprocess
 import sys
 
@@ -199,3 +200,11 @@ def test_the_guests_modules_need_no_typing() -> None:
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not {"typing", "dataclasses", "asyncio", "subprocess", "inspect"} & set(answer.stdout.split())
+
+
+def test_docs_architecture_names_every_folder() -> None:
+    with open(os.path.join(PACKAGE, "..", "..", "docs", "architecture.md")) as file:
+        named = set(re.findall(r"`([a-z_/]+)/`", file.read()))
+    folders = {package(module).replace(".", "/") for module, _ in sources() if "." in module}
+    assert folders <= named
+    assert not {name for name in named - folders if os.path.exists(os.path.join(PACKAGE, name))}
