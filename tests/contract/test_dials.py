@@ -18,7 +18,7 @@ import pytest
 from hawse.errors import LinkError
 from hawse.link import control
 from hawse.link.streams import STDIO
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network.dials import Dials
 from hawse.monitor.processes.processes import Processes
 from tests.contract.test_forwards import SIZE, digest_and_answer, receive

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from hawse.host import network_namespace
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network.forwards import Forwards
 from hawse.monitor.processes.processes import Processes
 from tests.support.agent import Agent

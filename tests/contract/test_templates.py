@@ -1,6 +1,6 @@
 """A machine from its template, or by a boot that leaves one; whatever is wrong with a template fails no container.
 
-Each machine is woken first, by hawse.monitor.machine.identity.
+Each machine is woken first, by hawse.monitor.agent.identity.
 """
 
 from __future__ import annotations

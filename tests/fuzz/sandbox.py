@@ -20,10 +20,10 @@ from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, EVENT, HEADER, Decoder, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
+from hawse.monitor.agent.guest_link import GuestLink
+from hawse.monitor.agent.notifications import MAX_TEXT
 from hawse.monitor.container import Container
 from hawse.monitor.devices.claims import Claims
-from hawse.monitor.machine.agent_link import GuestLink
-from hawse.monitor.machine.notifications import MAX_TEXT
 from hawse.monitor.network.dials import Dials
 from hawse.monitor.processes.connection import Connection
 from hawse.monitor.processes.processes import LOST, Processes

@@ -17,7 +17,7 @@ from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, FROM_GUEST, HEADER, Decoder, encode
 from hawse.link.streams import BOTH, STDIO, STREAMS
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.machine.bounded_log import FILE_LIMIT, TAIL, BoundedLog, with_last_words
 from hawse.vm.qmp import Qmp
 from tests.fuzz.target import BYTES, FRAMES, LINES, Run, Target, check_plain, in_loop

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
 from hawse.link import control
+from hawse.monitor.agent import identity, notifications
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.container import log_lines
 from hawse.monitor.devices import guest_drivers, hotplug
 from hawse.monitor.devices.device_map import mirror
-from hawse.monitor.machine import identity, notifications
-from hawse.monitor.machine.agent_link import GuestLink
 from hawse.monitor.network.resolver import loopback_servers, parse_query
 from hawse.oci.limits import statistics
 from hawse.oci.process import table as listing

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, cast
 
 from hawse.errors import HawseError
-from hawse.monitor.machine.agent_link import GuestLink, Route
+from hawse.monitor.agent.guest_link import GuestLink, Route
 from hawse.monitor.processes.connection import Connection
 
 

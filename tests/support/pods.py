@@ -19,7 +19,7 @@ from hawse.host.mounts.bind_sources import Source
 from hawse.link import control
 from hawse.link.frames import CALL, EVENT, Decoder, Frame
 from hawse.linux.processes import Process
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.machine.machine import Machine
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.sandbox import INIT_KEY, Sandbox

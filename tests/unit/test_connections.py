@@ -14,7 +14,7 @@ from hawse.errors import VmError
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.processes.connection import STREAM, Connection
 from hawse.monitor.processes.processes import Processes
 from tests.support import virtual_time

@@ -16,7 +16,7 @@ from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
-from hawse.monitor.machine.agent_link import MOST_QUEUED, GuestLink, Route
+from hawse.monitor.agent.guest_link import MOST_QUEUED, GuestLink, Route
 from tests.support.patience import patience
 
 FIRST = STREAMS

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hawse.errors import VmError
-from hawse.monitor.machine.agent_link import GuestLink
-from hawse.monitor.machine.identity import SEED_BYTES, wake
+from hawse.monitor.agent.guest_link import GuestLink
+from hawse.monitor.agent.identity import SEED_BYTES, wake
 from hawse.state.steps import GUEST, Steps
 
 

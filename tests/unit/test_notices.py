@@ -11,7 +11,7 @@ import pytest
 from hawse.errors import StateError
 from hawse.link import control
 from hawse.link.frames import EVENT, REPLY, Decoder
-from hawse.monitor.machine.notifications import MAX_TEXT, Notices, checked
+from hawse.monitor.agent.notifications import MAX_TEXT, Notices, checked
 from hawse.oci.process.notify_socket import Notify
 from tests.support.pods import Pod, events, pod, run, settle
 

@@ -16,7 +16,7 @@ from hawse.agent.streams.notify import Notify as AgentSocket
 from hawse.commands.process import Handed, relays
 from hawse.errors import HostError
 from hawse.host import notify
-from hawse.monitor.machine import notifications
+from hawse.monitor.agent import notifications
 from hawse.oci.load import load_bundle
 from hawse.oci.process.notify_socket import Notify, in_mounts, serve, value_of
 from hawse.planner.notify_target import find_notified

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hawse.agent.streams.resolver import Resolver
 from hawse.errors import LinkError
 from hawse.link import control
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network import resolver as hosts
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.resolver import loopback_servers, parse_query

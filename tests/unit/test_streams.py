@@ -12,7 +12,7 @@ from hawse.errors import LinkError
 from hawse.link.flow import WINDOW
 from hawse.link.frames import CREDIT, DATA, EOF
 from hawse.link.streams import MAX_PRESERVED, STDIO, STREAMS, directions
-from hawse.monitor.machine.agent_link import GuestLink, Route
+from hawse.monitor.agent.guest_link import GuestLink, Route
 
 
 class Ends:

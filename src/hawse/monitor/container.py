@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from hawse.errors import HawseError, StateError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.linux.processes import Process
+from hawse.monitor.agent.notifications import Notices
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
 from hawse.monitor.devices.misc_devices import named
 from hawse.monitor.guest_hugepages import HugePages
-from hawse.monitor.machine.notifications import Notices
 from hawse.monitor.machine.start import Notes
 from hawse.monitor.processes.processes import KILLED, LOST, Processes, whole
 from hawse.monitor.processes.proxy_connections import Proxy
@@ -32,7 +32,7 @@ from hawse.plan.model import Attachment, ContainerPlan
 from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
 
 if TYPE_CHECKING:
-    from hawse.monitor.machine.agent_link import GuestLink
+    from hawse.monitor.agent.guest_link import GuestLink
     from hawse.vm.qmp import Qmp
 
 #: How long the guest may take to freeze a container. The machine goes on when it does not.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hawse.agent.streams.notify import Notify
 
 
-#: The host waits longer for the answer to a start (hawse.monitor.machine.agent_link).
+#: The host waits longer for the answer to a start (hawse.monitor.agent.guest_link).
 _EXECUTE_SECONDS = 20.0
 
 

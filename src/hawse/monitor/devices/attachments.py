@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.device_map import mirror, places
 from hawse.monitor.devices.guest_drivers import Native, annotation, with_nodes
 from hawse.monitor.devices.hotplug import Files, Groups
-from hawse.monitor.machine.agent_link import GuestLink
 from hawse.plan.model import Attachment, ContainerPlan, NodeRequest, PlugStep, addresses
 
 if TYPE_CHECKING:

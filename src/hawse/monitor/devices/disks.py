@@ -24,7 +24,7 @@ from hawse.vm.arguments import plug_disk
 from hawse.vm.ports import Port
 
 if TYPE_CHECKING:
-    from hawse.monitor.machine.agent_link import GuestLink
+    from hawse.monitor.agent.guest_link import GuestLink
     from hawse.vm.qmp import Qmp
 
 #: Sets of descriptors below are those of emulated disks, by their PCI addresses (hawse.vm.arguments).

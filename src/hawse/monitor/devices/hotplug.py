@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawse.errors import DeviceError, RefusedError, VmError
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.devices.device_map import Place
 from hawse.monitor.devices.guest_drivers import Native, read_answer
-from hawse.monitor.machine.agent_link import GuestLink
 from hawse.plan.model import NodeRequest, PlugStep
 from hawse.vfio import interrupts
 from hawse.vfio.host import dma_mappings

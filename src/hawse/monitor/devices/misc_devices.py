@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hawse.errors import DeviceError, VmError
 
 if TYPE_CHECKING:
-    from hawse.monitor.machine.agent_link import GuestLink
+    from hawse.monitor.agent.guest_link import GuestLink
 
 _SECONDS = 60.0
 _MAX_NUMBER = 2**20

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.linux import attributes
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
+from hawse.monitor.agent.identity import wake
 from hawse.monitor.machine.bounded_log import BoundedLog, collect
-from hawse.monitor.machine.identity import wake
 from hawse.monitor.machine.programs import Program, Watched
 from hawse.monitor.machine.qemu_warnings import Complaints
 from hawse.monitor.machine.start import Launched

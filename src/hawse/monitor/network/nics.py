@@ -14,8 +14,8 @@ from hawse.vm.arguments import plug_interface
 from hawse.vm.ports import FUNCTIONS, Port, place_interfaces
 
 if TYPE_CHECKING:
+    from hawse.monitor.agent.guest_link import GuestLink
     from hawse.monitor.devices.claims import Claims
-    from hawse.monitor.machine.agent_link import GuestLink
     from hawse.monitor.machine.start import Notes
     from hawse.plan.model import SandboxPlan
     from hawse.vm.qmp import Events, Qmp

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hawse.errors import LinkError
 
 if TYPE_CHECKING:
-    from hawse.monitor.machine.agent_link import GuestLink
+    from hawse.monitor.agent.guest_link import GuestLink
     from hawse.monitor.network.host_network import Network
     from hawse.plan.model import ContainerPlan
 

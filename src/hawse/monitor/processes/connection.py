@@ -13,7 +13,7 @@ from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA
 from hawse.link.streams import BOTH, STDIO
 
 if TYPE_CHECKING:
-    from hawse.monitor.machine.agent_link import Route
+    from hawse.monitor.agent.guest_link import Route
 
 #: The stream of a connection: that of the first descriptor behind stdio.
 STREAM = len(STDIO)
@@ -21,7 +21,7 @@ _RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close() tells the peer
 
 
 class Connection:
-    """One connection of the host's; a :class:`hawse.monitor.machine.agent_link.Sink` for what the guest answers."""
+    """One connection of the host's; a :class:`hawse.monitor.agent.guest_link.Sink` for what the guest answers."""
 
     directions: tuple[str, ...] = (*STDIO, BOTH)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.link.streams import BOTH, STDIO
 from hawse.linux.processes import Process
-from hawse.monitor.machine.agent_link import GuestLink, Route
+from hawse.monitor.agent.guest_link import GuestLink, Route
 from hawse.monitor.processes.connection import Connection
 from hawse.monitor.processes.proxy_connections import Proxy
 

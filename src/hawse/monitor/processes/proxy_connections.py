@@ -11,7 +11,7 @@ from hawse.link import control
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import STDIO, STREAMS
 from hawse.linux.processes import Process
-from hawse.monitor.machine.agent_link import Route
+from hawse.monitor.agent.guest_link import Route
 
 #: A proxy knows one process and calls it by this number.
 LOCAL = 1
@@ -20,7 +20,7 @@ _MOST_QUEUED = 2 * 1024 * 1024
 
 
 class Proxy:
-    """The monitor's side of one proxy; a :class:`hawse.monitor.machine.agent_link.Sink` for the process's frames."""
+    """The monitor's side of one proxy; a :class:`hawse.monitor.agent.guest_link.Sink` for the process's frames."""
 
     def __init__(
         self,

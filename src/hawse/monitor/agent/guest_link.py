@@ -16,7 +16,7 @@ from hawse.link import control
 from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
 from hawse.link.streams import STREAMS, read_by, written_by
-from hawse.monitor.machine.notifications import MAX_TEXT
+from hawse.monitor.agent.notifications import MAX_TEXT
 
 PROTOCOL = 1
 #: Bytes that may wait for the guest to read them. Streams take 256 KiB each at most, answers to name queries 6 MiB.

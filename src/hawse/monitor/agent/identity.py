@@ -10,7 +10,7 @@ import os
 import time
 
 from hawse.errors import VmError
-from hawse.monitor.machine.agent_link import GuestLink
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.state.steps import GUEST, Steps
 
 #: More than the guest kernel's random number generator keeps (ChaCha20's key of 32 bytes).
