@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.agent.devices.spec_nodes import Node, rewrite_devices
+from hawse.agent.devices.map_file import Node, rewrite_devices
 
 CONTAINER = Node("/dev/vfio/vfio", 10, 196, None, 10, 196)
 

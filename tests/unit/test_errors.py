@@ -25,8 +25,8 @@ import pytest
 from hawse.agent.container.mount_errors import HINT, unknown_type
 from hawse.agent.devices.guest_drivers import bind_native
 from hawse.agent.devices.hardware import bind_vfio
-from hawse.agent.devices.spec_nodes import Node as GuestNode
-from hawse.agent.devices.spec_nodes import rewrite_devices
+from hawse.agent.devices.map_file import Node as GuestNode
+from hawse.agent.devices.map_file import rewrite_devices
 from hawse.agent.system import syscalls
 from hawse.agent.system.modules import Modules
 from hawse.agent.system.uevents import Uevents

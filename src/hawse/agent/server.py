@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 
@@ -16,7 +16,7 @@ from hawse.agent.container.container import Container, Process
 from hawse.agent.container.crun import CRUN, ROOT, Crun
 from hawse.agent.container.prepared import Prepared
 from hawse.agent.devices import hardware
-from hawse.agent.devices.spec_nodes import Node, rewrite_devices, show
+from hawse.agent.devices.map_file import show
 from hawse.agent.machine import boot, hugepages, identity, network
 from hawse.agent.machine.autoload import Autoload
 from hawse.agent.machine.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
@@ -28,6 +28,7 @@ from hawse.agent.system.reaper import Reaper
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import HawseError, LinkError, NotFoundError, StateError, VmError
 from hawse.link import control
+from hawse.link.agreed import PROTOCOL, RUN
 from hawse.link.blocking import Port
 from hawse.link.flow import decode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from hawse.agent.streams.forwards import Forwards
     from hawse.agent.streams.resolver import Resolver
     from hawse.agent.system.ids import Ids
-
-PROTOCOL = 1
-RUN = "/run/hawse"
 
 
 class Server:
@@ -92,7 +90,7 @@ class Server:
             "look_at_mounts": self.look_at_mounts,
             "forget_mounts": self.forget_mounts,
             "bind_vfio": self.bind_vfio,
-            "find_anew": self.find_anew,
+            "rescan_bridge": self.rescan_bridge,
             "bind_disk": self.bind_disk,
             "misc_numbers": self.misc_numbers,
             "bind_native": self.bind_native,
@@ -154,13 +152,13 @@ class Server:
         os.sync()
         trace.forget()
 
-    def trace(self) -> list[tuple[str, int, int]]:
+    def trace(self) -> list[dict[str, object]]:
         """The steps so far."""
         return trace.taken()
 
     def mount_share(
-        self, *, kind: str, tag: str, address: str, seconds: float, modules: str = "", load: list[str] | None = None,
-        protected: dict[str, str] | None = None,
+        self, *, kind: str, tag: str, address: str, seconds: float, protected: dict[str, str], modules: str,
+        load: list[str],
     ) -> None:  # fmt: skip
         """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has come.
 
@@ -169,7 +167,7 @@ class Server:
         """
         self._share_kind = kind
         deadline = time.monotonic() + seconds
-        for name, value in (protected or {}).items():
+        for name, value in protected.items():
             boot.write(f"{self._root}/proc/sys/fs/protected_{name}", value)
         with trace.span("share's modules loaded"):
             self._load(SHARE_MODULES[kind])
@@ -198,7 +196,7 @@ class Server:
         if modules:
             with trace.span("modules offered to the kernel"):
                 self._autoload = Autoload(f"{target}/{modules}", run=self._run, root=self._root)
-                self._autoload.require(load or [])
+                self._autoload.require(load)
 
     def look_at_mounts(self, *, paths: list[str]) -> None:
         """Mount what is mounted below what is shared, at paths from the share's root."""
@@ -216,20 +214,20 @@ class Server:
             self._load(VFIO_MODULES)
         return hardware.bind_vfio(self._uevents, address, seconds=seconds, root=self._root)
 
-    def find_anew(self, *, address: str) -> None:
-        """Have the bridge of a function found anew, with windows for all that is behind it."""
-        with trace.span(f"bridge of {address} found anew"):
-            hardware.find_anew(address, root=self._root)
+    def rescan_bridge(self, *, address: str) -> None:
+        """Remove the bridge of a function and rescan: its windows are sized for all that is behind it."""
+        with trace.span(f"bridge of {address} rescanned"):
+            hardware.rescan_bridge(address, root=self._root)
 
-    def bind_disk(self, *, address: str, seconds: float) -> list[int]:
-        """Wait for a function of virtio-blk and its disk: major and minor."""
+    def bind_disk(self, *, address: str, seconds: float) -> dict[str, int]:
+        """Wait for a function of virtio-blk and its disk; the numbers of its node."""
         from hawse.agent.devices import disks  # here, since most guests never need it
 
         self._load(DISK_MODULES)
         with trace.span(f"disk at {address} ready"):
             return disks.bind_disk(self._uevents, address, seconds=seconds, root=self._root)
 
-    def misc_numbers(self, *, names: list[str]) -> list[list[int] | None]:
+    def misc_numbers(self, *, names: list[str]) -> list[dict[str, int] | None]:
         """The numbers of misc devices, None for one that the guest's kernel has not."""
         from hawse.agent.devices import disks  # here, since most guests never need it
 
@@ -338,11 +336,10 @@ class Server:
         syscalls.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
 
     def create(
-        self, *, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str], notify: bool = False, binds: Sequence[list[Any]] = (),
-        sockets: Sequence[list[Any]] = (),
-    ) -> list[list[str]]:  # fmt: skip
-        """Make a container whose first process waits to be started; what to log of its devices, as [level, text].
+        self, *, container: str, process: int, spec: dict[str, Any], devices: list[dict[str, Any]],
+        joins: dict[str, str], notify: bool, binds: list[dict[str, Any]], sockets: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """Create a container whose first process waits to be started.
 
         ``devices`` is what the container can read of them, in a file; ``joins`` are containers, by the kind of their
         namespace that it has. ``notify``: the host takes notifications of it. ``binds`` are those of
@@ -352,7 +349,7 @@ class Server:
         with self._turns.setdefault(container, threading.Lock()), ExitStack() as failed:
             if sockets:
                 failed.callback(self._dialling().close, container, self._sockets(container))
-                given = [(name, mode, uid, gid) for name, mode, uid, gid in sockets]
+                given = [(each["name"], each["mode"], each["uid"], each["gid"]) for each in sockets]
                 self._dialling().listen(container, given, self._sockets(container))
             with ExitStack() as bound:
                 if binds:
@@ -360,20 +357,19 @@ class Server:
 
                     directory = f"{self._run}/binds/{container}"
                     bound.callback(subpaths.unbind, directory)
-                    found = [(name, path, inode) for name, path, inode in binds]
+                    files = [(each["name"], each["path"], each["inode"]) for each in binds]
                     inodes = self._share_kind != "9p"
-                    subpaths.bind(found, share=f"{self._run}/share", directory=directory, inodes=inodes)
-                log = self._create(container, process, spec, nodes, devices, joins, notify)
+                    subpaths.bind(files, share=f"{self._run}/share", directory=directory, inodes=inodes)
+                self._create(container, process, spec, devices, joins, notify)
             failed.pop_all()
-            return log
 
     def _sockets(self, container: str) -> str:
         return f"{self._run}/sockets/{container}"
 
     def _create(
-        self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], joins: dict[str, str], notify: bool,
-    ) -> list[list[str]]:  # fmt: skip
+        self, container: str, process: int, spec: dict[str, Any], devices: list[dict[str, Any]],
+        joins: dict[str, str], notify: bool,
+    ) -> None:  # fmt: skip
         ids = None
         with ExitStack() as held:
             for kind, other in joins.items():
@@ -387,15 +383,14 @@ class Server:
                 # crun opens it again by this process, which does not end before.
                 path = f"/proc/{os.getpid()}/fd/{namespace}"
                 spec["linux"]["namespaces"].append({"type": kind, "path": path})
-            return self._make(container, process, spec, nodes, devices, ids, notify)
+            self._make(container, process, spec, devices, ids, notify)
 
     def _make(
-        self, container: str, process: int, spec: dict[str, Any], nodes: list[list[Any]],
-        devices: list[dict[str, Any]], ids: Ids | None, notify: bool,
-    ) -> list[list[str]]:  # fmt: skip
+        self, container: str, process: int, spec: dict[str, Any], devices: list[dict[str, Any]],
+        ids: Ids | None, notify: bool,
+    ) -> None:  # fmt: skip
         hugepages.drop_unknown_limits(spec, directory=self._root + hugepages.SYSFS)
         mount_options.adapt(spec)
-        log = rewrite_devices(spec, [Node(*node) for node in nodes])
         if self._autoload is not None:
             self._autoload.begin(spec)
         directory = f"{self._run}/containers/{container}"
@@ -427,7 +422,6 @@ class Server:
             raise
         self._containers[container] = made
         made.cgroup.watch_oom(lambda kills: self._tell_oom(container, kills))
-        return log
 
     def delete(self, *, container: str) -> None:
         """End what runs of a container and leave nothing of it, nor of the files that it has seen.
@@ -449,16 +443,16 @@ class Server:
         with open(f"{self._root}/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")  # the share's inodes: the host holds each open for as long as it is known here
 
-    def add_nodes(self, *, container: str, nodes: list[list[Any]], devices: list[dict[str, Any]]) -> None:
-        """Give a container nodes, [path, major, minor, mode, uid, gid] each, and the new table of its devices."""
-        self._find(container).add_nodes([(node[0], (node[1], node[2]), *node[3:]) for node in nodes], devices)
+    def add_nodes(self, *, container: str, nodes: list[dict[str, Any]], devices: list[dict[str, Any]]) -> None:
+        """Create nodes in a running container, with mode and owners, and write the new map of its devices."""
+        made = [(n["path"], (n["major"], n["minor"]), n["mode"], n["uid"], n["gid"]) for n in nodes]
+        self._find(container).add_nodes(made, devices)
 
     def remove_nodes(
-        self, *, container: str, nodes: list[list[Any]], group: int | None, force: bool, seconds: float,
+        self, *, container: str, nodes: list[dict[str, Any]], group: int | None, force: bool, seconds: float,
         devices: list[dict[str, Any]],
     ) -> None:  # fmt: skip
-        """Take nodes, [path, major, minor] each, and the group behind them from a container, once nobody uses it; None
-        for a group that stays, whoever uses it."""
+        """Remove nodes of a group from a container, once nobody has the group open; a group of None may stay open."""
         made = self._find(container)
 
         def end_users() -> None:
@@ -466,7 +460,7 @@ class Server:
                 hardware.end_users(self._uevents, group, force=force, seconds=seconds, root=self._root)
 
         end_users()
-        made.remove_nodes([(path, (major, minor)) for path, major, minor in nodes], devices)
+        made.remove_nodes([(node["path"], (node["major"], node["minor"])) for node in nodes], devices)
         # A process that opened it between the two would block the guest's only queue for hotplug.
         end_users()
 
@@ -506,7 +500,7 @@ class Server:
         """What a container has used: the files of its cgroup."""
         return self._find(container).cgroup.statistics()
 
-    def listing(self, *, container: str) -> list[list[object]]:
+    def listing(self, *, container: str) -> list[dict[str, object]]:
         """A container's processes."""
         return process_table.listing(self._find(container).cgroup.members(), proc=f"{self._root}/proc")
 

@@ -24,11 +24,11 @@ from hawse.planner.devices.vfio import (
     dma_warning,
     find_groups,
     is_number,
-    node_requests,
     plug_steps,
     read_address,
     shape,
     to_bind,
+    with_devices,
 )
 from hawse.planner.sandbox import ask_qemu
 from hawse.state.store import GUEST_DEVICES, STOPPED, Store
@@ -36,7 +36,8 @@ from hawse.vfio import obstacles
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
-from hawse.vfio.requests import Node, Request, device_files
+from hawse.vfio.node import VfioNode
+from hawse.vfio.requests import Request, device_files
 from hawse.vm.ports import place
 
 
@@ -128,7 +129,7 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
         give_back(store, [address for address, group in by_address.items() if group == number])
 
 
-def _attachment(group: Group, files: list[Node], plugs: list[PlugStep]) -> Attachment:
+def _attachment(group: Group, files: list[VfioNode], plugs: list[PlugStep]) -> Attachment:
     path = f"/dev/vfio/{group.number}"
     mode, uid, gid, numbers = 0o666, 0, 0, (0, 0)
     if isinstance(group, HostGroup) and os.path.exists(path):
@@ -136,7 +137,6 @@ def _attachment(group: Group, files: list[Node], plugs: list[PlugStep]) -> Attac
         status = os.stat(path)
         mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
         numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
-    request = Request(
-        (Node(path, *numbers, group.number),), (group,), tuple(file for file in files if file.group == group.number)
-    )
-    return Attachment(plugs=plugs, nodes=node_requests(request, plugs), mode=mode, uid=uid, gid=gid)
+    node = VfioNode(path=path, major=numbers[0], minor=numbers[1], host_group=group.number)
+    request = Request((node,), (group,), tuple(file for file in files if file.host_group == group.number))
+    return Attachment(plugs=plugs, nodes=with_devices(request, plugs), mode=mode, uid=uid, gid=gid)

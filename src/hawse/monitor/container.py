@@ -14,11 +14,25 @@ from typing import TYPE_CHECKING, Any
 from hawse.errors import HawseError, StateError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.linux.processes import Process
+from hawse.monitor.agent.calls import (
+    Answer,
+    Call,
+    Create,
+    Delete,
+    Exec,
+    Freeze,
+    GuestSocket,
+    SetSysctls,
+    SharedBind,
+    ShareMemory,
+    Start,
+)
 from hawse.monitor.agent.notifications import Notices
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
 from hawse.monitor.devices.misc_devices import named
+from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.guest_hugepages import HugePages
 from hawse.monitor.machine.start import Notes
 from hawse.monitor.processes.processes import KILLED, LOST, Processes, whole
@@ -143,30 +157,38 @@ class Container:
         """
         await self._pages.reserve()
         for name, size in self.plan.memory:
-            await self._processes.call("share_memory", {"name": name, "size": size})
+            await self._processes.call(ShareMemory(name=name, size=size))
         proxy = await self._processes.await_proxy(self._key)
         try:
             warnings = await self._place(proxy)
             if connect is not None:
                 warnings += await connect(proxy.process)
             if self.plan.sysctls:
-                await self._processes.call("set_sysctls", {"values": self.plan.sysctls})
-            spec = self.attachments.furnish(numbers.move(self.plan.spec, self._moved))
+                await self._processes.call(SetSysctls(values=self.plan.sysctls))
+            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.guest_nodes(), self._named)
+            spec = self.attachments.furnish(numbers.move(spec, self._moved))
             process = inherit(spec["process"], self.plan.inherited)
             spec = spec | {"process": _with_size(process, proxy.size)}
             seen = self.attachments.seen()
             spec, binds = in_the_share(spec, self.plan.id, places)
-            call: dict[str, Any] = {
-                "spec": spec,
-                "nodes": [*self.attachments.guest_nodes(), *numbers.named_nodes(self.plan.spec, self._named)],
-                "devices": seen,
-                "joins": joins,
-                "binds": binds,
-            }
-            call |= {"notify": True} if self.plan.notify is not None else {}
-            if self.plan.sockets:
-                call["sockets"] = [[each.name, each.mode, each.uid, each.gid] for each in self.plan.sockets]
-            self._init, lines = await self._launch(proxy, "create", call, ended=self._ended, lost=self._begin_end)
+
+            def call(process: int, descriptors: list[str]) -> Create:
+                return Create(
+                    container=self.plan.id,
+                    process=process,
+                    descriptors=descriptors,
+                    spec=spec,
+                    devices=seen,
+                    joins=joins,
+                    notify=self.plan.notify is not None,
+                    binds=[SharedBind(name=name, path=path, inode=inode) for name, path, inode in binds],
+                    sockets=[
+                        GuestSocket(name=each.name, mode=each.mode, uid=each.uid, gid=each.gid)
+                        for each in self.plan.sockets
+                    ],
+                )
+
+            self._init, _ = await self._launch(proxy, call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
                 # Only a hostile agent answers after the exit. The state stays: the end has been reported.
                 raise StateError(f"container {self.plan.id} ended while it was created")
@@ -181,7 +203,7 @@ class Container:
         self._state |= {"pid": proxy.pid, "pidStart": started if proxy.process.is_alive() else 0, "status": CREATED}
         self._write()
         self._ready.set()
-        return [*warnings, *log_lines(lines)]
+        return [*warnings, *notes]
 
     async def start(self, *, connect: Callable[[], Awaitable[Notes]] | None = None) -> Notes:
         """runc start, after ``connect``. Raises :class:`StateError` unless the container is created."""
@@ -192,7 +214,7 @@ class Container:
             # Before the call: a program that ends at once is reported before its start is answered.
             self._set_status(RUNNING)
         try:
-            await self._processes.call("start", {"container": self.plan.id})
+            await self._processes.call(Start(container=self.plan.id))
         except HawseError:
             if self.status == RUNNING:
                 self._set_status(CREATED)
@@ -233,7 +255,7 @@ class Container:
         if self.status not in (CREATED, RUNNING):
             raise StateError(f"container not running: {self.plan.id} is {self.status}")
         self._resumed = self.status
-        await self._processes.call("freeze", {"container": self.plan.id, "frozen": True}, within=_PAUSE_SECONDS)
+        await self._processes.call(Freeze(container=self.plan.id, frozen=True), within=_PAUSE_SECONDS)
         if self.status == self._resumed:  # else it ended meanwhile
             self._set_status(PAUSED)
 
@@ -241,7 +263,7 @@ class Container:
         """runc resume. Raises :class:`StateError` unless it is paused."""
         if self.status != PAUSED:
             raise StateError(f"container not paused: {self.plan.id} is {self.status}")
-        await self._processes.call("freeze", {"container": self.plan.id, "frozen": False})
+        await self._processes.call(Freeze(container=self.plan.id, frozen=False))
         if self.status == PAUSED:
             self._set_status(self._resumed)
 
@@ -257,7 +279,12 @@ class Container:
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
         try:
             await self._place(proxy)
-            await self._launch(proxy, "exec", {"spec": _with_size(process, proxy.size)}, ended=lambda: None)
+            spec = _with_size(process, proxy.size)
+
+            def call(number: int, descriptors: list[str]) -> Exec:
+                return Exec(container=self.plan.id, process=number, descriptors=descriptors, spec=spec)
+
+            await self._launch(proxy, call, ended=lambda: None)
         except BaseException:
             proxy.exit(LOST)
             raise
@@ -293,7 +320,7 @@ class Container:
             rest.push_async_callback(self._release_disks)
             rest.callback(self.end)
             with suppress(HawseError):  # the agent may have made nothing of it yet
-                await self._processes.call("delete", {"container": self.plan.id})
+                await self._processes.call(Delete(container=self.plan.id))
                 self._ended()
 
     def lose(self, reason: HawseError) -> None:
@@ -351,13 +378,12 @@ class Container:
     async def _launch(
         self,
         proxy: Proxy,
-        method: str,
-        call: dict[str, Any],
+        make: Callable[[int, list[str]], Call[Answer]],
         *,
         ended: Callable[[], None],
         lost: Callable[[], None] = lambda: None,
-    ) -> tuple[int, object]:
-        return await self._processes.launch(self.plan.id, proxy, method, call, ended=ended, lost=lost)
+    ) -> tuple[int, Answer]:
+        return await self._processes.launch(self.plan.id, proxy, make, ended=ended, lost=lost)
 
     def _begin_end(self) -> None:
         """It is to end at once, whatever its guest does."""
@@ -371,15 +397,6 @@ class Container:
     def _write(self) -> None:
         with suppress(FileNotFoundError):  # somebody has removed the directory: nobody asks for the state any more
             self._store.write(self._state)
-
-
-def log_lines(lines: object) -> Notes:
-    """What the guest would like logged, as far as it is of the form [level, text]; bounded."""
-    return [
-        (line[0], "".join(c for c in line[1][:500] if c.isprintable()))
-        for line in (lines[:100] if isinstance(lines, list) else ())
-        if isinstance(line, list) and len(line) == 2 and line[0] in ("warning", "debug") and isinstance(line[1], str)
-    ]
 
 
 def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:

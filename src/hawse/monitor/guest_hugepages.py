@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from msgspec import structs
-
 from hawse.errors import HawseError
+from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages
 from hawse.monitor.processes.processes import Processes, whole
 from hawse.plan.model import ContainerPlan
 
@@ -28,20 +27,18 @@ class HugePages:
         """Have them, and their file systems, which stay as long as the machine. Raises what the agent raises."""
         for kib, count in self._plan.hugepages:
             more = kib * count / _GIB_KIB * _SECONDS_A_GIB
-            asked = asyncio.ensure_future(
-                self._processes.call("reserve_hugepages", {"kib": kib, "count": count}, more=more)
-            )
+            asked = asyncio.ensure_future(self._processes.call(ReserveHugepages(kib=kib, count=count), more=more))
             try:
                 await whole(asked)
             finally:
                 if asked.done() and not asked.cancelled() and asked.exception() is None:
                     self._reserved.append((kib, count))
-        for made in self._plan.hugetlbfs:
-            await self._processes.call("share_hugepages", structs.asdict(made))
+        for fs in self._plan.hugetlbfs:
+            await self._processes.call(ShareHugepages(name=fs.name, kib=fs.kib, mode=fs.mode, uid=fs.uid, gid=fs.gid))
 
     async def release(self) -> None:
         """Give back what is the container's alone."""
         while self._reserved:
             kib, count = self._reserved.pop()
             with suppress(HawseError):
-                await self._processes.call("reserve_hugepages", {"kib": kib, "count": -count})
+                await self._processes.call(ReserveHugepages(kib=kib, count=-count))

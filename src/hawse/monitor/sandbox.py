@@ -14,6 +14,7 @@ from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.host.mounts.bind_sources import Source
 from hawse.host.vfio_functions import give_back, take
 from hawse.linux import oom_score
+from hawse.monitor.agent.calls import ForgetMounts, LookAtMounts, Signal, Trace
 from hawse.monitor.container import Container
 from hawse.monitor.cpu_boost import Hurry
 from hawse.monitor.devices.claims import Claims
@@ -259,8 +260,8 @@ class Sandbox:
             if await self._ends(found, seconds):
                 return
             with suppress(HawseError):
-                call = {"container": found.plan.id, "process": 0, "signal": signal.SIGKILL, "everyone": True}
-                await self.processes.call("signal", call, within=_KILL_SECONDS)
+                call = Signal(container=found.plan.id, process=0, signal=signal.SIGKILL, everyone=True)
+                await self.processes.call(call, within=_KILL_SECONDS)
         if not await self._ends(found, seconds) and self._machine is not None:
             self._machine.give_up(
                 VmError(
@@ -317,12 +318,12 @@ class Sandbox:
         """Have the guest unmount what no container uses any more: the host keeps each open for so long."""
         if places := self._share.retire(name):
             with suppress(HawseError):  # the virtual machine has ended, and they with it
-                await self.processes.call("forget_mounts", {"paths": places})
+                await self.processes.call(ForgetMounts(paths=places))
 
     async def _look_at_mounts(self, name: str) -> None:
         """Have the guest mount what the container's mounts are, and what is mounted below them."""
         if paths := self._share.mounts(name):
-            await self.processes.call("look_at_mounts", {"paths": paths})
+            await self.processes.call(LookAtMounts(paths=paths))
 
     async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
         """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.
@@ -398,6 +399,6 @@ class Sandbox:
         """The start is complete: the guest's steps are added to ours, and the trace is written."""
         assert self._machine is not None
         with suppress(HawseError):
-            taken = await self.processes.call("trace", {})
+            taken = await self.processes.call(Trace())
             self._steps.add_guest(taken, offset=self._machine.link.clock_offset)
         timeline.write(self.plan.timeline, self._steps.done, name=self.plan.id)

@@ -10,12 +10,13 @@ from typing import Any
 
 from hawse.errors import StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.monitor.agent.calls import Listing, Statistics, Update
 from hawse.monitor.processes.processes import Processes
 from hawse.oci.limits import statistics
 from hawse.oci.limits import update as resources
 from hawse.oci.limits.cgroups import HostLimits, host_limits
 from hawse.oci.limits.changes import limits_of
-from hawse.oci.process import table as listing
+from hawse.oci.process import table
 from hawse.plan.model import ContainerPlan
 from hawse.state.store import CREATED, PAUSED, RUNNING
 
@@ -71,9 +72,11 @@ class Usage:
         if method == "pids":
             return self._processes.proxies(self._name)
         if method == "listing":
-            return listing.check(await self._ask("listing"))
+            processes = await self._processes.call(Listing(container=self._name))
+            return table.rows(processes)
         if method == "statistics":
-            return statistics.convert(await self._ask("statistics"))
+            files = await self._processes.call(Statistics(container=self._name))
+            return statistics.convert(files)
         if method == "await_oom":
             return await self._await_oom(int(params["seen"]), float(params["seconds"]))
         raise VmError(f"the monitor has no method {method}")
@@ -150,7 +153,7 @@ class Usage:
         if changed := resources.difference(self._in_guest, in_guest):
             self._in_guest = {}
             self._keep(None)
-            await self._ask("update", resources=changed)
+            await self._processes.call(Update(container=self._name, resources=changed))
             self._in_guest = in_guest
         self._limits = merged
         self._keep(merged)
@@ -162,6 +165,3 @@ class Usage:
         if self._state.get("limits") != kept:
             self._state["limits"] = kept
             self._write()
-
-    async def _ask(self, method: str, **params: Any) -> object:
-        return await self._processes.call(method, {"container": self._name} | params)

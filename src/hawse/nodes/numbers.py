@@ -60,15 +60,6 @@ def move(spec: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict
     return spec | ({"linux": linux} if linux else {})
 
 
-def named_nodes(spec: dict[str, Any], named: Mapping[tuple[int, int], tuple[int, int]]) -> list[list[Any]]:
-    """Misc devices as nodes for the agent, which translates them together with VFIO's, since they share a major."""
-    return [
-        [device["path"], *host, None, *named[host], ""]
-        for device in (spec.get("linux") or {}).get("devices") or ()
-        if device["type"] in ("c", "u") and (host := (device.get("major") or 0, device.get("minor") or 0)) in named
-    ]
-
-
 def _moved_node(device: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict[str, Any]:
     kind = "b" if device["type"] == "b" else "c"
     if device["type"] == "p":

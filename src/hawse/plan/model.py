@@ -15,6 +15,7 @@ from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
 from hawse.oci.process.notify_socket import Notify
 from hawse.state.steps import Step
+from hawse.vfio.node import VfioNode
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
 
@@ -114,20 +115,6 @@ class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
     physical: int = 512
 
 
-class NodeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A VFIO node of the spec. ``group`` is the host's group number, None for the container node /dev/vfio/vfio.
-
-    ``file``: it is of the device file interface: that of the function which QEMU calls ``device``, or /dev/iommu.
-    """
-
-    path: str
-    major: int
-    minor: int
-    group: int | None
-    file: bool = False
-    device: str = ""
-
-
 class Template(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's template: in which cache, under which digest, and whether it is there or is to be made."""
 
@@ -206,7 +193,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
     shares: list[Share]
     plugs: list[PlugStep]
-    nodes: list[NodeRequest]
+    nodes: list[VfioNode]
     hugepages: list[tuple[int, int]]
     hugetlbfs: list[Hugetlbfs] = []
     memory: list[tuple[str, int]] = []
@@ -253,7 +240,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """One group to be attached to a sandbox that runs; its node has this mode and these owners in the container."""
 
     plugs: list[PlugStep]
-    nodes: list[NodeRequest]
+    nodes: list[VfioNode]
     mode: int
     uid: int
     gid: int

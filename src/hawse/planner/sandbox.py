@@ -44,11 +44,11 @@ from hawse.planner.devices.vfio import (
     describe,
     dma_warning,
     find_groups,
-    node_requests,
     plug_steps,
     shape,
     to_bind,
     unused_token,
+    with_devices,
     with_groups,
 )
 from hawse.planner.kernel_modules import SHARE as MODULES
@@ -60,7 +60,8 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.host import dma_width
-from hawse.vfio.requests import Node, Request, find_request
+from hawse.vfio.node import VfioNode
+from hawse.vfio.requests import Request, find_request
 from hawse.vm import acceleration as accel
 from hawse.vm import capabilities, templates, virtiofsd
 from hawse.vm import host_hugepages as hugepages
@@ -234,7 +235,7 @@ def _read(
         look([group for group in groups[-1:] if group.number not in there], ())
         fit(groups, options, role)
 
-    def look(groups: Sequence[Group], files: Sequence[Node]) -> tuple[frozenset[int], list[str]]:
+    def look(groups: Sequence[Group], files: Sequence[VfioNode]) -> tuple[frozenset[int], list[str]]:
         """Those that go by their device files, and what to warn of."""
         check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         chosen, fallbacks = by_file(groups, files, options, lambda: ask_qemu(config))
@@ -322,7 +323,7 @@ def _container(
         "spec": guest.spec,
         "shares": shares,
         "plugs": plugs,
-        "nodes": node_requests(wanted.request, plugs),
+        "nodes": with_devices(wanted.request, plugs),
         "hugepages": list(wanted.hugepages),
         "hugetlbfs": [
             plan.Hugetlbfs(name=name, kib=fs.kib, mode=fs.mode, uid=fs.uid, gid=fs.gid) for name, fs in guest.hugetlbfs

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hawse.oci.guest.bind_sources import GUEST_SHARE, GUEST_SOCKETS
+from hawse.link import agreed
 from hawse.oci.process.notify_socket import directory_of
 from hawse.plan.model import ContainerPlan
 
@@ -20,7 +20,7 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
     ``is_dir`` is asked about binds of the guest's own files, which the host has too, but for directories that the agent
     makes.
     """
-    places = (GUEST_SHARE, GUEST_SOCKETS)
+    places = (agreed.SHARE, agreed.SOCKETS)
     shares = {f"{place}/{plan.id}/{share.name}": share for share in plan.shares for place in places}
     wanted = plan.spec.get("mounts") or ()
     mounts: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
         elif mount.get("type") in _GUESTS_OWN or source == directory_of(plan.id):
             found = {"type": mount["type"] if mount.get("type") in _GUESTS_OWN else "tmpfs"}
         else:
-            made_by_agent = source.startswith("/run/hawse/")
+            made_by_agent = source.startswith(f"{agreed.RUN}/")
             found = {"type": "directory" if not _is_bind(mount) or made_by_agent or is_dir(source) else "file"}
         mounts.append({"destination": mount["destination"], **found})
     devices = (plan.spec.get("linux") or {}).get("devices") or ()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 COMMAND, MONITOR, QEMU, SHARE, MEMORY, DEVICES, NETWORK, GUEST = (
     "command line", "monitor", "QEMU", "share", "memory", "devices", "network", "guest"
@@ -20,6 +21,17 @@ _MOST_OF_GUEST = 256
 
 Step = tuple[str, str, float, float]
 """Lane, name, begin, end."""
+
+
+class GuestStep(Protocol):
+    """A step of the guest, in nanoseconds of its CLOCK_MONOTONIC."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def began_ns(self) -> int: ...
+    @property
+    def ended_ns(self) -> int: ...
 
 
 class Steps:
@@ -42,13 +54,12 @@ class Steps:
         """Note a step."""
         self.done.append((lane, name, began, ended))
 
-    def add_guest(self, taken: object, *, offset: float) -> None:
-        """Note the guest's steps, as far as they are [name, begin, end] in ns of its clock; bounded, each a lane."""
-        for entry in taken[:_MOST_OF_GUEST] if isinstance(taken, list) else ():
-            if isinstance(entry, list) and len(entry) == 3 and [type(value) for value in entry] == [str, int, int]:
-                name = "".join(c for c in entry[0][:80] if c.isprintable())
-                began, ended = (min(max(value, 0), 2**63) / 1e9 + offset for value in entry[1:])
-                self.add(f"in the guest: {name}", name, began, max(began, ended))
+    def add_guest(self, steps: Sequence[GuestStep], *, offset: float) -> None:
+        """Note the guest's steps, each on a lane of its own; ``offset`` in seconds moves them onto this clock."""
+        for step in steps[:_MOST_OF_GUEST]:
+            name = "".join(c for c in step.name[:80] if c.isprintable())
+            began, ended = (time_ns / 1e9 + offset for time_ns in (step.began_ns, step.ended_ns))
+            self.add(f"in the guest: {name}", name, began, max(began, ended))
 
     def save(self) -> None:
         """Write the file; it is evidence only, so a full disk stops nothing."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from hawse.errors import DeviceError
 from hawse.vfio import members, sysfs
 from hawse.vfio.emulated import EmulatedGroup, find
 from hawse.vfio.groups import HostGroup, check_viable, read_group
+from hawse.vfio.node import CONTAINER_NUMBERS, CONTAINER_PATH, IOMMU_PATH, VfioNode, file_node, group_node
 
-CONTAINER_PATH = "/dev/vfio/vfio"
-IOMMU_PATH = "/dev/iommu"
+Group = HostGroup | EmulatedGroup
 _GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
-_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in Linux include/linux/miscdevice.h
+#: Names of the kernel's for a group's node and for a device file.
+_BOUND, _DEVICE_FILE = re.compile(r"vfio/(\d+)"), re.compile(r"vfio-dev/vfio\d+")
 
 
 class Device(Protocol):
@@ -33,29 +34,15 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True)
-class Node:
-    """A VFIO node of the specification; ``group`` is None for the container node and for /dev/iommu.
-
-    ``function`` is the address of the function for a device file, and "" for any other node and for emulated functions.
-    """
-
-    path: str
-    major: int
-    minor: int
-    group: int | None
-    function: str = ""
-
-
-@dataclass(frozen=True)
 class Request:
     """All VFIO nodes of a specification, and their groups, each once, in the order of their first nodes.
 
     ``files`` are the nodes of the device file interface: /dev/iommu, whose group is None, and /dev/vfio/devices/vfioN.
     """
 
-    nodes: tuple[Node, ...]
-    groups: tuple[HostGroup | EmulatedGroup, ...]
-    files: tuple[Node, ...] = ()
+    nodes: tuple[VfioNode, ...]
+    groups: tuple[Group, ...]
+    files: tuple[VfioNode, ...] = ()
 
 
 def find_request(
@@ -69,74 +56,94 @@ def find_request(
 
     Raises :class:`DeviceError` for a node of a group that does not exist, or of an interface that cannot be passed.
     """
-    nodes: list[Node] = []
-    files: list[Node] = []
-    groups: dict[int, HostGroup | EmulatedGroup] = {}
-    for device in devices:
-        if device.type not in ("c", "u"):
-            continue
-        major, minor = device.major or 0, device.minor or 0
-        named = _GROUP_PATH.fullmatch(device.path)
-        if emulated and (match := find(device.path, major, minor, emulated, root=root)):
+    host = _Host(emulated, managed, root)
+    found = [node for device in devices if device.type in ("c", "u") and (node := host.find(device)) is not None]
+    groups = {node.host_group: host.group(node.host_group) for node in found if node.host_group is not None}
+    return Request(
+        tuple(node for node in found if not node.is_file),
+        tuple(groups.values()),
+        tuple(node for node in found if node.is_file),
+    )
+
+
+@dataclass(frozen=True)
+class _Host:
+    """The host's answers about one node; ``root`` has /sys, /proc and /dev."""
+
+    emulated: Mapping[int, EmulatedGroup]
+    managed: bool
+    root: str
+    read: dict[int, Group] = field(default_factory=dict)
+
+    def group(self, number: int) -> Group:
+        """A group of the host, or an emulated one. Raises :class:`DeviceError`."""
+        if number not in self.read:
+            emulated = self.emulated.get(number)
+            self.read[number] = read_group(number, root=self.root) if emulated is None else emulated
+        return self.read[number]
+
+    def find(self, device: Device) -> VfioNode | None:
+        """The VFIO node that an entry is, None for another device. Raises :class:`DeviceError`."""
+        path, major, minor = device.path, device.major or 0, device.minor or 0
+        if self.emulated and (match := find(path, major, minor, self.emulated, root=self.root)):
             number, is_file = match
-            groups[number] = emulated[number]
-            (files if is_file else nodes).append(Node(device.path, major, minor, number))
-            continue
-        kernel = sysfs.character_device(major, minor, root=root)
-        if device.path == CONTAINER_PATH or kernel == "misc/vfio" or (major, minor) == _CONTAINER:
-            nodes.append(Node(device.path, major, minor, None))
-        elif re.fullmatch(r"vfio/\d+", kernel):
-            number = int(kernel.partition("/")[2])
-            if number not in groups:
-                groups[number] = read_group(number, root=root)
-            nodes.append(Node(device.path, major, minor, number))
-        elif kernel == "misc/iommu" or (emulated and device.path == IOMMU_PATH):
-            files.append(Node(device.path, major, minor, None))
-        elif re.fullmatch(r"vfio-dev/vfio\d+", kernel):
-            address, number = _behind_file(device.path, major, minor, root)
-            groups.setdefault(number, read_group(number, root=root))
-            files.append(Node(device.path, major, minor, number, address))
-        elif device.path == IOMMU_PATH or device.path.startswith("/dev/vfio/devices/"):
+            make = file_node if is_file else group_node
+            return make(number, path=path, major=major, minor=minor)
+        kernel = sysfs.character_device(major, minor, root=self.root)
+        if path == CONTAINER_PATH or kernel == "misc/vfio" or (major, minor) == CONTAINER_NUMBERS:
+            return VfioNode(path=path, major=major, minor=minor, host_group=None)
+        if bound := _BOUND.fullmatch(kernel):
+            return group_node(int(bound[1]), path=path, major=major, minor=minor)
+        if kernel == "misc/iommu" or (self.emulated and path == IOMMU_PATH):
+            return file_node(None, path=path, major=major, minor=minor)
+        if _DEVICE_FILE.fullmatch(kernel):
+            address, number = _behind_file(path, major, minor, self.root)
+            return file_node(number, path=path, major=major, minor=minor, function=address)
+        named = _GROUP_PATH.fullmatch(path)
+        if named and self.managed and sysfs.group_members(int(named[1]), root=self.root):
+            return group_node(int(named[1]), path=path, major=major, minor=minor)
+        self._refuse(path, (major, minor), kernel, int(named[1]) if named else None)
+        return None
+
+    def _refuse(self, path: str, numbers: tuple[int, int], kernel: str, group: int | None) -> None:
+        """Raise :class:`DeviceError` for a node that looks like VFIO's, by its path or by the kernel's name for it."""
+        major, minor = numbers
+        if path == IOMMU_PATH or path.startswith("/dev/vfio/devices/"):
             raise DeviceError(
-                f"linux.devices: {device.path}: no VFIO device has the number {major}:{minor}",
+                f"linux.devices: {path}: no VFIO device has the number {major}:{minor}",
                 hint="bind the device to vfio-pci, or correct major and minor; device files need a kernel with "
                 "CONFIG_VFIO_DEVICE_CDEV",
             )
-        elif "noiommu-" in device.path or kernel.startswith("vfio/noiommu-"):
+        if "noiommu-" in path or kernel.startswith("vfio/noiommu-"):
             raise DeviceError(
-                f"linux.devices: {device.path}: a device without an IOMMU cannot be passed to a VM",
+                f"linux.devices: {path}: a device without an IOMMU cannot be passed to a VM",
                 hint="enable the host's IOMMU",
             )
-        elif named and managed and sysfs.group_members(int(named[1]), root=root):
-            number = int(named[1])
-            groups.setdefault(number, read_group(number, root=root))
-            nodes.append(Node(device.path, major, minor, number))
-        elif named:
-            if sysfs.group_members(int(named[1]), root=root):
+        if group is not None:
+            if sysfs.group_members(group, root=self.root):
                 # The kernel removes the node when the last function of the group leaves vfio-pci. The error names the
                 # present drivers.
-                check_viable(read_group(int(named[1]), root=root))
+                check_viable(read_group(group, root=self.root))
             raise DeviceError(
-                f"linux.devices: {device.path}: group {named[1]} is missing: no VFIO device has the number "
-                f"{major}:{minor}",
+                f"linux.devices: {path}: group {group} is missing: no VFIO device has the number {major}:{minor}",
                 hint="bind the group's devices to vfio-pci, or correct major and minor",
             )
-        elif emulated and "vfio" in device.path and not kernel:
+        if self.emulated and "vfio" in path and not kernel:
             raise DeviceError(
-                f"linux.devices: {device.path}: neither a device of the host nor an emulated group has the number "
+                f"linux.devices: {path}: neither a device of the host nor an emulated group has the number "
                 f"{major}:{minor}",
                 hint="name the emulated group N by the path /dev/vfio/N, or by VFIO's major and the minor N",
             )
-    return Request(tuple(nodes), tuple(groups.values()), tuple(files))
 
 
-def device_files(group: HostGroup | EmulatedGroup, *, root: str = "") -> list[Node]:
+def device_files(group: Group, *, root: str = "") -> list[VfioNode]:
     """The device files of a group. In an emulated group only the first function has one, as in :func:`find_request`."""
     if isinstance(group, EmulatedGroup):
-        return [Node(f"/dev/vfio/devices/vfio{group.number}", 0, group.number, group.number)]
+        path = f"/dev/vfio/devices/vfio{group.number}"
+        return [file_node(group.number, path=path, major=0, minor=group.number)]
     files = [(function.address, sysfs.device_file(function.address, root=root)) for function in group.functions]
     return [
-        Node(f"/dev/vfio/devices/vfio{file[0]}", file[1], file[2], group.number, address)
+        file_node(group.number, path=f"/dev/vfio/devices/vfio{file[0]}", major=file[1], minor=file[2], function=address)
         for address, file in files
         if file
     ]

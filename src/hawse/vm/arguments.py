@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hawse.link import agreed
 from hawse.vm.ports import SHARE_BUS, Port, Slot
 from hawse.vm.size import translated_mib
 
-LINK_PORT = "hawse.link"
 SHARE_TAG = "hawse"
 NETWORK_MODELS = frozenset({"e1000e", "e1000", "igb", "virtio-net-pci", "vmxnet3"})
 
@@ -119,7 +119,7 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
     devices: list[Mapping[str, Any]] = [
         {"driver": "intel-iommu", "intremap": True, "caching-mode": True, "aw-bits": shape.address_bits},
         {"driver": "virtio-serial-pci", "id": "serial", "bus": "pcie.0", "addr": "2.0", "max_ports": 2},
-        {"driver": "virtserialport", "bus": "serial.0", "chardev": "link", "name": LINK_PORT},
+        {"driver": "virtserialport", "bus": "serial.0", "chardev": "link", "name": agreed.PORT_NAME},
         {"driver": "virtio-rng-pci", "bus": "pcie.0", "addr": "3.0"},
         *shape.bridges,
     ]

@@ -17,7 +17,7 @@ from hawse.agent.container.crun import Crun
 from hawse.agent.container.prepared import Prepared, owner
 from hawse.agent.devices import bound_nodes, guest_dev
 from hawse.agent.devices.live_nodes import bind_node, make_node, remove_node, write_file
-from hawse.agent.devices.spec_nodes import DEVICES_FILE, map_text, write_map
+from hawse.agent.devices.map_file import DEVICES_FILE, map_text, write_map
 from hawse.agent.mounts import container_sysfs, flags
 from hawse.agent.streams.stdio import Pipes, Stdio
 from hawse.agent.system import syscalls, trace

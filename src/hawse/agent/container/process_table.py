@@ -13,16 +13,17 @@ _MOST = 1000
 _PTS_MAJORS = range(136, 144)
 
 
-def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[list[object]]:
-    """[uid, pid, parent's pid, seconds since its start, terminal, seconds of CPU, command] of each; pids are those of
-    the process's own PID namespace, 0 for a parent outside of it. Of at most a thousand.
+def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[dict[str, object]]:
+    """The processes, at most a thousand; ``age`` and ``used`` are seconds since the start and of CPU time.
+
+    The pids of an entry are those of the process's own PID namespace; 0 for a parent outside of it.
 
     A pid may be another process's by the time it is read: what is found is printed and nothing is done by it.
     """
     ticks = os.sysconf("SC_CLK_TCK")
     with open(f"{proc}/uptime") as file:
         now = float(file.read().split()[0])
-    found: list[list[object]] = []
+    found: list[dict[str, object]] = []
     for pid in sorted(pids)[:_MOST]:
         try:
             with open(f"{proc}/{pid}/stat", "rb") as stat:
@@ -33,15 +34,15 @@ def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[list[object]]:
             own, parent = _inner(proc, str(pid)), _inner(proc, fields[1].decode())
             if len(parent) < len(own):  # the parent is outside of the container
                 parent = ["0"]
-            found.append([
-                os.stat(f"{proc}/{pid}").st_uid,
-                int(own[-1]),
-                int(parent[-1]),
-                max(0, int(now - int(fields[19]) / ticks)),
-                _terminal(int(fields[4])),
-                (int(fields[11]) + int(fields[12])) // ticks,
-                (command or b"[" + name.partition(b"(")[2] + b"]").decode(errors="replace"),
-            ])  # fmt: skip
+            found.append({
+                "uid": os.stat(f"{proc}/{pid}").st_uid,
+                "pid": int(own[-1]),
+                "parent": int(parent[-1]),
+                "age": max(0, int(now - int(fields[19]) / ticks)),
+                "terminal": _terminal(int(fields[4])),
+                "used": (int(fields[11]) + int(fields[12])) // ticks,
+                "command": (command or b"[" + name.partition(b"(")[2] + b"]").decode(errors="replace"),
+            })  # fmt: skip
         except (OSError, ValueError, IndexError):
             continue  # it has ended meanwhile
     return found

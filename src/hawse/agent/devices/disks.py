@@ -10,14 +10,14 @@ from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError
 
 
-def bind_disk(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> list[int]:
-    """Wait for the function, give it to virtio's driver, wait for its disk: major and minor of the node."""
+def bind_disk(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, int]:
+    """Wait for the function, bind it to virtio's driver, wait for its disk; the numbers of the disk's node."""
     deadline = time.monotonic() + seconds
     hardware.bind_virtio(uevents, address, seconds=seconds, root=root)
-    numbers: list[int] = []
+    numbers: dict[str, int] = {}
 
     def is_there() -> bool:
-        numbers[:] = _numbers(f"{root}/sys/bus/pci/devices/{address}/virtio*/block/*/dev")
+        numbers.update(_numbers(f"{root}/sys/bus/pci/devices/{address}/virtio*/block/*/dev") or {})
         return bool(numbers)
 
     if not uevents.wait_until(is_there, deadline=deadline):
@@ -28,12 +28,12 @@ def bind_disk(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     return numbers
 
 
-def misc_numbers(name: str, *, root: str = "") -> list[int] | None:
+def misc_numbers(name: str, *, root: str = "") -> dict[str, int] | None:
     """The numbers of a misc device of the guest's kernel; None where it has none of that name."""
-    return _numbers(f"{root}/sys/class/misc/{name}/dev") or None
+    return _numbers(f"{root}/sys/class/misc/{name}/dev")
 
 
-def _numbers(pattern: str) -> list[int]:
+def _numbers(pattern: str) -> dict[str, int] | None:
     for path in glob.glob(pattern):
         try:
             with open(path) as file:
@@ -41,5 +41,5 @@ def _numbers(pattern: str) -> list[int]:
         except OSError:
             continue  # it has gone
         if major.isdigit() and minor.isdigit():
-            return [int(major), int(minor)]
-    return []
+            return {"major": int(major), "minor": int(minor)}
+    return None

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from hawse.agent.devices.live_nodes import open_parent
-from hawse.agent.devices.spec_nodes import DEVICES_FILE
+from hawse.agent.devices.map_file import DEVICES_FILE
 from hawse.errors import StateError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM

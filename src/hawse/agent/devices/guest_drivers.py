@@ -32,8 +32,8 @@ _MAX_NAME = 16  # IFNAMSIZ, with the end's byte
 def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float, root: str = "") -> Answer:
     """Wait for the function and give it to the driver that knows it: {"driver", "interfaces", "nodes"}.
 
-    ``drivers`` is a directory of modules with modules.dep and modules.alias. A node is [name below /dev, "b" or "c",
-    major, minor]. Raises :class:`DeviceError`.
+    ``drivers`` is a directory of modules with modules.dep and modules.alias. A node has "name" (its path
+    below /dev), "kind" ("b" or "c"), "major" and "minor". Raises :class:`DeviceError`.
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
@@ -59,7 +59,7 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
     if kind == _NETWORK:
         ready = lambda: bool(interfaces(device))  # noqa: E731
     elif kind == _STORAGE:
-        ready = lambda: any(node[1] == "b" for node in nodes(device))  # noqa: E731
+        ready = lambda: any(node["kind"] == "b" for node in nodes(device))  # noqa: E731
     if ready is not None:
         uevents.wait_until(ready, deadline=min(deadline, time.monotonic() + _SCAN_SECONDS))
     if kind == _NETWORK:
@@ -134,9 +134,9 @@ def _rename(address: str, device: str) -> None:
                 netlink.talk([netlink.link(int(index.read()), name=wanted)])
 
 
-def nodes(device: str) -> list[list[Any]]:
+def nodes(device: str) -> list[dict[str, Any]]:
     """The nodes below /dev that a driver has made of a function: a disk with its partitions, a DRM card."""
-    found: list[list[Any]] = []
+    found: list[dict[str, Any]] = []
     for directory, _, files in os.walk(device):
         if "dev" not in files or "uevent" not in files:
             continue
@@ -145,8 +145,9 @@ def nodes(device: str) -> list[list[Any]]:
         name, major, minor = entries.get("DEVNAME"), entries.get("MAJOR", ""), entries.get("MINOR", "")
         if name and major.isdigit() and minor.isdigit():
             block = os.path.basename(os.path.realpath(f"{directory}/subsystem")) == "block"
-            found.append([name, "b" if block else "c", int(major), int(minor)])
-    return sorted(found)
+            kind = "b" if block else "c"
+            found.append({"name": name, "kind": kind, "major": int(major), "minor": int(minor)})
+    return sorted(found, key=lambda node: str(node["name"]))
 
 
 def _probe(address: str, check: Callable[[], None], root: str) -> bool:

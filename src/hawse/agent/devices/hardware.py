@@ -53,12 +53,12 @@ def bind_vfio(
     root: str = "",
     await_probe: Callable[[str], None] = await_probe,
 ) -> dict[str, object]:
-    """Wait for the function, give it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
+    """Wait for the function, bind it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
 
     Beside them "bars", the bytes of those of its BARs that have room; and, None on a kernel without them, "file", the
-    number, major and minor of its device file, and "iommu", those of /dev/iommu. The file comes with the probe, after
-    the group's node (Linux drivers/vfio/vfio_main.c, __vfio_register_dev()), and the probe is over when the driver's
-    file has been written to.
+    number, major and minor of its device file, and "iommu", the numbers of /dev/iommu. The file comes with the probe,
+    after the group's node (Linux drivers/vfio/vfio_main.c, __vfio_register_dev()), and the probe is over
+    when the driver's file has been written to.
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
@@ -85,13 +85,19 @@ def bind_vfio(
             f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear within {seconds:g} s",
             hint="the guest's console log tells whether VFIO refused the group",
         )
-    files = {"file": sysfs.device_file(address, root=root), "iommu": sysfs.iommu_numbers(root=root)}
-    bars = sysfs.bar_sizes(address, root=root)
-    return {"group": group, "major": numbers[0], "minor": numbers[1], "bars": bars, **files}
+    file, iommu = sysfs.device_file(address, root=root), sysfs.iommu_numbers(root=root)
+    return {
+        "group": group,
+        "major": numbers[0],
+        "minor": numbers[1],
+        "bars": sysfs.bar_sizes(address, root=root),
+        "file": {"number": file[0], "major": file[1], "minor": file[2]} if file else None,
+        "iommu": {"major": iommu[0], "minor": iommu[1]} if iommu else None,
+    }
 
 
-def find_anew(address: str, *, root: str = "") -> None:
-    """Have the kernel forget the bridge that a function is behind, and find it again with all that is behind it.
+def rescan_bridge(address: str, *, root: str = "") -> None:
+    """Remove the bridge that a function is behind, and rescan the bus that it is on.
 
     The windows of a bridge that was empty have 2 MiB each; now the kernel makes them for what is there, within those of
     the port that the bridge is in (Linux drivers/pci/probe.c, pci_rescan_bus()). Raises :class:`DeviceError`.
@@ -103,7 +109,9 @@ def find_anew(address: str, *, root: str = "") -> None:
         write(f"{bridge}/remove", "1")
         write(f"{buses}/{bus}/rescan", "1")
     except (OSError, ValueError) as error:
-        raise DeviceError(f"{address}: its bridge {os.path.basename(bridge)} is not found anew: {error}") from None
+        raise DeviceError(
+            f"{address}: its bridge {os.path.basename(bridge)} cannot be removed and rescanned: {error}"
+        ) from None
 
 
 def open_once(path: str) -> None:

@@ -9,8 +9,8 @@ import time
 from hawse.agent.system import syscalls
 from hawse.agent.system.syscalls import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from hawse.errors import VmError
+from hawse.link.agreed import PORT_NAME
 
-PORT_NAME = "hawse.link"
 #: The greatest number of open files that the kernel takes (fs/file.c, sysctl_nr_open_max, on 64 bits).
 MOST_FILES = (2**31 - 1) & -64
 _RLIMITS = 16  # include/uapi/asm-generic/resource.h, RLIM_NLIMITS

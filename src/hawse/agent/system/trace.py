@@ -31,6 +31,6 @@ def forget() -> None:
     _steps.clear()
 
 
-def taken() -> list[tuple[str, int, int]]:
+def taken() -> list[dict[str, object]]:
     """All steps so far."""
-    return list(_steps)
+    return [{"name": name, "began_ns": began, "ended_ns": ended} for name, began, ended in _steps]

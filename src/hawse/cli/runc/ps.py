@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hawse.commands.client import call
 from hawse.errors import HostError
-from hawse.oci.process.table import table
+from hawse.oci.process.table import Row, table
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     else:
         rows = call(store, "listing", {})
         assert isinstance(rows, list)
-        print("\n".join(table(rows, now=time.time())))
+        print("\n".join(table([Row(*row) for row in rows], now=time.time())))
     return 0
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from hawse.errors import HawseError, LinkError, VmError, printable
+from hawse.errors import HawseError, LinkError, VmError
 from hawse.link import control
+from hawse.link.agreed import PROTOCOL
 from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
 from hawse.link.streams import STREAMS, read_by, written_by
-from hawse.monitor.agent.notifications import MAX_TEXT
+from hawse.monitor.agent.calls import Answer, Call, name_of, parameters, read_answer
+from hawse.monitor.agent.events import Dial, Event, Exit, Hello, Notify, Oom, Query, read_event
 
-PROTOCOL = 1
 #: Bytes that may wait for the guest to read them. Streams take 256 KiB each at most, answers to name queries 6 MiB.
 MOST_QUEUED = 64 * 1024 * 1024
 #: While more bytes than this wait, nothing more is read of the guest: its frames are what most others answer.
@@ -103,8 +104,8 @@ class GuestLink:
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
         self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
         self.on_notify: Callable[[str, str], None] = lambda _container, _text: None
-        self.on_dial: Callable[[str, str, int], None] = lambda _container, _socket, _connection: None
-        self.on_query: Callable[[dict[str, Any]], None] = lambda _query: None
+        self.on_dial: Callable[[Dial], None] = lambda _dial: None
+        self.on_query: Callable[[Query], None] = lambda _query: None
 
     async def run(self) -> None:
         """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
@@ -131,19 +132,19 @@ class GuestLink:
             if not call.done():
                 call.set_exception(reason)
 
-    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
-        """The result of a call; raises what the agent raised, or :class:`VmError` at the deadline."""
+    async def call(self, call: Call[Answer], *, seconds: float) -> Answer:
+        """The answer to a call, checked. Raises what the agent raised, or :class:`VmError` at the deadline."""
         if self.ended.done():
             raise self.ended.result()
         number = next(self._numbers)
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
-        self.send(control.encode_call(number, method, params))
+        self.send(control.encode_call(number, name_of(call), parameters(call)))
         try:
             async with asyncio.timeout(seconds):
-                return await answer
+                return read_answer(call, await answer)
         except TimeoutError:
-            raise VmError(f"the agent in the guest did not answer {method} within {seconds:g} s") from None
+            raise VmError(f"the agent in the guest did not answer {name_of(call)} within {seconds:g} s") from None
         finally:
             del self._calls[number]
 
@@ -178,7 +179,7 @@ class GuestLink:
             else:
                 answer.set_exception(error)
         elif kind == EVENT:
-            self._event(*control.decode_event(payload))
+            self._event(read_event(*control.decode_event(payload)))
         elif kind in (DATA, CREDIT, EOF):
             route = self._routes.get(stream // STREAMS)
             if route is not None:
@@ -188,38 +189,24 @@ class GuestLink:
         else:
             raise LinkError(f"link: the guest sent a frame of type {kind}")
 
-    def _event(self, name: str, params: dict[str, Any]) -> None:
-        if name == "hello" and not self.hello.done():
-            protocol = params.get("protocol")
-            if type(protocol) is not int or protocol != PROTOCOL:
-                raise LinkError(f"link: the agent speaks protocol {printable(str(protocol)[:20])}, not {PROTOCOL}")
-            self.hello.set_result(None)
-        elif name == "exit":
-            process, code = params.get("process"), params.get("code")
-            if type(process) is not int or type(code) is not int or not 0 <= code <= 255:
-                raise LinkError("link: exit without a process or a code")
-            if not 0 < process <= self._newest:
-                raise LinkError("link: exit of an unknown process")
-            if process in self._routes:  # else its container was deleted meanwhile
-                self.on_exit(process, code)
-        elif name == "oom":
-            container, kills = params.get("container"), params.get("kills")
-            if type(container) is not str or type(kills) is not int or not 0 < kills < 2**63:
-                raise LinkError("link: oom without a container or a count")
-            self.on_oom(container, kills)
-        elif name == "notify":
-            container, text = params.get("container"), params.get("text")
-            if type(container) is not str or type(text) is not str or len(text) > MAX_TEXT:
-                raise LinkError("link: notify without a container or a text")
-            self.on_notify(container, text)
-        elif name == "dial":
-            container, socket, connection = (params.get(key) for key in ("container", "socket", "connection"))
-            if type(container) is not str or type(socket) is not str or type(connection) is not int:
-                raise LinkError("link: dial without a container, a socket or a connection")
-            if not 0 < connection < 2**53:
-                raise LinkError("link: dial of a connection without a usable number")
-            self.on_dial(container, socket, connection)
-        elif name == "query":
-            self.on_query(params)
-        else:
-            raise LinkError(f"link: unknown event {printable(name)}")
+    def _event(self, event: Event) -> None:
+        match event:
+            case Hello(protocol=protocol):
+                if self.hello.done():
+                    raise LinkError("link: a second hello")
+                if protocol != PROTOCOL:
+                    raise LinkError(f"link: the agent speaks protocol {protocol}, not {PROTOCOL}")
+                self.hello.set_result(None)
+            case Exit(process=process, code=code):
+                if not 0 < process <= self._newest:
+                    raise LinkError("link: exit of an unknown process")
+                if process in self._routes:  # else its container was deleted meanwhile
+                    self.on_exit(process, code)
+            case Oom(container=container, kills=kills):
+                self.on_oom(container, kills)
+            case Notify(container=container, text=text):
+                self.on_notify(container, text)
+            case Dial():
+                self.on_dial(event)
+            case Query():
+                self.on_query(event)

@@ -8,19 +8,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
+from hawse.monitor.agent.answers import NativeFunction
+from hawse.monitor.agent.calls import AddNodes, LiveNode, RemoveNodes
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.claims import Claims
-from hawse.monitor.devices.device_map import mirror, places
-from hawse.monitor.devices.guest_drivers import Native, annotation, with_nodes
-from hawse.monitor.devices.hotplug import Files, Groups
-from hawse.plan.model import Attachment, ContainerPlan, NodeRequest, PlugStep, addresses
+from hawse.monitor.devices.device_map import Files, Groups, Place, device_map, locate, places
+from hawse.monitor.devices.guest_drivers import annotation, with_nodes
+from hawse.plan.model import Attachment, ContainerPlan, PlugStep, addresses
+from hawse.vfio.node import VfioNode, container_node
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
 
 _CALL_SECONDS = 60.0
-_CONTAINER = "/dev/vfio/vfio"
 
 
 class Attachments:
@@ -31,9 +32,9 @@ class Attachments:
         self.plugs: list[PlugStep] = list(plan.plugs)
         self._container = plan.id
         self._seconds = seconds
-        self._nodes: list[NodeRequest] = list(plan.nodes)
+        self._nodes: list[VfioNode] = list(plan.nodes)
         self._rights = plan.native
-        self._natives: dict[str, Native] = {}
+        self._natives: dict[str, NativeFunction] = {}
         self._claims = claims
         self._groups: Groups = {}
         self._files: Files = {}
@@ -65,19 +66,19 @@ class Attachments:
     @property
     def wants_files(self) -> bool:
         """Whether the container has asked for /dev/iommu, and so gets the device files of what is attached later."""
-        return any(node.file and node.group is None for node in self._nodes)
+        return any(node.is_file and node.host_group is None for node in self._nodes)
 
     def seen(self) -> list[dict[str, Any]]:
         """Which function is which in the guest."""
-        return mirror(self.plugs, self._nodes, self._groups, self._files, self._natives)
+        return device_map(self.plugs, self._nodes, self._groups, self._files, self._natives)
 
     def furnish(self, spec: dict[str, Any]) -> dict[str, Any]:
         """The specification with nodes of functions that the guest's own drivers have."""
         return with_nodes(spec, self.plugs, self._natives, self._rights) if self._natives else spec
 
-    def guest_nodes(self) -> list[list[Any]]:
-        """The nodes that the container is created with, as the agent takes them."""
-        return hotplug.guest_nodes(self._nodes, self._groups, self._files)
+    def guest_nodes(self) -> list[VfioNode]:
+        """The nodes that the container is created with, with their places in the guest."""
+        return locate(self._nodes, self._groups, self._files)
 
     async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
         """Give the container one group more; its entries of :meth:`seen`.
@@ -101,8 +102,8 @@ class Attachments:
             self._nodes = [*self._nodes, *(node for node in wanted.nodes if node not in self._nodes)]
             self._groups, self._files = self._groups | groups, self._files | files
             try:
-                call = {"container": self._container, "nodes": self._new_nodes(wanted), "devices": self.seen()}
-                await link.call("add_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+                call = AddNodes(container=self._container, nodes=self._new_nodes(wanted), devices=self.seen())
+                await link.call(call, seconds=_CALL_SECONDS + self._seconds)
             except HawseError:
                 self.plugs, self._nodes, self._groups, self._files = before
                 await self._withdraw(wanted, qmp)
@@ -117,14 +118,18 @@ class Attachments:
             if group not in self._groups:
                 raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
             plugs = [plug for plug in self.plugs if plug.group == group]
-            rest = mirror([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
+            rest = device_map([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
             with self._claims.alone(plugs, owner=self._container) as alone:
-                call = {
-                    "container": self._container, "nodes": self._places(plugs), "force": force,
+                call = RemoveNodes(
+                    container=self._container,
+                    nodes=[_live(place, 0, 0, 0) for place in self._places(plugs)],
                     # What another container has stays in the machine, whoever uses it.
-                    "group": self._groups[group][0] if alone else None, "seconds": self._seconds, "devices": rest,
-                }  # fmt: skip
-                await link.call("remove_nodes", call, seconds=_CALL_SECONDS + self._seconds)
+                    group=self._groups[group].number if alone else None,
+                    force=force,
+                    seconds=self._seconds,
+                    devices=rest,
+                )
+                await link.call(call, seconds=_CALL_SECONDS + self._seconds)
                 left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
                 if left:
                     raise DeviceError(
@@ -134,7 +139,7 @@ class Attachments:
                     )
                 self._claims.release(plugs, owner=self._container)
             self.plugs = [plug for plug in self.plugs if plug.group != group]
-            self._nodes = [node for node in self._nodes if node.group != group]
+            self._nodes = [node for node in self._nodes if node.host_group != group]
             del self._groups[group]
             self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
 
@@ -165,17 +170,20 @@ class Attachments:
                 left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
             self._claims.release(wanted.plugs, left, owner=self._container)
 
-    def _new_nodes(self, wanted: Attachment) -> list[list[Any]]:
-        owner = [wanted.mode, wanted.uid, wanted.gid]
-        nodes = [[*place, *owner] for place in self._places(wanted.plugs)]
+    def _new_nodes(self, wanted: Attachment) -> list[LiveNode]:
+        places = self._places(wanted.plugs)
         if self.wants_files and "" in self._files:
-            nodes.insert(0, [*self._files[""], *owner])
-        return [[_CONTAINER, *hotplug.VFIO_CONTAINER, 0o666, 0, 0], *nodes]
+            places.insert(0, self._files[""])
+        vfio = container_node()
+        return [
+            _live(Place(vfio.path, vfio.major, vfio.minor), 0o666, 0, 0),
+            *(_live(place, wanted.mode, wanted.uid, wanted.gid) for place in places),
+        ]
 
-    def _places(self, plugs: Sequence[PlugStep]) -> list[list[Any]]:
+    def _places(self, plugs: Sequence[PlugStep]) -> list[Place]:
         """Path and numbers of every node of these functions, each once."""
         found = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
-        return [list(place) for place in dict.fromkeys(found)]
+        return list(dict.fromkeys(found))
 
     def _ends(self) -> tuple[Qmp, GuestLink]:
         if self._machine is None:
@@ -191,3 +199,7 @@ class Attachments:
 
     def _names(self) -> str:
         return ", ".join(map(str, sorted(self._groups)))
+
+
+def _live(place: Place, mode: int, uid: int, gid: int) -> LiveNode:
+    return LiveNode(path=place.path, major=place.major, minor=place.minor, mode=mode, uid=uid, gid=gid)

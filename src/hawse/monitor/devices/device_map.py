@@ -2,69 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from hawse.monitor.devices.guest_drivers import Native
-from hawse.plan.model import NodeRequest, PlugStep
+from msgspec.structs import replace
 
-Place = tuple[str, int, int]
-"""Path, major and minor of a character device."""
+from hawse.monitor.agent.answers import NativeFunction
+from hawse.plan.model import PlugStep
+from hawse.vfio.node import CONTAINER_NUMBERS, VfioNode
 
 
-def mirror(
+class GuestGroup(NamedTuple):
+    """A group in the guest: its number there, and the numbers of its node."""
+
+    number: int
+    major: int
+    minor: int
+
+
+class Place(NamedTuple):
+    """Path, major and minor of a character device in the guest."""
+
+    path: str
+    major: int
+    minor: int
+
+
+Groups = dict[int, GuestGroup]
+"""The guest's groups, by the host's number of each."""
+Files = dict[str, Place]
+"""The guest's device file of a function, by QEMU's id of it, and /dev/iommu, by ""; empty if the guest has none."""
+
+
+def locate(nodes: Iterable[VfioNode], groups: Mapping[int, GuestGroup], files: Mapping[str, Place]) -> list[VfioNode]:
+    """The nodes with their places in the guest."""
+    located = []
+    for node in nodes:
+        group = None if node.host_group is None else groups[node.host_group]
+        if node.is_file:
+            place = files.get(node.device)
+            numbers = (place.major, place.minor) if place else None
+            path = place.path if place else node.path
+        elif group is not None:
+            numbers, path = (group.major, group.minor), f"/dev/vfio/{group.number}"
+        else:
+            numbers, path = CONTAINER_NUMBERS, ""
+        number = None if group is None else group.number
+        located.append(replace(node, guest_group=number, guest_path=path, guest_numbers=numbers))
+    return located
+
+
+def device_map(
     plugs: Sequence[PlugStep],
-    nodes: Sequence[NodeRequest],
-    groups: Mapping[int, tuple[int, int, int]],
+    nodes: Sequence[VfioNode],
+    groups: Mapping[int, GuestGroup],
     files: Mapping[str, Place],
-    natives: Mapping[str, Native],
+    natives: Mapping[str, NativeFunction],
 ) -> list[dict[str, Any]]:
-    """An entry for each function: what it is, its address and group on the host and in the guest, its nodes.
+    """An entry for each function: its address and group on the host and in the guest, and its nodes.
 
-    ``groups`` maps a group of the host to its number in the guest and its node's numbers there, ``files`` QEMU's name
-    of a function to its device file there. ``note`` is there where the address is not the host's, and tells why.
-    ``natives`` are those that the guest's own drivers have, by QEMU's name: they are in no group there, and ``driver``
-    and ``interfaces`` say what they are.
+    ``natives`` are functions that the guest's own drivers have, by QEMU's id: they are in no group there, and have
+    ``driver`` and ``interfaces``. ``note`` is present where the guest's address is not the host's, and says why.
     """
     entries = []
     for plug in plugs:
-        host = {"address": plug.host, "group": plug.group}
+        entry: dict[str, Any] = {"device": plug.label, "host": {"address": plug.host, "group": plug.group}}
         native = natives.get(plug.device)
         if native is not None:
-            seen: dict[str, Any] = {"device": plug.label, "host": host}
-            seen["guest"] = {"address": plug.guest_address, "driver": native.driver}
-            seen["interfaces"] = list(native.interfaces)
-            seen["nodes"] = [path for path, *_ in native.nodes]
-            entries.append(seen | ({"note": plug.note} if plug.note else {}))
-            continue
-        entry = {
-            "device": plug.label,
-            "host": host,
-            "guest": {"address": plug.guest_address, "group": groups[plug.group][0]},
-            "nodes": [path for path, *_ in places(plug, nodes, groups, files)],
-        }
+            entry["guest"] = {"address": plug.guest_address, "driver": native.driver}
+            entry["interfaces"] = list(native.interfaces)
+            entry["nodes"] = [f"/dev/{node.name}" for node in native.nodes]
+        else:
+            entry["guest"] = {"address": plug.guest_address, "group": groups[plug.group].number}
+            entry["nodes"] = [place.path for place in places(plug, nodes, groups, files)]
         entries.append(entry | ({"note": plug.note} if plug.note else {}))
     return entries
 
 
 def places(
     plug: PlugStep,
-    nodes: Sequence[NodeRequest],
-    groups: Mapping[int, tuple[int, int, int]],
+    nodes: Sequence[VfioNode],
+    groups: Mapping[int, GuestGroup],
     files: Mapping[str, Place],
 ) -> list[Place]:
     """The nodes of a function in the container: its group's, and its device file where that was asked for.
 
-    Each where the guest has it and at the path asked for, unless that is another's in the guest, whose node is there.
+    Each is at the guest's path, and at the path that was asked for unless the guest has another node there.
     """
-    guest, *numbers = groups[plug.group]
-    taken = {f"/dev/vfio/{number}" for number, *_ in groups.values()}
-    taken |= {files[node.device][0] for node in nodes if node.device in files}
-    paths = [node.path for node in nodes if node.group == plug.group and not node.file and node.path not in taken]
-    found: list[Place] = [(path, numbers[0], numbers[1]) for path in (f"/dev/vfio/{guest}", *paths)]
+    group = groups[plug.group]
+    taken = {f"/dev/vfio/{other.number}" for other in groups.values()}
+    taken |= {files[node.device].path for node in nodes if node.device in files}
+    asked = [node.path for node in nodes if node.host_group == plug.group and not node.is_file]
+    paths = [f"/dev/vfio/{group.number}", *(path for path in asked if path not in taken)]
+    found = [Place(path, group.major, group.minor) for path in paths]
     file = files.get(plug.device)
-    asked = [node.path for node in nodes if node.file and node.device == plug.device]
+    asked = [node.path for node in nodes if node.is_file and node.device == plug.device]
     if file and asked:
-        paths = [path for path in asked if path not in taken]
-        found += [(path, file[1], file[2]) for path in (file[0], *paths)]
+        paths = [file.path, *(path for path in asked if path not in taken)]
+        found += [Place(path, file.major, file.minor) for path in paths]
     return found

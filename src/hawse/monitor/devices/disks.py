@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hawse.errors import DeviceError, HawseError, VmError
+from hawse.monitor.agent.calls import BindDisk
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.claims import Claims
 from hawse.nodes.block import open_device
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _FIRST_SET = 1 << 16
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
-_MAX_NUMBER = 2**20
 
 Places = dict[tuple[int, int], tuple[int, int]]
 """The guest's numbers of block devices, by the host's."""
@@ -147,16 +147,11 @@ class Disks:
 
     async def _bound(self, step: PlugStep, link: GuestLink) -> tuple[int, int]:
         try:
-            call = {"address": step.guest_address, "seconds": self._seconds}
-            answer = await link.call("bind_disk", call, seconds=self._seconds + _MARGIN)
+            call = BindDisk(address=step.guest_address, seconds=self._seconds)
+            numbers = await link.call(call, seconds=self._seconds + _MARGIN)
         except DeviceError as error:
             raise DeviceError(f"{step.label}, in the guest {error.message}", hint=error.hint) from None
-        if not isinstance(answer, list) or len(answer) != 2 or not all(map(_is_number, answer)):
-            raise VmError(
-                f"{step.label}: the guest reports no usable numbers of its node",
-                hint="it is not to be trusted: delete the container",
-            )
-        return answer[0], answer[1]
+        return numbers.major, numbers.minor
 
     async def _unplug(self, disk: _Plugged, qmp: Qmp) -> bool:
         """Take it out of the virtual machine. False where the guest keeps it: its port is lost then."""
@@ -174,7 +169,3 @@ def _close(opening: asyncio.Future[int]) -> None:
     """Close what nobody waits for any more."""
     if not opening.cancelled() and opening.exception() is None:
         os.close(opening.result())
-
-
-def _is_number(number: object) -> bool:
-    return type(number) is int and 0 <= number < _MAX_NUMBER

@@ -6,16 +6,17 @@ import asyncio
 import os
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawse.errors import DeviceError, RefusedError, VmError
+from hawse.monitor.agent.answers import BoundFunction, NativeFunction
+from hawse.monitor.agent.calls import Answer, BindNative, BindVfio, Call, RescanBridge
 from hawse.monitor.agent.guest_link import GuestLink
-from hawse.monitor.devices.device_map import Place
-from hawse.monitor.devices.guest_drivers import Native, read_answer
-from hawse.plan.model import NodeRequest, PlugStep
+from hawse.monitor.devices.device_map import Files, Groups, GuestGroup, Place
+from hawse.plan.model import PlugStep
 from hawse.vfio import interrupts
 from hawse.vfio.host import dma_mappings
+from hawse.vfio.node import IOMMU_PATH
 from hawse.vm import nvme_disks
 from hawse.vm.arguments import ADD_DISK
 
@@ -32,15 +33,7 @@ _UNDONE_BY = {
     "blockdev-add": ("blockdev-del", "node-name"),
     ADD_DISK: ("remove-fd", "fdset-id"),
 }
-VFIO_CONTAINER = (10, 196)  # misc device, VFIO_MINOR in include/linux/miscdevice.h
-_MAX_NUMBER = 2**20
 Arrived = TypeVar("Arrived")
-_IOMMU = "/dev/iommu"
-
-Groups = dict[int, tuple[int, int, int]]
-"""Number in the guest, major and minor of the node, by the host's number of the group."""
-Files = dict[str, Place]
-"""The guest's device file of a function, by QEMU's name of it, and /dev/iommu, by ""; none that the guest has not."""
 
 
 async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> tuple[Groups, Files]:
@@ -48,33 +41,30 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
 
     Raises :class:`DeviceError` naming the device.
     """
-    seen = await arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
-    for group in {plug.group for plug, found in zip(plugs, seen, strict=True) if _without_room(plug, found)}:
+    functions = await arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
+    for group in {plug.group for plug, function in zip(plugs, functions, strict=True) if _without_room(plug, function)}:
         members = [index for index, plug in enumerate(plugs) if plug.group == group]
         if len(members) > 1:
             # Behind a bridge, whose windows the guest's kernel has made when it was empty.
-            address = plugs[members[0]].guest_address
-            await link.call("find_anew", {"address": address}, seconds=seconds + _MARGIN)
+            await link.call(RescanBridge(address=plugs[members[0]].guest_address), seconds=seconds + _MARGIN)
             again = await asyncio.gather(*(_bound(plugs[index], link, seconds) for index in members))
-            for index, found in zip(members, again, strict=True):
-                seen[index] = found
+            for index, function in zip(members, again, strict=True):
+                functions[index] = function
         for index in members:
-            _check_room(plugs[index], seen[index])
-    files = {name: place for found in seen for name, place in found.files.items()}
-    return _together(plugs, [found.numbers for found in seen]), files
+            _check_room(plugs[index], functions[index])
+    return _together(plugs, functions), _files(plugs, functions)
 
 
 async def attach_native(
     plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, container: str, seconds: float
-) -> dict[str, Native]:
+) -> dict[str, NativeFunction]:
     """Plug everything and have the guest's own drivers take it; what stands for each function, by QEMU's name of it.
 
     Raises :class:`DeviceError` naming the device.
     """
-    found = await arrive(
-        plugs, qmp, [_driven(plug, link, container, seconds) for plug in plugs], seconds=seconds
-    )  # fmt: skip
-    return {plug.device: native for plug, native in zip(plugs, found, strict=True)}
+    calls = [_driven(plug, link, container, seconds) for plug in plugs]
+    functions = await arrive(plugs, qmp, calls, seconds=seconds)
+    return {plug.device: function for plug, function in zip(plugs, functions, strict=True)}
 
 
 async def arrive(
@@ -143,20 +133,22 @@ async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> Pl
     return by_name[str(data["device"])] if data else None
 
 
-def _together(plugs: Sequence[PlugStep], seen: Sequence[tuple[int, int, int]]) -> Groups:
+def _together(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Groups:
     """Each group's place in the guest. Raises :class:`DeviceError` where the guest has divided one, or joined two."""
     groups: Groups = {}
     hosts: dict[int, int] = {}
-    for plug, numbers in zip(plugs, seen, strict=True):
-        if groups.setdefault(plug.group, numbers) != numbers:
+    for plug, function in zip(plugs, functions, strict=True):
+        group = GuestGroup(function.group, function.major, function.minor)
+        if groups.setdefault(plug.group, group) != group:
             raise DeviceError(
-                f"{plug.label}: in the guest's group {numbers[0]}, others of host group {plug.group} are in "
-                f"{groups[plug.group][0]}",
+                f"{plug.label}: in the guest's group {group.number}, others of host group {plug.group} are in "
+                f"{groups[plug.group].number}",
                 hint="its console log has the groups that the guest's IOMMU makes",
             )
-        if (other := hosts.setdefault(numbers[0], plug.group)) != plug.group:
+        if (other := hosts.setdefault(group.number, plug.group)) != plug.group:
             raise DeviceError(
-                f"{plug.label} of host group {plug.group}: in the guest's group {numbers[0]}, as is host group {other}",
+                f"{plug.label} of host group {plug.group}: in the guest's group {group.number}, as is host group "
+                f"{other}",
                 hint="its console log has the groups that the guest's IOMMU makes",
             )
     return groups
@@ -204,68 +196,18 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
     return list(left.values())
 
 
-def guest_nodes(requests: Sequence[NodeRequest], groups: Groups, files: Files) -> list[list[Any]]:
-    """The agent's list of nodes: path, host major and minor, guest group (None: the container node, or /dev/iommu),
-    guest numbers, and for what is of the device file interface its path in the guest.
-
-    Where the guest has no such file, its numbers are None.
-    """
-    nodes: list[list[Any]] = []
-    for request in requests:
-        group, *numbers = (None, *VFIO_CONTAINER) if request.group is None else groups[request.group]
-        node = [request.path, request.major, request.minor, group]
-        if request.file:
-            own, *found = files.get(request.device, ("", None, None))
-            nodes.append([*node, *found, own or request.path])
-        else:
-            nodes.append([*node, *numbers])
-    return nodes
+async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> BoundFunction:
+    return await _bind(plug, link, BindVfio(address=plug.guest_address, seconds=seconds), seconds)
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """What the agent says of a function that vfio-pci has: of its group, of its device file, and of its BARs."""
-
-    numbers: tuple[int, int, int]
-    files: Files
-    bars: list[int]
+async def _driven(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> NativeFunction:
+    call = BindNative(address=plug.guest_address, container=container, seconds=seconds)
+    return await _bind(plug, link, call, seconds)
 
 
-async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> _Bound:
-    found = await _bind(plug, link, "bind_vfio", {}, seconds)
-    answer: dict[str, Any] = found if isinstance(found, dict) else {}
-    group, *numbers = (_number(plug, answer.get(key), key) for key in ("group", "major", "minor"))
-    files: Files = {}
-    if answer.get("file") is not None and answer.get("iommu") is not None:
-        number, *rest = _numbers(plug, answer["file"], 3, "device file")
-        files[plug.device] = (f"/dev/vfio/devices/vfio{number}", rest[0], rest[1])
-        major, minor = _numbers(plug, answer["iommu"], 2, _IOMMU)
-        files[""] = (_IOMMU, major, minor)
-    bars = answer.get("bars")
-    return _Bound((group, numbers[0], numbers[1]), files, bars if isinstance(bars, list) else [])
-
-
-def _without_room(plug: PlugStep, found: _Bound) -> list[tuple[int, int]]:
-    """The BARs that a function has on the host, and the guest found no room for."""
-    return [(number, size) for number, size in plug.bars if number >= len(found.bars) or not found.bars[number]]
-
-
-def _check_room(plug: PlugStep, found: _Bound) -> None:
-    for number, size in _without_room(plug, found):
-        raise DeviceError(
-            f"{plug.label} of group {plug.group}: the guest has no room for its BAR {number} of {size} bytes",
-            hint="its console log has the windows of its ports; pass the group in a sandbox alone",
-        )
-
-
-async def _driven(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> Native:
-    return read_answer(plug, await _bind(plug, link, "bind_native", {"container": container}, seconds))
-
-
-async def _bind(plug: PlugStep, link: GuestLink, method: str, params: dict[str, Any], seconds: float) -> object:
+async def _bind(plug: PlugStep, link: GuestLink, call: Call[Answer], seconds: float) -> Answer:
     try:
-        call = params | {"address": plug.guest_address, "seconds": seconds}
-        return await link.call(method, call, seconds=seconds + _MARGIN)
+        return await link.call(call, seconds=seconds + _MARGIN)
     except DeviceError as error:
         raise DeviceError(
             f"{plug.label} of group {plug.group}, in the guest {error.message}",
@@ -274,15 +216,25 @@ async def _bind(plug: PlugStep, link: GuestLink, method: str, params: dict[str, 
         ) from None
 
 
-def _numbers(plug: PlugStep, answer: object, count: int, what: str) -> list[int]:
-    found = answer if isinstance(answer, list) and len(answer) == count else [None] * count
-    return [_number(plug, number, f"number of the {what}") for number in found]
+def _files(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Files:
+    files: Files = {}
+    for plug, function in zip(plugs, functions, strict=True):
+        file, iommu = function.file, function.iommu
+        if file is not None and iommu is not None:
+            files[plug.device] = Place(f"/dev/vfio/devices/vfio{file.number}", file.major, file.minor)
+            files[""] = Place(IOMMU_PATH, iommu.major, iommu.minor)
+    return files
 
 
-def _number(plug: PlugStep, number: object, key: str) -> int:
-    if type(number) is not int or not 0 <= number < _MAX_NUMBER:
-        raise VmError(
-            f"{plug.label}: the guest reports no usable {key} of its group",
-            hint="it is not to be trusted: delete the container",
+def _without_room(plug: PlugStep, function: BoundFunction) -> list[tuple[int, int]]:
+    """The BARs that a function has on the host, and the guest found no room for: number and bytes of each."""
+    bars = function.bars
+    return [(number, size) for number, size in plug.bars if number >= len(bars) or not bars[number]]
+
+
+def _check_room(plug: PlugStep, function: BoundFunction) -> None:
+    for number, size in _without_room(plug, function):
+        raise DeviceError(
+            f"{plug.label} of group {plug.group}: the guest has no room for its BAR {number} of {size} bytes",
+            hint="its console log has the windows of its ports; pass the group in a sandbox alone",
         )
-    return number

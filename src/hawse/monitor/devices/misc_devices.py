@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hawse.errors import DeviceError, VmError
+from hawse.monitor.agent.calls import MiscNumbers
 
 if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import GuestLink
 
 _SECONDS = 60.0
-_MAX_NUMBER = 2**20
 
 
 async def named(wanted: Sequence[tuple[int, int, str]], link: GuestLink) -> dict[tuple[int, int], tuple[int, int]]:
@@ -21,22 +21,18 @@ async def named(wanted: Sequence[tuple[int, int, str]], link: GuestLink) -> dict
     """
     if not wanted:
         return {}
-    answer = await link.call("misc_numbers", {"names": [name for *_, name in wanted]}, seconds=_SECONDS)
-    found = answer if isinstance(answer, list) and len(answer) == len(wanted) else [()] * len(wanted)
+    answer = await link.call(MiscNumbers(names=[name for *_, name in wanted]), seconds=_SECONDS)
+    if len(answer) != len(wanted):
+        raise VmError(
+            f"the guest reports {len(answer)} numbers of {len(wanted)} misc devices",
+            hint="the guest is not to be trusted: delete the container",
+        )
     places = {}
-    for (major, minor, name), numbers in zip(wanted, found, strict=True):
+    for (major, minor, name), numbers in zip(wanted, answer, strict=True):
         if numbers is None:
             raise DeviceError(
                 f"linux.devices: {name} ({major}:{minor}): the guest's kernel has no such device",
                 hint="remove it, or use a kernel that has it: image.kernel in the configuration",
             )
-        if not isinstance(numbers, list) or len(numbers) != 2 or not all(map(_is_number, numbers)):
-            raise VmError(
-                f"the guest reports no usable numbers of {name}", hint="it is not to be trusted: delete the container"
-            )
-        places[major, minor] = (numbers[0], numbers[1])
+        places[major, minor] = (numbers.major, numbers.minor)
     return places
-
-
-def _is_number(number: object) -> bool:
-    return type(number) is int and 0 <= number < _MAX_NUMBER

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.linux import attributes
+from hawse.monitor.agent.calls import MountShare
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.agent.identity import wake
 from hawse.monitor.machine.bounded_log import BoundedLog, collect
@@ -141,12 +142,17 @@ async def _share(machine: model.MachinePlan, made: Machine, steps: Steps) -> Non
             command, arguments = plug_share()
             await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
     seconds = machine.device_seconds
-    call = {"kind": machine.share, "tag": SHARE_TAG, "address": machine.share_address, "seconds": seconds}
-    call["protected"] = attributes.protected_files()
-    if machine.modules:
-        call |= {"modules": machine.modules, "load": machine.load_modules}
+    call = MountShare(
+        kind=machine.share,
+        tag=SHARE_TAG,
+        address=machine.share_address,
+        seconds=seconds,
+        protected=attributes.protected_files(),
+        modules=machine.modules,
+        load=machine.load_modules,
+    )
     with steps.span(SHARE, "mounted"):
-        await made.link.call("mount_share", call, seconds=seconds + _MARGIN)
+        await made.link.call(call, seconds=seconds + _MARGIN)
 
 
 async def _load(launched: Launched, made: Machine, steps: Steps) -> None:

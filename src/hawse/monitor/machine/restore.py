@@ -10,6 +10,7 @@ import socket
 from contextlib import AsyncExitStack
 
 from hawse.errors import HawseError, VmError
+from hawse.monitor.agent.calls import Settle
 from hawse.monitor.machine.machine import Machine, begin_sharing, boot, restore
 from hawse.monitor.machine.start import Launched, Notes, describe, launch
 from hawse.plan import model
@@ -87,7 +88,7 @@ async def save(
     if draft is None:
         return None
     try:
-        await made.link.call("settle", {}, seconds=_SETTLE_SECONDS)
+        await made.link.call(Settle(), seconds=_SETTLE_SECONDS)
         await made.qmp.execute("stop", {}, timeout=_QMP_SECONDS)
         try:
             with steps.span(QEMU, "state saved"):

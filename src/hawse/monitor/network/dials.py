@@ -14,6 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 from hawse.errors import HawseError, LinkError
+from hawse.monitor.agent.calls import Refuse
+from hawse.monitor.agent.events import Dial
 from hawse.monitor.processes.connection import Connection
 from hawse.monitor.processes.processes import Processes
 
@@ -32,31 +34,31 @@ class Dials:
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, container: str, name: str, number: int) -> None:
+    def take(self, dial: Dial) -> None:
         """A connection waits in the guest. Raises :class:`LinkError` where there are more than an agent announces."""
         if self._unanswered >= _MOST:
             raise LinkError(f"link: more than {_MOST} connections to sockets of the host at once")
         self._unanswered += 1
-        self._begin(self._serve(container, name, number))
+        self._begin(self._serve(dial))
 
     def end(self) -> None:
         """End the connections."""
         for task in self._tasks:
             task.cancel()
 
-    async def _serve(self, container: str, name: str, number: int) -> None:
+    async def _serve(self, dial: Dial) -> None:
         async with self._room:
             try:
-                dialled = self._dial(container, name)
+                dialled = self._dial(dial.container, dial.socket)
             except (OSError, LookupError):
                 self._unanswered -= 1
                 with suppress(HawseError):
-                    await self._processes.call("refuse", {"connection": number})
+                    await self._processes.call(Refuse(connection=dial.connection))
                 return
             self._unanswered -= 1
             connection = Connection(*await asyncio.open_unix_connection(sock=dialled))
             try:
-                await self._processes.accept(connection, number)
+                await self._processes.accept(connection, dial.connection)
                 await connection.close()
             except (HawseError, OSError):  # nobody to tell but the two ends
                 connection.reset()

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import DeviceError, VmError
+from hawse.monitor.agent.calls import ConfigureNetwork
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.rx_filters import RxFilters
 from hawse.vm.arguments import plug_interface
@@ -112,8 +113,8 @@ class Nics:
 
     async def _configure(self, link: GuestLink, interfaces: list[dict[str, Any]], events: Events) -> None:
         seconds = self._seconds
-        call = {"interfaces": interfaces, "seconds": seconds}
-        work = asyncio.create_task(link.call("configure_network", call, seconds=seconds + _MARGIN))
+        call = ConfigureNetwork(interfaces=interfaces, seconds=seconds)
+        work = asyncio.create_task(link.call(call, seconds=seconds + _MARGIN))
         lost = asyncio.create_task(
             events.wait(lambda data: str(data.get("device")).startswith("nic-"), seconds=seconds + _MARGIN)
         )

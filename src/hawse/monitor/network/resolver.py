@@ -14,9 +14,10 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hawse.errors import LinkError
+from hawse.monitor.agent.calls import AnswerName, ServeNames
+from hawse.monitor.agent.events import MAX_MESSAGE, Query
 
 if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import GuestLink
@@ -28,8 +29,8 @@ _PORT = 53
 _MAX_FILE = 64 * 1024
 #: resolv.conf(5), MAXNS is 3.
 _MAX_SERVERS = 3
-#: From a header (RFC 1035, section 4.1.1) to what the two bytes of a length over TCP can say (section 4.2.2).
-_MIN_MESSAGE, _MAX_MESSAGE = 12, 65535
+#: A message begins with a header of 12 bytes (RFC 1035, section 4.1.1).
+_MIN_MESSAGE = 12
 _MAX_QUERIES = 64
 _SECONDS, _CALL_SECONDS = 10.0, 30.0
 
@@ -50,23 +51,23 @@ class Resolver:
         if servers:
             self._servers += servers
             link.on_query = lambda query: self._begin(link, query)
-            await link.call("serve_names", {"servers": servers}, seconds=_CALL_SECONDS)
+            await link.call(ServeNames(servers=servers), seconds=_CALL_SECONDS)
 
-    def _begin(self, link: GuestLink, query: dict[str, Any]) -> None:
-        number, server, transport, message = parse_query(query)
+    def _begin(self, link: GuestLink, query: Query) -> None:
+        message = query.decode()
         # Who asks for more at once, of who is not named, or what is no query, waits in vain, as with a server that is
         # gone. All of it a container can do by itself: the link, and with it the sandbox, goes on.
-        if server in self._servers and len(self._queries) < _MAX_QUERIES and len(message) >= _MIN_MESSAGE:
-            task = asyncio.create_task(self._ask(link, number, server, transport, message))
+        if query.server in self._servers and len(self._queries) < _MAX_QUERIES and len(message) >= _MIN_MESSAGE:
+            task = asyncio.create_task(self._ask(link, query, message))
             self._queries.add(task)
             task.add_done_callback(self._queries.discard)
 
-    async def _ask(self, link: GuestLink, number: int, server: str, transport: str, message: bytes) -> None:
+    async def _ask(self, link: GuestLink, query: Query, message: bytes) -> None:
         try:
             async with asyncio.timeout(_SECONDS):
-                answer = await self._exchange(server, transport, message)
+                answer = await self._exchange(query.server, query.transport, message)
             text = base64.b64encode(answer).decode()
-            await link.call("answer_name", {"number": number, "message": text}, seconds=_CALL_SECONDS)
+            await link.call(AnswerName(number=query.number, message=text), seconds=_CALL_SECONDS)
         except Exception:
             return  # no answer, as from a server that is gone; the program in the container asks again
 
@@ -77,32 +78,15 @@ class Resolver:
             await loop.sock_connect(connection, (server, _PORT))
             if transport == "udp":
                 await loop.sock_sendall(connection, message)
-                return await loop.sock_recv(connection, _MAX_MESSAGE)
+                return await loop.sock_recv(connection, MAX_MESSAGE)
             await loop.sock_sendall(connection, len(message).to_bytes(2, "big") + message)
             data = b""
             while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
-                piece = await loop.sock_recv(connection, _MAX_MESSAGE)
+                piece = await loop.sock_recv(connection, MAX_MESSAGE)
                 if not piece:
                     raise ConnectionError
                 data += piece
             return data[2 : 2 + int.from_bytes(data[:2], "big")]
-
-
-def parse_query(query: dict[str, Any]) -> tuple[int, str, str, bytes]:
-    """Number, server, transport and message of a guest's query, of any length that a message can have. Pure.
-
-    Raises :class:`LinkError` for what no agent sends, whatever a container does.
-    """
-    number, server, transport, text = (query.get(key) for key in ("number", "server", "transport", "message"))
-    if type(number) is not int or not 0 < number < 2**53 or type(server) is not str or transport not in ("udp", "tcp"):
-        raise LinkError("link: a query without a number, a server or a transport")
-    try:
-        message = base64.b64decode(text if type(text) is str else "?", validate=True)
-    except ValueError:
-        raise LinkError("link: a query that is not in base64") from None
-    if len(message) > _MAX_MESSAGE:
-        raise LinkError(f"link: a query of {len(message)} bytes")
-    return number, server, str(transport), message
 
 
 def loopback_servers(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.link.streams import BOTH, STDIO
 from hawse.linux.processes import Process
+from hawse.monitor.agent.calls import Accept, Answer, Call, Connect, Disconnect, Resize, Signal
 from hawse.monitor.agent.guest_link import GuestLink, Route
 from hawse.monitor.processes.connection import Connection
 from hawse.monitor.processes.proxy_connections import Proxy
@@ -70,14 +71,12 @@ class Processes:
         self._link = link
         link.on_exit = self._exited
 
-    async def call(
-        self, method: str, params: dict[str, Any], *, more: float = 0.0, within: float | None = None
-    ) -> object:
+    async def call(self, call: Call[Answer], *, more: float = 0.0, within: float | None = None) -> Answer:
         """Ask the agent. ``more``: seconds that it may take beside what every call may; ``within``: in their place."""
         if self._link is None:
-            raise StateError(f"container {params.get('container', '')} is still being created")
+            raise StateError(f"container {getattr(call, 'container', '')} is still being created")
         seconds = self._seconds + more if within is None else within
-        return await self._link.call(method, params, seconds=seconds)
+        return await self._link.call(call, seconds=seconds)
 
     def hold(self, container: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something that is to be done before an end of one of the container's processes is told."""
@@ -135,14 +134,15 @@ class Processes:
         self,
         container: str,
         proxy: Proxy,
-        method: str,
-        call: dict[str, Any],
+        make: Callable[[int, list[str]], Call[Answer]],
         *,
         ended: Callable[[], None],
         lost: Callable[[], None] = lambda: None,
-    ) -> tuple[int, object]:
-        """Have the agent make a process for the proxy: its number, and the agent's answer. ``ended``: at its end;
-        ``lost``: when its proxy has been killed.
+    ) -> tuple[int, Answer]:
+        """Have the agent create a process for the proxy: its number, and the agent's answer.
+
+        ``make`` returns the call for a number and the directions of the descriptors from 3 on. ``ended`` is called at
+        the process's end, and ``lost`` when its proxy has been killed.
 
         Cancelled, it waits for the answer; a process that was made then is for the container's end to end.
         """
@@ -153,8 +153,7 @@ class Processes:
         route = self._link.route(number, proxy)
         self._running[number] = _Running(container, proxy, ended)
         # In this order, which is that of their frames: the agent knows no stream before the process that it is of.
-        call = call | {"container": container, "process": number, "descriptors": proxy.directions[len(STDIO) :]}
-        asked = asyncio.create_task(self.call(method, call))
+        asked = asyncio.create_task(self.call(make(number, list(proxy.directions[len(STDIO) :]))))
         serving = self._begin(self._serve(container, number, proxy, route, lost))
         try:
             result = await whole(asked)
@@ -177,22 +176,22 @@ class Processes:
 
         Raises HawseError when nobody listens there, and OSError when the host's side is gone before its time.
         """
-        await self._pass_on(connection, "connect", {"port": port})
+        await self._pass_on(connection, lambda number: Connect(process=number, port=port, descriptors=[BOTH]))
 
     async def accept(self, connection: Connection, announced: int) -> None:
         """Pass on between a socket of the host and a connection that the agent has announced by a number.
 
         Raises as :meth:`connect`.
         """
-        await self._pass_on(connection, "accept", {"connection": announced})
+        await self._pass_on(connection, lambda number: Accept(process=number, connection=announced, descriptors=[BOTH]))
 
-    async def _pass_on(self, connection: Connection, method: str, params: dict[str, Any]) -> None:
+    async def _pass_on(self, connection: Connection, make: Callable[[int], Call[None]]) -> None:
         assert self._link is not None
         self._newest += 1
         number = self._newest
         route = self._link.route(number, connection)
         self._connections[number] = connection
-        asked = asyncio.create_task(self.call(method, params | {"process": number, "descriptors": [BOTH]}))
+        asked = asyncio.create_task(self.call(make(number)))
         try:
             await whole(asked)
             await connection.serve(route)
@@ -209,8 +208,7 @@ class Processes:
 
     async def signal(self, container: str, number: int, signal_number: int, *, everyone: bool) -> None:
         """Signal a process, or every one of the container."""
-        call = {"container": container, "process": number, "signal": signal_number, "everyone": everyone}
-        await self.call("signal", call)
+        await self.call(Signal(container=container, process=number, signal=signal_number, everyone=everyone))
 
     def end(self, code: int, *, container: str | None = None) -> None:
         """Processes, of one container or of all, are gone without a word of the guest's."""
@@ -287,7 +285,7 @@ class Processes:
         return True
 
     async def _disconnect(self, number: int) -> None:
-        await self.call("disconnect", {"process": number})
+        await self.call(Disconnect(process=number))
 
     def _exited(self, number: int, code: int) -> None:
         connection = self._connections.pop(number, None)
@@ -313,9 +311,8 @@ class Processes:
         self._exit(running.proxy, code)
 
     async def _resize(self, container: str, number: int, rows: int, columns: int) -> None:
-        call = {"container": container, "process": number, "rows": rows, "columns": columns}
         with suppress(HawseError):  # the process may have ended, or not exist yet
-            await self.call("resize", call)
+            await self.call(Resize(container=container, process=number, rows=rows, columns=columns))
 
     def _expect(self, key: str) -> asyncio.Future[Proxy]:
         return self._proxies.setdefault(key, asyncio.get_running_loop().create_future())

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from hawse.host.mounts.origins import Below, Origin, path_from, paths_through
-from hawse.oci.guest.bind_sources import GUEST_BINDS, GUEST_SHARE
+from hawse.link import agreed
 from hawse.plan.model import Share
 
 
@@ -91,12 +91,12 @@ def in_the_share(
         return spec, []
     sources, binds = {}, []
     for name, place in places.items():
-        planned = f"{GUEST_SHARE}/{container}/{name}"
+        planned = f"{agreed.SHARE}/{container}/{name}"
         if place.inode:
             binds.append((name, place.path, place.inode))
-            sources[planned] = f"{GUEST_BINDS}/{container}/{name}"
+            sources[planned] = f"{agreed.BINDS}/{container}/{name}"
         else:
-            sources[planned] = f"{GUEST_SHARE}/{place.path}"
+            sources[planned] = f"{agreed.SHARE}/{place.path}"
     mounts = [
         mount | ({"source": sources[mount["source"]]} if mount.get("source") in sources else {})
         for mount in spec["mounts"]

@@ -8,10 +8,6 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-#: Where the guest has what the host shares, and what it binds from there beforehand.
-GUEST_SHARE, GUEST_BINDS = "/run/hawse/share", "/run/hawse/binds"
-#: Where the agent has the sockets that stand for sockets of the host (:mod:`hawse.agent.streams.dials`).
-GUEST_SOCKETS = "/run/hawse/sockets"
 _VIEWS = ("/proc", "/sys", "/dev")
 #: A file system for ordinary files, although it is below /dev.
 _FILES = "/dev/shm"

@@ -8,8 +8,6 @@ import re
 from hawse.linux import mountinfo
 
 DESTINATION = "/dev/shm"
-#: Where the guest has them: one for each source on the host, so that containers of a pod share theirs.
-GUEST_DIRECTORY = "/run/hawse/shm"
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 

@@ -15,8 +15,6 @@ from hawse.errors import ConfigError
 from hawse.linux import mountinfo
 from hawse.oci.types import HugepageLimit
 
-#: Where the guest has them: one for each directory on the host, so that containers of a pod share theirs.
-GUEST_DIRECTORY = "/run/hawse/hugepages"
 _UNITS = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
 #: What a mount without the option pagesize has (hugetlbfs(5) of x86: the size of a page table's entry above the last).
 DEFAULT_KIB = 2048

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.link import agreed
 from hawse.linux import user_namespaces
 from hawse.oci import device_rules
 from hawse.oci.checks import check_options, checked_mount
@@ -18,8 +19,6 @@ from hawse.oci.guest import dev_shm as memory
 from hawse.oci.guest import host_sockets, idmap, overlay
 from hawse.oci.guest import hugetlbfs as hugepages
 from hawse.oci.guest.bind_sources import (
-    GUEST_SHARE,
-    GUEST_SOCKETS,
     DeviceNode,
     device_node,
     kernel_view,
@@ -46,7 +45,7 @@ _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
 
 @dataclass(frozen=True)
 class Share:
-    """A directory or file of the host that the guest needs; it appears as GUEST_SHARE/<container>/<name>.
+    """A directory or file of the host that the guest needs; it appears as agreed.SHARE/<container>/<name>.
 
     ``private``: what the host mounts below it later is not to appear. ``recursive``: what is mounted below it now is.
     ``readonly_below``: that is read-only as well. ``owners``: how it shows the owners of files, None for as they are.
@@ -135,7 +134,7 @@ def plan_guest(
     notes = [("warning", text) for text in (*bundle.warnings, *ignored)]
     if (bundle.raw.get("linux") or {}).get("mountLabel"):
         notes.append(("debug", f"linux.mountLabel is passed over: {POLICY}"))
-    base = f"{GUEST_SHARE}/{container}"
+    base = f"{agreed.SHARE}/{container}"
     readonly = bool(bundle.spec.root and bundle.spec.root.readonly)
     shares = [Share("rootfs", bundle.rootfs, True, readonly)]
     spec["ociVersion"] = GUEST_VERSION
@@ -208,7 +207,7 @@ def plan_guest(
                     pages = replace(pages, uid=uid, gid=gid)
                 huge[name] = pages
                 page_sizes.add(pages.kib)
-                mounts.append({**mount, "source": f"{hugepages.GUEST_DIRECTORY}/{name}"})
+                mounts.append({**mount, "source": f"{agreed.HUGEPAGES}/{name}"})
                 continue
             if view:
                 if owners:
@@ -221,7 +220,7 @@ def plan_guest(
             if os.path.normpath(mount["destination"]) == memory.DESTINATION and (size := tmpfs_size(source)):
                 name = memory.guest_name(source)
                 shared[name] = size
-                mounts.append({**mount, "source": f"{memory.GUEST_DIRECTORY}/{name}"})
+                mounts.append({**mount, "source": f"{agreed.MEMORY}/{name}"})
                 continue
             options = mount.get("options") or []
             top, below = read_only(options)
@@ -244,7 +243,7 @@ def plan_guest(
                 else:
                     uid, gid = owners.owner(there.uid, there.gid) if owners else (there.uid, there.gid)
                     sockets.append((f"mount{index}", replace(there, uid=uid, gid=gid)))
-                    mount["source"] = f"{GUEST_SOCKETS}/{container}/mount{index}"
+                    mount["source"] = f"{agreed.SOCKETS}/{container}/mount{index}"
         mounts.append(mount)
     spec["mounts"] = mounts
     linux = spec["linux"]

@@ -10,18 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hawse.errors import VmError
-
 #: The greatest number that engines read: they decode into Go's uint64.
 _MOST = 2**64 - 1
 _LINES = 1000
 
 
-def convert(told: object) -> dict[str, Any]:
-    """The statistics. ``told`` is what the guest says: names of files and their texts; nonsense in them is nought."""
-    if not isinstance(told, dict):
-        raise VmError("the guest does not say what the container has used")
-    files = {name: text for name, text in told.items() if isinstance(name, str) and isinstance(text, str)}
+def convert(files: Mapping[str, str]) -> dict[str, Any]:
+    """The statistics from the texts of files, by their names, as the guest reports them; what is no number is 0."""
     return {
         "cpu": _cpu(_table(files.get("cpu.stat", ""))),
         "cpuset": dict.fromkeys(_CPUSET, 0),

@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
+from hawse.link import agreed
+
 VARIABLE = "NOTIFY_SOCKET"
 #: As runc has it (notify_socket.go, setupSpec()).
 _DIRECTORY, _NAME = "/run/notify", "notify.sock"
-#: The agent creates a directory for each container below it (:mod:`hawse.agent.streams.notify`).
-_GUEST_DIRECTORY = "/run/hawse/notify"
 _OPTIONS = ["bind", "nosuid", "noexec", "nodev"]
 
 
@@ -62,7 +62,7 @@ def value_of(environment: Sequence[str]) -> str:
 
 def directory_of(container: str) -> str:
     """The guest's directory with the socket of a container."""
-    return f"{_GUEST_DIRECTORY}/{container}"
+    return f"{agreed.NOTIFY}/{container}"
 
 
 def serve(spec: dict[str, Any], notify: Notify, *, container: str) -> None:

@@ -1,30 +1,64 @@
-"""A container's processes as the guest tells them, checked, and as `ps -ef` prints them. Pure."""
+"""A container's processes as the guest reports them, and as `ps -ef` prints them. Pure."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
-from hawse.errors import VmError
-
-_TYPES = [int, int, int, int, str, int, str]
 _TITLES = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
 _MOST = 1000
+_MAX_TEXT = 4096
 
 
-def check(told: object) -> list[list[Any]]:
-    """What the guest told, as far as it is [uid, pid, parent's pid, age, terminal, CPU seconds, command]; bounded.
+class Row(NamedTuple):
+    """A process. ``age`` and ``used`` are seconds since its start and of CPU time."""
 
-    The texts go to somebody's terminal: nothing in them may steer one.
-    """
-    if not isinstance(told, list):
-        raise VmError("the guest does not say which processes it has")
-    rows = [row for row in told[:_MOST] if isinstance(row, list) and [type(value) for value in row] == _TYPES]
-    return [[_printable(value) if isinstance(value, str) else min(max(value, 0), 2**63) for value in r] for r in rows]
+    uid: int
+    pid: int
+    parent: int
+    age: int
+    terminal: str
+    used: int
+    command: str
 
 
-def table(rows: Sequence[Sequence[Any]], *, now: float) -> list[str]:
+class Process(Protocol):
+    """A process as the guest reports it: the fields of :class:`Row`."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def parent(self) -> int: ...
+    @property
+    def age(self) -> int: ...
+    @property
+    def terminal(self) -> str: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def command(self) -> str: ...
+
+
+def rows(processes: Sequence[Process]) -> list[Row]:
+    """At most a thousand processes, with numbers that are not negative, and texts that cannot steer a terminal."""
+    return [
+        Row(
+            uid=_bounded(process.uid),
+            pid=_bounded(process.pid),
+            parent=_bounded(process.parent),
+            age=_bounded(process.age),
+            terminal=_printable(process.terminal),
+            used=_bounded(process.used),
+            command=_printable(process.command),
+        )
+        for process in processes[:_MOST]
+    ]
+
+
+def table(rows: Iterable[Row], *, now: float) -> list[str]:
     """Lines, the first with the titles; ``now`` in seconds since the epoch."""
     cells = [list(_TITLES)]
     for uid, pid, parent, age, terminal, used, command in rows:
@@ -37,5 +71,9 @@ def table(rows: Sequence[Sequence[Any]], *, now: float) -> list[str]:
     return [" ".join([*(c.ljust(w) for c, w in zip(row[:-1], widths, strict=True)), row[-1]]) for row in cells]
 
 
+def _bounded(number: int) -> int:
+    return min(max(number, 0), 2**63)
+
+
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:4096])
+    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_TEXT])

@@ -21,8 +21,8 @@ def take_out(request: Request, spec: dict[str, Any]) -> tuple[Request, dict[int,
     asked = {device["path"]: device for device in linux.get("devices") or ()}
     rights: dict[int, dict[str, int]] = {group.number: {} for group in request.groups}
     for node in nodes:
-        if node.group is not None and node.path in asked:
-            rights[node.group] = {key: asked[node.path][key] for key in _RIGHTS if key in asked[node.path]}
+        if node.host_group is not None and node.path in asked:
+            rights[node.host_group] = {key: asked[node.path][key] for key in _RIGHTS if key in asked[node.path]}
     linux["devices"] = [device for device in linux.get("devices") or () if device["path"] not in paths]
     resources = linux.get("resources") or {}
     if resources.get("devices"):

@@ -11,13 +11,13 @@ from hawse.planner.devices.vfio import Group
 from hawse.vfio import sysfs
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.host import iommufd
-from hawse.vfio.requests import Node
+from hawse.vfio.node import VfioNode
 from hawse.vm.capabilities import Capabilities
 
 
 def by_file(
     groups: Sequence[Group],
-    files: Sequence[Node],
+    files: Sequence[VfioNode],
     options: DeviceOptions,
     ask: Callable[[], Capabilities],
     *,
@@ -32,7 +32,7 @@ def by_file(
     """
     if options.backend == "group":
         return frozenset(), []
-    asked = {file.group for file in files}
+    asked = {file.host_group for file in files}
     chosen, warnings = set(), []
     for group in groups:
         if not isinstance(group, HostGroup) or (options.backend == "auto" and group.number not in asked):

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from hawse.errors import DeviceError, UsageError
 from hawse.plan import model as plan
 from hawse.planner.devices.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOptions
@@ -15,7 +17,8 @@ from hawse.vfio.device_rules import of_node
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.host import dma_mappings, dma_width, locked_memory
-from hawse.vfio.requests import CONTAINER_PATH, Node, Request
+from hawse.vfio.node import VfioNode, container_node, group_node
+from hawse.vfio.requests import Request
 from hawse.vm.arguments import NETWORK_MODELS, device_id, plug_emulated, plug_host
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import FunctionShape, GroupShape, Slot
@@ -190,11 +193,10 @@ def is_number(target: str) -> bool:
 
 def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -> Request:
     """The request with groups that an annotation names, whose nodes the spec, changed here, gets beside its own."""
-    there = {node.group for node in request.nodes}
+    there = {node.host_group for node in request.nodes}
     wanted = [group for group in groups if group.number not in there]
-    nodes = [Node(CONTAINER_PATH, 10, 196, None)] if wanted and None not in there else []
-    # An emulated group has no numbers of the host's, and one that is not bound yet neither: none that a rule has.
-    nodes += [Node(f"/dev/vfio/{group.number}", 0, group.number, group.number) for group in wanted]
+    nodes = [container_node()] if wanted and None not in there else []
+    nodes += [group_node(group.number) for group in wanted]
     for node in nodes:
         allowed = {"allow": True, "type": "c", "major": node.major, "minor": node.minor, "access": "rwm"}
         _give(spec, node, {"fileMode": 0o666}, [allowed])
@@ -212,35 +214,23 @@ def with_groups(request: Request, spec: dict[str, Any]) -> Request:
     rights = {device["path"]: device for device in spec["linux"]["devices"]}
     nodes = list(request.nodes)
     for file in request.files:
-        if file.group in {node.group for node in nodes}:
+        if file.host_group in {node.host_group for node in nodes}:
             continue
-        path = CONTAINER_PATH if file.group is None else f"/dev/vfio/{file.group}"
-        node = Node(path, 10, 196, None) if file.group is None else Node(path, 0, file.group, file.group)
+        node = container_node() if file.host_group is None else group_node(file.host_group)
         nodes.append(node)
-        rules = of_node(_rules(spec), (file.major, file.minor), (node.major, node.minor))
+        rules = of_node(_rules(spec), file.host_numbers, node.host_numbers)
         _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]}, rules)
     return Request(tuple(nodes), request.groups, request.files)
 
 
-def node_requests(request: Request, plugs: Sequence[plan.PlugStep]) -> list[plan.NodeRequest]:
-    """The nodes for the monitor, which knows functions as QEMU does."""
-    nodes = [plan.NodeRequest(path=n.path, major=n.major, minor=n.minor, group=n.group) for n in request.nodes]
-    for file in request.files:
-        behind = [plug.device for plug in plugs if (plug.group, plug.host) == (file.group, file.function)]
-        nodes.append(
-            plan.NodeRequest(
-                path=file.path,
-                major=file.major,
-                minor=file.minor,
-                group=file.group,
-                file=True,
-                device=behind[0] if behind else "",
-            )
-        )
-    return nodes
+def with_devices(request: Request, plugs: Sequence[plan.PlugStep]) -> list[VfioNode]:
+    """The nodes of a request; device files with QEMU's id of the function behind each."""
+    ids: dict[tuple[int | None, str], str] = {(plug.group, plug.host): plug.device for plug in plugs}
+    files = [replace(file, device=ids.get((file.host_group, file.function), "")) for file in request.files]
+    return [*request.nodes, *files]
 
 
-def _give(spec: dict[str, Any], node: Node, rights: dict[str, Any], rules: Sequence[dict[str, Any]]) -> None:
+def _give(spec: dict[str, Any], node: VfioNode, rights: dict[str, Any], rules: Sequence[dict[str, Any]]) -> None:
     """Put a node among the spec's devices, with rules for it."""
     linux = spec.setdefault("linux", {})
     made = {"path": node.path, **rights, "type": "c", "major": node.major, "minor": node.minor}

@@ -17,6 +17,7 @@ from typing import Any
 from hawse.cache import trusted
 from hawse.cache.results import locked
 from hawse.errors import ImageError
+from hawse.link import agreed
 from hawse.vm.image import packages
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
@@ -43,7 +44,7 @@ _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1), ("dev/null", stat.S_IFCHR
 #: Paths in the guest: the modules that the agent loads, and the agent's link to the directory MODULES in the share.
 #: busybox's modprobe reads /lib/modules/<release> and no other directory.
 _AGENT_MODULES = "usr/lib/hawse/modules"
-_SHARED_MODULES = "/run/hawse/modules"
+_SHARED_MODULES = f"{agreed.RUN}/modules"
 
 
 def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> Image:

@@ -27,7 +27,6 @@ GUEST_SOURCES = (
     "linux/__init__.py",
     "linux/netlink.py",
     "vfio/__init__.py",
-    "vfio/device_rules.py",
     "vfio/sysfs.py",
 )
 GUEST_PACKAGES = ("agent", "link")

@@ -1,0 +1,374 @@
+"""The calls that the agent in the guest answers: one type for each, with its fields and the type of its answer.
+
+The name of a call is that of its type in lower case with underscores. Its fields are the keyword arguments of the
+agent's method of that name (:class:`hawse.agent.server.Server`). ``docs/link.md`` has the same table; a test compares
+all three. Times are in seconds unless their names say otherwise, addresses are PCI addresses in the guest, and paths
+are below the root of the share.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Generic, TypeVar, get_args
+
+import msgspec
+from msgspec import Struct
+
+from hawse.errors import VmError, printable
+from hawse.monitor.agent.answers import (
+    BoundFunction,
+    Clock,
+    DeviceNumbers,
+    GuestProcess,
+    NativeFunction,
+    TracedStep,
+)
+
+Answer = TypeVar("Answer")
+Object = dict[str, Any]
+"""A JSON object of the runtime specification, or of rtnetlink's attributes."""
+
+
+class Call(Struct, Generic[Answer], frozen=True, kw_only=True):
+    """A call of the agent. ``Answer`` is the type of its answer, which :func:`read_answer` checks."""
+
+
+class Wake(Call[Clock], frozen=True, kw_only=True):
+    """Reseed the random numbers, set the clock, draw a machine id. Carried out before later calls are looked at.
+
+    ``seed`` has hexadecimal digits; ``time_ns`` is in nanoseconds since the epoch.
+    """
+
+    seed: str
+    time_ns: int
+
+
+class Settle(Call[None], frozen=True, kw_only=True):
+    """Load everything that a container may need: the VM is about to be saved as a template."""
+
+
+class Trace(Call[list[TracedStep]], frozen=True, kw_only=True):
+    """Report the agent's steps so far."""
+
+
+class MountShare(Call[None], frozen=True, kw_only=True):
+    """Wait for the share's device, and mount the shared directory.
+
+    ``kind`` is "virtiofs" or "9p". ``protected`` has the host's settings fs.protected_*, by the rest of their names.
+    ``modules`` is a directory of modules for the guest's kernel, "" for none; those named by ``load`` are loaded now.
+    """
+
+    kind: str
+    tag: str
+    address: str
+    seconds: float
+    protected: dict[str, str]
+    modules: str = ""
+    load: list[str] = []
+
+
+class LookAtMounts(Call[None], frozen=True, kw_only=True):
+    """Open directories of the share, so that the guest's kernel mounts the file systems that are there."""
+
+    paths: list[str]
+
+
+class ForgetMounts(Call[None], frozen=True, kw_only=True):
+    """Unmount what was mounted at and below directories of the share that no container uses any more."""
+
+    paths: list[str]
+
+
+class BindVfio(Call[BoundFunction], frozen=True, kw_only=True):
+    """Wait for a function and bind it to vfio-pci."""
+
+    address: str
+    seconds: float
+
+
+class RescanBridge(Call[None], frozen=True, kw_only=True):
+    """Remove the bridge that a function is behind, and rescan: the kernel sizes its windows for what is there now."""
+
+    address: str
+
+
+class BindDisk(Call[DeviceNumbers], frozen=True, kw_only=True):
+    """Wait for a virtio-blk function and its disk; the numbers of its node."""
+
+    address: str
+    seconds: float
+
+
+class MiscNumbers(Call[list[DeviceNumbers | None]], frozen=True, kw_only=True):
+    """The numbers of misc devices of the guest's kernel, in the order of their names; null for one that is missing."""
+
+    names: list[str]
+
+
+class BindNative(Call[NativeFunction], frozen=True, kw_only=True):
+    """Wait for a function and bind it to the guest's own driver, a module in the container's share."""
+
+    address: str
+    container: str
+    seconds: float
+
+
+class ConfigureNetwork(Call[None], frozen=True, kw_only=True):
+    """Wait for each interface's device; give it its name, MTU, flags, settings, addresses, routes and neighbours."""
+
+    interfaces: list[Object]
+    seconds: float
+
+
+class SetSysctls(Call[None], frozen=True, kw_only=True):
+    """Set settings of the network, which are those of the whole guest."""
+
+    values: dict[str, str]
+
+
+class ServeNames(Call[None], frozen=True, kw_only=True):
+    """Listen for name queries at these addresses of the guest's loopback; each is reported by the event ``query``."""
+
+    servers: list[str]
+
+
+class AnswerName(Call[None], frozen=True, kw_only=True):
+    """Pass the answer to a query on to the program that sent it. ``message`` is in base64."""
+
+    number: int
+    message: str
+
+
+class Connect(Call[None], frozen=True, kw_only=True):
+    """Connect to a port of the guest's loopback. ``process`` is the number of the connection's streams."""
+
+    process: int
+    port: int
+    descriptors: list[str]
+
+
+class Accept(Call[None], frozen=True, kw_only=True):
+    """Pass on the bytes of a connection that the event ``dial`` announced, as ``connect`` does."""
+
+    process: int
+    connection: int
+    descriptors: list[str]
+
+
+class Refuse(Call[None], frozen=True, kw_only=True):
+    """Close a connection that the event ``dial`` announced."""
+
+    connection: int
+
+
+class Disconnect(Call[None], frozen=True, kw_only=True):
+    """The host's side of a connection is gone."""
+
+    process: int
+
+
+class ReserveHugepages(Call[None], frozen=True, kw_only=True):
+    """Reserve ``count`` huge pages of ``kib`` KiB each, all or none; release them where ``count`` is below zero."""
+
+    kib: int
+    count: int
+
+
+class ShareHugepages(Call[None], frozen=True, kw_only=True):
+    """Mount a hugetlbfs for all containers that are bound to it. ``uid`` and ``gid`` own its root."""
+
+    name: str
+    kib: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class ShareMemory(Call[None], frozen=True, kw_only=True):
+    """Mount a tmpfs of ``size`` bytes for all containers that are bound to it."""
+
+    name: str
+    size: int
+
+
+class SharedBind(Struct, frozen=True, kw_only=True):
+    """A file below a directory that is shared for another mount: the share's name, its path and its inode number."""
+
+    name: str
+    path: str
+    inode: int
+
+
+class GuestSocket(Struct, frozen=True, kw_only=True):
+    """A socket in the guest that stands for one of the host: the share's name, its mode and its owners."""
+
+    name: str
+    mode: int
+    uid: int
+    gid: int
+
+
+class Create(Call[None], frozen=True, kw_only=True):
+    """Create a container; its first process waits for ``start``.
+
+    ``spec`` has the guest's device numbers. ``devices`` is what the container can read of its devices, at
+    /dev/hawse/devices.json. ``joins`` are containers, by the kind of namespace that is joined. ``notify``: the agent
+    serves a socket for notifications. ``descriptors`` are the directions of those from 3 on.
+    """
+
+    container: str
+    process: int
+    descriptors: list[str]
+    spec: Object
+    devices: list[Object]
+    joins: dict[str, str] = {}
+    notify: bool = False
+    binds: list[SharedBind] = []
+    sockets: list[GuestSocket] = []
+
+
+class LiveNode(Struct, frozen=True, kw_only=True):
+    """A device node to create in a running container: the guest's numbers, and mode and owners in the container."""
+
+    path: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class AddNodes(Call[None], frozen=True, kw_only=True):
+    """Create nodes in a running container, and allow them in its device cgroup; all or none."""
+
+    container: str
+    nodes: list[LiveNode]
+    devices: list[Object]
+
+
+class RemoveNodes(Call[None], frozen=True, kw_only=True):
+    """Remove nodes from a running container when nobody has the group open; with ``force`` its users are killed.
+
+    ``group`` is the guest's; null for a group that stays, since another container has it.
+    """
+
+    container: str
+    nodes: list[LiveNode]
+    group: int | None
+    force: bool
+    seconds: float
+    devices: list[Object]
+
+
+class Start(Call[None], frozen=True, kw_only=True):
+    """Run `crun start`, and wait until the program is executed."""
+
+    container: str
+
+
+class Exec(Call[None], frozen=True, kw_only=True):
+    """Run `crun exec`. ``spec`` is the specification's process object."""
+
+    container: str
+    process: int
+    descriptors: list[str]
+    spec: Object
+
+
+class Signal(Call[None], frozen=True, kw_only=True):
+    """Send a signal to one process, or with ``everyone`` to all processes of the container."""
+
+    container: str
+    process: int
+    signal: int
+    everyone: bool
+
+
+class Freeze(Call[None], frozen=True, kw_only=True):
+    """Freeze a container's processes, or let them go on."""
+
+    container: str
+    frozen: bool
+
+
+class Update(Call[None], frozen=True, kw_only=True):
+    """Change a container's limits. ``resources`` is the specification's linux.resources."""
+
+    container: str
+    resources: Object
+
+
+class Statistics(Call[dict[str, str]], frozen=True, kw_only=True):
+    """The files of a container's cgroup, by name."""
+
+    container: str
+
+
+class Listing(Call[list[GuestProcess]], frozen=True, kw_only=True):
+    """A container's processes, at most a thousand."""
+
+    container: str
+
+
+class Resize(Call[None], frozen=True, kw_only=True):
+    """Set the size of a process's terminal."""
+
+    container: str
+    process: int
+    rows: int
+    columns: int
+
+
+class Delete(Call[None], frozen=True, kw_only=True):
+    """End what runs of a container, and remove everything of it."""
+
+    container: str
+
+
+#: Every call, by its name.
+CALLS: dict[str, type[Call[Any]]] = {
+    re.sub(r"(?<!^)(?=[A-Z])", "_", call.__name__).lower(): call for call in Call.__subclasses__()
+}
+_NAMES = {call: name for name, call in CALLS.items()}
+#: Calls that create a process or a connection: their streams begin with the call.
+WITH_STREAMS = tuple(name for name, call in CALLS.items() if "descriptors" in call.__struct_fields__)
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def name_of(call: Call[Any]) -> str:
+    """The name of a call."""
+    return _NAMES[type(call)]
+
+
+def answer_type(call: type[Call[Any]]) -> Any:
+    """The type of a call's answer."""
+    [base] = call.__orig_bases__  # type: ignore[attr-defined]
+    [answer] = get_args(base)
+    return answer
+
+
+def parameters(call: Call[Any]) -> Object:
+    """The call's fields for the link: JSON objects, lists, texts and numbers."""
+    fields = msgspec.to_builtins(call)
+    assert isinstance(fields, dict)
+    return fields
+
+
+def read_answer(call: Call[Answer], answer: object) -> Answer:
+    """The guest's answer, checked. Raises :class:`VmError`: the guest is hostile, and no part of it may be used."""
+    try:
+        checked: Answer = msgspec.convert(answer, type=answer_type(type(call)))
+    except msgspec.ValidationError as error:
+        raise VmError(
+            f"the guest's answer to {name_of(call)} is unusable: {explain(error)}",
+            hint="the guest is not to be trusted: delete the container",
+        ) from None
+    return checked
+
+
+def explain(error: msgspec.ValidationError) -> str:
+    """The field that is wrong, and why, as the guest may have named it."""
+    text = str(error)
+    where = _PATH.search(text)
+    reason = text[: where.start()] if where else text
+    return printable(f"{where[1]}: {reason}" if where and where[1] else reason)[:200]

@@ -1,0 +1,97 @@
+"""Events of the agent, with the bounds of their fields. The guest is hostile: nothing else of an event is used."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hawse.errors import LinkError, printable
+from hawse.monitor.agent.calls import explain
+from hawse.monitor.agent.notifications import MAX_TEXT
+
+#: A number that JSON can express exactly (RFC 8259, section 6).
+Identifier = Annotated[int, Meta(gt=0, lt=2**53)]
+#: What the two bytes of a length over TCP can express (RFC 1035, section 4.2.2).
+MAX_MESSAGE = 65535
+
+
+class Hello(Struct, frozen=True):
+    """The agent's first message."""
+
+    protocol: int
+    kernel: str = ""
+
+
+class Exit(Struct, frozen=True):
+    """The end of a process, after everything that it wrote; or of both directions of a connection."""
+
+    process: int
+    code: Annotated[int, Meta(ge=0, le=255)]
+
+
+class Oom(Struct, frozen=True):
+    """How often the guest's kernel has killed in a container since memory was exhausted, before the ``exit``."""
+
+    container: str
+    kills: Annotated[int, Meta(gt=0, lt=2**63)]
+
+
+class Notify(Struct, frozen=True):
+    """A message of a container's process for its service manager (sd_notify(3))."""
+
+    container: str
+    text: Annotated[str, Meta(max_length=MAX_TEXT)]
+
+
+class Dial(Struct, frozen=True):
+    """A connection to a socket that stands for one of the host."""
+
+    container: str
+    socket: str
+    connection: Identifier
+
+
+class Query(Struct, frozen=True):
+    """A name query of a container's program. ``message`` is in base64."""
+
+    number: Identifier
+    server: str
+    transport: Literal["udp", "tcp"]
+    message: str
+
+    def decode(self) -> bytes:
+        """The message (RFC 1035, section 4.1). Raises :class:`LinkError` for what no agent sends."""
+        try:
+            message = base64.b64decode(self.message, validate=True)
+        except (binascii.Error, ValueError):
+            raise LinkError("link: a query that is not in base64") from None
+        if len(message) > MAX_MESSAGE:
+            raise LinkError(f"link: a query of {len(message)} bytes")
+        return message
+
+
+Event = Hello | Exit | Oom | Notify | Dial | Query
+#: Every event, by its name.
+EVENTS: dict[str, type[Event]] = {
+    "hello": Hello,
+    "exit": Exit,
+    "oom": Oom,
+    "notify": Notify,
+    "dial": Dial,
+    "query": Query,
+}
+
+
+def read_event(name: str, fields: dict[str, Any]) -> Event:
+    """An event, checked. Raises :class:`LinkError`."""
+    if name not in EVENTS:
+        raise LinkError(f"link: unknown event {printable(name)}")
+    try:
+        event: Event = msgspec.convert(fields, type=EVENTS[name])
+    except msgspec.ValidationError as error:
+        raise LinkError(f"link: the event {name} is unusable: {explain(error)}") from None
+    return event
