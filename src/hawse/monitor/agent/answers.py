@@ -9,8 +9,8 @@ from msgspec import Meta, Struct
 #: A device number. The kernel has 12 bits of major and 20 of minor (Linux include/linux/kdev_t.h).
 Number = Annotated[int, Meta(ge=0, lt=2**20)]
 #: Bytes of a BAR (PCI Local Bus 3.0, section 6.2.5.1).
-Bytes = Annotated[int, Meta(ge=0, lt=2**64)]
-Nanoseconds = Annotated[int, Meta(ge=0, lt=2**63)]
+Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 #: The name of a driver or an interface, as it is printed.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:!-]{1,64}\Z")]
 #: The path of a node below /dev, without the part "..".

@@ -37,7 +37,7 @@ class Oom(Struct, frozen=True):
     """How often the guest's kernel has killed in a container since memory was exhausted, before the ``exit``."""
 
     container: str
-    kills: Annotated[int, Meta(gt=0, lt=2**63)]
+    kills: Annotated[int, Meta(gt=0, le=2**63 - 1)]
 
 
 class Notify(Struct, frozen=True):
