@@ -24,13 +24,13 @@ from hawse.planner.devices.vfio import (
     dma_warning,
     find_groups,
     is_number,
+    planned_nodes,
     plug_steps,
     read_address,
     shape,
     to_bind,
-    with_devices,
 )
-from hawse.planner.sandbox import ask_qemu
+from hawse.planner.machine import ask_qemu
 from hawse.state.store import GUEST_DEVICES, STOPPED, Store
 from hawse.vfio import obstacles
 from hawse.vfio.allowed import check_allowed
@@ -91,7 +91,7 @@ def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict
             plugs = plug_steps(
                 [group], slots, owner=store.name, options=options, by_file=chosen, memory_mib=room.memory_mib
             )
-            warnings += [warning for warning in [dma_warning(plugs)] if warning]
+            warnings += dma_warning(plugs)
         calls.append(msgspec.to_builtins(_attachment(group, files, plugs)))
     return calls, warnings
 
@@ -139,4 +139,4 @@ def _attachment(group: Group, files: list[VfioNode], plugs: list[PlugStep]) -> A
         numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
     node = VfioNode(path=path, major=numbers[0], minor=numbers[1], host_group=group.number)
     request = Request((node,), (group,), tuple(file for file in files if file.host_group == group.number))
-    return Attachment(plugs=plugs, nodes=with_devices(request, plugs), mode=mode, uid=uid, gid=gid)
+    return Attachment(plugs=plugs, nodes=planned_nodes(request, plugs), mode=mode, uid=uid, gid=gid)

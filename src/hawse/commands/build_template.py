@@ -13,18 +13,21 @@ from hawse.errors import ConfigError, HostError, VmError
 from hawse.monitor.machine.machine import boot
 from hawse.monitor.machine.restore import save
 from hawse.monitor.machine.start import launch
+from hawse.notes import Note
 from hawse.oci.load import load_bundle
 from hawse.plan import model
-from hawse.planner.sandbox import Log, plan_machine, plan_sandbox
+from hawse.planner.machine import plan_machine
+from hawse.planner.sandbox import plan_sandbox
 from hawse.state.steps import Steps
 from hawse.vm import templates
 
 
-def plan_of(config: Config, bundle: str, *, log: Log) -> model.MachinePlan:
-    """The machine of a sandbox's bundle, or for "" the one without special ports. Raises what planning raises."""
+def plan_of(config: Config, bundle: str) -> tuple[model.MachinePlan, list[Note]]:
+    """The VM of a sandbox's bundle, or for "" the one without special ports; and what to log. Raises as planning."""
     if not bundle:
-        return plan_machine(config, [], log)
-    return plan_sandbox(load_bundle(bundle), config, name="template", log=log).machine
+        return plan_machine(config, [])
+    plan, notes = plan_sandbox(load_bundle(bundle), config, name="template")
+    return plan.machine, notes
 
 
 def build(machine: model.MachinePlan) -> tuple[templates.Template, bool, float]:

@@ -54,15 +54,16 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], handed: Handed) -
         proxy: ProxyProcess | None = None
         try:
             made = make_plan()
-            terminal = bool(made.spec["process"].get("terminal"))
+            first = made.container
+            terminal = bool(first.spec["process"].get("terminal"))
             check_console(handed, terminal=terminal)
             monitor.send(made.encode())
-            proxy = start_first(store, "init", made, handed)
-            if made.hooks:
+            proxy = start_first(store, "init", first, handed)
+            if first.hooks:
                 # Here, since the plan has loaded what it takes.
                 from hawse.commands.hooks import Hooked
 
-                hooked = Hooked(made)
+                hooked = Hooked(first)
                 _run_hooks(store, hooked, proxy)
             notes = monitor.await_created()
         except BaseException:

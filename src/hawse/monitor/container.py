@@ -156,7 +156,7 @@ class Container:
         process before the container is made.
         """
         await self._pages.reserve()
-        for name, size in self.plan.memory:
+        for name, size in self.plan.memory.items():
             await self._processes.call(ShareMemory(name=name, size=size))
         proxy = await self._processes.await_proxy(self._key)
         try:
@@ -183,8 +183,8 @@ class Container:
                     notify=self.plan.notify is not None,
                     binds=[SharedBind(name=name, path=path, inode=inode) for name, path, inode in binds],
                     sockets=[
-                        GuestSocket(name=each.name, mode=each.mode, uid=each.uid, gid=each.gid)
-                        for each in self.plan.sockets
+                        GuestSocket(name=name, mode=each.mode, uid=each.uid, gid=each.gid)
+                        for name, each in self.plan.sockets.items()
                     ],
                 )
 

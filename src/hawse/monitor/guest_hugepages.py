@@ -33,8 +33,8 @@ class HugePages:
             finally:
                 if asked.done() and not asked.cancelled() and asked.exception() is None:
                     self._reserved.append((kib, count))
-        for fs in self._plan.hugetlbfs:
-            await self._processes.call(ShareHugepages(name=fs.name, kib=fs.kib, mode=fs.mode, uid=fs.uid, gid=fs.gid))
+        for name, fs in self._plan.hugetlbfs.items():
+            await self._processes.call(ShareHugepages(name=name, kib=fs.kib, mode=fs.mode, uid=fs.uid, gid=fs.gid))
 
     async def release(self) -> None:
         """Give back what is the container's alone."""

@@ -76,7 +76,7 @@ async def _monitor(making: Making, listener: socket.socket) -> None:
     for end in ends:
         end.cancel()
     if not report.sent:
-        gone = StateError(f"container {making.plan.id} was deleted while it was created")
+        gone = StateError(f"container {making.plan.container.id} was deleted while it was created")
         report.send({"error": gone.to_wire()})
     sandbox.end()
     await sandbox.leave()
@@ -150,7 +150,7 @@ async def _live(making: Making, sandbox: Sandbox) -> None:
             steps.save()
     except HawseError as error:
         if made.timeline:
-            timeline.write(made.timeline, steps.done, name=made.id)
+            timeline.write(made.timeline, steps.done, name=made.container.id)
         making.report.send({"error": error.to_wire()})
 
 
@@ -165,7 +165,7 @@ async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
     """Give the machine its devices and its network, beside its files, which are on their way, then its container."""
     connecting = asyncio.create_task(_connect(machine, sandbox, steps))
     try:
-        if sandbox.plan.native:  # whose drivers are among the files
+        if sandbox.plan.container.native:  # whose drivers are among the files
             await machine.shared
         with steps.span(DEVICES, "attached"):
             await sandbox.first.begin(machine.qmp, machine.link)

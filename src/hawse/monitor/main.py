@@ -51,7 +51,7 @@ def main() -> None:
     steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])
     report = Report(connection)
     try:
-        with bound(made.binds, store, steps):
+        with bound(made.container.binds, store, steps):
             _live(made, store, listener, report, steps)
     except HawseError as error:
         report.send({"error": error.to_wire()})
@@ -64,26 +64,26 @@ def main() -> None:
 
 def _live(made: model.SandboxPlan, store: Store, listener: socket.socket, report: Report, steps: Steps) -> None:
     notes: Notes = []
-    if made.cgroup.path:
+    if made.container.cgroup.path:
         with steps.span(MONITOR, "in its cgroup"):
             notes += [("warning", text) for text in _enter_cgroup(made, store)]
     # Here, since a mount namespace can only be left for another by a process of one thread.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
         # Before the share is mounted, which may be below what is shared.
-        sources = bind_sources.open_sources(made.shares)
+        sources = bind_sources.open_sources(made.container.shares)
         try:
             root = share.ShareRoot(f"{store.path}/share")
-            notes += [("warning", text) for text in root.place(store.name, made.shares, sources)]
+            notes += [("warning", text) for text in root.place(store.name, made.container.shares, sources)]
         finally:
             bind_sources.close(sources)
-    network = Network(made.network, store.path)
+    network = Network(made.container.network, store.path)
     try:
-        dma_mappings.try_to_raise(plug.dma_entries for plug in made.plugs if plug.cold)
+        dma_mappings.try_to_raise(plug.dma_entries for plug in made.container.plugs if plug.cold)
         jail = _jail(made, store, steps, notes)
-        _outlive(made.oom_score_adj)
+        _outlive(made.container.oom_score_adj)
         launched = begin(made.machine, store.path, steps, notes, jail)
-        notes += _rate(made.oom_score_adj, launched.qemu.process.pid)
+        notes += _rate(made.container.oom_score_adj, launched.qemu.process.pid)
         with launched.undo:
             network.look()
             with steps.span(MONITOR, "loaded"):
@@ -103,13 +103,15 @@ def _jail(made: model.SandboxPlan, store: Store, steps: Steps, notes: Notes) -> 
         return None
     with steps.span(QEMU, "jail made"):
         try:
-            jail = Jail(wanted, f"{store.path}/jail", name=store.name, kernel=machine.kernel, initrd=machine.initrd)
+            jail = Jail(
+                wanted, f"{store.path}/jail", name=store.name, kernel=machine.shape.kernel, initrd=machine.shape.initrd
+            )
         except HostError as error:
             if wanted.required:
                 raise
             notes.append(("warning", f"QEMU is not confined: {error.sentence()}"))
             return None
-        jail.admit_cold(made.plugs)
+        jail.admit_cold(made.container.plugs)
     return jail
 
 
@@ -117,7 +119,7 @@ def _enter_cgroup(made: model.SandboxPlan, store: Store) -> list[str]:
     """Be in it before there is a child: whatever this process starts, and the memory that it takes, is in it too."""
     from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 
-    cgroup = HostCgroup(made.cgroup, store.path)
+    cgroup = HostCgroup(made.container.cgroup, store.path)
     return cgroup.place(open_process(os.getpid()))
 
 

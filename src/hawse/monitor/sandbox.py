@@ -58,8 +58,8 @@ class Sandbox:
         self.claims = Claims(plan.ports)
         self.disks = Disks(self.claims, seconds=plan.machine.device_seconds)
         self.nics = Nics(plan, network, self.claims)
-        places = {name: f"{share.directory}/{place.path}" for name, place in share.places(plan.id).items()}
-        self._resolver = Resolver(plan, network, places)
+        places = {name: f"{share.directory}/{place.path}" for name, place in share.places(plan.container.id).items()}
+        self._resolver = Resolver(plan.container, network, places)
         self.finished = asyncio.Event()
         self._furnished = asyncio.Event()
         self._hooked = asyncio.Event()
@@ -70,10 +70,10 @@ class Sandbox:
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
         self._forwards = Forwards(network, self.processes)
         self._dials = Dials(self.processes, self._open_socket)
-        cgroup = HostCgroup(plan.cgroup, store.path)
+        cgroup = HostCgroup(plan.container.cgroup, store.path)
         self._placement = Placement(cgroup, self._placed)
-        self.first = self._make(plan, store, INIT_KEY, cgroup)
-        self._containers = {plan.id: self.first}
+        self.first = self._make(plan.container, store, INIT_KEY, cgroup)
+        self._containers = {plan.container.id: self.first}
         self._making: dict[str, asyncio.Task[Notes]] = {}
         self._undo: dict[str, AsyncExitStack] = {}
         self._undoing: dict[str, asyncio.Task[None]] = {}
@@ -82,8 +82,8 @@ class Sandbox:
         self._watching: asyncio.Task[None] | None = None
         self._start = asyncio.Lock()
         self._doomed: dict[Container, asyncio.Task[None]] = {}
-        self._score = plan.oom_score_adj
-        self.control = ControlCgroup(plan.cgroup.path, store.path)
+        self._score = plan.container.oom_score_adj
+        self.control = ControlCgroup(plan.container.cgroup.path, store.path)
         self._hurry = Hurry(self.control, self._programs)
         if self.control.is_apart:
             self.processes.see_off = self._hurry.see_off
@@ -103,7 +103,7 @@ class Sandbox:
             disks=self.disks.plugged,
             plugs=self.claims.to_share,
             native=[group for found in self._containers.values() for group in found.plan.native],
-            memory_mib=self.plan.machine.memory_mib,
+            memory_mib=self.plan.machine.shape.memory_mib,
             label=self.plan.machine.label,
             hugepages_mib=sum(found.plan.hugepages_mib for found in self._containers.values()),
             overlays=self._share.overlays,
@@ -116,11 +116,11 @@ class Sandbox:
         machine.link.on_oom = self._note_oom
         machine.link.on_notify = self._take_notice
         machine.link.on_dial = self._dials.take
-        if any(self.plan.hooks.get(kind) for kind in CREATION):
+        if any(self.plan.container.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
-        await self._look_at_mounts(self.plan.id)
-        notes = await self.first.create({}, places=self._share.places(self.plan.id), connect=self._connect)
+        await self._look_at_mounts(self.plan.container.id)
+        notes = await self.first.create({}, places=self._share.places(self.plan.container.id), connect=self._connect)
         if self.plan.pod:
             notes += self._forwards.begin()
         self._watching = asyncio.create_task(self._await_end())
@@ -153,7 +153,7 @@ class Sandbox:
         Whatever fails, what was done for it is undone. Raises StateError, ConfigError, DeviceError or VmError.
         """
         if self._machine is None or self.first.status not in (CREATED, RUNNING):
-            raise StateError(f"sandbox {self.plan.id} is {self.first.status}: no container can join it")
+            raise StateError(f"sandbox {self.plan.container.id} is {self.first.status}: no container can join it")
         if plan.id in self._containers:
             raise StateError(f"container with given ID already exists: {plan.id}")
         joins = self._find_joins(plan) if plan.joins else {}
@@ -228,7 +228,7 @@ class Sandbox:
 
     def _make(self, plan: ContainerPlan, store: Store, key: str, cgroup: HostCgroup) -> Container:
         return Container(
-            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.id,
+            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.container.id,
             disks=self.disks, doom=self._doom, fits=self._check_memory,
         )  # fmt: skip
 
@@ -255,7 +255,7 @@ class Sandbox:
         seconds = _KILL_SECONDS
         if found is not self.first:
             # The others of its pod would end with it: a guest that is only slow, as without KVM, has more time.
-            if self.plan.machine.accel != "kvm":
+            if self.plan.machine.shape.accel != "kvm":
                 seconds = max(seconds, self._seconds)
             if await self._ends(found, seconds):
                 return
@@ -392,8 +392,11 @@ class Sandbox:
         A container that ends meanwhile, whose pid is then another's, is refused by the agent: it has ended there too.
         """
         pids = {name: found.pid for name, found in self._containers.items()}
-        own = own_paths(self.plan.bundle)
-        return {kind: owner_of(kind, path, pids=pids, first=self.plan.id, own=own) for kind, path in plan.joins.items()}
+        own = own_paths(self.plan.container.bundle)
+        return {
+            kind: owner_of(kind, path, pids=pids, first=self.plan.container.id, own=own)
+            for kind, path in plan.joins.items()
+        }
 
     async def _draw_timeline(self) -> None:
         """The start is complete: the guest's steps are added to ours, and the trace is written."""
@@ -401,4 +404,4 @@ class Sandbox:
         with suppress(HawseError):
             taken = await self.processes.call(Trace())
             self._steps.add_guest(taken, offset=self._machine.link.clock_offset)
-        timeline.write(self.plan.timeline, self._steps.done, name=self.plan.id)
+        timeline.write(self.plan.timeline, self._steps.done, name=self.plan.container.id)

@@ -10,6 +10,7 @@ The fields are those of the runtime specification 1.3 (config.md, config-linux.m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -180,22 +181,25 @@ _PROCESS = "process."
 _NO_PROFILE = "unconfined"
 
 
-def review(name: str, spec: dict[str, Any]) -> list[str]:
-    """Take out of ``spec``, in place, what is ignored or asks for nothing; what to warn of.
+def review(name: str, document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A copy of a specification without what is ignored or asks for nothing; and warnings.
 
     Raises :class:`ConfigError`, naming the first field that is refused; ``name`` is the document's.
     """
+    spec = copy.deepcopy(document)
     warnings = _review(name, spec, FIELDS, "")
     resources = (spec.get("linux") or {}).get("resources")
     if isinstance(resources, dict):
         _prune(resources)
-    return warnings
+    return spec, warnings
 
 
-def review_process(name: str, process: dict[str, Any]) -> list[str]:
-    """As :func:`review`, of a process alone, as ``exec`` gets it; its label is that of a machine which runs already."""
+def review_process(name: str, document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """As :func:`review`, of a process only, as ``exec`` gets it; its label is that of a VM which runs already."""
+    process = copy.deepcopy(document)
     process.pop("selinuxLabel", None)
-    return _review(name, process, [field for field in FIELDS if field.path.startswith(_PROCESS)], _PROCESS)
+    fields = [field for field in FIELDS if field.path.startswith(_PROCESS)]
+    return process, _review(name, process, fields, _PROCESS)
 
 
 def is_set(value: object) -> bool:

@@ -71,8 +71,8 @@ def load_process(path: str) -> tuple[dict[str, Any], Process]:
     raw, _ = _read(path, hint="--process names a file with one JSON object")
     process: Process = _check(path, raw, Process)
     _check_process(path, "", process)
-    review_process(path, raw)
-    return raw, process
+    reviewed, _ = review_process(path, raw)
+    return reviewed, process
 
 
 def _read(name: str, *, hint: str) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
-from hawse.oci.guest.overlay import Overlay
+from hawse.oci.guest.host_sockets import Special
+from hawse.oci.guest.hugetlbfs import Hugetlbfs
+from hawse.oci.guest.share import Share
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
 from hawse.oci.process.notify_socket import Notify
@@ -18,51 +20,6 @@ from hawse.state.steps import Step
 from hawse.vfio.node import VfioNode
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
-
-
-class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """A directory or file of the host that the guest sees below its share.
-
-    ``private``: mounts that the host makes below it later do not appear, and unless ``recursive`` those of before do
-    not either. ``readonly_below``: what is mounted below it is read-only as well. ``uids`` and ``gids``, where there
-    are any, map its owners: the first id in its file system, the first that is shown, and their count; with
-    ``map_below`` of mounts below it too. ``common``: its files are to be the
-    same in the guest as those of other shares with the same source. ``overlay``: that is shared, and ``source`` is its
-    name.
-    """
-
-    name: str
-    source: str
-    is_dir: bool
-    readonly: bool
-    private: bool = False
-    recursive: bool = True
-    readonly_below: bool = False
-    uids: list[tuple[int, int, int]] = []
-    gids: list[tuple[int, int, int]] = []
-    map_below: bool = False
-    common: bool = False
-    overlay: Overlay | None = None
-
-
-class Hugetlbfs(msgspec.Struct, frozen=True, kw_only=True):
-    """A file system of huge pages that the guest is to have: KiB of a page, mode and owners of its root."""
-
-    name: str
-    kib: int
-    mode: int
-    uid: int
-    gid: int
-
-
-class ForwardedSocket(msgspec.Struct, frozen=True, kw_only=True):
-    """A socket of the host that a container has forwarded: the name of its share, and its mode and owners there."""
-
-    name: str
-    mode: int
-    uid: int
-    gid: int
-
 
 #: In place of a group's number: the step plugs a disk.
 NO_GROUP = -1
@@ -137,34 +94,23 @@ class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The virtual machine. Times in seconds. ``page_kib``: of the host's huge pages that its memory is made of, 0 for
-    ordinary ones; nothing in the guest tells of it. ``label`` is the SELinux label of its programs, "" for none.
-    ``one_thread``: its CPUs take turns (:func:`hawse.vm.acceleration.one_thread`). ``jail``: QEMU's, None for none.
-    ``address_bits``: the width of the vIOMMU. ``modules`` is the directory in the share of modules for the guest's
-    kernel, "" for none, and ``load_modules`` are the names of those that are loaded at its start.
-    ``oom_score_adj`` (proc(5)) is of its programs, None for the monitor's.
+    """The virtual machine: its ``shape`` is what the guest sees, and the rest what the host does for it.
+
+    Times in seconds. ``page_kib``: the KiB of the host's huge pages that its memory is made of, 0 for ordinary pages;
+    nothing in the guest shows it. ``label`` is the SELinux label of its programs, "" for none. ``jail``: QEMU's, None
+    for none. ``modules`` is the directory in the share of modules for the guest's kernel, "" for none, and
+    ``load_modules`` are the names of those that are loaded at its start. ``oom_score_adj`` (proc(5)) is that of its
+    programs, None for the monitor's.
     """
 
-    qemu: str
-    accel: str
-    memory_mib: int
-    cpus: int
-    kernel: str
-    initrd: str
-    kernel_append: str
-    bridges: list[dict[str, Any]]
-    machine_properties: list[str]
-    share: str
+    shape: VmShape
     virtiofsd: list[str]
     boot_seconds: float
     device_seconds: float
     template: Template | None
     share_address: str
-    cold: list[tuple[str, dict[str, Any]]] = []
     page_kib: int = 0
     label: str = ""
-    one_thread: bool = False
-    address_bits: int = 48
     jail: JailPlan | None = None
     modules: str = ""
     load_modules: list[str] = []
@@ -172,16 +118,19 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One container of a sandbox. ``binds`` are functions that are to be given to a VFIO driver first, and back at
-    the end; ``joins``, by kind of namespace, is the path in the spec of one that another container of the sandbox has.
-    ``memory`` are file systems of shared memory by name, with their bytes; ``hugepages`` are (KiB of a page, count), to
-    be reserved for it, the largest first, and ``hugetlbfs`` their file systems. ``native`` are groups that the guest's
-    own drivers get, with the rights that their nodes shall have. ``named`` are misc devices, by their numbers on the
-    host, whose number in the guest is found by their name. ``hooks`` are those of the host, and ``cgroup`` is the
-    host's. ``network`` is the path of the network namespace on the host, "" for the one that the first process's proxy
-    is in; ``sysctls`` are settings of the guest's network. ``inherited`` is what the process has from its creator;
-    ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is that of its processes.
-    ``sockets`` are those of the host that connections are forwarded to.
+    """One container of a sandbox.
+
+    ``spec`` is the guest's specification, with the host's device numbers, and ``shares`` what is shared for it.
+    ``binds`` are functions that are bound to a VFIO driver first, and restored at the end. ``joins``, by kind of
+    namespace, is the path in the spec of one that another container of the sandbox has. ``memory`` has the bytes of
+    file systems of shared memory, by name; ``hugepages`` are (KiB of a page, count), to be reserved for it, the largest
+    first, and ``hugetlbfs`` their file systems, by name. ``native`` are groups that the guest's own drivers get, with
+    the rights of their nodes. ``named`` are misc devices, by their numbers on the host, whose number in the guest is
+    found by their name. ``hooks`` and ``cgroup`` are those of the host. ``network`` is the path of the network
+    namespace on the host, "" for the one that the first process's proxy is in; ``sysctls`` are settings of the guest's network. ``inherited``
+    is what the process has from its creator; ``notify`` is the host's socket for its notifications, None for none.
+    ``oom_score_adj`` is that of its processes. ``sockets`` are those of the host that connections are forwarded to, by
+    the names of their shares.
     """
 
     id: str
@@ -195,8 +144,8 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     plugs: list[PlugStep]
     nodes: list[VfioNode]
     hugepages: list[tuple[int, int]]
-    hugetlbfs: list[Hugetlbfs] = []
-    memory: list[tuple[str, int]] = []
+    hugetlbfs: dict[str, Hugetlbfs] = {}
+    memory: dict[str, int] = {}
     binds: list[str]
     joins: dict[str, str] = {}
     network: str
@@ -209,24 +158,23 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     inherited: Inherited = Inherited()
     notify: Notify | None = None
     oom_score_adj: int = 0
-    sockets: list[ForwardedSocket] = []
+    sockets: dict[str, Special] = {}
 
     @property
     def hugepages_mib(self) -> int:
         """The memory of the guest that is reserved for its huge pages."""
         return sum(kib * count for kib, count in self.hugepages) // 1024
 
-    def encode(self) -> bytes:
-        """The plan as JSON, for the monitor."""
-        return msgspec.json.encode(self)
 
+class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox with its first ``container``, whose id is its own.
 
-class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
-    """A sandbox with its first container, whose id is its own. ``timeline`` is the file for its start's trace, "" for
-    none; ``ports`` are those that take devices, ``network_port`` takes interfaces. ``pod``: others may join it.
-    ``log_file``: path and format of the file for what the monitor warns of later, "" for its own log only.
+    ``timeline`` is the file for its start's trace, "" for none. ``ports`` take devices, ``network_port`` takes
+    interfaces. ``pod``: other containers may join it. ``log_file``: path and format of the file for what the monitor
+    warns of later, "" for its own log only.
     """
 
+    container: ContainerPlan
     machine: MachinePlan
     ports: list[Port]
     network_port: Port
@@ -235,34 +183,19 @@ class SandboxPlan(ContainerPlan, frozen=True, kw_only=True):
     timeline: str
     log_file: tuple[str, str] = ("", "text")
 
+    def encode(self) -> bytes:
+        """The plan as JSON, for the monitor."""
+        return msgspec.json.encode(self)
+
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """One group to be attached to a sandbox that runs; its node has this mode and these owners in the container."""
+    """One group to be attached to a running sandbox; its nodes have this mode and these owners in the container."""
 
     plugs: list[PlugStep]
     nodes: list[VfioNode]
     mode: int
     uid: int
     gid: int
-
-
-def shape(machine: MachinePlan) -> VmShape:
-    """What of the plan the guest sees."""
-    return VmShape(
-        qemu=machine.qemu,
-        accel=machine.accel,
-        one_thread=machine.one_thread,
-        address_bits=machine.address_bits,
-        memory_mib=machine.memory_mib,
-        cpus=machine.cpus,
-        kernel=machine.kernel,
-        initrd=machine.initrd,
-        kernel_append=machine.kernel_append,
-        bridges=machine.bridges,
-        share=machine.share,
-        machine_properties=frozenset(machine.machine_properties),
-        cold=machine.cold,
-    )
 
 
 def addresses(plugs: Sequence[PlugStep]) -> dict[str, str]:

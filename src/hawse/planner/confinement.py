@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hawse.config import Config, user_ids
 from hawse.errors import HostError
 from hawse.jail import tree
 from hawse.linux import capabilities
+from hawse.notes import Note, warning
 from hawse.plan.model import JailPlan
 from hawse.vm import nvme_disks
 
@@ -16,15 +15,14 @@ _NEEDED = ("CHOWN", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_CHROOT", "SYS_AD
 
 
 def plan_jail(
-    config: Config, *, share: str, filters: bool, warn: Callable[[str], object], status: str = "/proc/self/status"
-) -> JailPlan | None:
-    """The plan of QEMU's jail, None if QEMU is not confined. ``filters``: QEMU was built with -sandbox. ``warn`` logs
-    why QEMU is not confined.
+    config: Config, *, share: str, filters: bool, status: str = "/proc/self/status"
+) -> tuple[JailPlan | None, list[Note]]:
+    """The plan of QEMU's jail, None with a warning if QEMU is not confined. ``filters``: QEMU was built with -sandbox.
 
     Raises :class:`HostError` if the configuration requires a jail and none is possible.
     """
     if config.vm.confine == "off":
-        return None
+        return None, []
     users = user_ids(config.vm.users)
     assert users is not None, "checked when it was read"
     try:
@@ -36,11 +34,10 @@ def plan_jail(
                 hint=error.hint,
                 evidence=error.evidence,
             ) from None
-        warn(f"QEMU is not confined: {error.sentence()}")
-        return None
+        return None, [warning(f"QEMU is not confined: {error.sentence()}")]
     # An emulated NVMe may be attached to any sandbox; without one QEMU has nothing to write.
     has_disks = any("nvme" in models for models in config.emulated.values())
-    return JailPlan(
+    plan = JailPlan(
         tree=directory,
         first_user=users[0],
         last_user=users[1],
@@ -48,6 +45,7 @@ def plan_jail(
         required=config.vm.confine == "required",
         file_bytes=nvme_disks.DISK_BYTES if has_disks else 0,
     )
+    return plan, []
 
 
 def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") -> str:

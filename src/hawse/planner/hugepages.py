@@ -19,7 +19,7 @@ _MIB_KIB = 1024
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Asked:
     """What speaks of huge pages; all of them are pages by the KiB of one. ``mounted``: the sizes that file systems of
     the container have; ``said`` by the annotation, ``configured`` for containers that mount some. ``kubelets``: a
     kubelet has asked for the container."""
@@ -31,11 +31,11 @@ class Wanted:
     kubelets: bool = False
 
 
-def wanted(guest: GuestPlan, config: Config, annotations: Mapping[str, str]) -> Wanted:
+def asked_by(guest: GuestPlan, config: Config, annotations: Mapping[str, str]) -> Asked:
     """What is said. Raises :class:`ConfigError` for what is no number of pages."""
-    return Wanted(
+    return Asked(
         limits=guest.hugepages,
-        mounted=guest.page_sizes,
+        mounted=guest.mounts.page_sizes,
         said=counts_of(f"annotations: {HUGEPAGES}", annotations.get(HUGEPAGES, "")),
         configured=counts_of("configuration: vm.guest_hugepages", config.vm.guest_hugepages),
         kubelets=is_kubelets(annotations),
@@ -43,7 +43,7 @@ def wanted(guest: GuestPlan, config: Config, annotations: Mapping[str, str]) -> 
 
 
 def decide(
-    wanted: Wanted,
+    asked: Asked,
     *,
     role: str,
     memory_mib: int,
@@ -57,10 +57,10 @@ def decide(
     there for the others, for the size of the machine alone. Raises :class:`ConfigError` for a kubelet's container of
     which nothing says how many it may use: its pod says it, and the engine has dropped it.
     """
-    limits = {kib: count for kib, count in wanted.limits.items() if kib * count < host_mib * _MIB_KIB}
+    limits = {kib: count for kib, count in asked.limits.items() if kib * count < host_mib * _MIB_KIB}
     pages: dict[int, int] = {}
-    if role == CONTAINER and wanted.kubelets:
-        for kib in wanted.mounted - {*wanted.configured, *wanted.said, *limits}:
+    if role == CONTAINER and asked.kubelets:
+        for kib in asked.mounted - {*asked.configured, *asked.said, *limits}:
             raise ConfigError(
                 f"mounts: there are huge pages of {host_hugepages.size_name(kib)}, and "
                 "linux.resources.hugepageLimits does not say how many the container may use",
@@ -69,19 +69,19 @@ def decide(
                 "configuration",
             )
     if role != SANDBOX:
-        pages |= {kib: _unsaid(kib, memory_mib, free(kib)) for kib in wanted.mounted}
-        pages |= {kib: count for kib, count in wanted.configured.items() if kib in wanted.mounted}
-        pages |= {kib: count for kib, count in wanted.said.items() if role != CONTAINER or kib in wanted.mounted}
+        pages |= {kib: _unsaid(kib, memory_mib, free(kib)) for kib in asked.mounted}
+        pages |= {kib: count for kib, count in asked.configured.items() if kib in asked.mounted}
+        pages |= {kib: count for kib, count in asked.said.items() if role != CONTAINER or kib in asked.mounted}
     pages |= limits
     return _listed(pages)
 
 
-def room(wanted: Wanted, pages: tuple[tuple[int, int], ...], *, role: str) -> tuple[tuple[int, int], ...]:
+def room(asked: Asked, pages: tuple[tuple[int, int], ...], *, role: str) -> tuple[tuple[int, int], ...]:
     """What the machine must have room for: of a pod's containers only the annotation knows when its machine is made."""
     if role != SANDBOX:
         return pages
     own = dict(pages)
-    return _listed({kib: own.get(kib, 0) + wanted.said.get(kib, 0) for kib in own.keys() | wanted.said.keys()})
+    return _listed({kib: own.get(kib, 0) + asked.said.get(kib, 0) for kib in own.keys() | asked.said.keys()})
 
 
 def _listed(pages: Mapping[int, int]) -> tuple[tuple[int, int], ...]:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from hawse.host.notify import problem
+from hawse.notes import Note, debug, warning
 from hawse.oci.load import Bundle
 from hawse.oci.process.notify_socket import VARIABLE, Notify, in_mounts
 
 
-class Log(Protocol):
-    """Where what the user should know goes."""
-
-    def warning(self, message: str) -> None: ...
-    def debug(self, message: str) -> None: ...
-
-
-def find_notified(bundle: Bundle, caller: str, log: Log) -> Notify | None:
-    """The host's socket. ``caller``: the NOTIFY_SOCKET of who creates the container, "" for none."""
+def find_notified(bundle: Bundle, caller: str) -> tuple[Notify | None, list[Note]]:
+    """The host's socket, and what to log. ``caller``: the NOTIFY_SOCKET of the container's creator, "" for none."""
     process, mounts = bundle.raw["process"], bundle.raw.get("mounts") or ()
-    found = Notify(host=caller, caller=True) if caller else in_mounts(process, mounts, bundle=bundle.path)
-    why = problem(found) if found is not None else ""
-    if found is None or not why:
-        return found
-    if not found.caller:  # the container gets the same error as under runc
-        log.debug(f"process.env: {VARIABLE} is not served: {found.host}/{found.below}: {why}")
-        return None
-    log.warning(unheard(caller, why))
-    return found
+    socket = Notify(host=caller, caller=True) if caller else in_mounts(process, mounts, bundle=bundle.path)
+    why = problem(socket) if socket is not None else ""
+    if socket is None or not why:
+        return socket, []
+    if not socket.caller:  # the container gets the same error as under runc
+        return None, [debug(f"process.env: {VARIABLE} is not served: {socket.host}/{socket.below}: {why}")]
+    return socket, [warning(unheard(caller, why))]
 
 
 def unheard(address: str, why: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from hawse.link import agreed
+from hawse.oci.document import devices_of, is_bind
 from hawse.oci.process.notify_socket import directory_of
 from hawse.plan.model import ContainerPlan
 
@@ -34,17 +35,13 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
             found = {"type": "overlay"}  # a second mount of it would disturb the first
         elif share is not None:
             found = {"source": share.source, "is_dir": share.is_dir, "readonly": share.readonly}
-            if share.uids:
-                found |= {"uids": share.uids, "gids": share.gids, "map_below": share.map_below}
+            if owners := share.owners:
+                found |= {"uids": owners.uids, "gids": owners.gids, "map_below": owners.recursive}
         elif mount.get("type") in _GUESTS_OWN or source == directory_of(plan.id):
             found = {"type": mount["type"] if mount.get("type") in _GUESTS_OWN else "tmpfs"}
         else:
             made_by_agent = source.startswith(f"{agreed.RUN}/")
-            found = {"type": "directory" if not _is_bind(mount) or made_by_agent or is_dir(source) else "file"}
+            found = {"type": "directory" if not is_bind(mount) or made_by_agent or is_dir(source) else "file"}
         mounts.append({"destination": mount["destination"], **found})
-    devices = (plan.spec.get("linux") or {}).get("devices") or ()
-    return [*mounts, *({"destination": device["path"], "type": "file"} for device in devices)]
-
-
-def _is_bind(mount: Mapping[str, Any]) -> bool:
-    return mount.get("type") == "bind" or not {"bind", "rbind"}.isdisjoint(mount.get("options") or ())
+    nodes = [{"destination": device["path"], "type": "file"} for device in devices_of(plan.spec)]
+    return [*mounts, *nodes]

@@ -49,12 +49,13 @@ def check_size(
 
     Raises :class:`ConfigError` and :class:`HostError`.
     """
+    shape = machine.shape
     needs = needs_of(
-        machine.memory_mib,
+        shape.memory_mib,
         limits,
-        accel=machine.accel,
-        cpus=machine.cpus,
-        one_thread=machine.one_thread,
+        accel=shape.accel,
+        cpus=shape.cpus,
+        one_thread=shape.one_thread,
         restored=machine.template is not None and machine.template.usable,
         own_pages=bool(machine.page_kib),
         reserved_mib=sum(kib * count for kib, count in hugepages) // 1024,
@@ -67,16 +68,16 @@ def check_size(
         )
     warnings = []
     host_mib = host_size()["host_mib"]
-    left = usable_mib(machine.memory_mib) - sum(kib * count for kib, count in limits.hugepages) // 1024
+    left = usable_mib(shape.memory_mib) - sum(kib * count for kib, count in limits.hugepages) // 1024
     if max(left, 0) * MIB < limits.memory < host_mib * MIB:
         warnings.append(
             f"linux.resources.memory.limit: {limits.memory // MIB} MiB are more than the virtual machine has for its "
-            f"containers: {max(left, 0)} MiB of {machine.memory_mib} MiB [this host has no more memory for it: lower "
+            f"containers: {max(left, 0)} MiB of {shape.memory_mib} MiB [this host has no more memory for it: lower "
             "the limit]"
         )
-    if machine.memory_mib > host_mib:
+    if shape.memory_mib > host_mib:
         warnings.append(
-            f"vm.memory_mib: the virtual machine may use {machine.memory_mib} MiB, and this host has {host_mib} MiB "
+            f"vm.memory_mib: the virtual machine may use {shape.memory_mib} MiB, and this host has {host_mib} MiB "
             "[lower it]"
         )
     return [*warnings, *cgroup_limits.check(cgroup_limits.read(cgroup.path), needs)]

@@ -51,7 +51,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 def _build(bundle: str, settings: Settings) -> int:
     from hawse.commands.build_template import build, plan_of
 
-    print(described(*build(plan_of(settings.config, bundle, log=settings.log))))
+    machine, notes = plan_of(settings.config, bundle)
+    settings.log.tell(notes)
+    print(described(*build(machine)))
     return 0
 
 

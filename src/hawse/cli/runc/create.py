@@ -60,13 +60,17 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
 
     def load() -> Bundle:
         # Here, since reading specifications takes a library that is still to be loaded: the monitor starts meanwhile.
+        import dataclasses
+
+        from hawse.oci.document import with_process
         from hawse.oci.load import load_bundle
 
         bundle = load_bundle(args.bundle or ".")
         if listening:
             # What runc tells the process in place of its own environment's (utils_linux.go, run()).
             told = [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
-            bundle.raw["process"]["env"] = [*(bundle.raw["process"].get("env") or ()), *told]
+            environment = [*(bundle.raw["process"].get("env") or ()), *told]
+            bundle = dataclasses.replace(bundle, raw=with_process(bundle.raw, env=environment))
         return bundle
 
     def make_plan() -> SandboxPlan:
@@ -76,30 +80,31 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         from hawse.planner.sandbox import plan_sandbox
 
         timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
-        made = plan_sandbox(
+        plan, notes = plan_sandbox(
             load(),
             settings.config,
             name=store.name,
-            log=settings.log,
             timeline=timeline,
             systemd=settings.systemd_cgroup,
             notify=os.environ.get(VARIABLE, ""),
         )
-        return msgspec.structs.replace(made, log_file=settings.log.file)
+        settings.log.tell(notes)
+        return msgspec.structs.replace(plan, log_file=settings.log.file)
 
     def make_joining(room: Room) -> ContainerPlan:
         from hawse.oci.process.notify_socket import VARIABLE
         from hawse.planner.sandbox import plan_container
 
-        return plan_container(
+        plan, notes = plan_container(
             load(),
             settings.config,
             room,
             name=store.name,
-            log=settings.log,
             systemd=settings.systemd_cgroup,
             notify=os.environ.get(VARIABLE, ""),
         )
+        settings.log.tell(notes)
+        return plan
 
     role, sandbox = role_of(args.bundle or ".")
     if role == CONTAINER:

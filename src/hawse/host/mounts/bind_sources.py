@@ -17,8 +17,9 @@ from hawse.host.mounts.kernel_views import kernel_view
 from hawse.host.mounts.origins import UNKNOWN, Origin, read_origin
 from hawse.host.mounts.overlays import make
 from hawse.linux import mounts, user_namespaces
+from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.overlay import Overlay
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def _open_source(share: Share) -> Source:
                 f"cannot share {share.source} with the guest: it is on a file system of the host's kernel, {kind}",
                 hint="bind /proc, /sys or /dev: the container gets the guest kernel's own",
             )
-        if share.uids:
-            _map_owners(share, tree)
+        if share.owners is not None:
+            _map_owners(share.source, share.owners, tree)
     except BaseException:
         os.close(tree)
         raise
@@ -95,20 +96,19 @@ def _open_overlay(overlay: Overlay, *, reused: bool) -> Source:
     return Source(tree, origin, reused)
 
 
-def _map_owners(share: Share, tree: int) -> None:
+def _map_owners(source: str, owners: IdMap, tree: int) -> None:
     try:
-        namespace = user_namespaces.create(share.uids, share.gids)
+        namespace = user_namespaces.create(owners.uids, owners.gids)
     except OSError as error:
         raise ConfigError(
-            f"cannot map the owners of {share.source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
+            f"cannot map the owners of {source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
             hint="ranges must not overlap, and may be 340 at most; user.max_user_namespaces must not be 0",
         ) from None
     try:
-        mounts.map_ids(tree, namespace, recursive=share.map_below)
+        mounts.map_ids(tree, namespace, recursive=owners.recursive)
     except OSError as error:
         raise ConfigError(
-            f"cannot map the owners of {share.source}: its file system cannot be mounted with mappings: "
-            f"{error.strerror}",
+            f"cannot map the owners of {source}: its file system cannot be mounted with mappings: {error.strerror}",
             hint="use a volume on another file system, ext4 or xfs say, or a pod without a user namespace",
         ) from None
     finally:

@@ -143,7 +143,7 @@ async def _share(machine: model.MachinePlan, made: Machine, steps: Steps) -> Non
             await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
     seconds = machine.device_seconds
     call = MountShare(
-        kind=machine.share,
+        kind=machine.shape.share,
         tag=SHARE_TAG,
         address=machine.share_address,
         seconds=seconds,
@@ -198,7 +198,7 @@ async def _adopt(
     complaints = Complaints(
         launched.warn,
         lambda error: None if failure.done() else failure.set_result(error),
-        address_bits=machine.address_bits,
+        address_bits=machine.shape.address_bits,
     )
     _watch(launched.qemu, failure, undo, complaints)
     if launched.virtiofsd is not None:

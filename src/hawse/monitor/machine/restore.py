@@ -84,7 +84,7 @@ async def save(
     The task that is left ends when others can see the template; None when another process is saving the same. Raises
     :class:`HawseError` or OSError, with nothing left of the attempt.
     """
-    draft = templates.begin(wanted.cache, wanted.digest, model.shape(machine))
+    draft = templates.begin(wanted.cache, wanted.digest, machine.shape)
     if draft is None:
         return None
     try:

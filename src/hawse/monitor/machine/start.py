@@ -128,8 +128,8 @@ def launch(
             ours[name], theirs[name] = socket.socketpair()
             undo.callback(ours[name].close)
             undo.callback(theirs[name].close)
-        cold = [_disk(undo) for command, _ in machine.cold if command == ADD_DISK]
-        share = _share_sockets(directory) if machine.share == "virtiofs" else ()
+        cold = [_disk(undo) for command, _ in machine.shape.cold if command == ADD_DISK]
+        share = _share_sockets(directory) if machine.shape.share == "virtiofs" else ()
         for end in share:
             undo.callback(end.close)
         ends = Ends(
@@ -145,11 +145,11 @@ def launch(
         )
         inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *cold, *([ends.share_fd] if share else [])]
         with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
-            argv = render(model.shape(machine), ends)
+            argv = render(machine.shape, ends)
             if jail is not None:
-                if machine.accel == "kvm":
+                if machine.shape.accel == "kvm":
                     jail.nodes.admit_kvm()
-                argv = render(jail.inside(model.shape(machine)), ends) + jail.arguments
+                argv = render(jail.inside(machine.shape), ends) + jail.arguments
             log, score = f"{directory}/qemu.log", machine.oom_score_adj
             qemu = Program(
                 "QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail, oom_score_adj=score
@@ -177,7 +177,7 @@ def launch(
             # rom_reset()). After the forks, which a process of several threads should not do.
             copy = Copy(saved, ram, steps)
             undo.callback(_wait_quietly, copy)
-        plugged = share_plugged or machine.share != "virtiofs"
+        plugged = share_plugged or machine.shape.share != "virtiofs"
         return Launched(
             qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, jail, undo.pop_all()
         )
@@ -186,12 +186,12 @@ def launch(
 def _memory(machine: model.MachinePlan) -> int:
     """A descriptor of the guest's RAM. Raises :class:`HostError`."""
     try:
-        return ram_file.make(machine.memory_mib * ram_file.MIB, page_kib=machine.page_kib)
+        return ram_file.make(machine.shape.memory_mib * ram_file.MIB, page_kib=machine.page_kib)
     except OSError as error:
         if not machine.page_kib:
             raise HostError(f"cannot make the virtual machine's memory: {error.strerror}") from None
         # Others may have taken them since the plan was made, which says more.
-        host_hugepages.check(machine.memory_mib, machine.page_kib)
+        host_hugepages.check(machine.shape.memory_mib, machine.page_kib)
         size = host_hugepages.size_name(machine.page_kib)
         raise HostError(f"cannot make the virtual machine's memory of huge pages of {size}: {error.strerror}") from None
 

@@ -34,7 +34,7 @@ class Nics:
         self.network = network
         self.seen: list[dict[str, Any]] = []
         self._seconds = plan.machine.device_seconds
-        self._vhost = vhost if plan.machine.accel == "kvm" else ""
+        self._vhost = vhost if plan.machine.shape.accel == "kvm" else ""
         self._free: Port | None = plan.network_port
         self._claims = claims
         self._filters = RxFilters()

@@ -17,7 +17,8 @@ import msgspec
 
 from hawse.host.mounts.origins import Below, Origin, path_from, paths_through
 from hawse.link import agreed
-from hawse.plan.model import Share
+from hawse.oci.guest.idmap import IdMap
+from hawse.oci.guest.share import Share
 
 
 @dataclass
@@ -118,13 +119,19 @@ def _obstacle(export: Export, share: Share, origin: Origin, path: str, through: 
         return "with other mounts below it"
     if there and (export.share.readonly, export.share.readonly_below) != (share.readonly, share.readonly_below):
         return "with other options for the mounts below it"
-    if (export.share.uids, export.share.gids) != (share.uids, share.gids) or (
-        (there or through is not None) and export.share.map_below != share.map_below
-    ):
+    if not _same_owners(export.share.owners, share.owners, recursive=bool(there) or through is not None):
         return "with other owners"
     if share.is_dir and export.share.private != share.private:
         return "with another propagation of mounts"
     return ""
+
+
+def _same_owners(one: IdMap | None, other: IdMap | None, *, recursive: bool) -> bool:
+    """Whether two shares map owners alike; ``recursive``: below their mounts as well."""
+    if one is None or other is None:
+        return one is other
+    same = (one.uids, one.gids) == (other.uids, other.gids)
+    return same and (not recursive or one.recursive == other.recursive)
 
 
 def _relative(below: Iterable[Below], path: str) -> Iterable[Below]:

@@ -23,7 +23,7 @@ from hawse.host.mounts.kernel_views import KERNEL_VIEWS
 from hawse.linux import mountinfo, mounts
 from hawse.monitor.share import exports
 from hawse.monitor.share.exports import Export, Place
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 
 #: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"

@@ -10,11 +10,10 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+
+import msgspec
 
 from hawse.errors import ConfigError
-from hawse.oci.process.notify_socket import in_mounts
 from hawse.patterns import is_path_pattern, matches_path
 
 SOCKET, FIFO = "UNIX socket", "FIFO"
@@ -22,8 +21,7 @@ STREAM, DATAGRAM = "stream", "datagram"
 ANNOTATION = "hawse.forward-sockets"
 
 
-@dataclass(frozen=True)
-class Special:
+class Special(msgspec.Struct, frozen=True):
     """A socket or a FIFO, by the path that its links lead to, its mode and its owners."""
 
     kind: str
@@ -88,9 +86,3 @@ def obstacle(where: str, special: Special, patterns: Sequence[str], type_of: Cal
     except OSError as error:
         return f"{where}, which cannot be looked at: {os.strerror(error.errno or errno.EIO)}"
     return f"{where}, of datagrams: only sockets of streams are forwarded [have the program log elsewhere]"
-
-
-def is_notified(bundle: str, document: Mapping[str, Any], source: str) -> bool:
-    """Whether a source is the socket for notifications (:mod:`hawse.oci.process.notify_socket`)."""
-    found = in_mounts(document.get("process") or {}, document.get("mounts") or (), bundle=bundle)
-    return found is not None and not found.below and found.host == source

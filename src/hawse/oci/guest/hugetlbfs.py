@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from hawse.errors import ConfigError
 from hawse.linux import mountinfo
@@ -20,8 +21,7 @@ _UNITS = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
 DEFAULT_KIB = 2048
 
 
-@dataclass(frozen=True)
-class Hugetlbfs:
+class Hugetlbfs(msgspec.Struct, frozen=True):
     """A directory of a file system of huge pages: KiB of a page, mode and owners."""
 
     kib: int

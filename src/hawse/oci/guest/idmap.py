@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+import msgspec
 
 from hawse.errors import ConfigError
 
@@ -19,8 +20,7 @@ _OPTIONS = {"idmap": False, "ridmap": True}
 _MOST_RANGES, _END = 340, 2**32 - 1
 
 
-@dataclass(frozen=True)
-class IdMap:
+class IdMap(msgspec.Struct, frozen=True):
     """Owners of a mount: ids inside are those of its file system, ids outside those that the mount shows.
 
     ``recursive``: mounts below it show the same.

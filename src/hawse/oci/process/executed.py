@@ -28,8 +28,7 @@ class Changes:
 
 def change(process: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """The new process; ``process`` stays as it is. Raises :class:`UsageError` for what makes no sense."""
-    made = dict(process) | {"args": list(changes.args), "terminal": changes.terminal}
-    review_process("exec", made)
+    made, _ = review_process("exec", dict(process) | {"args": list(changes.args), "terminal": changes.terminal})
     made.pop("consoleSize", None)
     if changes.cwd:
         made["cwd"] = changes.cwd

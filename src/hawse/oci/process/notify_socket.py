@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from hawse.link import agreed
+from hawse.oci.document import Document, is_bind, process_of, with_process
 
 VARIABLE = "NOTIFY_SOCKET"
 #: As runc has it (notify_socket.go, setupSpec()).
@@ -46,8 +47,7 @@ def in_mounts(process: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]], *
         destination = os.path.normpath(mount["destination"])
         if path != destination and not path.startswith(f"{destination.rstrip('/')}/"):
             continue
-        bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
-        if not bind or not mount.get("source"):
+        if not is_bind(mount) or not mount.get("source"):
             return None
         source = os.path.normpath(os.path.join(bundle, mount["source"]))
         return Notify(host=source, below=path[len(destination) :].strip("/"))
@@ -65,16 +65,16 @@ def directory_of(container: str) -> str:
     return f"{agreed.NOTIFY}/{container}"
 
 
-def serve(spec: dict[str, Any], notify: Notify, *, container: str) -> None:
-    """Mount the agent's socket into the container; changes ``spec`` in place."""
+def serve(spec: Document, notify: Notify, *, container: str) -> Document:
+    """The specification with a mount of the agent's socket, and for a ``caller``'s socket with the variable."""
     directory = directory_of(container)
-    process = spec["process"]
+    process = process_of(spec)
     if notify.caller:
         others = [entry for entry in process.get("env") or () if not entry.startswith(f"{VARIABLE}=")]
-        process["env"] = [*others, f"{VARIABLE}={_DIRECTORY}/{_NAME}"]
+        spec = with_process(spec, env=[*others, f"{VARIABLE}={_DIRECTORY}/{_NAME}"])
         mount = {"destination": _DIRECTORY, "source": directory, "options": [*_OPTIONS, "ro"]}
     else:
         # Only over the host's socket, which the share shows and the guest cannot connect to. Other files stay visible.
         path = os.path.normpath(value_of(process["env"]))
         mount = {"destination": path, "source": f"{directory}/{_NAME}", "options": _OPTIONS}
-    spec["mounts"] = [*(spec.get("mounts") or ()), {"type": "bind", **mount}]
+    return spec | {"mounts": [*(spec.get("mounts") or ()), {"type": "bind", **mount}]}

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from hawse.errors import ConfigError, DeviceError
 from hawse.nodes import block, character
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.decide import Decision, Host, Wish, decide, is_whole
 from hawse.nodes.numbers import Numbers, strangers, without_strangers
-from hawse.oci.guest.specification import BoundNode, GuestPlan
+from hawse.oci.document import Document, devices_of, rules_of, with_devices
+from hawse.oci.guest.mounts import BoundNode
+from hawse.oci.guest.specification import GuestPlan
 from hawse.oci.load import Bundle
 from hawse.oci.types import Device, DeviceRule
 from hawse.plan.model import DiskPlan
@@ -21,7 +22,7 @@ from hawse.vfio.requests import Request, find_request
 
 
 @dataclass(frozen=True)
-class Nodes:
+class OtherNodes:
     """For the plan: block devices, and misc devices by their numbers on the host. ``warnings``: what to log."""
 
     disks: list[DiskPlan] = field(default_factory=list)
@@ -37,8 +38,8 @@ def read_nodes(
     *,
     allow: Sequence[str],
     root: str = "",
-) -> Nodes:
-    """What becomes of them; the guest's specification is changed. ``left_out`` are VFIO's nodes that are not passed.
+) -> tuple[OtherNodes, Document]:
+    """What becomes of them, and the guest's specification. ``left_out`` are VFIO's nodes that are not passed.
 
     Raises :class:`DeviceError` or :class:`ConfigError` naming a node that is refused.
     """
@@ -49,39 +50,35 @@ def read_nodes(
     vfio = (*request.nodes, *request.files)
     taken = {node.path for node in vfio} | left_out.keys()
     wishes = [_wish(device) for device in listed if device.path not in taken]
-    wishes += [_bound(name, node, entry, root) for node, entry in zip(guest.bound, _entries(guest), strict=True)]
+    wishes += [_bound(name, node, root) for node in guest.mounts.bound]
     decision = decide(wishes, rules, disk_host(allow, root), whole=is_whole(listed, rules))
     numbers = {("c", node.major, node.minor) for node in vfio} | _passed(decision)
-    _edit_rules(guest.spec, numbers)
-    told = ((bundle.raw.get("linux") or {}).get("resources") or {}).get("devices") or []
-    return Nodes(
+    spec = with_devices(guest.spec, devices_of(guest.spec), without_strangers(rules_of(guest.spec), numbers))
+    spec, omitted = leave_out(spec, left_out | decision.left_out)
+    others = OtherNodes(
         [_plan(disk.device, writable=disk.writable) for disk in decision.disks],
         [(*numbers, name) for numbers, name in decision.named.items()],
-        [text for text in (leave_out(guest.spec, left_out | decision.left_out), *strangers(told, numbers)) if text],
+        [text for text in (omitted, *strangers(rules_of(bundle.raw), numbers)) if text],
     )
+    return others, spec
 
 
 def _wish(device: Device) -> Wish:
     return Wish(f"linux.devices: {device.path}", device.path, device.type, device.major or 0, device.minor or 0)
 
 
-def _entries(guest: GuestPlan) -> list[dict[str, Any]]:
-    """The entries of the guest's linux.devices that were mounts."""
-    devices: list[dict[str, Any]] = (guest.spec.get("linux") or {}).get("devices") or []
-    return devices[len(devices) - len(guest.bound) :]
-
-
-def _bound(name: str, node: BoundNode, entry: dict[str, Any], root: str) -> Wish:
+def _bound(name: str, node: BoundNode, root: str) -> Wish:
     """Raises :class:`ConfigError` for a node of VFIO's, whose group is found among linux.devices only."""
     where = f"mounts[{node.index}].source: {node.source[:200]}"
-    device = Device(path=node.destination, type=entry["type"], major=entry["major"], minor=entry["minor"])
-    found = find_request([device], emulated={}, root=root)
-    if found.nodes or found.files:
+    kind, major, minor = (node.device[key] for key in ("type", "major", "minor"))
+    device = Device(path=node.destination, type=kind, major=major, minor=minor)
+    vfio = find_request([device], emulated={}, root=root)
+    if vfio.nodes or vfio.files:
         raise ConfigError(
             f"{name}: {where} is a VFIO device of the host's, which is not passed by a mount",
             hint="name it in linux.devices: --device in place of --volume",
         )
-    return Wish(where, node.destination, entry["type"], entry["major"], entry["minor"], usable=not node.nodev)
+    return Wish(where, node.destination, kind, major, minor, usable=not node.nodev)
 
 
 def disk_host(allow: Sequence[str], root: str) -> Host:
@@ -98,12 +95,6 @@ def disk_host(allow: Sequence[str], root: str) -> Host:
 def _passed(decision: Decision) -> set[Numbers]:
     disks: set[Numbers] = {("b", disk.device.major, disk.device.minor) for disk in decision.disks}
     return disks | {("c", *numbers) for numbers in decision.named}
-
-
-def _edit_rules(spec: dict[str, Any], numbers: set[Numbers]) -> None:
-    """Leave the rules that mean something in the guest."""
-    resources = spec["linux"]["resources"]
-    resources["devices"] = without_strangers(resources["devices"], numbers)
 
 
 def _plan(device: BlockDevice, *, writable: bool) -> DiskPlan:

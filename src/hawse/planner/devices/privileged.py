@@ -7,9 +7,9 @@ pkg/oci/spec_opts.go, WithHostDevices()), asked for or not: one that another has
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from hawse.errors import DeviceError
+from hawse.oci.document import Document, devices_of, with_linux
 from hawse.oci.types import Device
 from hawse.planner.devices.vfio import Group
 from hawse.vfio.requests import Request
@@ -45,18 +45,18 @@ def choose(
     return kept, left_out
 
 
-def leave_out(spec: dict[str, Any], left_out: dict[str, DeviceError]) -> str:
-    """Take the nodes out of the spec, in place, where their numbers may be others' in the guest; what to warn of."""
+def leave_out(spec: Document, left_out: dict[str, DeviceError]) -> tuple[Document, str]:
+    """The specification without these nodes, whose numbers may be another device's in the guest, and a warning."""
     if not left_out:
-        return ""
-    linux = spec["linux"]
-    linux["devices"] = [device for device in linux["devices"] if device["path"] not in left_out]
+        return spec, ""
+    spec = with_linux(spec, devices=[device for device in devices_of(spec) if device["path"] not in left_out])
     # A group's node and its device files have one reason.
     reasons: dict[str, list[str]] = {}
     for path, error in left_out.items():
         reasons.setdefault(error.sentence(), []).append(path)
     told = "; ".join(f"{', '.join(shorten(paths))}: {reason}" for reason, paths in reasons.items())
-    return f"linux.devices: a container that may use every device does without those that cannot be passed: {told}"
+    warning = f"linux.devices: a container that may use every device does without those that cannot be passed: {told}"
+    return spec, warning
 
 
 def shorten(paths: Sequence[str]) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from msgspec.structs import replace
 
 from hawse.errors import DeviceError, UsageError
+from hawse.notes import Note, debug, warning
+from hawse.oci.document import Document, devices_of, rules_of, with_devices
 from hawse.plan import model as plan
 from hawse.planner.devices.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOptions
 from hawse.vfio import obstacles, resets, sysfs
@@ -95,16 +96,17 @@ def plug_steps(
     return steps
 
 
-def describe(step: plan.PlugStep, *, asked: bool) -> tuple[str, str]:
-    """The log's level and line of where a function is in the guest. ``asked``: an annotation asks for its address."""
+def describe(step: plan.PlugStep, *, asked: bool) -> Note:
+    """Where a function is in the guest. ``asked``: an annotation asks for its address."""
     text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
-    return ("warning", f"annotations: {KEEP_ADDRESSES}: {text}") if step.note and asked else ("debug", text)
+    return warning(f"annotations: {KEEP_ADDRESSES}: {text}") if step.note and asked else debug(text)
 
 
-def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> str:
-    """A warning about a limit of DMA mappings that is too low and cannot be raised; "" for none."""
-    wanted = max((plug.dma_entries for plug in plugs), default=0)
-    return dma_mappings.warning(wanted, root=root) if wanted else ""
+def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> list[str]:
+    """A warning about a limit of DMA mappings that is too low and cannot be raised."""
+    entries = max((plug.dma_entries for plug in plugs), default=0)
+    text = dma_mappings.warning(entries, root=root) if entries else ""
+    return [text] if text else []
 
 
 def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "") -> list[str]:
@@ -191,56 +193,50 @@ def is_number(target: str) -> bool:
     return target.isascii() and target.isdigit() and len(target) < 10
 
 
-def add_named(request: Request, groups: Sequence[Group], spec: dict[str, Any]) -> Request:
-    """The request with groups that an annotation names, whose nodes the spec, changed here, gets beside its own."""
+def add_named(request: Request, groups: Sequence[Group], spec: Document) -> tuple[Request, Document]:
+    """The request and the specification with the groups that an annotation names, and their nodes."""
     there = {node.host_group for node in request.nodes}
     wanted = [group for group in groups if group.number not in there]
     nodes = [container_node()] if wanted and None not in there else []
     nodes += [group_node(group.number) for group in wanted]
     for node in nodes:
         allowed = {"allow": True, "type": "c", "major": node.major, "minor": node.minor, "access": "rwm"}
-        _give(spec, node, {"fileMode": 0o666}, [allowed])
-    return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files)
+        spec = _with_node(spec, node, {"fileMode": 0o666}, [allowed])
+    return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files), spec
 
 
-def with_groups(request: Request, spec: dict[str, Any]) -> Request:
-    """The request, and the spec, with the nodes of the groups beside device files, with the rights and rules of these.
+def with_groups(request: Request, spec: Document) -> tuple[Request, Document]:
+    """The request and the specification with the groups' nodes beside device files, with the rights and rules of these.
 
     Programs that know groups alone, DPDK and SPDK, find theirs, and so does everyone in a guest whose kernel has no
     other: Debian's are built without CONFIG_IOMMUFD.
     """
     if not request.files:
-        return request
-    rights = {device["path"]: device for device in spec["linux"]["devices"]}
+        return request, spec
+    rights = {device["path"]: device for device in devices_of(spec)}
     nodes = list(request.nodes)
     for file in request.files:
         if file.host_group in {node.host_group for node in nodes}:
             continue
         node = container_node() if file.host_group is None else group_node(file.host_group)
         nodes.append(node)
-        rules = of_node(_rules(spec), file.host_numbers, node.host_numbers)
-        _give(spec, node, {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]}, rules)
-    return Request(tuple(nodes), request.groups, request.files)
+        rules = of_node(rules_of(spec), file.host_numbers, node.host_numbers)
+        own = {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]}
+        spec = _with_node(spec, node, own, rules)
+    return Request(tuple(nodes), request.groups, request.files), spec
 
 
-def with_devices(request: Request, plugs: Sequence[plan.PlugStep]) -> list[VfioNode]:
+def planned_nodes(request: Request, plugs: Sequence[plan.PlugStep]) -> list[VfioNode]:
     """The nodes of a request; device files with QEMU's id of the function behind each."""
     ids: dict[tuple[int | None, str], str] = {(plug.group, plug.host): plug.device for plug in plugs}
     files = [replace(file, device=ids.get((file.host_group, file.function), "")) for file in request.files]
     return [*request.nodes, *files]
 
 
-def _give(spec: dict[str, Any], node: VfioNode, rights: dict[str, Any], rules: Sequence[dict[str, Any]]) -> None:
-    """Put a node among the spec's devices, with rules for it."""
-    linux = spec.setdefault("linux", {})
-    made = {"path": node.path, **rights, "type": "c", "major": node.major, "minor": node.minor}
-    linux["devices"] = [*(linux.get("devices") or []), made]
-    linux["resources"] = (linux.get("resources") or {}) | {"devices": [*_rules(spec), *rules]}
-
-
-def _rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """The spec's rules for devices."""
-    return (spec["linux"].get("resources") or {}).get("devices") or []
+def _with_node(spec: Document, node: VfioNode, rights: Document, rules: Sequence[Document]) -> Document:
+    """The specification with a node more, and with rules for it at the end."""
+    device = {"path": node.path, **rights, "type": "c", "major": node.major, "minor": node.minor}
+    return with_devices(spec, [*devices_of(spec), device], [*rules_of(spec), *rules])
 
 
 def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:

@@ -1,0 +1,53 @@
+"""Copies of a specification's document with other content. Pure: no function here changes what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Document = dict[str, Any]
+"""config.json, or an object in it, as JSON has it."""
+
+
+def linux_of(spec: Mapping[str, Any]) -> Document:
+    """The object ``linux``; empty if it is absent."""
+    return spec.get("linux") or {}
+
+
+def with_linux(spec: Mapping[str, Any], **fields: Any) -> Document:
+    """The specification with these fields of ``linux``; a value of None removes the field."""
+    linux = {key: value for key, value in (linux_of(spec) | fields).items() if value is not None}
+    return {**spec, "linux": linux}
+
+
+def devices_of(spec: Mapping[str, Any]) -> list[Document]:
+    """linux.devices."""
+    return linux_of(spec).get("devices") or []
+
+
+def rules_of(spec: Mapping[str, Any]) -> list[Document]:
+    """linux.resources.devices."""
+    return (linux_of(spec).get("resources") or {}).get("devices") or []
+
+
+def with_devices(spec: Mapping[str, Any], devices: Sequence[Document], rules: Sequence[Document]) -> Document:
+    """The specification with these devices and device rules in place of its own."""
+    resources = (linux_of(spec).get("resources") or {}) | {"devices": list(rules)}
+    return with_linux(spec, devices=list(devices), resources=resources)
+
+
+def process_of(spec: Mapping[str, Any]) -> Document:
+    """The object ``process``, which every specification has."""
+    process: Document = spec["process"]
+    return process
+
+
+def with_process(spec: Mapping[str, Any], **fields: Any) -> Document:
+    """The specification with these fields of ``process``; a value of None removes the field."""
+    process = {key: value for key, value in (process_of(spec) | fields).items() if value is not None}
+    return {**spec, "process": process}
+
+
+def is_bind(mount: Mapping[str, Any]) -> bool:
+    """Whether a mount is a bind mount: by its type or, as runc decides, by its options."""
+    return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))

@@ -1,0 +1,73 @@
+"""What a container asks for, read from its bundle and checked on this host, before it is decided where things go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from hawse.config import Config
+from hawse.host import network_namespace, selinux
+from hawse.notes import Note
+from hawse.oci.guest.host_sockets import patterns_of
+from hawse.oci.guest.specification import GuestPlan, plan_guest
+from hawse.oci.load import Bundle
+from hawse.oci.pods import read_role
+from hawse.planner import hugepages
+from hawse.planner.devices.options import DeviceOptions, device_options
+from hawse.planner.devices.selection import DeviceChecks, DeviceSelection, select_devices
+from hawse.planner.devices.vfio import Group
+from hawse.planner.vm_size import check_lists
+from hawse.vfio.emulated import read_table
+from hawse.vm.size import host_size
+
+Fit = Callable[[Sequence[Group], DeviceOptions, str], object]
+"""Raises :class:`DeviceError` if the VM has no free ports for groups; the last argument is the container's role."""
+
+
+@dataclass(frozen=True)
+class ContainerRequest:
+    """``hugepages`` are (KiB of a page, count) that the guest reserves for the container, and ``vm_hugepages`` those
+    that a VM made for it must have memory for. ``role`` is the container's in its pod (:mod:`hawse.oci.pods`)."""
+
+    guest: GuestPlan
+    devices: DeviceSelection
+    options: DeviceOptions
+    role: str
+    hugepages: tuple[tuple[int, int], ...]
+    vm_hugepages: tuple[tuple[int, int], ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The VFIO groups that it asks for."""
+        return self.devices.request.groups
+
+
+def read_request(
+    bundle: Bundle, config: Config, fit: Fit, *, name: str, present: Collection[int] = ()
+) -> ContainerRequest:
+    """``present`` are the groups that the VM has already. Raises ConfigError, DeviceError and HostError."""
+    annotations = bundle.spec.annotations or {}
+    check_lists(bundle)
+    role, _ = read_role(annotations, bundle.process.args)
+    forwarded = patterns_of(annotations, config.share.forward_sockets)
+    guest = plan_guest(bundle, container=name, role=role, forwarded=forwarded)
+    selinux.check(f"{bundle.path}/config.json", guest.label)
+    if guest.namespaces.network:
+        os.close(network_namespace.open_path(guest.namespaces.network))
+    options = device_options(config, annotations)
+    emulated = read_table(config.emulated)
+    checks = DeviceChecks(config, options, emulated, present, lambda groups: fit(groups, options, role))
+    devices = select_devices(bundle, guest, checks, role=role)
+    asked = hugepages.asked_by(guest, config, annotations)
+    reserved = hugepages.decide(asked, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
+    return ContainerRequest(
+        guest=guest,
+        devices=devices,
+        options=options,
+        role=role,
+        hugepages=reserved,
+        vm_hugepages=hugepages.room(asked, reserved, role=role),
+        notes=(*guest.notes, *devices.notes),
+    )
