@@ -228,8 +228,8 @@ class Sandbox:
 
     def _make(self, plan: ContainerPlan, store: Store, key: str, cgroup: HostCgroup) -> Container:
         return Container(
-            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds, sandbox=self.plan.container.id,
-            disks=self.disks, doom=self._doom, fits=self._check_memory,
+            plan, store, self.processes, self.claims, cgroup, key=key, seconds=self._seconds,
+            sandbox=self.plan.container.id, disks=self.disks, doom=self._doom, fits=self._check_memory,
         )  # fmt: skip
 
     def _check_memory(self, limit: int) -> list[str]:
@@ -366,7 +366,7 @@ class Sandbox:
 
     def _open_socket(self, container: str, name: str) -> int:
         """A descriptor of a socket that a container has forwarded. Raises LookupError and OSError."""
-        if name not in (each.name for each in self._containers[container].plan.sockets):
+        if name not in self._containers[container].plan.sockets:
             raise KeyError(name)
         return self._share.open(container, name)
 
