@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class Note(NamedTuple):
@@ -12,10 +12,7 @@ class Note(NamedTuple):
     text: str
 
 
-class Log(Protocol):
-    """Where notes go (:class:`hawse.log.Log`)."""
-
-    def warning(self, message: str) -> None: ...
+def warning(self, message: str) -> None: ...
     def debug(self, message: str) -> None: ...
 
 
@@ -27,9 +24,3 @@ def warning(text: str) -> Note:
 def debug(text: str) -> Note:
     """A note for `--debug`."""
     return Note("debug", text)
-
-
-def write(notes: list[Note], log: Log) -> None:
-    """Write notes to a log."""
-    for note in notes:
-        (log.warning if note.level == "warning" else log.debug)(note.text)

@@ -127,10 +127,10 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     first, and ``hugetlbfs`` their file systems, by name. ``native`` are groups that the guest's own drivers get, with
     the rights of their nodes. ``named`` are misc devices, by their numbers on the host, whose number in the guest is
     found by their name. ``hooks`` and ``cgroup`` are those of the host. ``network`` is the path of the network
-    namespace on the host, "" for the one that the first process's proxy is in; ``sysctls`` are settings of the guest's network. ``inherited``
-    is what the process has from its creator; ``notify`` is the host's socket for its notifications, None for none.
-    ``oom_score_adj`` is that of its processes. ``sockets`` are those of the host that connections are forwarded to, by
-    the names of their shares.
+    namespace on the host, "" for the one that the first process's proxy is in; ``sysctls`` are settings of the guest's
+    network. ``inherited`` is what the process has from its creator; ``notify`` is the host's socket for its
+    notifications, None for none. ``oom_score_adj`` is that of its processes. ``sockets`` are those of the host that
+    connections are forwarded to, by the names of their shares.
     """
 
     id: str
