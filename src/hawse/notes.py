@@ -1,4 +1,4 @@
-"""What a plan or a step has to report to the log without failing."""
+"""What a plan or a step reports to the log without failing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ class Note(NamedTuple):
     text: str
 
 
-def warning(self, message: str) -> None: ...
-    def debug(self, message: str) -> None: ...
+Notes = list[Note]
 
 
 def warning(text: str) -> Note:
