@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hawse.linux import capabilities, landlock, processes
-from hawse.linux.mounts import _libc, check
+from hawse.linux.libc import check, libc
 from hawse.proxy import main as proxy
 from tests.support.forked import in_child, outcome
 
@@ -91,7 +91,7 @@ def test_confined_proxy_can_use_only_its_descriptors(tmp_path: Path) -> None:
                 "make a socket": outcome(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)),
                 "limit another process": outcome(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
                 "signal another process": outcome(lambda: os.kill(os.getppid(), 0)),
-                "make a user namespace": outcome(lambda: check(_libc.unshare(0x10000000), "")),
+                "make a user namespace": outcome(lambda: check(libc.unshare(0x10000000), "")),
                 "open a file": outcome(lambda: os.open("/etc/passwd", os.O_RDONLY)),
                 "fork": outcome(os.fork),
             }

@@ -17,7 +17,7 @@ import pytest
 from hawse.errors import DeviceError, HostError
 from hawse.jail import process
 from hawse.jail.root import Root
-from hawse.linux import mounts, processes
+from hawse.linux import libc, mounts, processes
 from hawse.linux.capabilities import keep_only
 from hawse.linux.processes import ChildrenApart
 from hawse.monitor.privileges import KEPT
@@ -119,8 +119,8 @@ def test_confined_process_cannot_change_anything(jail: Path) -> None:
             "leave the root": lambda: os.chroot("/usr"),
             "fork": os.fork,
             "reach the network": lambda: socket.socket(socket.AF_INET),
-            "trace": lambda: mounts.check(mounts._libc.ptrace(0, 0, 0, 0), ""),
-            "create namespaces": lambda: mounts.check(mounts._libc.unshare(0x10000000), ""),
+            "trace": lambda: libc.check(libc.libc.ptrace(0, 0, 0, 0), ""),
+            "create namespaces": lambda: libc.check(libc.libc.unshare(0x10000000), ""),
             "mount": lambda: mounts.mount("none", "/sys", "tmpfs", 0),
             "make a node": lambda: os.mknod("/dev/mem", 0o600 | 0o020000, os.makedev(1, 1)),
             "open /dev/null": lambda: os.open("/dev/null", os.O_RDWR),

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError, HostError
-from hawse.vfio.bind import drivers as variants
 from hawse.vfio.bind import records as bindings
-from hawse.vfio.bind import targets
+from hawse.vfio.bind import targets, variants
 from hawse.vfio.bind.bind import bind
 from hawse.vfio.bind.records import Record
 from hawse.vfio.bind.sysfs_writes import Outcome, Write

@@ -53,7 +53,7 @@ CROSSINGS = {
     "cli.runc.run": "proxy",
 }
 #: What the guest has.
-GUEST = {"errors", "linux.netlink", "link", "vfio.sysfs", "agent"}
+GUEST = {"errors", "linux.libc", "linux.mounts", "linux.netlink", "link", "vfio.sysfs", "agent"}
 #: Files of one folder. More of them than a reader keeps in mind; cli/runc has one for each of runc's verbs.
 MOST_FILES = 15
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import DeviceError, HostError
-from hawse.vfio.bind.drivers import GENERIC, check_denylist, choose, installed, module_for, provide
+from hawse.vfio.bind.variants import GENERIC, check_denylist, choose, installed, module_for, provide
 from tests.support.sysfs import FakeSysfs
 
 ADDRESS = "0000:3b:00.0"

@@ -23,7 +23,7 @@ from hawse.agent.machine.boot import DISK_MODULES, SHARE_MODULES, VFIO_MODULES
 from hawse.agent.mounts import options as mount_options
 from hawse.agent.mounts import submounts
 from hawse.agent.streams.stdio import Stdio
-from hawse.agent.system import syscalls, trace
+from hawse.agent.system import trace
 from hawse.agent.system.reaper import Reaper
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import HawseError, LinkError, NotFoundError, StateError, VmError
@@ -33,6 +33,7 @@ from hawse.link.blocking import Port
 from hawse.link.flow import decode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF
 from hawse.link.streams import STDIO, STREAMS, directions
+from hawse.linux import mounts
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Server:
         crun: str = CRUN,
         crun_root: str = ROOT,
         root: str = "",
-        mount: Callable[..., None] = syscalls.mount,
+        mount: Callable[..., None] = mounts.mount,
     ) -> None:
         """``root`` has /sys, /proc and /dev; ``mount`` mounts shared directories."""
         self._port = port
@@ -332,8 +333,8 @@ class Server:
             os.makedirs(target)
         except FileExistsError:
             return
-        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-        syscalls.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
+        flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+        mounts.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
 
     def create(
         self, *, container: str, process: int, spec: dict[str, Any], devices: list[dict[str, Any]],

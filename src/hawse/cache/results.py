@@ -11,6 +11,7 @@ from typing import Any
 
 from hawse.cache import trusted
 from hawse.errors import HostError
+from hawse.linux.files import replace_file
 
 _MAX_ENTRIES = 8
 
@@ -48,9 +49,8 @@ def write(path: str, key: object, value: object) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
-            with open(trusted.open_file(f"{path}.new"), "w") as file:
-                json.dump([[key, value], *others[: _MAX_ENTRIES - 1]], file)
-            os.rename(f"{path}.new", path)
+            entries = [[key, value], *others[: _MAX_ENTRIES - 1]]
+            replace_file(path, json.dumps(entries).encode())
         finally:
             os.close(lock)
     except (OSError, HostError):

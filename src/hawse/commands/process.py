@@ -15,6 +15,7 @@ from hawse.commands.console import send_master
 from hawse.commands.spawn import FORWARDED, Namespaces, ProxyProcess
 from hawse.errors import HostError, UsageError
 from hawse.host.notify import Relay, connect_for
+from hawse.linux.files import replace_file
 from hawse.oci.process.notify_socket import Notify
 from hawse.plan.model import ContainerPlan
 from hawse.planner.view import shown
@@ -128,11 +129,7 @@ def write_pid_file(path: str | None, pid: int) -> None:
     """The pid without a newline (engines parse the raw bytes), whole or not at all, after everything else."""
     if path is None:
         return
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(directory, f".{name}")
     try:
-        with open(temporary, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
+        replace_file(path, str(pid).encode())
     except OSError as error:
         raise HostError(f"cannot write the pid file {path}: {error.strerror}") from None

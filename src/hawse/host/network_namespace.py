@@ -15,6 +15,7 @@ import struct
 import threading
 
 from hawse.errors import ConfigError, HostError
+from hawse.linux.libc import CLONE_NEWNET, NS_GET_NSTYPE, libc
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -23,15 +24,12 @@ if TYPE_CHECKING:
 
     Value = TypeVar("Value")
 
-_CLONE_NEWNET = 0x40000000
-_NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 _SIOCGIFFLAGS = 0x8913
 _UP, _LOOPBACK = 1, 8
 #: How our own interfaces are called in a namespace of the host, before the index of the interface that each serves.
 TAP = "hawse"
 FIELD = "linux.namespaces[type=network]"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_path(path: str) -> int:
@@ -66,20 +64,20 @@ def check(fd: int, path: str) -> None:
 def is_namespace(fd: int) -> bool:
     """Whether the descriptor is a network namespace."""
     try:
-        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+        return fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
         return False
 
 
 def enter(fd: int) -> None:
     """Move the calling thread into a network namespace. Raises OSError."""
-    if _libc.setns(fd, _CLONE_NEWNET):
+    if libc.setns(fd, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "setns")
 
 
 def leave() -> None:
     """Move the calling thread into a new network namespace. Raises OSError."""
-    if _libc.unshare(_CLONE_NEWNET):
+    if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "unshare")
 
 

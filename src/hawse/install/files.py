@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from hawse.errors import ConfigError, HostError
+from hawse.linux.files import replace_file
 
 _MAX = 4 * 1024 * 1024
 
@@ -28,12 +29,7 @@ def write(path: str, text: str) -> None:
             return
         target = os.path.realpath(path)  # a link stays one
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        temporary = f"{target}.hawse-new"
         mode = os.stat(target).st_mode & 0o777 if os.path.exists(target) else 0o644
-        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(text)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.rename(temporary, target)
+        replace_file(target, text.encode(), mode=mode, durable=True)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}", hint="run it as root") from None

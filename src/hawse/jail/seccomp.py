@@ -12,6 +12,8 @@ import ctypes
 import os
 import struct
 
+from hawse.linux.libc import failure, libc
+
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +76,6 @@ def program(allowed: Mapping[str, int] = ALLOWED) -> bytes:
 
 #: Built before the fork, so that the child does little.
 _PROGRAM = program()
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Filter(ctypes.Structure):
@@ -89,6 +90,5 @@ def install(filter_program: bytes = _PROGRAM) -> None:
         return
     code = ctypes.create_string_buffer(filter_program, len(filter_program))
     descriptor = _Filter(len(filter_program) // 8, ctypes.addressof(code))
-    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(descriptor), 0, 0):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(descriptor), 0, 0):
+        raise failure("prctl")

@@ -20,6 +20,7 @@ from hawse.cache import results, trusted
 from hawse.errors import HostError
 from hawse.jail import elf, seccomp
 from hawse.jail.root import INITRD, KERNEL
+from hawse.linux.files import replace_file, sync_file
 from hawse.linux.processes import give_up_privileges
 
 #: The version of the tree: increase it when the tree contains other files for the same QEMU.
@@ -85,9 +86,7 @@ def _make(qemu: str, directory: str, record: str) -> str:
         if os.path.isdir(tree):  # damaged, and perhaps the root of a running QEMU
             name = f"{name}-{time.time_ns()}"
         os.rename(new, f"{directory}/{name}")
-        with open(trusted.open_file(f"{record}.new"), "w") as file:
-            json.dump({"format": _FORMAT, "tree": name, "files": files}, file)
-        os.rename(f"{record}.new", record)
+        replace_file(record, json.dumps({"format": _FORMAT, "tree": name, "files": files}).encode())
     except OSError as error:
         raise HostError(f"cannot create the jail's files in {directory}: {error.strerror}: {error.filename}") from None
     finally:
@@ -99,12 +98,8 @@ def _make(qemu: str, directory: str, record: str) -> str:
 def _copy(source: str, target: str) -> None:
     """Copy a file and sync it: otherwise a power failure may leave an empty file, which every start would use."""
     shutil.copyfile(source, target)
-    fd = os.open(target, os.O_RDONLY)
-    try:
-        os.fchmod(fd, 0o555)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    os.chmod(target, 0o555)
+    sync_file(target)
 
 
 def _sources(qemu: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 
-from hawse.linux.mounts import check
+from hawse.linux.libc import check, libc
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ NUMBERS = {
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
 _PR_GET_SECUREBITS, _PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP = 27, 28, 4
 _VERSION_3 = 0x20080522
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def keep_only(names: Collection[str]) -> None:
@@ -33,14 +32,14 @@ def keep_only(names: Collection[str]) -> None:
     kept = sum(1 << NUMBERS[name] for name in names)
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
-    check(_libc.capget(header, data), "")
+    check(libc.capget(header, data), "")
     effective = data[0] | data[3] << 32
     if effective >> NUMBERS["SETPCAP"] & 1:
         drop_bounding(kept)
     left = effective & kept
     low, high = left & 0xFFFFFFFF, left >> 32
-    check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)), "")
-    check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "")
+    check(libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)), "")
+    check(libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "")
 
 
 def keep_through_user_changes() -> None:
@@ -54,8 +53,8 @@ def keep_through_user_changes() -> None:
 
     Needs CAP_SETPCAP. Raises OSError.
     """
-    bits = check(_libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), "")
-    check(_libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "")
+    bits = check(libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0), "")
+    check(libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0), "")
 
 
 def effective(status: str = "/proc/self/status") -> int:
@@ -71,7 +70,7 @@ def drop_bounding(kept: int = 0) -> None:
     """
     # Stop at the first capability that the kernel does not know (EINVAL).
     for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
+        if libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) < 0:
             return
         if not kept >> capability & 1:
-            check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "")
+            check(libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "")

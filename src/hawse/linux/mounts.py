@@ -9,6 +9,8 @@ import ctypes
 import os
 import struct
 
+from hawse.linux.libc import CLONE_FS, CLONE_NEWNS, check, libc
+
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,24 +20,21 @@ PRIVATE, SLAVE, SHARED = 1 << 18, 1 << 19, 1 << 20
 #: Attributes of a mount (mount_setattr(2)).
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 _ATTR_IDMAP = 0x100000
-_CLONE_NEWNS = 0x20000
 _DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
-_RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 4, 8
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 2, 4, 8  # include/uapi/linux/openat2.h
 #: System call numbers, the same on every architecture (Linux include/uapi/asm-generic/unistd.h,
 #: arch/x86/entry/syscalls/syscall_64.tbl).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _FSOPEN_CLOEXEC, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC = 1, 6, 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
-_CLONE_FS = 0x200
 #: The longest value of a file system's option, in bytes: 256 with the NUL (Linux fs/fsopen.c, fsconfig()).
 LONGEST_VALUE = 255
 #: The number of pivot_root(2) depends on the architecture.
 _SYS_PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(propagation: int) -> None:
@@ -43,37 +42,40 @@ def unshare(propagation: int) -> None:
 
     The process must have one thread.
     """
-    check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    check(libc.unshare(CLONE_NEWNS), "unshare")
     mount("none", "/", "", REC | propagation)
 
 
-def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
     """mount(2)."""
     options = data.encode() or None
     arguments = os.fsencode(source), os.fsencode(target), kind.encode() or None
-    check(_libc.mount(*arguments, ctypes.c_ulong(flags), options), target)
+    check(libc.mount(*arguments, ctypes.c_ulong(flags), options), target)
 
 
 def unmount(path: str) -> None:
     """Detach the mount at a path, and all mounts below it. A symbolic link as the last component is not followed."""
-    check(_libc.umount2(os.fsencode(path), _DETACH | _UMOUNT_NOFOLLOW), path)
+    check(libc.umount2(os.fsencode(path), _DETACH | _UMOUNT_NOFOLLOW), path)
 
 
 def open_tree(path: str, *, recursive: bool = False) -> int:
     """Copy the mount at ``path``, with ``recursive`` also the mounts below it. Returns a file descriptor of the copy,
     which is not attached anywhere yet."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    return check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), path)
+    return check(libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), path)
 
 
-def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "") -> None:
+def set_attributes(
+    tree: int, attributes: int, *, recursive: bool, propagation: int = 0, path: str = "", cleared: int = 0
+) -> None:
     """Set attributes of the mount ``tree``, or of the mount at ``path`` below it (since Linux 5.12).
 
-    The other attributes remain unchanged. ``recursive``: set them also on the mounts below.
+    ``cleared`` are removed first; the other attributes remain unchanged. ``recursive``: also on the mounts below.
+    Raises EINVAL if the file is not the root of a mount.
     """
-    request = struct.pack("QQQQ", attributes, 0, propagation, 0)
+    request = struct.pack("QQQQ", attributes, cleared, propagation, 0)
     flags = (_AT_SYMLINK_NOFOLLOW if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
-    check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
+    check(libc.syscall(_SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, request, len(request)), path)
 
 
 def map_ids(tree: int, namespace: int, *, recursive: bool) -> None:
@@ -84,27 +86,27 @@ def map_ids(tree: int, namespace: int, *, recursive: bool) -> None:
     """
     request = struct.pack("QQQQ", _ATTR_IDMAP, 0, 0, namespace)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    check(_libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
+    check(libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", flags, request, len(request)), "")
 
 
 def attach(tree: int, place: int, path: str) -> None:
     """Attach the mount ``tree`` at the directory or file ``place``, a descriptor; ``path`` is its name in errors."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), path)
+    check(libc.syscall(_SYS_MOVE_MOUNT, tree, b"", place, b"", flags), path)
 
 
 def attach_at(tree: int, path: str) -> None:
     """Attach the mount ``tree`` at a path. Symbolic links are followed, within the root of the calling process."""
     arguments = tree, b"", _AT_FDCWD, os.fsencode(path)
-    check(_libc.syscall(_SYS_MOVE_MOUNT, *arguments, _MOVE_MOUNT_F_EMPTY_PATH), path)
+    check(libc.syscall(_SYS_MOVE_MOUNT, *arguments, _MOVE_MOUNT_F_EMPTY_PATH), path)
 
 
 def change_root(directory: str) -> None:
     """Make a mounted directory the root of this process's mount namespace, and detach the old root."""
     os.chdir(directory)
-    if _libc.syscall(_SYS_PIVOT_ROOT, b".", b".") == 0:
+    if libc.syscall(_SYS_PIVOT_ROOT, b".", b".") == 0:
         # The old root is now mounted on top of the new one (pivot_root(2), NOTES).
-        check(_libc.umount2(b".", _DETACH), directory)
+        check(libc.umount2(b".", _DETACH), directory)
     else:  # the host runs from its initial ramfs, which cannot be unmounted (pivot_root(2), EINVAL)
         mount(".", "/", "", MOVE)
         os.chroot(".")
@@ -128,10 +130,11 @@ def bind(source: str, target: str, attributes: int) -> None:
         os.close(tree)
 
 
-def open_beneath(directory: int, path: str) -> int:
-    """An O_PATH descriptor of the file at ``path`` below a directory. Raises OSError if the path has symbolic links."""
-    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
-    return check(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how)), path)
+def open_beneath(directory: int, path: str, flags: int = os.O_PATH) -> int:
+    """A descriptor of the file at ``path`` below a directory. Raises OSError if the path has symbolic links."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    return check(libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, len(how)), path)
 
 
 def private_directory() -> int:
@@ -148,14 +151,14 @@ def new_file_system(kind: str, options: Sequence[tuple[str, str]]) -> int:
     ``options``: name and value, "" for a flag; a value has at most :data:`LONGEST_VALUE` bytes. Raises OSError with the
     kernel's own message, where it has one (since Linux 6.5 for some file systems).
     """
-    context = check(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), kind)
+    context = check(libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), kind)
     try:
         for name, value in options:
             command = _FSCONFIG_SET_STRING if value else _FSCONFIG_SET_FLAG
             given = os.fsencode(value) if value else None
-            check(_libc.syscall(_SYS_FSCONFIG, context, command, name.encode(), given, 0), name)
-        check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), kind)
-        return check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), kind)
+            check(libc.syscall(_SYS_FSCONFIG, context, command, name.encode(), given, 0), name)
+        check(libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), kind)
+        return check(libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), kind)
     except OSError as error:
         try:
             said = os.read(context, 4096).decode(errors="replace")
@@ -169,19 +172,11 @@ def new_file_system(kind: str, options: Sequence[tuple[str, str]]) -> int:
 
 def unshare_directory() -> None:
     """Give the calling thread a working directory of its own."""
-    check(_libc.unshare(_CLONE_FS), "unshare")
+    check(libc.unshare(CLONE_FS), "unshare")
 
 
 def file_system(fd: int) -> int:
     """The type of the file system as its magic number (statfs(2), f_type)."""
     answer = ctypes.create_string_buffer(256)  # more than any architecture's struct statfs
-    check(_libc.fstatfs(fd, answer), "")
+    check(libc.fstatfs(fd, answer), "")
     return ctypes.c_long.from_buffer(answer).value
-
-
-def check(result: int, path: str) -> int:
-    """Return the result of a system call. Raises OSError with ``path`` if it is negative."""
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return result

@@ -6,27 +6,32 @@ process that was not waited for yet, or together with a pidfd of the process, as
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
 import socket
 import struct
 
-from hawse.linux.mounts import check
+from hawse.linux.libc import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    check,
+    libc,
+)
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
-_CLONE_NEWCGROUP, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x2000000, 0x4000000, 0x8000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
 _SYS_PIDFD_GETFD = 438
 #: Since Linux 6.5 (include/uapi/asm-generic/socket.h); Python has no name for it yet.
 _SO_PEERPIDFD = 77
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NamespaceError(OSError):
@@ -41,14 +46,14 @@ class ChildrenApart:
         """Raises :class:`NamespaceError`."""
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            check(_libc.unshare(_CLONE_NEWPID), "unshare")
+            check(libc.unshare(CLONE_NEWPID), "unshare")
         except OSError as error:
             os.close(self._own)
             raise NamespaceError(error.errno, error.strerror) from None
 
     def __exit__(self, *_: object) -> None:
         try:
-            check(_libc.setns(self._own, _CLONE_NEWPID), "setns")
+            check(libc.setns(self._own, CLONE_NEWPID), "setns")
         finally:
             os.close(self._own)
 
@@ -56,13 +61,13 @@ class ChildrenApart:
 def give_up_privileges() -> None:
     """Set no_new_privs (PR_SET_NO_NEW_PRIVS): programs that this process executes gain no privileges by set-uid bits or
     file capabilities. Raises OSError."""
-    check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
+    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "")
 
 
 def leave_namespaces() -> None:
     """Enter new mount, cgroup, UTS, IPC and network namespaces. Raises OSError."""
-    flags = _CLONE_NEWNS | _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET
-    check(_libc.unshare(flags), "unshare")
+    flags = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET
+    check(libc.unshare(flags), "unshare")
 
 
 def has_ended(process: int, *, seconds: float = 0.0) -> bool:
@@ -77,7 +82,7 @@ def die_with(parent: int) -> None:
 
     ``parent`` is a pidfd of the parent (pidfd_open(2)). Raises OSError, ESRCH if the parent has ended already.
     """
-    check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "")
+    check(libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "")
     # Not getppid(2): it returns 0 for a parent in another PID namespace, before and after the parent's death.
     if has_ended(parent):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
@@ -119,7 +124,7 @@ class Process:
         taken: list[int] = []
         for number in numbers:
             try:
-                taken.append(check(_libc.syscall(_SYS_PIDFD_GETFD, self._descriptor, number, 0), ""))
+                taken.append(check(libc.syscall(_SYS_PIDFD_GETFD, self._descriptor, number, 0), ""))
             except OSError:
                 for other in taken:
                     os.close(other)
@@ -198,4 +203,4 @@ def enter_mount_namespace(process: int) -> None:
 
     Raises OSError.
     """
-    check(_libc.setns(process, _CLONE_NEWNS), "setns")
+    check(libc.setns(process, CLONE_NEWNS), "setns")

@@ -7,13 +7,12 @@ which has one thread, reads the mappings from outside: the kernel shows ids in t
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
 from contextlib import contextmanager
 
-from hawse.linux.mounts import check
+from hawse.linux.libc import CLONE_NEWUSER, NS_GET_NSTYPE, check, libc
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
@@ -22,12 +21,9 @@ if TYPE_CHECKING:
     Ranges = Sequence[tuple[int, int, int]]
     """The first id inside, the first outside, and their count."""
 
-_CLONE_NEWUSER = 0x10000000
-_NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 _EINVAL = 22
 #: The child's report: an error number, 0 for success, and a pid.
 _REPORT = struct.Struct("=iI")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def read(path: str) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
@@ -38,12 +34,12 @@ def read(path: str) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, in
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         try:
-            kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+            kind = fcntl.ioctl(fd, NS_GET_NSTYPE)
         except OSError:
             kind = 0
-        if kind != _CLONE_NEWUSER:
+        if kind != CLONE_NEWUSER:
             raise OSError(_EINVAL, "not a user namespace", path)
-        with _child(lambda: check(_libc.setns(fd, _CLONE_NEWUSER), path)) as pid:
+        with _child(lambda: check(libc.setns(fd, CLONE_NEWUSER), path)) as pid:
             return _ranges(f"/proc/{pid}/uid_map"), _ranges(f"/proc/{pid}/gid_map")
     finally:
         os.close(fd)
@@ -51,7 +47,7 @@ def read(path: str) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, in
 
 def create(uids: Ranges, gids: Ranges) -> int:
     """Create a namespace with these mappings; returns its file descriptor. Raises OSError."""
-    with _child(lambda: check(_libc.unshare(_CLONE_NEWUSER), "unshare")) as pid:
+    with _child(lambda: check(libc.unshare(CLONE_NEWUSER), "unshare")) as pid:
         for name, ranges in (("uid_map", uids), ("gid_map", gids)):
             # The kernel requires the whole mapping in one write(2).
             with open(f"/proc/{pid}/{name}", "wb", buffering=0) as file:

@@ -15,6 +15,7 @@ import re
 from contextlib import suppress
 
 from hawse.errors import NotFoundError, StateError, UsageError, from_wire
+from hawse.linux.files import replace_file
 from hawse.state import interface
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
@@ -96,10 +97,7 @@ class Store:
 
     def write(self, state: State) -> None:
         """Replace the state; a reader sees the old one or the new one."""
-        temporary = f"{self.path}/.state.json"
-        with open(temporary, "w") as file:
-            json.dump(state, file, indent=2)
-        os.rename(temporary, f"{self.path}/state.json")
+        replace_file(f"{self.path}/state.json", json.dumps(state, indent=2).encode())
 
     def lock(self) -> int:
         """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""

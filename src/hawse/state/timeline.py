@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 
 from hawse.errors import ConfigError
+from hawse.linux.files import replace_file
 from hawse.state.steps import Step
 
 _MICRO = 1_000_000
@@ -32,11 +32,8 @@ def trace(steps: Sequence[Step], *, name: str) -> dict[str, object]:
 
 def write(path: str, steps: Sequence[Step], *, name: str) -> None:
     """Write the trace, whole or not at all. Nobody waits for it: where that fails, there is none."""
-    temporary = f"{path}.{os.getpid()}"
     try:
-        with open(temporary, "w") as file:
-            json.dump(trace(steps, name=name), file)
-        os.rename(temporary, path)
+        replace_file(path, json.dumps(trace(steps, name=name)).encode())
     except OSError:
         return
 

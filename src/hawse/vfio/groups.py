@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hawse.errors import DeviceError
 from hawse.vfio import members, sysfs
+from hawse.vfio.driver_names import is_vfio
 
 #: Drivers other than VFIO's that leave a group's DMA to its user (Linux drivers/pci/pcie/portdrv.c and pci-stub.c).
 _HARMLESS = ("", "pcieport", "pci-stub")
@@ -102,7 +103,7 @@ def check_bridges(group: HostGroup) -> None:
     bridge except a host bridge's (drivers/vfio/vfio.c, vfio_dev_driver_allowed()). The version of a distribution's
     kernel does not show which of the two rules it has.
     """
-    others = [bridge for bridge in group.bridges if bridge.driver not in _HARMLESS and "vfio" not in bridge.driver]
+    others = [bridge for bridge in group.bridges if bridge.driver not in _HARMLESS and not is_vfio(bridge.driver)]
     if others:
         names = ", ".join(f"the bridge {bridge.address} is bound to {bridge.driver}" for bridge in others)
         remedies = (f"`echo {bridge.address} > /sys/bus/pci/drivers/{bridge.driver}/unbind`" for bridge in others)
@@ -118,7 +119,7 @@ def check_viable(group: HostGroup) -> None:
     Bridges are checked first (:func:`check_bridges`).
     """
     check_bridges(group)
-    others = [function for function in group.functions if "vfio" not in function.driver]
+    others = [function for function in group.functions if not is_vfio(function.driver)]
     if not others:
         return
     names = ", ".join(

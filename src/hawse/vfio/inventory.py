@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hawse.errors import DeviceError
 from hawse.vfio import groups, members, obstacles, sysfs
+from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vfio.obstacles import NOTHING, Accepted
 
@@ -83,7 +84,7 @@ def verdict(
         return error.message, error.hint
     for function in group.functions:
         virtual = _virtual(function.address, root)
-        if virtual and virtual[0] and "vfio" not in function.driver:
+        if virtual and virtual[0] and not is_vfio(function.driver):
             return (
                 f"{function.address} has {virtual[0]} virtual functions: pass these instead",
                 f"or remove them: echo 0 > /sys/bus/pci/devices/{function.address}/sriov_numvfs",

@@ -17,6 +17,7 @@ from typing import Any
 
 from hawse.cache import results, trusted
 from hawse.errors import HostError
+from hawse.linux.files import replace_file
 from hawse.vm import ram_file as memory
 from hawse.vm.arguments import Ends, VmShape, render
 
@@ -130,7 +131,7 @@ class Draft:
             self._used = memory.save(ram, target)
         finally:
             os.close(target)
-        _write(f"{self._directory}/state", state)
+        _keep(f"{self._directory}/state", state)
 
     def commit(self) -> None:
         """Publish the template. It computes digests and syncs files; the VM may run meanwhile. Raises OSError."""
@@ -145,8 +146,8 @@ class Draft:
         shape = asdict(self._shape)
         shape["machine_properties"] = sorted(self._shape.machine_properties)
         manifest = {"used": self._used, "created": time.time(), "shape": shape, "files": files}
-        _write(f"{self._directory}/manifest.json", json.dumps(manifest, indent=1).encode())
-        _write(f"{self._directory}/checked", json.dumps(_stamps(self._directory)).encode())
+        _keep(f"{self._directory}/manifest.json", json.dumps(manifest, indent=1).encode())
+        _keep(f"{self._directory}/checked", json.dumps(_stamps(self._directory)).encode())
         final = f"{self._cache}/templates/{self._digest}"
         if os.path.exists(final):  # a damaged one
             remove(self._cache, self._digest)
@@ -231,7 +232,7 @@ def _check(template: Template, *, read: bool) -> None:
                 )
         finally:
             os.close(fd)
-    _write(f"{template.directory}/checked", json.dumps(stamps).encode())
+    _keep(f"{template.directory}/checked", json.dumps(stamps).encode())
 
 
 def _stamps(directory: str) -> dict[str, list[int]]:
@@ -265,11 +266,8 @@ def _prune(cache: str) -> None:
         remove(cache, name)
 
 
-def _write(path: str, data: bytes) -> None:
-    with open(trusted.open_file(path, mode=0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _keep(path: str, data: bytes) -> None:
+    replace_file(path, data, mode=0o600, durable=True)
 
 
 def _cpu(root: str) -> str:

@@ -20,6 +20,8 @@ import time
 from contextlib import suppress
 from functools import cache
 
+from hawse.linux.libc import libc
+
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from hawse.agent.system.reaper import Reaper
@@ -38,9 +40,8 @@ _SYSCALL_INSTRUCTION = b"\x0f\x05"
 #: crun's own process is 0 forks away; it forks one that enters the namespaces, and that one forks the process.
 _PROCESS = 2
 _VERSION = re.compile(rb"crun version (\d+)\.(\d+)")
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+libc.ptrace.restype = ctypes.c_long
 
 
 @cache
@@ -188,6 +189,6 @@ def _event_message(pid: int) -> int:
 
 
 def _ptrace(request: int, pid: int, address: int, data: int) -> None:
-    if _libc.ptrace(request, pid, address, data) < 0:
+    if libc.ptrace(request, pid, address, data) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), f"ptrace of {pid}")

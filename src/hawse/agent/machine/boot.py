@@ -6,10 +6,9 @@ import os
 import resource
 import time
 
-from hawse.agent.system import syscalls
-from hawse.agent.system.syscalls import MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from hawse.errors import VmError
 from hawse.link.agreed import PORT_NAME
+from hawse.linux import mounts
 
 #: The greatest number of open files that the kernel takes (fs/file.c, sysctl_nr_open_max, on 64 bits).
 MOST_FILES = (2**31 - 1) & -64
@@ -28,21 +27,21 @@ def prepare_root() -> None:
     The initial ramfs is bound onto itself and moved to the root first: pivot_root(2), which crun needs, refuses to
     leave the rootfs that the kernel unpacked the archive into (its mount has no parent; fs/namespace.c).
     """
-    syscalls.mount("/", "/mnt", "", MS_BIND)
+    mounts.mount("/", "/mnt", "", mounts.BIND)
     os.chdir("/mnt")
-    syscalls.mount(".", "/", "", MS_MOVE)
+    mounts.mount(".", "/", "", mounts.MOVE)
     os.chroot(".")
     os.chdir("/")
-    strict = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    syscalls.mount("proc", "/proc", "proc", strict)
-    syscalls.mount("sysfs", "/sys", "sysfs", strict)
-    syscalls.mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID)
+    strict = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+    mounts.mount("proc", "/proc", "proc", strict)
+    mounts.mount("sysfs", "/sys", "sysfs", strict)
+    mounts.mount("devtmpfs", "/dev", "devtmpfs", mounts.NOSUID)
     os.makedirs("/dev/pts", exist_ok=True)
     os.makedirs("/dev/shm", exist_ok=True)
-    syscalls.mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666")
-    syscalls.mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV)
-    syscalls.mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-    syscalls.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", strict)
+    mounts.mount("devpts", "/dev/pts", "devpts", mounts.NOSUID | mounts.NOEXEC, "gid=5,mode=620,ptmxmode=666")
+    mounts.mount("tmpfs", "/dev/shm", "tmpfs", mounts.NOSUID | mounts.NODEV)
+    mounts.mount("tmpfs", "/run", "tmpfs", mounts.NOSUID | mounts.NODEV, "mode=755")
+    mounts.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", strict)
 
 
 def raise_limits(*, root: str = "") -> None:

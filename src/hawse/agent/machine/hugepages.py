@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
-from hawse.agent.system import syscalls
 from hawse.errors import VmError
+from hawse.linux import mounts
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def share(*, name: str, kib: int, mode: int, uid: int, gid: int, run: str) -> No
         os.makedirs(target)
         try:
             options = f"pagesize={kib}K,mode={mode:o},uid={uid},gid={gid}"
-            syscalls.mount("hugetlbfs", target, "hugetlbfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+            mounts.mount("hugetlbfs", target, "hugetlbfs", mounts.NOSUID | mounts.NODEV, options)
         except OSError as error:
             os.rmdir(target)
             raise VmError(f"the guest cannot mount huge pages of {_name(kib)}: {error.strerror}") from None

@@ -16,6 +16,7 @@ import posixpath
 
 from hawse.agent.system import syscalls
 from hawse.errors import VmError
+from hawse.linux import mounts
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _number(own: int, fd: int) -> int:
 
 def _set(path: str, mount: int, attributes: int) -> None:
     try:
-        syscalls.set_mount_attributes(mount, attributes, _ATIME if attributes & _ATIME else 0)
+        mounts.set_attributes(mount, attributes, recursive=False, cleared=_ATIME if attributes & _ATIME else 0)
     except OSError as error:
         if error.errno != errno.EINVAL:  # nothing is mounted there: crun has passed over it
             raise VmError(f"mounts: {path[:200]}: options cannot be set: {error.strerror}") from None

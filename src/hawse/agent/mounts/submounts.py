@@ -19,7 +19,7 @@ import os
 import re
 from contextlib import suppress
 
-from hawse.agent.system import syscalls
+from hawse.linux import mounts
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def look_at(directory: str, paths: Sequence[str]) -> None:
     try:
         for path in paths:
             with suppress(OSError):
-                os.close(syscalls.open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY))
+                os.close(mounts.open_beneath(root, path, os.O_RDONLY | os.O_DIRECTORY))
     finally:
         os.close(root)
 
 
 def release(
-    directory: str, *, mountinfo: str = "/proc/self/mountinfo", unmount: Callable[[str], None] = syscalls.unmount
+    directory: str, *, mountinfo: str = "/proc/self/mountinfo", unmount: Callable[[str], None] = mounts.unmount
 ) -> None:
     """Unmount what is mounted at and below a directory, the innermost first.
 

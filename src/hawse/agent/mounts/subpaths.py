@@ -11,8 +11,8 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
-from hawse.agent.system import syscalls
 from hawse.errors import VmError
+from hawse.linux import mounts
 
 
 def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str, inodes: bool = True) -> None:
@@ -27,7 +27,7 @@ def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str, i
         try:
             root = os.open(share, os.O_PATH | os.O_DIRECTORY)
             try:
-                fd = syscalls.open_beneath(root, path)
+                fd = mounts.open_beneath(root, path)
             finally:
                 os.close(root)
             try:
@@ -47,7 +47,7 @@ def unbind(directory: str) -> None:
         for name in os.listdir(directory):
             path = f"{directory}/{name}"
             with suppress(OSError):
-                syscalls.unmount(path)
+                mounts.unmount(path)
             with suppress(OSError):
                 (os.rmdir if os.path.isdir(path) else os.unlink)(path)
         os.rmdir(directory)
@@ -62,4 +62,4 @@ def _bind(fd: int, inode: int, target: str) -> None:
         os.mkdir(target)
     else:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    syscalls.mount(f"/proc/self/fd/{fd}", target, "", syscalls.MS_BIND | syscalls.MS_REC)
+    mounts.mount(f"/proc/self/fd/{fd}", target, "", mounts.BIND | mounts.REC)

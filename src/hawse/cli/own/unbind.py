@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from hawse.errors import DeviceError, HawseError, UsageError
 from hawse.vfio import sysfs
-from hawse.vfio.bind import drivers as variants
 from hawse.vfio.bind import records as bindings
 from hawse.vfio.bind import targets
 from hawse.vfio.bind.bind import give_back, together
 from hawse.vfio.bind.driver_moves import REAL
 from hawse.vfio.bind.records import Record
+from hawse.vfio.driver_names import is_vfio
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -72,7 +72,7 @@ def _record(address: str, driver: str, directory: str, root: str) -> Record:
     if not targets.exists(address, root=root):
         raise DeviceError(f"{address}: this host has no such PCI function", hint="`lspci -D` lists them")
     now = sysfs.driver(address, root=root)
-    if now and not variants.is_vfio(now):
+    if now and not is_vfio(now):
         raise DeviceError(f"{address} is on no VFIO driver: {now} has it")
     if not driver:
         raise DeviceError(
@@ -80,7 +80,7 @@ def _record(address: str, driver: str, directory: str, root: str) -> Record:
             hint=f"say which: `hawse unbind --driver NAME {address}`",
         )
     override = targets.read_override(address, root=root)
-    return Record(address, driver, "" if variants.is_vfio(override) else override, now)
+    return Record(address, driver, "" if is_vfio(override) else override, now)
 
 
 def _check_owner(record: Record, root: str) -> None:

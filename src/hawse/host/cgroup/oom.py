@@ -16,6 +16,8 @@ import os
 import sys
 from contextlib import ExitStack, suppress
 
+from hawse.linux.files import read_attribute, write_attribute
+
 MEMBERS, VICTIM = "hawse-members", "hawse-oom"
 #: What may be left of a recording whose process was killed, below a container's cgroup.
 LEFT = (VICTIM, MEMBERS)
@@ -32,7 +34,7 @@ def unfit(directory: str) -> str:
     """Why nothing can be recorded in that cgroup; "" where it can."""
     if not os.path.exists(f"{directory}/memory.events"):
         return "it has no memory controller of version 2"
-    if _read(f"{directory}/cgroup.type").strip() != "domain":
+    if read_attribute(f"{directory}/cgroup.type").strip() != "domain":
         return "it is no domain"
     with os.scandir(directory) as entries:
         if any(entry.is_dir() for entry in entries):
@@ -49,8 +51,8 @@ def record(directory: str, *, program: str = sys.executable) -> None:
         undo.callback(os.rmdir, members)
         undo.callback(_move, members, directory)
         _move(directory, members)
-        _write(f"{directory}/cgroup.subtree_control", "+memory")
-        undo.callback(_write, f"{directory}/cgroup.subtree_control", "-memory")
+        write_attribute(f"{directory}/cgroup.subtree_control", "+memory")
+        undo.callback(write_attribute, f"{directory}/cgroup.subtree_control", "-memory")
         os.mkdir(victim)
         undo.callback(os.rmdir, victim)
         kill_in(victim, program=program)
@@ -70,10 +72,12 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
         try:
             theirs.close()
             ours.recv(1)
-            _write(f"{victim}/cgroup.procs", str(process.pid))  # a child that was not waited for: the pid is its own
+            write_attribute(
+                f"{victim}/cgroup.procs", str(process.pid)
+            )  # a child that was not waited for: the pid is its own
             with suppress(FileNotFoundError):  # a kernel without swap
-                _write(f"{victim}/memory.swap.max", "0")
-            _write(f"{victim}/memory.max", "0")
+                write_attribute(f"{victim}/memory.swap.max", "0")
+            write_attribute(f"{victim}/memory.max", "0")
             with suppress(BrokenPipeError, ConnectionResetError):
                 ours.sendall(b"g")
             process.wait(timeout=seconds)
@@ -90,27 +94,14 @@ def _move(source: str, target: str) -> None:
     one only when all others were given out meanwhile (Linux kernel/pid.c, alloc_pid()): so each is read just before.
     """
     for _ in range(_ROUNDS):
-        pids = _read(f"{source}/cgroup.procs").split()
+        pids = read_attribute(f"{source}/cgroup.procs").split()
         if not pids:
             return
         for pid in pids:
             if pid == "0":  # of a PID namespace that is none of ours
                 raise OSError(f"{source} has processes that cannot be seen from here")
-            if pid not in _read(f"{source}/cgroup.procs").split():
+            if pid not in read_attribute(f"{source}/cgroup.procs").split():
                 continue
             with suppress(ProcessLookupError):
-                _write(f"{target}/cgroup.procs", pid)
+                write_attribute(f"{target}/cgroup.procs", pid)
     raise OSError(f"{source} does not get empty")
-
-
-def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from hawse.errors import HostError
 from hawse.host.cgroup import oom
+from hawse.linux.files import read_attribute, write_attribute
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class HostCgroup:
             # Version 2 inherits by an empty list (Linux Documentation/admin-guide/cgroup-v2.rst, cpuset.cpus).
             alike = os.path.exists(f"{path}/cgroup.controllers")
             try:
-                _write(f"{path}/{name}", "\n" if alike else _read(f"{os.path.dirname(path)}/{name}"))
+                write_attribute(f"{path}/{name}", "\n" if alike else read_attribute(f"{os.path.dirname(path)}/{name}"))
             except OSError as error:
                 raise HostError(f"{path}/{name} cannot be set to that of the cgroup above: {error.strerror}") from None
 
@@ -154,7 +155,7 @@ class HostCgroup:
                 if not process.is_alive():
                     break
                 try:
-                    _write(f"{path}/cgroup.procs", str(process.pid))
+                    write_attribute(f"{path}/cgroup.procs", str(process.pid))
                 except OSError as error:
                     # ENOENT: it could not be made, which was said then. EBUSY and ENOSPC are of a cgroup that is there
                     # and takes none (cgroup-v2.rst, "No Internal Process Constraint"; cgroup-v1/cpusets.rst).
@@ -179,7 +180,7 @@ class HostCgroup:
                     continue
                 try:
                     for name, text in files.items():
-                        _write(f"{path}/{name}", text)
+                        write_attribute(f"{path}/{name}", text)
                 except OSError as error:
                     reason = f"{path}/{name}: {error.strerror}"
                     continue
@@ -250,7 +251,7 @@ def release(
     if os.path.exists(f"{directory}/{_UNIT}") and not any(map(os.path.exists, _recorded(directory))):
         from hawse.host.cgroup.systemd import end_scope  # hot verbs load this module, and have no use for it
 
-        (end or end_scope)(_read(f"{directory}/{_UNIT}"))
+        (end or end_scope)(read_attribute(f"{directory}/{_UNIT}"))
     return warnings
 
 
@@ -267,8 +268,8 @@ def _make(path: str, hierarchy: Hierarchy) -> None:
         if "cpuset" in hierarchy.controllers:
             # One that is new, whoever made it, has no CPUs at all, and takes no process (cgroup-v1/cpusets.rst).
             for name in ("cpuset.cpus", "cpuset.mems"):
-                if not _read(f"{below}/{name}"):
-                    _write(f"{below}/{name}", _read(f"{above}/{name}"))
+                if not read_attribute(f"{below}/{name}"):
+                    write_attribute(f"{below}/{name}", read_attribute(f"{above}/{name}"))
 
 
 def _enable(directory: str) -> None:
@@ -277,7 +278,7 @@ def _enable(directory: str) -> None:
         controllers = file.read().split()
     for name in controllers:
         try:
-            _write(f"{directory}/cgroup.subtree_control", f"+{name}")
+            write_attribute(f"{directory}/cgroup.subtree_control", f"+{name}")
         except OSError:
             continue
 
@@ -288,16 +289,3 @@ def _recorded(directory: str) -> list[str]:
             return file.read().splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read().strip()
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ import struct
 from contextlib import ExitStack, suppress
 
 from hawse.host import network_namespace
+from hawse.linux.libc import libc
 
 _SYS_BPF = 321  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
 # include/uapi/linux/bpf.h: commands, a type of maps, one of programs and of attachments, helpers.
@@ -26,7 +27,6 @@ _FAMILY, _PROTOCOL, _LOCAL_IP4, _LOCAL_IP6 = 8, 12, 40, 44
 _PASS = 1
 _ATTRIBUTES = 128
 _BACKLOG = 64
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Loopback:
@@ -82,7 +82,7 @@ def _load(code: bytes) -> int:
 
 def _bpf(command: int, attributes: bytes) -> int:
     memory = ctypes.create_string_buffer(attributes, _ATTRIBUTES)
-    answer: int = _libc.syscall(_SYS_BPF, command, memory, _ATTRIBUTES)
+    answer: int = libc.syscall(_SYS_BPF, command, memory, _ATTRIBUTES)
     if answer < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "bpf")
     return answer

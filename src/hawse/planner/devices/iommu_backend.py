@@ -9,6 +9,7 @@ from hawse.errors import DeviceError
 from hawse.planner.devices.options import DeviceOptions
 from hawse.planner.devices.vfio import Group
 from hawse.vfio import sysfs
+from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.host import iommufd
 from hawse.vfio.node import VfioNode
@@ -69,7 +70,7 @@ def _obstacle(
     if can.at_least(10, 1) and not maps_files():
         return f"QEMU {can.version} maps memory by its file, which this kernel cannot: Linux 6.13 is the first that can"
     for function in group.functions:
-        to_come = options.managed and "vfio" not in function.driver
+        to_come = options.managed and not is_vfio(function.driver)
         if not to_come and sysfs.device_file(function.address, root=root) is None:
             return f"{function.address} has none (CONFIG_VFIO_DEVICE_CDEV)"
         if function.physical_driver == "vfio-pci":

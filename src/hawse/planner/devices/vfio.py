@@ -15,6 +15,7 @@ from hawse.planner.devices.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOption
 from hawse.vfio import obstacles, resets, sysfs
 from hawse.vfio.bind.targets import parse_address
 from hawse.vfio.device_rules import of_node
+from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.host import dma_mappings, dma_width, locked_memory
@@ -244,7 +245,7 @@ def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
     if not options.managed:
         return []
     hosts = [group for group in groups if isinstance(group, HostGroup)]
-    return [f.address for group in hosts for f in group.functions if "vfio" not in f.driver]
+    return [f.address for group in hosts for f in group.functions if not is_vfio(f.driver)]
 
 
 def mirrored_bus(group: HostGroup) -> int | str:

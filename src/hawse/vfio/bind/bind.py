@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 from hawse.errors import DeviceError, HawseError, UsageError
 from hawse.vfio import sysfs
-from hawse.vfio.bind import driver_moves, in_use, targets
-from hawse.vfio.bind import drivers as variants
+from hawse.vfio.bind import driver_moves, in_use, targets, variants
 from hawse.vfio.bind import records as bindings
 from hawse.vfio.bind.driver_moves import REAL, Effects, HangError
 from hawse.vfio.bind.records import Record
 from hawse.vfio.bind.targets import Target
+from hawse.vfio.driver_names import is_vfio
 
 SECONDS = 30.0
 #: Timeout in seconds for undoing a write that hangs. The kernel holds the function's lock during that write, so the
@@ -62,7 +62,7 @@ def bind(
     Raises :class:`HawseError`, mostly :class:`DeviceError`. Either nothing was changed then, or all changes were
     undone; if undoing failed, the error says so.
     """
-    if driver and not (bindings.is_driver(driver) and variants.is_vfio(driver)):
+    if driver and not (bindings.is_driver(driver) and is_vfio(driver)):
         raise UsageError(f"{driver[:80]!r} is not a VFIO driver", hint="use vfio-pci, for example")
     names = [target.address for target in targets.choose(addresses, with_group=with_group, root=root)]
     with bindings.locked(directory, names, seconds=seconds):
@@ -77,7 +77,7 @@ def bind(
                     f"{target.address} is bound for the sandbox {previous.owner}",
                     hint=f"`hawse delete {previous.owner}` restores its driver",
                 )
-            if variants.is_vfio(target.driver) and (not driver or variants.same(driver, target.driver)):
+            if is_vfio(target.driver) and (not driver or variants.same(driver, target.driver)):
                 if previous and previous.owner not in ("", owner):
                     jobs.append(_Job(target, replace(previous, vfio=target.driver, owner=owner), previous))
                 continue
@@ -152,7 +152,7 @@ def _original(target: Target, previous: Record | None, owner: str) -> Record:
     If an earlier record holds the driver or the override from before hawse changed the function, these are kept.
     """
     driver, override = target.driver, target.override
-    if previous and (not driver or variants.is_vfio(driver)):
+    if previous and (not driver or is_vfio(driver)):
         driver = previous.driver
     if previous and override in (previous.vfio, previous.driver):
         override = previous.override

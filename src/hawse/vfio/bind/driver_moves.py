@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from hawse.errors import DeviceError
 from hawse.vfio import sysfs
-from hawse.vfio.bind import drivers as variants
-from hawse.vfio.bind import in_use, sysfs_writes, targets
+from hawse.vfio.bind import in_use, sysfs_writes, targets, variants
 from hawse.vfio.bind.records import Record
 from hawse.vfio.bind.sysfs_writes import Outcome, Write
 from hawse.vfio.bind.targets import Target
+from hawse.vfio.driver_names import is_vfio
 
 
 class HangError(DeviceError):
@@ -77,7 +77,7 @@ def restore(record: Record, *, seconds: float, root: str, effects: Effects) -> N
     """Restore the driver and the override of a record. Raises HawseError; does not check for users of the function."""
     address = record.address
     now = Target(address, 0, sysfs.driver(address, root=root), targets.read_override(address, root=root))
-    if now.driver not in ("", record.driver) and not variants.is_vfio(now.driver):
+    if now.driver not in ("", record.driver) and not is_vfio(now.driver):
         raise DeviceError(
             f"{address}: its driver is now {now.driver}, but hawse had bound it to {record.vfio}, and before that its "
             f"driver was {record.driver or 'none'}: another program has changed it",

@@ -13,10 +13,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 
 from hawse.errors import DeviceError, HostError
+from hawse.linux.files import replace_file, sync_file
 from hawse.vfio.address import ADDRESS
 
 _OWNER = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_+.-]{1,255}|")
@@ -55,19 +56,10 @@ def is_driver(name: str) -> bool:
 def write(directory: str, record: Record) -> None:
     """Write a record to disk durably (fsync), replacing an older one. Raises :class:`HostError`."""
     path = _path(directory, record.address)
-    temporary = f"{directory}/.{record.address}.{os.getpid()}"
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="ascii") as file:
-            json.dump(asdict(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-        _sync(directory)
+        replace_file(path, json.dumps(asdict(record)).encode(), mode=0o600, durable=True)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
         raise HostError(
             f"{record.address}: its record {path} cannot be written: {error.strerror}",
             hint="hawse binds no function without a record: make the directory writable, or use another --root",
@@ -79,7 +71,7 @@ def remove(directory: str, address: str) -> None:
     path = _path(directory, address)
     try:
         os.unlink(path)
-        _sync(directory)
+        sync_file(directory)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -205,11 +197,3 @@ def _parse(data: bytes, address: str) -> Record:
 
 def _path(directory: str, address: str) -> str:
     return f"{directory}/{address}.json"
-
-
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

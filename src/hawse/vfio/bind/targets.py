@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from hawse.errors import DeviceError, UsageError
 from hawse.vfio import groups, members, sysfs
-from hawse.vfio.bind import drivers as variants
 from hawse.vfio.bind import records
+from hawse.vfio.driver_names import is_vfio
 
 _ADDRESS = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[01][0-9a-f]\.[0-7])", re.IGNORECASE)
 
@@ -63,7 +63,7 @@ def choose(addresses: Sequence[str], *, with_group: bool, root: str = "") -> lis
         siblings = [
             function
             for function in groups.read_group(target.group, root=root).functions
-            if function.address not in names and not variants.is_vfio(function.driver)
+            if function.address not in names and not is_vfio(function.driver)
         ]
         in_use = [function for function in siblings if function.driver]
         if in_use and not with_group:

@@ -18,6 +18,7 @@ from hawse.cache import trusted
 from hawse.cache.results import locked
 from hawse.errors import ImageError
 from hawse.link import agreed
+from hawse.linux.files import replace_file
 from hawse.vm.image import packages
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
@@ -91,10 +92,10 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                     "build_seconds": round(time.monotonic() - began, 1),
                     "packages": {package.name: package.version for package in [*userland, *kernels]},
                 }
-                _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
+                replace_file(f"{work}/out/manifest.json", json.dumps(manifest, indent=1).encode())
                 os.rename(f"{work}/out", final)
             image = replace(read(final), fresh=True)
-        _write(current_path(cache, kernel, modules, extra), digest)
+        replace_file(current_path(cache, kernel, modules, extra), digest.encode())
     return image
 
 
@@ -135,7 +136,7 @@ def _build(
         target.write(bootable(source.read()))
     with open(f"{work}/out/initrd.cpio", "wb") as target:
         write_archive(tree, target, nodes=_NODES)
-    _write(f"{work}/release", release)
+    replace_file(f"{work}/release", release.encode())
 
 
 def unpack_kernel(kernels: Sequence[Package], into: str) -> tuple[str, str]:
@@ -164,10 +165,3 @@ def _useful(name: str) -> bool:
 def _digest(sources: str, fetched: list[Package]) -> str:
     lines = [f"{package.name} {package.version} {package.sha256}" for package in fetched]
     return hashlib.sha256("\n".join([sources, *lines]).encode()).hexdigest()
-
-
-def _write(path: str, text: str) -> None:
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.rename(temporary, path)

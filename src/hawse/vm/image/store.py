@@ -25,6 +25,8 @@ GUEST_SOURCES = (
     "__init__.py",
     "errors.py",
     "linux/__init__.py",
+    "linux/libc.py",
+    "linux/mounts.py",
     "linux/netlink.py",
     "vfio/__init__.py",
     "vfio/sysfs.py",

@@ -25,11 +25,6 @@ _INTEL = 0x8086
 _DENIED = {0x0435, 0x0443, 0x19E2, 0x19E3, 0x37C8, 0x37C9, 0x0B25, 0x0CFE}
 
 
-def is_vfio(driver: str) -> bool:
-    """Whether a driver is a VFIO driver, judged by its name."""
-    return "vfio" in driver
-
-
 def choose(modalias: str, lines: Iterable[str]) -> str:
     """The module for a function with this modalias, from lines of modules.alias; the generic one if no line matches.
 
