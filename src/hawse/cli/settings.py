@@ -36,8 +36,7 @@ class Settings:
                 read_table(config.emulated)
             except ConfigError as error:
                 name = f"configuration {self.config_path or DEFAULT_PATH}:"
-                error.message = error.message.replace("configuration:", name, 1)
-                raise
+                raise error.with_context(message=error.message.replace("configuration:", name, 1)) from None
             self._config = config
         return self._config
 

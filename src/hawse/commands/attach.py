@@ -65,8 +65,7 @@ def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[
         try:
             undo.close()
         except HawseError as problem:
-            told = f"{failure.message}; and undoing it failed: {problem.message}"
-            raise type(failure)(told, hint=failure.hint) from None
+            raise failure.followed_by(problem) from None
         raise
     return entries, warnings
 

@@ -73,23 +73,22 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], handed: Handed) -
             raise
         return Created(store, monitor, proxy, notes=notes, terminal=terminal)
     except HawseError as error:
-        take_back(store, error, hooked)
-        raise
+        raise take_back(store, error, hooked) from None
     except BaseException:
         remove(store)
         raise
 
 
-def take_back(store: Store, error: HawseError, hooked: Hooked | None) -> None:
-    """Leave nothing of a container that could not be made; what fails of that too is added to the error."""
+def take_back(store: Store, error: HawseError, hooked: Hooked | None) -> HawseError:
+    """Leave nothing of a container that could not be created; the error, with what has failed of that too."""
     left: list[str] = []
     try:
         left = remove(store)
     except HawseError as failure:
-        error.message += f"; and then {failure.message}"
-        error.hint = f"{error.hint}; {failure.hint}" if error.hint else failure.hint
+        error = error.followed_by(failure)
     for warning in [*left, *(hooked.undo() if hooked is not None else ())]:
-        error.message += f"; and then {warning}"
+        error = error.with_context(then=warning)
+    return error
 
 
 def _run_hooks(store: Store, hooked: Hooked, proxy: ProxyProcess) -> None:

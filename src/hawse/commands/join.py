@@ -66,7 +66,7 @@ def join(
         finally:
             close(sources)
     except HawseError as error:
-        take_back(store, error, hooked)
+        raise take_back(store, error, hooked) from None
         raise
     except BaseException:
         remove(store)

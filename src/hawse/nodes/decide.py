@@ -101,7 +101,7 @@ def decide(wishes: Sequence[Wish], rules: Sequence[DeviceRule], host: Host, *, w
             try:
                 device = host.block(*numbers)
             except DeviceError as error:
-                raise DeviceError(f"{wish.where}: {error.message}", hint=error.hint) from None
+                raise error.with_context(wish.where) from None
             disks[numbers] = Disk(device, "w" in access and not device.readonly)
         elif wish.kind == "b":
             left_out[wish.path] = DeviceError(_BLOCK, hint="name the disks that it needs, without --privileged")

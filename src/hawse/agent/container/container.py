@@ -160,9 +160,9 @@ class Container:
             from hawse.agent.container.spec_fields import field_of  # here, since most containers do not need it
 
             if sentence := mount_errors.unknown_type(error.message, spec):
-                error.message, error.hint = sentence, mount_errors.HINT
-            elif field := field_of(error.message, asked_for):
-                error.message = f"{field}: {error.message}"
+                raise VmError(sentence, hint=mount_errors.HINT, evidence=error.evidence) from None
+            if field := field_of(error.message, asked_for):
+                raise error.with_context(field) from None
             raise
 
     def _keep_mount_flags(self, spec: dict[str, Any], made: Process) -> None:

@@ -56,8 +56,7 @@ def run(
     try:
         after = (engine.remove if args.undo else engine.add)(before, wanted)
     except HawseError as error:
-        error.message = f"{path}: {error.message}"
-        raise
+        raise error.with_context(path) from None
     if args.undo:
         _change(path, before, after, engine.advice, dry=args.dry_run)
         others = [name for name, other in engines.items() if other is not engine and _knows(other, wanted)]

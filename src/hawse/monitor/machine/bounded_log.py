@@ -49,11 +49,10 @@ class BoundedLog:
 
 def with_last_words(reason: HawseError, console: str) -> HawseError:
     """Why a machine ended, with the tail of its console where nothing else is shown."""
-    if not reason.evidence:
-        reason.evidence = console
-        silent = "its console said nothing: a processor was reset, as by a triple fault, or its agent ended"
-        reason.hint = reason.hint or ("the last words of its console follow" if console else silent)
-    return reason
+    if reason.evidence:
+        return reason
+    silent = "its console said nothing: a processor was reset, as by a triple fault, or its agent ended"
+    return reason.with_context(hint="the last words of its console follow" if console else silent, evidence=console)
 
 
 async def collect(reader: asyncio.StreamReader, log: BoundedLog) -> None:

@@ -90,8 +90,7 @@ async def boot(
             )
         await _wake(made, steps, seconds=machine.boot_seconds)
     except HawseError as error:
-        error.evidence = error.evidence or made.console.tail()
-        raise
+        raise error.with_context(evidence=made.console.tail()) from None
     return made
 
 
@@ -116,8 +115,7 @@ async def restore(
         begin_sharing(machine, made, undo, steps)
         await waking
     except HawseError as error:
-        error.evidence = error.evidence or made.console.tail()
-        raise
+        raise error.with_context(evidence=made.console.tail()) from None
     return made
 
 
@@ -237,8 +235,7 @@ async def _adopt(
         # A monitor that closes is a QEMU that dies: its own words are worth a moment.
         await asyncio.wait([failure], timeout=_DEATH_SECONDS)
         reason = failure.result() if failure.done() else error
-        reason.evidence = reason.evidence or console.tail()
-        raise reason from None
+        raise reason.with_context(evidence=console.tail()) from None
     finally:
         greeting.cancel()
     if launched.jail is not None:
