@@ -67,7 +67,6 @@ def join(
             close(sources)
     except HawseError as error:
         raise take_back(store, error, hooked) from None
-        raise
     except BaseException:
         remove(store)
         raise
