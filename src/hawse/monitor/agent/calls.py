@@ -332,6 +332,8 @@ CALLS: dict[str, type[Call[Any]]] = {
 _NAMES = {call: name for name, call in CALLS.items()}
 #: Calls that create a process or a connection: their streams begin with the call.
 WITH_STREAMS = tuple(name for name, call in CALLS.items() if "descriptors" in call.__struct_fields__)
+#: What :func:`msgspec.convert` raises for a value of the guest: json reads half of a surrogate pair, which is no text.
+INVALID = (msgspec.ValidationError, UnicodeEncodeError)
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -358,7 +360,7 @@ def read_answer(call: Call[Answer], answer: object) -> Answer:
     """The guest's answer, checked. Raises :class:`VmError`: the guest is hostile, and no part of it may be used."""
     try:
         checked: Answer = msgspec.convert(answer, type=answer_type(type(call)))
-    except msgspec.ValidationError as error:
+    except INVALID as error:
         raise VmError(
             f"the guest's answer to {name_of(call)} is unusable: {explain(error)}",
             hint="the guest is not to be trusted: delete the container",
@@ -366,8 +368,10 @@ def read_answer(call: Call[Answer], answer: object) -> Answer:
     return checked
 
 
-def explain(error: msgspec.ValidationError) -> str:
-    """The field that is wrong, and why, as the guest may have named it."""
+def explain(error: Exception) -> str:
+    """The field that is wrong, and why, from one of :data:`INVALID`."""
+    if isinstance(error, UnicodeEncodeError):
+        return "a name or a text is not Unicode"
     text = str(error)
     where = _PATH.search(text)
     reason = text[: where.start()] if where else text
