@@ -363,7 +363,7 @@ def read_answer(call: Call[Answer], answer: object) -> Answer:
     except INVALID as error:
         raise VmError(
             f"the guest's answer to {name_of(call)} is unusable: {explain(error)}",
-            hint="the guest is not to be trusted: delete the container",
+            hint="do not trust the guest: delete the container",
         ) from None
     return checked
 
