@@ -162,4 +162,5 @@ def _call(method: str, params: dict[str, Any]) -> Call[Any]:
     kind = CALLS[method]
     unknown = params.keys() - kind.__struct_fields__
     assert not unknown, f"{method} has no field {unknown}"
-    return msgspec.convert(params, type=kind)
+    call: Call[Any] = msgspec.convert(params, type=kind)
+    return call

@@ -119,9 +119,8 @@ def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
         qmp = FakeQmp()
         link = FakeLink({"bind_vfio": BOUND})
 
-        async def never(*_: object, **__: object) -> object:
+        async def never(*_: object, **__: object) -> Any:
             await asyncio.sleep(3600)
-            return None
 
         link.call = never  # type: ignore[method-assign]
         steps = plan(EDU).plugs

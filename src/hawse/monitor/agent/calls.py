@@ -24,7 +24,8 @@ from hawse.monitor.agent.answers import (
     TracedStep,
 )
 
-Answer = TypeVar("Answer")
+#: The type of an answer, which is only read.
+Answer = TypeVar("Answer", covariant=True)
 Object = dict[str, Any]
 """A JSON object of the runtime specification, or of rtnetlink's attributes."""
 
