@@ -11,6 +11,7 @@ import pytest
 from hawse.agent.devices import hardware
 from hawse.agent.devices.guest_drivers import bind_native, matching, nodes
 from hawse.errors import DeviceError
+from hawse.monitor.agent.calls import BindNative, read_answer
 from tests.support.guest_kernel import FakeKernel, FakeUevents
 
 ADDRESS = "0000:03:00.0"
@@ -46,6 +47,7 @@ def bind(kernel: FakeKernel, drivers: str, *steps: Callable[[], None]) -> tuple[
     """The answer, and how many of the steps did not happen."""
     uevents = FakeUevents(*steps)
     answer = bind_native(uevents, ADDRESS, drivers=drivers, seconds=20, root=kernel.root)
+    read_answer(BindNative(address=ADDRESS, container="c1", seconds=20), answer)
     return answer, len(uevents.steps)
 
 

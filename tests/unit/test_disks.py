@@ -14,6 +14,8 @@ import pytest
 from hawse.agent.devices import disks as agent
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError, HawseError, RefusedError, VmError
+from hawse.monitor.agent.answers import DeviceNumbers
+from hawse.monitor.agent.calls import BindDisk, MiscNumbers, read_answer
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
 from hawse.monitor.devices.misc_devices import named
@@ -278,7 +280,9 @@ def guest(tmp_path: Path) -> FakeSysfs:
 def bind(guest: FakeSysfs) -> dict[str, int]:
     uevents = Uevents()
     try:
-        return agent.bind_disk(uevents, ADDRESS, seconds=0.3, root=guest.root)
+        answer = agent.bind_disk(uevents, ADDRESS, seconds=0.3, root=guest.root)
+        read_answer(BindDisk(address=ADDRESS, seconds=0.3), answer)
+        return answer
     finally:
         uevents.close()
 
@@ -299,3 +303,5 @@ def test_the_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
     guest.write("sys/class/misc/userfaultfd/dev", "10:125\n")
     assert agent.misc_numbers("userfaultfd", root=guest.root) == {"major": 10, "minor": 125}
     assert agent.misc_numbers("ntsync", root=guest.root) is None
+    answers = [agent.misc_numbers(name, root=guest.root) for name in ("userfaultfd", "ntsync")]
+    assert read_answer(MiscNumbers(names=[]), answers) == [DeviceNumbers(10, 125), None]

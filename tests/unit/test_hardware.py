@@ -15,6 +15,7 @@ from hawse.agent.devices import hardware
 from hawse.agent.devices.hardware import bind_vfio
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError
+from hawse.monitor.agent.calls import BindVfio, read_answer
 from tests.support.patience import wait_until
 from tests.support.sysfs import FakeSysfs
 
@@ -32,7 +33,9 @@ def guest(tmp_path: Path) -> FakeSysfs:
 def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
     uevents = Uevents()
     try:
-        return bind_vfio(uevents, ADDRESS, seconds=seconds, root=guest.root)
+        answer = bind_vfio(uevents, ADDRESS, seconds=seconds, root=guest.root)
+        read_answer(BindVfio(address=ADDRESS, seconds=seconds), answer)
+        return answer
     finally:
         uevents.close()
 
