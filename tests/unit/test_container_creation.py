@@ -22,10 +22,13 @@ from hawse.monitor.container import Container
 from hawse.monitor.processes.processes import KILLED, LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
+from hawse.plan.model import DiskPlan
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.state.store import Store
 from hawse.vfio.node import file_node, group_node
+from hawse.vm.ports import place
 from tests.support.async_wait import until
-from tests.support.groups import BOUND
+from tests.support.groups import BOUND, EDU, NICS
 from tests.support.pods import KEY, events, heard, pod, run, settle
 
 TERMINAL = {"args": ["sh"], "terminal": True}
@@ -121,6 +124,48 @@ def test_notes_about_nodes_are_those_of_the_host(tmp_path: Path) -> None:
                 {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 61},
             ]
             assert linux["resources"]["devices"] == [{"allow": True, "access": "rw", **group}]
+
+    run(story)
+
+
+def test_numbers_of_the_guests_own_drivers_are_not_translated(tmp_path: Path) -> None:
+    """Their nodes may have the numbers that a group and a disk have on the host."""
+    devices = [
+        {"path": "/dev/vfio/7", "type": "c", "major": 511, "minor": 9},
+        {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
+    ]
+    rules = [
+        {"allow": True, "type": "c", "major": 511, "minor": 9, "access": "rw"},
+        {"allow": True, "type": "b", "major": 8, "minor": 16, "access": "r"},
+    ]
+    spec = {"process": {"args": ["x"]}, "linux": {"devices": devices, "resources": {"devices": rules}}}
+    native = [
+        {"name": "accel0", "kind": "c", "major": 511, "minor": 9},
+        {"name": "sda", "kind": "b", "major": 8, "minor": 16},
+    ]
+
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            made.guest.answers["bind_native"] = {"driver": "edu", "interfaces": [], "nodes": native}
+            made.guest.answers["bind_disk"] = {"major": 254, "minor": 0}
+            groups = [EDU, NICS]
+            slots = [slot for group in groups for slot in place(shape(group), made.spares[groups.index(group) :])]
+            plan = made.joining(
+                spec=spec, plugs=plug_steps(groups, slots, owner="c2"), nodes=[group_node(7, major=511, minor=9)],
+                native={5: {"fileMode": 0o600}},
+            )  # fmt: skip
+            made.sandbox.find("c1")._disks._open = lambda *_, **__: os.open("/dev/null", os.O_RDWR)
+            disk = DiskPlan(major=8, minor=16, name="sdb", writable=False)
+            await made.announce(f"c2/{KEY}")
+            await made.create(msgspec.structs.replace(plan, disks=[disk]))
+            linux = made.guest.asked("create")[-1]["spec"]["linux"]
+            assert [(each["path"], each["major"], each["minor"]) for each in linux["devices"]] == [
+                ("/dev/vfio/7", 511, 0), ("/dev/vfio/3", 511, 0), ("/dev/sdb", 254, 0), ("/dev/accel0", 511, 9),
+                ("/dev/sda", 8, 16),
+            ]  # fmt: skip
+            assert [
+                (rule["type"], rule["major"], rule["minor"], rule["access"]) for rule in linux["resources"]["devices"]
+            ] == [("b", 254, 0, "r"), ("c", 511, 0, "rw"), ("c", 511, 9, "rwm"), ("b", 8, 16, "rwm")]
 
     run(story)
 
