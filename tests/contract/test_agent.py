@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import CommandError, LinkError, NotFoundError, StateError, VmError
+from hawse.link.agreed import PROTOCOL
 from hawse.link.control import encode_call
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, EVENT, HEADER, encode
@@ -19,7 +20,7 @@ from tests.support.agent import Agent
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Agent]:
     with Agent(str(tmp_path)) as started:
-        assert started.event("hello")["protocol"] == 1
+        assert started.event("hello")["protocol"] == PROTOCOL
         yield started
 
 
@@ -28,7 +29,7 @@ def shell(script: str) -> dict[str, Any]:
 
 
 def create(agent: Agent, script: str, *descriptors: str, process: int = 1) -> None:
-    container: dict[str, Any] = {"container": "c1", "joins": {}, "nodes": [], "devices": []}
+    container: dict[str, Any] = {"container": "c1", "joins": {}, "devices": []}
     agent.call("create", **container, process=process, descriptors=descriptors, spec={"process": shell(script)})
 
 
@@ -124,7 +125,7 @@ def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None
 def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
     """A host that waits for one no longer deletes what comes of it, whenever that is."""
     spec = {"process": shell("exec sleep 1000"), "annotations": {"takes": "1"}}
-    params = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "spec": spec, "nodes": [], "devices": []}
+    params = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "spec": spec, "devices": []}
     agent.send("create", **params)
     agent.send("delete", container="c1")
     answers = [agent.answer(), agent.answer()]
@@ -145,6 +146,7 @@ def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
         ("signal", {"container": "c9", "process": 1, "signal": 9, "everyone": False}, NotFoundError),
         ("exec", {"container": "c9", "process": 5, "descriptors": [], "spec": {}}, NotFoundError),
         ("mount_share", {"kind": "nfs", "tag": "x"}, VmError),
+        ("create", {"container": "c1", "process": 1, "descriptors": [], "nodes": []}, VmError),
         ("reserve_hugepages", {"kib": 7, "count": 1}, VmError),
     ],
 )
@@ -152,13 +154,13 @@ def test_a_call_that_cannot_be_carried_out_is_answered(
     agent: Agent, method: str, params: dict[str, Any], kind: type[Exception]
 ) -> None:
     with pytest.raises(kind):
-        agent.call(method, **params)
+        agent.ask(method, **params)
 
 
 def test_a_program_that_is_not_there(agent: Agent) -> None:
     with pytest.raises(CommandError, match=r'exec: "/none": executable file not found in \$PATH') as caught:
         agent.call(
-            "create", container="c1", process=1, joins={}, spec={"process": {"args": ["/none"]}}, nodes=[], devices=[],
+            "create", container="c1", process=1, joins={}, spec={"process": {"args": ["/none"]}}, devices=[],
             descriptors=[],
         )  # fmt: skip
     assert caught.value.exit_code == 127

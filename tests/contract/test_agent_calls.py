@@ -32,7 +32,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def create(agent: Agent, script: str, *descriptors: str) -> None:
     spec = {"process": {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": []}}
     agent.call(
-        "create", container="c1", process=1, descriptors=descriptors, joins={}, nodes=[], devices=[], spec=spec
+        "create", container="c1", process=1, descriptors=descriptors, joins={}, devices=[], spec=spec
     )  # fmt: skip
 
 
@@ -120,4 +120,4 @@ def test_a_bug_in_a_call_is_an_answer(agent: Agent) -> None:
     for method, params in (("start", {}), ("create", {"process": 1, "descriptors": [], "container": "c1"})):
         arguments: dict[str, Any] = params
         with pytest.raises(VmError, match=f"^agent: {method}: TypeError: "):
-            agent.call(method, **arguments)
+            agent.ask(method, **arguments)

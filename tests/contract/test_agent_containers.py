@@ -34,7 +34,7 @@ def create(
     **spec: Any,
 ) -> None:  # fmt: skip
     agent.call(
-        "create", container=name, process=number, descriptors=[], joins=joins or {}, nodes=[], devices=[],
+        "create", container=name, process=number, descriptors=[], joins=joins or {}, devices=[],
         spec={"process": process, **spec},
     )  # fmt: skip
 
@@ -64,6 +64,9 @@ def test_a_container_is_started_once_and_while_it_exists(agent: Agent) -> None:
         agent.call("start", container="c2")
 
 
+NODE = {"path": "/dev/x", "major": 1, "minor": 3, "mode": 0o600, "uid": 0, "gid": 0}
+
+
 def test_nothing_is_executed_in_a_container_that_has_ended(agent: Agent) -> None:
     create(agent, shell("exit 4"))
     agent.call("start", container="c1")
@@ -73,7 +76,7 @@ def test_nothing_is_executed_in_a_container_that_has_ended(agent: Agent) -> None
     with pytest.raises(StateError, match="container c1 has ended: its pid namespace cannot be joined"):
         create(agent, shell("true"), name="c2", number=3, joins={"pid": "c1"}, linux={"namespaces": []})
     with pytest.raises(StateError, match="container c1 has ended"):
-        agent.call("add_nodes", container="c1", nodes=[["/dev/x", 1, 3, 0o600, 0, 0]], devices=[])
+        agent.call("add_nodes", container="c1", nodes=[NODE], devices=[])
 
 
 def test_a_container_joins_namespaces_of_another(agent: Agent, tmp_path: Path) -> None:
@@ -120,9 +123,9 @@ def test_a_template_is_saved_when_crun_waits_for_its_configuration(agent: Agent)
     create(agent, shell("echo hello"))
     agent.call("start", container="c1")
     assert agent.output_until_exit(1)[0][1] == b"hello\n"
-    steps: Any = agent.call("trace")
-    assert [name for name, _, _ in steps] == ["prepared crun create", "started"]
-    assert all(began <= ended for _, began, ended in steps)
+    steps = agent.call("trace")
+    assert [step["name"] for step in steps] == ["prepared crun create", "started"]
+    assert all(step["began_ns"] <= step["ended_ns"] for step in steps)
 
 
 def test_a_specification_larger_than_a_pipe_reaches_the_prepared_crun(agent: Agent) -> None:
@@ -188,7 +191,7 @@ def test_interfaces_of_devices_move_to_a_network_namespace_of_the_container(
 ) -> None:
     """Here the guest has no such interface. Without a network namespace they stay where they are."""
     device = {"guest": {"address": "0000:03:00.0"}, "interfaces": ["enp3s0"]}
-    params: dict[str, Any] = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "nodes": []}
+    params: dict[str, Any] = {"container": "c1", "process": 1, "descriptors": [], "joins": {}}
     params |= {"devices": [device], "spec": {"process": shell("true"), "linux": {"namespaces": [{"type": kind}]}}}
     if fails:
         with pytest.raises(DeviceError, match="enp3s0 cannot go to the network namespace of its container: No such"):
@@ -239,8 +242,7 @@ def test_processes_are_listed_by_the_cgroup(agent: Agent, tmp_path: Path) -> Non
     cgroup(tmp_path, cgroup_procs=f"{pid}\n")
     for name in (pid, "uptime"):
         (tmp_path / "root/proc" / name).symlink_to(f"/proc/{name}")
-    processes: Any = agent.call("listing", container="c1")
-    assert [process[1] for process in processes] == [int(pid)]
+    assert [process["pid"] for process in agent.call("listing", container="c1")] == [int(pid)]
 
 
 def test_notifications_are_passed_on_before_the_exit(agent: Agent, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_notifications_are_passed_on_before_the_exit(agent: Agent, tmp_path: Pat
     words = ["READY=1\nSTATUS=up", *[f"STATUS={number}" for number in range(5)], "STOPPING=1"]
     process = {"args": [sys.executable, "-c", send, f"{directory}/notify.sock", *words], "cwd": "/", "env": []}
     agent.call(
-        "create", container="c1", process=1, descriptors=[], joins={}, nodes=[], devices=[], spec={"process": process},
+        "create", container="c1", process=1, descriptors=[], joins={}, devices=[], spec={"process": process},
         notify=True,
     )  # fmt: skip
     assert (directory / "notify.sock").stat().st_mode & 0o777 == 0o777
@@ -271,7 +273,7 @@ def test_notifications_are_passed_on_before_the_exit(agent: Agent, tmp_path: Pat
 def test_socket_for_notifications_does_not_stay_where_a_container_fails(agent: Agent, tmp_path: Path) -> None:
     with pytest.raises(HawseError):
         agent.call(
-            "create", container="c1", process=1, descriptors=[], joins={}, nodes=[], devices=[], notify=True,
+            "create", container="c1", process=1, descriptors=[], joins={}, devices=[], notify=True,
             spec={"process": {"args": ["/none"], "cwd": "/", "env": []}, "hostname": "fail"},
         )  # fmt: skip
     assert not (tmp_path / "run/notify/c1").exists()

@@ -15,8 +15,8 @@ from hawse.errors import StateError
 from tests.support.agent import Agent
 
 RULES = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]
-NULL = ["/dev/null0", 1, 3, 0o640, 7, 8]
-ZERO = ["/dev/vfio/5", 1, 5, 0o600, 0, 0]
+NULL = {"path": "/dev/null0", "major": 1, "minor": 3, "mode": 0o640, "uid": 7, "gid": 8}
+ZERO = {"path": "/dev/vfio/5", "major": 1, "minor": 5, "mode": 0o600, "uid": 0, "gid": 0}
 DEVICES = [{"host": {"group": 45}, "guest": {"group": 5}}]
 SHOWN = "dev/hawse/devices.json"
 
@@ -42,7 +42,7 @@ def create(
         "linux": {"resources": {"devices": rules}},
     }  # fmt: skip
     agent.call(
-        "create", container="c1", process=1, descriptors=[], joins={}, nodes=[], devices=devices or [], spec=spec
+        "create", container="c1", process=1, descriptors=[], joins={}, devices=devices or [], spec=spec
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_nodes_are_made_allowed_shown_and_removed_again(agent: Agent, container:
     assert json.loads((container / SHOWN).read_text()) == DEVICES
     assert rules_set(agent) == [[*RULES, allow(1, 5)]], "the rule for the other exists"
     agent.call(
-        "remove_nodes", container="c1", nodes=[ZERO[:3]], group=None, force=False, seconds=1, devices=[]
+        "remove_nodes", container="c1", nodes=[ZERO], group=None, force=False, seconds=1, devices=[]
     )  # fmt: skip
     assert os.listdir(container / "dev/vfio") == []
     assert (container / "dev/null0").exists()
@@ -115,7 +115,7 @@ def test_the_nodes_of_a_group_in_use_stay(
     create(agent, container, RULES)
     agent.call("add_nodes", container="c1", nodes=[ZERO], devices=[])
     (tmp_path / "root/dev/vfio/5").mkdir(parents=True)
-    remove: dict[str, Any] = {"nodes": [ZERO[:3]], "group": group, "force": False, "seconds": 1, "devices": []}
+    remove: dict[str, Any] = {"nodes": [ZERO], "group": group, "force": False, "seconds": 1, "devices": []}
     if removed:
         agent.call("remove_nodes", container="c1", **remove)
     else:

@@ -23,7 +23,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def create(agent: Agent, script: str, *descriptors: str, **process: Any) -> None:
     spec = {"process": {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": [], **process}}
     agent.call(
-        "create", container="c1", process=1, descriptors=descriptors, joins={}, nodes=[], devices=[], spec=spec
+        "create", container="c1", process=1, descriptors=descriptors, joins={}, devices=[], spec=spec
     )  # fmt: skip
     agent.call("start", container="c1")
 

@@ -18,6 +18,8 @@ import pytest
 from hawse.errors import LinkError
 from hawse.link import control
 from hawse.link.streams import STDIO
+from hawse.monitor.agent.calls import Create, Delete, GuestSocket
+from hawse.monitor.agent.events import Dial
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network.dials import Dials
 from hawse.monitor.processes.processes import Processes
@@ -86,19 +88,20 @@ def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str], Awaitab
         dials = Dials(processes, lambda container, name: os.open(f"{host}/{container}-{name}", os.O_PATH))
         link.on_dial = dials.take
         route = link.route(1, cast(Any, NoProxy()))
-        call = {
-            "container": "c1", "process": 1, "descriptors": [], "spec": SPEC, "nodes": [], "devices": [], "joins": {},
-            "sockets": [["api", 0o660, 7, 8], ["other", 0o666, 0, 0]],
-        }  # fmt: skip
+        sockets = [
+            GuestSocket(name="api", mode=0o660, uid=7, gid=8),
+            GuestSocket(name="other", mode=0o666, uid=0, gid=0),
+        ]
+        call = Create(container="c1", process=1, descriptors=[], spec=SPEC, devices=[], sockets=sockets)
         processes._newest = 1
-        await link.call("create", call, seconds=SECONDS)
+        await link.call(call, seconds=SECONDS)
         path = f"{agent.directory}/sockets/c1/api"
         try:
             async with asyncio.timeout(SECONDS):
                 await act(processes, path)
                 while processes.connections:
                     await asyncio.sleep(0.01)
-            await link.call("delete", {"container": "c1"}, seconds=SECONDS)
+            await link.call(Delete(container="c1"), seconds=SECONDS)
             assert not os.path.exists(f"{agent.directory}/sockets/c1")
         finally:
             dials.end()
@@ -207,31 +210,38 @@ def test_agent_that_announces_more_than_it_may_is_hostile() -> None:
     async def live() -> None:
         dials = Dials(Processes(seconds=1), lambda _container, _name: -1)
         for number in range(64):
-            dials.take("c1", "api", number)
+            dials.take(Dial("c1", "api", number))
         with pytest.raises(LinkError, match="more than 64 connections"):
-            dials.take("c1", "api", 64)
+            dials.take(Dial("c1", "api", 64))
         dials.end()
 
     asyncio.run(live())
 
 
 @pytest.mark.parametrize(
-    "event",
+    ("changes", "refusal"),
     [
-        {}, {"container": "c1"}, {"container": 1, "socket": "a", "connection": 1},
-        {"container": "c1", "socket": None, "connection": 1}, {"container": "c1", "socket": "a", "connection": True},
-        {"container": "c1", "socket": "a", "connection": 0}, {"container": "c1", "socket": "a", "connection": 2**53},
+        ({"container": None}, "container: Expected `str`, got `null`"),
+        ({"container": 1}, "container: Expected `str`, got `int`"),
+        ({"socket": None}, "socket: Expected `str`, got `null`"),
+        ({"connection": "1"}, "connection: Expected `int`, got `str`"),
+        ({"connection": True}, "connection: Expected `int`, got `bool`"),
+        ({"connection": 0}, "connection: Expected `int` >= 1"),
+        ({"connection": 2**53}, "connection: Expected `int` <= 9007199254740991"),
+        ({"connection": 2**64}, "connection: Expected `int` <= 9007199254740991"),
+        (None, "Object missing required field `container`"),
     ],
-)  # fmt: skip
-def test_malformed_announcement_ends_the_link(event: dict[str, object]) -> None:
+)
+def test_malformed_announcement_ends_the_link(changes: dict[str, object] | None, refusal: str) -> None:
     async def live() -> str:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         link = GuestLink(reader, writer)
+        event = {} if changes is None else {"container": "c1", "socket": "a", "connection": 1} | changes
         theirs.sendall(control.encode_event("dial", event))
         await link.run()
         theirs.close()
         writer.close()
         return link.ended.result().message
 
-    assert "link: dial" in asyncio.run(live())
+    assert asyncio.run(live()).endswith(f"link: the event dial is unusable: {refusal}")

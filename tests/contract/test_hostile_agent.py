@@ -48,6 +48,10 @@ def header(stream: int, kind: int, length: int) -> bytes:
     return HEADER.pack(stream, kind, length)
 
 
+def unusable(name: str, why: str) -> str:
+    return f"the event {name} is unusable: {why}"
+
+
 VIOLATIONS = {
     "frame of type 0": (header(0, 0, 2) + b"{}", "frame of unknown type 0"),
     "frame of type 255": (header(0, 255, 0), "frame of unknown type 255"),
@@ -81,7 +85,7 @@ VIOLATIONS = {
     "event without parameters": (message(EVENT, {"event": "oom"}), "control message whose params are not an object"),
     "event with an escape sequence": (event("\x1b]0;owned\x07\n"), "unknown event ?]0;owned??"),
     "event with a lone surrogate": (event("\ud800"), "unknown event ?"),
-    "hello again": (event("hello", protocol=1), "unknown event hello"),
+    "hello again": (event("hello", protocol=2), "a second hello"),
     "reply without a number": (message(REPLY, {"result": 1}), "control message without a usable id"),
     "reply with a negative number": (message(REPLY, {"id": -1}), "control message without a usable id"),
     "reply with a number that is true": (message(REPLY, {"id": True}), "control message without a usable id"),
@@ -89,21 +93,49 @@ VIOLATIONS = {
     "exit of a process that was never made": (event("exit", process=7, code=0), "exit of an unknown process"),
     "exit of process 0": (event("exit", process=0, code=0), "exit of an unknown process"),
     "exit of a negative process": (event("exit", process=-1, code=0), "exit of an unknown process"),
-    "exit with code 256": (event("exit", process=INIT, code=256), "exit without a process or a code"),
-    "exit with code -1": (event("exit", process=INIT, code=-1), "exit without a process or a code"),
-    "exit with NaN": (event("exit", process=INIT, code=float("nan")), "exit without a process or a code"),
-    "exit with a text": (event("exit", process=INIT, code="0"), "exit without a process or a code"),
-    "exit with true": (event("exit", process=INIT, code=True), "exit without a process or a code"),
-    "exit without a code": (event("exit", process=INIT), "exit without a process or a code"),
-    "oom with a negative count": (event("oom", container="c1", kills=-1), "oom without a container or a count"),
-    "oom with a huge count": (event("oom", container="c1", kills=2**63), "oom without a container or a count"),
-    "oom with infinity": (event("oom", container="c1", kills=float("inf")), "oom without a container or a count"),
-    "oom of a list": (event("oom", container=["c1"], kills=1), "oom without a container or a count"),
-    "query with another transport": (event("query", **QUERY | {"transport": "http"}), "a query without a number"),
-    "query with a list as transport": (event("query", **QUERY | {"transport": []}), "a query without a number"),
-    "query with number 0": (event("query", **QUERY | {"number": 0}), "a query without a number"),
-    "query with a huge number": (event("query", **QUERY | {"number": 2**53}), "a query without a number"),
-    "query with a server that is no text": (event("query", **QUERY | {"server": None}), "a query without a number"),
+    "exit with code 256": (event("exit", process=INIT, code=256), unusable("exit", "code: Expected `int` <= 255")),
+    "exit with code -1": (event("exit", process=INIT, code=-1), unusable("exit", "code: Expected `int` >= 0")),
+    "exit with NaN": (
+        event("exit", process=INIT, code=float("nan")), unusable("exit", "code: Expected `int`, got `float`")
+    ),
+    "exit with a text": (event("exit", process=INIT, code="0"), unusable("exit", "code: Expected `int`, got `str`")),
+    "exit with true": (event("exit", process=INIT, code=True), unusable("exit", "code: Expected `int`, got `bool`")),
+    "exit without a code": (event("exit", process=INIT), unusable("exit", "Object missing required field `code`")),
+    "oom with a negative count": (
+        event("oom", container="c1", kills=-1), unusable("oom", "kills: Expected `int` >= 1")
+    ),
+    "oom with a huge count": (
+        event("oom", container="c1", kills=2**63), unusable("oom", "kills: Expected `int` <= 9223372036854775807")
+    ),
+    "oom with infinity": (
+        event("oom", container="c1", kills=float("inf")), unusable("oom", "kills: Expected `int`, got `float`")
+    ),
+    "oom of a list": (
+        event("oom", container=["c1"], kills=1), unusable("oom", "container: Expected `str`, got `array`")
+    ),
+    "query with another transport": (
+        event("query", **QUERY | {"transport": "http"}), unusable("query", "transport: Invalid enum value 'http'")
+    ),
+    "query with a list as transport": (
+        event("query", **QUERY | {"transport": []}), unusable("query", "transport: Expected `str`, got `array`")
+    ),
+    "query with number 0": (event("query", **QUERY | {"number": 0}), unusable("query", "number: Expected `int` >= 1")),
+    "query with a huge number": (
+        event("query", **QUERY | {"number": 2**53}), unusable("query", "number: Expected `int` <= 9007199254740991")
+    ),
+    "query with a server that is no text": (
+        event("query", **QUERY | {"server": None}), unusable("query", "server: Expected `str`, got `null`")
+    ),
+    "query with a number of more than 64 bits": (
+        event("query", **QUERY | {"number": 2**70}), unusable("query", "number: Expected `int` <= 9007199254740991")
+    ),
+    "query with a transport that is no text": (
+        event("query", **QUERY | {"transport": "\ud800"}), unusable("query", "a name or a text is not Unicode")
+    ),
+    "exit of a process of more than 64 bits": (event("exit", process=2**70, code=0), "exit of an unknown process"),
+    "event with a field that is no text": (
+        event("exit", process=INIT, code=0, **{"\ud800": 1}), unusable("exit", "a name or a text is not Unicode")
+    ),
     "query that is no base64": (event("query", **QUERY | {"message": "!"}), "a query that is not in base64"),
     "query with a lone surrogate": (event("query", **QUERY | {"message": "\ud800"}), "a query that is not in base64"),
     "query that is too long": (event("query", **QUERY | {"message": "A" * 87_384}), "a query of 65538 bytes"),

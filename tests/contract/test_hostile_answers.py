@@ -8,20 +8,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hawse.errors import MAX_TEXT, HawseError, VmError
 from hawse.link.frames import HEADER, REPLY
 from tests.fuzz.target import check_plain
-from tests.support.fake_machine import FakeHost
-from tests.support.hostile import Scene, play
+from tests.support.fake_machine import BOUND, FakeHost
+from tests.support.hostile import LINK_CALLS, Scene, play
 from tests.support.monitor import new_network
 from tests.support.plans import EDU
 
-#: Calls whose results are not used, except the lines to log and the steps of the trace; calls of each creation.
-PLAIN = ("mount_share", "serve_names", "create", "start", "freeze", "update", "trace")
+#: Calls of each creation.
 CREATION = ("wake", "mount_share", "serve_names", "create")
+NEEDED = ("bind_vfio", "bind_native", *CREATION)
+#: Verbs after the start, with their parameters.
+LATER: dict[str, dict[str, Any]] = {
+    "pause": {}, "update": {"resources": {"pids": {"limit": 5}}}, "kill": {"signal": 15, "all": False}, "listing": {},
+    "statistics": {},
+}  # fmt: skip
 VALUES: dict[str, object] = {
     "nothing": None,
     "true": True,
@@ -38,8 +44,21 @@ VALUES: dict[str, object] = {
     "booleans": {"group": True, "major": True, "minor": True, "monotonic_ns": True},
     "list of lists": [[["\x1b[2J", {}]] * 150] * 150,
     "lines to log": [["warning", "\x1b[2J\n\ud800" + "x" * 1000], ["root", "x"], [[], {}]] * 500,
-    "steps": [["\x1b[2J", -(10**30), 10**30], ["x" * 1000, 2, 1], ["y", True, False], ["z", 0.5, 1.5]] * 500,
-    "processes": [[True] * 7, ["0"] * 7, [-1, 2**70, 0, 0, "\x1b", 0, "\ud800"], [0, 1, 2, 3, "a", 5, "b" * 9999]],
+    "mapping with a lone surrogate": {"\ud800": 1, "monotonic_ns": 1} | BOUND,
+    "steps": [{"name": "\x1b[2J" + "x" * 1000, "began_ns": 2, "ended_ns": 1}] * 500,
+    "steps that are not usable": [
+        {"name": "x", "began_ns": began, "ended_ns": ended}
+        for began, ended in ((-(10**30), 10**30), (True, False), (0.5, 1.5), ("0", None))
+    ],
+    "lists of steps and processes": [["x", 0, 1], [True] * 7, ["0"] * 7, [0, 1, 2, 3, "a", 5, "b" * 9999]],
+    "processes": [
+        {"uid": -1, "pid": 2**70, "parent": 0, "age": 0, "terminal": "\x1b", "used": 0, "command": "\ud800"},
+        {"uid": 0, "pid": 1, "parent": 2, "age": 3, "terminal": "a", "used": 5, "command": "b" * 9999},
+    ],
+    "processes that are not usable": [
+        {"uid": uid, "pid": 1, "parent": 0, "age": 0, "terminal": "a", "used": 0, "command": ["b"]} for uid in (True, 0)
+    ],
+    "files": {"cpu.stat": "\x1b[2J\n\ud800 9", "memory.current": "9" * 50, "\ud800": "x"},
 }  # fmt: skip
 
 
@@ -58,27 +77,35 @@ def _reply(payload: bytes) -> bytes:
     return HEADER.pack(0, REPLY, len(payload)) + payload
 
 
+async def attempt(made: Scene, verb: str, params: dict[str, Any]) -> None:
+    """Ask a verb whose call the guest answers with nonsense: the answer is refused, or it can be printed."""
+    try:
+        check_plain(await made.monitor.ask(verb, **params))
+    except VmError as error:
+        assert error.message.startswith(f"the guest's answer to {LINK_CALLS.get(verb, verb)} is unusable: ")
+        check_plain(error.to_wire(), most=1000)
+        assert error.message.isprintable()
+
+
 @pytest.mark.parametrize("name", VALUES)
-def test_result_of_another_type_is_ignored_or_refused(tmp_path: Path, network: str, name: str) -> None:
-    """Unused results are ignored, printed results are checked, and the sandbox goes on."""
+def test_result_of_another_type_is_refused_and_the_sandbox_goes_on(tmp_path: Path, network: str, name: str) -> None:
+    """The steps of the guest are left out of the timeline."""
 
     def prepare(host: FakeHost) -> None:
-        host.answers |= dict.fromkeys(PLAIN, VALUES[name])
+        host.answers["trace"] = host.answers["start"] = VALUES[name]
 
     async def story(made: Scene) -> None:
-        lines = await made.monitor.report()
-        check_plain(lines, most=100_000)
-        assert len(lines) <= 100
-        await made.monitor.ask("start")
-        await made.monitor.ask("pause")
-        await made.monitor.ask("resume")
-        await made.monitor.ask("update", resources={"pids": {"limit": 5}})
-        made.host.answers |= dict.fromkeys(("listing", "statistics"), VALUES[name])
-        for method in ("listing", "statistics"):
-            try:
-                check_plain(await made.monitor.ask(method))
-            except VmError as error:
-                assert error.message.startswith("the guest does not say")
+        assert await made.monitor.report() == []
+        await attempt(made, "start", {})
+        made.host.answers["start"] = None
+        if VALUES[name] is not None:
+            assert made.monitor.store.read()["status"] == "created"
+            await made.monitor.ask("start")
+        for verb, params in LATER.items():
+            made.host.answers[LINK_CALLS.get(verb, verb)] = VALUES[name]
+            await attempt(made, verb, params)
+        if made.monitor.store.read()["status"] == "paused":
+            await made.monitor.ask("resume")
         made.host.answers["listing"] = []
         await made.prove_running()
         check_plain(json.loads(drawn.read_text()), most=MAX_TEXT * 16)
@@ -87,34 +114,42 @@ def test_result_of_another_type_is_ignored_or_refused(tmp_path: Path, network: s
     play(tmp_path, network, story, prepare=prepare, timeline=str(drawn))
 
 
-def test_result_that_is_nested_deeply_changes_nothing(tmp_path: Path, network: str) -> None:
+def test_result_that_is_nested_deeply_is_refused_and_the_sandbox_goes_on(tmp_path: Path, network: str) -> None:
     def prepare(host: FakeHost) -> None:
-        host.raw |= dict.fromkeys(PLAIN, nested)
+        host.raw["trace"] = nested
 
     async def story(made: Scene) -> None:
         await made.start()
+        for verb, params in LATER.items():
+            made.host.raw[LINK_CALLS.get(verb, verb)] = nested
+            with pytest.raises(VmError, match=r"Expected `.*`, got `array`"):
+                await made.monitor.ask(verb, **params)
+        made.host.raw.clear()
         await made.prove_running()
 
     play(tmp_path, network, story, prepare=prepare)
 
 
-NEEDED = {
-    "wake": "^the guest reports no usable clock$",
-    "bind_vfio": "^emulated edu: the guest reports no usable group of its group$",
-    "bind_native": "^emulated edu: the guest reports nothing usable of its driver: ",
-}
-
-
-@pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("method", NEEDED)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (method, name)
+        for method in NEEDED
+        for name in (*VALUES, "nested deeply")
+        if name != "nothing" or method in ("wake", "bind_vfio", "bind_native")  # of the others null is the right answer
+    ],
+)
 def test_answer_that_is_needed_is_checked(tmp_path: Path, network: str, method: str, name: str) -> None:
-    """The container is not created, and the reason names the device."""
+    """The container is not created, and the reason names the call."""
 
     def prepare(host: FakeHost) -> None:
-        host.answers[method] = VALUES[name]
+        if name in VALUES:
+            host.answers[method] = VALUES[name]
+        else:
+            host.raw[method] = nested
 
     async def story(made: Scene) -> None:
-        await made.prove_refused(NEEDED[method])
+        await made.prove_refused(f"^the guest's answer to {method} is unusable: ")
 
     native = {EDU.number: dict[str, int]()} if method == "bind_native" else {}
     play(tmp_path, network, story, prepare=prepare, groups=[EDU], native=native)

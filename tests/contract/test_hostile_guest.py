@@ -20,6 +20,7 @@ import pytest
 from hawse.commands.client import MonitorGoneError
 from hawse.errors import VmError
 from hawse.link import control
+from hawse.link.agreed import PROTOCOL
 from hawse.link.frames import DATA, EOF, FROM_GUEST, REPLY, encode
 from hawse.link.streams import STREAMS
 from hawse.monitor.machine.bounded_log import FILE_LIMIT
@@ -93,7 +94,7 @@ async def ends(machine: FakeMachine) -> None:
 
 
 async def greetings(machine: FakeMachine) -> None:
-    await machine.flood(control.encode_event("hello", {"protocol": 1, "more": "x" * 10_000}) * 1000)
+    await machine.flood(control.encode_event("hello", {"protocol": PROTOCOL, "more": "x" * 10_000}) * 1000)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ async def greetings(machine: FakeMachine) -> None:
         (kills_for_memory, LITTLE, ""),
         (queries, LITTLE, ""),
         (ends, LITTLE, "the agent in the guest speaks nonsense: link: "),
-        (greetings, LITTLE, "the agent in the guest speaks nonsense: link: unknown event hello"),
+        (greetings, LITTLE, "the agent in the guest speaks nonsense: link: a second hello"),
     ],
 )
 def test_a_flood_does_not_fill_the_hosts_memory(

@@ -26,6 +26,7 @@ from tests.support.plans import EDU
 
 CLOSED = "the guest closed the link"
 NONSENSE = "the agent in the guest speaks nonsense: link: "
+HELLO = NONSENSE + "the event hello is unusable: "
 STDOUT = INIT * STREAMS + 1
 #: Calls of the link during the creation, and verbs after it with their parameters.
 CREATION = ("wake", "bind_vfio", "mount_share", "create")
@@ -48,14 +49,15 @@ def hello(**params: Any) -> bytes:
 REPORTS = {
     "data": (encode(STDOUT, DATA, b"x"), NONSENSE + "frame for the unknown stream 65"),
     "exit": (control.encode_event("exit", {"process": INIT, "code": 0}), NONSENSE + "exit of an unknown process"),
-    "other protocol": (hello(protocol=2), NONSENSE + "the agent speaks protocol 2, not 1"),
-    "protocol that is true": (hello(protocol=True), NONSENSE + "the agent speaks protocol True, not 1"),
-    "protocol that is a fraction": (hello(protocol=1.0), NONSENSE + "the agent speaks protocol 1.0, not 1"),
-    "protocol that is a mapping": (hello(protocol={"\x1b": [1]}), NONSENSE + "the agent speaks protocol {'"),
-    "no protocol": (hello(), NONSENSE + "the agent speaks protocol None, not 1"),
-    "hello twice": (hello(protocol=1) * 2, NONSENSE + "unknown event hello"),
+    "other protocol": (hello(protocol=1), NONSENSE + "the agent speaks protocol 1, not 2"),
+    "protocol that is true": (hello(protocol=True), HELLO + "protocol: Expected `int`, got `bool`"),
+    "protocol that is a fraction": (hello(protocol=2.0), HELLO + "protocol: Expected `int`, got `float`"),
+    "protocol that is a mapping": (hello(protocol={"\x1b": [1]}), HELLO + "protocol: Expected `int`, got `object`"),
+    "protocol of more than 64 bits": (hello(protocol=2**70), HELLO + "protocol: Expected `int` <= "),
+    "no protocol": (hello(), HELLO + "Object missing required field `protocol`"),
+    "hello twice": (hello(protocol=2) * 2, NONSENSE + "a second hello"),
     "half of a header": (HEADER.pack(0, 3, 20)[:5], CLOSED),
-    "half of a frame": (hello(protocol=1)[:-1], CLOSED),
+    "half of a frame": (hello(protocol=2)[:-1], CLOSED),
     "nothing": (b"", CLOSED),
 }
 

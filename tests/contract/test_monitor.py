@@ -14,6 +14,7 @@ import signal
 import termios
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from hawse.link.streams import STREAMS
 from hawse.state.interface import INTERFACE
 from hawse.state.steps import DEVICES, GUEST, MONITOR, NETWORK, QEMU, SHARE
 from hawse.version import VERSION
+from hawse.vfio.node import file_node, group_node
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, new_network, runs, tell
@@ -276,15 +278,23 @@ def test_hooks_of_the_host_run_between_the_machine_and_the_container(tmp_path: P
     tell(tmp_path, story)
 
 
-def test_what_the_guest_logs_and_the_timeline_reach_the_caller(tmp_path: Path, network: str) -> None:
+def test_notes_of_the_creation_and_the_timeline_reach_the_caller(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
-        host.answers["create"] = [["warning", "a field is ignored"], ["debug", "crun said so"]]
-        host.answers["trace"] = [["mounted", 5_000_000_000, 6_000_000_000]]
+        host.answers["bind_vfio"] = BOUND
+        host.answers["trace"] = [{"name": "mounted", "began_ns": 5_000_000_000, "ended_ns": 6_000_000_000}]
         drawn = tmp_path / "trace.json"
-        machine_of_ours = machine_plan(qemu=host.qemu)
-        monitor.send(sandbox_plan(machine_of_ours, bundle=str(tmp_path), network=network, timeline=str(drawn)))
+        devices = [{"path": path, "type": "c", "major": 0, "minor": 5} for path in ("/dev/vfio/5", "/dev/iommu")]
+        changes: dict[str, Any] = {
+            "spec": {"process": {"args": ["x"]}, "linux": {"devices": devices}}, "timeline": str(drawn),
+            "nodes": [group_node(EDU.number), file_node(None, path="/dev/iommu", major=0, minor=5)],
+        }  # fmt: skip
+        machine = machine_plan([EDU], qemu=host.qemu)
+        monitor.send(sandbox_plan(machine, bundle=str(tmp_path), groups=[EDU], network=network, **changes))
         await monitor.announce()
-        assert await monitor.report() == [("warning", "a field is ignored"), ("debug", "crun said so")]
+        assert await monitor.report() == [
+            ("debug", "/dev/vfio/5 is /dev/vfio/3 in the guest: both paths exist"),
+            ("warning", "/dev/iommu: the guest's kernel has no VFIO device files: use /dev/vfio/vfio instead"),
+        ]
         await monitor.ask("start")
         names = {event["name"] for event in json.loads(drawn.read_text())["traceEvents"]}
         assert {"mounted", "container created", "container started"} <= names

@@ -181,9 +181,9 @@ def test_an_error_of_the_guest_is_the_callers(tmp_path: Path, network: str) -> N
 
 def test_an_agent_of_another_protocol_is_refused(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
-        host.protocol = 2
+        host.protocol = 1
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
-        with pytest.raises(VmError, match="the agent speaks protocol 2, not 1"):
+        with pytest.raises(VmError, match="the agent speaks protocol 1, not 2"):
             await monitor.report()
         await prove_undone(monitor, host)
 

@@ -8,11 +8,13 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
 from hawse.host import network_namespace
+from hawse.monitor.agent.calls import AnswerName, ServeNames
+from hawse.monitor.agent.events import Query
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.resolver import Resolver
 from hawse.plan.model import ContainerPlan, Share
@@ -27,21 +29,21 @@ class FakeLink:
     """A guest: ``answers`` are the names that it was given. It may fail."""
 
     def __init__(self) -> None:
-        self.on_query: Callable[[dict[str, Any]], None] = lambda _query: None
+        self.on_query: Callable[[Query], None] = lambda _query: None
         self.served: list[list[str]] = []
         self.answers: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
 
-    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> None:
+    async def call(self, call: ServeNames | AnswerName, *, seconds: float) -> None:
         assert seconds > 0
-        if method == "serve_names":
-            self.served.append(params["servers"])
+        if isinstance(call, ServeNames):
+            self.served.append(call.servers)
         else:
-            assert method == "answer_name"
-            self.answers.put_nowait((params["number"], base64.b64decode(params["message"])))
+            self.answers.put_nowait((call.number, base64.b64decode(call.message)))
 
-    def ask(self, number: int, *, server: str = SERVER, transport: str = "udp", message: bytes = MESSAGE) -> None:
-        text = base64.b64encode(message).decode()
-        self.on_query({"number": number, "server": server, "transport": transport, "message": text})
+    def ask(
+        self, number: int, *, server: str = SERVER, transport: Literal["udp", "tcp"] = "udp", message: bytes = MESSAGE
+    ) -> None:
+        self.on_query(Query(number, server, transport, base64.b64encode(message).decode()))
 
 
 def places(directory: Path) -> dict[str, str]:

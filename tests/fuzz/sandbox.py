@@ -184,12 +184,12 @@ _PROCESSES = ((1, 1), (2, 3), (3, 1))  # the first, the connection's stream, the
 SEEDS = [
     HELLO + b"".join(control.encode_result(number, None) for number in _CALLS) + event("exit", process=1, code=3),
     HELLO
-    + b"".join(control.encode_result(number, []) for number in _CALLS)
+    + b"".join(control.encode_result(number, None if number < 3 else []) for number in _CALLS)
     + b"".join(
         encode(process * STREAMS + number, DATA, b"x" * 50) + encode(process * STREAMS + number, EOF)
         + event("exit", process=process, code=process) for process, number in reversed(_PROCESSES)
     ),
-    control.encode_result(1, [["warning", "x"]]) + control.encode_error(2, StateError("no"))
+    control.encode_result(1, None) + control.encode_error(2, StateError("no"))
     + event("oom", container="c1", kills=1) + event("oom", container="c1", kills=9),
     control.encode_error(1, VmError("no")) + event("exit", process=1, code=0),
     *LINK_SEEDS,

@@ -14,9 +14,11 @@ from typing import Any, cast
 
 from hawse.errors import HawseError, LinkError, VmError
 from hawse.link import control
+from hawse.link.agreed import PROTOCOL
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, FROM_GUEST, HEADER, Decoder, encode
 from hawse.link.streams import BOTH, STDIO, STREAMS
+from hawse.monitor.agent.calls import Settle, Statistics
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.machine.bounded_log import FILE_LIMIT, TAIL, BoundedLog, with_last_words
 from hawse.vm.qmp import Qmp
@@ -127,7 +129,10 @@ async def _link(data: bytes) -> None:
     link.forget(3)
     exits: list[int] = []
     link.on_exit = lambda process, _code: exits.append(process)
-    calls = [asyncio.ensure_future(link.call("ping", {}, seconds=60)) for _ in range(2)]
+    calls = [
+        asyncio.ensure_future(link.call(Statistics(container="c1"), seconds=60)),
+        asyncio.ensure_future(link.call(Settle(), seconds=60)),
+    ]
     await asyncio.sleep(0)
     before = writer.size
     await link.run()
@@ -227,10 +232,10 @@ def event(name: str, **params: Any) -> bytes:
     return control.encode_event(name, params)
 
 
-HELLO = event("hello", protocol=1)
+HELLO = event("hello", protocol=PROTOCOL)
 _TEXT = "AAAAAAAAAAAAAAAAAAAAAA=="
 LINK_SEEDS = [
-    HELLO + control.encode_result(1, {"x": [1]}) + control.encode_error(2, VmError("no", hint="do")),
+    HELLO + control.encode_result(1, {"pids.current": "1"}) + control.encode_error(2, VmError("no", hint="do")),
     HELLO + encode(STREAMS + 1, DATA, b"out") + encode(STREAMS + 2, DATA, b"err") + encode(STREAMS + 1, EOF)
     + encode(STREAMS + 2, EOF) + event("exit", process=1, code=0),
     HELLO + encode(4 * STREAMS + 3, DATA, b"answer") + encode(4 * STREAMS + 3, EOF) + event("exit", process=4, code=0),

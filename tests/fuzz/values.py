@@ -8,16 +8,19 @@ from typing import Any, cast
 from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
 from hawse.link import control
 from hawse.monitor.agent import identity, notifications
+from hawse.monitor.agent.calls import Answer, BindNative, Call, Listing, Statistics, Trace, read_answer
+from hawse.monitor.agent.events import Query, read_event
 from hawse.monitor.agent.guest_link import GuestLink
-from hawse.monitor.container import log_lines
-from hawse.monitor.devices import guest_drivers, hotplug
-from hawse.monitor.devices.device_map import mirror
-from hawse.monitor.network.resolver import loopback_servers, parse_query
+from hawse.monitor.devices import guest_drivers, hotplug, misc_devices
+from hawse.monitor.devices.device_map import device_map, locate
+from hawse.monitor.devices.spec_nodes import with_guest_nodes
+from hawse.monitor.network.resolver import loopback_servers
 from hawse.oci.limits import statistics
-from hawse.oci.process import table as listing
-from hawse.plan.model import NodeRequest, PlugStep
+from hawse.oci.process import table
+from hawse.plan.model import PlugStep
 from hawse.state import timeline
 from hawse.state.steps import Steps
+from hawse.vfio.node import VfioNode, group_node
 from hawse.vm.qmp import Qmp
 from tests.fuzz.target import JSON, Target, check_plain, in_loop, of_bytes, of_value, step
 from tests.support.fake_qmp import FakeQmp
@@ -32,9 +35,11 @@ _PLUGS = [
     for number in range(3)
 ]  # fmt: skip
 _NODES = [
-    NodeRequest(path="/dev/vfio/7", major=0, minor=0, group=7),
-    NodeRequest(path="/dev/vfio/devices/vfio0", major=0, minor=0, group=7, file=True, device="d0"),
+    group_node(7),
+    VfioNode(path="/dev/vfio/devices/vfio0", major=0, minor=0, host_group=7, is_file=True, device="d0"),
 ]
+_SPEC = {"linux": {"devices": [{"path": node.path, "type": "c", "major": 0, "minor": node.minor} for node in _NODES]}}
+_WANTED = [(10, 126, "userfaultfd"), (10, 60, "ntsync")]
 
 
 class _Link:
@@ -44,9 +49,9 @@ class _Link:
         self._answers = iter(answers if isinstance(answers, list) else [answers])
         self.clock_offset = 0.0
 
-    async def call(self, _method: str, _params: object, *, seconds: float) -> object:
+    async def call(self, call: Call[Answer], *, seconds: float) -> Answer:
         assert seconds > 0
-        return next(self._answers, None)
+        return read_answer(call, next(self._answers, None))
 
 
 def _reply(payload: bytes) -> None:
@@ -65,6 +70,13 @@ def _event(payload: bytes) -> None:
         return
     assert 0 < len(name) <= control.MAX_NAME
     assert isinstance(params, dict)
+    try:
+        event = read_event(name, params)
+        if isinstance(event, Query):
+            assert len(event.decode()) <= 65535
+            assert event.transport in ("udp", "tcp")
+    except LinkError as error:
+        check_plain(error.sentence(), most=1000)
 
 
 def _error(wire: object) -> None:
@@ -76,50 +88,37 @@ def _error(wire: object) -> None:
     check_plain(error.to_wire(), most=64 * MAX_TEXT)
 
 
-def _statistics(told: object) -> None:
+def _statistics(answer: object) -> None:
     try:
-        made = statistics.convert(told)
-    except VmError:
+        made = statistics.convert(read_answer(Statistics(container="c1"), answer))
+    except VmError as error:
+        check_plain(error.sentence(), most=1000)
         return
     check_plain(made, most=_LARGE)
 
 
-def _listing(told: object) -> None:
+def _listing(answer: object) -> None:
     try:
-        rows = listing.check(told)
-    except VmError:
+        rows = table.rows(read_answer(Listing(container="c1"), answer))
+    except VmError as error:
+        check_plain(error.sentence(), most=1000)
         return
-    check_plain(rows, most=_LARGE)
-    lines = listing.table(rows, now=1.7e9)
+    check_plain([list(row) for row in rows], most=_LARGE)
+    lines = table.table(rows, now=1.7e9)
     assert len(lines) == 1 + len(rows) <= 1001
     check_plain(lines, most=2 * _LARGE)
 
 
-def _trace(taken: object) -> None:
+def _trace(answer: object) -> None:
     steps = Steps("/nowhere", [("command line", "begun", 1.0, 2.0)])
-    steps.add_guest(taken, offset=-5.0)
+    try:
+        steps.add_guest(read_answer(Trace(), answer), offset=-5.0)
+    except VmError as error:
+        check_plain(error.sentence(), most=1000)
     assert len(steps.done) <= 257
     assert all(began <= ended for _, _, began, ended in steps.done)
     drawn = json.dumps(timeline.trace(steps.done, name="c1"), allow_nan=False)
     assert len(drawn) < _LARGE
-
-
-def _notes(lines: object) -> None:
-    found = log_lines(lines)
-    assert len(found) <= 100
-    assert {level for level, _ in found} <= {"warning", "debug"}
-    check_plain(found)
-
-
-def _query(query: object) -> None:
-    if not isinstance(query, dict):
-        return
-    try:
-        _, _, transport, message = parse_query(query)
-    except LinkError:
-        return
-    assert transport in ("udp", "tcp")
-    assert len(message) <= 65535
 
 
 def _resolv_conf(data: bytes) -> None:
@@ -138,25 +137,37 @@ async def _bind_vfio(data: bytes) -> None:
     except (DeviceError, VmError) as error:
         check_plain(error.sentence())
         return
-    check_plain([list(groups.values()), list(files.values())])
+    check_plain([list(found) for found in (*groups.values(), *files.values())])
     assert not any(type(number) is bool for found in (*groups.values(), *files.values()) for number in found)
-    check_plain(mirror(_PLUGS, _NODES, groups, files, {}))
-    hotplug.guest_nodes(_NODES, groups, files)
+    check_plain(device_map(_PLUGS, _NODES, groups, files, {}))
+    spec, notes = with_guest_nodes(_SPEC, locate(_NODES, groups, files), {})
+    check_plain(spec)
+    check_plain([list(note) for note in notes])
+
+
+def _misc_numbers(answer: object) -> None:
+    try:
+        places = step(misc_devices.named(_WANTED, cast(GuestLink, _Link([answer]))))
+    except (DeviceError, VmError) as error:
+        check_plain(error.sentence(), most=1000)
+        return
+    assert all(0 <= number < 2**20 for numbers in places.values() for number in numbers)
 
 
 def _bind_native(answers: object) -> None:
     answered = dict(zip((plug.device for plug in _PLUGS), answers, strict=False)) if isinstance(answers, list) else {}
+    call = BindNative(address="0000:01:00.0", container="c1", seconds=1.0)
     try:
-        found = {plug.device: guest_drivers.read_answer(plug, answered.get(plug.device)) for plug in _PLUGS}
+        natives = {plug.device: read_answer(call, answered.get(plug.device)) for plug in _PLUGS}
     except VmError as error:
-        check_plain(error.sentence())
+        check_plain(error.sentence(), most=1000)
         return
-    for one in found.values():
-        assert len(one.interfaces) <= 256
-        assert all(path.startswith("/dev/") and ".." not in path.split("/") for path, *_ in one.nodes)
-    check_plain(mirror(_PLUGS, [], {}, {}, found))
-    check_plain(guest_drivers.annotation(_PLUGS, found))
-    guest_drivers.with_nodes({}, _PLUGS, found, {7: {}})
+    for native in natives.values():
+        assert len(native.interfaces) <= 256
+        assert all(not node.name.startswith("/") and ".." not in node.name.split("/") for node in native.nodes)
+    check_plain(device_map(_PLUGS, [], {}, {}, natives))
+    check_plain(guest_drivers.annotation(_PLUGS, natives))
+    guest_drivers.with_nodes({}, _PLUGS, natives, {7: {}})
 
 
 def _wake(answer: object) -> None:
@@ -188,8 +199,16 @@ _FILES = {
     "pids.current": "2\n", "pids.max": "max\n", "io.stat": "8:16 rbytes=5 wbytes=6 rios=1 wios=2 dbytes=0 dios=0\n",
     "hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 1\n",
 }  # fmt: skip
-_VFIO = {"group": 3, "major": 511, "minor": 0, "bars": [4096], "file": [0, 510, 0], "iommu": [10, 127]}
-_NATIVE = {"driver": "nvme", "interfaces": ["eth0"], "nodes": [["nvme0n1", "b", 259, 0], ["dri/card0", "c", 226, 0]]}
+_VFIO = {
+    "group": 3, "major": 511, "minor": 0, "bars": [4096], "file": {"number": 0, "major": 510, "minor": 0},
+    "iommu": {"major": 10, "minor": 127},
+}  # fmt: skip
+_NATIVE = {"driver": "nvme", "interfaces": ["eth0"], "nodes": [
+    {"name": "nvme0n1", "kind": "b", "major": 259, "minor": 0},
+    {"name": "dri/card0", "kind": "c", "major": 226, "minor": 0},
+]}  # fmt: skip
+_PROCESS = {"uid": 0, "pid": 1, "parent": 0, "age": 10, "terminal": "?", "used": 5, "command": "sh -c x"}
+_STEP = {"name": "modules", "began_ns": 1000, "ended_ns": 2000}
 
 TARGETS = [
     of_bytes("reply", _reply, [
@@ -197,20 +216,23 @@ TARGETS = [
         json.dumps({"id": 3, "error": _ERROR}).encode(),
     ], form=JSON),
     of_bytes("event", _event, [
-        b'{"event":"hello","params":{"protocol":1}}', b'{"event":"exit","params":{"process":1,"code":0}}',
+        b'{"event":"hello","params":{"protocol":2,"kernel":"6.1"}}',
+        b'{"event":"exit","params":{"process":1,"code":0}}',
         b'{"event":"oom","params":{"container":"c1","kills":1}}',
+        b'{"event":"notify","params":{"container":"c1","text":"READY=1"}}',
+        b'{"event":"dial","params":{"container":"c1","socket":"mount1","connection":1}}',
+        b'{"event":"query","params":{"number":1,"server":"127.0.0.11","transport":"udp","message":"AAAA"}}',
     ], form=JSON),
     of_value("error", _error, [_ERROR, {}, [1], {"kind": "CommandError", "exit_code": 300}]),
     of_value("statistics", _statistics, [_FILES]),
-    of_value("listing", _listing, [[[0, 1, 0, 10, "?", 5, "sh -c x"], [1000, 2, 1, 0, "pts/0", 0, "top"]]]),
-    of_value("trace", _trace, [[["modules", 1000, 2000], ["booted", 0, 5_000_000_000]]]),
-    of_value("notes", _notes, [[["warning", "no cgroup"], ["debug", "x" * 600]]]),
-    of_value("query", _query, [{"number": 1, "server": "127.0.0.11", "transport": "udp", "message": "AAAA" * 6}]),
+    of_value("listing", _listing, [[_PROCESS, _PROCESS | {"uid": 1000, "pid": 2, "command": "top"}]]),
+    of_value("trace", _trace, [[_STEP, _STEP | {"name": "booted", "ended_ns": 5_000_000_000}]]),
+    of_value("misc_numbers", _misc_numbers, [[{"major": 10, "minor": 125}, None], [{"major": 10, "minor": 1}] * 2]),
     of_value("notice", _notice, ["READY=1\nSTATUS=up", "WATCHDOG=1", "RELOADING=1\nMONOTONIC_USEC=7\nERRNO=5",
                                  "MAINPID=1\nFDSTORE=1\nX=y", "WATCHDOG_USEC=9\nBUSERROR=a.b\nEXIT_STATUS=0"]),
     of_bytes("resolv_conf", _resolv_conf, [b"search x\nnameserver 127.0.0.11\nnameserver 8.8.8.8\noptions ndots:0\n"]),
     Target("bind_vfio", JSON, [json.dumps(answers).encode() for answers in (
-        [_VFIO, _VFIO | {"file": [1, 510, 1]}, _VFIO | {"group": 4, "file": None}],
+        [_VFIO, _VFIO | {"file": {"number": 1, "major": 510, "minor": 1}}, _VFIO | {"group": 4, "file": None}],
         [_VFIO, _VFIO | {"bars": []}, _VFIO | {"group": 4}, {}, _VFIO, _VFIO, _VFIO],
     )], lambda: in_loop(_bind_vfio)),
     of_value("bind_native", _bind_native, [[_NATIVE, _NATIVE, {"driver": "e1000e", "interfaces": [], "nodes": []}]]),

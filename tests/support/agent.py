@@ -14,12 +14,15 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 import hawse
 from hawse.errors import HawseError
 from hawse.link import control
 from hawse.link.blocking import Port
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, REPLY, Frame, encode
 from hawse.link.streams import STREAMS
+from hawse.monitor.agent.calls import CALLS, Call, parameters, read_answer
 from tests.support.patience import patience
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
@@ -68,17 +71,31 @@ class Agent:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def call(self, method: str, **params: Any) -> object:
-        """Call; returns the result. Other frames that arrive first are stored in ``seen``. Raises the agent's error."""
-        self.send(method, **params)
+    def call(self, method: str, **params: Any) -> Any:
+        """Make a call as the monitor does; returns the result, which the monitor would take.
+
+        Fields with a default may be missing. Other frames that arrive first are stored in ``seen``. Raises the agent's
+        error.
+        """
+        call = _call(method, params)
+        result = self.ask(method, **parameters(call))
+        read_answer(call, result)
+        return result
+
+    def send(self, method: str, **params: Any) -> None:
+        """Send a call as the monitor does, without waiting for the answer."""
+        self._send(method, parameters(_call(method, params)))
+
+    def ask(self, method: str, **params: Any) -> object:
+        """Make a call of any form; returns the result. Raises the agent's error."""
+        self._send(method, params)
         number, result, error = self.answer()
         assert number == self._number
         if error is not None:
             raise error
         return result
 
-    def send(self, method: str, **params: Any) -> None:
-        """Send a call without waiting for the answer."""
+    def _send(self, method: str, params: dict[str, Any]) -> None:
         self._number += 1
         self.port.send(control.encode_call(self._number, method, params))
 
@@ -138,3 +155,12 @@ class Agent:
         """Wait until the agent exits by itself; returns its stderr."""
         _, errors = self._process.communicate(timeout=patience(10))
         return errors.decode()
+
+
+def _call(method: str, params: dict[str, Any]) -> Call[Any]:
+    """The call with these fields, checked."""
+    kind = CALLS[method]
+    unknown = params.keys() - kind.__struct_fields__
+    assert not unknown, f"{method} has no field {unknown}"
+    call: Call[Any] = msgspec.convert(params, type=kind)
+    return call

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 from hawse.errors import HawseError
+from hawse.monitor.agent.calls import Call, name_of, parameters
 from hawse.monitor.agent.guest_link import GuestLink, Route
 from hawse.monitor.processes.connection import Connection
 
@@ -68,9 +69,9 @@ class RoutedLink:
     def forget(self, number: int) -> None:
         self.forgotten.append(number)
 
-    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> None:
+    async def call(self, call: Call[None], *, seconds: float) -> None:
         assert seconds == 1
-        self.calls.append((method, params))
+        self.calls.append((name_of(call), parameters(call)))
         await self.gate.wait()
         if self._refusal is not None:
             raise self._refusal

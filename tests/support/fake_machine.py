@@ -18,6 +18,7 @@ from typing import Any
 
 from hawse.errors import HawseError
 from hawse.link import control
+from hawse.link.agreed import PROTOCOL
 from hawse.link.frames import CALL, Decoder, Frame
 from hawse.state import sockets
 from tests.support.async_wait import until
@@ -28,7 +29,7 @@ _GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "
 #: Longer than any test: a wait of this length is a hang.
 SECONDS = patience(10)
 #: The guest's answer for a function that is bound to VFIO.
-BOUND = {"group": 3, "major": 511, "minor": 0}
+BOUND = {"group": 3, "major": 511, "minor": 0, "bars": []}
 #: The guest's CLOCK_MONOTONIC when it is woken.
 GUEST_NS = 5_000_000_000
 
@@ -55,7 +56,7 @@ class FakeHost:
         self.held: dict[str, asyncio.Event] = {}
         self.raw: dict[str, Callable[[int], bytes]] = {}
         #: Whether QEMU sends its greeting, whether the guest reports its boot, and the protocol version in the report.
-        self.greets, self.reports, self.protocol = True, True, 1
+        self.greets, self.reports, self.protocol = True, True, PROTOCOL
         #: The state that QEMU migrates when a VM is saved, and the migration's status at each query.
         self.state, self.migrations = b"state of the CPUs", ["active", "completed"]
         self._listener = sockets.bind(directory, "programs.sock")

@@ -89,7 +89,7 @@ def guest(connection: socket.socket) -> None:
             end(process, int(words[1]))
 
     environment: list[str] = []
-    message(EVENT, {"event": "hello", "params": {"protocol": 1}})
+    message(EVENT, {"event": "hello", "params": {"protocol": 2}})
     stream = connection.makefile("rb")
     while header := stream.read(9):
         _, kind, length = struct.unpack(">IBI", header)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hawse.errors import DeviceError, HawseError, RefusedError
+from hawse.monitor.agent import calls
 
 Answer = Callable[[str, dict[str, Any]], HawseError | None]
 
@@ -133,9 +134,10 @@ class FakeEvents:
 
 
 class FakeLink:
-    """A guest that answers each call with the entry of ``answers`` for its method; a list is consumed in order.
+    """A guest that answers each call with the entry of ``answers`` for its name; a list is consumed in order.
 
-    ``seconds``: the time limit of the last call of each method.
+    The answers are checked as the link checks them. ``calls``: names and fields. ``seconds``: the time limit of the
+    last call of each name.
     """
 
     def __init__(self, answers: dict[str, Any]) -> None:
@@ -143,9 +145,10 @@ class FakeLink:
         self.seconds: dict[str, float] = {}
         self._answers = answers
 
-    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
+    async def call(self, call: calls.Call[calls.Answer], *, seconds: float) -> calls.Answer:
         assert seconds > 0
-        self.calls.append((method, params))
+        method = calls.name_of(call)
+        self.calls.append((method, calls.parameters(call)))
         self.seconds[method] = seconds
         await asyncio.sleep(0.001)
         answer = self._answers[method]
@@ -153,4 +156,4 @@ class FakeLink:
             answer = answer.pop(0)
         if isinstance(answer, HawseError):
             raise answer
-        return answer
+        return calls.read_answer(call, answer)

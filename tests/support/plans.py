@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from hawse.plan.model import MachinePlan, NodeRequest, SandboxPlan
+from hawse.plan.model import MachinePlan, SandboxPlan
 from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
+from hawse.vfio.node import group_node
 from hawse.vm.ports import plan_ports
 
 EDU = EmulatedGroup(5, ("edu",))
@@ -34,7 +35,7 @@ def sandbox_plan(
         id="c1", bundle=bundle, rootfs=f"{bundle}/rootfs", oci_version="1.0.2", annotations={}, owner="",
         spec={"process": {"args": ["x"]}}, machine=machine, shares=[], hugepages=[], steps=[], binds=[],
         plugs=plug_steps(groups, ports.slots, owner="c1"),
-        nodes=[NodeRequest(path=f"/dev/vfio/{g.number}", major=0, minor=0, group=g.number) for g in groups],
+        nodes=[group_node(group.number) for group in groups],
         ports=list(ports.ports), timeline="", network="", network_port=ports.network, sysctls={},
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.agent.machine import boot
+from hawse.link.agreed import PORT_NAME
 from tests.support.guest_kernel import FakeKernel
 
 SERIAL, SHARE, NETWORK = "0000:00:03.0", "0000:00:04.0", "0000:00:05.0"
@@ -51,7 +52,7 @@ def test_only_virtio_functions_without_a_driver_are_probed(kernel: FakeKernel) -
 
 
 def test_the_link_is_the_port_of_that_name(kernel: FakeKernel) -> None:
-    for number, name in enumerate(("org.qemu.guest_agent.0", boot.PORT_NAME, "com.example")):
+    for number, name in enumerate(("org.qemu.guest_agent.0", PORT_NAME, "com.example")):
         add_port(kernel, number, name)
     assert opened(kernel) == "vport1p1"
     assert kernel.probed() == [SERIAL]
@@ -62,7 +63,7 @@ def test_the_port_may_appear_after_the_probe(kernel: FakeKernel) -> None:
 
     def appear() -> None:
         os.makedirs(f"{kernel.root}/sys/class/virtio-ports/vport1p0")
-        add_port(kernel, 1, boot.PORT_NAME)
+        add_port(kernel, 1, PORT_NAME)
 
     later = threading.Timer(0.05, appear)
     later.start()

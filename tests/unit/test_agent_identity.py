@@ -29,12 +29,16 @@ def test_steps_are_noted_until_there_are_too_many() -> None:
         trace.add(str(number), number, number + 1)
     steps = trace.taken()
     trace.forget()
-    assert (len(steps), steps[0], steps[-1]) == (256, ("0", 0, 1), ("255", 255, 256))
+    assert (len(steps), steps[0], steps[-1]) == (256, step("0", 0, 1), step("255", 255, 256))
     with pytest.raises(ZeroDivisionError), trace.span("fails"):
         _ = 1 // 0
-    [(name, began, ended)] = trace.taken()
+    [last] = trace.taken()
     trace.forget()
-    assert (name, began <= ended) == ("fails", True)
+    assert (last["name"], last["began_ns"] <= last["ended_ns"]) == ("fails", True)  # type: ignore[operator]
+
+
+def step(name: str, began: int, ended: int) -> dict[str, object]:
+    return {"name": name, "began_ns": began, "ended_ns": ended}
 
 
 def test_a_file_that_is_no_module_is_refused_by_its_name(tmp_path: Path) -> None:

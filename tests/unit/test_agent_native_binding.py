@@ -11,6 +11,7 @@ import pytest
 from hawse.agent.devices import hardware
 from hawse.agent.devices.guest_drivers import bind_native, matching, nodes
 from hawse.errors import DeviceError
+from hawse.monitor.agent.calls import BindNative, read_answer
 from tests.support.guest_kernel import FakeKernel, FakeUevents
 
 ADDRESS = "0000:03:00.0"
@@ -46,6 +47,7 @@ def bind(kernel: FakeKernel, drivers: str, *steps: Callable[[], None]) -> tuple[
     """The answer, and how many of the steps did not happen."""
     uevents = FakeUevents(*steps)
     answer = bind_native(uevents, ADDRESS, drivers=drivers, seconds=20, root=kernel.root)
+    read_answer(BindNative(address=ADDRESS, container="c1", seconds=20), answer)
     return answer, len(uevents.steps)
 
 
@@ -97,7 +99,7 @@ def test_what_a_probe_makes_is_waited_for(kernel: FakeKernel, drivers: str, monk
         add_node(kernel, "drm/card0", "drm", "dri/card0", "226:0")
 
     monkeypatch.setattr(hardware, "await_probe", finish)
-    assert bind(kernel, drivers)[0]["nodes"] == [["dri/card0", "c", 226, 0]]
+    assert bind(kernel, drivers)[0]["nodes"] == [node("dri/card0", "c", 226, 0)]
 
 
 def test_a_disk_is_waited_for(kernel: FakeKernel, drivers: str) -> None:
@@ -111,8 +113,12 @@ def test_a_disk_is_waited_for(kernel: FakeKernel, drivers: str) -> None:
     answer, left = bind(
         kernel, drivers, lambda: add_node(kernel, "nvme/nvme0", "nvme", "nvme0", "241:0"), scan, lambda: None
     )
-    assert answer["nodes"] == [["nvme0", "c", 241, 0], ["nvme0n1", "b", 259, 0], ["nvme0n1p1", "b", 259, 1]]
+    assert answer["nodes"] == [node("nvme0", "c", 241, 0), node("nvme0n1", "b", 259, 0), node("nvme0n1p1", "b", 259, 1)]
     assert left == 1
+
+
+def node(name: str, kind: str, major: int, minor: int) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "major": major, "minor": minor}
 
 
 def test_a_disk_that_never_comes_is_no_error(kernel: FakeKernel, drivers: str) -> None:
@@ -129,7 +135,7 @@ def test_devices_without_a_node_have_none(kernel: FakeKernel) -> None:
     kernel.write(f"{PATH}/unnamed/dev", "1:2\n")
     kernel.write(f"{PATH}/unnamed/uevent", "MAJOR=1\nMINOR=2\n")
     add_node(kernel, "drm/card0", "drm", "dri/card0", "226:0")
-    assert nodes(f"{kernel.root}/{PATH}") == [["dri/card0", "c", 226, 0]]
+    assert nodes(f"{kernel.root}/{PATH}") == [node("dri/card0", "c", 226, 0)]
 
 
 def test_modules_are_those_whose_patterns_match_each_once(drivers: str) -> None:

@@ -14,6 +14,7 @@ from hawse.agent.server import Server
 from hawse.agent.system.reaper import Reaper
 from hawse.errors import DeviceError, VmError
 from hawse.link.blocking import Port
+from hawse.monitor.agent.calls import MountShare, parameters
 from tests.support.guest_kernel import FakeKernel, FakeUevents
 
 ADDRESS = "0000:04:00.0"
@@ -41,6 +42,11 @@ class Guest:
             raise OSError(number, os.strerror(number))
 
 
+def share(kind: str, tag: str, *, seconds: float) -> dict[str, Any]:
+    """The parameters of the call."""
+    return parameters(MountShare(kind=kind, tag=tag, address=ADDRESS, seconds=seconds, protected={}))
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Guest]]:
     kernel = FakeKernel(str(tmp_path / "root"))
@@ -58,7 +64,7 @@ def test_a_share_is_mounted_when_its_driver_has_found_it(
 ) -> None:
     """EINVAL is virtiofs's error for an unknown tag (fs/fuse/virtio_fs.c), ENOENT that of 9p."""
     guest = make(errno.EINVAL, errno.ENOENT, 0)
-    guest.server.mount_share(kind=kind, tag="share", address=ADDRESS, seconds=20)
+    guest.server.mount_share(**share(kind, "share", seconds=20))
     assert guest.loaded == [modules]
     assert len(guest.mounts) == 3
     *arguments, text = guest.mounts[-1]
@@ -73,7 +79,7 @@ def test_a_share_that_cannot_be_mounted_is_an_error(make: Callable[..., Guest], 
     """Any other error at once, one of an unknown tag at the deadline."""
     guest = make(number)
     with pytest.raises(VmError) as caught:
-        guest.server.mount_share(kind="virtiofs", tag="t1", address=ADDRESS, seconds=seconds)
+        guest.server.mount_share(**share("virtiofs", "t1", seconds=seconds))
     assert caught.value.message == f"the guest cannot mount the virtiofs share t1: {os.strerror(number)}"
     assert len(guest.mounts) == 1
 

@@ -115,7 +115,7 @@ def test_device_files_are_for_containers_that_have_the_interface(
     monitor.answers["wants_files"] = wanted
     assert hawse("attach", "c1", "5").code == 0
     [call] = sent(monitor, "attach")
-    files = [(node["path"], node["file"]) for node in call["nodes"]]
+    files = [(node["path"], node["is_file"]) for node in call["nodes"]]
     assert files == [("/dev/vfio/5", False), *([("/dev/vfio/devices/vfio5", True)] if wanted else [])]
 
 

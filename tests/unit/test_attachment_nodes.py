@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from hawse.errors import DeviceError, StateError, VmError
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
-from hawse.plan.model import NodeRequest, SandboxPlan
+from hawse.monitor.devices.device_map import GuestGroup
+from hawse.plan.model import SandboxPlan
 from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
+from hawse.vfio.node import VfioNode, container_node, file_node
 from hawse.vm.ports import MIB, plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, plan, wanted
 
-FILES = BOUND | {"file": [2, 509, 4], "iommu": [10, 258]}
-CONTAINER = NodeRequest(path="/dev/vfio/vfio", major=10, minor=196, group=None)
-IOMMU = NodeRequest(path="/dev/iommu", major=10, minor=126, group=None, file=True)
+FILE, IOMMU_NUMBERS = {"number": 2, "major": 509, "minor": 4}, {"major": 10, "minor": 258}
+FILES = BOUND | {"file": FILE, "iommu": IOMMU_NUMBERS}
+IOMMU = file_node(None, path="/dev/iommu", major=10, minor=126)
 
 
 class Machine:
@@ -38,21 +40,20 @@ class Machine:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
 
 
-def file_node(number: int, device: str, *, group: int = 5) -> NodeRequest:
-    path = f"/dev/vfio/devices/vfio{number}"
-    return NodeRequest(path=path, major=0, minor=0, group=group, file=True, device=device)
+def device_file(number: int, device: str, *, group: int = 5) -> VfioNode:
+    return replace(file_node(group, path=f"/dev/vfio/devices/vfio{number}", major=0, minor=0), device=device)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "wants"), [([CONTAINER], False), ([IOMMU], True), ([file_node(5, "vfio-5-0")], False)]
+    ("nodes", "wants"), [([container_node()], False), ([IOMMU], True), ([device_file(5, "vfio-5-0")], False)]
 )
-def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[NodeRequest], wants: bool) -> None:
+def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[VfioNode], wants: bool) -> None:
     async def story() -> None:
-        made = Machine(msgspec.structs.replace(plan(), nodes=nodes), FILES)
+        made = Machine(replace(plan(), nodes=nodes), FILES)
         await made.begin()
         assert made.attachments.wants_files == wants
         await made.attachments.attach(wanted(EDU, made.claims.spares))
-        paths = [node[0] for node in made.link.calls[-1][1]["nodes"]]
+        paths = [node["path"] for node in made.link.calls[-1][1]["nodes"]]
         assert ("/dev/iommu" in paths) == wants
         assert made.link.seconds["add_nodes"] == 61
 
@@ -71,8 +72,8 @@ def test_nodes_of_a_detached_group_are_forgotten() -> None:
         assert made.link.calls[-1][1]["devices"] == []
         more = wanted(EDU, made.claims.spares)
         [node] = more.nodes
-        other = msgspec.structs.replace(node, path="/dev/vfio/x")
-        [entry] = await made.attachments.attach(msgspec.structs.replace(more, nodes=[other, other]))
+        other = replace(node, path="/dev/vfio/x")
+        [entry] = await made.attachments.attach(replace(more, nodes=[other, other]))
         assert list(dict.fromkeys(entry["nodes"])) == ["/dev/vfio/3", "/dev/vfio/x"]
         assert made.link.calls[-1][1]["devices"] == [entry]
 
@@ -83,9 +84,9 @@ def test_detach_reports_the_devices_that_are_left() -> None:
     async def story() -> None:
         other = EmulatedGroup(9, ("edu",))
         groups = plan(EDU, other)
-        nodes = [*groups.nodes, IOMMU, *(file_node(n, f"vfio-{n}-0", group=n) for n in (5, 9))]
-        both = msgspec.structs.replace(groups, nodes=nodes)
-        made = Machine(both, FILES, FILES | {"group": 4, "file": [1, 509, 5]})
+        nodes = [*groups.nodes, IOMMU, *(device_file(n, f"vfio-{n}-0", group=n) for n in (5, 9))]
+        both = replace(groups, nodes=nodes)
+        made = Machine(both, FILES, FILES | {"group": 4, "file": {"number": 1, "major": 509, "minor": 5}})
         await made.begin()
         await made.attachments.detach(5, force=True)
         call = made.link.calls[-1][1]
@@ -94,7 +95,7 @@ def test_detach_reports_the_devices_that_are_left() -> None:
         assert [entry["host"]["group"] for entry in call["devices"]] == [9]
         assert [entry["host"]["group"] for entry in made.attachments.seen()] == [9]
         assert made.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
-        assert [node[0] for node in made.attachments.guest_nodes()] == [
+        assert [node.path for node in made.attachments.guest_nodes()] == [
             "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
         ]  # fmt: skip
         with pytest.raises(Exception, match="group 5 is not attached") as caught:
@@ -142,32 +143,44 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "believed"),
+    ("changes", "refusal"),
     [
-        ({"group": 2**20 - 1, "major": 0, "minor": 2**20 - 1}, True),
-        ({"group": 2**20}, False),
-        ({"minor": -1}, False),
-        ({"major": "511"}, False),
-        ({"major": None}, False),
-        ({"file": None, "iommu": [10, 258]}, True),
-        ({"file": [2, 509, 4], "iommu": None}, True),
-        ({"file": [2, 509, 4], "iommu": [10]}, False),
-        ({"file": [2, 509], "iommu": [10, 258]}, False),
-        ({"file": [2, 509, 4], "iommu": [10, 2**20]}, False),
-        ({"bars": None}, True),
+        ({"group": 2**20 - 1, "major": 0, "minor": 2**20 - 1}, ""),
+        ({"group": 2**20}, "group: Expected `int` <= 1048575"),
+        ({"group": 2**64}, "group: Expected `int` <= 1048575"),
+        ({"minor": -1}, "minor: Expected `int` >= 0"),
+        ({"minor": -(2**64)}, "minor: Expected `int` >= 0"),
+        ({"major": "511"}, "major: Expected `int`, got `str`"),
+        ({"major": None}, "major: Expected `int`, got `null`"),
+        ({"major": 511.0}, "major: Expected `int`, got `float`"),
+        ({"file": None, "iommu": IOMMU_NUMBERS}, ""),
+        ({"file": FILE, "iommu": None}, ""),
+        ({"file": FILE, "iommu": {"major": 10}}, "iommu: Object missing required field `minor`"),
+        ({"file": FILE, "iommu": [10, 258]}, "iommu: Expected `object | null`, got `array`"),
+        ({"file": {"number": 2, "major": 509}, "iommu": IOMMU_NUMBERS}, "file: Object missing required field `minor`"),
+        ({"file": FILE, "iommu": {"major": 10, "minor": 2**20}}, "iommu.minor: Expected `int` <= 1048575"),
+        ({"bars": [2**63 - 1]}, ""),
+        ({"bars": [2**63]}, r"bars[0]: Expected `int` <= 9223372036854775807"),
+        ({"bars": [0, 2**70]}, r"bars[1]: Expected `int` <= 9223372036854775807"),
+        ({"bars": [0] * 7}, "bars: Expected `array` of length <= 6"),
+        ({"bars": None}, "bars: Expected `array`, got `null`"),
     ],
 )
-def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], believed: bool) -> None:
+def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str) -> None:
     async def story() -> None:
         answer = BOUND | changes
-        made = Machine(msgspec.structs.replace(plan(EDU), nodes=[IOMMU]), answer)
-        if not believed:
-            with pytest.raises(VmError, match=r"emulated edu: the guest reports no usable .* of its group"):
+        made = Machine(replace(plan(EDU), nodes=[IOMMU]), answer)
+        if refusal:
+            with pytest.raises(VmError) as caught:
                 await made.begin()
+            assert caught.value.message == f"the guest's answer to bind_vfio is unusable: {refusal}"
+            assert caught.value.hint
             return
         await made.begin()
         assert made.attachments.seen()[0]["guest"]["group"] == answer["group"]
-        assert made.attachments.guest_nodes() == [["/dev/iommu", 10, 126, None, None, None, "/dev/iommu"]]
+        [node] = made.attachments.guest_nodes()
+        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
+        assert node.guest_numbers is None
 
     virtual_time.run(story())
 
@@ -200,11 +213,11 @@ def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
         ]
         steps = plug_steps(groups, plan_ports([shape(group) for group in groups]).slots, owner="c1")
         there, none = BOUND | {"bars": [MIB]}, BOUND | {"group": 4, "bars": [0]}
-        link = FakeLink({"bind_vfio": [there, there, none, none, *[none | {"bars": [MIB]}] * 2], "find_anew": None})
+        link = FakeLink({"bind_vfio": [there, there, none, none, *[none | {"bars": [MIB]}] * 2], "rescan_bridge": None})
         found, _ = await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-        assert found == {12: (3, 511, 0), 13: (4, 511, 0)}
+        assert found == {12: GuestGroup(3, 511, 0), 13: GuestGroup(4, 511, 0)}
         again = steps[2].guest_address
-        assert [params for method, params in link.calls if method == "find_anew"] == [{"address": again}]
+        assert [params for method, params in link.calls if method == "rescan_bridge"] == [{"address": again}]
         bound = [params["address"] for method, params in link.calls if method == "bind_vfio"]
         assert bound[4:] == [step.guest_address for step in steps[2:]]
 
@@ -233,7 +246,7 @@ def test_all_ports_can_be_taken() -> None:
     assert claims.spares == []
     assert claims.take_port() is None
     with pytest.raises(StateError, match="the port for it was taken meanwhile"):
-        claims.claim([msgspec.structs.replace(made.plugs[0], group=9, device="vfio-9-0")], owner="c1")
+        claims.claim([replace(made.plugs[0], group=9, device="vfio-9-0")], owner="c1")
     claims.release(made.plugs[:1], owner="another")
     assert claims.spares == []
     claims.release(made.plugs[:1], owner="c1")

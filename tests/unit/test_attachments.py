@@ -14,10 +14,11 @@ from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, S
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
-from hawse.plan.model import NodeRequest, SandboxPlan
+from hawse.plan.model import SandboxPlan
 from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
+from hawse.vfio.node import file_node
 from hawse.vm.ports import MIB, plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
@@ -41,6 +42,11 @@ class Sandbox:
         return await self.attachments.attach(wanted(group, self.claims.spares))
 
 
+def live(path: str, major: int, minor: int, mode: int, uid: int, gid: int) -> dict[str, Any]:
+    """A node in the calls add_nodes and remove_nodes."""
+    return {"path": path, "major": major, "minor": minor, "mode": mode, "uid": uid, "gid": gid}
+
+
 def fails_at(number: int, error: HawseError) -> Any:
     """The answer to the commands: the one of that number fails."""
     count = iter(range(1000))
@@ -55,9 +61,9 @@ def test_a_group_comes_and_goes() -> None:
         assert entry["guest"] == {"address": "0000:02:00.0", "group": 3}
         assert [name for name, _ in box.link.calls] == ["bind_vfio", "add_nodes"]
         assert box.link.calls[1][1]["nodes"] == [
-            ["/dev/vfio/vfio", 10, 196, 0o666, 0, 0],
-            ["/dev/vfio/3", 511, 0, 0o660, 1, 2],
-            ["/dev/vfio/5", 511, 0, 0o660, 1, 2],
+            live("/dev/vfio/vfio", 10, 196, 0o666, 0, 0),
+            live("/dev/vfio/3", 511, 0, 0o660, 1, 2),
+            live("/dev/vfio/5", 511, 0, 0o660, 1, 2),
         ]
         assert len(box.claims.spares) == 3
         await box.attachments.detach(5, force=False)
@@ -87,8 +93,10 @@ def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseEr
     [
         ({"bind_vfio": [BOUND, DeviceError("0000:02:00.0: refuses")]}, "in the guest 0000:02:00.0: refuses"),
         ({"bind_vfio": [BOUND, BOUND | {"group": 4}]}, "in the guest's group 4, others of host group 7 are in 3"),
-        ({"bind_vfio": {"group": "../3"}}, "the guest reports no usable group"),
-        ({"bind_vfio": BOUND | {"group": True}}, "the guest reports no usable group"),
+        ({"bind_vfio": BOUND | {"group": "../3"}}, "the guest's answer to bind_vfio is unusable: group: "),
+        ({"bind_vfio": BOUND | {"group": True}}, "the guest's answer to bind_vfio is unusable: group: "),
+        ({"bind_vfio": None}, "the guest's answer to bind_vfio is unusable: Expected `object`, got `null`"),
+        ({"add_nodes": {}}, "the guest's answer to add_nodes is unusable: Expected `null`, got `object`"),
         ({"add_nodes": StateError("/dev/vfio/7: something else is there")}, "something else is there"),
         ({"add_nodes": VmError("the agent in the guest did not answer")}, "did not answer"),
     ],
@@ -111,9 +119,8 @@ def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
         qmp = FakeQmp()
         link = FakeLink({"bind_vfio": BOUND})
 
-        async def never(*_: object, **__: object) -> object:
+        async def never(*_: object, **__: object) -> Any:
             await asyncio.sleep(3600)
-            return None
 
         link.call = never  # type: ignore[method-assign]
         steps = plan(EDU).plugs
@@ -294,15 +301,16 @@ def test_what_is_attached_or_is_not_is_said() -> None:
     virtual_time.run(story())
 
 
-FILES = BOUND | {"file": [2, 509, 4], "iommu": [10, 258]}
+FILE = {"number": 2, "major": 509, "minor": 4}
+FILES = BOUND | {"file": FILE, "iommu": {"major": 10, "minor": 258}}
 
 
 def with_files(groups: SandboxPlan, *, iommu: bool = True) -> SandboxPlan:
     """The plan of a container that has asked for device files, too."""
-    nodes = [NodeRequest(path="/dev/iommu", major=10, minor=126, group=None, file=True)] if iommu else []
+    nodes = [file_node(None, path="/dev/iommu", major=10, minor=126)] if iommu else []
     for plug in groups.plugs:
-        path = f"/dev/vfio/devices/vfio{plug.group}"
-        nodes.append(NodeRequest(path=path, major=0, minor=0, group=plug.group, file=True, device=plug.device))
+        node = file_node(plug.group, path=f"/dev/vfio/devices/vfio{plug.group}", major=0, minor=plug.group)
+        nodes.append(msgspec.structs.replace(node, device=plug.device))
     return msgspec.structs.replace(groups, nodes=[*groups.nodes, *nodes])
 
 
@@ -314,14 +322,17 @@ def test_device_files_are_where_the_guest_has_them(answer: dict[str, Any]) -> No
         box.attachments = Attachments(with_files(plan(EDU)), box.claims, seconds=1.0)
         await box.begin()
         has = "file" in answer
-        assert box.attachments.guest_nodes() == [
-            ["/dev/vfio/5", 0, 0, 3, 511, 0],
-            ["/dev/iommu", 10, 126, None, *([10, 258] if has else [None, None]), "/dev/iommu"],
-            ["/dev/vfio/devices/vfio5", 0, 0, 3, *([509, 4] if has else [None, None]),
-             "/dev/vfio/devices/vfio2" if has else "/dev/vfio/devices/vfio5"],
+        assert [
+            (node.path, node.host_numbers, node.guest_group, node.guest_numbers, node.guest_path)
+            for node in box.attachments.guest_nodes()
+        ] == [
+            ("/dev/vfio/5", (0, 5), 3, (511, 0), "/dev/vfio/3"),
+            ("/dev/iommu", (10, 126), None, (10, 258) if has else None, "/dev/iommu"),
+            ("/dev/vfio/devices/vfio5", (0, 5), 3, (509, 4) if has else None,
+             "/dev/vfio/devices/vfio2" if has else "/dev/vfio/devices/vfio5"),
         ]  # fmt: skip
         await box.attachments.detach(5, force=False)
-        gone = [path for path, *_ in box.link.calls[-1][1]["nodes"]]
+        gone = [node["path"] for node in box.link.calls[-1][1]["nodes"]]
         files = ["/dev/vfio/devices/vfio2", "/dev/vfio/devices/vfio5"] if has else []
         assert gone == ["/dev/vfio/3", "/dev/vfio/5", *files]
 
@@ -336,46 +347,60 @@ def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> N
         assert box.attachments.wants_files
         await box.begin()
         more = wanted(EDU, box.claims.spares)
-        file = NodeRequest(
-            path="/dev/vfio/devices/vfio7", major=0, minor=0, group=5, file=True, device=more.plugs[0].device
-        )
+        file = file_node(5, path="/dev/vfio/devices/vfio7", major=0, minor=5)
+        file = msgspec.structs.replace(file, device=more.plugs[0].device)
         await box.attachments.attach(msgspec.structs.replace(more, nodes=[*more.nodes, file]))
         assert box.link.calls[-1][1]["nodes"] == [
-            ["/dev/vfio/vfio", 10, 196, 0o666, 0, 0],
-            ["/dev/iommu", 10, 258, 0o660, 1, 2],
-            ["/dev/vfio/3", 511, 0, 0o660, 1, 2],
-            ["/dev/vfio/5", 511, 0, 0o660, 1, 2],
-            ["/dev/vfio/devices/vfio2", 509, 4, 0o660, 1, 2],
-            ["/dev/vfio/devices/vfio7", 509, 4, 0o660, 1, 2],
+            live("/dev/vfio/vfio", 10, 196, 0o666, 0, 0),
+            live("/dev/iommu", 10, 258, 0o660, 1, 2),
+            live("/dev/vfio/3", 511, 0, 0o660, 1, 2),
+            live("/dev/vfio/5", 511, 0, 0o660, 1, 2),
+            live("/dev/vfio/devices/vfio2", 509, 4, 0o660, 1, 2),
+            live("/dev/vfio/devices/vfio7", 509, 4, 0o660, 1, 2),
         ]
 
     virtual_time.run(story())
 
 
-@pytest.mark.parametrize("file", [[1, 2], [1, 2, "3"], [-1, 2, 3], "vfio0", {"0": 1}, [0, 1, 2, 3]])
-def test_a_guest_that_reports_nonsense_of_its_files_is_not_believed(file: object) -> None:
+@pytest.mark.parametrize(
+    ("file", "refusal"),
+    [
+        ([1, 2, 3], "file: Expected `object | null`, got `array`"),
+        ("vfio0", "file: Expected `object | null`, got `str`"),
+        ({"0": 1}, "file: Object missing required field `number`"),
+        ({"number": 1, "major": 2}, "file: Object missing required field `minor`"),
+        (FILE | {"minor": "3"}, "file.minor: Expected `int`, got `str`"),
+        (FILE | {"number": -1}, "file.number: Expected `int` >= 0"),
+        (FILE | {"number": 2**64}, "file.number: Expected `int` <= 1048575"),
+        (FILE | {"number": True}, "file.number: Expected `int`, got `bool`"),
+        (FILE | {"number": "\ud800"}, "a name or a text is not Unicode"),
+        (FILE | {"\ud800": 1}, "a name or a text is not Unicode"),
+    ],
+)
+def test_a_guest_that_reports_nonsense_of_its_files_is_not_believed(file: object, refusal: str) -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"bind_vfio": FILES | {"file": file}}, EDU)
-        with pytest.raises(VmError, match="the guest reports no usable number of the device file"):
+        with pytest.raises(VmError) as caught:
             await box.begin()
+        assert caught.value.message == f"the guest's answer to bind_vfio is unusable: {refusal}"
 
     virtual_time.run(story())
 
 
 ROOM, NONE = BOUND | {"bars": [0, 0, 8 * MIB]}, BOUND | {"bars": [0, 0, 0]}
-ANEW = ["bind_vfio", "bind_vfio", "find_anew", "bind_vfio", "bind_vfio"]
+RESCANNED = ["bind_vfio", "bind_vfio", "rescan_bridge", "bind_vfio", "bind_vfio"]
 
 
 @pytest.mark.parametrize(
     ("functions", "answers", "calls", "words"),
     [
         (2, [ROOM, ROOM], ["bind_vfio", "bind_vfio"], ""),
-        (2, [ROOM, NONE, ROOM, ROOM], ANEW, ""),
-        (2, [ROOM, BOUND | {"bars": "many"}, ROOM, NONE], ANEW, "0000:3b:00.1 of group 12: the guest has no room for"),
+        (2, [ROOM, NONE, ROOM, ROOM], RESCANNED, ""),
+        (2, [ROOM, BOUND, ROOM, NONE], RESCANNED, "0000:3b:00.1 of group 12: the guest has no room for"),
         (1, [NONE], ["bind_vfio"], "0000:3b:00.0 of group 12: the guest has no room for its BAR 2 of 8388608 bytes"),
     ],
 )  # fmt: skip
-def test_a_bar_without_room_has_its_bridge_found_anew_and_is_an_error_then(
+def test_a_bar_without_room_has_its_bridge_rescanned_and_is_an_error_then(
     functions: int, answers: list[Any], calls: list[str], words: str
 ) -> None:
     async def story() -> None:
@@ -383,7 +408,7 @@ def test_a_bar_without_room_has_its_bridge_found_anew_and_is_an_error_then(
         members = tuple(Function(f"0000:3b:00.{n}", 1, 1, 0x020000, "vfio-pci", bars) for n in range(functions))
         group = HostGroup(12, members)
         steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
-        link = FakeLink({"bind_vfio": list(answers), "find_anew": None})
+        link = FakeLink({"bind_vfio": list(answers), "rescan_bridge": None})
         with pytest.raises(DeviceError, match=re.escape(words)) if words else nullcontext():
             await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         assert [method for method, _ in link.calls] == calls

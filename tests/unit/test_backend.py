@@ -14,7 +14,8 @@ from hawse.planner.devices.options import DeviceOptions
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup, check_free, read_group
 from hawse.vfio.host import iommufd
-from hawse.vfio.requests import Node, device_files, find_request
+from hawse.vfio.node import file_node
+from hawse.vfio.requests import device_files, find_request
 from hawse.vm.capabilities import Capabilities
 from tests.support.sysfs import FakeSysfs
 from tests.unit.test_vfio import device
@@ -45,7 +46,7 @@ def choose(
     maps_files: bool = True,
 ) -> tuple[frozenset[int], list[str]]:
     groups: list[HostGroup | EmulatedGroup] = [read_group(12, root=host.root), EmulatedGroup(5, ("edu",))]
-    files = [Node("/dev/vfio/devices/vfio3", 510, 0, 12, PAIR[0])] if asked else []
+    files = [file_node(12, path="/dev/vfio/devices/vfio3", major=510, minor=0, function=PAIR[0])] if asked else []
     options = DeviceOptions(backend=backend, managed=managed)
     return by_file(groups, files, options, lambda: can, maps_files=lambda: maps_files, root=host.root)
 
@@ -142,7 +143,7 @@ def test_one_device_by_both_families_is_one(host: FakeSysfs) -> None:
     ]  # fmt: skip
     request = find_request(asked, emulated={}, root=host.root)
     assert [group.number for group in request.groups] == [12]
-    assert [(file.path, file.group, file.function) for file in request.files] == [
+    assert [(file.path, file.host_group, file.function) for file in request.files] == [
         ("/dev/iommu", None, ""), ("/dev/vfio/devices/vfio3", 12, PAIR[0]), ("/dev/other", 12, PAIR[1]),
     ]  # fmt: skip
 
@@ -152,7 +153,7 @@ def test_an_emulated_groups_file_has_its_number(host: FakeSysfs) -> None:
     asked = [device("/dev/iommu", 10, 9), device("/dev/vfio/devices/vfio5", 1, 2)]
     request = find_request(asked, emulated=emulated, root=host.root)
     assert request.groups == (emulated[5],)
-    assert [(file.path, file.group) for file in request.files] == [("/dev/iommu", None), (asked[1].path, 5)]
+    assert [(file.path, file.host_group) for file in request.files] == [("/dev/iommu", None), (asked[1].path, 5)]
     assert [file.path for file in device_files(emulated[5])] == [asked[1].path]
 
 

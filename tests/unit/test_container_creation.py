@@ -22,9 +22,13 @@ from hawse.monitor.container import Container
 from hawse.monitor.processes.processes import KILLED, LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
+from hawse.plan.model import DiskPlan
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.state.store import Store
+from hawse.vfio.node import file_node, group_node
+from hawse.vm.ports import place
 from tests.support.async_wait import until
-from tests.support.groups import BOUND
+from tests.support.groups import BOUND, EDU, NICS
 from tests.support.pods import KEY, events, heard, pod, run, settle
 
 TERMINAL = {"args": ["sh"], "terminal": True}
@@ -47,7 +51,7 @@ def test_resources_are_prepared_before_the_container(tmp_path: Path) -> None:
             assert (call["container"], call["process"], call["descriptors"], call["joins"]) == ("c2", 2, [], {})
             assert call["spec"] == {"process": {"args": ["x"]}}
             assert [entry["guest"]["group"] for entry in call["devices"]] == [BOUND["group"]]
-            assert call["nodes"] == []
+            assert (call["binds"], call["sockets"], call["notify"]) == ([], [], False)
             await made.call("c2", "delete")
             assert made.guest.asked("reserve_hugepages")[1:] == [{"kib": 2048, "count": -3}]
 
@@ -92,29 +96,92 @@ def test_terminal_size_is_in_the_specification(
     run(story)
 
 
-def test_log_lines_of_the_guest_are_checked_and_bounded(tmp_path: Path) -> None:
-    lines: list[Any] = [
-        ["warning", "a\x1b[2Jb" + "x" * 600],
-        ["debug", "d"],
-        ["error", "e"],
-        ["warning"],
-        "w",
-        ["debug", 7],
+def test_notes_about_nodes_are_those_of_the_host(tmp_path: Path) -> None:
+    """The specification that the guest gets has its numbers."""
+    devices = [
+        {"path": "/dev/vfio/5", "type": "c", "major": 511, "minor": 7, "fileMode": 0o600},
+        {"path": "/dev/iommu", "type": "c", "major": 10, "minor": 126},
+        {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 60},
+    ]
+    rules = [{"allow": True, "type": "c", "major": 511, "minor": 7, "access": "rw"}]
+    spec = {"process": {"args": ["x"]}, "linux": {"devices": devices, "resources": {"devices": rules}}}
+    nodes = [group_node(5, major=511, minor=7), file_node(None, path="/dev/iommu", major=10, minor=126)]
+
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            made.guest.answers["misc_numbers"] = [{"major": 10, "minor": 61}]
+            await made.announce(f"c2/{KEY}")
+            notes = await made.create(made.joining(spec=spec, nodes=nodes, named=[(10, 60, "userfaultfd")]))
+            assert notes == [
+                ["debug", "/dev/vfio/5 is /dev/vfio/3 in the guest: both paths exist"],
+                ["warning", "/dev/iommu: the guest's kernel has no VFIO device files: use /dev/vfio/vfio instead"],
+            ]
+            linux = made.guest.asked("create")[-1]["spec"]["linux"]
+            group = {"type": "c", "major": BOUND["major"], "minor": BOUND["minor"]}
+            assert linux["devices"] == [
+                {"path": "/dev/vfio/5", "fileMode": 0o600, **group},
+                {"path": "/dev/vfio/3", "fileMode": 0o600, **group},
+                {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 61},
+            ]
+            assert linux["resources"]["devices"] == [{"allow": True, "access": "rw", **group}]
+
+    run(story)
+
+
+def test_numbers_of_the_guests_own_drivers_are_not_translated(tmp_path: Path) -> None:
+    """Their nodes may have the numbers that a group and a disk have on the host."""
+    devices = [
+        {"path": "/dev/vfio/7", "type": "c", "major": 511, "minor": 9},
+        {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
+    ]
+    rules = [
+        {"allow": True, "type": "c", "major": 511, "minor": 9, "access": "rw"},
+        {"allow": True, "type": "b", "major": 8, "minor": 16, "access": "r"},
+    ]
+    spec = {"process": {"args": ["x"]}, "linux": {"devices": devices, "resources": {"devices": rules}}}
+    native = [
+        {"name": "accel0", "kind": "c", "major": 511, "minor": 9},
+        {"name": "sda", "kind": "b", "major": 8, "minor": 16},
     ]
 
-    async def story(answer: object) -> object:
-        async with pod(tmp_path / str(len(str(answer)))) as made:
-            made.guest.answers["create"] = answer
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            made.guest.answers["bind_native"] = {"driver": "edu", "interfaces": [], "nodes": native}
+            made.guest.answers["bind_disk"] = {"major": 254, "minor": 0}
+            groups = [EDU, NICS]
+            slots = [slot for group in groups for slot in place(shape(group), made.spares[groups.index(group) :])]
+            plan = made.joining(
+                spec=spec, plugs=plug_steps(groups, slots, owner="c2"), nodes=[group_node(7, major=511, minor=9)],
+                native={5: {"fileMode": 0o600}},
+            )  # fmt: skip
+            made.sandbox.find("c1")._disks._open = lambda *_, **__: os.open("/dev/null", os.O_RDWR)
+            disk = DiskPlan(major=8, minor=16, name="sdb", writable=False)
             await made.announce(f"c2/{KEY}")
-            return await made.create(made.joining(plugs=[]))
+            await made.create(msgspec.structs.replace(plan, disks=[disk]))
+            linux = made.guest.asked("create")[-1]["spec"]["linux"]
+            assert [(each["path"], each["major"], each["minor"]) for each in linux["devices"]] == [
+                ("/dev/vfio/7", 511, 0), ("/dev/vfio/3", 511, 0), ("/dev/sdb", 254, 0), ("/dev/accel0", 511, 9),
+                ("/dev/sda", 8, 16),
+            ]  # fmt: skip
+            assert [
+                (rule["type"], rule["major"], rule["minor"], rule["access"]) for rule in linux["resources"]["devices"]
+            ] == [("b", 254, 0, "r"), ("c", 511, 0, "rw"), ("c", 511, 9, "rwm"), ("b", 8, 16, "rwm")]
 
-    async def whole() -> None:
-        assert await story([*lines, *[["debug", "more"]] * 200]) == [
-            ["warning", "a[2Jb" + "x" * 494], ["debug", "d"], *[["debug", "more"]] * 94
-        ]  # fmt: skip
-        assert await story({"a": "b"}) == []
+    run(story)
 
-    run(whole)
+
+@pytest.mark.parametrize("answer", [[["warning", "from the guest"]], {"a": "b"}, 7])
+def test_creation_with_an_unusable_answer_is_undone(tmp_path: Path, answer: object) -> None:
+    async def story() -> None:
+        async with pod(tmp_path) as made:
+            made.guest.answers["create"] = answer
+            proxy = await made.announce(f"c2/{KEY}")
+            with pytest.raises(VmError, match=r"^the guest's answer to create is unusable: Expected `null`, got "):
+                await made.create(made.joining())
+            assert await heard(proxy) == ("exit", {"code": LOST})
+            made.prove_alone()
+
+    run(story)
 
 
 @pytest.mark.parametrize("moment", ["set_sysctls", "create"])

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from hawse.errors import DeviceError
-from hawse.monitor.devices.device_map import mirror
-from hawse.plan.model import NodeRequest, PlugStep, addresses
+from hawse.monitor.devices.device_map import GuestGroup, Place, device_map
+from hawse.plan.model import PlugStep, addresses
 from hawse.planner.devices.guest_drivers import take_out
 from hawse.planner.devices.options import DeviceOptions
 from hawse.planner.devices.vfio import (
@@ -17,18 +18,22 @@ from hawse.planner.devices.vfio import (
     check_host,
     find_groups,
     mirrored_bus,
-    node_requests,
     plug_steps,
     shape,
     to_bind,
+    with_devices,
     with_groups,
 )
 from hawse.vfio import inventory
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup, read_group
-from hawse.vfio.requests import Node, Request
+from hawse.vfio.node import container_node, file_node, group_node
+from hawse.vfio.requests import Request
 from hawse.vm.ports import plan_ports
 from tests.support.sysfs import FakeSysfs
+
+IOMMU = file_node(None, path="/dev/iommu", major=10, minor=126)
+FILE = file_node(12, path="/dev/vfio/devices/vfio3", major=510, minor=3, function="0000:3b:00.0")
 
 
 def group(number: int, *names: str, bars: tuple[Bar, ...] = ()) -> HostGroup:
@@ -138,10 +143,10 @@ def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_th
     spec: dict[str, Any] = {
         "linux": {"devices": [{"path": "/dev/vfio/12"}], "resources": {"devices": [{"allow": False}]}}
     }
-    asked = Request((Node("/dev/vfio/12", 240, 0, 12),), (group(12, "0000:3b:00.0"),))
+    asked = Request((group_node(12, major=240, minor=0),), (group(12, "0000:3b:00.0"),))
     request = add_named(asked, [group(12, "0000:3b:00.0"), group(13, "0000:3c:00.0")], spec)
     assert [one.number for one in request.groups] == [12, 13]
-    assert [(node.path, node.group) for node in request.nodes] == [
+    assert [(node.path, node.host_group) for node in request.nodes] == [
         ("/dev/vfio/12", 12), ("/dev/vfio/vfio", None), ("/dev/vfio/13", 13),
     ]  # fmt: skip
     assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/vfio/12", "/dev/vfio/vfio", "/dev/vfio/13"]
@@ -154,7 +159,7 @@ def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_th
 def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool) -> None:
     """With the rights that the file was to have; and nothing twice where an engine has named both."""
     entries = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3)]
-    nodes = (Node("/dev/vfio/12", 240, 0, 12),) if group_too else ()
+    nodes = (group_node(12, major=240, minor=0),) if group_too else ()
     if group_too:
         entries.append(("/dev/vfio/12", 240, 0))
     spec: dict[str, Any] = {
@@ -166,20 +171,37 @@ def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool
             "resources": {"devices": [{"allow": False}, {"allow": True, "type": "c", "major": 510, "minor": 3}]},
         }
     }
-    files = (Node("/dev/iommu", 10, 126, None), Node("/dev/vfio/devices/vfio3", 510, 3, 12, "0000:3b:00.0"))
+    files = (IOMMU, FILE)
     lone = group(12, "0000:3b:00.0")
     request = with_groups(Request(nodes, (lone,), files), spec)
-    assert {(node.path, node.group) for node in request.nodes} == {("/dev/vfio/vfio", None), ("/dev/vfio/12", 12)}
+    assert {(node.path, node.host_group) for node in request.nodes} == {("/dev/vfio/vfio", None), ("/dev/vfio/12", 12)}
     assert sorted(device["path"] for device in spec["linux"]["devices"]) == [
         "/dev/iommu", "/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/vfio/vfio",
     ]  # fmt: skip
     assert all((device["fileMode"], device["uid"]) == (0o640, 7) for device in spec["linux"]["devices"])
     rules = {(rule.get("major"), rule.get("minor")) for rule in spec["linux"]["resources"]["devices"]}
     assert {(510, 3), (10, 196)} <= rules
-    requests = node_requests(request, steps(lone))
-    assert [(one.path, one.device) for one in requests if one.file] == [
+    found = with_devices(request, steps(lone))
+    assert [(one.path, one.device) for one in found if one.is_file] == [
         ("/dev/iommu", ""), ("/dev/vfio/devices/vfio3", "vfio-12-0"),
     ]  # fmt: skip
+
+
+def test_a_device_file_is_that_of_its_function() -> None:
+    """An emulated group's is that of the first function: none of them has an address."""
+    pair, several = group(12, "0000:3b:00.0", "0000:3b:00.1"), EmulatedGroup(5, ("edu", "igb", "edu"))
+    files = [
+        file_node(12, path="/dev/a", major=510, minor=1, function="0000:3b:00.1"),
+        file_node(12, path="/dev/b", major=510, minor=0, function="0000:3b:00.0"),
+        file_node(5, path="/dev/vfio/devices/vfio5", major=0, minor=5), IOMMU,
+    ]  # fmt: skip
+    request = Request((container_node(),), (pair, several), tuple(files))
+    found = with_devices(request, steps(several, pair))
+    assert found[0] == container_node()
+    assert [(node.path, node.device) for node in found[1:]] == [
+        ("/dev/a", "vfio-12-1"), ("/dev/b", "vfio-12-0"), ("/dev/vfio/devices/vfio5", "vfio-5-0"), ("/dev/iommu", ""),
+    ]  # fmt: skip
+    assert [replace(node, device="") for node in found[1:]] == files
 
 
 def test_groups_that_are_named_twice_are_given_once() -> None:
@@ -191,12 +213,8 @@ def test_groups_that_are_named_twice_are_given_once() -> None:
 
 def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
     made = steps(group(12, "0000:3b:00.0"), group(3, "0000:3c:00.1"))
-    nodes = [
-        NodeRequest(path="/dev/vfio/vfio", major=10, minor=196, group=None),
-        NodeRequest(path="/dev/vfio/12", major=240, minor=0, group=12),
-        NodeRequest(path="/dev/vfio/3", major=240, minor=1, group=3),
-    ]
-    assert mirror(made, nodes, {12: (3, 511, 0), 3: (4, 511, 1)}, {}, {}) == [
+    nodes = [container_node(), group_node(12, major=240, minor=0), group_node(3, major=240, minor=1)]
+    assert device_map(made, nodes, {12: GuestGroup(3, 511, 0), 3: GuestGroup(4, 511, 1)}, {}, {}) == [
         {
             "device": "0000:3b:00.0",
             "host": {"address": "0000:3b:00.0", "group": 12},
@@ -215,17 +233,16 @@ def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
 
 def test_the_map_has_device_files_where_they_were_asked_for_and_the_guest_has_them() -> None:
     made = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
-    nodes = [
-        NodeRequest(path="/dev/iommu", major=10, minor=126, group=None, file=True),
-        NodeRequest(path="/dev/vfio/12", major=240, minor=0, group=12),
-        NodeRequest(path="/dev/vfio/devices/vfio3", major=510, minor=3, group=12, file=True, device="vfio-12-1"),
-    ]
-    files = {"vfio-12-0": ("/dev/vfio/devices/vfio0", 244, 0), "vfio-12-1": ("/dev/vfio/devices/vfio1", 244, 1)}
-    groups = {12: (9, 245, 0)}
+    nodes = [IOMMU, group_node(12, major=240, minor=0), replace(FILE, device="vfio-12-1")]
+    files = {
+        "vfio-12-0": Place("/dev/vfio/devices/vfio0", 244, 0),
+        "vfio-12-1": Place("/dev/vfio/devices/vfio1", 244, 1),
+    }
+    groups = {12: GuestGroup(9, 245, 0)}
     own = ["/dev/vfio/9", "/dev/vfio/12"]
-    seen = [entry["nodes"] for entry in mirror(made, nodes, groups, files, {})]
+    seen = [entry["nodes"] for entry in device_map(made, nodes, groups, files, {})]
     assert seen == [own, [*own, "/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio3"]]
-    assert [entry["nodes"] for entry in mirror(made, nodes, groups, {}, {})] == [own, own]
+    assert [entry["nodes"] for entry in device_map(made, nodes, groups, {}, {})] == [own, own]
 
 
 def test_the_functions_of_a_group_by_device_files_share_one_iommufd() -> None:
@@ -243,7 +260,7 @@ def test_devices_of_the_guests_own_drivers_leave_no_node_of_either_family() -> N
     devices = [{"path": p, "type": "c", "major": major, "minor": minor, "uid": 7} for p, major, minor in entries]
     rules = [{"allow": True, "type": "c", "major": major, "minor": minor} for _, major, minor in entries]
     spec: dict[str, Any] = {"linux": {"devices": devices, "resources": {"devices": rules}}}
-    files = (Node("/dev/iommu", 10, 126, None), Node("/dev/vfio/devices/vfio3", 510, 3, 12, "0000:3b:00.0"))
+    files = (IOMMU, FILE)
     request, rights = take_out(with_groups(Request((), (group(12, "0000:3b:00.0"),), files), spec), spec)
     assert (request.nodes, request.files, rights) == ((), (), {12: {"uid": 7}})
     assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/fuse"]

@@ -17,7 +17,7 @@ import pytest
 from hawse.errors import DeviceError, HawseError, StateError, VmError
 from hawse.state.store import start_time
 from tests.support.async_wait import until
-from tests.support.groups import EDU, NICS, wanted
+from tests.support.groups import BOUND, EDU, NICS, wanted
 from tests.support.host_processes import reused
 from tests.support.pods import KEY, Pod, heard, pod, run, settle
 
@@ -192,7 +192,7 @@ def test_state_file_lists_attached_devices(tmp_path: Path) -> None:
         async with pod(tmp_path) as made:
             await made.join()
             more = msgspec.to_builtins(wanted(NICS, made.spares))
-            made.guest.answers["bind_vfio"] = {"group": 4, "major": 511, "minor": 1}
+            made.guest.answers["bind_vfio"] = BOUND | {"group": 4, "minor": 1}
             entries = await made.call("c2", "attach", **more)
             assert isinstance(entries, list)
             assert [entry["host"]["group"] for entry in entries] == [7, 7]

@@ -71,9 +71,9 @@ def test_container_that_does_not_run_is_refused(tmp_path: Path, status: str) -> 
 @pytest.mark.parametrize("status", ["created", "running", "paused"])
 def test_listing_and_statistics_are_converted(tmp_path: Path, status: str) -> None:
     async def story() -> None:
-        row = [0, 1, 0, 100, "?", 10, "/bin/sh"]
-        made = Container(tmp_path, status, listing=[[row, "nonsense"]], statistics={"pids.current": "7\n"})
-        assert await made.usage.answer("listing", {}) == [row]
+        process = {"uid": 0, "pid": 1, "parent": 0, "age": 100, "terminal": "?", "used": 10, "command": "/bin/sh"}
+        made = Container(tmp_path, status, listing=[[process]], statistics={"pids.current": "7\n"})
+        assert await made.usage.answer("listing", {}) == [(0, 1, 0, 100, "?", 10, "/bin/sh")]
         statistics = await made.usage.answer("statistics", {})
         assert isinstance(statistics, dict)
         assert statistics["pids"] == {"current": 7}

@@ -14,6 +14,8 @@ import pytest
 from hawse.agent.devices import disks as agent
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError, HawseError, RefusedError, VmError
+from hawse.monitor.agent.answers import DeviceNumbers
+from hawse.monitor.agent.calls import BindDisk, MiscNumbers, read_answer
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
 from hawse.monitor.devices.misc_devices import named
@@ -26,6 +28,9 @@ from tests.support.sysfs import FakeSysfs
 
 SDB = DiskPlan(major=8, minor=16, name="sdb", writable=True, logical=512, physical=4096)
 SDC = DiskPlan(major=8, minor=32, name="a-very-long-name-of-a-device", writable=False)
+
+#: The guest's answers for its disks.
+VDA, VDB, VDC = ({"major": 254, "minor": minor} for minor in (0, 16, 32))
 
 
 class Box:
@@ -65,7 +70,7 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
 
 def test_disks_come_and_go() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(), [[254, 0], [254, 16]])
+        box = Box(FakeQmp(), [VDA, VDB])
         assert await box.attach(SDB, SDC) == {(8, 16): (254, 0), (8, 32): (254, 16)}
         assert box.opened == [(8, 16, True), (8, 32, False)]
         assert box.link.calls[0] == ("bind_disk", {"address": "0000:02:00.0", "seconds": 2})
@@ -87,7 +92,7 @@ def test_disks_come_and_go() -> None:
 
 def test_containers_share_a_disk() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(), [[254, 0], [254, 16], [254, 32]])
+        box = Box(FakeQmp(), [VDA, VDB, VDC])
         first = await box.attach(SDB)
         reader = msgspec.structs.replace(SDB, writable=False)
         assert await box.attach(reader, owner="c2") == first, "one that may be written to serves a reader"
@@ -110,7 +115,7 @@ def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[Ha
     async def story() -> None:
         failing = [True]
         qmp = FakeQmp(refuse=lambda name, _: kind(f"{name}: no") if failing and name == command else None)
-        box = Box(qmp, [[254, 0], [254, 16]])
+        box = Box(qmp, [VDA, VDB])
         with pytest.raises(HawseError, match=f"{command}: no"):
             await box.attach(SDB)
         box.prove_empty()
@@ -125,12 +130,14 @@ def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[Ha
     [
         (DeviceError("0000:02:00.0: no disk appeared", hint="x"), r"block device sdb \(8:16\), in the guest 0000:02"),
         (VmError("the guest closed the link"), "closed the link"),
-        ("254:0", "no usable numbers of its node"),
-        ([[254]], "no usable numbers"),
-        ([[254, 2**20]], "no usable numbers"),
-        ([[-1, 0]], "no usable numbers"),
-        ([[True, 0]], "no usable numbers"),
-        ([["254", "0"]], "no usable numbers"),
+        ("254:0", "bind_disk is unusable: Expected `object`, got `str`"),
+        ([[254, 0]], "bind_disk is unusable: Expected `object`, got `array`"),
+        ({"major": 254}, "bind_disk is unusable: Object missing required field `minor`"),
+        (VDA | {"minor": 2**20}, "bind_disk is unusable: minor: Expected `int` <= 1048575"),
+        (VDA | {"minor": 2**70}, "bind_disk is unusable: minor: Expected `int` <= 1048575"),
+        (VDA | {"major": -1}, "bind_disk is unusable: major: Expected `int` >= 0"),
+        (VDA | {"major": True}, "bind_disk is unusable: major: Expected `int`, got `bool`"),
+        ({"major": "254", "minor": "0"}, "bind_disk is unusable: major: Expected `int`, got `str`"),
     ],
 )
 def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> None:
@@ -145,7 +152,7 @@ def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> 
 
 def test_a_device_that_the_host_cannot_open() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(), [[254, 0]])
+        box = Box(FakeQmp(), [VDA])
 
         def refuse(*_: int, **__: bool) -> int:
             raise OSError(30, "Read-only file system")
@@ -164,7 +171,7 @@ def test_a_device_that_the_host_cannot_open() -> None:
 
 def test_a_creation_that_is_given_up_while_the_device_opens_leaves_no_descriptor() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(), [[254, 0]])
+        box = Box(FakeQmp(), [VDA])
         gate = asyncio.Event()
         loop = asyncio.get_running_loop()
         slow = box._open
@@ -189,7 +196,7 @@ def test_a_creation_that_is_given_up_while_the_device_opens_leaves_no_descriptor
 
 def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(), [[254, 0], [254, 16]], ports=1)
+        box = Box(FakeQmp(), [VDA, VDB], ports=1)
         await box.attach(SDB)
         with pytest.raises(DeviceError, match=r"a-very-long-name-of-a-device .*: no spare port is left"):
             await box.attach(SDC, owner="c2")
@@ -201,7 +208,7 @@ def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
 
 def test_a_disk_that_the_guest_keeps_is_named_and_its_port_is_lost() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(patience=1000), [[254, 0], [254, 16]])
+        box = Box(FakeQmp(patience=1000), [VDA, VDB])
         await box.attach(SDB)
         with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it within 2 s"):
             await box.detach()
@@ -236,13 +243,15 @@ def test_more_disks_than_a_machine_has_ports_for() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ([[[10, 125]]], {(10, 126): (10, 125)}),
+        ([[{"major": 10, "minor": 125}]], {(10, 126): (10, 125)}),
         ([[None]], "userfaultfd .10:126.: the guest's kernel has no such device"),
-        ([[]], "no usable numbers of userfaultfd"),
-        ([None], "no usable numbers of userfaultfd"),
-        ([[[10]]], "no usable numbers of userfaultfd"),
-        ([[[10, 2**20]]], "no usable numbers of userfaultfd"),
-        ([[["10", 1]]], "no usable numbers of userfaultfd"),
+        ([[]], "the guest reports 0 numbers of 1 misc devices"),
+        ([[None, None]], "the guest reports 2 numbers of 1 misc devices"),
+        ([None], "misc_numbers is unusable: Expected `array`, got `null`"),
+        ([[[10, 125]]], r"misc_numbers is unusable: \[0\]: Expected `object | null`, got `array`"),
+        ([[{"major": 10}]], r"misc_numbers is unusable: \[0\]: Object missing required field `minor`"),
+        ([[{"major": 10, "minor": 2**20}]], r"misc_numbers is unusable: \[0\].minor: Expected `int` <= 1048575"),
+        ([[{"major": "10", "minor": 1}]], r"misc_numbers is unusable: \[0\].major: Expected `int`, got `str`"),
     ],
 )
 def test_numbers_of_misc_devices_are_the_guests(answer: Any, expected: Any) -> None:
@@ -268,10 +277,12 @@ def guest(tmp_path: Path) -> FakeSysfs:
     return made
 
 
-def bind(guest: FakeSysfs) -> list[int]:
+def bind(guest: FakeSysfs) -> dict[str, int]:
     uevents = Uevents()
     try:
-        return agent.bind_disk(uevents, ADDRESS, seconds=0.3, root=guest.root)
+        answer = agent.bind_disk(uevents, ADDRESS, seconds=0.3, root=guest.root)
+        read_answer(BindDisk(address=ADDRESS, seconds=0.3), answer)
+        return answer
     finally:
         uevents.close()
 
@@ -279,7 +290,7 @@ def bind(guest: FakeSysfs) -> list[int]:
 def test_the_agent_finds_the_disk_of_a_function(guest: FakeSysfs) -> None:
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/dev", "254:0\n")
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/vda1/dev", "254:1\n")
-    assert bind(guest) == [254, 0]
+    assert bind(guest) == {"major": 254, "minor": 0}
 
 
 def test_the_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
@@ -290,5 +301,7 @@ def test_the_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
 
 def test_the_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
     guest.write("sys/class/misc/userfaultfd/dev", "10:125\n")
-    assert agent.misc_numbers("userfaultfd", root=guest.root) == [10, 125]
+    assert agent.misc_numbers("userfaultfd", root=guest.root) == {"major": 10, "minor": 125}
     assert agent.misc_numbers("ntsync", root=guest.root) is None
+    answers = [agent.misc_numbers(name, root=guest.root) for name in ("userfaultfd", "ntsync")]
+    assert read_answer(MiscNumbers(names=[]), answers) == [DeviceNumbers(10, 125), None]

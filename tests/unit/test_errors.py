@@ -25,8 +25,6 @@ import pytest
 from hawse.agent.container.mount_errors import HINT, unknown_type
 from hawse.agent.devices.guest_drivers import bind_native
 from hawse.agent.devices.hardware import bind_vfio
-from hawse.agent.devices.map_file import Node as GuestNode
-from hawse.agent.devices.map_file import rewrite_devices
 from hawse.agent.system import syscalls
 from hawse.agent.system.modules import Modules
 from hawse.agent.system.uevents import Uevents
@@ -46,7 +44,9 @@ from hawse.linux.processes import open_process
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
+from hawse.monitor.devices.device_map import GuestGroup, locate
 from hawse.monitor.devices.disks import Disks
+from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.machine.qemu_warnings import Complaints
 from hawse.monitor.share.root import ShareRoot, enter_private_namespace
 from hawse.nodes import decide as nodes
@@ -82,8 +82,9 @@ from hawse.vfio.allowed import check_allowed
 from hawse.vfio.emulated import EmulatedGroup, read_table
 from hawse.vfio.groups import Bar, Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.host import dma_mappings, dma_width, locked_memory
+from hawse.vfio.node import file_node
 from hawse.vfio.obstacles import Accepted, check_token
-from hawse.vfio.requests import Node, find_request
+from hawse.vfio.requests import find_request
 from hawse.vm import virtiofsd
 from hawse.vm.acceleration import choose
 from hawse.vm.capabilities import Capabilities
@@ -260,7 +261,7 @@ def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "
     if not iommu:
         os.unlink(f"{host.root}/dev/iommu")
     can = Capabilities(qemu, frozenset(), frozenset(), frozenset() if qemu.startswith("7.") else frozenset({"iommufd"}))
-    files, options = [Node("/dev/vfio/devices/vfio0", 510, 0, 7)], DeviceOptions(backend=backend)
+    files, options = [file_node(7, path="/dev/vfio/devices/vfio0", major=510, minor=0)], DeviceOptions(backend=backend)
     groups = [read_group(7, root=host.root)]
     return by_file(groups, files, options, lambda: can, maps_files=lambda: False, root=host.root)[1][0]
 
@@ -268,7 +269,9 @@ def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "
 def no_files(_host: FakeSysfs) -> Any:
     """A guest whose kernel does not support device files."""
     spec = {"linux": {"devices": [{"path": "/dev/vfio/devices/vfio0"}]}}
-    return rewrite_devices(spec, [GuestNode("/dev/vfio/devices/vfio0", 510, 0, 9, None, None)])[0][1]
+    node = file_node(7, path="/dev/vfio/devices/vfio0", major=510, minor=0)
+    _, [note] = with_guest_nodes(spec, locate([node], {7: GuestGroup(9, 245, 0)}, {}), {})
+    return note.text
 
 
 def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:

@@ -15,7 +15,8 @@ from hawse.vfio import members, sysfs
 from hawse.vfio.bind import in_use
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Bridge, HostGroup, check_bridges, check_free, check_node, read_function, read_group
-from hawse.vfio.requests import Node, device_files, find_request
+from hawse.vfio.node import VfioNode, file_node, group_node
+from hawse.vfio.requests import device_files, find_request
 from tests.support.sysfs import FakeSysfs
 
 A, B = "0000:03:00.0", "0000:03:00.1"
@@ -193,17 +194,25 @@ def test_emulated_group_has_nodes_without_numbers(host: FakeSysfs) -> None:
         device("/dev/vfio/vfio", 3, 4, "u"), device("/dev/vfio/5", 511, 0, "b"), device("/dev/null", 1, 3),
     ]  # fmt: skip
     request = find_request(devices, emulated=emulated, root=host.root)
-    assert request.nodes == (Node("/dev/vfio/5", 0, 0, 5), Node("/dev/vfio/vfio", 3, 4, None))
-    assert request.files == (Node("/dev/vfio/devices/vfio5", 0, 0, 5), Node("/dev/iommu", 1, 2, None))
+    assert request.nodes == (
+        group_node(5, path="/dev/vfio/5", minor=0),
+        VfioNode(path="/dev/vfio/vfio", major=3, minor=4, host_group=None),
+    )
+    assert request.files == (
+        file_node(5, path="/dev/vfio/devices/vfio5", major=0, minor=0),
+        file_node(None, path="/dev/iommu", major=1, minor=2),
+    )
     assert request.groups == (emulated[5],)
-    assert device_files(emulated[5]) == [Node("/dev/vfio/devices/vfio5", 0, 5, 5)]
+    assert device_files(emulated[5]) == [file_node(5, path="/dev/vfio/devices/vfio5", major=0, minor=5)]
 
 
 def test_host_group_has_the_device_files_that_exist(host: FakeSysfs) -> None:
     group = read_group(7, root=host.root)
     assert device_files(group, root=host.root) == []
     host.device_file(B, 4, 510, 9)
-    assert device_files(group, root=host.root) == [Node("/dev/vfio/devices/vfio4", 510, 9, 7, B)]
+    assert device_files(group, root=host.root) == [
+        file_node(7, path="/dev/vfio/devices/vfio4", major=510, minor=9, function=B)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -227,9 +236,32 @@ def test_group_named_by_node_and_by_device_file_is_one_group(host: FakeSysfs) ->
     host.device_file(A, 3, 510, 3)
     devices = [device("/dev/a", 510, 3), device("/dev/b", 511, 0), device("/dev/c", 10, 126)]
     request = find_request(devices, emulated={}, managed=True, root=host.root)
-    assert request.files == (Node("/dev/a", 510, 3, 7, A), Node("/dev/c", 10, 126, None))
-    assert request.nodes == (Node("/dev/b", 511, 0, 7),)
+    assert request.files == (
+        file_node(7, path="/dev/a", major=510, minor=3, function=A),
+        file_node(None, path="/dev/c", major=10, minor=126),
+    )
+    assert request.nodes == (group_node(7, path="/dev/b", major=511, minor=0),)
     assert [group.number for group in request.groups] == [7]
+
+
+def test_device_file_of_the_host_is_the_hosts_where_an_emulated_group_has_the_number(host: FakeSysfs) -> None:
+    host.device_file(A, 3, 510, 3)
+    request = find_request([device("/dev/a", 510, 3)], emulated={7: EmulatedGroup(7, ("edu",))}, root=host.root)
+    assert request.files == (file_node(7, path="/dev/a", major=510, minor=3, function=A),)
+    assert request.groups == (read_group(7, root=host.root),)
+
+
+def test_groups_are_in_the_order_of_their_first_nodes(host: FakeSysfs) -> None:
+    emulated = {5: EmulatedGroup(5, ("edu",)), 4: EmulatedGroup(4, ("edu",))}
+    devices = [
+        device("/dev/vfio/5", 0, 0),
+        device("/dev/b", 511, 0),
+        device("/dev/vfio/4", 0, 0),
+        device("/dev/c", 511, 0),
+    ]
+    request = find_request([*devices, device("/dev/vfio/5", 0, 0)], emulated=emulated, root=host.root)
+    assert [group.number for group in request.groups] == [5, 7, 4]
+    assert [node.host_group for node in request.nodes] == [5, 7, 4, 7, 5]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,15 @@ from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
+from hawse.monitor.agent.calls import Settle, Start, Statistics, Trace
+from hawse.monitor.agent.events import Query
 from hawse.monitor.agent.guest_link import MOST_QUEUED, GuestLink, Route
 from tests.support.patience import patience
 
 FIRST = STREAMS
+#: A call whose answer is null.
+PING = Settle()
+QUERY = {"number": 1, "server": "127.0.0.11", "transport": "udp", "message": "AAAA"}
 NONSENSE = "the agent in the guest speaks nonsense: "
 
 
@@ -42,7 +47,7 @@ class Ends:
         self.decoder = Decoder()
         self.exits: list[tuple[int, int]] = []
         self.kills: list[tuple[str, int]] = []
-        self.queries: list[dict[str, Any]] = []
+        self.queries: list[Query] = []
         link.on_exit = lambda process, code: self.exits.append((process, code))
         link.on_oom = lambda container, kills: self.kills.append((container, kills))
         link.on_query = self.queries.append
@@ -52,7 +57,7 @@ class Ends:
 
     async def passed(self) -> None:
         """All that the guest has sent was dispatched: a call that came after it was answered."""
-        asking = asyncio.create_task(self.link.call("ping", {}, seconds=20))
+        asking = asyncio.create_task(self.link.call(PING, seconds=20))
         number = 0
         while not number:
             for _, kind, payload in await self.received():
@@ -94,29 +99,43 @@ def event(name: str, **params: Any) -> bytes:
     return control.encode_event(name, params)
 
 
+def unusable(name: str, why: str) -> str:
+    return f"link: the event {name} is unusable: {why}"
+
+
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (event("hello", protocol=2), "link: the agent speaks protocol 2, not 1"),
-        (event("hello"), "link: the agent speaks protocol None, not 1"),
-        (event("hello", protocol=True), "link: the agent speaks protocol True, not 1"),
-        (event("hello", protocol="\x1b[2J\n"), "link: the agent speaks protocol ?[2J?, not 1"),
-        (event("exit", process=1, code=256), "link: exit without a process or a code"),
-        (event("exit", process=1, code=-1), "link: exit without a process or a code"),
-        (event("exit", process="1", code=0), "link: exit without a process or a code"),
-        (event("exit", process=1, code=True), "link: exit without a process or a code"),
-        (event("exit", process=1), "link: exit without a process or a code"),
+        (event("hello", protocol=1), "link: the agent speaks protocol 1, not 2"),
+        (event("hello", protocol=2**53 - 1), "link: the agent speaks protocol 9007199254740991, not 2"),
+        (event("hello"), unusable("hello", "Object missing required field `protocol`")),
+        (event("hello", protocol=True), unusable("hello", "protocol: Expected `int`, got `bool`")),
+        (event("hello", protocol=2.0), unusable("hello", "protocol: Expected `int`, got `float`")),
+        (event("hello", protocol=-2), unusable("hello", "protocol: Expected `int` >= 0")),
+        (event("hello", protocol=2**64), unusable("hello", "protocol: Expected `int` <= 9007199254740991")),
+        (event("hello", protocol="\x1b[2J\n"), unusable("hello", "protocol: Expected `int`, got `str`")),
+        (event("hello", protocol=2, kernel=6), unusable("hello", "kernel: Expected `str`, got `int`")),
+        (event("exit", process=1, code=256), unusable("exit", "code: Expected `int` <= 255")),
+        (event("exit", process=1, code=-1), unusable("exit", "code: Expected `int` >= 0")),
+        (event("exit", process="1", code=0), unusable("exit", "process: Expected `int`, got `str`")),
+        (event("exit", process=1, code=True), unusable("exit", "code: Expected `int`, got `bool`")),
+        (event("exit", process=1), unusable("exit", "Object missing required field `code`")),
         (event("exit", process=0, code=0), "link: exit of an unknown process"),
         (event("exit", process=3, code=0), "link: exit of an unknown process"),
-        (event("oom", container="c1", kills=0), "link: oom without a container or a count"),
-        (event("oom", container="c1", kills=2**63), "link: oom without a container or a count"),
-        (event("oom", container="c1", kills=True), "link: oom without a container or a count"),
-        (event("oom", container=1, kills=1), "link: oom without a container or a count"),
-        (event("notify", container="c1"), "link: notify without a container or a text"),
-        (event("notify", text="READY=1"), "link: notify without a container or a text"),
-        (event("notify", container=1, text="READY=1"), "link: notify without a container or a text"),
-        (event("notify", container="c1", text=["READY=1"]), "link: notify without a container or a text"),
-        (event("notify", container="c1", text="x" * 4097), "link: notify without a container or a text"),
+        (event("exit", process=2**70, code=0), "link: exit of an unknown process"),
+        (event("exit", process=1, code=0, **{"\ud800": 1}), unusable("exit", "a name or a text is not Unicode")),
+        (event("oom", container="c1", kills=0), unusable("oom", "kills: Expected `int` >= 1")),
+        (event("oom", container="c1", kills=2**63), unusable("oom", "kills: Expected `int` <= 9223372036854775807")),
+        (event("oom", container="c1", kills=True), unusable("oom", "kills: Expected `int`, got `bool`")),
+        (event("oom", container=1, kills=1), unusable("oom", "container: Expected `str`, got `int`")),
+        (event("notify", container="c1"), unusable("notify", "Object missing required field `text`")),
+        (event("notify", text="READY=1"), unusable("notify", "Object missing required field `container`")),
+        (event("notify", container=1, text="READY=1"), unusable("notify", "container: Expected `str`, got `int`")),
+        (event("notify", container="c1", text=["READY=1"]), unusable("notify", "text: Expected `str`, got `array`")),
+        (
+            event("notify", container="c1", text="x" * 4097),
+            unusable("notify", "text: Expected `str` of length <= 4096"),
+        ),
         (event("news"), "link: unknown event news"),
         (event("\x1b[2J\n\ud800"), "link: unknown event ?[2J??"),
         (control.encode_call(1, "create", {}), "link: the guest sent a frame of type 1"),
@@ -143,14 +162,14 @@ def test_a_guest_that_breaks_a_rule_loses_its_link(frame: bytes, message: str) -
         assert reason.message.startswith(NONSENSE + message)
         assert (ends.exits, ends.kills) == ([], [])
         with pytest.raises(LinkError):
-            await ends.link.call("ping", {}, seconds=20)
+            await ends.link.call(PING, seconds=20)
 
     run(story)
 
 
 def test_a_guest_that_closes_its_link_fails_what_waits_for_it() -> None:
     async def story(ends: Ends) -> None:
-        waiting = [asyncio.create_task(ends.link.call("create", {}, seconds=20)) for _ in range(2)]
+        waiting = [asyncio.create_task(ends.link.call(Start(container="c1"), seconds=20)) for _ in range(2)]
         while not await ends.received():
             pass
         ends.guest.shutdown(socket.SHUT_RDWR)
@@ -158,7 +177,7 @@ def test_a_guest_that_closes_its_link_fails_what_waits_for_it() -> None:
             with pytest.raises(VmError, match=r"^the guest closed the link$"):
                 await call
         with pytest.raises(VmError, match=r"^the guest closed the link$"):
-            await ends.link.call("ping", {}, seconds=20)
+            await ends.link.call(PING, seconds=20)
 
     run(story)
 
@@ -176,11 +195,11 @@ def test_link_that_closes_while_the_host_writes_is_reported_as_closed(error: OSE
 
 def test_a_bug_of_the_monitor_ends_the_sandbox() -> None:
     async def story(ends: Ends) -> None:
-        def fail(_query: dict[str, Any]) -> None:
+        def fail(_query: Query) -> None:
             raise ZeroDivisionError("a bug")
 
         ends.link.on_query = fail
-        ends.send(event("query"))
+        ends.send(event("query", **QUERY))
         assert (await ends.reason()).message == "the monitor cannot serve the link: ZeroDivisionError: a bug"
 
     run(story)
@@ -194,16 +213,16 @@ def test_events_reach_who_asked_for_them() -> None:
         ends.link.on_notify = lambda container, text: notices.append((container, text))
         ends.link.forget(2)  # its container was deleted
         ends.send(
-            event("hello", protocol=1, more="x"), event("exit", process=1, code=0), event("exit", process=2, code=1),
+            event("hello", protocol=2, more="x"), event("exit", process=1, code=0), event("exit", process=2, code=1),
             event("exit", process=3, code=255), event("oom", container="c1", kills=1),
-            event("oom", container="c2", kills=2**63 - 1), event("query", number=1),
+            event("oom", container="c2", kills=2**63 - 1), event("query", **QUERY),
             event("notify", container="c1", text="x" * 4096),
         )  # fmt: skip
         await ends.passed()
         assert ends.link.hello.result() is None, "nothing of it is kept"
         assert ends.exits == [(1, 0), (3, 255)]
         assert ends.kills == [("c1", 1), ("c2", 2**63 - 1)]
-        assert ends.queries == [{"number": 1}]
+        assert ends.queries == [Query(1, "127.0.0.11", "udp", "AAAA")]
         assert notices == [("c1", "x" * 4096)]
 
     run(story)
@@ -211,27 +230,41 @@ def test_events_reach_who_asked_for_them() -> None:
 
 def test_an_agent_says_hello_once() -> None:
     async def story(ends: Ends) -> None:
-        ends.send(event("hello", protocol=1), event("hello", protocol=1))
-        assert (await ends.reason()).message == NONSENSE + "link: unknown event hello"
+        ends.send(event("hello", protocol=2), event("hello", protocol=2))
+        assert (await ends.reason()).message == NONSENSE + "link: a second hello"
 
     run(story)
 
 
 def test_answers_are_matched_by_their_numbers_and_others_are_dropped() -> None:
     async def story(ends: Ends) -> None:
-        first, second = (asyncio.create_task(ends.link.call(name, {}, seconds=20)) for name in ("a", "b"))
+        first = asyncio.create_task(ends.link.call(Statistics(container="c1"), seconds=20))
+        second = asyncio.create_task(ends.link.call(Trace(), seconds=20))
         numbers: dict[str, int] = {}
         while len(numbers) < 2:
             numbers |= {control.decode_call(p)[1]: control.decode_call(p)[0] for _, _, p in await ends.received()}
         ends.send(
             control.encode_result(99, "never asked for"),
-            control.encode_error(numbers["b"], ConfigError("no")),
-            control.encode_result(numbers["b"], "too late"),
-            control.encode_result(numbers["a"], 5),
+            control.encode_error(numbers["trace"], ConfigError("no")),
+            control.encode_result(numbers["trace"], "too late"),
+            control.encode_result(numbers["statistics"], {"pids.current": "1"}),
         )
-        assert await first == 5
+        assert await first == {"pids.current": "1"}
         with pytest.raises(ConfigError, match=r"^no$"):
             await second
+        await ends.passed()
+
+    run(story)
+
+
+def test_an_answer_that_is_not_usable_fails_its_call_only() -> None:
+    async def story(ends: Ends) -> None:
+        asking = asyncio.create_task(ends.link.call(Statistics(container="c1"), seconds=20))
+        [(_, _, payload)] = await ends.received()
+        assert control.decode_call(payload) == (1, "statistics", {"container": "c1"})
+        ends.send(control.encode_result(1, {"pids.current": 1}))
+        with pytest.raises(VmError, match=r"^the guest's answer to statistics is unusable: .*: Expected `str`"):
+            await asking
         await ends.passed()
 
     run(story)
@@ -240,7 +273,7 @@ def test_answers_are_matched_by_their_numbers_and_others_are_dropped() -> None:
 def test_a_call_that_is_not_answered_in_time_is_given_up() -> None:
     async def story(ends: Ends) -> None:
         with pytest.raises(VmError, match=r"^the agent in the guest did not answer settle within 0\.01 s$"):
-            await ends.link.call("settle", {}, seconds=0.01)
+            await ends.link.call(Settle(), seconds=0.01)
         ends.send(control.encode_result(1, "too late"))
         await ends.received()
         await ends.passed()

@@ -15,10 +15,12 @@ from hawse.agent.devices import hardware
 from hawse.agent.devices.hardware import bind_vfio
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError
+from hawse.monitor.agent.calls import BindVfio, read_answer
 from tests.support.patience import wait_until
 from tests.support.sysfs import FakeSysfs
 
 ADDRESS = "0000:01:00.0"
+FILE = {"number": 3, "major": 244, "minor": 7}
 
 
 @pytest.fixture
@@ -31,7 +33,9 @@ def guest(tmp_path: Path) -> FakeSysfs:
 def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
     uevents = Uevents()
     try:
-        return bind_vfio(uevents, ADDRESS, seconds=seconds, root=guest.root)
+        answer = bind_vfio(uevents, ADDRESS, seconds=seconds, root=guest.root)
+        read_answer(BindVfio(address=ADDRESS, seconds=seconds), answer)
+        return answer
     finally:
         uevents.close()
 
@@ -46,17 +50,17 @@ def test_a_function_that_is_there_and_bound(guest: FakeSysfs) -> None:
     assert bind(guest) == expected
 
 
-def test_a_bridge_is_forgotten_and_found_anew_by_its_port(guest: FakeSysfs) -> None:
+def test_a_bridge_is_removed_and_its_bus_rescanned(guest: FakeSysfs) -> None:
     port = f"{guest.root}/sys/devices/pci0000:00/0000:00:0f.1"
     os.makedirs(f"{port}/pci_bus/0000:02")
     os.makedirs(f"{port}/0000:02:00.0/0000:03:01.0")
     os.makedirs(f"{guest.root}/sys/bus/pci/devices", exist_ok=True)
     os.symlink(f"{port}/0000:02:00.0/0000:03:01.0", f"{guest.root}/sys/bus/pci/devices/0000:03:01.0")
-    hardware.find_anew("0000:03:01.0", root=guest.root)
+    hardware.rescan_bridge("0000:03:01.0", root=guest.root)
     for path in (f"{port}/0000:02:00.0/remove", f"{port}/pci_bus/0000:02/rescan"):
         assert Path(path).read_text() == "1"
-    with pytest.raises(DeviceError, match=r"0000:04:01\.0: its bridge devices is not found anew"):
-        hardware.find_anew("0000:04:01.0", root=guest.root)
+    with pytest.raises(DeviceError, match=r"0000:04:01\.0: its bridge devices cannot be removed and rescanned"):
+        hardware.rescan_bridge("0000:04:01.0", root=guest.root)
 
 
 def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:
@@ -64,7 +68,7 @@ def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:
     guest.node(6, 245, 0)
     guest.device_file(ADDRESS, 3, 244, 7)
     found = bind(guest)
-    assert (found["file"], found["iommu"]) == ((3, 244, 7), (10, 126))
+    assert (found["file"], found["iommu"]) == (FILE, {"major": 10, "minor": 126})
 
 
 def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
@@ -86,7 +90,7 @@ def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
             guest.device_file(ADDRESS, 3, 244, 7)
         finally:
             os.read(pipe, len(fill))
-        assert bound.result()["file"] == (3, 244, 7)
+        assert bound.result()["file"] == FILE
     assert os.read(pipe, len(fill)) == ADDRESS.encode()
     os.close(pipe)
 
@@ -110,7 +114,7 @@ def test_a_probe_that_begins_at_any_moment_is_waited_for(guest: FakeSysfs) -> No
         wait_until(lambda: probes.read_text() == ADDRESS)
         if not os.path.islink(link):
             guest.bind(ADDRESS, "vfio-pci")
-        assert bound.result()["file"] == (3, 244, 7)
+        assert bound.result()["file"] == FILE
     uevents.close()
 
 

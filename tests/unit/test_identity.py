@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import VmError
+from hawse.monitor.agent.calls import Answer, Call, Wake, read_answer
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.agent.identity import SEED_BYTES, wake
 from hawse.state.steps import GUEST, Steps
@@ -20,12 +21,12 @@ class Link(GuestLink):
 
     def __init__(self, answer: object) -> None:
         self.clock_offset = 0.0
-        self.calls: list[tuple[str, dict[str, Any], float]] = []
+        self.calls: list[tuple[Any, float]] = []
         self._answer = answer
 
-    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
-        self.calls.append((method, params, seconds))
-        return self._answer
+    async def call(self, call: Call[Answer], *, seconds: float) -> Answer:
+        self.calls.append((call, seconds))
+        return read_answer(call, self._answer)
 
 
 def test_each_guest_gets_a_seed_of_its_own_and_the_time(tmp_path: Path) -> None:
@@ -35,13 +36,11 @@ def test_each_guest_gets_a_seed_of_its_own_and_the_time(tmp_path: Path) -> None:
         asyncio.run(wake(link, Steps(f"{tmp_path}/steps.json", []), seconds=7))
     after = time.time_ns()
     calls = [call for link in links for call in link.calls]
-    assert [(method, sorted(params), seconds) for method, params, seconds in calls] == [
-        ("wake", ["seed", "time_ns"], 7)
-    ] * 2
-    seeds = [bytes.fromhex(params["seed"]) for _, params, _ in calls]
+    assert [(type(call), seconds) for call, seconds in calls] == [(Wake, 7)] * 2
+    seeds = [bytes.fromhex(call.seed) for call, _ in calls]
     assert [len(seed) for seed in seeds] == [SEED_BYTES] * 2
     assert seeds[0] != seeds[1]
-    assert before <= calls[0][1]["time_ns"] <= calls[1][1]["time_ns"] <= after
+    assert before <= calls[0][0].time_ns <= calls[1][0].time_ns <= after
 
 
 def test_the_clocks_are_compared_in_the_middle_of_the_call(tmp_path: Path) -> None:
@@ -56,14 +55,24 @@ def test_the_clocks_are_compared_in_the_middle_of_the_call(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [None, [], "", {}, {"monotonic_ns": -1}, {"monotonic_ns": 2**63}, {"monotonic_ns": 1.5}, {"monotonic_ns": True}],
-    ids=repr,
+    ("answer", "refusal"),
+    [
+        (None, "Expected `object`, got `null`"),
+        ([], "Expected `object`, got `array`"),
+        ("", "Expected `object`, got `str`"),
+        ({}, "Object missing required field `monotonic_ns`"),
+        ({"monotonic_ns": -1}, "monotonic_ns: Expected `int` >= 0"),
+        ({"monotonic_ns": 2**63}, "monotonic_ns: Expected `int` <= 9223372036854775807"),
+        ({"monotonic_ns": 2**64}, "monotonic_ns: Expected `int` <= 9223372036854775807"),
+        ({"monotonic_ns": 1.5}, "monotonic_ns: Expected `int`, got `float`"),
+        ({"monotonic_ns": True}, "monotonic_ns: Expected `int`, got `bool`"),
+    ],
 )
-def test_an_answer_without_a_usable_clock_is_refused(tmp_path: Path, answer: object) -> None:
+def test_an_answer_without_a_usable_clock_is_refused(tmp_path: Path, answer: object, refusal: str) -> None:
     link = Link(answer)
-    with pytest.raises(VmError, match=r"^the guest reports no usable clock$"):
+    with pytest.raises(VmError) as caught:
         asyncio.run(wake(link, Steps(f"{tmp_path}/steps.json", []), seconds=7))
+    assert caught.value.message == f"the guest's answer to wake is unusable: {refusal}"
     assert link.clock_offset == 0
 
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from hawse.errors import DeviceError, HostError, VmError
+from hawse.monitor.agent.calls import Answer, Call
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.network.host_network import Joined, Network
 from hawse.monitor.network.nics import Nics
@@ -252,10 +253,10 @@ class SlowLink(FakeLink):
         super().__init__({"configure_network": None})
         self.gate = asyncio.Event()
 
-    async def call(self, method: str, params: dict[str, Any], *, seconds: float) -> object:
+    async def call(self, call: Call[Answer], *, seconds: float) -> Answer:
         async with asyncio.timeout(seconds):
             await self.gate.wait()
-        return await super().call(method, params, seconds=seconds)
+        return await super().call(call, seconds=seconds)
 
 
 @pytest.mark.parametrize(("device", "lost"), [("nic-net0", True), ("vfio-5-0", False)])

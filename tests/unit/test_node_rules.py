@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.agent.devices.map_file import Node, rewrite_devices
 from hawse.errors import DeviceError
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.character import CharacterDevice
 from hawse.nodes.decide import Decision, Host, Wish, decide, is_whole
-from hawse.nodes.numbers import move, named_nodes, strangers, without_strangers
+from hawse.nodes.numbers import move, strangers, without_strangers
 from hawse.oci.device_rules import allowed
 from hawse.oci.guest.known_devices import KNOWN, is_known
 from hawse.oci.types import Device, DeviceRule
@@ -317,22 +316,3 @@ numbers = st.integers(-1, 3)
 def test_more_rules_that_allow_never_allow_less(rules: list[DeviceRule], kind: str, major: int, minor: int) -> None:
     for count in range(len(rules)):
         assert set(allowed(rules[:count], kind, major, minor)) <= set(allowed(rules[: count + 1], kind, major, minor))
-
-
-def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
-    """In the guest, userfaultfd may have the number that /dev/iommu has on the host."""
-    devices = [
-        {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 126},
-        {"path": "/dev/iommu", "type": "c", "major": 10, "minor": 122},
-    ]
-    rules = [{"allow": True, "type": "c", "major": 10, "minor": minor, "access": "rw"} for minor in (126, 122)]
-    spec: dict[str, Any] = {"linux": {"devices": devices, "resources": {"devices": rules}}}
-    nodes = named_nodes(spec, {(10, 126): (10, 122)})
-    assert nodes == [["/dev/userfaultfd", 10, 126, None, 10, 122, ""]]
-    iommu = Node("/dev/iommu", 10, 122, None, 10, 123, "/dev/iommu")
-    rewrite_devices(spec, [Node(*node) for node in nodes] + [iommu])
-    assert {device["path"]: device["minor"] for device in spec["linux"]["devices"]} == {
-        "/dev/userfaultfd": 122,
-        "/dev/iommu": 123,
-    }
-    assert sorted(rule["minor"] for rule in spec["linux"]["resources"]["devices"]) == [122, 123]

@@ -192,7 +192,7 @@ def test_notification_of_another_container_reaches_no_proxy_of_this(tmp_path: Pa
     async def story() -> None:
         async with pod(tmp_path) as made:
             proxy = await made.join(plugs=[])
-            assert "notify" not in made.guest.asked("create")[-1]
+            assert made.guest.asked("create")[-1]["notify"] is False
             made.guest.tell("notify", container=container, text="READY=1")
             made.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == []

@@ -19,7 +19,7 @@ from hawse.oci.limits.statistics import convert
 from hawse.oci.limits.update import merge
 from hawse.oci.load import load_bundle, load_process
 from hawse.oci.pods import SANDBOX, SINGLE, role_of
-from hawse.oci.process.table import table
+from hawse.oci.process.table import Row, table
 from tests.support.bundles import write
 
 MOST = 4 * 1024 * 1024
@@ -146,7 +146,7 @@ def test_numbers_of_pages() -> None:
 )
 def test_a_process_that_began_a_day_ago_is_listed_with_its_date(age: int, form: str) -> None:
     now = 1_700_000_000.5
-    [_, line] = table([[0, 1, 0, age, "?", 3, "sh"]], now=now)
+    [_, line] = table([Row(0, 1, 0, age, "?", 3, "sh")], now=now)
     assert line.split()[4] == time.strftime(form, time.localtime(max(now - age, 0.5)))
 
 
@@ -186,11 +186,11 @@ def test_numbers_of_a_guest(text: str, number: int) -> None:
 
 
 def test_nonsense_of_a_guest_is_nothing() -> None:
-    told = {
-        1: "2", "memory.current": 3, "hugetlb.2MB.max": "4", "xB.current": "5", "hugetlb.1GB.current": "6",
+    files = {
+        "memory.current": "three", "hugetlb.2MB.max": "4", "xB.current": "5", "hugetlb.1GB.current": "6",
         "memory.stat": "anon 7\nfile\nlong line 8\nno-name 9\n",
     }  # fmt: skip
-    made = convert(told)
+    made = convert(files)
     assert made["memory"]["raw"] == {"anon": 7}
     assert "usage" not in made["memory"]["usage"]
     assert made["hugetlb"] == {"1GB": {"usage": 6, "failcnt": 0}}

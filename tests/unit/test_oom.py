@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hawse.host.cgroup.oom import unfit
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link.streams import STDIO
+from hawse.monitor.agent.calls import Exec
 from hawse.monitor.processes.processes import Processes
 from hawse.oci.limits.cgroups import CgroupPlan
 from tests.support import virtual_time
@@ -68,6 +70,10 @@ class Proxy:
     async def closed(self) -> None: ...
 
 
+def exec_call(container: str, process: int, descriptors: list[str]) -> Exec:
+    return Exec(container=container, process=process, descriptors=descriptors, spec={})
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
     async def live() -> list[str]:
@@ -77,7 +83,7 @@ def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
         processes.begin(anything)
         proxies: list[Any] = [Proxy(said), Proxy(said)]
         for name, proxy in zip(("c1", "c2"), proxies, strict=True):
-            await processes.launch(name, proxy, "create", {}, ended=lambda: said.append("ended"))
+            await processes.launch(name, proxy, partial(exec_call, name), ended=lambda: said.append("ended"))
 
         async def record() -> None:
             await gate.wait()

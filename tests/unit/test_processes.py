@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from hawse.errors import HostError, StateError, VmError
+from hawse.monitor.agent.calls import Listing, Statistics
 from hawse.monitor.processes.processes import LOST, Processes
 from hawse.monitor.processes.proxy_connections import Proxy
 from tests.support import virtual_time
@@ -158,7 +159,7 @@ def test_waiting_proxies_end_with_their_container(container: str | None) -> None
 def test_call_before_the_link_is_refused() -> None:
     async def story(processes: Processes) -> None:
         with pytest.raises(StateError, match="container c2 is still being created"):
-            await processes.call("listing", {"container": "c2"})
+            await processes.call(Listing(container="c2"))
 
     run(story)
 
@@ -168,9 +169,12 @@ def test_call_passes_its_timeout() -> None:
         on_exit: Any = None
 
     async def story(processes: Processes) -> None:
-        link = Link({"listing": 7})
+        call, link = Statistics(container="c2"), Link({"statistics": {"pids.current": "1"}})
         processes.begin(cast(Any, link))
-        assert (await processes.call("listing", {}), link.seconds["listing"]) == (7, 60)
-        assert (await processes.call("listing", {}, more=5.0), link.seconds["listing"]) == (7, 65)
+        expected = {"pids.current": "1"}
+        assert (await processes.call(call), link.seconds["statistics"]) == (expected, 60)
+        assert (await processes.call(call, more=5.0), link.seconds["statistics"]) == (expected, 65)
+        assert (await processes.call(call, within=2.0), link.seconds["statistics"]) == (expected, 2)
+        assert link.calls == [("statistics", {"container": "c2"})] * 3
 
     run(story)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from hawse.errors import VmError
+from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages, name_of, parameters
 from hawse.monitor.guest_hugepages import HugePages
 from hawse.monitor.processes.processes import Processes
 from hawse.plan.model import Hugetlbfs
@@ -27,10 +28,10 @@ class Calls:
         self.go_on = asyncio.Event()
         self._lacking = lacking
 
-    async def call(self, method: str, params: dict[str, Any], *, more: float = 0.0) -> None:
-        self.made.append((method, params, more))
+    async def call(self, call: ReserveHugepages | ShareHugepages, *, more: float = 0.0) -> None:
+        self.made.append((name_of(call), parameters(call), more))
         await self.go_on.wait()
-        if params["kib"] == self._lacking and params.get("count", -1) > 0:
+        if isinstance(call, ReserveHugepages) and call.kib == self._lacking and call.count > 0:
             raise VmError("the guest has too few")
 
 
@@ -99,8 +100,8 @@ def test_pages_that_cannot_be_released_hold_up_no_others() -> None:
         made = pages(calls)
         await made.reserve()
 
-        async def refuse(method: str, params: dict[str, Any], **_: float) -> None:
-            calls.made.append((method, params, 0.0))
+        async def refuse(call: ReserveHugepages | ShareHugepages, **_: float) -> None:
+            calls.made.append((name_of(call), parameters(call), 0.0))
             raise VmError("no")
 
         calls.call = refuse  # type: ignore[method-assign]

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from hawse.agent.streams.resolver import Resolver
 from hawse.errors import LinkError
 from hawse.link import control
+from hawse.monitor.agent.events import Query, read_event
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network import resolver as hosts
 from hawse.monitor.network.host_network import Network
-from hawse.monitor.network.resolver import loopback_servers, parse_query
+from hawse.monitor.network.resolver import loopback_servers
 from hawse.plan.model import ContainerPlan, Share
 from tests.support.patience import patience
 
@@ -54,32 +55,52 @@ def test_any_text_can_be_a_resolv_conf(text: str) -> None:
     assert len(loopback_servers(text)) <= 3
 
 
+def read_query(fields: dict[str, Any]) -> tuple[Query, bytes]:
+    """The event and its message."""
+    query = read_event("query", fields)
+    assert isinstance(query, Query)
+    return query, query.decode()
+
+
 def test_a_query_is_read() -> None:
-    assert parse_query(QUERY) == (7, "127.0.0.11", "udp", MESSAGE)
+    query, message = read_query(QUERY)
+    assert (query.number, query.server, query.transport, message) == (7, "127.0.0.11", "udp", MESSAGE)
     greatest = {"number": 2**53 - 1, "transport": "tcp", "message": base64.b64encode(bytes(65535)).decode()}
-    assert parse_query(QUERY | greatest) == (2**53 - 1, "127.0.0.11", "tcp", bytes(65535))
+    query, message = read_query(QUERY | greatest)
+    assert (query.number, query.server, query.transport, message) == (2**53 - 1, "127.0.0.11", "tcp", bytes(65535))
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "refusal"),
     [
-        {"number": 0}, {"number": True}, {"number": 2**53}, {"number": "7"}, {"server": 7}, {"transport": "sctp"},
-        {"message": None}, {"message": "****"}, {"message": base64.b64encode(bytes(65536)).decode()},
+        ({"number": 0}, "the event query is unusable: number: Expected `int` >= 1"),
+        ({"number": True}, "the event query is unusable: number: Expected `int`, got `bool`"),
+        ({"number": 2**53}, "the event query is unusable: number: Expected `int` <= 9007199254740991"),
+        ({"number": 2**64}, "the event query is unusable: number: Expected `int` <= 9007199254740991"),
+        ({"number": "7"}, "the event query is unusable: number: Expected `int`, got `str`"),
+        ({"server": 7}, "the event query is unusable: server: Expected `str`, got `int`"),
+        ({"transport": "sctp"}, "the event query is unusable: transport: Invalid enum value 'sctp'"),
+        ({"transport": "\ud800"}, "the event query is unusable: a name or a text is not Unicode"),
+        ({"message": None}, "the event query is unusable: message: Expected `str`, got `null`"),
+        ({"message": "****"}, "a query that is not in base64"),
+        ({"message": "\ud800"}, "a query that is not in base64"),
+        ({"message": base64.b64encode(bytes(65536)).decode()}, "a query of 65536 bytes"),
     ],
-)  # fmt: skip
-def test_a_query_that_breaks_a_rule_ends_the_link(wrong: dict[str, Any]) -> None:
-    with pytest.raises(LinkError, match="query"):
-        parse_query(QUERY | wrong)
+)
+def test_a_query_that_breaks_a_rule_ends_the_link(wrong: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(LinkError) as caught:
+        read_query(QUERY | wrong)
+    assert caught.value.message == f"link: {refusal}"
 
 
 @given(st.dictionaries(st.sampled_from(["number", "server", "transport", "message"]), st.integers() | st.text()))
-def test_any_query_is_read_or_refused(query: dict[str, Any]) -> None:
+def test_any_query_is_read_or_refused(fields: dict[str, Any]) -> None:
     try:
-        number, _, transport, message = parse_query(query)
+        query, message = read_query(fields)
     except LinkError:
         return
-    assert number > 0
-    assert transport in ("udp", "tcp")
+    assert query.number > 0
+    assert query.transport in ("udp", "tcp")
     assert len(message) <= 65535
 
 

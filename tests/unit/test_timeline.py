@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.cli.own.timeline import bar
-from hawse.errors import ConfigError
+from hawse.errors import ConfigError, VmError
+from hawse.monitor.agent.calls import Trace, read_answer
 from hawse.state import timeline
 from hawse.state.steps import Step, Steps, process_start
 
@@ -72,18 +73,31 @@ json_values = st.recursive(
 )
 
 
-@given(json_values)
-def test_whatever_a_guest_reports_leaves_steps_that_can_be_drawn(taken: object) -> None:
+def note(answer: object, *, offset: float = 0.0) -> list[Step]:
+    """The steps that are noted of the agent's answer to trace."""
     steps = Steps("/dev/null", [])
-    steps.add_guest(taken, offset=5.0)
-    json.dumps(timeline.trace(steps.done, name="c1"))
+    steps.add_guest(read_answer(Trace(), answer), offset=offset)
+    return steps.done
+
+
+def guest_step(name: object, began: object, ended: object) -> dict[str, object]:
+    return {"name": name, "began_ns": began, "ended_ns": ended}
+
+
+@given(json_values | st.lists(st.builds(guest_step, st.text(), st.integers(), st.integers())))
+def test_whatever_a_guest_reports_leaves_steps_that_can_be_drawn(answer: object) -> None:
+    try:
+        done = note(answer, offset=5.0)
+    except VmError as error:
+        assert error.message.startswith("the guest's answer to trace is unusable: ")
+        return
+    json.dumps(timeline.trace(done, name="c1"))
 
 
 def test_a_guests_steps_are_moved_onto_our_clock_and_bounded() -> None:
-    steps = Steps("/dev/null", [])
-    steps.add_guest([["share mounted\x1b[2J", 1_000_000_000, 2_500_000_000]] * 1000, offset=5.0)
-    assert len(steps.done) == 256
-    assert steps.done[0] == ("in the guest: share mounted[2J", "share mounted[2J", 6.0, 7.5)
+    done = note([guest_step("share mounted\x1b[2J", 1_000_000_000, 2_500_000_000)] * 1000, offset=5.0)
+    assert len(done) == 256
+    assert done[0] == ("in the guest: share mounted[2J", "share mounted[2J", 6.0, 7.5)
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(20, 200))
@@ -134,31 +148,45 @@ def test_a_trace_that_does_not_exist_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "noted"),
     [
-        (["a", 1, 2], [("a", 1e-9, 2e-9)]),
-        (["a", 2, 1], [("a", 2e-9, 2e-9)]),
-        (["a", -5, 3], [("a", 0.0, 3e-9)]),
-        (["a", 0, 2**70], [("a", 0.0, 2**63 / 1e9)]),
-        (["a" * 81, 1, 2], [("a" * 80, 1e-9, 2e-9)]),
-        (["a", True, 2], []),
-        (["a", 1.0, 2], []),
-        ([1, 1, 2], []),
-        (["a", 1], []),
-        (["a", 1, 2, 3], []),
-        ({"a": 1}, []),
-        ("abc", []),
+        (guest_step("a", 1, 2), ("a", 1e-9, 2e-9)),
+        (guest_step("a", 2, 1), ("a", 2e-9, 2e-9)),
+        (guest_step("a", 0, 2**63 - 1), ("a", 0.0, (2**63 - 1) / 1e9)),
+        (guest_step("a" * 81, 1, 2), ("a" * 80, 1e-9, 2e-9)),
+        (guest_step("\ud800", 1, 2), ("", 1e-9, 2e-9)),
+        (guest_step("a", 1, 2) | {"more": 1}, ("a", 1e-9, 2e-9)),
     ],
 )
-def test_a_guests_step_is_noted_as_far_as_it_is_one(entry: object, noted: list[tuple[str, float, float]]) -> None:
-    steps = Steps("/dev/null", [])
-    steps.add_guest([entry, ["last", 1, 2]], offset=0.0)
-    assert [(name, began, ended) for _, name, began, ended in steps.done] == [*noted, ("last", 1e-9, 2e-9)]
+def test_a_guests_step_is_noted(entry: object, noted: tuple[str, float, float]) -> None:
+    done = note([entry, guest_step("last", 1, 2)])
+    assert [(name, began, ended) for _, name, began, ended in done] == [noted, ("last", 1e-9, 2e-9)]
 
 
-def test_a_guest_that_reports_no_list_has_no_steps() -> None:
-    steps = Steps("/dev/null", [])
-    for taken in (None, "text", {"a": 1}, 5):
-        steps.add_guest(taken, offset=0.0)
-    assert steps.done == []
+@pytest.mark.parametrize(
+    ("entry", "refusal"),
+    [
+        (guest_step("a", -5, 3), "[1].began_ns: Expected `int` >= 0"),
+        (guest_step("a", 0, 2**63), "[1].ended_ns: Expected `int` <= 9223372036854775807"),
+        (guest_step("a", 0, 2**70), "[1].ended_ns: Expected `int` <= 9223372036854775807"),
+        (guest_step("a", True, 2), "[1].began_ns: Expected `int`, got `bool`"),
+        (guest_step("a", 1.0, 2), "[1].began_ns: Expected `int`, got `float`"),
+        (guest_step(1, 1, 2), "[1].name: Expected `str`, got `int`"),
+        ({"name": "a", "began_ns": 1}, "[1]: Object missing required field `ended_ns`"),
+        (["a", 1, 2], "[1]: Expected `object`, got `array`"),
+        ({"a": 1}, "[1]: Object missing required field `name`"),
+        ("abc", "[1]: Expected `object`, got `str`"),
+    ],
+)
+def test_steps_of_a_guest_that_are_not_usable(entry: object, refusal: str) -> None:
+    """None of them is noted: an agent that is not hostile sends no such step."""
+    with pytest.raises(VmError) as caught:
+        note([guest_step("first", 1, 2), entry])
+    assert caught.value.message == f"the guest's answer to trace is unusable: {refusal}"
+
+
+@pytest.mark.parametrize("answer", [None, "text", {"a": 1}, 5])
+def test_a_guest_that_reports_no_list_has_no_steps(answer: object) -> None:
+    with pytest.raises(VmError, match=r"^the guest's answer to trace is unusable: Expected `array`"):
+        note(answer)
 
 
 def test_steps_are_written_where_they_can_be(tmp_path: Path) -> None:

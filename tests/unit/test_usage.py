@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from hawse.cli.runc.events import parse_interval
 from hawse.cli.runc.ps import chosen
 from hawse.cli.runc.update import from_options, parse_size
 from hawse.errors import ConfigError, HostError, UsageError, VmError
+from hawse.monitor.agent.calls import Listing, Statistics, read_answer
 from hawse.oci.limits.changes import changes_nothing, limits_of
 from hawse.oci.limits.statistics import convert
 from hawse.oci.limits.update import difference, for_guest, merge
-from hawse.oci.process.table import check, table
+from hawse.oci.process.table import Row, rows, table
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
@@ -72,11 +75,11 @@ def test_statistics_of_a_hostile_guest_fit_in_64_bits() -> None:
 
 
 @given(JSON)
-def test_no_guest_breaks_the_statistics(told: Any) -> None:
+def test_no_guest_breaks_the_statistics(answer: Any) -> None:
     try:
-        made = convert(told)
+        made = convert(read_answer(Statistics(container="c1"), answer))
     except VmError:
-        assert not isinstance(told, dict)
+        assert not isinstance(answer, dict) or not all(isinstance(text, str) for text in answer.values())
         return
     assert made["cpu"]["usage"]["user"] == 0
 
@@ -87,18 +90,71 @@ def test_no_text_breaks_the_statistics(told: dict[str, str]) -> None:
 
 
 @given(JSON)
-def test_no_guest_breaks_the_list_of_processes(told: Any) -> None:
+def test_no_guest_breaks_the_list_of_processes(answer: Any) -> None:
     try:
-        rows = check(told)
+        processes = read_answer(Listing(container="c1"), answer)
     except VmError:
-        assert not isinstance(told, list)
+        assert answer != []
         return
-    assert len(table(rows, now=1e9)) == len(rows) + 1
+    assert len(table(rows(processes), now=1e9)) == len(processes) + 1
+
+
+PROCESS = {"uid": 0, "pid": 1, "parent": 0, "age": 100, "terminal": "?", "used": 10, "command": "/bin/sh\x1b[2J"}
+
+
+def listed(*processes: object) -> list[Row]:
+    """The rows of the agent's answer."""
+    return rows(read_answer(Listing(container="c1"), list(processes)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        (None, "Expected `array`, got `null`"),
+        ({"uid": 0}, "Expected `array`, got `object`"),
+        ([PROCESS, ["no"]], "[1]: Expected `object`, got `array`"),
+        ([[0, 1, 0, 100, "?", 10, "sh"]], "[0]: Expected `object`, got `array`"),
+        ([{**PROCESS, "uid": True}], "[0].uid: Expected `int`, got `bool`"),
+        ([{**PROCESS, "age": 0.5}], "[0].age: Expected `int`, got `float`"),
+        ([{**PROCESS, "pid": "1"}], "[0].pid: Expected `int`, got `str`"),
+        ([{**PROCESS, "terminal": 0}], "[0].terminal: Expected `str`, got `int`"),
+        ([{**PROCESS, "command": None}], "[0].command: Expected `str`, got `null`"),
+        ([{key: PROCESS[key] for key in PROCESS if key != "used"}], "[0]: Object missing required field `used`"),
+    ],
+)
+def test_list_of_processes_that_is_not_usable(answer: object, refusal: str) -> None:
+    with pytest.raises(VmError) as caught:
+        read_answer(Listing(container="c1"), answer)
+    assert caught.value.message == f"the guest's answer to listing is unusable: {refusal}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        (None, "Expected `object`, got `null`"),
+        ([], "Expected `object`, got `array`"),
+        ({"cpu.stat": ["\0"]}, "[...]: Expected `str`, got `array`"),
+        ({"memory.current": 3}, "[...]: Expected `str`, got `int`"),
+        ({"memory.current": None}, "[...]: Expected `str`, got `null`"),
+    ],
+)
+def test_statistics_that_are_not_usable(answer: object, refusal: str) -> None:
+    with pytest.raises(VmError) as caught:
+        read_answer(Statistics(container="c1"), answer)
+    assert caught.value.message == f"the guest's answer to statistics is unusable: {refusal}"
+
+
+def test_rows_are_bounded_and_printable() -> None:
+    huge = {**PROCESS, "uid": 2**70, "pid": -1, "used": -(2**70), "terminal": "\ud800\n", "command": "x" * 5000}
+    [row] = listed(huge)
+    assert (row.uid, row.pid, row.used, row.terminal, row.command) == (2**63, 0, 0, "??", "x" * 4096)
+    assert len(listed(*[PROCESS] * 1001)) == 1000
+    assert json.loads(json.dumps(listed(PROCESS))) == [[0, 1, 0, 100, "?", 10, "/bin/sh?[2J"]]
 
 
 def test_a_table_as_ps_prints_it() -> None:
-    rows = check([[0, 1, 0, 100, "?", 10, "/bin/sh\x1b[2J"], [1000, 2, 1, 0, "pts/0", 3661, "x"], ["no"], [0] * 7])
-    lines = [line.split() for line in table(rows, now=1_000_000)]
+    other = {"uid": 1000, "pid": 2, "parent": 1, "age": 0, "terminal": "pts/0", "used": 3661, "command": "x"}
+    lines = [line.split() for line in table(listed(PROCESS, other), now=1_000_000)]
     assert [(row[0], row[1], row[2], row[3], *row[5:]) for row in lines] == [
         ("UID", "PID", "PPID", "C", "TTY", "TIME", "CMD"),
         ("0", "1", "0", "10", "?", "00:00:10", "/bin/sh?[2J"),
@@ -122,8 +178,9 @@ def test_processes_are_read_from_proc(tmp_path: Path) -> None:
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}\n")
         (tmp_path / str(pid) / "cmdline").write_bytes(b"" if pid == 51 else b"/bin/sh\0-c\0x\0")
         (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{spaces}\n".replace(" ", "\t"))
-    rows = listing([51, 50, 99], proc=str(tmp_path))
-    assert [row[1:] for row in rows] == [[1, 0, 100, "?", 2, "/bin/sh -c x"], [2, 1, 100, "pts/3", 2, "[a ) b]"]]
+    found = rows(read_answer(Listing(container="c1"), listing([51, 50, 99], proc=str(tmp_path))))
+    uid = os.getuid()
+    assert found == [(uid, 1, 0, 100, "?", 2, "/bin/sh -c x"), (uid, 2, 1, 100, "pts/3", 2, "[a ) b]")]
 
 
 def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_nodes_are_found_by_their_numbers_at_any_path(host: FakeSysfs) -> None:
         emulated={},
         root=host.root,
     )
-    assert [(node.path, node.group) for node in request.nodes] == [
+    assert [(node.path, node.host_group) for node in request.nodes] == [
         ("/dev/my-nic", 6), ("/dev/vfio/vfio", None), ("/dev/vfio/5", 5),
     ]  # fmt: skip
     assert [group.number for group in request.groups] == [6, 5]
@@ -273,7 +273,7 @@ def test_emulated_group_is_found_by_its_path_or_its_numbers(
     devices = [device(path, major, minor)]
     if found:
         request = find_request(devices, emulated=emulated, root=host.root)
-        assert [(node.path, node.group) for node in (request.nodes, request.files)[found[1]]] == [(path, found[0])]
+        assert [(node.path, node.host_group) for node in (request.nodes, request.files)[found[1]]] == [(path, found[0])]
     elif "vfio" in path:
         with pytest.raises(DeviceError, match="/dev/vfio-mine/5: neither a device of the host nor an emulated"):
             find_request(devices, emulated=emulated, root=host.root)
@@ -290,7 +290,7 @@ def test_emulated_group_takes_precedence_over_the_hosts_at_any_path(host: FakeSy
 def test_vfio_container_is_recognized_by_its_numbers(tmp_path: Path) -> None:
     """The numbers are static; a host with only emulated groups may not have VFIO."""
     request = find_request([device("/dev/mine", 10, 196)], emulated={}, root=str(tmp_path))
-    assert [(node.path, node.group) for node in request.nodes] == [("/dev/mine", None)]
+    assert [(node.path, node.host_group) for node in request.nodes] == [("/dev/mine", None)]
 
 
 def test_other_devices_are_ignored(host: FakeSysfs) -> None:
@@ -326,7 +326,10 @@ def test_device_file_belongs_to_the_group_of_its_function(host: FakeSysfs) -> No
     host.character_device(10, 126, "../../devices/virtual/misc/iommu")
     devices = [device("/dev/iommu", 10, 126), device("/dev/vfio/devices/vfio3", 510, 3)]
     request = find_request(devices, emulated={}, root=host.root)
-    assert [(file.path, file.group) for file in request.files] == [("/dev/iommu", None), ("/dev/vfio/devices/vfio3", 5)]
+    assert [(file.path, file.host_group) for file in request.files] == [
+        ("/dev/iommu", None),
+        ("/dev/vfio/devices/vfio3", 5),
+    ]
     assert [group.number for group in request.groups] == [5]
     mediated = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
     host.character_device(510, 5, f"../../devices/pci0000:00/0000:00:02.0/{mediated}/vfio-dev/vfio5")
@@ -341,7 +344,7 @@ def test_managed_group_is_found_without_a_node(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7, driver="ixgbe")
     request = find_request([device("/dev/vfio/7", 511, 3)], emulated={}, managed=True, root=host.root)
-    assert [node.group for node in request.nodes] == [7]
+    assert [node.host_group for node in request.nodes] == [7]
     with pytest.raises(DeviceError, match="group 8 is missing"):
         find_request([device("/dev/vfio/8", 511, 3)], emulated={}, managed=True, root=host.root)
 

@@ -316,7 +316,7 @@ class Server:
 
     def _end_connection(self, process: int) -> None:
         self._stdio.pop(process, None)
-        self._port.send(control.encode_event("exit", {"container": "", "process": process, "code": 0}))
+        self._port.send(control.encode_event("exit", {"process": process, "code": 0}))
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
         """Have more huge pages, or fewer."""
@@ -526,8 +526,7 @@ class Server:
                 process.stdio.finish()
                 self._stdio.pop(process.number, None)
                 os.sync()
-                event = {"container": container, "process": process.number, "code": code}
-                self._port.send(control.encode_event("exit", event))
+                self._port.send(control.encode_event("exit", {"process": process.number, "code": code}))
             except LinkError:
                 return  # the host is gone, and this machine with it
 

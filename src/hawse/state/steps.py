@@ -11,7 +11,21 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+
+TYPE_CHECKING = False  # hot verbs do not import typing: it costs milliseconds
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class GuestStep(Protocol):
+        """A step of the guest, in nanoseconds of its CLOCK_MONOTONIC."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def began_ns(self) -> int: ...
+        @property
+        def ended_ns(self) -> int: ...
+
 
 COMMAND, MONITOR, QEMU, SHARE, MEMORY, DEVICES, NETWORK, GUEST = (
     "command line", "monitor", "QEMU", "share", "memory", "devices", "network", "guest"
@@ -21,17 +35,6 @@ _MOST_OF_GUEST = 256
 
 Step = tuple[str, str, float, float]
 """Lane, name, begin, end."""
-
-
-class GuestStep(Protocol):
-    """A step of the guest, in nanoseconds of its CLOCK_MONOTONIC."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def began_ns(self) -> int: ...
-    @property
-    def ended_ns(self) -> int: ...
 
 
 class Steps:

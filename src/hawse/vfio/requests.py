@@ -58,52 +58,51 @@ def find_request(
     """
     host = _Host(emulated, managed, root)
     found = [node for device in devices if device.type in ("c", "u") and (node := host.find(device)) is not None]
-    groups = {node.host_group: host.group(node.host_group) for node in found if node.host_group is not None}
     return Request(
         tuple(node for node in found if not node.is_file),
-        tuple(groups.values()),
+        tuple(host.groups.values()),
         tuple(node for node in found if node.is_file),
     )
 
 
 @dataclass(frozen=True)
 class _Host:
-    """The host's answers about one node; ``root`` has /sys, /proc and /dev."""
+    """The host's answers about nodes; ``root`` has /sys, /proc and /dev. ``groups`` are those of the nodes so far."""
 
     emulated: Mapping[int, EmulatedGroup]
     managed: bool
     root: str
-    read: dict[int, Group] = field(default_factory=dict)
-
-    def group(self, number: int) -> Group:
-        """A group of the host, or an emulated one. Raises :class:`DeviceError`."""
-        if number not in self.read:
-            emulated = self.emulated.get(number)
-            self.read[number] = read_group(number, root=self.root) if emulated is None else emulated
-        return self.read[number]
+    groups: dict[int, Group] = field(default_factory=dict)
 
     def find(self, device: Device) -> VfioNode | None:
         """The VFIO node that an entry is, None for another device. Raises :class:`DeviceError`."""
         path, major, minor = device.path, device.major or 0, device.minor or 0
         if self.emulated and (match := find(path, major, minor, self.emulated, root=self.root)):
             number, is_file = match
+            self.groups[number] = self.emulated[number]
             make = file_node if is_file else group_node
             return make(number, path=path, major=major, minor=minor)
         kernel = sysfs.character_device(major, minor, root=self.root)
         if path == CONTAINER_PATH or kernel == "misc/vfio" or (major, minor) == CONTAINER_NUMBERS:
             return VfioNode(path=path, major=major, minor=minor, host_group=None)
         if bound := _BOUND.fullmatch(kernel):
-            return group_node(int(bound[1]), path=path, major=major, minor=minor)
+            return group_node(self._read(int(bound[1])), path=path, major=major, minor=minor)
         if kernel == "misc/iommu" or (self.emulated and path == IOMMU_PATH):
             return file_node(None, path=path, major=major, minor=minor)
         if _DEVICE_FILE.fullmatch(kernel):
             address, number = _behind_file(path, major, minor, self.root)
-            return file_node(number, path=path, major=major, minor=minor, function=address)
+            return file_node(self._read(number), path=path, major=major, minor=minor, function=address)
         named = _GROUP_PATH.fullmatch(path)
         if named and self.managed and sysfs.group_members(int(named[1]), root=self.root):
-            return group_node(int(named[1]), path=path, major=major, minor=minor)
+            return group_node(self._read(int(named[1])), path=path, major=major, minor=minor)
         self._refuse(path, (major, minor), kernel, int(named[1]) if named else None)
         return None
+
+    def _read(self, number: int) -> int:
+        """Add a group of the host to the groups; its number. Raises :class:`DeviceError`."""
+        if number not in self.groups:
+            self.groups[number] = read_group(number, root=self.root)
+        return number
 
     def _refuse(self, path: str, numbers: tuple[int, int], kernel: str, group: int | None) -> None:
         """Raise :class:`DeviceError` for a node that looks like VFIO's, by its path or by the kernel's name for it."""

@@ -39,7 +39,7 @@ class DeviceNumbers(Struct, frozen=True):
 
 
 class DeviceFile(Struct, frozen=True):
-    """A function's device file, /dev/vfio/devices/vfio<number>."""
+    """A function's device file, ``/dev/vfio/devices/vfio<number>``."""
 
     number: Number
     major: Number

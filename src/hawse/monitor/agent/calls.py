@@ -1,9 +1,9 @@
 """The calls that the agent in the guest answers: one type for each, with its fields and the type of its answer.
 
 The name of a call is that of its type in lower case with underscores. Its fields are the keyword arguments of the
-agent's method of that name (:class:`hawse.agent.server.Server`). ``docs/link.md`` has the same table; a test compares
-all three. Times are in seconds unless their names say otherwise, addresses are PCI addresses in the guest, and paths
-are below the root of the share.
+agent's method of that name (:class:`hawse.agent.server.Server`), which a test compares. The tables in ``docs/link.md``
+are generated from these types and docstrings (``python -m tests.support.link_page``). Times are in seconds unless their
+names say otherwise, addresses are PCI addresses in the guest, and paths are below the root of the share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from hawse.monitor.agent.answers import (
     TracedStep,
 )
 
-Answer = TypeVar("Answer")
+#: The type of an answer, which is only read.
+Answer = TypeVar("Answer", covariant=True)
 Object = dict[str, Any]
 """A JSON object of the runtime specification, or of rtnetlink's attributes."""
 
@@ -140,7 +141,11 @@ class AnswerName(Call[None], frozen=True, kw_only=True):
 
 
 class Connect(Call[None], frozen=True, kw_only=True):
-    """Connect to a port of the guest's loopback. ``process`` is the number of the connection's streams."""
+    """Connect to a port of the guest's loopback.
+
+    ``process`` is the number of the connection's streams. ``descriptors`` is ["both"]. The event ``exit`` follows when
+    both directions have ended.
+    """
 
     process: int
     port: int
@@ -148,7 +153,10 @@ class Connect(Call[None], frozen=True, kw_only=True):
 
 
 class Accept(Call[None], frozen=True, kw_only=True):
-    """Pass on the bytes of a connection that the event ``dial`` announced, as ``connect`` does."""
+    """Pass on the bytes of a connection that the event ``dial`` announced, as the process of that number.
+
+    It ends as one of ``connect`` does.
+    """
 
     process: int
     connection: int
@@ -192,7 +200,10 @@ class ShareMemory(Call[None], frozen=True, kw_only=True):
 
 
 class SharedBind(Struct, frozen=True, kw_only=True):
-    """A file below a directory that is shared for another mount: the share's name, its path and its inode number."""
+    """A file below a directory that is shared for another mount: the mount's name, the file's path and inode number.
+
+    The agent binds it to /run/hawse/binds/CONTAINER/NAME until crun has bound it.
+    """
 
     name: str
     path: str
@@ -200,7 +211,10 @@ class SharedBind(Struct, frozen=True, kw_only=True):
 
 
 class GuestSocket(Struct, frozen=True, kw_only=True):
-    """A socket in the guest that stands for one of the host: the share's name, its mode and its owners."""
+    """A socket in the guest that stands for one of the host: the mount's name, and the socket's mode and owners.
+
+    The agent listens at /run/hawse/sockets/CONTAINER/NAME.
+    """
 
     name: str
     mode: int
@@ -213,7 +227,8 @@ class Create(Call[None], frozen=True, kw_only=True):
 
     ``spec`` has the guest's device numbers. ``devices`` is what the container can read of its devices, at
     /dev/hawse/devices.json. ``joins`` are containers, by the kind of namespace that is joined. ``notify``: the agent
-    serves a socket for notifications. ``descriptors`` are the directions of those from 3 on.
+    serves a socket for notifications, /run/hawse/notify/CONTAINER/notify.sock. ``descriptors`` are the directions of
+    those from 3 on.
     """
 
     container: str
@@ -228,7 +243,10 @@ class Create(Call[None], frozen=True, kw_only=True):
 
 
 class LiveNode(Struct, frozen=True, kw_only=True):
-    """A device node to create in a running container: the guest's numbers, and mode and owners in the container."""
+    """A device node of a running container: the guest's numbers, and mode and owners in the container.
+
+    A node that is removed is found by its path and its numbers.
+    """
 
     path: str
     major: int
@@ -267,7 +285,10 @@ class Start(Call[None], frozen=True, kw_only=True):
 
 
 class Exec(Call[None], frozen=True, kw_only=True):
-    """Run `crun exec`. ``spec`` is the specification's process object."""
+    """Run `crun exec`, as the process of that number.
+
+    ``spec`` is the specification's process object. ``descriptors`` are the directions of those from 3 on.
+    """
 
     container: str
     process: int
@@ -285,14 +306,14 @@ class Signal(Call[None], frozen=True, kw_only=True):
 
 
 class Freeze(Call[None], frozen=True, kw_only=True):
-    """Freeze a container's processes, or let them go on."""
+    """Freeze a container's processes, or let them go on (`crun pause`, `crun resume`)."""
 
     container: str
     frozen: bool
 
 
 class Update(Call[None], frozen=True, kw_only=True):
-    """Change a container's limits. ``resources`` is the specification's linux.resources."""
+    """Change a container's limits (`crun update`). ``resources`` is the specification's linux.resources."""
 
     container: str
     resources: Object
@@ -332,6 +353,8 @@ CALLS: dict[str, type[Call[Any]]] = {
 _NAMES = {call: name for name, call in CALLS.items()}
 #: Calls that create a process or a connection: their streams begin with the call.
 WITH_STREAMS = tuple(name for name, call in CALLS.items() if "descriptors" in call.__struct_fields__)
+#: What :func:`msgspec.convert` raises for a value of the guest: json reads half of a surrogate pair, which is no text.
+INVALID = (msgspec.ValidationError, UnicodeEncodeError)
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -358,16 +381,18 @@ def read_answer(call: Call[Answer], answer: object) -> Answer:
     """The guest's answer, checked. Raises :class:`VmError`: the guest is hostile, and no part of it may be used."""
     try:
         checked: Answer = msgspec.convert(answer, type=answer_type(type(call)))
-    except msgspec.ValidationError as error:
+    except INVALID as error:
         raise VmError(
             f"the guest's answer to {name_of(call)} is unusable: {explain(error)}",
-            hint="the guest is not to be trusted: delete the container",
+            hint="do not trust the guest: delete the container",
         ) from None
     return checked
 
 
-def explain(error: msgspec.ValidationError) -> str:
-    """The field that is wrong, and why, as the guest may have named it."""
+def explain(error: Exception) -> str:
+    """The field that is wrong, and why, from one of :data:`INVALID`."""
+    if isinstance(error, UnicodeEncodeError):
+        return "a name or a text is not Unicode"
     text = str(error)
     where = _PATH.search(text)
     reason = text[: where.start()] if where else text

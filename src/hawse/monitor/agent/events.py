@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hawse.errors import LinkError, printable
-from hawse.monitor.agent.calls import explain
+from hawse.monitor.agent.calls import INVALID, explain
 from hawse.monitor.agent.notifications import MAX_TEXT
 
 #: A number that JSON can express exactly (RFC 8259, section 6).
@@ -22,7 +22,7 @@ MAX_MESSAGE = 65535
 class Hello(Struct, frozen=True):
     """The agent's first message."""
 
-    protocol: int
+    protocol: Annotated[int, Meta(ge=0, lt=2**53)]
     kernel: str = ""
 
 
@@ -92,6 +92,6 @@ def read_event(name: str, fields: dict[str, Any]) -> Event:
         raise LinkError(f"link: unknown event {printable(name)}")
     try:
         event: Event = msgspec.convert(fields, type=EVENTS[name])
-    except msgspec.ValidationError as error:
+    except INVALID as error:
         raise LinkError(f"link: the event {name} is unusable: {explain(error)}") from None
     return event

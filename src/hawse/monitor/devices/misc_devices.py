@@ -25,7 +25,7 @@ async def named(wanted: Sequence[tuple[int, int, str]], link: GuestLink) -> dict
     if len(answer) != len(wanted):
         raise VmError(
             f"the guest reports {len(answer)} numbers of {len(wanted)} misc devices",
-            hint="the guest is not to be trusted: delete the container",
+            hint="do not trust the guest: delete the container",
         )
     places = {}
     for (major, minor, name), numbers in zip(wanted, answer, strict=True):

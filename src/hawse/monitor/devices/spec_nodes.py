@@ -87,9 +87,10 @@ def _paths(node: VfioNode, nodes: Sequence[VfioNode]) -> tuple[list[str], Note |
         return [], warning(f"{node.path}: the guest's kernel has no VFIO device files: use {instead} instead")
     if not node.guest_path or node.guest_path == node.path:
         return [node.path], None
-    owners = {other.guest_path: other.guest_numbers for other in nodes if other.guest_path and other.guest_numbers}
-    if owners.get(node.path, node.guest_numbers) != node.guest_numbers:
-        kind = "device file" if node.is_file else "group"
+    owners = {other.guest_path: other for other in nodes if other.guest_path and other.guest_numbers}
+    owner = owners.get(node.path, node)
+    if owner.guest_numbers != node.guest_numbers:
+        kind = "device file" if owner.is_file else "group"
         return [node.guest_path], warning(
             f"{node.path} is the path of another {kind} in the guest: this node is at {node.guest_path} only"
         )

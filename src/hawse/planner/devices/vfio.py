@@ -228,7 +228,10 @@ def with_groups(request: Request, spec: Document) -> tuple[Request, Document]:
 
 
 def planned_nodes(request: Request, plugs: Sequence[plan.PlugStep]) -> list[VfioNode]:
-    """The nodes of a request; device files with QEMU's id of the function behind each."""
+    """The nodes of a request; device files with QEMU's id of the function behind each.
+
+    The functions of an emulated group have no address: its device file is that of function 0, which is plugged last.
+    """
     ids: dict[tuple[int | None, str], str] = {(plug.group, plug.host): plug.device for plug in plugs}
     files = [replace(file, device=ids.get((file.host_group, file.function), "")) for file in request.files]
     return [*request.nodes, *files]

@@ -1,0 +1,178 @@
+"""The calls and events between monitor and agent: both ends and docs/link.md have the same names, fields and types."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import hawse.agent
+from hawse.agent import server
+from hawse.agent.server import Server
+from hawse.agent.system.reaper import Reaper
+from hawse.link import agreed
+from hawse.link.blocking import Port
+from hawse.monitor.agent import calls
+from hawse.monitor.agent.calls import CALLS, WITH_STREAMS, Call, GuestSocket, LiveNode, SharedBind, answer_type
+from hawse.monitor.agent.events import EVENTS
+from tests.support.guest_kernel import FakeUevents
+from tests.support.link_page import PAGE, page
+
+_AGENT = os.path.dirname(os.path.abspath(hawse.agent.__file__))
+_SERVER = ast.parse(inspect.getsource(server))
+
+
+def methods() -> dict[str, Callable[..., object]]:
+    """The agent's table of calls."""
+    return Server(Port(-1), reaper=Reaper(), uevents=FakeUevents(), load=lambda _names: None)._methods
+
+
+def test_the_agent_has_a_method_for_each_call_and_no_other() -> None:
+    assert methods().keys() == CALLS.keys()
+
+
+def test_a_name_is_that_of_the_type() -> None:
+    assert all(name.replace("_", "") == call.__name__.lower() for name, call in CALLS.items())
+    assert len(CALLS) == len({call.__name__ for call in CALLS.values()})
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_methods_parameters_are_the_fields_of_the_call(name: str) -> None:
+    """The server takes ``descriptors`` out. The monitor sends every field: the agent needs no default of its own."""
+    parameters = inspect.signature(methods()[name]).parameters
+    assert {each.kind for each in parameters.values()} <= {inspect.Parameter.KEYWORD_ONLY}
+    assert all(each.default is inspect.Parameter.empty for each in parameters.values())
+    types = {field: _type_in_the_agent(text) for field, text in CALLS[name].__annotations__.items()}
+    assert {field: each.annotation for field, each in parameters.items()} == {
+        field: text for field, text in types.items() if field != "descriptors"
+    }
+
+
+def _type_in_the_agent(text: str) -> str:
+    """An annotation of a call as the agent has it, for which an object is a dictionary."""
+    return re.sub(r"\b(Object|SharedBind|GuestSocket|LiveNode)\b", "dict[str, Any]", text)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_method_answers_if_the_call_has_an_answer(name: str) -> None:
+    """The answers themselves are checked wherever a test calls the real agent (tests/support/agent.py)."""
+    answers = inspect.signature(methods()[name]).return_annotation != "None"
+    assert answers == (answer_type(CALLS[name]) is not type(None))
+
+
+def test_calls_with_streams_are_those_for_which_the_server_opens_streams() -> None:
+    serve = _function("serve")
+    [names] = [
+        ast.literal_eval(node.comparators[0])
+        for node in ast.walk(serve)
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In) and "create" in ast.unparse(node)
+    ]
+    assert sorted(names) == sorted(WITH_STREAMS)
+    assert {"process", "descriptors"} <= {
+        node.value for node in ast.walk(serve) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert all("process" in CALLS[name].__struct_fields__ for name in WITH_STREAMS)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter", "kind", "unused"),
+    [
+        ("create", "binds", SharedBind, set()),
+        ("create", "sockets", GuestSocket, set()),
+        ("add_nodes", "nodes", LiveNode, set()),
+        ("remove_nodes", "nodes", LiveNode, {"mode", "uid", "gid"}),
+    ],
+)
+def test_the_agent_reads_the_fields_of_objects_in_calls(
+    method: str, parameter: str, kind: type[Any], unused: set[str]
+) -> None:
+    assert set(_read(_function(method), parameter)) == set(kind.__struct_fields__) - unused
+
+
+def test_all_objects_in_calls_are_tested() -> None:
+    structs = {kind for kind in vars(calls).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)}
+    of_module = {kind for kind in structs if kind.__module__ == calls.__name__ and not issubclass(kind, Call)}
+    assert of_module == {SharedBind, GuestSocket, LiveNode}
+
+
+def _function(name: str) -> ast.FunctionDef:
+    [found] = [node for node in ast.walk(_SERVER) if isinstance(node, ast.FunctionDef) and node.name == name]
+    return found
+
+
+def _read(function: ast.FunctionDef, parameter: str) -> Iterator[str]:
+    """The names by which a function reads the objects of a list, in comprehensions over it."""
+    for comprehension in ast.walk(function):
+        if not isinstance(comprehension, ast.ListComp):
+            continue
+        [loop] = comprehension.generators
+        if ast.unparse(loop.iter) == parameter:
+            variable = ast.unparse(loop.target)
+            for node in ast.walk(comprehension.elt):
+                if isinstance(node, ast.Subscript) and ast.unparse(node.value) == variable:
+                    yield ast.literal_eval(node.slice)
+
+
+def sent() -> Iterator[tuple[str, set[str]]]:
+    """Name and fields of each event in the agent's sources."""
+    for directory, _, names in os.walk(_AGENT):
+        for name in names:
+            if name.endswith(".py"):
+                yield from _events_of(Path(directory, name).read_text())
+
+
+def _events_of(text: str) -> Iterator[tuple[str, set[str]]]:
+    tree = ast.parse(text)
+    assigned = {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call):
+            continue
+        if ast.unparse(call.func) == "control.encode_event":
+            name, fields = ast.literal_eval(call.args[0]), call.args[1]
+            if isinstance(fields, ast.Name) and fields.id in assigned:
+                fields = assigned[fields.id]
+            if name != "query":  # the fields of which the resolver chooses
+                assert isinstance(fields, ast.Dict), ast.unparse(call)
+                yield name, _keys(fields)
+        elif ast.unparse(call.func) == "self._ask":
+            yield "query", _keys(call.args[0])
+
+
+def _keys(fields: ast.expr) -> set[str]:
+    assert isinstance(fields, ast.Dict)
+    return {ast.literal_eval(key) for key in fields.keys if key is not None}
+
+
+def test_the_agent_sends_each_event_with_its_fields_and_no_other() -> None:
+    found = list(sent())
+    assert {name for name, _ in found} == EVENTS.keys()
+    for name, fields in found:
+        assert fields == set(EVENTS[name].__struct_fields__), name
+
+
+def test_the_agent_has_the_directories_that_are_agreed_on() -> None:
+    named = set()
+    for directory, _, names in os.walk(_AGENT):
+        for name in names:
+            if name.endswith(".py"):
+                named |= set(re.findall(r"\{(?:self\._)?run\}/([a-z]+)", Path(directory, name).read_text()))
+    places = {agreed.SHARE, agreed.BINDS, agreed.SOCKETS, agreed.NOTIFY, agreed.MEMORY, agreed.HUGEPAGES}
+    assert {place.removeprefix(f"{agreed.RUN}/") for place in places} <= named
+
+
+def test_the_page_has_the_present_calls_and_events() -> None:
+    assert PAGE.read_text() == page(), "run python -m tests.support.link_page"
+    assert f"Its `protocol` is {agreed.PROTOCOL}." in PAGE.read_text()
