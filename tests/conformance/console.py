@@ -1,4 +1,4 @@
-"""The engine's end of a console socket: where a runtime sends the master of a container's terminal."""
+"""The engine's end of a console socket, to which a runtime sends the master of a container's terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS = 15
 
 
 class Console:
-    """A listening socket, at ``path`` for the length of the context."""
+    """A socket that listens at ``path`` during the context."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class Console:
 
     @contextmanager
     def receive(self) -> Iterator[int]:
-        """The master, a descriptor, for the length of the context."""
+        """The descriptor of the master, open during the context."""
         connection, _ = self._listener.accept()
         with connection:
             connection.settimeout(patience(_SECONDS))

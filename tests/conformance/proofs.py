@@ -1,4 +1,4 @@
-"""What proves that a field is applied: ids of cases, or a module of tests where no runtime's command line shows it."""
+"""The tests that prove that a field is applied: ids of cases, or a module of tests if no command line can show it."""
 
 from __future__ import annotations
 
