@@ -1,4 +1,4 @@
-"""config.md, root and mounts: the files of the container and their options."""
+"""config.md, root and mounts: the files of the container and their mount options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROPAGATION = "config-linux.md#rootfs-mount-propagation"
 
 
 def _options(path: str) -> str:
-    """The options of the last mount at a path, and the fields that follow, with the file system's options."""
+    """A command that prints the options of the last mount at a path, and the following fields."""
     return f"busybox awk '$5 == \"{path}\"' /proc/self/mountinfo | busybox tail -n 1 | busybox cut -d' ' -f6-"
 
 
@@ -92,7 +92,7 @@ MOUNTED = inside(
 
 
 def _ask_propagation(subject: Subject) -> Answers:
-    """Mounts of the host while the container runs, below sources that are bound as slave and as private."""
+    """Mounts that the host makes while the container runs, below sources bound as slave and as private."""
     bundle = subject.bundle(["/bin/sh", "-c", "while :; do sleep 3600; done"])
     bundle.mount("slave", shared=True)
     bundle.make("slave/below")

@@ -1,7 +1,7 @@
-"""Generate docs/conformance.md from the tables: ``python -m tests.conformance.page`` prints it.
+"""docs/conformance.md, generated from the tables: ``python -m tests.conformance.page > docs/conformance.md``.
 
-The page claims only results of the suite: a case passes on a runtime unless a difference is known. A test fails if that
-is not true, in both directions.
+The page states what the suite proves: a case passes on a runtime unless a difference is known. A test fails if it does
+not pass, or if it passes despite a known difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ run, `make engines image` installs the packages that it needs, runc among them, 
 
 
 def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
-    """A cell of the table. A new difference is appended to ``notes``."""
+    """A cell of the table. A new note is appended to ``notes``."""
     difference = DIFFERENCES.get(case.id, {}).get(runtime)
     if difference is None:
         return "passes"
@@ -46,12 +46,12 @@ def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
 
 
 def section(case: Case) -> str:
-    """The section of the specification, as a link."""
+    """A link to the section of the specification."""
     return f"[{case.section}]({SPECIFICATION}/{case.section})" if "#" in case.section else case.section
 
 
 def count(cases: Sequence[Case], runtime: str) -> str:
-    """How many cases a runtime passes everywhere, and how many more on some hosts."""
+    """The number of cases that a runtime passes on every host, and on suitable hosts."""
     differences = [DIFFERENCES.get(case.id, {}).get(runtime) for case in cases]
     depending = sum(each is not None and bool(each.where) for each in differences)
     return f"{runtime} passes {differences.count(None)}" + (f", {depending} more on some hosts," if depending else "")

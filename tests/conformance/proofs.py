@@ -1,4 +1,4 @@
-"""The tests that prove that a field is applied: ids of cases, or a module of tests if no command line can show it."""
+"""The proof that a field is applied: ids of cases, or a test module if the command line of a runtime cannot show it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Cases, groups of cases that share a container, and the check of an answer.
+"""Cases, groups of cases that share a container, and the judgement of answers.
 
-A case consists of a requirement of the OCI runtime specification, a command for a runtime and the expected answer. A
-VM takes seconds to start, so the cases of a group share one container, or one sequence of several commands.
+A case consists of a sentence of the OCI runtime specification, a command and the correct answer. A VM needs seconds to
+start, so the cases of a group share one container, or one sequence of commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.conformance.subject import Bundle, Subject
 
 Spec = dict[str, Any]
 Answers = dict[str, str]
-#: The exact text, or a pattern that must match a part of it.
+#: The whole answer, or a pattern that must occur in it.
 Right = str | re.Pattern[str]
 
 _MARK = "@@ "
@@ -23,7 +23,7 @@ _MARK = "@@ "
 
 @dataclass(frozen=True)
 class Case:
-    """One case. ``command`` runs in the shell of the container, if the case is about the inside of a container."""
+    """One case. ``command``: run by a shell in the container, if the case concerns the inside of the container."""
 
     id: str
     section: str
@@ -32,14 +32,14 @@ class Case:
     command: str = ""
 
     def judge(self, answer: str) -> str:
-        """Check an answer; returns "" or what is wrong with it."""
+        """Returns what is wrong with an answer; empty if it is correct."""
         good = answer == self.right if isinstance(self.right, str) else bool(self.right.search(answer))
         return "" if good else f"{self.id}: {self.says}: {answer!r} is not {self.right!r}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are answered together; ``ask`` returns the answers by the ids of the cases."""
+    """Cases that are answered together. ``ask`` returns the answers by the ids of the cases."""
 
     name: str
     cases: Sequence[Case]
@@ -47,7 +47,7 @@ class Group:
 
 
 def inside(name: str, edit: Callable[[Spec, Bundle], None], cases: Sequence[Case]) -> Group:
-    """A group whose cases are commands in one container; ``edit`` changes its bundle."""
+    """A group whose cases are commands in one container. ``edit`` changes its bundle."""
 
     def ask(subject: Subject) -> Answers:
         script = "\n".join(f"echo; echo '{_MARK}{case.id}'; ( {case.command} ) 2>&1" for case in cases)
@@ -62,7 +62,7 @@ def inside(name: str, edit: Callable[[Spec, Bundle], None], cases: Sequence[Case
 
 
 def refused(name: str, section: str, bundles: Sequence[tuple[str, str, str, Callable[[Spec, Bundle], None]]]) -> Group:
-    """A group of bundles whose creation must fail: id, description, a pattern of the error, and the change."""
+    """A group of bundles that must be refused. Each has an id, a sentence, a pattern of the error, and an edit."""
 
     def ask(subject: Subject) -> Answers:
         answers = {}
