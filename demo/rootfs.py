@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 
 
 def make(rootfs: str, *, cache: str) -> None:

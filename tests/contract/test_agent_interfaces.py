@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.devices.spec_nodes import guest_drivers
+from hawse.agent.devices import guest_drivers
 from hawse.agent.machine import network
 from hawse.errors import DeviceError, VmError
 from hawse.host import network_namespace

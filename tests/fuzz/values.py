@@ -14,7 +14,7 @@ from hawse.monitor.machine import identity, notifications
 from hawse.monitor.machine.agent_link import GuestLink
 from hawse.monitor.network.resolver import loopback_servers, parse_query
 from hawse.oci.limits import statistics
-from hawse.oci.process.executed import table as listing
+from hawse.oci.process import table as listing
 from hawse.plan.model import NodeRequest, PlugStep
 from hawse.state import timeline
 from hawse.state.steps import Steps

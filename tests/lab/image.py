@@ -7,7 +7,7 @@ import stat
 import tempfile
 import tomllib
 
-from hawse.vm.image.store import packages, store
+from hawse.vm.image import packages, store
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_kernel_modules
 from hawse.vm.image.tree import add_programs

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawse.errors import HostError
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from hawse.vm.image.build import kernel_packages, unpack_kernel
 from hawse.vm.image.packages import Package
 from tests.support.caches import CACHE, kept

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hawse.oci.default_spec import example
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from tests.support.caches import CACHE, kept
 from tests.support.programs import compiled_file
 

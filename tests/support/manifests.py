@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from tests.support.caches import CACHE, kept
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"

@@ -17,7 +17,7 @@ from hawse.plan.capacity import Room
 from hawse.plan.model import ContainerPlan, MachinePlan, SandboxPlan, shape
 from hawse.planner.sandbox import plan_container, plan_sandbox
 from hawse.vm import templates
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 from hawse.vm.ram_file import MIB
 from tests.support import bundles
 from tests.support.command import Command

@@ -9,7 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from tests.support import svm
 from tests.support.caches import CACHE, kept, place
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.devices.spec_nodes import guest_dev
+from hawse.agent.devices import guest_dev
 from hawse.agent.devices.bound_nodes import bind_nodes, places
 from hawse.errors import StateError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.devices.spec_nodes import hardware
+from hawse.agent.devices import hardware
 from hawse.agent.devices.guest_drivers import bind_native, matching, nodes
 from hawse.errors import DeviceError
 from tests.support.guest_kernel import FakeKernel, FakeUevents

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.agent.devices.spec_nodes import disks as agent
+from hawse.agent.devices import disks as agent
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError, HawseError, RefusedError, VmError
 from hawse.monitor.devices.claims import Claims

@@ -12,7 +12,7 @@ import pytest
 from hawse.config import Config, ImageFiles
 from hawse.doctor import machine
 from hawse.doctor.check import OK, WARNING
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 from tests.support.ready import make_image, make_program
 
 OURS, NEWER = "6.1.140-1", "6.1.153-1"

@@ -54,7 +54,7 @@ from hawse.nodes.decide import Wish
 from hawse.nodes.numbers import strangers
 from hawse.oci.default_spec import example
 from hawse.oci.fields import FIELDS, Fate, review
-from hawse.oci.guest.specification import pci_environment as addresses
+from hawse.oci.guest import pci_environment as addresses
 from hawse.oci.guest.host_sockets import find_special, obstacle, patterns_of
 from hawse.oci.guest.overlay import Overlay
 from hawse.oci.guest.specification import plan_guest
@@ -88,8 +88,8 @@ from hawse.vm import virtiofsd
 from hawse.vm.acceleration import choose
 from hawse.vm.capabilities import Capabilities
 from hawse.vm.host_memory import needs_of
-from hawse.vm.image.store import packages
-from hawse.vm.image.store import store as image
+from hawse.vm.image import packages
+from hawse.vm.image import store as image
 from hawse.vm.image.modules import add_autoload
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
 from hawse.vm.qmp import MOST_EVENTS, Qmp

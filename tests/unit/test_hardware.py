@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.agent.devices.spec_nodes import hardware
+from hawse.agent.devices import hardware
 from hawse.agent.devices.hardware import bind_vfio
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.oci.guest.specification import host_sockets
+from hawse.oci.guest import host_sockets
 from hawse.oci.guest.host_sockets import FIFO, SOCKET, STREAM, Special, find_special, obstacle, patterns_of
 from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.load import load_bundle

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ImageError
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 from hawse.vm.image.build import build, kernel_packages, unpack_kernel
 from hawse.vm.image.packages import Package
 from hawse.vm.image.store import Image

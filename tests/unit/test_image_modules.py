@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import ImageError
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules, find, matching
 from tests.support.guest_files import depmod, lay_out, shell
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import ImageError
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from hawse.vm.image.modules import add_kernel_modules
 from hawse.vm.image.store import guest_sources
 from hawse.vm.image.tree import add_programs, add_python, chroot

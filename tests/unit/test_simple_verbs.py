@@ -14,7 +14,7 @@ from hawse.errors import ImageError
 from hawse.oci.load import load_bundle
 from hawse.state import timeline
 from hawse.state.steps import Step
-from hawse.vm.image.store import build, store
+from hawse.vm.image import build, store
 from tests.support.command import Command
 from tests.support.ready import make_image, make_program
 

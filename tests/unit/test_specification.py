@@ -15,7 +15,7 @@ from hawse.agent.container.mount_errors import unknown_type
 from hawse.errors import ConfigError
 from hawse.oci.default_spec import example
 from hawse.oci.fields import APPLIED, FIELDS, Fate
-from hawse.oci.guest.specification import mount_types
+from hawse.oci.guest import mount_types
 from hawse.oci.guest.bind_sources import DeviceNode
 from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle

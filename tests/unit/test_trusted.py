@@ -14,7 +14,7 @@ from hawse.errors import HostError
 from hawse.jail import tree
 from hawse.vm import templates
 from hawse.vm.arguments import VmShape
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 from tests.support.ready import make_image
 
 NOBODY = 12345

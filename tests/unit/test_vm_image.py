@@ -16,7 +16,7 @@ import pytest
 
 import hawse
 from hawse.errors import ImageError
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.packages import merged, parse_uris
 from hawse.vm.image.store import module_name
@@ -233,7 +233,7 @@ def test_an_installation_of_the_same_sources_has_the_same_image(tmp_path: Path) 
     package = os.path.dirname(hawse.__file__)
     shutil.copytree(package, tmp_path / "hawse", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(store.recipe_directory(), tmp_path / "hawse" / "guest", dirs_exist_ok=True)
-    script = "from hawse.vm.image.store import store; print(store.__file__); print(store.current_path('/c'))"
+    script = "from hawse.vm.image import store; print(store.__file__); print(store.current_path('/c'))"
 
     def ask() -> list[str]:
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}

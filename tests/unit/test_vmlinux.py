@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.vm.image.store import vmlinux
+from hawse.vm.image import vmlinux
 from tests.support.kernels import bz_image, elf, note
 
 COMPRESSED = lzma.compress(elf()) + struct.pack("<I", len(elf()))

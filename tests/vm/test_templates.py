@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hawse.vm import ram_file
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from tests.support.bundles import make_bundle, specification, write
 from tests.support.caches import CACHE, own_cache, templates
 from tests.support.host import prove_unchanged, snapshot

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from hawse.agent.container.container import process_table
+from hawse.agent.container import process_table
 from hawse.agent.container.container import Container, Process
 from hawse.agent.container.crun import CRUN, ROOT, Crun
 from hawse.agent.container.prepared import Prepared
-from hawse.agent.devices.spec_nodes import hardware
+from hawse.agent.devices import hardware
 from hawse.agent.devices.spec_nodes import Node, rewrite_devices, show
 from hawse.agent.machine import boot, hugepages, identity, network
 from hawse.agent.machine.autoload import Autoload
@@ -223,7 +223,7 @@ class Server:
 
     def bind_disk(self, *, address: str, seconds: float) -> list[int]:
         """Wait for a function of virtio-blk and its disk: major and minor."""
-        from hawse.agent.devices.spec_nodes import disks  # here, since most guests never need it
+        from hawse.agent.devices import disks  # here, since most guests never need it
 
         self._load(DISK_MODULES)
         with trace.span(f"disk at {address} ready"):
@@ -231,13 +231,13 @@ class Server:
 
     def misc_numbers(self, *, names: list[str]) -> list[list[int] | None]:
         """The numbers of misc devices, None for one that the guest's kernel has not."""
-        from hawse.agent.devices.spec_nodes import disks  # here, since most guests never need it
+        from hawse.agent.devices import disks  # here, since most guests never need it
 
         return [disks.misc_numbers(name, root=self._root) for name in names]
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> dict[str, Any]:
         """Wait for a function and give it to the guest's own driver, whose module the container's share has."""
-        from hawse.agent.devices.spec_nodes import guest_drivers
+        from hawse.agent.devices import guest_drivers
 
         drivers = f"{self._run}/share/{container}/drivers"
         return guest_drivers.bind_native(self._uevents, address, drivers=drivers, seconds=seconds, root=self._root)
@@ -416,7 +416,7 @@ class Server:
                 made.serve_notifications(f"{self._run}/notify/{container}", partial(self._tell_notice, container))
             first = made.create(spec, stdio, ids)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
-                from hawse.agent.devices.spec_nodes import guest_drivers  # here, since most guests never need it
+                from hawse.agent.devices import guest_drivers  # here, since most guests never need it
 
                 with first.held(f"container {container} has ended") as pid:
                     guest_drivers.hand_over(devices, pid, root=self._root)

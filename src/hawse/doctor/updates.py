@@ -9,7 +9,7 @@ import time
 import tomllib
 
 from hawse.config import ImageFiles
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 
 #: The age in days at which an image is outdated: Debian publishes kernel updates about once a month.
 DAYS = 30

@@ -15,7 +15,7 @@ from hawse.oci.limits import statistics
 from hawse.oci.limits import update as resources
 from hawse.oci.limits.cgroups import HostLimits, host_limits
 from hawse.oci.limits.changes import limits_of
-from hawse.oci.process.executed import table as listing
+from hawse.oci.process import table as listing
 from hawse.plan.model import ContainerPlan
 from hawse.state.store import CREATED, PAUSED, RUNNING
 

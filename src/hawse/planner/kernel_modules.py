@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hawse.config import Config
 from hawse.errors import ConfigError, ImageError
 from hawse.plan.model import Share
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 
 #: Below the first container's part of the share, which is there for as long as the sandbox.
 SHARE = "modules"

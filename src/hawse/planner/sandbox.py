@@ -17,7 +17,7 @@ from hawse.host import network_namespace, selinux
 from hawse.linux import attributes, oom_score
 from hawse.linux import capabilities as rights
 from hawse.oci.device_rules import allows_all
-from hawse.oci.guest.specification import pci_environment
+from hawse.oci.guest import pci_environment
 from hawse.oci.guest.host_sockets import patterns_of
 from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.limits.cgroups import CgroupPlan, HostLimits, default_path, plan_cgroup, vm_limits

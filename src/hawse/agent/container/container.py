@@ -10,12 +10,12 @@ import time
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from hawse.agent.container.container import handlers, mount_errors
+from hawse.agent.container import handlers, mount_errors
 from hawse.agent.container.cgroup import ROOT as CGROUPS
 from hawse.agent.container.cgroup import Cgroup
 from hawse.agent.container.crun import Crun
 from hawse.agent.container.prepared import Prepared, owner
-from hawse.agent.devices.spec_nodes import bound_nodes, guest_dev
+from hawse.agent.devices import bound_nodes, guest_dev
 from hawse.agent.devices.live_nodes import bind_node, make_node, remove_node, write_file
 from hawse.agent.devices.spec_nodes import DEVICES_FILE, map_text, write_map
 from hawse.agent.mounts import container_sysfs, flags
@@ -211,7 +211,7 @@ class Container:
         path = f"{self._directory}/process-{number}.json"
         meanwhile: Callable[[int], None] = lambda _pid: None  # noqa: E731
         if not process.get("terminal") and self._crun.leaves_sessions():
-            from hawse.agent.container.container import sessions
+            from hawse.agent.container import sessions
 
             # crun waits for the FIFO until it is traced.
             os.mkfifo(path, 0o600)

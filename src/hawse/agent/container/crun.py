@@ -71,7 +71,7 @@ class Crun:
 
     def leaves_sessions(self) -> bool:
         """Whether it does not have a process of `exec` without a terminal lead its session."""
-        from hawse.agent.container.container import sessions  # here, since a guest without an exec does not need it
+        from hawse.agent.container import sessions  # here, since a guest without an exec does not need it
 
         return sessions.needs_help(self._globals[0], self._reaper)
 

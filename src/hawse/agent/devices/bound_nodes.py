@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 
-from hawse.agent.devices.spec_nodes import guest_dev
+from hawse.agent.devices import guest_dev
 from hawse.agent.system.ids import SAME, Ids
 from hawse.errors import VmError
 

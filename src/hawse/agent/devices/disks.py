@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import time
 
-from hawse.agent.devices.spec_nodes import hardware
+from hawse.agent.devices import hardware
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError
 

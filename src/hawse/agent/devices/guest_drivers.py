@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from hawse.agent.devices.spec_nodes import hardware
+from hawse.agent.devices import hardware
 from hawse.agent.system import trace
 from hawse.agent.system.modules import Modules
 from hawse.agent.system.uevents import Uevents

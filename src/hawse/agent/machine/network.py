@@ -10,7 +10,7 @@ import os
 import re
 import time
 
-from hawse.agent.devices.spec_nodes import hardware
+from hawse.agent.devices import hardware
 from hawse.agent.system import trace
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import VmError

@@ -15,7 +15,7 @@ from hawse.install import settings as own
 from hawse.install.edits import ENGINES, Engine, Wanted
 from hawse.install.files import read, write
 from hawse.vm import acceleration
-from hawse.vm.image.store import store
+from hawse.vm.image import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

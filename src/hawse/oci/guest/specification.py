@@ -14,9 +14,9 @@ from hawse.linux import user_namespaces
 from hawse.oci import device_rules
 from hawse.oci.checks import check_options, checked_mount
 from hawse.oci.fields import POLICY, review
-from hawse.oci.guest.specification import dev_shm as memory
-from hawse.oci.guest.specification import host_sockets, idmap, overlay
-from hawse.oci.guest.specification import hugetlbfs as hugepages
+from hawse.oci.guest import dev_shm as memory
+from hawse.oci.guest import host_sockets, idmap, overlay
+from hawse.oci.guest import hugetlbfs as hugepages
 from hawse.oci.guest.bind_sources import (
     GUEST_SHARE,
     GUEST_SOCKETS,

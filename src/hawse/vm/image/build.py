@@ -17,7 +17,7 @@ from typing import Any
 from hawse.cache import trusted
 from hawse.cache.results import locked
 from hawse.errors import ImageError
-from hawse.vm.image.store import packages
+from hawse.vm.image import packages
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
 from hawse.vm.image.packages import Package, Progress
