@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from hawse.agent import syscalls
 from hawse.agent.autoload import Autoload, may_configure_network
 from hawse.errors import VmError
 
@@ -40,7 +39,7 @@ class Guest:
         self.loaded.append(path)
 
     def autoload(self) -> Autoload:
-        return Autoload(str(self.modules), run=str(self.run), root=str(self.root))
+        return Autoload(str(self.modules), run=str(self.run), root=str(self.root), load=self.load)
 
     @property
     def names(self) -> list[str]:
@@ -48,10 +47,8 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
-    made = Guest(tmp_path)
-    monkeypatch.setattr(syscalls, "load_module", made.load)
-    return made
+def guest(tmp_path: Path) -> Guest:
+    return Guest(tmp_path)
 
 
 def test_kernel_starts_a_modprobe_that_finds_the_modules(guest: Guest) -> None:

@@ -1,0 +1,40 @@
+"""What a situation is: a function that is called with a fake host and fails or returns a warning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from hawse.oci.guest import plan_guest
+from hawse.oci.load import load_bundle
+from hawse.oci.template import example
+from tests.support.bundles import write
+from tests.support.sysfs import FakeSysfs
+
+Act = Callable[[FakeSysfs], Any]
+
+
+def bundle(**parts: Any) -> Act:
+    """A bundle: runc's example with these fields; objects are merged, other values are replaced."""
+
+    def act(host: FakeSysfs) -> Any:
+        spec: dict[str, Any] = example()
+        for name, value in parts.items():
+            spec[name] = {**spec[name], **value} if isinstance(value, dict) and name in spec else value
+        os.mkdir(f"{host.root}/rootfs")
+        write(host.root, spec)
+        return plan_guest(load_bundle(host.root), container="c1")
+
+    return act
+
+
+def warned(**parts: Any) -> Act:
+    """What a bundle with that in its specification is warned of."""
+
+    def act(host: FakeSysfs) -> str:
+        notes = bundle(**parts)(host).notes
+        [text] = [text for level, text in notes if level == "warning"]
+        return str(text)
+
+    return act
