@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from hawse.sandbox import oom
-from hawse.sandbox.cgroups import hierarchies, release
+from hawse.sandbox.cgroups import release
+from tests.support.mount_table import cgroup_hierarchies
 
 
 def writable() -> list[str]:
     """The hierarchies of this host that a cgroup can be made in."""
-    with open("/proc/self/mountinfo") as file:
-        mounts = [found.mount for found in hierarchies(file.read()) if "cpuset" not in found.controllers]
+    mounts = [hierarchy.mount for hierarchy in cgroup_hierarchies() if "cpuset" not in hierarchy.controllers]
     return [mount for mount in mounts if os.access(f"{mount}/cgroup.procs", os.W_OK)]
 
 

@@ -19,6 +19,7 @@ from tests.support.async_wait import until
 from tests.support.fake_machine import SECONDS, FakeHost
 from tests.support.monitor import runs
 from tests.support.plans import machine_plan
+from tests.support.processes import children
 
 DAEMON = ["--fd={fd}", "--shared-dir={directory}"]
 
@@ -93,8 +94,7 @@ def test_a_daemon_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
         with pytest.raises(HostError, match="cannot run virtiofsd: /no/virtiofsd: No such file") as caught:
             launch(made, str(tmp_path), steps, share_plugged=True)
         assert caught.value.hint == "install it, or name it in the configuration"
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        assert not [pid for pid in children if runs(int(pid))]
+        assert not [pid for pid in children(os.getpid()) if runs(pid)]
 
     run(tmp_path, story)
 

@@ -22,6 +22,7 @@ from hawse.sandbox.control import ControlCgroup
 from hawse.sandbox.plan import Share
 from hawse.sandbox.share import ShareRoot
 from tests.support.forked import in_child
+from tests.support.mount_table import mounts_of
 
 
 def apart(act: Callable[[], Any]) -> Any:
@@ -36,14 +37,11 @@ def apart(act: Callable[[], Any]) -> Any:
 
 def mounts(below: str) -> dict[str, tuple[set[str], str]]:
     """Options and propagation of each mount below a directory, by its path there."""
-    found = {}
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            fields, _, _ = line.partition(" - ")
-            _, _, _, _, point, options, *rest = fields.split()
-            if point == below or point.startswith(f"{below}/"):
-                found[point[len(below) :]] = (set(options.split(",")), " ".join(word.split(":")[0] for word in rest))
-    return found
+    return {
+        mount.point[len(below) :]: (set(mount.options), " ".join(mount.propagation))
+        for mount in mounts_of()
+        if mount.point == below or mount.point.startswith(f"{below}/")
+    }
 
 
 def made(name: str, source: Path, **changes: Any) -> Share:

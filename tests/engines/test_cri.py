@@ -22,7 +22,7 @@ from tests.support.cri import CallError, Cri
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import BUSYBOX_IMAGE, write_archive, write_pause
 from tests.support.patience import wait_until
-from tests.vm.test_network import qemu_of
+from tests.support.processes import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 

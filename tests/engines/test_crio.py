@@ -26,8 +26,8 @@ from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
 from tests.support.podman import install
+from tests.support.processes import qemu_of
 from tests.support.runtime import Runtime
-from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 

@@ -24,8 +24,8 @@ from tests.support.containerd import Containerd
 from tests.support.engines import read_hosts_disk
 from tests.support.images import BUSYBOX_IMAGE, write_busybox
 from tests.support.patience import patience, wait_until
+from tests.support.processes import qemu_of
 from tests.support.runtime import HAWSE, Result
-from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 

@@ -19,8 +19,8 @@ from tests.support.bundles import build_probe
 from tests.support.docker import IMAGE, Docker
 from tests.support.engines import SHOW_LIMITS, read_hosts_disk
 from tests.support.patience import patience, wait_until
+from tests.support.processes import qemu_of
 from tests.support.runtime import HAWSE, Runtime
-from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from hawse.sandbox.state import Store
 from hawse.version import VERSION
 from tests.support import traces
 from tests.support.bundles import build_probe
@@ -22,11 +21,11 @@ from tests.support.loops import loop_devices
 from tests.support.notified import Notified
 from tests.support.patience import patience, wait_until
 from tests.support.podman import IMAGE, Podman
+from tests.support.processes import qemu_of
 from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime, handing_on
 from tests.support.soak import rounds
 from tests.support.subprocesses import run
-from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
@@ -269,7 +268,7 @@ def test_a_container_whose_machine_is_killed(podman: Podman, hawse: Runtime, vic
     podman.must("run", "--detach", "--name", "victim", IMAGE, "sleep", "1000")
     try:
         [name] = os.listdir(hawse.root)
-        monitor = Store(hawse.root, name).read()["monitorPid"]
+        monitor = hawse.monitor(name)
         os.kill(qemu_of(monitor) if victim == "QEMU" else monitor, signal.SIGKILL)
         assert podman.must("wait", "victim") in ("137\n", "255\n")
         assert podman.inspect("victim")["State"]["Status"] == "exited"
@@ -305,7 +304,7 @@ def test_a_pod_of_a_kubernetes_file_is_one_machine(podman: Podman, hawse: Runtim
     (tmp_path / "pod.yaml").write_text(POD)
     podman.must("kube", "play", f"{tmp_path}/pod.yaml")
     try:
-        machines = {Store(hawse.root, name).read()["monitorPid"] for name in os.listdir(hawse.root)}
+        machines = {hawse.monitor(name) for name in os.listdir(hawse.root)}
         assert (len(os.listdir(hawse.root)), len(machines)) == (3, 1)
         fetched = ("exec", "pod-client", *FETCH.split())
         wait_until(lambda: podman(*fetched).code == 0)
@@ -411,7 +410,7 @@ def test_containers_in_a_row_grow_nothing_of_their_pods(podman: Podman, hawse: R
     podman.must("pod", "create", "--name", "pod")
     try:
         podman.must("run", "--detach", "--pod", "pod", "--name", "stays", IMAGE, "sleep", "100000")
-        [monitor] = {Store(hawse.root, name).read()["monitorPid"] for name in os.listdir(hawse.root)}
+        [monitor] = {hawse.monitor(name) for name in os.listdir(hawse.root)}
         qemu = qemu_of(monitor)
 
         def look() -> dict[str, int]:

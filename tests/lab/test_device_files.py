@@ -50,14 +50,9 @@ print(*files)
 """
 #: What of VFIO's all processes have open, each as often as it is.
 _OPEN = """
-import os
-found = []
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        found += [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        continue
-print(*sorted(link for link in found if link.startswith(("/dev/vfio", "/dev/iommu"))))
+from tests.support.processes import holders
+found = holders(lambda target: target.startswith(("/dev/vfio", "/dev/iommu")))
+print(*sorted(target for targets in found.values() for target in targets))
 """
 
 

@@ -60,8 +60,9 @@ find /sys/fs/cgroup/host -depth -type d -exec rmdir {} \;
 #: A process of hawse's or QEMU's each, and its cgroup.
 _MEMBERS = """
 import os
-for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
-    words = open(f"/proc/{pid}/cmdline", "rb").read().decode(errors="replace")
+from tests.support.processes import all_pids, command_line
+for pid in set(all_pids()) - {os.getpid()}:
+    words = command_line(pid)
     for what in ("qemu-system", "virtiofsd", "hawse.sandbox.monitor", "hawse["):
         if what in words:
             print(what, open(f"/proc/{pid}/cgroup").read().strip())

@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.support.bundles import make_rootfs
 from tests.support.patience import wait_until
+from tests.support.processes import program_of, with_words
 from tests.support.runtime import Result, Runtime
 from tests.support.subprocesses import run
 
@@ -76,19 +77,9 @@ class Podman:
         """
         wait_until(lambda: not self._helpers())
 
-    def _helpers(self) -> list[str]:
+    def _helpers(self) -> list[int]:
         """The pids of this Podman's conmon and podman processes, whose arguments contain paths of its directory."""
-        found = []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = os.fsdecode(file.read())
-            except OSError:  # the process has exited
-                continue
-            if name in ("conmon", "podman") and f"{self.directory}/" in words:
-                found.append(pid)
-        return found
+        return [pid for pid in with_words(f"{self.directory}/") if program_of(pid) in ("conmon", "podman")]
 
     def on_terminal(self, *words: str) -> str:
         """Run a command, which must succeed, on a terminal; returns its output."""

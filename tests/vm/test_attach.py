@@ -18,9 +18,11 @@ from hawse.container.attach import prepare
 from hawse.container.client import call
 from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER
+from tests.support.processes import children, name_of
+from tests.support.running import running_container
+from tests.support.runtime import Runtime
 from tests.support.soak import rounds
 
 pytestmark = pytest.mark.vm
@@ -39,22 +41,17 @@ PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """A container that was created with group 8 and runs; it is the same for all tests of this module."""
-    before = snapshot()
     directory = str(tmp_path_factory.mktemp("attach"))
-    made = Runtime(directory)
-    made.configure(GROUPS)
     bundle = f"{directory}/bundle"
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+    spec = make_bundle(bundle, FOREVER, rlimits=[UNLIMITED])
     shutil.copy(build_probe(directory), f"{bundle}/rootfs/bin/probe")
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/8", 511, 8)])
     for mount in spec["mounts"]:
         if mount["destination"] == "/sys":
             mount["options"] = ["nosuid", "noexec", "nodev"]
     write(bundle, spec)
-    made.run_detached(bundle, "c1")
-    yield made
-    assert made("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, bundle, "c1", configuration=GROUPS) as runtime:
+        yield runtime
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +64,6 @@ def alone(runtime: Runtime) -> Iterator[None]:
     assert [entry["host"]["group"] for entry in runtime.state("c1")["vfio"]] == [8]
 
 
-def shell(runtime: Runtime, script: str) -> Result:
-    return runtime("exec", "c1", "/bin/sh", "-c", script)
-
-
 def attached(runtime: Runtime, group: int) -> dict[str, Any]:
     [entry] = [entry for entry in runtime.state("c1")["vfio"] if entry["host"]["group"] == group]
     return dict(entry)
@@ -81,16 +74,16 @@ def test_a_group_is_used_as_one_that_was_there_from_the_start(runtime: Runtime) 
     assert result.code == 0, result
     entry = attached(runtime, 5)
     assert entry["guest"]["address"] in result.output
-    probe = shell(runtime, "probe /dev/vfio/5")
+    probe = runtime.shell("c1", "probe /dev/vfio/5")
     assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
-    assert shell(runtime, f"probe {entry['nodes'][0]}").code == 0, "the guest's own number"
-    assert shell(runtime, "probe /dev/vfio/8").code == 0, "the other one still works"
+    assert runtime.shell("c1", f"probe {entry['nodes'][0]}").code == 0, "the guest's own number"
+    assert runtime.shell("c1", "probe /dev/vfio/8").code == 0, "the other one still works"
 
 
 def test_the_container_can_read_what_it_has(runtime: Runtime) -> None:
-    assert json.loads(shell(runtime, "cat /dev/hawse/devices.json").output) == runtime.state("c1")["vfio"]
+    assert json.loads(runtime.shell("c1", "cat /dev/hawse/devices.json").output) == runtime.state("c1")["vfio"]
     runtime("attach", "c1", "5", "6")
-    seen = json.loads(shell(runtime, "cat /dev/hawse/devices.json").output)
+    seen = json.loads(runtime.shell("c1", "cat /dev/hawse/devices.json").output)
     assert [entry["host"]["group"] for entry in seen] == [8, 5, 6]
     assert seen == runtime.state("c1")["vfio"]
 
@@ -101,7 +94,7 @@ def test_a_group_that_is_detached_is_gone(runtime: Runtime) -> None:
     result = runtime("detach", "c1", "5")
     assert result.code == 0, result
     paths = " ".join([*entry["nodes"], f"/sys/bus/pci/devices/{entry['guest']['address']}"])
-    assert shell(runtime, f"ls -d {paths} 2>/dev/null").output == ""
+    assert runtime.shell("c1", f"ls -d {paths} 2>/dev/null").output == ""
 
 
 def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
@@ -113,7 +106,7 @@ def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
         result = runtime("detach", "c1", "5")
         assert result.code == 1
         assert "of the guest is in use: 'sleep 1000' (process " in result.errors
-        assert shell(runtime, "ls /dev/vfio/5").code == 0, "nothing was taken"
+        assert runtime.shell("c1", "ls /dev/vfio/5").code == 0, "nothing was taken"
         assert runtime("detach", "--force", "c1", "5").code == 0
         assert holder.wait(timeout=patience(20)) == 137
 
@@ -152,7 +145,7 @@ def test_a_slot_of_two_functions_comes_and_goes_whole(runtime: Runtime) -> None:
     entries = [entry for entry in runtime.state("c1")["vfio"] if entry["host"]["group"] == 7]
     assert len({entry["guest"]["group"] for entry in entries}) == 1
     group = entries[0]["guest"]["group"]
-    assert len(shell(runtime, f"ls /sys/kernel/iommu_groups/{group}/devices").output.split()) == 2
+    assert len(runtime.shell("c1", f"ls /sys/kernel/iommu_groups/{group}/devices").output.split()) == 2
     assert runtime("detach", "c1", "7").code == 0
 
 
@@ -170,13 +163,13 @@ def test_lost_events_lose_no_device(runtime: Runtime) -> None:
         for number in range(40):
             assert runtime("attach", "c1", "5").code == 0
             assert runtime("detach", "c1", "5").code == 0
-            if number >= 2 and int(shell(runtime, f"busybox {drops}").output) > 0:
+            if number >= 2 and int(runtime.shell("c1", f"busybox {drops}").output) > 0:
                 break
         else:
             pytest.fail("no event was lost")
     finally:
         # Not by killing the command that waits for it: the loops are the container's and would go on.
-        assert shell(runtime, "touch /tmp/enough").code == 0
+        assert runtime.shell("c1", "touch /tmp/enough").code == 0
         loud.wait(timeout=patience(20))
 
 
@@ -194,7 +187,7 @@ def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
         call(store, "detach", {"group": 5, "force": False})
     assert (_settled(runtime), call(store, "room", {})) == before
     assert runtime("attach", "c1", "5").code == 0
-    assert shell(runtime, "probe /dev/vfio/5").code == 0
+    assert runtime.shell("c1", "probe /dev/vfio/5").code == 0
 
 
 def test_a_container_that_is_being_created_gets_its_devices_too(runtime: Runtime, tmp_path: Path) -> None:
@@ -224,7 +217,7 @@ def _entries(answer: object) -> list[dict[str, Any]]:
 
 def _settled(runtime: Runtime) -> dict[str, int]:
     """:func:`_descriptors`, once the monitor has closed the connections of the calls before."""
-    monitor = json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"]
+    monitor = runtime.monitor("c1")
 
     def quiet() -> bool:
         accepted = re.findall(r" 03 +(\d+) \S*/monitor\.sock$", Path("/proc/net/unix").read_text(), re.MULTILINE)
@@ -238,14 +231,6 @@ def _settled(runtime: Runtime) -> dict[str, int]:
 
 def _descriptors(runtime: Runtime) -> dict[str, int]:
     """How many descriptors the sandbox's processes have, by what they are."""
-    monitor = json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"]
+    monitor = runtime.monitor("c1")
     found = {"monitor": len(os.listdir(f"/proc/{monitor}/fd"))}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                name, _, rest = file.read().rpartition(")")
-            if int(rest.split()[1]) == monitor:
-                found[name.partition("(")[2]] = len(os.listdir(f"/proc/{pid}/fd"))
-        except OSError:
-            continue
-    return found
+    return found | {name_of(pid): len(os.listdir(f"/proc/{pid}/fd")) for pid in children(monitor)}

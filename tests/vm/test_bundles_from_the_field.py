@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.bundles import make_bundle, write
+from tests.support.bundles import drop_cgroups, make_bundle, write
+from tests.support.mount_table import parse
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
 from tests.support.programs import compiled
 from tests.support.runtime import Result, Runtime
 
@@ -108,8 +110,7 @@ def directory() -> Iterator[Path]:
 
 def flags(mountinfo: str) -> dict[str, set[str]]:
     """The flags of the mounts at POINTS, of the last one at each."""
-    lines = [line.split(" ") for line in mountinfo.splitlines() if line.count(" ") > 5]
-    return {line[4]: FLAGS & set(line[5].split(",")) for line in lines if line[4] in POINTS}
+    return {mount.point: FLAGS & mount.options for mount in parse(mountinfo) if mount.point in POINTS}
 
 
 @pytest.mark.parametrize("users", MAPS)
@@ -125,7 +126,7 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
     seen, container = {}, f"flags-{os.getpid()}"
     for name in ("runc", "hawse"):
         bundle = str(directory / name)
-        spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+        spec = make_bundle(bundle, FOREVER)
         spec["mounts"] += [
             {
                 "destination": destination, "type": "bind", "options": ["bind", *wanted],
@@ -133,7 +134,7 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
             }
             for destination, wanted in options.items()
         ]  # fmt: skip
-        spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+        drop_cgroups(spec)
         spec["mounts"][0]["options"] = ["nosuid", "nodev", "noexec"]
         assert spec["mounts"][0]["destination"] == "/proc"
         spec["linux"]["readonlyPaths"].append("/some/kept")

@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 
 from hawse.oci.cpusets import written
-from hawse.sandbox.cgroups import hierarchies
 from tests.support.bundles import make_bundle, write
 from tests.support.manifests import DEPLOY
+from tests.support.mount_table import cgroup_hierarchies
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
+from tests.support.processes import children
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 
 def mounts() -> list[str]:
-    with open("/proc/self/mountinfo") as file:
-        return [hierarchy.mount for hierarchy in hierarchies(file.read())]
+    return [hierarchy.mount for hierarchy in cgroup_hierarchies()]
 
 
 def cgroups_of(pid: int) -> set[str]:
@@ -61,7 +62,7 @@ def parent(tmp_path: Path) -> Iterator[str]:
 
 def write_bundle(directory: Path, path: str, **resources: object) -> str:
     bundle = str(directory / "bundle")
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+    spec = make_bundle(bundle, FOREVER)
     spec["linux"]["cgroupsPath"] = path
     spec["linux"]["resources"] |= resources
     write(bundle, spec)
@@ -76,12 +77,10 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
     beside = runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
     assert beside.stdout is not None
     assert beside.stdout.readline() == b"up\n"
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
-    children = subprocess.run(["pgrep", "-P", str(monitor)], capture_output=True, text=True, check=True)
+    monitor = runtime.monitor("c1")
     proxies = json.loads(runtime("ps", "--format", "json", "c1").output)
     assert (len(proxies), proxies[0]) == (2, pid)
-    for process in (*map(int, children.stdout.split()), *proxies):
+    for process in (*children(monitor), *proxies):
         assert cgroups_of(process) == {path}
     assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
         "but for its CPU time"
@@ -188,8 +187,7 @@ def test_nothing_is_left_of_it(parent: str, runtime: Runtime, tmp_path: Path, en
     else:
         runtime.run_detached(bundle, "c1")
         assert directories(path)
-        with open(f"{runtime.root}/c1/state.json") as file:
-            os.kill(json.load(file)["monitorPid"], 9)
+        os.kill(runtime.monitor("c1"), 9)
         deleted = runtime("delete", "--force", "c1")
         assert (deleted.code, deleted.errors) == (0, "")
     assert directories(path) == []
@@ -207,8 +205,7 @@ def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, ru
         with open(found) as opened:
             return opened.read().strip()
 
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("c1")
     assert file_of("cpuset.cpus") == first
     assert allowed_of(monitor) == allowed_of(pid) == first
     assert runtime("exec", "c1", "/bin/busybox", "nproc").output == "1\n", "as many as it may use"
@@ -263,8 +260,7 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
         write(bundle, spec | {"annotations": role})
         pids[name] = runtime.run_detached(bundle, name)
         assert Path(f"{bundle}/said").read_text() == "", "no warning"
-    with open(f"{runtime.root}/pod/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("pod")
     assert cgroups_of(monitor) - {"/hawse.control"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
     assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}, Path(f"/proc/{pids['c1']}/cgroup").read_text()
     assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
@@ -306,12 +302,12 @@ def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime:
         spec["process"]["oomScoreAdj"] = score
         write(bundle, spec | {"annotations": role})
         pids[name] = runtime.run_detached(bundle, name)
-    with open(f"{runtime.root}/pod/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("pod")
     with open(f"{runtime.root}/pod/programs") as file:
         programs = [int(line.split()[0]) for line in file]
-    worker = Path(f"/proc/{programs[1]}/task/{programs[1]}/children").read_text().split()
-    assert [score_of(pid) for pid in (*programs, *map(int, worker))] == [1000, 1000, 1000], "QEMU's and virtiofsd's"
+    assert [score_of(pid) for pid in (*programs, *children(programs[1]))] == [1000, 1000, 1000], (
+        "QEMU's and virtiofsd's"
+    )
     assert {name: score_of(pid) for name, pid in pids.items()} == {"pod": 2, "one": 1000, "two": 500}
     assert score_of(monitor) == score_of(os.getpid())
     pipe = subprocess.PIPE
@@ -364,7 +360,7 @@ def test_default_cgroup_for_cpus_is_where_runc_has_it(runtime: Runtime, tmp_path
     finally:
         subprocess.run([*theirs, "delete", "--force", name], check=True)
     pid = runtime.run_detached(bundle, name)
-    monitor = json.loads(Path(f"{runtime.root}/{name}/state.json").read_text())["monitorPid"]
+    monitor = runtime.monitor(name)
     assert cpuset_of(pid) == cpuset_of(monitor) == expected
     assert allowed_of(monitor) == allowed_of(pid) == first
     deleted = runtime("delete", "--force", name)

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.support.bundles import make_bundle
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience
+from tests.support.processes import holders
+from tests.support.running import running_container
 from tests.support.runtime import Runtime, handing_on
 
 pytestmark = pytest.mark.vm
@@ -42,14 +43,10 @@ def script(tmp_path: Path) -> Script:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """A container that waits, for the processes of the tests."""
-    before = snapshot()
     directory = str(tmp_path_factory.mktemp("descriptors"))
-    runtime = Runtime(directory)
     make_bundle(f"{directory}/bundle", ["/bin/sleep", "100000"])
-    runtime.run_detached(f"{directory}/bundle", "c1")
-    yield runtime
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, f"{directory}/bundle", "c1") as runtime:
+        yield runtime
 
 
 def _file(fd: int, mode: str) -> io.FileIO:
@@ -186,21 +183,10 @@ def test_a_created_container_has_them_from_its_start_to_its_end(runtime: Runtime
         assert runtime("start", "c1").code == 0
         assert select.select([back.reading], [], [], patience(SECONDS))[0]
         assert back.reading.read(100) == b"started\n"
-        assert holders(back.reading.fileno()) == {runtime.state("c1")["pid"]}
+        pipe = os.readlink(f"/proc/self/fd/{back.reading.fileno()}")
+        assert set(holders(lambda target: target == pipe)) - {os.getpid()} == {runtime.state("c1")["pid"]}
         assert runtime("kill", "c1", "KILL").code == 0
         assert until_end(back.reading.fileno()) == b""
-
-
-def holders(fd: int) -> set[int]:
-    """The other processes that have the pipe open."""
-    pipe, found = os.readlink(f"/proc/self/fd/{fd}"), set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            links = {os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")}
-        except OSError:
-            continue
-        found |= {int(pid)} & ({int(pid)} if pipe in links else set())
-    return found - {os.getpid()}
 
 
 def test_the_socket_that_systemd_has_accepted(runtime: Runtime, script: Script) -> None:

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.bundles import add_devices, make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
+from tests.support.bundles import add_devices, drop_cgroups, make_bundle, write
 from tests.support.netns import run
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX, role
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 VFIO, GROUP = ("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)
 #: A device that is not there is still guarded: runc's answer needs none.
 OPENS = (
@@ -51,8 +50,7 @@ def bundle(directory: Path, name: str, arguments: list[str], **annotations: str)
     path = str(directory / name)
     spec = make_bundle(path, arguments)
     add_devices(spec, [VFIO, GROUP])
-    # runc 1.1 cannot mount cgroups on every host that this test runs on.
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    drop_cgroups(spec)
     spec["annotations"] = annotations
     return path, spec
 
@@ -69,22 +67,17 @@ def map_ids(path: str, spec: dict[str, Any]) -> None:
 
 @pytest.fixture
 def pod(tmp_path: Path) -> Iterator[Runtime]:
-    before = snapshot()
-    made = Runtime(str(tmp_path))
-    made.configure('[emulated]\n5 = ["edu"]\n6 = ["edu"]\n')
-    path, spec = bundle(tmp_path, "pod", FOREVER, **{KIND: "sandbox"})
+    path, spec = bundle(tmp_path, "pod", FOREVER, **role("pod"))
     del spec["linux"]["devices"]
     write(path, spec)
-    made.run_detached(path, "pod")
-    yield made
-    assert made("delete", "--force", "pod").code == 0
-    prove_unchanged(before)
+    with running_container(str(tmp_path), path, "pod", configuration='[emulated]\n5 = ["edu"]\n6 = ["edu"]\n') as made:
+        yield made
 
 
 def test_rules_open_what_they_open_with_runc(pod: Runtime, tmp_path: Path) -> None:
     ours, theirs = {}, {}
     for name, rules in RULES.items():
-        path, spec = bundle(tmp_path, name, ["/bin/sh", "-c", OPENS], **{KIND: "container", SANDBOX: "pod"})
+        path, spec = bundle(tmp_path, name, ["/bin/sh", "-c", OPENS], **role(name))
         spec["linux"]["resources"]["devices"] = rules
         write(path, spec)
         result = pod("run", "--bundle", path, name)
@@ -104,7 +97,7 @@ def test_rules_open_what_they_open_with_runc(pod: Runtime, tmp_path: Path) -> No
 
 def test_nodes_in_a_user_namespace_have_the_modes_and_owners_of_the_spec(pod: Runtime, tmp_path: Path) -> None:
     """As container ids; those of nodes that are attached later are the ids of the node on the host."""
-    path, spec = bundle(tmp_path, "mapped", FOREVER, **{KIND: "container", SANDBOX: "pod"})
+    path, spec = bundle(tmp_path, "mapped", FOREVER, **role("mapped"))
     map_ids(path, spec)
     # An emulated group at another path than /dev/vfio/5 is that group all the same.
     spec["linux"]["devices"][1] |= {"path": "/dev/./vfio-mine/5"} | {"fileMode": 0o640, "uid": 1000, "gid": 1001}
@@ -157,7 +150,7 @@ def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: P
     )
 
     def begin(name: str, mounts: list[Any], group: str, mapped: bool = False) -> list[str]:
-        path, spec = bundle(tmp_path, name, FOREVER, **{KIND: "container", SANDBOX: "pod"})
+        path, spec = bundle(tmp_path, name, FOREVER, **role(name))
         os.symlink("busybox", f"{path}/rootfs/bin/sort")
         os.symlink("busybox", f"{path}/rootfs/bin/tr")
         if mapped:

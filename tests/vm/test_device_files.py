@@ -23,6 +23,7 @@ from tests.support.bundles import (
 )
 from tests.support.caches import CACHE
 from tests.support.patience import patience
+from tests.support.pod_bundles import FOREVER
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
@@ -90,7 +91,7 @@ def test_files_come_and_go_with_what_is_attached(image: str, runtime: Runtime, t
     """Those of a container that has asked for /dev/iommu; one that is open, used or not, keeps its device."""
     runtime.configure(image + GROUPS)
     bundle = str(tmp_path / "bundle")
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+    spec = make_bundle(bundle, FOREVER, rlimits=[UNLIMITED])
     shutil.copy(build_probe(str(tmp_path)), f"{bundle}/rootfs/bin/probe")
     add_devices(spec, [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio8", 510, 8)])
     write(bundle, spec)

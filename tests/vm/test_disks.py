@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bundles import make_bundle, write
+from tests.support.bundles import drop_cgroups, make_bundle, write
 from tests.support.loops import PARTITION, Loop, add_disk, allow_disk, loop_devices
+from tests.support.pod_bundles import FOREVER, role
 from tests.support.runtime import Runtime
 from tests.support.subprocesses import run
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = "while :; do sleep 3600; done"
 SHOW = """
 for path in /dev/xvda /dev/part /srv/below /dev/bound /dev/denied /dev/closed; do
     echo $path $(stat -c '%F %a %u %g' $path)
@@ -57,9 +56,8 @@ def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path,
     allow_disk(spec, bound, "rw")
     # A mount of a node is under the same rules as a node.
     source = {"destination": "/dev/bound", "type": "bind", "source": f"/dev/{bound.name}", "options": ["rbind"]}
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"] + [source]
-    # runc 1.1 cannot mount cgroups on every host that this test runs on.
-    spec["linux"]["namespaces"] = [kind for kind in spec["linux"]["namespaces"] if kind["type"] != "cgroup"]
+    drop_cgroups(spec, namespace=True)
+    spec["mounts"].append(source)
     write(bundle, spec)
     for loop, offset in ((large, 0), (divided, PARTITION), (readable, 0), (bound, 0)):
         loop.fill(offset, b"of the host")
@@ -83,7 +81,7 @@ def bundle_of(directory: Path, name: str, script: str, *disks: tuple[Loop, str])
     spec = make_bundle(path, ["/bin/sh", "-c", script])
     for number, (loop, access) in enumerate(disks):
         add_disk(spec, f"/dev/disk{number}", loop, access)
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    spec["annotations"] = role(name)
     write(path, spec)
     return path
 
@@ -93,9 +91,9 @@ def test_containers_of_a_pod_share_disks_and_give_them_back(
 ) -> None:
     """What one writes the other reads at once; with the last of them a disk leaves the machine."""
     disk, other = loops[2], loops[3]
-    runtime.run_detached(bundle_of(tmp_path, "pod", FOREVER), "pod")
-    runtime.run_detached(bundle_of(tmp_path, "one", FOREVER, (disk, "rw"), (other, "r")), "one")
-    runtime.run_detached(bundle_of(tmp_path, "two", FOREVER, (disk, "r")), "two")
+    runtime.run_detached(bundle_of(tmp_path, "pod", FOREVER[-1]), "pod")
+    runtime.run_detached(bundle_of(tmp_path, "one", FOREVER[-1], (disk, "rw"), (other, "r")), "one")
+    runtime.run_detached(bundle_of(tmp_path, "two", FOREVER[-1], (disk, "r")), "two")
     assert runtime("exec", "one", "/bin/sh", "-c", "echo shared 1<> /dev/disk0").code == 0
     assert runtime("exec", "two", "head", "-c", "7", "/dev/disk0").output == "shared\n"
     refused = runtime("exec", "two", "/bin/sh", "-c", "echo x 1<> /dev/disk0")
@@ -109,7 +107,7 @@ def test_containers_of_a_pod_share_disks_and_give_them_back(
     assert (disk.holders(), other.holders()) == ({"qemu-system-x86"}, set())
     assert runtime("delete", "--force", "two").code == 0
     assert disk.holders() == set()
-    missing = bundle_of(tmp_path, "three", FOREVER, (disk, "rw"), (loops[4], "r"))
+    missing = bundle_of(tmp_path, "three", FOREVER[-1], (disk, "rw"), (loops[4], "r"))
     os.truncate(loops[4].file, 0)
     run(["losetup", "--set-capacity", f"/dev/{loops[4].name}"], seconds=10)
     failed = runtime("create", "--bundle", missing, "three")

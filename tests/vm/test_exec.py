@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification, write
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -29,21 +30,16 @@ pytestmark = pytest.mark.vm
 @contextmanager
 def sleeping(tmp_path_factory: pytest.TempPathFactory, share: str) -> Iterator[tuple[Runtime, str]]:
     """A container that sleeps, and its bundle. ``share`` is how the guest gets its files."""
-    before = snapshot()
     directory = str(tmp_path_factory.mktemp("exec"))
-    runtime = Runtime(directory)
-    runtime.configure(f'[vm]\nshare = "{share}"\n')
     bundle = f"{directory}/bundle"
     # It is the first process of its PID namespace, so it also collects the orphans of the others.
-    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp", capabilities=FILE_CAPABILITIES)
+    make_bundle(bundle, FOREVER, cwd="/tmp", capabilities=FILE_CAPABILITIES)
     with open(f"{bundle}/rootfs/data/from-host", "w") as file:
         file.write("hello\n")
     os.chown(f"{bundle}/rootfs/data/from-host", 1234, 5678)  # takes a set-uid bit away, so it comes first
     os.chmod(f"{bundle}/rootfs/data/from-host", 0o4640)
-    runtime.run_detached(bundle, "c1")
-    yield runtime, bundle
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, bundle, "c1", configuration=f'[vm]\nshare = "{share}"\n') as runtime:
+        yield runtime, bundle
 
 
 @pytest.fixture(scope="module")

@@ -19,34 +19,11 @@ from hawse.vm.image import current_path
 from tests.support.bundles import add_devices, make_bundle, write
 from tests.support.caches import CACHE
 from tests.support.patience import patience
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER, role
+from tests.support.refusals import fails
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
-
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-
-
-def fails(runtime: Runtime, *arguments: str, code: int = 1) -> str:
-    """Run a command that must fail; its sentence, which stderr and the JSON log must agree on."""
-    result = runtime(*arguments, log=True)
-    assert result.code == code, result
-    assert result.output == ""
-    return sentence(runtime, result)
-
-
-def sentence(runtime: Runtime, result: Result) -> str:
-    """The one sentence of a failed command."""
-    first, _, evidence = result.errors.partition("\n")
-    assert first.startswith("hawse: ")
-    with open(runtime.log) as file:
-        entries = [json.loads(line) for line in file]
-    # A warning may come before: that a QEMU which was not seen before runs no guest with KVM.
-    [entry] = [entry for entry in entries if entry["level"] != "warning"]
-    assert entry["level"] == "error"
-    assert entry["msg"] == first.removeprefix("hawse: ")
-    assert bool(entry.get("evidence")) == bool(evidence)
-    assert "Traceback" not in result.errors
-    return first.removeprefix("hawse: ") + (f"\n{evidence}" if evidence else "")
 
 
 @pytest.fixture
@@ -331,14 +308,14 @@ REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_error_of_the_guests_runtime_begins_with_the_field(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     """For containers of one pod, each of which leaves nothing."""
     spec = json.loads(Path(bundle, "config.json").read_text())
-    spec["annotations"] = {KIND: "sandbox"}
-    spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    spec["annotations"] = role("pod")
+    spec["process"]["args"] = FOREVER
     write(bundle, spec)
     runtime.run_detached(bundle, "pod")
     for number, (what, (change, words)) in enumerate(REFUSED_BY_THE_GUEST.items()):
         path = str(tmp_path / f"c{number}")
         spec = make_bundle(path, ["/bin/true"])
-        spec["annotations"] = {KIND: "container", SANDBOX: "pod"}
+        spec["annotations"] = role(f"c{number}")
         spec["mounts"] += change.get("mounts", [])
         spec["process"] |= change.get("process", {})
         spec |= {"hostname": change.get("hostname", spec["hostname"])}

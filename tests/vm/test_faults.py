@@ -23,6 +23,7 @@ from hawse.sandbox.state import Store
 from tests.support.bundles import add_devices, make_bundle, make_probe_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.processes import with_words
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
@@ -101,7 +102,7 @@ class Story:
         self.results.append(begin(self._runtime, self._bundle))
         self.results += [self._runtime("attach", NAME, "6"), self._runtime("detach", NAME, "6")]
         if self._await_crash:
-            wait_until(lambda: not pids(VICTIMS["QEMU"]))
+            wait_until(lambda: not with_words(VICTIMS["QEMU"]))
         self.results.append(self._runtime("delete", "--force", NAME))
 
     @property
@@ -127,19 +128,6 @@ def begin(runtime: Runtime, bundle: str) -> Result:
         return Result(ended.returncode, "", file.read())
 
 
-def pids(words: str) -> list[int]:
-    """Processes whose command line contains the words."""
-    matching = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if words in line and int(pid) != os.getpid():
-            matching.append(int(pid))
-    return matching
-
-
 def send(processes: list[int], number: signal.Signals) -> None:
     """Send a signal to those of the processes that still exist."""
     for pid in processes:
@@ -158,7 +146,7 @@ def strike(story: Story, directory: str, moment: str, kill: Callable[[], bool]) 
         time.sleep(0.001)
     waited = False
     while story.goes_on:
-        monitor = pids(MONITOR)
+        monitor = with_words(MONITOR)
         send(monitor, signal.SIGSTOP)
         try:
             late = any(MOMENTS[later](directory) for later in after(moment))
@@ -184,7 +172,7 @@ def killing(victim: str, bundle: str) -> Callable[[], bool]:
         if victim == GUEST:
             trigger(bundle).touch()
             return True
-        processes = pids(VICTIMS[victim])
+        processes = with_words(VICTIMS[victim])
         send(processes, signal.SIGKILL)
         return bool(processes)
 

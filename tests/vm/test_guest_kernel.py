@@ -11,12 +11,12 @@ import pytest
 
 from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
 from tests.support.netns import Namespace, cable
+from tests.support.pod_bundles import FOREVER
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 GROUPS = '[emulated]\n5 = ["e1000e"]\n6 = ["nvme"]\n7 = ["edu"]\n'
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 
 
 def bundle(directory: Path, *groups: int, annotations: dict[str, str], uid: int = 0) -> str:

@@ -14,6 +14,7 @@ import pytest
 from tests.support.bundles import make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import wait_until
+from tests.support.pod_bundles import FOREVER
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -155,7 +156,7 @@ def test_failure_after_the_start_stops_the_container_as_under_runc(
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     spec["hooks"] = {"poststart": [hook(tmp_path, "poststart", "exit 4"), hook(tmp_path, "poststart")]}
-    spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    spec["process"]["args"] = FOREVER
     write(bundle, spec)
     root = f"{tmp_path}/runc"
     for words in (runtime.argv("run", "--bundle", bundle, "c1"), ["runc", "--root", root, "run", "-b", bundle, "c1"]):

@@ -20,9 +20,9 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX
 from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime
-from tests.vm.test_pods import FOREVER, KIND, SANDBOX
 
 pytestmark = pytest.mark.vm
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from hawse.sandbox.cgroups import hierarchies
 from hawse.vm import memory
 from hawse.vm.hugepages import KIB, count
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import dpdk_rootfs, own_cache
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.mount_table import cgroup_hierarchies
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX
 from tests.support.programs import compiled_file
 from tests.support.runtime import Result, Runtime
-from tests.vm.test_pods import FOREVER, KIND, SANDBOX, shell
-from tests.vm.test_templates import step_names
+from tests.support.timelines import step_names
 
 pytestmark = pytest.mark.vm
 
@@ -188,16 +188,16 @@ def test_containers_of_a_pod_share_what_they_bind_and_give_back_what_is_theirs(
     runtime.run_detached(member("one", source, 6), "one")
     runtime.run_detached(member("two", source, 2), "two")
     runtime.run_detached(member("three", other, 2), "three")
-    assert shell(runtime, "pod", count_pages).output == "10\n"
-    assert shell(runtime, "one", "hugepage /dev/hugepages/it 1 11").output == "2048 0\n"
-    assert shell(runtime, "two", "hugepage /dev/hugepages/it 1 12").output == "2048 11\n"
-    assert shell(runtime, "three", "hugepage /dev/hugepages/it 1 13").output == "2048 0\n"
+    assert runtime.shell("pod", count_pages).output == "10\n"
+    assert runtime.shell("one", "hugepage /dev/hugepages/it 1 11").output == "2048 0\n"
+    assert runtime.shell("two", "hugepage /dev/hugepages/it 1 12").output == "2048 11\n"
+    assert runtime.shell("three", "hugepage /dev/hugepages/it 1 13").output == "2048 0\n"
     for name in ("one", "two"):
         assert runtime("delete", "--force", name).code == 0
     # One page is in a file that has outlived its container, as a volume's do: the next has its own beside it.
-    assert shell(runtime, "pod", count_pages).output == "2\n"
+    assert runtime.shell("pod", count_pages).output == "2\n"
     runtime.run_detached(member("one again", source, 4), "four")
-    assert shell(runtime, "four", "hugepage /dev/hugepages/it 4 11").output == "2048 12 0 0 0\n"
+    assert runtime.shell("four", "hugepage /dev/hugepages/it 4 11").output == "2048 12 0 0 0\n"
 
     middle = snapshot()
     refused = runtime("create", "--bundle", member("five", source, 4000), "five")
@@ -205,7 +205,7 @@ def test_containers_of_a_pod_share_what_they_bind_and_give_back_what_is_theirs(
     words = "huge pages of 2MB [give the virtual machine more memory: vm.memory_mib in the configuration, or for a pod"
     assert "hawse: the guest has room for " in refused.errors and f" of 4000 {words}" in refused.errors, refused
     prove_unchanged(middle)
-    assert shell(runtime, "pod", count_pages).output == "6\n", "what there was is given back, and no more than that"
+    assert runtime.shell("pod", count_pages).output == "6\n", "what there was is given back, and no more than that"
     for name in ("three", "four"):
         assert runtime("delete", "--force", name).code == 0
     prove_unchanged(before)
@@ -255,8 +255,7 @@ def test_a_cgroup_of_the_host_that_allows_too_few_is_named(
     runtime: Runtime, tmp_path: Path, program: str, host_pages: Pages
 ) -> None:
     """As a Kubernetes pod's does that asks for no huge pages: QEMU would be killed for its first."""
-    with open("/proc/self/mountinfo") as file:
-        mounts = [hierarchy.mount for hierarchy in hierarchies(file.read()) if hierarchy.version == 2]
+    mounts = [hierarchy.mount for hierarchy in cgroup_hierarchies(version=2)]
     controllers = Path(f"{mounts[0]}/cgroup.controllers").read_text().split() if mounts else []
     if "hugetlb" not in controllers:
         pytest.skip("this host's cgroups of version 2 do not count huge pages")

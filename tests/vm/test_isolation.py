@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -72,8 +71,7 @@ def test_the_engines_environment_stays_with_the_command(
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
     proxy = runtime.run_detached(bundle, "c1")
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("c1")
     seen = {}
     for pid in (proxy, monitor, *children(monitor)):
         seen[Path(f"/proc/{pid}/comm").read_text().strip()] = Path(f"/proc/{pid}/environ").read_bytes()

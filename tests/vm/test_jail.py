@@ -19,7 +19,9 @@ from hawse.jail import elf, tree
 from hawse.jail.seccomp import ALLOWED
 from tests.support.bundles import add_devices, busybox, make_bundle, make_probe_bundle, write
 from tests.support.caches import CACHE
+from tests.support.mount_table import mounts_of
 from tests.support.patience import wait_until
+from tests.support.processes import children, name_of
 from tests.support.runtime import Runtime
 from tests.support.suites import newer_qemu, newest_qemu
 
@@ -29,16 +31,13 @@ USERS = range(2130706432, 2130771968)
 
 
 def monitor_of(runtime: Runtime, name: str = "c1") -> int:
-    with open(f"{runtime.root}/{name}/state.json") as file:
-        return int(json.load(file)["monitorPid"])
+    return runtime.monitor(name)
 
 
 def child_of(pid: int, name: str) -> int:
     """The process of that name that another has started."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if Path(f"/proc/{child}/comm").read_text().startswith(name):
-            return int(child)
-    raise AssertionError(f"{pid} has no {name}")
+    [child] = [child for child in children(pid) if name_of(child).startswith(name)]
+    return child
 
 
 def status_of(pid: int) -> dict[str, list[str]]:
@@ -65,7 +64,7 @@ def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_pa
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
     runtime.run_detached(bundle, "c1")
-    qemu = child_of(monitor_of(runtime), "qemu")
+    qemu = child_of(runtime.monitor("c1"), "qemu")
     status = status_of(qemu)
     assert int(status["Uid"][0]) in USERS and len(set(status["Uid"] + status["Gid"])) == 1
     assert status["Groups"] == []
@@ -84,8 +83,7 @@ def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_pa
     limits = Path(f"/proc/{qemu}/limits").read_text()
     for name in ("core file size", "file size"):
         assert re.search(rf"Max {name}\s+0\s+0", limits), name
-    mounted = [line.split() for line in Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()]
-    writable = [fields[4] for fields in mounted if "rw" in fields[5].split(",") and fields[4] != "/proc"]
+    writable = [mount.point for mount in mounts_of(qemu) if "rw" in mount.options and mount.point != "/proc"]
     assert writable == ["/dev", "/sys"], "which it cannot write to, since root owns them"
     assert runtime("delete", "--force", "c1").code == 0
     assert not os.path.exists(f"{runtime.root}/c1")
@@ -96,14 +94,14 @@ def test_two_sandboxes_are_two_users(runtime: Runtime, tmp_path: Path) -> None:
     for name in ("c1", "c2"):
         make_bundle(f"{tmp_path}/{name}", ["/bin/sleep", "1000"])
         runtime.run_detached(f"{tmp_path}/{name}", name)
-        users.append(status_of(child_of(monitor_of(runtime, name), "qemu"))["Uid"][0])
+        users.append(status_of(child_of(runtime.monitor(name), "qemu"))["Uid"][0])
     assert len(set(users)) == 2
 
 
 def test_qemu_dies_with_its_monitor(runtime: Runtime, tmp_path: Path) -> None:
     make_bundle(f"{tmp_path}/bundle", ["/bin/sleep", "1000"])
     runtime.run_detached(f"{tmp_path}/bundle", "c1")
-    monitor = monitor_of(runtime)
+    monitor = runtime.monitor("c1")
     qemu = child_of(monitor, "qemu")
     os.kill(monitor, 9)
     wait_until(lambda: not os.path.exists(f"/proc/{qemu}") or status_of(qemu)["State"][0] == "Z")
@@ -117,7 +115,7 @@ def test_programs_that_do_not_react_do_not_outlive_the_container(runtime: Runtim
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5), ("/dev/vfio/6", 511, 6)])
     write(bundle, spec)
     runtime.run_detached(bundle, "c1")
-    monitor = monitor_of(runtime)
+    monitor = runtime.monitor("c1")
     virtiofsd = child_of(monitor, "virtiofsd")
     stopped = [child_of(monitor, "qemu"), virtiofsd, child_of(virtiofsd, "virtiofsd")]
     for pid in stopped:

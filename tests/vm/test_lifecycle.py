@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.bundles import UNLIMITED, make_bundle, write
 from tests.support.patience import patience, wait_until
+from tests.support.processes import qemu_of
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -136,10 +137,8 @@ def test_a_machine_that_dies_ends_its_container_and_says_why(runtime: Runtime, t
     )
     assert running.stdout is not None
     assert running.stdout.readline() == b"up\n"
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
-    found = subprocess.run(["pgrep", "-P", str(monitor), "-f", "qemu-system"], capture_output=True, text=True)
-    os.kill(int(found.stdout), signal.SIGKILL)
+    monitor = runtime.monitor("c1")
+    os.kill(qemu_of(monitor), signal.SIGKILL)
     _, errors = running.communicate(timeout=patience(10))
     assert running.returncode == 1
     assert b"hawse: QEMU was killed by signal 9" in errors
@@ -149,8 +148,7 @@ def test_a_monitor_that_is_killed_takes_everything_with_it(runtime: Runtime, tmp
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "sleep 1000"])
     pid = runtime.run_detached(bundle, "c1")
-    with open(f"{runtime.root}/c1/state.json") as file:
-        os.kill(json.load(file)["monitorPid"], signal.SIGKILL)
+    os.kill(runtime.monitor("c1"), signal.SIGKILL)
     wait_until(lambda: process_is_gone(pid))
     assert runtime.state("c1")["status"] == "stopped"
     assert runtime("delete", "c1").code == 0

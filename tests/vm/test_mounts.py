@@ -15,13 +15,13 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.patience import wait_until
+from tests.support.pod_bundles import FOREVER, role
+from tests.support.processes import children, descriptors
 from tests.support.runtime import Runtime
 from tests.support.suites import rust_virtiofsd
 
 pytestmark = pytest.mark.vm
 
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 #: Mount points of the container, and one below a volume.
 POINTS = ("/", "/disk", "/volume", "/volume/inner", "/read-only", "/read-only/inner", "/guest", "/dev", "/proc")
 Ask = Callable[[str], str]
@@ -95,9 +95,8 @@ def test_mounts_are_as_many_file_systems_as_under_runc(
         runtime.configure(f'[vm]\nvirtiofsd = "{rust_virtiofsd()}"\nshare = "virtiofs"\n')
     with ExitStack() as undo:
         asks: dict[str, Ask] = {"runc": _under_runc(tmp_path, volumes, undo)}
-        roles = {"pod": {KIND: "sandbox"}, "one": {KIND: "container", SANDBOX: "pod"}}
-        for name, role in list(roles.items())[: 1 if program == "virtiofsd in Rust" else 2]:
-            runtime.run_detached(bundle(tmp_path, name, volumes, role), name)
+        for name in ("pod",) if program == "virtiofsd in Rust" else ("pod", "one"):
+            runtime.run_detached(bundle(tmp_path, name, volumes, role(name)), name)
             asks[name] = _inside(runtime, name)
         expected = answers(asks["runc"])
         theirs = expected.pop("device numbers").split()
@@ -160,11 +159,6 @@ def _open_files(runtime: Runtime) -> list[str]:
     with open(f"{runtime.root}/pod/programs") as file:
         pids = [int(line.split()[0]) for line in file]
     for pid in pids:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for process in (pid, *map(int, children)):
-            for name in os.listdir(f"/proc/{process}/fd"):
-                try:
-                    found.append(os.readlink(f"/proc/{process}/fd/{name}"))
-                except OSError:
-                    continue
+        for process in (pid, *children(pid)):
+            found += descriptors(process).values()
     return found

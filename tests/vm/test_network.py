@@ -19,12 +19,13 @@ import pytest
 
 from hawse.sandbox import namespaces
 from hawse.sandbox.state import start_time
-from tests.support.bundles import busybox, make_bundle, write
+from tests.support.bundles import busybox, drop_cgroups, make_bundle, write
 from tests.support.netns import Namespace, cable, run
 from tests.support.patience import patience, wait_until
+from tests.support.processes import qemu_of
 from tests.support.programs import compiled, compiled_file
+from tests.support.refusals import fails
 from tests.support.runtime import Runtime
-from tests.vm.test_failures import fails
 
 pytestmark = pytest.mark.vm
 
@@ -97,9 +98,7 @@ def test_a_program_sees_what_it_sees_with_runc(
     bundle = bundle_in(tmp_path / "bundle", SHOW, inside.path)
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
-    # runc 1.1 cannot mount cgroups on every host that this test runs on.
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
-    spec["linux"]["namespaces"] = [kind for kind in spec["linux"]["namespaces"] if kind["type"] != "cgroup"]
+    drop_cgroups(spec, namespace=True)
     spec["linux"]["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "80"}
     (tmp_path / "resolv.conf").write_text("nameserver 10.77.1.1\n")
     mount = {"destination": "/etc/resolv.conf", "type": "bind", "source": f"{tmp_path}/resolv.conf"}
@@ -186,8 +185,7 @@ def test_bridge_and_macvlan_receive_what_they_receive_with_runc(
     shutil.copy(compiled_file(f"{os.path.dirname(__file__)}/receives.c"), f"{bundle}/rootfs/bin/receives")
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
-    # runc 1.1 cannot mount cgroups on every host that this test runs on.
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    drop_cgroups(spec)
     write(bundle, spec)
     # To a group, and to an address that no port is known for, which a bridge sends everywhere.
     group, stranger = (bytes.fromhex(to) + b"\x0a\0\0\0\0\x99\x88\xb5" + bytes(64) for to in (
@@ -365,8 +363,7 @@ def test_an_engine_that_brings_the_network_to_the_process(
         wait_until(lambda: (data / "ready").exists())
         assert "1 packets received" in (data / "out").read_text()
         if stay:
-            with open(f"{runtime.root}/c1/state.json") as file:
-                os.kill(json.load(file)["monitorPid"], signal.SIGKILL)
+            os.kill(runtime.monitor("c1"), signal.SIGKILL)
         # Without the process there is no path to its namespace but the engine's own.
         wait_until(lambda: runtime.state("c1")["status"] == "stopped" and not is_alive(pid))
         assert runtime("delete", "--force", "c1").code == 0
@@ -433,15 +430,6 @@ def test_a_create_that_fails_leaves_the_interface_alone(
     bundle = bundle_in(tmp_path / "bundle", "true", inside.path, args=["/bin/nothing"])
     fails(runtime, "create", "--bundle", bundle, "c1", code=127)
     assert is_clean(inside, "eth0")
-
-
-def qemu_of(monitor: int) -> int:
-    """The pid of the QEMU that a monitor runs."""
-    for task in os.listdir(f"/proc/{monitor}/task"):
-        for pid in Path(f"/proc/{monitor}/task/{task}/children").read_text().split():
-            if "qemu" in os.readlink(f"/proc/{pid}/exe"):
-                return int(pid)
-    raise AssertionError("no QEMU")
 
 
 @pytest.mark.parametrize("victim", ["nobody", "monitor", "QEMU"])

@@ -15,13 +15,13 @@ import pytest
 from tests.support.bundles import make_bundle, write
 from tests.support.notified import Notified
 from tests.support.patience import patience
+from tests.support.pod_bundles import role
 from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 SOURCE = str(Path(__file__).with_name("notify.c"))
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 #: What a program reports, each with something that is not the host's to know.
 STARTS = "notify 'STATUS=starting\nNOTIFYACCESS=all' 'FDSTORE=1'"
 IS_READY = "notify 'READY=1\nSTATUS=up\nMAINPID=7' barrier"
@@ -44,7 +44,7 @@ def bundle(
     process |= {"user": {"uid": 1000, "gid": 1000}, "capabilities": {}}
     spec = make_bundle(path, ["/bin/sh", "-c", script], **process)
     subprocess.run(["cp", compiled_file(SOURCE), f"{path}/rootfs/bin/notify"], check=True)
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    spec["annotations"] = role(name)
     spec["mounts"] += mounts or []
     spec["root"]["readonly"] = readonly
     write(path, spec)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bund
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX, role
+from tests.support.processes import holders
+from tests.support.running import running_container
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -29,8 +31,6 @@ GROUPS = """
 7 = ["e1000e", "e1000e"]
 8 = ["nvme"]
 """
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 MEMBERS = ("one", "two", "three", "again")
 
 
@@ -43,7 +43,7 @@ def bundle(
     shutil.copy(build_probe(str(directory)), f"{path}/rootfs/bin/probe")
     if groups:
         add_devices(spec, [("/dev/vfio/vfio", 10, 196), *((f"/dev/vfio/{group}", 511, group) for group in groups)])
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    spec["annotations"] = role(name)
     for key, value in changes.items():
         spec[key] = value
     write(path, spec)
@@ -52,16 +52,10 @@ def bundle(
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """A sandbox whose first container waits."""
-    before = snapshot()
+    """A sandbox whose first container runs until the end of the module."""
     directory = tmp_path_factory.mktemp("pod")
-    made = Runtime(str(directory))
-    made.configure(GROUPS)
-    made.run_detached(bundle(directory, "pod"), "pod")
-    yield made
-    assert made("delete", "--force", "pod").code == 0
-    prove_unchanged(before)
-    assert os.listdir(made.root) == []
+    with running_container(str(directory), bundle(directory, "pod"), "pod", configuration=GROUPS) as runtime:
+        yield runtime
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +71,8 @@ def alone(pod: Runtime) -> Iterator[None]:
 
 def shared(pod: Runtime) -> list[str]:
     """The containers that have something in the share, which is mounted where its monitor alone sees it."""
-    with open(f"{pod.root}/pod/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = pod.monitor("pod")
     return os.listdir(f"/proc/{monitor}/root{pod.root}/pod/share")
-
-
-def shell(runtime: Runtime, name: str, script: str) -> Result:
-    return runtime("exec", name, "/bin/sh", "-c", script)
 
 
 def qemus() -> int:
@@ -97,11 +86,11 @@ def test_containers_share_a_machine_and_nothing_else(pod: Runtime, tmp_path: Pat
         (Path(made) / "rootfs" / "mine").write_text(name)
         pod.run_detached(made, name)
     assert qemus() == machines
-    boots = [shell(pod, name, "cat /proc/sys/kernel/random/boot_id") for name in ("pod", "one", "two")]
+    boots = [pod.shell(name, "cat /proc/sys/kernel/random/boot_id") for name in ("pod", "one", "two")]
     assert [result.code for result in boots] == [0, 0, 0], boots
     assert len({result.output for result in boots}) == 1
-    assert [shell(pod, name, "cat /mine").output for name in ("one", "two")] == ["one", "two"]
-    assert shell(pod, "one", "ps | grep -c '[s]leep 3600$'").output == "1\n", "a PID namespace each"
+    assert [pod.shell(name, "cat /mine").output for name in ("one", "two")] == ["one", "two"]
+    assert pod.shell("one", "ps | grep -c '[s]leep 3600$'").output == "1\n", "a PID namespace each"
     listed = {entry["id"]: entry for entry in json.loads(pod("list", "--format", "json").output)}
     assert {name: listed[name]["status"] for name in listed} == {"pod": "running", "one": "running", "two": "running"}
     assert len({entry["pid"] for entry in listed.values()}) == 3
@@ -113,18 +102,18 @@ def test_each_sees_its_own_devices_alone(pod: Runtime, tmp_path: Path) -> None:
     groups = {name: [entry["host"]["group"] for entry in pod.state(name)["vfio"]] for name in ("pod", "one", "two")}
     assert groups == {"pod": [], "one": [5], "two": [6, 7, 7]}
     for name, group, other in (("one", 5, "two"), ("two", 6, "one")):
-        probe = shell(pod, name, f"probe /dev/vfio/{group}")
+        probe = pod.shell(name, f"probe /dev/vfio/{group}")
         assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
         entry = pod.state(other)["vfio"][0]
         for path in entry["nodes"]:
-            assert shell(pod, name, f"ls {path}").code != 0, "no node of the other's"
+            assert pod.shell(name, f"ls {path}").code != 0, "no node of the other's"
         # Not by its number either: the device cgroup does not let it be opened.
-        [line] = shell(pod, other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
+        [line] = pod.shell(other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
         major, minor = (word.rstrip(",") for word in line.split()[4:6])
-        opened = shell(pod, name, f"mknod /dev/stolen c {major} {minor} && : <>/dev/stolen")
+        opened = pod.shell(name, f"mknod /dev/stolen c {major} {minor} && : <>/dev/stolen")
         assert opened.code != 0
         assert "not permitted" in opened.errors, opened
-    table = json.loads(shell(pod, "one", "cat /dev/hawse/devices.json").output)
+    table = json.loads(pod.shell("one", "cat /dev/hawse/devices.json").output)
     assert [entry["host"]["group"] for entry in table] == [5]
 
 
@@ -132,9 +121,9 @@ def test_a_container_that_is_deleted_gives_back_its_devices_alone(pod: Runtime, 
     pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
     pod.run_detached(bundle(tmp_path, "two", groups=(6,)), "two")
     assert pod("delete", "--force", "one").code == 0
-    assert shell(pod, "two", "probe /dev/vfio/6").code == 0
+    assert pod.shell("two", "probe /dev/vfio/6").code == 0
     pod.run_detached(bundle(tmp_path, "again", groups=(5,)), "again")
-    assert shell(pod, "again", "probe /dev/vfio/5").code == 0
+    assert pod.shell("again", "probe /dev/vfio/5").code == 0
 
 
 def test_a_group_is_several_containers_and_leaves_with_the_last(pod: Runtime, tmp_path: Path) -> None:
@@ -143,16 +132,16 @@ def test_a_group_is_several_containers_and_leaves_with_the_last(pod: Runtime, tm
     wait_until(lambda: bool(pod.state("one")["status"] == "stopped"))
     pod.run_detached(bundle(tmp_path, "two", groups=(5,)), "two")
     assert pod.state("two")["vfio"] == pod.state("one")["vfio"]
-    assert shell(pod, "two", "probe /dev/vfio/5").code == 0
+    assert pod.shell("two", "probe /dev/vfio/5").code == 0
     pod.run_detached(bundle(tmp_path, "three"), "three")
     assert pod("attach", "three", "5").code == 0
     assert pod("delete", "one").code == 0
     assert pod("detach", "two", "5").code == 0
-    assert shell(pod, "two", "probe /dev/vfio/5").code != 0
-    assert shell(pod, "three", "probe /dev/vfio/5").code == 0
+    assert pod.shell("two", "probe /dev/vfio/5").code != 0
+    assert pod.shell("three", "probe /dev/vfio/5").code == 0
     assert pod("detach", "three", "5").code == 0
     pod.run_detached(bundle(tmp_path, "again", groups=(5,)), "again")
-    assert shell(pod, "again", "probe /dev/vfio/5").code == 0
+    assert pod.shell("again", "probe /dev/vfio/5").code == 0
 
 
 def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_path: Path) -> None:
@@ -165,10 +154,10 @@ def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_
     script = f"dd if=/bin/busybox bs=4096 count=16 2>&- | md5sum; {read.format(16368)};"
     for place in (0, 16368):
         script += f"{write.format(place)}; {read.format(place)};"
-    wanted, before, first, last = shell(pod, "one", script).output.splitlines()
+    wanted, before, first, last = pod.shell("one", script).output.splitlines()
     assert (first, last) == (wanted, wanted)
     assert before != wanted
-    beyond = shell(pod, "one", write.format(16384).replace(" 2>&-", ""))
+    beyond = pod.shell("one", write.format(16384).replace(" 2>&-", ""))
     assert (beyond.code, "No space left" in beyond.errors) == (1, True), beyond
     about = {KIND: "container", SANDBOX: "pod"}
     refused = pod("create", "--bundle", bundle(tmp_path, "two", groups=(8,), annotations=about), "two")
@@ -190,17 +179,17 @@ def test_a_nic_that_is_left_to_the_guests_kernel_is_in_the_containers_network(
     pod.run_detached(path, "one")
     interfaces = [name for entry in pod.state("one")["vfio"] for name in entry["interfaces"]]
     assert len(interfaces) == 2
-    assert {*shell(pod, "one", "ls /sys/class/net").output.split()} == {"lo", *interfaces}
-    seen_by_the_pod = shell(pod, "pod", "ls /sys/class/net").output.split()
+    assert {*pod.shell("one", "ls /sys/class/net").output.split()} == {"lo", *interfaces}
+    seen_by_the_pod = pod.shell("pod", "ls /sys/class/net").output.split()
     assert set(interfaces).isdisjoint(seen_by_the_pod) == new
     assert pod("delete", "--force", "one").code == 0
-    assert shell(pod, "pod", "ls /sys/class/net").output.split() == ["lo"]
+    assert pod.shell("pod", "ls /sys/class/net").output.split() == ["lo"]
 
 
 def test_groups_come_and_go_in_a_container_of_a_pod(pod: Runtime, tmp_path: Path) -> None:
     pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
     assert pod("attach", "one", "6").code == 0
-    assert shell(pod, "one", "probe /dev/vfio/6").code == 0
+    assert pod.shell("one", "probe /dev/vfio/6").code == 0
     assert pod("detach", "one", "6").code == 0
     assert pod("attach", "pod", "6").code == 0
     assert pod("detach", "pod", "6").code == 0
@@ -240,7 +229,7 @@ def test_namespaces_of_the_pod_can_be_joined(pod: Runtime, tmp_path: Path) -> No
     pod.run_detached(bundle(tmp_path, "one", linux=linux), "one")
     pod.run_detached(bundle(tmp_path, "two"), "two")
     links = {
-        name: shell(pod, name, "for kind in pid ipc uts; do busybox readlink /proc/self/ns/$kind; done").output.split()
+        name: pod.shell(name, "for kind in pid ipc uts; do busybox readlink /proc/self/ns/$kind; done").output.split()
         for name in ("pod", "one", "two")
     }
     assert len(links["pod"]) == 3
@@ -261,9 +250,9 @@ def test_shared_memory_of_the_pod_is_one(pod: Runtime, tmp_path: Path) -> None:
             spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != "/dev/shm"] + [bind]
             write(path, spec)
             pod.run_detached(path, name)
-        assert shell(pod, "one", "echo shared > /dev/shm/it").code == 0
-        assert shell(pod, "two", "cat /dev/shm/it").output == "shared\n"
-        assert "No space left" in shell(pod, "two", "dd if=/dev/zero of=/dev/shm/all bs=64k count=20").errors
+        assert pod.shell("one", "echo shared > /dev/shm/it").code == 0
+        assert pod.shell("two", "cat /dev/shm/it").output == "shared\n"
+        assert "No space left" in pod.shell("two", "dd if=/dev/zero of=/dev/shm/all bs=64k count=20").errors
         assert os.listdir(memory) == []
     finally:
         subprocess.run(["umount", str(memory)], check=True)
@@ -291,10 +280,10 @@ def test_all_of_a_container_can_be_killed_after_its_first_process(pod: Runtime, 
     pod.run_detached(path, "one")
     wait_until(lambda: pod.state("one")["status"] == "stopped")
     left = "ps | grep -c '[s]leep 4321'"
-    assert shell(pod, "pod", left).output == "1\n"
+    assert pod.shell("pod", left).output == "1\n"
     assert "container not running: one" in pod("kill", "one", "9").errors
     assert pod("kill", "--all", "one", "9").code == 0
-    wait_until(lambda: shell(pod, "pod", left).output == "0\n")
+    wait_until(lambda: pod.shell("pod", left).output == "0\n")
     assert pod("kill", "--all", "one", "9").code == 0
 
 
@@ -322,24 +311,12 @@ def test_the_proxy_alone_has_a_containers_streams(runtime: Runtime, tmp_path: Pa
         assert subprocess.run(words, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], check=False).returncode == 0
         for fd in theirs:
             os.close(fd)
-        assert holders(numbers) - {os.getpid()} == {runtime.state(name)["pid"]}
+        names = {f"pipe:[{number}]" for number in numbers}
+        assert set(holders(names.__contains__)) - {os.getpid()} == {runtime.state(name)["pid"]}
         for ours in (pipes[0][1], pipes[1][0], pipes[2][0]):
             os.close(ours)
     for name in ("one", "pod"):
         assert runtime("delete", name).code == 0
-
-
-def holders(pipes: set[int]) -> set[int]:
-    """The processes that have one of these pipes open (proc(5), fd)."""
-    names = {f"pipe:[{number}]" for number in pipes}
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it has ended
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                with suppress(OSError):  # as has what the list was read with
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") in names:
-                        found.add(int(pid))
-    return found
 
 
 @pytest.mark.parametrize(
@@ -391,7 +368,7 @@ def test_an_engine_that_is_killed_while_it_creates_leaves_nothing(pod: Runtime, 
     assert pod("delete", "--force", "one").code == 0
     prove_unchanged(before)
     pod.run_detached(path, "one")
-    assert shell(pod, "one", "probe /dev/vfio/5").code == 0
+    assert pod.shell("one", "probe /dev/vfio/5").code == 0
 
 
 @pytest.mark.parametrize("engine", ["waits for the creation", "has killed it"])
@@ -416,7 +393,7 @@ def test_a_container_that_is_deleted_while_it_is_created_leaves_nothing(
         assert (creating.returncode, errors) == (1, b"hawse: container one was deleted while it was created\n")
     prove_unchanged(before)
     pod.run_detached(path, "one")
-    assert shell(pod, "one", "probe /dev/vfio/5").code == 0
+    assert pod.shell("one", "probe /dev/vfio/5").code == 0
 
 
 def test_files_mounted_after_the_sandbox_began_are_there(pod: Runtime, tmp_path: Path) -> None:
@@ -426,7 +403,7 @@ def test_files_mounted_after_the_sandbox_began_are_there(pod: Runtime, tmp_path:
     try:
         Path(f"{path}/rootfs/tmp/late").write_text("here")
         pod.run_detached(path, "one")
-        assert shell(pod, "one", "cat /tmp/late").output == "here"
+        assert pod.shell("one", "cat /tmp/late").output == "here"
         assert pod("delete", "--force", "one").code == 0
     finally:
         subprocess.run(["umount", f"{path}/rootfs/tmp"], check=True)
@@ -443,11 +420,9 @@ def test_the_network_is_the_pods_or_a_new_one(pod: Runtime, tmp_path: Path) -> N
 
     pod.run_detached(joining("one", f"/proc/{pod.state('pod')['pid']}/ns/net"), "one")
     pod.run_detached(joining("two", ""), "two")
-    inside, pods, new = (
-        shell(pod, name, "busybox readlink /proc/self/ns/net").output for name in ("one", "pod", "two")
-    )
+    inside, pods, new = (pod.shell(name, "busybox readlink /proc/self/ns/net").output for name in ("one", "pod", "two"))
     assert inside == pods != new
-    assert shell(pod, "two", "ls /sys/class/net").output == "lo\n"
+    assert pod.shell("two", "ls /sys/class/net").output == "lo\n"
     on_host = [os.readlink(f"/proc/{pod.state(name)['pid']}/ns/net") for name in ("pod", "one", "two")]
     assert on_host[0] == on_host[1] != on_host[2]
     with Namespace() as other:
@@ -467,7 +442,7 @@ def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
             # The state is that a moment before the start is answered; a command takes longer than the answer.
             assert runtime("exec", "one", "/bin/true").code == 0
             if how == "its monitor":
-                os.kill(json.loads(Path(f"{runtime.root}/pod/state.json").read_text())["monitorPid"], signal.SIGKILL)
+                os.kill(runtime.monitor("pod"), signal.SIGKILL)
             else:
                 assert runtime("kill", "pod", "KILL").code == 0
             assert process.wait() in (1, 255)

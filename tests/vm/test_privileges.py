@@ -13,6 +13,7 @@ import pytest
 from hawse.config import Vm, user_ids
 from hawse.linux.capabilities import NUMBERS
 from tests.support.bundles import make_bundle
+from tests.support.processes import descendants
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -63,11 +64,6 @@ def documented() -> dict[str, list[str]]:
     return {row["process"]: [cell.strip("` ") for cell in row["cells"].split("|")] for row in rows}
 
 
-def descendants(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-    return [other for child in map(int, found) for other in (child, *descendants(child))]
-
-
 def test_privileges_of_each_process_are_those_of_the_security_page(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
@@ -75,8 +71,7 @@ def test_privileges_of_each_process_are_those_of_the_security_page(runtime: Runt
     beside = runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
     assert beside.stdout is not None
     assert beside.stdout.readline() == b"up\n"
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = int(json.load(file)["monitorPid"])
+    monitor = runtime.monitor("c1")
     [other] = [pid for pid in json.loads(runtime("ps", "--format", "json", "c1").output) if pid != first]
     below = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in descendants(monitor)}
     [qemu] = [pid for name, pid in below.items() if name.startswith("qemu")]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience
+from tests.support.pod_bundles import FOREVER
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -20,15 +21,11 @@ pytestmark = pytest.mark.vm
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
     """A container that waits, for all tests of this module."""
-    before = snapshot()
     directory = str(tmp_path_factory.mktemp("options"))
-    runtime = Runtime(directory)
     bundle = f"{directory}/bundle"
-    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], capabilities=FILE_CAPABILITIES)
-    runtime.run_detached(bundle, "c1")
-    yield runtime, bundle
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    make_bundle(bundle, FOREVER, capabilities=FILE_CAPABILITIES)
+    with running_container(directory, bundle, "c1") as runtime:
+        yield runtime, bundle
 
 
 def status(text: str) -> dict[str, str]:

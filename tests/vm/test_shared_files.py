@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
+from tests.support.pod_bundles import FOREVER, role
 from tests.support.processes import descendants, name_of
 from tests.support.programs import compiled_file
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
-from tests.vm.test_pods import FOREVER, KIND, SANDBOX
 
 pytestmark = pytest.mark.vm
 
@@ -43,20 +43,16 @@ def bundle(directory: Path, name: str, binds: dict[str, str], arguments: list[st
         bind = {"destination": destination, "type": "bind", "source": source, "options": [*options, *readonly]}
         spec["mounts"].append(bind)
     if pod:
-        spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+        spec["annotations"] = role(name)
     write(path, spec)
     return path
 
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    before = snapshot()
     directory = tmp_path_factory.mktemp("pod")
-    runtime = Runtime(str(directory))
-    runtime.run_detached(bundle(directory, "pod", {}, FOREVER), "pod")
-    yield runtime
-    assert runtime("delete", "--force", "pod").code == 0
-    prove_unchanged(before)
+    with running_container(str(directory), bundle(directory, "pod", {}, FOREVER), "pod") as runtime:
+        yield runtime
 
 
 def seen(text: str) -> Any:
@@ -117,7 +113,7 @@ def slow_server(pod: Runtime) -> Iterator[None]:
                     os.kill(pid, sent)
                 over.wait(0.01 if sent == signal.SIGSTOP else 0)
 
-    monitor = json.loads(Path(f"{pod.root}/pod/state.json").read_text())["monitorPid"]
+    monitor = pod.monitor("pod")
     servers = [pid for pid in descendants(monitor) if name_of(pid) == "virtiofsd"]
     assert servers
     thread = threading.Thread(target=hold_up)

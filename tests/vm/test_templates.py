@@ -17,7 +17,9 @@ from tests.support.bundles import make_bundle, specification, write
 from tests.support.caches import CACHE, own_cache, templates
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.processes import all_pids
 from tests.support.runtime import Result, Runtime
+from tests.support.timelines import step_names
 
 pytestmark = pytest.mark.vm
 
@@ -58,10 +60,6 @@ def bundle(tmp_path: Path) -> str:
 
 def configure(runtime: Runtime, cache: str, more: str = "") -> None:
     runtime.configure(f'{more}\n[image]\ncache = "{cache}"\n[emulated]\n5 = ["edu"]\n')
-
-
-def step_names(trace: Path) -> set[str]:
-    return {event["name"] for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"}
 
 
 def start(runtime: Runtime, bundle: str, tmp_path: Path) -> tuple[bool, list[str]]:
@@ -123,7 +121,7 @@ def test_no_page_is_shared_between_sandboxes(runtime: Runtime, cache: str, tmp_p
 
 def _maps() -> list[str]:
     lines = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in all_pids():
         try:
             with open(f"/proc/{pid}/maps") as file:
                 lines += file.readlines()
@@ -245,7 +243,7 @@ def test_a_crash_while_saving_leaves_nothing_that_is_believed(runtime: Runtime, 
     process = runtime.start("run", "--bundle", bundle, "c1", stdin=null, stdout=null, stderr=null)
     half_written = Path(cache) / "templates"
     wait_until(lambda: half_written.is_dir() and any(n.name.endswith(".new") for n in half_written.iterdir()))
-    os.kill(json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"], signal.SIGKILL)
+    os.kill(runtime.monitor("c1"), signal.SIGKILL)
     assert process.wait(patience(10)) != 0
     assert templates(cache) == []
     assert [name for name in os.listdir(half_written) if name.endswith(".new")]

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -23,18 +24,14 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, int]]:
     """A container that waits, and the pid of its proxy."""
-    before = snapshot()
     directory = str(tmp_path_factory.mktemp("usage"))
-    runtime = Runtime(directory)
     bundle = f"{directory}/bundle"
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+    spec = make_bundle(bundle, FOREVER)
     spec["linux"]["resources"] |= {"memory": {"limit": 64 * MIB}, "pids": {"limit": 50}}
     spec["mounts"] = [m | {"options": ["ro"]} if m["type"] == "cgroup" else m for m in spec["mounts"]]
     write(bundle, spec)
-    pid = runtime.run_detached(bundle, "c1")
-    yield runtime, pid
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, bundle, "c1") as runtime:
+        yield runtime, int(runtime.state("c1")["pid"])
 
 
 def cgroup(runtime: Runtime, name: str) -> str:
@@ -110,8 +107,7 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
     assert cgroup(runtime, "pids.max") == "40"
     assert (cgroup(runtime, "cpu.max"), cgroup(runtime, "cpu.weight")) == ("50000 100000", weight), "as they were"
     # The same again, as a kubelet sends it: nobody is asked, neither the guest nor the monitor, which stands still.
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("c1")
     os.kill(monitor, signal.SIGSTOP)
     try:
         again = runtime("update", "--resources=-", "c1", stdin=json.dumps(sent))

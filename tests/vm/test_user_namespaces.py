@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 
 from hawse.linux import user_namespaces
-from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+from tests.support.bundles import UNLIMITED, add_devices, drop_cgroups, make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import run
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER, role
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 UIDS, GIDS = [(0, 100000, 65536)], [(0, 200000, 65536)]
 #: As containerd gives every volume, and its own files for /etc.
 MAPPED = {
@@ -38,8 +37,8 @@ def bundle(directory: Path, name: str, user: str, **more: Any) -> tuple[str, dic
             os.chown(f"{parent}/{file}", 100000, 200000, follow_symlinks=False)
     spec["linux"]["namespaces"].append({"type": "user"} | ({"path": user} if user else {}))
     spec["linux"] |= more
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    drop_cgroups(spec)
+    spec["annotations"] = role(name)
     return path, spec
 
 
@@ -66,10 +65,6 @@ def pod(tmp_path: Path, pinned: str) -> Iterator[Runtime]:
     yield made
     assert made("delete", "--force", "pod").code == 0
     prove_unchanged(before)
-
-
-def shell(runtime: Runtime, name: str, script: str, *options: str) -> Result:
-    return runtime("exec", *options, name, "/bin/sh", "-c", script)
 
 
 def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinned: str, tmp_path: Path) -> None:
@@ -103,7 +98,7 @@ def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinn
         "stat -c '%a %u %g' /dev/vfio/5; : <> /dev/vfio/5 && : <> /dev/vfio/vfio && echo opened;"
         "echo out > /dev/stdout"
     )
-    seen = shell(pod, "one", script)
+    seen = pod.shell("one", script)
     assert (seen.code, seen.errors) == (0, ""), seen
     assert seen.output.splitlines() == [
         "0 100000 65536 / 0 200000 65536", "1000",
@@ -113,9 +108,9 @@ def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinn
     ]  # fmt: skip
     made = (volume / "mine").stat()
     assert (made.st_uid, made.st_gid) == (1000, 1000), "on the host the volume's own ids"
-    assert shell(pod, "one", "echo x > /volume/root-made", "--user", "0:0").code == 0
+    assert pod.shell("one", "echo x > /volume/root-made", "--user", "0:0").code == 0
     assert (volume / "root-made").stat().st_uid == 0
-    assert shell(pod, "one", "echo x > /tmp/file", "--user", "0:0").code == 0
+    assert pod.shell("one", "echo x > /tmp/file", "--user", "0:0").code == 0
     assert (tmp_path / "one/rootfs/tmp/file").stat().st_uid == 100000
     # What engines see at the container's pid shows the same owners (`podman cp`).
     shown = Path(f"/proc/{pod.state('one')['pid']}/root/volume/user").stat()
@@ -125,14 +120,14 @@ def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinn
     write(path, spec)
     pod.run_detached(path, "two")
     script = "for n in user ipc uts pid; do busybox readlink /proc/self/ns/$n; done"
-    [first, one, two] = [shell(pod, name, script).output.split() for name in ("pod", "one", "two")]
+    [first, one, two] = [pod.shell(name, script).output.split() for name in ("pod", "one", "two")]
     assert one == first
     assert len(one) == 4
     assert (two[0], two[1:]) == (first[0], [other for other in two[1:] if other not in first])
     # Of a container without devices, too, and by the ids of a namespace that it has joined.
     assert pod("attach", "two", "5").code == 0
     script = "stat -c '%F %u' /dev/vfio/5; : <> /dev/vfio/vfio && echo opened; grep -c group /dev/hawse/devices.json"
-    assert shell(pod, "two", script).output.splitlines() == ["character special file 0", "opened", "2"]
+    assert pod.shell("two", script).output.splitlines() == ["character special file 0", "opened", "2"]
     assert pod("detach", "two", "5").code == 0
     for name in ("one", "two"):
         assert pod("delete", "--force", name).code == 0

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle, write
+from tests.support.pod_bundles import KIND, SANDBOX, role
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
-
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 
 
 def warnings(runtime: Runtime) -> list[str]:
@@ -44,7 +43,7 @@ def test_fields_of_the_hosts_security_and_views_of_its_kernel(runtime: Runtime, 
 def test_a_container_with_more_memory_than_the_pods_machine_has_is_refused(runtime: Runtime, tmp_path: Path) -> None:
     pod, member = str(tmp_path / "pod"), str(tmp_path / "member")
     spec = make_bundle(pod, ["/bin/sleep", "1000"])
-    spec["annotations"] = {KIND: "sandbox"}
+    spec["annotations"] = role("pod")
     write(pod, spec)
     runtime.run_detached(pod, "pod")
     shutil.copytree(pod, member, symlinks=True)
