@@ -18,6 +18,7 @@ from hawse.sandbox import children
 from hawse.sandbox.children import Program, Watched
 from tests.support.monitor import runs
 from tests.support.patience import patience, wait_until
+from tests.support.processes import children as children_of
 
 
 def program(path: Path, text: str) -> Program:
