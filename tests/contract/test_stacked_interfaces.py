@@ -21,10 +21,9 @@ from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.network import Joined, Network
 from hawse.sandbox.rx_filters import PAUSE_SECONDS, RxFilters
 from hawse.sandbox.taps import _let_pass
-from tests.support.fake_qmp import FakeQmp
+from tests.support.fake_qmp import FakeQmp, rx_filter
 from tests.support.netns import Namespace, cable
 from tests.support.patience import patience
-from tests.unit.test_rx_filters import answer
 
 GROUP = "01:00:5e:01:02:03"
 EXPERIMENTAL = 0x88B5  # IEEE Std 802, local experimental EtherType 1
@@ -176,7 +175,7 @@ def test_memberships_of_a_macvlan_follow_the_guest(network: Network, inside: Nam
         filters.begin(cast(Any, qmp), network.packets)
 
         async def change(**changed: Any) -> tuple[int, bool]:
-            qmp.rx_filters["nic-net0"] = [answer(**changed)]
+            qmp.rx_filters["nic-net0"] = [rx_filter(**changed)]
             await asyncio.sleep(0)
             qmp.change_rx_filter("nic-net0")
             await asyncio.sleep(3 * PAUSE_SECONDS)

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.engines.pod import FOREVER, Pod
 from tests.support.bundles import build_probe, make_rootfs
 from tests.support.containerd import Containerd
 from tests.support.cri import CallError, Cri
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import BUSYBOX_IMAGE, write_archive, write_pause
+from tests.support.kubelet_pod import FOREVER, Pod
 from tests.support.patience import wait_until
 from tests.support.processes import qemu_of
 

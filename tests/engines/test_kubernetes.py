@@ -17,12 +17,12 @@ from hawse.oci.hugepages import counts_of
 from hawse.sandbox.room import Room
 from hawse.vm.needs import needs_of
 from hawse.vm.size import Limits, machine_memory
-from tests.engines.pod import Pod
 from tests.support import manifests
 from tests.support.caches import dpdk_rootfs
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
 from tests.support.images import Image, write_archive, write_pause
+from tests.support.kubelet_pod import Pod
 from tests.support.manifests import DEPLOY
 from tests.support.patience import patience, wait_until
 from tests.support.runtime import HAWSE

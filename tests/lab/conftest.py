@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from hawse.vm.image_build import build
-from tests.lab import kernel
 from tests.lab.host import Lab
+from tests.support import device_kernel as kernel
 from tests.support import evidence
 from tests.support.bundles import build_probe
 from tests.support.caches import CACHE

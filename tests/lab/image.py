@@ -12,7 +12,7 @@ from hawse.vm.cpio import write_archive
 from hawse.vm.image_modules import add_kernel_modules
 from hawse.vm.image_tree import add_programs
 from hawse.vm.vmlinux import bootable
-from tests.lab import kernel
+from tests.support import device_kernel as kernel
 
 _MODULES = [
     "virtio_pci",

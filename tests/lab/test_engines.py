@@ -65,7 +65,7 @@ _SENDS_FROM_HOST = "mkdir -p /tmp /var/run" + _SENDS.format(
 )
 _CRI = """
 import os, sys
-from tests.engines.pod import Pod
+from tests.support.kubelet_pod import Pod
 from tests.lab.steps import SETTINGS
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri

@@ -14,6 +14,18 @@ from typing import Any
 from hawse.errors import DeviceError, HawseError, RefusedError
 
 Answer = Callable[[str, dict[str, Any]], HawseError | None]
+#: The hardware address of the NIC in :func:`rx_filter`.
+MAC = "0a:00:00:00:00:02"
+
+
+def rx_filter(**changed: Any) -> dict[str, Any]:
+    """An answer to query-rx-filter (QEMU qapi/net.json, RxFilterInfo) of a NIC that receives only unicast frames."""
+    usual = {
+        "name": "nic-net0", "promiscuous": False, "multicast": "normal", "unicast": "normal", "vlan": "all",
+        "broadcast-allowed": True, "multicast-overflow": False, "unicast-overflow": False, "main-mac": MAC,
+        "vlan-table": [], "unicast-table": [], "multicast-table": [],
+    }  # fmt: skip
+    return usual | {key.replace("_", "-"): value for key, value in changed.items()}
 
 
 class FakeNodes:

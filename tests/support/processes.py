@@ -74,6 +74,18 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def is_asleep(pid: int) -> bool:
+    """Whether every thread of a process sleeps, and so waits for something that others do."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        try:
+            state = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:  # this thread has just ended, so the process was not asleep
+            return False
+        if state != "S":
+            return False
+    return True
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """The targets of a process's file descriptors by their numbers; empty when the process has ended."""
     targets = {}

@@ -9,7 +9,7 @@ import pytest
 
 from hawse.agent.pids import _PIECE, signal_each
 from tests.support.patience import patience
-from tests.unit.test_agent_children import run
+from tests.support.reaper import run_with_reaper
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ print(reaper.wait(pid))
 with reaper.hold(pid) as lives:
     print(lives)
 """
-    assert run(script) == "True False\n3\nTrue\n"
+    assert run_with_reaper(script) == "True False\n3\nTrue\n"
 
 
 def test_child_that_was_waited_for_is_not_held() -> None:
@@ -74,7 +74,7 @@ with reaper.hold(pid, since=since) as lives:
 with reaper.hold(pid, since=time.monotonic()) as lives:
     print(lives, "an earlier one of the same pid has ended")
 """
-    assert run(script) == "False\nTrue an earlier one of the same pid has ended\n"
+    assert run_with_reaper(script) == "False\nTrue an earlier one of the same pid has ended\n"
 
 
 def test_process_is_forgotten_before_its_pid_can_be_used_again() -> None:
@@ -99,4 +99,6 @@ print(os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino)
 process.signal(15)
 print(process.wait())
 """
-    assert run(script) == "container not running: os: process already finished\nit has ended\n3 0\nTrue\n143\n"
+    assert (
+        run_with_reaper(script) == "container not running: os: process already finished\nit has ended\n3 0\nTrue\n143\n"
+    )

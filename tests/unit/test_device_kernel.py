@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hawse.vm.packages import Package
-from tests.lab import kernel
+from tests.support import device_kernel as kernel
 
 SOURCE = """#include <linux/interval_tree.h>
 #ifdef CONFIG_OTHER

@@ -6,12 +6,16 @@ import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import hawse
 
 PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
+TOP = Path(__file__).parents[2]
+#: Directories of test modules. Helpers in them serve only the tests of the same directory; others are in tests/support.
+SUITES = ("conformance", "contract", "engines", "lab", "unit", "vm")
 #: Lowest first; a layer may import itself and those before it. The agent is beside them: see GUEST.
 LAYERS = [
     "version",
@@ -134,3 +138,24 @@ def test_the_guests_modules_need_no_typing() -> None:
     ]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not {"typing", "dataclasses", "asyncio", "subprocess", "inspect"} & set(answer.stdout.split())
+
+
+def imported_from_tests(path: Path) -> set[str]:
+    """The modules of tests that a source imports, as "lab.host"; names are included, since each may be a module."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module.removeprefix("tests.") for module in modules if module.startswith("tests.")}
+
+
+@pytest.mark.parametrize("path", [*(TOP / "tests").rglob("*.py"), *(TOP / "bench").rglob("*.py")], ids=os.path.basename)
+def test_test_modules_are_not_imported(path: Path) -> None:
+    """A suite's helper modules are imported by this suite, by benchmarks, and by unit tests of these helpers."""
+    suite = path.relative_to(TOP / "tests").parts[0] if TOP / "tests" in path.parents else "bench"
+    for module in imported_from_tests(path):
+        parts = module.split(".")
+        assert not any(part.startswith("test_") or part == "conftest" for part in parts), module
+        assert suite in ("unit", "bench") or parts[0] not in SUITES or parts[0] == suite, module

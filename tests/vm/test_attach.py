@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -233,4 +234,7 @@ def _descriptors(runtime: Runtime) -> dict[str, int]:
     """How many descriptors the sandbox's processes have, by what they are."""
     monitor = runtime.monitor("c1")
     found = {"monitor": len(os.listdir(f"/proc/{monitor}/fd"))}
-    return found | {name_of(pid): len(os.listdir(f"/proc/{pid}/fd")) for pid in children(monitor)}
+    for pid in children(monitor):
+        with suppress(OSError):  # a command of the monitor, which has ended
+            found[name_of(pid)] = len(os.listdir(f"/proc/{pid}/fd"))
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hawse.vm.image_build import build
-from tests.lab import kernel
+from tests.support import device_kernel as kernel
 from tests.support.bundles import (
     UNLIMITED,
     Device,

@@ -10,7 +10,7 @@ read only by linux/vfio.h, whose users are all rebuilt; by linux/iova_bitmap.h a
 functions; and by linux/sched/user.h, for a field that CONFIG_NET adds as well. One thing differs from a kernel that was
 built with the options: its IOMMU drivers leave out dirty tracking, so that IOMMU_HWPT_GET_DIRTY_BITMAP finds no page.
 
-``python -m tests.lab.kernel`` builds it unless it is in the cache, and prints the configuration that uses it.
+``python -m tests.support.device_kernel`` builds it unless the cache has it, and prints the configuration that uses it.
 """
 
 from __future__ import annotations
