@@ -146,7 +146,7 @@ def test_clients_above_the_limit_of_connections_wait(agent: Agent, tmp_path: Pat
 def test_connection_ends_when_nobody_listens_on_the_host(agent: Agent, tmp_path: Path) -> None:
     """Repeated more often than the limit of connections: refused connections must not count."""
 
-    async def act(processes: Processes, path: str, _: list[int]) -> None:
+    async def act(processes: Processes, path: str, __: list[int]) -> None:
         for place in (path, path.replace("api", "other")):
             for _ in range(70):
                 with dial(place) as connection:
