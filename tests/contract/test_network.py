@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from hawse.sandbox import namespaces, redirects
 from hawse.sandbox.network import Joining, Network
 from tests.support.host_processes import reused
 from tests.support.netns import Namespace, cable
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 
 
 @pytest.fixture
@@ -233,10 +232,7 @@ def test_network_of_a_process_that_has_got_the_pid_of_an_ended_one_is_not_adopte
     network = Network("", str(tmp_path))
     argv = ["nsenter", f"--net={inside.path}", "sleep", "100"]
     with subprocess.Popen(argv) as other:
-        deadline = time.monotonic() + patience(5)
-        while os.stat(f"/proc/{other.pid}/ns/net").st_ino != inside.inode():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: os.stat(f"/proc/{other.pid}/ns/net").st_ino == inside.inode())
         with pytest.raises(
             StateError, match=f"network namespace of the container's process {other.pid} on the host: it"
         ):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import socket
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,6 +43,7 @@ class FakeMonitor:
         self.answers: dict[str, Any] = {"delete": lambda _: self.end()} | (answers or {})
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.proxies: queue.Queue[tuple[socket.socket, dict[str, Any]]] = queue.Queue()
+        self._answered = 0
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
         if not os.path.isdir(store.path):
@@ -83,6 +86,17 @@ class FakeMonitor:
             os.close(self._lock)
             self._lock = -1
 
+    def hang_up(self) -> None:
+        """Close the open connections, as a monitor that ends does."""
+        for connection in list(self._open):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether every call was answered, and its caller has read the answer (tty_ioctl(2), TIOCOUTQ)."""
+        unread = (fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) for connection in list(self._open))
+        return self._answered == len(self.calls) and not any(map(any, unread))
+
     @property
     def methods(self) -> list[str]:
         """The methods that were called, in order."""
@@ -121,6 +135,7 @@ class FakeMonitor:
                     port.send(control.encode_error(number, answer))
                 else:
                     port.send(control.encode_result(number, answer))
+                self._answered += 1
                 if method == "delete":
                     break
         self._open.discard(connection)

@@ -159,7 +159,7 @@ class FakeLink:
         assert seconds > 0
         self.calls.append((method, params))
         self.seconds[method] = seconds
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         answer = self._answers[method]
         if isinstance(answer, list):
             answer = answer.pop(0)

@@ -6,9 +6,13 @@ Standard library only: programs in the lab import this module.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+#: Numbers on x86-64 of read, poll, recvfrom, recvmsg and ppoll (Linux arch/x86/entry/syscalls/syscall_64.tbl).
+_INPUT_CALLS = {"0", "7", "45", "47", "271"}
 
 
 def all_pids() -> list[int]:
@@ -84,6 +88,12 @@ def is_asleep(pid: int) -> bool:
         if state != "S":
             return False
     return True
+
+
+def waits_for_input(thread: threading.Thread) -> bool:
+    """Whether a thread of this process is blocked in a system call that waits for a file descriptor."""
+    call = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0]
+    return call in _INPUT_CALLS
 
 
 def descriptors(pid: int) -> dict[int, str]:

@@ -21,6 +21,7 @@ from hawse.sandbox.plan import DiskPlan
 from hawse.sandbox.room import Room
 from hawse.vm.ports import plan_ports
 from tests.support import virtual_time
+from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.sysfs import FakeSysfs
 
@@ -37,9 +38,10 @@ class Box:
         self.claims = Claims(plan_ports([]).ports[:ports])
         self.opened: list[tuple[int, int, bool]] = []
         self.descriptors: list[int] = []
-        self.disks = Disks(self.claims, seconds=2, open_device=self._open)
+        self.opener: Callable[..., int] = self.open_null
+        self.disks = Disks(self.claims, seconds=2, open_device=lambda *numbers, **mode: self.opener(*numbers, **mode))
 
-    def _open(self, major: int, minor: int, *, writable: bool) -> int:
+    def open_null(self, major: int, minor: int, *, writable: bool) -> int:
         self.opened.append((major, minor, writable))
         fd = os.open("/dev/null", os.O_RDWR)
         self.descriptors.append(fd)
@@ -57,6 +59,10 @@ class Box:
         for fd in self.descriptors:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
+
+
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
 
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
@@ -150,7 +156,7 @@ def test_a_device_that_the_host_cannot_open() -> None:
         def refuse(*_: int, **__: bool) -> int:
             raise OSError(30, "Read-only file system")
 
-        box.disks._open = refuse
+        box.opener = refuse
         with pytest.raises(
             DeviceError, match=r"sdb \(8:16\): the host cannot open it for writing: Read-only"
         ) as caught:
@@ -165,23 +171,22 @@ def test_a_device_that_the_host_cannot_open() -> None:
 def test_a_creation_that_is_given_up_while_the_device_opens_leaves_no_descriptor() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [[254, 0]])
-        gate = asyncio.Event()
+        entered, gate = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        slow = box._open
+        slow = box.open_null
 
         def wait(major: int, minor: int, *, writable: bool) -> int:
+            loop.call_soon_threadsafe(entered.set)
             asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
             return slow(major, minor, writable=writable)
 
-        box.disks._open = wait
+        box.opener = wait
         work = asyncio.create_task(box.attach(SDB))
-        await asyncio.sleep(0.01)
+        await entered.wait()
         work.cancel()
         await asyncio.wait([work])
         gate.set()
-        while not box.descriptors:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)
+        await until(lambda: box.descriptors != [] and not is_open(box.descriptors[0]))
         box.prove_empty()
 
     asyncio.run(story())

@@ -12,7 +12,7 @@ from hawse.sandbox.network import Joining
 
 #: What a fake program has: the socket, and a function that sends a descriptor of /dev/null.
 PROLOGUE = """
-import json, os, socket, sys
+import fcntl, json, os, socket, sys, termios
 connection = socket.socket(fileno=int(sys.argv[1]))
 request = json.loads(connection.recv(65536))
 def tap():
@@ -20,6 +20,9 @@ def tap():
 def answer(count, **more):
     line = {"interfaces": [{"index": n} for n in range(count)], "warnings": []} | more
     connection.sendall(json.dumps(line).encode() + b"\\n")
+def await_reader():
+    while any(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))):
+        pass
 """
 
 
@@ -51,7 +54,7 @@ def test_program_gets_the_interfaces_the_namespace_and_the_record() -> None:
         pytest.param("answer(3, warnings=['x' * 1_500_000]); tap(); tap(); tap()", id="long answer"),
         pytest.param(
             "connection.sendall(b'{\"interfaces\": [{\"index\": 0}, {\"index\": 1}, {\"index\": 2}],')\n"
-            "import time; time.sleep(0.05)\n"
+            "await_reader()\n"
             "connection.sendall(b' \"warnings\": []}\\n'); tap(); tap(); tap()",
             id="answer in two pieces",
         ),
