@@ -13,8 +13,8 @@ DOCS = TESTS.parent / "docs"
 
 #: The files with the tests of an engine's column; those of what `hawse install` writes are in one for all.
 COLUMNS = {
-    "Podman": "test_podman.py",
-    "Docker": "test_docker.py",
+    "Podman": "docker_cli/test_podman.py docker_cli/test_podman_and_docker.py",
+    "Docker": "docker_cli/test_docker.py docker_cli/test_podman_and_docker.py",
     "CRI-O, replayed": "test_crio.py",
     "containerd, by ctr": "test_ctr.py",
     "containerd, by CRI": "test_cri.py test_kubernetes.py",

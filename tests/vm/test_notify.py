@@ -89,7 +89,7 @@ def test_notifications_reach_the_hosts_service_manager(runtime: Runtime, directo
             assert abstract.next() == (running.pid, ["STOPPING=1", "ERRNO=5"])
             assert running.wait(patience(20)) == 3
 
-        # Podman mounts the directory of one (tests/engines/test_podman.py).
+        # Podman mounts the directory of one (tests/engines/docker_cli/test_podman.py).
         with Notified(f"{directory}/engine.sock") as engine:
             mount = go | {"destination": "/run/the.sock", "source": engine.address}
             environment = ["PATH=/bin", "NOTIFY_SOCKET=/run/the.sock"]
