@@ -1,7 +1,7 @@
-"""Where a runtime does not do what a case asks for, and why.
+"""Known differences: cases that a runtime does not pass, and why.
 
-A difference that is none any more fails a test as one that is not here does. Some depend on the machine that the suite
-runs on, which is asked.
+A test fails for a difference that is not listed, and for a listed one that no longer exists. Some differences depend on
+the host, which is inspected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """A sentence. ``here`` tells whether it is so on this machine, ``where`` in words on which; "" is everywhere."""
+    """The reason of one. ``here``: whether it exists on this host. ``where``: the hosts, in words; "" for all."""
 
     why: str
     where: str = ""
@@ -45,7 +45,7 @@ _PRIVATE = Difference(
     "Refused, by the field's name: crun 1.8 in the guest makes every mount private, and none could appear on the host"
 )
 
-#: By case, by the runtime's name.
+#: The differences, by case and by the name of the runtime.
 DIFFERENCES: dict[str, dict[str, Difference]] = {
     "rlimit-memlock-unlimited": {"runc": _LIMITS},
     "rlimit-raised": {"runc": _LIMITS},
@@ -77,6 +77,6 @@ DIFFERENCES: dict[str, dict[str, Difference]] = {
 
 
 def known(case: str, runtime: str) -> Difference | None:
-    """The difference of that case for that runtime on this machine."""
+    """The known difference of a case for a runtime on this host."""
     found = DIFFERENCES.get(case, {}).get(runtime)
     return found if found is not None and found.here() else None

@@ -1,4 +1,4 @@
-"""runtime.md: the operations, their errors, a container's state, its hooks and its end."""
+"""runtime.md: the operations and their errors, and the state, hooks and end of a container."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.runtime import Result
 
 LIFE = "runtime.md#operations"
 STATE = "runtime.md#state"
-#: No document says which codes a command line has: runc's.
+#: No document defines the exit codes of the command line. These are the codes of runc.
 CODES = "runc's man pages"
 HOOKS = "config.md#posix-platform-hooks"
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 FAILED = re.compile(r"\A[1-9]\d* .*\w", re.S)
-#: Given to :func:`patience`.
+#: The time limit, passed to :func:`patience`.
 _SECONDS = 15
 
 
@@ -28,7 +28,7 @@ def _brief(result: Result) -> str:
 
 
 def _await(subject: Subject, bundle: Bundle, status: str) -> str:
-    """The status, once it is that or the time is over."""
+    """Wait for a status; returns the last one when the time is over."""
     deadline = time.monotonic() + patience(_SECONDS)
     while (found := str(subject.state(bundle)["status"])) != status and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -150,7 +150,7 @@ ENDS = Group(
 
 
 def _hook(bundle: Bundle, kind: str, number: int) -> dict[str, object]:
-    """One that writes its name, and the status that it was told; the container's own sees the container's files."""
+    """A hook that writes its name and the status on its stdin. Hooks of the container see the container's files."""
     data = "/data" if kind == "startContainer" else f"{bundle.rootfs}/data"
     script = f's=$(cat); echo {kind}{number} >> {data}/order; echo "$s" > {data}/state-{kind}; echo $V > {data}/env'
     return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin", "V=own"], "timeout": 30}
@@ -172,7 +172,7 @@ def _ask_hooks(subject: Subject) -> Answers:
     answers = {"hooks-create": order()}
     assert subject("start", bundle.name).code == 0
     _await(subject, bundle, "stopped")
-    # poststart may come before or after what the program does.
+    # poststart may run before or after the program.
     ran = order().removeprefix(answers["hooks-create"]).split()
     answers["hooks-start"] = " ".join(name for name in ran if name != "program")
     answers["hooks-start-program"] = str(ran.index("startContainer2") < ran.index("program"))

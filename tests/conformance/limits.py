@@ -1,4 +1,4 @@
-"""config-linux.md, resources: limits that are read back in the container, and that hold."""
+"""config-linux.md, resources: limits as the container reads them, and their effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESOURCES = "config-linux.md#control-groups"
 
 
 def _read(two: str, one: str) -> str:
-    """A cgroup's file, of version 2 or of version 1."""
+    """A command that prints a file of the cgroup, of version 2 or of version 1."""
     return f"cat /sys/fs/cgroup/{two} 2>/dev/null || cat /sys/fs/cgroup/{one}"
 
 
@@ -49,7 +49,7 @@ LIMITED = inside(
 
 
 def _unset(spec: Spec, _bundle: Bundle) -> None:
-    """As Docker, Podman, containerd and CRI-O write what nobody has asked for."""
+    """Values that Docker, Podman, containerd and CRI-O write for limits that nobody has requested."""
     spec["linux"] |= {"mountLabel": "", "intelRdt": None, "timeOffsets": {}, "rootfsPropagation": ""}
     spec["linux"]["resources"] |= {
         "memory": {"disableOOMKiller": False, "limit": -1, "swap": 0, "kernel": 0},

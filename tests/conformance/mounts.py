@@ -1,4 +1,4 @@
-"""config.md, root and mounts: which files the container has, and how."""
+"""config.md, root and mounts: the files of the container and their mount options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROPAGATION = "config-linux.md#rootfs-mount-propagation"
 
 
 def _options(path: str) -> str:
-    """The options of the last mount at a path, and what follows up to the file system's own."""
+    """A command that prints the options of the last mount at a path, and the following fields."""
     return f"busybox awk '$5 == \"{path}\"' /proc/self/mountinfo | busybox tail -n 1 | busybox cut -d' ' -f6-"
 
 
@@ -31,7 +31,7 @@ def _mounts(spec: Spec, bundle: Bundle) -> None:
     bundle.bind(f"{bundle.path}/directory", "/ro", "bind", "ro")
     bundle.bind(f"{bundle.path}/directory", "/flags", "bind", "nosuid", "nodev", "noexec")
     bundle.bind(f"{bundle.path}/directory/file", "/made/by/runtime/file", "bind", "ro")
-    # A file system of the host below the source: an rbind brings it along.
+    # A file system of the host below the source: an rbind includes it.
     bundle.make("tree")
     with open(f"{bundle.mount('tree/below')}/there", "w"):
         pass
@@ -91,7 +91,7 @@ MOUNTED = inside(
 
 
 def _ask_propagation(subject: Subject) -> Answers:
-    """What the host mounts while the container runs, below sources bound as slave and as private."""
+    """Mounts that the host makes while the container runs, below sources bound as slave and as private."""
     bundle = subject.bundle(["/bin/sh", "-c", "while :; do sleep 3600; done"])
     bundle.mount("slave", shared=True)
     bundle.make("slave/below")

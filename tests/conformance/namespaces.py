@@ -1,4 +1,4 @@
-"""config-linux.md, namespaces, what goes with each of them, and the file systems that every container has."""
+"""config-linux.md: namespaces with their settings, default devices and default file systems."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DEVICES = "config-linux.md#default-devices"
 FILES = "config-linux.md#default-filesystems"
 LINKS = "runtime-linux.md#dev-symbolic-links"
 SYSCTL = "config-linux.md#sysctl"
-#: Of this process, which a container without a PID namespace sees under its number.
+#: The digest of the command line of this process, which a container without a PID namespace can read.
 _OWN_COMMAND_LINE = hashlib.md5(Path("/proc/self/cmdline").read_bytes(), usedforsecurity=False).hexdigest()
-#: linux/magic: device numbers of mem.c, and those of the terminals (Documentation/admin-guide/devices.txt).
+#: Device numbers of mem.c and of the terminals (Linux Documentation/admin-guide/devices.txt).
 NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 
 
@@ -120,8 +120,10 @@ _SHARED = inside(
 
 
 def _ask_shared(subject: Subject) -> Answers:
-    """The group's answers, while the host has a segment of shared memory: a number of a namespace proves nothing about
-    two kernels, since the first ones have the same on each."""
+    """Answer the cases while a segment of shared memory exists on the host.
+
+    The inode numbers of namespaces do not distinguish two kernels: those of the first namespaces are equal.
+    """
     made = subprocess.run(["ipcmk", "--shmem", "4096"], capture_output=True, text=True, check=True)
     try:
         return _SHARED.ask(subject)

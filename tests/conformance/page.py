@@ -1,7 +1,7 @@
-"""docs/conformance.md, from the tables: ``python -m tests.conformance.page`` prints it.
+"""docs/conformance.md, generated from the tables: ``python -m tests.conformance.page > docs/conformance.md``.
 
-The page claims what the suite proves: a case passes on a runtime unless a difference is known, and a test fails where
-that is not so, either way.
+The page states what the suite proves: a case passes on a runtime unless a difference is known. A test fails if it does
+not pass, or if it passes despite a known difference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ where a verdict is another than it says. Any runtime with runc's command line ca
 
 
 def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
-    """A cell of the table; ``notes`` are those before it, and get what is new."""
+    """A cell of the table. A new note is appended to ``notes``."""
     difference = DIFFERENCES.get(case.id, {}).get(runtime)
     if difference is None:
         return "passes"
@@ -45,12 +45,12 @@ def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
 
 
 def section(case: Case) -> str:
-    """Where the specification says it."""
+    """A link to the section of the specification."""
     return f"[{case.section}]({SPECIFICATION}/{case.section})" if "#" in case.section else case.section
 
 
 def count(cases: Sequence[Case], runtime: str) -> str:
-    """How many a runtime passes everywhere, and how many where the host lets it."""
+    """The number of cases that a runtime passes on every host, and on suitable hosts."""
     differences = [DIFFERENCES.get(case.id, {}).get(runtime) for case in cases]
     depending = sum(each is not None and bool(each.where) for each in differences)
     return f"{runtime} passes {differences.count(None)}" + (f", {depending} more on some hosts," if depending else "")

@@ -1,4 +1,4 @@
-"""config.md, process: who the program is, what it is given, and what it may use."""
+"""config.md, process: the user, arguments, environment, capabilities and limits of the program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROCESS = "config.md#process"
 POSIX = "config.md#posix-process"
 LINUX = "config.md#linux-process"
 USER = "config.md#posix-platform-user"
-#: linux/capability.h.
+#: Numbers of capabilities, from linux/capability.h.
 CHOWN, KILL, NET_RAW = 1 << 0, 1 << 5, 1 << 13
 UNLIMITED = 2**64 - 1
 
@@ -117,7 +117,7 @@ def _lifted(spec: Spec, _bundle: Bundle) -> None:
     spec["process"]["oomScoreAdj"] = -5
 
 
-#: What takes CAP_SYS_RESOURCE on a host.
+#: Settings that require CAP_SYS_RESOURCE on a host.
 LIFTED = inside(
     "lifted limits",
     _lifted,
@@ -132,7 +132,7 @@ LIFTED = inside(
 
 
 def _ask_terminal(subject: Subject) -> Answers:
-    """A container with a terminal, whose master comes by a socket as engines get it."""
+    """A container with a terminal. Its master arrives through a socket, as for engines."""
     script = "tty; stty size; ls -l /dev/console | busybox cut -c1; test -t 0 -a -t 1 -a -t 2 && echo all; echo end"
     bundle = subject.bundle(["/bin/sh", "-c", script])
     bundle.spec["process"] |= {"terminal": True, "consoleSize": {"height": 31, "width": 101}}

@@ -1,4 +1,4 @@
-"""What is wrong or cannot be applied is an error (runtime.md, create), and the error names the field."""
+"""Invalid fields, and fields that cannot be applied, are errors (runtime.md, create). The error names the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Edit = Callable[[Spec, Bundle], None]
 
 
 def put(path: str, value: Any) -> Edit:
-    """An edit that sets one field, given as "linux.resources.network"."""
+    """An edit that sets one field, such as "linux.resources.network"."""
 
     def edit(spec: Spec, _bundle: Bundle) -> None:
         part = spec

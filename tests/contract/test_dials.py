@@ -1,5 +1,5 @@
-"""Connections from the guest to sockets of the host, by the real agent: all data arrives, their number is limited, and
-they are refused when nobody listens on the host."""
+"""Connections from the guest to sockets of the host, by the real agent: all data arrives, the number of connections is
+limited, and connections are refused when nobody listens on the host."""
 
 from __future__ import annotations
 

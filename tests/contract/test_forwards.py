@@ -147,7 +147,7 @@ def test_connection_to_a_closed_port_is_reset(agent: Agent, inside: Namespace) -
 
 
 def test_other_addresses_of_the_loopback_are_not_forwarded(agent: Agent, inside: Namespace) -> None:
-    """Docker's name server has one of them."""
+    """Docker's name server uses such an address."""
 
     async def act(_: Forwards, __: Processes) -> None:
         with pytest.raises(ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""What a situation is: a function that is called with a fake host and fails or returns a warning."""
+"""Situations: functions that are called with a fake host, and fail or return a warning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bundle(**parts: Any) -> Act:
 
 
 def warned(**parts: Any) -> Act:
-    """What a bundle with that in its specification is warned of."""
+    """A bundle with these fields; returns its only warning."""
 
     def act(host: FakeSysfs) -> str:
         notes = bundle(**parts)(host).notes

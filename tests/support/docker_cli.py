@@ -18,7 +18,7 @@ from tests.support.subprocesses import run
 
 #: The time limit of a command, passed to :func:`patience`.
 _SECONDS = 75
-#: Writes to both outputs, serves the directory /data over HTTP, and exits with a code of its own at SIGTERM.
+#: Writes to both outputs, serves the directory /data over HTTP, and exits with code 7 at SIGTERM.
 _SERVICE = (
     "trap 'echo asked to end; exit 7' TERM; echo to stdout; echo to stderr >&2; busybox httpd -p 8080 -h /data; "
     "while :; do sleep 1; done"

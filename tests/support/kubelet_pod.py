@@ -77,8 +77,8 @@ class Pod:
         return self.containers[name]
 
     def _devices(self, groups: tuple[int, ...]) -> list[dict[str, str]]:
-        """The answer of a device plugin. The engine needs nodes on the host, which emulated groups do not have, so nodes
-        are created. hawse knows the groups by the paths in the container."""
+        """The answer of a device plugin. The engine needs nodes on the host, so they are created for emulated groups.
+        hawse finds the groups by the paths in the container."""
         numbers = {"vfio": (10, 196), **{str(group): (511, group) for group in groups}} if groups else {}
         found = []
         for name, (major, minor) in numbers.items():

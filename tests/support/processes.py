@@ -37,7 +37,7 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def qemu_of(monitor: int) -> int:
-    """The pid of the QEMU that a monitor has started. Raises AssertionError if there is none."""
+    """The pid of the QEMU that a monitor has started. Raises AssertionError if it has not started one."""
     pids = [pid for pid in children(monitor) if "qemu" in program_of(pid)]
     assert pids, f"monitor {monitor} runs no QEMU"
     return pids[0]
