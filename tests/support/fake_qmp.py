@@ -74,6 +74,8 @@ class FakeQmp:
         if error is not None:
             raise error
         if command == "device_add":
+            if name in self.plugged:
+                raise RefusedError(f"device_add: Duplicate device ID '{name}'")
             self.plugged.add(name)
         elif command == "device_del":
             if name not in self.plugged:
@@ -82,7 +84,7 @@ class FakeQmp:
             if self._asked[name] >= self._patience:
                 self.drop(name)
         elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
-            raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
+            raise RefusedError(f"remove-fd: File descriptor named 'fdset-id:{arguments['fdset-id']}' not found")
         elif command == "query-rx-filter":
             return self.rx_filters[arguments["name"]]
         return {}
