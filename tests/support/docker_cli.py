@@ -29,12 +29,14 @@ class Engine(ABC):
     """An engine with a private directory, and with hawse as its runtime.
 
     ``image``: the name of an image of busybox. ``refusal_code``: the exit code of `run` when the runtime refuses a
-    container. ``runtime_root``: the root directory that the engine passes to the runtime.
+    container. ``host_network_error``: the error of hawse for `--network host`, which depends on the bundle of the
+    engine. ``runtime_root``: the root directory that the engine passes to the runtime.
     """
 
     program: str
     image: str
     refusal_code: int
+    host_network_error: str
     directory: str
     runtime_root: str
     environment: dict[str, str]
