@@ -32,7 +32,7 @@ def _payloads(connection: socket.socket) -> Iterator[bytes]:
 
 
 class FakeMonitor:
-    """Records every call in ``calls``, and answers with ``answers[method]``.
+    """Records every call in ``calls``, and answers with ``answers[method]``. A connection is for one call.
 
     An answer is a value, an error to send, :data:`HANG_UP`, or a function of the parameters that returns one of these.
     A ``proxy`` connection is put into ``proxies`` with its parameters.
@@ -136,7 +136,7 @@ class FakeMonitor:
                 else:
                     port.send(control.encode_result(number, answer))
                 self._answered += 1
-                if method == "delete":
+                if not (method == "start" and params.get("notify")):  # which waits for the event "ready"
                     break
         self._open.discard(connection)
         connection.close()
