@@ -1,4 +1,4 @@
-"""Bundles that work under runc and are unusual: each runs under both, and prints the same."""
+"""Unusual bundles that work under runc: each runs under runc and hawse, and prints the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
 
-#: Handles SIGTERM from its first instruction on, and makes a file then.
+#: Handles SIGTERM from its first instruction on, by creating a file.
 HANDLER = """
 #include <fcntl.h>
 #include <signal.h>
@@ -32,10 +32,11 @@ int main(void) { signal(SIGTERM, end); for (;;) pause(); }
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> None:
-    """A FIFO, links to nothing, a relative path, and commas in the paths of state and bundle.
+def test_mount_points_are_created_as_under_runc(tmp_path: Path, readonly: bool) -> None:
+    """A FIFO, dangling links, a relative path, and commas in the paths of state and bundle.
 
-    The kernel's own files, a device outside /dev, a root without /dev: the guest cannot make them in a read-only root.
+    Also for files of the kernel, a device outside of /dev and a root without /dev: the guest cannot create these in a
+    read-only root.
     """
     outputs = {}
     for name in ("hawse", "runc"):
@@ -86,17 +87,17 @@ def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> 
     assert outputs["hawse"] == outputs["runc"] == "shared\n" * 4 + made
 
 
-#: Of a mount, what a bind or a remount can lose.
+#: Flags of a mount that a bind or a remount may lose.
 FLAGS = {"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"}
 POINTS = ("/all", "/some", "/some/kept", "/plain", "/file", "/proc", "/proc/bus", "/proc/sys", "/proc/fs", "/sys")
-#: Ranges of a user namespace's ids.
+#: Sizes of the id range of a user namespace.
 MAPS = {"no user namespace": 0, "user namespace": 65536, "user namespace of all ids": 2**32 - 1}
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that other users may enter, with a file system in which atime is off: in a user namespace runc can
-    change that of no other."""
+    """A directory that other users may enter, on a file system with noatime. In a user namespace, runc cannot change
+    this flag."""
     with tempfile.TemporaryDirectory(dir="/tmp") as made:
         os.chmod(made, 0o755)
         quiet = f"{made}/quiet"
@@ -109,14 +110,14 @@ def directory() -> Iterator[Path]:
 
 
 def flags(mountinfo: str) -> dict[str, set[str]]:
-    """The flags of the mounts at POINTS, of the last one at each."""
+    """The flags of the mounts at POINTS; the last mount at a point counts."""
     return {mount.point: FLAGS & mount.options for mount in parse(mountinfo) if mount.point in POINTS}
 
 
 @pytest.mark.parametrize("users", MAPS)
 def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: str) -> None:
-    """Binds' own flags, those that a read-only path has from the mount that it is on, and /sys. A process of `exec`
-    leads its session, with a terminal or without."""
+    """Flags of binds, flags that a read-only path inherits from its mount, and flags of /sys. A process of `exec` leads
+    its session, with and without a terminal."""
     source = directory / "source"
     (source / "kept").mkdir(parents=True)
     (source / "file").touch()
@@ -172,7 +173,7 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
 
 def _runc(directory: str, *arguments: str) -> Result:
     words = ["runc", "--root", f"{directory}/runc", *arguments]
-    with open(f"{directory}/said", "w+") as said:  # no pipe, which the container would have, too
+    with open(f"{directory}/said", "w+") as said:  # not a pipe, which the container would inherit
         ran = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False)
         said.seek(0)
         return Result(ran.returncode, said.read(), "")

@@ -1,4 +1,4 @@
-"""What a QEMU in its jail is, and what it can reach: the figures of docs/security.md."""
+"""The user and the reachable files of a jailed QEMU: the numbers in docs/security.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def monitor_of(runtime: Runtime, name: str = "c1") -> int:
 
 
 def child_of(pid: int, name: str) -> int:
-    """The process of that name that another has started."""
+    """The child of a process with this name."""
     [child] = [child for child in children(pid) if name_of(child).startswith(name)]
     return child
 
@@ -46,7 +46,7 @@ def status_of(pid: int) -> dict[str, list[str]]:
 
 
 def reachable(pid: int) -> tuple[list[str], list[str]]:
-    """The files and the device nodes below a process's root, but for /proc."""
+    """The files and the device nodes below the root of a process, except /proc."""
     root = f"/proc/{pid}/root"
     files: list[str] = []
     nodes: list[str] = []
@@ -59,7 +59,7 @@ def reachable(pid: int) -> tuple[list[str], list[str]]:
     return files, sorted(nodes)
 
 
-def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_path: Path) -> None:
+def test_qemu_has_a_private_user_and_reaches_only_its_own_files(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure('[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
@@ -89,7 +89,7 @@ def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_pa
     assert not os.path.exists(f"{runtime.root}/c1")
 
 
-def test_two_sandboxes_are_two_users(runtime: Runtime, tmp_path: Path) -> None:
+def test_two_sandboxes_have_different_users(runtime: Runtime, tmp_path: Path) -> None:
     users = []
     for name in ("c1", "c2"):
         make_bundle(f"{tmp_path}/{name}", ["/bin/sleep", "1000"])
@@ -108,7 +108,7 @@ def test_qemu_dies_with_its_monitor(runtime: Runtime, tmp_path: Path) -> None:
 
 
 def test_programs_that_do_not_react_do_not_outlive_the_container(runtime: Runtime, tmp_path: Path) -> None:
-    """As QEMU and virtiofsd that a guest has taken over. The fixture proves that nothing is left."""
+    """Such as QEMU and virtiofsd that a guest has compromised. The fixture proves that nothing is left."""
     runtime.configure('[emulated]\n5 = ["edu"]\n6 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sleep", "1000"])
@@ -132,7 +132,7 @@ def test_programs_that_do_not_react_do_not_outlive_the_container(runtime: Runtim
     [(lambda: Vm().qemu, True), (newer_qemu, True), (newer_qemu, False), (newest_qemu, True)],
     ids=["configured", "newer", "newer that boots", "newest"],
 )
-def test_a_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_qemu: Any, template: bool) -> None:
+def test_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_qemu: Any, template: bool) -> None:
     runtime.configure(
         f'[vm]\nqemu = "{find_qemu()}"\n[template]\nenabled = {str(template).lower()}\n[emulated]\n5 = ["edu"]\n'
     )
@@ -144,7 +144,7 @@ def test_a_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_q
     assert json.loads(result.output)["passed"] is True
 
 
-def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp_path: Path) -> None:
+def test_script_instead_of_qemu_is_refused_or_a_warning(runtime: Runtime, tmp_path: Path) -> None:
     script = tmp_path / "qemu"
     script.write_text(f'#!/bin/sh\nexec {Vm().qemu} "$@"\n')
     script.chmod(0o755)
@@ -161,7 +161,7 @@ def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp
 
 
 def copied_qemu(directory: Path) -> str:
-    """The configured QEMU, with its firmware and modules, below a directory; the path of the program."""
+    """Copy the configured QEMU with its firmware and modules to a directory; returns the path of the program."""
     qemu = f"{directory}/usr/bin/qemu"
     os.makedirs(os.path.dirname(qemu))
     shutil.copy(Vm().qemu, qemu)
@@ -171,7 +171,7 @@ def copied_qemu(directory: Path) -> str:
     return qemu
 
 
-def test_the_trees_files_are_made_anew_when_qemu_has_changed(tmp_path: Path) -> None:
+def test_jail_tree_is_created_again_when_qemu_has_changed(tmp_path: Path) -> None:
     cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
     first = tree.obtain(qemu, cache=cache)
     made = os.stat(first).st_ino
@@ -199,8 +199,8 @@ def test_tree_of_a_running_qemu_is_not_removed(tmp_path: Path) -> None:
         tree.hold(first)
 
 
-def test_damaged_tree_is_made_again(tmp_path: Path) -> None:
-    """As after a power failure, or on a disk that was full."""
+def test_damaged_tree_is_created_again(tmp_path: Path) -> None:
+    """For example after a power failure, or on a full disk."""
     cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
     first = tree.obtain(qemu, cache=cache)
     os.truncate(first + qemu, 0)
@@ -211,7 +211,7 @@ def test_damaged_tree_is_made_again(tmp_path: Path) -> None:
 
 
 def test_static_program_is_not_run_to_list_its_libraries(tmp_path: Path) -> None:
-    """It would ignore the request, and run as root. Its trial, in the jail, fails."""
+    """It would ignore the request and run as root. It then fails its trial run in the jail."""
     for name in ("qemu", "seabios"):
         shutil.copytree(f"/usr/share/{name}", f"{tmp_path}/share/{name}", symlinks=True)
     os.makedirs(f"{tmp_path}/bin")
@@ -223,7 +223,7 @@ def test_static_program_is_not_run_to_list_its_libraries(tmp_path: Path) -> None
         tree.obtain(program, cache=str(tmp_path / "cache"))
 
 
-def test_the_tree_is_small() -> None:
+def test_jail_tree_is_small() -> None:
     made = tree.obtain(Vm().qemu, cache=CACHE)
     files = [path for path in Path(made).rglob("*") if path.is_file()]
     assert len(files) < 70

@@ -42,7 +42,7 @@ def capabilities_of(status: dict[str, str]) -> str:
 
 
 def row_of(pid: int) -> list[str]:
-    """The cells of a process: user, capabilities, no_new_privs, system call filter, its own namespaces, variables."""
+    """The cells for a process: user, capabilities, no_new_privs, system call filter, private namespaces, variables."""
     status = status_of(pid)
     own = [kind for kind in NAMESPACES if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")]
     variables = [
@@ -59,7 +59,7 @@ def row_of(pid: int) -> list[str]:
 
 
 def documented() -> dict[str, list[str]]:
-    """The rows of the page's table."""
+    """The rows of the table in the page."""
     rows = ROW.finditer(PAGE.read_text())
     return {row["process"]: [cell.strip("` ") for cell in row["cells"].split("|")] for row in rows}
 
@@ -75,7 +75,7 @@ def test_privileges_of_each_process_are_those_of_the_security_page(runtime: Runt
     [other] = [pid for pid in json.loads(runtime("ps", "--format", "json", "c1").output) if pid != first]
     below = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in descendants(monitor)}
     [qemu] = [pid for name, pid in below.items() if name.startswith("qemu")]
-    # virtiofsd starts a child in a PID namespace, which serves; its parent only waits.
+    # virtiofsd starts a child in a PID namespace, which serves files; the parent only waits.
     virtiofsd = max(pid for name, pid in below.items() if name.startswith("virtiofsd"))
     found = {
         "QEMU": row_of(qemu),
