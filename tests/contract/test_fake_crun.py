@@ -30,7 +30,7 @@ REAL = [
 
 
 class Host:
-    """A crun with a private root and a bundle. ``output``: what the programs of the container have written."""
+    """A crun with a private root and a bundle. ``output``: the output of the programs of the container."""
 
     def __init__(self, directory: Path, command: list[str]) -> None:
         self.root, self.bundle = directory / "root", directory / "bundle"

@@ -1,4 +1,4 @@
-"""What a share protects on the host: its kernel's files and devices, and files outside of the share."""
+"""A share protects the host: files and devices of its kernel, and files outside of the share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_file_system_of_the_hosts_kernel_is_refused_at_any_path(tree: Path, kind
 
 
 def test_devtmpfs_is_refused_at_any_path(tree: Path) -> None:
-    """statfs(2) reports the type of tmpfs for devtmpfs, so the type alone does not tell."""
+    """statfs(2) reports the type of tmpfs for devtmpfs, so the type is not sufficient."""
 
     def act() -> str:
         linux.mount("none", "/dev", "tmpfs", 0, "size=64k")
@@ -112,7 +112,7 @@ def test_root_of_the_share_is_read_only_for_the_guest(tmp_path: Path, tree: Path
 
 
 def links(target: str) -> dict[str, Callable[[str], object]]:
-    """What a guest could create in the share if it were writable, by name; each function creates it at a path."""
+    """Entries that a guest could create in a writable share, by name; each function creates one at a path."""
     return {
         "a link to a directory": lambda path: os.symlink(target, path),
         "a link to a link": lambda path: os.symlink("link", path),

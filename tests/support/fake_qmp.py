@@ -60,7 +60,7 @@ class FakeQmp:
         self._patience = patience
         self._listeners: list[FakeEvents] = []
         self._filtering: list[FakeEvents] = []
-        #: What query-rx-filter answers, by the NIC's name.
+        #: The results of query-rx-filter, by the name of the NIC.
         self.rx_filters: dict[str, Any] = {}
         self.ended = False
 

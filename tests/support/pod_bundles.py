@@ -1,4 +1,4 @@
-"""What bundles of containers of one pod have in common: containerd's annotations."""
+"""Annotations and arguments for bundles of containers of one pod."""
 
 from __future__ import annotations
 

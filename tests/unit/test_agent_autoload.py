@@ -1,4 +1,4 @@
-"""Modules beside the image in the guest: offered to the kernel, and loaded for those that it does not ask for."""
+"""Modules outside of the guest image: the kernel can load them by modprobe, and the agent loads the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NET_ADMIN = {"bounding": ["CAP_CHOWN", "CAP_NET_ADMIN"]}
 
 
 class Guest:
-    """The directories that the guest has, and the files of the modules that were loaded."""
+    """The directories of a guest, and the files of the loaded modules."""
 
     def __init__(self, directory: Path) -> None:
         self.run, self.root = directory / "run", directory / "root"
@@ -58,8 +58,8 @@ def test_kernel_starts_a_modprobe_that_finds_the_modules(guest: Guest) -> None:
     assert guest.names == []
 
 
-def test_listed_modules_are_loaded_with_what_they_need(guest: Guest) -> None:
-    """One that is loaded already, or built in, is no failure."""
+def test_listed_modules_are_loaded_with_their_dependencies(guest: Guest) -> None:
+    """A module that is already loaded, or built in, is not an error."""
     made = guest.autoload()
     made.require(["ip-tables", "ipv6", "x_tables", "br_netfilter"])
     assert guest.names == ["x_tables.ko", "ip_tables.ko", "br_netfilter.ko"]
@@ -90,7 +90,7 @@ def test_container_that_may_have_firewall_rules(capabilities: Any, may: bool) ->
 
 
 def test_firewall_of_the_legacy_kind_is_loaded_before_a_container_starts(guest: Guest) -> None:
-    """A kernel without one of the modules is no failure."""
+    """It is not an error if the kernel lacks one of the modules."""
     made = guest.autoload()
     made.begin({"process": {}})
     made.wait()
@@ -101,7 +101,7 @@ def test_firewall_of_the_legacy_kind_is_loaded_before_a_container_starts(guest: 
     assert guest.names == ["x_tables.ko", "ip_tables.ko"]
 
 
-def test_firewall_that_cannot_be_loaded_is_no_failure(guest: Guest, capsys: pytest.CaptureFixture[str]) -> None:
+def test_firewall_that_cannot_be_loaded_is_not_an_error(guest: Guest, capsys: pytest.CaptureFixture[str]) -> None:
     guest.refused = "x_tables.ko"
     made = guest.autoload()
     made.begin({"process": {"capabilities": NET_ADMIN}})

@@ -1,6 +1,6 @@
-"""Children of the agent: their exit codes, orphans, and numbers that are used again.
+"""Children of the agent: exit codes, orphans, and reused pids.
 
-The real reaper waits for every child of its process, so each case runs in a process of its own.
+The real reaper waits for every child of its process, so each test runs in a new process.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ def test_exit_codes_and_signals() -> None:
     assert run_with_reaper(script) == "[0, 7, 137, 143]\n"
 
 
-def test_a_child_without_descriptors_has_those_of_its_parent() -> None:
+def test_child_without_descriptors_has_those_of_its_parent() -> None:
     assert run_with_reaper("reaper.start()\nreaper.wait(spawn('echo hello'))") == "hello\n"
 
 
-def test_an_orphan_is_adopted_and_its_code_kept() -> None:
-    """The child ends at once, its own child a moment later; the reaper has nothing to wait for in between."""
+def test_orphan_is_adopted_and_its_exit_code_is_kept() -> None:
+    """The child ends at once, its own child later. Between both the reaper has no child."""
     script = """
 syscalls.become_subreaper()
 reaper.start()
@@ -31,8 +31,8 @@ print(reaper.wait(int(os.read(reading, 100)), since=since))
     assert run_with_reaper(script) == "9\n"
 
 
-def test_the_exit_of_a_namesake_is_not_taken_for_an_orphans() -> None:
-    """It was recorded before the orphan was born."""
+def test_exit_of_an_earlier_process_with_the_same_pid_is_ignored() -> None:
+    """It was recorded before the orphan started."""
     script = """
 reaper.start()
 pid = spawn("exit 3")
@@ -51,8 +51,8 @@ waiter.join()
     assert run_with_reaper(script) == "4\n"
 
 
-def test_exits_that_nobody_asks_for_are_forgotten() -> None:
-    """The oldest of more than 1024 goes. Their record is filled here, since as many orphans would take long."""
+def test_exits_that_nobody_requests_are_dropped() -> None:
+    """Only 1024 exits are kept. The test fills the record, since that many orphans would take long."""
     script = """
 reaper.start()
 for number in range(1023):

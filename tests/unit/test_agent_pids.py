@@ -1,4 +1,4 @@
-"""Signals of the agent to processes by their pids: one that has got the pid of an ended process gets none."""
+"""Signals of the agent to processes by their pids: a process with a reused pid gets none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_process_that_is_found_twice_is_signalled(program: subprocess.Popen[byte
     assert program.wait(patience(3)) == -15
 
 
-def test_process_that_has_got_the_pid_of_an_ended_one_is_not_signalled(program: subprocess.Popen[bytes]) -> None:
+def test_process_with_a_reused_pid_is_not_signalled(program: subprocess.Popen[bytes]) -> None:
     """The agent no longer finds it once it has opened a descriptor of it."""
     answers = finding([program.pid, 2**22 + 5], [])
     signal_each(lambda: next(answers), 9)
@@ -44,15 +44,15 @@ def test_many_processes_are_signalled_with_few_descriptors(program: subprocess.P
     assert program.wait(patience(3)) == -15
 
 
-def test_pid_of_a_child_is_its_own_while_it_is_held() -> None:
-    """The child has ended; it is waited for, and its pid given away, only afterwards."""
+def test_pid_of_a_held_child_is_not_reused() -> None:
+    """The child has ended. It is collected, so that its pid can be reused, only afterwards."""
     script = """
 reaper.start()
 pid = spawn("exit 3")
 with reaper.hold(pid) as lives:
     while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
         pass
-    time.sleep(0.1)
+    time.sleep(0.1)  # time for the thread of the reaper, which must not collect it
     print(lives, pid in reaper._exits)
     os.kill(pid, 9)
 print(reaper.wait(pid))

@@ -1,4 +1,4 @@
-"""The kernel with VFIO's device files: what is computed for its build."""
+"""The kernel with VFIO device files: the computations for its build."""
 
 from __future__ import annotations
 

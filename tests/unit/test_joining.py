@@ -1,4 +1,4 @@
-"""The program that joins interfaces to taps: what the monitor takes as its answer, and what as its failure."""
+"""The program that connects interfaces with taps: its valid answers, and its failures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hawse.errors import ConfigError, HostError
 from hawse.sandbox.network import Joining
 
-#: What a fake program has: the socket, and a function that sends a descriptor of /dev/null.
+#: The start of a fake program: its socket, and functions that send a descriptor of /dev/null or an answer.
 PROLOGUE = """
 import fcntl, json, os, socket, sys, termios
 connection = socket.socket(fileno=int(sys.argv[1]))
@@ -28,7 +28,7 @@ def await_reader():
 
 @pytest.fixture(autouse=True)
 def descriptors() -> Iterator[None]:
-    """No descriptor is left open."""
+    """Check that no descriptor is left open."""
     before = os.listdir("/proc/self/fd")
     yield
     assert os.listdir("/proc/self/fd") == before
@@ -98,5 +98,5 @@ def test_error_of_the_program_is_raised() -> None:
 
 
 def test_end_closes_the_connection_and_waits() -> None:
-    """The program sees the end of the connection, undoes its work and ends."""
+    """The program sees the end of the connection, undoes its work and exits."""
     joining("connection.recv(1) == b'' or os.abort()").end()

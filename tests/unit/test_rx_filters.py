@@ -1,4 +1,4 @@
-"""From the guest's filter to memberships of the host's interface: a pure table, then the loop with a fake QEMU."""
+"""Memberships of the host's interface that follow the guest's filter: a pure table, then the loop with a fake QEMU."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_memberships_follow_the_guest_and_end_with_the_sandbox() -> None:
     virtual_time.run(story())
 
 
-def test_a_guest_that_changes_its_filter_in_a_loop_costs_one_query_in_a_pause() -> None:
+def test_guest_that_changes_its_filter_in_a_loop_causes_one_query_per_pause() -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
@@ -128,7 +128,7 @@ def test_a_guest_that_changes_its_filter_in_a_loop_costs_one_query_in_a_pause() 
 @pytest.mark.parametrize(
     "found", [{}, [], [rx_filter(), rx_filter()], [{"name": "nic-net0"}], "x", [rx_filter(main_mac=5)]]
 )
-def test_a_malformed_answer_changes_nothing(found: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_answer_changes_nothing(found: object, capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
@@ -145,7 +145,7 @@ def test_a_malformed_answer_changes_nothing(found: object, capsys: pytest.Captur
     )
 
 
-def test_what_the_interface_refuses_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_membership_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
@@ -162,8 +162,8 @@ def test_what_the_interface_refuses_is_logged_once(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_command_that_fails(ended: bool) -> None:
-    """A QEMU that has ended is asked no more."""
+def test_failed_query_is_logged(ended: bool) -> None:
+    """A QEMU that has ended is not queried again."""
 
     async def story() -> None:
         made = Following()
