@@ -12,12 +12,12 @@ import pytest
 from hawse.sandbox import namespaces
 from tests.support.bundles import busybox
 from tests.support.caches import CACHE
-from tests.support.host import prove_unchanged, snapshot
+from tests.support.engines import EDU_IN_GROUP_5
 from tests.support.manifests import yaml_library
 from tests.support.podman import Podman
+from tests.support.running import private_runtime
 from tests.support.runtime import Runtime
 
-DEVICES = '[emulated]\n5 = ["edu"]\n'
 #: Numbers of the nodes on the host. No device needs to have them: hawse uses the path in the container.
 GROUP_NODE, CONTAINER_NODE = (511, 5), (10, 196)
 
@@ -55,12 +55,9 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def hawse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """hawse with a private root, and group 5 emulated."""
-    before = snapshot()
-    made = Runtime(str(tmp_path_factory.mktemp("hawse")))
-    made.configure(DEVICES)
-    yield made
-    prove_unchanged(before)
-    assert not os.path.isdir(made.root) or os.listdir(made.root) == []
+    directory = str(tmp_path_factory.mktemp("hawse"))
+    with private_runtime(directory, configuration=EDU_IN_GROUP_5) as runtime:
+        yield runtime
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from hawse.oci.capabilities import CAPABILITIES
 from hawse.sandbox import namespaces
 from hawse.sandbox.state import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-from tests.support.engines import install, read_hosts_disk
+from tests.support.engines import EDU_IN_GROUP_5, install, read_hosts_disk
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
@@ -114,7 +114,7 @@ class Crio:
 def crio(tmp_path: Path) -> Iterator[Crio]:
     before = snapshot()
     runtime = Runtime(str(tmp_path))
-    runtime.configure('[emulated]\n5 = ["edu"]\n')
+    runtime.configure(EDU_IN_GROUP_5)
     made = Crio(tmp_path, runtime)
     yield made
     for name in sorted(os.listdir(made.root) if os.path.isdir(made.root) else (), reverse=True):

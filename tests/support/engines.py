@@ -11,6 +11,8 @@ from pathlib import Path
 from tests.support.runtime import Runtime
 from tests.support.scripts import write_program
 
+#: A configuration of hawse with an emulated device in group 5.
+EDU_IN_GROUP_5 = '[emulated]\n5 = ["edu"]\n'
 #: Prints the container's limits in the guest kernel: memory and CPU time. Where an engine does not request a cgroup
 #: namespace, its cgroup is below those of the guest.
 SHOW_LIMITS = "IFS=: read _ _ path </proc/self/cgroup; cd /sys/fs/cgroup$path; cat memory.max cpu.max"

@@ -1,4 +1,4 @@
-"""A container that runs for all tests of a module."""
+"""A runtime, or a running container, for several tests; afterwards nothing of it may be left on the host."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from tests.support.runtime import Runtime
 
 
 @contextmanager
-def running_container(directory: str, bundle: str, name: str, *, configuration: str = "") -> Iterator[Runtime]:
-    """Create and start a container of this bundle, in a runtime whose files are in ``directory``.
-
-    At the end it is deleted, and nothing of any container of this runtime may be left on the host.
-    """
+def private_runtime(directory: str, *, configuration: str = "") -> Iterator[Runtime]:
+    """hawse with a private root in ``directory``. At the end nothing of any container may be left on the host."""
     before = snapshot()
     runtime = Runtime(directory)
     runtime.configure(configuration)
-    runtime.run_detached(bundle, name)
     yield runtime
-    assert runtime("delete", "--force", name).code == 0
     prove_unchanged(before)
-    assert os.listdir(runtime.root) == []
+    assert not os.path.isdir(runtime.root) or os.listdir(runtime.root) == []
+
+
+@contextmanager
+def running_container(directory: str, bundle: str, name: str, *, configuration: str = "") -> Iterator[Runtime]:
+    """Create and start a container of this bundle in a :func:`private_runtime`; it is deleted at the end."""
+    with private_runtime(directory, configuration=configuration) as runtime:
+        runtime.run_detached(bundle, name)
+        yield runtime
+        assert runtime("delete", "--force", name).code == 0

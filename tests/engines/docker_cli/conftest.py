@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,18 @@ import pytest
 
 from tests.support.docker import Docker
 from tests.support.docker_cli import Engine
-from tests.support.host import prove_unchanged, snapshot
+from tests.support.engines import EDU_IN_GROUP_5
 from tests.support.podman import Podman
+from tests.support.running import private_runtime
 from tests.support.runtime import HAWSE, Runtime
 
 
 @pytest.fixture(scope="package")
 def hawse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """hawse with a private root, and group 5 emulated. At the end nothing of a sandbox may be left."""
-    before = snapshot()
-    runtime = Runtime(str(tmp_path_factory.mktemp("hawse")))
-    runtime.configure('[emulated]\n5 = ["edu"]\n')
-    yield runtime
-    prove_unchanged(before)
-    assert not os.path.isdir(runtime.root) or os.listdir(runtime.root) == []
+    directory = str(tmp_path_factory.mktemp("hawse"))
+    with private_runtime(directory, configuration=EDU_IN_GROUP_5) as runtime:
+        yield runtime
 
 
 @pytest.fixture(scope="package")
