@@ -14,6 +14,18 @@ from typing import Any
 from hawse.errors import DeviceError, HawseError, RefusedError
 
 Answer = Callable[[str, dict[str, Any]], HawseError | None]
+#: The hardware address of the NIC in :func:`rx_filter`.
+MAC = "0a:00:00:00:00:02"
+
+
+def rx_filter(**changed: Any) -> dict[str, Any]:
+    """An answer to query-rx-filter (QEMU qapi/net.json, RxFilterInfo) of a NIC that receives only unicast frames."""
+    usual = {
+        "name": "nic-net0", "promiscuous": False, "multicast": "normal", "unicast": "normal", "vlan": "all",
+        "broadcast-allowed": True, "multicast-overflow": False, "unicast-overflow": False, "main-mac": MAC,
+        "vlan-table": [], "unicast-table": [], "multicast-table": [],
+    }  # fmt: skip
+    return usual | {key.replace("_", "-"): value for key, value in changed.items()}
 
 
 class FakeNodes:
@@ -48,7 +60,7 @@ class FakeQmp:
         self._patience = patience
         self._listeners: list[FakeEvents] = []
         self._filtering: list[FakeEvents] = []
-        #: What query-rx-filter answers, by the NIC's name.
+        #: The results of query-rx-filter, by the name of the NIC.
         self.rx_filters: dict[str, Any] = {}
         self.ended = False
 
@@ -62,6 +74,8 @@ class FakeQmp:
         if error is not None:
             raise error
         if command == "device_add":
+            if name in self.plugged:
+                raise RefusedError(f"device_add: Duplicate device ID '{name}'")
             self.plugged.add(name)
         elif command == "device_del":
             if name not in self.plugged:
@@ -70,7 +84,7 @@ class FakeQmp:
             if self._asked[name] >= self._patience:
                 self.drop(name)
         elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
-            raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
+            raise RefusedError(f"remove-fd: File descriptor named 'fdset-id:{arguments['fdset-id']}' not found")
         elif command == "query-rx-filter":
             return self.rx_filters[arguments["name"]]
         return {}
@@ -147,7 +161,7 @@ class FakeLink:
         assert seconds > 0
         self.calls.append((method, params))
         self.seconds[method] = seconds
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         answer = self._answers[method]
         if isinstance(answer, list):
             answer = answer.pop(0)

@@ -1,4 +1,4 @@
-"""Plugging disks when something goes wrong at each step; what containers share; and what the agent waits for."""
+"""Plugging disks, with a failure at each step; disks that containers share; and the disks that the agent finds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from hawse.plan.capacity import Room
 from hawse.plan.model import DiskPlan
 from hawse.vm.ports import plan_ports
 from tests.support import virtual_time
+from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.sysfs import FakeSysfs
 
@@ -29,7 +30,7 @@ SDC = DiskPlan(major=8, minor=32, name="a-very-long-name-of-a-device", writable=
 
 
 class Box:
-    """A virtual machine's disks; ``opened`` are the modes in which the host's devices were opened."""
+    """The disks of a VM. ``opened``: the devices of the host that were opened, with their modes."""
 
     def __init__(self, qmp: FakeQmp, answers: object, *, ports: int = 4) -> None:
         self.qmp = qmp
@@ -37,9 +38,10 @@ class Box:
         self.claims = Claims(plan_ports([]).ports[:ports])
         self.opened: list[tuple[int, int, bool]] = []
         self.descriptors: list[int] = []
-        self.disks = Disks(self.claims, seconds=2, open_device=self._open)
+        self.opener: Callable[..., int] = self.open_null
+        self.disks = Disks(self.claims, seconds=2, open_device=lambda *numbers, **mode: self.opener(*numbers, **mode))
 
-    def _open(self, major: int, minor: int, *, writable: bool) -> int:
+    def open_null(self, major: int, minor: int, *, writable: bool) -> int:
         self.opened.append((major, minor, writable))
         fd = os.open("/dev/null", os.O_RDWR)
         self.descriptors.append(fd)
@@ -59,11 +61,15 @@ class Box:
                 os.fstat(fd)
 
 
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
 def run(story: Callable[[], Awaitable[None]]) -> None:
     virtual_time.run(story())  # type: ignore[arg-type]
 
 
-def test_disks_come_and_go() -> None:
+def test_disks_are_plugged_and_unplugged() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [[254, 0], [254, 16]])
         assert await box.attach(SDB, SDC) == {(8, 16): (254, 0), (8, 32): (254, 16)}
@@ -106,7 +112,7 @@ def test_containers_share_a_disk() -> None:
 
 @pytest.mark.parametrize("command", ["add-fd", "blockdev-add", "device_add"])
 @pytest.mark.parametrize("kind", [RefusedError, VmError])
-def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[HawseError]) -> None:
+def test_failed_command_undoes_the_earlier_ones(command: str, kind: type[HawseError]) -> None:
     async def story() -> None:
         failing = [True]
         qmp = FakeQmp(refuse=lambda name, _: kind(f"{name}: no") if failing and name == command else None)
@@ -133,7 +139,7 @@ def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[Ha
         ([["254", "0"]], "no usable numbers"),
     ],
 )
-def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> None:
+def test_disk_is_unplugged_when_the_guest_fails(answer: Any, words: str) -> None:
     async def story() -> None:
         box = Box(FakeQmp(), answer)
         with pytest.raises(HawseError, match=words):
@@ -143,14 +149,14 @@ def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> 
     run(story)
 
 
-def test_a_device_that_the_host_cannot_open() -> None:
+def test_device_that_the_host_cannot_open_is_an_error() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [[254, 0]])
 
         def refuse(*_: int, **__: bool) -> int:
             raise OSError(30, "Read-only file system")
 
-        box.disks._open = refuse
+        box.opener = refuse
         with pytest.raises(
             DeviceError, match=r"sdb \(8:16\): the host cannot open it for writing: Read-only"
         ) as caught:
@@ -162,32 +168,31 @@ def test_a_device_that_the_host_cannot_open() -> None:
     run(story)
 
 
-def test_a_creation_that_is_given_up_while_the_device_opens_leaves_no_descriptor() -> None:
+def test_creation_cancelled_while_the_device_opens_leaves_no_descriptor() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [[254, 0]])
-        gate = asyncio.Event()
+        entered, gate = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        slow = box._open
+        slow = box.open_null
 
         def wait(major: int, minor: int, *, writable: bool) -> int:
+            loop.call_soon_threadsafe(entered.set)
             asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
             return slow(major, minor, writable=writable)
 
-        box.disks._open = wait
+        box.opener = wait
         work = asyncio.create_task(box.attach(SDB))
-        await asyncio.sleep(0.01)
+        await entered.wait()
         work.cancel()
         await asyncio.wait([work])
         gate.set()
-        while not box.descriptors:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)
+        await until(lambda: box.descriptors != [] and not is_open(box.descriptors[0]))
         box.prove_empty()
 
     asyncio.run(story())
 
 
-def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
+def test_missing_port_is_an_error_and_ports_are_released() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [[254, 0], [254, 16]], ports=1)
         await box.attach(SDB)
@@ -199,7 +204,7 @@ def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
     run(story)
 
 
-def test_a_disk_that_the_guest_keeps_is_named_and_its_port_is_lost() -> None:
+def test_error_names_a_disk_that_the_guest_does_not_release() -> None:
     async def story() -> None:
         box = Box(FakeQmp(patience=1000), [[254, 0], [254, 16]])
         await box.attach(SDB)
@@ -212,7 +217,7 @@ def test_a_disk_that_the_guest_keeps_is_named_and_its_port_is_lost() -> None:
 
 
 @pytest.mark.parametrize(("disks", "groups", "fits"), [(0, 4, True), (2, 2, True), (3, 2, False), (1, 4, False)])
-def test_a_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: bool) -> None:
+def test_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: bool) -> None:
     room = Room(spares=list(plan_ports([]).ports), disks=[SDB])
     wanted = [msgspec.structs.replace(SDC, minor=32 + n) for n in range(disks)]
     wanted += [SDB, msgspec.structs.replace(SDB, writable=False)]
@@ -224,11 +229,11 @@ def test_a_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits:
 
 
 @pytest.mark.parametrize(("disks", "ports"), [(0, 4), (4, 4), (5, 8), (9, 16), (60, 64)])
-def test_a_machine_has_ports_for_its_disks(disks: int, ports: int) -> None:
+def test_vm_has_ports_for_its_disks(disks: int, ports: int) -> None:
     assert len(plan_ports([], disks=disks).ports) == ports
 
 
-def test_more_disks_than_a_machine_has_ports_for() -> None:
+def test_more_disks_than_ports_are_an_error() -> None:
     with pytest.raises(DeviceError, match="0 VFIO groups and 127 block devices, and a virtual machine has 126 ports"):
         plan_ports([], disks=127)
 
@@ -245,7 +250,7 @@ def test_more_disks_than_a_machine_has_ports_for() -> None:
         ([[["10", 1]]], "no usable numbers of userfaultfd"),
     ],
 )
-def test_numbers_of_misc_devices_are_the_guests(answer: Any, expected: Any) -> None:
+def test_numbers_of_misc_devices_are_those_of_the_guest(answer: Any, expected: Any) -> None:
     async def story() -> None:
         link = FakeLink({"misc_numbers": answer})
         if isinstance(expected, dict):
@@ -276,19 +281,19 @@ def bind(guest: FakeSysfs) -> list[int]:
         uevents.close()
 
 
-def test_the_agent_finds_the_disk_of_a_function(guest: FakeSysfs) -> None:
+def test_agent_finds_the_disk_of_a_function(guest: FakeSysfs) -> None:
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/dev", "254:0\n")
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/vda1/dev", "254:1\n")
     assert bind(guest) == [254, 0]
 
 
-def test_the_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
+def test_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/net/eth0/ifindex", "2\n")
     with pytest.raises(DeviceError, match=r"bound to virtio-pci, but no disk appeared within 0\.3 s"):
         bind(guest)
 
 
-def test_the_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
+def test_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
     guest.write("sys/class/misc/userfaultfd/dev", "10:125\n")
     assert agent.misc_numbers("userfaultfd", root=guest.root) == [10, 125]
     assert agent.misc_numbers("ntsync", root=guest.root) is None

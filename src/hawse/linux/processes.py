@@ -17,7 +17,7 @@ from hawse.linux.mounts import check
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
 _CLONE_NEWCGROUP, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x2000000, 0x4000000, 0x8000000, 0x40000000
@@ -168,10 +168,12 @@ def children_of(parent: Process) -> list[Process]:
     return children
 
 
-def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
+def peer(
+    connection: socket.socket, *, option: int = _SO_PEERPIDFD, open_pid: Callable[[int], int] = os.pidfd_open
+) -> Process:
     """The process that connected to the other end of a stream socket, as the kernel reports it (unix(7), SO_PEERCRED).
 
-    ``option`` is the number of SO_PEERPIDFD.
+    ``option`` is the number of SO_PEERPIDFD. ``open_pid``: pidfd_open(2).
     """
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
@@ -181,7 +183,7 @@ def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
         if error.errno != errno.ENOPROTOOPT:
             return Process(pid, -1)  # it has ended (Linux net/core/sock.c, sk_getsockopt())
     try:
-        process = Process(pid, os.pidfd_open(pid))
+        process = Process(pid, open_pid(pid))
     except OSError:
         return Process(pid, -1)
     # The peer may have ended before, and its pid may have been reused. In this case the kernel has closed its end of
