@@ -53,7 +53,7 @@ def test_a_line_for_each_function(shell: Shell) -> None:
     ]
     assert shell("bind", C, A, A) == [
         f"{C}: e1000e -> vfio-pci, group 13: /dev/vfio/13",
-        f"{A}: already on vfio-pci, group 12: /dev/vfio/12",
+        f"{A}: already bound to vfio-pci, group 12: /dev/vfio/12",
     ]
     assert shell("unbind", C, "3c:00.0") == [f"{C}: vfio-pci -> e1000e, group 13"]
     assert shell("unbind", "--all") == [f"{A}: vfio-pci -> e1000e, group 12", f"{B}: vfio-pci -> igb, group 12"]
@@ -78,10 +78,10 @@ def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "unbind takes addresses or --all"),
-        ([C, "--all"], "unbind takes addresses or --all"),
+        ([], "unbind: name addresses, or --all, but not both"),
+        ([C, "--all"], "unbind: name addresses, or --all, but not both"),
         (["--all", "--driver", "e1000e"], "--driver goes with addresses, not with --all"),
-        ([C, "--driver", "../x"], "'../x' is no driver's name"),
+        ([C, "--driver", "../x"], "'../x' is not the name of a driver"),
         (["x"], "'x' is not the address of a PCI function"),
     ],
 )
@@ -96,7 +96,7 @@ def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> N
     bindings.remove(shell.host.directory, C)
     with pytest.raises(DeviceError, match="hawse has not bound it") as caught:
         shell("unbind", C)
-    assert caught.value.hint == f"say which: `hawse unbind --driver NAME {C}`"
+    assert caught.value.hint == f"name the driver: `hawse unbind --driver NAME {C}`"
     assert shell("unbind", C, "--driver", "e1000e") == [f"{C}: vfio-pci -> e1000e, group 13"]
     assert shell.host.state() == BEFORE
 
@@ -105,8 +105,8 @@ def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> N
     ("words", "message"),
     [
         (["0000:77:00.0"], "0000:77:00.0: this host has no such PCI function"),
-        ([C], f"{C} is on no VFIO driver: e1000e has it"),
-        ([C, "--driver", "igb"], f"{C} is on no VFIO driver: e1000e has it"),
+        ([C], f"{C} is not bound to a VFIO driver, but to e1000e"),
+        ([C, "--driver", "igb"], f"{C} is not bound to a VFIO driver, but to e1000e"),
     ],
 )
 def test_what_is_not_hawses_to_unbind(shell: Shell, words: list[str], message: str) -> None:
@@ -131,7 +131,7 @@ def test_a_sandboxes_function_waits_for_its_end(shell: Shell, words: list[str]) 
     with pytest.raises(DeviceError) as caught:
         shell("unbind", *words)
     assert caught.value.message == f"{C} is bound for the sandbox pod"
-    assert caught.value.hint == "`hawse delete pod` gives it back"
+    assert caught.value.hint == "`hawse delete pod` restores its driver"
     assert len(shell.output()) == (2 if words == ["--all"] else 0)
     os.rmdir(f"{shell.settings.root}/pod")
     assert shell("unbind", *words) == [f"{C}: vfio-pci -> e1000e, group 13"]
@@ -147,10 +147,10 @@ def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
 
 def test_a_function_that_is_gone_is_told(shell: Shell) -> None:
     bindings.write(shell.host.directory, Record("0000:77:00.0", "nvme", "", "vfio-pci"))
-    assert shell("unbind", "--all") == ["0000:77:00.0: it is gone from this host, and now its record is too"]
+    assert shell("unbind", "--all") == ["0000:77:00.0: no longer on this host; its record is deleted"]
     assert shell.host.records() == []
 
 
 def test_a_function_that_came_back_by_itself_is_told(shell: Shell) -> None:
     bindings.write(shell.host.directory, Record(C, "e1000e", "", "vfio-pci"))
-    assert shell("unbind", C) == [f"{C}: already on e1000e, group 13"]
+    assert shell("unbind", C) == [f"{C}: already bound to e1000e, group 13"]

@@ -102,6 +102,19 @@ def test_two_dashes_end_the_options(hawse: Command, monitor: FakeMonitor, words:
     assert (asked(monitor)["args"], asked(monitor)["cwd"]) == (args, "/tmp")
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A terminal as the stdin of this process."""
+    master, slave = os.openpty()
+    before = os.dup(0)
+    os.dup2(slave, 0)
+    yield
+    os.dup2(before, 0)
+    for fd in (before, master, slave):
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("tty", [False, True])
 def test_process_can_come_from_a_file(hawse: Command, monitor: FakeMonitor, tmp_path: Path, tty: bool) -> None:
     wanted = {"args": ["true"], "cwd": "/", "user": {"uid": 1, "gid": 2}, "env": ["B=2"]}
@@ -171,8 +184,8 @@ def test_container_must_run(hawse: Command, monitor: FakeMonitor, status: str, w
     [
         (["c1"], "exec: no command given"),
         (["c1", "--"], "exec: no command given"),
-        (["--cgroup", "/x", "c1", "true"], "exec: --cgroup /x: a process runs in the container's own cgroup"),
-        (["--ignore-paused", "c1", "true"], "exec: --ignore-paused: a paused container takes no process"),
+        (["--cgroup", "/x", "c1", "true"], "exec: --cgroup /x: the process runs in the container's cgroup"),
+        (["--ignore-paused", "c1", "true"], "exec: --ignore-paused: a paused container cannot start a process"),
         (["-t", "-d", "c1", "true"], "cannot allocate tty if runc will detach without setting console socket"),
         (["--console-socket", "/s", "c1", "true"], "cannot use console socket if runc will not detach or allocate"),
         (["--preserve-fds", "-1", "c1", "true"], "--preserve-fds -1: less than none"),

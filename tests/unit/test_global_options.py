@@ -62,16 +62,31 @@ def test_each_verb_has_its_help(tmp_path: Path, verb: str, capsys: pytest.Captur
         (["checkpoint", "c1"], "unknown command 'checkpoint': a virtual machine with devices cannot be saved ["),
         (["restore", "--help"], "unknown command 'restore': a virtual machine with devices cannot be saved ["),
         (["--log-format", "xml", "list"], "--log-format 'xml' is neither text nor json [see `hawse --help`]"),
-        (["state"], "state takes ID, not 0 words [see `hawse --help`]"),
-        (["kill", "a", "b", "c"], "kill takes ID [SIGNAL], not 3 words [see `hawse --help`]"),
-        (["list", "--nonsense"], "unrecognized arguments: --nonsense [see `hawse list --help`]"),
-        (["list", "-f", "xml"], "argument -f/--format: invalid choice: 'xml'"),
+        (["state"], "state: ID is missing [see `hawse state --help`]"),
+        (["kill", "a", "b", "c"], "kill: unexpected argument 'c' [see `hawse kill --help`]"),
+        (["delete", "--now", "c1"], "delete: unknown option '--now' [see `hawse delete --help`]"),
+        (["update", "c1", "--memory"], "update: --memory needs a value [see `hawse update --help`]"),
+        (["list", "--nonsense"], "list: unrecognized arguments: --nonsense [see `hawse list --help`]"),
+        (["list", "-f", "xml"], "list: argument -f/--format: invalid choice: 'xml'"),
     ],
 )
 def test_wrong_command_line_is_a_sentence(hawse: Command, words: list[str], error: str) -> None:
     done = hawse(*words)
     assert (done.code, done.output) == (1, "")
     assert done.errors.startswith(f"hawse: {error}")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["attach", "create", "delete", "detach", "events", "exec", "kill", "pause", "ps", "resume", "run", "start", "state",
+     "update"],
+)  # fmt: skip
+def test_verb_without_an_id_names_its_own_help(hawse: Command, verb: str) -> None:
+    done = hawse(verb)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"hawse: {verb}: ")
+    assert "ID" in done.errors
+    assert done.errors.endswith(f"[see `hawse {verb} --help`]\n")
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("text", str)])

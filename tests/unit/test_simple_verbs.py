@@ -18,6 +18,8 @@ from hawse.vm import image, image_build
 from tests.support.command import Command
 from tests.support.ready import make_image, make_program
 
+UNCHANGED = "the packages in apt's lists, the recipe and hawse's sources are those that it was built from"
+
 
 @pytest.fixture
 def hawse(tmp_path: Path) -> Command:
@@ -79,7 +81,7 @@ class TestImage:
         with pytest.raises(ImageError, match="was altered"):
             image.locate(cache=cache)
 
-    @pytest.mark.parametrize(("fresh", "result"), [(True, "built in 1.5 s"), (False, "up to date")])
+    @pytest.mark.parametrize(("fresh", "result"), [(True, "built in 1.5 s"), (False, f"up to date: {UNCHANGED}")])
     def test_build_prints_what_it_did(
         self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, result: str
     ) -> None:

@@ -97,7 +97,7 @@ def test_one_that_is_there_is_not_built_again(host: Planner, hawse: Command, bun
     keep(host, digest_of(machine), used=3)
     done = hawse("template", "build", *(["--bundle", host.bundle] if bundle else []))
     assert (done.code, done.errors) == (0, "")
-    assert done.output == f"template {digest_of(machine)[:12]}: 3 MiB, is there already\n"
+    assert done.output == f"template {digest_of(machine)[:12]}: 3 MiB, exists already\n"
 
 
 def test_machine_without_one_has_none_built(host: Planner, hawse: Command) -> None:
@@ -118,7 +118,7 @@ def test_machine_is_booted_and_kept(tmp_path: Path) -> None:
     digest, _, rest = done.output.removeprefix("template ").partition(": ")
     assert re.fullmatch(r"0 MiB, built in \d+\.\d s\n", rest)
     assert float(rest.split()[4]) < 60, "seconds"
-    assert host.hawse("template", "build").output == f"template {digest}: 0 MiB, is there already\n"
+    assert host.hawse("template", "build").output == f"template {digest}: 0 MiB, exists already\n"
     [entry] = json.loads(host.hawse("template", "list", "-f", "json").output)
     assert entry["digest"].startswith(digest)
 

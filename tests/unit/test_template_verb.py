@@ -112,7 +112,7 @@ def test_a_cache_without_templates_has_an_empty_table(tmp_path: Path, capsys: py
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("fresh", "how"), [(True, "built in 2.5 s"), (False, "is there already")])
+@pytest.mark.parametrize(("fresh", "how"), [(True, "built in 2.5 s"), (False, "exists already")])
 def test_a_build_is_described(settings: Settings, fresh: bool, how: str) -> None:
     made = template.find(settings.config.image.cache, FIRST)
     assert made is not None

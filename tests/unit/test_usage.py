@@ -273,13 +273,13 @@ def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
     ("text", "size"), [("0", 0), ("512m", 512 << 20), ("1G", 1 << 30), ("2kb", 2048), ("3 MiB", 3 << 20), ("-1", -1)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size("memory", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "m", "-2", "1x", "1.5.2g", "\u0661"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
-        parse_size(text)
+    with pytest.raises(UsageError, match=r"update: --memory .* is not a size"):
+        parse_size("memory", text)
 
 
 def test_options_become_resources() -> None:

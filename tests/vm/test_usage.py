@@ -133,7 +133,7 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
         (["--cpu-rt-runtime", "5"], "cpu.realtimeRuntime cannot be changed"),
         (["--kernel-memory", "1m"], "memory.kernel cannot be changed"),
         (["--l3-cache-schema", "L3:0=f"], "intelRdt cannot be changed"),
-        (["--memory", "much"], "'much' is no size"),
+        (["--memory", "much"], "--memory 'much' is not a size"),
         (["--resources", "/none.json"], "/none.json: no such file"),
     ],
 )

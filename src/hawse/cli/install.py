@@ -29,7 +29,7 @@ HELP = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("engine", choices=sorted(ENGINES))
     parser.add_argument("-n", "--dry-run", action="store_true", help="print what would change, and change nothing")
     parser.add_argument("-u", "--undo", action="store_true", help="take it out again")

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from hawse.errors import StateError, VmError
-from hawse.oci import listing, resources, statistics
+from hawse.linux.topology import last_number
+from hawse.oci import cpusets, listing, resources, statistics
 from hawse.oci.cgroups import HostLimits, host_limits
 from hawse.oci.changes import limits_of
 from hawse.sandbox.cgroups import HostCgroup
@@ -24,7 +25,8 @@ _OOM_SECONDS = 1.0
 
 class Usage:
     """One for a container; ``state`` is the container's own, and ``write`` keeps it. ``fits`` is told
-    of a new limit of memory, in bytes, and returns warnings, or raises :class:`ConfigError`."""
+    of a new limit of memory, in bytes, and returns warnings, or raises :class:`ConfigError`. ``last`` is
+    :func:`hawse.linux.topology.last_number`."""
 
     def __init__(
         self,
@@ -35,12 +37,14 @@ class Usage:
         write: Callable[[], None],
         *,
         fits: Callable[[int], list[str]] = lambda _limit: [],
+        last: Callable[[str], int] = last_number,
     ) -> None:
         self._name = plan.id
         self._processes = processes
         self._state = state
         self._write = write
         self._fits = fits
+        self._last = last
         self._cgroup = cgroup
         self._holds_vm = plan.cgroup.vm
         given = plan.spec.get("linux", {}).get("resources") or {}
@@ -134,6 +138,7 @@ class Usage:
         """
         self._check_lives()
         merged = resources.merge(wanted, self._limits)
+        self._check_lists(merged)
         warnings: list[str] = []
         limit = (merged.get("memory") or {}).get("limit") or 0
         if limit != ((self._limits.get("memory") or {}).get("limit") or 0):
@@ -153,6 +158,13 @@ class Usage:
         self._limits = merged
         self._keep(merged)
         return warnings
+
+    def _check_lists(self, merged: dict[str, Any]) -> None:
+        """Raise :class:`ConfigError` for new lists of CPUs or memory nodes that `create` refuses, too."""
+        for field, kind in (("cpus", "cpu"), ("mems", "node")):
+            text = merged["cpu"].get(field) or ""
+            if text != (self._limits["cpu"].get(field) or ""):
+                cpusets.check("update: linux.resources", field, text, last=self._last(kind))
 
     def _keep(self, limits: dict[str, Any] | None) -> None:
         """Put limits on record, None for unknown ones."""
