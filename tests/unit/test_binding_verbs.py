@@ -1,4 +1,4 @@
-"""`hawse bind` and `hawse unbind`: what they print, and what they refuse."""
+"""`hawse bind` and `hawse unbind`: their output and the errors of invalid arguments."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
     return Shell(Host(str(tmp_path)), capsys)
 
 
-def test_a_line_for_each_function(shell: Shell) -> None:
+def test_each_function_has_a_line(shell: Shell) -> None:
     assert shell("bind", "3b:00.0", "--group") == [
         f"{A}: e1000e -> vfio-pci, group 12: /dev/vfio/12",
         f"{B}: igb -> vfio-pci, group 12: /dev/vfio/12",
@@ -61,14 +61,14 @@ def test_a_line_for_each_function(shell: Shell) -> None:
     assert shell("unbind", "--all") == []
 
 
-def test_the_user_names_the_driver(shell: Shell) -> None:
+def test_bind_uses_the_named_driver(shell: Shell) -> None:
     shell.host.driver("my-vfio-pci")
     assert shell("bind", C, "--driver", "my_vfio_pci") == [
         f"{C}: e1000e -> my-vfio-pci, group 13: /dev/vfio/13",
     ]
 
 
-def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
+def test_function_without_a_driver_has_none_after_unbind(shell: Shell) -> None:
     os.unlink(f"{shell.host.root}/sys/bus/pci/devices/{C}/driver")
     assert shell("bind", C) == [f"{C}: no driver -> vfio-pci, group 13: /dev/vfio/13"]
     assert shell("unbind", C) == [f"{C}: vfio-pci -> no driver, group 13"]
@@ -85,13 +85,13 @@ def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
         (["x"], "'x' is not the address of a PCI function"),
     ],
 )
-def test_words_that_make_no_sense(shell: Shell, words: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused(shell: Shell, words: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         shell("unbind", *words)
     assert caught.value.message == message
 
 
-def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> None:
+def test_function_that_hawse_has_not_bound_needs_a_named_driver(shell: Shell) -> None:
     shell("bind", C)
     bindings.remove(shell.host.directory, C)
     with pytest.raises(DeviceError, match="hawse has not bound it") as caught:
@@ -109,14 +109,14 @@ def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> N
         ([C, "--driver", "igb"], f"{C} is not bound to a VFIO driver, but to e1000e"),
     ],
 )
-def test_what_is_not_hawses_to_unbind(shell: Shell, words: list[str], message: str) -> None:
+def test_unbind_refuses_functions_without_a_vfio_driver(shell: Shell, words: list[str], message: str) -> None:
     with pytest.raises(DeviceError) as caught:
         shell("unbind", *words)
     assert caught.value.message == message
     assert shell.host.kernel.seen == []
 
 
-def test_the_user_may_name_another_driver_than_the_record(shell: Shell) -> None:
+def test_named_driver_replaces_that_of_the_record(shell: Shell) -> None:
     shell("bind", C)
     assert shell("unbind", C, "--driver", "igb") == [f"{C}: vfio-pci -> igb, group 13"]
     assert shell.host.state()[C] == ("igb", "(null)")
@@ -124,7 +124,7 @@ def test_the_user_may_name_another_driver_than_the_record(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("words", [[C], ["--all"]])
-def test_a_sandboxes_function_waits_for_its_end(shell: Shell, words: list[str]) -> None:
+def test_function_of_a_sandbox_is_not_unbound(shell: Shell, words: list[str]) -> None:
     shell.host.take(A, B)
     shell.host.take(C, owner="pod")
     os.makedirs(f"{shell.settings.root}/pod")
@@ -137,7 +137,7 @@ def test_a_sandboxes_function_waits_for_its_end(shell: Shell, words: list[str]) 
     assert shell("unbind", *words) == [f"{C}: vfio-pci -> e1000e, group 13"]
 
 
-def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
+def test_damaged_record_does_not_affect_other_functions(shell: Shell) -> None:
     shell("bind", C)
     shell.host.write(f"run/hawse.bindings/{A}.json", "{")
     with pytest.raises(DeviceError, match=rf"hawse\.bindings/{A}\.json is damaged"):
@@ -145,12 +145,12 @@ def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
     assert shell.output() == [f"{C}: vfio-pci -> e1000e, group 13"]
 
 
-def test_a_function_that_is_gone_is_told(shell: Shell) -> None:
+def test_record_of_a_vanished_function_is_deleted(shell: Shell) -> None:
     bindings.write(shell.host.directory, Record("0000:77:00.0", "nvme", "", "vfio-pci"))
     assert shell("unbind", "--all") == ["0000:77:00.0: no longer on this host; its record is deleted"]
     assert shell.host.records() == []
 
 
-def test_a_function_that_came_back_by_itself_is_told(shell: Shell) -> None:
+def test_function_that_has_its_driver_already_is_reported(shell: Shell) -> None:
     bindings.write(shell.host.directory, Record(C, "e1000e", "", "vfio-pci"))
     assert shell("unbind", C) == [f"{C}: already bound to e1000e, group 13"]

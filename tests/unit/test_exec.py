@@ -137,9 +137,7 @@ def test_detached_process_stays_and_its_pid_is_the_proxys(hawse: Command, monito
 
 
 @pytest.mark.parametrize("words", [["--pid-file", "/none/pid"], ["--pidfd-socket", "/none/socket"]])
-def test_process_whose_engine_cannot_be_told_is_given_up(
-    hawse: Command, monitor: FakeMonitor, words: list[str]
-) -> None:
+def test_process_is_ended_if_its_pid_cannot_be_written(hawse: Command, monitor: FakeMonitor, words: list[str]) -> None:
     proxies = await_proxy(monitor)
     done = hawse("exec", *words, "c1", "true")
     assert done.code == 255
@@ -153,7 +151,7 @@ def test_process_whose_engine_cannot_be_told_is_given_up(
     [(VmError("the guest does not answer"), 255), (CommandError("true: not found"), 127),
      (CommandError("true: permission denied", exit_code=126), 126)],
 )  # fmt: skip
-def test_exit_code_tells_what_cannot_be_executed(
+def test_exit_code_of_a_program_that_cannot_be_executed(
     hawse: Command, monitor: FakeMonitor, failure: Exception, code: int
 ) -> None:
     proxies = await_proxy(monitor, failure)
@@ -171,7 +169,7 @@ def test_exit_code_tells_what_cannot_be_executed(
         (STOPPED, "cannot exec in a container that is not running: c1 is stopped"),
     ],
 )
-def test_container_must_run(hawse: Command, monitor: FakeMonitor, status: str, words: str) -> None:
+def test_exec_needs_a_running_container(hawse: Command, monitor: FakeMonitor, status: str, words: str) -> None:
     monitor.change(status=status)
     done = hawse("exec", "c1", "true")
     assert (done.code, done.errors) == (255, f"hawse: {words}\n")
@@ -193,7 +191,7 @@ def test_container_must_run(hawse: Command, monitor: FakeMonitor, status: str, w
         (["--process", "/none/process", "c1"], "/none/process: no such file or directory"),
     ],
 )
-def test_what_makes_no_sense_starts_nothing(hawse: Command, monitor: FakeMonitor, words: list[str], error: str) -> None:
+def test_invalid_options_start_nothing(hawse: Command, monitor: FakeMonitor, words: list[str], error: str) -> None:
     done = hawse("exec", *words)
     assert done.code == 255
     assert done.errors.startswith(f"hawse: {error}")
@@ -220,7 +218,7 @@ def test_terminal_goes_to_the_console_socket(hawse: Command, monitor: FakeMonito
     os.close(master)
 
 
-def test_descriptors_are_handed_on(tmp_path: Path, bundle: str) -> None:
+def test_file_descriptors_are_preserved(tmp_path: Path, bundle: str) -> None:
     """From 3 on; the command itself keeps none of them: its caller sees when the process closes them."""
     hawse = Runtime(str(tmp_path))
     ours, theirs = socket.socketpair()

@@ -25,12 +25,12 @@ FLAGS = {"--force": "force", "-f": "force"}
         (["--root", "--force"], {"root": "--force"}, set(), []),
     ],
 )
-def test_words_are_taken_apart(words: list[str], options: dict[str, str], flags: set[str], rest: list[str]) -> None:
+def test_command_line_is_parsed(words: list[str], options: dict[str, str], flags: set[str], rest: list[str]) -> None:
     found = split(words, options=["root"], flags=FLAGS)
     assert (found.options, found.flags, found.rest) == (options, flags, rest)
 
 
-def test_a_verb_ends_the_global_options() -> None:
+def test_verb_ends_the_global_options() -> None:
     found = split(["--root", "/r", "run", "--root", "x"], options=["root"], verb=True)
     assert (found.options, found.rest) == ({"root": "/r"}, ["run", "--root", "x"])
 
@@ -57,7 +57,7 @@ def test_wrong_number_of_arguments_is_refused(words: list[str], message: str) ->
 
 
 @given(st.lists(st.text(max_size=8), max_size=6))
-def test_no_word_is_lost_or_invented(words: list[str]) -> None:
+def test_rest_contains_only_given_words(words: list[str]) -> None:
     try:
         found = split(words, options=["root"], flags=FLAGS, verb=True)
     except UsageError:

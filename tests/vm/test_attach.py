@@ -98,6 +98,11 @@ def test_the_container_can_read_what_it_has(runtime: Runtime) -> None:
 def test_a_group_that_is_detached_is_gone(runtime: Runtime) -> None:
     runtime("attach", "c1", "5")
     entry = attached(runtime, 5)
+    guest = entry["guest"]["address"]
+    result = runtime("detach", "c1", guest)
+    assert result.errors == (
+        f"hawse: {guest} is an address in the guest; on the host this is the emulated group 5 [`hawse detach c1 5`]\n"
+    )
     result = runtime("detach", "c1", "5")
     assert result.code == 0, result
     paths = " ".join([*entry["nodes"], f"/sys/bus/pci/devices/{entry['guest']['address']}"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 _MAX_BYTES = 1024 * 1024
+_MAX_NUMBER = 2**63 - 1  # the fields of linux.resources have the type int64
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 #: Option → section and field of linux.resources. The options have runc's names.
@@ -88,8 +89,8 @@ def from_options(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse_number(name: str, text: str) -> int:
-    if not re.fullmatch(r"-?\d{1,19}", text, re.ASCII):
-        raise UsageError(f"update: --{name} {text[:40]!r} is not a number", hint=see("update"))
+    if not re.fullmatch(r"-?\d{1,19}", text, re.ASCII) or abs(int(text)) > _MAX_NUMBER:
+        raise UsageError(f"update: --{name} {text[:40]!r} is not a number of 64 bits", hint=see("update"))
     return int(text)
 
 
@@ -103,7 +104,10 @@ def parse_size(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d{1,18})(?: ?([kmgtp])?i?b?)?", text, re.ASCII | re.IGNORECASE)
     if not match:
         raise UsageError(f"update: --{name} {text[:40]!r} is not a size", hint="write it as 512m")
-    return int(match[1]) * int(1024 ** _UNITS[(match[2] or "").lower()])
+    size = int(match[1]) * int(1024 ** _UNITS[(match[2] or "").lower()])
+    if size > _MAX_NUMBER:
+        raise UsageError(f"update: --{name} {text[:40]!r} is more than 64 bits can hold", hint="use -1 for no limit")
+    return size
 
 
 def _read(name: str) -> Any:

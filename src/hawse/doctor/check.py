@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Readiness:
-    """What the host is ready for.
+    """The verdict on the host.
 
     ``containers`` and ``devices`` are the reasons why it is not ready for containers, and for passing its own devices;
     "" if it is. ``emulated``: the configuration declares emulated groups, so devices of the host are not needed.
@@ -61,7 +61,7 @@ class Readiness:
 
 
 def readiness(findings: Sequence[Finding], *, emulated: bool) -> Readiness:
-    """What a host with these findings is ready for."""
+    """Determine from the findings what a host is ready for."""
     containers, devices = (
         "; ".join(f.sentence for f in findings if f.verdict == MISSING and f.needed == need)
         for need in ("containers", "devices")
