@@ -115,7 +115,7 @@ class TestInstall:
     def test_engine_is_changed_and_restored(self, hawse: Command, tmp_path: Path, program: str) -> None:
         path = tmp_path / "etc/daemon.json"
         words = ["install", "docker", "--program", program, "--file", str(path)]
-        advice = "have dockerd read it: systemctl reload docker"
+        advice = "reload dockerd: systemctl reload docker"
         dry = hawse(*words, "--dry-run")
         assert f'+            "path": "{program}"' in dry.output
         assert not path.exists()
@@ -152,12 +152,12 @@ class TestInstall:
     @pytest.mark.parametrize(
         ("words", "error"),
         [
-            (["--name", ""], "--name '': letters, digits, - and _ alone"),
-            (["--name", "a b"], "--name 'a b': letters"),
-            (["--name", "ä"], "--name 'ä': letters"),
-            (["--program", "/none"], "--program /none: not a program"),
-            (["--program", "/etc"], "--program /etc: not a program"),
-            (["--program", "/proc/version"], "--program /proc/version: not a program"),
+            (["--name", ""], "--name '': only letters, digits, - and _ are allowed"),
+            (["--name", "a b"], "--name 'a b': only letters"),
+            (["--name", "ä"], "--name 'ä': only letters"),
+            (["--program", "/none"], "--program /none: it cannot be executed"),
+            (["--program", "/etc"], "--program /etc: it cannot be executed"),
+            (["--program", "/proc/version"], "--program /proc/version: it cannot be executed"),
         ],
     )
     def test_program_that_cannot_be_executed_is_refused(

@@ -181,7 +181,7 @@ def _containerd_tables(document: tomlkit.TOMLDocument) -> tuple[str, ...]:
         )
     raise ConfigError(
         f"version {version} of the configuration is unknown: this hawse supports {', '.join(map(str, _CONTAINERD))}",
-        hint="update hawse, or add the tables of docs/containerd.md by hand: `containerd config default` prints their names",
+        hint="update hawse, or add the tables of docs/containerd.md by hand: `containerd config default` prints them",
     )
 
 
