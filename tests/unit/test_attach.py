@@ -1,4 +1,4 @@
-"""`attach` and `detach`: what the monitor is asked for, all groups or none, and what is undone."""
+"""`attach` and `detach`: the calls of the monitor, all groups or none, and how a failure is undone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def spare(name: str, bus: int) -> Port:
 
 
 def entry(group: int, **more: Any) -> dict[str, Any]:
-    """What the monitor tells of a function."""
+    """The monitor's data about a function."""
     found = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
     return found | {"guest": {"address": "0000:01:00.0"}} | more
 

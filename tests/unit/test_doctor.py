@@ -488,7 +488,7 @@ def test_functions_bound_for_a_vanished_sandbox_are_found(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("owner", "found", "remedy"),
     [
-        ("", f"on record, but no longer on this host: {A}", f"`hawse unbind {A}` deletes the records"),
+        ("", f"on record, but no longer on this host: {A}", f"`hawse unbind {A}` deletes the record"),
         ("alive", f"bound for the sandbox alive, but no longer on this host: {A}", "`hawse delete alive` deletes"),
         ("gone", f"bound for sandboxes that no longer exist: {A}", "`hawse doctor --repair`"),
     ],

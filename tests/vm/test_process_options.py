@@ -63,8 +63,8 @@ def test_an_engines_process_with_labels_of_the_host(running: tuple[Runtime, str]
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cgroup", "sub"], "runs in the container's own cgroup"),
-        (["--ignore-paused"], "a paused container takes no process"),
+        (["--cgroup", "sub"], "the process runs in the container's cgroup"),
+        (["--ignore-paused"], "a paused container cannot start a process"),
         (["--cap", "everything"], "'everything' is no capability"),
     ],
 )

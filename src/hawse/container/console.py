@@ -38,7 +38,7 @@ def send_master(console_socket: str) -> int:
 
 @contextmanager
 def caller_terminal(*, wanted: bool) -> Iterator[int]:
-    """The descriptor of the caller's terminal; -1 if there is none, or if it is not ``wanted``.
+    """The descriptor of the caller's terminal; -1 without a terminal, or if it is not ``wanted``.
 
     Searched as runc does it (tty.go, initHostConsole()): stderr, stdout, stdin, then the controlling terminal, which is
     open for as long as the context.

@@ -182,7 +182,8 @@ def left_bound(state: str, *, root: str = "") -> tuple[Finding, list[bindings.Re
     if left:
         problems.append((f"bound for sandboxes that no longer exist: {_addresses(left)}", "`hawse doctor --repair`"))
     if by_user := [record for record in absent if not record.owner]:
-        remedy = f"`hawse unbind {' '.join(record.address for record in by_user)}` deletes the records"
+        which = "the record" if len(by_user) == 1 else "the records"
+        remedy = f"`hawse unbind {' '.join(record.address for record in by_user)}` deletes {which}"
         problems.append((f"on record, but no longer on this host: {_addresses(by_user)}", remedy))
     for record in (record for record in absent if record.owner):
         found = f"bound for the sandbox {record.owner}, but no longer on this host: {record.address}"
