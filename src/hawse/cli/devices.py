@@ -64,7 +64,7 @@ def _remedy(record: bindings.Record) -> str:
 
 
 def _without_number(listing: inventory.Listing, emulated: Collection[int]) -> inventory.Listing:
-    """The listing; it is refused if the number belongs to an emulated group: the nodes of a container then mean that group."""
+    """The listing, which is refused if an emulated group has its number: a container's nodes then mean that group."""
     if listing.number not in emulated:
         return listing
     refusal = f"the configuration declares an emulated group {listing.number}"
