@@ -82,7 +82,7 @@ def test_fetched_packages_are_not_downloaded_again(source: Source) -> None:
     assert source.progress == []
     os.truncate(first[0].path, 3)
     assert source.fetch("tool") == first
-    assert source.progress == ["downloading 1 packages"]
+    assert source.progress == ["downloading 1 package"]
 
 
 def test_package_that_does_not_exist_is_an_error(source: Source) -> None:

@@ -92,4 +92,4 @@ def test_program_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     words = [HAWSE, *own, "install", "docker", "--file", str(tmp_path / "x"), "--program", f"{sys.executable}.not"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "not a program that can be run" in done.stderr
+    assert "it cannot be executed" in done.stderr

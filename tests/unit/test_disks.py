@@ -224,7 +224,7 @@ def test_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: b
     if fits:
         room.check_disks(wanted, groups=groups)
         return
-    with pytest.raises(DeviceError, match=rf"block devices need {disks} ports, and {4 - groups} of"):
+    with pytest.raises(DeviceError, match=rf"ports are needed for {disks} block devices?, and {4 - groups} of"):
         room.check_disks(wanted, groups=groups)
 
 

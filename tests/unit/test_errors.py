@@ -18,6 +18,15 @@ def test_error_of_each_situation_is_on_the_page(situation: str) -> None:
     assert error_of(SITUATIONS[situation]) == sections[situation]
 
 
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_error_does_not_repeat_itself(situation: str) -> None:
+    """No three words occur twice in the sentence: an error that passes on another one does not repeat its words."""
+    sections = dict(re.findall(r"\*\*(.*)\.\*\*\n\n    hawse: (.*)\n", PAGE.read_text()))
+    words = [word.strip(":,;") for word in re.sub(r" \[[^]]*\]$", "", sections[situation]).split()]
+    runs = [tuple(words[index : index + 3]) for index in range(len(words) - 2)]
+    assert [run for run in runs if runs.count(run) > 1] == []
+
+
 def test_page_contains_exactly_these_situations() -> None:
     assert len(SITUATIONS) >= 25
     assert sum(map(len, SECTIONS.values())) == len(SITUATIONS), "a situation occurs in two sections"

@@ -92,6 +92,11 @@ def test_container_can_read_its_devices(runtime: Runtime) -> None:
 def test_detached_group_is_gone(runtime: Runtime) -> None:
     runtime("attach", "c1", "5")
     entry = attached(runtime, 5)
+    guest = entry["guest"]["address"]
+    result = runtime("detach", "c1", guest)
+    assert result.errors == (
+        f"hawse: {guest} is an address in the guest; on the host this is the emulated group 5 [`hawse detach c1 5`]\n"
+    )
     result = runtime("detach", "c1", "5")
     assert result.code == 0, result
     paths = " ".join([*entry["nodes"], f"/sys/bus/pci/devices/{entry['guest']['address']}"])

@@ -270,6 +270,34 @@ def test_bundle_with_a_terminal_needs_a_console_socket(tmp_path: Path) -> None:
     assert not os.path.exists(f"{runtime.root}/c2")
 
 
+def test_terminal_without_one_of_the_caller_is_refused_as_by_runc(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    """In a session without a controlling terminal, with other files as stdio: nobody could end the program's input."""
+    runtime, _ = running
+    bundle, terminal = str(tmp_path / "bundle"), str(tmp_path / "terminal")
+    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+    write_terminal_bundle(terminal)
+    runc = ["runc", "--root", str(tmp_path / "runc")]
+    name = f"c1-{os.getpid()}"
+
+    def alone(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True, check=False
+        )
+
+    null = subprocess.DEVNULL
+    subprocess.run([*runc, "run", "--detach", "--bundle", bundle, name], stdin=null, stdout=null, check=True)
+    try:
+        for code, words in ((1, ["run", "--bundle", terminal, "c2"]), (255, ["exec", "--tty", "c1", "/bin/true"])):
+            asked = alone(*runc, *(name if word == "c1" else word for word in words))
+            refused = alone(*runtime.argv(*words))
+            for done in (asked, refused):
+                assert (done.returncode, done.stdout) == (code, ""), done
+                assert "open /dev/tty: no such device or address" in done.stderr, done
+    finally:
+        subprocess.run([*runc, "delete", "--force", name], check=True)
+    assert os.listdir(runtime.root) == ["c1"]
+
+
 def write_terminal_bundle(bundle: str) -> None:
     """Write a bundle whose process has a terminal."""
     spec = make_bundle(bundle, ["/bin/true"], terminal=True)

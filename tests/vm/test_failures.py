@@ -277,8 +277,8 @@ def test_program_cannot_be_executed(runtime: Runtime, bundle: str, program: str,
         ([], "no command given"),
         (["frobnicate"], "unknown command 'frobnicate'"),
         (["kill", "c1", "SIGNOTHING"], "unknown signal 'SIGNOTHING'"),
-        (["state"], "state takes ID, not 0 words"),
-        (["create", "--nonsense", "c1"], "unrecognized arguments: --nonsense"),
+        (["state"], "state: ID is missing [see `hawse state --help`]"),
+        (["create", "--nonsense", "c1"], "create: unrecognized arguments: --nonsense"),
     ],
 )
 def test_command_line_is_invalid(runtime: Runtime, arguments: list[str], words: str) -> None:

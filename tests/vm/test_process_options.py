@@ -60,8 +60,8 @@ def test_labels_of_the_host_in_the_process_of_an_engine(running: tuple[Runtime, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cgroup", "sub"], "runs in the container's own cgroup"),
-        (["--ignore-paused"], "a paused container takes no process"),
+        (["--cgroup", "sub"], "the process runs in the container's cgroup"),
+        (["--ignore-paused"], "a paused container cannot start a process"),
         (["--cap", "everything"], "'everything' is no capability"),
     ],
 )

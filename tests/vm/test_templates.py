@@ -310,7 +310,7 @@ def test_templates_are_built_listed_and_removed(runtime: Runtime, tmp_path: Path
     assert built.code == 0, built
     [digest] = templates(cache)
     assert built.output.startswith(f"template {digest[:12]}: ")
-    assert runtime("template", "build").output.rstrip().endswith(" is there already")
+    assert runtime("template", "build").output.rstrip().endswith(" exists already")
     assert start(runtime, bundle, tmp_path) == (True, [])
     [entry] = json.loads(runtime("template", "list", "--format", "json").output)
     assert entry["digest"] == digest

@@ -129,7 +129,11 @@ def test_limits_of_a_running_container_change(running: tuple[Runtime, int], tmp_
         (["--cpu-rt-runtime", "5"], "cpu.realtimeRuntime cannot be changed"),
         (["--kernel-memory", "1m"], "memory.kernel cannot be changed"),
         (["--l3-cache-schema", "L3:0=f"], "intelRdt cannot be changed"),
-        (["--memory", "much"], "'much' is no size"),
+        (["--cpu-quota", "5"], "update: linux.resources.cpu: crun update in the guest: "),
+        (["--cpuset-cpus", "99999"], "update: linux.resources.cpu.cpus: '99999': this host does not have all of these"),
+        (["--cpuset-cpus", "0"], "the container has none, because config.json has neither linux.cgroupsPath nor a"),
+        (["--memory", "1g"], " [set vm.memory_mib in the configuration to 2048 or more, and create the container"),
+        (["--memory", "much"], "--memory 'much' is not a size"),
         (["--resources", "/none.json"], "/none.json: no such file"),
     ],
 )

@@ -233,7 +233,9 @@ class Sandbox:
 
     def _check_memory(self, limit: int) -> list[str]:
         """Whether the machine can give a container a new limit; what to warn of. Raises :class:`ConfigError`."""
-        return self.room.check_memory("update: memory.limit", limit, host_mib=host_size()["host_mib"])
+        return self.room.check_memory(
+            "update: memory.limit", limit, host_mib=host_size()["host_mib"], pod=self.plan.pod
+        )
 
     def _placed(self) -> tuple[Lists, Iterable[Lists]]:
         """The lists of the host's CPUs and memory nodes of the first container, and of those that have joined."""
