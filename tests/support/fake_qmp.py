@@ -45,7 +45,7 @@ class FakeQmp:
         self.nodes = FakeNodes()
         self._asked: dict[str, int] = {}
         self._refuse = refuse
-        self._patience = patience
+        self.patience = patience
         self._listeners: list[FakeEvents] = []
         self._filtering: list[FakeEvents] = []
         #: What query-rx-filter answers, by the NIC's name.
@@ -67,7 +67,7 @@ class FakeQmp:
             if name not in self.plugged:
                 raise RefusedError(f"device_del: Device '{name}' not found")
             self._asked[name] = self._asked.get(name, 0) + 1
-            if self._asked[name] >= self._patience:
+            if self._asked[name] >= self.patience:
                 self.drop(name)
         elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
             raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
