@@ -212,7 +212,7 @@ def test_disk_that_the_guest_keeps_stays_on_record() -> None:
             assert len(box.claims.spares) == 3
             assert box.disks.plugged == [], "nobody is given what the guest may release at any moment"
             for wanted in (SDB, msgspec.structs.replace(SDB, writable=False)):
-                with pytest.raises(DeviceError, match=r"sdb \(8:16\): the guest has not released it after container c1"):
+                with pytest.raises(DeviceError, match="the guest has not released it after container c1"):
                     await box.attach(wanted, owner="c2")
         await box.detach("c2")
         await box.attach(SDC, owner="c2")

@@ -16,6 +16,7 @@ PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 LAYERS = [
     "version",
     "errors",
+    "json_text",
     "log",
     "netlink",
     "linux",
@@ -35,7 +36,7 @@ LAYERS = [
     "__main__",
 ]
 #: What the guest has.
-GUEST = {"errors", "netlink", "link", "vfio.rules", "vfio.sysfs", "agent"}
+GUEST = {"errors", "json_text", "netlink", "link", "vfio.rules", "vfio.sysfs", "agent"}
 
 
 def imports(path: str) -> set[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.container.options import accepted_risks
 from hawse.errors import UsageError
+from hawse.json_text import parse
 from hawse.sandbox.state import Store
 from hawse.vfio import inventory, pci_ids
 from hawse.vfio.groups import Bar, holders
@@ -115,7 +116,7 @@ def _monitors(root: str) -> dict[str, int]:
     for name in names:
         try:
             with open(f"{Store(root, name).path}/state.json", "rb") as file:
-                found[name] = int(json.load(file).get("monitorPid", 0))
+                found[name] = int(parse(file.read()).get("monitorPid", 0))
         except (UsageError, OSError, ValueError, TypeError, AttributeError):
             continue  # nothing of hawse's, or not written yet
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
 from hawse.cli.options import expect, split
 from hawse.container.client import call
 from hawse.errors import ConfigError, UsageError
+from hawse.json_text import parse
 from hawse.oci.changes import changes_nothing
 from hawse.sandbox.state import CREATED, PAUSED, RUNNING
 
@@ -112,8 +112,8 @@ def _read(name: str) -> Any:
                 data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigError(f"update: {name}: larger than {_MAX_BYTES} bytes", hint="these are no resources")
-        return json.loads(data)
+        return parse(data)
     except OSError as error:
         raise ConfigError(f"update: {name}: {(error.strerror or '').lower()}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"update: {name}: not JSON: {error}") from None

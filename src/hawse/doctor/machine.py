@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
@@ -12,6 +11,7 @@ from hawse.container.modules import check_loaded, find_image
 from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
+from hawse.json_text import parse
 from hawse.sandbox import sockets
 from hawse.sandbox.state import CREATED, CREATING, PAUSED, RUNNING, Store
 from hawse.vfio import bindings
@@ -196,7 +196,7 @@ def _has_dead_monitor(root: str, name: str) -> bool:
         return False  # not a directory of a sandbox
     try:
         with open(f"{store.path}/state.json", "rb") as file:
-            status = json.load(file)["status"]
+            status = parse(file.read())["status"]
     except FileNotFoundError:
         # The first state is written after the sandbox's functions are bound. A monitor that was killed before that has
         # written none.

@@ -43,6 +43,8 @@ def notes(found: str, *, kvm: Callable[[], bool]) -> list[str]:
         table = tomllib.loads(found).get("vm", {})
     except tomllib.TOMLDecodeError as error:
         return [f"not TOML, hawse cannot read it: {error}"]
+    except RecursionError:
+        return ["nested too deeply, hawse cannot read it"]
     lacking = [key for key in _NOTES if key not in table]
     if "accel" in lacking and not kvm():
         lacking.remove("accel")

@@ -152,9 +152,9 @@ class Attachments:
                 await self._unplug([*self.plugs, *self._kept], self._machine[0])
             self.plugs, self._groups = [], {}
         if self._kept:
+            kept = ", ".join(f"{plug.label} of group {plug.group}" for plug in self._kept)
             raise DeviceError(
-                f"{', '.join(f'{plug.label} of group {plug.group}' for plug in self._kept)}: the guest does not let go of it "
-                f"within {self._seconds:g} s",
+                f"{kept}: the guest does not let go of it within {self._seconds:g} s",
                 hint="the end of the sandbox's virtual machine gives every device back",
             )
 

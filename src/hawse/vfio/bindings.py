@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 
 from hawse.errors import DeviceError, HostError
+from hawse.json_text import parse
 
 #: As the kernel writes it (drivers/pci/probe.c, pci_setup_device()): four digits of domain, more where they are needed.
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
@@ -180,8 +181,8 @@ def _parse(data: bytes, address: str) -> Record:
     if len(data) > _MAX_SIZE:
         raise ValueError(f"it has more than {_MAX_SIZE} bytes")
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        content = parse(data)
+    except ValueError:
         raise ValueError("it is not JSON") from None
     names = [field.name for field in fields(Record)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):

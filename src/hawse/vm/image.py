@@ -16,12 +16,21 @@ from typing import Any
 
 import hawse
 from hawse.errors import HostError, ImageError
+from hawse.json_text import parse
 from hawse.vm import cache as answers
 from hawse.vm import trusted
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
-GUEST_SOURCES = ("__init__.py", "errors.py", "netlink.py", "vfio/__init__.py", "vfio/rules.py", "vfio/sysfs.py")
+GUEST_SOURCES = (
+    "__init__.py",
+    "errors.py",
+    "json_text.py",
+    "netlink.py",
+    "vfio/__init__.py",
+    "vfio/rules.py",
+    "vfio/sysfs.py",
+)
 GUEST_PACKAGES = ("agent", "link")
 FILES = ("vmlinux", "initrd.cpio")
 #: A directory of modules for devices that are left to the guest's kernel, which the guest gets by the share.
@@ -206,7 +215,7 @@ def _check_directory(cache: str, *below: str) -> None:
 def _manifest(directory: str) -> dict[str, Any]:
     try:
         with open(f"{directory}/manifest.json", "rb") as file:
-            manifest = json.loads(file.read(1024 * 1024))
+            manifest = parse(file.read(1024 * 1024))
         manifest["sources"], manifest["digest"], manifest["release"], manifest["build_seconds"]
         for name in FILES:
             manifest["files"][name]["size"], manifest["files"][name]["sha256"]
