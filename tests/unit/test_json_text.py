@@ -117,7 +117,7 @@ def test_document_that_others_report_counts_as_none(tmp_path: Path, text: str) -
     assert size._object(text) == {}
     assert cache._entries(path) == []
     assert read_log(path) == ""
-    with pytest.raises(ValueError, match="not JSON|more than 65536 bytes"):
+    with pytest.raises(ValueError, match=r"not JSON|more than 65536 bytes"):
         bindings._parse(text.encode(), "0000:00:00.0")
     store = Store(str(tmp_path), "c1")
     store.make()
