@@ -190,7 +190,7 @@ class Container:
                 self._started_at = time.monotonic()
                 self.started = True
             finally:
-                self._executing.set()
+                pass
 
     def signal(self, process: Process, number: int) -> None:
         """Signal a process. Raises :class:`StateError` when it has ended."""
