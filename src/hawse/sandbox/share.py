@@ -75,7 +75,7 @@ class ShareRoot:
         """
         self.directory = directory
         self._exports: list[Export] = []
-        self._retired: dict[str, list[str]] = {}
+        self._retired: dict[str, list[Export]] = {}
         self._newest = 0
         self._places: dict[str, dict[str, Place]] = {}
         self._mounts: dict[str, list[str]] = {}
@@ -132,8 +132,9 @@ class ShareRoot:
 
     @property
     def overlays(self) -> list[str]:
-        """The overlays in it, by their keys."""
-        return [export.share.overlay.key for export in self._exports if export.share.overlay is not None]
+        """The overlays in it, by their keys, with those of exports that are retired and not removed yet."""
+        exports = [*self._exports, *(export for retired in self._retired.values() for export in retired)]
+        return [export.share.overlay.key for export in exports if export.share.overlay is not None]
 
     def places(self, container: str) -> dict[str, Place]:
         """Where what a container shares is, by the names of its shares."""
@@ -153,8 +154,9 @@ class ShareRoot:
         self._mounts.pop(container, None)
         self._clear(container)
         self.retire(container)
-        for place in self._retired.pop(container):
-            self._clear(COMMON, place.partition("/")[2])
+        for export in self._retired[container]:
+            self._clear(COMMON, export.place.partition("/")[2])
+        del self._retired[container]
 
     def _find_mounts(self, container: str, shares: Sequence[Share]) -> list[str]:
         root = os.path.realpath(self.directory)
@@ -172,10 +174,10 @@ class ShareRoot:
         """
         for export in self._exports:
             export.users.discard(container)
-        unused = [export.place for export in self._exports if not export.users]
+        unused = [export for export in self._exports if not export.users]
         self._exports = [export for export in self._exports if export.users]
         self._retired.setdefault(container, []).extend(unused)
-        return unused
+        return [export.place for export in unused]
 
     def _clear(self, directory: str, only: str = "") -> None:
         """Remove the mounts of a directory in the share, and the directory when it is empty."""
