@@ -50,16 +50,20 @@ def test_overlay_of_containers_that_join_at_the_same_moment_is_mounted_once() ->
 
             words = [sys.executable, "-m", "hawse", "--root", host.hawse.root, "--config", host.hawse.config]
             words += ["create", "--bundle", host.bundle]
-            creations = [subprocess.Popen([*words, name], stderr=subprocess.PIPE, text=True) for name in NAMES]
-            errors = [creation.communicate()[1] for creation in creations]
+            creations = []
+            for name in NAMES:
+                with open(f"/mnt/{name}", "w") as said:  # not a pipe: the container's process keeps it open
+                    creations.append(subprocess.Popen([*words, name], stdout=said, stderr=said))
+            codes = [creation.wait() for creation in creations]
+            errors = [Path(f"/mnt/{name}").read_text() for name in NAMES]
             monitor = int(host.hawse.store("pod").read()["monitorPid"])
             counts = [len(mounted(monitor))]
             for name in NAMES:
                 host.hawse("delete", "--force", name)
                 counts.append(len(mounted(monitor)))
-            return errors, counts
+            return codes, errors, counts
 
-    assert apart(act) == [["", "", ""], [1, 1, 1, 0]]
+    assert apart(act) == [[0, 0, 0], ["", "", ""], [1, 1, 1, 0]]
 
 
 def test_lock_ends_with_the_process_that_has_it(tmp_path: Path) -> None:
