@@ -30,6 +30,7 @@ from hawse.sandbox.network import Network
 from hawse.sandbox.state import Store
 from hawse.sandbox.steps import MONITOR, QEMU, SHARE, Steps, process_start
 from hawse.vfio import dma
+from hawse.vm.image_collect import hold
 
 
 class Report:
@@ -67,6 +68,7 @@ def main() -> None:
     steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])
     report = Report(connection)
     try:
+        hold(os.path.dirname(made.machine.kernel))  # until the end of this process
         with bound(made.binds, store, steps):
             _live(made, store, listener, report, steps)
     except HawseError as error:

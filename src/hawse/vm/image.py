@@ -19,6 +19,7 @@ from hawse.errors import HostError, ImageError
 from hawse.json_text import parse
 from hawse.vm import cache as answers
 from hawse.vm import trusted
+from hawse.vm.image_collect import note_use
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
@@ -112,6 +113,7 @@ def locate(
         which = f" with image.extra_modules {_joined(extra)}" if extra else ""
         others = ": those in it are of another version of hawse or another [image] section" if _has_any(cache) else ""
         raise ImageError(f"there is no guest image{which} in {cache}{others}", hint=_BUILD) from None
+    note_use(_pointer(cache, sources))
     _check_directory(cache, "images", digest)
     image = read(f"{cache}/images/{digest}", hash_files=hash_files)
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources:

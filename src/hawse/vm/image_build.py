@@ -11,11 +11,12 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from hawse.errors import ImageError
-from hawse.vm import packages, trusted
+from hawse.vm import image_collect, packages, trusted
 from hawse.vm.cache import locked
 from hawse.vm.cpio import write_archive
 from hawse.vm.image import (
@@ -92,7 +93,13 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                 _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
                 os.rename(f"{work}/out", final)
             image = replace(read(final), fresh=True)
-        _write(current_path(cache, kernel, modules, extra), digest)
+        pointer = current_path(cache, kernel, modules, extra)
+        with suppress(FileNotFoundError), open(pointer) as file:
+            if (before := file.read(65).strip()) != digest:
+                image_collect.note_replaced(images, before)
+        _write(pointer, digest)
+        if removed := image_collect.collect(images, keep=pointer):
+            progress(f"removed {len(removed)} images that nothing uses")
     return image
 
 
