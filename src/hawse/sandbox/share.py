@@ -23,7 +23,7 @@ from hawse.linux import mountinfo, mounts, user_namespaces
 from hawse.oci.overlay import Overlay
 from hawse.sandbox import exports
 from hawse.sandbox.exports import Export, Place
-from hawse.sandbox.origins import UNKNOWN, Origin, read_origin
+from hawse.sandbox.origins import UNKNOWN, Below, Origin, read_origin
 from hawse.sandbox.overlays import make
 from hawse.sandbox.plan import Share
 from hawse.sandbox.views import KERNEL_VIEWS, kernel_view
@@ -109,6 +109,9 @@ class ShareRoot:
         """
         warnings = []
         self._places[container] = {}
+        for export in self._exports:
+            if export.follows:
+                export.update(self._below(export))
         for share, source in sorted(zip(shares, sources, strict=True), key=lambda pair: _rank(pair[0])):
             try:
                 if not share.common:
@@ -225,7 +228,16 @@ class ShareRoot:
         place = f"{COMMON}/{self._newest}"
         self._exports.append(Export(place, share, source.origin, {container}))
         self._mount(COMMON, str(self._newest), share, source.tree)
+        if self._exports[-1].follows:
+            self._exports[-1].seen = self._below(self._exports[-1])
         return Place(place)
+
+    def _below(self, export: Export) -> tuple[Below, ...]:
+        """What is mounted below an export in the share."""
+        try:
+            return read_origin(f"{self.directory}/{export.place}").below
+        except OSError:
+            return export.seen
 
     def _mount(self, directory: str, name: str, share: Share, tree: int) -> None:
         with suppress(FileExistsError):
