@@ -83,6 +83,7 @@ from hawse.vfio.obstacles import Accepted, check_token
 from hawse.vm import image, packages, virtiofsd
 from hawse.vm.accel import choose
 from hawse.vm.capabilities import Capabilities
+from hawse.vm.image_collect import hold
 from hawse.vm.image_modules import add_autoload
 from hawse.vm.needs import needs_of
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
@@ -570,6 +571,21 @@ def layers(*lowers: str) -> Act:
     return act
 
 
+def nested_config(host: FakeSysfs) -> object:
+    os.makedirs(f"{host.root}/rootfs")
+    host.write("config.json", '{"ociVersion": ' + "[" * 200 + "]" * 200 + "}")
+    return load_bundle(host.root)
+
+
+def kept_group(_host: FakeSysfs) -> object:
+    ports = plan_ports([shape(EDU)]).ports
+    claims = Claims(ports)
+    plugs = plug_steps([EDU], place(shape(EDU), ports), owner="c1")
+    claims.claim(plugs, owner="c1")
+    claims.release(plugs, plugs, owner="c1")
+    return claims.claim(plugs, owner="c2")
+
+
 def gone_overlay(host: FakeSysfs) -> None:
     """The sandbox's other container was deleted after this one had asked what there is."""
     os.makedirs(f"{host.root}/data")
@@ -958,6 +974,9 @@ SITUATIONS: dict[str, Act] = {
     "A capability is unknown (a warning)": warned(process={"capabilities": {"bounding": ["CAP_FLY"]}}),
     "A container was created by another version of hawse": other_version,
     "There is no guest image of this version of hawse": other_image,
+    "The guest image was removed while a sandbox was being started": lambda _host: hold("/images/20c5aa3eb55e"),
+    "`config.json` is nested too deeply": nested_config,
+    "The guest still has a group of a container that was deleted": kept_group,
     "containerd's configuration has a version that hawse does not know": lambda _host: edits.add_containerd(
         "version = 9", edits.Wanted("hawse", "/usr/bin/hawse")
     ),

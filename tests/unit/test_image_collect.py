@@ -105,7 +105,7 @@ def test_process_that_is_killed_holds_nothing(images: Path) -> None:
 
 
 def test_image_that_has_gone_cannot_be_held(images: Path) -> None:
-    with pytest.raises(ImageError, match="has gone since this start began: no such file") as caught:
+    with pytest.raises(ImageError, match="was removed after this start began: no such file") as caught:
         hold(str(images / digest(1)))
     assert caught.value.hint == "try again"
 
@@ -141,7 +141,7 @@ def test_start_during_a_removal_holds_a_whole_image_or_none(images: Path, monkey
     monkeypatch.setattr(os, "rename", rename)
     assert collect(str(images), keep="") == [digest(1)]
     starting.join()
-    assert results == [f"the guest image in {directory} has gone since this start began: no such file or directory"]
+    assert results == [f"the guest image in {directory} was removed after this start began: no such file or directory"]
 
 
 def test_concurrent_starts_never_lose_the_image_that_they_hold(images: Path) -> None:

@@ -122,5 +122,5 @@ def _read(pointer: str) -> str:
 
 def _gone(directory: str, reason: str) -> ImageError:
     return ImageError(
-        f"the guest image in {directory} has gone since this start began: {reason.lower()}", hint="try again"
+        f"the guest image in {directory} was removed after this start began: {reason.lower()}", hint="try again"
     )
