@@ -19,10 +19,13 @@ MAX_DEPTH = 100
 MAX_MESSAGE_DEPTH = 150
 
 
-def parse(data: bytes | bytearray | str, *, depth: int = MAX_DEPTH) -> Any:
-    """The value. Raises :class:`json.JSONDecodeError`, which has the place, and ValueError for everything else."""
+def parse(data: bytes | bytearray | str, *, depth: int = MAX_DEPTH, constants: bool = False) -> Any:
+    """The value. Raises :class:`json.JSONDecodeError`, which has the place, and ValueError for everything else.
+
+    ``constants``: NaN and Infinity are accepted, which Python's encoder writes.
+    """
     try:
-        value = json.loads(data, parse_constant=_refuse)
+        value = json.loads(data, parse_constant=None if constants else _refuse)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except RecursionError:
@@ -45,7 +48,7 @@ class _NoJsonError(ValueError):
 
 
 def _refuse(name: str) -> None:
-    """NaN and Infinity, which Python's module takes (RFC 8259, section 6)."""
+    """They are not of JSON (RFC 8259, section 6), and runc refuses them."""
     raise _NoJsonError(f"{name} is not a number of JSON")
 
 

@@ -577,13 +577,13 @@ def nested_config(host: FakeSysfs) -> object:
     return load_bundle(host.root)
 
 
-def kept_group(_host: FakeSysfs) -> object:
+def kept_group(_host: FakeSysfs) -> None:
     ports = plan_ports([shape(EDU)]).ports
     claims = Claims(ports)
     plugs = plug_steps([EDU], place(shape(EDU), ports), owner="c1")
     claims.claim(plugs, owner="c1")
     claims.release(plugs, plugs, owner="c1")
-    return claims.claim(plugs, owner="c2")
+    claims.claim(plugs, owner="c2")
 
 
 def gone_overlay(host: FakeSysfs) -> None:

@@ -101,7 +101,7 @@ def process(directory: Path, text: str) -> object:
 def test_sentence_names_the_document(
     tmp_path: Path, read: Callable[[Path, str], object], error: type[HawseError], words: str, text: str
 ) -> None:
-    if error is LinkError and text == lists(101):
+    if error is LinkError and text in (lists(101), "NaN"):
         text = lists(151)
     with pytest.raises(error) as caught:
         read(tmp_path, text)

@@ -190,7 +190,7 @@ class Container:
                 self._started_at = time.monotonic()
                 self.started = True
             finally:
-                pass
+                self._executing.set()
 
     def signal(self, process: Process, number: int) -> None:
         """Signal a process. Raises :class:`StateError` when it has ended."""

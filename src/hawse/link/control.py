@@ -60,7 +60,7 @@ def _frame(kind: int, message: dict[str, object]) -> bytes:
 
 def _object(payload: bytes) -> dict[str, Any]:
     try:
-        message = parse(payload, depth=MAX_MESSAGE_DEPTH)
+        message = parse(payload, depth=MAX_MESSAGE_DEPTH, constants=True)
     except ValueError as error:
         raise LinkError(f"link: control message that is not JSON: {error}") from None
     if not isinstance(message, dict):
