@@ -69,7 +69,12 @@ def is_idle(pid: int) -> bool:
 def test_monitor_loads_nothing_of_an_installation_that_is_gone(host: Sandboxes, tmp_path: Path) -> None:
     """Whatever it is asked afterwards, and at its end. What it loaded then could be of another version."""
     old = copy_installation(tmp_path / "old")
-    host.program("wait", more=annotated(CRI))
+
+    def beginning(spec: dict[str, Any]) -> None:
+        annotated(CRI)(spec)
+        spec["linux"]["cgroupsPath"] = f"/updates-{os.getpid()}"  # not that of another test's pod
+
+    host.program("wait", more=beginning)
     assert run(old, host, "create", "--bundle", host.bundle, "pod") == Done(0, "", "")
     monitor = host.hawse.store("pod").read()["monitorPid"]
     assert str(old) in Path(f"/proc/{monitor}/cmdline").read_text()
@@ -81,6 +86,7 @@ def test_monitor_loads_nothing_of_an_installation_that_is_gone(host: Sandboxes, 
 
     def joining(spec: dict[str, Any]) -> None:
         annotated(JOINS)(spec)
+        spec["linux"]["cgroupsPath"] = f"/updates-{os.getpid()}/c1"
         spec["hooks"] = {kind: [{"path": "/bin/true"}] for kind in ("createRuntime", "poststart", "poststop")}
         spec["mounts"].append({"destination": "/x", "type": "bind", "source": host.directory, "options": ["rbind"]})
 
