@@ -95,6 +95,8 @@ def _fields() -> str:
         f"- In {_listed(Form.OBJECT)} it is only {Form.OBJECT.value}: an empty object is refused.",
         "",
         "A value of the wrong type is refused for every field, also for one that is ignored.",
+        "null in a list is the empty text or object, or zero, as under runc. A document may have 100 levels of objects",
+        "and lists; runc accepts 10000.",
         "",
         "| field | where it is applied | reason, or tests |",
         "|---|---|---|",

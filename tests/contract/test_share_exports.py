@@ -104,6 +104,48 @@ def test_outer_directory_is_placed_first_and_hard_links_have_one_place(tmp_path:
     assert links == {"file": ["@/1", 0], "again": ["@/1", 0]}
 
 
+@pytest.mark.parametrize(("private", "readonly"), [(False, False), (True, False), (False, True)])
+def test_mount_that_the_host_makes_or_ends_between_two_containers(
+    tmp_path: Path, tree: Path, private: bool, readonly: bool
+) -> None:
+    """If the mount appears in the first container's place, the second container has the same place. Otherwise the
+    second has its own place, and a warning: in the first place it would miss the mount, which it has under runc."""
+
+    def act() -> Any:
+        linux.mount(str(tree), str(tree), "", linux.BIND)
+        linux.mount("none", str(tree), "", linux.SHARED)
+        root = ShareRoot(f"{tmp_path}/share")
+
+        def place(name: str) -> Any:
+            shares = [common("m", tree, private=private, readonly=readonly)]
+            sources = bind_sources.open_sources(shares)
+            warnings = root.place(name, shares, sources)
+            bind_sources.close(sources)
+            [(path, _)] = places_of(root, name).values()
+            return path, [text.partition(", ")[2].partition(":")[0] for text in warnings]
+
+        found = [place("c1")]
+        linux.mount("x", f"{tree}/below", "tmpfs", 0)
+        Path(f"{tree}/below/inside").write_text("")
+        found.append(place("c2"))
+        names = os.listdir(f"{root.directory}/{found[-1][0]}/below")
+        looked_at = root.mounts("c2")
+        found.append(place("c3"))
+        linux.unmount(f"{tree}/below")
+        found.append(place("c4"))
+        return found, names, looked_at
+
+    found, names, looked_at = in_namespace(act)
+    assert names == ["inside"]
+    if not private and not readonly:
+        assert found == [["@/1", []]] * 4
+        assert looked_at == ["@/1", "@/1/below"]
+        return
+    warning = ["with other mounts below it"]
+    assert found[:3] == [["@/1", []], ["@/2", warning], ["@/2", []]]
+    assert found[3] == ["@/1", []]
+
+
 def test_retired_place_is_not_reused(tmp_path: Path, tree: Path) -> None:
     """The guest is still unmounting it."""
 

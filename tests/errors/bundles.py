@@ -10,6 +10,7 @@ from typing import Any
 from hawse.commands.descriptors import Descriptor, preserve
 from hawse.oci.default_spec import example
 from hawse.oci.fields import FIELDS, Fate, review
+from hawse.oci.load import load_bundle
 from tests.errors.situation import Act, bundle, warned
 from tests.support.sysfs import FakeSysfs
 
@@ -33,6 +34,12 @@ def limit(soft: int, hard: int, kind: str = "RLIMIT_MEMLOCK") -> dict[str, Any]:
 def preserving(count: int, *descriptors: Descriptor) -> Act:
     """--preserve-fds with these open descriptors."""
     return lambda _host: preserve(count, look={each.number: each for each in descriptors}.get)
+
+
+def nested_config(host: FakeSysfs) -> object:
+    os.makedirs(f"{host.root}/rootfs")
+    host.write("config.json", '{"ociVersion": ' + "[" * 200 + "]" * 200 + "}")
+    return load_bundle(host.root)
 
 
 PIPE = Descriptor(3, "pipe:[7]", stat.S_IFIFO, os.O_RDONLY, inode=(13, 7))
@@ -94,5 +101,6 @@ SITUATIONS: dict[str, Act] = {
     "A filter for system calls asks for a listener": bundle(linux={"seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}),
     "An execution domain is unknown": bundle(linux={"personality": {}}),
     "A capability is unknown (a warning)": warned(process={"capabilities": {"bounding": ["CAP_FLY"]}}),
+    "`config.json` is nested too deeply": nested_config,
     **FIELD_SITUATIONS,
 }  # fmt: skip

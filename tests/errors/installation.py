@@ -19,6 +19,7 @@ from hawse.state.store import Store
 from hawse.vfio.emulated import read_table
 from hawse.vm.image import packages
 from hawse.vm.image import store as image
+from hawse.vm.image.collect import hold
 from hawse.vm.image.modules import add_autoload
 from tests.errors.situation import Act
 from tests.support.sysfs import FakeSysfs
@@ -113,6 +114,7 @@ SITUATIONS: dict[str, Act] = {
     ),
     "A container was created by another version of hawse": other_version,
     "There is no guest image of this version of hawse": other_image,
+    "The guest image was removed while a sandbox was being started": lambda _host: hold("/images/20c5aa3eb55e"),
     "containerd's configuration has a version that hawse does not know": lambda _host: edits.add_containerd(
         "version = 9", edits.Wanted("hawse", "/usr/bin/hawse")
     ),

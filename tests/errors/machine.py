@@ -169,6 +169,9 @@ SITUATIONS: dict[str, Act] = {
     "QEMU is to be confined and cannot be": unconfined,
     "Every user id for QEMU is another sandbox's": without_user_ids,
     "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
+    "The files are shared by 9p, by a QEMU before 9.2.1 (a warning)": lambda _host: virtiofsd.NO_SPECIAL_FILES.format(
+        "7.2.0"
+    ),
     "virtiofsd cannot keep its capabilities (a warning)": lambda _host: virtiofsd.FEW_RIGHTS,
     "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
     "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,

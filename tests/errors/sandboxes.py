@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from hawse.host import selinux
+from hawse.monitor.devices.claims import Claims
 from hawse.oci.limits import cpusets
 from hawse.oci.pods import CONTAINER
 from hawse.plan.capacity import Room
 from hawse.planner.cgroup_limits import Allowed, Limit
 from hawse.planner.cgroup_limits import check as check_allowance
+from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.planner.hugepages import Wanted, decide
 from hawse.vm.host_memory import needs_of
-from hawse.vm.ports import MIB
+from hawse.vm.ports import MIB, place, plan_ports
 from hawse.vm.size import Limits
 from tests.errors.situation import Act, bundle
+from tests.support.groups import EDU
 from tests.support.sysfs import FakeSysfs
 
 
@@ -42,6 +45,15 @@ def unsaid_pages(_host: FakeSysfs) -> Any:
     return decide(wanted, role=CONTAINER, memory_mib=1024, host_mib=65536)
 
 
+def kept_group(_host: FakeSysfs) -> None:
+    ports = plan_ports([shape(EDU)]).ports
+    claims = Claims(ports)
+    plugs = plug_steps([EDU], place(shape(EDU), ports), owner="c1")
+    claims.claim(plugs, owner="c1")
+    claims.release(plugs, plugs, owner="c1")
+    claims.claim(plugs, owner="c2")
+
+
 LABEL = "system_u:system_r:container_kvm_t:s0:c1,c2"
 
 SITUATIONS: dict[str, Act] = {
@@ -55,5 +67,6 @@ SITUATIONS: dict[str, Act] = {
     "A list of CPUs is invalid": lambda _host: cpusets.check("linux.resources", "cpus", "3-1", last=7),
     "A list of CPUs has CPUs that the host lacks": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
     "A kubelet's container mounts huge pages, and their number is unknown": unsaid_pages,
+    "The guest still has a group of a container that was deleted": kept_group,
     "A cgroup file is not available to containers": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
 }  # fmt: skip

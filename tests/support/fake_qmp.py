@@ -57,7 +57,7 @@ class FakeQmp:
         self.nodes = FakeNodes()
         self._asked: dict[str, int] = {}
         self._refuse = refuse
-        self._patience = patience
+        self.patience = patience
         self._listeners: list[FakeEvents] = []
         self._filtering: list[FakeEvents] = []
         #: The results of query-rx-filter, by the name of the NIC.
@@ -81,7 +81,7 @@ class FakeQmp:
             if name not in self.plugged:
                 raise RefusedError(f"device_del: Device '{name}' not found")
             self._asked[name] = self._asked.get(name, 0) + 1
-            if self._asked[name] >= self._patience:
+            if self._asked[name] >= self.patience:
                 self.drop(name)
         elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
             raise RefusedError(f"remove-fd: File descriptor named 'fdset-id:{arguments['fdset-id']}' not found")

@@ -204,14 +204,29 @@ def test_missing_port_is_an_error_and_ports_are_released() -> None:
     run(story)
 
 
-def test_error_names_a_disk_that_the_guest_does_not_release() -> None:
+def test_disk_that_the_guest_keeps_stays_on_record() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(patience=1000), [[254, 0], [254, 16]])
+        box = Box(FakeQmp(patience=1000), [[254, 0], [254, 16], [254, 32]])
         await box.attach(SDB)
         with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it within 2 s"):
             await box.detach()
-        assert len(box.claims.spares) == 3
-        assert box.disks.plugged == [], "nobody is given what the guest may let go of at any moment"
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="the guest does not let go"):
+                await box.detach()
+            assert box.disks.keeps("c1")
+            assert len(box.claims.spares) == 3
+            assert box.disks.plugged == [], "nobody is given what the guest may release at any moment"
+            for wanted in (SDB, msgspec.structs.replace(SDB, writable=False)):
+                with pytest.raises(DeviceError, match="the guest has not released it after container c1"):
+                    await box.attach(wanted, owner="c2")
+        await box.detach("c2")
+        await box.attach(SDC, owner="c2")
+        box.qmp.patience = 1
+        await box.attach(SDB, owner="c2")
+        assert not box.disks.keeps("c1")
+        await box.detach()
+        await box.detach("c2")
+        box.prove_empty()
 
     run(story)
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from hawse.errors import ConfigError, HostError
+from hawse.monitor.network import host_network
 from hawse.monitor.network.host_network import Joining
+from hawse.version import VERSION
 
 #: The start of a fake program: its socket, and functions that send a descriptor of /dev/null or an answer.
 PROLOGUE = """
@@ -100,3 +102,13 @@ def test_error_of_the_program_is_raised() -> None:
 def test_end_closes_the_connection_and_waits() -> None:
     """The program sees the end of the connection, undoes its work and exits."""
     joining("connection.recv(1) == b'' or os.abort()").end()
+
+
+def test_program_of_another_version_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hawse was updated in its place while the sandbox runs: the program's code is newer than the monitor's."""
+    monkeypatch.setattr(host_network, "VERSION", "0.0.1")
+    namespace = os.open("/dev/null", os.O_RDONLY)
+    started = Joining(namespace, [7], "/record")
+    os.close(namespace)
+    with pytest.raises(HostError, match=rf"hawse was updated from 0\.0\.1 to {VERSION} since the sandbox was started"):
+        started.wait()

@@ -22,6 +22,7 @@ SUITES = ("conformance", "contract", "engines", "lab", "unit", "vm")
 SHARED = (
     "version",
     "errors",
+    "json_text",
     "log",
     "patterns",
     "linux",
@@ -56,7 +57,7 @@ CROSSINGS = {
     "cli.runc.run": "proxy",
 }
 #: What the guest has.
-GUEST = {"errors", "linux.netlink", "link", "vfio.device_rules", "vfio.sysfs", "agent"}
+GUEST = {"errors", "json_text", "linux.netlink", "link", "vfio.device_rules", "vfio.sysfs", "agent"}
 #: Files of one folder. More of them than a reader keeps in mind; cli/runc has one for each of runc's verbs.
 MOST_FILES = 15
 

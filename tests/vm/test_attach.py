@@ -227,7 +227,10 @@ def _settled(runtime: Runtime) -> dict[str, int]:
 
     def quiet() -> bool:
         accepted = re.findall(r" 03 +(\d+) \S*/monitor\.sock$", Path("/proc/net/unix").read_text(), re.MULTILINE)
-        links = [os.readlink(path) for path in Path(f"/proc/{monitor}/fd").iterdir()]
+        try:
+            links = [os.readlink(path) for path in Path(f"/proc/{monitor}/fd").iterdir()]
+        except FileNotFoundError:
+            return False  # one was closed meanwhile
         # Without the connection of the first process's proxy, which stays: the container's network namespace lists it.
         return not any(f"socket:[{inode}]" in links for inode in accepted)
 

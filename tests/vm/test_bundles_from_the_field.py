@@ -191,3 +191,23 @@ def test_signal_right_after_the_start_is_handled(runtime: Runtime, tmp_path: Pat
         wait_until(Path(bundle, "rootfs/handled").exists, seconds=patience(20))
         Path(bundle, "rootfs/handled").unlink()
         assert runtime("delete", "--force", f"c{number}").code == 0
+
+
+def test_null_in_a_list_is_an_empty_text_as_under_runc(tmp_path: Path) -> None:
+    outputs = {}
+    for name in ("hawse", "runc"):
+        bundle = str(tmp_path / name)
+        script = "echo $#; id -G; wc -c < /proc/keys; touch /writable; touch /proc/sys/x 2>/dev/null || echo read-only"
+        spec = make_bundle(bundle, ["/bin/sh", "-c", script, "sh"])
+        spec["process"]["args"] += [None, "a", None]
+        spec["process"]["user"]["additionalGids"] = [5, None]
+        spec["mounts"][1]["options"].append(None)
+        spec["linux"]["maskedPaths"] = [None, "/proc/keys"]
+        spec["linux"]["readonlyPaths"] = [None, "/proc/sys"]
+        write(bundle, spec)
+        if name == "runc":
+            command = ["runc", "run", "--bundle", bundle, "null-runc"]
+            outputs[name] = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        else:
+            outputs[name] = Runtime(str(tmp_path))("run", "--bundle", bundle, "null").output
+    assert outputs["hawse"] == outputs["runc"] == "3\n0 5\n0\nread-only\n"

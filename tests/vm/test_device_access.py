@@ -184,6 +184,23 @@ def test_nodes_exist_in_a_bound_dev_of_the_guest(pod: Runtime, tmp_path: Path) -
     assert "/opt/nodes/5 646 1000 1001" in seen and seen[-2:] == ["opened", "devices.json"], seen
     for name in ("whole", "mapped", "directory"):
         assert pod("delete", "--force", name).code == 0
+    for name, mapped in (("bare", False), ("bare-mapped", True)):
+        path, spec = bundle(tmp_path, name, FOREVER, **{KIND: "container", SANDBOX: "pod"})
+        if mapped:
+            map_ids(path, spec)
+        spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")] + [whole]
+        del spec["linux"]["devices"]
+        write(path, spec)
+        pod.run_detached(path, name)
+        attached = pod("attach", name, "6")
+        assert attached.code == 0, attached
+        opened = pod("exec", name, "/bin/sh", "-c", "for node in /dev/vfio/*; do : <> $node && echo $node; done")
+        guest = pod.state(name)["vfio"][0]["guest"]["group"]
+        assert set(opened.output.split()) == {"/dev/vfio/6", f"/dev/vfio/{guest}", "/dev/vfio/vfio"}, opened
+        assert pod("detach", name, "6").code == 0
+        assert pod("exec", name, "ls", "/dev/vfio").output.split() == ["vfio"]
+        assert pod("attach", name, "6").code == 0
+        assert pod("delete", "--force", name).code == 0
     path, spec = bundle(tmp_path, "after", ["/bin/sh", "-c", "ls /dev/mine /dev/vfio /dev/hawse"], **{
         KIND: "container", SANDBOX: "pod",
     })  # fmt: skip

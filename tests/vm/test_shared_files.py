@@ -101,6 +101,33 @@ def check_mounts(pod: Runtime, tmp_path: Path, data: Path) -> None:
         assert pod("delete", "--force", name).code == 0
 
 
+def test_mount_that_the_host_makes_between_two_containers_leaves_one_directory(pod: Runtime, tmp_path: Path) -> None:
+    """Where both get the host's later mounts: rslave, HostToContainer in a pod."""
+    data = tmp_path / "data"
+    (data / "mnt").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", "--make-shared", str(data), str(data)], check=True)
+
+    def begin(name: str) -> None:
+        path = bundle(tmp_path, name, {"/data": str(data)}, FOREVER)
+        spec = json.loads(Path(f"{path}/config.json").read_text())
+        spec["mounts"][-1]["options"] = ["rbind", "rslave"]
+        write(path, spec)
+        pod.run_detached(path, name)
+
+    try:
+        begin("before")
+        with mounted(data / "mnt"):
+            (data / "mnt/file").write_text("inside")
+            begin("after")
+            assert pod("exec", "before", "/bin/sh", "-c", HOLD.format("/data")).code == 0
+            assert seen(pod("exec", "after", "shared_files", "check", "/data").output) == ONE_FILE
+            for name in ("after", "before"):
+                assert pod("exec", name, "cat", "/data/mnt/file").output == "inside"
+                assert pod("delete", "--force", name).code == 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(data)], check=True)
+
+
 @contextlib.contextmanager
 def slow_server(pod: Runtime) -> Iterator[None]:
     """Stop virtiofsd most of the time, so that read-ahead of the guest takes longer."""

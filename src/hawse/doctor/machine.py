@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
@@ -10,6 +9,7 @@ from hawse.config import Config
 from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
+from hawse.json_text import parse
 from hawse.planner.confinement import jail_tree
 from hawse.planner.kernel_modules import check_loaded, find_image
 from hawse.state import sockets
@@ -54,23 +54,25 @@ def qemu(config: Config) -> Finding:
 
 def sharing(config: Config) -> Finding:
     """Check how the container's files are shared with a guest: by virtiofs or by 9p."""
+    try:
+        can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+        able, special = _SHARE in can.devices, can.makes_special_files
+    except HawseError:
+        able = special = True  # the check of QEMU reports this error
+    lacks = "" if special else f"; QEMU {can.version} makes no FIFOs and UNIX sockets in shared directories"
     if config.vm.share == "9p":
-        found = '9p, because of vm.share = "9p": it is slower, and QEMU runs without a jail'
+        found = f'9p, because of vm.share = "9p": it is slower, and QEMU runs without a jail{lacks}'
         return Finding("shared files", WARNING, found, 'set vm.share = "auto"')
     try:
         program = virtiofsd.find(config.vm.virtiofsd)
     except HawseError as error:
         return _missing("shared files", error, "install the package virtiofsd")
-    try:
-        able = _SHARE in capabilities.ask(config.vm.qemu, directory=config.image.cache).devices
-    except HawseError:
-        able = True  # the check of QEMU reports this error
     if program and not able:
-        found = f"9p, which is slower: QEMU has no {_SHARE}"
+        found = f"9p, which is slower: QEMU has no {_SHARE}{lacks}"
         return Finding("shared files", WARNING, found, "use a QEMU that is built with it")
     if program:
         return Finding("shared files", OK, f"virtiofs, with {program}")
-    return Finding("shared files", WARNING, "9p, which is slower", "install the package virtiofsd")
+    return Finding("shared files", WARNING, f"9p, which is slower{lacks}", "install the package virtiofsd")
 
 
 def jail(config: Config) -> Finding:
@@ -213,7 +215,7 @@ def _has_dead_monitor(root: str, name: str) -> bool:
         return False  # not a directory of a sandbox
     try:
         with open(f"{store.path}/state.json", "rb") as file:
-            status = json.load(file)["status"]
+            status = parse(file.read())["status"]
     except FileNotFoundError:
         # The first state is written after the sandbox's functions are bound. A monitor that was killed before that has
         # written none.

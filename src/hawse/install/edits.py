@@ -14,6 +14,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 
 _CRI_2 = ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes")
 _CRI_3 = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
@@ -226,7 +227,7 @@ def _toml(text: str) -> tomlkit.TOMLDocument:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text or "{}")
+        document = parse(text or "{}")
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", hint="the engine cannot read it either: correct it first") from None
     if not isinstance(document, dict):

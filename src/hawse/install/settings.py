@@ -43,6 +43,8 @@ def notes(content: str, *, kvm: Callable[[], bool]) -> list[str]:
         table = tomllib.loads(content).get("vm", {})
     except tomllib.TOMLDecodeError as error:
         return [f"hawse cannot read it, it is not TOML: {error}"]
+    except RecursionError:
+        return ["hawse cannot read it, it is nested too deeply"]
     lacking = [key for key in _NOTES if key not in table]
     if "accel" in lacking and not kvm():
         lacking.remove("accel")

@@ -411,6 +411,8 @@ def plan_machine(
         share = "virtiofs" if program else "9p"
         if share == "9p":
             log.warning(virtiofsd.MISSING)
+    if share == "9p" and not can.makes_special_files:
+        log.warning(virtiofsd.NO_SPECIAL_FILES.format(can.version))
     if share == "virtiofs" and not rights.effective() >> rights.NUMBERS["SETPCAP"] & 1:
         log.warning(virtiofsd.FEW_RIGHTS)
     machine = plan.MachinePlan(

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 from hawse.state.steps import Step
 
 _MICRO = 1_000_000
@@ -51,7 +52,7 @@ def read(path: str) -> list[Step]:
     if len(data) > _MAX_BYTES:
         raise ConfigError(f"timeline {path}: more than {_MAX_BYTES} bytes are no timeline of a sandbox")
     try:
-        events = json.loads(data)["traceEvents"]
+        events = parse(data)["traceEvents"]
         steps = [
             (str(event["cat"]), str(event["name"]), event["ts"] / _MICRO, (event["ts"] + event["dur"]) / _MICRO)
             for event in events

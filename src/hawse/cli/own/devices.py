@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import UsageError
+from hawse.json_text import parse
 from hawse.planner.devices.options import accepted_risks
 from hawse.state.store import Store
 from hawse.vfio import inventory
@@ -189,7 +190,7 @@ def _monitors(root: str) -> dict[str, int]:
     for name in names:
         try:
             with open(f"{Store(root, name).path}/state.json", "rb") as file:
-                monitors[name] = int(json.load(file).get("monitorPid", 0))
+                monitors[name] = int(parse(file.read()).get("monitorPid", 0))
         except (UsageError, OSError, ValueError, TypeError, AttributeError):
             continue  # not a sandbox, or its state is not written yet
     return monitors

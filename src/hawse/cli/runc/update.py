@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
 from hawse.cli.options import expect, see, split
 from hawse.commands.client import call
 from hawse.errors import ConfigError, UsageError
+from hawse.json_text import parse
 from hawse.oci.limits.changes import changes_nothing
 from hawse.state.store import CREATED, PAUSED, RUNNING
 
@@ -121,8 +121,8 @@ def _read(name: str) -> Any:
             raise ConfigError(
                 f"update: {name}: larger than {_MAX_BYTES} bytes", hint="name a file with linux.resources"
             )
-        return json.loads(data)
+        return parse(data)
     except OSError as error:
         raise ConfigError(f"update: {name}: {(error.strerror or '').lower()}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"update: {name}: not JSON: {error}") from None

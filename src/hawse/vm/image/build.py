@@ -11,13 +11,14 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from hawse.cache import trusted
 from hawse.cache.results import locked
 from hawse.errors import ImageError
-from hawse.vm.image import packages
+from hawse.vm.image import collect, packages
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
 from hawse.vm.image.packages import Package, Progress
@@ -93,7 +94,13 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                 _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
                 os.rename(f"{work}/out", final)
             image = replace(read(final), fresh=True)
-        _write(current_path(cache, kernel, modules, extra), digest)
+        pointer = current_path(cache, kernel, modules, extra)
+        with suppress(FileNotFoundError), open(pointer) as file:
+            if (before := file.read(65).strip()) != digest:
+                collect.note_replaced(images, before)
+        _write(pointer, digest)
+        if removed := collect.collect(images, keep=pointer):
+            progress(f"removed {len(removed)} images that nothing uses")
     return image
 
 
