@@ -51,7 +51,7 @@ def _overhead(runtime: Runtime, directory: str, name: str) -> dict[str, float]:
 
 def pss_of(runtime: Runtime, sandbox: str, pid: int) -> dict[str, float]:
     """The PSS in MiB of each process of a sandbox, without proxies other than ``pid``, the first container's."""
-    monitor = json.loads(Path(f"{runtime.root}/{sandbox}/state.json").read_text())["monitorPid"]
+    monitor = runtime.monitor(sandbox)
     processes = {"proxy": pid, "monitor": monitor}
     parents = [monitor]
     while parents:

@@ -36,15 +36,12 @@ write(directory, spec)
 """
 _LOCKED = """
 import os
+from tests.support.processes import all_pids, status_of
 def locked():
     most = 0
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            lines = open(f"/proc/{pid}/status").read().splitlines()
-        except OSError:
-            continue
-        if lines[0].endswith("qemu-system-x86"):
-            most = max(most, *(int(line.split()[1]) for line in lines if line.startswith("VmLck:")), 0)
+    for status in map(status_of, all_pids()):
+        if status.get("Name") == "qemu-system-x86":
+            most = max(most, int(status["VmLck"].split()[0]))
     return most
 """
 #: Calls the monitor's socket as the commands do, without the start of a command, which does not depend on the guest's

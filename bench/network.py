@@ -10,7 +10,7 @@ import time
 
 from bench.common import Measured, Seconds, ratio, workbench
 from hawse.host import network_namespace
-from tests.support.bundles import make_bundle, write
+from tests.support.bundles import drop_cgroups, make_bundle, write
 from tests.support.netns import Namespace, cable
 
 ROUNDS = 3
@@ -67,7 +67,7 @@ def _make(bundle: str, network: str, mebibytes: int, port: int) -> None:
         if entry["type"] != "cgroup"
     ]
     # runc 1.1 cannot mount cgroups on every host.
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    drop_cgroups(spec)
     write(bundle, spec)
 
 

@@ -19,7 +19,7 @@ _WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker")
 #: One for the lab, which keeps one CPU busy from its beginning to its end, and two for the rest: the tests with VMs of
 #: this host wait for something a good part of their time.
 _WORKERS = 3
-#: In seconds, for the whole run. A test has its own limit; only clean-up that hangs exceeds this one.
+#: In seconds, for the whole run. Each test has a separate limit; only hanging clean-up exceeds this one.
 _LIMIT = patience(900)
 
 

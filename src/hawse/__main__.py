@@ -146,7 +146,9 @@ def _help() -> str:
     lines += ["OCI runtime: every sandbox is a virtual machine, VFIO devices stay VFIO devices.", "", "options:"]
     lines += [f"  --{name} {name.upper()}".ljust(28) + text for name, text in _OPTIONS.items()]
     lines += [f"  --{name}".ljust(28) + text for name, text in _FLAGS.items()]
-    return "\n".join([*lines, "", f"commands: {' '.join(VERBS)}", "          `hawse COMMAND --help` tells more"])
+    return "\n".join(
+        [*lines, "", f"commands: {' '.join(VERBS)}", "          `hawse COMMAND --help` describes a command"]
+    )
 
 
 if __name__ == "__main__":

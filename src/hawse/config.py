@@ -186,6 +186,8 @@ def load_config(path: str | None) -> Config:
         raise ConfigError(f"configuration {name}: cannot be read: {error.strerror}", hint=hint) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {name}: {error}", hint="correct that in the file") from None
+    except RecursionError:
+        raise ConfigError(f"configuration {name}: nested too deeply", hint="correct that in the file") from None
     try:
         config = msgspec.convert(table, Config)
     except msgspec.ValidationError as error:

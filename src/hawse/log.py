@@ -16,6 +16,8 @@ import sys
 import time
 from contextlib import suppress
 
+from hawse.json_text import parse
+
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,7 +109,7 @@ def _take_in(path: str, error: dict[str, Any]) -> bool:
     with open(path, "r+b", buffering=0) as file:
         data = file.read(_MOST_TAKEN_IN + 1)
         try:
-            before = [json.loads(line) for line in data.splitlines()]
+            before = [parse(line) for line in data.splitlines()]
         except ValueError:
             return False
         below = all(isinstance(entry, dict) and entry.get("level") in ("warning", "debug") for entry in before)

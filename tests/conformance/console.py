@@ -1,4 +1,4 @@
-"""The engine's end of a console socket: where a runtime sends the master of a container's terminal."""
+"""The console socket of an engine: a runtime sends the master of a container's terminal to it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 from tests.support.patience import patience
 
-#: Given to :func:`patience`.
+#: The time limit, passed to :func:`patience`.
 _SECONDS = 15
 
 
 class Console:
-    """A listening socket, at ``path`` for the length of the context."""
+    """A socket that listens at ``path`` while the context lasts."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class Console:
 
     @contextmanager
     def receive(self) -> Iterator[int]:
-        """The master, a descriptor, for the length of the context."""
+        """Receive the descriptor of the master, which is open while the context lasts."""
         connection, _ = self._listener.accept()
         with connection:
             connection.settimeout(patience(_SECONDS))

@@ -1,4 +1,4 @@
-"""config-linux.md, devices and the cgroup that guards them."""
+"""config-linux.md, devices and the device rules of the cgroup."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ LISTED = inside(
     "devices",
     _devices,
     [
-        Case("device-character", DEVICES, "a character device has its numbers, mode and owners", "1:7 646 5 6",
+        Case("device-character", DEVICES, "a character device gets its numbers, mode and owners", "1:7 646 5 6",
              "stat -c '%t:%T %a %u %g' /dev/own"),
-        Case("device-block", DEVICES, "a block device below a directory that is made", "block special file 7:3 600",
-             "stat -c '%F %t:%T %a' /dev/below/block"),
-        Case("device-unbuffered", DEVICES, "u is a character device", "character special file 1:3",
+        Case("device-block", DEVICES, "a block device is created together with its directory",
+             "block special file 7:3 600", "stat -c '%F %t:%T %a' /dev/below/block"),
+        Case("device-unbuffered", DEVICES, "type u is a character device", "character special file 1:3",
              "stat -c '%F %t:%T' /dev/unbuffered"),
-        Case("device-pipe", DEVICES, "p is a FIFO", "fifo 620", "stat -c '%F %a' /dev/pipe"),
-        Case("device-allowed", ALLOWED, "a device that is allowed can be used", re.compile("No space left"),
+        Case("device-pipe", DEVICES, "type p is a FIFO", "fifo 620", "stat -c '%F %a' /dev/pipe"),
+        Case("device-allowed", ALLOWED, "an allowed device can be used", re.compile("No space left"),
              "echo x > /dev/own"),
-        Case("device-denied", ALLOWED, "one that is not allowed cannot be opened",
+        Case("device-denied", ALLOWED, "a device that is not allowed cannot be opened",
              re.compile("Operation not permitted"), "head -c 1 < /dev/denied"),
-        Case("device-read-alone", ALLOWED, "one that is allowed to be read cannot be written to",
+        Case("device-read-alone", ALLOWED, "a device that is allowed for reading cannot be opened for writing",
              re.compile(r"\Aread\n.*Operation not permitted"), "( : < /dev/read ) && echo read; ( : > /dev/read )"),
-        Case("device-default", ALLOWED, "the default devices are allowed in any case", "0000",
+        Case("device-default", ALLOWED, "the default devices are always allowed", "0000",
              "head -c 2 /dev/zero | busybox xxd -p"),
     ],
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Where a runtime does not do what a case asks for, and why.
+"""Known differences: cases that a runtime does not pass, and why.
 
-A difference that is none any more fails a test as one that is not here does. Some depend on the machine that the suite
-runs on, which is asked.
+A test fails for a difference that is not listed, and for a listed one that no longer exists. Some differences depend on
+the host, which is inspected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """A sentence. ``here`` tells whether it is so on this machine, ``where`` in words on which; "" is everywhere."""
+    """The reason of one. ``here``: whether it exists on this host. ``where``: the hosts, in words; "" for all."""
 
     why: str
     where: str = ""
@@ -31,21 +31,21 @@ def _has_cgroups_of_version_1() -> bool:
 
 
 _LIMITS = Difference(
-    "Raising a limit takes CAP_SYS_RESOURCE; a guest's root has it", "without CAP_SYS_RESOURCE", _lacks_sys_resource
+    "Raising a limit needs CAP_SYS_RESOURCE, which root in a guest has", "without CAP_SYS_RESOURCE", _lacks_sys_resource
 )
 _VERSION_1 = Difference(
-    "Version 1 of cgroups has no such file; a guest's are of version 2", "with cgroups of version 1",
+    "cgroups of version 1 do not have this file; a guest has version 2", "with cgroups of version 1",
     _has_cgroups_of_version_1,
 )  # fmt: skip
 _POSTSTART = Difference("runc 1.1 runs poststart at the end of create, before the program is executed")
-_VERSIONS = Difference("runc 1.1 does not look at the version")
-_LATER = Difference("runc 1.1 implements version 1.0 of the specification, which has no such field")
-_MACHINE = "The container has the kernel of a virtual machine, whose {} are not the host's"
+_VERSIONS = Difference("runc 1.1 does not check the version")
+_LATER = Difference("runc 1.1 implements version 1.0 of the specification, which does not have this field")
+_MACHINE = "The container runs on the kernel of a virtual machine, whose {} are not the host's"
 _PRIVATE = Difference(
-    "Refused, by the field's name: crun 1.8 in the guest makes every mount private, and none could appear on the host"
+    "Refused by the field's name: crun 1.8 in the guest makes every mount private, and none could appear on the host"
 )
 
-#: By case, by the runtime's name.
+#: The differences, by case and by the name of the runtime.
 DIFFERENCES: dict[str, dict[str, Difference]] = {
     "rlimit-memlock-unlimited": {"runc": _LIMITS},
     "rlimit-raised": {"runc": _LIMITS},
@@ -63,20 +63,20 @@ DIFFERENCES: dict[str, dict[str, Difference]] = {
     "oci-version": {"runc": _VERSIONS},
     "oci-version-none": {"runc": _VERSIONS},
     "rlimit-duplicate": {"runc": Difference("runc 1.1 sets both, one after the other")},
-    "mappings-without-user": {"runc": Difference("runc 1.1 passes them over")},
-    "rootfs-shared": {"runc": Difference("runc 1.1 makes the root private again when it has entered it")},
-    "rootfs-unbindable": {"runc": Difference("runc 1.1 makes its own bind of the root unbindable, and fails at it")},
+    "mappings-without-user": {"runc": Difference("runc 1.1 ignores mappings without a user namespace")},
+    "rootfs-shared": {"runc": Difference("runc 1.1 makes the root private again after it has entered it")},
+    "rootfs-unbindable": {"runc": Difference("runc 1.1 makes its bind of the root unbindable, and then fails")},
     "mount-shared": {"hawse": _PRIVATE},
     "mount-unbindable": {"hawse": _PRIVATE},
     "pid-namespace-none": {"hawse": Difference(_MACHINE.format("processes"))},
     "ipc-namespace-none": {"hawse": Difference(_MACHINE.format("IPC objects"))},
     "hook-state-startContainer": {
-        "hawse": Difference("crun 1.8, which runs this hook in the guest, tells it the status of its own, starting")
+        "hawse": Difference("crun 1.8 runs this hook in the guest and passes its own status, starting")
     },
 }
 
 
 def known(case: str, runtime: str) -> Difference | None:
-    """The difference of that case for that runtime on this machine."""
+    """The known difference of a case for a runtime on this host."""
     found = DIFFERENCES.get(case, {}).get(runtime)
     return found if found is not None and found.here() else None

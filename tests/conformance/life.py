@@ -1,4 +1,4 @@
-"""runtime.md: the operations, their errors, a container's state, its hooks and its end."""
+"""runtime.md: the operations and their errors, and the state, hooks and end of a container."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.runtime import Result
 
 LIFE = "runtime.md#operations"
 STATE = "runtime.md#state"
-#: No document says which codes a command line has: runc's.
+#: No document defines the exit codes of the command line. These are the codes of runc.
 CODES = "runc's man pages"
 HOOKS = "config.md#posix-platform-hooks"
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 FAILED = re.compile(r"\A[1-9]\d* .*\w", re.S)
-#: Given to :func:`patience`.
+#: The time limit, passed to :func:`patience`.
 _SECONDS = 15
 
 
@@ -28,7 +28,7 @@ def _brief(result: Result) -> str:
 
 
 def _await(subject: Subject, bundle: Bundle, status: str) -> str:
-    """The status, once it is that or the time is over."""
+    """Wait for a status; returns the last one when the time is over."""
     deadline = time.monotonic() + patience(_SECONDS)
     while (found := str(subject.state(bundle)["status"])) != status and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -83,33 +83,33 @@ LIFECYCLE = Group(
         Case("unknown-id", LIFE, "state, start, kill and delete of an unknown id are errors",
              re.compile(r"\A([1-9]\d* [^\n]*does not exist[^\n]*\n?){4}\Z")),
         Case("state-created", LIFE, "after create the state is created, and the program has not run", "created False"),
-        Case("state-fields", STATE, "state has the id, the bundle and the process's id", "True True True"),
-        Case("state-version", STATE, "state has the version of the bundle's specification", "1.0.2-dev"),
-        Case("state-annotations", STATE, "state has the annotations",
+        Case("state-fields", STATE, "the state contains id, bundle and pid", "True True True"),
+        Case("state-version", STATE, "the state contains the bundle's ociVersion", "1.0.2-dev"),
+        Case("state-annotations", STATE, "the state contains the annotations",
              '{"org.example.empty": "", "org.example.key": "a value"}'),
-        Case("pid-file", STATE, "the pid of the state is in the pid file, and one of the host's", "True"),
-        Case("create-twice", LIFE, "create with an id that is taken is an error", FAILED),
+        Case("pid-file", STATE, "the pid file contains the pid of the state, which exists on the host", "True"),
+        Case("create-twice", LIFE, "create with an id in use is an error", FAILED),
         Case("start", LIFE, "start runs the program", "0"),
         Case("state-running", STATE, "after start the state is running", "running"),
-        Case("config-changed", LIFE, "what is changed in config.json after create has no effect", "True"),
-        Case("start-twice", LIFE, "start of a container that runs is an error", FAILED),
-        Case("delete-running", LIFE, "delete of a container that runs is an error", FAILED),
-        Case("exec-code-0", CODES, "exec ends with the program's code: 0", "0"),
-        Case("exec-code-7", CODES, "exec ends with the program's code: 7", "7"),
-        Case("exec-code-137", CODES, "exec of a program that a signal ended: 128 and the signal", "137"),
-        Case("exec-code-127", CODES, "exec of a program that is not there: 127, or 255 as runc has it",
+        Case("config-changed", LIFE, "a change of config.json after create has no effect", "True"),
+        Case("start-twice", LIFE, "start of a running container is an error", FAILED),
+        Case("delete-running", LIFE, "delete of a running container is an error", FAILED),
+        Case("exec-code-0", CODES, "exec exits with the program's code: 0", "0"),
+        Case("exec-code-7", CODES, "exec exits with the program's code: 7", "7"),
+        Case("exec-code-137", CODES, "exec of a program that a signal ends: 128 plus the signal", "137"),
+        Case("exec-code-127", CODES, "exec of a missing program: 127, or 255 as runc",
              re.compile("^(127|255)$")),
-        Case("exec-code-126", CODES, "exec of a program that cannot be run: 126, or 255 as runc has it",
+        Case("exec-code-126", CODES, "exec of a program that cannot be executed: 126, or 255 as runc",
              re.compile("^(126|255)$")),
-        Case("exec-user", CODES, "exec --user", "5 6"),
-        Case("kill-nonsense", LIFE, "kill with a signal that there is not is an error", FAILED),
+        Case("exec-user", CODES, "exec --user sets uid and gid", "5 6"),
+        Case("kill-nonsense", LIFE, "kill with an unknown signal is an error", FAILED),
         Case("kill", LIFE, "kill sends a signal", "0"),
-        Case("state-stopped", STATE, "after its end the state is stopped", "stopped"),
-        Case("kill-stopped", LIFE, "kill of a container that has stopped is an error", FAILED),
-        Case("start-stopped", LIFE, "start of a container that has stopped is an error", FAILED),
-        Case("exec-stopped", LIFE, "exec in a container that has stopped is an error", FAILED),
-        Case("delete", LIFE, "delete of a container that has stopped", "0"),
-        Case("deleted", LIFE, "after delete there is no such container", re.compile("^1 .*does not exist")),
+        Case("state-stopped", STATE, "after the end of the process the state is stopped", "stopped"),
+        Case("kill-stopped", LIFE, "kill of a stopped container is an error", FAILED),
+        Case("start-stopped", LIFE, "start of a stopped container is an error", FAILED),
+        Case("exec-stopped", LIFE, "exec in a stopped container is an error", FAILED),
+        Case("delete", LIFE, "delete removes a stopped container", "0"),
+        Case("deleted", LIFE, "after delete the container does not exist", re.compile("^1 .*does not exist")),
     ],
     _ask_life,
 )  # fmt: skip
@@ -138,11 +138,11 @@ def _ask_codes(subject: Subject) -> Answers:
 ENDS = Group(
     "exit codes",
     [
-        Case("run-code-7", CODES, "run ends with the program's code", "7"),
-        Case("run-code-signal", CODES, "the code of a program that a signal ended: 128 and the signal", "137"),
-        Case("run-not-found", CODES, "run of a program that is not there says so: 127, or 1 as runc has it",
+        Case("run-code-7", CODES, "run exits with the program's code", "7"),
+        Case("run-code-signal", CODES, "run of a program that a signal ends: 128 plus the signal", "137"),
+        Case("run-not-found", CODES, "run reports a missing program: 127, or 1 as runc",
              re.compile(r"^(1|127) .*(no such file or directory|not found)", re.S)),
-        Case("run-not-executable", CODES, "run of a program that cannot be run says so: 126, or 1 as runc has it",
+        Case("run-not-executable", CODES, "run reports a program that cannot be executed: 126, or 1 as runc",
              re.compile(r"^(1|126) .*(permission denied|is a directory)", re.S)),
     ],
     _ask_codes,
@@ -150,7 +150,7 @@ ENDS = Group(
 
 
 def _hook(bundle: Bundle, kind: str, number: int) -> dict[str, object]:
-    """One that writes its name, and the status that it was told; the container's own sees the container's files."""
+    """A hook that writes its name and the status on its stdin. Hooks of the container see the container's files."""
     data = "/data" if kind == "startContainer" else f"{bundle.rootfs}/data"
     script = f's=$(cat); echo {kind}{number} >> {data}/order; echo "$s" > {data}/state-{kind}; echo $V > {data}/env'
     return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin", "V=own"], "timeout": 30}
@@ -172,7 +172,7 @@ def _ask_hooks(subject: Subject) -> Answers:
     answers = {"hooks-create": order()}
     assert subject("start", bundle.name).code == 0
     _await(subject, bundle, "stopped")
-    # poststart may come before or after what the program does.
+    # poststart may run before or after the program.
     ran = order().removeprefix(answers["hooks-create"]).split()
     answers["hooks-start"] = " ".join(name for name in ran if name != "program")
     answers["hooks-start-program"] = str(ran.index("startContainer2") < ran.index("program"))
@@ -200,11 +200,11 @@ HOOKED = Group(
              "prestart1 prestart2 createRuntime1 createRuntime2 createContainer1 createContainer2"),
         Case("hooks-start", HOOKS, "start runs startContainer and poststart, in order",
              "startContainer1 startContainer2 poststart1 poststart2"),
-        Case("hooks-start-program", HOOKS, "startContainer is before the program", "True"),
+        Case("hooks-start-program", HOOKS, "startContainer runs before the program", "True"),
         Case("hooks-delete", HOOKS, "delete runs poststop, in order", "poststop1 poststop2"),
-        Case("hook-env", HOOKS, "env of a hook is the hook's", "own"),
+        Case("hook-env", HOOKS, "a hook gets its env", "own"),
         *(
-            Case(f"hook-state-{kind}", HOOKS, f"{kind} is given the state, with its status", re.compile(f"^{status}$"))
+            Case(f"hook-state-{kind}", HOOKS, f"{kind} gets the state with its status", re.compile(f"^{status}$"))
             for kind, status in _STATUS.items()
         ),
     ],

@@ -1,4 +1,4 @@
-"""config-linux.md, resources: limits that are read back in the container, and that hold."""
+"""config-linux.md, resources: limits as the container reads them, and their effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESOURCES = "config-linux.md#control-groups"
 
 
 def _read(two: str, one: str) -> str:
-    """A cgroup's file, of version 2 or of version 1."""
+    """A command that prints a file of the cgroup, of version 2 or of version 1."""
     return f"cat /sys/fs/cgroup/{two} 2>/dev/null || cat /sys/fs/cgroup/{one}"
 
 
@@ -30,26 +30,26 @@ LIMITED = inside(
     "limits",
     _limited,
     [
-        Case("memory-limit", MEMORY, "memory.limit is the cgroup's", str(64 << 20),
+        Case("memory-limit", MEMORY, "memory.limit is set in the cgroup", str(64 << 20),
              _read("memory.max", "memory/memory.limit_in_bytes")),
-        Case("memory-reservation", MEMORY, "memory.reservation is the cgroup's", str(32 << 20),
+        Case("memory-reservation", MEMORY, "memory.reservation is set in the cgroup", str(32 << 20),
              _read("memory.low", "memory/memory.soft_limit_in_bytes")),
-        Case("memory-kill", MEMORY, "what allocates more is killed, and the container lives", "137",
+        Case("memory-kill", MEMORY, "a process that allocates more is killed, and the container continues", "137",
              "dd if=/dev/zero of=/dev/null bs=128M count=1 2>/dev/null; echo $?"),
-        Case("cpu-quota", CPU, "cpu.quota and cpu.period are the cgroup's", "50000 100000",
+        Case("cpu-quota", CPU, "cpu.quota and cpu.period are set in the cgroup", "50000 100000",
              "cat /sys/fs/cgroup/cpu.max 2>/dev/null || echo "
              "$(cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us)"),
-        Case("cpu-shares", CPU, "cpu.shares is the cgroup's (in version 2 as a weight)", re.compile("^(512|20)$"),
+        Case("cpu-shares", CPU, "cpu.shares is set in the cgroup (in version 2 as a weight)", re.compile("^(512|20)$"),
              _read("cpu.weight", "cpu/cpu.shares")),
-        Case("pids-limit", PIDS, "pids.limit is the cgroup's", "20", _read("pids.max", "pids/pids.max")),
-        Case("pids-fork", PIDS, "a fork beyond it fails", re.compile("can't fork"),
+        Case("pids-limit", PIDS, "pids.limit is set in the cgroup", "20", _read("pids.max", "pids/pids.max")),
+        Case("pids-fork", PIDS, "a fork beyond the limit fails", re.compile("can't fork"),
              "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done"),
     ],
 )  # fmt: skip
 
 
 def _unset(spec: Spec, _bundle: Bundle) -> None:
-    """As Docker, Podman, containerd and CRI-O write what nobody has asked for."""
+    """Values that Docker, Podman, containerd and CRI-O write for limits that nobody has requested."""
     spec["linux"] |= {"mountLabel": "", "intelRdt": None, "timeOffsets": {}, "rootfsPropagation": ""}
     spec["linux"]["resources"] |= {
         "memory": {"disableOOMKiller": False, "limit": -1, "swap": 0, "kernel": 0},
@@ -70,15 +70,15 @@ def _unset(spec: Spec, _bundle: Bundle) -> None:
 
 
 UNSET = inside(
-    "limits that are none",
+    "unset limits",
     _unset,
     [
-        Case("memory-unlimited", MEMORY, "a memory.limit of -1 is none", re.compile("^(max|9223372036854771712)$"),
-             _read("memory.max", "memory/memory.limit_in_bytes")),
-        Case("cpu-unlimited", CPU, "a cpu.quota of -1 is none", re.compile("^(max .*|-1)$"),
+        Case("memory-unlimited", MEMORY, "a memory.limit of -1 means unlimited",
+             re.compile("^(max|9223372036854771712)$"), _read("memory.max", "memory/memory.limit_in_bytes")),
+        Case("cpu-unlimited", CPU, "a cpu.quota of -1 means unlimited", re.compile("^(max .*|-1)$"),
              _read("cpu.max", "cpu/cpu.cfs_quota_us")),
-        Case("pids-unlimited", PIDS, "a pids.limit of -1 is none", "max", _read("pids.max", "pids/pids.max")),
-        Case("resources-unset", RESOURCES, "zero, null and empty values ask for nothing", "yes", "echo yes"),
+        Case("pids-unlimited", PIDS, "a pids.limit of -1 means unlimited", "max", _read("pids.max", "pids/pids.max")),
+        Case("resources-unset", RESOURCES, "zero, null and empty values request nothing", "yes", "echo yes"),
     ],
 )  # fmt: skip
 
@@ -95,12 +95,12 @@ UNIFIED = inside(
     "limits of version 2",
     _unified,
     [
-        Case("unified", "config-linux.md#unified", "unified names files of the cgroup", f"{48 << 20} 31 1",
+        Case("unified", "config-linux.md#unified", "unified sets files of the cgroup", f"{48 << 20} 31 1",
              "echo $(cd /sys/fs/cgroup; cat memory.high pids.max memory.oom.group)"),
-        Case("memory-swap", MEMORY, "memory.swap is memory and swap together", "0",
+        Case("memory-swap", MEMORY, "memory.swap is the sum of memory and swap", "0",
              "cat /sys/fs/cgroup/memory.swap.max"),
-        Case("cpu-idle", CPU, "cpu.idle is the cgroup's", "1", "cat /sys/fs/cgroup/cpu.idle"),
-        Case("cpu-burst", CPU, "cpu.burst is the cgroup's", "20000", "cat /sys/fs/cgroup/cpu.max.burst"),
+        Case("cpu-idle", CPU, "cpu.idle is set in the cgroup", "1", "cat /sys/fs/cgroup/cpu.idle"),
+        Case("cpu-burst", CPU, "cpu.burst is set in the cgroup", "20000", "cat /sys/fs/cgroup/cpu.max.burst"),
     ],
 )  # fmt: skip
 
@@ -113,7 +113,7 @@ def _pinned(spec: Spec, bundle: Bundle) -> None:
 PINNED = inside(
     "CPUs of the host",
     _pinned,
-    [Case("cpu-list", CPU, "a program sees as many CPUs as cpu.cpus has", "1", "/bin/busybox nproc")],
+    [Case("cpu-list", CPU, "a program sees as many CPUs as cpu.cpus lists", "1", "/bin/busybox nproc")],
 )
 
 GROUPS = [LIMITED, UNSET, UNIFIED, PINNED]

@@ -1,4 +1,4 @@
-"""config.md, root and mounts: which files the container has, and how."""
+"""config.md, root and mounts: the files of the container and their mount options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROPAGATION = "config-linux.md#rootfs-mount-propagation"
 
 
 def _options(path: str) -> str:
-    """The options of the last mount at a path, and what follows up to the file system's own."""
+    """A command that prints the options of the last mount at a path, and the following fields."""
     return f"busybox awk '$5 == \"{path}\"' /proc/self/mountinfo | busybox tail -n 1 | busybox cut -d' ' -f6-"
 
 
@@ -31,7 +31,7 @@ def _mounts(spec: Spec, bundle: Bundle) -> None:
     bundle.bind(f"{bundle.path}/directory", "/ro", "bind", "ro")
     bundle.bind(f"{bundle.path}/directory", "/flags", "bind", "nosuid", "nodev", "noexec")
     bundle.bind(f"{bundle.path}/directory/file", "/made/by/runtime/file", "bind", "ro")
-    # A file system of the host below the source: an rbind brings it along.
+    # A file system of the host below the source: an rbind includes it.
     bundle.make("tree")
     with open(f"{bundle.mount('tree/below')}/there", "w"):
         pass
@@ -53,45 +53,46 @@ MOUNTED = inside(
     "mounts",
     _mounts,
     [
-        Case("root-readonly", ROOT, "the root file system cannot be written to", re.compile("Read-only file system"),
+        Case("root-readonly", ROOT, "the root file system is read-only", re.compile("Read-only file system"),
              "touch /new"),
-        Case("mount-tmpfs-flags", LINUX, "nosuid, nodev, noexec and noatime are a tmpfs's",
+        Case("mount-tmpfs-flags", LINUX, "nosuid, nodev, noexec and noatime are set on a tmpfs",
              re.compile("^(?=.*nosuid)(?=.*nodev)(?=.*noexec)(?=.*noatime)"), _options("/tmpfs")),
-        Case("mount-tmpfs-size", MOUNTS, "the size of a tmpfs is a limit", re.compile("No space left on device"),
+        Case("mount-tmpfs-size", MOUNTS, "the size of a tmpfs is limited", re.compile("No space left on device"),
              "dd if=/dev/zero of=/tmpfs/f bs=1k count=1500"),
-        Case("mount-tmpfs-mode", MOUNTS, "the mode of a tmpfs is the bundle's", "1751", "stat -c %a /tmpfs"),
-        Case("mount-bind", MOUNTS, "a bound directory is the host's, to read and to write", "a file\nnew",
+        Case("mount-tmpfs-mode", MOUNTS, "the mode of a tmpfs is set", "1751", "stat -c %a /tmpfs"),
+        Case("mount-bind", MOUNTS, "a bound directory is the host's, for reading and writing", "a file\nnew",
              "cat /rw/file; echo new > /rw/new; cat /rw/new"),
         Case("mount-relative", MOUNTS, "a bind's relative source is below the bundle", "a file", "cat /relative/file"),
-        Case("mount-ro", LINUX, "ro: a bound directory cannot be written to", re.compile("Read-only file system"),
+        Case("mount-ro", LINUX, "ro: a bound directory is read-only", re.compile("Read-only file system"),
              "touch /ro/x"),
-        Case("mount-bind-flags", LINUX, "nosuid, nodev and noexec are a bind's",
+        Case("mount-bind-flags", LINUX, "nosuid, nodev and noexec are set on a bind",
              re.compile("^(?=.*nosuid)(?=.*nodev)(?=.*noexec)"), _options("/flags")),
-        Case("mount-noexec", LINUX, "noexec: no program of the mount runs", "it ran\nno",
+        Case("mount-noexec", LINUX, "noexec: programs of the mount cannot be executed", "it ran\nno",
              "/rw/program; /flags/program 2>/dev/null || echo no"),
-        Case("mount-file", MOUNTS, "a file is bound, and its destination and the way there are made", "a file",
+        Case("mount-file", MOUNTS, "a file is bound; its destination and the directories above are created", "a file",
              "cat /made/by/runtime/file"),
-        Case("mount-file-ro", LINUX, "ro: a bound file cannot be written to", re.compile("Read-only file system"),
+        Case("mount-file-ro", LINUX, "ro: a bound file is read-only", re.compile("Read-only file system"),
              "echo x > /made/by/runtime/file"),
-        Case("mount-rbind", LINUX, "rbind brings what is mounted below the source", "there", "ls /rbind/below"),
-        Case("mount-bind-alone", LINUX, "bind does not", "", "ls /bind/below"),
-        Case("mount-rro", LINUX, "rro: what is mounted below cannot be written to either",
+        Case("mount-rbind", LINUX, "rbind includes mounts below the source", "there", "ls /rbind/below"),
+        Case("mount-bind-alone", LINUX, "bind does not include mounts below the source", "", "ls /bind/below"),
+        Case("mount-rro", LINUX, "rro: mounts below are read-only too",
              re.compile("Read-only file system"), "touch /rro/below/x"),
-        Case("mount-order", MOUNTS, "mounts are made in order: one into another", "a file", "cat /order/inner/file"),
+        Case("mount-order", MOUNTS, "mounts are made in order: one inside another", "a file", "cat /order/inner/file"),
         Case("mount-over", MOUNTS, "mounts are made in order: one over another", "", "ls /over"),
-        Case("mount-symlink", MOUNTS, "a link on the way to a destination leads within the root", "a file",
+        Case("mount-symlink", MOUNTS, "a link in a destination is resolved inside the root", "a file",
              "cat /data/target/file"),
-        Case("mount-tmpcopyup", LINUX, "tmpcopyup: a tmpfs begins with what was there", "kept", "cat /filled/kept"),
-        Case("mount-private", LINUX, "rprivate is a mount's propagation", re.compile("^(?!.*(shared|master):)"),
+        Case("mount-tmpcopyup", LINUX, "tmpcopyup: a tmpfs begins with the files of its directory", "kept",
+             "cat /filled/kept"),
+        Case("mount-private", LINUX, "the propagation of a mount is rprivate", re.compile("^(?!.*(shared|master):)"),
              _options("/private")),
-        Case("rootfs-private", PROPAGATION, "the root is private where nothing else is said",
+        Case("rootfs-private", PROPAGATION, "the root is private by default",
              re.compile("^(?!.*shared:)"), _options("/")),
     ],
 )  # fmt: skip
 
 
 def _ask_propagation(subject: Subject) -> Answers:
-    """What the host mounts while the container runs, below sources bound as slave and as private."""
+    """Mounts that the host makes while the container runs, below sources bound as slave and as private."""
     bundle = subject.bundle(["/bin/sh", "-c", "while :; do sleep 3600; done"])
     bundle.mount("slave", shared=True)
     bundle.make("slave/below")
@@ -115,8 +116,8 @@ def _ask_propagation(subject: Subject) -> Answers:
 PROPAGATED = Group(
     "propagation",
     [
-        Case("mount-slave-late", LINUX, "rslave: what the host mounts later below the source is seen", "late"),
-        Case("mount-private-late", LINUX, "rprivate: what the host mounts later is not seen", ""),
+        Case("mount-slave-late", LINUX, "rslave: later mounts of the host below the source are visible", "late"),
+        Case("mount-private-late", LINUX, "rprivate: later mounts of the host are not visible", ""),
     ],
     _ask_propagation,
 )
@@ -126,7 +127,7 @@ def _rootfs(propagation: str) -> Group:
     def edit(spec: Spec, _bundle: Bundle) -> None:
         spec["linux"]["rootfsPropagation"] = propagation
 
-    says = f"the root's propagation is {propagation}"
+    says = f"the propagation of the root is {propagation}"
     case = Case(f"rootfs-{propagation}", PROPAGATION, says, re.compile(f"{propagation}(:|$| )"), _options("/"))
     return inside(f"root {propagation}", edit, [case])
 
@@ -135,7 +136,7 @@ def _propagation(propagation: str) -> Group:
     def edit(_spec: Spec, bundle: Bundle) -> None:
         bundle.tmpfs("/mount", propagation)
 
-    says = f"{propagation} is a mount's propagation"
+    says = f"the propagation of a mount is {propagation}"
     case = Case(f"mount-{propagation}", LINUX, says, re.compile(f"{propagation}(:|$| )"), _options("/mount"))
     return inside(f"mount {propagation}", edit, [case])
 

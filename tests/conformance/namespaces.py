@@ -1,4 +1,4 @@
-"""config-linux.md, namespaces, what goes with each of them, and the file systems that every container has."""
+"""config-linux.md: namespaces with their settings, default devices and default file systems."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DEVICES = "config-linux.md#default-devices"
 FILES = "config-linux.md#default-filesystems"
 LINKS = "runtime-linux.md#dev-symbolic-links"
 SYSCTL = "config-linux.md#sysctl"
-#: Of this process, which a container without a PID namespace sees under its number.
+#: The digest of the command line of this process, which a container without a PID namespace can read.
 _OWN_COMMAND_LINE = hashlib.md5(Path("/proc/self/cmdline").read_bytes(), usedforsecurity=False).hexdigest()
-#: linux/magic: device numbers of mem.c, and those of the terminals (Documentation/admin-guide/devices.txt).
+#: Device numbers of mem.c and of the terminals (Linux Documentation/admin-guide/devices.txt).
 NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 
 
@@ -49,26 +49,26 @@ PLAIN = inside(
     "plain",
     _plain,
     [
-        Case("pid-namespace", NAMESPACES, "pid: the process is the first one", "1", "echo $$"),
-        Case("ipc-namespace", NAMESPACES, "ipc: the runtime's shared memory is not there", "1",
+        Case("pid-namespace", NAMESPACES, "pid: the process is number 1", "1", "echo $$"),
+        Case("ipc-namespace", NAMESPACES, "ipc: the runtime's shared memory is not visible", "1",
              "wc -l < /proc/sysvipc/shm"),
-        Case("network-namespace", NAMESPACES, "network: a new one has the loopback alone", "lo",
+        Case("network-namespace", NAMESPACES, "network: a new namespace contains only the loopback", "lo",
              "ls /sys/class/net"),
         Case("network-loopback", NAMESPACES, "network: the loopback is up", re.compile(r"\bUP\b"),
              "busybox ip link show lo"),
-        Case("cgroup-namespace", NAMESPACES, "cgroup: the container's own is the root",
+        Case("cgroup-namespace", NAMESPACES, "cgroup: the container's cgroup is the root",
              re.compile(r"\A([^\n]*:/\n?)+\Z"), "cat /proc/self/cgroup"),
-        Case("hostname", "config.md#hostname", "hostname is the container's", "conform.example", "busybox hostname"),
-        Case("domainname", "config.md#domainname", "domainname is the container's", "domain.example",
+        Case("hostname", "config.md#hostname", "hostname is set", "conform.example", "busybox hostname"),
+        Case("domainname", "config.md#domainname", "domainname is set", "domain.example",
              "cat /proc/sys/kernel/domainname"),
         *(
-            Case(f"dev-{name}", DEVICES, f"/dev/{name} is there, for everybody", f"{major:x}:{minor:x} 666",
+            Case(f"dev-{name}", DEVICES, f"/dev/{name} exists, for all users", f"{major:x}:{minor:x} 666",
                  f"stat -c '%t:%T %a' /dev/{name}")
             for name, (major, minor) in NODES.items()
         ),
-        Case("dev-ptmx", DEVICES, "/dev/ptmx is that of /dev/pts", re.compile("^(/dev/)?pts/ptmx$"),
+        Case("dev-ptmx", DEVICES, "/dev/ptmx is a link to that of /dev/pts", re.compile("^(/dev/)?pts/ptmx$"),
              "busybox readlink /dev/ptmx"),
-        Case("dev-console-none", DEVICES, "/dev/console is not there without a terminal", "none",
+        Case("dev-console-none", DEVICES, "/dev/console does not exist without a terminal", "none",
              "test -e /dev/console && echo there || echo none"),
         Case("dev-links", LINKS, "/dev/fd, stdin, stdout and stderr are links",
              "/proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2",
@@ -76,12 +76,12 @@ PLAIN = inside(
         Case("dev-shm", FILES, "/dev/shm is a tmpfs with its options",
              re.compile("^tmpfs (?=.*nosuid)(?=.*nodev)(?=.*noexec)(?=.*size=65536k)"), _mount("/dev/shm", 3, 4)),
         Case("proc", FILES, "/proc is mounted", re.compile("^proc proc"), _mount("/proc", 1, 3)),
-        Case("sysfs", FILES, "/sys is mounted, and with ro cannot be written to", re.compile("^sysfs ro"),
+        Case("sysfs", FILES, "/sys is mounted, read-only with ro", re.compile("^sysfs ro"),
              _mount("/sys", 3, 4)),
         Case("devpts", FILES, "/dev/pts is mounted with its mode", re.compile(r"^devpts .*gid=5,mode=620,ptmxmode=666"),
              _mount("/dev/pts", 3, 4)),
         Case("mqueue", FILES, "/dev/mqueue is mounted", re.compile("^mqueue"), _mount("/dev/mqueue", 3)),
-        Case("cgroup-mount", FILES, "/sys/fs/cgroup is mounted, and with ro cannot be written to",
+        Case("cgroup-mount", FILES, "/sys/fs/cgroup is mounted, read-only with ro",
              re.compile("Read-only file system"), "cd /sys/fs/cgroup; test -d memory && cd memory; mkdir x"),
         Case("masked-file", "config-linux.md#masked-paths", "a masked file is empty", "", "cat /masked"),
         Case("masked-directory", "config-linux.md#masked-paths", "a masked directory is empty", "", "ls /secret"),
@@ -90,9 +90,9 @@ PLAIN = inside(
              re.compile("^fixed\n.*Read-only file system"), "cat /fixed/file; touch /fixed/new"),
         Case("readonly-proc", "config-linux.md#readonly-paths", "paths of /proc are read-only",
              re.compile("Read-only file system"), "echo 0 > /proc/sys/kernel/shm_rmid_forced"),
-        Case("sysctl-ipc", SYSCTL, "settings of the ipc namespace", "1 17",
+        Case("sysctl-ipc", SYSCTL, "sysctls of the ipc namespace are set", "1 17",
              "echo $(cat /proc/sys/kernel/shm_rmid_forced /proc/sys/fs/mqueue/msg_max)"),
-        Case("sysctl-net", SYSCTL, "settings of the network namespace", "80 999",
+        Case("sysctl-net", SYSCTL, "sysctls of the network namespace are set", "80 999",
              "echo $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/core/somaxconn)"),
     ],
 )  # fmt: skip
@@ -106,22 +106,24 @@ def _without(spec: Spec, _bundle: Bundle) -> None:
 
 
 _SHARED = inside(
-    "namespaces left out",
+    "without namespaces",
     _without,
     [
-        Case("pid-namespace-none", NAMESPACES, "pid left out: the runtime's processes are there", "there",
+        Case("pid-namespace-none", NAMESPACES, "without pid: the runtime's processes are visible", "there",
              f"test \"$(md5sum </proc/{os.getpid()}/cmdline)\" = '{_OWN_COMMAND_LINE}  -' && echo there"),
-        Case("ipc-namespace-none", NAMESPACES, "ipc left out: the runtime's shared memory is there", "2",
+        Case("ipc-namespace-none", NAMESPACES, "without ipc: the runtime's shared memory is visible", "2",
              "wc -l < /proc/sysvipc/shm"),
-        Case("uts-namespace-none", NAMESPACES, "uts left out: the host's name is seen", socket.gethostname(),
+        Case("uts-namespace-none", NAMESPACES, "without uts: the host name is the host's", socket.gethostname(),
              "busybox hostname"),
     ],
 )  # fmt: skip
 
 
 def _ask_shared(subject: Subject) -> Answers:
-    """The group's answers, while the host has a segment of shared memory: a number of a namespace proves nothing about
-    two kernels, since the first ones have the same on each."""
+    """Answer the cases while a segment of shared memory exists on the host.
+
+    The inode numbers of namespaces do not distinguish two kernels: those of the first namespaces are equal.
+    """
     made = subprocess.run(["ipcmk", "--shmem", "4096"], capture_output=True, text=True, check=True)
     try:
         return _SHARED.ask(subject)
@@ -153,9 +155,9 @@ MAPPED = inside(
              "0 200000 65536", "echo $(cat /proc/self/gid_map)"),
         Case("user-namespace-files", "config-linux.md#user-namespace-mappings", "files have the mapped owners", "5 7",
              "stat -c '%u %g' /data/owned"),
-        Case("user-namespace-nobody", "config-linux.md#user-namespace-mappings", "files of others are nobody's",
+        Case("user-namespace-nobody", "config-linux.md#user-namespace-mappings", "files of others belong to nobody",
              "65534", "stat -c %u /bin/busybox"),
-        Case("user-namespace-proc", FILES, "/proc and /sys are there", "proc sysfs",
+        Case("user-namespace-proc", FILES, "/proc and /sys are mounted", "proc sysfs",
              f"echo $({_mount('/proc', 3)}; {_mount('/sys', 3)})"),
     ],
 )  # fmt: skip

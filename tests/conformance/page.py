@@ -1,7 +1,7 @@
-"""docs/conformance.md, from the tables: ``python -m tests.conformance.page`` prints it.
+"""docs/conformance.md, generated from the tables: ``python -m tests.conformance.page > docs/conformance.md``.
 
-The page claims what the suite proves: a case passes on a runtime unless a difference is known, and a test fails where
-that is not so, either way.
+The page states what the suite proves: a case passes on a runtime unless a difference is known. A test fails if it does
+not pass, or if it passes despite a known difference.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ SPECIFICATION = "https://github.com/opencontainers/runtime-spec/blob/v1.2.0"
 _HEAD = """\
 # Conformance
 
-What the OCI runtime specification asks for, as cases that are asked of a runtime by its command line alone, and what
-runc 1.1.5 and hawse do. The page is made from the suite's tables by `python -m tests.conformance.page`; a test fails
-where a verdict is another than it says. Any runtime with runc's command line can be asked:
+This page lists requirements of the OCI runtime specification, and whether runc 1.1.5 and hawse meet them. Each case
+uses only the runtime's command line. `python -m tests.conformance.page` generates the page from the tables of the
+suite; a test fails if a verdict is wrong. The suite can test any runtime with runc's command line. Before the first
+run, `make engines image` installs the packages that it needs, runc among them, and builds the guest image:
 
     .venv/bin/python -m pytest tests/conformance                  # runc and hawse, about three minutes without KVM
-    RUNTIME=runc .venv/bin/python -m pytest tests/conformance     # one of them; an absolute path, with options, is fine
+    RUNTIME=runc .venv/bin/python -m pytest tests/conformance     # one runtime; a path with options is possible
 
 """
 
 
 def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
-    """A cell of the table; ``notes`` are those before it, and get what is new."""
+    """A cell of the table. A new note is appended to ``notes``."""
     difference = DIFFERENCES.get(case.id, {}).get(runtime)
     if difference is None:
         return "passes"
@@ -45,12 +46,12 @@ def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
 
 
 def section(case: Case) -> str:
-    """Where the specification says it."""
+    """A link to the section of the specification."""
     return f"[{case.section}]({SPECIFICATION}/{case.section})" if "#" in case.section else case.section
 
 
 def count(cases: Sequence[Case], runtime: str) -> str:
-    """How many a runtime passes everywhere, and how many where the host lets it."""
+    """The number of cases that a runtime passes on every host, and on suitable hosts."""
     differences = [DIFFERENCES.get(case.id, {}).get(runtime) for case in cases]
     depending = sum(each is not None and bool(each.where) for each in differences)
     return f"{runtime} passes {differences.count(None)}" + (f", {depending} more on some hosts," if depending else "")
@@ -69,7 +70,7 @@ def page() -> str:
     lines = [
         f"Of {len(cases)} cases {' and '.join(count(cases, runtime) for runtime in RUNTIMES)}.",
         "",
-        "| case | what is asked | section | runc | hawse |",
+        "| case | requirement | section | runc | hawse |",
     ]
     lines += ["|---|---|---|---|---|", *rows, ""]
     lines += [f"{number}. {note.why}." for number, note in enumerate(notes, 1)]
@@ -84,17 +85,20 @@ def _fields() -> str:
     lines = [
         "## Fields",
         "",
-        'What hawse does with each field. "Refused" is an error of `create` that names the field, where its value asks',
-        "for something; what is ignored with a warning is named by it. Which values ask for nothing depends on the",
-        "field, since some that look empty are requests (an interface in `linux.netDevices` is named by its key):",
+        'The table shows how hawse handles each field. "Refused" is an error of `create` that names the field, if its',
+        "value requests something; a warning names each field that is ignored with a warning. Values that request",
+        "nothing depend on the field, since some that look empty are requests (a key of `linux.netDevices` names an",
+        "interface):",
         "",
         "- In most fields they are " + Form.VALUE.value + ".",
         f"- In {_listed(Form.LIMIT)} they are {Form.LIMIT.value}.",
-        f"- In {_listed(Form.OBJECT)} it is {Form.OBJECT.value} alone: an empty object is refused.",
+        f"- In {_listed(Form.OBJECT)} it is only {Form.OBJECT.value}: an empty object is refused.",
         "",
-        "A value of another type than the specification's is refused for every field, also for one that is ignored.",
+        "A value of the wrong type is refused for every field, also for one that is ignored.",
+        "null in a list is the empty text or object, or zero, as under runc. A document may have 100 levels of objects",
+        "and lists; runc accepts 10000.",
         "",
-        "| field | where it is applied | why, or what proves it |",
+        "| field | where it is applied | reason, or tests |",
         "|---|---|---|",
     ]
     for field in FIELDS:

@@ -1,4 +1,4 @@
-"""config.md, process: who the program is, what it is given, and what it may use."""
+"""config.md, process: the user, arguments, environment, capabilities and limits of the program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROCESS = "config.md#process"
 POSIX = "config.md#posix-process"
 LINUX = "config.md#linux-process"
 USER = "config.md#posix-platform-user"
-#: linux/capability.h.
+#: Numbers of capabilities, from linux/capability.h.
 CHOWN, KILL, NET_RAW = 1 << 0, 1 << 5, 1 << 13
 UNLIMITED = 2**64 - 1
 
@@ -54,30 +54,30 @@ AS_A_USER = inside(
     "process of a user",
     _user,
     [
-        Case("process-args", PROCESS, "args are passed as they are, an empty one too", "<zero><a b><><*>",
+        Case("process-args", PROCESS, "args are passed unchanged, also an empty one", "<zero><a b><><*>",
              "printf '<%s>' \"$0\" \"$@\""),
-        Case("process-env", PROCESS, "env is passed as it is", "||a  b|'\"$x",
+        Case("process-env", PROCESS, "env is passed unchanged", "||a  b|'\"$x",
              'printf \'%s|\' "$HOME_IS_UNSET" "$EMPTY" "$SPACED"; printf %s "$QUOTED"'),
-        Case("process-env-nothing-else", PROCESS, "nothing of the runtime's own environment is passed",
+        Case("process-env-nothing-else", PROCESS, "variables of the runtime's environment are not passed",
              re.compile(r"^(?!.*^(SUDO|PYTEST|LANG|LC_|RUNTIME|VIRTUAL_ENV))", re.M | re.S), "env"),
         Case("process-cwd", PROCESS, "cwd is the working directory", "/tmp", "pwd"),
-        Case("process-user", USER, "uid and gid are the process's", "1000 1001", "echo $(id -u) $(id -g)"),
-        Case("process-additional-gids", USER, "additionalGids are the process's groups",
+        Case("process-user", USER, "the process has this uid and gid", "1000 1001", "echo $(id -u) $(id -g)"),
+        Case("process-additional-gids", USER, "the process has these additionalGids",
              re.compile(r"^Groups:.*\b5 7\b"), "grep ^Groups: /proc/self/status"),
         Case("process-umask", USER, "umask is set", "0027", "umask"),
-        Case("capabilities-bounding", LINUX, "the bounding set is what the bundle says",
+        Case("capabilities-bounding", LINUX, "the bounding set is the bundle's",
              f"CapBnd:{CHOWN | KILL | NET_RAW:016x}", _status("CapBnd")),
-        Case("capabilities-effective", LINUX, "a user's effective set is the ambient one after the execution",
+        Case("capabilities-effective", LINUX, "the effective set of a user is the ambient set",
              f"CapEff:{KILL:016x}", _status("CapEff")),
-        Case("capabilities-inheritable", LINUX, "the inheritable set is what the bundle says",
+        Case("capabilities-inheritable", LINUX, "the inheritable set is the bundle's",
              f"CapInh:{KILL:016x}", _status("CapInh")),
-        Case("capabilities-ambient", LINUX, "the ambient set is what the bundle says",
+        Case("capabilities-ambient", LINUX, "the ambient set is the bundle's",
              f"CapAmb:{KILL:016x}", _status("CapAmb")),
         Case("no-new-privileges", LINUX, "noNewPrivileges is set", "NoNewPrivs:1", _status("NoNewPrivs")),
         Case("oom-score-adj", LINUX, "oomScoreAdj is set", "321", "cat /proc/self/oom_score_adj"),
-        Case("rlimit-memlock", POSIX, "RLIMIT_MEMLOCK has both limits, in bytes",
+        Case("rlimit-memlock", POSIX, "both limits of RLIMIT_MEMLOCK are set, in bytes",
              "Max locked memory 12345 23456 bytes ", _limit("Max locked memory")),
-        Case("rlimit-nofile", POSIX, "RLIMIT_NOFILE has both limits", "Max open files 100 200 files ",
+        Case("rlimit-nofile", POSIX, "both limits of RLIMIT_NOFILE are set", "Max open files 100 200 files ",
              _limit("Max open files")),
     ],
 )  # fmt: skip
@@ -96,13 +96,13 @@ AS_ROOT = inside(
     "process of root",
     _root,
     [
-        Case("process-user-default", USER, "without a user it is root", "0 0", "echo $(id -u) $(id -g)"),
-        Case("capabilities-unknown", LINUX, "a capability that the kernel has not is warned of alone",
+        Case("process-user-default", USER, "the default user is root", "0 0", "echo $(id -u) $(id -g)"),
+        Case("capabilities-unknown", LINUX, "an unknown capability is ignored",
              f"CapPrm:{KILL:016x}", _status("CapPrm")),
-        Case("capabilities-root", LINUX, "root has no more than the bundle says", f"CapEff:{KILL:016x}",
+        Case("capabilities-root", LINUX, "root has only the capabilities of the bundle", f"CapEff:{KILL:016x}",
              _status("CapEff")),
-        Case("no-new-privileges-unset", LINUX, "noNewPrivileges is left unset", "NoNewPrivs:0", _status("NoNewPrivs")),
-        Case("process-cwd-made", PROCESS, "a cwd that is missing is made, as by every runtime", "/made/by/whom",
+        Case("no-new-privileges-unset", LINUX, "noNewPrivileges stays unset", "NoNewPrivs:0", _status("NoNewPrivs")),
+        Case("process-cwd-made", PROCESS, "a missing cwd is created, as by every runtime", "/made/by/whom",
              "pwd"),
         Case("unknown-properties", "config.md#extensibility", "unknown properties are ignored", "yes", "echo yes"),
     ],
@@ -117,12 +117,12 @@ def _lifted(spec: Spec, _bundle: Bundle) -> None:
     spec["process"]["oomScoreAdj"] = -5
 
 
-#: What takes CAP_SYS_RESOURCE on a host.
+#: Settings that require CAP_SYS_RESOURCE on a host.
 LIFTED = inside(
-    "lifted limits",
+    "raised limits",
     _lifted,
     [
-        Case("rlimit-memlock-unlimited", POSIX, "RLIMIT_MEMLOCK can be lifted",
+        Case("rlimit-memlock-unlimited", POSIX, "RLIMIT_MEMLOCK can be unlimited",
              "Max locked memory unlimited unlimited bytes ", _limit("Max locked memory")),
         Case("rlimit-raised", POSIX, "a hard limit can be above the runtime's", "Max open files 1024 1048576 files ",
              _limit("Max open files")),
@@ -132,7 +132,7 @@ LIFTED = inside(
 
 
 def _ask_terminal(subject: Subject) -> Answers:
-    """A container with a terminal, whose master comes by a socket as engines get it."""
+    """A container with a terminal. Its master arrives through a socket, as for engines."""
     script = "tty; stty size; ls -l /dev/console | busybox cut -c1; test -t 0 -a -t 1 -a -t 2 && echo all; echo end"
     bundle = subject.bundle(["/bin/sh", "-c", script])
     bundle.spec["process"] |= {"terminal": True, "consoleSize": {"height": 31, "width": 101}}
@@ -154,11 +154,11 @@ def _ask_terminal(subject: Subject) -> Answers:
 TERMINAL = Group(
     "terminal",
     [
-        Case("terminal", PROCESS, "terminal is one of the container's own devpts",
+        Case("terminal", PROCESS, "the terminal is from the container's devpts",
              re.compile(r"^/dev/(pts/0|console)$")),
-        Case("console-size", PROCESS, "consoleSize is the terminal's", "31 101"),
-        Case("terminal-console", "config-linux.md#default-devices", "/dev/console is there with a terminal", "c"),
-        Case("terminal-stdio", PROCESS, "all three are the terminal", "all"),
+        Case("console-size", PROCESS, "the terminal has this consoleSize", "31 101"),
+        Case("terminal-console", "config-linux.md#default-devices", "/dev/console exists with a terminal", "c"),
+        Case("terminal-stdio", PROCESS, "stdin, stdout and stderr are the terminal", "all"),
     ],
     _ask_terminal,
 )  # fmt: skip

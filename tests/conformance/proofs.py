@@ -1,4 +1,4 @@
-"""What proves that a field is applied: ids of cases, or a module of tests where no runtime's command line shows it."""
+"""The proof that a field is applied: ids of cases, or a test module if the command line of a runtime cannot show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong or cannot be applied is an error (runtime.md, create), and the error names the field."""
+"""Invalid fields, and fields that cannot be applied, are errors (runtime.md, create). The error names the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Edit = Callable[[Spec, Bundle], None]
 
 
 def put(path: str, value: Any) -> Edit:
-    """An edit that sets one field, given as "linux.resources.network"."""
+    """An edit that sets one field, such as "linux.resources.network"."""
 
     def edit(spec: Spec, _bundle: Bundle) -> None:
         part = spec
@@ -45,47 +45,47 @@ def _limit(kind: str, soft: int = 5, hard: int = 5) -> dict[str, Any]:
 
 
 WRONG = refused(
-    "what makes no sense",
+    "invalid values",
     "runtime.md#create",
     [
-        ("oci-version", "ociVersion of another major number", "(?i)version", put("ociVersion", "2.0.0")),
-        ("oci-version-none", "ociVersion that is none", "(?i)version", put("ociVersion", "newest")),
-        ("rlimit-unknown", "a resource limit that there is not", "(?i)rlimit",
+        ("oci-version", "ociVersion with another major version", "(?i)version", put("ociVersion", "2.0.0")),
+        ("oci-version-none", "ociVersion that is not a version", "(?i)version", put("ociVersion", "newest")),
+        ("rlimit-unknown", "an unknown resource limit", "(?i)rlimit",
          add("process.rlimits", _limit("RLIMIT_X"))),
         ("rlimit-duplicate", "the same resource limit twice", "(?i)rlimit",
          add("process.rlimits", _limit("RLIMIT_CORE"), _limit("RLIMIT_CORE", 3, 3))),
         ("rlimit-order", "a soft limit above the hard one", "(?i)rlimit",
          add("process.rlimits", _limit("RLIMIT_CORE", 6))),
-        ("namespace-unknown", "a kind of namespace that there is not", "(?i)namespace",
+        ("namespace-unknown", "an unknown type of namespace", "(?i)namespace",
          add("linux.namespaces", {"type": "galaxy"})),
-        ("namespace-duplicate", "the same kind of namespace twice", "(?i)(namespace|ns)",
+        ("namespace-duplicate", "the same type of namespace twice", "(?i)(namespace|ns)",
          add("linux.namespaces", {"type": "ipc"})),
-        ("namespace-path-wrong", "a namespace's path that is none", "(?i)(namespace|no such file)",
+        ("namespace-path-wrong", "a path of a namespace that does not exist", "(?i)(namespace|no such file)",
          put("linux.namespaces", [{"type": "network", "path": "/no/such/namespace"}, {"type": "mount"}])),
         ("hostname-without-uts", "hostname without a uts namespace", "(?i)(hostname|uts)", _no_uts),
         ("mappings-without-user", "uidMappings without a user namespace", "(?i)(mapping|user namespace)",
          put("linux.uidMappings", [{"containerID": 0, "hostID": 9, "size": 1}])),
-        ("sysctl-of-the-kernel", "a setting that is of no namespace", "(?i)sysctl",
+        ("sysctl-of-the-kernel", "a sysctl that belongs to no namespace", "(?i)sysctl",
          put("linux.sysctl", {"vm.swappiness": "10"})),
-        ("sysctl-unknown", "a setting that there is not", "(?i)(sysctl|no such file)",
+        ("sysctl-unknown", "an unknown sysctl", "(?i)(sysctl|no such file)",
          put("linux.sysctl", {"net.of_tomorrow": "1"})),
-        ("seccomp-action", "an action of seccomp that there is not", "(?i)(seccomp|action)",
+        ("seccomp-action", "an unknown seccomp action", "(?i)(seccomp|action)",
          put("linux.seccomp", {"defaultAction": "SCMP_ACT_HOPE"})),
-        ("seccomp-architecture", "an architecture of seccomp that there is not", "(?i)arch",
+        ("seccomp-architecture", "an unknown seccomp architecture", "(?i)arch",
          put("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_PDP11"]})),
-        ("mount-type", "a file system that the kernel has not", "(?i)(mount|no such device)",
+        ("mount-type", "an unknown file system", "(?i)(mount|no such device)",
          add("mounts", {"destination": "/x", "type": "floppyfs", "source": "none"})),
-        ("mount-source", "a bind of what is not there", "(?i)(no such file|does not exist)",
+        ("mount-source", "a bind of a missing source", "(?i)(no such file|does not exist)",
          add("mounts", {"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"]})),
         ("cwd-relative", "a cwd that is not absolute", "(?i)cwd", put("process.cwd", "tmp")),
         ("args-empty", "args without a program", "(?i)args", put("process.args", [])),
-        ("personality-domain", "a personality that there is not", "(?i)persona",
+        ("personality-domain", "an unknown personality", "(?i)persona",
          put("linux.personality", {"domain": "SOLARIS"})),
-        ("rootfs-propagation", "a propagation that there is not", "(?i)(rootfs|propagation)",
+        ("rootfs-propagation", "an unknown propagation", "(?i)(rootfs|propagation)",
          put("linux.rootfsPropagation", "viral")),
-        ("unified-unknown", "a file that the cgroup has not", "(?i)unified",
+        ("unified-unknown", "an unknown file of the cgroup", "(?i)unified",
          put("linux.resources.unified", {"memory.of_tomorrow": "1"})),
-        ("device-type", "a kind of device that there is not", "(?i)(device|type)",
+        ("device-type", "an unknown type of device", "(?i)(device|type)",
          put("linux.devices", [{"path": "/dev/x", "type": "q", "major": 1, "minor": 3}])),
     ],
 )  # fmt: skip

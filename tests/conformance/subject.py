@@ -1,4 +1,4 @@
-"""A runtime that is asked: any command line that is runc's."""
+"""The runtime under test: any program with the command line of runc."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.support.patience import patience
 from tests.support.runtime import HAWSE, Result
 from tests.support.subprocesses import run
 
-#: The limit of a command, given to :func:`patience`.
+#: The time limit of a command, passed to :func:`patience`.
 _SECONDS = 45
 
 
 def chosen() -> list[list[str]]:
-    """The command lines to ask: that of the environment variable RUNTIME, or hawse and, to test the cases, runc."""
+    """The command lines of the runtimes: that of the variable RUNTIME, or hawse and, to test the cases, runc."""
     named = os.environ.get("RUNTIME")
     return [shlex.split(named)] if named else [["runc"], [HAWSE]]
 
 
 @dataclass
 class Bundle:
-    """A bundle of a container with this name; ``spec`` may be changed until it is given to a runtime."""
+    """A bundle of a container with this name. ``spec`` may be changed until the bundle is passed to a runtime."""
 
     name: str
     path: str
@@ -42,7 +42,7 @@ class Bundle:
         return f"{self.path}/rootfs"
 
     def make(self, path: str, text: str | None = None, *, mode: int = 0o755) -> str:
-        """A directory, or a file with a text, below the bundle; its path."""
+        """Create a directory, or a file with a text, below the bundle; returns its path."""
         made = f"{self.path}/{path}"
         if text is None:
             os.makedirs(made, exist_ok=True)
@@ -54,7 +54,7 @@ class Bundle:
         return made
 
     def mount(self, path: str, *, shared: bool = False) -> str:
-        """A tmpfs of the host at a path below the bundle, for the runtime's life; its path."""
+        """Mount a tmpfs of the host at a path below the bundle until the end of the runtime; returns the path."""
         made = self.make(path)
         subprocess.run(["mount", "-t", "tmpfs", "conformance", made], check=True)
         self.mounted.append(made)
@@ -74,7 +74,7 @@ class Bundle:
 
 
 class Subject:
-    """A runtime, with a root directory and bundles of its own below ``directory``, which all users can enter."""
+    """A runtime with a private root directory. Its files are below ``directory``, which all users can enter."""
 
     def __init__(self, command: Sequence[str], directory: str) -> None:
         self.name = os.path.basename(command[0])
@@ -82,7 +82,7 @@ class Subject:
         evidence.watch(f"{directory}/state")
         self._directory = directory
         self._bundles: list[Bundle] = []
-        #: What its containers and their cgroups are called, and nobody else's.
+        #: A unique prefix of the names of its containers and their cgroups.
         self.prefix = f"conformance-{os.urandom(4).hex()}"
 
     def argv(self, *arguments: str) -> list[str]:
@@ -90,11 +90,11 @@ class Subject:
         return [*self._command, *arguments]
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> Result:
-        """Run a command whose outputs no container keeps."""
+        """Run a command whose outputs no container inherits."""
         return run(self.argv(*arguments), stdin=stdin, seconds=_SECONDS)
 
     def bundle(self, argv: Sequence[str]) -> Bundle:
-        """A new bundle: runc's own example, writable, with a busybox and a cgroup of its own."""
+        """Create a bundle: the example of runc with a writable root, busybox and a private cgroup."""
         name = f"{self.prefix}-{len(self._bundles)}"
         path = f"{self._directory}/{name}"
         made = Bundle(name, path, make_bundle(path, argv))
@@ -103,22 +103,22 @@ class Subject:
         return made
 
     def run(self, bundle: Bundle) -> Result:
-        """`run`, to the end of the container."""
+        """Run `run` to the end of the container."""
         self._write(bundle)
         return self("run", "--bundle", bundle.path, bundle.name)
 
     def begin(self, bundle: Bundle) -> subprocess.Popen[bytes]:
-        """`run`, which goes on."""
+        """Start `run`, which continues."""
         self._write(bundle)
         null = subprocess.DEVNULL
         argv = self.argv("run", "--bundle", bundle.path, bundle.name)
         return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null)
 
     def create(self, bundle: Bundle, *options: str) -> Result:
-        """`create`. What the container writes is in the file "output" of its bundle."""
+        """Run `create`. The output of the container goes to the file "output" of its bundle."""
         self._write(bundle)
         words = self.argv("create", "--bundle", bundle.path, "--pid-file", f"{bundle.path}/pid", *options, bundle.name)
-        # Files: a pipe would be the container's too, and open for as long as that lives.
+        # Files: the container would inherit a pipe and keep it open as long as it runs.
         with open(f"{bundle.path}/output", "w+") as output, open(f"{bundle.path}/errors", "w+") as errors:
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=patience(_SECONDS), check=False
@@ -127,14 +127,14 @@ class Subject:
             return Result(done.returncode, "", errors.read())
 
     def state(self, bundle: Bundle) -> dict[str, Any]:
-        """`state`, which must succeed."""
+        """Run `state`, which must succeed."""
         done = self("state", bundle.name)
         assert done.code == 0, done
         state: dict[str, Any] = json.loads(done.output)
         return state
 
     def close(self) -> None:
-        """End whatever is left, and take the host's mounts away."""
+        """Delete all containers, and unmount the tmpfs of the host."""
         for bundle in self._bundles:
             self("delete", "--force", bundle.name)
             for path in reversed(bundle.mounted):

@@ -1,7 +1,7 @@
-"""What a case is, how cases that share a container are asked together, and how one is judged.
+"""Cases, groups of cases that share a container, and the judgement of answers.
 
-A case is a sentence of the OCI runtime specification, a question to a runtime and the answer that is right. A start of
-a virtual machine takes seconds, so that the cases of a group share one container, or one story of several commands.
+A case consists of a sentence of the OCI runtime specification, a command and the correct answer. A VM needs seconds to
+start, so the cases of a group share one container, or one sequence of commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.conformance.subject import Bundle, Subject
 
 Spec = dict[str, Any]
 Answers = dict[str, str]
-#: The text itself, or a pattern that is to be found in it.
+#: The whole answer, or a pattern that must occur in it.
 Right = str | re.Pattern[str]
 
 _MARK = "@@ "
@@ -23,7 +23,7 @@ _MARK = "@@ "
 
 @dataclass(frozen=True)
 class Case:
-    """One case. ``command`` is asked by the shell of the container, where the case is about what is seen there."""
+    """One case. ``command``: run by a shell in the container, if the case concerns the inside of the container."""
 
     id: str
     section: str
@@ -32,14 +32,14 @@ class Case:
     command: str = ""
 
     def judge(self, answer: str) -> str:
-        """Empty, or what is wrong with the answer."""
+        """Returns what is wrong with an answer; empty if it is correct."""
         good = answer == self.right if isinstance(self.right, str) else bool(self.right.search(answer))
         return "" if good else f"{self.id}: {self.says}: {answer!r} is not {self.right!r}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that are answered together; ``ask`` gives the answers by the cases' ids."""
+    """Cases that are answered together. ``ask`` returns the answers by the ids of the cases."""
 
     name: str
     cases: Sequence[Case]
@@ -47,7 +47,7 @@ class Group:
 
 
 def inside(name: str, edit: Callable[[Spec, Bundle], None], cases: Sequence[Case]) -> Group:
-    """A group whose cases are commands in one container, whose bundle ``edit`` makes of a plain one."""
+    """A group whose cases are commands in one container. ``edit`` changes its bundle."""
 
     def ask(subject: Subject) -> Answers:
         script = "\n".join(f"echo; echo '{_MARK}{case.id}'; ( {case.command} ) 2>&1" for case in cases)
@@ -62,7 +62,7 @@ def inside(name: str, edit: Callable[[Spec, Bundle], None], cases: Sequence[Case
 
 
 def refused(name: str, section: str, bundles: Sequence[tuple[str, str, str, Callable[[Spec, Bundle], None]]]) -> Group:
-    """A group of bundles that each cannot be created: id, what is said, a pattern of the error, and what is wrong."""
+    """A group of bundles that must be refused. Each has an id, a sentence, a pattern of the error, and an edit."""
 
     def ask(subject: Subject) -> Answers:
         answers = {}
@@ -74,7 +74,7 @@ def refused(name: str, section: str, bundles: Sequence[tuple[str, str, str, Call
             if done.code == 0:
                 subject("delete", "--force", bundle.name)
             elif subject("state", bundle.name).code == 0:
-                answers[case] = "it failed, and is there"
+                answers[case] = "it failed, and exists"
         return answers
 
     cases = [Case(case, section, says, re.compile(words)) for case, says, words, _ in bundles]

@@ -1,6 +1,6 @@
-"""Every case, on runc and on hawse, or on the runtime that the environment variable RUNTIME names.
+"""Run every case on runc and on hawse, or on the runtime that the environment variable RUNTIME names.
 
-A case that a runtime fails must be among the known differences, and one that it passes must not.
+A case that a runtime fails must be a known difference, and one that it passes must not be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.host import prove_unchanged, snapshot
 
 
 def parameters() -> list[object]:
-    """(command, group, case), in the order in which they are asked."""
+    """(command, group, case), in the order in which they are answered."""
     found: list[object] = []
     for command in chosen():
         name = os.path.basename(command[0])
@@ -34,7 +34,7 @@ def parameters() -> list[object]:
 
 
 class Asked:
-    """The answers of runtimes to groups, each asked once."""
+    """The answers of the runtimes. Each group is run once."""
 
     def __init__(self) -> None:
         self._subjects: dict[tuple[str, ...], Subject] = {}
@@ -43,7 +43,7 @@ class Asked:
     def _ask(self, command: tuple[str, ...], group: str) -> Answers | Exception:
         if command not in self._subjects:
             directory = tempfile.mkdtemp(prefix="conformance-", dir="/tmp")
-            os.chmod(directory, 0o755)  # users of a user namespace look for their root file system there
+            os.chmod(directory, 0o755)  # users of a user namespace must find their root file system
             self._subjects[command] = Subject(command, directory)
         [found] = [each for each in GROUPS if each.name == group]
         try:
@@ -60,9 +60,9 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[Asked]:
-    """Answers; at the end the host is as it was."""
+    """The answers. At the end the host must be unchanged."""
     before = snapshot()
-    del before["cgroups"]  # each subject looks for its own
+    del before["cgroups"]  # each runtime checks its own
     made = Asked()
     yield made
     made.close()
@@ -75,11 +75,11 @@ def test_case(asked: Asked, command: tuple[str, ...], group: Group, case: Case) 
     name = os.path.basename(command[0])
     if isinstance(answers, Exception):
         wrong = f"{group.name}: {answers}"
-        # A difference of some cases is no excuse for a container that does not run at all.
+        # Known differences of some cases do not permit that the container does not run at all.
         assert all(known(each.id, name) for each in group.cases), wrong
     else:
         wrong = case.judge(answers.get(case.id, "no answer"))
     if known(case.id, name):
-        assert wrong, f"{case.id}: a known difference is none any more: take it out of the table"
+        assert wrong, f"{case.id}: a known difference no longer exists: remove it from the table"
     else:
         assert not wrong, wrong

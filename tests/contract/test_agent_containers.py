@@ -159,7 +159,9 @@ def test_limits_are_updated_and_processes_frozen_by_crun(agent: Agent) -> None:
     assert [(call["verb"], call["name"], call["resources"]) for call in calls] == [
         ("update", "prepared", {"memory": {"limit": 1 << 20}}), ("pause", "prepared", {}), ("resume", "prepared", {}),
     ]  # fmt: skip
-    with pytest.raises(VmError, match=r"crun update in the guest: open `pids\.max`"):
+    with pytest.raises(
+        VmError, match=r"^update: linux\.resources\.unified: crun update in the guest: open `pids\.max`"
+    ):
         agent.call("update", container="c1", resources={"unified": {"pids.max": "refused"}})
 
 

@@ -13,18 +13,14 @@ import hawse
 from hawse.agent.machine import hugepages
 from hawse.errors import VmError
 from tests.support.agent import Agent
+from tests.support.mount_table import parse
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 
 
 def mounts(table: str) -> dict[str, tuple[str, set[str], set[str]]]:
     """{mount point: (type, options of the mount, options of the file system)} of a mountinfo's text (proc(5))."""
-    found = {}
-    for line in table.strip().splitlines():
-        fields, _, rest = line.partition(" - ")
-        words, kind = fields.split(), rest.split()
-        found[words[4]] = (kind[0], set(words[5].split(",")), set(kind[2].split(",")))
-    return found
+    return {mount.point: (mount.kind, set(mount.options), set(mount.file_system_options)) for mount in parse(table)}
 
 
 def test_the_file_systems_of_a_guest_are_mounted_without_what_they_need_not() -> None:

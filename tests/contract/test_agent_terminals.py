@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
         yield started
 
 
-def create(agent: Agent, script: str, *descriptors: str, **process: Any) -> None:
+def create(agent: Agent, script: str, *descriptors: str, name: str = "c1", number: int = 1, **process: Any) -> None:
     spec = {"process": {"args": ["/bin/sh", "-c", script], "cwd": "/", "env": [], **process}}
     agent.call(
-        "create", container="c1", process=1, descriptors=descriptors, joins={}, devices=[], spec=spec
+        "create", container=name, process=number, descriptors=descriptors, joins={}, devices=[], spec=spec
     )  # fmt: skip
-    agent.call("start", container="c1")
+    agent.call("start", container=name)
 
 
 def output_until(agent: Agent, end: bytes) -> bytes:
@@ -52,6 +53,17 @@ def test_a_terminal_has_a_size_that_can_be_changed(agent: Agent) -> None:
 def test_a_terminal_without_a_size_has_the_kernels(agent: Agent) -> None:
     create(agent, "stty size", terminal=True)
     assert agent.output_until_exit(1)[0][1] == b"0 0\r\n"
+
+
+def test_terminal_of_a_container_with_the_longest_name() -> None:
+    """The address of the console socket, which crun connects to, has at most 107 bytes (unix(7))."""
+    with tempfile.TemporaryDirectory() as directory, Agent(directory) as agent:
+        create(agent, "tty", name="c" * 255, terminal=True)
+        assert agent.output_until_exit(1)[0][1].startswith(b"/dev/pts/")
+        call = {"args": ["/bin/sh", "-c", "tty"], "cwd": "/", "env": [], "terminal": True}
+        create(agent, "exec sleep 1000", name="d" * 255, number=2)
+        agent.call("exec", container="d" * 255, process=3, descriptors=[], spec=call)
+        assert agent.output_until_exit(3)[0][1].startswith(b"/dev/pts/")
 
 
 def test_a_terminal_is_the_controlling_one_of_its_process(agent: Agent) -> None:

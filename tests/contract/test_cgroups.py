@@ -1,4 +1,4 @@
-"""Cgroups with the kernel's own: what is left of a sandbox's is removed as soon as the kernel lets it go."""
+"""Cgroups of the real kernel: those of a sandbox are removed as soon as the kernel permits it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from hawse.host.cgroup import oom
-from hawse.host.cgroup.sandbox_cgroup import hierarchies, release
+from hawse.host.cgroup.sandbox_cgroup import release
+from tests.support.mount_table import cgroup_hierarchies
 
 
 def writable() -> list[str]:
-    """The hierarchies of this host that a cgroup can be made in."""
-    with open("/proc/self/mountinfo") as file:
-        mounts = [found.mount for found in hierarchies(file.read()) if "cpuset" not in found.controllers]
+    """The mount points of the hierarchies in which cgroups can be created."""
+    mounts = [hierarchy.mount for hierarchy in cgroup_hierarchies() if "cpuset" not in hierarchy.controllers]
     return [mount for mount in mounts if os.access(f"{mount}/cgroup.procs", os.W_OK)]
 
 
 def test_cgroup_in_use_is_removed_when_its_last_process_has_ended(tmp_path: Path) -> None:
-    """A proxy in a child of the cgroup ends a moment after its monitor: until then neither can be removed."""
+    """A proxy in a child of the cgroup ends shortly after its monitor. Until then neither cgroup can be removed."""
     mounts = writable()
     if not mounts:
         pytest.skip("no cgroup can be made here")

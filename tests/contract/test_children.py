@@ -18,6 +18,7 @@ from hawse.monitor.machine import programs
 from hawse.monitor.machine.programs import Program, Watched
 from tests.support.monitor import runs
 from tests.support.patience import patience, wait_until
+from tests.support.processes import children as children_of
 
 
 def program(path: Path, text: str) -> Program:
@@ -130,11 +131,10 @@ def test_stopping_a_program_with_children_kills_its_children(tmp_path: Path) -> 
     argv = [sys.executable, "-IS", "-c", text]
     whole = Program("virtiofsd", argv, log=f"{tmp_path}/log", whole=True)
     wait_until(lambda: (tmp_path / "ready").exists())
-    started = Path(f"/proc/{whole.process.pid}/task/{whole.process.pid}/children").read_text().split()
-    assert len(started) == 1
+    [started] = children_of(whole.process.pid)
     whole.end()
     assert whole.process.returncode == -signal.SIGKILL
-    assert not os.path.exists(f"/proc/{started[0]}")
+    assert not os.path.exists(f"/proc/{started}")
 
 
 def test_program_that_cannot_be_signalled_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
-"""Connections from the guest to sockets of the host, by the real agent: whole, bounded, and refused where nobody is."""
+"""Connections from the guest to sockets of the host, by the real agent: all data arrives, the number of connections is
+limited, and connections are refused when nobody listens on the host."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import socket
 import stat
@@ -23,12 +23,19 @@ from hawse.monitor.agent.events import Dial
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network.dials import Dials
 from hawse.monitor.processes.processes import Processes
-from tests.contract.test_forwards import SIZE, digest_and_answer, receive
 from tests.support.agent import Agent
-from tests.support.patience import patience
+from tests.support.connections import (
+    SECONDS,
+    accepting,
+    all_ended,
+    digest_and_answer,
+    exchange,
+    live_link,
+    prove_limit,
+    receive,
+)
 
-SECONDS = patience(5)
-#: Enough for the fake crun.
+#: A specification that is sufficient for the fake crun.
 SPEC = {"process": {"args": ["/bin/true"], "cwd": "/"}, "linux": {}}
 
 
@@ -41,80 +48,62 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 @contextmanager
 def serving(path: str, act: Callable[[socket.socket], None]) -> Iterator[None]:
-    """A server of the host's, each connection in a thread."""
+    """Run a server of the host, with a thread for each connection."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(128)
-    with listening, ExitStack() as stack:
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                connection.settimeout(SECONDS)
-                thread = threading.Thread(target=act, args=(connection,))
-                stack.callback(thread.join)
-                thread.start()
-
-        accepting = threading.Thread(target=accept)
-        stack.callback(accepting.join)
-        accepting.start()
-        try:
-            yield
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)
+    with accepting(listening, act):
+        yield
 
 
 def dial(path: str) -> socket.socket:
-    """A connection of a program in the container."""
+    """Connect from a program in the container."""
     made = socket.socket(socket.AF_UNIX)
     made.settimeout(SECONDS)
     made.connect(path)
     return made
 
 
-def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str], Awaitable[None]]) -> None:
-    """Do something while the socket "api" of the container c1 stands for one of the host; it has gone afterwards."""
+def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str, list[int]], Awaitable[None]]) -> None:
+    """Call ``act`` while connections to the socket "api" of the container c1 are forwarded to a socket of the host.
+
+    It gets the processes, the path of the socket "api", and the numbers of the connections that the agent announces.
+    Afterwards the sockets of the container must be gone.
+    """
 
     async def live() -> None:
-        reader, writer = await asyncio.open_connection(sock=agent.connection.dup())
-        link = GuestLink(reader, writer)
-        serving = asyncio.create_task(link.run())
-        await link.hello
-        processes = Processes(seconds=10)
-        processes.begin(link)
-        dials = Dials(processes, lambda container, name: os.open(f"{host}/{container}-{name}", os.O_PATH))
-        link.on_dial = dials.take
-        route = link.route(1, cast(Any, NoProxy()))
-        sockets = [
-            GuestSocket(name="api", mode=0o660, uid=7, gid=8),
-            GuestSocket(name="other", mode=0o666, uid=0, gid=0),
-        ]
-        call = Create(container="c1", process=1, descriptors=[], spec=SPEC, devices=[], sockets=sockets)
-        processes._newest = 1
-        await link.call(call, seconds=SECONDS)
-        path = f"{agent.directory}/sockets/c1/api"
-        try:
-            async with asyncio.timeout(SECONDS):
-                await act(processes, path)
-                while processes.connections:
-                    await asyncio.sleep(0.01)
-            await link.call(Delete(container="c1"), seconds=SECONDS)
-            assert not os.path.exists(f"{agent.directory}/sockets/c1")
-        finally:
-            dials.end()
-            route.discard()
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
-            writer.close()
+        announced: list[int] = []
+        async with live_link(agent) as (link, processes):
+            dials = Dials(processes, lambda container, name: os.open(f"{host}/{container}-{name}", os.O_PATH))
+
+            def take(dial: Dial) -> None:
+                announced.append(dial.connection)
+                dials.take(dial)
+
+            link.on_dial = take
+            route = link.route(1, cast(Any, NoProxy()))
+            sockets = [
+                GuestSocket(name="api", mode=0o660, uid=7, gid=8),
+                GuestSocket(name="other", mode=0o666, uid=0, gid=0),
+            ]
+            call = Create(container="c1", process=1, descriptors=[], spec=SPEC, devices=[], sockets=sockets)
+            processes._newest = 1
+            await link.call(call, seconds=SECONDS)
+            try:
+                async with asyncio.timeout(SECONDS):
+                    await act(processes, f"{agent.directory}/sockets/c1/api", announced)
+                    await all_ended(processes)
+                await link.call(Delete(container="c1"), seconds=SECONDS)
+                assert not os.path.exists(f"{agent.directory}/sockets/c1")
+            finally:
+                dials.end()
+                route.discard()
 
     asyncio.run(live())
 
 
 class NoProxy:
-    """Of the container's first process."""
+    """The proxy of the container's first process: it ignores everything."""
 
     directions: tuple[str, ...] = STDIO
 
@@ -125,27 +114,19 @@ class NoProxy:
         return
 
 
-def exchange(path: str) -> None:
-    data = os.urandom(SIZE)
-    with dial(path) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        assert receive(connection) == hashlib.sha256(data).digest() + bytes(SIZE)
-
-
-def test_connections_are_whole_and_the_socket_is_the_hosts(agent: Agent, tmp_path: Path) -> None:
-    async def act(_: Processes, path: str) -> None:
+def test_data_arrives_in_both_directions_and_socket_has_mode_and_owner(agent: Agent, tmp_path: Path) -> None:
+    async def act(_: Processes, path: str, __: list[int]) -> None:
         status = os.stat(path)
         assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o660, 7, 8)
         with serving(f"{tmp_path}/c1-api", digest_and_answer):
             for _round in range(2):
-                await asyncio.gather(*(asyncio.to_thread(exchange, path) for _ in range(5)))
+                await asyncio.gather(*(asyncio.to_thread(lambda: exchange(dial(path))) for _ in range(5)))
 
     forwarding(agent, tmp_path, act)
 
 
-def test_more_at_once_than_there_may_be_wait(agent: Agent, tmp_path: Path) -> None:
-    async def act(processes: Processes, path: str) -> None:
+def test_clients_above_the_limit_of_connections_wait(agent: Agent, tmp_path: Path) -> None:
+    async def act(processes: Processes, path: str, announced: list[int]) -> None:
         gate = threading.Event()
 
         def hold(connection: socket.socket) -> None:
@@ -155,22 +136,20 @@ def test_more_at_once_than_there_may_be_wait(agent: Agent, tmp_path: Path) -> No
 
         with serving(f"{tmp_path}/c1-api", hold), ExitStack() as stack:
             there = [stack.enter_context(dial(path)) for _ in range(80)]
-            while processes.connections < 64:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.2)
-            assert processes.connections == 64
+            await prove_limit(agent, processes, 64)
+            assert len(announced) == 64
             gate.set()
-            for each in there:  # in their order, as they are accepted
+            for each in there:  # in the order in which they are accepted
                 assert await asyncio.to_thread(receive, each) == b"done"
                 each.close()
 
     forwarding(agent, tmp_path, act)
 
 
-def test_connection_ends_where_nobody_listens_on_the_host(agent: Agent, tmp_path: Path) -> None:
-    """More of them than there may be at once: each is answered."""
+def test_connection_ends_when_nobody_listens_on_the_host(agent: Agent, tmp_path: Path) -> None:
+    """Repeated more often than the limit of connections: refused connections must not count."""
 
-    async def act(processes: Processes, path: str) -> None:
+    async def act(processes: Processes, path: str, __: list[int]) -> None:
         for place in (path, path.replace("api", "other")):
             for _ in range(70):
                 with dial(place) as connection:
@@ -184,7 +163,7 @@ def test_connection_ends_where_nobody_listens_on_the_host(agent: Agent, tmp_path
 
 
 @pytest.mark.parametrize("end", ["server", "client"])
-def test_end_of_either_side_is_the_others(agent: Agent, tmp_path: Path, end: str) -> None:
+def test_end_of_one_side_is_the_end_of_the_other(agent: Agent, tmp_path: Path, end: str) -> None:
     ended = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -194,7 +173,7 @@ def test_end_of_either_side_is_the_others(agent: Agent, tmp_path: Path, end: str
                 assert receive(connection) == b""
                 ended.set()
 
-    async def act(_: Processes, path: str) -> None:
+    async def act(_: Processes, path: str, __: list[int]) -> None:
         with serving(f"{tmp_path}/c1-api", serve), dial(path) as connection:
             assert await asyncio.to_thread(connection.recv, 5) == b"hello"
             if end == "server":
@@ -206,7 +185,7 @@ def test_end_of_either_side_is_the_others(agent: Agent, tmp_path: Path, end: str
     forwarding(agent, tmp_path, act)
 
 
-def test_agent_that_announces_more_than_it_may_is_hostile() -> None:
+def test_agent_that_announces_too_many_connections_is_refused() -> None:
     async def live() -> None:
         dials = Dials(Processes(seconds=1), lambda _container, _name: -1)
         for number in range(64):

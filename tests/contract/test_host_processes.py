@@ -74,12 +74,11 @@ def test_peer_that_has_ended_is_not_alive(peer: Peer, option: int) -> None:
         process.take_descriptors([0])
 
 
-def test_peer_that_ended_before_its_pid_was_opened_is_not_alive(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_ended_before_its_pid_was_opened_is_not_alive(peer: Peer) -> None:
     """On a kernel without SO_PEERPIDFD the pid may be reused by then; the state of the connection shows it."""
     peer.end()
     opened = os.pidfd_open(os.getpid())
-    monkeypatch.setattr(os, "pidfd_open", lambda _pid: opened)
-    assert not processes.peer(peer.connection, option=UNKNOWN).is_alive()
+    assert not processes.peer(peer.connection, option=UNKNOWN, open_pid=lambda _pid: opened).is_alive()
 
 
 def test_file_of_a_process_with_a_reused_pid_is_not_opened() -> None:

@@ -77,6 +77,7 @@ VIOLATIONS = {
     "credit for stdout": (encode(STDOUT, CREDIT, encode_credit(1)), "the guest gave credit for stream 1"),
     "text": (message(EVENT, b"hello, world"), "control message that is not JSON"),
     "bytes that are no text": (message(EVENT, b"\xff\xfe\xfd"), "control message that is not JSON"),
+    "nesting that can be parsed": (message(EVENT, b"[" * 900 + b"]" * 900), "control message that is not JSON"),
     "deep nesting": (message(EVENT, b"[" * 100_000), "control message that is not JSON"),
     "number of 5000 digits": (message(EVENT, b'{"kills":' + b"9" * 5000 + b"}"), "control message that is not JSON"),
     "list as an event": (message(EVENT, [1]), "control message that is not a JSON object"),

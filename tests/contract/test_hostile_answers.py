@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import MAX_TEXT, HawseError, VmError
+from hawse.json_text import MAX_MESSAGE_DEPTH
 from hawse.link.frames import HEADER, REPLY
 from tests.fuzz.target import check_plain
 from tests.support.fake_machine import BOUND, FakeHost
@@ -69,8 +70,9 @@ def network() -> Iterator[str]:
 
 
 def nested(number: int) -> bytes:
-    """An answer as deep as JSON's parser takes it."""
-    return _reply(b'{"id":%d,"result":' % number + b"[" * 900 + b"]" * 900 + b"}")
+    """An answer as deep as hawse takes it."""
+    depth = MAX_MESSAGE_DEPTH - 1
+    return _reply(b'{"id":%d,"result":' % number + b"[" * depth + b"]" * depth + b"}")
 
 
 def _reply(payload: bytes) -> bytes:

@@ -22,6 +22,8 @@ from hawse.linux.capabilities import keep_only
 from hawse.linux.processes import ChildrenApart
 from hawse.monitor.privileges import KEPT
 from tests.support.forked import in_child, outcome
+from tests.support.mount_table import mounts_of
+from tests.support.processes import all_pids
 from tests.support.sysfs import FakeSysfs
 
 USER = 2130706440
@@ -95,14 +97,13 @@ def test_confined_process_reaches_only_the_trees_files(jail: Path) -> None:
             for directory, _, names in os.walk("/") if not directory.startswith("/proc") for name in names
         }  # fmt: skip
         interfaces = [line.split(":")[0].strip() for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]]
-        processes = [name for name in os.listdir("/proc") if name.isdigit()]
-        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return sorted(files), interfaces, processes, sorted(points), Path("/boot/kernel").read_text()
+        points = sorted(mount.point for mount in mounts_of())
+        return sorted(files), interfaces, all_pids(), points, Path("/boot/kernel").read_text()
 
     files, interfaces, processes, points, kernel = confined(jail, look)
     assert files == ["/boot/initrd", "/boot/kernel", "/dev/null", "/usr/bin/qemu"]
     assert interfaces == ["lo"]
-    assert processes == ["1"]
+    assert processes == [1]
     assert points == ["/", "/boot/initrd", "/boot/kernel", "/dev", "/proc", "/sys"]
     assert kernel == "kernel"
 

@@ -1,4 +1,4 @@
-"""Starting a machine's programs: what they inherit, and that nothing stays when one cannot be started."""
+"""The programs of a VM: the descriptors that they inherit, and the clean-up when one cannot be started."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.support.async_wait import until
 from tests.support.fake_machine import SECONDS, FakeHost
 from tests.support.monitor import runs
 from tests.support.plans import machine_plan
+from tests.support.processes import children
 
 DAEMON = ["--fd={fd}", "--shared-dir={directory}"]
 
@@ -34,11 +35,11 @@ def run(directory: Path, story: Callable[[FakeHost, Steps], Awaitable[None]]) ->
 
 
 def descriptors() -> int:
-    """How many this process has, but for pytest's files, which stay as they are."""
+    """The number of descriptors of this process, without files of pytest."""
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_share_of_virtiofs_has_its_daemon_connected_to_qemu(tmp_path: Path) -> None:
+def test_virtiofsd_is_connected_to_qemu(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         made = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON])
         launched = launch(made, str(tmp_path), steps, share_plugged=False)
@@ -69,10 +70,8 @@ def test_a_share_of_virtiofs_has_its_daemon_connected_to_qemu(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("share", "asked", "plugged"), [("9p", False, True), ("9p", True, True), ("virtiofs", True, True)]
 )
-def test_a_share_is_plugged_at_the_start_where_it_cannot_come_later(
-    tmp_path: Path, share: str, asked: bool, plugged: bool
-) -> None:
-    """QEMU cannot add a directory of 9p to a machine that runs."""
+def test_share_of_9p_is_plugged_at_the_start(tmp_path: Path, share: str, asked: bool, plugged: bool) -> None:
+    """QEMU cannot add a directory of 9p to a running VM."""
 
     async def story(host: FakeHost, steps: Steps) -> None:
         made = machine_plan(qemu=host.qemu, share=share, virtiofsd=[host.virtiofsd, *DAEMON])
@@ -87,14 +86,13 @@ def test_a_share_is_plugged_at_the_start_where_it_cannot_come_later(
     run(tmp_path, story)
 
 
-def test_a_daemon_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
+def test_virtiofsd_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         made = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=["/no/virtiofsd", *DAEMON])
         with pytest.raises(HostError, match="cannot run virtiofsd: /no/virtiofsd: No such file") as caught:
             launch(made, str(tmp_path), steps, share_plugged=True)
         assert caught.value.hint == "install it, or name it in the configuration"
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        assert not [pid for pid in children if runs(int(pid))]
+        assert not [pid for pid in children(os.getpid()) if runs(pid)]
 
     run(tmp_path, story)
 
@@ -107,7 +105,7 @@ def test_a_daemon_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
         (16 * 1024, "the virtual machine's memory takes 64 huge pages of 16MB, and 0 of this host's 0 are free"),
     ],
 )
-def test_memory_that_cannot_be_had_is_reported(tmp_path: Path, page_kib: int, message: str) -> None:
+def test_memory_that_cannot_be_allocated_is_an_error(tmp_path: Path, page_kib: int, message: str) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         made = machine_plan(qemu=host.qemu, memory_mib=1024 if page_kib > 2048 else -1, page_kib=page_kib)
         with pytest.raises(HostError, match=message):
@@ -131,7 +129,7 @@ def test_qemu_has_the_label_of_the_plan(tmp_path: Path) -> None:
 
 
 def leave_files(cache: Path, *, ram: bytes, state: bytes) -> None:
-    """A template's two files."""
+    """Create the two files of a template."""
     place = cache / "templates" / "d"
     place.mkdir(parents=True)
     fd = ram_file.make(ram_file.MIB)
@@ -146,7 +144,7 @@ def template_of(cache: Path, *, usable: bool = True) -> Template:
     return Template(cache=str(cache), digest="d", usable=usable)
 
 
-def test_a_usable_template_is_copied_into_the_memory_of_a_machine_that_waits(tmp_path: Path) -> None:
+def test_usable_template_is_copied_into_the_memory_of_a_waiting_vm(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         state = b"CPUs" * ram_file.MIB
         leave_files(tmp_path / "cache", ram=b"a page", state=state)
@@ -169,10 +167,8 @@ def test_a_usable_template_is_copied_into_the_memory_of_a_machine_that_waits(tmp
 @pytest.mark.parametrize(
     ("usable", "words"), [(False, []), (True, ["the template d cannot be opened: No such file or directory: /"])]
 )
-def test_a_machine_without_a_usable_template_boots_without_its_share(
-    tmp_path: Path, usable: bool, words: list[str]
-) -> None:
-    """It is to become the template, which has no directory of a container."""
+def test_vm_without_a_usable_template_boots_without_its_share(tmp_path: Path, usable: bool, words: list[str]) -> None:
+    """It becomes the template, which must have no directory of a container."""
 
     async def story(host: FakeHost, steps: Steps) -> None:
         notes: Notes = []
@@ -192,7 +188,7 @@ def test_a_machine_without_a_usable_template_boots_without_its_share(
     run(tmp_path, story)
 
 
-def test_a_machine_without_a_template_boots_with_its_share(tmp_path: Path) -> None:
+def test_vm_without_a_template_boots_with_its_share(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         made = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON])
         launched = begin(made, str(tmp_path), steps, [])
@@ -203,7 +199,7 @@ def test_a_machine_without_a_template_boots_with_its_share(tmp_path: Path) -> No
     run(tmp_path, story)
 
 
-def test_a_template_is_closed_when_its_machine_cannot_be_started(tmp_path: Path) -> None:
+def test_template_is_closed_when_its_vm_cannot_be_started(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         leave_files(tmp_path / "cache", ram=b"x", state=b"CPUs")
         made = machine_plan(qemu="/no/qemu", template=template_of(tmp_path / "cache"))
@@ -214,7 +210,7 @@ def test_a_template_is_closed_when_its_machine_cannot_be_started(tmp_path: Path)
     run(tmp_path, story)
 
 
-def test_a_copy_that_fails_is_an_error_of_who_waits_for_it(tmp_path: Path) -> None:
+def test_failed_copy_is_an_error_for_the_waiter(tmp_path: Path) -> None:
     (tmp_path / "memory").write_bytes(b"short")
     source, target = os.open(tmp_path / "memory", os.O_RDONLY), ram_file.make(ram_file.MIB)
     copy = Copy(Saved(source, b""), target, Steps("/dev/null", []))

@@ -1,6 +1,6 @@
-"""Network namespaces and traffic control, with the kernel's own: what is done to interfaces, and that it is undone.
+"""Network namespaces and traffic control of the real kernel: changes of interfaces, and their undoing.
 
-With the program :mod:`hawse.tap_helper.main`.
+This includes the program :mod:`hawse.tap_helper.main`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from hawse.linux.processes import open_process
 from hawse.monitor.network.host_network import Joining, Network
 from tests.support.host_processes import reused
 from tests.support.netns import Namespace, cable
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
 
 
 @pytest.fixture
@@ -41,14 +40,14 @@ def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[N
         ("/proc/self/ns/net", "the host's own network, which a virtual machine cannot share"),
     ],
 )
-def test_a_path_that_is_no_namespace_for_a_sandbox(path: str, words: str) -> None:
+def test_path_that_is_not_a_network_namespace_is_refused(path: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         network_namespace.open_path(path)
     assert caught.value.message == f"linux.namespaces[type=network].path: {path}: {words}"
     assert caught.value.hint
 
 
-def test_a_program_that_cannot_be_started_is_a_sentence_and_leaves_no_socket(tmp_path: Path) -> None:
+def test_program_that_cannot_be_started_is_an_error_and_leaves_no_socket(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     closed = os.open("/dev/null", os.O_RDONLY)
     os.close(closed)
@@ -57,7 +56,7 @@ def test_a_program_that_cannot_be_started_is_a_sentence_and_leaves_no_socket(tmp
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_look_into_a_namespace_leaves_the_process_where_it_is(inside: Namespace, outside: Namespace) -> None:
+def test_reading_a_namespace_does_not_change_that_of_the_process(inside: Namespace, outside: Namespace) -> None:
     before = os.readlink("/proc/self/ns/net")
     cable(inside, outside, "eth0", net=1)
     cable(inside, outside, "eth1", net=2)
@@ -69,7 +68,7 @@ def test_a_look_into_a_namespace_leaves_the_process_where_it_is(inside: Namespac
     assert inside.cookie() != outside.cookie()
 
 
-def test_an_error_in_a_namespace_is_the_callers() -> None:
+def test_error_in_a_namespace_is_raised_to_the_caller() -> None:
     fd = os.open("/dev/null", os.O_RDONLY)
     with pytest.raises(HostError, match="cannot enter the network namespace: Invalid argument"):
         network_namespace.within(fd, lambda: None)
@@ -83,7 +82,7 @@ def joining(network: Network) -> Joining:
     return made
 
 
-def test_an_interface_is_joined_to_a_tap_and_freed_again(
+def test_interface_is_connected_with_a_tap_and_released(
     network: Network, inside: Namespace, outside: Namespace
 ) -> None:
     inside.ip("route add default via 10.77.1.1 metric 5")
@@ -96,7 +95,7 @@ def test_an_interface_is_joined_to_a_tap_and_freed_again(
     assert [(r["to"], r["gateway"], r["metric"]) for r in interface["routes"]] == [("", "10.77.1.1", 5)]
     assert interface["settings"].keys() == {"ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf"}
     assert inside.links() == ["eth0", f"hawse{interface['index']}"]
-    # What is sent outside arrives at the tap, behind virtio's header of ten bytes.
+    # Frames from outside arrive at the tap, after the virtio header of ten bytes.
     with network_namespace.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
         sender.bind(("eth0", 0))
         frame = b"\xff" * 12 + b"\x88\xb5" + b"hawse" * 20
@@ -104,7 +103,7 @@ def test_an_interface_is_joined_to_a_tap_and_freed_again(
         os.set_blocking(tap, True)
         while os.read(tap, 2048)[10:] != frame:
             pass
-        # And the other way.
+        # The other direction.
         with network_namespace.within(outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as receiver:
             receiver.bind(("eth0", 3))
             receiver.settimeout(patience(3))
@@ -120,7 +119,7 @@ def test_an_interface_is_joined_to_a_tap_and_freed_again(
     assert inside.traffic_control() == ""
 
 
-def test_an_interface_is_one_sandboxs_alone(network: Network, inside: Namespace, tmp_path: Path) -> None:
+def test_interface_belongs_to_one_sandbox(network: Network, inside: Namespace, tmp_path: Path) -> None:
     [(_, tap)], _ = joining(network).wait()
     before = inside.traffic_control()
     (tmp_path / "second").mkdir()
@@ -132,8 +131,8 @@ def test_an_interface_is_one_sandboxs_alone(network: Network, inside: Namespace,
     os.close(tap)
 
 
-def test_a_joining_that_nobody_takes_is_undone(network: Network, inside: Namespace) -> None:
-    """As when the monitor is killed meanwhile."""
+def test_joining_without_a_monitor_is_undone(network: Network, inside: Namespace) -> None:
+    """For example when the monitor is killed meanwhile."""
     joining(network).end()
     assert inside.links() == ["eth0"]
     network.close()
@@ -141,8 +140,8 @@ def test_a_joining_that_nobody_takes_is_undone(network: Network, inside: Namespa
 
 
 @pytest.mark.usefixtures("network")
-def test_a_record_without_a_directory_stops_the_joining(inside: Namespace, tmp_path: Path) -> None:
-    """As when the sandbox is deleted after its monitor's death, and the program is still at work."""
+def test_missing_state_directory_stops_the_joining(inside: Namespace, tmp_path: Path) -> None:
+    """For example when the sandbox of a dead monitor is deleted while the program still runs."""
     gone = Joining(inside.fd, [inside.shown("link show eth0")[0]["ifindex"]], str(tmp_path / "gone" / "network"))
     with pytest.raises(HostError, match="ended before its time"):
         gone.wait()
@@ -150,7 +149,7 @@ def test_a_record_without_a_directory_stops_the_joining(inside: Namespace, tmp_p
     assert inside.traffic_control() == ""
 
 
-def test_what_a_dead_sandbox_left_is_taken_over_and_cleared(network: Network, inside: Namespace) -> None:
+def test_remains_of_a_dead_sandbox_are_cleared(network: Network, inside: Namespace) -> None:
     inside.tc("qdisc add dev eth0 ingress")
     inside.tc(
         "filter add dev eth0 parent ffff: pref 18519 protocol all u32 match u8 0 0 action mirred egress redirect dev lo"
@@ -164,7 +163,7 @@ def test_what_a_dead_sandbox_left_is_taken_over_and_cleared(network: Network, in
 
 
 @pytest.mark.parametrize("kind", ["ingress", "clsact"])
-def test_filters_of_others_stay(network: Network, inside: Namespace, kind: str) -> None:
+def test_filters_of_other_programs_stay(network: Network, inside: Namespace, kind: str) -> None:
     inside.tc(f"qdisc add dev eth0 {kind}")
     inside.tc("filter add dev eth0 ingress pref 7 protocol ip u32 match u32 0 0 action mirred egress mirror dev lo")
     [(_, tap)], _ = joining(network).wait()
@@ -177,7 +176,7 @@ def test_filters_of_others_stay(network: Network, inside: Namespace, kind: str) 
     assert kind in inside.tc("qdisc show dev eth0")
 
 
-def test_a_record_of_another_namespace_is_not_carried_out(
+def test_record_of_another_namespace_is_ignored(
     network: Network, inside: Namespace, outside: Namespace, tmp_path: Path
 ) -> None:
     [(interface, tap)], _ = joining(network).wait()
@@ -192,10 +191,10 @@ def test_a_record_of_another_namespace_is_not_carried_out(
     assert not os.path.exists(f"{other}/network")
 
 
-def test_a_namespace_is_found_by_its_mount_where_its_process_has_gone(
+def test_namespace_of_an_ended_process_is_found_by_its_mount(
     network: Network, inside: Namespace, tmp_path: Path
 ) -> None:
-    """As when an engine keeps the namespace of a process that was killed together with the monitor."""
+    """For example when an engine has mounted the namespace of a process that was killed together with the monitor."""
     [(interface, tap)], _ = joining(network).wait()
     os.close(tap)
     other = tmp_path / "other"
@@ -207,7 +206,7 @@ def test_a_namespace_is_found_by_its_mount_where_its_process_has_gone(
     assert inside.traffic_control() == ""
 
 
-def test_a_namespace_that_is_gone_needs_no_clearing(tmp_path: Path) -> None:
+def test_missing_namespace_needs_no_clearing(tmp_path: Path) -> None:
     with Namespace() as made:
         redirects.note(f"{tmp_path}/network", {"path": made.path, "inode": made.inode(), "cookie": made.cookie()})
         redirects.note(f"{tmp_path}/network", {"index": 2, "name": "eth0", "qdisc": True})
@@ -216,7 +215,7 @@ def test_a_namespace_that_is_gone_needs_no_clearing(tmp_path: Path) -> None:
     redirects.release(str(tmp_path))
 
 
-def test_the_hosts_namespace_is_never_adopted(tmp_path: Path) -> None:
+def test_namespace_of_the_host_is_never_adopted(tmp_path: Path) -> None:
     network = Network("", str(tmp_path))
     network.look()
     assert network.taken() is None
@@ -226,17 +225,12 @@ def test_the_hosts_namespace_is_never_adopted(tmp_path: Path) -> None:
     network.close()
 
 
-def test_network_of_a_process_that_has_got_the_pid_of_an_ended_one_is_not_adopted(
-    inside: Namespace, tmp_path: Path
-) -> None:
-    """The namespace exists and is not the host's: only the descriptor shows that it is another process's."""
+def test_network_of_a_process_with_a_reused_pid_is_not_adopted(inside: Namespace, tmp_path: Path) -> None:
+    """The namespace exists and is not that of the host. Only the pidfd shows that it belongs to another process."""
     network = Network("", str(tmp_path))
     argv = ["nsenter", f"--net={inside.path}", "sleep", "100"]
     with subprocess.Popen(argv) as other:
-        deadline = time.monotonic() + patience(5)
-        while os.stat(f"/proc/{other.pid}/ns/net").st_ino != inside.inode():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: os.stat(f"/proc/{other.pid}/ns/net").st_ino == inside.inode())
         with pytest.raises(
             StateError, match=f"network namespace of the container's process {other.pid} on the host: it"
         ):

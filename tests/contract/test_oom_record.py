@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from hawse.host.cgroup import oom
-from hawse.host.cgroup.sandbox_cgroup import hierarchies
+from tests.support.mount_table import cgroup_hierarchies
 
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """An empty cgroup."""
-    with open("/proc/self/mountinfo") as file:
-        mounts = [found.mount for found in hierarchies(file.read()) if found.version == 2]
+    mounts = [hierarchy.mount for hierarchy in cgroup_hierarchies(version=2)]
     if not mounts or not os.access(f"{mounts[0]}/cgroup.procs", os.W_OK):
         pytest.skip("no cgroup of version 2 can be made here")
     path = Path(mounts[0], f"oom-test-{os.getpid()}")

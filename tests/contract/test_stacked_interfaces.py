@@ -1,6 +1,6 @@
-"""Interfaces over others, with the host's kernel: which are joined, and which frames arrive at their taps.
+"""Stacked interfaces, with the kernel of the host: those that are joined, and the frames that arrive at their taps.
 
-The kinds that not every kernel has, bonds, VLANs and ipvlans, are in the lab's tests.
+Tests of the lab cover types that not every kernel has: bonds, VLANs and ipvlans.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from hawse.linux import netlink
 from hawse.monitor.network.host_network import Joined, Network
 from hawse.monitor.network.rx_filters import PAUSE_SECONDS, RxFilters
 from hawse.tap_helper.main import _let_pass
-from tests.support.fake_qmp import FakeQmp
+from tests.support.fake_qmp import FakeQmp, rx_filter
 from tests.support.netns import Namespace, cable
 from tests.support.patience import patience
-from tests.unit.test_rx_filters import answer
 
 GROUP = "01:00:5e:01:02:03"
 EXPERIMENTAL = 0x88B5  # IEEE Std 802, local experimental EtherType 1
@@ -32,7 +31,7 @@ EXPERIMENTAL = 0x88B5  # IEEE Std 802, local experimental EtherType 1
 
 @contextmanager
 def joined(network: Network) -> Iterator[Joined]:
-    """What is new in the namespace; its taps are closed and its filters taken off afterwards."""
+    """Join new interfaces of the namespace. Afterwards the taps are closed and the filters removed."""
     network.look()
     joining = network.taken()
     assert joining is not None
@@ -61,18 +60,18 @@ def send(outside: Namespace, name: str, *frames: bytes) -> None:
 
 
 def frame(to: str, text: bytes, *, tag: int = 0) -> bytes:
-    """One of a protocol that nobody knows, tagged with VLAN 5 of the protocol ``tag``."""
+    """A frame of an unknown protocol, tagged with VLAN 5 of the protocol ``tag``."""
     packed = bytes.fromhex(to.replace(":", "")) + b"\x0a\0\0\0\0\x99"
     packed += tag.to_bytes(2, "big") + b"\0\5" if tag else b""
     return packed + EXPERIMENTAL.to_bytes(2, "big") + text.ljust(64)
 
 
 def received(tap: int, last: bytes) -> list[bytes]:
-    """What arrives at a tap of the test's own frames, to the one that comes last."""
+    """The test frames that arrive at a tap, up to the last one."""
     found: list[bytes] = []
     while not found or found[-1] != last:
         assert select.select([tap], [], [], patience(5))[0], found
-        read = os.read(tap, 4096)[10:]  # behind virtio's header
+        read = os.read(tap, 4096)[10:]  # after the virtio header
         if read[6:12] == b"\x0a\0\0\0\0\x99":
             found.append(read)
     return found
@@ -91,7 +90,7 @@ def test_bridge_is_joined_and_its_ports_are_not(network: Network, inside: Namesp
         first, last = frame("0a:00:00:00:00:02", b"first"), frame("ff:ff:ff:ff:ff:ff", b"last")
         send(outside, "port1", first, last)
         assert received(tap, last) == [first, last], "each once"
-        # The bridge goes on to forward between its ports.
+        # The bridge still forwards between its ports.
         with network_namespace.within(
             outside.fd, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         ) as listening:
@@ -115,7 +114,7 @@ def test_parent_of_a_macvlan_in_the_same_namespace_is_left(
         assert received(tap, last) == [last]
 
 
-def test_macvlan_that_comes_over_what_the_guest_has(network: Network, inside: Namespace, outside: Namespace) -> None:
+def test_macvlan_over_an_interface_of_the_guest(network: Network, inside: Namespace, outside: Namespace) -> None:
     cable(inside, outside, "eth0", net=1)
     with joined(network) as ([_], []):
         inside.ip("link add mv0 link eth0 type macvlan mode bridge")
@@ -130,7 +129,7 @@ def test_macvlan_that_comes_over_what_the_guest_has(network: Network, inside: Na
 def test_frames_of_a_protocol_are_left_to_the_host(
     network: Network, inside: Namespace, outside: Namespace, tag: int
 ) -> None:
-    """And the filter for them goes with the others, where the qdisc is somebody else's too."""
+    """The filter for them is removed with the others, even if another program uses the qdisc."""
     from pyroute2 import IPRoute
 
     cable(inside, outside, "eth0", net=1)
@@ -154,7 +153,7 @@ def test_frames_of_a_protocol_are_left_to_the_host(
 
 
 def test_memberships_of_a_macvlan_follow_the_guest(network: Network, inside: Namespace, outside: Namespace) -> None:
-    """A macvlan drops groups that nobody has asked for, the kernel's own ones apart."""
+    """A macvlan drops frames to groups without members, except those of the kernel."""
     outside.ip("link add under type veth peer name other")
     outside.ip("link add eth0 link under address 0a:00:00:00:00:02 type macvlan mode bridge")
     outside.ip(f"link set eth0 netns {inside.name}")
@@ -178,7 +177,7 @@ def test_memberships_of_a_macvlan_follow_the_guest(network: Network, inside: Nam
         filters.begin(cast(Any, qmp), network.packets)
 
         async def change(**changed: Any) -> tuple[int, bool]:
-            qmp.rx_filters["nic-net0"] = [answer(**changed)]
+            qmp.rx_filters["nic-net0"] = [rx_filter(**changed)]
             await asyncio.sleep(0)
             qmp.change_rx_filter("nic-net0")
             await asyncio.sleep(3 * PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Engines of the machine with hawse as their runtime; each must leave the host as it was."""
+"""Engines of this host with hawse as their runtime; each must leave the host unchanged."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.support.podman import Podman
 from tests.support.runtime import Runtime
 
 DEVICES = '[emulated]\n5 = ["edu"]\n'
-#: The probe's group on the host: whatever node has these numbers, since the path in the container is one's own choice.
+#: Numbers of the nodes on the host. No device needs to have them: hawse uses the path in the container.
 GROUP_NODE, CONTAINER_NODE = (511, 5), (10, 196)
 
 
 @pytest.fixture(scope="package", autouse=True)
 def network() -> Iterator[None]:
-    """A network namespace, whose interfaces and rules of the firewall are the engines' only.
+    """A network namespace, whose interfaces and firewall rules belong only to the engines.
 
-    Nothing can be downloaded in it, so what is kept of downloads is made before.
+    Nothing can be downloaded in it, so the cached downloads are completed first.
     """
     busybox()
     yaml_library()
@@ -40,7 +40,7 @@ def network() -> Iterator[None]:
 
 @pytest.fixture(scope="package", autouse=True)
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Templates that are the engines' only: tests compare them before and after, and other workers leave some, too."""
+    """A private directory of templates: tests compare them before and after, and other workers create some."""
     if "HAWSE_TEST_DIRECTORY" not in os.environ:
         yield
         return
@@ -54,7 +54,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def hawse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """hawse with a root of its own, and group 5 emulated."""
+    """hawse with a private root, and group 5 emulated."""
     before = snapshot()
     made = Runtime(str(tmp_path_factory.mktemp("hawse")))
     made.configure(DEVICES)
@@ -71,7 +71,7 @@ def podman(hawse: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with nodes of the host, `vfio` and `5`, since engines look at the node that they are given."""
+    """A directory with nodes of the host, `vfio` and `5`, since engines look at the nodes that they pass."""
     directory = tmp_path_factory.mktemp("nodes")
     for name, (major, minor) in {"vfio": CONTAINER_NODE, "5": GROUP_NODE}.items():
         os.mknod(directory / name, 0o020666, os.makedev(major, minor))

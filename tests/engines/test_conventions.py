@@ -1,4 +1,4 @@
-"""What engines take for granted of a runtime's command, where no engine of these tests shows whether it is so."""
+"""Conventions of a runtime's command that engines rely on, and that the tests with engines do not show."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.engine
 
 
 def bare(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """hawse as Podman begins it for kill, delete and pause: without PATH and HOME (libpod oci_conmon_common.go)."""
+    """Run hawse as Podman does for kill, delete and pause: without PATH and HOME (libpod oci_conmon_common.go)."""
     null = subprocess.DEVNULL
     return subprocess.run(argv, env={}, stdin=null, text=True, check=False, timeout=patience(30), **options)  # type: ignore[call-overload, no-any-return]
 
 
-def test_the_version_is_as_engines_parse_it() -> None:
+def test_version_has_the_format_that_engines_parse() -> None:
     done = bare(HAWSE, "--version", capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.strip().split("\n")
@@ -35,14 +35,14 @@ def test_the_version_is_as_engines_parse_it() -> None:
     name, number = line.split("version")
     assert (name.strip(), number.strip()) == ("hawse", VERSION)
     assert [line.removeprefix("commit:").strip() for line in lines if line.startswith("commit:")] == [VERSION]
-    # go-runc (runc.go, parseVersion) takes the lines from the second on; for its first it knows runc's name alone, and
-    # what does not begin so is an empty version, and no error.
+    # go-runc (runc.go, parseVersion) parses the second line and later ones. If the first line does not begin with
+    # runc's name, the version is empty, which is not an error.
     assert lines[1:] == [f"commit: {VERSION}", f"spec: {SPEC_VERSION}"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", SPEC_VERSION)
 
 
-def test_it_begins_without_an_environment_by_an_absolute_path() -> None:
-    """Its helpers are looked for with a PATH; its interpreter is not: `env -i` has none."""
+def test_program_starts_without_a_path_variable() -> None:
+    """`env -i` sets no PATH, so the interpreter must be named by an absolute path."""
     first = Path(HAWSE).read_bytes().split(b"\n")[0]
     assert first.startswith(b"#!/"), first
     assert b"/env" not in first
@@ -50,8 +50,8 @@ def test_it_begins_without_an_environment_by_an_absolute_path() -> None:
 
 @pytest.mark.parametrize("verb", ["checkpoint", "restore"])
 @pytest.mark.parametrize("options", [[], ["--image-path", "/x", "--work-path", "/y"], ["--help"]])
-def test_what_it_cannot_do_is_one_sentence(tmp_path: Path, verb: str, options: list[str]) -> None:
-    """Podman asks for the help of `checkpoint` first, and takes its failure for a runtime that has none."""
+def test_checkpoint_and_restore_are_refused_with_one_sentence(tmp_path: Path, verb: str, options: list[str]) -> None:
+    """Podman first runs `checkpoint --help`. If that fails, it knows that the runtime does not support checkpoints."""
     log = tmp_path / "log.json"
     words = ["--root", f"{tmp_path}/root", "--log", str(log), "--log-format", "json"]
     done = bare(HAWSE, *words, verb, *options, "c1", capture_output=True)
@@ -62,7 +62,7 @@ def test_what_it_cannot_do_is_one_sentence(tmp_path: Path, verb: str, options: l
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Runtime]:
-    """A container `c1`, made and begun without an environment."""
+    """A container `c1` that was created and started without an environment."""
     before = snapshot()
     made = Runtime(str(tmp_path))
     make_bundle(f"{tmp_path}/bundle", ["/bin/sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"])
@@ -77,7 +77,7 @@ def running(tmp_path: Path) -> Iterator[Runtime]:
 
 
 @pytest.mark.vm
-def test_a_life_without_an_environment(running: Runtime) -> None:
+def test_all_commands_work_without_an_environment(running: Runtime) -> None:
     def run(*words: str) -> str:
         done = bare(*running.argv(*words), capture_output=True)
         assert done.returncode == 0, done
@@ -94,8 +94,8 @@ def test_a_life_without_an_environment(running: Runtime) -> None:
 
 @pytest.mark.vm
 @pytest.mark.parametrize("options", [[], ["--log-format", "json"]])
-def test_state_is_told_whoever_reads_its_errors(running: Runtime, options: list[str]) -> None:
-    """Podman 4 closes the other end at once (libpod oci_conmon_common.go): a word there must not cost the answer."""
+def test_state_is_printed_when_nobody_reads_stderr(running: Runtime, options: list[str]) -> None:
+    """Podman 4 closes the other end of stderr at once (libpod oci_conmon_common.go), so writing there may fail."""
     reader, writer = os.pipe()
     os.close(reader)
     try:

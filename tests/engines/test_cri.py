@@ -1,4 +1,4 @@
-"""containerd's CRI drives hawse as a kubelet has it do: pods and containers, streams, statistics, and their end."""
+"""containerd runs hawse through CRI, as for a kubelet: pods and containers, streams, statistics, and their end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from tests.engines.pod import FOREVER, Pod
 from tests.support.bundles import build_probe, make_rootfs
 from tests.support.containerd import Containerd
 from tests.support.cri import CallError, Cri
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import BUSYBOX_IMAGE, write_archive, write_pause
+from tests.support.kubelet_pod import FOREVER, Pod
 from tests.support.patience import wait_until
-from tests.vm.test_network import qemu_of
+from tests.support.processes import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
@@ -33,7 +33,7 @@ BOX = "/bin/busybox"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """containerd with the images; at its end nothing is left."""
+    """containerd with the images. stop() checks that nothing is left."""
     directory = str(tmp_path_factory.mktemp("cri"))
     make_rootfs(f"{directory}/rootfs")
     shutil.copy(build_probe(directory), f"{directory}/rootfs/bin/probe")
@@ -51,7 +51,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
 
 @pytest.fixture(scope="module")
 def cri(engine: Containerd) -> Iterator[Cri]:
-    """A kubelet's connection, from when its engine has noticed the images."""
+    """The connection of a kubelet, after containerd has found the images."""
     with Cri(engine.address) as made:
         wait_until(lambda: made.is_ready() and len(made("ListImages")["images"]) == 2)
         yield made
@@ -59,7 +59,7 @@ def cri(engine: Containerd) -> Iterator[Cri]:
 
 @pytest.fixture(scope="module")
 def standing(engine: Containerd, cri: Cri, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
-    """A pod of two containers, of which the first has a VFIO group, for the tests that leave it as it is."""
+    """A pod of two containers, the first with a VFIO group, for the tests that do not change it."""
     before = snapshot()
     sysctls = {"net.ipv4.ip_unprivileged_port_start": "81"}
     made = Pod(engine, cri, str(tmp_path_factory.mktemp("pod")), linux={"sysctls": sysctls})
@@ -73,7 +73,7 @@ def standing(engine: Containerd, cri: Cri, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def pod(standing: Pod) -> Iterator[Pod]:
-    """That pod; containers that a test adds are removed."""
+    """The pod ``standing``; containers that a test adds are removed."""
     before = standing.engine.containers()
     assert len(before) == 3
     yield standing
@@ -84,7 +84,7 @@ def pod(standing: Pod) -> Iterator[Pod]:
 
 @pytest.fixture
 def pods(engine: Containerd, cri: Cri, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Pod]]:
-    """Makes pods of a test's own, which are removed after it."""
+    """A function that creates pods, which are removed after the test."""
     before = engine.containers(), snapshot()
     known = {entry["id"] for entry in cri("ListPodSandbox")["items"]}
 
@@ -96,19 +96,19 @@ def pods(engine: Containerd, cri: Cri, tmp_path_factory: pytest.TempPathFactory)
         if entry["id"] not in known:
             cri("StopPodSandbox", pod_sandbox_id=entry["id"])
             cri("RemovePodSandbox", pod_sandbox_id=entry["id"])
-    # Where a shim was killed, containerd deletes what it had beside all this.
+    # When a shim was killed, containerd cleans up after it with a delay.
     wait_until(lambda: engine.containers() == before[0])
     prove_unchanged(before[1])
 
 
-def test_what_a_kubelet_asks_first(cri: Cri) -> None:
+def test_version_and_status_are_those_that_a_kubelet_needs(cri: Cri) -> None:
     assert cri("Version")["runtime_name"] == "containerd"
     conditions = cri("Status")["status"]["conditions"]
     ready = {entry["type"] for entry in conditions if entry["status"]}
     assert ready >= {"RuntimeReady", "NetworkReady"}
 
 
-def test_a_pod_has_an_address_that_answers(pod: Pod) -> None:
+def test_pod_has_an_address_that_answers(pod: Pod) -> None:
     status = pod.sandbox()
     assert (status["state"], status["runtime_handler"]) == ("SANDBOX_READY", "hawse")
     address = status["network"]["ip"]
@@ -120,7 +120,7 @@ def test_a_pod_has_an_address_that_answers(pod: Pod) -> None:
         assert "1 packets received" in pod.exec(name, f"{BOX} ping -c 1 10.78.0.1").output
 
 
-def test_a_container_has_what_its_pod_says(pod: Pod) -> None:
+def test_container_has_the_settings_of_its_pod(pod: Pod) -> None:
     assert pod.exec("two", f"{BOX} hostname; cat /etc/hostname").output == "ship\nship\n"
     resolver = pod.exec("two", "cat /etc/resolv.conf").output
     assert resolver == "search pods.test\nnameserver 10.78.0.1\noptions ndots:5\n"
@@ -132,7 +132,7 @@ def test_a_container_has_what_its_pod_says(pod: Pod) -> None:
     )
 
 
-def test_the_containers_of_a_pod_share_network_and_memory(pod: Pod) -> None:
+def test_containers_of_a_pod_share_network_and_shared_memory(pod: Pod) -> None:
     pod.run("server", f"{BOX} nc -l -p 8080 -e /bin/echo from the other")
     wait_until(lambda: pod.exec("two", f"{BOX} nc 127.0.0.1 8080 </dev/null").output == "from the other\n")
     assert pod.exec("one", "echo shared >/dev/shm/file").code == 0
@@ -140,7 +140,7 @@ def test_the_containers_of_a_pod_share_network_and_memory(pod: Pod) -> None:
     assert "/pause" not in pod.exec("two", "ps").output
 
 
-def test_the_log_is_as_a_kubelet_reads_it(pod: Pod) -> None:
+def test_log_has_the_format_that_a_kubelet_reads(pod: Pod) -> None:
     wait_until(lambda: pod.log("one").count("\n") == 2)
     lines = [
         re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z (\S+ F .*)", line) for line in pod.log("one").splitlines()
@@ -156,14 +156,14 @@ def test_exec(pod: Pod) -> None:
         pod.cri("ExecSync", container_id=pod.containers["two"], cmd=["/bin/nothing"])
 
 
-def test_an_exec_that_takes_too_long_is_ended(pod: Pod) -> None:
+def test_exec_is_killed_after_its_timeout(pod: Pod) -> None:
     with pytest.raises(CallError, match="timeout 1s exceeded") as caught:
         pod.exec("two", "exec sleep 987", timeout=1)
     assert caught.value.code == "DEADLINE_EXCEEDED"
     wait_until(lambda: "sleep 987" not in pod.exec("two", "ps").output)
 
 
-def test_a_stream_carries_input_output_and_code(pod: Pod) -> None:
+def test_stream_carries_input_output_and_exit_code(pod: Pod) -> None:
     data = os.urandom(300_000)
     script = "head -c 300000 | md5sum; yes | head -c 300000; echo to stderr >&2; exit 3"
     with pod.stream("Exec", "two", cmd=["/bin/sh", "-c", script], stderr=True) as stream:
@@ -175,7 +175,7 @@ def test_a_stream_carries_input_output_and_code(pod: Pod) -> None:
     assert seen.stderr == b"to stderr\n"
 
 
-def test_a_stream_of_a_terminal(pod: Pod) -> None:
+def test_stream_of_a_terminal_is_resized(pod: Pod) -> None:
     with pod.stream("Exec", "two", cmd=["/bin/sh"], tty=True) as stream:
         stream.resize(33, 77)
         stream.send(b"tty; until stty size | grep '33 77'; do :; done; echo e''nd\n")
@@ -185,7 +185,7 @@ def test_a_stream_of_a_terminal(pod: Pod) -> None:
         assert stream.end().code == 6
 
 
-def test_a_port_is_forwarded(pod: Pod) -> None:
+def test_port_is_forwarded(pod: Pod) -> None:
     data = os.urandom(300_000)
     answer = "head -c 300000 | md5sum; yes | head -c 300000"
     pod.run("server", f"{BOX} nc -ll -p 8080 -e /bin/sh -c '{answer}'")
@@ -199,7 +199,7 @@ def test_a_port_is_forwarded(pod: Pod) -> None:
         assert seen.stderr == b"\x90\x1f"
 
 
-def test_a_port_that_nobody_listens_at(pod: Pod) -> None:
+def test_forwarding_to_a_closed_port_fails(pod: Pod) -> None:
     with pod.forward(9) as stream:
         assert b"connection reset by peer" in stream.end().stderr
 
@@ -225,14 +225,14 @@ def test_statistics(pod: Pod) -> None:
     assert {*listed} == {*pod.containers.values()}
     assert min(used(listed[pod.containers["two"]])) > 0
     whole = pod.cri("PodSandboxStats", pod_sandbox_id=pod.id)["stats"]["linux"]
-    # The machine is in the pod's cgroup, and its containers' hold their proxies alone.
+    # QEMU is in the cgroup of the pod; the cgroups of the containers have only their proxies.
     assert used(whole)[1] > 64 * 1024 * 1024 > used(one)[1]
     assert used(whole)[0] > used(one)[0]
     assert int(whole["network"]["default_interface"]["rx_bytes"]["value"]) > 0
     assert len(whole["containers"]) == 2
 
 
-def test_limits_change_while_it_runs(pod: Pod) -> None:
+def test_limits_of_a_running_container_change(pod: Pod) -> None:
     made = pod.run("limited")
     limits = {"memory_limit_in_bytes": 64 * 1024 * 1024, "cpu_quota": 50000, "cpu_period": 100000, "cpu_shares": 1024}
     pod.cri("UpdateContainerResources", container_id=made, linux=limits)
@@ -240,7 +240,7 @@ def test_limits_change_while_it_runs(pod: Pod) -> None:
     assert read.output == "67108864\n50000 100000\n"
 
 
-def test_devices_come_and_go_with_their_containers(pod: Pod) -> None:
+def test_devices_are_attached_and_detached_with_their_containers(pod: Pod) -> None:
     assert json.loads(pod.exec("one", "probe /dev/vfio/5").output)["passed"]
     assert "No such file" in pod.exec("two", "ls /dev/vfio").errors
     for attempt in ("three", "four"):
@@ -249,12 +249,12 @@ def test_devices_come_and_go_with_their_containers(pod: Pod) -> None:
         assert "No such file" in pod.exec(attempt, "ls /dev/vfio/5").errors
         pod.remove_container(attempt)
         assert json.loads(pod.exec("one", "probe /dev/vfio/5").output)["passed"]
-    # By an annotation, which the engine is configured to pass on.
+    # By an annotation, which the engine is configured to pass to the runtime.
     pod.run("five", annotations={"hawse.devices": "6"})
     assert json.loads(pod.exec("five", "probe /dev/vfio/6").output)["passed"]
 
 
-def test_containers_begun_at_once(pod: Pod) -> None:
+def test_containers_start_at_once(pod: Pod) -> None:
     names = ["a", "b", "c"]
     with ThreadPoolExecutor(len(names)) as several:
         list(several.map(lambda name: pod.run(name, f"echo {name}; {FOREVER}"), names))
@@ -262,13 +262,13 @@ def test_containers_begun_at_once(pod: Pod) -> None:
         assert pod.exec(name, "echo $NAME").output == f"{name}\n"
 
 
-def test_a_container_is_told_to_stop_and_then_killed(pod: Pod) -> None:
+def test_stopped_container_gets_sigterm_and_then_sigkill(pod: Pod) -> None:
     pod.run("obedient", FOREVER.replace("while", "echo ready; while"))
     wait_until(lambda: "ready" in pod.log("obedient"))
     pod.cri("StopContainer", container_id=pod.containers["obedient"], timeout=60)
     status = pod.status("obedient")
     assert (status["state"], status["exit_code"], status["reason"]) == ("CONTAINER_EXITED", 0, "Completed")
-    assert "stdout F told to stop" in pod.log("obedient")
+    assert "stdout F received SIGTERM" in pod.log("obedient")
     pod.run("stubborn", "trap '' TERM; echo ready; while :; do sleep 1; done")
     wait_until(lambda: "ready" in pod.log("stubborn"))
     pod.cri("StopContainer", container_id=pod.containers["stubborn"], timeout=1)
@@ -276,7 +276,7 @@ def test_a_container_is_told_to_stop_and_then_killed(pod: Pod) -> None:
     assert pod.exec("two", "echo on").output == "on\n"
 
 
-def test_how_a_container_ended(pod: Pod) -> None:
+def test_end_of_a_container_is_reported(pod: Pod) -> None:
     pod.run("short", "echo bye; echo because >/dev/termination-log; exit 9")
     status = pod.await_exit("short")
     assert (status["exit_code"], status["reason"]) == (9, "Error")
@@ -293,12 +293,12 @@ def test_how_a_container_ended(pod: Pod) -> None:
         ({"annotations": {"hawse.none": "1"}}, "annotations: hawse.none is unknown"),
     ],
 )
-def test_a_container_that_cannot_be(pod: Pod, changes: dict[str, Any], words: str) -> None:
+def test_container_that_cannot_start_has_an_error(pod: Pod, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CallError, match=re.escape(words)):
         pod.run("bad", **changes)
 
 
-def test_the_hosts_network_is_refused(engine: Containerd, pods: Callable[..., Pod]) -> None:
+def test_network_of_the_host_is_refused(engine: Containerd, pods: Callable[..., Pod]) -> None:
     links = engine.node.links()
     with pytest.raises(CallError) as caught:
         pods(security={"namespace_options": {"network": "NODE", "pid": "CONTAINER"}})
@@ -307,8 +307,8 @@ def test_the_hosts_network_is_refused(engine: Containerd, pods: Callable[..., Po
     assert engine.node.links() == links
 
 
-def test_processes_of_a_pod_that_are_shared(pods: Callable[..., Pod]) -> None:
-    """shareProcessNamespace; and the containers of what is called the restricted policy."""
+def test_containers_of_a_pod_share_a_pid_namespace(pods: Callable[..., Pod]) -> None:
+    """With shareProcessNamespace. The containers also fit the restricted pod security standard."""
     shared = {"namespace_options": {"pid": "POD"}}
     made = pods(security=shared)
     user = {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}, "supplemental_groups": [7]}
@@ -323,20 +323,20 @@ def test_processes_of_a_pod_that_are_shared(pods: Callable[..., Pod]) -> None:
     status = made.exec("two", "cat /proc/self/status").output
     assert "CapBnd:\t0000000000000000\n" in status
     assert "NoNewPrivs:\t1\n" in status
-    # The node is root's, 0600 on this host, until the pod says whose it is; the annotation makes one for everybody.
+    # A node of a device plugin has the owner and mode of the host or the pod. A node by annotation is for all users.
     made.run("three", security=shared | user | restricted, annotations={"hawse.devices": "5"})
     assert json.loads(made.exec("three", "probe /dev/vfio/5").output)["passed"]
 
 
-def test_a_container_for_debugging_joins_another(pod: Pod) -> None:
+def test_debug_container_joins_the_pid_namespace_of_another(pod: Pod) -> None:
     target = {"namespace_options": {"pid": "TARGET", "target_id": pod.containers["one"]}}
     pod.run("debug", "exec sleep 4321", security=target)
     seen = pod.exec("debug", "ps").output
     assert "sleep 4321" in seen
-    assert "told to stop" in seen
+    assert "received SIGTERM" in seen
 
 
-def test_a_privileged_container(pods: Callable[..., Pod]) -> None:
+def test_privileged_container(pods: Callable[..., Pod]) -> None:
     made = pods(security={"privileged": True})
     made.run("one", groups=(5,), security={"privileged": True, "seccomp": {"profile_type": "Unconfined"}})
     script = "grep -c ' /sys sysfs rw,' /proc/mounts; grep Seccomp: /proc/self/status; ls /dev | grep -c sda"
@@ -345,7 +345,7 @@ def test_a_privileged_container(pods: Callable[..., Pod]) -> None:
 
 
 @pytest.mark.parametrize("victim", ["QEMU", "monitor", "shim"])
-def test_a_pod_whose_machine_is_killed(engine: Containerd, pods: Callable[..., Pod], victim: str) -> None:
+def test_pod_whose_vm_is_killed(engine: Containerd, pods: Callable[..., Pod], victim: str) -> None:
     made = pods()
     made.run("one", groups=(6,))
     with open(f"{engine.runtime_root}/k8s.io/{made.id}/state.json") as file:
@@ -357,13 +357,13 @@ def test_a_pod_whose_machine_is_killed(engine: Containerd, pods: Callable[..., P
     assert made.await_exit("one")["exit_code"] in (137, 255)
     wait_until(lambda: bool(made.sandbox()["state"] == "SANDBOX_NOTREADY"))
     made.remove()
-    # The group is the next pod's.
+    # The next pod can use the group.
     after = pods()
     after.run("one", groups=(6,))
     assert json.loads(after.exec("one", "probe /dev/vfio/6").output)["passed"]
 
 
-def test_pods_outlive_their_engine(pod: Pod) -> None:
+def test_pods_outlive_containerd(pod: Pod) -> None:
     pod.engine.restart()
     wait_until(pod.cri.is_ready)
     assert pod.status("one")["state"] == "CONTAINER_RUNNING"

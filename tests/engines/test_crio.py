@@ -1,7 +1,8 @@
-"""CRI-O's calls, as it makes them (CRI-O internal/oci/runtime_oci.go), through the real conmon: it has no package here.
+"""The calls of CRI-O, replayed from its sources (internal/oci/runtime_oci.go) through the real conmon: Debian has no
+package of CRI-O.
 
-A pod of a sandbox and two containers, one of them with a device; each is made by conmon, whose words go over the two
-pipes that CRI-O gives it, and everything else is a direct call of the runtime with ``--root`` alone.
+A pod has a sandbox and two containers, one of them with a device. conmon creates each of them and reports over the two
+pipes that CRI-O passes. Every other call runs the runtime directly, with ``--root`` as the only global option.
 """
 
 from __future__ import annotations
@@ -21,45 +22,44 @@ from hawse.host import network_namespace
 from hawse.oci.capabilities import CAPABILITIES
 from hawse.state.store import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-from tests.support.engines import read_hosts_disk
+from tests.support.engines import install, read_hosts_disk
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
-from tests.support.podman import install
+from tests.support.processes import qemu_of
 from tests.support.runtime import Runtime
-from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
 
 class Crio:
-    """What CRI-O does to a container."""
+    """The calls of CRI-O for a container."""
 
     def __init__(self, directory: Path, runtime: Runtime) -> None:
         self.directory = directory
         install("crio", f"{directory}/50-hawse.conf", runtime)
         self.program = f"{directory}/50-hawse.conf.program"
         self.root = f"{directory}/root"
-        # CRI-O gives no more than these (runtime_oci.go, runtimeCmd).
+        # CRI-O passes only these (runtime_oci.go, runtimeCmd).
         self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR": str(directory)}
         for name in ("exits", "sockets", "logs"):
             (directory / name).mkdir()
 
     def create(self, name: str, bundle: str, *options: str) -> int:
-        """By conmon; the pid that it tells. Raises AssertionError with what it tells instead."""
+        """Create a container by conmon; returns its pid. Raises AssertionError with any other report of conmon."""
         answer = self._conmon(name, bundle, name, ["--exit-dir", f"{self.directory}/exits", *options])
         assert answer.get("pid", -1) > 0, answer
         return int(answer["pid"])
 
     def exec_sync(self, name: str, bundle: str, process: dict[str, Any]) -> tuple[int, str]:
-        """The kubelet's ExecSync: exit code and log."""
+        """ExecSync of a kubelet; returns the exit code and the log."""
         spec = self.directory / "process.json"
         spec.write_text(json.dumps(process))
         answer = self._conmon(name, bundle, f"{name}-exec", ["--exec", "--exec-process-spec", str(spec)])
         return answer["exit_code"], (self.directory / "logs" / f"{name}-exec").read_text()
 
     def __call__(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """A direct call."""
+        """Run the runtime directly."""
         argv = [self.program, "--root", self.root, *words]
         return subprocess.run(
             argv, env=self.environment, input=stdin, capture_output=True, text=True, check=False, timeout=120
@@ -73,7 +73,7 @@ class Crio:
         return state
 
     def said(self, name: str) -> str:
-        """A container's output, put together from conmon's log of whole and partial lines."""
+        """The output of a container, assembled from the full and partial lines in the log of conmon."""
         text = ""
         for line in (self.directory / "logs" / name).read_bytes().decode().removesuffix("\n").split("\n"):
             _, _, tag, piece = line.split(" ", 3)
@@ -81,7 +81,7 @@ class Crio:
         return text
 
     def exit_code(self, name: str) -> int:
-        """What conmon has seen of the container's end."""
+        """Wait for the exit code that conmon writes for the container."""
         path = self.directory / "exits" / name
         wait_until(path.exists)
         return int(path.read_text())
@@ -104,7 +104,7 @@ class Crio:
         os.close(starts)
         os.write(start, b"0")
         os.close(start)
-        assert process.wait() == 0  # it has gone to the background
+        assert process.wait() == 0  # conmon continues in the background
         with os.fdopen(told) as answers:
             answer: dict[str, Any] = json.loads(answers.readline())
         return answer
@@ -126,7 +126,7 @@ def bundle(
     crio: Crio, name: str, network: str, script: str, *, device: bool = False, terminal: bool = False,
     privileged: bool = False,
 ) -> str:  # fmt: skip
-    """``network`` is the pod's, "" for the host's. All of a pod have one directory, /pod, and one /dev/shm."""
+    """A bundle. ``network``: the pod's network namespace, "" for the host's. All containers share /pod and /dev/shm."""
     path = f"{crio.directory}/{name}"
     spec = make_bundle(path, ["/bin/sh", "-c", script], terminal=terminal, rlimits=[UNLIMITED])
     kind = "sandbox" if name == "sandbox" else "container"
@@ -158,7 +158,7 @@ def bundle(
 FOREVER = "trap 'exit 7' TERM; echo ready; while :; do sleep 1; done"
 
 
-def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
+def test_pod_from_creation_to_deletion(crio: Crio) -> None:
     with Namespace() as network:
         sandbox = bundle(crio, "sandbox", network.path, "sleep 1000")
         pid = crio.create("sandbox", sandbox)
@@ -176,7 +176,7 @@ def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
         streamed.write_text(json.dumps(spec | {"args": ["/bin/sh", "-c", "cat; exit 3"]}))
         done = crio("exec", "--process", str(streamed), "without", stdin="through the runtime\n")
         assert (done.returncode, done.stdout) == (3, "through the runtime\n")
-        # Its own files are each container's alone; the volume and the memory are the pod's.
+        # Each container has its own /tmp. The volume and the shared memory belong to the pod.
         shared = spec | {"args": ["/bin/sh", "-c", "echo kept >/pod/it; echo memory >/dev/shm/it; echo own >/tmp/it"]}
         assert crio.exec_sync("with", f"{crio.directory}/with", shared)[0] == 0
         look = spec | {"args": ["/bin/sh", "-c", "cat /pod/it /dev/shm/it; ls /tmp"]}
@@ -193,7 +193,7 @@ def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
         assert crio.state("with")["status"] == "stopped"
         assert "not running" in crio("kill", "with", "KILL").stderr
         assert crio("delete", "--force", "with").returncode == 0
-        # The other container and the sandbox go on.
+        # The other container and the sandbox are not affected.
         assert crio.state("without")["status"] == "running"
         assert crio("kill", "without", "KILL").returncode == 0
         assert crio.exit_code("without") == 137
@@ -203,8 +203,8 @@ def test_a_pod_from_its_sandbox_to_its_end(crio: Crio) -> None:
         assert "does not exist" in crio("state", "sandbox").stderr
 
 
-def test_a_port_of_the_pod_is_dialled(crio: Crio) -> None:
-    """As for `kubectl port-forward`: on the loopback of the pod's namespace (runtime_oci.go, PortForwardContainer)."""
+def test_port_of_the_pod_is_reached_from_its_network_namespace(crio: Crio) -> None:
+    """As for `kubectl port-forward`, on the loopback of the namespace (runtime_oci.go, PortForwardContainer)."""
 
     def dial(network: Namespace) -> bytes:
         address = ("127.0.0.1", 8080)
@@ -229,7 +229,7 @@ def test_a_port_of_the_pod_is_dialled(crio: Crio) -> None:
             dial(network)
 
 
-def test_a_privileged_container_on_a_terminal(crio: Crio) -> None:
+def test_privileged_container_on_a_terminal(crio: Crio) -> None:
     script = f"tty; grep CapEff /proc/self/status; {read_hosts_disk()}; exit 6"
     with Namespace() as network:
         crio.create("sandbox", bundle(crio, "sandbox", network.path, "sleep 1000"))
@@ -246,7 +246,7 @@ def test_a_privileged_container_on_a_terminal(crio: Crio) -> None:
             assert crio("delete", "--force", name).returncode == 0
 
 
-def test_a_pod_whose_machine_is_killed(crio: Crio) -> None:
+def test_pod_whose_vm_is_killed(crio: Crio) -> None:
     with Namespace() as network:
         for name, script in (("sandbox", "sleep 1000"), ("one", FOREVER)):
             crio.create(name, bundle(crio, name, network.path, script))
@@ -266,7 +266,7 @@ def test_a_pod_whose_machine_is_killed(crio: Crio) -> None:
         ("sandbox", "own", "", "executable file not found"),
     ],
 )
-def test_what_cannot_be_made_is_told_over_conmons_pipe(
+def test_failed_creation_is_reported_over_the_pipe_of_conmon(
     crio: Crio, kind: str, network: str, script: str, words: str
 ) -> None:
     with Namespace() as own:

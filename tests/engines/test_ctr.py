@@ -1,4 +1,4 @@
-"""containerd's own client, ctr, drives hawse: containers by themselves, and their tasks."""
+"""ctr, the client of containerd, runs hawse: single containers and their tasks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tests.support.containerd import Containerd
 from tests.support.engines import read_hosts_disk
 from tests.support.images import BUSYBOX_IMAGE, write_busybox
 from tests.support.patience import patience, wait_until
+from tests.support.processes import qemu_of
 from tests.support.runtime import HAWSE, Result
-from tests.vm.test_network import qemu_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """containerd with an image; at its end nothing is left."""
+    """containerd with an image. stop() checks that nothing is left."""
     directory = str(tmp_path_factory.mktemp("ctr"))
     made = Containerd(directory, hawse='[devices]\nannotations = ["devices"]\n[emulated]\n5 = ["edu"]\n')
     try:
@@ -43,16 +43,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
 
 
 def argv(engine: Containerd, name: str, *options: str) -> list[str]:
-    """`run` of hawse, up to the command."""
+    """The arguments of `ctr run` with hawse, up to the command."""
     runtime = ["--runc-binary", engine.binary, "--runc-root", engine.runtime_root]
     return ["run", *runtime, *options, BUSYBOX_IMAGE.name, name]
 
 
 def run(engine: Containerd, script: str, *options: str) -> Result:
-    """A container that ends by itself, and leaves nothing."""
+    """Run a container to its end; nothing of it may be left."""
     before = engine.containers()
     result = engine.ctr(*argv(engine, "one", "--rm", *options), "/bin/sh", "-c", script)
-    # ctr answers before the shim has ended.
+    # ctr returns before the shim has exited.
     wait_until(lambda: engine.containers() == before and engine.shims("one") == [])
     assert "one" not in engine.ctr("containers", "list", "-q").output.split()
     return result
@@ -60,8 +60,8 @@ def run(engine: Containerd, script: str, *options: str) -> Result:
 
 @pytest.fixture
 def stays(engine: Containerd, tmp_path: Path) -> Iterator[Callable[..., Result]]:
-    """`ctr task VERB` of a container that runs until it is told to stop; it is deleted after the test."""
-    # A first process without a handler is not told of the signal (pid_namespaces(7)).
+    """A function that runs `ctr task VERB` for a container, which runs until SIGTERM and is deleted after the test."""
+    # The first process of a PID namespace ignores signals without a handler (pid_namespaces(7)).
     script = "trap 'exit 5' TERM; echo >/said/ready; while :; do sleep 3600 & wait; done"
     mount = f"type=bind,src={tmp_path},dst=/said,options=rbind:rw"
     started = engine.ctr(*argv(engine, "stays", "--detach", "--mount", mount), "/bin/sh", "-c", script)
@@ -82,8 +82,8 @@ def status(task: Callable[..., Result]) -> str:
     return line.split()[2]
 
 
-def test_the_commands_of_the_page(engine: Containerd, tmp_path: Path) -> None:
-    """Those of docs/containerd.md as they stand there; what is of the test's own is where `hawse install` writes to."""
+def test_commands_of_the_page_succeed(engine: Containerd, tmp_path: Path) -> None:
+    """The commands of docs/containerd.md, unchanged, except that `hawse install` writes to a file of the test."""
     page = (Path(__file__).parents[2] / "docs" / "containerd.md").read_text()
     program = tmp_path / "bin" / "hawse"
     program.parent.mkdir()
@@ -108,29 +108,29 @@ def test_the_commands_of_the_page(engine: Containerd, tmp_path: Path) -> None:
     written = (tmp_path / "config.toml").read_text().replace(str(program), "/usr/bin/hawse")
     assert tomllib.loads(written) == {"version": 2} | tomllib.loads(shown)
     wait_until(lambda: engine.left() == [])
-    # Named nowhere on the page, the runtime's root is where the shim has it; nothing is left in it.
+    # The page does not set the root of the runtime, so it is the default of the shim. Nothing is left in it.
     os.rmdir(f"/run/containerd/runc/{engine.namespace}")
 
 
-def test_run_has_output_errors_and_code(engine: Containerd) -> None:
+def test_run_returns_output_errors_and_exit_code(engine: Containerd) -> None:
     done = run(engine, "echo out; echo error >&2; id; exit 3")
     assert (done.code, done.output, done.errors) == (3, "out\nuid=0 gid=0 groups=0\n", "error\n")
 
 
-def test_run_of_what_is_not_there(engine: Containerd) -> None:
+def test_run_of_a_missing_program_fails(engine: Containerd) -> None:
     done = engine.ctr(*argv(engine, "one", "--rm"), "/bin/nothing")
     assert done.code == 1
     assert 'exec: "/bin/nothing": executable file not found in $PATH' in done.errors
     wait_until(lambda: engine.left() == [])
 
 
-def test_run_with_the_hosts_network_is_refused(engine: Containerd) -> None:
+def test_run_with_the_network_of_the_host_is_refused(engine: Containerd) -> None:
     done = run(engine, "true", "--net-host")
     assert done.code == 1
     assert "the container would have the host's network, which a virtual machine cannot share" in done.errors
 
 
-def test_run_with_options(engine: Containerd, tmp_path: Path) -> None:
+def test_run_with_mounts_environment_and_seccomp(engine: Containerd, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("words\n")
     mount = f"type=bind,src={tmp_path},dst=/mnt/deep,options=rbind:ro"
     options = ["--env", "A=b", "--mount", mount, "--read-only", "--cwd", "/work", "--seccomp"]
@@ -146,15 +146,15 @@ def test_run_with_a_device_by_annotation(engine: Containerd) -> None:
     assert (done.code, done.output) == (0, "/dev/vfio/5\n/dev/vfio/vfio\n")
 
 
-def test_run_privileged_has_no_device_of_the_host(engine: Containerd) -> None:
-    """ctr names every node of the host then, its disks too, but the kernel behind the numbers is the guest's."""
+def test_privileged_run_has_no_device_of_the_host(engine: Containerd) -> None:
+    """ctr then requests every node of the host, including disks. The guest kernel resolves their numbers."""
     done = run(engine, read_hosts_disk(), "--privileged")
     assert done.code == 1, done
     assert "No such device or address" in done.errors
 
 
-def test_run_with_an_address_of_a_networks(engine: Containerd) -> None:
-    """ctr calls the plugins itself, when the container is made and before it is started: as Docker does from 28 on."""
+def test_run_with_an_address_from_cni(engine: Containerd) -> None:
+    """ctr calls the CNI plugins between `create` and `start`, as Docker does from version 28 on."""
     places = {"/etc/cni/net.d": f"{engine.directory}/cni", "/opt/cni/bin": "/usr/lib/cni"}
     binds = [f"mkdir -p {place} && mount --bind {source} {place}" for place, source in places.items()]
     words = engine.argv(*argv(engine, "one", "--rm", "--cni"), "/bin/busybox", "ip", "-o", "addr", "show", "eth0")
@@ -193,7 +193,7 @@ def test_exec_with_a_terminal(engine: Containerd) -> None:
         os.close(slave)
         os.write(master, b"tty; until stty size | grep '33 77'; do :; done; exit 6\n")
         seen = b""
-        # The kernel's end of file for a terminal whose last user has gone is an error (tty_io.c).
+        # When the last user of a terminal has closed it, read() fails (Linux drivers/tty/tty_io.c).
         with suppress(OSError):
             while piece := os.read(master, 4096):
                 seen += piece
@@ -212,7 +212,7 @@ def test_pause_and_resume(stays: Callable[..., Result]) -> None:
     assert stays("exec", "--exec-id", "e2", "stays", "true").code == 0
 
 
-def test_metrics_are_those_of_the_machine(stays: Callable[..., Result]) -> None:
+def test_metrics_are_those_of_the_vm(stays: Callable[..., Result]) -> None:
     metrics = json.loads(stays("metrics", "--format", "json", "stays").output)
     assert metrics["memory"]["usage"]["usage"] > 64 * 1024 * 1024
     assert metrics["cpu"]["usage"]["total"] > 0
@@ -229,13 +229,13 @@ def test_kill_and_delete(engine: Containerd, stays: Callable[..., Result]) -> No
     assert engine.left() == []
 
 
-def test_a_container_that_is_killed(stays: Callable[..., Result]) -> None:
+def test_killed_container_has_exit_code_137(stays: Callable[..., Result]) -> None:
     assert stays("kill", "--signal", "SIGKILL", "stays").code == 0
     wait_until(lambda: status(stays) == "STOPPED")
     assert "non-zero exit code 137" in stays("delete", "stays").errors
 
 
-def test_a_container_whose_machine_is_killed(engine: Containerd, stays: Callable[..., Result]) -> None:
+def test_container_whose_vm_is_killed_is_stopped(engine: Containerd, stays: Callable[..., Result]) -> None:
     monitor = Store(f"{engine.runtime_root}/{engine.namespace}", "stays").read()["monitorPid"]
     os.kill(qemu_of(monitor), signal.SIGKILL)
     wait_until(lambda: status(stays) == "STOPPED")
@@ -244,7 +244,7 @@ def test_a_container_whose_machine_is_killed(engine: Containerd, stays: Callable
     assert engine.left() == []
 
 
-def test_a_container_outlives_its_engine(engine: Containerd, stays: Callable[..., Result]) -> None:
+def test_container_outlives_containerd(engine: Containerd, stays: Callable[..., Result]) -> None:
     engine.restart()
     assert status(stays) == "RUNNING"
     assert stays("exec", "--exec-id", "e1", "stays", "echo", "on").output == "on\n"

@@ -1,4 +1,4 @@
-"""Engines take what `hawse install` writes for them."""
+"""Engines read the configuration that `hawse install` writes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def run(*argv: str) -> str:
 
 
 def install(engine: str, file: Path, *options: str) -> str:
-    """``file`` is the engine's configuration; hawse's own is beside it."""
+    """Run `hawse install`. ``file``: the configuration of the engine; the one of hawse is written next to it."""
     return run(HAWSE, "--config", f"{file}.hawse.toml", "install", engine, "--file", str(file), *options)
 
 
 def test_docker(tmp_path: Path) -> None:
-    """The daemon of the other tests is told of hawse so, too."""
+    """The daemon of the other tests is configured by the same command."""
     file = tmp_path / "daemon.json"
     assert "written" in install("docker", file)
     assert json.loads(file.read_text())["runtimes"]["hawse"]["path"] == HAWSE
@@ -53,8 +53,8 @@ def test_containerd(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_containerd_reads_each_version_that_it_knows(tmp_path: Path, version: int) -> None:
-    """Debian 12's and 13's containerd have 2 as their newest; an older one does not refuse a newer version, but looks
-    for its plugins by other names."""
+    """The newest version that containerd of Debian 12 and 13 knows is 2. An older containerd accepts a newer version,
+    but its plugins have other names."""
     newest = tomllib.loads(run("containerd", "config", "default"))["version"]
     if version > newest:
         pytest.skip(f"this containerd knows versions up to {newest}")
@@ -67,7 +67,7 @@ def test_containerd_reads_each_version_that_it_knows(tmp_path: Path, version: in
 
 
 def test_podman(tmp_path: Path) -> None:
-    """In a mount namespace in which the directory for such files is one of the test's own."""
+    """In a mount namespace in which the directory for such files belongs to the test."""
     directory = tmp_path / "containers.conf.d"
     directory.mkdir()
     install("podman", directory / "hawse.conf")
@@ -79,7 +79,7 @@ def test_podman(tmp_path: Path) -> None:
     assert HAWSE in shown
 
 
-def test_what_would_change_is_shown_and_nothing_changed(tmp_path: Path) -> None:
+def test_dry_run_shows_the_changes_and_makes_none(tmp_path: Path) -> None:
     file = tmp_path / "hawse.conf"
     shown = install("crio", file, "--dry-run")
     assert f'+runtime_path = "{HAWSE}"' in shown
@@ -87,9 +87,9 @@ def test_what_would_change_is_shown_and_nothing_changed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_program_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     own = ["--config", str(tmp_path / "hawse.toml")]
     words = [HAWSE, *own, "install", "docker", "--file", str(tmp_path / "x"), "--program", f"{sys.executable}.not"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "not a program that can be run" in done.stderr
+    assert "it cannot be executed" in done.stderr

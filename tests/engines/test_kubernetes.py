@@ -1,4 +1,4 @@
-"""What deploy/kubernetes gives to a cluster: the manifests fit each other, and the pod runs as a kubelet has it run."""
+"""The manifests of deploy/kubernetes are consistent, and their pod runs as with a kubelet."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hawse.oci.guest.hugetlbfs import counts_of
 from hawse.plan.capacity import Room
 from hawse.vm.host_memory import needs_of
 from hawse.vm.size import Limits, machine_memory
-from tests.engines.pod import Pod
 from tests.support import manifests
 from tests.support.caches import dpdk_rootfs
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
 from tests.support.images import Image, write_archive, write_pause
+from tests.support.kubelet_pod import Pod
 from tests.support.manifests import DEPLOY
 from tests.support.patience import patience, wait_until
 from tests.support.runtime import HAWSE
@@ -30,7 +30,7 @@ from tests.support.runtime import HAWSE
 pytestmark = pytest.mark.engine
 
 
-def test_the_manifests_fit_each_other() -> None:
+def test_manifests_are_consistent() -> None:
     documents = {path.name: manifests.read(path) for path in DEPLOY.glob("*.yaml")}
     kinds = {document["kind"]: document for found in documents.values() for document in found}
     assert {*kinds} == {"Pod", "RuntimeClass", "ConfigMap"}
@@ -42,27 +42,27 @@ def test_the_manifests_fit_each_other() -> None:
     runtime_class = manifests.runtime_class(pod)
     assert pod["spec"]["runtimeClassName"] == runtime_class["metadata"]["name"]
     assert [found["handler"] for found in (runtime_class, ordinary)] == ["hawse", "hawse"]
-    # The plugin's resource is what the pod asks for, and its variable the one that the command reads.
+    # The pod requests the resource of the plugin, and its command reads the variable of the plugin.
     [listed] = json.loads(kinds["ConfigMap"]["data"]["config.json"])["resourceList"]
     name, count = manifests.asked_for(pod)
     assert name == f"{listed['resourcePrefix']}/{listed['resourceName']}"
     assert count == 2
     [container] = pod["spec"]["containers"]
     assert f"${manifests.plugins_variables(name, {})[0]['key']}" in container["args"][0]
-    # What a plugin gives and huge pages must be asked for as they are limited (Kubernetes pkg/apis/core/validation).
+    # Requests of plugin resources and huge pages must equal the limits (Kubernetes pkg/apis/core/validation).
     assert container["resources"]["requests"] == container["resources"]["limits"]
     [volume] = pod["spec"]["volumes"]
     assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"]]
     assert volume["emptyDir"]["medium"] == "HugePages"
-    # The virtual machine is made with room for the pages, and the pod's cgroup has room for both.
+    # The VM has additional memory for the huge pages, and the pod's overhead allows for them.
     pages = manifests.quantity(container["resources"]["limits"]["hugepages-2Mi"])
     assert counts_of("", pod["metadata"]["annotations"]["hawse.hugepages"]) == {2048: pages / 2**21}
     overheads = [manifests.quantity(found["overhead"]["podFixed"]["memory"]) for found in (ordinary, runtime_class)]
     assert overheads[1] == overheads[0] + pages
-    # The figure on the page is this one's ground.
+    # The number on the page is the basis of the overhead.
     [figure] = re.findall(r"(\d+) MiB without KVM", (DEPLOY / "README.md").read_text())
     assert int(figure) * 2**20 <= overheads[0]
-    # What the containers ask for, and what hawse counts beside it, fits: no warning.
+    # The limits and the overhead are enough for the containers and the VM, so hawse does not warn.
     limits = Limits(int(manifests.quantity(container["resources"]["limits"]["memory"])), ((2048, int(pages) >> 21),))
     machine = machine_memory(1024, limits, host_mib=64 * 1024)
     needs = needs_of(machine, limits, accel="tcg", cpus=2)
@@ -71,9 +71,11 @@ def test_the_manifests_fit_each_other() -> None:
     assert room.check_memory("", limits.memory, hugepages_mib=int(pages) >> 20, host_mib=64 * 1024) == []
 
 
-def test_the_commands_of_the_page(tmp_path: Path) -> None:
-    """As they stand there, on a node whose groups are emulated and whose image is built. There is no cluster: `kubectl`
-    is a stand-in that sees that what it is told is there."""
+def test_commands_of_the_page_succeed(tmp_path: Path) -> None:
+    """The commands of the page, unchanged, on a node whose groups are emulated and whose guest image exists.
+
+    There is no cluster: a stub of `kubectl` records its arguments and checks that the files exist.
+    """
     (tmp_path / "hawse.toml").write_text('[emulated]\n5 = ["edu"]\n')
     programs = {
         "hawse": f"""
@@ -109,19 +111,19 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert {*re.findall(r"-f (\S+)", told)} == {path.name for path in DEPLOY.glob("*.yaml")}
 
 
-#: Where the guest has the first two groups that come to a pod. Emulated ones have no address on the host that could be
-#: another: tests/lab/test_dpdk.py has functions that do.
+#: Addresses in the guest of the first two groups of a pod. Emulated functions have no address on the host;
+#: tests/lab/test_dpdk.py has functions whose addresses differ.
 ADDRESSES = {"0000:02:00.0": 5, "0000:03:00.0": 6}
 
 
 @pytest.fixture
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """containerd with the pod's image, of Debian's DPDK; the node has two NICs."""
+    """containerd with the image of the pod, DPDK of Debian, on a node with two NICs."""
     directory = str(tmp_path_factory.mktemp("kube"))
     shutil.copytree(dpdk_rootfs(), f"{directory}/rootfs", symlinks=True)
     os.symlink("busybox", f"{directory}/rootfs/usr/bin/tr")
     os.makedirs(f"{directory}/rootfs/var", exist_ok=True)
-    os.symlink("/run", f"{directory}/rootfs/var/run")  # as Debian's base-files has it
+    os.symlink("/run", f"{directory}/rootfs/var/run")  # as in base-files of Debian
     [container] = manifests.read_one("dpdk-pod.yaml")["spec"]["containers"]
     made = Containerd(directory, hawse='[emulated]\n5 = ["e1000e"]\n6 = ["e1000e"]\n')
     try:
@@ -137,7 +139,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
 
 @pytest.fixture
 def hugepages(tmp_path: Path) -> Iterator[str]:
-    """The volume, as a kubelet mounts it (pkg/volume/emptydir/empty_dir.go, setupHugepages)."""
+    """The volume for huge pages, mounted as by a kubelet (pkg/volume/emptydir/empty_dir.go, setupHugepages)."""
     path = tmp_path / "hugepages"
     path.mkdir()
     subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "nodev", path], check=True)
@@ -151,8 +153,8 @@ def is_forwarding(pod: Pod) -> bool:
 
 
 @pytest.mark.vm
-def test_the_pod_runs_as_a_kubelet_has_it_run(engine: Containerd, hugepages: str, tmp_path: Path) -> None:
-    """With a container beside it that has asked for nothing."""
+def test_pod_of_the_manifest_forwards_packets(engine: Containerd, hugepages: str, tmp_path: Path) -> None:
+    """A second container of the pod requests no device, and gets none."""
     manifest = manifests.read_one("dpdk-pod.yaml")
     [container] = manifest["spec"]["containers"]
     name, count = manifests.asked_for(manifest)
@@ -181,7 +183,7 @@ def test_the_pod_runs_as_a_kubelet_has_it_run(engine: Containerd, hugepages: str
             assert nodes <= {*pod.exec("testpmd", "echo /dev/vfio/*").output.split()}
             probed = re.findall(r"Probe PCI driver: net_e1000_em \(8086:10d3\) device: (\S+) ", pod.log("testpmd"))
             assert probed == [*ADDRESSES], pod.log("testpmd")
-            # What it takes of huge pages is the guest's, and no more than it has asked for.
+            # The container uses huge pages of the guest, at most its limit, and none of the host's volume.
             mounted = pod.exec("testpmd", f"grep ' {mount['mountPath']} ' /proc/mounts").output
             assert mounted.split()[2] == "hugetlbfs"
             pages = pod.exec("testpmd", "grep HugePages_ /proc/meminfo").output
@@ -189,7 +191,7 @@ def test_the_pod_runs_as_a_kubelet_has_it_run(engine: Containerd, hugepages: str
             taken = (counts["Total"] - counts["Free"]) * 2 * 2**20
             assert 0 < taken <= manifests.quantity(container["resources"]["limits"]["hugepages-2Mi"])
             assert os.listdir(hugepages) == []
-            # The other container has nothing of it.
+            # The other container has no device.
             assert "PCIDEVICE" not in pod.log("beside")
             assert "No such file" in pod.exec("beside", "ls /dev/vfio").errors
             cri("StopContainer", container_id=pod.containers["testpmd"], timeout=60)

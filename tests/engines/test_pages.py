@@ -1,4 +1,4 @@
-"""The commands of the engines' pages, as they stand there."""
+"""The commands of the documentation of each engine, unchanged."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.runtime import HAWSE, Runtime
 pytestmark = [pytest.mark.vm, pytest.mark.engine]
 
 DOCS = Path(__file__).parents[2] / "docs"
-#: What pages have an engine copy out of a container.
+#: The file that commands of the pages copy out of a container.
 COPIED = Path("/tmp/hawse-page-hostname")
 
 
 def commands(page: str) -> str:
-    """The blocks of sh, one after the other."""
+    """The commands of a page, in order."""
     found = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found
     return "".join(found)
@@ -33,7 +33,7 @@ def commands(page: str) -> str:
 def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Path, image: str) -> None:
     """Run a page's commands; each must succeed.
 
-    What is of a test's own: where `hawse install` writes to, and where the host's nodes of emulated groups are.
+    Two things differ: the file that `hawse install` writes, and the paths of the host's nodes of emulated groups.
     """
     bin_ = directory / "bin"
     bin_.mkdir()
@@ -55,18 +55,18 @@ def engine_of_docker(hawse: Runtime, tmp_path: Path) -> Iterator[Docker]:
         yield made
 
 
-def test_podmans(podman: Podman, nodes: Path, tmp_path: Path) -> None:
+def test_page_of_podman(podman: Podman, nodes: Path, tmp_path: Path) -> None:
     run_page("podman.md", tmp_path, podman.environment, nodes, "localhost/box:latest")
     COPIED.unlink()
 
 
-def test_dockers(engine_of_docker: Docker, nodes: Path, tmp_path: Path) -> None:
+def test_page_of_docker(engine_of_docker: Docker, nodes: Path, tmp_path: Path) -> None:
     run_page("docker.md", tmp_path, engine_of_docker.environment, nodes, docker.IMAGE)
     COPIED.unlink()
 
 
-def test_crios(tmp_path: Path) -> None:
-    """CRI-O is not here: what it would read is what the page shows."""
+def test_page_of_crio(tmp_path: Path) -> None:
+    """CRI-O is not installed. `hawse install` must write the configuration that the page shows."""
     run_page("crio.md", tmp_path, {"PATH": "/usr/bin:/bin"}, tmp_path, "")
     [shown] = re.findall(r"```toml\n(.*?)```", (DOCS / "crio.md").read_text(), re.DOTALL)
     written = (tmp_path / "installed").read_text().replace(HAWSE, "/usr/bin/hawse")

@@ -180,7 +180,7 @@ def _wake(answer: object) -> None:
 
 
 def _notice(value: Any) -> None:
-    """What the host's service manager is sent: one of each of the known assignments."""
+    """A notification for the service manager of the host, with each known assignment once."""
     if not isinstance(value, str):
         return
     notice = notifications.checked(value, now_usec=5)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from hawse.vm.image.build import build
-from tests.lab import kernel
 from tests.lab.host import Lab
+from tests.support import device_kernel as kernel
 from tests.support import evidence
 from tests.support.bundles import build_probe
 from tests.support.caches import CACHE
@@ -19,8 +19,8 @@ from tests.support.runtime import HAWSE
 
 @pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A booted lab; its console and what its sandboxes wrote are saved when a test of it fails."""
-    # Compiled here: programs in the lab find them in the cache.
+    """A booted lab. When a test fails, its console and the logs of its sandboxes are saved."""
+    # Compiled on this host: programs in the lab find them in the cache.
     build_probe(str(tmp_path_factory.mktemp("compiled")))
     pause_program()
     with Lab(str(tmp_path_factory.mktemp("lab"))) as booted, evidence.collected(booted.save_evidence):
@@ -29,13 +29,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="package")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of the probe, which the lab sees."""
+    """The path of the probe, the same in the lab."""
     return build_probe(str(tmp_path_factory.mktemp("probe")))
 
 
 @pytest.fixture(autouse=True)
 def containers_of_a_failed_test(lab: Lab, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Delete what a failed test has left running: its devices belong to all tests."""
+    """Delete the containers of a failed test, since other tests need their devices."""
     before = lab.run(["ls", "/run/hawse"]).output.split()
     yield
     if request.node.stash.get(FAILED, False):

@@ -1,8 +1,8 @@
-"""The lab: a virtual machine that plays a physical host with an IOMMU and PCI devices.
+"""The lab: a VM that simulates a physical host with an IOMMU and PCI devices.
 
-It sees this machine's files through 9p, read-only, under an overlay of its own: what is installed here runs there, at
-the same paths, and what it writes is gone with it. Its devices are in :data:`DEVICES`; all are on vfio-pci, but for the
-physical function of the SR-IOV NIC, whose two virtual functions are.
+Its root is an overlay over this host's files, which it mounts read-only by 9p. So installed programs run in the lab, at
+the same paths, and written files disappear with the lab. :data:`DEVICES` lists its devices. All are bound to vfio-pci,
+except the physical function of the SR-IOV NIC. The two virtual functions of this NIC are bound to vfio-pci.
 
 ``python -m tests.lab.host shell`` is `make lab`.
 """
@@ -34,18 +34,18 @@ from tests.support.runtime import Result
 from tests.support.suites import newest_qemu
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-#: With no_timer_check: see :mod:`hawse.vm.arguments`. With tsc=reliable, since this kernel takes the TSC of no CPU but
-#: Intel's for synchronous (arch/x86/kernel/tsc.c, unsynchronized_tsc()), and each look at the ACPI timer in its place
-#: is one at a device of QEMU's.
+#: no_timer_check: see :mod:`hawse.vm.arguments`. tsc=reliable: this kernel assumes that only the TSCs of Intel's CPUs
+#: are synchronous (arch/x86/kernel/tsc.c, unsynchronized_tsc()). Otherwise it would read the ACPI timer, and each read
+#: is an access to a device of QEMU.
 _APPEND = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off pci=hpiosize=0 intel_iommu=on"
-#: Pages are cleared when they are given out, and not twice; a processor that waits is not kept busy.
+#: Do not clear pages twice, and do not poll on an idle CPU.
 _APPEND += " init_on_alloc=0 kvm.halt_poll_ns=0"
-#: No checks at each call of the kernel that no test is about: a Python program takes a tenth longer with them here.
+#: No checks in system calls that no test needs: with them Python programs in the lab take 10 % longer.
 _APPEND += " apparmor=0 hardened_usercopy=off"
-#: QEMU's PCIe-to-PCI bridge has a hotplug controller. With a driver on it, the group behind the bridge is not viable.
+#: Do not bind a driver to the hotplug controller of QEMU's PCIe-to-PCI bridge: the group behind it would not be viable.
 _APPEND += " initcall_blacklist=shpcd_init"
-_APPEND += " unknown_nmi_panic"  # at the one that a lab is sent which hangs
-#: A root port for each, in this order: its bus is the place in the list, from 1.
+_APPEND += " unknown_nmi_panic"  # a hanging lab gets an NMI, see _report_hang()
+#: The functions behind each root port. The bus number of a port is its position in this list, from 1.
 DEVICES: list[list[dict[str, str]]] = [
     [{"driver": "edu"}],
     [{"driver": "e1000e", "netdev": "n0", "romfile": ""}, {"driver": "e1000e", "netdev": "n1", "romfile": ""}],
@@ -56,11 +56,11 @@ DEVICES: list[list[dict[str, str]]] = [
     *[[{"driver": "edu"}] for _ in range(12)],
     [{"driver": "pcie-pci-bridge", "id": "bridge"}],
 ]
-#: Behind that bridge, in its slots from 1 on (0 is its own hotplug controller's): they have one requester id.
+#: The functions behind the bridge, in slots from 1 (its hotplug controller uses 0). They share one requester id.
 BEHIND_BRIDGE: list[dict[str, str]] = [{"driver": "edu"}, {"driver": "pci-testdev", "membar": "8M"}]
 
 
-#: Prints what a failing test leaves in the lab as a compressed archive in base64.
+#: Prints the evidence of a failed test as a compressed archive in base64.
 _SAVE = """
 import base64, io, sys, tarfile, tempfile
 from tests.support import evidence
@@ -77,10 +77,10 @@ sys.stdout.write(base64.b64encode(archive.getvalue()).decode())
 
 
 class Lab:
-    """A running lab, as a context. ``console`` is the path of its console's log, for evidence.
+    """A running lab, as a context manager. ``console``: the path of the log of its console, for evidence.
 
-    Its templates are private, since other tests use those of this machine, which keeps only a few; under KVM it makes
-    them itself.
+    Its templates are in a private directory: other tests use the templates of this host, which keeps only a few. With
+    KVM the lab builds its templates itself.
     """
 
     def __init__(self, directory: str) -> None:
@@ -129,9 +129,9 @@ class Lab:
         self._process.wait()
 
     def run(self, argv: Sequence[str], *, timeout: float | None = None, cwd: str = _TOP) -> Result:
-        """Run a command in the lab; its limit is in seconds.
+        """Run a command in the lab, with a time limit in seconds.
 
-        Raises OSError when the lab does not answer: it is ended then, and every later command raises at once.
+        Raises OSError when the lab does not answer. The lab is then killed, and later commands raise at once.
         """
         return self._ask(argv=argv, timeout=timeout, cwd=cwd)
 
@@ -144,21 +144,21 @@ class Lab:
         try:
             self._channel.sendall(struct.pack(">I", len(request)) + request)
             answer: dict[str, Any] = {}
-            # A test that is ended by its limit leaves an answer unread.
+            # A test that exceeded its time limit left an unread answer.
             while answer.get("number") != self._number:
                 answer = json.loads(self._receive())
         except TimeoutError as error:
             try:
-                asyncio.run(self._make_it_say_where_it_is())
+                asyncio.run(self._report_hang())
             finally:
                 self._process.kill()
             raise ConnectionError(f"the lab does not answer; its console is {self.console}: {self._said()}") from error
         return Result(answer["code"], answer["output"], answer["errors"])
 
     def leave_template(self, machine: MachinePlan) -> None:
-        """Boot a machine of the lab's on this machine, in seconds, and have the lab know its template.
+        """Build the template of a VM of the lab on this host, and pass it to the lab.
 
-        For one without KVM, which would take minutes to boot there.
+        For VMs without KVM: they boot on this host in seconds, and in the lab in minutes.
         """
         assert machine.template is not None
         digest = machine.template.digest
@@ -169,18 +169,19 @@ class Lab:
         self.see_new_files()
 
     def see_new_files(self) -> None:
-        """Have the lab look again for files of this machine that it did not find before.
+        """Let the lab find files that were created on this host after a failed lookup.
 
-        Its overlay and 9p keep that in dentries, which this drops (Documentation/admin-guide/sysctl/vm.rst of Linux).
+        The overlay and 9p remember failed lookups in dentries. This drops them (Linux,
+        Documentation/admin-guide/sysctl/vm.rst).
         """
         assert self.run(["sh", "-c", "echo 2 >/proc/sys/vm/drop_caches"]).code == 0
 
     def python(self, text: str, *arguments: str, timeout: float | None = None) -> Result:
-        """Run a program of Python there, with hawse and the tests importable."""
+        """Run a Python program in the lab, which can import hawse and the tests."""
         return self._ask(argv=arguments, text=text, timeout=timeout)
 
     def save_evidence(self, directory: str) -> None:
-        """Save the console, and logs, states and stacks of the sandboxes in the lab where it still answers."""
+        """Save the console. If the lab still answers, also save logs, states and stacks of its sandboxes."""
         shutil.copy(self.console, f"{directory}/lab-console.log")
         answer = self.python(_SAVE, timeout=patience(20))
         with open(f"{directory}/lab.tar.b64", "w") as file:
@@ -188,8 +189,8 @@ class Lab:
         subprocess.run(["sh", "-c", "base64 -d <lab.tar.b64 | tar -xz"], cwd=directory, check=True)
         os.unlink(f"{directory}/lab.tar.b64")
 
-    async def _make_it_say_where_it_is(self) -> None:
-        """Have a lab that hangs tell its processor's registers, and its kernel panic with a trace, on the console."""
+    async def _report_hang(self) -> None:
+        """Write the CPU registers of a hanging lab to its console, then let its kernel print a trace by an NMI."""
         monitor, channel = Qmp(), socket.socket(socket.AF_UNIX)
         channel.connect(self._monitor)
         await monitor.open(channel, seconds=60)
@@ -199,16 +200,16 @@ class Lab:
             with open(self.console, "a") as console:
                 console.write(f"\n{registers}\n")
         await monitor.execute("inject-nmi", {}, timeout=60)
-        await asyncio.sleep(20)  # it is emulated, and ends when it has panicked
+        await asyncio.sleep(20)  # time for the emulated kernel to print its trace; it then exits
         await monitor.close()
 
     def _said(self) -> str:
-        """The end of its console."""
+        """The end of the console log."""
         with open(self.console, errors="replace") as console:
             return console.read()[-8192:]
 
     def _receive(self) -> bytes:
-        """The next answer. What was received of it stays when a test's limit interrupts this."""
+        """Receive the next answer. A part that was received before a time limit interrupted this is kept."""
         while len(self._received) < (end := 4 + int.from_bytes(self._received[:4], "big")):
             piece = self._channel.recv(1 << 20)
             if not piece:
@@ -219,9 +220,9 @@ class Lab:
 
 
 def _go_first() -> None:
-    """Raise this process's priority. The lab's tests run one after the other, and take as long as all other tests.
+    """Raise the priority of this process: the tests of the lab run one after the other, as long as all other tests.
 
-    Where the kernel divides CPU time among sessions first, a session has a priority of its own, /proc/PID/autogroup
+    With autogroup scheduling, the kernel divides CPU time among sessions, whose priority is in /proc/PID/autogroup
     (sched(7), "The autogroup feature").
     """
     with suppress(OSError):
@@ -231,21 +232,21 @@ def _go_first() -> None:
 
 
 def command(kernel: str, initrd: str, mode: str) -> list[str]:
-    """The lab's QEMU, without its serial line.
+    """The command line of the lab's QEMU, without the serial line.
 
-    The emulated processor has AMD's virtualization (target/i386/tcg/system/svm_helper.c), so that guests of the lab run
-    under its KVM and are emulated once, not twice. There is one: with two, QEMU 11.1 delivers at times an interrupt
-    between them where the lab's kernel has them held back, right behind VMRUN, and that kernel dies.
+    The emulated CPU has AMD's virtualization (target/i386/tcg/system/svm_helper.c), so guests of the lab run with KVM
+    and are emulated once, not twice. The lab has one CPU. With two, QEMU 11.1 sometimes delivers an interrupt between
+    CPUs right after VMRUN, although the kernel has disabled interrupts there, and the kernel crashes.
 
-    Without fast string operations (erms, fsrm): Linux then clears and copies memory by words and not by bytes, and QEMU
-    takes as long to emulate a string instruction for a byte as for a word. A start of a sandbox there takes 10 s of CPU
-    time without them, and 14 s with them.
+    The CPU has no fast string operations (erms, fsrm), so Linux clears and copies memory by words. QEMU needs the same
+    time to emulate a string instruction for a byte as for a word. A start of a sandbox in the lab takes 10 s of CPU
+    time without these features, and 14 s with them.
 
-    With native hotplug: with ACPI's the registers of root ports have no active link and no present device (QEMU
-    hw/acpi/pcihp.c, acpi_pcihp_device_plug_cb()). Linux waits for both after a bus reset, and hardware has them.
+    Hotplug is native. With ACPI hotplug, the registers of root ports show no active link and no present device (QEMU
+    hw/acpi/pcihp.c, acpi_pcihp_device_plug_cb()). Linux waits for both after a bus reset, and hardware shows them.
 
-    Without HPET: with QEMU 10's, and without KVM, a CPU of the lab's stopped getting timer interrupts within some tens
-    of interrupts of the IOMMU's faults, every time; without it, not in 300 of them.
+    There is no HPET. With the HPET of QEMU 10 and without KVM, a CPU of the lab always stopped receiving timer
+    interrupts after some tens of fault interrupts of the IOMMU. Without HPET it did not in 300 of them.
     """
     return [
         newest_qemu(), "-accel", "tcg,thread=multi", "-machine", "q35,kernel-irqchip=split,hpet=off",
@@ -261,13 +262,13 @@ def command(kernel: str, initrd: str, mode: str) -> list[str]:
 
 
 def _devices() -> list[str]:
-    """The ports and what is in them; all NICs meet in one hub."""
+    """Arguments for the root ports and their devices. All NICs are connected to one hub."""
     arguments = ["-drive", "driver=null-co,id=d0,if=none,size=64M"]
     for number in range(4):
         arguments += ["-netdev", f"hubport,id=n{number},hubid=0"]
     for index, functions in enumerate(DEVICES):
         port = {"driver": "pcie-root-port", "id": f"rp{index}", "bus": "pcie.0", "addr": f"{0x4 + index:x}.0"}
-        # Firmware has I/O windows for a few ports alone.
+        # The firmware has I/O windows for only a few ports.
         reserve = {} if "netdev" in functions[0] or "id" in functions[0] else {"io-reserve": "0"}
         arguments += ["-device", _option(port | {"slot": str(index + 1), "chassis": str(index + 1)} | reserve)]
         for number, function in enumerate(functions):
@@ -288,7 +289,7 @@ def _build(directory: str) -> tuple[str, str]:
 
 
 def main() -> int:
-    """A shell in the lab."""
+    """Run a shell in the lab."""
     if not sys.stdin.isatty():
         print("the lab's shell needs a terminal", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The lab's kernel, which has VFIO's device files, and its first root: a busybox that mounts this machine's files."""
+"""The kernel of the lab, with VFIO device files, and its initial ramfs: busybox mounts the files of this host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_kernel_modules
 from hawse.vm.image.tree import add_programs
 from hawse.vm.image.vmlinux import bootable
-from tests.lab import kernel
+from tests.support import device_kernel as kernel
 
 _MODULES = [
     "virtio_pci",
@@ -24,14 +24,14 @@ _MODULES = [
     "vfio_iommu_type1",
     "e1000e",
     "igb",
-    # KVM, and what an engine's network takes.
+    # KVM, and modules for the networks of engines.
     "kvm_amd",
     "veth",
     "tun",
     "sch_ingress",
     "cls_u32",
     "act_mirred",
-    # Kinds of interfaces that a container's network may have.
+    # Interface types for the networks of containers.
     "bridge",
     "bonding",
     "8021q",
@@ -58,7 +58,7 @@ exec switch_root /new {python} {inside} "$@"
 
 
 def build(directory: str, *, python: str, inside: str, cache: str) -> tuple[str, str]:
-    """Paths of kernel and initial ramfs; ``inside`` is the program that the lab then runs with ``python``."""
+    """Build both; returns their paths. ``inside``: the program that the lab runs with ``python``."""
     os.makedirs(directory, exist_ok=True)
     with open(f"{store.recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)

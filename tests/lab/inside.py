@@ -1,4 +1,4 @@
-"""Runs in the lab as its first process: makes it a host that can run containers, then serves commands or a shell.
+"""The first program of the lab: it prepares a host for containers, then serves commands or runs a shell.
 
 ``inside.py serve`` answers on the virtio-serial port "lab.commands": each request and each answer is four bytes of
 length and a JSON object, {"number", "argv", "cwd", "timeout", "text"} and {"number", "code", "output", "errors"}.
@@ -38,7 +38,7 @@ HAWSE = "import sys; from hawse.__main__ import main; sys.exit(main())"
 
 
 def main() -> None:
-    """Be a child of the first process, which collects orphans and ends the lab; set up, then serve."""
+    """Fork: the first process collects orphans and powers the lab off at the end. Its child prepares and serves."""
     served = os.fork()
     while served:
         if os.wait()[0] == served:
@@ -49,14 +49,14 @@ def main() -> None:
     for kind, target in (("cgroup2", "/sys/fs/cgroup"), ("devpts", "/dev/pts"), ("tmpfs", "/dev/shm")):
         os.makedirs(target, exist_ok=True)
         subprocess.run(["mount", "-t", kind, kind, target], check=True)
-    # As udev has them; the kernel's devtmpfs has none (devtmpfs is without links, Linux drivers/base/devtmpfs.c).
+    # udev creates these links. devtmpfs has none (Linux drivers/base/devtmpfs.c).
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     make_virtual_functions()
     bind_devices()
-    # Limits for a failure, and one processor: see tests/lab/steps.py.
+    # Time limits and one CPU: see tests/lab/steps.py.
     os.makedirs("/etc/hawse", exist_ok=True)
     allowed = '[devices]\nannotations = ["device-mode", "devices", "managed", "vf-token"]\n'
     machine = '[vm]\nboot_seconds = 300\ndevice_seconds = 120\ncpus = 1\nconfine = "required"\n'
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_virtual_functions() -> None:
-    """Have every physical function make some; its driver answers them when its interface is up alone."""
+    """Create virtual functions of every physical one. Its driver answers them only while its interface is up."""
     for address in os.listdir("/sys/bus/pci/devices"):
         device = f"/sys/bus/pci/devices/{address}"
         if os.path.exists(f"{device}/sriov_numvfs") and os.path.isdir(f"{device}/net"):
@@ -83,7 +83,7 @@ def make_virtual_functions() -> None:
 
 
 def bind_devices() -> None:
-    """Give the devices to vfio-pci."""
+    """Bind the devices to vfio-pci."""
     for address in os.listdir("/sys/bus/pci/devices"):
         device = f"/sys/bus/pci/devices/{address}"
         if (read(f"{device}/vendor"), read(f"{device}/device")) in VFIO_IDS:
@@ -94,7 +94,7 @@ def bind_devices() -> None:
 
 
 def serve() -> None:
-    """Answer one command after the other until the other side goes."""
+    """Answer one request after the other until the other side closes the port."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     for module in PRELOADED:
         importlib.import_module(module)
@@ -112,9 +112,9 @@ def serve() -> None:
 
 
 def run(argv: list[str], cwd: str, timeout: float, text: str | None = None) -> dict[str, object]:
-    """Run a command, or with ``text`` a program of Python, whose arguments ``argv`` are then. hawse is such a program.
+    """Run a command, or, with ``text``, a Python program with the arguments ``argv``. hawse is run as such a program.
 
-    Outputs go to files, so that what a command leaves behind cannot hold a pipe open.
+    Outputs go to files, since processes that a command leaves behind would keep a pipe open.
     """
     with open("/tmp/out", "w+b") as output, open("/tmp/err", "w+b") as errors:
         if text is None and os.path.basename(argv[0]) == "hawse":
@@ -131,7 +131,7 @@ def run(argv: list[str], cwd: str, timeout: float, text: str | None = None) -> d
 
 
 def run_command(argv: list[str], cwd: str, timeout: float, output: IO[bytes], errors: IO[bytes]) -> int:
-    """The exit code; -1 where the time was over, -2 where it could not be started."""
+    """Returns the exit code; -1 when the time limit was exceeded, -2 when the command could not be started."""
     try:
         return subprocess.run(
             argv, cwd=cwd, timeout=timeout, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
@@ -144,7 +144,7 @@ def run_command(argv: list[str], cwd: str, timeout: float, output: IO[bytes], er
 
 
 def run_python(text: str, argv: list[str], cwd: str, timeout: float, output: IO[bytes], errors: IO[bytes]) -> int:
-    """As run_command, in a fork of this process: PRELOADED need no import then, which takes seconds here."""
+    """Like run_command(), in a fork of this process, which has imported PRELOADED: imports take seconds in the lab."""
     pid = os.fork()
     if not pid:
         code = 1
@@ -176,7 +176,7 @@ def run_python(text: str, argv: list[str], cwd: str, timeout: float, output: IO[
 
 
 def read_exactly(channel: object, count: int) -> bytes:
-    """``count`` bytes, or none at the end."""
+    """Read ``count`` bytes; empty at the end of the channel."""
     data = b""
     while len(data) < count:
         piece = channel.read(count - len(data))  # type: ignore[attr-defined]
@@ -187,13 +187,13 @@ def read_exactly(channel: object, count: int) -> bytes:
 
 
 def read(path: str) -> str:
-    """A sysfs attribute."""
+    """Read an attribute in sysfs."""
     with open(path) as file:
         return file.read().strip()
 
 
 def write(path: str, text: str) -> None:
-    """Set one."""
+    """Write a file or an attribute in sysfs."""
     with open(path, "w") as file:
         file.write(text)
 

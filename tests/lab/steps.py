@@ -1,4 +1,4 @@
-"""What the lab's tests do in it."""
+"""Steps that tests of the lab share: bundles, configurations, snapshots and drivers in the lab."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tests.support.settings import confined, with_annotations
 EDU, PAIR, LONE_NIC = "0000:01:00.0", ["0000:02:00.0", "0000:02:00.1"], "0000:03:00.0"
 PHYSICAL, VIRTUAL = "0000:04:00.0", ["0000:04:10.0", "0000:04:10.2"]
 NVME, LARGE, ANOTHER_EDU = "0000:05:00.0", "0000:06:00.0", "0000:07:00.0"
-#: A group of two behind a conventional bridge, 0000:13:00.0.
+#: A group of two functions behind the conventional bridge 0000:13:00.0.
 CONVENTIONAL = ["0000:14:01.0", "0000:14:02.0"]
 _CONFIG = "/tmp/config.toml"
-#: The times are limits for a failure: a machine there takes some 16 s. One processor, as the lab has: with two, in one
-#: of some thirty guests a processor waited for a lock for ever (kvm_wait() of Linux arch/x86/kernel/kvm.c): QEMU's
-#: emulation of KVM's processor lost what wakes it.
+#: Settings of VMs in the lab. The times are limits for a failure: a VM takes about 16 s. VMs and lab have one CPU each.
+#: With two, a CPU of about one in thirty guests waited for a lock forever (kvm_wait() of Linux arch/x86/kernel/kvm.c),
+#: since the emulated CPU of KVM lost the wake-up.
 MACHINE = "boot_seconds = 300\ndevice_seconds = 120\ncpus = 1\n"
-#: The same without KVM, where a machine is emulated in an emulated one.
+#: The same for VMs without KVM, which are emulated in an emulated host.
 SLOW_MACHINE = "boot_seconds = 1500\ndevice_seconds = 900\ncpus = 1\n"
-#: The limits of a command with VMs of either kind, on this machine.
+#: The time limits of commands with VMs of both kinds.
 SECONDS, SLOW_SECONDS = patience(150), patience(450)
-#: With addresses that are not kept, most machines are of the one shape that has a template.
+#: Without kept addresses, one template fits most VMs.
 SETTINGS = f"[vm]\n{MACHINE}[devices]\nkeep_addresses = false\n"
 RUNTIME = [HAWSE, "--config", _CONFIG]
 
-#: Fields of the probe that may differ between runc and hawse: the number of a group is the guest's own. The page sizes
-#: of the vIOMMU may not differ, since both the lab and the guest have an Intel IOMMU.
+#: Fields of the probe's report that may differ between runc and hawse: the guest kernel numbers its groups itself. The
+#: page sizes of the vIOMMU must be equal, since both the lab and the guest use an Intel IOMMU.
 DIFFERENT = {"group"}
 #: A host group of several functions is put behind a PCIe-to-PCI bridge, since QEMU needs one requester id for one
-#: address space. On that conventional bus each function has a slot of its own and no PCI Express capability (16). Its
-#: configuration space has 256 bytes, not 4096. It has no error interrupt (VFIO_PCI_ERR_IRQ_INDEX, 3).
+#: address space. On that conventional bus each function is in a separate slot and has no PCI Express capability (16).
+#: Its configuration space has 256 bytes, not 4096. It has no error interrupt (VFIO_PCI_ERR_IRQ_INDEX, 3).
 DIFFERENT_BEHIND_A_BRIDGE = DIFFERENT | {"address", "header_type", "capabilities", "regions", "interrupts"}
 
 _MAKE = """
@@ -60,7 +60,7 @@ shutil.copy(probe, f"{directory}/rootfs/bin/probe")
 groups = dict.fromkeys(sysfs.iommu_group(address) for address in addresses)
 nodes = [(f"/dev/vfio/{group}", *sysfs.group_numbers(group)) for group in groups]
 add_devices(spec, [("/dev/vfio/vfio", 10, 196), *nodes] if nodes else [])
-spec["linux"]["readonlyPaths"] = []  # /proc/sysrq-trigger among them
+spec["linux"]["readonlyPaths"] = []  # so that /proc/sysrq-trigger is writable
 spec["annotations"] = json.loads(annotations)
 write(directory, spec)
 """
@@ -93,18 +93,18 @@ prove_unchanged({kind: set(found) for kind, found in json.loads(sys.argv[1]).ite
 
 
 def configure(lab: Lab, text: str = SETTINGS, path: str = _CONFIG) -> None:
-    """Write a configuration, RUNTIME's if no other. Every annotation is allowed."""
+    """Write a configuration, by default the one of RUNTIME. Every annotation is allowed."""
     result = lab.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, confined(with_annotations(text)))
     assert result.code == 0, result.errors
 
 
 def hawse(lab: Lab, *words: str, timeout: float = SECONDS) -> Result:
-    """Run RUNTIME."""
+    """Run a command of RUNTIME."""
     return lab.run([*RUNTIME, *words], timeout=timeout)
 
 
 def make_bundle(lab: Lab, name: str, address: str) -> str:
-    """A probe bundle in the lab for the group of a function; its directory there."""
+    """Create a bundle with the probe in the lab for the group of a function; returns its directory."""
     directory = f"/tmp/bundles/{name}"
     result = lab.python(_MAKE, directory, address)
     configure(lab)
@@ -115,9 +115,9 @@ def make_bundle(lab: Lab, name: str, address: str) -> str:
 def make_shell_bundle(
     lab: Lab, name: str, *addresses: str, probe: str, annotations: dict[str, str], network: str = ""
 ) -> str:
-    """A bundle whose container waits, and has the probe and the groups of these functions; its directory there.
+    """Create a bundle whose container runs until it is killed, with the probe and the groups of these functions.
 
-    ``network`` is the path of a namespace, "" for a new one.
+    ``network``: the path of a network namespace, "" for a new one. Returns the directory of the bundle.
     """
     directory = f"/tmp/bundles/{name}"
     result = lab.python(_SHELL, directory, probe, json.dumps(annotations), network, *addresses)
@@ -127,33 +127,33 @@ def make_shell_bundle(
 
 
 def leave_template(lab: Lab, bundle: str, path: str = _CONFIG) -> None:
-    """Have the lab know the template of the machine that this bundle gets there; ``path`` is the configuration's."""
+    """Build the template for the VM of this bundle, and pass it to the lab. ``path``: the configuration."""
     planned = lab.python(_MACHINE, path, bundle)
     assert planned.code == 0, planned
     lab.leave_template(msgspec.json.decode(planned.output, type=MachinePlan))
 
 
 def snapshot(lab: Lab) -> str:
-    """What a sandbox could leave behind there, for :func:`prove_unchanged`."""
+    """Take a snapshot of everything that a sandbox could leave behind in the lab, for :func:`prove_unchanged`."""
     text = "import json; from tests.support.host import snapshot; "
     text += "print(json.dumps({kind: sorted(found) for kind, found in snapshot().items()}))"
     return lab.python(text).output
 
 
 def prove_unchanged(lab: Lab, before: str) -> None:
-    """Raise AssertionError with what differs: drivers and their overrides, open groups, processes, mounts, cgroups."""
+    """Raise AssertionError with the differences in drivers, overrides, open groups, processes, mounts and cgroups."""
     result = lab.python(_UNCHANGED, before)
     assert result.code == 0, result.errors
 
 
 def rebind(lab: Lab, address: str, driver: str) -> None:
-    """Move a function to another driver, or to none for ""."""
+    """Bind a function to another driver, or unbind it for ""."""
     result = lab.python(_REBIND, address, driver)
     assert result.code == 0, result.errors
 
 
 def refused(lab: Lab, bundle: str) -> str:
-    """The sentence with which `hawse create` refuses the bundle; nothing may be left of it."""
+    """Run `hawse create`, which must refuse the bundle and leave nothing; returns its error."""
     before = snapshot(lab)
     result = lab.run([*RUNTIME, "create", "--bundle", bundle, "refused"])
     assert result.code == 1, result
@@ -169,6 +169,6 @@ def group_of(lab: Lab, address: str) -> int:
 
 
 def read_json(text: str) -> dict[str, Any]:
-    """The probe's object."""
+    """The report of the probe."""
     seen: dict[str, Any] = json.loads(text)
     return seen

@@ -1,4 +1,4 @@
-"""Groups of the host that come to containers that run, and leave them: a pod, whose containers each have their own."""
+"""Groups of the host are attached to the running containers of a pod and detached, each from its own container."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-i
 
 @pytest.fixture(scope="module")
 def pod(lab: Lab, probe: str) -> Iterator[str]:
-    """A sandbox whose first container waits, without a device; its name. After it the host is as it was."""
+    """The name of a sandbox whose first container runs without a device. Afterwards the host must be unchanged."""
     before = snapshot(lab)
     bundle = make_shell_bundle(lab, "pod", probe=probe, annotations={KIND: "sandbox"})
     started = hawse(lab, "run", "--detach", "--bundle", bundle, "pod")
@@ -43,7 +43,7 @@ def pod(lab: Lab, probe: str) -> Iterator[str]:
 
 
 def join(lab: Lab, probe: str, name: str, *addresses: str, mode: str = "vfio") -> None:
-    """Run a container of the pod with the groups of these functions, and as engines do in the pod's network."""
+    """Run a container of the pod with the groups of these functions, in the network of the pod, as engines do."""
     about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": mode}
     network = f"/proc/{state(lab, 'pod')['pid']}/ns/net"
     bundle = make_shell_bundle(lab, name, *addresses, probe=probe, annotations=about, network=network)
@@ -61,7 +61,7 @@ def state(lab: Lab, name: str) -> dict[str, Any]:
 
 
 def opened(lab: Lab) -> list[str]:
-    """What QEMU has open."""
+    """The targets of QEMU's file descriptors."""
     result = lab.run(["sh", "-c", "find /proc/$(pgrep qemu-system)/fd -type l -printf '%l\\n'"])
     assert result.code == 0, result
     return sorted(result.output.split("\n"))
@@ -69,7 +69,7 @@ def opened(lab: Lab) -> list[str]:
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("pod")
-def test_a_group_comes_and_goes_round_after_round(lab: Lab) -> None:
+def test_group_is_attached_and_detached_repeatedly(lab: Lab) -> None:
     node = f"/dev/vfio/{group_of(lab, EDU)}"
     after: list[list[str]] = []
     for number in range(ROUNDS):
@@ -87,8 +87,8 @@ def test_a_group_comes_and_goes_round_after_round(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("pod")
-def test_each_container_has_its_own_groups_alone(lab: Lab, probe: str) -> None:
-    """That of the second, of two functions, comes behind a bridge that the machine of a pod has in reserve."""
+def test_each_container_has_only_its_own_groups(lab: Lab, probe: str) -> None:
+    """The group of the second container has two functions, and is plugged behind a spare bridge of the pod's VM."""
     join(lab, probe, "one", EDU)
     join(lab, probe, "two", *PAIR)
     for name, functions in (("one", [EDU]), ("two", PAIR)):
@@ -108,7 +108,7 @@ def test_each_container_has_its_own_groups_alone(lab: Lab, probe: str) -> None:
 
 
 @pytest.mark.usefixtures("pod")
-def test_what_is_left_to_the_guests_kernel_is_an_interface_and_a_disk(lab: Lab, probe: str) -> None:
+def test_devices_of_the_guest_kernel_are_an_interface_and_a_disk(lab: Lab, probe: str) -> None:
     join(lab, probe, "three", LONE_NIC, NVME, mode="guest-kernel")
     seen = state(lab, "three")
     nic = seen["vfio"][0]

@@ -1,6 +1,6 @@
 """A host with VFIO's device files: /dev/iommu and /dev/vfio/devices/vfioN, under runc and under hawse.
 
-The guests have the lab's kernel, which has device files, and are run by a QEMU that has iommufd.
+The guests run the kernel of the lab, which supports device files, in a QEMU that supports iommufd.
 """
 
 from __future__ import annotations
@@ -48,22 +48,17 @@ add_devices(spec, [device("/dev/iommu"), *map(device, files)])
 write(every, spec)
 print(*files)
 """
-#: What of VFIO's all processes have open, each as often as it is.
+#: Prints the open nodes of VFIO of all processes, once for each descriptor.
 _OPEN = """
-import os
-found = []
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        found += [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        continue
-print(*sorted(link for link in found if link.startswith(("/dev/vfio", "/dev/iommu"))))
+from tests.support.processes import holders
+found = holders(lambda target: target.startswith(("/dev/vfio", "/dev/iommu")))
+print(*sorted(target for targets in found.values() for target in targets))
 """
 
 
 @pytest.fixture(scope="module")
 def files_lab(lab: Lab, same_kernel: str) -> Lab:
-    """The lab with CONFIG in it, whose guest image and QEMU have device files."""
+    """The lab with the configuration CONFIG, whose guest image and QEMU support device files."""
     config = f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}{same_kernel}[template]\nenabled = false\n'
     lab.see_new_files()
     configure(lab, config, CONFIG)
@@ -72,18 +67,18 @@ def files_lab(lab: Lab, same_kernel: str) -> Lab:
 
 @pytest.fixture(scope="module")
 def files(files_lab: Lab) -> list[str]:
-    """The device files of the edu and of the pair; bundles that name them are at FILE and ALL."""
+    """The device files of the edu and of the pair. The bundles FILE and ALL name them."""
     result = files_lab.python(_MAKE, FILE, ALL, EDU, *PAIR)
     assert result.code == 0, result.errors
     return result.output.split()
 
 
 def opened(lab: Lab) -> list[str]:
-    """VFIO's nodes that are open in the lab."""
+    """The nodes of VFIO that are open in the lab."""
     return lab.python(_OPEN).output.split()
 
 
-def test_the_host_has_device_files_and_runc_gives_them(files_lab: Lab, files: list[str]) -> None:
+def test_host_has_device_files_and_runc_passes_them(files_lab: Lab, files: list[str]) -> None:
     assert len(set(files)) == 3
     assert files_lab.run(["test", "-c", "/dev/iommu"]).code == 0
     by_file = files_lab.run(["runc", "run", "--bundle", FILE, "by-file"])
@@ -94,8 +89,8 @@ def test_the_host_has_device_files_and_runc_gives_them(files_lab: Lab, files: li
 
 
 @pytest.mark.soak
-def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab, files: list[str]) -> None:
-    """The edu, which does DMA, and both functions of a group."""
+def test_hawse_opens_device_files_and_container_has_those_of_the_guest(files_lab: Lab, files: list[str]) -> None:
+    """With the edu, which does DMA, and with both functions of a group."""
     runtime = [HAWSE, "--config", CONFIG]
     expected = read_json(files_lab.run(["runc", "run", "--bundle", FILE, "expected"]).output)
     before = snapshot(files_lab)
@@ -111,7 +106,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
         return read_json(result.output)
 
     def nodes(address: str) -> list[str]:
-        """The device's files in the container. A path of the host is not one where the guest's number collides."""
+        """The device files in the container. The path of the host is missing if the guest has another device there."""
         entries = json.loads(files_lab.run([*runtime, "state", "c1"]).output)["vfio"]
         [own] = [entry["nodes"] for entry in entries if entry["host"]["address"] == address]
         return [path for path in own if path.startswith("/dev/vfio/devices/")]
@@ -122,7 +117,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
     assert probe(f"/dev/vfio/{group_of(files_lab, EDU)}")["dma_matched"] is True
     assert {probe(path)["device"] for address in PAIR for path in nodes(address)} == {"10d3"}
 
-    # No round loses the device or leaves a descriptor in QEMU, which is confined and not root.
+    # In no round is the device lost, or a descriptor left in QEMU, which is confined and not root.
     assert int(files_lab.run(["sh", "-c", "stat -c %u /proc/$(pgrep qemu-system)"]).output) >= 2130706432
     for number in range(ROUNDS):
         result = files_lab.run([*runtime, "detach", "c1", EDU], timeout=SECONDS)
@@ -142,7 +137,7 @@ def test_hawse_passes_devices_by_their_files_and_gives_the_guests(files_lab: Lab
 
 
 @pytest.mark.usefixtures("files")
-def test_a_qemu_that_knows_groups_alone_is_refused_where_files_are_wanted(files_lab: Lab) -> None:
+def test_qemu_without_iommufd_is_refused_if_files_are_required(files_lab: Lab) -> None:
     text = '[devices]\nbackend = "iommufd"\n'
     files_lab.python("import sys; open('/tmp/old.toml', 'w').write(sys.argv[1])", text)
     result = files_lab.run([HAWSE, "--config", "/tmp/old.toml", "create", "--bundle", FILE, "c3"])

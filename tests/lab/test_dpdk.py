@@ -1,7 +1,8 @@
-"""dpdk-testpmd, unmodified, on two SR-IOV virtual functions that it knows by PCIDEVICE_ variables alone.
+"""dpdk-testpmd, unmodified, on two SR-IOV virtual functions that it finds only by PCIDEVICE_ variables.
 
-No packet is asked for: when DPDK resets a virtual function it gives the driver of the physical one a millisecond to
-answer (drivers/net/e1000/base/e1000_vf.c, e1000_reset_hw_vf()), and in the lab that takes longer, under runc too.
+The tests require no packets: when DPDK resets a virtual function, it waits one millisecond for the driver of the
+physical function (drivers/net/e1000/base/e1000_vf.c, e1000_reset_hw_vf()). In the lab the answer takes longer, also
+under runc.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.lab
 
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _NAME = "PCIDEVICE_EXAMPLE_COM_NICS"
-#: A limit for a failure.
+#: A time limit for failures.
 _SECONDS = 480
 _SCRIPT = f"""
 echo "{_NAME}=${_NAME}"; echo "{_NAME}_INFO=${_NAME}_INFO"
@@ -32,7 +33,7 @@ first=${{{_NAME}%,*}} second=${{{_NAME}#*,}}
 echo quit | timeout {_SECONDS} dpdk-testpmd --lcores 0@0,1@0 --iova-mode=va -a $first -a $second -- --interactive \
     --total-num-mbufs=2048
 """
-#: Memory of more pages than the host's kernel keeps mappings for by default, from the caller's own addresses.
+#: Memory with more pages than the default limit of mappings in the host kernel, at virtual addresses as IOVAs.
 _MANY_PAGES = """
 (sleep 5; echo) | dpdk-testpmd --no-huge -m 512 --iova-mode=va --lcores 0@0,1@0 -a {first} -a {second} -- \
     --tx-first --total-num-mbufs=2048
@@ -45,13 +46,13 @@ print(json.dumps([sysfs.group_numbers(int(group)) for group in sys.argv[1:]]))
 
 
 def specification(lab: Lab, rootfs: str, addresses: list[str] = VIRTUAL) -> dict[str, Any]:
-    """The demo's, with these functions."""
+    """The specification of the demo, with these functions."""
     loader = importlib.machinery.SourceFileLoader("demo_run", f"{_TOP}/demo/run")
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("demo_run", loader) or pytest.fail())
     loader.exec_module(module)
     spec: dict[str, Any] = module.specification()
     spec["root"] = {"path": rootfs, "readonly": True}
-    # The machine clears each before it gives it out, and testpmd takes a few.
+    # The VM clears each page before it is used, and testpmd uses few.
     spec["linux"]["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 64 << 20}]
     groups = list(dict.fromkeys(group_of(lab, address) for address in addresses))
     numbers = json.loads(lab.python(_NUMBERS, *map(str, groups)).output)
@@ -73,7 +74,7 @@ def specification(lab: Lab, rootfs: str, addresses: list[str] = VIRTUAL) -> dict
 
 
 def probed(output: str) -> list[str]:
-    """The functions that DPDK's driver has taken."""
+    """The addresses of the functions that DPDK's driver has probed."""
     return re.findall(r"Probe PCI driver: net_e1000_igb_vf \(8086:10ca\) device: (\S+) ", output)
 
 
@@ -105,7 +106,7 @@ def test_testpmd_finds_its_virtual_functions_in_the_first_process_and_in_an_exec
 
 @pytest.mark.soak
 def test_testpmd_forwards_packets_in_memory_of_many_pages(lab: Lab) -> None:
-    """Without huge pages, 512 MiB are 131072 mappings of the host."""
+    """Without huge pages, 512 MiB need 131072 mappings on the host."""
     spec = specification(lab, dpdk_rootfs(), PAIR)
     spec["linux"]["resources"]["hugepageLimits"] = []
     spec["process"] |= {"rlimits": [UNLIMITED], "args": ["/bin/sh", "-c", "sleep 100000"]}

@@ -13,9 +13,9 @@ from tests.support.caches import dpdk_rootfs
 
 pytestmark = [pytest.mark.lab, pytest.mark.engine]
 
-#: Sends what it makes up itself: the card reads it from the container's memory, of which each page is mapped by itself
-#: through both IOMMUs, since none is huge. It is ended once it has sent, not after a time: a first process that has no
-#: handler yet does not get the signal (pid_namespaces(7)), and a machine in a machine takes long until it has one.
+#: Sends generated packets. The NIC reads them from the memory of the container, whose pages are mapped one by one
+#: through both IOMMUs, since none is huge. The program is stopped after it has sent, not after a time: a first process
+#: ignores signals for which it has no handler yet (pid_namespaces(7)), and in the lab the handler comes late.
 _SENDS = """
 {testpmd} --lcores 0@0,1@0 --no-huge -m 32 --iova-mode=va {more} -- --forward-mode=txonly --stats-period 1 \\
     --total-num-mbufs=2048 >/tmp/said 2>&1 </dev/null &
@@ -27,7 +27,7 @@ kill -TERM $!; wait $!; code=$?
 busybox cat /tmp/said
 exit $code
 """
-#: Keeping addresses would need a machine without a template.
+#: With kept addresses the VM could not use a template.
 _PODMAN = """
 import sys
 from tests.support.podman import Podman
@@ -43,7 +43,7 @@ sys.exit(done.code)
 """
 
 
-def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
+def test_dpdk_sends_from_a_container_of_podman(lab: Lab) -> None:
     rootfs = dpdk_rootfs()
     done = lab.python(
         _PODMAN, "run", "--rm", "--network", "none", "--tmpfs", "/tmp", "--tmpfs", "/var/run",
@@ -57,7 +57,7 @@ def test_dpdk_sends_from_a_container_of_podmans(lab: Lab) -> None:
     assert lab.run(["pgrep", "-c", "qemu-system"]).output == "0\n"
 
 
-#: DPDK's programs and libraries are the host's, mounted; the image is of busybox alone.
+#: The programs and libraries of DPDK are mounted from the host; the image contains only busybox.
 _DPDK = "/dpdk/usr/lib/x86_64-linux-gnu"
 _SENDS_FROM_HOST = "mkdir -p /tmp /var/run" + _SENDS.format(
     testpmd=f"{_DPDK}/ld-linux-x86-64.so.2 --library-path {_DPDK} /dpdk/usr/bin/dpdk-testpmd",
@@ -65,7 +65,7 @@ _SENDS_FROM_HOST = "mkdir -p /tmp /var/run" + _SENDS.format(
 )
 _CRI = """
 import os, sys
-from tests.engines.pod import Pod
+from tests.support.kubelet_pod import Pod
 from tests.lab.steps import SETTINGS
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
@@ -103,8 +103,8 @@ finally:
 """
 
 
-def test_dpdk_sends_and_a_kill_for_memory_is_told_in_a_kubelets_pod(lab: Lab) -> None:
-    """The lab's cgroups are of version 2."""
+def test_dpdk_sends_and_an_oom_kill_is_reported_in_a_pod_over_cri(lab: Lab) -> None:
+    """The lab has cgroups of version 2."""
     done = lab.python(_CRI, str(group_of(lab, LONE_NIC)), dpdk_rootfs(), _SENDS_FROM_HOST, timeout=2 * SECONDS)
     assert done.code == 0, done.output + done.errors
     sent = [int(count) for count in re.findall(r"TX-packets: (\d+) ", done.output)]
@@ -123,7 +123,7 @@ runtime = Runtime("/run")
 runtime.configure(SETTINGS)
 words = ["--rm", "--network", "none", "--ulimit", "memlock=-1:-1", "--volume", f"{probe}:/probe:ro"]
 devices = ["--device", "/dev/vfio/vfio", "--device", group]
-# What would take the kernel's modules for a firewall; the container has no network.
+# Without a firewall, whose kernel modules the lab lacks; the container has no network.
 with Docker("/run/docker-test", runtime, iptables=False, bridge="none") as docker:
     done = docker("run", *words, *devices, IMAGE, "/probe", group)
 sys.stdout.write(done.output)
@@ -132,7 +132,7 @@ sys.exit(done.code)
 """
 
 
-def test_a_container_of_dockers_drives_a_device(lab: Lab, probe: str) -> None:
+def test_container_of_docker_drives_a_device(lab: Lab, probe: str) -> None:
     done = lab.python(_DOCKER, probe, f"/dev/vfio/{group_of(lab, EDU)}", timeout=2 * SECONDS)
     assert done.code == 0, done.output + done.errors
     assert json.loads(done.output)["passed"]

@@ -1,6 +1,7 @@
-"""Each of a sandbox's processes killed while it has groups of the host: they are free, on their drivers, and work on.
+"""Each process of a sandbox is killed while it has groups of the host. Afterwards the groups are free, bound to their
+earlier drivers, and work.
 
-One group was given to VFIO beforehand, the other is on its host driver before and afterwards: hawse binds it meanwhile.
+One group is always bound to VFIO. The other is bound to its host driver, and hawse binds it to VFIO for the container.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from tests.lab.steps import (
 
 pytestmark = pytest.mark.lab
 
-#: What is killed, by words of its command line, which none else has; "the guest" is made to crash, with its agent.
+#: The killed process, by words that only its command line contains. "the guest" crashes, together with its agent.
 VICTIMS = {
     "QEMU": "[q]emu-system-x86",
     "monitor": "[h]awse.sandbox.monitor",
     "the guest": "",
 }
 RUNS, ATTACHES = "it runs", "a group is being attached"
-#: That of the others leaves the device to the same two hands: tests/vm/test_faults.py has all.
+#: For other processes, the same two clean up: tests/vm/test_faults.py kills all.
 CASES = [(RUNS, "QEMU"), (RUNS, "monitor"), (RUNS, "the guest"), (ATTACHES, "QEMU"), (ATTACHES, "monitor")]
-#: The kill comes when QEMU has been told of the device; its way to the container takes seconds from there.
+#: Kills after QEMU has opened the group. The container then gets the device seconds later.
 _KILL_WHILE_ATTACHING = """
 runtime=$1 address=$2 device=$3 words=$4
 $runtime attach victim $address </dev/null >/run/attached 2>&1 & attaching=$!
@@ -49,9 +50,9 @@ exit $code
 
 @pytest.fixture(scope="module")
 def bundles(lab: Lab, probe: str) -> Iterator[dict[str, str]]:
-    """A container that has both groups, one that gets the second later, and one that drives the device and ends.
+    """Bundles of a container with both groups, one that gets the second later, and one that drives the device and ends.
 
-    The NIC is on its host driver for them, as after a boot.
+    The NIC is bound to its host driver, as after a boot.
     """
     managed = {"hawse.managed": "true"}
     made = {
@@ -67,7 +68,7 @@ def bundles(lab: Lab, probe: str) -> Iterator[dict[str, str]]:
 
 
 def kill(lab: Lab, moment: str, victim: str) -> None:
-    """Make the fault."""
+    """Kill the process, or crash the guest."""
     if moment == ATTACHES:
         words = [" ".join(RUNTIME), LONE_NIC, f"vfio-{group_of(lab, LONE_NIC)}-0", VICTIMS[victim]]
         ended = lab.run(["sh", "-c", _KILL_WHILE_ATTACHING, "sh", *words], timeout=600)
@@ -82,7 +83,7 @@ def kill(lab: Lab, moment: str, victim: str) -> None:
 
 
 @pytest.mark.parametrize(("moment", "victim"), CASES)
-def test_a_death_leaves_the_hosts_groups_as_they_were(
+def test_killed_process_leaves_the_groups_of_the_host_unchanged(
     lab: Lab, bundles: dict[str, str], fault_survived: Callable[[str], None], moment: str, victim: str
 ) -> None:
     before = snapshot(lab)

@@ -25,11 +25,10 @@ add_devices(spec, [("/dev/vfio/vfio", 10, 196), (f"/dev/vfio/{group}", *sysfs.gr
 write(directory, spec)
 """
 _LOCKED = """
-import os
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    if open(f"/proc/{pid}/comm").read().startswith("qemu-system"):
-        lines = open(f"/proc/{pid}/status").read().splitlines()
-        print(next(line.split()[1] for line in lines if line.startswith("VmLck:")))
+from tests.support.processes import all_pids, status_of
+for status in map(status_of, all_pids()):
+    if status.get("Name", "").startswith("qemu-system"):
+        print(status["VmLck"].split()[0])
 """
 
 

@@ -1,6 +1,6 @@
-"""Network interfaces of kinds that only the lab's kernel has for certain: bonds, VLANs, ipvlans; and a VF's netdev.
+"""Interface types that not every host kernel has, but the lab's does: bonds, VLANs, ipvlans, and the netdev of a VF.
 
-The same bundle runs under runc and under hawse, and prints the same, but for the interfaces that the guest has not.
+The same bundle runs under runc and under hawse, and prints the same, except for interfaces that the guest lacks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tests.support.programs import compiled_file
 
 pytestmark = pytest.mark.lab
 
-#: Three namespaces: the container's, ``middle`` with the parents of its ipvlans, and ``far`` at the ends of all cables.
-#: NET is 10.77.NET.1 in ``far`` and .2 in the container.
+#: Creates three network namespaces: the container's, ``middle`` with the parents of its ipvlans, and ``far`` at the
+#: other ends of all cables. NET is 10.77.NET.1 in ``far`` and 10.77.NET.2 in the container.
 _NAMESPACES = """
 set -ex
 for name in box middle far; do ip netns add $name; ip -n $name link set lo up; done
@@ -74,7 +74,7 @@ for namespace in spec["linux"]["namespaces"]:
 shutil.copy(program, f"{directory}/rootfs/bin/receives")
 write(directory, spec)
 """
-#: Sends to the group of tests/vm/receives.c by way of the interface with an address, until it is killed.
+#: Sends to the multicast group of tests/vm/receives.c on the interface with an address, until it is killed.
 _SEND = """
 import socket, sys, time
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -94,7 +94,7 @@ echo flags $(cat /sys/class/net/ipl2/flags /sys/class/net/ipl3/flags)
 
 
 def both(lab: Lab, name: str, script: str) -> tuple[list[str], list[str], str]:
-    """What a container in the namespace "box" prints under hawse and under runc, and what hawse warns of."""
+    """Run a container in the namespace "box"; returns its output under hawse and under runc, and hawse's warnings."""
     configure(lab)
     program = compiled_file("tests/vm/receives.c")
     lab.see_new_files()
@@ -128,7 +128,7 @@ def stop_sending(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("namespaces")
-def test_bonds_vlans_and_ipvlans_are_as_with_runc(lab: Lab) -> None:
+def test_bonds_vlans_and_ipvlans_behave_as_with_runc(lab: Lab) -> None:
     before = snapshot(lab)
     start_sending(lab, "far", "10.77.11.1")
     try:
@@ -150,7 +150,7 @@ def test_bonds_vlans_and_ipvlans_are_as_with_runc(lab: Lab) -> None:
 
 
 _FUNCTION, _SENDER = VIRTUAL[1], LONE_NIC
-#: The VF in a namespace of its own, and another NIC of the lab at the same hub.
+#: Moves the VF to a new network namespace, and configures another NIC of the lab at the same hub.
 _PLACE = """
 set -e
 vf=$(ls /sys/bus/pci/devices/$0/net) nic=$(ls /sys/bus/pci/devices/$1/net)
@@ -163,7 +163,7 @@ echo $vf
 
 @pytest.fixture
 def function(lab: Lab) -> Iterator[str]:
-    """The name of a VF's interface, in the container's namespace; afterwards both functions are on vfio-pci again."""
+    """The name of the interface of a VF, in the container's namespace. Afterwards both VFs are on vfio-pci again."""
     try:
         rebind(lab, _FUNCTION, "igbvf")
         rebind(lab, _SENDER, "e1000e")
@@ -176,8 +176,8 @@ def function(lab: Lab) -> Iterator[str]:
             rebind(lab, address, "vfio-pci")
 
 
-def test_a_virtual_functions_interface_receives_what_it_receives_with_runc(lab: Lab, function: str) -> None:
-    """It has a filter of its own in the NIC, which the lab's QEMU emulates (hw/net/igb_core.c)."""
+def test_interface_of_a_virtual_function_receives_as_with_runc(lab: Lab, function: str) -> None:
+    """The NIC filters frames for each virtual function, and QEMU emulates this (hw/net/igb_core.c)."""
     script = f"busybox ping -c 2 -w 20 10.77.20.1 | grep -o '[12] packets received'; /bin/receives group4 {function} 20"
     start_sending(lab, "", "10.77.20.1")
     try:

@@ -1,4 +1,4 @@
-"""The promise: one bundle, two runtimes. What the probe sees under runc on the host, it sees under hawse."""
+"""One bundle, two runtimes: the probe reports the same under hawse as under runc on the host."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.lab
 CONFIG = "/tmp/parity.toml"
 
 
-def test_the_probe_sees_the_same_device_under_runc_and_under_hawse_without_kvm(lab: Lab, same_kernel: str) -> None:
-    """With KVM: test_shapes.py, for devices of every shape."""
+def test_probe_reports_the_same_under_runc_and_under_hawse_without_kvm(lab: Lab, same_kernel: str) -> None:
+    """test_shapes.py compares devices of every kind with KVM."""
     bundle = make_bundle(lab, "parity", EDU)
     configure(lab, f'[vm]\naccel = "tcg"\n{SLOW_MACHINE}{same_kernel}', CONFIG)
     leave_template(lab, bundle, CONFIG)
@@ -42,7 +42,7 @@ def test_the_probe_sees_the_same_device_under_runc_and_under_hawse_without_kvm(l
         key: value for key, value in expected.items() if key not in DIFFERENT
     }
     assert expected["group"] == group_of(lab, EDU)
-    # The group is closed, the drivers are as they were, nothing runs, nothing is mounted.
+    # The group is closed, the drivers are unchanged, no process runs and nothing is mounted.
     prove_unchanged(lab, before)
     again = lab.run(["runc", "run", "--bundle", bundle, "parity-again"])
     assert read_json(again.output)["passed"] is True

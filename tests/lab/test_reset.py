@@ -61,7 +61,7 @@ def test_program_can_reset_its_device_and_its_bus(
     ran = hawse(lab, "exec", container, "/bin/sh", "-c", command(lab, address))
     seen = read_json(ran.output)
     assert seen["passed"] is True, json.dumps(seen)
-    # If a group has several functions, QEMU resets each by its own method (hw/vfio/pci.c, vfio_pci_reset()). The method
+    # If a group has several functions, QEMU resets each separately (hw/vfio/pci.c, vfio_pci_reset()). The method
     # of an e1000e is power management, which leaves the registers of QEMU's e1000e unchanged.
     assert seen["cleared_by_bus_reset"] is (address != PAIR[0])
     assert expected["cleared_by_bus_reset"] is True

@@ -54,7 +54,10 @@ def test_every_group_is_listed_with_the_reason_of_a_refusal(lab: Lab) -> None:
         group = groups[group_of(lab, address)]
         assert (group["can_be_passed"], group["node"]) == (True, f"/dev/vfio/{group['group']}"), group
     physical = groups[group_of(lab, "0000:04:00.0")]
-    assert physical["reason"] == "0000:04:00.0 has 2 virtual functions: pass these instead"
+    assert (
+        physical["reason"]
+        == "0000:04:00.0 has 2 virtual functions: VFIO does not accept a function with SR-IOV enabled"
+    )
     virtual = groups[group_of(lab, VIRTUAL[0])]["functions"][0]
     assert virtual["physical_function"] == "0000:04:00.0"
     [large] = groups[group_of(lab, LARGE)]["functions"]

@@ -101,7 +101,7 @@ def test_sixteen_groups_of_every_kind_match_runc(lab: Lab, same_kernel: str, pro
         assert host["address"] == address
         assert host.keys() == guest.keys()
         assert guest["passed"] is True
-        # The node has the number of the guest's group here, so its name differs, too.
+        # The guest numbers the group itself, so the name of its node differs.
         different = {key for key in host if host[key] != guest.get(key)} - {"node"}
         if address in PAIR:
             assert different == DIFFERENT_BEHIND_A_BRIDGE

@@ -1,6 +1,6 @@
-"""A host whose cgroups are systemd's: hawse asks it for a scope, and so it does for Podman.
+"""A host whose cgroups systemd manages: hawse requests a scope, also for Podman.
 
-The lab's first process is none of it: a systemd is started in namespaces of its own, as in a container of the lab.
+The first process of the lab is not systemd. The tests start a systemd in private namespaces, as in a container.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from tests.support.runtime import Result
 
 pytestmark = pytest.mark.lab
 
-#: A cgroup is the root of what this systemd sees; it needs its bus, and no other unit. Nobody else may be in that
-#: cgroup: one with processes gives its children no controllers (cgroup-v2.rst, "No Internal Process Constraint").
+#: Starts systemd with a cgroup as the root of its hierarchy, and with its bus as the only unit. No other process may be
+#: in that cgroup, since a cgroup with processes cannot enable controllers for its children (cgroup-v2.rst, "No Internal
+#: Process Constraint").
 _START = r"""
 cd /sys/fs/cgroup
 for controller in $(cat cgroup.controllers); do echo +$controller >cgroup.subtree_control; done
@@ -47,7 +48,7 @@ until pgrep --parent $! >/dev/null; do :; done
 for pid in $! $$; do echo $pid >cgroup.procs; done
 wait
 """
-#: Its pid, once it is on its bus.
+#: Prints the pid of systemd as soon as it is on its bus.
 _AWAIT = """
 until pid=$(pgrep -x systemd) && nsenter -t $pid -m -p -C busctl list 2>/dev/null | grep -q systemd1; do sleep 0.5; done
 echo $pid
@@ -57,11 +58,12 @@ kill -KILL $1
 while kill -0 $1; do sleep 0.2; done
 find /sys/fs/cgroup/host -depth -type d -exec rmdir {} \;
 """
-#: A process of hawse's or QEMU's each, and its cgroup.
+#: Prints the kind and the cgroup of each process of hawse or QEMU.
 _MEMBERS = """
 import os
-for pid in set(filter(str.isdigit, os.listdir("/proc"))) - {str(os.getpid())}:
-    words = open(f"/proc/{pid}/cmdline", "rb").read().decode(errors="replace")
+from tests.support.processes import all_pids, command_line
+for pid in set(all_pids()) - {os.getpid()}:
+    words = command_line(pid)
     for what in ("qemu-system", "virtiofsd", "hawse.monitor.main", "hawse["):
         if what in words:
             print(what, open(f"/proc/{pid}/cgroup").read().strip())
@@ -87,7 +89,7 @@ with Podman("/run/podman", runtime, cgroup_manager="systemd") as podman:
 
 
 class Host:
-    """The lab as that systemd and what it starts see it."""
+    """The lab in the namespaces of this systemd."""
 
     def __init__(self, lab: Lab, pid: int) -> None:
         self._lab = lab
@@ -97,7 +99,7 @@ class Host:
         return self._lab.run([*self._inside, *argv], timeout=2 * SECONDS)
 
     def python(self, text: str, *arguments: str) -> Result:
-        """As the lab's own."""
+        """Run a Python program, as Lab.python() does."""
         here = [
             self._lab.run(["pwd"]).output.strip(),
             self._lab.python("import sys; print(sys.executable)").output.strip(),
@@ -106,7 +108,7 @@ class Host:
 
     @property
     def scopes(self) -> list[str]:
-        """The units of containers."""
+        """The scopes of containers."""
         listed = self.run("systemctl", "list-units", "--type=scope", "--plain", "--no-legend")
         assert listed.code == 0, listed
         names = [line.split()[0] for line in listed.output.splitlines()]
@@ -115,7 +117,7 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(lab: Lab) -> Iterator[Host]:
-    """A host with systemd; afterwards it and its cgroups are gone."""
+    """A host with systemd. Afterwards its processes and cgroups are removed."""
     started = lab.run(["sh", "-c", 'setsid sh -c "$1" </dev/null >/run/systemd.log 2>&1 &', "sh", _START])
     assert started.code == 0, started
     pid = lab.run(["timeout", "600", "sh", "-c", _AWAIT], timeout=700)
@@ -125,7 +127,7 @@ def host(lab: Lab) -> Iterator[Host]:
     assert lab.run(["test", "-e", "/sys/fs/cgroup/host"]).code == 1
 
 
-def test_a_sandbox_is_a_scope_of_systemds(lab: Lab, host: Host, probe: str) -> None:
+def test_sandbox_is_in_a_scope_of_systemd(lab: Lab, host: Host, probe: str) -> None:
     bundle = make_shell_bundle(lab, "scope", EDU, probe=probe, annotations={})
     edit = """
 import json, sys
@@ -153,7 +155,7 @@ with open(f"{sys.argv[1]}/config.json", "w") as file:
     assert host.scopes == []
 
 
-def test_podman_has_its_containers_in_scopes(host: Host) -> None:
+def test_containers_of_podman_are_in_scopes(host: Host) -> None:
     done = host.python(_PODMAN)
     assert done.code == 0, done
     name, cgroup, memory = json.loads(done.output.splitlines()[-1])

@@ -1,7 +1,7 @@
-"""A virtual function whose physical function is on vfio-pci too: it is opened with that one's token, and not without.
+"""A virtual function whose physical function is bound to vfio-pci too is opened only with its token.
 
-The last module of the lab's: the NIC's virtual functions are made anew, before it and after it. Its machine is booted
-with its devices in it, since no template is of the QEMU that knows tokens.
+This is the last module of the lab: the virtual functions of the NIC are created again before and after it. Its VM boots
+with the devices, since no template was built with the QEMU that supports tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.lab
 TOKEN = "14d63f20-8445-11ea-8900-1f9ce7d5650d"
 CONFIG = "/tmp/token.toml"
 _SRIOV = "/sys/module/vfio_pci/parameters/enable_sriov"
-#: What drives a physical function and lets others have its virtual ones (Linux include/uapi/linux/vfio.h).
+#: A program that opens a physical function and sets the token for its virtual functions (include/uapi/linux/vfio.h).
 _OWNER = """
 import fcntl, os, struct, sys, time, uuid
 group, address, token = sys.argv[1:]
@@ -57,14 +57,14 @@ time.sleep(100000)
 
 
 def write(lab: Lab, path: str, text: str) -> None:
-    """Set an attribute of the lab's."""
+    """Write an attribute in sysfs of the lab."""
     result = lab.run(["sh", "-c", 'echo "$1" > "$2"', "sh", text, path])
     assert result.code == 0, result
 
 
 @pytest.fixture
 def owner(lab: Lab) -> Iterator[None]:
-    """A program has the physical function by VFIO and has set TOKEN; afterwards all is as it was."""
+    """A program has opened the physical function by VFIO and set TOKEN. Afterwards everything is restored."""
     before, functions = snapshot(lab), f"/sys/bus/pci/devices/{PHYSICAL}/sriov_numvfs"
     was = lab.run(["cat", _SRIOV]).output.strip()
     write(lab, functions, "0")
@@ -88,8 +88,8 @@ def owner(lab: Lab) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("owner")
-def test_a_virtual_function_is_opened_with_the_token_alone(lab: Lab, probe: str) -> None:
-    """One of them, and an edu, are there when the guest boots; the other comes while it runs."""
+def test_virtual_function_is_opened_only_with_the_token(lab: Lab, probe: str) -> None:
+    """The VM boots with one virtual function and an edu; the other function is attached later."""
     configure(
         lab,
         f'[vm]\nqemu = "{newer_qemu()}"\n{MACHINE}[template]\nenabled = false\n'

@@ -76,8 +76,7 @@ def make_probe_bundle(directory: str, *, group: Device, node: str = "", files: S
         os.mkdir(f"{directory}/rootfs/{name}")
     spec = specification(["/probe", node or group[0]], capabilities={}, rlimits=[UNLIMITED])
     add_devices(spec, files or [("/dev/vfio/vfio", 10, 196), group])
-    # On a host with only cgroup v2, runc 1.1 cannot mount this without a cgroup namespace.
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    drop_cgroups(spec)
     write(directory, spec)
     return spec
 
@@ -100,6 +99,17 @@ def add_devices(spec: dict[str, Any], devices: Sequence[Device]) -> None:
     spec["linux"]["resources"]["devices"] += [
         {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rw"} for _, major, minor in devices
     ]
+
+
+def drop_cgroups(spec: dict[str, Any], *, namespace: bool = False) -> None:
+    """Remove the mounts of cgroups, and the cgroup namespace as well if ``namespace`` is set.
+
+    For bundles that runc runs too: on a host with only cgroup v2, runc 1.1 cannot mount them without a cgroup
+    namespace, and on a host with v1 it does not have such a namespace.
+    """
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    if namespace:
+        spec["linux"]["namespaces"] = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != "cgroup"]
 
 
 def write(directory: str, spec: dict[str, Any]) -> None:

@@ -18,8 +18,10 @@ import tomlkit
 from tests.support import evidence
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.images import PAUSE_IMAGE
+from tests.support.mount_table import mounts_of
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
+from tests.support.processes import all_pids, command_line
 from tests.support.runtime import HAWSE, Result
 from tests.support.subprocesses import run
 
@@ -202,22 +204,12 @@ class Containerd:
         os.unlink(socket)
 
     def _shims(self) -> list[str]:
-        found = []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = file.read().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if "containerd-shim" in words and self.address in words:
-                found.append(f"{pid} {words}")
-        return found
+        lines = (f"{pid} {command_line(pid)}" for pid in all_pids())
+        return [line for line in lines if "containerd-shim" in line and self.address in line]
 
 
 def _mounts(below: str, *, kind: str = "") -> list[str]:
-    with open("/proc/self/mounts") as file:
-        fields = [line.split() for line in file]
-    return [field[1] for field in fields if field[1].startswith(below) and field[2].startswith(kind)]
+    return [mount.point for mount in mounts_of() if mount.point.startswith(below) and mount.kind.startswith(kind)]
 
 
 def _write(path: str, text: str) -> None:

@@ -9,21 +9,25 @@ import subprocess
 from types import TracebackType
 from typing import Any
 
+from hawse.state.store import Store
 from tests.support import evidence
-from tests.support.bundles import make_rootfs
+from tests.support.docker_cli import Engine
+from tests.support.engines import install
 from tests.support.patience import patience, wait_until
-from tests.support.podman import install, on_terminal
-from tests.support.runtime import Result, Runtime
-from tests.support.subprocesses import run
+from tests.support.processes import program_of, qemu_of, with_words
+from tests.support.runtime import Runtime
 
 IMAGE = "box"
-_DOCKER = "/usr/bin/docker"
-#: The time limit of a command, passed to :func:`patience`.
+#: The time limit of the daemon's start, passed to :func:`patience`.
 _SECONDS = 75
 
 
-class Docker:
+class Docker(Engine):
     """A context that removes its containers, networks and daemon at the end. ``settings``: added to daemon.json."""
+
+    program, image = "docker", IMAGE
+    refusal_code = 125
+    host_network_error = "the host's own network, which a virtual machine cannot share"
 
     def __init__(self, directory: str, runtime: Runtime, **settings: Any) -> None:
         self.directory = directory
@@ -53,10 +57,7 @@ class Docker:
     def __enter__(self) -> Docker:
         self._start()
         try:
-            make_rootfs(f"{self.directory}/rootfs")
-            tar = f"{self.directory}/box.tar"
-            subprocess.run(["tar", "-C", f"{self.directory}/rootfs", "-cf", tar, "."], check=True)
-            self.must("import", "--change", "ENV PATH=/bin", tar, IMAGE)
+            self.import_image()
         except BaseException:
             self._end()
             raise
@@ -71,27 +72,17 @@ class Docker:
         self("network", "prune", "--force")
         self._end()
 
-    def __call__(self, *words: str, stdin: str | None = None) -> Result:
-        """Run a command and wait for its end."""
-        return self.run([_DOCKER, *words], stdin=stdin)
+    def remove(self, name: str) -> None:
+        self("rm", "--force", name)
 
-    def run(self, argv: list[str], stdin: str | None = None) -> Result:
-        """Run a client of the daemon and wait for its end."""
-        return run(argv, environment=self.environment, stdin=stdin, seconds=_SECONDS)
+    def settle(self) -> None:
+        """Nothing: the daemon reports an exit after its clean-up."""
 
-    def must(self, *words: str, stdin: str | None = None) -> str:
-        """Run a command, which must succeed; returns its output."""
-        done = self(*words, stdin=stdin)
-        assert done.code == 0, f"docker {' '.join(words)}: {done}"
-        return done.output
-
-    def on_terminal(self, *words: str) -> str:
-        """Run a command, which must succeed, on a terminal; returns its output."""
-        return on_terminal([_DOCKER, *words], self.environment)
-
-    def inspect(self, name: str) -> Any:
-        """The output of `docker inspect` for a container."""
-        return json.loads(self.must("inspect", name))[0]
+    def processes_of(self, name: str) -> dict[str, int]:
+        container = self.inspect(name)["Id"]
+        monitor = Store(self.runtime_root, container).read()["monitorPid"]
+        [shim] = [pid for pid in with_words(f" -id {container} ") if program_of(pid).startswith("containerd-shim")]
+        return {"QEMU": qemu_of(monitor), "monitor": monitor, "shim": shim}
 
     @property
     def processes(self) -> list[int]:

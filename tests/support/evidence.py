@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.support.processes import all_pids, command_line, descriptors
+
 _TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 #: The directory for evidence; the test of this module sets another one.
 EVIDENCE = os.environ.get("HAWSE_EVIDENCE", os.path.join(_TOP, "evidence"))
@@ -92,35 +94,33 @@ def _copy_end(source: str, target: str) -> None:
 def _save_processes(directory: str) -> None:
     """Save for each process that may be involved: command line, state, kernel stacks, descriptors, Python's stack."""
     with open(f"{directory}/processes.txt", "w") as file:
-        for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
-            words = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
-            if not _PROCESSES.search(words) or int(pid) == os.getpid():
+        for pid in sorted(all_pids()):
+            words = command_line(pid)
+            if not _PROCESSES.search(words) or pid == os.getpid():
                 continue
             file.write(f"== {pid}: {words[:1000]}\n{_status(pid)}\n")
             for task in os.listdir(f"/proc/{pid}/task") if os.path.isdir(f"/proc/{pid}/task") else ():
                 stack = _read(f"/proc/{pid}/task/{task}/stack").replace("\n", "\n    ")
                 file.write(f"  thread {task}:\n    {stack.rstrip()}\n")
-            file.writelines(f"  {fd} -> {target}\n" for fd, target in _descriptors(pid))
+            file.writelines(f"  {fd} -> {target}\n" for fd, target in descriptors(pid).items())
             if "python" in words.partition(" ")[0] or words.startswith("hawse["):
                 file.write(_python_stack(pid))
 
 
-def _status(pid: str) -> str:
+def _status(pid: int) -> str:
     wanted = ("State", "PPid", "Threads", "VmRSS")
     return "  " + ", ".join(line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith(wanted))
 
 
-def _descriptors(pid: str) -> list[tuple[str, str]]:
-    try:
-        return [(fd, os.readlink(f"/proc/{pid}/fd/{fd}")) for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:  # it has ended meanwhile
-        return []
-
-
-def _python_stack(pid: str) -> str:
+def _python_stack(pid: int) -> str:
     try:
         done = subprocess.run(
-            [_PY_SPY, "dump", "--pid", pid], capture_output=True, text=True, errors="replace", timeout=20, check=False
+            [_PY_SPY, "dump", "--pid", str(pid)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"  py-spy: {error}\n"

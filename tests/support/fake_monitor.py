@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import socket
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,7 +32,7 @@ def _payloads(connection: socket.socket) -> Iterator[bytes]:
 
 
 class FakeMonitor:
-    """Records every call in ``calls``, and answers with ``answers[method]``.
+    """Records every call in ``calls``, and answers with ``answers[method]``. A connection is for one call.
 
     An answer is a value, an error to send, :data:`HANG_UP`, or a function of the parameters that returns one of these.
     A ``proxy`` connection is put into ``proxies`` with its parameters.
@@ -41,6 +43,7 @@ class FakeMonitor:
         self.answers: dict[str, Any] = {"delete": lambda _: self.end()} | (answers or {})
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.proxies: queue.Queue[tuple[socket.socket, dict[str, Any]]] = queue.Queue()
+        self._answered = 0
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
         if not os.path.isdir(store.path):
@@ -83,6 +86,17 @@ class FakeMonitor:
             os.close(self._lock)
             self._lock = -1
 
+    def hang_up(self) -> None:
+        """Close the open connections, as a monitor that ends does."""
+        for connection in list(self._open):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether every call was answered, and its caller has read the answer (tty_ioctl(2), TIOCOUTQ)."""
+        unread = (fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) for connection in list(self._open))
+        return self._answered == len(self.calls) and not any(map(any, unread))
+
     @property
     def methods(self) -> list[str]:
         """The methods that were called, in order."""
@@ -121,7 +135,8 @@ class FakeMonitor:
                     port.send(control.encode_error(number, answer))
                 else:
                     port.send(control.encode_result(number, answer))
-                if method == "delete":
+                self._answered += 1
+                if not (method == "start" and params.get("notify")):  # which waits for the event "ready"
                     break
         self._open.discard(connection)
         connection.close()

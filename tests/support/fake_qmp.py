@@ -15,6 +15,18 @@ from hawse.errors import DeviceError, HawseError, RefusedError
 from hawse.monitor.agent import calls
 
 Answer = Callable[[str, dict[str, Any]], HawseError | None]
+#: The hardware address of the NIC in :func:`rx_filter`.
+MAC = "0a:00:00:00:00:02"
+
+
+def rx_filter(**changed: Any) -> dict[str, Any]:
+    """An answer to query-rx-filter (QEMU qapi/net.json, RxFilterInfo) of a NIC that receives only unicast frames."""
+    usual = {
+        "name": "nic-net0", "promiscuous": False, "multicast": "normal", "unicast": "normal", "vlan": "all",
+        "broadcast-allowed": True, "multicast-overflow": False, "unicast-overflow": False, "main-mac": MAC,
+        "vlan-table": [], "unicast-table": [], "multicast-table": [],
+    }  # fmt: skip
+    return usual | {key.replace("_", "-"): value for key, value in changed.items()}
 
 
 class FakeNodes:
@@ -46,10 +58,10 @@ class FakeQmp:
         self.nodes = FakeNodes()
         self._asked: dict[str, int] = {}
         self._refuse = refuse
-        self._patience = patience
+        self.patience = patience
         self._listeners: list[FakeEvents] = []
         self._filtering: list[FakeEvents] = []
-        #: What query-rx-filter answers, by the NIC's name.
+        #: The results of query-rx-filter, by the name of the NIC.
         self.rx_filters: dict[str, Any] = {}
         self.ended = False
 
@@ -63,15 +75,17 @@ class FakeQmp:
         if error is not None:
             raise error
         if command == "device_add":
+            if name in self.plugged:
+                raise RefusedError(f"device_add: Duplicate device ID '{name}'")
             self.plugged.add(name)
         elif command == "device_del":
             if name not in self.plugged:
                 raise RefusedError(f"device_del: Device '{name}' not found")
             self._asked[name] = self._asked.get(name, 0) + 1
-            if self._asked[name] >= self._patience:
+            if self._asked[name] >= self.patience:
                 self.drop(name)
         elif command == "remove-fd" and self.sets.pop(arguments["fdset-id"], None) is None:
-            raise RefusedError("remove-fd: File descriptor named 'fdset-id' not found")
+            raise RefusedError(f"remove-fd: File descriptor named 'fdset-id:{arguments['fdset-id']}' not found")
         elif command == "query-rx-filter":
             return self.rx_filters[arguments["name"]]
         return {}
@@ -150,7 +164,7 @@ class FakeLink:
         method = calls.name_of(call)
         self.calls.append((method, calls.parameters(call)))
         self.seconds[method] = seconds
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         answer = self._answers[method]
         if isinstance(answer, list):
             answer = answer.pop(0)

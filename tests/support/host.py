@@ -6,6 +6,10 @@ import os
 import re
 
 from tests.support.patience import wait_until
+from tests.support.processes import all_pids, command_line, holders
+
+#: Command lines of processes that belong to sandboxes.
+_PROGRAMS = re.compile(r"qemu-system|virtiofsd|hawse\.(sandbox|container)|^hawse\[")
 
 
 def _is_ours(cgroup: str) -> bool:
@@ -52,27 +56,13 @@ def prove_unchanged(before: dict[str, set[str]], *, seconds: float = 15) -> None
 
 
 def _processes() -> set[str]:
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if re.search(r"qemu-system|virtiofsd|hawse\.(sandbox|container)|^hawse\[", words):
-            found.add(f"{pid} {words[:200]}")
-    return found
+    lines = {pid: command_line(pid) for pid in all_pids()}
+    return {f"{pid} {words[:200]}" for pid, words in lines.items() if _PROGRAMS.search(words)}
 
 
 def _open_groups() -> set[str]:
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-        except OSError:
-            continue
-        found |= {f"{pid} {link}" for link in links if link.startswith("/dev/vfio/")}
-    return found
+    found = holders(lambda target: target.startswith("/dev/vfio/"))
+    return {f"{pid} {target}" for pid, targets in found.items() for target in targets}
 
 
 def _drivers() -> set[str]:

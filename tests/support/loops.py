@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.processes import all_pids, descriptors, name_of
+
 MIB = 1024 * 1024
 #: The start of the partition of a device with the option --partscan, in bytes; its size is 2 MiB.
 PARTITION = 1 * MIB
@@ -48,14 +50,13 @@ class Loop:
     def holders(self) -> set[str]:
         """The programs that have the device open."""
         found = set()
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            with suppress(OSError):
-                for fd in os.listdir(f"/proc/{pid}/fd"):
-                    with suppress(OSError):
-                        status = os.stat(f"/proc/{pid}/fd/{fd}")
-                        if stat.S_ISBLK(status.st_mode) and status.st_rdev == os.makedev(*self.numbers):
-                            with open(f"/proc/{pid}/comm") as file:
-                                found.add(file.read().strip())
+        for pid in all_pids():
+            for fd in descriptors(pid):
+                with suppress(OSError):  # closed since
+                    # Not by its path: QEMU has a node in its private /dev.
+                    status = os.stat(f"/proc/{pid}/fd/{fd}")
+                    if stat.S_ISBLK(status.st_mode) and status.st_rdev == os.makedev(*self.numbers):
+                        found.add(name_of(pid))
         return found
 
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pty
 import shutil
 import subprocess
 from types import TracebackType
-from typing import Any
 
-from tests.support.bundles import make_rootfs
+from tests.support.docker_cli import Engine
+from tests.support.engines import install
 from tests.support.patience import wait_until
-from tests.support.runtime import Result, Runtime
-from tests.support.subprocesses import run
+from tests.support.processes import program_of, qemu_of, with_words
+from tests.support.runtime import Runtime
 
 IMAGE = "localhost/box:latest"
-#: The time limit of a command, passed to :func:`patience`.
-_SECONDS = 75
 
 
-class Podman:
+class Podman(Engine):
     """A context manager that removes its containers, pods, networks and mounts at the end."""
 
+    program, image = "podman", IMAGE
+    refusal_code = 126
+    host_network_error = "the container would have the host's network, which a virtual machine cannot share"
+
     def __init__(self, directory: str, runtime: Runtime, *, cgroup_manager: str = "cgroupfs") -> None:
-        self.directory = directory
+        self.directory, self.runtime, self.runtime_root = directory, runtime, runtime.root
         os.makedirs(directory, exist_ok=True)
         self.environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -37,10 +37,7 @@ class Podman:
         install("podman", f"{directory}/containers.conf", runtime)
 
     def __enter__(self) -> Podman:
-        make_rootfs(f"{self.directory}/rootfs")
-        tar = f"{self.directory}/box.tar"
-        subprocess.run(["tar", "-C", f"{self.directory}/rootfs", "-cf", tar, "."], check=True)
-        self.must("import", "--change", "ENV PATH=/bin", tar, IMAGE)
+        self.import_image()
         return self
 
     def __exit__(
@@ -51,16 +48,6 @@ class Podman:
         self("network", "prune", "--force")
         self("system", "reset", "--force")
         shutil.rmtree(f"{self.directory}/graph", ignore_errors=True)
-
-    def __call__(self, *words: str, stdin: str | None = None, seconds: float = _SECONDS) -> Result:
-        """Run a command and wait for its end."""
-        return run(["podman", *words], environment=self.environment, stdin=stdin, seconds=seconds)
-
-    def must(self, *words: str, stdin: str | None = None) -> str:
-        """Run a command, which must succeed; returns its output."""
-        done = self(*words, stdin=stdin)
-        assert done.code == 0, f"podman {' '.join(words)}: {done}"
-        return done.output
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a command; its output is discarded."""
@@ -76,51 +63,20 @@ class Podman:
         """
         wait_until(lambda: not self._helpers())
 
-    def _helpers(self) -> list[str]:
+    def _helpers(self) -> list[int]:
         """The pids of this Podman's conmon and podman processes, whose arguments contain paths of its directory."""
-        found = []
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = os.fsdecode(file.read())
-            except OSError:  # the process has exited
-                continue
-            if name in ("conmon", "podman") and f"{self.directory}/" in words:
-                found.append(pid)
-        return found
+        return [pid for pid in with_words(f"{self.directory}/") if program_of(pid) in ("conmon", "podman")]
 
-    def on_terminal(self, *words: str) -> str:
-        """Run a command, which must succeed, on a terminal; returns its output."""
-        return on_terminal(["podman", *words], self.environment)
+    def remove(self, name: str) -> None:
+        self("rm", "--force", "--time", "0", name)
 
-    def inspect(self, name: str) -> Any:
-        """The output of `podman inspect` for a container."""
-        return json.loads(self.must("inspect", name))[0]
+    def settle(self) -> None:
+        self.must("run", "--rm", self.image, "true")
+        self.await_cleanup()
 
-
-def install(engine: str, file: str, runtime: Runtime) -> None:
-    """Configure hawse as an engine's runtime by a wrapper program that adds the test's options."""
-    program = _write(f"{file}.program", f'#!/bin/sh\nexec {" ".join(runtime.argv())} "$@"\n')
-    os.chmod(program, 0o755)
-    done = runtime("install", engine, "--file", file, "--program", program)
-    assert done.code == 0, done
-
-
-def on_terminal(argv: list[str], environment: dict[str, str]) -> str:
-    """Run a program, which must succeed, on a terminal; returns its output."""
-    master, slave = pty.openpty()
-    with subprocess.Popen(argv, env=environment, stdin=slave, stdout=slave, stderr=slave) as process:
-        os.close(slave)
-        written = b""
-        try:
-            while piece := os.read(master, 65536):
-                written += piece
-        except OSError:  # the last process that had the other end open has closed it
-            pass
-        os.close(master)
-    assert process.returncode == 0, written
-    return written.decode()
+    def processes_of(self, name: str) -> dict[str, int]:
+        monitor = self.runtime.monitor(self.inspect(name)["Id"])
+        return {"QEMU": qemu_of(monitor), "monitor": monitor}
 
 
 def _storage(directory: str) -> str:

@@ -82,7 +82,7 @@ class Pipes:
 
     def start(self, monitor: FakeMonitor, **options: Any) -> ProxyProcess:
         """Start a proxy with these pipes as its stdio; only the proxy keeps the other ends."""
-        words: dict[str, Any] = {"terminal": False, "command": ["true"]} | options
+        words: dict[str, Any] = {"terminal": -1, "command": ["true"]} | options
         proxy = ProxyProcess(monitor.store, "key", stdio=tuple(self._theirs), **words)
         self._close(self._theirs)
         return proxy

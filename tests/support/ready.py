@@ -79,7 +79,7 @@ def make_program(path: str, script: str) -> str:
     return path
 
 
-def make_qemu(path: str, *, version: str = "9.2.0", devices: Sequence[str] = DEVICES) -> str:
+def make_qemu(path: str, *, version: str = "9.2.1", devices: Sequence[str] = DEVICES) -> str:
     """Write a QEMU that answers the queries of :mod:`hawse.vm.capabilities` and cannot run guests; returns its path."""
     numbers = dict(zip(("major", "minor", "micro"), map(int, version.split(".")), strict=True))
     names = [[{"name": name} for name in group] for group in (devices, ["hpet", "usb"], ["iommufd"], ["vf-token"])]

@@ -55,6 +55,15 @@ class Runtime:
         state: dict[str, Any] = json.loads(result.output)
         return state
 
+    def shell(self, name: str, script: str, *options: str) -> Result:
+        """Run a shell script by `hawse exec` in a container. ``options``: those of `hawse exec`."""
+        return self("exec", *options, name, "/bin/sh", "-c", script)
+
+    def monitor(self, name: str) -> int:
+        """The pid of the monitor of a container's sandbox."""
+        with open(f"{self.root}/{name}/state.json") as file:
+            return int(json.load(file)["monitorPid"])
+
     def run_detached(self, bundle: str, name: str) -> int:
         """create and start, with discarded stdio; returns the pid in the pid file."""
         pid_file = f"{bundle}/pid"

@@ -17,6 +17,7 @@ from hawse.vm.image.store import locate
 from tests.support.caches import CACHE
 from tests.support.host import difference, snapshot
 from tests.support.patience import wait_until
+from tests.support.processes import all_pids, command_line, descriptors, program_of
 
 Kinds = dict[str, set[str]]
 #: Programs of engines that run for one container, one pod or one network.
@@ -62,13 +63,7 @@ def _more(before: Kinds, after: Kinds) -> Kinds:
 
 def held(pid: int) -> Counter[str]:
     """The targets of a process's file descriptors; the inode numbers of pipes and the like are left out."""
-    found: Counter[str] = Counter()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            found[re.sub(r"\d+", "N", os.readlink(f"/proc/{pid}/fd/{fd}"))] += 1
-        except FileNotFoundError:
-            continue
-    return found
+    return Counter(re.sub(r"\d+", "N", target) for target in descriptors(pid).values())
 
 
 def private_kib(pid: int) -> int:
@@ -95,17 +90,7 @@ def _rules() -> set[str]:
 
 
 def _programs() -> set[str]:
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if _PROGRAMS.search(name):
-            found.add(f"{pid} {words[:200]}")
-    return found
+    return {f"{pid} {command_line(pid)[:200]}" for pid in all_pids() if _PROGRAMS.search(program_of(pid))}
 
 
 def _templates() -> set[str]:

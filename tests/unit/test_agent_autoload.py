@@ -1,4 +1,4 @@
-"""Modules beside the image in the guest: offered to the kernel, and loaded for those that it does not ask for."""
+"""Modules outside of the guest image: the kernel can load them by modprobe, and the agent loads the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from hawse.agent.machine.autoload import Autoload, may_configure_network
-from hawse.agent.system import syscalls
 from hawse.errors import VmError
 
 DEP = """kernel/net/ipv4/netfilter/ip_tables.ko: kernel/net/netfilter/x_tables.ko
@@ -21,7 +20,7 @@ NET_ADMIN = {"bounding": ["CAP_CHOWN", "CAP_NET_ADMIN"]}
 
 
 class Guest:
-    """The directories that the guest has, and the files of the modules that were loaded."""
+    """The directories of a guest, and the files of the loaded modules."""
 
     def __init__(self, directory: Path) -> None:
         self.run, self.root = directory / "run", directory / "root"
@@ -40,7 +39,7 @@ class Guest:
         self.loaded.append(path)
 
     def autoload(self) -> Autoload:
-        return Autoload(str(self.modules), run=str(self.run), root=str(self.root))
+        return Autoload(str(self.modules), run=str(self.run), root=str(self.root), load=self.load)
 
     @property
     def names(self) -> list[str]:
@@ -48,10 +47,8 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
-    made = Guest(tmp_path)
-    monkeypatch.setattr(syscalls, "load_module", made.load)
-    return made
+def guest(tmp_path: Path) -> Guest:
+    return Guest(tmp_path)
 
 
 def test_kernel_starts_a_modprobe_that_finds_the_modules(guest: Guest) -> None:
@@ -61,8 +58,8 @@ def test_kernel_starts_a_modprobe_that_finds_the_modules(guest: Guest) -> None:
     assert guest.names == []
 
 
-def test_listed_modules_are_loaded_with_what_they_need(guest: Guest) -> None:
-    """One that is loaded already, or built in, is no failure."""
+def test_listed_modules_are_loaded_with_their_dependencies(guest: Guest) -> None:
+    """A module that is already loaded, or built in, is not an error."""
     made = guest.autoload()
     made.require(["ip-tables", "ipv6", "x_tables", "br_netfilter"])
     assert guest.names == ["x_tables.ko", "ip_tables.ko", "br_netfilter.ko"]
@@ -93,7 +90,7 @@ def test_container_that_may_have_firewall_rules(capabilities: Any, may: bool) ->
 
 
 def test_firewall_of_the_legacy_kind_is_loaded_before_a_container_starts(guest: Guest) -> None:
-    """A kernel without one of the modules is no failure."""
+    """It is not an error if the kernel lacks one of the modules."""
     made = guest.autoload()
     made.begin({"process": {}})
     made.wait()
@@ -104,7 +101,7 @@ def test_firewall_of_the_legacy_kind_is_loaded_before_a_container_starts(guest: 
     assert guest.names == ["x_tables.ko", "ip_tables.ko"]
 
 
-def test_firewall_that_cannot_be_loaded_is_no_failure(guest: Guest, capsys: pytest.CaptureFixture[str]) -> None:
+def test_firewall_that_cannot_be_loaded_is_not_an_error(guest: Guest, capsys: pytest.CaptureFixture[str]) -> None:
     guest.refused = "x_tables.ko"
     made = guest.autoload()
     made.begin({"process": {"capabilities": NET_ADMIN}})

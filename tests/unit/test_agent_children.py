@@ -1,48 +1,24 @@
-"""Children of the agent: their exit codes, orphans, and numbers that are used again.
+"""Children of the agent: exit codes, orphans, and reused pids.
 
-The real reaper waits for every child of its process, so each case runs in a process of its own.
+The real reaper waits for every child of its process, so each test runs in a new process.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
-import hawse
-
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
-_BEGIN = f"""
-import os, sys, threading, time
-sys.path.insert(0, {_PACKAGES!r})
-from hawse.agent.system import syscalls
-from hawse.agent.system.reaper import Reaper
-reaper = Reaper()
-def spawn(script, **other):
-    return reaper.spawn(["/bin/sh", "-c", script], environment={{"PATH": "/bin:/usr/bin"}}, **other)
-"""
-
-
-def run(script: str) -> str:
-    """The output of a program with a reaper."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _BEGIN + script], capture_output=True, text=True, check=False, timeout=30
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.support.reaper import run_with_reaper
 
 
 def test_exit_codes_and_signals() -> None:
     script = "reaper.start()\nprint([reaper.wait(spawn(s)) for s in ('exit 0', 'exit 7', 'kill -9 $$', 'kill -15 $$')])"
-    assert run(script) == "[0, 7, 137, 143]\n"
+    assert run_with_reaper(script) == "[0, 7, 137, 143]\n"
 
 
-def test_a_child_without_descriptors_has_those_of_its_parent() -> None:
-    assert run("reaper.start()\nreaper.wait(spawn('echo hello'))") == "hello\n"
+def test_child_without_descriptors_has_those_of_its_parent() -> None:
+    assert run_with_reaper("reaper.start()\nreaper.wait(spawn('echo hello'))") == "hello\n"
 
 
-def test_an_orphan_is_adopted_and_its_code_kept() -> None:
-    """The child ends at once, its own child a moment later; the reaper has nothing to wait for in between."""
+def test_orphan_is_adopted_and_its_exit_code_is_kept() -> None:
+    """The child ends at once, its own child later. Between both the reaper has no child."""
     script = """
 syscalls.become_subreaper()
 reaper.start()
@@ -52,11 +28,11 @@ first = spawn("sh -c 'sleep 0.1; exit 9' & echo $! >&3", descriptors={3: writing
 assert reaper.wait(first) == 0
 print(reaper.wait(int(os.read(reading, 100)), since=since))
 """
-    assert run(script) == "9\n"
+    assert run_with_reaper(script) == "9\n"
 
 
-def test_the_exit_of_a_namesake_is_not_taken_for_an_orphans() -> None:
-    """It was recorded before the orphan was born."""
+def test_exit_of_an_earlier_process_with_the_same_pid_is_ignored() -> None:
+    """It was recorded before the orphan started."""
     script = """
 reaper.start()
 pid = spawn("exit 3")
@@ -72,11 +48,11 @@ with reaper._changed:
     reaper._changed.notify_all()
 waiter.join()
 """
-    assert run(script) == "4\n"
+    assert run_with_reaper(script) == "4\n"
 
 
-def test_exits_that_nobody_asks_for_are_forgotten() -> None:
-    """The oldest of more than 1024 goes. Their record is filled here, since as many orphans would take long."""
+def test_exits_that_nobody_requests_are_dropped() -> None:
+    """Only 1024 exits are kept. The test fills the record, since that many orphans would take long."""
     script = """
 reaper.start()
 for number in range(1023):
@@ -91,4 +67,4 @@ while second not in reaper._exits:
 with reaper._changed:
     print(len(reaper._exits), -1 in reaper._exits, -2 in reaper._exits, first in reaper._exits)
 """
-    assert run(script) == "1024 True\n1024 False True True\n"
+    assert run_with_reaper(script) == "1024 True\n1024 False True True\n"

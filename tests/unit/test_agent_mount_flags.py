@@ -11,6 +11,7 @@ import pytest
 
 from hawse.agent.mounts import flags
 from hawse.agent.mounts.container_sysfs import bind_sysfs
+from tests.support.mount_table import mounts_of
 
 NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME = 2, 4, 8, 0x10, 0x20, 0x80
 
@@ -78,10 +79,9 @@ def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp
                 process = os.open(f"/proc/{pid}", os.O_RDONLY)
                 flags.keep(spec, process, mapped=True)
                 os.close(process)
-            lines = Path(f"/proc/{inside.pid}/mountinfo").read_text().splitlines()
+            found = {mount.point: mount.options for mount in mounts_of(inside.pid)}
         finally:
             inside.kill()
-    found = {line.split()[4]: set(line.split()[5].split(",")) for line in lines}
     assert {"nodev", "noatime"} <= found[f"{tmp_path}/bound"]
     assert {"ro", "nosuid", "noexec"} <= found[f"{tmp_path}/over/inner"]
     assert Path("/proc/self/mountinfo").read_text() == before

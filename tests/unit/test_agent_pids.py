@@ -1,4 +1,4 @@
-"""Signals of the agent to processes by their pids: one that has got the pid of an ended process gets none."""
+"""Signals of the agent to processes by their pids: a process with a reused pid gets none."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from hawse.agent.system.pids import _PIECE, signal_each
 from tests.support.patience import patience
-from tests.unit.test_agent_children import run
+from tests.support.reaper import run_with_reaper
 
 
 @pytest.fixture
 def program() -> Iterator[subprocess.Popen[bytes]]:
-    made = subprocess.Popen(["sleep", "1000"])
-    yield made
-    made.kill()
-    made.wait()
+    made = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with made:
+        yield made
+        made.kill()
 
 
 def finding(*answers: list[int]) -> Iterator[list[int]]:
@@ -30,12 +30,12 @@ def test_process_that_is_found_twice_is_signalled(program: subprocess.Popen[byte
     assert program.wait(patience(3)) == -15
 
 
-def test_process_that_has_got_the_pid_of_an_ended_one_is_not_signalled(program: subprocess.Popen[bytes]) -> None:
-    """It is no longer found once a descriptor of it is open."""
+def test_process_with_a_reused_pid_is_not_signalled(program: subprocess.Popen[bytes]) -> None:
+    """The agent no longer finds it once it has opened a descriptor of it."""
     answers = finding([program.pid, 2**22 + 5], [])
     signal_each(lambda: next(answers), 9)
-    with pytest.raises(subprocess.TimeoutExpired):
-        program.wait(0.2)
+    output, _ = program.communicate(b"alive", timeout=patience(3))
+    assert (output, program.returncode) == (b"alive", 0)
 
 
 def test_many_processes_are_signalled_with_few_descriptors(program: subprocess.Popen[bytes]) -> None:
@@ -44,22 +44,22 @@ def test_many_processes_are_signalled_with_few_descriptors(program: subprocess.P
     assert program.wait(patience(3)) == -15
 
 
-def test_pid_of_a_child_is_its_own_while_it_is_held() -> None:
-    """The child has ended; it is waited for, and its pid given away, only afterwards."""
+def test_pid_of_a_held_child_is_not_reused() -> None:
+    """The child has ended. It is collected, so that its pid can be reused, only afterwards."""
     script = """
 reaper.start()
 pid = spawn("exit 3")
 with reaper.hold(pid) as lives:
     while open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
         pass
-    time.sleep(0.1)
+    time.sleep(0.1)  # time for the thread of the reaper, which must not collect it
     print(lives, pid in reaper._exits)
     os.kill(pid, 9)
 print(reaper.wait(pid))
 with reaper.hold(pid) as lives:
     print(lives)
 """
-    assert run(script) == "True False\n3\nTrue\n"
+    assert run_with_reaper(script) == "True False\n3\nTrue\n"
 
 
 def test_child_that_was_waited_for_is_not_held() -> None:
@@ -74,7 +74,7 @@ with reaper.hold(pid, since=since) as lives:
 with reaper.hold(pid, since=time.monotonic()) as lives:
     print(lives, "an earlier one of the same pid has ended")
 """
-    assert run(script) == "False\nTrue an earlier one of the same pid has ended\n"
+    assert run_with_reaper(script) == "False\nTrue an earlier one of the same pid has ended\n"
 
 
 def test_process_is_forgotten_before_its_pid_can_be_used_again() -> None:
@@ -99,4 +99,6 @@ print(os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino)
 process.signal(15)
 print(process.wait())
 """
-    assert run(script) == "container not running: os: process already finished\nit has ended\n3 0\nTrue\n143\n"
+    assert (
+        run_with_reaper(script) == "container not running: os: process already finished\nit has ended\n3 0\nTrue\n143\n"
+    )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
+
+import pytest
 
 from hawse.agent.mounts import submounts
 
@@ -37,3 +40,33 @@ def test_look_at_opens_directories_and_ignores_what_is_none(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     (tmp_path / "inner").mkdir()
     submounts.look_at(str(tmp_path), ["none", "file", "inner"])
+
+
+def test_look_at_follows_no_symbolic_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have put one into a volume: the guest would mount, or wait for, what it points to."""
+    share, outside = tmp_path / "share", tmp_path / "outside"
+    (share / "inner" / "deep").mkdir(parents=True)
+    (outside / "deep").mkdir(parents=True)
+    (share / "link").symlink_to(outside)
+    (share / "relative").symlink_to("inner")
+    (share / "loop").symlink_to("loop")
+    opened = []
+    real = os.close
+
+    def close(fd: int) -> None:
+        opened.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "close", close)
+    paths = [
+        "link",
+        "link/deep",
+        "relative",
+        "relative/deep",
+        "loop",
+        "../outside",
+        "inner/../../outside",
+        "inner/deep",
+    ]
+    submounts.look_at(str(share), paths)
+    assert opened == [f"{share}/inner/deep", str(share)]

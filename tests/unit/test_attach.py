@@ -1,4 +1,4 @@
-"""`attach` and `detach`: what the monitor is asked for, all groups or none, and what is undone."""
+"""`attach` and `detach`: the calls of the monitor, all groups or none, and how a failure is undone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def spare(name: str, bus: int) -> Port:
 
 
 def entry(group: int, **more: Any) -> dict[str, Any]:
-    """What the monitor tells of a function."""
+    """The monitor's data about a function."""
     found = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
     return found | {"guest": {"address": "0000:01:00.0"}} | more
 
@@ -199,6 +199,27 @@ class TestDetach:
         done = hawse("detach", "c1", "ffff:ff:1f.7")
         assert (done.code, "ffff:ff:1f.7 is no PCI function of this host" in done.errors) == (1, True)
         assert monitor.calls == []
+
+    @pytest.mark.parametrize("verb", ["detach", "attach"])
+    @pytest.mark.parametrize(
+        ("host", "target", "words"),
+        [
+            ({"address": "", "group": 5}, "0000:01:00.0", "the emulated group 5"),
+            ({"address": "", "group": 5}, "01:00.0", "the emulated group 5"),
+            ({"address": "ffff:3b:00.0", "group": 8}, "01:00.0", "ffff:3b:00.0"),
+        ],
+    )
+    def test_address_in_the_guest_is_refused_with_the_one_on_the_host(
+        self, hawse: Command, monitor: FakeMonitor, verb: str, host: dict[str, Any], target: str, words: str
+    ) -> None:
+        """Nothing is changed, not even for the targets before it."""
+        monitor.change(vfio=[entry(5) | {"host": host, "guest": {"address": "0000:01:00.0"}}])
+        done = hawse(verb, "c1", "7", target)
+        remedy = f"`hawse detach c1 {host['address'] or 5}`" if verb == "detach" else "it is attached already"
+        assert done.errors == (
+            f"hawse: 0000:01:00.0 is an address in the guest; on the host this is {words} [{remedy}]\n"
+        )
+        assert (done.code, monitor.calls) == (1, [])
 
     def test_group_that_is_in_use_stays(self, hawse: Command, monitor: FakeMonitor) -> None:
         monitor.answers["detach"] = DeviceError("group 5 is in use")

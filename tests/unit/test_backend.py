@@ -17,8 +17,8 @@ from hawse.vfio.host import iommufd
 from hawse.vfio.node import file_node
 from hawse.vfio.requests import device_files, find_request
 from hawse.vm.capabilities import Capabilities
+from tests.support.oci import device
 from tests.support.sysfs import FakeSysfs
-from tests.unit.test_vfio import device
 
 NEW = Capabilities("10.0.2", frozenset({"vfio-pci"}), frozenset(), frozenset({"iommufd"}))
 OLD = Capabilities("7.2.22", frozenset({"vfio-pci"}), frozenset())

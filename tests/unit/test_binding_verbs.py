@@ -1,4 +1,4 @@
-"""`hawse bind` and `hawse unbind`: what they print, and what they refuse."""
+"""`hawse bind` and `hawse unbind`: their output and the errors of invalid arguments."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
     return Shell(Host(str(tmp_path)), capsys)
 
 
-def test_a_line_for_each_function(shell: Shell) -> None:
+def test_each_function_has_a_line(shell: Shell) -> None:
     assert shell("bind", "3b:00.0", "--group") == [
         f"{A}: e1000e -> vfio-pci, group 12: /dev/vfio/12",
         f"{B}: igb -> vfio-pci, group 12: /dev/vfio/12",
     ]
     assert shell("bind", C, A, A) == [
         f"{C}: e1000e -> vfio-pci, group 13: /dev/vfio/13",
-        f"{A}: already on vfio-pci, group 12: /dev/vfio/12",
+        f"{A}: already bound to vfio-pci, group 12: /dev/vfio/12",
     ]
     assert shell("unbind", C, "3c:00.0") == [f"{C}: vfio-pci -> e1000e, group 13"]
     assert shell("unbind", "--all") == [f"{A}: vfio-pci -> e1000e, group 12", f"{B}: vfio-pci -> igb, group 12"]
@@ -61,14 +61,14 @@ def test_a_line_for_each_function(shell: Shell) -> None:
     assert shell("unbind", "--all") == []
 
 
-def test_the_user_names_the_driver(shell: Shell) -> None:
+def test_bind_uses_the_named_driver(shell: Shell) -> None:
     shell.host.driver("my-vfio-pci")
     assert shell("bind", C, "--driver", "my_vfio_pci") == [
         f"{C}: e1000e -> my-vfio-pci, group 13: /dev/vfio/13",
     ]
 
 
-def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
+def test_function_without_a_driver_has_none_after_unbind(shell: Shell) -> None:
     os.unlink(f"{shell.host.root}/sys/bus/pci/devices/{C}/driver")
     assert shell("bind", C) == [f"{C}: no driver -> vfio-pci, group 13: /dev/vfio/13"]
     assert shell("unbind", C) == [f"{C}: vfio-pci -> no driver, group 13"]
@@ -78,25 +78,25 @@ def test_a_function_that_had_no_driver_has_none_again(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "unbind takes addresses or --all"),
-        ([C, "--all"], "unbind takes addresses or --all"),
+        ([], "unbind: name addresses, or --all, but not both"),
+        ([C, "--all"], "unbind: name addresses, or --all, but not both"),
         (["--all", "--driver", "e1000e"], "--driver goes with addresses, not with --all"),
-        ([C, "--driver", "../x"], "'../x' is no driver's name"),
+        ([C, "--driver", "../x"], "'../x' is not the name of a driver"),
         (["x"], "'x' is not the address of a PCI function"),
     ],
 )
-def test_words_that_make_no_sense(shell: Shell, words: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused(shell: Shell, words: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         shell("unbind", *words)
     assert caught.value.message == message
 
 
-def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> None:
+def test_function_that_hawse_has_not_bound_needs_a_named_driver(shell: Shell) -> None:
     shell("bind", C)
     records.remove(shell.host.directory, C)
     with pytest.raises(DeviceError, match="hawse has not bound it") as caught:
         shell("unbind", C)
-    assert caught.value.hint == f"say which: `hawse unbind --driver NAME {C}`"
+    assert caught.value.hint == f"name the driver: `hawse unbind --driver NAME {C}`"
     assert shell("unbind", C, "--driver", "e1000e") == [f"{C}: vfio-pci -> e1000e, group 13"]
     assert shell.host.state() == BEFORE
 
@@ -105,18 +105,18 @@ def test_what_hawse_has_not_bound_goes_to_whom_the_user_names(shell: Shell) -> N
     ("words", "message"),
     [
         (["0000:77:00.0"], "0000:77:00.0: this host has no such PCI function"),
-        ([C], f"{C} is on no VFIO driver: e1000e has it"),
-        ([C, "--driver", "igb"], f"{C} is on no VFIO driver: e1000e has it"),
+        ([C], f"{C} is not bound to a VFIO driver, but to e1000e"),
+        ([C, "--driver", "igb"], f"{C} is not bound to a VFIO driver, but to e1000e"),
     ],
 )
-def test_what_is_not_hawses_to_unbind(shell: Shell, words: list[str], message: str) -> None:
+def test_unbind_refuses_functions_without_a_vfio_driver(shell: Shell, words: list[str], message: str) -> None:
     with pytest.raises(DeviceError) as caught:
         shell("unbind", *words)
     assert caught.value.message == message
     assert shell.host.kernel.seen == []
 
 
-def test_the_user_may_name_another_driver_than_the_record(shell: Shell) -> None:
+def test_named_driver_replaces_that_of_the_record(shell: Shell) -> None:
     shell("bind", C)
     assert shell("unbind", C, "--driver", "igb") == [f"{C}: vfio-pci -> igb, group 13"]
     assert shell.host.state()[C] == ("igb", "(null)")
@@ -124,20 +124,20 @@ def test_the_user_may_name_another_driver_than_the_record(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("words", [[C], ["--all"]])
-def test_a_sandboxes_function_waits_for_its_end(shell: Shell, words: list[str]) -> None:
+def test_function_of_a_sandbox_is_not_unbound(shell: Shell, words: list[str]) -> None:
     shell.host.take(A, B)
     shell.host.take(C, owner="pod")
     os.makedirs(f"{shell.settings.root}/pod")
     with pytest.raises(DeviceError) as caught:
         shell("unbind", *words)
     assert caught.value.message == f"{C} is bound for the sandbox pod"
-    assert caught.value.hint == "`hawse delete pod` gives it back"
+    assert caught.value.hint == "`hawse delete pod` restores its driver"
     assert len(shell.output()) == (2 if words == ["--all"] else 0)
     os.rmdir(f"{shell.settings.root}/pod")
     assert shell("unbind", *words) == [f"{C}: vfio-pci -> e1000e, group 13"]
 
 
-def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
+def test_damaged_record_does_not_affect_other_functions(shell: Shell) -> None:
     shell("bind", C)
     shell.host.write(f"run/hawse.bindings/{A}.json", "{")
     with pytest.raises(DeviceError, match=rf"hawse\.bindings/{A}\.json is damaged"):
@@ -145,12 +145,12 @@ def test_a_damaged_record_stops_nobody_elses(shell: Shell) -> None:
     assert shell.output() == [f"{C}: vfio-pci -> e1000e, group 13"]
 
 
-def test_a_function_that_is_gone_is_told(shell: Shell) -> None:
+def test_record_of_a_vanished_function_is_deleted(shell: Shell) -> None:
     records.write(shell.host.directory, Record("0000:77:00.0", "nvme", "", "vfio-pci"))
-    assert shell("unbind", "--all") == ["0000:77:00.0: it is gone from this host, and now its record is too"]
+    assert shell("unbind", "--all") == ["0000:77:00.0: no longer on this host; its record is deleted"]
     assert shell.host.records() == []
 
 
-def test_a_function_that_came_back_by_itself_is_told(shell: Shell) -> None:
+def test_function_that_has_its_driver_already_is_reported(shell: Shell) -> None:
     records.write(shell.host.directory, Record(C, "e1000e", "", "vfio-pci"))
-    assert shell("unbind", C) == [f"{C}: already on e1000e, group 13"]
+    assert shell("unbind", C) == [f"{C}: already bound to e1000e, group 13"]

@@ -184,13 +184,18 @@ def test_limits_that_cannot_be_set_are_warned_of(tmp_path: Path) -> None:
     os.symlink("/dev/full", tmp_path / "leaf" / "memory.max")
     (tmp_path / "cgroups").write_text(f"{tmp_path}/leaf\n")
     quota, memory, tasks = HostCgroup(CgroupPlan(path="/leaf"), str(tmp_path)).limit(LIMITS)
-    none = "is not set in the host's cgroup: there is none, or no controller for it"
-    assert quota == f"linux.resources.cpu.quota, and one CPU for the virtual machine: '150000' {none}"
+    assert quota == (
+        "linux.resources.cpu.quota (with one CPU more for the VM): '150000' is not set in the host's cgroup: "
+        f"{tmp_path}/leaf has no controller cpu [enable cpu in the cgroups above it]"
+    )
     assert memory == (
         "the sandbox's memory in bytes: '3221225472' is not set in the host's cgroup: "
-        f"{tmp_path}/leaf/memory.max: No space left on device"
+        f"{tmp_path}/leaf/memory.max: No space left on device [use a value that the cgroup above it allows]"
     )
-    assert tasks == f"the sandbox's processes and threads: '4096' {none}"
+    assert tasks == (
+        "the sandbox's processes and threads: '4096' is not set in the host's cgroup: "
+        f"{tmp_path}/leaf has no controller pids [enable pids in the cgroups above it]"
+    )
 
 
 def test_slices_hold_each_other() -> None:

@@ -1,10 +1,13 @@
-"""Terminals on the host: which combinations make sense, where the master goes, and the user's own terminal."""
+"""Terminals on the host: which combinations of options are accepted, the console socket, and the caller's terminal."""
 
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import socket
+import subprocess
+import sys
 import termios
 import threading
 from pathlib import Path
@@ -12,41 +15,95 @@ from typing import Any, cast
 
 import pytest
 
-from hawse.commands.console import raw_mode, send_master
+from hawse.commands.console import caller_terminal, raw_mode, send_master
 from hawse.commands.process import Handed, attend, check_console
 from hawse.commands.spawn import FORWARDED, ProxyProcess
 from hawse.errors import HostError, UsageError
 from tests.support.patience import patience
 
+NO_TERMINAL = (
+    "cannot allocate a terminal: stdin, stdout and stderr are not terminals, and open /dev/tty: "
+    "no such device or address"
+)
 DETACHED = "cannot allocate tty if runc will detach without setting console socket"
 USELESS = "cannot use console socket if runc will not detach or allocate tty"
 
 
 @pytest.mark.parametrize(
-    ("terminal", "detach", "console", "error"),
+    ("terminal", "detach", "console", "available", "error"),
     [
-        (False, False, None, ""),
-        (False, True, None, ""),
-        (True, False, None, ""),
-        (True, True, "/s", ""),
-        (True, True, None, DETACHED),
-        (True, False, "/s", USELESS),
-        (False, True, "/s", USELESS),
-        (False, False, "/s", USELESS),
+        (False, False, None, False, ""),
+        (False, True, None, False, ""),
+        (True, False, None, True, ""),
+        (True, False, None, False, NO_TERMINAL),
+        (True, True, "/s", False, ""),
+        (True, True, None, True, DETACHED),
+        (True, False, "/s", True, USELESS),
+        (False, True, "/s", True, USELESS),
+        (False, False, "/s", True, USELESS),
     ],
 )
-def test_combinations_are_runcs(terminal: bool, detach: bool, console: str | None, error: str) -> None:
-    """Engines show these sentences, and some tests of theirs look for them (utils_linux.go, checkTerminal)."""
+def test_combinations_are_those_of_runc(
+    terminal: bool, detach: bool, console: str | None, available: bool, error: str
+) -> None:
+    """Engines show runc's sentences, and some of their tests compare them (utils_linux.go, checkTerminal)."""
     handed = Handed(console, detach)
     if not error:
-        check_console(handed, terminal=terminal)
+        check_console(handed, terminal=terminal, available=lambda: available)
         return
     with pytest.raises(UsageError) as caught:
-        check_console(handed, terminal=terminal)
+        check_console(handed, terminal=terminal, available=lambda: available)
     assert caught.value.message == error
+    assert caught.value.hint
 
 
-def test_engine_gets_the_master_and_the_slave_is_raw(tmp_path: Path) -> None:
+PROGRAM = """
+from hawse.commands.console import caller_terminal, has_terminal
+with caller_terminal(wanted=True) as found, open({!r}, "w") as file:
+    print(found, has_terminal(), file=file)
+"""
+
+
+@pytest.mark.parametrize(
+    ("terminals", "found"), [((), -1), ((0,), 0), ((1,), 1), ((2,), 2), ((0, 1, 2), 2), ((0, 1), 1)]
+)
+def test_terminal_of_the_caller_is_stderr_stdout_or_stdin(
+    tmp_path: Path, terminals: tuple[int, ...], found: int
+) -> None:
+    """In this order, as runc searches them; a new session has no controlling terminal."""
+    master, slave = os.openpty()
+    with open(tmp_path / "file", "w+b") as file:
+        stdin, stdout, stderr = (slave if number in terminals else file.fileno() for number in range(3))
+        argv = [sys.executable, "-c", PROGRAM.format(str(tmp_path / "answer"))]
+        subprocess.run(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, check=True)
+    assert (tmp_path / "answer").read_text() == f"{found} {found >= 0}\n"
+    os.close(master)
+    os.close(slave)
+
+
+def test_controlling_terminal_is_found_and_closed_again() -> None:
+    """`hawse run` with all of its streams redirected, in a terminal."""
+    pid, master = pty.fork()
+    if not pid:
+        os._exit(_controlled())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(master)
+
+
+def _controlled() -> int:
+    """In a process with a controlling terminal: 0 if it is found and closed again."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    before = len(os.listdir("/proc/self/fd"))
+    with caller_terminal(wanted=True) as fd:
+        found = fd > 2 and os.isatty(fd)
+    with caller_terminal(wanted=False) as fd:
+        found = found and fd == -1
+    return 0 if found and len(os.listdir("/proc/self/fd")) == before else 1
+
+
+def test_console_socket_receives_the_master_and_the_slave_is_raw(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     before = len(os.listdir("/proc/self/fd"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -67,7 +124,7 @@ def test_engine_gets_the_master_and_the_slave_is_raw(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_console_socket_that_nobody_listens_at_is_named(tmp_path: Path) -> None:
+def test_console_socket_without_a_listener_is_named(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     path = str(tmp_path / "socket")
     with pytest.raises(HostError, match=f"^cannot send the terminal to the console socket {path}: No such file"):
@@ -79,7 +136,7 @@ def lflag(fd: int) -> int:
     return cast(int, termios.tcgetattr(fd)[3])
 
 
-def test_users_terminal_is_raw_for_as_long_as_it_is_attached() -> None:
+def test_callers_terminal_is_raw_until_the_end_of_the_context() -> None:
     master, slave = os.openpty()
     cooked = termios.tcgetattr(slave)
     with pytest.raises(KeyError), raw_mode(slave, wanted=True):
@@ -92,7 +149,7 @@ def test_users_terminal_is_raw_for_as_long_as_it_is_attached() -> None:
     os.close(slave)
 
 
-def test_terminal_that_is_gone_at_the_end_is_no_error() -> None:
+def test_terminal_that_was_closed_meanwhile_is_not_an_error() -> None:
     master, slave = os.openpty()
     with raw_mode(slave, wanted=True):
         os.close(master)
@@ -101,7 +158,7 @@ def test_terminal_that_is_gone_at_the_end_is_no_error() -> None:
     os.close(slave)
 
 
-def test_what_is_no_terminal_stays_as_it_is() -> None:
+def test_raw_mode_ignores_a_pipe() -> None:
     reading, writing = os.pipe()
     with raw_mode(reading, wanted=True):
         os.write(writing, b"x")

@@ -35,6 +35,7 @@ class Container:
         status: str = "running",
         spec: Any = None,
         limits: HostLimits | None = None,
+        cgroup: CgroupPlan | None = None,
         **answers: Any,
     ) -> None:
         self.link = Link({"update": None} | answers)
@@ -48,11 +49,13 @@ class Container:
         processes = Processes(seconds=60)
         processes.begin(cast(Any, self.link))
         spec = {"linux": {"resources": RESOURCES}} if spec is None else spec
-        made = msgspec.structs.replace(
-            plan(), spec=spec, cgroup=CgroupPlan(path="/c1", limits=limits or HostLimits(cpus="0-1"))
-        )
-        cgroup = HostCgroup(made.cgroup, str(directory))
-        self.usage = Usage(made, processes, cgroup, self.state, lambda: self.written.append(dict(self.state)))
+        cgroup = cgroup or CgroupPlan(path="/c1", limits=limits or HostLimits(cpus="0-1"))
+        made = msgspec.structs.replace(plan(), spec=spec, cgroup=cgroup)
+        host_cgroup = HostCgroup(made.cgroup, str(directory))
+        self.usage = Usage(
+            made, processes, host_cgroup, self.state, lambda: self.written.append(dict(self.state)),
+            last={"cpu": 7, "node": 0}.__getitem__,
+        )  # fmt: skip
 
     def files(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in (self.directory / "cgroup").iterdir() if path.read_text()}
@@ -116,6 +119,45 @@ def test_update_of_host_limits(tmp_path: Path) -> None:
         (tmp_path / "cgroup" / "cpu.weight").unlink()
         with pytest.raises(HostError, match="'2' is not set"):
             await made.usage.update({"cpu": {"shares": 2}})
+
+    virtual_time.run(story())
+
+
+@pytest.mark.parametrize(
+    ("cpu", "sentence"),
+    [
+        ({"cpus": "8"}, "cpu.cpus: '8': this host does not have all of these: its CPUs are 0 to 7"),
+        ({"cpus": "0-8"}, "cpu.cpus: '0-8': this host does not have all of these: its CPUs are 0 to 7"),
+        ({"mems": "1"}, "cpu.mems: '1': this host does not have all of these: its memory nodes are 0 only"),
+        ({"cpus": "some"}, "cpu.cpus: 'some' is no list of CPUs"),
+        ({"mems": "-1"}, "cpu.mems: '-1' is no list of memory nodes"),
+    ],
+)
+def test_update_refuses_the_cpus_that_create_refuses(tmp_path: Path, cpu: dict[str, str], sentence: str) -> None:
+    """Nothing is changed, not even the limits that the update could change."""
+
+    async def story() -> None:
+        container = Container(tmp_path)
+        with pytest.raises(ConfigError) as caught:
+            await container.usage.update({"cpu": {"shares": 1024} | cpu})
+        assert caught.value.message == f"update: linux.resources.{sentence}"
+        assert caught.value.hint
+        assert (container.files(), container.link.calls) == ({}, [])
+
+    virtual_time.run(story())
+
+
+def test_update_of_cpus_of_a_container_without_a_cgroup_names_the_cause(tmp_path: Path) -> None:
+    async def story() -> None:
+        container = Container(tmp_path, cgroup=CgroupPlan())
+        (tmp_path / "cgroups").unlink()
+        with pytest.raises(HostError) as caught:
+            await container.usage.update({"cpu": {"cpus": "1"}})
+        assert caught.value.sentence() == (
+            "linux.resources.cpu.cpus: '1' is not set in the host's cgroup: the container has none, because "
+            "config.json has neither linux.cgroupsPath nor a limit that needs one [set linux.cgroupsPath and create "
+            "the container again]"
+        )
 
     virtual_time.run(story())
 

@@ -1,11 +1,11 @@
-"""The kernel with VFIO's device files: what is computed for its build."""
+"""The kernel with VFIO device files: the computations for its build."""
 
 from __future__ import annotations
 
 import pytest
 
 from hawse.vm.image.packages import Package
-from tests.lab import kernel
+from tests.support import device_kernel as kernel
 
 SOURCE = """#include <linux/interval_tree.h>
 #ifdef CONFIG_OTHER

@@ -9,7 +9,7 @@ import pytest
 from hawse.errors import ConfigError
 from hawse.oci.device_rules import effective
 from hawse.oci.types import DeviceRule
-from tests.unit.test_vfio_rules import verdict
+from tests.support.oci import verdict
 
 NONE, ALL = DeviceRule(allow=False, access="rwm"), DeviceRule(allow=True, access="rwm")
 

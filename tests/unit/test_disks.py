@@ -1,4 +1,4 @@
-"""Plugging disks when something goes wrong at each step; what containers share; and what the agent waits for."""
+"""Plugging disks, with a failure at each step; disks that containers share; and the disks that the agent finds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hawse.plan.capacity import Room
 from hawse.plan.model import DiskPlan
 from hawse.vm.ports import plan_ports
 from tests.support import virtual_time
+from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.sysfs import FakeSysfs
 
@@ -34,7 +35,7 @@ VDA, VDB, VDC = ({"major": 254, "minor": minor} for minor in (0, 16, 32))
 
 
 class Box:
-    """A virtual machine's disks; ``opened`` are the modes in which the host's devices were opened."""
+    """The disks of a VM. ``opened``: the devices of the host that were opened, with their modes."""
 
     def __init__(self, qmp: FakeQmp, answers: object, *, ports: int = 4) -> None:
         self.qmp = qmp
@@ -42,9 +43,10 @@ class Box:
         self.claims = Claims(plan_ports([]).ports[:ports])
         self.opened: list[tuple[int, int, bool]] = []
         self.descriptors: list[int] = []
-        self.disks = Disks(self.claims, seconds=2, open_device=self._open)
+        self.opener: Callable[..., int] = self.open_null
+        self.disks = Disks(self.claims, seconds=2, open_device=lambda *numbers, **mode: self.opener(*numbers, **mode))
 
-    def _open(self, major: int, minor: int, *, writable: bool) -> int:
+    def open_null(self, major: int, minor: int, *, writable: bool) -> int:
         self.opened.append((major, minor, writable))
         fd = os.open("/dev/null", os.O_RDWR)
         self.descriptors.append(fd)
@@ -64,11 +66,15 @@ class Box:
                 os.fstat(fd)
 
 
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
 def run(story: Callable[[], Awaitable[None]]) -> None:
     virtual_time.run(story())  # type: ignore[arg-type]
 
 
-def test_disks_come_and_go() -> None:
+def test_disks_are_plugged_and_unplugged() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [VDA, VDB])
         assert await box.attach(SDB, SDC) == {(8, 16): (254, 0), (8, 32): (254, 16)}
@@ -111,7 +117,7 @@ def test_containers_share_a_disk() -> None:
 
 @pytest.mark.parametrize("command", ["add-fd", "blockdev-add", "device_add"])
 @pytest.mark.parametrize("kind", [RefusedError, VmError])
-def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[HawseError]) -> None:
+def test_failed_command_undoes_the_earlier_ones(command: str, kind: type[HawseError]) -> None:
     async def story() -> None:
         failing = [True]
         qmp = FakeQmp(refuse=lambda name, _: kind(f"{name}: no") if failing and name == command else None)
@@ -140,7 +146,7 @@ def test_a_command_that_fails_undoes_those_before_it(command: str, kind: type[Ha
         ({"major": "254", "minor": "0"}, "bind_disk is unusable: major: Expected `int`, got `str`"),
     ],
 )
-def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> None:
+def test_disk_is_unplugged_when_the_guest_fails(answer: Any, words: str) -> None:
     async def story() -> None:
         box = Box(FakeQmp(), answer)
         with pytest.raises(HawseError, match=words):
@@ -150,14 +156,14 @@ def test_a_guest_that_fails_has_the_disk_taken_back(answer: Any, words: str) -> 
     run(story)
 
 
-def test_a_device_that_the_host_cannot_open() -> None:
+def test_device_that_the_host_cannot_open_is_an_error() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [VDA])
 
         def refuse(*_: int, **__: bool) -> int:
             raise OSError(30, "Read-only file system")
 
-        box.disks._open = refuse
+        box.opener = refuse
         with pytest.raises(
             DeviceError, match=r"sdb \(8:16\): the host cannot open it for writing: Read-only"
         ) as caught:
@@ -169,32 +175,31 @@ def test_a_device_that_the_host_cannot_open() -> None:
     run(story)
 
 
-def test_a_creation_that_is_given_up_while_the_device_opens_leaves_no_descriptor() -> None:
+def test_creation_cancelled_while_the_device_opens_leaves_no_descriptor() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [VDA])
-        gate = asyncio.Event()
+        entered, gate = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        slow = box._open
+        slow = box.open_null
 
         def wait(major: int, minor: int, *, writable: bool) -> int:
+            loop.call_soon_threadsafe(entered.set)
             asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
             return slow(major, minor, writable=writable)
 
-        box.disks._open = wait
+        box.opener = wait
         work = asyncio.create_task(box.attach(SDB))
-        await asyncio.sleep(0.01)
+        await entered.wait()
         work.cancel()
         await asyncio.wait([work])
         gate.set()
-        while not box.descriptors:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)
+        await until(lambda: box.descriptors != [] and not is_open(box.descriptors[0]))
         box.prove_empty()
 
     asyncio.run(story())
 
 
-def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
+def test_missing_port_is_an_error_and_ports_are_released() -> None:
     async def story() -> None:
         box = Box(FakeQmp(), [VDA, VDB], ports=1)
         await box.attach(SDB)
@@ -206,36 +211,51 @@ def test_ports_that_are_taken_are_an_error_and_come_back() -> None:
     run(story)
 
 
-def test_a_disk_that_the_guest_keeps_is_named_and_its_port_is_lost() -> None:
+def test_disk_that_the_guest_keeps_stays_on_record() -> None:
     async def story() -> None:
-        box = Box(FakeQmp(patience=1000), [VDA, VDB])
+        box = Box(FakeQmp(patience=1000), [VDA, VDB, {"major": 254, "minor": 32}])
         await box.attach(SDB)
         with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it within 2 s"):
             await box.detach()
-        assert len(box.claims.spares) == 3
-        assert box.disks.plugged == [], "nobody is given what the guest may let go of at any moment"
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="the guest does not let go"):
+                await box.detach()
+            assert box.disks.keeps("c1")
+            assert len(box.claims.spares) == 3
+            assert box.disks.plugged == [], "nobody is given what the guest may release at any moment"
+            for wanted in (SDB, msgspec.structs.replace(SDB, writable=False)):
+                with pytest.raises(DeviceError, match="the guest has not released it after container c1"):
+                    await box.attach(wanted, owner="c2")
+        await box.detach("c2")
+        await box.attach(SDC, owner="c2")
+        box.qmp.patience = 1
+        await box.attach(SDB, owner="c2")
+        assert not box.disks.keeps("c1")
+        await box.detach()
+        await box.detach("c2")
+        box.prove_empty()
 
     run(story)
 
 
 @pytest.mark.parametrize(("disks", "groups", "fits"), [(0, 4, True), (2, 2, True), (3, 2, False), (1, 4, False)])
-def test_a_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: bool) -> None:
+def test_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: bool) -> None:
     room = Room(spares=list(plan_ports([]).ports), disks=[SDB])
     wanted = [msgspec.structs.replace(SDC, minor=32 + n) for n in range(disks)]
     wanted += [SDB, msgspec.structs.replace(SDB, writable=False)]
     if fits:
         room.check_disks(wanted, groups=groups)
         return
-    with pytest.raises(DeviceError, match=rf"block devices need {disks} ports, and {4 - groups} of"):
+    with pytest.raises(DeviceError, match=rf"ports are needed for {disks} block devices?, and {4 - groups} of"):
         room.check_disks(wanted, groups=groups)
 
 
 @pytest.mark.parametrize(("disks", "ports"), [(0, 4), (4, 4), (5, 8), (9, 16), (60, 64)])
-def test_a_machine_has_ports_for_its_disks(disks: int, ports: int) -> None:
+def test_vm_has_ports_for_its_disks(disks: int, ports: int) -> None:
     assert len(plan_ports([], disks=disks).ports) == ports
 
 
-def test_more_disks_than_a_machine_has_ports_for() -> None:
+def test_more_disks_than_ports_are_an_error() -> None:
     with pytest.raises(DeviceError, match="0 VFIO groups and 127 block devices, and a virtual machine has 126 ports"):
         plan_ports([], disks=127)
 
@@ -254,7 +274,7 @@ def test_more_disks_than_a_machine_has_ports_for() -> None:
         ([[{"major": "10", "minor": 1}]], r"misc_numbers is unusable: \[0\].major: Expected `int`, got `str`"),
     ],
 )
-def test_numbers_of_misc_devices_are_the_guests(answer: Any, expected: Any) -> None:
+def test_numbers_of_misc_devices_are_those_of_the_guest(answer: Any, expected: Any) -> None:
     async def story() -> None:
         link = FakeLink({"misc_numbers": answer})
         if isinstance(expected, dict):
@@ -287,19 +307,19 @@ def bind(guest: FakeSysfs) -> dict[str, int]:
         uevents.close()
 
 
-def test_the_agent_finds_the_disk_of_a_function(guest: FakeSysfs) -> None:
+def test_agent_finds_the_disk_of_a_function(guest: FakeSysfs) -> None:
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/dev", "254:0\n")
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/block/vda/vda1/dev", "254:1\n")
     assert bind(guest) == {"major": 254, "minor": 0}
 
 
-def test_the_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
+def test_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/virtio5/net/eth0/ifindex", "2\n")
     with pytest.raises(DeviceError, match=r"bound to virtio-pci, but no disk appeared within 0\.3 s"):
         bind(guest)
 
 
-def test_the_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
+def test_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
     guest.write("sys/class/misc/userfaultfd/dev", "10:125\n")
     assert agent.misc_numbers("userfaultfd", root=guest.root) == {"major": 10, "minor": 125}
     assert agent.misc_numbers("ntsync", root=guest.root) is None

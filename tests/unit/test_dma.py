@@ -7,7 +7,9 @@ import os
 
 import pytest
 
+from hawse.linux import mounts
 from hawse.vfio.host import dma_mappings, dma_width
+from tests.support.shares import in_namespace
 from tests.support.sysfs import FakeSysfs
 
 DEFAULT = 65535
@@ -64,18 +66,16 @@ def test_limit_that_can_be_raised_or_is_high_enough_needs_no_warning(host: FakeS
     assert dma_mappings.warning(DEFAULT, root=host.root) == ""
 
 
-def test_limit_that_cannot_be_raised_is_a_warning(host: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container with a read-only sysfs."""
+def test_limit_that_cannot_be_raised_is_a_warning(host: FakeSysfs) -> None:
+    """For example in a container with a read-only sysfs."""
     host.write(PATH, f"{DEFAULT}\n")
-    opened = os.open
 
-    def refuse(path: str, flags: int) -> int:
-        if flags & os.O_WRONLY:
-            raise OSError(30, "Read-only file system")
-        return opened(path, flags)
+    def act() -> str:
+        mounts.mount(host.root, host.root, "", mounts.BIND)
+        mounts.mount("none", host.root, "", mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
+        return dma_mappings.warning(100_000, root=host.root)
 
-    monkeypatch.setattr(os, "open", refuse)
-    warning = dma_mappings.warning(100_000, root=host.root)
+    warning = in_namespace(act)
     assert "maps more than 65535 pages for its device will lose DMA" in warning
     assert f"`echo 100000 > {host.root}/{PATH}`" in warning
 

@@ -1,4 +1,4 @@
-"""What the tables of the documentation name as proofs is there."""
+"""The tests that tables of the documentation name as proofs exist."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TESTS = Path(__file__).parents[1]
 DOCS = TESTS.parent / "docs"
 
 
-#: The files with the tests of an engine's column; those of what `hawse install` writes are in one for all.
+#: The files with the tests of each engine's column. Tests of `hawse install` for all engines are in other files.
 COLUMNS = {
-    "Podman": "test_podman.py",
-    "Docker": "test_docker.py",
+    "Podman": "docker_cli/test_podman.py docker_cli/test_podman_and_docker.py",
+    "Docker": "docker_cli/test_docker.py docker_cli/test_podman_and_docker.py",
     "CRI-O, replayed": "test_crio.py",
     "containerd, by ctr": "test_ctr.py",
     "containerd, by CRI": "test_cri.py test_kubernetes.py",
@@ -29,14 +29,14 @@ def rows(page: str) -> list[list[str]]:
 
 
 def cells(page: str) -> list[str]:
-    """What is in backticks in the cells of a page's tables, but for the first of a row."""
+    """The words in backticks in the tables of a page, except the first cells of the rows."""
     return sorted({word for row in rows(page) for cell in row[1:] for word in re.findall(r"`([^`]+)`", cell)})
 
 
 HEAD, *OPERATIONS = rows("engines.md")
 
 
-def test_the_columns_are_the_engines() -> None:
+def test_columns_are_the_engines() -> None:
     assert ["operation", *COLUMNS] == HEAD
     assert len({row[0] for row in OPERATIONS}) == len(OPERATIONS)
 
@@ -45,7 +45,7 @@ def test_the_columns_are_the_engines() -> None:
     ("operation", "engine", "cell"),
     [(row[0], engine, cell) for row in OPERATIONS for engine, cell in zip(COLUMNS, row[1:], strict=True)],
 )
-def test_a_cell_of_the_engines_is_a_test_of_that_engine_or_says_why_not(operation: str, engine: str, cell: str) -> None:
+def test_cell_of_an_engine_names_its_tests_or_a_reason(operation: str, engine: str, cell: str) -> None:
     names = re.findall(r"`(test_\w+)`", cell)
     files = COLUMNS[engine].split() + (["test_install.py", "test_pages.py"] if operation == CONFIGURATION else [])
     text = "".join((TESTS / "engines" / name).read_text() for name in files)
@@ -55,7 +55,7 @@ def test_a_cell_of_the_engines_is_a_test_of_that_engine_or_says_why_not(operatio
 
 
 @pytest.mark.parametrize("path", [path for path in cells("devices.md") if re.match(r"(unit|vm|lab|contract)/", path)])
-def test_a_proof_of_a_devices_capability_is_a_file(path: str) -> None:
+def test_file_of_a_proof_exists(path: str) -> None:
     assert list(TESTS.glob(path))
 
 
@@ -63,11 +63,11 @@ def test_a_proof_of_a_devices_capability_is_a_file(path: str) -> None:
     ("path", "words"),
     re.findall(r"`((?:unit|vm|lab)/test_\w+\.py)` `(\w+)`", (DOCS / "devices.md").read_text()),
 )
-def test_a_proof_of_a_devices_capability_is_a_test(path: str, words: str) -> None:
+def test_test_of_a_proof_exists(path: str, words: str) -> None:
     assert re.search(rf"^def test_\w*{words}", (TESTS / path).read_text(), re.M)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target

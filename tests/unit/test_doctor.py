@@ -18,7 +18,17 @@ from hawse.cli.settings import Settings
 from hawse.config import Config, ImageFiles, Templates, Vm
 from hawse.doctor import host as checks
 from hawse.doctor import machine
-from hawse.doctor.check import MISSING, OK, WARNING, Finding, is_ready
+from hawse.doctor.check import (
+    CONTAINERS_ONLY,
+    MISSING,
+    NOT_READY,
+    OK,
+    READY,
+    WARNING,
+    Finding,
+    readiness,
+    without_devices,
+)
 from hawse.log import Log
 from hawse.state import sockets
 from hawse.state.store import PAUSED, RUNNING, Store
@@ -82,7 +92,12 @@ def without_an_iommu(host: FakeSysfs) -> None:
 
 def mappings(limit: int) -> Prepare:
     """A host whose kernel has this limit of DMA mappings."""
-    return lambda host: host.write("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", f"{limit}\n")
+
+    def prepare(host: FakeSysfs) -> None:
+        groups("vfio-pci")(host)
+        host.write("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", f"{limit}\n")
+
+    return prepare
 
 
 def iommu_of(capabilities: str) -> Prepare:
@@ -141,13 +156,18 @@ HOSTS: list[tuple[Callable[..., Finding], Prepare, str, str]] = [
     (partial(checks.groups, accepted=Accepted(unresettable=True)), without_a_reset, OK, "1 of 1 can be passed now: 7"),
     (checks.hugepages, nothing, OK, "none are needed"),
     (lambda root: checks.hugepages(page_kib=2048, memory_mib=64, root=root), nothing, MISSING, "a VM needs 32"),
-    (partial(checks.dma_mappings, 1024), nothing, OK, "vfio_iommu_type1 is not loaded"),
+    (partial(checks.dma_mappings, 1024), nothing, OK, "irrelevant without an IOMMU"),
+    (partial(checks.dma_mappings, 1024), groups("vfio-pci"), OK, "vfio_iommu_type1 is not loaded"),
+    (partial(checks.dma_mappings, 1024), mappings(1), OK, "hawse raises dma_entry_limit"),
     (partial(checks.dma_mappings, 1024), mappings(65535), OK, "65535 pages for each device; hawse raises"),
     (partial(checks.dma_mappings, 1024), mappings(10**7), OK, "10000000 pages for each device"),
     (checks.dma_addresses, nothing, OK, "no IOMMU limits them"),
     (checks.dma_addresses, iommu_of("8d2078c106f0466"), OK, "48 bits"),
     (checks.dma_addresses, iommu_of("1c0000c40660462"), WARNING, "an IOVA of 2^39 or above fails"),
-    (lambda root: checks.locked_memory(8 << 20, 0, confined=True), nothing, WARNING, "maps more than 8192 KiB"),  # noqa: ARG005
+    (partial(checks.locked_memory, 8 << 20, 0, confined=True), nothing, OK, "irrelevant without an IOMMU"),
+    (partial(checks.locked_memory, 8 << 20, 0, confined=True), without_an_iommu, OK, "irrelevant without an IOMMU"),
+    (partial(checks.locked_memory, 8 << 20, 0, confined=True), groups("igb"), WARNING, "maps more than 8192 KiB"),
+    (partial(checks.locked_memory, -1, 0, confined=True), groups("igb"), OK, "no limit"),
 ]
 
 
@@ -210,7 +230,7 @@ MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str,
         (machine.qemu, qemu(*{*NEEDED, "vfio-pci"} - {name}), MISSING, f"/qemu 9.0.1 lacks {name}")
         for name in ("virtserialport", "pcie-pci-bridge")
     ],
-    (machine.qemu, qemu(*NEEDED), MISSING, "has no vfio-pci: no device of the host can be passed"),
+    (machine.qemu, qemu(*NEEDED), MISSING, "/qemu 9.0.1 has no vfio-pci"),
     (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "9.0.1; no iommufd: devices are passed by group nodes, not by"),
     (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "; no vhost-user-fs-pci: files are shared by 9p"),
     (
@@ -219,6 +239,7 @@ MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str,
     ),
     (machine.sharing, absent, MISSING, "/none/virtiofsd cannot be executed"),
     (machine.sharing, qemu(*NEEDED), WARNING, "9p, which is slower: QEMU has no vhost-user-fs-pci"),
+    (machine.sharing, qemu(*NEEDED), WARNING, "; QEMU 9.0.1 makes no FIFOs and UNIX sockets in shared directories"),
     (machine.sharing, qemu(*NEEDED, "vhost-user-fs-pci"), OK, "virtiofs, with"),
     (machine.guest_image, absent, MISSING, "guest image"),
     (machine.acceleration, absent, WARNING, "guest image"),
@@ -238,8 +259,8 @@ def test_findings_about_the_installation(
 
 def test_qemu_without_vfio_is_enough_for_emulated_devices(tmp_path: Path) -> None:
     finding = machine.qemu(qemu(*NEEDED)(tmp_path))
-    assert is_ready([finding], devices=False)
-    assert not is_ready([finding], devices=True)
+    assert readiness([finding], emulated=True).status == READY
+    assert readiness([finding], emulated=False).status == CONTAINERS_ONLY
 
 
 def test_every_problem_has_a_remedy(tmp_path: Path) -> None:
@@ -289,19 +310,53 @@ def test_huge_pages_are_needed_if_vms_are_backed_by_them(tmp_path: Path, mib: in
     assert ("vm.nr_hugepages" in finding.remedy) is (verdict != OK)
 
 
-def test_remedy_of_the_locked_memory_limit_is_separate() -> None:
-    finding = checks.locked_memory(8 << 20, 0, confined=True)
+def test_remedy_of_the_locked_memory_limit_is_separate(tmp_path: Path) -> None:
+    host = FakeSysfs(str(tmp_path))
+    groups("igb")(host)
+    finding = checks.locked_memory(8 << 20, 0, confined=True, root=host.root)
     assert finding.verdict == WARNING
     assert finding.remedy.startswith("start the engine with LimitMEMLOCK=infinity")
     assert "[" not in finding.found
 
 
-def test_only_needs_of_containers_count_if_devices_are_emulated() -> None:
-    findings = [Finding("QEMU", OK, "", needed="containers"), Finding("IOMMU", MISSING, "", "", needed="devices")]
-    assert is_ready(findings, devices=False)
-    assert not is_ready(findings, devices=True)
-    assert not is_ready([Finding("QEMU", MISSING, "", needed="containers")], devices=False)
-    assert is_ready([Finding("acceleration", WARNING, "")], devices=True)
+QEMU_FAILS = Finding("QEMU", MISSING, "QEMU cannot be run: /none", needed="containers")
+NO_IOMMU = Finding("IOMMU", MISSING, "off or missing", "enable it", needed="devices")
+NO_VFIO = Finding("VFIO", MISSING, "/dev/vfio/vfio does not exist", needed="devices")
+FINE = [Finding("QEMU", OK, "", needed="containers"), Finding("acceleration", WARNING, "TCG")]
+REASON = "IOMMU: off or missing; VFIO: /dev/vfio/vfio does not exist"
+
+
+@pytest.mark.parametrize(
+    ("findings", "emulated", "status", "sentence"),
+    [
+        (FINE, False, READY, "ready for containers and for devices of this host"),
+        (FINE, True, READY, "ready for containers and for devices of this host"),
+        (
+            [*FINE, NO_IOMMU, NO_VFIO], False, CONTAINERS_ONLY,
+            f"ready for containers; not for devices of this host: {REASON}",
+        ),
+        (
+            [*FINE, NO_IOMMU, NO_VFIO], True, READY,
+            f"ready for containers with emulated groups; not for devices of this host: {REASON}",
+        ),
+        ([QEMU_FAILS, NO_IOMMU], False, NOT_READY, "not ready for containers: QEMU: cannot be run: /none"),
+        ([QEMU_FAILS, NO_IOMMU], True, NOT_READY, "not ready for containers: QEMU: cannot be run: /none"),
+        ([QEMU_FAILS], False, NOT_READY, "not ready for containers: QEMU: cannot be run: /none"),
+    ],
+)  # fmt: skip
+def test_last_line_and_exit_status_say_what_the_host_is_ready_for(
+    findings: list[Finding], emulated: bool, status: int, sentence: str
+) -> None:
+    ready = readiness(findings, emulated=emulated)
+    assert (ready.status, ready.sentence) == (status, sentence)
+
+
+def test_needs_and_warnings_of_devices_disappear_if_only_emulated_groups_can_be_passed() -> None:
+    limit = Finding("locked memory", WARNING, "a program that maps more", "set it", needed="devices")
+    tcg, iommu, memory = without_devices([FINE[1], NO_IOMMU, limit])
+    assert tcg == FINE[1], "a warning about containers stays"
+    assert iommu == Finding("IOMMU", OK, "not needed for emulated groups (off or missing)", needed="devices")
+    assert (memory.verdict, memory.remedy) == (OK, "")
 
 
 def test_installation_without_anything(tmp_path: Path) -> None:
@@ -347,8 +402,8 @@ def test_leftovers_of_a_dead_monitor_are_found_and_removed(tmp_path: Path, capsy
     config.write_text("[vm]\nqemu = '/none'\n[emulated]\n5 = ['edu']\n")
     assert doctor.run(Namespace(json=False, repair=True), settings(state, config)) == 1
     said = capsys.readouterr().out
-    assert said.startswith("deleted what was left of the sandbox dead\ndeleted what was left of the sandbox held\n")
-    assert said.endswith("\nnot ready\n")
+    assert said.startswith("sandbox dead: deleted\nsandbox held: deleted\n")
+    assert "\nnot ready for containers: QEMU: cannot be run: /none" in said
     assert sorted(os.listdir(state)) == ["alive", "ended"]
     os.close(lock)
 
@@ -383,8 +438,8 @@ def test_repair_restores_drivers_and_deletes_sandboxes(tmp_path: Path, capsys: p
     repair = Namespace(json=False, repair=True)
     doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
     assert capsys.readouterr().out.splitlines()[:4] == [
-        f"gave {A} back to e1000e", f"gave {B} back to igb", f"gave {C} back to e1000e",
-        "deleted what was left of the sandbox killed",
+        f"{A}: bound to its driver e1000e again", f"{B}: bound to its driver igb again",
+        f"{C}: bound to its driver e1000e again", "sandbox killed: deleted",
     ]  # fmt: skip
     assert (host.state(), host.records(), os.listdir(state)) == (BEFORE, [], [])
 
@@ -413,18 +468,48 @@ def test_repair_keeps_a_sandbox_whose_function_cannot_be_restored(
 def test_functions_bound_for_a_vanished_sandbox_are_found(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     directory = bindings.directory_of(state)
-    for owner in ("gone", "there", ""):
+    host = FakeSysfs(str(tmp_path))
+    for owner in ("gone", "alive", ""):
         address = f"0000:3b:00.{len(owner)}"
+        host.function(address, group=7)
         bindings.write(directory, Record(address, "e1000e", "", "vfio-pci", owner))
-    Store(state, "there").make()
-    finding, records = machine.left_bound(state)
+    Store(state, "alive").make()
+    finding, records = machine.left_bound(state, root=host.root)
     assert [record.owner for record in records] == ["gone"]
-    assert "0000:3b:00.4" in finding.found
+    assert finding.found == "bound for sandboxes that no longer exist: 0000:3b:00.4"
     unfinished(Path(state), "killed", age=60)
     bindings.write(directory, Record("0000:3b:00.6", "e1000e", "", "vfio-pci", "killed"))
-    assert [record.owner for record in machine.left_bound(state)[1]] == ["gone", "killed"]
+    assert [record.owner for record in machine.left_bound(state, root=host.root)[1]] == ["gone", "killed"]
     Path(f"{directory}/0000:3b:00.4.json").write_text("{")
-    assert "is damaged" in machine.left_bound(state)[0].found
+    finding = machine.left_bound(state, root=host.root)[0]
+    assert "is damaged" in finding.found
+    assert finding.found.endswith("; bound for sandboxes that no longer exist: 0000:3b:00.6"), "nothing hides the other"
+
+
+@pytest.mark.parametrize(
+    ("owner", "found", "remedy"),
+    [
+        ("", f"on record, but no longer on this host: {A}", f"`hawse unbind {A}` deletes the record"),
+        ("alive", f"bound for the sandbox alive, but no longer on this host: {A}", "`hawse delete alive` deletes"),
+        ("gone", f"bound for sandboxes that no longer exist: {A}", "`hawse doctor --repair`"),
+    ],
+)
+def test_record_of_a_function_that_has_vanished_is_a_warning(
+    tmp_path: Path, owner: str, found: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = str(tmp_path / "state")
+    directory = bindings.directory_of(state)
+    Store(state, "alive").make()
+    bindings.write(directory, Record(A, "e1000e", "", "vfio-pci", owner))
+    finding = machine.left_bound(state, root=str(tmp_path))[0]
+    assert (finding.verdict, finding.found) == (WARNING, found)
+    assert finding.remedy.startswith(remedy)
+    config = tmp_path / "config.toml"
+    config.write_text("[vm]\nqemu = '/none'\n")
+    doctor.run(Namespace(json=False, repair=True), settings(Path(state), config), root=str(tmp_path))
+    repaired = owner == "gone"
+    assert (f"{A}: no longer on this host; its record is deleted\n" in capsys.readouterr().out) is repaired
+    assert (bindings.read_all(directory)[0] == []) is repaired
 
 
 def test_invalid_configuration_is_a_finding_without_a_traceback(

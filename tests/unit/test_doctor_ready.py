@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from hawse.cli.own import doctor
-from hawse.config import Config
+from hawse.cli.settings import Settings
 from hawse.doctor import host as checks
 from hawse.doctor import machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from hawse.log import Log
 from tests.support.command import Command
 from tests.support.ready import EMULATED, Planner, keep_template, make_program
 from tests.support.sysfs import FakeSysfs
@@ -44,18 +45,41 @@ def test_host_with_emulated_groups_is_ready_without_devices(hawse: Command) -> N
     assert done.code == 0
     lines = done.output.splitlines()
     assert lines[0] == "ok       configuration: can be read"
-    assert lines[-2:] == ["", "ready"]
-    assert json.loads(hawse("doctor", "--json").output)["ready"] is True
+    assert lines[-2] == ""
+    assert lines[-1].startswith("ready for containers ")
+    document = json.loads(hawse("doctor", "--json").output)
+    assert (document["ready"], document["ready_for"]["containers"]) == (True, True)
 
 
-def test_needs_of_devices_are_not_missing_if_groups_are_emulated(host: Planner, tmp_path: Path) -> None:
-    config = msgspec.structs.replace(Config(), emulated={"5": ["edu"]})
-    for emulated, verdict in ((config, OK), (Config(), MISSING)):
-        found = {finding.name: finding for finding in doctor.look(emulated, host.directory, root=f"{tmp_path}/none")}
-        for name in ("IOMMU", "VFIO"):
-            assert found[name].verdict == verdict
-            assert found[name].found.startswith("not needed for emulated groups (") is (verdict == OK)
-            assert bool(found[name].remedy) is (verdict == MISSING)
+@pytest.mark.parametrize(
+    ("more", "status", "verdict", "sentence"),
+    [
+        (EMULATED, 0, OK, "ready for containers with emulated groups; not for devices of this host: IOMMU: off or mis"),
+        ("", 2, MISSING, "ready for containers; not for devices of this host: IOMMU: off or missing; VFIO: /dev/vfio/"),
+    ],
+)
+def test_host_without_an_iommu_is_ready_for_containers(
+    host: Planner, hawse: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    more: str, status: int, verdict: str, sentence: str,
+) -> None:  # fmt: skip
+    hawse.configure(host.config(more=more))
+    settings = Settings(root=hawse.root, log=Log(), config_path=hawse.config, debug=False)
+
+    def run(*, as_json: bool) -> str:
+        assert doctor.run(Namespace(json=as_json, repair=False), settings, root=f"{tmp_path}/none") == status
+        return capsys.readouterr().out
+
+    assert run(as_json=False).splitlines()[-1].startswith(sentence)
+    document = json.loads(run(as_json=True))
+    assert document["ready"] is (status == 0)
+    assert document["ready_for"] == {"containers": True, "devices": False}
+    found = {check["name"]: check for check in document["checks"]}
+    for name in ("IOMMU", "VFIO"):
+        assert found[name]["verdict"] == verdict
+        assert found[name]["found"].startswith("not needed for emulated groups (") is (verdict == OK)
+        assert bool(found[name]["remedy"]) is (verdict == MISSING)
+    for name in ("locked memory", "DMA mappings", "groups", "interrupt remapping"):
+        assert found[name]["verdict"] == OK
 
 
 def test_configured_share_is_reported(host: Planner, hawse: Command) -> None:
@@ -82,7 +106,7 @@ def test_host_without_an_image_is_not_ready_and_gets_a_remedy(host: Planner, haw
     lines = done.output.splitlines()
     found = lines.index(f"MISSING  guest image: there is no guest image in {host.cache}")
     assert lines[found + 1] == "         [build it with `hawse image build`]"
-    assert lines[-1] == "not ready"
+    assert lines[-1] == f"not ready for containers: guest image: there is no guest image in {host.cache}"
     assert not any(line.strip() == "[]" for line in lines)
 
 
@@ -91,7 +115,7 @@ def test_unreadable_configuration_is_a_finding(hawse: Command) -> None:
     done = hawse("doctor")
     assert done.code == 1
     first, second = done.output.splitlines()[:2]
-    assert first.startswith("MISSING  configuration: configuration ")
+    assert first.startswith(f"MISSING  configuration: {hawse.config}: ")
     assert second == "         [correct that in the file]"
 
 

@@ -29,7 +29,7 @@ def lines(output: str) -> list[Any]:
 
 
 def kills(*answers: object, at_the_end: Callable[[], object] = lambda: None) -> Callable[[dict[str, Any]], object]:
-    """What the monitor answers to each wait for a kill; then the container has ended."""
+    """The answers of a monitor to each wait for a kill; after the last one the container has ended."""
     left = list(answers)
 
     def answer(_params: dict[str, Any]) -> object:
@@ -57,7 +57,7 @@ def test_stopped_container_has_no_events(hawse: Command, words: list[str]) -> No
     assert monitor.calls == []
 
 
-def test_statistics_come_in_intervals(hawse: Command) -> None:
+def test_statistics_are_printed_at_intervals(hawse: Command) -> None:
     """The first after one interval, as from runc."""
     printed = 0
 
@@ -72,7 +72,7 @@ def test_statistics_come_in_intervals(hawse: Command) -> None:
     assert monitor.methods[0] == "await_oom"
 
 
-def test_wait_for_a_kill_is_as_long_as_the_interval_lasts(hawse: Command) -> None:
+def test_wait_for_a_kill_ends_with_the_interval(hawse: Command) -> None:
     with FakeMonitor(hawse.store("c1"), {"await_oom": kills(2, 2)}) as monitor:
         assert hawse("events", "--interval", "1h", "c1").code == 0
     waits = [(params["seen"], round(params["seconds"] / 60)) for _, params in monitor.calls]
@@ -98,7 +98,7 @@ def test_each_new_kill_is_one_event(hawse: Command, answers: tuple[object, ...],
 
 
 @pytest.mark.parametrize(("last", "events"), [(0, 0), (1, 1), (None, 0)])
-def test_kill_that_ended_the_container_is_told(hawse: Command, last: int | None, events: int) -> None:
+def test_kill_that_ended_the_container_is_printed(hawse: Command, last: int | None, events: int) -> None:
     """The monitor has written it into the state before it ended."""
     monitor = FakeMonitor(hawse.store("c1"))
     with monitor:

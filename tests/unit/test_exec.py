@@ -102,6 +102,19 @@ def test_two_dashes_end_the_options(hawse: Command, monitor: FakeMonitor, words:
     assert (asked(monitor)["args"], asked(monitor)["cwd"]) == (args, "/tmp")
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A terminal as the stdin of this process."""
+    master, slave = os.openpty()
+    before = os.dup(0)
+    os.dup2(slave, 0)
+    yield
+    os.dup2(before, 0)
+    for fd in (before, master, slave):
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("tty", [False, True])
 def test_process_can_come_from_a_file(hawse: Command, monitor: FakeMonitor, tmp_path: Path, tty: bool) -> None:
     wanted = {"args": ["true"], "cwd": "/", "user": {"uid": 1, "gid": 2}, "env": ["B=2"]}
@@ -124,9 +137,7 @@ def test_detached_process_stays_and_its_pid_is_the_proxys(hawse: Command, monito
 
 
 @pytest.mark.parametrize("words", [["--pid-file", "/none/pid"], ["--pidfd-socket", "/none/socket"]])
-def test_process_whose_engine_cannot_be_told_is_given_up(
-    hawse: Command, monitor: FakeMonitor, words: list[str]
-) -> None:
+def test_process_is_ended_if_its_pid_cannot_be_written(hawse: Command, monitor: FakeMonitor, words: list[str]) -> None:
     proxies = await_proxy(monitor)
     done = hawse("exec", *words, "c1", "true")
     assert done.code == 255
@@ -140,7 +151,7 @@ def test_process_whose_engine_cannot_be_told_is_given_up(
     [(VmError("the guest does not answer"), 255), (CommandError("true: not found"), 127),
      (CommandError("true: permission denied", exit_code=126), 126)],
 )  # fmt: skip
-def test_exit_code_tells_what_cannot_be_executed(
+def test_exit_code_of_a_program_that_cannot_be_executed(
     hawse: Command, monitor: FakeMonitor, failure: Exception, code: int
 ) -> None:
     proxies = await_proxy(monitor, failure)
@@ -158,7 +169,7 @@ def test_exit_code_tells_what_cannot_be_executed(
         (STOPPED, "cannot exec in a container that is not running: c1 is stopped"),
     ],
 )
-def test_container_must_run(hawse: Command, monitor: FakeMonitor, status: str, words: str) -> None:
+def test_exec_needs_a_running_container(hawse: Command, monitor: FakeMonitor, status: str, words: str) -> None:
     monitor.change(status=status)
     done = hawse("exec", "c1", "true")
     assert (done.code, done.errors) == (255, f"hawse: {words}\n")
@@ -171,8 +182,8 @@ def test_container_must_run(hawse: Command, monitor: FakeMonitor, status: str, w
     [
         (["c1"], "exec: no command given"),
         (["c1", "--"], "exec: no command given"),
-        (["--cgroup", "/x", "c1", "true"], "exec: --cgroup /x: a process runs in the container's own cgroup"),
-        (["--ignore-paused", "c1", "true"], "exec: --ignore-paused: a paused container takes no process"),
+        (["--cgroup", "/x", "c1", "true"], "exec: --cgroup /x: the process runs in the container's cgroup"),
+        (["--ignore-paused", "c1", "true"], "exec: --ignore-paused: a paused container cannot start a process"),
         (["-t", "-d", "c1", "true"], "cannot allocate tty if runc will detach without setting console socket"),
         (["--console-socket", "/s", "c1", "true"], "cannot use console socket if runc will not detach or allocate"),
         (["--preserve-fds", "-1", "c1", "true"], "--preserve-fds -1: less than none"),
@@ -180,7 +191,7 @@ def test_container_must_run(hawse: Command, monitor: FakeMonitor, status: str, w
         (["--process", "/none/process", "c1"], "/none/process: no such file or directory"),
     ],
 )
-def test_what_makes_no_sense_starts_nothing(hawse: Command, monitor: FakeMonitor, words: list[str], error: str) -> None:
+def test_invalid_options_start_nothing(hawse: Command, monitor: FakeMonitor, words: list[str], error: str) -> None:
     done = hawse("exec", *words)
     assert done.code == 255
     assert done.errors.startswith(f"hawse: {error}")
@@ -207,7 +218,7 @@ def test_terminal_goes_to_the_console_socket(hawse: Command, monitor: FakeMonito
     os.close(master)
 
 
-def test_descriptors_are_handed_on(tmp_path: Path, bundle: str) -> None:
+def test_file_descriptors_are_preserved(tmp_path: Path, bundle: str) -> None:
     """From 3 on; the command itself keeps none of them: its caller sees when the process closes them."""
     hawse = Runtime(str(tmp_path))
     ours, theirs = socket.socketpair()

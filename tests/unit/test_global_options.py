@@ -34,7 +34,7 @@ def test_help_has_every_option_and_command(hawse: Command, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["--version", "-v"])
-def test_version_is_in_the_words_that_engines_parse(hawse: Command, word: str) -> None:
+def test_version_has_the_format_that_engines_parse(hawse: Command, word: str) -> None:
     done = hawse("state", "c1", options=(word,))
     assert done.code == 0
     assert [line.split()[0] for line in done.output.splitlines()] == ["hawse", "commit:", "spec:"]
@@ -62,16 +62,31 @@ def test_each_verb_has_its_help(tmp_path: Path, verb: str, capsys: pytest.Captur
         (["checkpoint", "c1"], "unknown command 'checkpoint': a virtual machine with devices cannot be saved ["),
         (["restore", "--help"], "unknown command 'restore': a virtual machine with devices cannot be saved ["),
         (["--log-format", "xml", "list"], "--log-format 'xml' is neither text nor json [see `hawse --help`]"),
-        (["state"], "state takes ID, not 0 words [see `hawse --help`]"),
-        (["kill", "a", "b", "c"], "kill takes ID [SIGNAL], not 3 words [see `hawse --help`]"),
-        (["list", "--nonsense"], "unrecognized arguments: --nonsense [see `hawse list --help`]"),
-        (["list", "-f", "xml"], "argument -f/--format: invalid choice: 'xml'"),
+        (["state"], "state: ID is missing [see `hawse state --help`]"),
+        (["kill", "a", "b", "c"], "kill: unexpected argument 'c' [see `hawse kill --help`]"),
+        (["delete", "--now", "c1"], "delete: unknown option '--now' [see `hawse delete --help`]"),
+        (["update", "c1", "--memory"], "update: --memory needs a value [see `hawse update --help`]"),
+        (["list", "--nonsense"], "list: unrecognized arguments: --nonsense [see `hawse list --help`]"),
+        (["list", "-f", "xml"], "list: argument -f/--format: invalid choice: 'xml'"),
     ],
 )
-def test_wrong_command_line_is_a_sentence(hawse: Command, words: list[str], error: str) -> None:
+def test_invalid_command_line_is_reported_in_a_sentence(hawse: Command, words: list[str], error: str) -> None:
     done = hawse(*words)
     assert (done.code, done.output) == (1, "")
     assert done.errors.startswith(f"hawse: {error}")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["attach", "create", "delete", "detach", "events", "exec", "kill", "pause", "ps", "resume", "run", "start", "state",
+     "update"],
+)  # fmt: skip
+def test_verb_without_an_id_names_its_own_help(hawse: Command, verb: str) -> None:
+    done = hawse(verb)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"hawse: {verb}: ")
+    assert "ID" in done.errors
+    assert done.errors.endswith(f"[see `hawse {verb} --help`]\n")
 
 
 @pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("text", str)])
@@ -84,7 +99,7 @@ def test_error_goes_to_the_log_file_and_to_stderr(hawse: Command, tmp_path: Path
     assert isinstance(entry, dict) is (form == "json")
 
 
-def test_json_without_a_file_goes_to_stderr_alone(hawse: Command) -> None:
+def test_json_without_a_file_goes_only_to_stderr(hawse: Command) -> None:
     done = hawse("state", "c1", options=("--log-format=json",))
     assert json.loads(done.errors)["msg"] == "container does not exist: c1"
 
@@ -103,7 +118,7 @@ def test_bug_is_a_sentence_and_with_debug_a_traceback(hawse: Command) -> None:
     os.close(lock)
 
 
-def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path: Path) -> None:
+def test_closed_output_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
     """As `hawse list | head -0`: no traceback, neither from the command nor from Python's exit."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -156,24 +171,24 @@ class TestList:
         assert [state["id"] for state in json.loads(two("list", "-f", "json").output)] == ["a", "b-long-name"]
 
     @pytest.mark.parametrize("made", [False, True])
-    def test_none_is_null_in_json(self, hawse: Command, made: bool) -> None:
+    def test_no_containers_are_null_in_json(self, hawse: Command, made: bool) -> None:
         if made:
             os.mkdir(hawse.root)
         assert hawse("list", "-f", "json").output == "null\n"
         assert hawse("list", "-q").output == ""
 
 
-def test_id_that_is_none_is_refused_before_anything(hawse: Command) -> None:
+def test_invalid_id_is_refused_first(hawse: Command) -> None:
     done = hawse("state", "../c1")
     assert (done.code, "invalid container ID format: '../c1'" in done.errors) == (1, True)
 
 
-def test_default_root_is_that_of_all_containers() -> None:
+def test_default_root_is_run_hawse() -> None:
     settings = Settings(root=None, log=Log(), config_path=None, debug=False)
     assert settings.store("c1").path == Store("/run/hawse", "c1").path
 
 
-def test_configuration_is_read_once_and_on_demand(hawse: Command, tmp_path: Path) -> None:
+def test_configuration_is_read_once_on_demand(hawse: Command, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     settings = Settings(root=hawse.root, log=Log(), config_path=str(path), debug=False)
     path.write_text("[vm]\ncpus = 3\n")

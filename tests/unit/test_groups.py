@@ -17,6 +17,7 @@ from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Bridge, HostGroup, check_bridges, check_free, check_node, read_function, read_group
 from hawse.vfio.node import VfioNode, file_node, group_node
 from hawse.vfio.requests import device_files, find_request
+from tests.support.oci import device
 from tests.support.sysfs import FakeSysfs
 
 A, B = "0000:03:00.0", "0000:03:00.1"
@@ -181,10 +182,6 @@ def test_truncated_configuration_space_is_taken_for_an_endpoint(tmp_path: Path, 
     host.function(A, group=7, class_code=0x068000, header=1)
     os.truncate(f"{host.root}/sys/bus/pci/devices/{A}/config", size)
     assert members.is_bridge(A, root=host.root) is expected
-
-
-def device(path: str, major: int | None, minor: int | None, kind: str = "c") -> Device:
-    return Device(path=path, type=kind, major=major, minor=minor)
 
 
 def test_emulated_group_has_nodes_without_numbers(host: FakeSysfs) -> None:

@@ -16,7 +16,7 @@ from hawse.oci.guest.hugetlbfs import Hugetlbfs
 from hawse.oci.guest.idmap import IdMap, Maps, Range, as_field, check_user_map, of_linux, take_out
 from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
-from tests.unit.test_oci import bundle_with
+from tests.support.oci import bundle_with
 
 UIDS, GIDS = [(0, 100000, 65536)], [(0, 200000, 65536)]
 MAPPED = {"uidMappings": as_field(UIDS), "gidMappings": as_field(GIDS)}

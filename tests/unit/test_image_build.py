@@ -123,6 +123,17 @@ def test_image_is_built_once_and_rebuilt_identically_when_damaged(builder: Build
     assert builder.build() == built
     assert builder.progress == [], "nothing is downloaded or built again"
 
+    before = Path(builder.cache, "images", "0" * 64)
+    before.mkdir()
+    Path(store.current_path(builder.cache)).write_text(before.name)
+    builder.build()
+    assert before.exists(), "a start may have read the pointer"
+    os.utime(before, (0, 0))
+    assert builder.build() == built
+    assert not before.exists()
+    assert builder.progress == ["removed 1 images that nothing uses"]
+
+    builder.progress.clear()
     Path(built.initrd).write_bytes(b"damaged")
     again = builder.build()
     assert (again.digest, Path(again.initrd).read_bytes() == initrd) == (built.digest, True)

@@ -61,7 +61,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("name", "before"), [(name, text) for name, texts in OTHERS.items() for text in texts])
-def test_an_engine_is_told_once_and_the_undoing_leaves_what_others_wrote(name: str, before: str) -> None:
+def test_install_is_idempotent_and_undo_keeps_the_rest_of_the_file(name: str, before: str) -> None:
     engine = ENGINES[name]
     after = engine.add(before, WANTED)
     assert WANTED.program in after
@@ -75,7 +75,7 @@ def test_an_engine_is_told_once_and_the_undoing_leaves_what_others_wrote(name: s
         assert left == before
 
 
-def test_docker_passes_the_configuration_and_other_options_of_an_entry_stay() -> None:
+def test_docker_entry_gets_the_configuration_and_keeps_its_other_options() -> None:
     given = replace(WANTED, config="/srv/hawse.toml")
     first = add_docker("", WANTED)
     second = add_docker(first, given)
@@ -85,7 +85,7 @@ def test_docker_passes_the_configuration_and_other_options_of_an_entry_stay() ->
     assert remove_docker(second, WANTED) == ""
 
 
-def test_comments_and_order_of_containerds_file_stay() -> None:
+def test_comments_and_order_of_containerds_file_are_kept() -> None:
     after = add_containerd(CONTAINERD, WANTED)
     assert after.startswith(CONTAINERD.rstrip())
     cri = tomllib.loads(after)["plugins"]["io.containerd.grpc.v1.cri"]
@@ -97,7 +97,7 @@ def test_comments_and_order_of_containerds_file_stay() -> None:
     ("version", "plugin"),
     [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime"), (4, "io.containerd.cri.v1.runtime")],
 )
-def test_containerds_handler_is_in_the_table_of_the_files_version(version: int, plugin: str) -> None:
+def test_containerd_handler_is_in_the_table_of_the_files_version(version: int, plugin: str) -> None:
     """containerd 1.x has version 2, 2.0 has 3, 2.3 has 4. The version and others' settings stay."""
     before = f'version = {version}\n\n[plugins."{plugin}".containerd.runtimes.runc]\nruntime_type = "x"\n'
     after = add_containerd(before, WANTED)
@@ -114,7 +114,7 @@ def test_containerds_handler_is_in_the_table_of_the_files_version(version: int, 
     assert ENGINES["containerd"].remove(after, WANTED) == before
 
 
-def test_what_containerd_2_3_prints_as_its_default_is_taken() -> None:
+def test_default_configuration_of_containerd_2_3_is_accepted() -> None:
     """As of containerd 2.3: the server's settings are those of plugins, and a directory of files is imported."""
     after = add_containerd(DEFAULT_OF_2_3, WANTED)
     made = tomllib.loads(after)
@@ -128,20 +128,20 @@ def test_what_containerd_2_3_prints_as_its_default_is_taken() -> None:
     ("name", "text", "words"),
     [
         ("docker", "{", "not JSON"),
-        ("docker", "[]", "daemon.json is no object"),
-        ("docker", '{"runtimes": []}', '"runtimes" is no object'),
+        ("docker", "[]", "the content is not a JSON object"),
+        ("docker", '{"runtimes": []}', '"runtimes" is not an object'),
         ("podman", "[engine", "not TOML"),
-        ("podman", "engine = 1", "engine is no table"),
-        ("containerd", "oom_score = 1", "version 1, or none"),
-        ("containerd", "version = 1", "version 1, or none"),
-        ("containerd", "version = 9", "version 9: this hawse knows 2, 3, 4"),
-        ("containerd", 'version = "2"', "version is not a number"),
-        ("containerd", "version = [2]", "version is not a number"),
-        ("containerd", "version = true", "version is not a number"),
-        ("containerd", "version = 0", "version is not a number"),
+        ("podman", "engine = 1", "engine is not a table"),
+        ("containerd", "oom_score = 1", "its version is 1, or missing"),
+        ("containerd", "version = 1", "its version is 1, or missing"),
+        ("containerd", "version = 9", "version 9 of the configuration is unknown: this hawse supports 2, 3, 4"),
+        ("containerd", 'version = "2"', "version is not a positive number"),
+        ("containerd", "version = [2]", "version is not a positive number"),
+        ("containerd", "version = true", "version is not a positive number"),
+        ("containerd", "version = 0", "version is not a positive number"),
     ],
 )
-def test_what_the_engine_could_not_read_is_refused(name: str, text: str, words: str) -> None:
+def test_file_that_the_engine_cannot_read_is_refused(name: str, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ENGINES[name].add(text, WANTED)
 
@@ -150,12 +150,12 @@ values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lam
 
 
 @given(st.dictionaries(st.text().filter(lambda key: key != "runtimes"), values, max_size=4))
-def test_any_daemon_json_is_as_it_was_after_the_undoing(document: dict[str, Any]) -> None:
+def test_undo_restores_any_daemon_json(document: dict[str, Any]) -> None:
     text = json.dumps(document)
     assert json.loads(remove_docker(add_docker(text, WANTED), WANTED) or "{}") == document
 
 
-def test_a_file_is_written_whole_with_its_mode_and_by_way_of_its_link(tmp_path: Path) -> None:
+def test_file_is_replaced_atomically_and_keeps_its_mode_and_link(tmp_path: Path) -> None:
     target = tmp_path / "real"
     target.write_text("before")
     target.chmod(0o600)

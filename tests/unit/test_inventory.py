@@ -113,7 +113,9 @@ def test_physical_function_with_virtual_functions_is_refused(host: FakeSysfs) ->
     host.write("sys/bus/pci/devices/0000:3c:00.0/sriov_totalvfs", "7\n")
     host.write("sys/bus/pci/devices/0000:3c:00.0/sriov_numvfs", "2\n")
     listing = inventory.read(root=host.root, holders=lambda _: [])[1]
-    assert listing.refusal == "0000:3c:00.0 has 2 virtual functions: pass these instead"
+    assert (
+        listing.refusal == "0000:3c:00.0 has 2 virtual functions: VFIO does not accept a function with SR-IOV enabled"
+    )
     assert listing.entries[0].virtual == (2, 7)
 
 
@@ -123,7 +125,7 @@ def test_physical_function_with_virtual_functions_is_refused(host: FakeSysfs) ->
         ("vfio-pci", (0, 7), ""),
         ("vfio-pci", (2, 7), ""),
         ("igb", (0, 7), f"group 7 cannot be passed: {A} is bound to igb; it must be bound to vfio-pci"),
-        ("igb", (1, 7), f"{A} has 1 virtual functions: pass these instead"),
+        ("igb", (1, 7), f"{A} has 1 virtual function: VFIO does not accept a function with SR-IOV enabled"),
     ],
 )
 def test_virtual_functions_matter_only_on_a_native_driver(

@@ -1,4 +1,4 @@
-"""The program that joins interfaces to taps: what the monitor takes as its answer, and what as its failure."""
+"""The program that connects interfaces with taps: its valid answers, and its failures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from hawse.errors import ConfigError, HostError
+from hawse.monitor.network import host_network
 from hawse.monitor.network.host_network import Joining
+from hawse.version import VERSION
 
-#: What a fake program has: the socket, and a function that sends a descriptor of /dev/null.
+#: The start of a fake program: its socket, and functions that send a descriptor of /dev/null or an answer.
 PROLOGUE = """
-import json, os, socket, sys
+import fcntl, json, os, socket, sys, termios
 connection = socket.socket(fileno=int(sys.argv[1]))
 request = json.loads(connection.recv(65536))
 def tap():
@@ -20,12 +22,15 @@ def tap():
 def answer(count, **more):
     line = {"interfaces": [{"index": n} for n in range(count)], "warnings": []} | more
     connection.sendall(json.dumps(line).encode() + b"\\n")
+def await_reader():
+    while any(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))):
+        pass
 """
 
 
 @pytest.fixture(autouse=True)
 def descriptors() -> Iterator[None]:
-    """No descriptor is left open."""
+    """Check that no descriptor is left open."""
     before = os.listdir("/proc/self/fd")
     yield
     assert os.listdir("/proc/self/fd") == before
@@ -51,7 +56,7 @@ def test_program_gets_the_interfaces_the_namespace_and_the_record() -> None:
         pytest.param("answer(3, warnings=['x' * 1_500_000]); tap(); tap(); tap()", id="long answer"),
         pytest.param(
             "connection.sendall(b'{\"interfaces\": [{\"index\": 0}, {\"index\": 1}, {\"index\": 2}],')\n"
-            "import time; time.sleep(0.05)\n"
+            "await_reader()\n"
             "connection.sendall(b' \"warnings\": []}\\n'); tap(); tap(); tap()",
             id="answer in two pieces",
         ),
@@ -95,5 +100,15 @@ def test_error_of_the_program_is_raised() -> None:
 
 
 def test_end_closes_the_connection_and_waits() -> None:
-    """The program sees the end of the connection, undoes its work and ends."""
+    """The program sees the end of the connection, undoes its work and exits."""
     joining("connection.recv(1) == b'' or os.abort()").end()
+
+
+def test_program_of_another_version_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hawse was updated in its place while the sandbox runs: the program's code is newer than the monitor's."""
+    monkeypatch.setattr(host_network, "VERSION", "0.0.1")
+    namespace = os.open("/dev/null", os.O_RDONLY)
+    started = Joining(namespace, [7], "/record")
+    os.close(namespace)
+    with pytest.raises(HostError, match=rf"hawse was updated from 0\.0\.1 to {VERSION} since the sandbox was started"):
+        started.wait()

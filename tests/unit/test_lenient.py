@@ -12,6 +12,7 @@ from hawse.errors import ConfigError
 from hawse.oci.default_spec import example
 from hawse.oci.lenient import completed
 from hawse.oci.load import load_bundle
+from hawse.oci.types import Spec
 
 NULLS = [
     "hostname", "domainname", "mounts", "hooks", "annotations", "process.env", "process.rlimits", "process.user",
@@ -60,7 +61,7 @@ def test_null_in_a_map_of_texts_is_the_empty_text() -> None:
         "annotations": {"a": None, "b": "c"},
         "linux": {"sysctl": {"net.x": None}, "resources": {"unified": {"pids.max": None}}},
     }
-    assert completed(document)[0] == {
+    assert completed(document, Spec)[0] == {
         "annotations": {"a": "", "b": "c"},
         "linux": {"sysctl": {"net.x": ""}, "resources": {"unified": {"pids.max": ""}}},
     }
@@ -71,14 +72,14 @@ def test_null_in_a_map_of_objects_is_the_empty_object() -> None:
     document: dict[str, Any] = {
         "linux": {"netDevices": {"eth1": None}, "timeOffsets": {"a": None}, "resources": {"rdma": {"mlx5_0": None}}}
     }
-    assert completed(document)[0] == {
+    assert completed(document, Spec)[0] == {
         "linux": {"netDevices": {"eth1": {}}, "timeOffsets": {"a": {}}, "resources": {"rdma": {"mlx5_0": {}}}}
     }
 
 
 @pytest.mark.parametrize("document", [{"linux": None}, {"linux": 1}, {"linux": {"resources": []}}, {"mounts": [1]}])
 def test_other_faults_are_left_for_the_check_of_types(document: dict[str, Any]) -> None:
-    completed(document)
+    completed(document, Spec)
 
 
 def test_relative_paths_are_below_the_root_with_a_warning(tmp_path: Path) -> None:

@@ -216,11 +216,11 @@ class TestUpdate:
     @pytest.mark.parametrize(
         ("words", "error"),
         [
-            (["--cpu-quota", "x", "c1"], "update: --cpu-quota 'x' is no number"),
-            (["--memory", "many", "c1"], "update: 'many' is no size [write it as 512m]"),
+            (["--cpu-quota", "x", "c1"], "update: --cpu-quota 'x' is not a number"),
+            (["--memory", "many", "c1"], "update: --memory 'many' is not a size [write it as 512m]"),
             (["--memory"], "--memory needs a value"),
             (["--weight", "1", "c1"], "unknown option '--weight'"),
-            ([], "update takes ID, not 0 words"),
+            ([], "update: ID is missing [see `hawse update --help`]"),
         ],
     )
     def test_wrong_option_is_named(self, hawse: Command, words: list[str], error: str) -> None:

@@ -26,7 +26,9 @@ from tests.support.command import Command
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.notified import Notified
 from tests.support.patience import patience, wait_until
+from tests.support.processes import waits_for_input
 from tests.support.proxies import Attached, Pipes
+from tests.support.ready import Said
 
 RUN = {"destination": "/run/notify", "type": "bind", "source": "/h/notify", "options": ["bind"]}
 SOCKET = "NOTIFY_SOCKET=/run/notify/notify.sock"
@@ -94,27 +96,13 @@ def test_container_with_a_socket_among_its_mounts() -> None:
     }]  # fmt: skip
 
 
-class Lines:
-    """A log that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.details: list[str] = []
-
-    def warning(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def debug(self, message: str) -> None:
-        self.details.append(message)
-
-
 def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host: Notified) -> None:
     """One that cannot be reached is warned of where the caller has named it; among the mounts it is not served."""
     (tmp_path / "rootfs").mkdir()
     spec = bundles.specification(["sh"], env=[SOCKET])
     spec["mounts"].append(RUN | {"source": str(tmp_path)})
     bundles.write(str(tmp_path), spec)
-    bundle, log = load_bundle(str(tmp_path)), Lines()
+    bundle, log = load_bundle(str(tmp_path)), Said()
     assert find_notified(bundle, "", log) is None
     assert log.details == [
         f"process.env: NOTIFY_SOCKET is not served: {tmp_path}/notify.sock: No such file or directory"
@@ -189,8 +177,8 @@ def test_readiness_is_reported_with_the_pid_and_read_before_the_command_ends(hos
     reporting = threading.Thread(target=notify.report_ready, kwargs=words)
     reporting.start()
     assert host.next() == (os.getpid(), ["READY=1", "STATUS=up", "MAINPID=77"])
-    reporting.join(0.2)
-    assert reporting.is_alive()
+    wait_until(lambda: not reporting.is_alive() or waits_for_input(reporting))
+    assert reporting.is_alive(), "it waits until the notification was read"
     assert host.next() == (os.getpid(), ["BARRIER=1"])
     reporting.join(patience(5))
     assert not reporting.is_alive()
@@ -279,12 +267,11 @@ def test_start_waits_where_both_callers_have_the_variable(
         starting = threading.Thread(target=lambda: done.append(hawse("start", "c1")))
         starting.start()
         if expected:
-            wait_until(lambda: bool(made.calls))
-            starting.join(0.2)
+            wait_until(lambda: bool(made.calls) and made.has_answered)
+            wait_until(lambda: not starting.is_alive() or waits_for_input(starting))
             assert starting.is_alive(), "it waits for an event of the monitor"
             made.end()
-            for connection in list(made._open):
-                connection.shutdown(socket.SHUT_RDWR)
+            made.hang_up()
         starting.join(patience(5))
         assert made.calls == [("start", {"container": "c1"} | expected)]
         assert (done[0].code, "a note" in done[0].errors) == (0, True)

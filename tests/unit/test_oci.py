@@ -19,6 +19,7 @@ from hawse.oci.guest.dev_shm import find_tmpfs
 from hawse.oci.guest.specification import GUEST_VERSION, Share, plan_guest
 from hawse.oci.load import Bundle, load_bundle, load_process
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
+from tests.support.oci import bundle_with
 
 #: What every container has of its own.
 OWN = [{"type": "mount"}, {"type": "uts"}]
@@ -28,12 +29,6 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-
-
-def bundle_with(path: Path, spec: dict[str, Any]) -> Bundle:
-    (path / "rootfs").mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(spec))
-    return load_bundle(str(path))
 
 
 def test_the_example_is_what_runc_writes(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_every_verb_shows_what_can_be_read_or_is_a_sentence(hawse: Guest, words:
         assert (code, errors) == (0, "")
     elif words.startswith("doctor"):
         assert (code, errors) == (1, "")
-        assert "not ready" in output or '"ready": false' in output
+        assert "not ready for containers: " in output or '"ready": false' in output
     elif code:
         lines = errors.splitlines()
         assert len(lines) == 1 or lines[0].startswith("hawse: warning: "), errors

@@ -64,7 +64,7 @@ def test_only_missing_packages_count_as_downloads(apt: Apt) -> None:
     apt.fetch("tool")
     os.unlink(f"{apt.cache}/packages/{B}")
     assert apt.contents() == [A.encode(), B.encode()]
-    assert apt.progress[1:] == ["downloading 1 packages"]
+    assert apt.progress[1:] == ["downloading 1 package"]
 
 
 def test_cached_package_of_the_wrong_size_is_downloaded_again(apt: Apt) -> None:
@@ -82,7 +82,7 @@ def test_cached_package_with_other_content_is_downloaded_again(apt: Apt) -> None
     path = Path(apt.cache, "packages", A)
     path.write_bytes(b"X" * path.stat().st_size)
     assert apt.contents() == [A.encode(), B.encode()]
-    assert apt.progress[1:] == ["downloading 1 packages"]
+    assert apt.progress[1:] == ["downloading 1 package"]
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -247,7 +247,7 @@ class TestDevices:
     def test_model_that_qemu_lacks_is_named(self, host: Planner) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if name != "edu"])
         host.write(lambda spec: add_devices(spec, NODES))
-        with pytest.raises(HostError, match=r"QEMU 9\.2\.0 has no device edu"):
+        with pytest.raises(HostError, match=r"QEMU 9\.2\.1 has no device edu"):
             host.sandbox(host.config(more=EMULATED))
 
 

@@ -34,6 +34,22 @@ class TestMachine:
         fallback = [text for text in host.said.warnings if text.startswith("vm.share: files are shared by 9p")]
         assert len(fallback) == (share == "auto" and expected == "9p")
 
+    @pytest.mark.parametrize(
+        ("version", "share", "warned"),
+        [
+            ("7.2.0", "9p", True), ("9.2.0", "9p", True), ("9.2.1", "9p", False), ("9.10.0", "9p", False),
+            ("10.0.0", "9p", False), ("7.2.0", "auto", False), ("7.2.0", "virtiofs", False),
+        ],
+    )  # fmt: skip
+    def test_qemu_that_makes_no_special_files_is_warned_of(
+        self, host: Planner, version: str, share: str, warned: bool
+    ) -> None:
+        """Only where it is QEMU that makes the files of containers."""
+        make_qemu(host.qemu, version=version)
+        host.sandbox(host.config(vm=f'share = "{share}"'))
+        expected = f"vm.share: files are shared by 9p, and QEMU {version} makes no FIFOs and UNIX sockets in them"
+        assert any(text.startswith(expected) for text in host.said.warnings) is warned
+
     def test_virtiofs_that_is_configured_and_cannot_be(self, host: Planner) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if name != "vhost-user-fs-pci"])
         with pytest.raises(HostError, match="no virtiofsd was found"):

@@ -121,7 +121,7 @@ def test_what_is_left_out_is_out_of_the_spec_and_warned_of_once() -> None:
     text = leave_out(spec, {"/dev/vfio/9": busy, "/dev/x": busy, "/dev/vfio/10": DeviceError("group 10 is gone")})
     assert spec == {"linux": {"devices": [{"path": "/dev/null"}]}}
     assert text == (
-        "linux.devices: a container that may use every device does without those that cannot be passed: "
+        "linux.devices: the container may use every device, but these nodes are left out: "
         "/dev/vfio/9, /dev/x: group 9 is in use [end it]; /dev/vfio/10: group 10 is gone"
     )
 
@@ -161,4 +161,4 @@ def test_a_plan_does_without_a_group_only_where_all_devices_are_allowed(tmp_path
     assert wanted.request.nodes == wanted.request.groups == ()
     assert wanted.guest.spec["linux"]["devices"] == []
     [warning] = said.warnings
-    assert "/dev/vfio/999999: linux.devices: /dev/vfio/999999: group 999999 is missing" in warning
+    assert "left out: /dev/vfio/999999: group 999999 is missing" in warning, "neither field nor path is repeated"

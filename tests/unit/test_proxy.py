@@ -73,7 +73,7 @@ def test_where_the_monitor_has_died_it_ends_without_a_word(tmp_path: Path) -> No
     packages = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
     program = f"import sys; sys.path.insert(0, {packages!r}); from hawse.proxy.main import main; main()"
     fd = os.open(tmp_path, os.O_RDONLY)
-    words = [sys.executable, "-I", "-S", "-c", program, str(fd), "c1/key", "pipes", "-1", "", "hawse[c1]: true"]
+    words = [sys.executable, "-I", "-S", "-c", program, str(fd), "c1/key", "-1", "-1", "", "hawse[c1]: true"]
     done = subprocess.run(words, pass_fds=(fd,), capture_output=True, text=True, check=False)
     os.close(fd)
     assert (done.returncode, done.stdout, done.stderr) == (LOST, "", "")

@@ -132,7 +132,7 @@ def test_signals_reach_the_process(monitor: FakeMonitor, number: signal.Signals)
 
 def test_signal_between_the_end_of_a_proxy_and_its_exit_code_is_not_sent(monitor: FakeMonitor) -> None:
     """A handler of the command may run there: the proxy was waited for, and its pid may be another process's."""
-    proxy = ProxyProcess(monitor.store, "k", terminal=False, command=["x"])
+    proxy = ProxyProcess(monitor.store, "k", terminal=-1, command=["x"])
     process = proxy._process
     process.kill()
 
@@ -218,7 +218,7 @@ class TestTerminal:
         master, slave = os.openpty()
         tty.setraw(slave)
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        proxy = ProxyProcess(monitor.store, "k", stdio=(slave, slave, slave), terminal=True, command=["sh"])
+        proxy = ProxyProcess(monitor.store, "k", stdio=(slave, slave, slave), terminal=0, command=["sh"])
         os.close(slave)
         with Attached(monitor) as process:
             expected = {"rows": rows, "columns": columns} if rows and columns else {}
@@ -239,7 +239,7 @@ class TestTerminal:
     def test_size_of_nothing_is_no_size(self, monitor: FakeMonitor) -> None:
         """The engine has closed the terminal: a signal of a new size says none."""
         with Pipes() as pipes:
-            proxy = pipes.start(monitor, terminal=True)
+            proxy = pipes.start(monitor, terminal=0)
             with Attached(monitor) as process:
                 assert "rows" not in process.params
                 os.kill(proxy.pid, signal.SIGWINCH)

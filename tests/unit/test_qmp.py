@@ -66,7 +66,7 @@ def test_invalid_message_ends_the_connection(line: bytes) -> None:
             asking = asyncio.create_task(qmp.execute("query-x", {}, timeout=patience(7)))
             await until(lambda: server.commands != [])
             server.send_line(line)
-            with pytest.raises(VmError, match=r"^QEMU ended before it answered query-x "):
+            with pytest.raises(VmError, match=r"^QEMU ended before it answered query-x$"):
                 await asking
         assert qmp.ended
 
@@ -148,12 +148,42 @@ def test_qemu_that_dies_is_reported_with_the_pending_command() -> None:
         while not server.commands:
             await asyncio.sleep(0)
         server.close()
-        with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
+        with pytest.raises(VmError, match=r"^QEMU ended before it answered query-status$"):
             await waiting
-        with pytest.raises(VmError, match="QEMU ended before it answered query-status"):
+        with pytest.raises(VmError, match=r"^QEMU ended before it answered query-status$"):
             await qmp.status(timeout=patience(7))
+        await qmp.close()
+        fd = os.open("/dev/null", os.O_RDWR)
+        for call, command in ((qmp.give(fd, "x", timeout=1), "getfd"), (qmp.add(fd, {}, timeout=1), "add-fd")):
+            with pytest.raises(VmError, match=rf"^QEMU ended before it answered {command}$"):
+                await call
+        os.close(fd)
 
     run(scenario, lambda *_: None)
+
+
+def test_qemu_that_resets_the_connection_is_reported_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It died with commands unread: no name of an exception is for users."""
+
+    async def scenario(qmp: Qmp, _server: QmpServer) -> None:
+        async def reset(*_: object, **__: object) -> None:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+        def refuse(_fd: int) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        monkeypatch.setattr(qmp._client, "execute", reset)
+        monkeypatch.setattr(qmp._client, "send_fd_scm", refuse)
+        for call, command in (
+            (qmp.execute("device_add", {}, timeout=1), "device_add"),
+            (qmp.give(0, "x", timeout=1), "getfd"),
+            (qmp.add(0, {}, timeout=1), "add-fd"),
+        ):
+            with pytest.raises(VmError, match=rf"^QEMU ended before it answered {command}$"):
+                await call
+            assert qmp.ended
+
+    run(scenario)
 
 
 def test_monitor_without_a_greeting_times_out() -> None:
@@ -169,7 +199,7 @@ def test_monitor_that_closes_the_connection_is_reported() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         theirs.close()
-        with pytest.raises(VmError, match="QEMU's monitor closed before it answered"):
+        with pytest.raises(VmError, match=r"^QEMU's monitor closed before it answered$"):
             await Qmp().open(ours, seconds=20)
 
     asyncio.run(scenario())

@@ -73,6 +73,17 @@ def test_a_limit_that_the_machine_cannot_give_is_refused(room: Room, limit: int,
     assert larger.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=size * 2) == []
 
 
+def test_limit_above_the_memory_of_a_single_containers_vm_names_the_option_first() -> None:
+    """Outside a pod neither an engine nor an annotation determines the size of the VM."""
+    with pytest.raises(ConfigError) as caught:
+        MACHINE.check_memory("update: memory.limit", 1024 * MIB, host_mib=16 * 1024, pod=False)
+    assert caught.value.message.startswith("update: memory.limit: 1024 MiB are more than the virtual machine has")
+    assert caught.value.hint == (
+        "set vm.memory_mib in the configuration to 2048 or more, and create the container again: the memory of a "
+        "running virtual machine cannot grow"
+    )
+
+
 def test_on_a_host_without_more_memory_it_is_only_warned_of() -> None:
     [text] = MACHINE.check_memory("memory.limit", 900 * MIB, host_mib=2047)
     assert text.startswith("memory.limit: 900 MiB are more")

@@ -1,4 +1,4 @@
-"""From the guest's filter to memberships of the host's interface: a pure table, then the loop with a fake QEMU."""
+"""Memberships of the host's interface that follow the guest's filter: a pure table, then the loop with a fake QEMU."""
 
 from __future__ import annotations
 
@@ -13,20 +13,10 @@ import pytest
 from hawse.errors import VmError
 from hawse.monitor.network.rx_filters import PAUSE_SECONDS, RxFilter, RxFilters, memberships
 from tests.support import virtual_time
-from tests.support.fake_qmp import FakeQmp
+from tests.support.fake_qmp import MAC, FakeQmp, rx_filter
 
-MAC, GROUP, OTHER = "0a:00:00:00:00:02", "01:00:5e:01:02:03", "0a:00:00:00:00:77"
+GROUP, OTHER = "01:00:5e:01:02:03", "0a:00:00:00:00:77"
 MULTICAST, PROMISCUOUS, ALL, UNICAST = 0, 1, 2, 3
-
-
-def answer(**changed: Any) -> dict[str, Any]:
-    """One of query-rx-filter (QEMU qapi/net.json, RxFilterInfo)."""
-    usual = {
-        "name": "nic-net0", "promiscuous": False, "multicast": "normal", "unicast": "normal", "vlan": "all",
-        "broadcast-allowed": True, "multicast-overflow": False, "unicast-overflow": False, "main-mac": MAC,
-        "vlan-table": [], "unicast-table": [], "multicast-table": [],
-    }  # fmt: skip
-    return usual | {key.replace("_", "-"): value for key, value in changed.items()}
 
 
 def packed(mac: str) -> bytes:
@@ -54,7 +44,7 @@ def packed(mac: str) -> bytes:
     ],
 )  # fmt: skip
 def test_memberships(changed: dict[str, Any], expected: set[tuple[int, bytes]]) -> None:
-    assert memberships(msgspec.convert(answer(**changed), RxFilter), MAC) == expected
+    assert memberships(msgspec.convert(rx_filter(**changed), RxFilter), MAC) == expected
 
 
 class FakePackets:
@@ -104,16 +94,16 @@ def test_memberships_follow_the_guest_and_end_with_the_sandbox() -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
-        await made.change("nic-net0", [answer(multicast_table=[GROUP])])
-        await made.change("nic-net1", [answer(promiscuous=True)])
+        await made.change("nic-net0", [rx_filter(multicast_table=[GROUP])])
+        await made.change("nic-net1", [rx_filter(promiscuous=True)])
         assert made.packets.held == {(2, MULTICAST, packed(GROUP)), (3, PROMISCUOUS, b"")}
-        await made.change("nic-net0", [answer(multicast_table=["33:33:00:00:00:fb"])])
-        await made.change("nic-net1", [answer()])
+        await made.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
+        await made.change("nic-net1", [rx_filter()])
         assert made.packets.held == {(2, MULTICAST, packed("33:33:00:00:00:fb"))}
         calls = made.packets.calls
-        await made.change("nic-net0", [answer(multicast_table=["33:33:00:00:00:fb"])])
+        await made.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
         assert made.packets.calls == calls, "nothing is new"
-        await made.change("nic-other", [answer(promiscuous=True)])
+        await made.change("nic-other", [rx_filter(promiscuous=True)])
         assert made.packets.calls == calls, "no NIC of ours"
         made.filters.end()
         assert made.packets.closed
@@ -121,11 +111,11 @@ def test_memberships_follow_the_guest_and_end_with_the_sandbox() -> None:
     virtual_time.run(story())
 
 
-def test_a_guest_that_changes_its_filter_in_a_loop_costs_one_query_in_a_pause() -> None:
+def test_guest_that_changes_its_filter_in_a_loop_causes_one_query_per_pause() -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
-        made.qmp.rx_filters["nic-net0"] = [answer()]
+        made.qmp.rx_filters["nic-net0"] = [rx_filter()]
         for _ in range(1000):
             made.qmp.change_rx_filter("nic-net0")
         await asyncio.sleep(10 * PAUSE_SECONDS)
@@ -135,15 +125,17 @@ def test_a_guest_that_changes_its_filter_in_a_loop_costs_one_query_in_a_pause() 
     virtual_time.run(story())
 
 
-@pytest.mark.parametrize("found", [{}, [], [answer(), answer()], [{"name": "nic-net0"}], "x", [answer(main_mac=5)]])
-def test_a_malformed_answer_changes_nothing(found: object, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "found", [{}, [], [rx_filter(), rx_filter()], [{"name": "nic-net0"}], "x", [rx_filter(main_mac=5)]]
+)
+def test_malformed_answer_changes_nothing(found: object, capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
         await made.change("nic-net0", found)
         await made.change("nic-net0", found)
         assert made.packets.held == set()
-        await made.change("nic-net0", [answer(multicast_table=[GROUP])])
+        await made.change("nic-net0", [rx_filter(multicast_table=[GROUP])])
         assert made.packets.held == {(2, MULTICAST, packed(GROUP))}
         made.filters.end()
 
@@ -153,15 +145,15 @@ def test_a_malformed_answer_changes_nothing(found: object, capsys: pytest.Captur
     )
 
 
-def test_what_the_interface_refuses_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_membership_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
         made = Following()
         await made.begin()
         made.packets.error = OSError(12, "Cannot allocate memory")
         for _ in range(3):
-            await made.change("nic-net1", [answer(multicast_table=[GROUP])])
+            await made.change("nic-net1", [rx_filter(multicast_table=[GROUP])])
         made.packets.error = None
-        await made.change("nic-net1", [answer(multicast_table=[GROUP])])
+        await made.change("nic-net1", [rx_filter(multicast_table=[GROUP])])
         assert made.packets.held == {(3, MULTICAST, packed(GROUP))}
         made.filters.end()
 
@@ -170,8 +162,8 @@ def test_what_the_interface_refuses_is_logged_once(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_command_that_fails(ended: bool) -> None:
-    """A QEMU that has ended is asked no more."""
+def test_failed_query_is_logged(ended: bool) -> None:
+    """A QEMU that has ended is not queried again."""
 
     async def story() -> None:
         made = Following()
@@ -179,9 +171,9 @@ def test_a_command_that_fails(ended: bool) -> None:
         made.qmp = FakeQmp(refuse=lambda _command, _arguments: VmError("gone") if failing[0] else None)
         await made.begin()
         made.qmp.ended = ended
-        await made.change("nic-net0", [answer()])
+        await made.change("nic-net0", [rx_filter()])
         failing[0] = False
-        await made.change("nic-net0", [answer(promiscuous=True)])
+        await made.change("nic-net0", [rx_filter(promiscuous=True)])
         assert made.packets.held == (set() if ended else {(2, PROMISCUOUS, b"")})
         made.filters.end()
 

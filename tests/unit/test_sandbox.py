@@ -19,7 +19,7 @@ import pytest
 from hawse.cli.runc import kill
 from hawse.cli.settings import Settings
 from hawse.commands.delete import delete
-from hawse.errors import ConfigError, DeviceError, HawseError, StateError, VmError
+from hawse.errors import ConfigError, DeviceError, HawseError, NotFoundError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link import control
 from hawse.linux import oom_score
@@ -30,6 +30,7 @@ from hawse.monitor.joined_namespaces import own_paths, owner_of
 from hawse.monitor.machine.bounded_log import with_last_words
 from hawse.monitor.processes.processes import LOST
 from hawse.oci.limits.cgroups import CgroupPlan
+from hawse.plan.model import DiskPlan
 from hawse.state.store import Store
 from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
@@ -252,12 +253,49 @@ def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path:
         async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
             await made.join()
             store = Store(made.store.root, "c2")
-            with pytest.raises(DeviceError, match="the guest does not let go of it"):
-                await asyncio.to_thread(delete, store, force=True)
-            assert os.path.exists(f"{store.path}/state.json")
-            assert made.guest.containers == {"c1"}
+            for _ in range(3):
+                with pytest.raises(DeviceError, match="the guest does not let go of it"):
+                    await asyncio.to_thread(delete, store, force=True)
+                assert os.path.exists(f"{store.path}/state.json")
+                assert made.guest.containers == {"c1"}
+            with pytest.raises(StateError, match="group 5: the guest has not released it after container c2") as caught:
+                await made.create(made.joining("c3"))
+            assert "`hawse delete c2` asks the guest again" in caught.value.hint
+            made.qmp.patience = 1
             assert await asyncio.to_thread(delete, store, force=True) == []
             assert not os.path.exists(store.path)
+            made.prove_alone()
+
+    run(story)
+
+
+def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) -> None:
+    """Until the guest has released it; also after another container with the same id has come and gone."""
+
+    async def story() -> None:
+        async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
+            made.guest.answers["bind_disk"] = [254, 0]
+            made.sandbox.disks._open = lambda *_, **__: os.open("/dev/null", os.O_RDWR)
+            disk = DiskPlan(major=8, minor=16, name="sdb", writable=True)
+            await made.join(plugs=[], disks=[disk])
+            store = Store(made.store.root, "c2")
+            for _ in range(2):
+                with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it"):
+                    await asyncio.to_thread(delete, store, force=True)
+                assert os.path.exists(f"{store.path}/state.json")
+            await made.announce(f"c3/{KEY}")
+            with pytest.raises(DeviceError, match="the guest has not released it after container c2"):
+                await made.create(made.joining("c3", plugs=[], disks=[disk]))
+            store.remove()
+            await made.join(plugs=[])
+            await made.call("c2", "delete")
+            with pytest.raises(DeviceError, match="the guest does not let go of it"):
+                await made.call("c2", "delete")
+            made.qmp.patience = 1
+            await made.call("c2", "delete")
+            made.prove_alone()
+            with pytest.raises(NotFoundError):
+                await made.call("c2", "delete")
 
     run(story)
 

@@ -1,4 +1,4 @@
-"""Verbs that ask nobody: spec, features, image verify, install, timeline."""
+"""Verbs that do not use a monitor: spec, features, image, install, timeline."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from hawse.vm.image import build, store
 from tests.support.command import Command
 from tests.support.ready import make_image, make_program
 
+UNCHANGED = "the packages in apt's lists, the recipe and hawse's sources are those that it was built from"
+
 
 @pytest.fixture
 def hawse(tmp_path: Path) -> Command:
@@ -27,7 +29,7 @@ def hawse(tmp_path: Path) -> Command:
 class TestSpec:
     """`hawse spec`."""
 
-    def test_specification_is_a_bundles(self, hawse: Command, tmp_path: Path) -> None:
+    def test_written_specification_can_be_loaded(self, hawse: Command, tmp_path: Path) -> None:
         (tmp_path / "rootfs").mkdir()
         assert hawse("spec", "--bundle", str(tmp_path)).code == 0
         assert load_bundle(str(tmp_path)).process.args == ["sh"]
@@ -79,8 +81,8 @@ class TestImage:
         with pytest.raises(ImageError, match="was altered"):
             store.locate(cache=cache)
 
-    @pytest.mark.parametrize(("fresh", "result"), [(True, "built in 1.5 s"), (False, "up to date")])
-    def test_build_prints_what_it_did(
+    @pytest.mark.parametrize(("fresh", "result"), [(True, "built in 1.5 s"), (False, f"up to date: {UNCHANGED}")])
+    def test_build_prints_its_result(
         self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, result: str
     ) -> None:
         make_image(f"{tmp_path}/cache")
@@ -110,10 +112,10 @@ class TestInstall:
         hawse.configure('[vm]\nconfine = "required"\naccel = "auto"\n')
         return make_program(f"{tmp_path}/program", "exit 0")
 
-    def test_engine_is_told_and_untold(self, hawse: Command, tmp_path: Path, program: str) -> None:
+    def test_engine_is_changed_and_restored(self, hawse: Command, tmp_path: Path, program: str) -> None:
         path = tmp_path / "etc/daemon.json"
         words = ["install", "docker", "--program", program, "--file", str(path)]
-        advice = "have dockerd read it: systemctl reload docker"
+        advice = "reload dockerd: systemctl reload docker"
         dry = hawse(*words, "--dry-run")
         assert f'+            "path": "{program}"' in dry.output
         assert not path.exists()
@@ -150,15 +152,15 @@ class TestInstall:
     @pytest.mark.parametrize(
         ("words", "error"),
         [
-            (["--name", ""], "--name '': letters, digits, - and _ alone"),
-            (["--name", "a b"], "--name 'a b': letters"),
-            (["--name", "ä"], "--name 'ä': letters"),
-            (["--program", "/none"], "--program /none: not a program"),
-            (["--program", "/etc"], "--program /etc: not a program"),
-            (["--program", "/proc/version"], "--program /proc/version: not a program"),
+            (["--name", ""], "--name '': only letters, digits, - and _ are allowed"),
+            (["--name", "a b"], "--name 'a b': only letters"),
+            (["--name", "ä"], "--name 'ä': only letters"),
+            (["--program", "/none"], "--program /none: it cannot be executed"),
+            (["--program", "/etc"], "--program /etc: it cannot be executed"),
+            (["--program", "/proc/version"], "--program /proc/version: it cannot be executed"),
         ],
     )
-    def test_what_no_engine_could_run_is_refused(
+    def test_program_that_cannot_be_executed_is_refused(
         self, hawse: Command, tmp_path: Path, program: str, words: list[str], error: str
     ) -> None:
         path = tmp_path / "hawse.conf"
@@ -193,7 +195,7 @@ class TestTimeline:
         ("in the guest: boots", "boots", 100.5, 101.0),
     )
 
-    def test_steps_are_drawn_in_the_order_of_their_beginnings(self, hawse: Command, tmp_path: Path) -> None:
+    def test_steps_are_drawn_in_the_order_in_which_they_begin(self, hawse: Command, tmp_path: Path) -> None:
         path = str(tmp_path / "trace.json")
         timeline.write(path, list(self.STEPS), name="c1")
         done = hawse("timeline", path)

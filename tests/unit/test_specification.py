@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,38 @@ def test_field_that_is_refused_is_named(said: Host, path: str, kind: str) -> Non
     put(spec, path, ASKS[kind])
     row = fate_of(path)
     assert f"{row.path}: {row.why}" in said(spec)
+
+
+#: Lists in which null is the empty text, or zero, and accepted as that is: runc (1.1) accepts it, too, except in
+#: process.env and in the names of system calls.
+_NULL_IS_ACCEPTED = re.compile(
+    r"mounts\[\]\.options|process\.(args|env|user\.additionalGids)|hooks\.\w+\[\]\.(args|env)|"
+    r"linux\.(maskedPaths|readonlyPaths|seccomp\.syscalls\[\]\.names)"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [leaf for leaf in LEAVES if leaf[1] in (LIST, TEXTS, NUMBERS)], ids=lambda part: part
+)
+def test_null_in_a_list_is_the_zero_value_of_its_type(said: Host, path: str, kind: str) -> None:
+    """As Go's decoder has it. What is required and missing then is refused by its name and index."""
+    if path == "process.args":
+        spec = example()
+        spec["process"]["args"].append(None)
+        assert said(spec) == ""
+        return
+    spec, spelled = example(), example()
+    where = put(spec, path, [None])
+    put(spelled, path, [{TEXTS: "", NUMBERS: 0, LIST: {}}[kind]])
+    message = said(spec)
+    assert message == said(spelled)
+    if _NULL_IS_ACCEPTED.fullmatch(path):
+        assert message == ""
+        return
+    row = fate_of(path)
+    refused = row is not None and row.fate is Fate.REFUSED and f"{row.path}: {row.why}"
+    capability = path.startswith("process.capabilities.") and f"{where}: '' is unknown"
+    assert f"{where}[0]" in message or (refused and refused in message) or (capability and capability in message)
 
 
 def field(path: str, value: Any) -> Change:

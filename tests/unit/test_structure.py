@@ -1,4 +1,4 @@
-"""The architecture, as the imports have it: dependencies point downward, hot verbs import little."""
+"""The architecture: imports point downward, hot verbs import few modules, and test modules are not imported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import hawse
 
 PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
+TOP = Path(__file__).parents[2]
+#: Directories of test modules. Helpers in them serve only the tests of the same directory; others are in tests/support.
+SUITES = ("conformance", "contract", "engines", "lab", "unit", "vm")
 #: Shared packages, lowest first: each may import itself and those before it.
 SHARED = (
     "version",
     "errors",
+    "json_text",
     "log",
     "notes",
     "patterns",
@@ -53,7 +58,7 @@ CROSSINGS = {
     "cli.runc.run": "proxy",
 }
 #: What the guest has.
-GUEST = {"errors", "linux.libc", "linux.mounts", "linux.netlink", "link", "vfio.sysfs", "agent"}
+GUEST = {"errors", "json_text", "linux.libc", "linux.mounts", "linux.netlink", "link", "vfio.sysfs", "agent"}
 #: Files of one folder. More of them than a reader keeps in mind; cli/runc has one for each of runc's verbs.
 MOST_FILES = 15
 
@@ -138,7 +143,7 @@ def test_folders_are_small() -> None:
 
 
 @pytest.mark.parametrize(("module", "path"), [entry for entry in sources() if entry[0].startswith("agent.")])
-def test_the_agent_imports_what_the_guest_has(module: str, path: str) -> None:
+def test_agent_imports_only_modules_of_the_guest(module: str, path: str) -> None:
     packages = {"agent", "linux", "vfio"}
     packages |= {f"agent.{name}" for name in os.listdir(f"{PACKAGE}/agent") if os.path.isdir(f"{PACKAGE}/agent/{name}")}
     for imported in imports(path):
@@ -154,7 +159,7 @@ def test_init_files_are_empty() -> None:
 
 
 @pytest.mark.parametrize("verb", ["state", "start", "kill", "delete"])
-def test_a_hot_verb_imports_the_standard_library_alone(verb: str) -> None:
+def test_hot_verb_imports_only_the_standard_library(verb: str) -> None:
     text = f"import sys, hawse.__main__, hawse.cli.runc.{verb}; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
     loaded = set(answer.stdout.split())
@@ -173,8 +178,8 @@ def test_a_hot_verb_imports_the_standard_library_alone(verb: str) -> None:
     assert not {name for name in ours if name.startswith(("hawse.vm", "hawse.vfio", "hawse.oci"))}
 
 
-def test_a_start_without_a_network_loads_nothing_for_one() -> None:
-    """pyroute2 takes a sixth of a second and twenty megabytes: a program that ends has it, the monitor never."""
+def test_start_without_a_network_does_not_import_pyroute2() -> None:
+    """pyroute2 needs 0.17 s and 20 MB, so a separate program imports it, and never the monitor."""
     text = "import sys, hawse.monitor.main, hawse.monitor.lifecycle, hawse.cli.runc.run; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
     loaded = set(answer.stdout.split())
@@ -182,14 +187,14 @@ def test_a_start_without_a_network_loads_nothing_for_one() -> None:
     assert not loaded & {"pyroute2", "hawse.tap_helper.main", "hawse.tap_helper.interfaces"}
 
 
-def test_what_is_loaded_before_qemu_starts_needs_no_asyncio() -> None:
+def test_asyncio_is_not_imported_before_qemu_starts() -> None:
     text = "import sys, hawse.monitor.main; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, check=True)
     assert "asyncio" not in answer.stdout.split()
 
 
-def test_the_guests_modules_need_no_typing() -> None:
-    """Its import alone costs a tenth of a second in a guest without KVM."""
+def test_modules_of_the_guest_do_not_import_typing() -> None:
+    """Importing it takes 0.1 s in a guest without KVM."""
     names = [module for module, _ in sources() if module.startswith(("agent.", "link."))]
     text = f"import sys\nfor n in {names!r}: __import__('hawse.' + n)\nprint(*sys.modules)"
     command = [
@@ -209,3 +214,24 @@ def test_docs_architecture_names_every_folder() -> None:
     folders = {package(module).replace(".", "/") for module, _ in sources() if "." in module}
     assert folders <= named
     assert not {name for name in named - folders if os.path.exists(os.path.join(PACKAGE, name))}
+
+
+def imported_from_tests(path: Path) -> set[str]:
+    """The modules of tests that a source imports, as "lab.host"; names are included, since each may be a module."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module.removeprefix("tests.") for module in modules if module.startswith("tests.")}
+
+
+def test_test_modules_are_not_imported() -> None:
+    """A suite's helper modules are imported only by this suite, by benchmarks, and by unit tests of these helpers."""
+    for path in (*(TOP / "tests").rglob("*.py"), *(TOP / "bench").rglob("*.py")):
+        suite = path.relative_to(TOP / "tests").parts[0] if TOP / "tests" in path.parents else "bench"
+        for module in imported_from_tests(path):
+            parts = module.split(".")
+            assert not any(part.startswith("test_") or part == "conftest" for part in parts), f"{path} imports {module}"
+            assert suite in ("unit", "bench") or parts[0] not in SUITES or parts[0] == suite, f"{path} imports {module}"

@@ -72,7 +72,7 @@ def test_table_has_a_line_for_each(host: Planner, hawse: Command) -> None:
         (["remove", "ab", "x"], "no template begins with 'x'"),
     ],
 )
-def test_words_that_make_no_sense_remove_nothing(host: Planner, hawse: Command, words: list[str], error: str) -> None:
+def test_invalid_arguments_remove_nothing(host: Planner, hawse: Command, words: list[str], error: str) -> None:
     for digest in ("ab", "ac"):
         keep(host, digest * 32)
     done = hawse("template", *words)
@@ -91,16 +91,16 @@ def test_templates_are_removed(host: Planner, hawse: Command, words: list[str], 
 
 
 @pytest.mark.parametrize("bundle", [False, True])
-def test_one_that_is_there_is_not_built_again(host: Planner, hawse: Command, bundle: bool) -> None:
+def test_existing_template_is_not_built_again(host: Planner, hawse: Command, bundle: bool) -> None:
     """Of the configuration's machine, or of a bundle's."""
     machine = host.sandbox(host.config(vm='share = "9p"')).machine
     keep(host, digest_of(machine), used=3)
     done = hawse("template", "build", *(["--bundle", host.bundle] if bundle else []))
     assert (done.code, done.errors) == (0, "")
-    assert done.output == f"template {digest_of(machine)[:12]}: 3 MiB, is there already\n"
+    assert done.output == f"template {digest_of(machine)[:12]}: 3 MiB, exists already\n"
 
 
-def test_machine_without_one_has_none_built(host: Planner, hawse: Command) -> None:
+def test_no_template_is_built_if_templates_are_disabled(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(more="[template]\nenabled = false"))
     done = hawse("template", "build")
     assert (done.code, "this machine has no template" in done.errors) == (1, True)
@@ -109,7 +109,7 @@ def test_machine_without_one_has_none_built(host: Planner, hawse: Command) -> No
         build(host.sandbox(host.config(more=f'[devices]\nplug = "cold"\n{EMULATED}')).machine)
 
 
-def test_machine_is_booted_and_kept(tmp_path: Path) -> None:
+def test_vm_is_booted_and_saved(tmp_path: Path) -> None:
     """The second time there is nothing to do."""
     host = Sandboxes(str(tmp_path))
     host.hawse.configure(host.config(vm='share = "9p"\nmemory_mib = 128'))
@@ -118,12 +118,12 @@ def test_machine_is_booted_and_kept(tmp_path: Path) -> None:
     digest, _, rest = done.output.removeprefix("template ").partition(": ")
     assert re.fullmatch(r"0 MiB, built in \d+\.\d s\n", rest)
     assert float(rest.split()[4]) < 60, "seconds"
-    assert host.hawse("template", "build").output == f"template {digest}: 0 MiB, is there already\n"
+    assert host.hawse("template", "build").output == f"template {digest}: 0 MiB, exists already\n"
     [entry] = json.loads(host.hawse("template", "list", "-f", "json").output)
     assert entry["digest"].startswith(digest)
 
 
-def test_template_that_another_process_makes_is_not_made_twice(tmp_path: Path) -> None:
+def test_template_that_another_process_builds_is_not_built_twice(tmp_path: Path) -> None:
     host = Sandboxes(str(tmp_path))
     text = host.config(vm='share = "9p"\nmemory_mib = 128')
     host.hawse.configure(text)

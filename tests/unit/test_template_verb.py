@@ -1,4 +1,4 @@
-"""`hawse template`: what it lists, builds and removes, and which words it refuses."""
+"""`hawse template`: lists, builds and removes templates, and refuses invalid arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPE = VmShape(
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Those of a host whose cache has two templates, the second of them damaged."""
+    """Settings whose cache contains two templates, the second of them damaged."""
     for digest in (FIRST, SECOND):
         draft = templates.begin(str(tmp_path), digest, SHAPE)
         assert draft is not None
@@ -55,7 +55,7 @@ def left(settings: Settings) -> list[str]:
     return [name for name, _ in templates.list_all(settings.config.image.cache)]
 
 
-def test_the_table_has_a_line_for_each_template(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_a_line_for_each_template(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(settings, "list") == 0
     header, usable, damaged = capsys.readouterr().out.splitlines()
     assert header.split() == ["DIGEST", "MIB", "CREATED", "MACHINE"]
@@ -64,7 +64,7 @@ def test_the_table_has_a_line_for_each_template(settings: Settings, capsys: pyte
     assert re.fullmatch(r"(ab){6} +unusable: the template (ab){6} is damaged: .*/state has 1 bytes, not 5", damaged)
 
 
-def test_the_json_has_what_the_table_has(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_data_of_the_table(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(settings, "list", "--format", "json") == 0
     usable, damaged = json.loads(capsys.readouterr().out)
     assert (usable["digest"], usable["used_bytes"], usable["shape"]["cpus"]) == (FIRST, 3 * ram_file.MIB, 2)
@@ -75,7 +75,7 @@ def test_the_json_has_what_the_table_has(settings: Settings, capsys: pytest.Capt
     ("words", "stays"),
     [(["aa"], [SECOND]), ([FIRST], [SECOND]), (["ab"], [FIRST]), (["aa", "ab"], []), (["--all"], [])],
 )
-def test_templates_are_removed_by_the_beginnings_of_their_digests(
+def test_templates_are_removed_by_the_first_characters_of_their_digests(
     settings: Settings, capsys: pytest.CaptureFixture[str], words: list[str], stays: list[str]
 ) -> None:
     assert run(settings, "remove", *words) == 0
@@ -99,7 +99,7 @@ def test_templates_are_removed_by_the_beginnings_of_their_digests(
         (["build", "--all"], "template build takes no digest"),
     ],
 )
-def test_words_that_mean_nothing_are_refused_and_nothing_is_removed(
+def test_invalid_arguments_are_refused_and_nothing_is_removed(
     settings: Settings, words: list[str], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -107,19 +107,19 @@ def test_words_that_mean_nothing_are_refused_and_nothing_is_removed(
     assert left(settings) == [FIRST, SECOND]
 
 
-def test_a_cache_without_templates_has_an_empty_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_without_templates_has_an_empty_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(settings_of(tmp_path), "list") == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("fresh", "how"), [(True, "built in 2.5 s"), (False, "is there already")])
-def test_a_build_is_described(settings: Settings, fresh: bool, how: str) -> None:
+@pytest.mark.parametrize(("fresh", "how"), [(True, "built in 2.5 s"), (False, "exists already")])
+def test_result_of_a_build_is_printed(settings: Settings, fresh: bool, how: str) -> None:
     made = templates.find(settings.config.image.cache, FIRST)
     assert made is not None
     assert verb.described(made, fresh, 2.46) == f"template {FIRST[:12]}: 3 MiB, {how}"
 
 
-def test_a_build_is_for_the_machine_of_the_bundle_or_for_one_without_devices(settings: Settings) -> None:
+def test_build_is_for_the_vm_of_the_bundle_or_for_one_without_devices(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="/no/bundle"):
         run(settings, "build", "--bundle", "/no/bundle")
     with pytest.raises(ImageError):  # the cache has none

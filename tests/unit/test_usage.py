@@ -1,4 +1,4 @@
-"""Statistics, lists of processes, limits: from what a guest or an engine says to what is told or set."""
+"""Statistics, process lists and limits: data of guests and engines is checked and converted."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_rows_are_bounded_and_printable() -> None:
     assert json.loads(json.dumps(listed(PROCESS))) == [[0, 1, 0, 100, "?", 10, "/bin/sh?[2J"]]
 
 
-def test_a_table_as_ps_prints_it() -> None:
+def test_table_has_the_format_of_ps() -> None:
     other = {"uid": 1000, "pid": 2, "parent": 1, "age": 0, "terminal": "pts/0", "used": 3661, "command": "x"}
     lines = [line.split() for line in table(listed(PROCESS, other), now=1_000_000)]
     assert [(row[0], row[1], row[2], row[3], *row[5:]) for row in lines] == [
@@ -162,7 +162,7 @@ def test_a_table_as_ps_prints_it() -> None:
     ]
 
 
-def test_the_hosts_ps_is_reduced_to_the_containers_lines() -> None:
+def test_output_of_the_hosts_ps_is_filtered() -> None:
     lines = ["UID PID CMD", "root 12 12", "root 1 12", "root 123 x"]
     assert chosen(lines, [12, 7]) == ["UID PID CMD", "root 12 12"]
     with pytest.raises(HostError, match="leave the column PID out"):
@@ -223,7 +223,7 @@ def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:
                 "unified": {"memory.high": "9"},
             },
         ),
-        # What is as it was, or nothing in one of many ways, is no change; device rules are passed over, as by runc.
+        # Unchanged and empty values change nothing; device rules are ignored, as by runc.
         (
             {
                 "blockIO": {"weight": 7}, "devices": [{"allow": True}], "hugepageLimits": [], "rdma": None,
@@ -253,7 +253,7 @@ def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> Non
         ({"unified": {"memory.../x": "1"}}, "cannot be changed"),
     ],
 )
-def test_what_cannot_be_changed_is_named(wanted: Any, words: str) -> None:
+def test_field_that_cannot_be_changed_is_named(wanted: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         merge(wanted, CURRENT)
     assert words in caught.value.message
@@ -281,7 +281,7 @@ def test_no_engine_breaks_the_merge(wanted: Any) -> None:
         ({"cpu": {"cpus": "0"}}, False),
         ({"pids": {"limit": 5}}, False),
         ({"unified": {"memory.high": "9"}}, False),
-        # What is refused is the monitor's to refuse.
+        # The monitor refuses these.
         ({"blockIO": {"weight": 8}}, False),
         ({"memory": {"kernel": 5}}, False),
         ({"cpu": "x"}, False),
@@ -289,7 +289,7 @@ def test_no_engine_breaks_the_merge(wanted: Any) -> None:
         ([], False),
     ],
 )
-def test_update_that_changes_nothing_is_found_out(wanted: Any, nothing: bool) -> None:
+def test_update_that_changes_nothing_is_detected(wanted: Any, nothing: bool) -> None:
     current = limits_of(CURRENT)
     assert changes_nothing(wanted, current) is nothing
     if nothing:
@@ -330,13 +330,21 @@ def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
     ("text", "size"), [("0", 0), ("512m", 512 << 20), ("1G", 1 << 30), ("2kb", 2048), ("3 MiB", 3 << 20), ("-1", -1)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size("memory", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "m", "-2", "1x", "1.5.2g", "\u0661"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
-        parse_size(text)
+def test_invalid_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"update: --memory .* is not a size"):
+        parse_size("memory", text)
+
+
+@pytest.mark.parametrize("options", [{"cpu-quota": "9999999999999999999"}, {"memory": "9999999p"}])
+def test_numbers_of_more_than_64_bits_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="64 bits") as caught:
+        from_options(options)
+    assert caught.value.message.startswith(f"update: --{next(iter(options))} ")
+    assert caught.value.hint
 
 
 def test_options_become_resources() -> None:
@@ -350,6 +358,6 @@ def test_intervals(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "-5s", "0s", "5s5", "5 s"])
-def test_intervals_that_are_none(text: str) -> None:
+def test_invalid_intervals_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_interval(text)

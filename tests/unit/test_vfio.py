@@ -18,6 +18,7 @@ from hawse.vfio.emulated import EmulatedGroup, find, read_table
 from hawse.vfio.groups import Bar, Bridge, check_free, check_viable, holders, read_group
 from hawse.vfio.obstacles import check_token
 from hawse.vfio.requests import find_request
+from tests.support.oci import device
 from tests.support.sysfs import FakeSysfs
 
 RESOURCE = """0x00000000fe000000 0x00000000fe01ffff 0x0000000000040200
@@ -209,10 +210,6 @@ def test_process_that_has_a_group_open_is_named(host: FakeSysfs) -> None:
     assert holders(5, root=host.root) == [(4242, "qemu-system-x86")]
     with pytest.raises(DeviceError, match=r"is in use: qemu-system-x86 \(pid 4242\) has \S+/dev/vfio/5 open"):
         check_free(group, root=host.root, open_node=busy)
-
-
-def device(path: str, major: int, minor: int, kind: str = "c") -> Device:
-    return Device(path=path, type=kind, major=major, minor=minor)
 
 
 def test_nodes_are_found_by_their_numbers_at_any_path(host: FakeSysfs) -> None:

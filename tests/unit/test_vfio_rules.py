@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hawse.vfio.device_rules import of_node, translate
+from tests.support.oci import verdict
 
 DENY = {"allow": False, "type": "a", "access": "rwm"}
 #: A group, the VFIO container, /dev/iommu, a device file, and a device file that the guest lacks.
@@ -18,15 +19,6 @@ MOVES = [
 def rule(allow: bool, major: int | None = None, minor: int | None = None, access: str = "rw", kind: str = "c") -> Any:
     numbers = {key: number for key, number in (("major", major), ("minor", minor)) if number is not None}
     return {"allow": allow, "type": kind, **numbers, "access": access}
-
-
-def verdict(rules: list[dict[str, Any]], numbers: tuple[int, int], access: str) -> bool:
-    """The decision as in crun: that of the last rule that covers the whole access."""
-    for one in reversed(rules):
-        hit = all(one.get(key, -1) in (-1, n) for key, n in zip(("major", "minor"), numbers, strict=True))
-        if (one["type"] == "a" or (one["type"] == "c" and hit)) and set(access) <= set(one["access"]):
-            return bool(one["allow"])
-    return False
 
 
 @pytest.mark.parametrize(

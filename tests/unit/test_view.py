@@ -17,6 +17,7 @@ from hawse.commands.spawn import Namespaces
 from hawse.proxy.view import encode
 from hawse.state.store import Store
 from tests.support.fake_monitor import FakeMonitor
+from tests.support.mount_table import mounts_of
 from tests.support.netns import Namespace
 from tests.support.proxies import Attached, Pipes
 
@@ -136,8 +137,7 @@ def test_file_systems_of_the_guest_are_empty_and_readonly(monitor: FakeMonitor, 
         assert (root / "proc/1/comm").read_text() == "hawse-proxy\n"
         assert list((root / "tmp").iterdir()) == []
         assert error_of(root / "tmp/new") == errno.EROFS
-        lines = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
-        options = {words[4]: set(words[5].split(",")) for words in lines}
+        options = {mount.point: mount.options for mount in mounts_of(pid)}
         assert options["/proc"] >= {"rw", "nosuid", "nodev", "noexec"}
         assert options["/tmp"] >= {"ro", "nosuid", "nodev", "noexec"}
 

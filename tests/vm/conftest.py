@@ -1,24 +1,45 @@
-"""Stages of a container's life as fixtures. Each test proves at its end that the host is as it was."""
+"""A runtime and network namespaces for a test, which proves at its end that the host is unchanged."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.netns import Namespace
 from tests.support.runtime import Runtime
 
 
 @pytest.fixture
 def runtime(tmp_path: os.PathLike[str]) -> Iterator[Runtime]:
-    """hawse with a root of its own; afterwards its containers are deleted and nothing may be left of them."""
+    """hawse with a private root. After the test its containers are deleted, and nothing of them may be left."""
     before = snapshot()
     made = Runtime(str(tmp_path))
     yield made
     for name in os.listdir(made.root) if os.path.isdir(made.root) else ():
         made("delete", "--force", name)
-    # Orphaned proxies are collected by PID 1 in its own time.
+    # PID 1 collects orphaned proxies with a delay, for which prove_unchanged() waits.
     prove_unchanged(before)
     assert not os.path.isdir(made.root) or os.listdir(made.root) == []
+
+
+@pytest.fixture
+def new_namespace() -> Iterator[Callable[[], Namespace]]:
+    """A function that creates a network namespace, which is removed after the test."""
+    with ExitStack() as undo:
+        yield lambda: undo.enter_context(Namespace())
+
+
+@pytest.fixture
+def inside(new_namespace: Callable[[], Namespace]) -> Namespace:
+    """The network namespace of a sandbox."""
+    return new_namespace()
+
+
+@pytest.fixture
+def outside(new_namespace: Callable[[], Namespace]) -> Namespace:
+    """The network namespace at the other ends of its cables."""
+    return new_namespace()

@@ -1,4 +1,4 @@
-"""VFIO groups that come to a running container and leave it."""
+"""VFIO groups are attached to a running container and detached."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from hawse.commands.client import call
 from hawse.config import Config
 from hawse.state.store import Store
 from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER
+from tests.support.processes import children, name_of
+from tests.support.running import running_container
+from tests.support.runtime import Runtime
 from tests.support.soak import rounds
 
 pytestmark = pytest.mark.vm
@@ -38,28 +41,23 @@ PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """A container that was created with group 8 and runs; it is the same for all tests of this module."""
-    before = snapshot()
+    """A running container that was created with group 8, for all tests of this module."""
     directory = str(tmp_path_factory.mktemp("attach"))
-    made = Runtime(directory)
-    made.configure(GROUPS)
     bundle = f"{directory}/bundle"
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+    spec = make_bundle(bundle, FOREVER, rlimits=[UNLIMITED])
     shutil.copy(build_probe(directory), f"{bundle}/rootfs/bin/probe")
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/8", 511, 8)])
     for mount in spec["mounts"]:
         if mount["destination"] == "/sys":
             mount["options"] = ["nosuid", "noexec", "nodev"]
     write(bundle, spec)
-    made.run_detached(bundle, "c1")
-    yield made
-    assert made("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, bundle, "c1", configuration=GROUPS) as runtime:
+        yield runtime
 
 
 @pytest.fixture(autouse=True)
 def alone(runtime: Runtime) -> Iterator[None]:
-    """Each test begins and ends with group 8 alone."""
+    """Each test begins and ends with only group 8."""
     yield
     for entry in runtime.state("c1")["vfio"]:
         if entry["host"]["group"] != 8:
@@ -67,44 +65,45 @@ def alone(runtime: Runtime) -> Iterator[None]:
     assert [entry["host"]["group"] for entry in runtime.state("c1")["vfio"]] == [8]
 
 
-def shell(runtime: Runtime, script: str) -> Result:
-    return runtime("exec", "c1", "/bin/sh", "-c", script)
-
-
 def attached(runtime: Runtime, group: int) -> dict[str, Any]:
     [entry] = [entry for entry in runtime.state("c1")["vfio"] if entry["host"]["group"] == group]
     return dict(entry)
 
 
-def test_a_group_is_used_as_one_that_was_there_from_the_start(runtime: Runtime) -> None:
+def test_attached_group_is_used_like_one_of_the_bundle(runtime: Runtime) -> None:
     result = runtime("attach", "c1", "5")
     assert result.code == 0, result
     entry = attached(runtime, 5)
     assert entry["guest"]["address"] in result.output
-    probe = shell(runtime, "probe /dev/vfio/5")
+    probe = runtime.shell("c1", "probe /dev/vfio/5")
     assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
-    assert shell(runtime, f"probe {entry['nodes'][0]}").code == 0, "the guest's own number"
-    assert shell(runtime, "probe /dev/vfio/8").code == 0, "the other one still works"
+    assert runtime.shell("c1", f"probe {entry['nodes'][0]}").code == 0, "the guest's own number"
+    assert runtime.shell("c1", "probe /dev/vfio/8").code == 0, "the other one still works"
 
 
-def test_the_container_can_read_what_it_has(runtime: Runtime) -> None:
-    assert json.loads(shell(runtime, "cat /dev/hawse/devices.json").output) == runtime.state("c1")["vfio"]
+def test_container_can_read_its_devices(runtime: Runtime) -> None:
+    assert json.loads(runtime.shell("c1", "cat /dev/hawse/devices.json").output) == runtime.state("c1")["vfio"]
     runtime("attach", "c1", "5", "6")
-    seen = json.loads(shell(runtime, "cat /dev/hawse/devices.json").output)
+    seen = json.loads(runtime.shell("c1", "cat /dev/hawse/devices.json").output)
     assert [entry["host"]["group"] for entry in seen] == [8, 5, 6]
     assert seen == runtime.state("c1")["vfio"]
 
 
-def test_a_group_that_is_detached_is_gone(runtime: Runtime) -> None:
+def test_detached_group_is_gone(runtime: Runtime) -> None:
     runtime("attach", "c1", "5")
     entry = attached(runtime, 5)
+    guest = entry["guest"]["address"]
+    result = runtime("detach", "c1", guest)
+    assert result.errors == (
+        f"hawse: {guest} is an address in the guest; on the host this is the emulated group 5 [`hawse detach c1 5`]\n"
+    )
     result = runtime("detach", "c1", "5")
     assert result.code == 0, result
     paths = " ".join([*entry["nodes"], f"/sys/bus/pci/devices/{entry['guest']['address']}"])
-    assert shell(runtime, f"ls -d {paths} 2>/dev/null").output == ""
+    assert runtime.shell("c1", f"ls -d {paths} 2>/dev/null").output == ""
 
 
-def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
+def test_group_in_use_is_detached_only_by_force(runtime: Runtime) -> None:
     runtime("attach", "c1", "5")
     script = "exec 3<>/dev/vfio/5; echo open; sleep 1000"
     with runtime.start("exec", "c1", "/bin/sh", "-c", script, **PIPES) as holder:
@@ -113,7 +112,7 @@ def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
         result = runtime("detach", "c1", "5")
         assert result.code == 1
         assert "of the guest is in use: 'sleep 1000' (process " in result.errors
-        assert shell(runtime, "ls /dev/vfio/5").code == 0, "nothing was taken"
+        assert runtime.shell("c1", "ls /dev/vfio/5").code == 0, "nothing was taken"
         assert runtime("detach", "--force", "c1", "5").code == 0
         assert holder.wait(timeout=patience(20)) == 137
 
@@ -127,18 +126,18 @@ def test_a_group_in_use_is_detached_by_force_alone(runtime: Runtime) -> None:
         ("nonsense", "'nonsense' is neither a group's number nor a PCI address"),
     ],
 )
-def test_what_cannot_be_attached_is_refused(runtime: Runtime, target: str, words: str) -> None:
+def test_group_that_cannot_be_attached_is_refused(runtime: Runtime, target: str, words: str) -> None:
     result = runtime("attach", "c1", target)
     assert result.code == 1
     assert words in result.errors
 
 
-def test_what_is_not_attached_cannot_be_detached(runtime: Runtime) -> None:
+def test_group_that_is_not_attached_cannot_be_detached(runtime: Runtime) -> None:
     result = runtime("detach", "c1", "5")
     assert (result.code, "group 5 is not attached [attached: 8]" in result.errors) == (1, True), result
 
 
-def test_ports_run_out_with_a_sentence(runtime: Runtime) -> None:
+def test_error_says_that_no_port_is_free(runtime: Runtime) -> None:
     assert runtime("attach", "c1", "5", "6", "7").code == 0
     runtime.configure(GROUPS + '9 = ["edu"]\n')
     result = runtime("attach", "c1", "9")
@@ -147,42 +146,42 @@ def test_ports_run_out_with_a_sentence(runtime: Runtime) -> None:
     assert "group 9: no spare port is left in the virtual machine" in result.errors
 
 
-def test_a_slot_of_two_functions_comes_and_goes_whole(runtime: Runtime) -> None:
+def test_both_functions_of_a_slot_are_attached_and_detached(runtime: Runtime) -> None:
     assert runtime("attach", "c1", "7").code == 0
     entries = [entry for entry in runtime.state("c1")["vfio"] if entry["host"]["group"] == 7]
     assert len({entry["guest"]["group"] for entry in entries}) == 1
     group = entries[0]["guest"]["group"]
-    assert len(shell(runtime, f"ls /sys/kernel/iommu_groups/{group}/devices").output.split()) == 2
+    assert len(runtime.shell("c1", f"ls /sys/kernel/iommu_groups/{group}/devices").output.split()) == 2
     assert runtime("detach", "c1", "7").code == 0
 
 
 def test_lost_events_lose_no_device(runtime: Runtime) -> None:
-    """The kernel drops events for a listener that does not keep up; the truth is in sysfs.
+    """The kernel drops events for a slow listener, so the agent also reads sysfs.
 
-    The agent's socket is the only one of its protocol that anybody listens at (proc(5), /proc/net/netlink).
+    The agent's socket is the only one of its protocol in /proc/net/netlink that listens (proc(5)).
     """
     drops = "awk '$2 == 15 && $4 != \"00000000\" { print $9 }' /proc/net/netlink"
-    # A write each, and no program started for it: the agent keeps up with a shell's.
+    # One write for each, without starting a program: the agent is as fast as a shell.
     flood = "while [ ! -e /tmp/enough ]; do yes change | dd bs=7 count=9999 of=/sys/class/mem/null/uevent 2>&-; done"
     loud = runtime.start("exec", "c1", "/bin/sh", "-c", f"{flood} & {flood} & {flood}; wait", stdin=subprocess.DEVNULL)
     try:
-        # Three rounds, and more while the agent keeps up, as it may where nothing else is busy.
+        # Three rounds, and more while the agent is fast enough, as it may be on an idle host.
         for number in range(40):
             assert runtime("attach", "c1", "5").code == 0
             assert runtime("detach", "c1", "5").code == 0
-            if number >= 2 and int(shell(runtime, f"busybox {drops}").output) > 0:
+            if number >= 2 and int(runtime.shell("c1", f"busybox {drops}").output) > 0:
                 break
         else:
             pytest.fail("no event was lost")
     finally:
-        # Not by killing the command that waits for it: the loops are the container's and would go on.
-        assert shell(runtime, "touch /tmp/enough").code == 0
+        # Killing the command that waits would not end the loops, which run in the container.
+        assert runtime.shell("c1", "touch /tmp/enough").code == 0
         loud.wait(timeout=patience(20))
 
 
 @pytest.mark.soak
-def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
-    """By the monitor's socket, as the commands do it, without a process for each."""
+def test_many_rounds_of_attach_and_detach_leave_nothing(runtime: Runtime) -> None:
+    """Over the socket of the monitor, like the commands, but without a process for each."""
     store = Store(runtime.root, "c1")
     [wanted], _ = prepare(store, ["5"], Config(emulated={"5": ["edu"]}))
     call(store, "attach", wanted)
@@ -194,11 +193,11 @@ def test_no_round_of_many_leaves_anything(runtime: Runtime) -> None:
         call(store, "detach", {"group": 5, "force": False})
     assert (_settled(runtime), call(store, "room", {})) == before
     assert runtime("attach", "c1", "5").code == 0
-    assert shell(runtime, "probe /dev/vfio/5").code == 0
+    assert runtime.shell("c1", "probe /dev/vfio/5").code == 0
 
 
-def test_a_container_that_is_being_created_gets_its_devices_too(runtime: Runtime, tmp_path: Path) -> None:
-    """While its guest boots: what is plugged then must not be taken for something to unplug."""
+def test_device_is_attached_while_the_container_is_created(runtime: Runtime, tmp_path: Path) -> None:
+    """The guest is booting: a device that is plugged then must not be unplugged as a leftover."""
     runtime.configure(GROUPS + "[template]\nenabled = false\n")
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
@@ -223,13 +222,16 @@ def _entries(answer: object) -> list[dict[str, Any]]:
 
 
 def _settled(runtime: Runtime) -> dict[str, int]:
-    """:func:`_descriptors`, once the monitor has closed the connections of the calls before."""
-    monitor = json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"]
+    """Wait until the monitor has closed earlier connections; returns :func:`_descriptors`."""
+    monitor = runtime.monitor("c1")
 
     def quiet() -> bool:
         accepted = re.findall(r" 03 +(\d+) \S*/monitor\.sock$", Path("/proc/net/unix").read_text(), re.MULTILINE)
-        links = [os.readlink(path) for path in Path(f"/proc/{monitor}/fd").iterdir()]
-        # Not that of the first process's proxy, which stays: it is listed in the container's network namespace.
+        try:
+            links = [os.readlink(path) for path in Path(f"/proc/{monitor}/fd").iterdir()]
+        except FileNotFoundError:
+            return False  # one was closed meanwhile
+        # Without the connection of the first process's proxy, which stays: the container's network namespace lists it.
         return not any(f"socket:[{inode}]" in links for inode in accepted)
 
     wait_until(quiet)
@@ -237,15 +239,10 @@ def _settled(runtime: Runtime) -> dict[str, int]:
 
 
 def _descriptors(runtime: Runtime) -> dict[str, int]:
-    """How many descriptors the sandbox's processes have, by what they are."""
-    monitor = json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"]
+    """The numbers of descriptors of the sandbox's processes, by their names."""
+    monitor = runtime.monitor("c1")
     found = {"monitor": len(os.listdir(f"/proc/{monitor}/fd"))}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                name, _, rest = file.read().rpartition(")")
-            if int(rest.split()[1]) == monitor:
-                found[name.partition("(")[2]] = len(os.listdir(f"/proc/{pid}/fd"))
-        except OSError:
-            continue
+    for pid in children(monitor):
+        with suppress(OSError):  # a command of the monitor, which has ended
+            found[name_of(pid)] = len(os.listdir(f"/proc/{pid}/fd"))
     return found

@@ -1,4 +1,4 @@
-"""Bundles that work under runc and are unusual: each runs under both, and prints the same."""
+"""Unusual bundles that work under runc: each runs under runc and hawse, and prints the same."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.bundles import make_bundle, write
+from tests.support.bundles import drop_cgroups, make_bundle, write
+from tests.support.mount_table import parse
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
 from tests.support.programs import compiled
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
 
-#: Handles SIGTERM from its first instruction on, and makes a file then.
+#: Handles SIGTERM from its first instruction on, by creating a file.
 HANDLER = """
 #include <fcntl.h>
 #include <signal.h>
@@ -30,10 +32,11 @@ int main(void) { signal(SIGTERM, end); for (;;) pause(); }
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> None:
-    """A FIFO, links to nothing, a relative path, and commas in the paths of state and bundle.
+def test_mount_points_are_created_as_under_runc(tmp_path: Path, readonly: bool) -> None:
+    """A FIFO, dangling links, a relative path, and commas in the paths of state and bundle.
 
-    The kernel's own files, a device outside /dev, a root without /dev: the guest cannot make them in a read-only root.
+    Also for files of the kernel, a device outside of /dev and a root without /dev: the guest cannot create these in a
+    read-only root.
     """
     outputs = {}
     for name in ("hawse", "runc"):
@@ -84,17 +87,17 @@ def test_mount_points_are_made_as_under_runc(tmp_path: Path, readonly: bool) -> 
     assert outputs["hawse"] == outputs["runc"] == "shared\n" * 4 + made
 
 
-#: Of a mount, what a bind or a remount can lose.
+#: Flags of a mount that a bind or a remount may lose.
 FLAGS = {"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"}
 POINTS = ("/all", "/some", "/some/kept", "/plain", "/file", "/proc", "/proc/bus", "/proc/sys", "/proc/fs", "/sys")
-#: Ranges of a user namespace's ids.
+#: Sizes of the id range of a user namespace.
 MAPS = {"no user namespace": 0, "user namespace": 65536, "user namespace of all ids": 2**32 - 1}
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that other users may enter, with a file system in which atime is off: in a user namespace runc can
-    change that of no other."""
+    """A directory that other users may enter, on a file system with noatime. In a user namespace, runc cannot change
+    this flag."""
     with tempfile.TemporaryDirectory(dir="/tmp") as made:
         os.chmod(made, 0o755)
         quiet = f"{made}/quiet"
@@ -107,15 +110,14 @@ def directory() -> Iterator[Path]:
 
 
 def flags(mountinfo: str) -> dict[str, set[str]]:
-    """The flags of the mounts at POINTS, of the last one at each."""
-    lines = [line.split(" ") for line in mountinfo.splitlines() if line.count(" ") > 5]
-    return {line[4]: FLAGS & set(line[5].split(",")) for line in lines if line[4] in POINTS}
+    """The flags of the mounts at POINTS; the last mount at a point counts."""
+    return {mount.point: FLAGS & mount.options for mount in parse(mountinfo) if mount.point in POINTS}
 
 
 @pytest.mark.parametrize("users", MAPS)
 def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: str) -> None:
-    """Binds' own flags, those that a read-only path has from the mount that it is on, and /sys. A process of `exec`
-    leads its session, with a terminal or without."""
+    """Flags of binds, flags that a read-only path inherits from its mount, and flags of /sys. A process of `exec` leads
+    its session, with and without a terminal."""
     source = directory / "source"
     (source / "kept").mkdir(parents=True)
     (source / "file").touch()
@@ -125,7 +127,7 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
     seen, container = {}, f"flags-{os.getpid()}"
     for name in ("runc", "hawse"):
         bundle = str(directory / name)
-        spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+        spec = make_bundle(bundle, FOREVER)
         spec["mounts"] += [
             {
                 "destination": destination, "type": "bind", "options": ["bind", *wanted],
@@ -133,7 +135,7 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
             }
             for destination, wanted in options.items()
         ]  # fmt: skip
-        spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+        drop_cgroups(spec)
         spec["mounts"][0]["options"] = ["nosuid", "nodev", "noexec"]
         assert spec["mounts"][0]["destination"] == "/proc"
         spec["linux"]["readonlyPaths"].append("/some/kept")
@@ -171,7 +173,7 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
 
 def _runc(directory: str, *arguments: str) -> Result:
     words = ["runc", "--root", f"{directory}/runc", *arguments]
-    with open(f"{directory}/said", "w+") as said:  # no pipe, which the container would have, too
+    with open(f"{directory}/said", "w+") as said:  # not a pipe, which the container would inherit
         ran = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False)
         said.seek(0)
         return Result(ran.returncode, said.read(), "")
@@ -189,3 +191,23 @@ def test_signal_right_after_the_start_is_handled(runtime: Runtime, tmp_path: Pat
         wait_until(Path(bundle, "rootfs/handled").exists, seconds=patience(20))
         Path(bundle, "rootfs/handled").unlink()
         assert runtime("delete", "--force", f"c{number}").code == 0
+
+
+def test_null_in_a_list_is_an_empty_text_as_under_runc(tmp_path: Path) -> None:
+    outputs = {}
+    for name in ("hawse", "runc"):
+        bundle = str(tmp_path / name)
+        script = "echo $#; id -G; wc -c < /proc/keys; touch /writable; touch /proc/sys/x 2>/dev/null || echo read-only"
+        spec = make_bundle(bundle, ["/bin/sh", "-c", script, "sh"])
+        spec["process"]["args"] += [None, "a", None]
+        spec["process"]["user"]["additionalGids"] = [5, None]
+        spec["mounts"][1]["options"].append(None)
+        spec["linux"]["maskedPaths"] = [None, "/proc/keys"]
+        spec["linux"]["readonlyPaths"] = [None, "/proc/sys"]
+        write(bundle, spec)
+        if name == "runc":
+            command = ["runc", "run", "--bundle", bundle, "null-runc"]
+            outputs[name] = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        else:
+            outputs[name] = Runtime(str(tmp_path))("run", "--bundle", bundle, "null").output
+    assert outputs["hawse"] == outputs["runc"] == "3\n0 5\n0\nread-only\n"

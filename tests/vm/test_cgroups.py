@@ -1,4 +1,4 @@
-"""A sandbox's processes in the cgroups of this machine, whichever version it has, and nothing of them afterwards."""
+"""The processes of a sandbox are in the cgroups of this host, of either version, and nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from pathlib import Path
 
 import pytest
 
-from hawse.host.cgroup.sandbox_cgroup import hierarchies
 from hawse.oci.limits.cpusets import written
 from tests.support.bundles import make_bundle, write
 from tests.support.manifests import DEPLOY
+from tests.support.mount_table import cgroup_hierarchies
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
+from tests.support.processes import children
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 
 def mounts() -> list[str]:
-    with open("/proc/self/mountinfo") as file:
-        return [hierarchy.mount for hierarchy in hierarchies(file.read())]
+    return [hierarchy.mount for hierarchy in cgroup_hierarchies()]
 
 
 def cgroups_of(pid: int) -> set[str]:
-    """The paths that the process is in, one for all hierarchies where they agree."""
+    """The paths of a process's cgroups; equal paths of several hierarchies are one."""
     with open(f"/proc/{pid}/cgroup") as file:
         return {line.rstrip("\n").split(":", 2)[2] for line in file}
 
 
 def allowed_of(process: int | str) -> str:
-    """The list of the CPUs that the process may use."""
+    """The list of CPUs that a process may use."""
     with open(f"/proc/{process}/status") as status:
         return next(line.split()[1] for line in status if line.startswith("Cpus_allowed_list"))
 
 
 def allowed_cpus() -> tuple[str, str]:
-    """The first and the last of them that this process may use."""
+    """The first and the last CPU that this process may use."""
     numbers = allowed_of("self").replace("-", ",").split(",")
     return numbers[0], numbers[-1]
 
@@ -52,7 +53,7 @@ def directories(path: str) -> list[str]:
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[str]:
-    """A cgroup's path that is this test's own; its remains are removed."""
+    """The path of a private cgroup, which is removed after the test."""
     path = f"/engine-test-{os.getpid()}-{tmp_path.name}.slice"
     yield path
     for directory in directories(path):
@@ -61,14 +62,14 @@ def parent(tmp_path: Path) -> Iterator[str]:
 
 def write_bundle(directory: Path, path: str, **resources: object) -> str:
     bundle = str(directory / "bundle")
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+    spec = make_bundle(bundle, FOREVER)
     spec["linux"]["cgroupsPath"] = path
     spec["linux"]["resources"] |= resources
     write(bundle, spec)
     return bundle
 
 
-def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+def test_all_processes_of_a_sandbox_are_in_its_cgroup(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     path = f"{parent}/c1"
     bundle = write_bundle(tmp_path, path)
     pid = runtime.run_detached(bundle, "c1")
@@ -76,12 +77,10 @@ def test_everything_of_a_sandbox_is_in_it_until_it_is_deleted(parent: str, runti
     beside = runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
     assert beside.stdout is not None
     assert beside.stdout.readline() == b"up\n"
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
-    children = subprocess.run(["pgrep", "-P", str(monitor)], capture_output=True, text=True, check=True)
+    monitor = runtime.monitor("c1")
     proxies = json.loads(runtime("ps", "--format", "json", "c1").output)
     assert (len(proxies), proxies[0]) == (2, pid)
-    for process in (*map(int, children.stdout.split()), *proxies):
+    for process in (*children(monitor), *proxies):
         assert cgroups_of(process) == {path}
     assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
         "but for its CPU time"
@@ -107,10 +106,8 @@ def test_cgroup_limits_memory_tasks_and_cpu_time_of_the_sandbox(parent: str, run
     assert read_limits(path) == {"memory": 3 << 30, "tasks": 4096, "quota": 180000}
 
 
-def test_vm_that_exceeds_the_sandboxs_memory_ends_with_the_signal(
-    parent: str, runtime: Runtime, tmp_path: Path
-) -> None:
-    """The host's kernel kills it. The limit is lowered while it runs: hawse refuses one that it would exceed."""
+def test_vm_that_exceeds_the_memory_of_the_sandbox_is_killed(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+    """The host kernel kills it. The test lowers the limit later, since hawse refuses a limit that is too low."""
     path = f"{parent}/c1"
     runtime.run_detached(write_bundle(tmp_path, path), "c1")
     [usage] = [file for name in ("memory.current", "memory.usage_in_bytes") for file in files_of(path, name)]
@@ -124,14 +121,14 @@ def test_vm_that_exceeds_the_sandboxs_memory_ends_with_the_signal(
 
 
 def files_of(path: str, name: str) -> list[Path]:
-    """The files of that name of a cgroup, in the hierarchies that have one."""
+    """The files of this name of a cgroup, in all hierarchies."""
     return [Path(f"{mount}{path}", name) for mount in mounts() if Path(f"{mount}{path}", name).exists()]
 
 
-def test_cgroup_above_that_allows_too_little_memory_is_named_before_anything_is_started(
+def test_error_names_a_parent_cgroup_that_allows_too_little_memory(
     parent: str, runtime: Runtime, tmp_path: Path
 ) -> None:
-    """A Kubernetes pod's, where its RuntimeClass has no overhead. With the overhead of deploy/kubernetes it runs."""
+    """As for a pod whose RuntimeClass has no overhead. With the overhead of deploy/kubernetes the pod runs."""
     bundle = write_bundle(tmp_path, f"{parent}/c1")
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
@@ -153,7 +150,7 @@ def test_cgroup_above_that_allows_too_little_memory_is_named_before_anything_is_
 
 
 def limit_memory(path: str, mib: int) -> Path:
-    """Make a cgroup with a limit; the file that has it."""
+    """Create a cgroup with a memory limit; returns the file with the limit."""
     found = []
     for mount in mounts():
         os.makedirs(f"{mount}{path}", exist_ok=True)
@@ -166,7 +163,7 @@ def limit_memory(path: str, mib: int) -> Path:
 
 
 def read_limits(path: str) -> dict[str, int]:
-    """The limits of a cgroup of either version, by what they limit."""
+    """The limits of a cgroup of either version, by their names."""
     names = {
         "memory.max": "memory", "memory.limit_in_bytes": "memory", "pids.max": "tasks", "cpu.max": "quota",
         "cpu.cfs_quota_us": "quota",
@@ -176,7 +173,7 @@ def read_limits(path: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("end", ["a program that is none", "a killed monitor"])
-def test_nothing_is_left_of_it(parent: str, runtime: Runtime, tmp_path: Path, end: str) -> None:
+def test_cgroup_is_removed(parent: str, runtime: Runtime, tmp_path: Path, end: str) -> None:
     path = f"{parent}/c1"
     bundle = write_bundle(tmp_path, path)
     if end == "a program that is none":
@@ -188,14 +185,13 @@ def test_nothing_is_left_of_it(parent: str, runtime: Runtime, tmp_path: Path, en
     else:
         runtime.run_detached(bundle, "c1")
         assert directories(path)
-        with open(f"{runtime.root}/c1/state.json") as file:
-            os.kill(json.load(file)["monitorPid"], 9)
+        os.kill(runtime.monitor("c1"), 9)
         deleted = runtime("delete", "--force", "c1")
         assert (deleted.code, deleted.errors) == (0, "")
     assert directories(path) == []
 
 
-def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+def test_only_limits_for_the_host_are_set_on_the_host(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     path = f"{parent}/c1"
     first, last = allowed_cpus()
     cpu = {"cpus": first, "shares": 2048}
@@ -207,15 +203,14 @@ def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, ru
         with open(found) as opened:
             return opened.read().strip()
 
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("c1")
     assert file_of("cpuset.cpus") == first
     assert allowed_of(monitor) == allowed_of(pid) == first
     assert runtime("exec", "c1", "/bin/busybox", "nproc").output == "1\n", "as many as it may use"
     weights = {"cpu.shares": "2048", "cpu.weight": "79"}
     assert any(os.path.exists(f"{d}/{name}") and file_of(name) == text for name, text in weights.items()
                for d in directories(path))  # fmt: skip
-    # QEMU takes more than the container may: the guest's cgroup has the limit.
+    # QEMU needs more than the container's limit, which the cgroup in the guest has.
     assert runtime("exec", "c1", "/bin/cat", "/sys/fs/cgroup/memory.max").output == f"{32 << 20}\n"
     for name in ("memory.limit_in_bytes", "memory.max"):
         for directory in directories(path):
@@ -224,14 +219,12 @@ def test_limits_of_the_host_are_set_there_and_the_others_are_not(parent: str, ru
                     assert file.read().strip() != str(32 << 20)
     assert runtime("update", "--cpuset-cpus", last, "--cpu-share", "1024", "c1").code == 0
     assert (file_of("cpuset.cpus"), allowed_of(monitor)) == (last, last)
-    refused = runtime("update", "--cpuset-cpus", "1000", "c1")
-    assert (refused.code, "linux.resources.cpu.cpus: '1000' is not set in the host's cgroup" in refused.errors) == (
-        1,
-        True,
-    )
+    refused = runtime("update", "--cpuset-cpus", "99999", "c1")
+    sentence = "linux.resources.cpu.cpus: '99999': this host does not have all of these: its CPUs are "
+    assert (refused.code, sentence in refused.errors) == (1, True)
 
 
-def test_where_no_cgroup_can_be_had_a_container_runs_all_the_same(runtime: Runtime, tmp_path: Path) -> None:
+def test_container_runs_when_no_cgroup_can_be_created(runtime: Runtime, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path, "/engine-test/c1", memory={"limit": 64 << 20})
     without = ["unshare", "--mount", "sh", "-c", 'umount -R /sys/fs/cgroup && exec "$@"', "sh"]
     null = subprocess.DEVNULL
@@ -253,7 +246,7 @@ def test_where_no_cgroup_can_be_had_a_container_runs_all_the_same(runtime: Runti
     assert os.listdir(runtime.root) == []
 
 
-def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+def test_vm_of_a_pod_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     kind, sandbox = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
     pids = {}
     for name, role in (("pod", {kind: "sandbox"}), ("c1", {kind: "container", sandbox: "pod"})):
@@ -263,13 +256,12 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
         write(bundle, spec | {"annotations": role})
         pids[name] = runtime.run_detached(bundle, name)
         assert Path(f"{bundle}/said").read_text() == "", "no warning"
-    with open(f"{runtime.root}/pod/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("pod")
     assert cgroups_of(monitor) - {"/hawse.control"} <= cgroups_of(pids["pod"]) == {f"{parent}/pod"}
     assert cgroups_of(pids["c1"]) == {f"{parent}/c1"}, Path(f"/proc/{pids['c1']}/cgroup").read_text()
     assert json.loads(runtime("ps", "--format", "json", "c1").output) == [pids["c1"]]
 
-    # A kubelet gives CPUs to containers, and never to a sandbox: the machine may run on those of all of them.
+    # A kubelet assigns CPUs to containers, and never to a sandbox, so the VM may use the CPUs of all containers.
     first, last = allowed_cpus()
     everywhere = allowed_of(monitor)
     assert runtime("update", "--cpuset-cpus", last, "c1").code == 0
@@ -289,9 +281,9 @@ def test_a_pods_machine_is_in_the_cgroup_of_its_sandbox(parent: str, runtime: Ru
 
 
 def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime: Runtime, tmp_path: Path) -> None:
-    """On a busy node a pod without requests, which has the smallest weight. Without hawse's own cgroup to stop a
-    container took more than a minute here, and its VM was ended for it. Also: who is killed first for want of memory,
-    which is as the containers say, and the monitor last."""
+    """A pod without requests has the smallest weight, here on a busy node. Without hawse's control cgroup, stopping a
+    container took more than a minute, and its VM was killed. The test also checks OOM scores: those of containers are
+    as requested, and the monitor is killed last."""
     kind, sandbox = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
     roles = {
         "pod": ({kind: "sandbox"}, 2),
@@ -306,12 +298,12 @@ def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime:
         spec["process"]["oomScoreAdj"] = score
         write(bundle, spec | {"annotations": role})
         pids[name] = runtime.run_detached(bundle, name)
-    with open(f"{runtime.root}/pod/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("pod")
     with open(f"{runtime.root}/pod/programs") as file:
         programs = [int(line.split()[0]) for line in file]
-    worker = Path(f"/proc/{programs[1]}/task/{programs[1]}/children").read_text().split()
-    assert [score_of(pid) for pid in (*programs, *map(int, worker))] == [1000, 1000, 1000], "QEMU's and virtiofsd's"
+    assert [score_of(pid) for pid in (*programs, *children(programs[1]))] == [1000, 1000, 1000], (
+        "QEMU's and virtiofsd's"
+    )
     assert {name: score_of(pid) for name, pid in pids.items()} == {"pod": 2, "one": 1000, "two": 500}
     assert score_of(monitor) == score_of(os.getpid())
     pipe = subprocess.PIPE
@@ -347,8 +339,8 @@ def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime:
         assert time.monotonic() - began < 40, "for three containers"
 
 
-def test_default_cgroup_for_cpus_is_where_runc_has_it(runtime: Runtime, tmp_path: Path) -> None:
-    """A specification without a path: the sandbox has a cgroup of its own, and only these CPUs."""
+def test_default_cgroup_for_cpus_is_that_of_runc(runtime: Runtime, tmp_path: Path) -> None:
+    """Without cgroupsPath the sandbox has a private cgroup with only these CPUs."""
     first, _ = allowed_cpus()
     bundle = write_bundle(tmp_path, "", cpu={"cpus": first, "mems": "0"})
     spec = json.loads(Path(bundle, "config.json").read_text())
@@ -364,7 +356,7 @@ def test_default_cgroup_for_cpus_is_where_runc_has_it(runtime: Runtime, tmp_path
     finally:
         subprocess.run([*theirs, "delete", "--force", name], check=True)
     pid = runtime.run_detached(bundle, name)
-    monitor = json.loads(Path(f"{runtime.root}/{name}/state.json").read_text())["monitorPid"]
+    monitor = runtime.monitor(name)
     assert cpuset_of(pid) == cpuset_of(monitor) == expected
     assert allowed_of(monitor) == allowed_of(pid) == first
     deleted = runtime("delete", "--force", name)
@@ -372,7 +364,7 @@ def test_default_cgroup_for_cpus_is_where_runc_has_it(runtime: Runtime, tmp_path
 
 
 def cpuset_of(pid: int) -> str:
-    """The path in the hierarchy that has the CPUs."""
+    """The path of a process in the cpuset hierarchy."""
     with open(f"/proc/{pid}/cgroup") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
     return next((path for _, names, path in lines if "cpuset" in names.split(",")), lines[-1][2])
@@ -382,7 +374,7 @@ def score_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-def test_a_systemd_path_where_no_systemd_runs(parent: str, runtime: Runtime, tmp_path: Path) -> None:
+def test_systemd_path_is_accepted_without_systemd(parent: str, runtime: Runtime, tmp_path: Path) -> None:
     """containerd-shim and conmon pass --systemd-cgroup; `delete --force` of the shim does not."""
     above = parent.strip("/").replace("-", "_").replace("_slice", ".slice")
     bundle = write_bundle(tmp_path, f"{above}:cri:c1")

@@ -1,4 +1,4 @@
-"""--preserve-fds: descriptors of the caller's that a process in a virtual machine reads and writes, and their ends."""
+"""--preserve-fds: processes in the VM read and write file descriptors of the caller, up to their end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tests.support.bundles import make_bundle
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience
+from tests.support.processes import holders
+from tests.support.running import running_container
 from tests.support.runtime import Runtime, handing_on
 
 pytestmark = pytest.mark.vm
 
-#: The limit of a program, given to :func:`patience`.
+#: The time limit of a program, passed to :func:`patience`.
 SECONDS = 25
 LARGE = 1 << 20
 Script = Callable[[str], str]
@@ -29,7 +30,7 @@ Script = Callable[[str], str]
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Makes a bundle whose process runs a script; its path."""
+    """A function that creates a bundle whose process runs a script, and returns its path."""
 
     def make(text: str, **process: Any) -> str:
         bundle = str(tmp_path / "bundle")
@@ -41,15 +42,11 @@ def script(tmp_path: Path) -> Script:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """A container that waits, for the processes of the tests."""
-    before = snapshot()
+    """A running container for the processes of the tests."""
     directory = str(tmp_path_factory.mktemp("descriptors"))
-    runtime = Runtime(directory)
     make_bundle(f"{directory}/bundle", ["/bin/sleep", "100000"])
-    runtime.run_detached(f"{directory}/bundle", "c1")
-    yield runtime
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, f"{directory}/bundle", "c1") as runtime:
+        yield runtime
 
 
 def _file(fd: int, mode: str) -> io.FileIO:
@@ -57,7 +54,7 @@ def _file(fd: int, mode: str) -> io.FileIO:
 
 
 class Pipe:
-    """A pipe whose ends close themselves."""
+    """A pipe whose ends are closed with their objects."""
 
     def __init__(self) -> None:
         self.reading, self.writing = map(_file, os.pipe(), ("rb", "wb"))
@@ -71,20 +68,20 @@ class Pipe:
 
 
 def begin(runtime: Runtime, verb: str, *words: str, hand: list[int], **options: Any) -> subprocess.Popen[bytes]:
-    """Begin a verb with these descriptors, and all of them preserved."""
+    """Start a command that preserves all of these descriptors."""
     argv = runtime.argv(verb, "--preserve-fds", str(len(hand)), *words)
     null = subprocess.DEVNULL
     return handing_on(argv, *hand, **({"stdin": null, "stdout": subprocess.PIPE, "stderr": null} | options))
 
 
 def said(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
-    """The exit code of a command and its output, once it has ended."""
+    """Wait for a command; returns its exit code and its output."""
     output, _ = process.communicate(timeout=patience(SECONDS))
     return process.returncode, output
 
 
 def until_end(fd: int) -> bytes:
-    """What comes until the end does."""
+    """Read a descriptor to its end."""
     found = b""
     while True:
         assert select.select([fd], [], [], patience(SECONDS))[0], f"no end after {len(found)} bytes"
@@ -94,8 +91,8 @@ def until_end(fd: int) -> bytes:
         found += piece
 
 
-def test_pipes_of_a_container_and_their_ends(runtime: Runtime, script: Script, tmp_path: Path) -> None:
-    """More goes through than the link lets be on its way; its reader sees the end while the process goes on."""
+def test_pipes_carry_data_and_their_end(runtime: Runtime, script: Script, tmp_path: Path) -> None:
+    """The data exceeds the window of the link. The reader sees the end while the process continues."""
     bundle = script("cat <&3 >&4; exec 4>&-; read x; echo $x; ls /proc/self/fd | wc -l; exit 5")
     (tmp_path / "content").write_bytes(content := os.urandom(LARGE))
     with Pipe() as to, Pipe() as back, Pipe() as stdin:
@@ -109,7 +106,7 @@ def test_pipes_of_a_container_and_their_ends(runtime: Runtime, script: Script, t
         assert writer.wait(patience(SECONDS)) == 0
         assert process.poll() is None
         stdin.writing.write(b"done\n")
-        # Stdio, descriptor 3, and the one that ls reads the directory by.
+        # Stdio, descriptor 3, and the descriptor with which ls reads the directory.
         assert said(process) == (5, b"done\n5\n")
 
 
@@ -125,10 +122,10 @@ def test_files_are_read_and_written_in_order(running: Runtime, tmp_path: Path) -
     assert (tmp_path / "written").read_bytes() == b"before\ntwo\none\n"
 
 
-def test_a_socket_goes_both_ways_and_each_has_its_end(running: Runtime) -> None:
+def test_socket_carries_both_directions_and_their_ends(running: Runtime) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.setblocking(False)  # the description is the same for the proxy
+        ours.setblocking(False)  # the proxy shares the open file description
         theirs.setblocking(False)
         process = begin(
             running, "exec", "c1", "/bin/sh", "-c", "cat <&3; echo to you >&3; read x; echo $x >&3",
@@ -147,20 +144,20 @@ def test_a_socket_goes_both_ways_and_each_has_its_end(running: Runtime) -> None:
         assert until_end(ours.fileno()) == b"last\n"
 
 
-def test_the_process_ends_its_direction_of_a_socket_first(running: Runtime) -> None:
-    """The whole of it, which is all that a shell can: what still comes for it is dropped."""
+def test_process_ends_its_direction_of_a_socket_first(running: Runtime) -> None:
+    """A shell can close only the whole socket. Data that still arrives for it is dropped."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         argv = ["c1", "/bin/sh", "-c", "echo bye >&3; exec 3>&-; read x; echo $x"]
         process = begin(running, "exec", *argv, hand=[theirs.fileno()], stdin=subprocess.PIPE)
         theirs.close()
         assert until_end(ours.fileno()) == b"bye\n"
-        ours.sendall(bytes(LARGE))  # more than is stored anywhere
+        ours.sendall(bytes(LARGE))  # more than all buffers hold
         output, _ = process.communicate(b"still here\n", timeout=patience(SECONDS))
         assert (process.returncode, output) == (0, b"still here\n")
 
 
-def test_a_container_with_a_terminal_has_descriptors_too(running: Runtime) -> None:
+def test_container_with_a_terminal_has_descriptors(running: Runtime) -> None:
     master, slave = pty.openpty()
     with Pipe() as back:
         argv = ["--tty", "c1", "/bin/sh", "-c", "tty >&3"]
@@ -174,8 +171,8 @@ def test_a_container_with_a_terminal_has_descriptors_too(running: Runtime) -> No
     os.close(slave)
 
 
-def test_a_created_container_has_them_from_its_start_to_its_end(runtime: Runtime, script: Script) -> None:
-    """Nobody of the host's keeps them open: neither the monitor nor the command that has ended."""
+def test_container_has_descriptors_from_its_start_to_its_end(runtime: Runtime, script: Script) -> None:
+    """Neither the monitor nor the command keeps them open on the host."""
     bundle = script("echo started >&3; sleep 1000")
     with Pipe() as back:
         null = subprocess.DEVNULL
@@ -186,25 +183,14 @@ def test_a_created_container_has_them_from_its_start_to_its_end(runtime: Runtime
         assert runtime("start", "c1").code == 0
         assert select.select([back.reading], [], [], patience(SECONDS))[0]
         assert back.reading.read(100) == b"started\n"
-        assert holders(back.reading.fileno()) == {runtime.state("c1")["pid"]}
+        pipe = os.readlink(f"/proc/self/fd/{back.reading.fileno()}")
+        assert set(holders(lambda target: target == pipe)) - {os.getpid()} == {runtime.state("c1")["pid"]}
         assert runtime("kill", "c1", "KILL").code == 0
         assert until_end(back.reading.fileno()) == b""
 
 
-def holders(fd: int) -> set[int]:
-    """The other processes that have the pipe open."""
-    pipe, found = os.readlink(f"/proc/self/fd/{fd}"), set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            links = {os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")}
-        except OSError:
-            continue
-        found |= {int(pid)} & ({int(pid)} if pipe in links else set())
-    return found - {os.getpid()}
-
-
-def test_the_socket_that_systemd_has_accepted(runtime: Runtime, script: Script) -> None:
-    """With Accept=yes a unit gets a connection, which is a stream; LISTEN_PID must be the runtime's own."""
+def test_connection_that_systemd_has_accepted(runtime: Runtime, script: Script) -> None:
+    """With Accept=yes a unit gets a connection, which is a stream. LISTEN_PID must be the pid of the runtime."""
     bundle = script("echo $LISTEN_FDS of $LISTEN_PID: $$ >&3; cat <&4 >&3")
     ours, theirs = socket.socketpair()
     with ours, theirs, Pipe() as more:
@@ -219,7 +205,7 @@ def test_the_socket_that_systemd_has_accepted(runtime: Runtime, script: Script) 
 
 
 @pytest.mark.parametrize("verb", ["create", "run"])
-def test_what_is_no_stream_is_refused_before_anything_is_made(runtime: Runtime, script: Script, verb: str) -> None:
+def test_descriptor_that_is_not_a_stream_is_refused(runtime: Runtime, script: Script, verb: str) -> None:
     bundle = script("true")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = begin(
@@ -234,7 +220,7 @@ def test_what_is_no_stream_is_refused_before_anything_is_made(runtime: Runtime, 
 
 
 @pytest.mark.parametrize(("count", "words"), [("1", "descriptor 3 is not open"), ("62", "at most 61 descriptors")])
-def test_a_count_without_descriptors_is_refused(runtime: Runtime, script: Script, count: str, words: str) -> None:
+def test_count_without_open_descriptors_is_refused(runtime: Runtime, script: Script, count: str, words: str) -> None:
     result = runtime("run", "--preserve-fds", count, "--bundle", script("true"), "c1")
     assert result.code == 1
     assert words in result.errors

@@ -1,4 +1,4 @@
-"""Who may open which device: rules for devices, and owners in a user namespace. The rules are asked of runc, too."""
+"""Access to devices: device rules, compared with runc, and owners of nodes in a user namespace."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.bundles import add_devices, make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
+from tests.support.bundles import add_devices, drop_cgroups, make_bundle, write
 from tests.support.netns import run
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX, role
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 VFIO, GROUP = ("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)
-#: A device that is not there is still guarded: runc's answer needs none.
+#: The device need not exist for the rules to apply, so runc needs none.
 OPENS = (
     "for d in /dev/vfio/vfio /dev/vfio/5; do for how in '<' '>>' '<>'; do "
     'case $(eval "( : $how $d )" 2>&1) in *"not permitted"*) echo $d $how denied;; *) echo $d $how;; esac; done; done'
@@ -51,14 +50,13 @@ def bundle(directory: Path, name: str, arguments: list[str], **annotations: str)
     path = str(directory / name)
     spec = make_bundle(path, arguments)
     add_devices(spec, [VFIO, GROUP])
-    # runc 1.1 cannot mount cgroups on every host that this test runs on.
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
+    drop_cgroups(spec)
     spec["annotations"] = annotations
     return path, spec
 
 
 def map_ids(path: str, spec: dict[str, Any]) -> None:
-    """Give the container a user namespace, and its files to its root."""
+    """Add a user namespace, and change the owner of the container's files to its root."""
     spec["linux"]["namespaces"].append({"type": "user"})
     for key in ("uidMappings", "gidMappings"):
         spec["linux"][key] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
@@ -69,27 +67,22 @@ def map_ids(path: str, spec: dict[str, Any]) -> None:
 
 @pytest.fixture
 def pod(tmp_path: Path) -> Iterator[Runtime]:
-    before = snapshot()
-    made = Runtime(str(tmp_path))
-    made.configure('[emulated]\n5 = ["edu"]\n6 = ["edu"]\n')
-    path, spec = bundle(tmp_path, "pod", FOREVER, **{KIND: "sandbox"})
+    path, spec = bundle(tmp_path, "pod", FOREVER, **role("pod"))
     del spec["linux"]["devices"]
     write(path, spec)
-    made.run_detached(path, "pod")
-    yield made
-    assert made("delete", "--force", "pod").code == 0
-    prove_unchanged(before)
+    with running_container(str(tmp_path), path, "pod", configuration='[emulated]\n5 = ["edu"]\n6 = ["edu"]\n') as made:
+        yield made
 
 
-def test_rules_open_what_they_open_with_runc(pod: Runtime, tmp_path: Path) -> None:
+def test_rules_allow_the_same_accesses_as_with_runc(pod: Runtime, tmp_path: Path) -> None:
     ours, theirs = {}, {}
     for name, rules in RULES.items():
-        path, spec = bundle(tmp_path, name, ["/bin/sh", "-c", OPENS], **{KIND: "container", SANDBOX: "pod"})
+        path, spec = bundle(tmp_path, name, ["/bin/sh", "-c", OPENS], **role(name))
         spec["linux"]["resources"]["devices"] = rules
         write(path, spec)
         result = pod("run", "--bundle", path, name)
         assert result.code == 0, (name, result)
-        # Rules for devices of the host that the container does not have are warned of.
+        # hawse warns of rules for devices of the host that the container does not have.
         assert ("has no effect" in result.errors) is (name == "others"), (name, result)
         ours[name] = result.output.splitlines()
         assert pod("delete", "--force", name).code == 0
@@ -103,10 +96,10 @@ def test_rules_open_what_they_open_with_runc(pod: Runtime, tmp_path: Path) -> No
 
 
 def test_nodes_in_a_user_namespace_have_the_modes_and_owners_of_the_spec(pod: Runtime, tmp_path: Path) -> None:
-    """As container ids; those of nodes that are attached later are the ids of the node on the host."""
-    path, spec = bundle(tmp_path, "mapped", FOREVER, **{KIND: "container", SANDBOX: "pod"})
+    """Owners are ids of the container. Nodes that are attached later have the ids of the host's node."""
+    path, spec = bundle(tmp_path, "mapped", FOREVER, **role("mapped"))
     map_ids(path, spec)
-    # An emulated group at another path than /dev/vfio/5 is that group all the same.
+    # The path of the node of an emulated group may differ from /dev/vfio/5.
     spec["linux"]["devices"][1] |= {"path": "/dev/./vfio-mine/5"} | {"fileMode": 0o640, "uid": 1000, "gid": 1001}
     spec["linux"]["devices"] += [
         {"path": "/dev/below/full", "type": "c", "major": 1, "minor": 7, "fileMode": 0o606, "uid": 7, "gid": 100000},
@@ -147,8 +140,8 @@ def test_nodes_in_a_user_namespace_have_the_modes_and_owners_of_the_spec(pod: Ru
     assert pod("delete", "--force", "mapped").code == 0
 
 
-def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: Path) -> None:
-    """/dev, a directory of it, and in a user namespace. The guest's /dev is as before when they are deleted."""
+def test_nodes_exist_in_a_bound_dev_of_the_guest(pod: Runtime, tmp_path: Path) -> None:
+    """For /dev, for a directory in it, and in a user namespace. Afterwards the /dev of the guest is unchanged."""
     whole = {"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind", "rprivate"]}
     vfio = {"destination": "/opt/nodes", "type": "bind", "source": "/dev/vfio", "options": ["rbind"]}
     script = (
@@ -157,7 +150,7 @@ def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: P
     )
 
     def begin(name: str, mounts: list[Any], group: str, mapped: bool = False) -> list[str]:
-        path, spec = bundle(tmp_path, name, FOREVER, **{KIND: "container", SANDBOX: "pod"})
+        path, spec = bundle(tmp_path, name, FOREVER, **role(name))
         os.symlink("busybox", f"{path}/rootfs/bin/sort")
         os.symlink("busybox", f"{path}/rootfs/bin/tr")
         if mapped:
@@ -190,6 +183,23 @@ def test_nodes_exist_where_the_guests_own_dev_is_bound(pod: Runtime, tmp_path: P
     seen = begin("directory", [vfio], "/opt/nodes")
     assert "/opt/nodes/5 646 1000 1001" in seen and seen[-2:] == ["opened", "devices.json"], seen
     for name in ("whole", "mapped", "directory"):
+        assert pod("delete", "--force", name).code == 0
+    for name, mapped in (("bare", False), ("bare-mapped", True)):
+        path, spec = bundle(tmp_path, name, FOREVER, **{KIND: "container", SANDBOX: "pod"})
+        if mapped:
+            map_ids(path, spec)
+        spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")] + [whole]
+        del spec["linux"]["devices"]
+        write(path, spec)
+        pod.run_detached(path, name)
+        attached = pod("attach", name, "6")
+        assert attached.code == 0, attached
+        opened = pod("exec", name, "/bin/sh", "-c", "for node in /dev/vfio/*; do : <> $node && echo $node; done")
+        guest = pod.state(name)["vfio"][0]["guest"]["group"]
+        assert set(opened.output.split()) == {"/dev/vfio/6", f"/dev/vfio/{guest}", "/dev/vfio/vfio"}, opened
+        assert pod("detach", name, "6").code == 0
+        assert pod("exec", name, "ls", "/dev/vfio").output.split() == ["vfio"]
+        assert pod("attach", name, "6").code == 0
         assert pod("delete", "--force", name).code == 0
     path, spec = bundle(tmp_path, "after", ["/bin/sh", "-c", "ls /dev/mine /dev/vfio /dev/hawse"], **{
         KIND: "container", SANDBOX: "pod",

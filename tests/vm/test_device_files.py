@@ -1,4 +1,4 @@
-"""VFIO's device files, /dev/iommu and /dev/vfio/devices/vfioN, in the container: the guest's own, where it has them."""
+"""VFIO device files, /dev/iommu and /dev/vfio/devices/vfioN: the container has those of the guest, if it has any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hawse.vm.image.build import build
-from tests.lab import kernel
+from tests.support import device_kernel as kernel
 from tests.support.bundles import (
     UNLIMITED,
     Device,
@@ -23,6 +23,7 @@ from tests.support.bundles import (
 )
 from tests.support.caches import CACHE
 from tests.support.patience import patience
+from tests.support.pod_bundles import FOREVER
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
@@ -34,7 +35,7 @@ STEPS = ("attached", "bar0_mapped", "alive", "dma_matched", "unmapped_dma_blocke
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    """Configuration of a guest image whose kernel has device files."""
+    """The configuration of a guest image whose kernel supports device files."""
     found = kernel.build()
     build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
     return f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
@@ -46,8 +47,8 @@ def probe(runtime: Runtime, tmp_path: Path, node: str, **changes: Any) -> Result
     return runtime("run", "--bundle", bundle, "c1")
 
 
-def test_a_guest_without_them_has_the_groups_nodes_in_their_place(runtime: Runtime, tmp_path: Path) -> None:
-    """Debian's kernels are such."""
+def test_guest_without_device_files_has_nodes_of_groups(runtime: Runtime, tmp_path: Path) -> None:
+    """Kernels of Debian have no device files."""
     runtime.configure(GROUPS)
     result = probe(runtime, tmp_path, "/dev/vfio/5")
     assert result.code == 0, result
@@ -57,7 +58,7 @@ def test_a_guest_without_them_has_the_groups_nodes_in_their_place(runtime: Runti
 
 
 @pytest.mark.parametrize("plug", ["hot", "cold"])
-def test_the_probe_drives_a_device_by_its_file(image: str, runtime: Runtime, tmp_path: Path, plug: str) -> None:
+def test_probe_drives_a_device_by_its_file(image: str, runtime: Runtime, tmp_path: Path, plug: str) -> None:
     runtime.configure(f'{image}[devices]\nplug = "{plug}"\n{GROUPS}')
     result = probe(runtime, tmp_path, "/dev/vfio/devices/vfio5")
     assert result.code == 0, result
@@ -66,15 +67,15 @@ def test_the_probe_drives_a_device_by_its_file(image: str, runtime: Runtime, tmp
     assert "device files" not in result.errors
 
 
-def test_the_probe_drives_the_same_device_by_its_group(image: str, runtime: Runtime, tmp_path: Path) -> None:
-    """DPDK and SPDK know groups alone, and an engine may know files alone."""
+def test_probe_drives_the_same_device_by_its_group(image: str, runtime: Runtime, tmp_path: Path) -> None:
+    """DPDK and SPDK support only groups, and an engine may support only files."""
     runtime.configure(image + GROUPS)
     result = probe(runtime, tmp_path, "/dev/vfio/5")
     assert result.code == 0, result
     assert json.loads(result.output)["passed"] is True
 
 
-def test_the_device_cgroup_allows_what_the_spec_allows(image: str, runtime: Runtime, tmp_path: Path) -> None:
+def test_device_rules_apply_to_device_files(image: str, runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(image + GROUPS)
     bundle = str(tmp_path / "bundle")
     spec = make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5), node=FILES[1][0], files=FILES)
@@ -86,11 +87,11 @@ def test_the_device_cgroup_allows_what_the_spec_allows(image: str, runtime: Runt
     assert json.loads(result.output)["error"] == "open of the device's file: Operation not permitted"
 
 
-def test_files_come_and_go_with_what_is_attached(image: str, runtime: Runtime, tmp_path: Path) -> None:
-    """Those of a container that has asked for /dev/iommu; one that is open, used or not, keeps its device."""
+def test_device_files_are_added_and_removed_with_groups(image: str, runtime: Runtime, tmp_path: Path) -> None:
+    """For a container that has requested /dev/iommu. A device whose file is open, used or not, cannot be detached."""
     runtime.configure(image + GROUPS)
     bundle = str(tmp_path / "bundle")
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], rlimits=[UNLIMITED])
+    spec = make_bundle(bundle, FOREVER, rlimits=[UNLIMITED])
     shutil.copy(build_probe(str(tmp_path)), f"{bundle}/rootfs/bin/probe")
     add_devices(spec, [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio8", 510, 8)])
     write(bundle, spec)

@@ -1,4 +1,4 @@
-"""Block devices of the host in containers: loop devices here. What a program sees is compared with runc."""
+"""Block devices of the host in containers, with loop devices, compared with runc."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bundles import make_bundle, write
+from tests.support.bundles import drop_cgroups, make_bundle, write
 from tests.support.loops import PARTITION, Loop, add_disk, allow_disk, loop_devices
+from tests.support.pod_bundles import FOREVER, role
 from tests.support.runtime import Runtime
 from tests.support.subprocesses import run
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = "while :; do sleep 3600; done"
 SHOW = """
 for path in /dev/xvda /dev/part /srv/below /dev/bound /dev/denied /dev/closed; do
     echo $path $(stat -c '%F %a %u %g' $path)
@@ -38,13 +37,13 @@ true
 
 @pytest.fixture
 def loops(tmp_path: Path) -> Iterator[list[Loop]]:
-    """Of sectors of 4096 bytes, with a partition, and four others."""
+    """Six loop devices: one with sectors of 4096 bytes, one with a partition, one read-only."""
     with loop_devices(str(tmp_path), ["--sector-size=4096"], ["--partscan"], [], [], [], ["--read-only"]) as made:
         yield made
 
 
-def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path, loops: list[Loop]) -> None:
-    """The rules decide whether a disk can be written to, read or not opened. What is written is on the host."""
+def test_program_sees_the_same_disks_as_with_runc(runtime: Runtime, tmp_path: Path, loops: list[Loop]) -> None:
+    """Device rules decide whether a disk can be written, read or not opened. Written data is on the host."""
     large, divided, readable, bound, denied, closed = loops
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sh", "-c", SHOW])
@@ -55,11 +54,10 @@ def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path,
     add_disk(spec, "/dev/closed", closed, "r")
     allow_disk(spec, closed, "r")
     allow_disk(spec, bound, "rw")
-    # A mount of a node is under the same rules as a node.
+    # The rules for a bound node are those for a node.
     source = {"destination": "/dev/bound", "type": "bind", "source": f"/dev/{bound.name}", "options": ["rbind"]}
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"] + [source]
-    # runc 1.1 cannot mount cgroups on every host that this test runs on.
-    spec["linux"]["namespaces"] = [kind for kind in spec["linux"]["namespaces"] if kind["type"] != "cgroup"]
+    drop_cgroups(spec, namespace=True)
+    spec["mounts"].append(source)
     write(bundle, spec)
     for loop, offset in ((large, 0), (divided, PARTITION), (readable, 0), (bound, 0)):
         loop.fill(offset, b"of the host")
@@ -68,7 +66,7 @@ def test_a_program_sees_what_it_sees_with_runc(runtime: Runtime, tmp_path: Path,
     assert large.read(4096, 7) == b"synced\n"
     assert divided.read(PARTITION, 7) == b"cached\n", "with the container's end all is on the device"
     assert bound.read(0, 6) == b"bound\n"
-    shutil.rmtree(f"{bundle}/rootfs/srv")  # a mount point here, and a node with runc
+    shutil.rmtree(f"{bundle}/rootfs/srv")  # a mount point, but a node with runc
     for loop, offset in ((divided, PARTITION), (bound, 0)):
         loop.fill(offset, b"of the host")
     runc = run(["runc", "--root", f"{tmp_path}/runc", "run", "--bundle", bundle, f"c{os.getpid()}"], seconds=30)
@@ -83,24 +81,22 @@ def bundle_of(directory: Path, name: str, script: str, *disks: tuple[Loop, str])
     spec = make_bundle(path, ["/bin/sh", "-c", script])
     for number, (loop, access) in enumerate(disks):
         add_disk(spec, f"/dev/disk{number}", loop, access)
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    spec["annotations"] = role(name)
     write(path, spec)
     return path
 
 
-def test_containers_of_a_pod_share_disks_and_give_them_back(
-    runtime: Runtime, tmp_path: Path, loops: list[Loop]
-) -> None:
-    """What one writes the other reads at once; with the last of them a disk leaves the machine."""
+def test_containers_of_a_pod_share_disks_and_release_them(runtime: Runtime, tmp_path: Path, loops: list[Loop]) -> None:
+    """Data that one container writes is read by the other at once. A disk is unplugged with its last container."""
     disk, other = loops[2], loops[3]
-    runtime.run_detached(bundle_of(tmp_path, "pod", FOREVER), "pod")
-    runtime.run_detached(bundle_of(tmp_path, "one", FOREVER, (disk, "rw"), (other, "r")), "one")
-    runtime.run_detached(bundle_of(tmp_path, "two", FOREVER, (disk, "r")), "two")
+    runtime.run_detached(bundle_of(tmp_path, "pod", FOREVER[-1]), "pod")
+    runtime.run_detached(bundle_of(tmp_path, "one", FOREVER[-1], (disk, "rw"), (other, "r")), "one")
+    runtime.run_detached(bundle_of(tmp_path, "two", FOREVER[-1], (disk, "r")), "two")
     assert runtime("exec", "one", "/bin/sh", "-c", "echo shared 1<> /dev/disk0").code == 0
     assert runtime("exec", "two", "head", "-c", "7", "/dev/disk0").output == "shared\n"
     refused = runtime("exec", "two", "/bin/sh", "-c", "echo x 1<> /dev/disk0")
     assert "Operation not permitted" in refused.errors
-    # Its own number of the other's disk: the rules are each container's.
+    # A node with the number of the other container's disk: each container has its own rules.
     major, minor = runtime("exec", "one", "stat", "-c", "%t %T", "/dev/disk1").output.split()
     script = f"mknod /dev/x b {int(major, 16)} {int(minor, 16)}; head -c 1 /dev/x"
     assert "not permitted" in runtime("exec", "--cap", "CAP_MKNOD", "two", "/bin/sh", "-c", script).errors
@@ -109,7 +105,7 @@ def test_containers_of_a_pod_share_disks_and_give_them_back(
     assert (disk.holders(), other.holders()) == ({"qemu-system-x86"}, set())
     assert runtime("delete", "--force", "two").code == 0
     assert disk.holders() == set()
-    missing = bundle_of(tmp_path, "three", FOREVER, (disk, "rw"), (loops[4], "r"))
+    missing = bundle_of(tmp_path, "three", FOREVER[-1], (disk, "rw"), (loops[4], "r"))
     os.truncate(loops[4].file, 0)
     run(["losetup", "--set-capacity", f"/dev/{loops[4].name}"], seconds=10)
     failed = runtime("create", "--bundle", missing, "three")
@@ -119,10 +115,10 @@ def test_containers_of_a_pod_share_disks_and_give_them_back(
     assert runtime("delete", "--force", "pod").code == 0
 
 
-def test_a_privileged_container_does_without_the_hosts_own_devices(
+def test_privileged_container_does_not_get_the_devices_of_the_host(
     runtime: Runtime, tmp_path: Path, loops: list[Loop]
 ) -> None:
-    """Its list of devices is all of the host's /dev, as engines make it: one warning names what is left out."""
+    """Its device list is the whole /dev of the host, as engines write it. One warning names the omitted devices."""
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sh", "-c", "ls /dev; head -c 2 /dev/zero | od -An -tx1"])
     nodes = [("/dev/null", "c", 1, 3), ("/dev/zero", "c", 1, 5), ("/dev/full", "c", 1, 7), ("/dev/tty", "c", 5, 0)]

@@ -1,4 +1,4 @@
-"""Processes in a running container: exit codes, several at once, signals, terminals, floods, and what storage shows."""
+"""Processes in a running container: exit codes, concurrency, signals, terminals, large streams, and shared files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification, write
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -28,53 +29,48 @@ pytestmark = pytest.mark.vm
 
 @contextmanager
 def sleeping(tmp_path_factory: pytest.TempPathFactory, share: str) -> Iterator[tuple[Runtime, str]]:
-    """A container that sleeps, and its bundle. ``share`` is how the guest gets its files."""
-    before = snapshot()
+    """A running container and its bundle. ``share``: the protocol by which the guest gets its files."""
     directory = str(tmp_path_factory.mktemp("exec"))
-    runtime = Runtime(directory)
-    runtime.configure(f'[vm]\nshare = "{share}"\n')
     bundle = f"{directory}/bundle"
-    # It is the first process of its PID namespace, so it also collects the orphans of the others.
-    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], cwd="/tmp", capabilities=FILE_CAPABILITIES)
+    # As the first process of its PID namespace it also collects orphans.
+    make_bundle(bundle, FOREVER, cwd="/tmp", capabilities=FILE_CAPABILITIES)
     with open(f"{bundle}/rootfs/data/from-host", "w") as file:
         file.write("hello\n")
-    os.chown(f"{bundle}/rootfs/data/from-host", 1234, 5678)  # takes a set-uid bit away, so it comes first
+    os.chown(f"{bundle}/rootfs/data/from-host", 1234, 5678)  # clears a set-uid bit, so it comes first
     os.chmod(f"{bundle}/rootfs/data/from-host", 0o4640)
-    runtime.run_detached(bundle, "c1")
-    yield runtime, bundle
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, bundle, "c1", configuration=f'[vm]\nshare = "{share}"\n') as runtime:
+        yield runtime, bundle
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
-    """A container for all tests of this module."""
+    """A container with virtiofs, for all tests of this module."""
     with sleeping(tmp_path_factory, "virtiofs") as container:
         yield container
 
 
 @pytest.fixture(scope="module")
 def running_on_9p(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
-    """The same without virtiofsd."""
+    """A container with 9p."""
     with sleeping(tmp_path_factory, "9p") as container:
         yield container
 
 
 @pytest.fixture(params=["running", "running_on_9p"], ids=["virtiofs", "9p"])
 def running_on_each(request: pytest.FixtureRequest) -> tuple[Runtime, str]:
-    """Both in turn, for tests that depend on files."""
+    """Each of both containers, for tests that depend on files."""
     container: tuple[Runtime, str] = request.getfixturevalue(request.param)
     return container
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_is_the_programs(running_on_each: tuple[Runtime, str], code: int) -> None:
+def test_exit_code_is_that_of_the_program(running_on_each: tuple[Runtime, str], code: int) -> None:
     runtime, _ = running_on_each
     result = runtime("exec", "c1", "/bin/sh", "-c", f"cat; echo err >&2; exit {code}", stdin="in\n")
     assert (result.code, result.output, result.errors) == (code, "in\n", "err\n")
 
 
-def test_options_change_the_containers_own_process(running: tuple[Runtime, str]) -> None:
+def test_options_change_the_process_of_the_specification(running: tuple[Runtime, str]) -> None:
     runtime, _ = running
     script = "id -u; id -g; pwd; echo $COLOUR"
     options = ["--user", "1000:1001", "--cwd", "/data", "--env", "COLOUR=blue"]
@@ -82,7 +78,7 @@ def test_options_change_the_containers_own_process(running: tuple[Runtime, str])
     assert runtime("exec", "c1", "/bin/pwd").output == "/tmp\n"
 
 
-def test_a_process_file_is_taken_as_it_is(running: tuple[Runtime, str], tmp_path: Path) -> None:
+def test_process_file_is_used_unchanged(running: tuple[Runtime, str], tmp_path: Path) -> None:
     runtime, _ = running
     process = specification(["/bin/sh", "-c", "id -u; pwd"], cwd="/data", user={"uid": 7, "gid": 8})["process"]
     (tmp_path / "process.json").write_text(json.dumps(process))
@@ -97,7 +93,7 @@ def test_a_process_file_is_taken_as_it_is(running: tuple[Runtime, str], tmp_path
         ("/data/from-host", 126, "permission denied"),
     ],
 )
-def test_a_program_that_cannot_run_says_so(running: tuple[Runtime, str], program: str, code: int, words: str) -> None:
+def test_program_that_cannot_run_is_an_error(running: tuple[Runtime, str], program: str, code: int, words: str) -> None:
     runtime, _ = running
     result = runtime("exec", "c1", program)
     assert result.code == code
@@ -105,7 +101,7 @@ def test_a_program_that_cannot_run_says_so(running: tuple[Runtime, str], program
     assert program in result.errors
 
 
-def test_several_at_once_do_not_mix(running: tuple[Runtime, str]) -> None:
+def test_concurrent_processes_do_not_mix(running: tuple[Runtime, str]) -> None:
     runtime, _ = running
     processes = [
         runtime.start("exec", "c1", "/bin/sh", "-c", f"cat; exit {n}", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -122,7 +118,7 @@ def test_several_at_once_do_not_mix(running: tuple[Runtime, str]) -> None:
         assert process.returncode == n
 
 
-def test_detached_with_a_pid_file_whose_pid_takes_signals(running: tuple[Runtime, str], tmp_path: Path) -> None:
+def test_pid_of_a_detached_process_forwards_signals(running: tuple[Runtime, str], tmp_path: Path) -> None:
     runtime, bundle = running
     pid_file = str(tmp_path / "pid")
     script = "trap 'echo got USR1 > /data/signalled' USR1; echo > /data/trapped; sleep 0.1; while :; do sleep 0.1; done"
@@ -139,7 +135,7 @@ def test_detached_with_a_pid_file_whose_pid_takes_signals(running: tuple[Runtime
     wait_until(lambda: "signalled" not in runtime("exec", "c1", "/bin/ps", "-o", "args").output)
 
 
-def test_a_hundred_megabytes_and_a_slow_reader(running: tuple[Runtime, str]) -> None:
+def test_large_output_with_a_slow_reader(running: tuple[Runtime, str]) -> None:
     runtime, _ = running
     size = 100 * 1024 * 1024
     flood = runtime.start(
@@ -149,28 +145,28 @@ def test_a_hundred_megabytes_and_a_slow_reader(running: tuple[Runtime, str]) -> 
     stuck = runtime.start("exec", "c1", "/bin/yes", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert flood.stdout is not None
     assert stuck.stdout is not None
-    assert os.read(stuck.stdout.fileno(), 2) == b"y\n"  # and never again: its writer is to wait, nobody else
+    assert os.read(stuck.stdout.fileno(), 2) == b"y\n"  # only once: its writer must block, and no other
     received = 0
     while piece := os.read(flood.stdout.fileno(), 65536):
         received += len(piece)
-        if received == len(piece):  # at the first piece, while nobody reads the rest
+        if received == len(piece):  # the first piece, while nobody reads the rest
             assert runtime("exec", "c1", "/bin/echo", "in between").output == "in between\n"
     assert received == size
     assert flood.wait(timeout=patience(10)) == 0
     flood.stdout.close()
-    stuck.stdout.close()  # its reader is gone: yes is not held up by it any more, and is ended
+    stuck.stdout.close()  # without a reader, yes no longer blocks and is ended
     stuck.kill()
     stuck.wait()
     assert runtime("exec", "c1", "/bin/sh", "-c", "kill $(ps -o pid,args | grep '[y]es' | head -n 1)").code in (0, 1)
 
 
-def test_a_megabyte_of_stdin_arrives_whole(running: tuple[Runtime, str]) -> None:
+def test_a_megabyte_of_stdin_arrives(running: tuple[Runtime, str]) -> None:
     runtime, _ = running
     text = "".join(f"line {n}\n" for n in range(100_000))
     assert runtime("exec", "c1", "/bin/cat", stdin=text).output == text
 
 
-def test_the_files_are_the_hosts_in_both_directions(running_on_each: tuple[Runtime, str]) -> None:
+def test_files_are_shared_in_both_directions(running_on_each: tuple[Runtime, str]) -> None:
     runtime, bundle = running_on_each
     assert runtime("exec", "c1", "/bin/stat", "-c", "%u %g %a", "/data/from-host").output == "1234 5678 4640\n"
     script = "cd /data; echo made > new; chown 42:43 new; chmod 2750 new; mkdir -p d/e; sync"
@@ -182,19 +178,19 @@ def test_the_files_are_the_hosts_in_both_directions(running_on_each: tuple[Runti
     assert os.path.isdir(f"{bundle}/rootfs/data/d/e")
 
 
-def test_a_file_that_grows_on_the_host_is_read_whole(running_on_each: tuple[Runtime, str]) -> None:
+def test_file_that_grows_on_the_host_is_read_whole(running_on_each: tuple[Runtime, str]) -> None:
     runtime, bundle = running_on_each
     log = Path(f"{bundle}/rootfs/data/log")
     log.write_text("first\n")
     assert runtime("exec", "c1", "/bin/cat", "/data/log").output == "first\n"
     with log.open("a") as file:
         file.write("second\n")
-    # virtiofsd lets the guest keep a file's size for a second.
+    # virtiofsd permits the guest to cache the size of a file for a second.
     wait_until(lambda: runtime("exec", "c1", "/bin/cat", "/data/log").output == "first\nsecond\n")
 
 
-def test_a_terminal_over_a_console_socket(running: tuple[Runtime, str], tmp_path: Path) -> None:
-    """As containerd and conmon do it: the socket gets the master, the command ends, the size comes afterwards."""
+def test_terminal_over_a_console_socket(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    """As with containerd and conmon: the socket gets the master, the command ends, and the size is set later."""
     runtime, _ = running
     path = str(tmp_path / "console.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -217,7 +213,7 @@ def test_a_terminal_over_a_console_socket(running: tuple[Runtime, str], tmp_path
     os.close(master)
 
 
-def test_a_foreground_terminal_is_raw_while_it_runs_and_restored_after(running: tuple[Runtime, str]) -> None:
+def test_terminal_of_the_caller_is_raw_while_the_command_runs(running: tuple[Runtime, str]) -> None:
     runtime, _ = running
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 21, 77, 0, 0))
@@ -244,7 +240,7 @@ def test_a_foreground_terminal_is_raw_while_it_runs_and_restored_after(running: 
         (["exec", "nobody", "/bin/true"], "container does not exist"),
     ],
 )
-def test_what_cannot_be_executed_is_refused(running: tuple[Runtime, str], arguments: list[str], words: str) -> None:
+def test_invalid_exec_is_refused(running: tuple[Runtime, str], arguments: list[str], words: str) -> None:
     runtime, _ = running
     result = runtime(*arguments)
     assert result.code == 255, "runc's code for an exec that could not be made"
@@ -252,7 +248,7 @@ def test_what_cannot_be_executed_is_refused(running: tuple[Runtime, str], argume
 
 
 def read_until(fd: int, end: bytes) -> bytes:
-    """What comes out of a terminal until it ends with ``end``; what came when nothing came for 30 s."""
+    """Read a terminal until the output ends with ``end``, or until nothing arrives for 30 s."""
     output = b""
     while end not in output:
         if not select.select([fd], [], [], 30)[0]:
@@ -264,7 +260,7 @@ def read_until(fd: int, end: bytes) -> bytes:
     return output
 
 
-def test_a_bundle_with_a_terminal_needs_a_console_socket(tmp_path: Path) -> None:
+def test_bundle_with_a_terminal_needs_a_console_socket(tmp_path: Path) -> None:
     runtime = Runtime(str(tmp_path))
     bundle = str(tmp_path / "bundle")
     write_terminal_bundle(bundle)
@@ -274,7 +270,35 @@ def test_a_bundle_with_a_terminal_needs_a_console_socket(tmp_path: Path) -> None
     assert not os.path.exists(f"{runtime.root}/c2")
 
 
+def test_terminal_without_one_of_the_caller_is_refused_as_by_runc(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    """In a session without a controlling terminal, with other files as stdio: nobody could end the program's input."""
+    runtime, _ = running
+    bundle, terminal = str(tmp_path / "bundle"), str(tmp_path / "terminal")
+    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+    write_terminal_bundle(terminal)
+    runc = ["runc", "--root", str(tmp_path / "runc")]
+    name = f"c1-{os.getpid()}"
+
+    def alone(*argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True, check=False
+        )
+
+    null = subprocess.DEVNULL
+    subprocess.run([*runc, "run", "--detach", "--bundle", bundle, name], stdin=null, stdout=null, check=True)
+    try:
+        for code, words in ((1, ["run", "--bundle", terminal, "c2"]), (255, ["exec", "--tty", "c1", "/bin/true"])):
+            asked = alone(*runc, *(name if word == "c1" else word for word in words))
+            refused = alone(*runtime.argv(*words))
+            for done in (asked, refused):
+                assert (done.returncode, done.stdout) == (code, ""), done
+                assert "open /dev/tty: no such device or address" in done.stderr, done
+    finally:
+        subprocess.run([*runc, "delete", "--force", name], check=True)
+    assert os.listdir(runtime.root) == ["c1"]
+
+
 def write_terminal_bundle(bundle: str) -> None:
-    """A bundle whose process asks for a terminal."""
+    """Write a bundle whose process has a terminal."""
     spec = make_bundle(bundle, ["/bin/true"], terminal=True)
     write(bundle, spec)

@@ -1,7 +1,7 @@
-"""Everything that goes wrong gives one sentence with its cause and remedy, the same in the log, and leaves nothing.
+"""Every failure is reported by one sentence with cause and remedy, also in the log, and leaves nothing behind.
 
-The fixture ``runtime`` compares processes, mounts, cgroups, open groups and driver links before and after each.
-Failures of the host's real VFIO are in tests/lab.
+The fixture ``runtime`` compares processes, mounts, cgroups, open groups and driver links before and after each test.
+Failures with real VFIO of the host are in tests/lab.
 """
 
 from __future__ import annotations
@@ -19,46 +19,23 @@ from hawse.vm.image.store import current_path
 from tests.support.bundles import add_devices, make_bundle, write
 from tests.support.caches import CACHE
 from tests.support.patience import patience
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER, role
+from tests.support.refusals import fails
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
-
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-
-
-def fails(runtime: Runtime, *arguments: str, code: int = 1) -> str:
-    """Run a command that must fail; its sentence, which stderr and the JSON log must agree on."""
-    result = runtime(*arguments, log=True)
-    assert result.code == code, result
-    assert result.output == ""
-    return sentence(runtime, result)
-
-
-def sentence(runtime: Runtime, result: Result) -> str:
-    """The one sentence of a failed command."""
-    first, _, evidence = result.errors.partition("\n")
-    assert first.startswith("hawse: ")
-    with open(runtime.log) as file:
-        entries = [json.loads(line) for line in file]
-    # A warning may come before: that a QEMU which was not seen before runs no guest with KVM.
-    [entry] = [entry for entry in entries if entry["level"] != "warning"]
-    assert entry["level"] == "error"
-    assert entry["msg"] == first.removeprefix("hawse: ")
-    assert bool(entry.get("evidence")) == bool(evidence)
-    assert "Traceback" not in result.errors
-    return first.removeprefix("hawse: ") + (f"\n{evidence}" if evidence else "")
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> str:
-    """A bundle with nothing wrong in it."""
+    """A valid bundle."""
     directory = str(tmp_path / "bundle")
     make_bundle(directory, ["/bin/true"])
     return directory
 
 
 def change(bundle: str, path: str, value: object) -> None:
-    """Set one field of config.json, given as "process.user.uid"; None takes it out."""
+    """Set one field of config.json, such as "process.user.uid"; None removes it."""
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     part = spec
@@ -72,18 +49,18 @@ def change(bundle: str, path: str, value: object) -> None:
     write(bundle, spec)
 
 
-def test_no_bundle_directory(runtime: Runtime, tmp_path: Path) -> None:
+def test_bundle_directory_is_missing(runtime: Runtime, tmp_path: Path) -> None:
     said = fails(runtime, "create", "--bundle", str(tmp_path / "none"), "c1")
     assert said == f"bundle {tmp_path}/none: no such directory [give the bundle with --bundle]"
 
 
-def test_no_config_json(runtime: Runtime, bundle: str) -> None:
+def test_config_json_is_missing(runtime: Runtime, bundle: str) -> None:
     os.unlink(f"{bundle}/config.json")
     said = fails(runtime, "create", "--bundle", bundle, "c1")
     assert said == f"{bundle}/config.json: no such file or directory [make one with `hawse spec`]"
 
 
-def test_invalid_json(runtime: Runtime, bundle: str) -> None:
+def test_config_json_is_invalid(runtime: Runtime, bundle: str) -> None:
     with open(f"{bundle}/config.json", "w") as file:
         file.write('{\n "ociVersion": "1.0.2",,\n}')
     said = fails(runtime, "create", "--bundle", bundle, "c1")
@@ -122,7 +99,7 @@ def test_invalid_json(runtime: Runtime, bundle: str) -> None:
         ),
     ],
 )
-def test_a_field_that_is_wrong_is_named(runtime: Runtime, bundle: str, field: str, value: object, words: str) -> None:
+def test_error_names_an_invalid_field(runtime: Runtime, bundle: str, field: str, value: object, words: str) -> None:
     change(bundle, field, value)
     said = fails(runtime, "create", "--bundle", bundle, "c1")
     assert said.startswith(f"{bundle}/config.json: {words.format(bundle=bundle)}")
@@ -130,22 +107,22 @@ def test_a_field_that_is_wrong_is_named(runtime: Runtime, bundle: str, field: st
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a b", "\u00e9", "x" * 256])
-def test_an_id_that_is_none(runtime: Runtime, bundle: str, name: str) -> None:
+def test_id_is_invalid(runtime: Runtime, bundle: str, name: str) -> None:
     assert fails(runtime, "create", "--bundle", bundle, name).startswith("invalid container ID format: ")
 
 
-def test_an_id_that_is_taken(runtime: Runtime, bundle: str) -> None:
+def test_id_is_in_use(runtime: Runtime, bundle: str) -> None:
     os.makedirs(f"{runtime.root}/c1")
     said = fails(runtime, "create", "--bundle", bundle, "c1")
     assert said.startswith("container with given ID already exists: c1 [choose another")
 
 
 @pytest.mark.parametrize("verb", ["start", "kill", "state", "delete"])
-def test_a_container_that_is_not_there(runtime: Runtime, verb: str) -> None:
+def test_container_does_not_exist(runtime: Runtime, verb: str) -> None:
     assert fails(runtime, verb, "c1") == "container does not exist: c1"
 
 
-def test_a_group_that_is_absent(runtime: Runtime, bundle: str) -> None:
+def test_group_does_not_exist(runtime: Runtime, bundle: str) -> None:
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/99", 511, 99)])
@@ -154,14 +131,16 @@ def test_a_group_that_is_absent(runtime: Runtime, bundle: str) -> None:
     assert said.startswith("linux.devices: /dev/vfio/99: group 99 is missing: no VFIO device has the number 511:99 [")
 
 
-def test_no_qemu(runtime: Runtime, bundle: str) -> None:
+def test_qemu_is_missing(runtime: Runtime, bundle: str) -> None:
     runtime.configure('[vm]\nqemu = "/none/qemu"\n')
     said = fails(runtime, "create", "--bundle", bundle, "c1")
     assert said.startswith("QEMU cannot be run: /none/qemu: No such file or directory [install the package")
 
 
-def test_a_qemu_that_dies_at_its_start_shows_its_last_words(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
-    # It answers what it is asked about itself, as a QEMU does whose host then has no memory, say.
+def test_error_has_the_last_output_of_a_qemu_that_exits_at_its_start(
+    runtime: Runtime, bundle: str, tmp_path: Path
+) -> None:
+    # It answers queries about its features, as a QEMU does that later has not enough memory.
     qemu = tmp_path / "qemu"
     qemu.write_text(
         '#!/bin/sh\ncase "$*" in *"-machine none"*) exec /usr/bin/qemu-system-x86_64 "$@";; esac\n'
@@ -174,14 +153,14 @@ def test_a_qemu_that_dies_at_its_start_shows_its_last_words(runtime: Runtime, bu
     assert "| qemu: cannot set up guest memory" in said
 
 
-def test_no_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_guest_image_is_missing(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
     said = fails(runtime, "create", "--bundle", bundle, "c1")
     assert said == f"there is no guest image in {tmp_path} [build it with `hawse image build`]"
 
 
 def copy_image(tmp_path: Path) -> str:
-    """A cache of the test's own with the image of the real one; the directory of its files."""
+    """Create a private cache with a copy of the image; returns the directory of its files."""
     with open(current_path(CACHE)) as file:
         digest = file.read()
     shutil.copytree(f"{CACHE}/images/{digest}", tmp_path / "images" / digest)
@@ -189,7 +168,7 @@ def copy_image(tmp_path: Path) -> str:
     return str(tmp_path / "images" / digest)
 
 
-def test_a_truncated_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_guest_image_is_truncated(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     directory = copy_image(tmp_path)
     os.truncate(f"{directory}/initrd.cpio", 1000)
     runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
@@ -197,7 +176,7 @@ def test_a_truncated_image(runtime: Runtime, bundle: str, tmp_path: Path) -> Non
     assert re.fullmatch(r"the guest image is damaged: \S+/initrd.cpio has 1000 bytes, not \d+ \[build it .*\]", said)
 
 
-def test_an_altered_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_guest_image_was_changed(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     directory = copy_image(tmp_path)
     with open(f"{directory}/vmlinux", "r+b") as file:
         file.seek(5_000_000)
@@ -206,7 +185,7 @@ def test_an_altered_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None
     assert "vmlinux was altered" in fails(runtime, "create", "--bundle", bundle, "c1")
 
 
-def test_a_stale_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_guest_image_is_stale(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     directory = copy_image(tmp_path)
     with open(f"{directory}/manifest.json") as file:
         manifest = json.load(file)
@@ -229,12 +208,12 @@ def test_a_stale_image(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
         ("[emulated]\n5 = []\n", "emulated.5: 0 functions"),
     ],
 )
-def test_a_configuration_that_is_wrong(runtime: Runtime, bundle: str, text: str, words: str) -> None:
+def test_configuration_is_invalid(runtime: Runtime, bundle: str, text: str, words: str) -> None:
     runtime.configure(text)
     assert words in fails(runtime, "create", "--bundle", bundle, "c1")
 
 
-def test_a_guest_that_never_reports_shows_its_console(runtime: Runtime, bundle: str) -> None:
+def test_error_has_the_console_of_a_guest_that_does_not_report(runtime: Runtime, bundle: str) -> None:
     seconds = round(patience(3))
     append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"
     runtime.configure(f'[vm]\nboot_seconds = {seconds}\nkernel_append = "{append}"\n')
@@ -243,7 +222,7 @@ def test_a_guest_that_never_reports_shows_its_console(runtime: Runtime, bundle: 
     assert "Run /usr/bin/busybox as init process" in said
 
 
-def test_an_agent_that_speaks_nonsense(runtime: Runtime, bundle: str) -> None:
+def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None:
     box = "/usr/bin/busybox"
     script = (
         f"{box} mount -t devtmpfs d /dev; {box} mount -t sysfs s /sys; {box} mount -t proc p /proc;"
@@ -259,13 +238,13 @@ def test_an_agent_that_speaks_nonsense(runtime: Runtime, bundle: str) -> None:
 @pytest.mark.parametrize(
     ("append", "words"),
     [
-        # Nothing in the guest then hears of the device that QEMU has plugged.
+        # Then nothing in the guest notices the device that QEMU has plugged.
         ("acpiphp.disable=1", "in the guest 0000:02:00.0: the device did not appear in the guest within 8 s"),
-        # Without an IOMMU vfio-pci takes no device (drivers/vfio/pci: probe failed with error -22).
+        # Without an IOMMU vfio-pci binds to no device (drivers/vfio/pci: probe failed with error -22).
         ("intel_iommu=off", "in the guest 0000:02:00.0: appeared in the guest, but refuses to bind to vfio-pci"),
     ],
 )
-def test_a_device_that_does_not_come(runtime: Runtime, bundle: str, append: str, words: str) -> None:
+def test_device_does_not_appear_in_the_guest(runtime: Runtime, bundle: str, append: str, words: str) -> None:
     runtime.configure(
         f'[vm]\ndevice_seconds = 8\nkernel_append = "{append}"\n[template]\nenabled = false\n[emulated]\n5 = ["edu"]\n'
     )
@@ -285,7 +264,7 @@ def test_a_device_that_does_not_come(runtime: Runtime, bundle: str, append: str,
         ("/data/file", 126, 'exec: "/data/file": permission denied, not executable'),
     ],
 )
-def test_a_program_that_cannot_be_executed(runtime: Runtime, bundle: str, program: str, code: int, words: str) -> None:
+def test_program_cannot_be_executed(runtime: Runtime, bundle: str, program: str, code: int, words: str) -> None:
     with open(f"{bundle}/rootfs/data/file", "w") as file:
         file.write("no program")
     change(bundle, "process.args", [program])
@@ -298,11 +277,11 @@ def test_a_program_that_cannot_be_executed(runtime: Runtime, bundle: str, progra
         ([], "no command given"),
         (["frobnicate"], "unknown command 'frobnicate'"),
         (["kill", "c1", "SIGNOTHING"], "unknown signal 'SIGNOTHING'"),
-        (["state"], "state takes ID, not 0 words"),
-        (["create", "--nonsense", "c1"], "unrecognized arguments: --nonsense"),
+        (["state"], "state: ID is missing [see `hawse state --help`]"),
+        (["create", "--nonsense", "c1"], "create: unrecognized arguments: --nonsense"),
     ],
 )
-def test_a_command_line_that_is_wrong(runtime: Runtime, arguments: list[str], words: str) -> None:
+def test_command_line_is_invalid(runtime: Runtime, arguments: list[str], words: str) -> None:
     assert words in fails(runtime, *arguments)
 
 
@@ -310,7 +289,7 @@ def mount(**fields: Any) -> dict[str, Any]:
     return {"mounts": [{"destination": "/x", "source": "none"} | fields]}
 
 
-#: What the specification adds, and the field that the error begins with, as the guest's runtime fails.
+#: Changes of a specification with which the runtime in the guest fails, and the field at the start of the error.
 REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
     "a file system that is none": (mount(type="nofs"), "mounts: the guest's kernel has no file system 'nofs', for /x "),
     "an option that is none": (
@@ -328,17 +307,17 @@ REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def test_an_error_of_the_guests_runtime_begins_with_the_field(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
-    """For containers of one pod, each of which leaves nothing."""
+def test_error_of_the_runtime_in_the_guest_begins_with_the_field(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+    """For containers of one pod. Each must leave nothing behind."""
     spec = json.loads(Path(bundle, "config.json").read_text())
-    spec["annotations"] = {KIND: "sandbox"}
-    spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    spec["annotations"] = role("pod")
+    spec["process"]["args"] = FOREVER
     write(bundle, spec)
     runtime.run_detached(bundle, "pod")
     for number, (what, (change, words)) in enumerate(REFUSED_BY_THE_GUEST.items()):
         path = str(tmp_path / f"c{number}")
         spec = make_bundle(path, ["/bin/true"])
-        spec["annotations"] = {KIND: "container", SANDBOX: "pod"}
+        spec["annotations"] = role(f"c{number}")
         spec["mounts"] += change.get("mounts", [])
         spec["process"] |= change.get("process", {})
         spec |= {"hostname": change.get("hostname", spec["hostname"])}

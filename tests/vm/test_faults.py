@@ -1,7 +1,7 @@
 """Each of a sandbox's processes is killed at each step of attaching and releasing. Nothing may be left behind.
 
-A step is recognised by what the sandbox has written so far. The monitor, which drives every step, is stopped while the
-test looks: so the kill comes at that step and not at a later one.
+The files that the sandbox has written show its step. The monitor, which carries out every step, is stopped while the
+test looks, so the process is killed at this step and not at a later one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hawse.state.store import Store
 from tests.support.bundles import add_devices, make_bundle, make_probe_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.processes import with_words
 from tests.support.runtime import Result, Runtime
 
 pytestmark = pytest.mark.vm
@@ -32,7 +33,7 @@ NAME = "victim"
 
 
 def wrote(name: str, text: str = "") -> Callable[[str], bool]:
-    """A file of the sandbox exists and contains the text."""
+    """A function that returns whether a file of the sandbox contains the text."""
 
     def look(directory: str) -> bool:
         try:
@@ -43,7 +44,7 @@ def wrote(name: str, text: str = "") -> Callable[[str], bool]:
     return look
 
 
-#: In the order in which a sandbox gets there.
+#: In the order in which a sandbox reaches them.
 MOMENTS = {
     "QEMU starts": wrote("console.log"),
     "the group is plugged": wrote("qmp.log", '"vfio-5-0"'),
@@ -63,30 +64,30 @@ VICTIMS = {
     "command": "bin/hawse",
 }
 GUEST = "guest"
-#: The guest's kernel, and its agent with it, can be made to panic once its container runs.
+#: The guest kernel, and the agent with it, can crash as soon as the container runs.
 CRASHES = ["the container runs", "a group is attached", "a group is detached"]
 FAULTS = [*itertools.product(MOMENTS, VICTIMS), *((moment, GUEST) for moment in CRASHES)]
-#: The container's process. A file on the host is the trigger: a command would take some 100 ms, and the monitor's help.
+#: The process of the container. A file triggers the crash: a command would take about 100 ms, and need the monitor.
 SCRIPT = "until [ -e /data/crash ]; do busybox usleep 10000; done; echo c >/proc/sysrq-trigger"
-#: A test process that is not scheduled for some 100 ms misses a step; the sandbox is then made again.
+#: If the test is not scheduled for about 100 ms, it misses a step, and the sandbox is created again.
 TRIES = 5
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A bundle whose container stays, with group 5."""
+    """A bundle whose container runs until it is killed, with group 5."""
     directory = str(tmp_path_factory.mktemp("bundles") / "stays")
     spec = make_bundle(directory, ["/bin/sh", "-c", SCRIPT])
-    spec["linux"]["readonlyPaths"] = []  # /proc/sysrq-trigger among them
+    spec["linux"]["readonlyPaths"] = []  # so that /proc/sysrq-trigger is writable
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)])
     write(directory, spec)
     return directory
 
 
 class Story:
-    """The life of a container in a thread: run, attach, detach, delete. Every command may fail.
+    """The life of a container, in a thread: run, attach, detach, delete. Every command may fail.
 
-    ``await_crash``: the guest is made to crash; the container is deleted when it has.
+    ``await_crash``: the guest will crash, and the container is deleted afterwards.
     """
 
     def __init__(self, runtime: Runtime, bundle: str, *, await_crash: bool) -> None:
@@ -101,12 +102,12 @@ class Story:
         self.results.append(begin(self._runtime, self._bundle))
         self.results += [self._runtime("attach", NAME, "6"), self._runtime("detach", NAME, "6")]
         if self._await_crash:
-            wait_until(lambda: not pids(VICTIMS["QEMU"]))
+            wait_until(lambda: not with_words(VICTIMS["QEMU"]))
         self.results.append(self._runtime("delete", "--force", NAME))
 
     @property
     def goes_on(self) -> bool:
-        """Whether a command runs or is to come."""
+        """Whether commands are running or pending."""
         return self._thread.is_alive()
 
     def end(self) -> list[Result]:
@@ -117,7 +118,7 @@ class Story:
 
 
 def begin(runtime: Runtime, bundle: str) -> Result:
-    """`run --detach`, with its output in a file: a pipe would be the container's too, and end with it."""
+    """Run `run --detach` with its output in a file: the container would inherit a pipe and keep it open."""
     with open(f"{bundle}/output", "w+") as file:
         words = runtime.argv("run", "--detach", "--bundle", bundle, NAME)
         ended = subprocess.run(
@@ -125,19 +126,6 @@ def begin(runtime: Runtime, bundle: str) -> Result:
         )
         file.seek(0)
         return Result(ended.returncode, "", file.read())
-
-
-def pids(words: str) -> list[int]:
-    """Processes whose command line contains the words."""
-    matching = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if words in line and int(pid) != os.getpid():
-            matching.append(int(pid))
-    return matching
 
 
 def send(processes: list[int], number: signal.Signals) -> None:
@@ -150,15 +138,15 @@ def send(processes: list[int], number: signal.Signals) -> None:
 
 
 def strike(story: Story, directory: str, moment: str, kill: Callable[[], bool]) -> bool:
-    """Call ``kill`` at the moment; returns whether it was hit.
+    """Call ``kill`` at the moment; returns whether this succeeded in time.
 
-    ``kill`` returns whether its victim exists. One that does not exist at the moment is killed as soon as it does.
+    ``kill`` returns whether its victim exists. If it does not exist yet, it is killed as soon as it does.
     """
     while story.goes_on and not MOMENTS[moment](directory):
         time.sleep(0.001)
     waited = False
     while story.goes_on:
-        monitor = pids(MONITOR)
+        monitor = with_words(MONITOR)
         send(monitor, signal.SIGSTOP)
         try:
             late = any(MOMENTS[later](directory) for later in after(moment))
@@ -184,7 +172,7 @@ def killing(victim: str, bundle: str) -> Callable[[], bool]:
         if victim == GUEST:
             trigger(bundle).touch()
             return True
-        processes = pids(VICTIMS[victim])
+        processes = with_words(VICTIMS[victim])
         send(processes, signal.SIGKILL)
         return bool(processes)
 
@@ -192,13 +180,13 @@ def killing(victim: str, bundle: str) -> Callable[[], bool]:
 
 
 def after(moment: str) -> list[str]:
-    """The moments after one."""
+    """The later moments."""
     names = list(MOMENTS)
     return names[names.index(moment) + 1 :]
 
 
 def check_words(results: list[Result]) -> None:
-    """Every command succeeded, was killed, or failed with a sentence."""
+    """Check that every command succeeded, was killed, or failed with a sentence."""
     for result in results:
         assert result.code in (0, 1, -signal.SIGKILL), result
         assert "Traceback" not in result.errors
@@ -206,7 +194,7 @@ def check_words(results: list[Result]) -> None:
 
 
 def check_nothing_left(runtime: Runtime, before: dict[str, set[str]]) -> None:
-    """Delete succeeds, and the host is as before."""
+    """Check that delete succeeds, and that the host is unchanged."""
     assert runtime("delete", "--force", NAME).code == 0
     prove_unchanged(before)
     with pytest.raises(NotFoundError):

@@ -1,4 +1,4 @@
-"""The mode guest-kernel: a device is the guest's own, by its driver, and no VFIO node is left of it."""
+"""The mode guest-kernel: a driver of the guest uses the device, and the container has no VFIO node of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
 from tests.support.netns import Namespace, cable
+from tests.support.pod_bundles import FOREVER
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 GROUPS = '[emulated]\n5 = ["e1000e"]\n6 = ["nvme"]\n7 = ["edu"]\n'
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 
 
 def bundle(directory: Path, *groups: int, annotations: dict[str, str], uid: int = 0) -> str:
@@ -31,7 +31,7 @@ def bundle(directory: Path, *groups: int, annotations: dict[str, str], uid: int 
 
 
 @pytest.mark.parametrize("where", ["annotation", "configuration"])
-def test_a_nic_is_an_interface_and_a_disk_a_block_device(runtime: Runtime, tmp_path: Path, where: str) -> None:
+def test_nic_is_an_interface_and_disk_is_a_block_device(runtime: Runtime, tmp_path: Path, where: str) -> None:
     by_annotation = where == "annotation"
     runtime.configure(GROUPS + ("" if by_annotation else '[devices]\nmode = "guest-kernel"\n'))
     annotations = {"hawse.device-mode": "guest-kernel"} if by_annotation else {}
@@ -63,7 +63,7 @@ def test_a_nic_is_an_interface_and_a_disk_a_block_device(runtime: Runtime, tmp_p
         assert (refused.code, "come and go with the container" in refused.errors) == (1, True), refused
 
 
-def test_a_nic_leaves_its_name_to_the_engines_interface(runtime: Runtime, tmp_path: Path) -> None:
+def test_nic_gets_another_name_than_the_interface_of_the_engine(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(GROUPS)
     path = bundle(tmp_path, 5, annotations={"hawse.device-mode": "guest-kernel"})
     with Namespace() as inside, Namespace() as outside:
@@ -85,7 +85,7 @@ def test_a_nic_leaves_its_name_to_the_engines_interface(runtime: Runtime, tmp_pa
     ]  # fmt: skip
 
 
-def test_a_device_that_the_guests_kernel_does_not_know_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+def test_device_without_a_driver_in_the_guest_is_refused(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(GROUPS)
     path = bundle(tmp_path, 7, annotations={"hawse.device-mode": "guest-kernel"})
     refused = runtime("create", "--bundle", path, "c1")
@@ -93,7 +93,7 @@ def test_a_device_that_the_guests_kernel_does_not_know_is_refused(runtime: Runti
     assert "no driver of the guest's kernel has it: there is none for it" in refused.errors
 
 
-def test_a_mode_that_there_is_not(runtime: Runtime, tmp_path: Path) -> None:
+def test_unknown_mode_is_refused(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(GROUPS)
     refused = runtime("create", "--bundle", bundle(tmp_path, 7, annotations={"hawse.device-mode": "both"}), "c1")
     assert "annotations: hawse.device-mode: 'both' is unknown [known: vfio, guest-kernel]" in refused.errors

@@ -1,4 +1,4 @@
-"""Hooks: each at its moment, with the state on its stdin; what fails undoes the container or is warned of."""
+"""Hooks run in the specified order with the state on stdin. A failure undoes the container, or is a warning."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pytest
 from tests.support.bundles import make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import wait_until
+from tests.support.pod_bundles import FOREVER
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-#: Notes its kind, where it is, and the state that it is given.
+#: Writes its kind, its directory and namespace, and the state to a log.
 _NOTE = '#!/bin/sh\necho "$1 $(pwd) $(readlink /proc/self/ns/mnt) $WHO $(cat)" >> {log}\n{then}\n'
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> str:
-    """A bundle whose program waits, with a hook of each kind that notes what it sees in the file ``log``."""
+    """A bundle with a running program and a hook of each kind, which writes to the file ``log``."""
     path = str(tmp_path / "bundle")
     spec = make_bundle(path, ["/bin/sh", "-c", "cat /data/started > /data/user; while :; do sleep 3600; done"])
     kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
@@ -49,7 +50,7 @@ def hook(directory: Path, kind: str, then: str = "", **more: Any) -> dict[str, A
 
 
 def noted(directory: Path) -> list[tuple[str, str, str, str, dict[str, Any]]]:
-    """Kind, directory, mount namespace, a variable and the state, of each hook that has run."""
+    """Kind, directory, mount namespace, a variable and the state of each hook that has run."""
     path = directory / "log"
     lines = path.read_text().splitlines() if path.exists() else []
     parts = [line.split(" ", 4) for line in lines]
@@ -57,7 +58,7 @@ def noted(directory: Path) -> list[tuple[str, str, str, str, dict[str, Any]]]:
 
 
 def create(runtime: Runtime, bundle: str) -> tuple[int, str]:
-    """`create c1` as an engine does it: its stdio is the container's. The exit code, and the errors."""
+    """Run `create c1` as an engine does, with the stdio of the container; returns exit code and errors."""
     null = subprocess.DEVNULL
     with open(f"{bundle}/errors", "w") as errors:
         argv = ["create", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "c1"]
@@ -66,7 +67,7 @@ def create(runtime: Runtime, bundle: str) -> tuple[int, str]:
         return code, file.read()
 
 
-def test_each_runs_once_at_its_moment(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_each_hook_runs_once_in_order(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     assert create(runtime, bundle) == (0, "")
     with open(f"{bundle}/pid") as file:
         pid = int(file.read())
@@ -98,7 +99,7 @@ def test_each_runs_once_at_its_moment(runtime: Runtime, bundle: str, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
-def test_one_that_fails_undoes_the_container(runtime: Runtime, bundle: str, tmp_path: Path, kind: str) -> None:
+def test_failed_hook_undoes_the_container(runtime: Runtime, bundle: str, tmp_path: Path, kind: str) -> None:
     before = snapshot()
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
@@ -120,7 +121,7 @@ def test_one_that_fails_undoes_the_container(runtime: Runtime, bundle: str, tmp_
         ({"path": "/none"}, "/none: no such file or directory"),
     ],
 )
-def test_one_that_hangs_or_is_missing_fails(
+def test_hook_that_hangs_or_is_missing_fails(
     runtime: Runtime, bundle: str, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     with open(f"{bundle}/config.json") as file:
@@ -132,7 +133,7 @@ def test_one_that_hangs_or_is_missing_fails(
     assert not os.path.exists(f"{runtime.root}/c1")
 
 
-def test_after_the_end_a_failure_is_a_warning(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_failed_poststop_hook_is_a_warning(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     spec["hooks"] = {"poststop": [hook(tmp_path, "poststop", "exit 4"), hook(tmp_path, "poststop")]}
@@ -151,11 +152,11 @@ def test_after_the_end_a_failure_is_a_warning(runtime: Runtime, bundle: str, tmp
 def test_failure_after_the_start_stops_the_container_as_under_runc(
     runtime: Runtime, bundle: str, tmp_path: Path
 ) -> None:
-    """`run` deletes it, in both; after `start` it is stopped."""
+    """`run` deletes the container, in both runtimes. After `start` it is stopped."""
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     spec["hooks"] = {"poststart": [hook(tmp_path, "poststart", "exit 4"), hook(tmp_path, "poststart")]}
-    spec["process"]["args"] = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
+    spec["process"]["args"] = FOREVER
     write(bundle, spec)
     root = f"{tmp_path}/runc"
     for words in (runtime.argv("run", "--bundle", bundle, "c1"), ["runc", "--root", root, "run", "-b", bundle, "c1"]):
@@ -174,7 +175,7 @@ def test_failure_after_the_start_stops_the_container_as_under_runc(
     assert runtime("delete", "c1").code == 0
 
 
-def test_one_in_the_container_that_fails_stops_it(runtime: Runtime, bundle: str) -> None:
+def test_failed_hook_in_the_container_stops_it(runtime: Runtime, bundle: str) -> None:
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}]}
@@ -185,7 +186,7 @@ def test_one_in_the_container_that_fails_stops_it(runtime: Runtime, bundle: str)
     assert "error executing hook `/bin/sh` (exit code: 3)" in result.errors, "crun's words, on its stderr"
 
 
-def test_a_machine_that_never_comes_runs_no_hook(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_hooks_do_not_run_if_the_vm_does_not_start(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     runtime.configure('[vm]\nboot_seconds = 8\nkernel_append = "rdinit=/usr/bin/busybox -- sleep 1000"\n')
     code, errors = create(runtime, bundle)
     assert code == 1
@@ -193,7 +194,7 @@ def test_a_machine_that_never_comes_runs_no_hook(runtime: Runtime, bundle: str, 
     assert noted(tmp_path) == []
 
 
-def test_a_container_of_a_pod_has_its_own(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_containers_of_a_pod_have_their_own_hooks(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
     shutil.copytree(bundle, f"{bundle}-pod", symlinks=True)

@@ -1,6 +1,6 @@
-"""What a container has of the host by its mounts: files with every option, overlays, sockets, FIFOs and changes.
+"""Mounts from the host: files with every option, overlays, sockets, FIFOs and later changes.
 
-The mounts of one bundle are asked of runc, too.
+One bundle also runs under runc.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX
 from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime
-from tests.vm.test_pods import FOREVER, KIND, SANDBOX
 
 pytestmark = pytest.mark.vm
 
@@ -46,7 +46,7 @@ ASK = (
 
 
 def mounts_of(directory: Path) -> list[dict[str, Any]]:
-    """Files with options, a writable overlay as Podman makes one, and two that nothing is written to."""
+    """Files with options, a writable overlay as of Podman, and two read-only overlays."""
     names = ("lower,x:y", "upper,x", "work,x", "one", "two")
     lower, upper, work, one, two = (directory / name for name in names)
     for made in (lower, upper, work, one, two):
@@ -68,7 +68,7 @@ def mounts_of(directory: Path) -> list[dict[str, Any]]:
         return str(path).replace(",", "\\,").replace(":", "\\:")
 
     def overlay(destination: str, *options: str) -> dict[str, Any]:
-        # Podman divides the options at each comma, wherever it is.
+        # Podman splits the options at every comma.
         return {"destination": destination, "type": "overlay", "source": "overlay",
                 "options": ",".join(options).split(",")}  # fmt: skip
 
@@ -93,7 +93,7 @@ def bundle(directory: Path, name: str, arguments: list[str], mounts: list[dict[s
 
 @pytest.fixture
 def layers(tmp_path: Path) -> Iterator[Path]:
-    """A directory whose file system takes the upper layer of an overlay."""
+    """A directory on a file system that supports the upper layer of an overlay."""
     place = tmp_path / "layers"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "layers", place], check=True)
@@ -104,7 +104,7 @@ def layers(tmp_path: Path) -> Iterator[Path]:
 def test_files_with_recursive_options_and_overlays_are_as_under_runc(
     runtime: Runtime, tmp_path: Path, layers: Path
 ) -> None:
-    """The upper directory is the host's; another container of the pod has the same overlay, and it is one."""
+    """The upper directory is on the host. Another container of the pod shares the same overlay."""
     seen, upper = {}, {}
     for name in ("hawse", "runc"):
         mounts = mounts_of(layers / name)
@@ -136,7 +136,7 @@ def test_files_with_recursive_options_and_overlays_are_as_under_runc(
 
 @pytest.fixture
 def sockets(tmp_path: Path) -> Iterator[Path]:
-    """Sockets of the host: two that answer in upper case, one of datagrams, and a FIFO."""
+    """Sockets of the host, two that answer in upper case and one for datagrams, and a FIFO."""
     place = tmp_path / "sockets"
     place.mkdir()
     os.mkfifo(place / "fifo")
@@ -168,10 +168,10 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def test_sockets_are_forwarded_where_allowed_and_changes_are_seen_by_polling(
+def test_sockets_are_forwarded_if_allowed_and_changes_are_found_by_polling(
     runtime: Runtime, tmp_path: Path, sockets: Path
 ) -> None:
-    """As with a ConfigMap: a link to a directory is replaced. runc's container hears of it by inotify, too."""
+    """A link to a directory is replaced, as in a ConfigMap. Under runc the container also gets inotify events."""
     runtime.configure(f'[share]\nforward_sockets = ["{sockets}/a*", "{sockets}/log"]\n')
     bound = {"/run/api": "api", "/run/plain": "plain", "/dev/log": "log", "/run/fifo": "fifo"}
 
@@ -196,7 +196,7 @@ def test_sockets_are_forwarded_where_allowed_and_changes_are_seen_by_polling(
     hawse = bundle(tmp_path, "hawse", FOREVER, mounts("hawse"))
     log = tmp_path / "log.json"
     null = subprocess.DEVNULL
-    # Not with pipes: they would be the container's, too.
+    # Not with pipes, which the container would inherit.
     create = runtime.argv("create", "--bundle", hawse, "c1", log=True)
     assert subprocess.run(create, stdin=null, stdout=null, stderr=null, check=False).returncode == 0, log.read_text()
     warned = [json.loads(line)["msg"] for line in log.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Huge pages: the container's, in place of those of the host that its engine binds, and the machine's own memory."""
+"""Huge pages in the container, instead of the host's that its engine binds, and huge pages as memory of the VM."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from hawse.host.cgroup.sandbox_cgroup import hierarchies
 from hawse.vm import ram_file
 from hawse.vm.host_hugepages import KIB, count
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import dpdk_rootfs, own_cache
 from tests.support.host import prove_unchanged, snapshot
+from tests.support.mount_table import cgroup_hierarchies
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX
 from tests.support.programs import compiled_file
 from tests.support.runtime import Result, Runtime
-from tests.vm.test_pods import FOREVER, KIND, SANDBOX, shell
-from tests.vm.test_templates import step_names
+from tests.support.timelines import step_names
 
 pytestmark = pytest.mark.vm
 
@@ -34,7 +34,7 @@ Pages = Callable[[int], None]
 
 @pytest.fixture
 def host_pages() -> Iterator[Pages]:
-    """Have so many free huge pages of 2 MiB on this host; afterwards as many as before, all of them free again."""
+    """A function that reserves huge pages of 2 MiB on this host. Afterwards their number is restored; all are free."""
     path = f"/sys/kernel/mm/hugepages/hugepages-{KIB_2MB}kB/nr_hugepages"
     before = count(KIB_2MB)
 
@@ -51,7 +51,7 @@ def host_pages() -> Iterator[Pages]:
 
 @pytest.fixture
 def volume(runtime: Runtime, tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Mount a hugetlbfs on the host; the path of a directory in it, as Kubernetes and others make them."""
+    """Mount a hugetlbfs on the host; returns a directory in it, as Kubernetes and others create it."""
     assert runtime.root
     mounted: list[str] = []
 
@@ -116,10 +116,10 @@ LOOK = (
 )
 
 
-def test_nothing_else_said(
+def test_bind_without_a_limit_has_as_many_pages_as_are_free_on_the_host(
     runtime: Runtime, tmp_path: Path, program: str, volume: Callable[[str], str], host_pages: Pages
 ) -> None:
-    """As under Docker: a bind of the host's, whose free pages are how many there are, and all can be mapped."""
+    """For example with Docker: the container binds a hugetlbfs of the host, and can map all of its pages."""
     host_pages(8)
     script = LOOK + "hugepage /dev/hugepages/it 8 7 && hugepage /dev/hugepages/it 8 9; hugepage /dev/hugepages/more 1 0"
     path = bundle(tmp_path, "b", program, script, [bind(volume("pagesize=2M"))])
@@ -133,8 +133,8 @@ def test_nothing_else_said(
     assert count(KIB_2MB)[1] == 8, "the container's are the guest's"
 
 
-def test_dpdk_needs_nothing_else_said(runtime: Runtime, tmp_path: Path, volume: Callable[[str], str]) -> None:
-    """The demo's container, by a bind of the host's and without a limit; the host has no page that is free."""
+def test_dpdk_runs_without_a_limit(runtime: Runtime, tmp_path: Path, volume: Callable[[str], str]) -> None:
+    """The container of the demo binds a hugetlbfs of the host and has no limit; the host has no free page."""
     rootfs = dpdk_rootfs()
     spec = demo_specification()
     source = volume("pagesize=2M")
@@ -151,10 +151,10 @@ def test_dpdk_needs_nothing_else_said(runtime: Runtime, tmp_path: Path, volume: 
     assert "Port 1 is closed" in result.output, result
 
 
-def test_a_limit_is_how_many_there_are_and_holds(
+def test_limit_is_the_number_of_pages(
     runtime: Runtime, tmp_path: Path, program: str, volume: Callable[[str], str]
 ) -> None:
-    """As of Kubernetes, which sends one of zero for each size that the host has, and those the guest has not, too."""
+    """Kubernetes also sends limits of zero for each other page size of the host, which the guest may lack."""
     script = LOOK + "hugepage /dev/hugepages/it 4 7; cat /sys/fs/cgroup/hugetlb.2MB.max; touch /ro/it"
     source = volume("pagesize=2M")
     readonly = bind(source, "ro") | {"destination": "/ro"}
@@ -165,14 +165,14 @@ def test_a_limit_is_how_many_there_are_and_holds(
     assert result.errors == "touch: /ro/it: Read-only file system\n"
 
 
-def test_pages_of_a_gigabyte(runtime: Runtime, tmp_path: Path, program: str, volume: Callable[[str], str]) -> None:
+def test_pages_of_one_gigabyte(runtime: Runtime, tmp_path: Path, program: str, volume: Callable[[str], str]) -> None:
     runtime.configure("[template]\nenabled = false\n")
     source = volume("pagesize=1G")
     path = bundle(tmp_path, "b", program, "hugepage /dev/hugepages/it 1 7", [bind(source)], {"1GB": 1 << 30})
     assert runtime("run", "--bundle", path, "c1", seconds=80) == Result(0, "1048576 0\n", "")
 
 
-def test_containers_of_a_pod_share_what_they_bind_and_give_back_what_is_theirs(
+def test_containers_of_a_pod_share_binds_and_release_their_pages(
     tmp_path: Path, program: str, runtime: Runtime, volume: Callable[[str], str]
 ) -> None:
     source, other = volume("pagesize=2M"), volume("pagesize=2M")
@@ -188,16 +188,16 @@ def test_containers_of_a_pod_share_what_they_bind_and_give_back_what_is_theirs(
     runtime.run_detached(member("one", source, 6), "one")
     runtime.run_detached(member("two", source, 2), "two")
     runtime.run_detached(member("three", other, 2), "three")
-    assert shell(runtime, "pod", count_pages).output == "10\n"
-    assert shell(runtime, "one", "hugepage /dev/hugepages/it 1 11").output == "2048 0\n"
-    assert shell(runtime, "two", "hugepage /dev/hugepages/it 1 12").output == "2048 11\n"
-    assert shell(runtime, "three", "hugepage /dev/hugepages/it 1 13").output == "2048 0\n"
+    assert runtime.shell("pod", count_pages).output == "10\n"
+    assert runtime.shell("one", "hugepage /dev/hugepages/it 1 11").output == "2048 0\n"
+    assert runtime.shell("two", "hugepage /dev/hugepages/it 1 12").output == "2048 11\n"
+    assert runtime.shell("three", "hugepage /dev/hugepages/it 1 13").output == "2048 0\n"
     for name in ("one", "two"):
         assert runtime("delete", "--force", name).code == 0
-    # One page is in a file that has outlived its container, as a volume's do: the next has its own beside it.
-    assert shell(runtime, "pod", count_pages).output == "2\n"
+    # One page is in a file that outlives its container, as in a volume. The next container has separate pages.
+    assert runtime.shell("pod", count_pages).output == "2\n"
     runtime.run_detached(member("one again", source, 4), "four")
-    assert shell(runtime, "four", "hugepage /dev/hugepages/it 4 11").output == "2048 12 0 0 0\n"
+    assert runtime.shell("four", "hugepage /dev/hugepages/it 4 11").output == "2048 12 0 0 0\n"
 
     middle = snapshot()
     refused = runtime("create", "--bundle", member("five", source, 4000), "five")
@@ -205,17 +205,17 @@ def test_containers_of_a_pod_share_what_they_bind_and_give_back_what_is_theirs(
     words = "huge pages of 2MB [give the virtual machine more memory: vm.memory_mib in the configuration, or for a pod"
     assert "hawse: the guest has room for " in refused.errors and f" of 4000 {words}" in refused.errors, refused
     prove_unchanged(middle)
-    assert shell(runtime, "pod", count_pages).output == "6\n", "what there was is given back, and no more than that"
+    assert runtime.shell("pod", count_pages).output == "6\n", "what there was is given back, and no more than that"
     for name in ("three", "four"):
         assert runtime("delete", "--force", name).code == 0
     prove_unchanged(before)
 
 
-def test_a_machines_memory_is_of_huge_pages_of_the_host(
+def test_memory_of_a_vm_is_in_huge_pages_of_the_host(
     runtime: Runtime, tmp_path: Path, program: str, host_pages: Pages
 ) -> None:
-    """The first start boots and leaves a template; the second is restored, into huge pages, too; then an ordinary
-    machine is restored from the same."""
+    """The first start boots and creates a template. The second is restored, also into huge pages. Then a VM without
+    huge pages is restored from the same template."""
     cache = own_cache(str(tmp_path / "cache"))
     settings = f'[image]\ncache = "{cache}"\n[vm]\nmemory_mib = 512\n'
     host_pages(300)
@@ -238,7 +238,7 @@ def test_a_machines_memory_is_of_huge_pages_of_the_host(
         assert count(KIB_2MB)[1] == 300
 
 
-def test_a_host_with_too_few_pages_is_told_how_many_are_wanted(
+def test_error_says_how_many_huge_pages_the_host_lacks(
     runtime: Runtime, tmp_path: Path, program: str, host_pages: Pages
 ) -> None:
     host_pages(40)
@@ -251,12 +251,11 @@ def test_a_host_with_too_few_pages_is_told_how_many_are_wanted(
     assert json.loads(runtime("list", "--format", "json").output or "null") in (None, [])
 
 
-def test_a_cgroup_of_the_host_that_allows_too_few_is_named(
+def test_error_names_a_cgroup_that_allows_too_few_huge_pages(
     runtime: Runtime, tmp_path: Path, program: str, host_pages: Pages
 ) -> None:
-    """As a Kubernetes pod's does that asks for no huge pages: QEMU would be killed for its first."""
-    with open("/proc/self/mountinfo") as file:
-        mounts = [hierarchy.mount for hierarchy in hierarchies(file.read()) if hierarchy.version == 2]
+    """For example the cgroup of a pod that requests no huge pages: QEMU would be killed at its first one."""
+    mounts = [hierarchy.mount for hierarchy in cgroup_hierarchies(version=2)]
     controllers = Path(f"{mounts[0]}/cgroup.controllers").read_text().split() if mounts else []
     if "hugetlb" not in controllers:
         pytest.skip("this host's cgroups of version 2 do not count huge pages")
@@ -284,7 +283,7 @@ def test_a_cgroup_of_the_host_that_allows_too_few_is_named(
             Path(f"{mounts[0]}/cgroup.subtree_control").write_text("-hugetlb")
 
 
-def test_a_memory_of_huge_pages_takes_a_template(tmp_path: Path, host_pages: Pages) -> None:
+def test_vm_with_huge_pages_requires_a_template(tmp_path: Path, host_pages: Pages) -> None:
     size = 4 * 2 * MIB
     host_pages(6)
     ordinary, huge = ram_file.make(size), ram_file.make(size, page_kib=KIB_2MB)

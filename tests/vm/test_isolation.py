@@ -1,8 +1,7 @@
-"""What root in the guest can do to the host by the share: nothing but change what is shared with it."""
+"""Root in the guest can change only shared files of the host."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -16,15 +15,15 @@ from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-#: Those of a privileged container that matter here: it reaches the agent's own mounts.
+#: Capabilities of a privileged container, with which it reaches the mounts of the agent.
 CAPABILITIES = {
     kind: ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]
     for kind in ("bounding", "effective", "permitted")
 }
-#: The whole share, which root in the guest sees in the agent's mount namespace. (A second mount of it would show the
-#: root of a mount below it: virtio_fs_test_super() in fs/fuse/virtio_fs.c compares the device only.)
+#: The whole share, in the mount namespace of the agent. A second mount of it would show the root of a mount below it:
+#: virtio_fs_test_super() in fs/fuse/virtio_fs.c compares only the device.
 SHARE = "/proc/1/root/run/hawse/share"
-#: Tries to leave something in the root of the share and in its container's directory there; says what came of it.
+#: Tries to create entries in the root of the share and in the directory of the container; prints the results.
 SCRIPT = f"""
 for place in {SHARE} {SHARE}/c1; do
     busybox ln -s {{outside}} $place/link && echo linked
@@ -40,14 +39,14 @@ echo written >{SHARE}/c1/rootfs/written
 
 
 def in_the_guests_process_namespace(bundle: str, script: str) -> dict[str, Any]:
-    """A bundle whose container sees the agent: it has no namespace of processes."""
+    """A bundle without a PID namespace, whose container sees the agent."""
     spec = make_bundle(bundle, ["/bin/sh", "-c", script], capabilities=CAPABILITIES)
     spec["linux"]["namespaces"] = [each for each in spec["linux"]["namespaces"] if each["type"] != "pid"]
     write(bundle, spec)
     return spec
 
 
-def test_the_root_of_the_share_cannot_be_written_to(runtime: Runtime, tmp_path: Path) -> None:
+def test_root_of_the_share_is_read_only(runtime: Runtime, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "directory").mkdir(parents=True)
     (outside / "empty").touch()
@@ -64,16 +63,15 @@ def test_the_root_of_the_share_cannot_be_written_to(runtime: Runtime, tmp_path: 
     assert sorted(os.listdir(outside)) == before
 
 
-def test_the_engines_environment_stays_with_the_command(
+def test_environment_of_the_engine_does_not_reach_the_guest(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There may be passwords of proxies and registries in it."""
+    """It may contain passwords of proxies and registries."""
     monkeypatch.setenv("ENGINES_SECRET", "a password")
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
     proxy = runtime.run_detached(bundle, "c1")
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    monitor = runtime.monitor("c1")
     seen = {}
     for pid in (proxy, monitor, *children(monitor)):
         seen[Path(f"/proc/{pid}/comm").read_text().strip()] = Path(f"/proc/{pid}/environ").read_bytes()
@@ -81,7 +79,7 @@ def test_the_engines_environment_stays_with_the_command(
     assert [name for name, text in seen.items() if b"a password" in text] == []
 
 
-def test_below_a_recursively_read_only_mount_nothing_can_be_written(runtime: Runtime, tmp_path: Path) -> None:
+def test_files_below_a_recursively_read_only_mount_are_read_only(runtime: Runtime, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "below").mkdir(parents=True)
     runtime.configure('[vm]\nshare = "virtiofs"\n')
@@ -103,10 +101,10 @@ def test_below_a_recursively_read_only_mount_nothing_can_be_written(runtime: Run
 
 
 @pytest.mark.parametrize("with_dev", [True, False], ids=["tmpfs on /dev", "no mount on /dev"])
-def test_device_nodes_are_made_on_file_systems_of_the_guest_only(
+def test_device_nodes_are_created_only_on_file_systems_of_the_guest(
     runtime: Runtime, tmp_path: Path, with_dev: bool
 ) -> None:
-    """Nodes of the specification exist wherever it wants them; a container cannot leave one on the host's files."""
+    """Nodes of the specification may have any path. A container cannot create a node on a file system of the host."""
     (tmp_path / "volume").mkdir()
     bundle = str(tmp_path / "bundle")
     script = (

@@ -1,4 +1,4 @@
-"""What a QEMU in its jail is, and what it can reach: the figures of docs/security.md."""
+"""The user and the reachable files of a jailed QEMU: the numbers in docs/security.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from hawse.jail import elf, tree
 from hawse.jail.seccomp import ALLOWED
 from tests.support.bundles import add_devices, busybox, make_bundle, make_probe_bundle, write
 from tests.support.caches import CACHE
+from tests.support.mount_table import mounts_of
 from tests.support.patience import wait_until
+from tests.support.processes import children, name_of
 from tests.support.runtime import Runtime
 from tests.support.suites import newer_qemu, newest_qemu
 
@@ -29,16 +31,13 @@ USERS = range(2130706432, 2130771968)
 
 
 def monitor_of(runtime: Runtime, name: str = "c1") -> int:
-    with open(f"{runtime.root}/{name}/state.json") as file:
-        return int(json.load(file)["monitorPid"])
+    return runtime.monitor(name)
 
 
 def child_of(pid: int, name: str) -> int:
-    """The process of that name that another has started."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if Path(f"/proc/{child}/comm").read_text().startswith(name):
-            return int(child)
-    raise AssertionError(f"{pid} has no {name}")
+    """The child of a process with this name."""
+    [child] = [child for child in children(pid) if name_of(child).startswith(name)]
+    return child
 
 
 def status_of(pid: int) -> dict[str, list[str]]:
@@ -47,7 +46,7 @@ def status_of(pid: int) -> dict[str, list[str]]:
 
 
 def reachable(pid: int) -> tuple[list[str], list[str]]:
-    """The files and the device nodes below a process's root, but for /proc."""
+    """The files and the device nodes below the root of a process, except /proc."""
     root = f"/proc/{pid}/root"
     files: list[str] = []
     nodes: list[str] = []
@@ -60,12 +59,12 @@ def reachable(pid: int) -> tuple[list[str], list[str]]:
     return files, sorted(nodes)
 
 
-def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_path: Path) -> None:
+def test_qemu_has_a_private_user_and_reaches_only_its_own_files(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure('[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
     runtime.run_detached(bundle, "c1")
-    qemu = child_of(monitor_of(runtime), "qemu")
+    qemu = child_of(runtime.monitor("c1"), "qemu")
     status = status_of(qemu)
     assert int(status["Uid"][0]) in USERS and len(set(status["Uid"] + status["Gid"])) == 1
     assert status["Groups"] == []
@@ -84,40 +83,39 @@ def test_qemu_is_nobody_and_reaches_its_own_files_alone(runtime: Runtime, tmp_pa
     limits = Path(f"/proc/{qemu}/limits").read_text()
     for name in ("core file size", "file size"):
         assert re.search(rf"Max {name}\s+0\s+0", limits), name
-    mounted = [line.split() for line in Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()]
-    writable = [fields[4] for fields in mounted if "rw" in fields[5].split(",") and fields[4] != "/proc"]
+    writable = [mount.point for mount in mounts_of(qemu) if "rw" in mount.options and mount.point != "/proc"]
     assert writable == ["/dev", "/sys"], "which it cannot write to, since root owns them"
     assert runtime("delete", "--force", "c1").code == 0
     assert not os.path.exists(f"{runtime.root}/c1")
 
 
-def test_two_sandboxes_are_two_users(runtime: Runtime, tmp_path: Path) -> None:
+def test_two_sandboxes_have_different_users(runtime: Runtime, tmp_path: Path) -> None:
     users = []
     for name in ("c1", "c2"):
         make_bundle(f"{tmp_path}/{name}", ["/bin/sleep", "1000"])
         runtime.run_detached(f"{tmp_path}/{name}", name)
-        users.append(status_of(child_of(monitor_of(runtime, name), "qemu"))["Uid"][0])
+        users.append(status_of(child_of(runtime.monitor(name), "qemu"))["Uid"][0])
     assert len(set(users)) == 2
 
 
 def test_qemu_dies_with_its_monitor(runtime: Runtime, tmp_path: Path) -> None:
     make_bundle(f"{tmp_path}/bundle", ["/bin/sleep", "1000"])
     runtime.run_detached(f"{tmp_path}/bundle", "c1")
-    monitor = monitor_of(runtime)
+    monitor = runtime.monitor("c1")
     qemu = child_of(monitor, "qemu")
     os.kill(monitor, 9)
     wait_until(lambda: not os.path.exists(f"/proc/{qemu}") or status_of(qemu)["State"][0] == "Z")
 
 
 def test_programs_that_do_not_react_do_not_outlive_the_container(runtime: Runtime, tmp_path: Path) -> None:
-    """As QEMU and virtiofsd that a guest has taken over. The fixture proves that nothing is left."""
+    """Such as QEMU and virtiofsd that a guest has compromised. The fixture proves that nothing is left."""
     runtime.configure('[emulated]\n5 = ["edu"]\n6 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sleep", "1000"])
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5), ("/dev/vfio/6", 511, 6)])
     write(bundle, spec)
     runtime.run_detached(bundle, "c1")
-    monitor = monitor_of(runtime)
+    monitor = runtime.monitor("c1")
     virtiofsd = child_of(monitor, "virtiofsd")
     stopped = [child_of(monitor, "qemu"), virtiofsd, child_of(virtiofsd, "virtiofsd")]
     for pid in stopped:
@@ -134,7 +132,7 @@ def test_programs_that_do_not_react_do_not_outlive_the_container(runtime: Runtim
     [(lambda: Vm().qemu, True), (newer_qemu, True), (newer_qemu, False), (newest_qemu, True)],
     ids=["configured", "newer", "newer that boots", "newest"],
 )
-def test_a_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_qemu: Any, template: bool) -> None:
+def test_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_qemu: Any, template: bool) -> None:
     runtime.configure(
         f'[vm]\nqemu = "{find_qemu()}"\n[template]\nenabled = {str(template).lower()}\n[emulated]\n5 = ["edu"]\n'
     )
@@ -146,7 +144,7 @@ def test_a_device_works_with_every_qemu(runtime: Runtime, tmp_path: Path, find_q
     assert json.loads(result.output)["passed"] is True
 
 
-def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp_path: Path) -> None:
+def test_script_instead_of_qemu_is_refused_or_a_warning(runtime: Runtime, tmp_path: Path) -> None:
     script = tmp_path / "qemu"
     script.write_text(f'#!/bin/sh\nexec {Vm().qemu} "$@"\n')
     script.chmod(0o755)
@@ -163,7 +161,7 @@ def test_a_script_in_place_of_qemu_is_refused_or_warned_of(runtime: Runtime, tmp
 
 
 def copied_qemu(directory: Path) -> str:
-    """The configured QEMU, with its firmware and modules, below a directory; the path of the program."""
+    """Copy the configured QEMU with its firmware and modules to a directory; returns the path of the program."""
     qemu = f"{directory}/usr/bin/qemu"
     os.makedirs(os.path.dirname(qemu))
     shutil.copy(Vm().qemu, qemu)
@@ -173,7 +171,7 @@ def copied_qemu(directory: Path) -> str:
     return qemu
 
 
-def test_the_trees_files_are_made_anew_when_qemu_has_changed(tmp_path: Path) -> None:
+def test_jail_tree_is_created_again_when_qemu_has_changed(tmp_path: Path) -> None:
     cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
     first = tree.obtain(qemu, cache=cache)
     made = os.stat(first).st_ino
@@ -201,8 +199,8 @@ def test_tree_of_a_running_qemu_is_not_removed(tmp_path: Path) -> None:
         tree.hold(first)
 
 
-def test_damaged_tree_is_made_again(tmp_path: Path) -> None:
-    """As after a power failure, or on a disk that was full."""
+def test_damaged_tree_is_created_again(tmp_path: Path) -> None:
+    """For example after a power failure, or on a full disk."""
     cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
     first = tree.obtain(qemu, cache=cache)
     os.truncate(first + qemu, 0)
@@ -213,7 +211,7 @@ def test_damaged_tree_is_made_again(tmp_path: Path) -> None:
 
 
 def test_static_program_is_not_run_to_list_its_libraries(tmp_path: Path) -> None:
-    """It would ignore the request, and run as root. Its trial, in the jail, fails."""
+    """It would ignore the request and run as root. It then fails its trial run in the jail."""
     for name in ("qemu", "seabios"):
         shutil.copytree(f"/usr/share/{name}", f"{tmp_path}/share/{name}", symlinks=True)
     os.makedirs(f"{tmp_path}/bin")
@@ -225,7 +223,7 @@ def test_static_program_is_not_run_to_list_its_libraries(tmp_path: Path) -> None
         tree.obtain(program, cache=str(tmp_path / "cache"))
 
 
-def test_the_tree_is_small() -> None:
+def test_jail_tree_is_small() -> None:
     made = tree.obtain(Vm().qemu, cache=CACHE)
     files = [path for path in Path(made).rglob("*") if path.is_file()]
     assert len(files) < 70

@@ -1,4 +1,4 @@
-"""A container's life, from create to delete, as an engine leads it."""
+"""The life of a container from create to delete, as with an engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 
 from tests.support.bundles import UNLIMITED, make_bundle, write
 from tests.support.patience import patience, wait_until
+from tests.support.processes import qemu_of
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 
 def process_is_gone(pid: int) -> bool:
-    """Ended, or ended and waiting for PID 1 to collect it."""
+    """Whether a process has ended; PID 1 may not have collected it yet."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "Z"
@@ -27,7 +28,7 @@ def process_is_gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_run_gives_stdio_and_the_exit_code(runtime: Runtime, tmp_path: Path, code: int) -> None:
+def test_run_has_stdio_and_returns_the_exit_code(runtime: Runtime, tmp_path: Path, code: int) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", f"cat; echo err >&2; exit {code}"])
     result = runtime("run", "--bundle", bundle, "c1", stdin="from the engine\n")
@@ -36,7 +37,7 @@ def test_run_gives_stdio_and_the_exit_code(runtime: Runtime, tmp_path: Path, cod
     assert result.errors == "err\n"
 
 
-def test_mounts_and_limits_are_the_specs(runtime: Runtime, tmp_path: Path) -> None:
+def test_mounts_and_limits_are_those_of_the_specification(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     script = "cat /file; echo new > /dir/new; echo no > /readonly/no; ls /readonly; grep Huge /proc/meminfo; ulimit -l"
     spec = make_bundle(bundle, ["/bin/sh", "-c", script], rlimits=[UNLIMITED])
@@ -61,9 +62,9 @@ def test_mounts_and_limits_are_the_specs(runtime: Runtime, tmp_path: Path) -> No
     assert os.listdir(tmp_path / "readonly") == ["kept"]
 
 
-def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:
+def test_container_from_create_to_delete(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
-    # It catches SIGTERM, since the first process of a PID namespace ignores what it does not catch.
+    # It handles SIGTERM: the first process of a PID namespace ignores signals without a handler.
     make_bundle(bundle, ["/bin/sh", "-c", "trap 'exit 9' TERM; echo ready > /data/ready; while :; do sleep 1; done"])
     null = subprocess.DEVNULL
     create = ["create", "--bundle", bundle, "--pid-file", f"{bundle}/pid", "c1"]
@@ -108,7 +109,7 @@ def test_the_whole_life(runtime: Runtime, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["kill", "kill --all", "signal to the proxy", "SIGKILL of the proxy"])
-def test_a_killed_container_ends_with_128_and_the_signal(runtime: Runtime, tmp_path: Path, way: str) -> None:
+def test_exit_code_of_a_killed_container_is_128_plus_the_signal(runtime: Runtime, tmp_path: Path, way: str) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "trap 'kill -9 -1; exit 143' TERM; echo up; while :; do sleep 0.1; done"])
     running = runtime.start("run", "--bundle", bundle, "c1", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
@@ -128,7 +129,7 @@ def test_a_killed_container_ends_with_128_and_the_signal(runtime: Runtime, tmp_p
     assert runtime("list", "--quiet").output == ""
 
 
-def test_a_machine_that_dies_ends_its_container_and_says_why(runtime: Runtime, tmp_path: Path) -> None:
+def test_container_of_a_dead_vm_ends_with_the_reason(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "echo up; sleep 1000"])
     running = runtime.start(
@@ -136,27 +137,24 @@ def test_a_machine_that_dies_ends_its_container_and_says_why(runtime: Runtime, t
     )
     assert running.stdout is not None
     assert running.stdout.readline() == b"up\n"
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
-    found = subprocess.run(["pgrep", "-P", str(monitor), "-f", "qemu-system"], capture_output=True, text=True)
-    os.kill(int(found.stdout), signal.SIGKILL)
+    monitor = runtime.monitor("c1")
+    os.kill(qemu_of(monitor), signal.SIGKILL)
     _, errors = running.communicate(timeout=patience(10))
     assert running.returncode == 1
     assert b"hawse: QEMU was killed by signal 9" in errors
 
 
-def test_a_monitor_that_is_killed_takes_everything_with_it(runtime: Runtime, tmp_path: Path) -> None:
+def test_all_processes_end_with_a_killed_monitor(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "sleep 1000"])
     pid = runtime.run_detached(bundle, "c1")
-    with open(f"{runtime.root}/c1/state.json") as file:
-        os.kill(json.load(file)["monitorPid"], signal.SIGKILL)
+    os.kill(runtime.monitor("c1"), signal.SIGKILL)
     wait_until(lambda: process_is_gone(pid))
     assert runtime.state("c1")["status"] == "stopped"
     assert runtime("delete", "c1").code == 0
 
 
-def test_an_exec_ends_with_the_container(runtime: Runtime, tmp_path: Path) -> None:
+def test_exec_ends_with_the_container(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "sleep 1000"])
     runtime.run_detached(bundle, "c1")
@@ -170,7 +168,7 @@ def test_an_exec_ends_with_the_container(runtime: Runtime, tmp_path: Path) -> No
     beside.stdout.close()
 
 
-def test_deleted_while_it_is_created(runtime: Runtime, tmp_path: Path) -> None:
+def test_container_is_deleted_while_it_is_created(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/true"])
     null = subprocess.DEVNULL
@@ -181,7 +179,7 @@ def test_deleted_while_it_is_created(runtime: Runtime, tmp_path: Path) -> None:
     assert (creating.returncode, errors) == (1, b"hawse: container c1 was deleted while it was created\n")
 
 
-def test_create_killed_half_way_leaves_what_delete_can_remove(runtime: Runtime, tmp_path: Path) -> None:
+def test_delete_removes_the_remains_of_a_killed_create(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/true"])
     null = subprocess.DEVNULL

@@ -81,10 +81,11 @@ def make_bundle(directory: str, script: str, *capabilities: str) -> str:
 
 
 def outcome(runtime: Runtime, bundle: str) -> list[str]:
-    """What the script has printed."""
+    """What the script has printed, without the warning that this QEMU makes no special files by 9p."""
     done = runtime("run", "--bundle", bundle, "c1", seconds=120)
     assert done.code == 0, done
-    return done.output.splitlines() + done.errors.splitlines()
+    lines = done.output.splitlines() + done.errors.splitlines()
+    return [line for line in lines if "files are shared by 9p, and QEMU" not in line]
 
 
 def asks(*families: str) -> str:

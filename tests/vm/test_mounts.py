@@ -1,4 +1,4 @@
-"""Each mount of a container is a file system of its own there, by its device number, as under runc."""
+"""Each mount of a container has a separate device number in the guest, as under runc."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import pytest
 
 from tests.support.bundles import make_bundle, write
 from tests.support.patience import wait_until
+from tests.support.pod_bundles import FOREVER, role
+from tests.support.processes import children, descriptors
 from tests.support.runtime import Runtime
 from tests.support.suites import rust_virtiofsd
 
 pytestmark = pytest.mark.vm
 
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-#: Mount points of the container, and one below a volume.
+#: Mount points of the container, and mount points below volumes.
 POINTS = ("/", "/disk", "/volume", "/volume/inner", "/read-only", "/read-only/inner", "/guest", "/dev", "/proc")
 Ask = Callable[[str], str]
 
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Iterator[Path]:
-    """File systems of the host: a volume with another below it, whose mounts reach who has it as a slave."""
+    """File systems of the host: volumes with other file systems below them; mounts in one propagate to slaves."""
     root = tmp_path / "volumes"
     with ExitStack() as undo:
         for name, size in (("volume", 7), ("volume/inner", 3), ("disk", 5), ("read-only", 6), ("read-only/inner", 2)):
@@ -64,7 +64,7 @@ def bundle(directory: Path, name: str, volumes: Path, annotations: dict[str, str
     return made
 
 
-#: Questions by what is asked; all are put in one command, since each costs a second without KVM.
+#: Commands by their topics. All run in one `exec`, since each needs a second without KVM.
 QUESTIONS = {
     "device numbers": f"stat -c %d {' '.join(POINTS)}",
     "sizes in KiB": "for p in /disk /volume /volume/inner /read-only /read-only/inner /guest; do "
@@ -86,18 +86,19 @@ def answers(ask: Ask) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("program", ["virtiofsd in C", "virtiofsd in Rust"])
-def test_mounts_are_as_many_file_systems_as_under_runc(
+def test_mounts_are_separate_file_systems_as_under_runc(
     runtime: Runtime, tmp_path: Path, volumes: Path, program: str
 ) -> None:
-    """Device numbers, df, find -xdev, options, and mounts that the host makes and removes later. With the one in C also
-    for a container that joins a pod: when it is deleted, the host has nothing of it open."""
+    """Device numbers, df, find -xdev, options, and mounts that the host adds and removes later.
+
+    With the virtiofsd in C also for a container that joins a pod. When it is deleted, the host has no file of it open.
+    """
     if program == "virtiofsd in Rust":
         runtime.configure(f'[vm]\nvirtiofsd = "{rust_virtiofsd()}"\nshare = "virtiofs"\n')
     with ExitStack() as undo:
         asks: dict[str, Ask] = {"runc": _under_runc(tmp_path, volumes, undo)}
-        roles = {"pod": {KIND: "sandbox"}, "one": {KIND: "container", SANDBOX: "pod"}}
-        for name, role in list(roles.items())[: 1 if program == "virtiofsd in Rust" else 2]:
-            runtime.run_detached(bundle(tmp_path, name, volumes, role), name)
+        for name in ("pod",) if program == "virtiofsd in Rust" else ("pod", "one"):
+            runtime.run_detached(bundle(tmp_path, name, volumes, role(name)), name)
             asks[name] = _inside(runtime, name)
         expected = answers(asks["runc"])
         theirs = expected.pop("device numbers").split()
@@ -115,7 +116,7 @@ def test_mounts_are_as_many_file_systems_as_under_runc(
         (later / "there").write_text("")
         for name, ask in asks.items():
             assert ask(LATER).split()[:3:2] == ["there", "4096"], name
-        # Lazily: virtiofsd has it open, as a process of the container that uses it would have.
+        # Lazily, since virtiofsd has it open, as a process of the container would.
         subprocess.run(["umount", "--lazy", later], check=True)
         for name, ask in asks.items():
             wait_until(partial(_is_empty, ask), what=f"{name}: unmounted")
@@ -155,16 +156,11 @@ def _under_runc(directory: Path, volumes: Path, undo: ExitStack) -> Ask:
 
 
 def _open_files(runtime: Runtime) -> list[str]:
-    """What the sandbox's virtiofsd has open, by the paths in its share."""
+    """The paths in the share that virtiofsd of the sandbox has open."""
     found: list[str] = []
     with open(f"{runtime.root}/pod/programs") as file:
         pids = [int(line.split()[0]) for line in file]
     for pid in pids:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for process in (pid, *map(int, children)):
-            for name in os.listdir(f"/proc/{process}/fd"):
-                try:
-                    found.append(os.readlink(f"/proc/{process}/fd/{name}"))
-                except OSError:
-                    continue
+        for process in (pid, *children(pid)):
+            found += descriptors(process).values()
     return found

@@ -1,4 +1,4 @@
-"""Notifications of a container (sd_notify(3)) at the host's service manager: which, and from whom."""
+"""Notifications of a container (sd_notify(3)) to the service manager of the host, and their senders."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from tests.support.bundles import make_bundle, write
 from tests.support.notified import Notified
 from tests.support.patience import patience
+from tests.support.pod_bundles import role
 from tests.support.programs import compiled_file
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
 SOURCE = str(Path(__file__).with_name("notify.c"))
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-#: What a program reports, each with something that is not the host's to know.
+#: Notifications of a program. Each has an assignment that must not reach the host.
 STARTS = "notify 'STATUS=starting\nNOTIFYACCESS=all' 'FDSTORE=1'"
 IS_READY = "notify 'READY=1\nSTATUS=up\nMAINPID=7' barrier"
 RUNS = "notify 'WATCHDOG=1' 'RELOADING=1\nMONOTONIC_USEC=1' 'X=y'"
@@ -44,7 +44,7 @@ def bundle(
     process |= {"user": {"uid": 1000, "gid": 1000}, "capabilities": {}}
     spec = make_bundle(path, ["/bin/sh", "-c", script], **process)
     subprocess.run(["cp", compiled_file(SOURCE), f"{path}/rootfs/bin/notify"], check=True)
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    spec["annotations"] = role(name)
     spec["mounts"] += mounts or []
     spec["root"]["readonly"] = readonly
     write(path, spec)
@@ -52,15 +52,14 @@ def bundle(
 
 
 def begin(runtime: Runtime, address: str, *words: str) -> subprocess.Popen[bytes]:
-    """Begin a command whose caller has NOTIFY_SOCKET."""
+    """Start a command with NOTIFY_SOCKET in its environment."""
     null = subprocess.DEVNULL
     environment = os.environ | {"NOTIFY_SOCKET": address}
     return subprocess.Popen(runtime.argv(*words), env=environment, stdin=null, stdout=null, stderr=null)
 
 
-def test_notifications_reach_the_hosts_service_manager(runtime: Runtime, directory: Path) -> None:
-    """In one virtual machine: by the caller's variable with a command that ends and with one that stays, and by a
-    socket among the mounts."""
+def test_notifications_reach_the_service_manager_of_the_host(runtime: Runtime, directory: Path) -> None:
+    """In one VM: by the variable of a command that ends, by that of one that stays, and by a mounted socket."""
     go = {"destination": "/go", "type": "bind", "source": f"{directory}/go", "options": ["bind"]}
     os.mkdir(f"{directory}/go")
     with Notified(f"{directory}/host.sock") as host:
@@ -89,7 +88,7 @@ def test_notifications_reach_the_hosts_service_manager(runtime: Runtime, directo
             assert abstract.next() == (running.pid, ["STOPPING=1", "ERRNO=5"])
             assert running.wait(patience(20)) == 3
 
-        # Podman mounts the directory of one (tests/engines/test_podman.py).
+        # Podman mounts the directory of a socket (tests/engines/docker_cli/test_podman.py).
         with Notified(f"{directory}/engine.sock") as engine:
             mount = go | {"destination": "/run/the.sock", "source": engine.address}
             environment = ["PATH=/bin", "NOTIFY_SOCKET=/run/the.sock"]
@@ -106,7 +105,7 @@ def test_notifications_reach_the_hosts_service_manager(runtime: Runtime, directo
 
 
 def test_start_ends_with_a_container_that_is_never_ready(runtime: Runtime, directory: Path) -> None:
-    """Its root file system is read-only, and the directory of the socket is made in it all the same."""
+    """Its root file system is read-only, but the directory of the socket is created in it."""
     made = bundle(directory, "pod", f"{STARTS}; read x; exit 4", readonly=True)
     with Notified(f"{directory}/host.sock") as host:
         assert begin(runtime, host.address, "run", "--detach", "--bundle", made, "pod").wait(patience(60)) == 0

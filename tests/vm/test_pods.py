@@ -1,4 +1,4 @@
-"""Several containers in one sandbox, as engines make them for a pod: each with its own devices, files and stdio."""
+"""Several containers in one sandbox, as engines create them for a pod: each has its own devices, files and stdio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ from tests.support.bundles import UNLIMITED, add_devices, build_probe, make_bund
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import Namespace
 from tests.support.patience import patience, wait_until
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER, KIND, SANDBOX, role
+from tests.support.processes import holders
+from tests.support.running import running_container
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
@@ -29,8 +31,6 @@ GROUPS = """
 7 = ["e1000e", "e1000e"]
 8 = ["nvme"]
 """
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 MEMBERS = ("one", "two", "three", "again")
 
 
@@ -43,7 +43,7 @@ def bundle(
     shutil.copy(build_probe(str(directory)), f"{path}/rootfs/bin/probe")
     if groups:
         add_devices(spec, [("/dev/vfio/vfio", 10, 196), *((f"/dev/vfio/{group}", 511, group) for group in groups)])
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    spec["annotations"] = role(name)
     for key, value in changes.items():
         spec[key] = value
     write(path, spec)
@@ -52,21 +52,15 @@ def bundle(
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """A sandbox whose first container waits."""
-    before = snapshot()
+    """A sandbox whose first container runs until the end of the module."""
     directory = tmp_path_factory.mktemp("pod")
-    made = Runtime(str(directory))
-    made.configure(GROUPS)
-    made.run_detached(bundle(directory, "pod"), "pod")
-    yield made
-    assert made("delete", "--force", "pod").code == 0
-    prove_unchanged(before)
-    assert os.listdir(made.root) == []
+    with running_container(str(directory), bundle(directory, "pod"), "pod", configuration=GROUPS) as runtime:
+        yield runtime
 
 
 @pytest.fixture(autouse=True)
 def alone(pod: Runtime) -> Iterator[None]:
-    """Each test begins and ends with the first container alone."""
+    """Each test begins and ends with only the first container."""
     yield
     for name in MEMBERS:
         deleted = pod("delete", "--force", name)
@@ -76,99 +70,94 @@ def alone(pod: Runtime) -> Iterator[None]:
 
 
 def shared(pod: Runtime) -> list[str]:
-    """The containers that have something in the share, which is mounted where its monitor alone sees it."""
-    with open(f"{pod.root}/pod/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    """The containers with files in the share, which is mounted only in the mount namespace of the monitor."""
+    monitor = pod.monitor("pod")
     return os.listdir(f"/proc/{monitor}/root{pod.root}/pod/share")
-
-
-def shell(runtime: Runtime, name: str, script: str) -> Result:
-    return runtime("exec", name, "/bin/sh", "-c", script)
 
 
 def qemus() -> int:
     return len([line for line in snapshot()["processes"] if "qemu-system" in line])
 
 
-def test_containers_share_a_machine_and_nothing_else(pod: Runtime, tmp_path: Path) -> None:
+def test_containers_share_only_the_vm(pod: Runtime, tmp_path: Path) -> None:
     machines = qemus()
     for name in ("one", "two"):
         made = bundle(tmp_path, name)
         (Path(made) / "rootfs" / "mine").write_text(name)
         pod.run_detached(made, name)
     assert qemus() == machines
-    boots = [shell(pod, name, "cat /proc/sys/kernel/random/boot_id") for name in ("pod", "one", "two")]
+    boots = [pod.shell(name, "cat /proc/sys/kernel/random/boot_id") for name in ("pod", "one", "two")]
     assert [result.code for result in boots] == [0, 0, 0], boots
     assert len({result.output for result in boots}) == 1
-    assert [shell(pod, name, "cat /mine").output for name in ("one", "two")] == ["one", "two"]
-    assert shell(pod, "one", "ps | grep -c '[s]leep 3600$'").output == "1\n", "a PID namespace each"
+    assert [pod.shell(name, "cat /mine").output for name in ("one", "two")] == ["one", "two"]
+    assert pod.shell("one", "ps | grep -c '[s]leep 3600$'").output == "1\n", "a PID namespace each"
     listed = {entry["id"]: entry for entry in json.loads(pod("list", "--format", "json").output)}
     assert {name: listed[name]["status"] for name in listed} == {"pod": "running", "one": "running", "two": "running"}
     assert len({entry["pid"] for entry in listed.values()}) == 3
 
 
-def test_each_sees_its_own_devices_alone(pod: Runtime, tmp_path: Path) -> None:
+def test_each_container_sees_only_its_own_devices(pod: Runtime, tmp_path: Path) -> None:
     pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
     pod.run_detached(bundle(tmp_path, "two", groups=(6, 7)), "two")
     groups = {name: [entry["host"]["group"] for entry in pod.state(name)["vfio"]] for name in ("pod", "one", "two")}
     assert groups == {"pod": [], "one": [5], "two": [6, 7, 7]}
     for name, group, other in (("one", 5, "two"), ("two", 6, "one")):
-        probe = shell(pod, name, f"probe /dev/vfio/{group}")
+        probe = pod.shell(name, f"probe /dev/vfio/{group}")
         assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
         entry = pod.state(other)["vfio"][0]
         for path in entry["nodes"]:
-            assert shell(pod, name, f"ls {path}").code != 0, "no node of the other's"
-        # Not by its number either: the device cgroup does not let it be opened.
-        [line] = shell(pod, other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
+            assert pod.shell(name, f"ls {path}").code != 0, "no node of the other's"
+        # Nor by its number: the device cgroup does not permit to open it.
+        [line] = pod.shell(other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
         major, minor = (word.rstrip(",") for word in line.split()[4:6])
-        opened = shell(pod, name, f"mknod /dev/stolen c {major} {minor} && : <>/dev/stolen")
+        opened = pod.shell(name, f"mknod /dev/stolen c {major} {minor} && : <>/dev/stolen")
         assert opened.code != 0
         assert "not permitted" in opened.errors, opened
-    table = json.loads(shell(pod, "one", "cat /dev/hawse/devices.json").output)
+    table = json.loads(pod.shell("one", "cat /dev/hawse/devices.json").output)
     assert [entry["host"]["group"] for entry in table] == [5]
 
 
-def test_a_container_that_is_deleted_gives_back_its_devices_alone(pod: Runtime, tmp_path: Path) -> None:
+def test_deleted_container_releases_only_its_devices(pod: Runtime, tmp_path: Path) -> None:
     pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
     pod.run_detached(bundle(tmp_path, "two", groups=(6,)), "two")
     assert pod("delete", "--force", "one").code == 0
-    assert shell(pod, "two", "probe /dev/vfio/6").code == 0
+    assert pod.shell("two", "probe /dev/vfio/6").code == 0
     pod.run_detached(bundle(tmp_path, "again", groups=(5,)), "again")
-    assert shell(pod, "again", "probe /dev/vfio/5").code == 0
+    assert pod.shell("again", "probe /dev/vfio/5").code == 0
 
 
-def test_a_group_is_several_containers_and_leaves_with_the_last(pod: Runtime, tmp_path: Path) -> None:
-    """An init container that has driven the device has ended, and is deleted with its pod alone."""
+def test_group_of_several_containers_is_released_with_the_last(pod: Runtime, tmp_path: Path) -> None:
+    """For example of an init container, which has ended and is deleted only with its pod."""
     pod.run_detached(bundle(tmp_path, "one", ["/bin/probe", "/dev/vfio/5"], groups=(5,)), "one")
     wait_until(lambda: bool(pod.state("one")["status"] == "stopped"))
     pod.run_detached(bundle(tmp_path, "two", groups=(5,)), "two")
     assert pod.state("two")["vfio"] == pod.state("one")["vfio"]
-    assert shell(pod, "two", "probe /dev/vfio/5").code == 0
+    assert pod.shell("two", "probe /dev/vfio/5").code == 0
     pod.run_detached(bundle(tmp_path, "three"), "three")
     assert pod("attach", "three", "5").code == 0
     assert pod("delete", "one").code == 0
     assert pod("detach", "two", "5").code == 0
-    assert shell(pod, "two", "probe /dev/vfio/5").code != 0
-    assert shell(pod, "three", "probe /dev/vfio/5").code == 0
+    assert pod.shell("two", "probe /dev/vfio/5").code != 0
+    assert pod.shell("three", "probe /dev/vfio/5").code == 0
     assert pod("detach", "three", "5").code == 0
     pod.run_detached(bundle(tmp_path, "again", groups=(5,)), "again")
-    assert shell(pod, "again", "probe /dev/vfio/5").code == 0
+    assert pod.shell("again", "probe /dev/vfio/5").code == 0
 
 
-def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_path: Path) -> None:
+def test_disk_for_the_guest_kernel_is_in_one_container(pod: Runtime, tmp_path: Path) -> None:
     about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": "guest-kernel"}
     pod.run_detached(bundle(tmp_path, "one", groups=(8,), annotations=about), "one")
     assert pod.state("one")["vfio"][0]["guest"]["driver"] == "nvme"
-    # What is written reads back from the disk, past the guest's cache, and to its last block.
+    # Written data is read back from the disk, bypassing the cache of the guest, up to the last block.
     write = "dd if=/bin/busybox of=/dev/nvme0n1 bs=4096 count=16 oflag=direct seek={} 2>&-"
     read = "dd if=/dev/nvme0n1 bs=4096 count=16 iflag=direct skip={} 2>&- | md5sum"
     script = f"dd if=/bin/busybox bs=4096 count=16 2>&- | md5sum; {read.format(16368)};"
     for place in (0, 16368):
         script += f"{write.format(place)}; {read.format(place)};"
-    wanted, before, first, last = shell(pod, "one", script).output.splitlines()
+    wanted, before, first, last = pod.shell("one", script).output.splitlines()
     assert (first, last) == (wanted, wanted)
     assert before != wanted
-    beyond = shell(pod, "one", write.format(16384).replace(" 2>&-", ""))
+    beyond = pod.shell("one", write.format(16384).replace(" 2>&-", ""))
     assert (beyond.code, "No space left" in beyond.errors) == (1, True), beyond
     about = {KIND: "container", SANDBOX: "pod"}
     refused = pod("create", "--bundle", bundle(tmp_path, "two", groups=(8,), annotations=about), "two")
@@ -176,9 +165,7 @@ def test_a_disk_is_left_to_the_guests_kernel_in_one_container(pod: Runtime, tmp_
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["the pod's network", "a network of its own"])
-def test_a_nic_that_is_left_to_the_guests_kernel_is_in_the_containers_network(
-    pod: Runtime, tmp_path: Path, new: bool
-) -> None:
+def test_nic_for_the_guest_kernel_is_in_the_network_of_the_container(pod: Runtime, tmp_path: Path, new: bool) -> None:
     about = {KIND: "container", SANDBOX: "pod", "hawse.device-mode": "guest-kernel"}
     path = bundle(tmp_path, "one", groups=(7,), annotations=about)
     if not new:
@@ -190,23 +177,23 @@ def test_a_nic_that_is_left_to_the_guests_kernel_is_in_the_containers_network(
     pod.run_detached(path, "one")
     interfaces = [name for entry in pod.state("one")["vfio"] for name in entry["interfaces"]]
     assert len(interfaces) == 2
-    assert {*shell(pod, "one", "ls /sys/class/net").output.split()} == {"lo", *interfaces}
-    seen_by_the_pod = shell(pod, "pod", "ls /sys/class/net").output.split()
+    assert {*pod.shell("one", "ls /sys/class/net").output.split()} == {"lo", *interfaces}
+    seen_by_the_pod = pod.shell("pod", "ls /sys/class/net").output.split()
     assert set(interfaces).isdisjoint(seen_by_the_pod) == new
     assert pod("delete", "--force", "one").code == 0
-    assert shell(pod, "pod", "ls /sys/class/net").output.split() == ["lo"]
+    assert pod.shell("pod", "ls /sys/class/net").output.split() == ["lo"]
 
 
-def test_groups_come_and_go_in_a_container_of_a_pod(pod: Runtime, tmp_path: Path) -> None:
+def test_groups_are_attached_to_a_container_of_a_pod_and_detached(pod: Runtime, tmp_path: Path) -> None:
     pod.run_detached(bundle(tmp_path, "one", groups=(5,)), "one")
     assert pod("attach", "one", "6").code == 0
-    assert shell(pod, "one", "probe /dev/vfio/6").code == 0
+    assert pod.shell("one", "probe /dev/vfio/6").code == 0
     assert pod("detach", "one", "6").code == 0
     assert pod("attach", "pod", "6").code == 0
     assert pod("detach", "pod", "6").code == 0
 
 
-def test_standard_streams_and_exit_codes_are_each_ones_own(pod: Runtime, tmp_path: Path) -> None:
+def test_each_container_has_its_own_stdio_and_exit_code(pod: Runtime, tmp_path: Path) -> None:
     one = pod.start(
         "run", "--bundle", bundle(tmp_path, "one", ["/bin/sh", "-c", "read line; echo one $line; exit 3"]), "one",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -220,7 +207,7 @@ def test_standard_streams_and_exit_codes_are_each_ones_own(pod: Runtime, tmp_pat
     assert pod.state("pod")["status"] == "running"
 
 
-def test_a_container_that_was_killed_is_stopped_and_its_pod_runs_on(pod: Runtime, tmp_path: Path) -> None:
+def test_killed_container_is_stopped_and_its_pod_continues(pod: Runtime, tmp_path: Path) -> None:
     path = bundle(tmp_path, "one")
     with pod.start("run", "--keep", "--bundle", path, "one", stdin=subprocess.DEVNULL) as process:
         wait_until(lambda: pod("state", "one").code == 0 and pod.state("one")["status"] == "running")
@@ -240,7 +227,7 @@ def test_namespaces_of_the_pod_can_be_joined(pod: Runtime, tmp_path: Path) -> No
     pod.run_detached(bundle(tmp_path, "one", linux=linux), "one")
     pod.run_detached(bundle(tmp_path, "two"), "two")
     links = {
-        name: shell(pod, name, "for kind in pid ipc uts; do busybox readlink /proc/self/ns/$kind; done").output.split()
+        name: pod.shell(name, "for kind in pid ipc uts; do busybox readlink /proc/self/ns/$kind; done").output.split()
         for name in ("pod", "one", "two")
     }
     assert len(links["pod"]) == 3
@@ -248,8 +235,8 @@ def test_namespaces_of_the_pod_can_be_joined(pod: Runtime, tmp_path: Path) -> No
     assert set(links["two"]).isdisjoint(links["pod"])
 
 
-def test_shared_memory_of_the_pod_is_one(pod: Runtime, tmp_path: Path) -> None:
-    """As CRI engines mount it: one tmpfs of the host's, bound to /dev/shm of each container."""
+def test_containers_share_the_shared_memory_of_the_pod(pod: Runtime, tmp_path: Path) -> None:
+    """CRI engines bind one tmpfs of the host to /dev/shm of each container."""
     memory = tmp_path / "shm"
     memory.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "shm", str(memory)], check=True)
@@ -261,16 +248,16 @@ def test_shared_memory_of_the_pod_is_one(pod: Runtime, tmp_path: Path) -> None:
             spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != "/dev/shm"] + [bind]
             write(path, spec)
             pod.run_detached(path, name)
-        assert shell(pod, "one", "echo shared > /dev/shm/it").code == 0
-        assert shell(pod, "two", "cat /dev/shm/it").output == "shared\n"
-        assert "No space left" in shell(pod, "two", "dd if=/dev/zero of=/dev/shm/all bs=64k count=20").errors
+        assert pod.shell("one", "echo shared > /dev/shm/it").code == 0
+        assert pod.shell("two", "cat /dev/shm/it").output == "shared\n"
+        assert "No space left" in pod.shell("two", "dd if=/dev/zero of=/dev/shm/all bs=64k count=20").errors
         assert os.listdir(memory) == []
     finally:
         subprocess.run(["umount", str(memory)], check=True)
 
 
-def test_a_namespace_of_no_container_of_the_pod_is_refused(pod: Runtime, tmp_path: Path) -> None:
-    """As `podman run --pod=... --pid=container:foreign` asks for one: never the pod's in its place."""
+def test_namespace_of_another_pod_is_refused(pod: Runtime, tmp_path: Path) -> None:
+    """For example of `podman run --pod=... --pid=container:foreign`. It is not replaced by the namespace of the pod."""
     linux = make_bundle(str(tmp_path / "scratch"), FOREVER)["linux"]
     for kind, path in (("pid", f"/proc/{os.getpid()}/ns/pid"), ("ipc", "/proc/1/ns/ipc"), ("uts", "/run/utsns/none")):
         others = [entry for entry in linux["namespaces"] if entry["type"] != kind]
@@ -281,7 +268,7 @@ def test_a_namespace_of_no_container_of_the_pod_is_refused(pod: Runtime, tmp_pat
 
 
 def test_all_of_a_container_can_be_killed_after_its_first_process(pod: Runtime, tmp_path: Path) -> None:
-    """In a PID namespace that is another container's its others live on: nobody else ends them before the deletion."""
+    """In the PID namespace of another container the other processes continue, and nothing else ends them before."""
     linux = make_bundle(str(tmp_path / "scratch"), FOREVER)["linux"]
     others = [entry for entry in linux["namespaces"] if entry["type"] != "pid"]
     joined = {"type": "pid", "path": f"/proc/{pod.state('pod')['pid']}/ns/pid"}
@@ -291,15 +278,15 @@ def test_all_of_a_container_can_be_killed_after_its_first_process(pod: Runtime, 
     pod.run_detached(path, "one")
     wait_until(lambda: pod.state("one")["status"] == "stopped")
     left = "ps | grep -c '[s]leep 4321'"
-    assert shell(pod, "pod", left).output == "1\n"
+    assert pod.shell("pod", left).output == "1\n"
     assert "container not running: one" in pod("kill", "one", "9").errors
     assert pod("kill", "--all", "one", "9").code == 0
-    wait_until(lambda: shell(pod, "pod", left).output == "0\n")
+    wait_until(lambda: pod.shell("pod", left).output == "0\n")
     assert pod("kill", "--all", "one", "9").code == 0
 
 
-def test_a_created_container_is_deleted_without_force(pod: Runtime, tmp_path: Path) -> None:
-    """As runc does, whose engines call it when a start has failed. The pid file is the last that a creation writes."""
+def test_created_container_is_deleted_without_force(pod: Runtime, tmp_path: Path) -> None:
+    """As under runc, which engines call when a start has failed. A creation writes the pid file last."""
     pid_file = tmp_path / "pid"
     words = pod.argv("create", "--bundle", bundle(tmp_path, "one"), "--pid-file", str(pid_file), "one")
     null = subprocess.DEVNULL
@@ -312,8 +299,8 @@ def test_a_created_container_is_deleted_without_force(pod: Runtime, tmp_path: Pa
     assert pod("state", "one").code == 1
 
 
-def test_the_proxy_alone_has_a_containers_streams(runtime: Runtime, tmp_path: Path) -> None:
-    """An engine reads until the last that has the other end open has gone: it must be what stands for the process."""
+def test_only_the_proxy_has_the_streams_of_a_container(runtime: Runtime, tmp_path: Path) -> None:
+    """An engine reads until every process has closed the other end, so only the proxy may have it open."""
     for name in ("pod", "one"):
         pipes = [os.pipe() for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
@@ -322,24 +309,12 @@ def test_the_proxy_alone_has_a_containers_streams(runtime: Runtime, tmp_path: Pa
         assert subprocess.run(words, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], check=False).returncode == 0
         for fd in theirs:
             os.close(fd)
-        assert holders(numbers) - {os.getpid()} == {runtime.state(name)["pid"]}
+        names = {f"pipe:[{number}]" for number in numbers}
+        assert set(holders(names.__contains__)) - {os.getpid()} == {runtime.state(name)["pid"]}
         for ours in (pipes[0][1], pipes[1][0], pipes[2][0]):
             os.close(ours)
     for name in ("one", "pod"):
         assert runtime("delete", name).code == 0
-
-
-def holders(pipes: set[int]) -> set[int]:
-    """The processes that have one of these pipes open (proc(5), fd)."""
-    names = {f"pipe:[{number}]" for number in pipes}
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it has ended
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                with suppress(OSError):  # as has what the list was read with
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") in names:
-                        found.add(int(pid))
-    return found
 
 
 @pytest.mark.parametrize(
@@ -351,7 +326,9 @@ def holders(pipes: set[int]) -> set[int]:
         ({KIND: "container", SANDBOX: "../pod"}, "invalid container ID format"),
     ],
 )
-def test_what_cannot_be_joined(pod: Runtime, tmp_path: Path, annotations: dict[str, str], words: str) -> None:
+def test_invalid_sandbox_cannot_be_joined(
+    pod: Runtime, tmp_path: Path, annotations: dict[str, str], words: str
+) -> None:
     pod.run_detached(bundle(tmp_path, "one"), "one")
     refused = pod("create", "--bundle", bundle(tmp_path, "two", annotations=annotations), "two")
     assert (refused.code, words in refused.errors) == (1, True), refused
@@ -366,7 +343,7 @@ def test_what_cannot_be_joined(pod: Runtime, tmp_path: Path, annotations: dict[s
         ({"mounts": [{"destination": "/data", "type": "bind", "source": "/gone", "options": ["bind"]}]}, "/gone"),
     ],
 )
-def test_a_container_that_cannot_be_made_leaves_nothing(
+def test_container_that_cannot_be_created_leaves_nothing(
     pod: Runtime, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     before = snapshot()
@@ -379,26 +356,24 @@ def test_a_container_that_cannot_be_made_leaves_nothing(
     pod.run_detached(bundle(tmp_path, "two", groups=(5,)), "two")
 
 
-def test_an_engine_that_is_killed_while_it_creates_leaves_nothing(pod: Runtime, tmp_path: Path) -> None:
+def test_creation_by_a_killed_engine_leaves_nothing(pod: Runtime, tmp_path: Path) -> None:
     before = snapshot()
     path = bundle(tmp_path, "one", groups=(5, 6))
     creating = pod.start("create", "--bundle", path, "one", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_until(lambda: os.path.exists(f"{pod.root}/one/state.json"))
     creating.kill()
     creating.wait()
-    # The proxy has lost its monitor's interest, and the monitor its caller: both undo what they have.
+    # The proxy has lost its monitor, and the monitor its caller. Both undo their steps.
     wait_until(lambda: shared(pod) == ["pod"])
     assert pod("delete", "--force", "one").code == 0
     prove_unchanged(before)
     pod.run_detached(path, "one")
-    assert shell(pod, "one", "probe /dev/vfio/5").code == 0
+    assert pod.shell("one", "probe /dev/vfio/5").code == 0
 
 
 @pytest.mark.parametrize("engine", ["waits for the creation", "has killed it"])
-def test_a_container_that_is_deleted_while_it_is_created_leaves_nothing(
-    pod: Runtime, tmp_path: Path, engine: str
-) -> None:
-    """As containerd does after a creation that it has given up: at once, and by force."""
+def test_container_deleted_during_its_creation_leaves_nothing(pod: Runtime, tmp_path: Path, engine: str) -> None:
+    """containerd does this after a creation that it has cancelled: at once and with --force."""
     before = snapshot()
     path = bundle(tmp_path, "one", groups=(5, 7))
     null = subprocess.DEVNULL
@@ -408,7 +383,7 @@ def test_a_container_that_is_deleted_while_it_is_created_leaves_nothing(
         creating.kill()
     deleted = pod("delete", "--force", "one")
     assert (deleted.code, deleted.errors) == (0, "")
-    # What the machine had of it is out of it by then, and its directories with it.
+    # By then it is removed from the VM, together with its directories.
     assert shared(pod) == ["pod"]
     assert os.listdir(pod.root) == ["pod"]
     _, errors = creating.communicate(timeout=patience(10))
@@ -416,24 +391,24 @@ def test_a_container_that_is_deleted_while_it_is_created_leaves_nothing(
         assert (creating.returncode, errors) == (1, b"hawse: container one was deleted while it was created\n")
     prove_unchanged(before)
     pod.run_detached(path, "one")
-    assert shell(pod, "one", "probe /dev/vfio/5").code == 0
+    assert pod.shell("one", "probe /dev/vfio/5").code == 0
 
 
-def test_files_mounted_after_the_sandbox_began_are_there(pod: Runtime, tmp_path: Path) -> None:
-    """As an engine mounts a container's root file system: long after the monitor has left its mount namespace."""
+def test_files_mounted_after_the_start_of_the_sandbox_are_shared(pod: Runtime, tmp_path: Path) -> None:
+    """Such as the root file system of a later container, when the monitor already has a private mount namespace."""
     path = bundle(tmp_path, "one")
     subprocess.run(["mount", "-t", "tmpfs", "late", f"{path}/rootfs/tmp"], check=True)
     try:
         Path(f"{path}/rootfs/tmp/late").write_text("here")
         pod.run_detached(path, "one")
-        assert shell(pod, "one", "cat /tmp/late").output == "here"
+        assert pod.shell("one", "cat /tmp/late").output == "here"
         assert pod("delete", "--force", "one").code == 0
     finally:
         subprocess.run(["umount", f"{path}/rootfs/tmp"], check=True)
 
 
-def test_the_network_is_the_pods_or_a_new_one(pod: Runtime, tmp_path: Path) -> None:
-    """As an engine has it: the path of the sandbox's, by its pid. That of another pod is refused."""
+def test_network_is_that_of_the_pod_or_a_new_one(pod: Runtime, tmp_path: Path) -> None:
+    """Engines pass the network namespace of the sandbox by its pid. That of another pod is refused."""
     linux = make_bundle(str(tmp_path / "scratch"), FOREVER)["linux"]
 
     def joining(name: str, path: str) -> str:
@@ -443,11 +418,9 @@ def test_the_network_is_the_pods_or_a_new_one(pod: Runtime, tmp_path: Path) -> N
 
     pod.run_detached(joining("one", f"/proc/{pod.state('pod')['pid']}/ns/net"), "one")
     pod.run_detached(joining("two", ""), "two")
-    inside, pods, new = (
-        shell(pod, name, "busybox readlink /proc/self/ns/net").output for name in ("one", "pod", "two")
-    )
+    inside, pods, new = (pod.shell(name, "busybox readlink /proc/self/ns/net").output for name in ("one", "pod", "two"))
     assert inside == pods != new
-    assert shell(pod, "two", "ls /sys/class/net").output == "lo\n"
+    assert pod.shell("two", "ls /sys/class/net").output == "lo\n"
     on_host = [os.readlink(f"/proc/{pod.state(name)['pid']}/ns/net") for name in ("pod", "one", "two")]
     assert on_host[0] == on_host[1] != on_host[2]
     with Namespace() as other:
@@ -456,7 +429,7 @@ def test_the_network_is_the_pods_or_a_new_one(pod: Runtime, tmp_path: Path) -> N
     assert f"{other.path}: not the network of sandbox pod, which the container joins" in refused.errors
 
 
-def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
+def test_containers_end_with_their_sandbox(tmp_path: Path) -> None:
     before = snapshot()
     runtime = Runtime(str(tmp_path))
     runtime.configure(GROUPS)
@@ -464,10 +437,10 @@ def test_with_the_sandbox_its_containers_end(tmp_path: Path) -> None:
         runtime.run_detached(bundle(tmp_path, "pod"), "pod")
         with runtime.start("run", "--keep", "--bundle", bundle(tmp_path, "one", groups=(5,)), "one") as process:
             wait_until(lambda: runtime("state", "one").code == 0 and runtime.state("one")["status"] == "running")
-            # The state is that a moment before the start is answered; a command takes longer than the answer.
+            # The status changes shortly before `start` returns.
             assert runtime("exec", "one", "/bin/true").code == 0
             if how == "its monitor":
-                os.kill(json.loads(Path(f"{runtime.root}/pod/state.json").read_text())["monitorPid"], signal.SIGKILL)
+                os.kill(runtime.monitor("pod"), signal.SIGKILL)
             else:
                 assert runtime("kill", "pod", "KILL").code == 0
             assert process.wait() in (1, 255)

@@ -13,6 +13,7 @@ import pytest
 from hawse.config import Vm, user_ids
 from hawse.linux.capabilities import NUMBERS
 from tests.support.bundles import make_bundle
+from tests.support.processes import descendants
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -41,7 +42,7 @@ def capabilities_of(status: dict[str, str]) -> str:
 
 
 def row_of(pid: int) -> list[str]:
-    """The cells of a process: user, capabilities, no_new_privs, system call filter, its own namespaces, variables."""
+    """The cells for a process: user, capabilities, no_new_privs, system call filter, private namespaces, variables."""
     status = status_of(pid)
     own = [kind for kind in NAMESPACES if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")]
     variables = [
@@ -58,14 +59,9 @@ def row_of(pid: int) -> list[str]:
 
 
 def documented() -> dict[str, list[str]]:
-    """The rows of the page's table."""
+    """The rows of the table in the page."""
     rows = ROW.finditer(PAGE.read_text())
     return {row["process"]: [cell.strip("` ") for cell in row["cells"].split("|")] for row in rows}
-
-
-def descendants(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-    return [other for child in map(int, found) for other in (child, *descendants(child))]
 
 
 def test_privileges_of_each_process_are_those_of_the_security_page(runtime: Runtime, tmp_path: Path) -> None:
@@ -75,12 +71,11 @@ def test_privileges_of_each_process_are_those_of_the_security_page(runtime: Runt
     beside = runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
     assert beside.stdout is not None
     assert beside.stdout.readline() == b"up\n"
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = int(json.load(file)["monitorPid"])
+    monitor = runtime.monitor("c1")
     [other] = [pid for pid in json.loads(runtime("ps", "--format", "json", "c1").output) if pid != first]
     below = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in descendants(monitor)}
     [qemu] = [pid for name, pid in below.items() if name.startswith("qemu")]
-    # virtiofsd starts a child in a PID namespace, which serves; its parent only waits.
+    # virtiofsd starts a child in a PID namespace, which serves files; the parent only waits.
     virtiofsd = max(pid for name, pid in below.items() if name.startswith("virtiofsd"))
     found = {
         "QEMU": row_of(qemu),

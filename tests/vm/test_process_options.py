@@ -1,4 +1,4 @@
-"""What an engine says of one more process, and whom `kill` reaches."""
+"""Options of a further process, and the processes that `kill` reaches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import FILE_CAPABILITIES, make_bundle, specification
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience
+from tests.support.pod_bundles import FOREVER
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -19,16 +20,12 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, str]]:
-    """A container that waits, for all tests of this module."""
-    before = snapshot()
+    """A running container, for all tests of this module."""
     directory = str(tmp_path_factory.mktemp("options"))
-    runtime = Runtime(directory)
     bundle = f"{directory}/bundle"
-    make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"], capabilities=FILE_CAPABILITIES)
-    runtime.run_detached(bundle, "c1")
-    yield runtime, bundle
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    make_bundle(bundle, FOREVER, capabilities=FILE_CAPABILITIES)
+    with running_container(directory, bundle, "c1") as runtime:
+        yield runtime, bundle
 
 
 def status(text: str) -> dict[str, str]:
@@ -50,8 +47,8 @@ def test_groups_capabilities_and_privileges(running: tuple[Runtime, str]) -> Non
     assert changed["NoNewPrivs"] == "1"
 
 
-def test_an_engines_process_with_labels_of_the_host(running: tuple[Runtime, str], tmp_path: Path) -> None:
-    """Docker puts its AppArmor profile in; the guest's kernel has none, and crun would fail."""
+def test_labels_of_the_host_in_the_process_of_an_engine(running: tuple[Runtime, str], tmp_path: Path) -> None:
+    """Docker sets its AppArmor profile. The guest kernel has no AppArmor, and crun would fail."""
     runtime, _ = running
     process = specification(["/bin/id", "-u"], user={"uid": 5, "gid": 6})["process"]
     process |= {"apparmorProfile": "docker-default", "selinuxLabel": "system_u:system_r:container_t:s0"}
@@ -63,12 +60,12 @@ def test_an_engines_process_with_labels_of_the_host(running: tuple[Runtime, str]
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cgroup", "sub"], "runs in the container's own cgroup"),
-        (["--ignore-paused"], "a paused container takes no process"),
+        (["--cgroup", "sub"], "the process runs in the container's cgroup"),
+        (["--ignore-paused"], "a paused container cannot start a process"),
         (["--cap", "everything"], "'everything' is no capability"),
     ],
 )
-def test_what_is_not_given_is_refused_by_name(running: tuple[Runtime, str], options: list[str], words: str) -> None:
+def test_error_names_a_missing_field(running: tuple[Runtime, str], options: list[str], words: str) -> None:
     runtime, _ = running
     result = runtime("exec", *options, "c1", "/bin/true")
     assert result.code == 255
@@ -76,7 +73,7 @@ def test_what_is_not_given_is_refused_by_name(running: tuple[Runtime, str], opti
 
 
 def test_kill_all_reaches_every_process(running: tuple[Runtime, str]) -> None:
-    """The first process ignores SIGTERM, as the first of a PID namespace does; the others end."""
+    """The first process of a PID namespace ignores SIGTERM; the others end."""
     runtime, _ = running
     beside = [
         runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE) for _ in range(2)

@@ -1,4 +1,4 @@
-"""One file that several mounts share is one file: locks, sockets, FIFOs and mappings work between them."""
+"""A file in several mounts is the same file: locks, sockets, FIFOs and mappings work between the mounts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
+from tests.support.pod_bundles import FOREVER, role
 from tests.support.processes import descendants, name_of
 from tests.support.programs import compiled_file
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
-from tests.vm.test_pods import FOREVER, KIND, SANDBOX
 
 pytestmark = pytest.mark.vm
 
 PROGRAM = f"{os.path.dirname(__file__)}/shared_files.c"
-#: What a process sees of one that holds the same files.
+#: The results of a process when another one holds the same files.
 ONE_FILE = {
     "flock": os.strerror(11), "fcntl": os.strerror(11), "socket": "connected", "fifo": "opened", "mapping": "seen",
 }  # fmt: skip
@@ -33,7 +33,7 @@ HOLD = "shared_files hold {0} & until [ -e {0}/ready ]; do sleep 0.1; done"
 
 
 def bundle(directory: Path, name: str, binds: dict[str, str], arguments: list[str], pod: bool = True) -> str:
-    """A bundle with the program and directories of the host, by destination."""
+    """A bundle with the program and with binds of host directories, by destination."""
     path = str(directory / name)
     spec = make_bundle(path, arguments)
     shutil.copy(compiled_file(PROGRAM), f"{path}/rootfs/bin/shared_files")
@@ -43,20 +43,16 @@ def bundle(directory: Path, name: str, binds: dict[str, str], arguments: list[st
         bind = {"destination": destination, "type": "bind", "source": source, "options": [*options, *readonly]}
         spec["mounts"].append(bind)
     if pod:
-        spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+        spec["annotations"] = role(name)
     write(path, spec)
     return path
 
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    before = snapshot()
     directory = tmp_path_factory.mktemp("pod")
-    runtime = Runtime(str(directory))
-    runtime.run_detached(bundle(directory, "pod", {}, FOREVER), "pod")
-    yield runtime
-    assert runtime("delete", "--force", "pod").code == 0
-    prove_unchanged(before)
+    with running_container(str(directory), bundle(directory, "pod", {}, FOREVER), "pod") as runtime:
+        yield runtime
 
 
 def seen(text: str) -> Any:
@@ -64,8 +60,8 @@ def seen(text: str) -> Any:
 
 
 def test_mounts_of_several_containers_are_one_directory(pod: Runtime, tmp_path: Path) -> None:
-    """The same directory, a directory in it, one of a file system that is mounted in it, and the same again after the
-    first container was deleted."""
+    """For the same directory, a directory in it, a directory on a file system that is mounted in it, and again after
+    the first container was deleted."""
     data = tmp_path / "data"
     for name in ("sub", "mnt"):
         (data / name).mkdir(parents=True)
@@ -76,7 +72,7 @@ def test_mounts_of_several_containers_are_one_directory(pod: Runtime, tmp_path: 
 
 @contextlib.contextmanager
 def mounted(directory: Path) -> Iterator[None]:
-    """A tmpfs at a directory."""
+    """Mount a tmpfs at a directory while the context lasts."""
     subprocess.run(["mount", "-t", "tmpfs", "none", str(directory)], check=True)
     try:
         yield
@@ -105,9 +101,36 @@ def check_mounts(pod: Runtime, tmp_path: Path, data: Path) -> None:
         assert pod("delete", "--force", name).code == 0
 
 
+def test_mount_that_the_host_makes_between_two_containers_leaves_one_directory(pod: Runtime, tmp_path: Path) -> None:
+    """Where both get the host's later mounts: rslave, HostToContainer in a pod."""
+    data = tmp_path / "data"
+    (data / "mnt").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", "--make-shared", str(data), str(data)], check=True)
+
+    def begin(name: str) -> None:
+        path = bundle(tmp_path, name, {"/data": str(data)}, FOREVER)
+        spec = json.loads(Path(f"{path}/config.json").read_text())
+        spec["mounts"][-1]["options"] = ["rbind", "rslave"]
+        write(path, spec)
+        pod.run_detached(path, name)
+
+    try:
+        begin("before")
+        with mounted(data / "mnt"):
+            (data / "mnt/file").write_text("inside")
+            begin("after")
+            assert pod("exec", "before", "/bin/sh", "-c", HOLD.format("/data")).code == 0
+            assert seen(pod("exec", "after", "shared_files", "check", "/data").output) == ONE_FILE
+            for name in ("after", "before"):
+                assert pod("exec", name, "cat", "/data/mnt/file").output == "inside"
+                assert pod("delete", "--force", name).code == 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(data)], check=True)
+
+
 @contextlib.contextmanager
 def slow_server(pod: Runtime) -> Iterator[None]:
-    """virtiofsd answers only now and then: what the guest reads ahead is on its way for longer."""
+    """Stop virtiofsd most of the time, so that read-ahead of the guest takes longer."""
     over = threading.Event()
 
     def hold_up() -> None:
@@ -117,7 +140,7 @@ def slow_server(pod: Runtime) -> Iterator[None]:
                     os.kill(pid, sent)
                 over.wait(0.01 if sent == signal.SIGSTOP else 0)
 
-    monitor = json.loads(Path(f"{pod.root}/pod/state.json").read_text())["monitorPid"]
+    monitor = pod.monitor("pod")
     servers = [pid for pid in descendants(monitor) if name_of(pid) == "virtiofsd"]
     assert servers
     thread = threading.Thread(target=hold_up)
@@ -129,8 +152,8 @@ def slow_server(pod: Runtime) -> Iterator[None]:
         thread.join()
 
 
-def test_container_that_ends_while_its_program_is_read_ahead_ends(pod: Runtime, tmp_path: Path) -> None:
-    """The kernel would find "Busy inodes" in the container's mounts where these were the last of their file system."""
+def test_container_ends_while_its_program_is_read_ahead(pod: Runtime, tmp_path: Path) -> None:
+    """The guest kernel would report "Busy inodes" if the mounts of the container were the last of their file system."""
     with slow_server(pod):
         for number in range(8):
             made = bundle(tmp_path, f"short{number}", {}, ["/bin/sh", "-c", "exit 3"])

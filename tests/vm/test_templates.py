@@ -1,4 +1,4 @@
-"""Templates: made by the first start, restored by the next, never believed when they are not whole."""
+"""Templates are created by the first start, restored by the next one, and never used if they are damaged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tests.support.bundles import make_bundle, specification, write
 from tests.support.caches import CACHE, own_cache, templates
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.processes import all_pids
 from tests.support.runtime import Result, Runtime
+from tests.support.timelines import step_names
 
 pytestmark = pytest.mark.vm
 
@@ -27,7 +29,7 @@ SECRET = "a-secret-of-the-first-container"
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A cache with one template, left by the start of a container that has a secret."""
+    """A cache with the template of a container with a secret."""
     before = snapshot()
     directory = tmp_path_factory.mktemp("kept")
     runtime = Runtime(str(directory))
@@ -44,7 +46,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def cache(kept: str, tmp_path: Path) -> str:
-    """A copy of it."""
+    """A copy of this cache."""
     copy = own_cache(f"{tmp_path}/cache")
     subprocess.run(["cp", "--archive", "--sparse=always", f"{kept}/templates", copy], check=True)
     return copy
@@ -61,12 +63,8 @@ def configure(runtime: Runtime, cache: str, more: str = "") -> None:
     runtime.configure(f'{more}\n[image]\ncache = "{cache}"\n[emulated]\n5 = ["edu"]\n')
 
 
-def step_names(trace: Path) -> set[str]:
-    return {event["name"] for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"}
-
-
 def start(runtime: Runtime, bundle: str, tmp_path: Path) -> tuple[bool, list[str]]:
-    """Run the bundle, which must succeed; whether the machine was restored, and the warnings."""
+    """Run a bundle, which must succeed; returns whether the VM was restored, and the warnings."""
     trace = tmp_path / "trace.json"
     result = runtime("run", "--bundle", bundle, "--timeline", str(trace), "c1")
     assert (result.code, result.output) == (0, "it ran\n"), result
@@ -75,13 +73,13 @@ def start(runtime: Runtime, bundle: str, tmp_path: Path) -> tuple[bool, list[str
     return "state loaded" in names, [line for line in result.errors.splitlines() if "warning:" in line]
 
 
-def test_a_later_start_is_restored(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+def test_later_start_is_restored(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
     configure(runtime, cache)
     assert start(runtime, bundle, tmp_path) == (True, [])
     assert len(templates(cache)) == 1
 
 
-def test_turned_off_nothing_is_kept_or_used(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+def test_disabled_templates_are_not_created_or_used(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
     configure(runtime, cache, "[template]\nenabled = false")
     assert start(runtime, bundle, tmp_path) == (False, [])
     configure(runtime, own_cache(f"{tmp_path}/empty"), "[template]\nenabled = false")
@@ -89,7 +87,7 @@ def test_turned_off_nothing_is_kept_or_used(runtime: Runtime, cache: str, bundle
     assert not os.path.exists(f"{tmp_path}/empty/templates")
 
 
-def test_a_machine_of_another_shape_has_a_template_of_its_own(
+def test_vm_of_another_configuration_has_another_template(
     runtime: Runtime, cache: str, bundle: str, tmp_path: Path
 ) -> None:
     configure(runtime, cache, "[vm]\ncpus = 1\nmemory_mib = 512")
@@ -98,7 +96,7 @@ def test_a_machine_of_another_shape_has_a_template_of_its_own(
     assert len(templates(cache)) == 2
 
 
-def test_nothing_of_the_first_container_is_in_the_template(kept: str) -> None:
+def test_template_has_no_data_of_the_first_container(kept: str) -> None:
     [digest] = templates(kept)
     with open(f"{kept}/templates/{digest}/memory", "rb") as file:
         tail = b""
@@ -112,19 +110,19 @@ def test_nothing_of_the_first_container_is_in_the_template(kept: str) -> None:
 
 
 def test_no_page_is_shared_between_sandboxes(runtime: Runtime, cache: str, tmp_path: Path) -> None:
-    """Whoever maps the template's file, even privately, shares its pages with others who do (CVE-2015-2877)."""
+    """Private mappings of the same template file would share pages with each other (CVE-2015-2877)."""
     configure(runtime, cache)
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sleep", "1000"])
     runtime.run_detached(bundle, "c1")
     mapped = {line.split(maxsplit=5)[5] for line in _maps() if len(line.split(maxsplit=5)) == 6}
-    assert "/memfd:hawse-ram (deleted)" in {path.strip() for path in mapped}, "QEMU and virtiofsd map what is its own"
+    assert "/memfd:hawse-ram (deleted)" in {path.strip() for path in mapped}, "QEMU and virtiofsd map private memory"
     assert not [path for path in mapped if "/templates/" in path]
 
 
 def _maps() -> list[str]:
     lines = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in all_pids():
         try:
             with open(f"/proc/{pid}/maps") as file:
                 lines += file.readlines()
@@ -141,7 +139,7 @@ def _truncate(path: str) -> None:
 
 
 def _alter(path: str) -> None:
-    """One byte somewhere in what is not a hole, the size as before."""
+    """Change one byte that is not in a hole of the file."""
     with open(path, "r+b") as file:
         position = os.lseek(file.fileno(), 0, os.SEEK_DATA) + 5000
         file.seek(position)
@@ -154,7 +152,7 @@ def _alter(path: str) -> None:
     ("name", "damage", "words"),
     [("memory", _alter, "memory was altered"), ("state", _truncate, "bytes, not ")],
 )
-def test_a_damaged_template_is_not_used_and_is_replaced(
+def test_damaged_template_is_not_used_and_is_replaced(
     runtime: Runtime, cache: str, bundle: str, tmp_path: Path, name: str, damage: Callable[[str], None], words: str
 ) -> None:
     """Each kind of damage is tried in tests/unit/test_template_refusals.py."""
@@ -170,10 +168,8 @@ def test_a_damaged_template_is_not_used_and_is_replaced(
     assert start(runtime, bundle, tmp_path) == (True, [])
 
 
-def test_a_state_that_qemu_cannot_load_is_thrown_away(
-    runtime: Runtime, cache: str, bundle: str, tmp_path: Path
-) -> None:
-    """The files are what the manifest says, and of no use."""
+def test_template_that_qemu_cannot_load_is_removed(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+    """The files match the manifest, but QEMU cannot use them."""
     configure(runtime, cache)
     [digest] = templates(cache)
     place = f"{cache}/templates/{digest}"
@@ -192,7 +188,7 @@ def test_a_state_that_qemu_cannot_load_is_thrown_away(
     assert start(runtime, bundle, tmp_path) == (True, [])
 
 
-def test_a_directory_that_is_not_ours_alone_is_not_used(
+def test_directory_that_other_users_can_write_is_not_used(
     runtime: Runtime, cache: str, bundle: str, tmp_path: Path
 ) -> None:
     configure(runtime, cache)
@@ -204,7 +200,7 @@ def test_a_directory_that_is_not_ours_alone_is_not_used(
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[str]:
-    """A cache with too little room for a template; its path."""
+    """The path of a cache with too little space for a template."""
     cache = own_cache(f"{tmp_path}/mounted")
     os.mkdir(f"{cache}/templates")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,size=16m", "none", f"{cache}/templates"], check=True)
@@ -212,7 +208,7 @@ def small(tmp_path: Path) -> Iterator[str]:
     subprocess.run(["umount", f"{cache}/templates"], check=True)
 
 
-def test_where_no_template_can_be_kept_a_container_starts_all_the_same(
+def test_container_starts_if_no_template_can_be_stored(
     runtime: Runtime, small: str, bundle: str, tmp_path: Path
 ) -> None:
     cache = small
@@ -226,7 +222,7 @@ def test_where_no_template_can_be_kept_a_container_starts_all_the_same(
     assert not [name for name in os.listdir(f"{cache}/templates") if not name.endswith(".lock")], "nothing is left"
 
 
-def test_two_first_starts_at_once_leave_one_good_template(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_two_simultaneous_first_starts_create_one_valid_template(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     configure(runtime, own_cache(f"{tmp_path}/cache"))
     null, pipe = subprocess.DEVNULL, subprocess.PIPE
     processes = [
@@ -239,14 +235,14 @@ def test_two_first_starts_at_once_leave_one_good_template(runtime: Runtime, bund
     assert start(runtime, bundle, tmp_path) == (True, [])
 
 
-def test_a_crash_while_saving_leaves_nothing_that_is_believed(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
+def test_crash_while_saving_leaves_no_usable_template(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     cache = own_cache(f"{tmp_path}/cache")
     configure(runtime, cache)
     null = subprocess.DEVNULL
     process = runtime.start("run", "--bundle", bundle, "c1", stdin=null, stdout=null, stderr=null)
     half_written = Path(cache) / "templates"
     wait_until(lambda: half_written.is_dir() and any(n.name.endswith(".new") for n in half_written.iterdir()))
-    os.kill(json.loads(Path(f"{runtime.root}/c1/state.json").read_text())["monitorPid"], signal.SIGKILL)
+    os.kill(runtime.monitor("c1"), signal.SIGKILL)
     assert process.wait(patience(10)) != 0
     assert templates(cache) == []
     assert [name for name in os.listdir(half_written) if name.endswith(".new")]
@@ -259,11 +255,11 @@ def test_a_crash_while_saving_leaves_nothing_that_is_believed(runtime: Runtime, 
 # Clones
 
 
-def test_two_clones_are_different_machines(runtime: Runtime, kept: str, tmp_path: Path) -> None:
+def test_two_clones_have_different_identities(runtime: Runtime, kept: str, tmp_path: Path) -> None:
     configure(runtime, kept)
     [digest] = templates(kept)
     created = json.loads(Path(f"{kept}/templates/{digest}/manifest.json").read_text())["created"]
-    # Else a clock that was not set would be right by chance.
+    # Otherwise a clock that was not set would be correct by chance.
     wait_until(lambda: time.time() - created > 5)
     bundle = str(tmp_path / "bundle")
     script = (
@@ -289,7 +285,7 @@ def test_two_clones_are_different_machines(runtime: Runtime, kept: str, tmp_path
 
 
 def _make_rootfs(rootfs: str) -> None:
-    """ssh-keygen and dbus-uuidgen of Debian's with their libraries, and the small programs that the script needs."""
+    """Create a root file system with Debian's ssh-keygen, dbus-uuidgen and libraries, and the script's programs."""
     fetched = packages.fetch(["openssh-client", "dbus-bin", "busybox-static"], cache=CACHE, progress=print)
     wanted = ("usr/bin/ssh-keygen", "usr/bin/dbus-uuidgen", "usr/bin/busybox", "bin/busybox")
     packages.unpack(
@@ -303,7 +299,7 @@ def _make_rootfs(rootfs: str) -> None:
         file.write("root:x:0:0:root:/:/bin/sh\n")
 
 
-# The verbs
+# The commands
 
 
 def test_templates_are_built_listed_and_removed(runtime: Runtime, tmp_path: Path, bundle: str) -> None:
@@ -314,7 +310,7 @@ def test_templates_are_built_listed_and_removed(runtime: Runtime, tmp_path: Path
     assert built.code == 0, built
     [digest] = templates(cache)
     assert built.output.startswith(f"template {digest[:12]}: ")
-    assert runtime("template", "build").output.rstrip().endswith(" is there already")
+    assert runtime("template", "build").output.rstrip().endswith(" exists already")
     assert start(runtime, bundle, tmp_path) == (True, [])
     [entry] = json.loads(runtime("template", "list", "--format", "json").output)
     assert entry["digest"] == digest
@@ -326,8 +322,8 @@ def test_templates_are_built_listed_and_removed(runtime: Runtime, tmp_path: Path
     assert templates(cache) == []
 
 
-def test_the_template_of_a_bundles_machine_is_built_ahead(runtime: Runtime, tmp_path: Path, bundle: str) -> None:
-    """Of a pod's here, whose machine has more ports than the usual one."""
+def test_template_for_a_bundle_is_built_in_advance(runtime: Runtime, tmp_path: Path, bundle: str) -> None:
+    """For a pod, whose VM has more ports than usual."""
     cache = own_cache(f"{tmp_path}/cache")
     configure(runtime, cache)
     spec = json.loads(Path(f"{bundle}/config.json").read_text())
@@ -342,7 +338,7 @@ def test_the_template_of_a_bundles_machine_is_built_ahead(runtime: Runtime, tmp_
     assert "this machine has no template [set template.enabled" in runtime("template", "build").errors
 
 
-def test_the_timeline_is_drawn(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
+def test_timeline_is_written(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
     configure(runtime, cache, f'[timeline]\ndirectory = "{tmp_path}/traces"')
     (tmp_path / "traces").mkdir()
     assert runtime("run", "--bundle", bundle, "c7").code == 0
@@ -352,15 +348,15 @@ def test_the_timeline_is_drawn(runtime: Runtime, cache: str, bundle: str, tmp_pa
         assert any(line.startswith(words) and "█" in line for line in drawn), drawn
     events = json.loads((tmp_path / "traces" / "c7.json").read_text())["traceEvents"]
     steps = {event["name"]: event for event in events if event["ph"] == "X"}
-    # Host and guest on one clock: what the guest did for a call lies within the call.
+    # Host and guest use one clock: the steps of the guest for a call are within the call.
     call, inside = steps["container created"], steps["prepared crun create"]
-    # In microseconds: half of the call by which they were compared, and what two clocks drift apart in a start.
+    # In microseconds: half of the call that compared the clocks, and their drift during a start.
     slack = steps["woken"]["dur"] / 2 + 5_000
     assert call["ts"] - slack <= inside["ts"]
     assert inside["ts"] + inside["dur"] <= call["ts"] + call["dur"] + slack
 
 
-def test_a_timeline_that_cannot_be_written_is_refused_before_anything_starts(runtime: Runtime, bundle: str) -> None:
+def test_timeline_that_cannot_be_written_is_refused_before_the_start(runtime: Runtime, bundle: str) -> None:
     result = runtime("run", "--bundle", bundle, "--timeline", "/nowhere/trace.json", "c1")
     assert result.code == 1
     assert "the timeline cannot be written: /nowhere/trace.json [" in result.errors

@@ -1,4 +1,4 @@
-"""What a container uses and may use: ps, events and update, on one container that has limits."""
+"""Usage and limits of a container: ps, events and update."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle, write
-from tests.support.host import prove_unchanged, snapshot
 from tests.support.patience import patience, wait_until
+from tests.support.pod_bundles import FOREVER
+from tests.support.running import running_container
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -22,28 +23,24 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime, int]]:
-    """A container that waits, and the pid of its proxy."""
-    before = snapshot()
+    """A running container with limits, and the pid of its proxy."""
     directory = str(tmp_path_factory.mktemp("usage"))
-    runtime = Runtime(directory)
     bundle = f"{directory}/bundle"
-    spec = make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
+    spec = make_bundle(bundle, FOREVER)
     spec["linux"]["resources"] |= {"memory": {"limit": 64 * MIB}, "pids": {"limit": 50}}
     spec["mounts"] = [m | {"options": ["ro"]} if m["type"] == "cgroup" else m for m in spec["mounts"]]
     write(bundle, spec)
-    pid = runtime.run_detached(bundle, "c1")
-    yield runtime, pid
-    assert runtime("delete", "--force", "c1").code == 0
-    prove_unchanged(before)
+    with running_container(directory, bundle, "c1") as runtime:
+        yield runtime, int(runtime.state("c1")["pid"])
 
 
 def cgroup(runtime: Runtime, name: str) -> str:
-    """A file of the container's cgroup in the guest."""
+    """The content of a file in the container's cgroup in the guest."""
     return runtime("exec", "c1", "/bin/cat", f"/sys/fs/cgroup/{name}").output.strip()
 
 
-def test_the_pids_are_the_hosts_and_ps_there_tells_what_they_stand_for(running: tuple[Runtime, int]) -> None:
-    """As `docker top` does it (moby daemon/top_unix.go): pids of JSON, and the host's ps on them."""
+def test_pids_are_those_of_the_host_with_the_names_of_the_programs(running: tuple[Runtime, int]) -> None:
+    """As for `docker top` (moby daemon/top_unix.go): pids in JSON, and `ps` of the host for them."""
     runtime, pid = running
     beside = runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
     assert beside.stdout is not None
@@ -67,7 +64,7 @@ def test_the_pids_are_the_hosts_and_ps_there_tells_what_they_stand_for(running: 
     wait_until(lambda: json.loads(runtime("ps", "--format", "json", "c1").output) == [pid])
 
 
-def test_the_table_has_the_guests_processes(running: tuple[Runtime, int]) -> None:
+def test_table_has_the_processes_of_the_guest(running: tuple[Runtime, int]) -> None:
     runtime, _ = running
     lines = [line.split(maxsplit=7) for line in runtime("ps", "c1").output.splitlines()]
     assert lines[0] == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
@@ -76,7 +73,7 @@ def test_the_table_has_the_guests_processes(running: tuple[Runtime, int]) -> Non
     assert [(line[2], line[7]) for line in lines[2:]] == [("1", "sleep 3600")]
 
 
-def test_statistics_are_the_guests_cgroup(running: tuple[Runtime, int]) -> None:
+def test_statistics_are_those_of_the_cgroup_in_the_guest(running: tuple[Runtime, int]) -> None:
     runtime, _ = running
     result = runtime("events", "--stats", "c1")
     event = json.loads(result.output)
@@ -90,7 +87,7 @@ def test_statistics_are_the_guests_cgroup(running: tuple[Runtime, int]) -> None:
     assert data["pids"]["current"] >= 1
 
 
-def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Path) -> None:
+def test_limits_of_a_running_container_change(running: tuple[Runtime, int], tmp_path: Path) -> None:
     runtime, _ = running
     options = ["--memory", "128m", "--memory-swap", "128m", "--cpu-share", "512", "--cpu-quota", "50000"]
     assert runtime("update", *options, "c1").code == 0
@@ -98,7 +95,7 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
     assert cgroup(runtime, "cpu.max") == "50000 100000"
     weight = cgroup(runtime, "cpu.weight")
     assert 1 < int(weight) < 100
-    # As go-runc does it, with rules for devices and the rest of what containerd's CRI sends along.
+    # As go-runc does, with device rules and the other fields that CRI of containerd sends.
     sent = {
         "devices": [{"allow": False, "access": "rwm"}], "memory": {"limit": 96 * MIB, "swap": 0}, "cpu": {"period": 0},
         "pids": {"limit": 40}, "blockIO": {"weight": 0}, "hugepageLimits": [], "unified": {"memory.low": "4096"},
@@ -109,9 +106,8 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
     assert cgroup(runtime, "memory.low") == "4096"
     assert cgroup(runtime, "pids.max") == "40"
     assert (cgroup(runtime, "cpu.max"), cgroup(runtime, "cpu.weight")) == ("50000 100000", weight), "as they were"
-    # The same again, as a kubelet sends it: nobody is asked, neither the guest nor the monitor, which stands still.
-    with open(f"{runtime.root}/c1/state.json") as file:
-        monitor = json.load(file)["monitorPid"]
+    # The same limits again, as a kubelet sends them: neither the guest nor the monitor, which is stopped, is called.
+    monitor = runtime.monitor("c1")
     os.kill(monitor, signal.SIGSTOP)
     try:
         again = runtime("update", "--resources=-", "c1", stdin=json.dumps(sent))
@@ -122,7 +118,7 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
     assert runtime("update", "--resources", str(tmp_path / "resources.json"), "c1").code == 0
     assert cgroup(runtime, "cpu.max").split()[0] == "max"
     assert cgroup(runtime, "pids.max") == "max"
-    # The device rules are still the specification's: nothing but the usual nodes.
+    # The device rules are still those of the specification: only the default nodes.
     assert runtime("exec", "c1", "/bin/cat", "/dev/null").code == 0
 
 
@@ -133,11 +129,15 @@ def test_limits_change_while_it_runs(running: tuple[Runtime, int], tmp_path: Pat
         (["--cpu-rt-runtime", "5"], "cpu.realtimeRuntime cannot be changed"),
         (["--kernel-memory", "1m"], "memory.kernel cannot be changed"),
         (["--l3-cache-schema", "L3:0=f"], "intelRdt cannot be changed"),
-        (["--memory", "much"], "'much' is no size"),
+        (["--cpu-quota", "5"], "update: linux.resources.cpu: crun update in the guest: "),
+        (["--cpuset-cpus", "99999"], "update: linux.resources.cpu.cpus: '99999': this host does not have all of these"),
+        (["--cpuset-cpus", "0"], "the container has none, because config.json has neither linux.cgroupsPath nor a"),
+        (["--memory", "1g"], " [set vm.memory_mib in the configuration to 2048 or more, and create the container"),
+        (["--memory", "much"], "--memory 'much' is not a size"),
         (["--resources", "/none.json"], "/none.json: no such file"),
     ],
 )
-def test_what_cannot_be_applied_is_refused_by_name(
+def test_error_names_a_limit_that_cannot_be_applied(
     running: tuple[Runtime, int], options: list[str], words: str
 ) -> None:
     runtime, _ = running
@@ -146,7 +146,7 @@ def test_what_cannot_be_applied_is_refused_by_name(
     assert words in result.errors
 
 
-def test_events_come_in_intervals_and_a_kill_for_memory_between(running: tuple[Runtime, int]) -> None:
+def test_events_have_statistics_at_intervals_and_oom_kills(running: tuple[Runtime, int]) -> None:
     runtime, _ = running
     stream = runtime.start("events", "--interval", "50ms", "c1", stdout=subprocess.PIPE)
     assert stream.stdout is not None
@@ -159,7 +159,7 @@ def test_events_come_in_intervals_and_a_kill_for_memory_between(running: tuple[R
     stream.stdout.close()
 
 
-def test_the_end_is_told_with_what_it_came_of(runtime: Runtime, tmp_path: Path) -> None:
+def test_end_is_reported_with_its_cause(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sh", "-c", "read line; exec /bin/busybox tail /dev/zero"])
     spec["linux"]["resources"]["memory"] = {"limit": 16 * MIB}

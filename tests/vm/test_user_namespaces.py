@@ -1,4 +1,4 @@
-"""A pod with a user namespace, as engines make one for ``hostUsers: false``: joined by path, with mapped mounts."""
+"""A pod with a user namespace, as for ``hostUsers: false``: containers join it by path and have mapped mounts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 
 from hawse.linux import user_namespaces
-from tests.support.bundles import UNLIMITED, add_devices, make_bundle, write
+from tests.support.bundles import UNLIMITED, add_devices, drop_cgroups, make_bundle, write
 from tests.support.host import prove_unchanged, snapshot
 from tests.support.netns import run
-from tests.support.runtime import Result, Runtime
+from tests.support.pod_bundles import FOREVER, role
+from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-FOREVER = ["/bin/sh", "-c", "while :; do sleep 3600; done"]
 UIDS, GIDS = [(0, 100000, 65536)], [(0, 200000, 65536)]
-#: As containerd gives every volume, and its own files for /etc.
+#: Options of containerd for every volume, and for its files in /etc.
 MAPPED = {
     "uidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
     "gidMappings": [{"containerID": 0, "hostID": 200000, "size": 65536}],
@@ -30,7 +29,7 @@ MAPPED = {
 
 
 def bundle(directory: Path, name: str, user: str, **more: Any) -> tuple[str, dict[str, Any]]:
-    """Of a container of the pod, whose files belong to the namespace's root."""
+    """A bundle of a container of the pod, whose files belong to root of the user namespace."""
     path = str(directory / name)
     spec = make_bundle(path, FOREVER, rlimits=[UNLIMITED])
     for parent, _, files in os.walk(f"{path}/rootfs"):
@@ -38,14 +37,14 @@ def bundle(directory: Path, name: str, user: str, **more: Any) -> tuple[str, dic
             os.chown(f"{parent}/{file}", 100000, 200000, follow_symlinks=False)
     spec["linux"]["namespaces"].append({"type": "user"} | ({"path": user} if user else {}))
     spec["linux"] |= more
-    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
-    spec["annotations"] = {KIND: "sandbox"} if name == "pod" else {KIND: "container", SANDBOX: "pod"}
+    drop_cgroups(spec)
+    spec["annotations"] = role(name)
     return path, spec
 
 
 @pytest.fixture
 def pinned(tmp_path: Path) -> Iterator[str]:
-    """A user namespace that an engine has made and keeps by a mount, as CRI-O does."""
+    """A user namespace that an engine has created and mounted, as CRI-O does."""
     path = tmp_path / "userns"
     path.touch()
     namespace = user_namespaces.create(UIDS, GIDS)
@@ -68,11 +67,7 @@ def pod(tmp_path: Path, pinned: str) -> Iterator[Runtime]:
     prove_unchanged(before)
 
 
-def shell(runtime: Runtime, name: str, script: str, *options: str) -> Result:
-    return runtime("exec", *options, name, "/bin/sh", "-c", script)
-
-
-def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinned: str, tmp_path: Path) -> None:
+def test_container_joins_the_user_namespace_and_has_mapped_mounts(pod: Runtime, pinned: str, tmp_path: Path) -> None:
     volume, hosts = tmp_path / "volume", tmp_path / "hosts"
     (volume / "below").mkdir(parents=True)
     for number, name in ((0, "root"), (1000, "user"), (100000, "other")):
@@ -81,7 +76,7 @@ def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinn
     volume.chmod(0o777)
     hosts.write_text("127.0.0.1 localhost\n")
     pid = pod.state("pod")["pid"]
-    # containerd names the namespaces of the pid that it was told, and the mappings beside them.
+    # containerd passes the namespaces of the pid from the pid file, together with the mappings.
     path, spec = bundle(tmp_path, "one", f"/proc/{pid}/ns/user", **MAPPED)
     for namespace in spec["linux"]["namespaces"]:
         if namespace["type"] in ("ipc", "uts", "pid"):
@@ -103,7 +98,7 @@ def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinn
         "stat -c '%a %u %g' /dev/vfio/5; : <> /dev/vfio/5 && : <> /dev/vfio/vfio && echo opened;"
         "echo out > /dev/stdout"
     )
-    seen = shell(pod, "one", script)
+    seen = pod.shell("one", script)
     assert (seen.code, seen.errors) == (0, ""), seen
     assert seen.output.splitlines() == [
         "0 100000 65536 / 0 200000 65536", "1000",
@@ -113,33 +108,33 @@ def test_container_joins_its_pods_users_and_has_mapped_mounts(pod: Runtime, pinn
     ]  # fmt: skip
     made = (volume / "mine").stat()
     assert (made.st_uid, made.st_gid) == (1000, 1000), "on the host the volume's own ids"
-    assert shell(pod, "one", "echo x > /volume/root-made", "--user", "0:0").code == 0
+    assert pod.shell("one", "echo x > /volume/root-made", "--user", "0:0").code == 0
     assert (volume / "root-made").stat().st_uid == 0
-    assert shell(pod, "one", "echo x > /tmp/file", "--user", "0:0").code == 0
+    assert pod.shell("one", "echo x > /tmp/file", "--user", "0:0").code == 0
     assert (tmp_path / "one/rootfs/tmp/file").stat().st_uid == 100000
-    # What engines see at the container's pid shows the same owners (`podman cp`).
+    # Engines see the same owners through the root of the pid (`podman cp`).
     shown = Path(f"/proc/{pod.state('one')['pid']}/root/volume/user").stat()
     assert (shown.st_uid, shown.st_gid) == (101000, 201000)
-    # CRI-O names the sandbox's own path once more.
+    # CRI-O passes the path of the sandbox again.
     path, spec = bundle(tmp_path, "two", pinned)
     write(path, spec)
     pod.run_detached(path, "two")
     script = "for n in user ipc uts pid; do busybox readlink /proc/self/ns/$n; done"
-    [first, one, two] = [shell(pod, name, script).output.split() for name in ("pod", "one", "two")]
+    [first, one, two] = [pod.shell(name, script).output.split() for name in ("pod", "one", "two")]
     assert one == first
     assert len(one) == 4
     assert (two[0], two[1:]) == (first[0], [other for other in two[1:] if other not in first])
-    # Of a container without devices, too, and by the ids of a namespace that it has joined.
+    # Also for a container without devices, with the ids of the namespace that it has joined.
     assert pod("attach", "two", "5").code == 0
     script = "stat -c '%F %u' /dev/vfio/5; : <> /dev/vfio/vfio && echo opened; grep -c group /dev/hawse/devices.json"
-    assert shell(pod, "two", script).output.splitlines() == ["character special file 0", "opened", "2"]
+    assert pod.shell("two", script).output.splitlines() == ["character special file 0", "opened", "2"]
     assert pod("detach", "two", "5").code == 0
     for name in ("one", "two"):
         assert pod("delete", "--force", name).code == 0
 
 
-def test_volume_that_cannot_be_mapped_is_named(pod: Runtime, tmp_path: Path) -> None:
-    """As under runc; ramfs is one of the file systems that cannot."""
+def test_error_names_a_volume_that_cannot_be_mapped(pod: Runtime, tmp_path: Path) -> None:
+    """As under runc; ramfs, for example, does not support mappings."""
     (tmp_path / "ramfs").mkdir()
     subprocess.run(["mount", "-t", "ramfs", "ramfs", f"{tmp_path}/ramfs"], check=True)
     try:
@@ -153,9 +148,9 @@ def test_volume_that_cannot_be_mapped_is_named(pod: Runtime, tmp_path: Path) -> 
         subprocess.run(["umount", f"{tmp_path}/ramfs"], check=True)
 
 
-def test_container_alone_has_the_users_that_it_has_with_runc(runtime: Runtime, pinned: str) -> None:
-    """Its namespace is one that an engine has made: the guest's has the same mappings."""
-    # The namespace's users look for their root file system there; only root may search pytest's directories.
+def test_container_without_a_pod_has_the_same_users_as_with_runc(runtime: Runtime, pinned: str) -> None:
+    """An engine has created its user namespace. The one in the guest has the same mappings."""
+    # The users of the namespace must find their root file system; only root may search directories of pytest.
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         os.chmod(directory, 0o755)
         path, spec = bundle(Path(directory), "one", pinned)
@@ -163,7 +158,7 @@ def test_container_alone_has_the_users_that_it_has_with_runc(runtime: Runtime, p
         spec["process"]["args"][2] = "cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin /proc/1 /tmp"
         write(path, spec)
         ours = runtime("run", "--bundle", path, "one")
-        spec["linux"] |= MAPPED  # runc 1.1 wants them beside the path
+        spec["linux"] |= MAPPED  # runc 1.1 requires them together with the path
         write(path, spec)
         theirs = run("runc", "--root", f"{directory}/runc", "run", "--bundle", path, f"one-{os.getpid()}")
     assert (ours.code, ours.output, ours.errors) == (0, theirs, "")

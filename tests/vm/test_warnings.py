@@ -1,4 +1,4 @@
-"""What of a specification has no effect is told, by its field, and the container is made all the same."""
+"""Fields without effect cause a warning that names them, and the container is created."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.bundles import make_bundle, write
+from tests.support.pod_bundles import KIND, SANDBOX, role
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
 
-KIND, SANDBOX = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
-
 
 def warnings(runtime: Runtime) -> list[str]:
-    """What the log has by now."""
+    """The warnings in the log so far."""
     with open(runtime.log) as file:
         return [json.loads(line)["msg"] for line in file]
 
 
-def test_fields_of_the_hosts_security_and_views_of_its_kernel(runtime: Runtime, tmp_path: Path) -> None:
+def test_security_fields_of_the_host_and_mounts_of_its_kernel(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     words = ["/bin/sh", "-c", "cat /data/ostype; grep Seccomp: /proc/self/status; ls -d /dbg/x86"]
     spec = make_bundle(bundle, words, apparmorProfile="docker-default")
@@ -41,10 +40,10 @@ def test_fields_of_the_hosts_security_and_views_of_its_kernel(runtime: Runtime, 
     assert ".type: debugfs shows the guest's kernel" in debug
 
 
-def test_a_container_with_more_memory_than_the_pods_machine_has_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+def test_container_with_more_memory_than_the_vm_of_the_pod_is_refused(runtime: Runtime, tmp_path: Path) -> None:
     pod, member = str(tmp_path / "pod"), str(tmp_path / "member")
     spec = make_bundle(pod, ["/bin/sleep", "1000"])
-    spec["annotations"] = {KIND: "sandbox"}
+    spec["annotations"] = role("pod")
     write(pod, spec)
     runtime.run_detached(pod, "pod")
     shutil.copytree(pod, member, symlinks=True)

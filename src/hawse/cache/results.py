@@ -11,6 +11,7 @@ from typing import Any
 
 from hawse.cache import trusted
 from hawse.errors import HostError
+from hawse.json_text import parse
 from hawse.linux.files import replace_file
 
 _MAX_ENTRIES = 8
@@ -72,7 +73,7 @@ def locked(path: str) -> Iterator[None]:
 def _entries(path: str) -> list[Any]:
     try:
         with open(path, "rb") as file:
-            entries = json.loads(file.read(1024 * 1024))
+            entries = parse(file.read(1024 * 1024))
     except (OSError, ValueError):
         return []
     well_formed = isinstance(entries, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in entries)

@@ -1,6 +1,6 @@
-"""Arguments of the global options and of the hot verbs.
+"""Parse the global options and the arguments of the hot verbs.
 
-By hand, where argparse serves the other verbs: to load it takes as long as a hot verb has for everything.
+The other verbs use argparse. Loading argparse takes as long as a whole hot verb may take.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Words:
-    """Options by name without dashes ("log-format"; flags True), and the words that are none, in order."""
+    """Values of options by names without dashes ("log-format"), names of flags, and the other words in their order."""
 
     def __init__(self) -> None:
         self.options: dict[str, str] = {}
@@ -22,15 +22,22 @@ class Words:
 
 
 def split(
-    words: Sequence[str], *, options: Sequence[str] = (), flags: Mapping[str, str] | None = None, verb: bool = False
+    words: Sequence[str],
+    *,
+    options: Sequence[str] = (),
+    flags: Mapping[str, str] | None = None,
+    verb: bool = False,
+    command: str = "",
 ) -> Words:
-    """Take words apart: ``--option value``, ``--option=value``, flags long and short, others; ``--`` ends options.
+    """Parse ``--option value``, ``--option=value``, flags, and other words; ``--`` ends the options.
 
     ``options`` are names without dashes, ``flags`` maps every spelling to a name. With ``verb`` the first other word
-    ends it too: the rest is the verb's. Raises :class:`UsageError`.
+    ends the options, too: it is a verb, and the rest are its arguments. ``command`` is the verb whose arguments these
+    are, "" for the global options. Raises :class:`UsageError`.
     """
     found = Words()
     flags = flags or {}
+    lead, hint = (f"{command}: ", see(command)) if command else ("", see())
     left = list(words)
     while left:
         word = left.pop(0)
@@ -43,11 +50,11 @@ def split(
         elif word.startswith("--") and name in options:
             if not equals:
                 if not left:
-                    raise UsageError(f"--{name} needs a value", hint="see `hawse --help`")
+                    raise UsageError(f"{lead}--{name} needs a value", hint=hint)
                 value = left.pop(0)
             found.options[name] = value
         elif word.startswith("-") and word != "-":
-            raise UsageError(f"unknown option {word[:80]!r}", hint="see `hawse --help`")
+            raise UsageError(f"{lead}unknown option {word[:80]!r}", hint=hint)
         elif verb:
             found.rest = [word, *left]
             break
@@ -58,14 +65,13 @@ def split(
 
 def expect(words: Words, verb: str, *names: str, optional: int = 0) -> list[str]:
     """The positional words, one for each name, the last ``optional`` of which may be missing. Raises UsageError."""
-    if not len(names) - optional <= len(words.rest) <= len(names):
-        raise UsageError(
-            f"{verb} takes {usage(names, optional)}, not {len(words.rest)} words", hint="see `hawse --help`"
-        )
+    if missing := names[len(words.rest) : len(names) - optional]:
+        raise UsageError(f"{verb}: {', '.join(missing)} is missing", hint=see(verb))
+    if extra := words.rest[len(names) :]:
+        raise UsageError(f"{verb}: unexpected argument {extra[0][:80]!r}", hint=see(verb))
     return words.rest
 
 
-def usage(names: Sequence[str], optional: int = 0) -> str:
-    """ID [SIGNAL]"""
-    needed = len(names) - optional
-    return " ".join([*names[:needed], *(f"[{name}]" for name in names[needed:])])
+def see(verb: str = "") -> str:
+    """The hint that names the help of a verb, or the general help."""
+    return f"see `hawse {verb} --help`" if verb else "see `hawse --help`"

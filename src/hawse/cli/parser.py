@@ -1,4 +1,4 @@
-"""argparse for the verbs that are not hot, with its complaints as ours."""
+"""argparse for the verbs that are not hot; its errors are raised as UsageError."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hawse.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Its complaints are UsageErrors, so that they reach the log file too."""
+    """An ArgumentParser that raises UsageError, so that its errors are also written to the log file."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise UsageError(message, hint=f"see `{self.prog} --help`")
+        """Raise argparse's error with the verb in front, as ``hawse.cli.options`` does."""
+        raise UsageError(f"{self.prog.removeprefix('hawse ')}: {message}", hint=f"see `{self.prog} --help`")

@@ -1,4 +1,4 @@
-"""The global options, parsed, and what is derived from them only when a verb asks."""
+"""The parsed global options, and objects that are created from them on demand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Settings:
-    """What every verb gets beside its own arguments."""
+    """The settings that every verb receives in addition to its arguments."""
 
     def __init__(
         self, *, root: str | None, log: Log, config_path: str | None, debug: bool, systemd_cgroup: bool = False
@@ -26,7 +26,7 @@ class Settings:
 
     @property
     def config(self) -> Config:
-        """The configuration file's content; raises ConfigError. Read on demand: hot verbs do without."""
+        """The configuration, read on demand, since hot verbs do not need it. Raises ConfigError."""
         if self._config is None:
             from hawse.config import DEFAULT_PATH, load_config
             from hawse.vfio.emulated import read_table
@@ -41,5 +41,5 @@ class Settings:
         return self._config
 
     def store(self, name: str) -> Store:
-        """The sandbox of that id; raises UsageError for an id that is none."""
+        """The state directory of the container with this id. Raises UsageError for an invalid id."""
         return Store(self.root, name)

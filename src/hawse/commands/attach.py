@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 
 from hawse.commands.client import call, check_version
 from hawse.config import ANNOTATIONS, Config
-from hawse.errors import HawseError, StateError
+from hawse.errors import HawseError, StateError, UsageError
 from hawse.host.vfio_functions import give_back, take
 from hawse.plan.capacity import Room
 from hawse.plan.model import Attachment, PlugStep
@@ -34,6 +35,7 @@ from hawse.planner.machine import ask_qemu
 from hawse.state.store import GUEST_DEVICES, STOPPED, Store
 from hawse.vfio import obstacles
 from hawse.vfio.allowed import check_allowed
+from hawse.vfio.bind.targets import exists
 from hawse.vfio.emulated import read_table
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.node import VfioNode
@@ -101,6 +103,9 @@ def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Grou
     if state["status"] == STOPPED:
         raise StateError(f"container not running: {store.name} is {state['status']}")
     have = {entry["host"]["group"] for entry in state.get("vfio", ())}
+    for target in targets:
+        if not is_number(target) and not exists(read_address(target)):
+            _refuse_guest_address(state, target, "it is attached already")
     groups = find_groups(targets, read_table(config.emulated))
     for group in groups:
         if group.number in have:
@@ -119,13 +124,33 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
     """
     state = store.read()
     by_address = {entry["host"]["address"]: entry["host"]["group"] for entry in state.get("vfio", ())}
+    numbers = []
     for target in targets:
         # By what was attached, where it is known: the host may have forgotten a device that has gone.
         number = int(target) if is_number(target) else by_address.get(read_address(target))
         if number is None:
+            _refuse_guest_address(state, target, f"`hawse detach {store.name} {{}}`")
             number = find_groups([target], read_table(config.emulated))[0].number
+        numbers.append(number)
+    for number in numbers:
         call(store, "detach", {"group": number, "force": force})
         give_back(store, [address for address, group in by_address.items() if group == number])
+
+
+def _refuse_guest_address(state: Mapping[str, Any], target: str, remedy: str) -> None:
+    """Raise :class:`UsageError` for an address that a function of the container has only in the guest.
+
+    ``remedy``: "{}" is replaced by the host's name of the function: its address, or its group if it is emulated.
+    """
+    address = read_address(target)
+    for entry in state.get("vfio", ()):
+        if entry["guest"]["address"] == address:
+            host = entry["host"]
+            where = host["address"] or f"the emulated group {host['group']}"
+            raise UsageError(
+                f"{address} is an address in the guest; on the host this is {where}",
+                hint=remedy.format(host["address"] or host["group"]),
+            )
 
 
 def _attachment(group: Group, files: list[VfioNode], plugs: list[PlugStep]) -> Attachment:

@@ -1,4 +1,4 @@
-"""Terminals on the host: the pair whose master an engine gets, and the raw mode of the user's own."""
+"""Terminals on the host: the one whose master is sent to an engine, and the caller's."""
 
 from __future__ import annotations
 
@@ -37,10 +37,36 @@ def send_master(console_socket: str) -> int:
 
 
 @contextmanager
-def raw_mode(fd: int, *, wanted: bool) -> Iterator[None]:
-    """The terminal ``fd`` in raw mode for the length of the context, then as it was; nothing for what is none.
+def caller_terminal(*, wanted: bool) -> Iterator[int]:
+    """The descriptor of the caller's terminal; -1 without a terminal, or if it is not ``wanted``.
 
-    To be entered before the process behind it runs: what it writes first would be changed by the line discipline.
+    Searched as runc does it (tty.go, initHostConsole()): stderr, stdout, stdin, then the controlling terminal, which is
+    open for as long as the context.
+    """
+    fd = next((fd for fd in (2, 1, 0) if wanted and os.isatty(fd)), -1)
+    if fd >= 0 or not wanted:
+        yield fd
+        return
+    with suppress(OSError):
+        fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def has_terminal() -> bool:
+    """Whether the caller has a terminal."""
+    with caller_terminal(wanted=True) as fd:
+        return fd >= 0
+
+
+@contextmanager
+def raw_mode(fd: int, *, wanted: bool) -> Iterator[None]:
+    """Set the terminal ``fd`` to raw mode for the length of the context; does nothing if it is not a terminal.
+
+    Enter the context before the process behind the terminal runs: the line discipline would change its first output.
     """
     if not wanted or not os.isatty(fd):
         yield

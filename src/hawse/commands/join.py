@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,7 @@ from hawse.commands.hooks import Hooked
 from hawse.commands.process import Handed, check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.host import network_namespace, redirects
+from hawse.host.mounts import overlays
 from hawse.host.mounts.bind_sources import close, open_sources
 from hawse.plan.capacity import Room
 from hawse.state.store import CREATED, RUNNING, Store
@@ -45,9 +47,15 @@ def join(
         hooked = Hooked(made)
         terminal = bool(made.spec["process"].get("terminal"))
         check_console(handed, terminal=terminal)
-        sources = open_sources(made.shares, room.overlays)
+        ending = ExitStack()
         proxy = None
         try:
+            if any(share.overlay for share in made.shares):
+                # Until the monitor has them, of which it is asked again.
+                ending.enter_context(overlays.alone(first.path))
+                room = msgspec.convert(call(store, "room", {}), Room)
+            sources = open_sources(made.shares, room.overlays)
+            ending.callback(close, sources)
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
             key = f"init-{os.urandom(16).hex()}"
             proxy = start_first(store, key, made, handed)
@@ -64,7 +72,7 @@ def join(
                 proxy.abort()
             raise
         finally:
-            close(sources)
+            ending.close()
     except HawseError as error:
         raise take_back(store, error, hooked) from None
     except BaseException:

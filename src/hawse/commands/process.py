@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
 
-from hawse.commands.console import send_master
+from hawse.commands.console import caller_terminal, has_terminal, send_master
 from hawse.commands.spawn import FORWARDED, Namespaces, ProxyProcess
 from hawse.errors import HostError, UsageError
 from hawse.host.notify import Relay, connect_for
@@ -33,8 +33,11 @@ class Handed:
     preserved: tuple[str, ...] = ()
 
 
-def check_console(handed: Handed, *, terminal: bool) -> None:
-    """The combinations that make sense, as runc has them (utils_linux.go, checkTerminal). Raises UsageError."""
+def check_console(handed: Handed, *, terminal: bool, available: Callable[[], bool] = has_terminal) -> None:
+    """Check that the process's terminal has another end: the console socket, or the caller's terminal (``available``).
+
+    The combinations are runc's (utils_linux.go, checkTerminal(); tty.go, initHostConsole()). Raises UsageError.
+    """
     detach, console_socket = handed.detach, handed.console_socket
     if terminal and detach and not console_socket:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket",
@@ -42,6 +45,13 @@ def check_console(handed: Handed, *, terminal: bool) -> None:
     if console_socket and not (terminal and detach):
         raise UsageError("cannot use console socket if runc will not detach or allocate tty",
                          hint="process.terminal is false, or the command stays in the foreground")  # fmt: skip
+    if terminal and not detach and not available():
+        raise UsageError(
+            "cannot allocate a terminal: stdin, stdout and stderr are not terminals, and open /dev/tty: no such device "
+            "or address",
+            hint="run the command in a terminal, or with --detach and --console-socket; or set process.terminal to "
+            "false (exec: leave out --tty)",
+        )
 
 
 def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> ProxyProcess:
@@ -100,10 +110,11 @@ def start_proxy(
     )
     terminal = bool(process.get("terminal"))
     if not handed.console_socket:
-        return start(terminal=terminal and os.isatty(0))
+        with caller_terminal(wanted=terminal) as fd:
+            return start(terminal=fd)
     slave = send_master(handed.console_socket)
     try:
-        return start(stdio=(slave, slave, slave), terminal=True)
+        return start(stdio=(slave, slave, slave), terminal=0)
     finally:
         os.close(slave)
 

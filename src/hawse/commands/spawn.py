@@ -121,14 +121,15 @@ class ProxyProcess:
         key: str,
         *,
         stdio: Sequence[int] = (0, 1, 2),
-        terminal: bool,
+        terminal: int,
         command: Sequence[str],
         namespaces: Namespaces | None = None,
         preserved: Sequence[str] = (),
         notify: int = -1,
         oom_score_adj: int | None = None,
     ) -> None:
-        """Start it; ``command`` is what ps shows beside the container's name.
+        """Start it; ``command`` is what ps shows beside the container's name. ``terminal`` is the descriptor whose size
+        is the size of the process's terminal, -1 for none.
 
         ``oom_score_adj`` is that of the container's processes, as far as the kernel lets it be set; None changes
         nothing.
@@ -149,7 +150,7 @@ class ProxyProcess:
         fd = os.open(store.path, os.O_DIRECTORY)
         view = -1 if namespaces is None else namespaces.view
         handed = range(len(STDIO), len(STDIO) + len(preserved))
-        words = [str(fd), name, "terminal" if terminal else "pipes", str(view), ",".join(preserved), str(notify), title]
+        words = [str(fd), name, str(terminal), str(view), ",".join(preserved), str(notify), title]
         try:
             with nullcontext() if namespaces is None else ChildrenApart():
                 self._process = subprocess.Popen(
@@ -157,7 +158,7 @@ class ProxyProcess:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=(fd, *(each for each in (view, notify) if each >= 0), *handed),
+                    pass_fds=(fd, *(each for each in (view, notify, terminal) if each >= 0), *handed),
                     start_new_session=True,
                     cwd="/",
                     env=environment(),

@@ -1,10 +1,13 @@
-"""The result of a check of `hawse doctor`."""
+"""The result of a check of `hawse doctor`, and the verdict on the host."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
+#: Exit statuses. 1 is also the exit status of every other error of hawse.
+READY, NOT_READY, CONTAINERS_ONLY = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,56 @@ class Finding:
     remedy: str = ""
     needed: str = ""
 
-
-def without_devices(finding: Finding) -> Finding:
-    """The finding for a configuration with emulated groups: checks that only devices of the host need do not fail."""
-    if finding.verdict == MISSING and finding.needed == "devices":
-        return replace(finding, verdict=OK, found=f"not needed for emulated groups ({finding.found})", remedy="")
-    return finding
+    @property
+    def sentence(self) -> str:
+        """The name and the sentence, which may begin with the name: it is not repeated."""
+        return f"{self.name}: {self.found.removeprefix(f'{self.name} ')}"
 
 
-def is_ready(findings: list[Finding], *, devices: bool) -> bool:
-    """Whether nothing is missing that containers need and, with ``devices``, that devices of the host need."""
-    needs = {"containers", "devices"} if devices else {"containers"}
-    return not [finding for finding in findings if finding.verdict == MISSING and finding.needed in needs]
+@dataclass(frozen=True)
+class Readiness:
+    """The verdict on the host.
+
+    ``containers`` and ``devices`` are the reasons why it is not ready for containers, and for passing its own devices;
+    "" if it is. ``emulated``: the configuration declares emulated groups, so devices of the host are not needed.
+    """
+
+    containers: str
+    devices: str
+    emulated: bool
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        if self.containers:
+            return NOT_READY
+        return CONTAINERS_ONLY if self.devices and not self.emulated else READY
+
+    @property
+    def sentence(self) -> str:
+        """The last line of the report."""
+        if self.containers:
+            return f"not ready for containers: {self.containers}"
+        if not self.devices:
+            return "ready for containers and for devices of this host"
+        emulated = " with emulated groups" if self.emulated else ""
+        return f"ready for containers{emulated}; not for devices of this host: {self.devices}"
+
+
+def readiness(findings: Sequence[Finding], *, emulated: bool) -> Readiness:
+    """Determine from the findings what a host is ready for."""
+    containers, devices = (
+        "; ".join(f.sentence for f in findings if f.verdict == MISSING and f.needed == need)
+        for need in ("containers", "devices")
+    )
+    return Readiness(containers, devices, emulated)
+
+
+def without_devices(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings for a host that can only pass emulated groups: no check of the host's devices fails or warns."""
+    return [
+        replace(finding, verdict=OK, found=f"not needed for emulated groups ({finding.found})", remedy="")
+        if finding.verdict != OK and finding.needed == "devices"
+        else finding
+        for finding in findings
+    ]

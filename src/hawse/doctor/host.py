@@ -13,6 +13,8 @@ from hawse.vfio.host import locked_memory as memlock
 from hawse.vfio.obstacles import NOTHING, Accepted
 from hawse.vm import host_hugepages as pages
 
+_IRRELEVANT = "irrelevant without an IOMMU"
+
 
 def iommu(*, root: str = "") -> Finding:
     """Check that the IOMMU is on: then there are groups."""
@@ -20,7 +22,7 @@ def iommu(*, root: str = "") -> Finding:
     if count:
         return Finding("IOMMU", OK, f"on: {count} {'group' if count == 1 else 'groups'}", needed="devices")
     return Finding(
-        "IOMMU", MISSING, "off or missing: no device of this host can be passed",
+        "IOMMU", MISSING, "off or missing",
         "enable VT-d or AMD-Vi in the firmware, and set intel_iommu=on on the kernel's command line; or use emulated "
         "groups: [emulated] in the configuration",
         needed="devices",
@@ -34,7 +36,7 @@ def interrupts(*, accepted: bool = False, root: str = "") -> Finding:
     """
     name = "interrupt remapping"
     if not _count_groups(root):
-        return Finding(name, OK, "irrelevant without an IOMMU")
+        return Finding(name, OK, _IRRELEVANT)
     state, module = isolation.remapped(root=root), isolation.unsafe_module(root=root)
     if state:
         unused = f"; allow_unsafe_interrupts of the module {module} has no effect" if module else ""
@@ -49,7 +51,7 @@ def interrupts(*, accepted: bool = False, root: str = "") -> Finding:
     if module and accepted:
         return Finding(
             name, WARNING, f"{found}, and devices.unsafe_interrupts is true: a device may raise any interrupt on this "
-            "host", enable,
+            "host", enable, needed="devices",
         )  # fmt: skip
     if module:
         return Finding(
@@ -67,7 +69,7 @@ def interrupts(*, accepted: bool = False, root: str = "") -> Finding:
         )  # fmt: skip
     if able:
         return Finding(name, OK, f"all {len(able)} IOMMUs support it; sysfs does not show whether it is on")
-    return Finding(name, WARNING, found, "see `dmesg | grep -i remapping`")
+    return Finding(name, WARNING, found, "see `dmesg | grep -i remapping`", needed="devices")
 
 
 def vfio(*, root: str = "") -> Finding:
@@ -79,7 +81,7 @@ def vfio(*, root: str = "") -> Finding:
     if sysfs.text(f"{root}/sys/module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
         return Finding(
             "VFIO", WARNING, "its no-IOMMU mode is on: devices without an IOMMU cannot be passed to a VM",
-            "clear the parameter enable_unsafe_noiommu_mode of the module vfio",
+            "clear the parameter enable_unsafe_noiommu_mode of the module vfio", needed="devices",
         )  # fmt: skip
     extra = ", and /dev/iommu" if os.path.exists(f"{root}/dev/iommu") else ""
     return Finding("VFIO", OK, f"available: /dev/vfio/vfio, vfio-pci{extra}", needed="devices")
@@ -93,11 +95,14 @@ def groups(*, accepted: Accepted = NOTHING, root: str = "") -> Finding:
         return Finding("groups", OK, f"{len(free)} of {len(listings)} can be passed now: {', '.join(free[:40])}")
     if not listings:
         return Finding("groups", OK, "this host has none")
-    return Finding("groups", WARNING, f"none of {len(listings)} can be passed now", "`hawse devices` says why")
+    found = f"none of {len(listings)} can be passed now"
+    return Finding("groups", WARNING, found, "`hawse devices` lists the reasons", needed="devices")
 
 
-def locked_memory(limit: int, capabilities: int, *, confined: bool) -> Finding:
+def locked_memory(limit: int, capabilities: int, *, confined: bool, root: str = "") -> Finding:
     """Check that QEMU may lock the memory that a guest maps for its devices."""
+    if not _count_groups(root):
+        return Finding("locked memory", OK, _IRRELEVANT)
     warning = memlock.warning(limit, capabilities, confined=confined)
     if not warning:
         return Finding("locked memory", OK, "no limit")
@@ -107,6 +112,8 @@ def locked_memory(limit: int, capabilities: int, *, confined: bool) -> Finding:
 def dma_mappings(memory_mib: int, *, root: str = "") -> Finding:
     """Check that programs can map each page of a VM of this size, in MiB, for a device."""
     name, limit, needed = "DMA mappings", dma.limit(root=root), dma.entries(memory_mib)
+    if not _count_groups(root):
+        return Finding(name, OK, _IRRELEVANT)
     if limit < 0:
         return Finding(name, OK, "the module vfio_iommu_type1 is not loaded")
     if limit >= needed:
@@ -154,9 +161,9 @@ def hugepages(*, page_kib: int = 0, memory_mib: int = 0, root: str = "") -> Find
 
 
 def _warned(name: str, warning: str) -> Finding:
-    """A finding for a warning whose remedy is at its end, in brackets."""
+    """The finding for a warning about devices, which ends with its remedy in brackets."""
     sentence, _, remedy = warning.partition(" [")
-    return Finding(name, WARNING, sentence, remedy.removesuffix("]"))
+    return Finding(name, WARNING, sentence, remedy.removesuffix("]"), needed="devices")
 
 
 def _count_groups(root: str) -> int:

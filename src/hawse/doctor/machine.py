@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
@@ -10,11 +9,13 @@ from hawse.config import Config
 from hawse.doctor import updates
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HawseError, HostError, ImageError, UsageError
+from hawse.json_text import parse
 from hawse.planner.confinement import jail_tree
 from hawse.planner.kernel_modules import check_loaded, find_image
 from hawse.state import sockets
 from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, Store
 from hawse.vfio.bind import records as bindings
+from hawse.vfio.bind import targets
 from hawse.vm import acceleration as accel
 from hawse.vm import capabilities, virtiofsd
 from hawse.vm import templates as template
@@ -44,7 +45,7 @@ def qemu(config: Config) -> Finding:
         found = f"{config.vm.qemu} {can.version} lacks {', '.join(missing)}"
         return Finding("QEMU", MISSING, found, "use a QEMU that is built with them", needed="containers")
     if "vfio-pci" not in can.devices:
-        found = f"{config.vm.qemu} {can.version} has no vfio-pci: no device of the host can be passed"
+        found = f"{config.vm.qemu} {can.version} has no vfio-pci"
         return Finding("QEMU", MISSING, found, "use a QEMU that is built with it", needed="devices")
     known = can.devices | can.objects
     extras = [f"has {name}" if name in known else f"no {name}: {effect}" for name, effect in _EXTRAS.items()]
@@ -53,23 +54,25 @@ def qemu(config: Config) -> Finding:
 
 def sharing(config: Config) -> Finding:
     """Check how the container's files are shared with a guest: by virtiofs or by 9p."""
+    try:
+        can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+        able, special = _SHARE in can.devices, can.makes_special_files
+    except HawseError:
+        able = special = True  # the check of QEMU reports this error
+    lacks = "" if special else f"; QEMU {can.version} makes no FIFOs and UNIX sockets in shared directories"
     if config.vm.share == "9p":
-        found = '9p, because of vm.share = "9p": it is slower, and QEMU runs without a jail'
+        found = f'9p, because of vm.share = "9p": it is slower, and QEMU runs without a jail{lacks}'
         return Finding("shared files", WARNING, found, 'set vm.share = "auto"')
     try:
         program = virtiofsd.find(config.vm.virtiofsd)
     except HawseError as error:
         return _missing("shared files", error, "install the package virtiofsd")
-    try:
-        able = _SHARE in capabilities.ask(config.vm.qemu, directory=config.image.cache).devices
-    except HawseError:
-        able = True  # the check of QEMU reports this error
     if program and not able:
-        found = f"9p, which is slower: QEMU has no {_SHARE}"
+        found = f"9p, which is slower: QEMU has no {_SHARE}{lacks}"
         return Finding("shared files", WARNING, found, "use a QEMU that is built with it")
     if program:
         return Finding("shared files", OK, f"virtiofs, with {program}")
-    return Finding("shared files", WARNING, "9p, which is slower", "install the package virtiofsd")
+    return Finding("shared files", WARNING, f"9p, which is slower{lacks}", "install the package virtiofsd")
 
 
 def jail(config: Config) -> Finding:
@@ -171,20 +174,34 @@ def left_over(root: str) -> tuple[Finding, list[str]]:
     return Finding("sandboxes", WARNING, f"left behind by dead monitors: {', '.join(dead[:20])}", remedy), dead
 
 
-def left_bound(root: str) -> tuple[Finding, list[bindings.Record]]:
-    """Find functions that are bound for sandboxes that are dead or deleted. Returns the finding and their records."""
-    directory = bindings.directory_of(root)
-    records, damaged = bindings.read_all(directory)
-    dead = set(left_over(root)[1])
-    left = [r for r in records if r.owner and (r.owner in dead or not os.path.isdir(f"{root}/{r.owner}"))]
-    if damaged:
-        return Finding("bindings", WARNING, damaged[0].message, damaged[0].hint), left
+def left_bound(state: str, *, root: str = "") -> tuple[Finding, list[bindings.Record]]:
+    """Check the records of bound functions in the directory that belongs to ``state``.
+
+    Returns the finding, and the records of functions that are bound for sandboxes that are dead or deleted.
+    """
+    records, damaged = bindings.read_all(bindings.directory_of(state))
+    dead = set(left_over(state)[1])
+    left = [r for r in records if r.owner and (r.owner in dead or not os.path.isdir(f"{state}/{r.owner}"))]
+    absent = [r for r in records if r not in left and not targets.exists(r.address, root=root)]
+    problems = [(error.message, error.hint) for error in damaged]
     if left:
-        names = ", ".join(record.address for record in left)
-        found = f"bound for sandboxes that no longer exist: {names}"
-        return Finding("bindings", WARNING, found, "`hawse doctor --repair`"), left
+        problems.append((f"bound for sandboxes that no longer exist: {_addresses(left)}", "`hawse doctor --repair`"))
+    if by_user := [record for record in absent if not record.owner]:
+        which = "the record" if len(by_user) == 1 else "the records"
+        remedy = f"`hawse unbind {' '.join(record.address for record in by_user)}` deletes {which}"
+        problems.append((f"on record, but no longer on this host: {_addresses(by_user)}", remedy))
+    for record in (record for record in absent if record.owner):
+        found = f"bound for the sandbox {record.owner}, but no longer on this host: {record.address}"
+        problems.append((found, f"`hawse delete {record.owner}` deletes the record"))
+    if problems:
+        sentences, remedies = (list(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
+        return Finding("bindings", WARNING, "; ".join(sentences), "; ".join(remedies)), left
     count = "1 function is" if len(records) == 1 else f"{len(records)} functions are"
     return Finding("bindings", OK, f"{count} bound by hawse"), []
+
+
+def _addresses(records: list[bindings.Record]) -> str:
+    return ", ".join(record.address for record in records)
 
 
 def _missing(name: str, error: HawseError, remedy: str) -> Finding:
@@ -198,7 +215,7 @@ def _has_dead_monitor(root: str, name: str) -> bool:
         return False  # not a directory of a sandbox
     try:
         with open(f"{store.path}/state.json", "rb") as file:
-            status = json.load(file)["status"]
+            status = parse(file.read())["status"]
     except FileNotFoundError:
         # The first state is written after the sandbox's functions are bound. A monitor that was killed before that has
         # written none.

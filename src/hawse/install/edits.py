@@ -1,6 +1,6 @@
-"""What the configuration of an engine is to be so that the engine knows hawse: from text to text. Pure.
+"""Add hawse to the text of an engine's configuration, or remove it. Pure.
 
-What others have written stays as it is, comments and order too; where it is there already, nothing changes.
+Everything else in the text is kept, including comments and order. Adding hawse again changes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 
 _CRI_2 = ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes")
 _CRI_3 = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
@@ -25,9 +26,9 @@ _CONTAINERD = {2: _CRI_2, 3: _CRI_3, 4: _CRI_3}
 
 @dataclass(frozen=True)
 class Wanted:
-    """The runtime as an engine is to know it: its name, the path of the program, and of hawse's configuration.
+    """The runtime's entry: its name, the path of the program, and the path of hawse's configuration.
 
-    ``config`` is "" for the default path, which the program reads without being given one.
+    ``config`` is "" for the default path, which the program reads without an option.
     """
 
     name: str
@@ -37,9 +38,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine's file, what is said when it has changed, and its two edits: text, "" for none, to text.
+    """The path of an engine's file, the advice that is printed after a change, and the two edits.
 
-    ``passes_config``: an entry of this engine can have arguments for hawse, such as --config.
+    An edit turns the file's text into the new text; "" stands for no file. ``passes_config``: an entry of this engine
+    can contain arguments for hawse, such as --config.
     """
 
     path: str
@@ -50,35 +52,37 @@ class Engine:
 
 
 def add_podman(text: str, wanted: Wanted) -> str:
-    """A file of containers.conf.d (containers.conf(5), [engine.runtimes]), which is hawse's alone."""
+    """Add hawse to a separate file of containers.conf.d (containers.conf(5), [engine.runtimes])."""
     document = _toml(text)
     _table(document, ("engine", "runtimes"))[wanted.name] = [wanted.program]
     return tomlkit.dumps(document)
 
 
 def remove_podman(text: str, wanted: Wanted) -> str:
-    """The same without it."""
+    """Remove hawse."""
     return _without(text, ("engine", "runtimes"), wanted.name)
 
 
 def add_docker(text: str, wanted: Wanted) -> str:
-    """daemon.json (dockerd(8), "runtimes"); --config is in the runtimeArgs of the entry. Its other keys stay."""
+    """Add hawse to daemon.json (dockerd(8), "runtimes"), with --config in runtimeArgs. Other keys of the entry stay."""
     document = _json(text)
     runtimes = document.setdefault("runtimes", {})
     if not isinstance(runtimes, dict):
-        raise ConfigError('daemon.json: "runtimes" is no object', hint="make it one, {}")
+        raise ConfigError('"runtimes" is not an object', hint="make it an object, {}")
     arguments = ["--config", wanted.config] if wanted.config else []
-    found = runtimes.get(wanted.name)
-    entry = found if isinstance(found, dict) and found.get("path") == wanted.program else {"path": wanted.program}
+    present = runtimes.get(wanted.name)
+    entry: dict[str, Any] = {"path": wanted.program}
+    if isinstance(present, dict) and present.get("path") == wanted.program:
+        entry = present
     entry = entry | ({"runtimeArgs": arguments} if arguments else {})
-    if entry == found:
+    if entry == present:
         return text
     runtimes[wanted.name] = entry
     return json.dumps(document, indent=4) + "\n"
 
 
 def remove_docker(text: str, wanted: Wanted) -> str:
-    """The same without it."""
+    """Remove hawse."""
     document = _json(text)
     if wanted.name not in document.get("runtimes", {}):
         return text
@@ -89,31 +93,34 @@ def remove_docker(text: str, wanted: Wanted) -> str:
 
 
 def add_containerd(text: str, wanted: Wanted) -> str:
-    """config.toml: a handler of the CRI plugin. Not a file that it imports: until version 2 of containerd such a file
-    replaces all that the plugin is told elsewhere (containerd cmd/containerd/server/config, mergeConfig)."""
+    """Add hawse to config.toml as a handler of the CRI plugin.
+
+    An imported file would be cleaner, but before containerd 2 such a file replaces the plugin's whole section
+    (containerd cmd/containerd/server/config, mergeConfig).
+    """
     document = _toml(text)
     if not text.strip():
         document["version"] = 2
     table = _table(document, _containerd_tables(document))
-    found = table.setdefault(wanted.name, tomlkit.table())
+    handler = table.setdefault(wanted.name, tomlkit.table())
     values: dict[str, Any] = {
         "runtime_type": "io.containerd.runc.v2",
-        # A privileged container has the guest's devices, not the host's.
+        # A privileged container gets the devices of the guest, not all devices of the host.
         "privileged_without_host_devices": True,
         "pod_annotations": ["hawse.*"],
         "container_annotations": ["hawse.*"],
     }
     for key, value in values.items():
-        if found.get(key) != value:
-            found[key] = value
-    options = found.setdefault("options", tomlkit.table())
+        if handler.get(key) != value:
+            handler[key] = value
+    options = handler.setdefault("options", tomlkit.table())
     if options.get("BinaryName") != wanted.program:
         options["BinaryName"] = wanted.program
     return tomlkit.dumps(document)
 
 
 def remove_containerd(text: str, wanted: Wanted) -> str:
-    """The same without it."""
+    """Remove hawse."""
     if not text.strip():
         return text
     left = _without(text, _containerd_tables(_toml(text)), wanted.name)
@@ -121,10 +128,10 @@ def remove_containerd(text: str, wanted: Wanted) -> str:
 
 
 def add_crio(text: str, wanted: Wanted) -> str:
-    """A file of crio.conf.d (crio.conf(5)), which is hawse's alone."""
+    """Add hawse to a separate file of crio.conf.d (crio.conf(5))."""
     document = _toml(text)
     runtime = _table(document, ("crio", "runtime"))
-    # The sandbox is the virtual machine. CRI-O makes none of its own accord (crio.conf(5), drop_infra_ctr).
+    # The sandbox is the VM, so CRI-O has to create it. By default it omits sandboxes (crio.conf(5), drop_infra_ctr).
     runtime["drop_infra_ctr"] = False
     _table(document, ("crio", "runtime", "runtimes"))[wanted.name] = {
         "runtime_path": wanted.program,
@@ -137,7 +144,7 @@ def add_crio(text: str, wanted: Wanted) -> str:
 
 
 def remove_crio(text: str, wanted: Wanted) -> str:
-    """The same without it; the file goes with the last runtime in it."""
+    """Remove hawse; the file is removed with its last runtime."""
     left = _without(text, ("crio", "runtime", "runtimes"), wanted.name)
     kept = _toml(left).unwrap().get("crio", {}).get("runtime", {})
     return "" if kept in ({}, {"drop_infra_ctr": False}) else left
@@ -146,15 +153,15 @@ def remove_crio(text: str, wanted: Wanted) -> str:
 ENGINES = {
     "podman": Engine("/etc/containers/containers.conf.d/hawse.conf", "", add_podman, remove_podman),
     "docker": Engine(
-        "/etc/docker/daemon.json", "have dockerd read it: systemctl reload docker", add_docker, remove_docker,
+        "/etc/docker/daemon.json", "reload dockerd: systemctl reload docker", add_docker, remove_docker,
         passes_config=True,
     ),
     "containerd": Engine(
-        "/etc/containerd/config.toml", "have containerd read it: systemctl restart containerd", add_containerd,
+        "/etc/containerd/config.toml", "restart containerd: systemctl restart containerd", add_containerd,
         remove_containerd,
     ),
     "crio": Engine(
-        "/etc/crio/crio.conf.d/50-hawse.conf", "have CRI-O read it: systemctl restart crio", add_crio, remove_crio
+        "/etc/crio/crio.conf.d/50-hawse.conf", "restart CRI-O: systemctl restart crio", add_crio, remove_crio
     ),
 }  # fmt: skip
 
@@ -163,37 +170,37 @@ def _containerd_tables(document: tomlkit.TOMLDocument) -> tuple[str, ...]:
     version = document.get("version", 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ConfigError(
-            f"config.toml: version is not a number from 1 on: {str(version)[:80]!r}",
+            f"version is not a positive number: {str(version)[:80]!r}",
             hint="containerd cannot read it either: correct it first",
         )
     if version in _CONTAINERD:
         return _CONTAINERD[version]
     if version == 1:
         raise ConfigError(
-            "config.toml: version 1, or none: containerd 2 cannot read it, and in 1.x its tables have other names",
+            "its version is 1, or missing: containerd 2 cannot read it, and in 1.x the tables have other names",
             hint="rewrite it as version 2 or later: `containerd config default` prints one",
         )
     raise ConfigError(
-        f"config.toml: version {version}: this hawse knows {', '.join(map(str, _CONTAINERD))}",
-        hint="update hawse, or add the tables of docs/containerd.md by hand: `containerd config default` shows where",
+        f"version {version} of the configuration is unknown: this hawse supports {', '.join(map(str, _CONTAINERD))}",
+        hint="update hawse, or add the tables of docs/containerd.md by hand: `containerd config default` prints them",
     )
 
 
 def _table(document: MutableMapping[str, Any], path: tuple[str, ...]) -> Any:
-    """The table at a path, made where it is not there."""
-    found: Any = document
+    """The table at a path, which is created if it is missing."""
+    table: Any = document
     for index, key in enumerate(path):
-        if key not in found:
-            # One that has nothing but other tables needs no header of its own.
-            found[key] = tomlkit.table(is_super_table=index < len(path) - 1)
-        found = found[key]
-        if not isinstance(found, MutableMapping):
-            raise ConfigError(f"{'.'.join(path[: index + 1])} is no table", hint="make it one")
-    return found
+        if key not in table:
+            # A table that contains only tables does not need a header.
+            table[key] = tomlkit.table(is_super_table=index < len(path) - 1)
+        table = table[key]
+        if not isinstance(table, MutableMapping):
+            raise ConfigError(f"{'.'.join(path[: index + 1])} is not a table", hint="make it a table")
+    return table
 
 
 def _without(text: str, path: tuple[str, ...], name: str) -> str:
-    """The text without a key, and without the tables that are empty then."""
+    """The text without a key, and without tables that become empty."""
     document = _toml(text)
     tables: list[Any] = [document]
     for key in path:
@@ -220,9 +227,9 @@ def _toml(text: str) -> tomlkit.TOMLDocument:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text or "{}")
+        document = parse(text or "{}")
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", hint="the engine cannot read it either: correct it first") from None
     if not isinstance(document, dict):
-        raise ConfigError("daemon.json is no object", hint="make it one, {}")
+        raise ConfigError("the content is not a JSON object", hint="make it an object, {}")
     return document

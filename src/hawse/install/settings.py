@@ -1,4 +1,4 @@
-"""hawse's own configuration as `hawse install` writes it where there is none. Pure."""
+"""The configuration of hawse that `hawse install` writes if none exists. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _AUTO = (
     'accel = "auto"        # KVM did not work when this was written: guests run under QEMU\'s TCG, which QEMU\n'
     '                      # does not consider a security boundary; "kvm" refuses to start them\n'
 )
-#: What is said of a setting of [vm] that a file lacks.
+#: Advice about a setting of [vm] that is missing in a file.
 _NOTES = {
     "confine": 'set it to "required" to refuse a QEMU that is not in a jail',
     "accel": 'set it to "kvm" to refuse guests without KVM: QEMU does not consider its TCG a security boundary',
@@ -20,29 +20,31 @@ _NOTES = {
 
 
 def text(*, kvm: bool) -> str:
-    """The file; ``kvm``: whether guests are to have KVM or not to start."""
+    """The text of the file. With ``kvm`` it refuses guests without KVM."""
     return f"{_FIRST}[vm]\n{_CONFINE}{_KVM if kvm else _AUTO}"
 
 
-def is_ours(found: str) -> bool:
-    """Whether `hawse install` has written a file, which others may have changed."""
-    return found.startswith(_FIRST)
+def is_ours(content: str) -> bool:
+    """Whether `hawse install` wrote this text, perhaps before somebody changed it."""
+    return content.startswith(_FIRST)
 
 
-def is_unchanged(found: str) -> bool:
-    """Whether a file is as `hawse install` writes it."""
-    return found in (text(kvm=True), text(kvm=False))
+def is_unchanged(content: str) -> bool:
+    """Whether the text is exactly as `hawse install` writes it."""
+    return content in (text(kvm=True), text(kvm=False))
 
 
-def notes(found: str, *, kvm: Callable[[], bool]) -> list[str]:
-    """What to say of a file that others wrote: a line for each setting that it lacks, or that it cannot be read.
+def notes(content: str, *, kvm: Callable[[], bool]) -> list[str]:
+    """Advice about an existing file: a line for each missing setting, or one about a file that cannot be parsed.
 
-    ``kvm`` finds out whether KVM works, and is called for a file without ``vm.accel`` only.
+    ``kvm`` tries whether KVM works. It is called only if ``vm.accel`` is missing.
     """
     try:
-        table = tomllib.loads(found).get("vm", {})
+        table = tomllib.loads(content).get("vm", {})
     except tomllib.TOMLDecodeError as error:
-        return [f"not TOML, hawse cannot read it: {error}"]
+        return [f"hawse cannot read it, it is not TOML: {error}"]
+    except RecursionError:
+        return ["hawse cannot read it, it is nested too deeply"]
     lacking = [key for key in _NOTES if key not in table]
     if "accel" in lacking and not kvm():
         lacking.remove("accel")

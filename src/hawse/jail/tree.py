@@ -20,6 +20,7 @@ from hawse.cache import results, trusted
 from hawse.errors import HostError
 from hawse.jail import elf, seccomp
 from hawse.jail.root import INITRD, KERNEL
+from hawse.json_text import parse
 from hawse.linux.files import replace_file, sync_file
 from hawse.linux.processes import give_up_privileges
 
@@ -59,7 +60,7 @@ def _known(record: str, directory: str) -> str:
     """The directory of the tree that a record names, if all its files are unchanged; otherwise ""."""
     try:
         with open(record, "rb") as file:
-            content = json.loads(file.read(1024 * 1024))
+            content = parse(file.read(1024 * 1024))
         if content["format"] == _FORMAT and all(_stamp(path) == stamp for path, stamp in content["files"].items()):
             tree = f"{directory}/{content['tree']}"
             sizes = {path: size for path, (size, *_) in content["files"].items()}
@@ -241,6 +242,6 @@ def _trees_in_use(directory: str) -> Iterable[str]:
     for path in glob.glob(f"{directory}/*.json"):
         try:
             with open(path, "rb") as file:
-                yield str(json.loads(file.read(1024 * 1024))["tree"])
+                yield str(parse(file.read(1024 * 1024))["tree"])
         except (OSError, ValueError, KeyError, TypeError):
             continue

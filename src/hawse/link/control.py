@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from hawse.errors import HawseError, LinkError, from_wire
+from hawse.json_text import MAX_MESSAGE_DEPTH, parse
 from hawse.link.frames import CALL, CONTROL_STREAM, EVENT, REPLY, encode
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
@@ -59,8 +60,8 @@ def _frame(kind: int, message: dict[str, object]) -> bytes:
 
 def _object(payload: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(payload)
-    except (ValueError, RecursionError) as error:
+        message = parse(payload, depth=MAX_MESSAGE_DEPTH, constants=True)
+    except ValueError as error:
         raise LinkError(f"link: control message that is not JSON: {error}") from None
     if not isinstance(message, dict):
         raise LinkError("link: control message that is not a JSON object")

@@ -25,7 +25,7 @@ from hawse.linux.libc import (
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _SIGKILL = 9
@@ -173,10 +173,12 @@ def children_of(parent: Process) -> list[Process]:
     return children
 
 
-def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
+def peer(
+    connection: socket.socket, *, option: int = _SO_PEERPIDFD, open_pid: Callable[[int], int] = os.pidfd_open
+) -> Process:
     """The process that connected to the other end of a stream socket, as the kernel reports it (unix(7), SO_PEERCRED).
 
-    ``option`` is the number of SO_PEERPIDFD.
+    ``option`` is the number of SO_PEERPIDFD. ``open_pid``: pidfd_open(2).
     """
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
@@ -186,7 +188,7 @@ def peer(connection: socket.socket, *, option: int = _SO_PEERPIDFD) -> Process:
         if error.errno != errno.ENOPROTOOPT:
             return Process(pid, -1)  # it has ended (Linux net/core/sock.c, sk_getsockopt())
     try:
-        process = Process(pid, os.pidfd_open(pid))
+        process = Process(pid, open_pid(pid))
     except OSError:
         return Process(pid, -1)
     # The peer may have ended before, and its pid may have been reused. In this case the kernel has closed its end of

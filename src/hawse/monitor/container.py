@@ -316,8 +316,7 @@ class Container:
         """End it, and have nothing of it left in the guest. Raises :class:`DeviceError` for a device that stays."""
         async with AsyncExitStack() as rest:  # each, whatever becomes of the one before it
             rest.push_async_callback(self._pages.release)
-            rest.push_async_callback(self.attachments.end)
-            rest.push_async_callback(self._release_disks)
+            rest.push_async_callback(self.release_devices)
             rest.callback(self.end)
             with suppress(HawseError):  # the agent may have made nothing of it yet
                 await self._processes.call(Delete(container=self.plan.id))
@@ -338,9 +337,18 @@ class Container:
             self._ready.set()
             self._processes.end(code, container=self.plan.id)
 
-    async def _release_disks(self) -> None:
-        if self._machine is not None and self.plan.disks:
-            await self._disks.detach(owner=self.plan.id, qmp=self._machine[0])
+    async def release_devices(self) -> None:
+        """Unplug what no other container has; again what the guest kept before. Raises :class:`DeviceError` for what
+        stays."""
+        async with AsyncExitStack() as rest:
+            rest.push_async_callback(self.attachments.end)
+            if self._machine is not None and self.plan.disks:
+                rest.push_async_callback(self._disks.detach, owner=self.plan.id, qmp=self._machine[0])
+
+    @property
+    def keeps_devices(self) -> bool:
+        """Whether the guest has not released a device of it."""
+        return self.attachments.keeps or self._disks.keeps(self.plan.id)
 
     def _ended(self) -> None:
         try:

@@ -7,12 +7,12 @@ container names as its own: some engines make it beforehand, and keep it by a mo
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 
 _PROCESS = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/([a-z]+)")
 
@@ -49,7 +49,7 @@ def own_paths(bundle: str) -> dict[str, str]:
     """The paths, by kind, of the namespaces in a bundle's specification; none where it is gone."""
     try:
         with open(f"{bundle}/config.json", "rb") as file:
-            namespaces = json.load(file)["linux"]["namespaces"]
+            namespaces = parse(file.read())["linux"]["namespaces"]
         return {entry["type"]: entry["path"] for entry in namespaces if entry.get("path")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}

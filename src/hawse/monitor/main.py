@@ -32,6 +32,7 @@ from hawse.plan import model
 from hawse.state.steps import MONITOR, QEMU, SHARE, Steps, process_start
 from hawse.state.store import Store
 from hawse.vfio.host import dma_mappings
+from hawse.vm.image.collect import hold
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
     steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])
     report = Report(connection)
     try:
+        hold(os.path.dirname(made.machine.shape.kernel))  # until the end of this process
         with bound(made.container.binds, store, steps):
             _live(made, store, listener, report, steps)
     except HawseError as error:

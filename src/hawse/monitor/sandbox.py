@@ -77,6 +77,7 @@ class Sandbox:
         self._making: dict[str, asyncio.Task[Notes]] = {}
         self._undo: dict[str, AsyncExitStack] = {}
         self._undoing: dict[str, asyncio.Task[None]] = {}
+        self._keeping: list[Container] = []  # deleted containers of which the guest has not released a device
         self._owing: dict[str, Store] = {}  # containers that functions of the host were bound for
         self._machine: Machine | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -162,7 +163,7 @@ class Sandbox:
         undo = self._undo[plan.id] = AsyncExitStack()
         undo.push_async_callback(self._placement.follow)
         undo.callback(self._rate)
-        undo.callback(self.claims.release, plan.plugs, owner=plan.id)
+        undo.callback(made.attachments.disclaim)
         self._containers[plan.id] = made
         undo.callback(self._containers.pop, plan.id)
         undo.callback(made.end)
@@ -187,6 +188,10 @@ class Sandbox:
 
         Raises :class:`DeviceError` for what stays.
         """
+        if name not in self._containers and any(kept.plan.id == name for kept in self._keeping):
+            async with self._hurry.waited_for():
+                await self._release_kept(name)
+            return
         found = self.find(name)
         if found is self.first:
             self.finished.set()
@@ -234,7 +239,9 @@ class Sandbox:
 
     def _check_memory(self, limit: int) -> list[str]:
         """Whether the machine can give a container a new limit; what to warn of. Raises :class:`ConfigError`."""
-        return self.room.check_memory("update: memory.limit", limit, host_mib=host_size()["host_mib"])
+        return self.room.check_memory(
+            "update: memory.limit", limit, host_mib=host_size()["host_mib"], pod=self.plan.pod
+        )
 
     def _placed(self) -> tuple[Lists, Iterable[Lists]]:
         """The lists of the host's CPUs and memory nodes of the first container, and of those that have joined."""
@@ -289,12 +296,27 @@ class Sandbox:
         undo.callback(self._share.remove, plan.id)
         warnings = self._share.place(plan.id, plan.shares, sources)
         undo.push_async_callback(self._forget_mounts, plan.id)
-        undo.push_async_callback(made.remove)
+        undo.push_async_callback(self._end, made)
         await made.begin(self._machine.qmp, self._machine.link)
         await self._look_at_mounts(plan.id)
         warnings += await self._placement.follow()
         notes = [*(("warning", text) for text in warnings), *self._rate()]
         return [*notes, *await made.create(joins, places=self._share.places(plan.id))]
+
+    async def _end(self, made: Container) -> None:
+        try:
+            await made.remove()
+        finally:
+            if made.keeps_devices:
+                self._keeping.append(made)
+
+    async def _release_kept(self, name: str) -> None:
+        """Ask the guest again for the devices of a deleted container. Raises :class:`DeviceError` for what stays."""
+        for kept in [kept for kept in self._keeping if kept.plan.id == name]:
+            await kept.release_devices()
+            if kept in self._keeping:
+                self._keeping.remove(kept)
+        await self._give_back(name)
 
     def _programs(self) -> list[Process]:
         return self._machine.processes() if self._machine is not None else []

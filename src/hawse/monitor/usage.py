@@ -10,9 +10,10 @@ from typing import Any
 
 from hawse.errors import StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.linux.topology import last_number
 from hawse.monitor.agent.calls import Listing, Statistics, Update
 from hawse.monitor.processes.processes import Processes
-from hawse.oci.limits import statistics
+from hawse.oci.limits import cpusets, statistics
 from hawse.oci.limits import update as resources
 from hawse.oci.limits.cgroups import HostLimits, host_limits
 from hawse.oci.limits.changes import limits_of
@@ -27,7 +28,8 @@ _OOM_SECONDS = 1.0
 
 class Usage:
     """One for a container; ``state`` is the container's own, and ``write`` keeps it. ``fits`` is told
-    of a new limit of memory, in bytes, and returns warnings, or raises :class:`ConfigError`."""
+    of a new limit of memory, in bytes, and returns warnings, or raises :class:`ConfigError`. ``last`` is
+    :func:`hawse.linux.topology.last_number`."""
 
     def __init__(
         self,
@@ -38,12 +40,14 @@ class Usage:
         write: Callable[[], None],
         *,
         fits: Callable[[int], list[str]] = lambda _limit: [],
+        last: Callable[[str], int] = last_number,
     ) -> None:
         self._name = plan.id
         self._processes = processes
         self._state = state
         self._write = write
         self._fits = fits
+        self._last = last
         self._cgroup = cgroup
         self._holds_vm = plan.cgroup.vm
         given = plan.spec.get("linux", {}).get("resources") or {}
@@ -139,6 +143,7 @@ class Usage:
         """
         self._check_lives()
         merged = resources.merge(wanted, self._limits)
+        self._check_lists(merged)
         warnings: list[str] = []
         limit = (merged.get("memory") or {}).get("limit") or 0
         if limit != ((self._limits.get("memory") or {}).get("limit") or 0):
@@ -158,6 +163,13 @@ class Usage:
         self._limits = merged
         self._keep(merged)
         return warnings
+
+    def _check_lists(self, merged: dict[str, Any]) -> None:
+        """Raise :class:`ConfigError` for new lists of CPUs or memory nodes that `create` refuses, too."""
+        for field, kind in (("cpus", "cpu"), ("mems", "node")):
+            text = merged["cpu"].get(field) or ""
+            if text != (self._limits["cpu"].get(field) or ""):
+                cpusets.check("update: linux.resources", field, text, last=self._last(kind))
 
     def _keep(self, limits: dict[str, Any] | None) -> None:
         """Put limits on record, None for unknown ones."""

@@ -25,7 +25,7 @@ from hawse.oci.guest.known_devices import DEFAULTS, NAMED, is_known
 from hawse.oci.types import Device, DeviceRule
 
 _CHARACTER = "character devices of the host cannot be passed to a VM, except VFIO's"
-_BLOCK = "disks are not passed to a container whose device list is the host's whole /dev"
+_BLOCK = "a device list that is the host's whole /dev passes no disks"
 _REMEDY = "remove it; to pass a PCI device, bind it to vfio-pci and name the node /dev/vfio/NN of its group"
 _KVM = (10, 232)
 

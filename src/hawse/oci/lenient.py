@@ -1,7 +1,8 @@
 """Forms of a document that Go's decoder, and so runc, accepts. Pure.
 
-- null for a member of an object is the member left out; in a map it is the empty text or object under its name
-  (encoding/json, Unmarshal).
+- null for a member of an object is the member left out; in a map it is the empty text or object under its name, and
+  in a list the empty text or object, or zero (encoding/json, Unmarshal).
+- Half a surrogate pair is U+FFFD (the same).
 - A path of a mount or of a device without its first slash is below the container's root (runtime-spec 1.2, config.md,
   "Mounts"; runc libcontainer/specconv/spec_linux.go, createLibcontainerMount()).
 - A device rule without ``allow`` denies.
@@ -11,17 +12,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import inspect
+
 _TEXTS = (("annotations",), ("linux", "sysctl"), ("linux", "resources", "unified"))
 _OBJECTS = (("linux", "netDevices"), ("linux", "timeOffsets"), ("linux", "resources", "rdma"))
 
 
-def completed(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The document as one that hawse reads, and what to warn of. Other faults are left for the check of types."""
+def completed(document: dict[str, Any], kind: type[Any]) -> tuple[dict[str, Any], list[str]]:
+    """The document as one that hawse reads, and what to warn of. Other faults are left for the check of types.
+
+    ``kind``: the type that the document is to be converted to.
+    """
     for path in _TEXTS:
         _complete_map(document, path, "")
     for path in _OBJECTS:
         _complete_map(document, path, {})
-    whole: dict[str, Any] = without_nulls(document)
+    whole: dict[str, Any] = _without_nulls(document)
+    if _has_null(whole):
+        _complete_lists(whole, inspect.type_info(kind))
     warnings = _complete_paths(whole.get("mounts"), "destination", "mounts")
     linux = whole.get("linux")
     if isinstance(linux, dict):
@@ -30,13 +38,42 @@ def completed(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return whole, warnings
 
 
-def without_nulls(value: Any) -> Any:
-    """A JSON value without the members of objects that are null."""
+def _without_nulls(value: Any) -> Any:
+    """A JSON value without the members of objects that are null, in texts that can be encoded."""
     if isinstance(value, dict):
-        return {key: without_nulls(member) for key, member in value.items() if member is not None}
+        return {_text(key): _without_nulls(member) for key, member in value.items() if member is not None}
     if isinstance(value, list):
-        return [without_nulls(entry) for entry in value]
-    return value
+        return [_without_nulls(entry) for entry in value]
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
+
+
+def _complete_lists(value: Any, kind: inspect.Type) -> None:
+    """Replace null in lists by the zero value of their type; in lists without one it stays."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    for each in kinds:
+        if isinstance(each, inspect.StructType) and isinstance(value, dict):
+            for field in each.fields:
+                _complete_lists(value.get(field.encode_name), field.type)
+        elif isinstance(each, inspect.ListType) and isinstance(value, list):
+            value[:] = [_zero(each.item_type) if entry is None else entry for entry in value]
+            for entry in value:
+                _complete_lists(entry, each.item_type)
+
+
+def _zero(kind: inspect.Type) -> Any:
+    if isinstance(kind, (inspect.StructType, inspect.DictType)):
+        return {}
+    return {inspect.StrType: "", inspect.IntType: 0}.get(type(kind))
 
 
 def _complete_map(document: Any, path: tuple[str, ...], empty: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 from hawse.oci.capabilities import unknown
 from hawse.oci.checks import check_linux, check_rlimits
 from hawse.oci.fields import review_process
@@ -42,7 +43,7 @@ def load_bundle(path: str) -> Bundle:
     if not os.path.isdir(bundle):
         raise ConfigError(f"bundle {bundle}: no such directory", hint="give the bundle with --bundle")
     name = f"{bundle}/config.json"
-    raw, warnings = _read(name, hint="make one with `hawse spec`")
+    raw, warnings = _read(name, Spec, hint="make one with `hawse spec`")
     _clean_paths(raw)
     spec: Spec = _check(name, raw, Spec)
     if not _VERSION.fullmatch(spec.oci_version):
@@ -68,14 +69,14 @@ def load_bundle(path: str) -> Bundle:
 
 def load_process(path: str) -> tuple[dict[str, Any], Process]:
     """Read a process as ``exec --process`` gets it, without what is passed over. Raises :class:`ConfigError`."""
-    raw, _ = _read(path, hint="--process names a file with one JSON object")
+    raw, _ = _read(path, Process, hint="--process names a file with one JSON object")
     process: Process = _check(path, raw, Process)
     _check_process(path, "", process)
     reviewed, _ = review_process(path, raw)
     return reviewed, process
 
 
-def _read(name: str, *, hint: str) -> tuple[dict[str, Any], list[str]]:
+def _read(name: str, kind: type[Any], *, hint: str) -> tuple[dict[str, Any], list[str]]:
     try:
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -84,15 +85,17 @@ def _read(name: str, *, hint: str) -> tuple[dict[str, Any], list[str]]:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024 // 1024} MiB", hint="this is no specification")
     try:
-        raw = json.loads(data)
+        raw = parse(data)
         if isinstance(raw, dict):
-            return completed(raw)
+            return completed(raw, kind)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{name}: not JSON: {error.msg} in line {error.lineno}, column {error.colno}", hint="correct it there"
         ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{name}: not JSON: {error}", hint="it must be UTF-8, and not nested without end") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not JSON: {error}", hint="it must be UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}", hint="see the OCI runtime specification, config.md") from None
     raise ConfigError(f"{name}: not a JSON object", hint="see the OCI runtime specification, config.md")
 
 

@@ -8,10 +8,10 @@ pkg/config/default.go, DefaultInfraImage and its command).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 
 TYPE_CHECKING = False  # typing's import would cost a start a hundredth of its time
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def role_of(bundle: str) -> tuple[str, str]:
     """:func:`read_role` of a bundle. One that cannot be read is SINGLE: whoever reads all of it tells why."""
     try:
         with open(f"{bundle}/config.json", "rb") as file:
-            document = json.loads(file.read(_MAX_BYTES + 1))
+            document = parse(file.read(_MAX_BYTES + 1))
         annotations = document.get("annotations") or {}
         args = (document.get("process") or {}).get("args") or []
         readable = isinstance(annotations, dict) and isinstance(args, list)

@@ -57,11 +57,14 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         free = len([port for port in self.spares if not port.bridge]) - groups
         if len(new) > free:
             raise DeviceError(
-                f"linux.devices: block devices need {len(new)} ports, and {max(free, 0)} of the machine's are free",
+                f"linux.devices: ports are needed for {len(new)} block device{'' if len(new) == 1 else 's'}, and "
+                f"{max(free, 0)} of the machine's are free",
                 hint="delete another container of the pod, or have fewer block devices in it",
             )
 
-    def check_memory(self, name: str, limit: int, *, hugepages_mib: int = 0, host_mib: int) -> list[str]:
+    def check_memory(
+        self, name: str, limit: int, *, hugepages_mib: int = 0, host_mib: int, pod: bool = True
+    ) -> list[str]:
         """Whether the machine can give a container its limit, in bytes, of what ``name`` calls; what to warn of.
 
         ``hugepages_mib``: what it has of huge pages beside those that are reserved already. A limit that no host could
@@ -79,12 +82,19 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self.memory_mib + STEP_MIB > host_mib:
             return [f"{text} [this host has no more memory for it: lower the limit]"]
+        least = needed_mib(-(-limit // _MIB) + huge)
+        if not pod:
+            raise ConfigError(
+                text,
+                hint=f"set vm.memory_mib in the configuration to {least} or more, and create the container again: the "
+                "memory of a running virtual machine cannot grow",
+            )
         raise ConfigError(
             text,
             hint="a pod's virtual machine is as large as the engine says that the limits of its containers come to: a "
             "kubelet from 1.23 on says it"
             + (f", and the annotation {_HUGEPAGES} on the pod its huge pages" if huge else "")
-            + f". Else set vm.memory_mib in the configuration to {needed_mib(-(-limit // _MIB) + huge)} or more",
+            + f". Else set vm.memory_mib in the configuration to {least} or more",
         )
 
     def warnings(self, *, label: str) -> list[str]:

@@ -115,6 +115,8 @@ def _share(config: Config, qemu: Capabilities) -> tuple[str, str, list[Note]]:
         share = "virtiofs" if program else "9p"
         if share == "9p":
             notes.append(warning(virtiofsd.MISSING))
+    if share == "9p" and not qemu.makes_special_files:
+        notes.append(warning(virtiofsd.NO_SPECIAL_FILES.format(qemu.version)))
     if share == "virtiofs" and not rights.effective() >> rights.NUMBERS["SETPCAP"] & 1:
         notes.append(warning(virtiofsd.FEW_RIGHTS))
     return share, program, notes

@@ -5,7 +5,8 @@ stdin, stdout, stderr and preserved descriptors are the process's, and it exits 
 library only, and little of it: there is one proxy for each process.
 
 ``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS NOTIFY TITLE``: DIRECTORY is an inherited descriptor of the
-sandbox's directory, VIEW one for :mod:`hawse.proxy.view`, or -1. DESCRIPTORS are the directions of those from 3 on,
+sandbox's directory, TERMINAL that of a terminal whose size the process's terminal gets, or -1; VIEW is one for
+:mod:`hawse.proxy.view`, or -1. DESCRIPTORS are the directions of those from 3 on,
 "in,both" say. NOTIFY is a connected socket for the process's notifications (sd_notify(3)), or -1. TITLE is what `ps`
 shows of it, since `docker top` runs the host's ps on the pids that it is told.
 """
@@ -48,14 +49,14 @@ _NOTIFY_SECONDS = 1.0
 
 def main() -> None:
     """Serve one process until it has ended."""
-    directory, key, terminal = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "terminal"
+    directory, key, terminal = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     _take_title(sys.argv[-1])
     # Blocked here and taken by one thread: a handler could interrupt a send and wait for its lock for ever.
     signals = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if terminal:
-        _adopt_terminal()
+    if terminal >= 0:
+        _adopt_terminal(terminal)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
@@ -63,7 +64,7 @@ def main() -> None:
         os._exit(LOST)  # the monitor has died: whoever has started this process hears of it, and says so
     os.close(directory)
     port = Port(connection.fileno())
-    size = _size() if terminal else None
+    size = _size(terminal) if terminal >= 0 else None
     preserved = sys.argv[5].split(",") if sys.argv[5] else []
     params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
     notices: SimpleQueue[bytes] | None = None
@@ -203,12 +204,12 @@ def _read(target: Outgoing, fd: int) -> None:
         return
 
 
-def _forward_signals(port: Port, signals: set[int], terminal: bool) -> None:
+def _forward_signals(port: Port, signals: set[int], terminal: int) -> None:
     while True:
         number = signal.sigwait(signals)
         try:
-            if terminal and number == signal.SIGWINCH:
-                rows, columns = _size() or (0, 0)
+            if terminal >= 0 and number == signal.SIGWINCH:
+                rows, columns = _size(terminal) or (0, 0)
                 port.send(control.encode_event("resize", {"rows": rows, "columns": columns}))
             else:
                 port.send(control.encode_event("signal", {"number": int(number)}))
@@ -232,17 +233,17 @@ def _take_title(title: str) -> None:
         return  # a kernel that does not let itself be written to shows the arguments
 
 
-def _adopt_terminal() -> None:
-    """Make fd 0 the controlling terminal, so that the kernel tells of a new size; it is someone else's in `run`."""
+def _adopt_terminal(fd: int) -> None:
+    """Make it the controlling terminal, so that the kernel sends SIGWINCH. In `run` it belongs to another session."""
     try:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
     except OSError:
         return
 
 
-def _size() -> tuple[int, int] | None:
+def _size(fd: int) -> tuple[int, int] | None:
     try:
-        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
+        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
     except OSError:
         return None
     return (rows, columns) if rows and columns else None

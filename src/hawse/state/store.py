@@ -15,6 +15,7 @@ import re
 from contextlib import suppress
 
 from hawse.errors import NotFoundError, StateError, UsageError, from_wire
+from hawse.json_text import parse
 from hawse.linux.files import replace_file
 from hawse.state import interface
 
@@ -74,7 +75,7 @@ class Store:
         """The state as it is now: a monitor or first process that is gone makes it stopped."""
         try:
             with open(f"{self.path}/state.json", "rb") as file:
-                state: State = json.load(file)
+                state: State = parse(file.read())
         except (FileNotFoundError, NotADirectoryError):
             if not os.path.isdir(self.path):
                 raise NotFoundError(f"container does not exist: {self.name}") from None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from hawse.errors import ConfigError
+from hawse.json_text import parse
 from hawse.linux.files import replace_file
 from hawse.state.steps import Step
 
@@ -48,7 +49,7 @@ def read(path: str) -> list[Step]:
     if len(data) > _MAX_BYTES:
         raise ConfigError(f"timeline {path}: more than {_MAX_BYTES} bytes are no timeline of a sandbox")
     try:
-        events = json.loads(data)["traceEvents"]
+        events = parse(data)["traceEvents"]
         steps = [
             (str(event["cat"]), str(event["name"]), event["ts"] / _MICRO, (event["ts"] + event["dur"]) / _MICRO)
             for event in events

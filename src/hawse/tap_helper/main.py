@@ -1,8 +1,9 @@
 """A short-lived program that joins interfaces of a network namespace to taps, which it hands to the monitor.
 
-``python -c "from hawse.tap_helper.main import main; main()" SOCKET NAMESPACE RECORD``, two inherited descriptors and a
-file. One line of JSON comes in over the socket, ``{"wanted": [index...]}``; one goes out, ``{"interfaces",
-"warnings"}`` or ``{"error"}``, and a tap's descriptor after it for each interface.
+``python -c "from hawse.tap_helper.main import main; main()" SOCKET NAMESPACE RECORD VERSION``, two inherited
+descriptors, a file and the version of hawse that the monitor is of: the installation may have been updated since the
+sandbox was started. One line of JSON comes in over the socket, ``{"wanted": [index...]}``; one goes out,
+``{"interfaces", "warnings"}`` or ``{"error"}``, and a tap's descriptor after it for each interface.
 
 A program of its own, since pyroute2 takes long to load and much memory to keep, and since nothing of the monitor is to
 be in another network namespace. What arrives at an interface leaves at its tap, and the other way around: the u32
@@ -28,6 +29,7 @@ from hawse.host import network_namespace, redirects
 from hawse.linux import netlink
 from hawse.tap_helper.interfaces import Interface, addressed, attributes, read
 from hawse.tap_helper.stacked import choose
+from hawse.version import VERSION
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x2, 0x1000, 0x4000, 0x8000
@@ -40,6 +42,14 @@ _SETTINGS = ("ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf")
 def main() -> None:
     """Do what is asked for once."""
     connection, namespace, record = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+    if sys.argv[4] != VERSION:
+        updated = HostError(
+            f"the sandbox has new network interfaces, and hawse was updated from {sys.argv[4][:40]} to {VERSION} since "
+            "the sandbox was started",
+            hint="create the sandbox again",
+        )
+        connection.sendall(json.dumps({"error": updated.to_wire()}).encode() + b"\n")
+        return
     with connection:
         wanted = json.loads(connection.recv(_MAX_REQUEST))["wanted"]
         network_namespace.enter(namespace)

@@ -85,9 +85,11 @@ def verdict(
     for function in group.functions:
         virtual = _virtual(function.address, root)
         if virtual and virtual[0] and not is_vfio(function.driver):
+            count = "1 virtual function" if virtual[0] == 1 else f"{virtual[0]} virtual functions"
             return (
-                f"{function.address} has {virtual[0]} virtual functions: pass these instead",
-                f"or remove them: echo 0 > /sys/bus/pci/devices/{function.address}/sriov_numvfs",
+                f"{function.address} has {count}: VFIO does not accept a function with SR-IOV enabled",
+                "pass virtual functions instead, or remove them: "
+                f"`echo 0 > /sys/bus/pci/devices/{function.address}/sriov_numvfs`",
             )
     try:
         groups.check_viable(group)

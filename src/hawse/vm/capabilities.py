@@ -42,10 +42,14 @@ class Capabilities:
         if device not in self.devices:
             raise HostError(f"QEMU {self.version} has no device {device}", hint="use a QEMU built with it")
 
-    def at_least(self, major: int, minor: int) -> bool:
-        """Whether QEMU has this version or a later one."""
-        numbers = [int(number) for number in self.version.split(".")[:2]]
-        return numbers >= [major, minor]
+    def at_least(self, *version: int) -> bool:
+        """Whether QEMU has this version, of two or three numbers, or a later one."""
+        return [int(number) for number in self.version.split(".")[: len(version)]] >= list(version)
+
+    @property
+    def makes_special_files(self) -> bool:
+        """Whether a guest can make FIFOs and sockets in a directory that is shared by 9p (hw/9pfs/9p-local.c)."""
+        return self.at_least(9, 2, 1)
 
 
 def ask(qemu: str, *, directory: str) -> Capabilities:

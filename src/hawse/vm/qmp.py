@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.protocol import StateError as NotConnectedError
@@ -79,8 +79,8 @@ class Qmp:
             raise VmError(f"QEMU's monitor did not answer within {seconds:g} s") from None
         except (ConnectError, AssertionError) as error:
             # AssertionError: the connection ended right after the greeting (qemu.qmp 0.0.6, AsyncProtocol.connect()).
-            reason = str(error) or "right after its greeting"
-            raise VmError(f"QEMU's monitor closed before it answered: {reason}") from None
+            reason = f": {error.exc}" if isinstance(error, ConnectError) and isinstance(error.exc, QMPError) else ""
+            raise VmError(f"QEMU's monitor closed before it answered{reason}") from None
 
     async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
         """The command's result. Raises :class:`RefusedError` with QEMU's own description, or :class:`VmError`."""
@@ -93,9 +93,8 @@ class Qmp:
         except ExecuteError as error:
             self._write({"error": str(error)})
             raise RefusedError(f"{command}: {printable(str(error)[:MAX_TEXT])}") from None
-        except (QMPError, NotConnectedError, OSError) as error:
-            self.ended = True
-            raise VmError(f"QEMU ended before it answered {command} ({type(error).__name__})") from None
+        except (QMPError, NotConnectedError, OSError):
+            self._end(command)
         self._write({"return": answer})
         return answer
 
@@ -117,13 +116,13 @@ class Qmp:
     async def give(self, fd: int, name: str, *, timeout: float) -> None:
         """Pass a file descriptor to QEMU, under a name that later commands use."""
         async with self._giving:
-            self._client.send_fd_scm(fd)
+            self._send(fd, "getfd")
             await self.execute("getfd", {"fdname": name}, timeout=timeout)
 
     async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
         """Pass a file descriptor to QEMU with add-fd, whose arguments contain the number of the fd set."""
         async with self._giving:
-            self._client.send_fd_scm(fd)
+            self._send(fd, "add-fd")
             await self.execute("add-fd", arguments, timeout=timeout)
 
     def listen(self, *names: str) -> Events:
@@ -139,6 +138,16 @@ class Qmp:
         """
         with suppress(Exception):
             await self._client.disconnect()
+
+    def _send(self, fd: int, command: str) -> None:
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, NotConnectedError, OSError):
+            self._end(command)
+
+    def _end(self, command: str) -> NoReturn:
+        self.ended = True
+        raise VmError(f"QEMU ended before it answered {command}") from None
 
     def _count(self, _event: object) -> bool:
         """Count an event; False, so that the library does not store it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from hawse.json_text import parse
 
 MIB = 1024 * 1024
 #: MiB that the guest kernel, the agent and the page cache need in addition to the containers.
@@ -142,8 +143,8 @@ def pod_limits(annotations: Mapping[str, str]) -> Limits:
 def _object(text: str) -> dict[str, object]:
     """Parse a JSON object; any other text, including null, gives an empty one."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

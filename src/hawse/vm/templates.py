@@ -17,6 +17,7 @@ from typing import Any
 
 from hawse.cache import results, trusted
 from hawse.errors import HostError
+from hawse.json_text import parse
 from hawse.linux.files import replace_file
 from hawse.vm import ram_file as memory
 from hawse.vm.arguments import Ends, VmShape, render
@@ -194,7 +195,7 @@ def _read(directory: str) -> Template:
     digest = os.path.basename(directory)
     try:
         with open(f"{directory}/manifest.json", "rb") as file:
-            manifest = json.loads(file.read(memory.MIB))
+            manifest = parse(file.read(memory.MIB))
         for name in ("memory", "state"):
             manifest["files"][name]["size"], manifest["files"][name]["digest"]
         return Template(digest, directory, manifest["used"], float(manifest["created"]), manifest["shape"])
@@ -207,7 +208,7 @@ def _read(directory: str) -> Template:
 def _check(template: Template, *, read: bool) -> None:
     """Compare the files with the manifest; with ``read`` also their content, if they changed since the last check."""
     with open(f"{template.directory}/manifest.json", "rb") as file:
-        expected = json.loads(file.read(memory.MIB))["files"]
+        expected = parse(file.read(memory.MIB))["files"]
     stamps = _stamps(template.directory)
     for name in ("memory", "state"):
         if stamps[name][0] != expected[name]["size"] or (name == "state" and stamps[name][0] > _MAX_STATE):
@@ -219,7 +220,7 @@ def _check(template: Template, *, read: bool) -> None:
         return
     try:
         with open(f"{template.directory}/checked", "rb") as file:
-            if json.loads(file.read(4096)) == stamps:
+            if parse(file.read(4096)) == stamps:
                 return
     except (OSError, ValueError):
         pass

@@ -22,9 +22,15 @@ FEW_RIGHTS = (
 #: The warning where 9p is used instead of virtiofsd.
 MISSING = (
     "vm.share: files are shared by 9p, since no virtiofsd is installed that QEMU can use: all mounts of a container "
-    "have the same device number, so find -xdev, tar --one-file-system and rsync -x cross them, and QEMU before 9.2.1 "
-    "makes no FIFOs and UNIX sockets in them "
+    "have the same device number, so find -xdev, tar --one-file-system and rsync -x cross them "
     '[install virtiofsd, or set vm.share = "9p" to end this warning]'
+)
+
+#: The warning where files are shared by 9p, and a QEMU of this version cannot make FIFOs and sockets in them.
+NO_SPECIAL_FILES = (
+    "vm.share: files are shared by 9p, and QEMU {} makes no FIFOs and UNIX sockets in them: a container that makes one "
+    "in its root file system or in a volume gets the error ENXIO "
+    "[install virtiofsd and set vm.share to auto, or use QEMU 9.2.1 or later]"
 )
 
 

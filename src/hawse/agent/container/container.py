@@ -339,10 +339,21 @@ class Container:
         self.cgroup.signal(number)
 
     def update(self, resources: dict[str, Any]) -> None:
-        """Change the limits that ``resources``, as of config.json, has."""
+        """Change the limits that ``resources``, in the format of config.json, contains.
+
+        Raises :class:`VmError` that names the field if the kernel refuses a value.
+        """
         path = f"{self._directory}/update.json"
         _write_json(path, resources)
-        self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
+        try:
+            self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
+        except VmError as error:
+            from hawse.agent.container.spec_fields import field_of  # here, since most updates succeed
+
+            if field := field_of(error.message, {"linux": {"resources": resources}}):
+                error.message = f"update: {field}: {error.message}"
+                error.hint = error.hint or "the guest's kernel does not accept the value: choose another one"
+            raise
 
     def _use(self, prepared: Prepared, spec: dict[str, Any], stdio: Stdio) -> Process:
         launched = Process(self._init, stdio, self._reaper)

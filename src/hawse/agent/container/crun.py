@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 
 from hawse.agent.system.reaper import Reaper
 from hawse.errors import CommandError, HawseError, VmError
+from hawse.json_text import parse
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def read_log(path: str) -> str:
         return ""
     for line in reversed(lines):
         try:
-            message = json.loads(line)["msg"]
+            message = parse(line)["msg"]
         except (ValueError, KeyError, TypeError):
             continue
         return str(message)

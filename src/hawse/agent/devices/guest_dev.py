@@ -64,12 +64,14 @@ def guest_path(path: str, mounts: Sequence[dict[str, Any]]) -> str:
 def cover(spec: dict[str, Any], *, container_node: bool) -> list[str]:
     """Give the container a tmpfs over each directory of the guest's /dev that has to be its own, in place.
 
+    That of VFIO's nodes has to be, also in a container without any: groups may be attached to it.
+
     ``container_node``: the guest has /dev/vfio/vfio, which such a container keeps. Returns the guest's directories.
     """
     mounts: list[dict[str, Any]] = list(spec.get("mounts") or ())
     paths = [device["path"] for device in (spec.get("linux") or {}).get("devices") or ()]
     found = []
-    for path, directory in [*((path, _VFIO) for path in paths), (DEVICES_FILE, _LIST)]:
+    for path, directory in [*((path, _VFIO) for path in [*paths, f"{_VFIO}/later"]), (DEVICES_FILE, _LIST)]:
         if not guest_path(path, mounts).startswith(f"{directory}/"):
             continue
         under = innermost(path, mounts)

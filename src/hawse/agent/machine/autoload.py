@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import threading
 
+from hawse.agent.system import syscalls
 from hawse.agent.system.modules import Modules
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _MODPROBE = "/usr/lib/hawse/modprobe"
@@ -27,10 +29,12 @@ _FIREWALL = ("ip_tables", "ip6_tables")
 class Autoload:
     """The modules beside the image, once the share is mounted."""
 
-    def __init__(self, directory: str, *, run: str, root: str = "") -> None:
+    def __init__(
+        self, directory: str, *, run: str, root: str = "", load: Callable[[str], None] = syscalls.load_module
+    ) -> None:
         """Let the kernel load modules from the directory. ``run``/modules is where /usr/lib/modules/<release> of the
-        initial ramfs points to, which is the directory that modprobe reads."""
-        self._directory = directory
+        initial ramfs points to, which is the directory that modprobe reads. ``load``: calls finit_module(2)."""
+        self._directory, self._load = directory, load
         self._table: Modules | None = None
         self._lock = threading.Lock()  # containers are created at the same time
         os.symlink(directory, f"{run}/modules")
@@ -56,7 +60,7 @@ class Autoload:
         # Most guests need no table: reading it from the share takes longer than what else is done here.
         with self._lock:
             if self._table is None:
-                self._table = Modules(self._directory)
+                self._table = Modules(self._directory, load=self._load)
             return self._table
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from hawse.agent.system import syscalls
 from hawse.errors import VmError
@@ -17,8 +18,10 @@ _DIRECTORY = "/usr/lib/hawse/modules"
 class Modules:
     """Loads each set of modules once, however many ask for it."""
 
-    def __init__(self, directory: str = "") -> None:
+    def __init__(self, directory: str = "", *, load: Callable[[str], None] = syscalls.load_module) -> None:
+        """``load``: calls finit_module(2) for a path."""
         self._directory = directory or _DIRECTORY
+        self._load_module = load
         self._needs: dict[str, tuple[str, list[str]]] = {}
         self._lock = threading.Lock()
         self._begun: dict[tuple[str, ...], threading.Event] = {}
@@ -81,7 +84,7 @@ class Modules:
 
     def _load(self, file: str) -> None:
         try:
-            syscalls.load_module(f"{self._directory}/{file}")
+            self._load_module(f"{self._directory}/{file}")
         except FileExistsError:
             return
 

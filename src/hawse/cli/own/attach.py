@@ -1,4 +1,4 @@
-"""`hawse attach ID GROUP|ADDRESS...`: VFIO groups for a container that runs."""
+"""`hawse attach ID GROUP|ADDRESS...`: attach VFIO groups to a running container."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from hawse.commands.attach import attach
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "give a running container VFIO groups, by their numbers or by addresses of their functions"
+HELP = "attach VFIO groups to a running container, by the number of a group or the host's address of a function"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
-    parser.add_argument("id")
-    parser.add_argument("target", nargs="+", metavar="GROUP|ADDRESS")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("target", nargs="+", metavar="GROUP|ADDRESS", help="such as 17 or 0000:3b:00.0")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Attach them and print where they are in the guest."""
+    """Attach the groups and print the guest's addresses and nodes."""
     entries, warnings = attach(settings.store(args.id), args.target, settings.config)
     settings.log.tell(("warning", text) for text in warnings)
     print(json.dumps(entries, indent=2) if args.format == "json" else "\n".join(map(_line, entries)))

@@ -1,4 +1,4 @@
-"""`hawse image build|verify`: the guest image."""
+"""`hawse image build|verify`: build or verify the guest image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from hawse.vm.image.store import Image, locate
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "build the guest image, or verify it: read all of it and compare it with its digests"
+HELP = "build the guest image, or verify it: read all of its files and compare them with the recorded digests"
+
+_UP_TO_DATE = "up to date: the packages in apt's lists, the recipe and hawse's sources are those that it was built from"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("action", choices=("build", "verify"))
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Do it, and say what the image is."""
+    """Build or verify the image and describe it."""
     where = settings.config.image
     if args.action == "verify":
         image = locate(
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         image = build(
             cache=where.cache, progress=progress, kernel=where.kernel, modules=where.modules, extra=where.extra_modules
         )
-    _describe(image, f"built in {image.build_seconds:.1f} s" if image.fresh else "up to date")
+    _describe(image, f"built in {image.build_seconds:.1f} s" if image.fresh else _UP_TO_DATE)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`hawse install ENGINE`: add hawse to an engine, and write a configuration of hawse that refuses unsafe starts."""
+"""`hawse install ENGINE`: add hawse to an engine's runtimes, and write hawse's configuration if none exists."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 HELP = (
-    "have a container engine know hawse as one of its runtimes, or with --undo no longer. Where hawse has no "
-    "configuration yet, one is written that refuses to start QEMU without a jail and, where KVM works, a guest without "
-    "KVM"
+    "add hawse to the runtimes of a container engine, or remove it with --undo. If hawse has no configuration yet, "
+    "write one that refuses to start QEMU without a jail and, if KVM works here, guests without KVM"
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("engine", choices=sorted(ENGINES))
-    parser.add_argument("-n", "--dry-run", action="store_true", help="print what would change, and change nothing")
-    parser.add_argument("-u", "--undo", action="store_true", help="take it out again")
-    parser.add_argument("--name", default="hawse", help="the runtime's name in the engine (default hawse)")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="print the changes, but do not make them")
+    parser.add_argument("-u", "--undo", action="store_true", help="remove hawse from the engine again")
+    parser.add_argument("--name", default="hawse", help="the runtime's name in the engine (default: hawse)")
     parser.add_argument("--program", default="", help="the program that the engine runs (default: this one)")
-    parser.add_argument("--file", default="", help="the engine's configuration, where it is not at its usual place")
+    parser.add_argument("--file", default="", help="the engine's configuration, if it is not at its usual path")
 
 
 def run(
@@ -46,7 +45,10 @@ def run(
     engines: Mapping[str, Engine] = ENGINES,
     probe: Callable[[], acceleration.Accel] | None = None,
 ) -> int:
-    """Change the engine's configuration, and have hawse's own; a second time changes nothing. ``probe`` tries KVM."""
+    """Change the engine's configuration and write hawse's, if it is missing. Running it again changes nothing.
+
+    ``probe`` tries whether KVM works.
+    """
     engine = engines[args.engine]
     path = args.file or engine.path
     own_path = os.path.abspath(settings.config_path or DEFAULT_PATH)
@@ -62,7 +64,7 @@ def run(
         others = [name for name, other in engines.items() if other is not engine and _knows(other, wanted)]
         _forget(settings.config_path or DEFAULT_PATH, others, dry=args.dry_run)
     else:
-        # First, so that no engine runs hawse without it.
+        # Before the engine's file: no engine may run hawse without a configuration.
         _configure(settings, probe or _probe, dry=args.dry_run)
         _change(path, before, after, engine.advice, dry=args.dry_run)
         if elsewhere and not engine.passes_config:
@@ -74,7 +76,7 @@ def run(
 
 
 def _change(path: str, before: str, after: str, advice: str = "", *, dry: bool) -> None:
-    """Write a file's new text, or show the difference."""
+    """Write a file's new text, or with ``dry`` print the difference."""
     if after == before:
         print(f"{path}: nothing to change")
     elif dry:
@@ -99,24 +101,24 @@ def _configure(settings: Settings, probe: Callable[[], acceleration.Accel], *, d
         return
     kvm = True
     try:
-        found = probe()
+        accelerator = probe()
     except HawseError as error:
         settings.log.warning(
-            f'it could not be tried whether KVM works here, and vm.accel = "kvm" in {path} refuses to start guests '
-            f"where it does not: {error.sentence()}"
+            f'vm.accel = "kvm" in {path} refuses to start guests without KVM, and whether KVM works here could not be '
+            f"tried: {error.sentence()}"
         )
     else:
-        kvm = found.name == "kvm"
+        kvm = accelerator.name == "kvm"
         if not kvm:
             settings.log.warning(
-                f"guests are not isolated on this host: KVM does not work ({found.reason}), and QEMU does not consider "
-                f'its TCG a security boundary [where KVM works, set vm.accel = "kvm" in {path}]'
+                f"guests are not isolated on this host: KVM does not work ({accelerator.reason}), and QEMU does not "
+                f'consider its TCG a security boundary [where KVM works, set vm.accel = "kvm" in {path}]'
             )
     _change(path, "", own.text(kvm=kvm), dry=dry)
 
 
 def _works(probe: Callable[[], acceleration.Accel]) -> bool:
-    """Whether KVM works; where it cannot be tried, it may."""
+    """Whether KVM works; true if that cannot be tried."""
     try:
         return probe().name == "kvm"
     except HawseError:
@@ -124,31 +126,31 @@ def _works(probe: Callable[[], acceleration.Accel]) -> bool:
 
 
 def _probe() -> acceleration.Accel:
-    """Whether KVM works, with the default configuration. Raises :class:`HostError` where that cannot be tried."""
-    kernel = ""  # without a device no guest is tried
+    """Try KVM with the default configuration. Raises :class:`HostError` if that is not possible."""
+    kernel = ""  # without /dev/kvm no guest is booted, so no kernel is needed
     try:
         if os.path.exists("/dev/kvm"):
             kernel = store.locate(cache=ImageFiles().cache).kernel
         return acceleration.choose("auto", qemu=Vm().qemu, kernel=kernel, directory=ImageFiles().cache)
     except OSError as error:
-        raise HostError(f"{error.filename}: {error.strerror}", hint="`hawse doctor` says what is missing") from None
+        raise HostError(f"{error.filename}: {error.strerror}", hint="`hawse doctor` reports what is missing") from None
 
 
 def _forget(path: str, others: list[str], *, dry: bool) -> None:
-    """Remove hawse's configuration where it is as it was written, and no other engine relies on it."""
-    found = read(path)
-    if not own.is_ours(found):
+    """Remove hawse's configuration if it is unchanged since it was written, and no other engine uses hawse."""
+    text = read(path)
+    if not own.is_ours(text):
         return
-    if not own.is_unchanged(found):
-        print(f"{path}: kept, it is not as `hawse install` wrote it")
+    if not own.is_unchanged(text):
+        print(f"{path}: kept, because it was changed after `hawse install` wrote it")
     elif others:
         print(f"{path}: kept for {', '.join(others)}")
     else:
-        _change(path, found, "", dry=dry)
+        _change(path, text, "", dry=dry)
 
 
 def _knows(engine: Engine, wanted: Wanted) -> bool:
-    """Whether an engine's file, at its usual place, has the runtime; one that cannot be read may have it."""
+    """Whether an engine's file at its usual path contains the runtime; true if the file cannot be read."""
     try:
         text = read(engine.path)
         return engine.remove(text, wanted) != text
@@ -158,12 +160,14 @@ def _knows(engine: Engine, wanted: Wanted) -> bool:
 
 def _name(name: str) -> str:
     if not name or not all(c.isascii() and (c.isalnum() or c in "_-") for c in name):
-        raise UsageError(f"--name {name[:80]!r}: letters, digits, - and _ alone", hint="such as hawse")
+        raise UsageError(
+            f"--name {name[:80]!r}: only letters, digits, - and _ are allowed", hint="use hawse, for example"
+        )
     return name
 
 
-def _program(given: str) -> str:
-    program = given or shutil.which(sys.argv[0]) or sys.argv[0]
+def _program(path: str) -> str:
+    program = path or shutil.which(sys.argv[0]) or sys.argv[0]
     if not os.access(program, os.X_OK) or os.path.isdir(program):
-        raise UsageError(f"--program {program[:200]}: not a program that can be run", hint="give the path of hawse")
+        raise UsageError(f"--program {program[:200]}: it cannot be executed", hint="give the path of hawse")
     return os.path.abspath(program)

@@ -1,4 +1,4 @@
-"""`hawse timeline FILE`: a sandbox's start, drawn."""
+"""`hawse timeline FILE`: draw the trace of a sandbox's start."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _NUMBERS = 22
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("file")
 
 
 def run(args: argparse.Namespace, _settings: Settings) -> int:
-    """Draw it: a line a step, in the order of their beginnings."""
+    """Draw one line for each step, in the order in which the steps begin."""
     from rich.console import Console
     from rich.table import Table
 
     steps = sorted(read(args.file), key=lambda step: (step[2], -step[3]))
     names = max(len(title(step)) for step in steps)
     width = max(_LEAST_WIDTH, Console().width - names - _NUMBERS)
-    console = Console(highlight=False, width=names + _NUMBERS + width)  # a pipe is as wide as it needs
+    console = Console(highlight=False, width=names + _NUMBERS + width)  # a pipe has 80 columns, which may be too few
     end = max(step[3] for step in steps)
     table = Table(box=None, pad_edge=False)
     table.add_column("step", no_wrap=True)
@@ -46,13 +46,13 @@ def run(args: argparse.Namespace, _settings: Settings) -> int:
 
 
 def bar(began: float, ended: float, end: float, width: int) -> str:
-    """The step as a bar in a line of ``width`` characters that stands for ``end`` seconds; never empty."""
+    """A step as a bar of at least one character, in a line of ``width`` characters that represents ``end`` seconds."""
     scale = width / end if end > 0 else 0
     start = min(int(began * scale), width - 1)
     return " " * start + "█" * max(1, min(round((ended - began) * scale), width - start))
 
 
 def title(step: Step) -> str:
-    """Lane and name, once where they are the same."""
+    """Lane and name of a step, or the lane only if it ends with the name."""
     lane, name, _, _ = step
     return lane if lane.endswith(name) else f"{lane}: {name}"

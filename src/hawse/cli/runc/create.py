@@ -1,4 +1,4 @@
-"""`hawse create ID`."""
+"""`hawse create ID`: create a container from a bundle."""
 
 from __future__ import annotations
 
@@ -24,42 +24,44 @@ HELP = "create a container from a bundle"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments; ``run`` has them too."""
-    parser.add_argument("-b", "--bundle", metavar="DIR", default="", help="the bundle (default: here)")
-    parser.add_argument("--console-socket", metavar="SOCKET", help="where the terminal's master is sent")
-    parser.add_argument("--pid-file", metavar="FILE", help="where the process's pid is written")
-    parser.add_argument("--pidfd-socket", metavar="SOCKET", help="where a descriptor of the process is sent")
-    parser.add_argument("--no-pivot", action="store_true", help="accepted: the guest's root can always be pivoted")
+    """Add the arguments of this verb; ``run`` accepts them, too."""
+    parser.add_argument("-b", "--bundle", metavar="DIR", default="", help="the bundle (default: the current directory)")
+    parser.add_argument("--console-socket", metavar="SOCKET", help="UNIX socket that receives the terminal's master")
+    parser.add_argument("--pid-file", metavar="FILE", help="file to write the process's pid to")
+    parser.add_argument("--pidfd-socket", metavar="SOCKET", help="UNIX socket that receives a pidfd of the process")
+    parser.add_argument(
+        "--no-pivot", action="store_true", help="accepted for runc's sake: pivot_root always works in the guest"
+    )
     parser.add_argument("--no-new-keyring", action="store_true", help="accepted for runc's sake")
-    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="hand on N descriptors, from 3 on")
-    parser.add_argument("--timeline", metavar="FILE", help="write the start as a trace, for Perfetto too")
-    parser.add_argument("id")
+    parser.add_argument("--preserve-fds", metavar="N", type=int, default=0, help="pass N file descriptors, from 3 on")
+    parser.add_argument("--timeline", metavar="FILE", help="write a trace of the start, which Perfetto can read")
+    parser.add_argument("id", metavar="ID")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Create it; the pid file is the last thing written."""
-    made = make(args, settings, detach=True)
+    """Create the container. The pid file is written last."""
+    created = make(args, settings, detach=True)
     try:
-        send(args.pidfd_socket, made.proxy.pid, FIRST)
-        write_pid_file(args.pid_file, made.proxy.pid)
+        send(args.pidfd_socket, created.proxy.pid, FIRST)
+        write_pid_file(args.pid_file, created.proxy.pid)
     except BaseException:
-        made.let_go()
-        made.proxy.let_go()
-        delete(made.store, force=True)
+        created.let_go()
+        created.proxy.let_go()
+        delete(created.store, force=True)
         raise
-    made.let_go()
-    made.proxy.let_go()
+    created.let_go()
+    created.proxy.let_go()
     return 0
 
 
 def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Created:
-    """The part that ``create`` and ``run`` share."""
+    """Create the container for ``create`` or ``run``. ``detach``: the command does not wait for the process."""
     listening = activated(os.environ, os.getpid())
     handed = Handed(args.console_socket, detach, preserve(args.preserve_fds, listening=listening))
     store = settings.store(args.id)
 
     def load() -> Bundle:
-        # Here, since reading specifications takes a library that is still to be loaded: the monitor starts meanwhile.
+        # Imported here: the monitor starts while this process loads the library that reads specifications.
         import dataclasses
 
         from hawse.oci.document import with_process
@@ -67,9 +69,9 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
 
         bundle = load_bundle(args.bundle or ".")
         if listening:
-            # What runc tells the process in place of its own environment's (utils_linux.go, run()).
-            told = [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
-            environment = [*(bundle.raw["process"].get("env") or ()), *told]
+            # As runc does: the process gets these variables, not those of runc's environment (utils_linux.go, run()).
+            variables = [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+            environment = [*(bundle.raw["process"].get("env") or ()), *variables]
             bundle = dataclasses.replace(bundle, raw=with_process(bundle.raw, env=environment))
         return bundle
 
@@ -110,18 +112,18 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
     if role == CONTAINER:
         from hawse.commands.join import join
 
-        made = join(store, sandbox, make_joining, handed)
+        created = join(store, sandbox, make_joining, handed)
     else:
-        made = create(store, make_plan, handed)
-    settings.log.tell(made.notes)
-    return made
+        created = create(store, make_plan, handed)
+    settings.log.tell(created.notes)
+    return created
 
 
 def _timeline(option: str | None, directory: str, name: str) -> str:
-    """The absolute path of the start's trace, "" for none. Raises :class:`UsageError` where it cannot be made."""
+    """The absolute path of the trace, "" for none. Raises :class:`UsageError` if the file cannot be created."""
     if option is None and not directory:
         return ""
     path = os.path.abspath(option if option is not None else f"{directory}/{name}.json")
     if not os.access(os.path.dirname(path), os.W_OK) or os.path.isdir(path):
-        raise UsageError(f"the timeline cannot be written: {path}", hint="name a file in a directory that is there")
+        raise UsageError(f"the timeline cannot be written: {path}", hint="name a file in a directory that exists")
     return path

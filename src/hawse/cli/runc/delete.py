@@ -1,4 +1,4 @@
-"""`hawse delete [--force] ID`."""
+"""`hawse delete [--force] ID`: delete a container."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "delete a container and all that it holds; --force: also when it runs, and no error when it is not there"
+HELP = "delete a container and release its resources; --force: kill it first, and ignore one that does not exist"
 USAGE = "[--force] ID"
 
 
 def main(words: list[str], settings: Settings) -> int:
-    """Delete it."""
-    found = split(words, flags={"-f": "force", "--force": "force"})
-    [name] = expect(found, "delete", "ID")
-    settings.log.tell(("warning", text) for text in delete(settings.store(name), force="force" in found.flags))
+    """Delete the container."""
+    given = split(words, flags={"-f": "force", "--force": "force"}, command="delete")
+    [name] = expect(given, "delete", "ID")
+    settings.log.tell(("warning", text) for text in delete(settings.store(name), force="force" in given.flags))
     return 0

@@ -1,4 +1,4 @@
-"""`hawse features`: what is implemented, in the runtime-spec's words (features.md). Nothing but JSON on stdout."""
+"""`hawse features`: print the implemented features in the runtime-spec's format (features.md), as JSON on stdout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEATURES: dict[str, Any] = {
     "linux": {
         "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
         "capabilities": CAPABILITIES,
-        # Of the host; the guest's is v2.
+        # The host's cgroups; the guest's are always version 2.
         "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": False},
         "seccomp": {
             "enabled": True,
@@ -45,16 +45,16 @@ FEATURES: dict[str, Any] = {
         "mountExtensions": {"idmap": {"enabled": True}},
     },
     "annotations": {},
-    # hawse.devices gives a container devices that are not in linux.devices.
+    # The annotation hawse.devices passes devices that are not in linux.devices.
     "potentiallyUnsafeConfigAnnotations": ["hawse."],
 }  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb has no arguments of its own."""
+    """Add nothing: this verb has no arguments."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  (every verb's signature)
-    """Print them."""
+    """Print the features."""
     print(json.dumps(FEATURES, indent=2))
     return 0

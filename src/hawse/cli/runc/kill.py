@@ -1,4 +1,4 @@
-"""`hawse kill ID [SIGNAL]`."""
+"""`hawse kill ID [SIGNAL]`: send a signal to a container."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "send a signal to the first process of a container, --all: to every one"
+HELP = "send a signal (default: SIGTERM) to the first process of a container; --all: to all of its processes"
 USAGE = "[--all] ID [SIGNAL]"
 
 
 def main(words: list[str], settings: Settings) -> int:
-    """Ask the monitor."""
-    found = split(words, flags={"-a": "all", "--all": "all"})
-    name, *named = expect(found, "kill", "ID", "SIGNAL", optional=1)
-    number = parse_signal(named[0] if named else "SIGTERM")
-    everyone = "all" in found.flags
+    """Send the signal through the monitor."""
+    given = split(words, flags={"-a": "all", "--all": "all"}, command="kill")
+    name, *signals = expect(given, "kill", "ID", "SIGNAL", optional=1)
+    number = parse_signal(signals[0] if signals else "SIGTERM")
+    everyone = "all" in given.flags
     store = settings.store(name)
     if not everyone and store.read()["status"] == STOPPED:
         raise StateError(f"container not running: {name}")
     try:
         call(store, "kill", {"signal": number, "all": everyone})
     except MonitorEndedError:
-        # The agent did not answer, and the host has ended the virtual machine.
+        # The agent in the guest did not answer, so the monitor has ended the VM from the host.
         if number != signal.SIGKILL:
             raise
     except (StateError, VmError):
-        # Engines send it to every one after the end, to be sure, and runc accepts it then. A machine that has ended
-        # too, or is about to, has nothing left to kill.
+        # Engines send SIGKILL with --all after the container's end, to be sure, and runc accepts it then. A VM that has
+        # ended, or is about to end, has no process left to kill.
         if not everyone or store.read()["status"] != STOPPED:
             raise
     return 0
 
 
 def parse_signal(text: str) -> int:
-    """The number of "9", "KILL", "SIGKILL", "sigkill" or "RTMIN+3", systemd's wish to be stopped; 0 sends nothing.
+    """The number of a signal: "9", "KILL", "SIGKILL", "sigkill" or "RTMIN+3" (which stops systemd). 0 sends nothing.
 
     Raises UsageError.
     """

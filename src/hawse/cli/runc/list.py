@@ -1,4 +1,4 @@
-"""`hawse list`: the containers below the root."""
+"""`hawse list`: list the containers of a state directory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _COLUMNS = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the IDs")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Print them, in runc's columns."""
+    """Print the containers in runc's columns."""
     states = _states(settings)
     if args.quiet:
         for state in states:
@@ -58,6 +58,6 @@ def _states(settings: Settings) -> list[State]:
             states.append(settings.store(name).read())
         except PermissionError as error:
             settings.log.warning(f"{name} is not listed: {error.filename} cannot be read [run as root]")
-        except HawseError as error:  # deleted meanwhile, or none of ours
+        except HawseError as error:  # just deleted, or a directory of another runtime
             settings.log.debug(f"{name} is skipped: {error.message}")
     return states

@@ -1,4 +1,4 @@
-"""`hawse pause ID`."""
+"""`hawse pause ID`: freeze a container."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hawse.commands.client import call
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "stop every process of a container where it is"
+HELP = "freeze all processes of a container, until `hawse resume`"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
-    parser.add_argument("id")
+    """Add the arguments of this verb."""
+    parser.add_argument("id", metavar="ID")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Ask the monitor."""
+    """Freeze the container through the monitor."""
     call(settings.store(args.id), "pause", {})
     return 0

@@ -1,4 +1,4 @@
-"""`hawse ps ID`: a container's processes, as the guest or as the host sees them."""
+"""`hawse ps ID`: list the processes of a container, with the pids of the guest or of the host."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 HELP = (
-    "list the processes of a container as they are in it. JSON has the pids on the host of those that were started "
-    "through it, one for the container and one for each exec, and so has the table with options of the host's ps"
+    "list the processes of a container, with the pids that they have in it. --format json and options for the host's "
+    "ps show pids of the host instead: one for the container's first process and one for each exec"
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
+    """Add the arguments of this verb."""
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
-    parser.add_argument("id")
-    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="PS-OPTION")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument(
+        "options", nargs=argparse.REMAINDER, metavar="PS-OPTION", help="options for the host's ps, such as -ef"
+    )
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Print them."""
+    """Print the processes."""
     store = settings.store(args.id)
     if args.format == "json" or args.options:
         pids = call(store, "pids", {})
@@ -43,13 +45,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def chosen(lines: list[str], pids: list[int]) -> list[str]:
-    """Of the output of `ps` the title and the lines of these processes, as runc does it (ps.go)."""
+    """The title and the lines of these processes in the output of `ps`, as runc filters it (ps.go)."""
     titles = lines[0].split() if lines else []
     if "PID" not in titles:
-        raise HostError("ps: the options leave the column PID out", hint="give such as -ef or aux")
+        raise HostError("ps: the options leave the column PID out", hint="use options such as -ef or aux")
     column = titles.index("PID")
-    wanted = {str(pid) for pid in pids}
-    return [lines[0], *(line for line in lines[1:] if wanted & set(line.split()[column : column + 1]))]
+    numbers = {str(pid) for pid in pids}
+    return [lines[0], *(line for line in lines[1:] if numbers & set(line.split()[column : column + 1]))]
 
 
 def _host_ps(options: list[str]) -> list[str]:

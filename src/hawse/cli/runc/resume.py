@@ -1,4 +1,4 @@
-"""`hawse resume ID`."""
+"""`hawse resume ID`: continue a paused container."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hawse.commands.client import call
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "let the processes of a paused container go on"
+HELP = "continue the processes of a paused container"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
-    parser.add_argument("id")
+    """Add the arguments of this verb."""
+    parser.add_argument("id", metavar="ID")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Ask the monitor."""
+    """Continue the container through the monitor."""
     call(settings.store(args.id), "resume", {})
     return 0

@@ -1,4 +1,4 @@
-"""`hawse spec`: a config.json to begin with."""
+"""`hawse spec`: write an example of config.json."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from hawse.oci.default_spec import example
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "write a new config.json"
+HELP = "write an example of config.json"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The verb's own arguments."""
-    parser.add_argument("-b", "--bundle", metavar="DIR", default="", help="where it is written (default: here)")
-    parser.add_argument("--rootless", action="store_true", help="refused: virtual machines with devices need root")
+    """Add the arguments of this verb."""
+    parser.add_argument(
+        "-b", "--bundle", metavar="DIR", default="", help="directory for the file (default: the current one)"
+    )
+    parser.add_argument("--rootless", action="store_true", help="refused: VMs with devices need root")
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001  (every verb's signature)
-    """Write it; a file that is there stays."""
+    """Write the file, unless it exists."""
     if args.rootless:
         raise UsageError("spec --rootless: hawse runs as root", hint="leave --rootless out")
     path = os.path.join(args.bundle, "config.json")

@@ -1,4 +1,4 @@
-"""`hawse start ID`."""
+"""`hawse start ID`: start the program of a created container."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ USAGE = "ID"
 
 
 def main(words: list[str], settings: Settings) -> int:
-    """Ask the monitor."""
-    [name] = expect(split(words), "start", "ID")
+    """Start the program through the monitor."""
+    [name] = expect(split(words, command="start"), "start", "ID")
     warnings = start(settings.store(name), notify=os.environ.get("NOTIFY_SOCKET", ""))
     settings.log.tell(("warning", text) for text in warnings)
     return 0

@@ -1,4 +1,4 @@
-"""`hawse state ID`: the OCI state as JSON."""
+"""`hawse state ID`: print the OCI state as JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
-HELP = "print the state of a container"
+HELP = "print the state of a container as JSON"
 USAGE = "ID"
 
 
 def main(words: list[str], settings: Settings) -> int:
-    """Print it, indented as runc's is: conmon's helpers look for the text of a line."""
-    [name] = expect(split(words), "state", "ID")
+    """Print the state with runc's indentation, since helpers of conmon compare the text of a line."""
+    [name] = expect(split(words, command="state"), "state", "ID")
     print(json.dumps(public(settings.store(name).read()), indent=2))
     return 0

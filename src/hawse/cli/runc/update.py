@@ -1,14 +1,14 @@
-"""`hawse update ID`: other limits for a container that runs."""
+"""`hawse update ID`: change the limits of a container."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 
-from hawse.cli.options import expect, split
+from hawse.cli.options import expect, see, split
 from hawse.commands.client import call
 from hawse.errors import ConfigError, UsageError
+from hawse.json_text import parse
 from hawse.oci.limits.changes import changes_nothing
 from hawse.state.store import CREATED, PAUSED, RUNNING
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 _MAX_BYTES = 1024 * 1024
+_MAX_NUMBER = 2**63 - 1  # the fields of linux.resources have the type int64
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
-#: Option → section and field of linux.resources. runc's own names.
+#: Option → section and field of linux.resources. The options have runc's names.
 _NUMBERS = {
     "blkio-weight": ("blockIO", "weight"),
     "cpu-period": ("cpu", "period"),
@@ -46,61 +47,67 @@ _SIZES = {
     "memory-swap": ("memory", "swap"),
 }
 
-HELP = f"""change the limits of a container: by options, or by JSON, with which the options are ignored
+HELP = f"""change the limits of a container, by options or by a JSON file; with a file the options are ignored
 
-  -r, --resources FILE   JSON as linux.resources of config.json, - for stdin
+  -r, --resources FILE   JSON in the format of linux.resources in config.json; - for stdin
   numbers                {" ".join(f"--{name}" for name in _NUMBERS)}
   texts                  {" ".join(f"--{name}" for name in _TEXTS)}
   bytes                  {" ".join(f"--{name}" for name in _SIZES)}
-                         with a unit such as m, or -1 for none"""
+                         with a unit such as m; -1 for no limit"""
 USAGE = "[OPTION VALUE]... ID"
 
 
 def main(words: list[str], settings: Settings) -> int:
-    """Ask the monitor, unless the state says that the container has these limits."""
+    """Set the limits through the monitor, unless the state shows that the container has them already."""
     spelled = ["--resources" if word == "-r" else word for word in words]
-    found = split(spelled, options=("resources", *_NUMBERS, *_TEXTS, *_SIZES))
-    [name] = expect(found, "update", "ID")
-    file = found.options.get("resources")
-    wanted = _read(file) if file is not None else from_options(found.options)
+    given = split(spelled, options=("resources", *_NUMBERS, *_TEXTS, *_SIZES), command="update")
+    [name] = expect(given, "update", "ID")
+    file = given.options.get("resources")
+    resources = _read(file) if file is not None else from_options(given.options)
     store = settings.store(name)
     state = store.read()
     limits = state.get("limits")
-    if state["status"] in (CREATED, RUNNING, PAUSED) and limits is not None and changes_nothing(wanted, limits):
+    if state["status"] in (CREATED, RUNNING, PAUSED) and limits is not None and changes_nothing(resources, limits):
         return 0
-    warnings = call(store, "update", {"resources": wanted})
+    warnings = call(store, "update", {"resources": resources})
     settings.log.tell(("warning", str(text)) for text in (warnings if isinstance(warnings, list) else ()))
     return 0
 
 
 def from_options(options: Mapping[str, str]) -> dict[str, Any]:
-    """linux.resources with what the options, by their names, say. Raises UsageError."""
-    wanted: dict[str, Any] = {}
+    """linux.resources with the values of the options, which are given by name. Raises UsageError."""
+    resources: dict[str, Any] = {}
     for name, text in options.items():
         section, field = (_NUMBERS | _TEXTS | _SIZES)[name]
         value: int | str = text
         if name in _NUMBERS:
             value = _parse_number(name, text)
         elif name in _SIZES:
-            value = parse_size(text)
-        wanted.setdefault(section, {})[field] = value
-    return wanted
+            value = parse_size(name, text)
+        resources.setdefault(section, {})[field] = value
+    return resources
 
 
 def _parse_number(name: str, text: str) -> int:
-    if not re.fullmatch(r"-?\d{1,19}", text, re.ASCII):
-        raise UsageError(f"update: --{name} {text[:40]!r} is no number")
+    if not re.fullmatch(r"-?\d{1,19}", text, re.ASCII) or abs(int(text)) > _MAX_NUMBER:
+        raise UsageError(f"update: --{name} {text[:40]!r} is not a number of 64 bits", hint=see("update"))
     return int(text)
 
 
-def parse_size(text: str) -> int:
-    """Bytes from "512m", as docker's units read it: powers of 1024; -1 is no limit. Raises UsageError."""
+def parse_size(name: str, text: str) -> int:
+    """The bytes of an option's value such as "512m". As in Docker, units are powers of 1024; -1 means unlimited.
+
+    Raises UsageError naming the option.
+    """
     if text == "-1":
         return -1
     match = re.fullmatch(r"(\d{1,18})(?: ?([kmgtp])?i?b?)?", text, re.ASCII | re.IGNORECASE)
     if not match:
-        raise UsageError(f"update: {text[:40]!r} is no size", hint="write it as 512m")
-    return int(match[1]) * int(1024 ** _UNITS[(match[2] or "").lower()])
+        raise UsageError(f"update: --{name} {text[:40]!r} is not a size", hint="write it as 512m")
+    size = int(match[1]) * int(1024 ** _UNITS[(match[2] or "").lower()])
+    if size > _MAX_NUMBER:
+        raise UsageError(f"update: --{name} {text[:40]!r} is more than 64 bits can hold", hint="use -1 for no limit")
+    return size
 
 
 def _read(name: str) -> Any:
@@ -111,9 +118,11 @@ def _read(name: str) -> Any:
             with open(name, "rb") as file:
                 data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise ConfigError(f"update: {name}: larger than {_MAX_BYTES} bytes", hint="these are no resources")
-        return json.loads(data)
+            raise ConfigError(
+                f"update: {name}: larger than {_MAX_BYTES} bytes", hint="name a file with linux.resources"
+            )
+        return parse(data)
     except OSError as error:
         raise ConfigError(f"update: {name}: {(error.strerror or '').lower()}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"update: {name}: not JSON: {error}") from None

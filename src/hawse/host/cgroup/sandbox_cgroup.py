@@ -103,13 +103,13 @@ class HostCgroup:
         """
         warnings = []
         for setting in _settings(limits):
-            reason = self._set(setting.files) if setting.value else ""
+            reason, remedy = self._set(setting.files) if setting.value else ("", "")
             if reason:
                 value = str(setting.value)[:80]
                 text = f"{setting.name}: {value!r} is not set in the host's cgroup: {reason}"
                 if setting.required:
-                    raise HostError(text, hint="the controller cpuset must be there, and the values this host's")
-                warnings.append(text)
+                    raise HostError(text, hint=remedy)
+                warnings.append(f"{text} [{remedy}]")
         return warnings
 
     def inherit(self, name: str) -> None:
@@ -170,10 +170,12 @@ class HostCgroup:
                 if os.path.isdir(path) and not oom.unfit(path):
                     oom.record(path)
 
-    def _set(self, alternatives: Sequence[dict[str, str]]) -> str:
-        """Write the files of the first alternative that exists. Returns why none could be written, "" for success."""
-        reason = "there is none, or no controller for it"
-        for path in _recorded(self._directory):
+    def _set(self, alternatives: Sequence[dict[str, str]]) -> tuple[str, str]:
+        """Write the files of the first alternative that exists. Returns the reason why none could be written and a
+        remedy, ("", "") for success."""
+        paths = [path for path in _recorded(self._directory) if os.path.isdir(path)]
+        failure = ""
+        for path in paths:
             for files in alternatives:
                 name = next(iter(files))
                 if not os.path.exists(f"{path}/{name}"):
@@ -182,10 +184,20 @@ class HostCgroup:
                     for name, text in files.items():
                         write_attribute(f"{path}/{name}", text)
                 except OSError as error:
-                    reason = f"{path}/{name}: {error.strerror}"
+                    failure = f"{path}/{name}: {error.strerror}"
                     continue
-                return ""
-        return reason
+                return "", ""
+        if failure:
+            return failure, "use a value that the cgroup above it allows"
+        if paths:
+            controller = next(iter(alternatives[0])).partition(".")[0]
+            return f"{paths[0]} has no controller {controller}", f"enable {controller} in the cgroups above it"
+        if self._plan.path:
+            return "it could not be created", "give hawse write access to the host's cgroups"
+        return (
+            "the container has none, because config.json has neither linux.cgroupsPath nor a limit that needs one",
+            "set linux.cgroupsPath and create the container again",
+        )
 
 
 class _Setting:
@@ -210,7 +222,7 @@ def _settings(limits: HostLimits) -> list[_Setting]:
         _Setting(f"{cpu}.cpus", limits.cpus, {"cpuset.cpus": limits.cpus}, required=True),
         _Setting(f"{cpu}.mems", limits.mems, {"cpuset.mems": limits.mems}, required=True),
         _Setting(
-            f"{cpu}.quota, and one CPU for the virtual machine", limits.quota,
+            f"{cpu}.quota (with one CPU more for the VM)", limits.quota,
             {"cpu.max": f"{most} {period}"}, {"cpu.cfs_period_us": period, "cpu.cfs_quota_us": quota},
         ),
         _Setting(

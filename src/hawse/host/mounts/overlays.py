@@ -5,14 +5,32 @@ The kernel gets their layers by descriptors: no name has to be escaped, and none
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from hawse.errors import ConfigError, HawseError
 from hawse.host.mounts.kernel_views import kernel_view
 from hawse.linux import mounts
 from hawse.oci.guest.overlay import Overlay
+
+
+@contextmanager
+def alone(directory: str) -> Iterator[None]:
+    """Wait until no other container that joins a sandbox, whose directory this is, is having overlays mounted.
+
+    Of two that mount the same overlay at the same moment, each would find that the sandbox does not have it. What two
+    mounts do to one upper directory is undefined (Linux Documentation/filesystems/overlayfs.rst, "Sharing and copying
+    layers"). The lock ends with this process.
+    """
+    lock = os.open(f"{directory}/overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def make(overlay: Overlay) -> int:

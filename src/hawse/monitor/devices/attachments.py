@@ -38,6 +38,7 @@ class Attachments:
         self._claims = claims
         self._groups: Groups = {}
         self._files: Files = {}
+        self._kept: list[PlugStep] = []
         self._lock = asyncio.Lock()
         self._machine: tuple[Qmp, GuestLink] | None = None
         claims.claim(self.plugs, owner=plan.id)
@@ -91,6 +92,7 @@ class Attachments:
             if group in self._groups:
                 raise StateError(f"group {group} is attached already")
             self._refuse_native()
+            await self._unplug(self._kept, qmp)
             self._claims.claim(wanted.plugs, owner=self._container)
             try:
                 groups, files = await hotplug.attach(wanted.plugs, qmp, link, seconds=self._seconds)
@@ -144,31 +146,46 @@ class Attachments:
             self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
 
     async def end(self) -> None:
-        """Take what is this container's alone out of the machine, after its end.
+        """Take what is this container's alone out of the machine, after its end; again what the guest kept before.
 
         Raises :class:`DeviceError` for what stays.
         """
         async with self._lock:
-            left: list[PlugStep] = []
-            with self._claims.alone(self.plugs, owner=self._container) as alone:
-                if self._machine is not None:
-                    left = await hotplug.unplug(alone, self._machine[0], seconds=self._seconds)
-                self._claims.release(self.plugs, left, owner=self._container)
-            self.plugs, self._groups = left, {}
-        if left:
+            if self._machine is None:
+                self.disclaim()
+            else:
+                await self._unplug([*self.plugs, *self._kept], self._machine[0])
+            self.plugs, self._groups = [], {}
+        if self._kept:
+            kept = ", ".join(f"{plug.label} of group {plug.group}" for plug in self._kept)
             raise DeviceError(
-                f"{', '.join(f'{plug.label} of group {plug.group}' for plug in left)}: the guest does not let go of it "
-                f"within {self._seconds:g} s",
+                f"{kept}: the guest does not let go of it within {self._seconds:g} s",
                 hint="the end of the sandbox's virtual machine gives every device back",
             )
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the guest has not released something after :meth:`end`."""
+        return bool(self._kept)
+
+    def disclaim(self) -> None:
+        """Nothing of the plan was plugged, or :meth:`end` has been called: others can have its groups and ports."""
+        self._claims.release(self.plugs, owner=self._container)
+
     async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
-        """Take out what was plugged of an attachment that failed; a port that stays occupied is lost."""
-        with self._claims.alone(wanted.plugs, owner=self._container) as alone:
+        """Take out what was plugged of an attachment that failed; what stays is asked for again by :meth:`end`."""
+        with suppress(HawseError):
+            await self._unplug(wanted.plugs, qmp)
+
+    async def _unplug(self, plugs: Sequence[PlugStep], qmp: Qmp) -> None:
+        """Take out those that nobody else has, and release all but those that the guest keeps."""
+        with self._claims.alone(plugs, owner=self._container) as alone:
             left = alone
-            with suppress(HawseError):
+            try:
                 left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
-            self._claims.release(wanted.plugs, left, owner=self._container)
+            finally:
+                self._claims.release(plugs, left, owner=self._container)
+                self._kept = [*(plug for plug in self._kept if plug not in plugs), *left]
 
     def _new_nodes(self, wanted: Attachment) -> list[LiveNode]:
         places = self._places(wanted.plugs)

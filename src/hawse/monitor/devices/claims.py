@@ -23,17 +23,18 @@ class Claims:
         self._plugs: dict[str, PlugStep] = {}
         self._owners: dict[str, set[str]] = {}
         self._leaving: set[str] = set()
-        self._lost: set[str] = set()  # ports that are others', or whose function the guest does not let go
+        self._kept: set[str] = set()  # functions that the guest has not released
+        self._lost: set[str] = set()  # ports that are something else's
 
     @property
     def plugs(self) -> list[PlugStep]:
-        """All functions that are plugged, or are being plugged."""
-        return list(self._plugs.values())
+        """All functions that are plugged, or are being plugged; without those that the guest does not release."""
+        return [plug for name, plug in self._plugs.items() if name not in self._kept]
 
     @property
     def to_share(self) -> list[PlugStep]:
         """Those that another container can have, too."""
-        return [plug for name, plug in self._plugs.items() if name not in self._leaving]
+        return [plug for plug in self.plugs if plug.device not in self._leaving]
 
     @property
     def spares(self) -> list[Port]:
@@ -59,6 +60,7 @@ class Claims:
         new = [plug for plug in plugs if not plug.shared]
         groups = {plug.group for plug in self._plugs.values()}
         for plug in new:
+            self._refuse_kept(plug.group)
             if plug.group in groups:
                 raise StateError(
                     f"group {plug.group} is attached to the same virtual machine already",
@@ -86,14 +88,26 @@ class Claims:
             self._leaving -= {plug.device for plug in found}
 
     def release(self, plugs: Sequence[PlugStep], left: Sequence[PlugStep] = (), *, owner: str) -> None:
-        """Functions are gone, as far as nobody else has them; the ports of those that the guest keeps are lost.
+        """Functions are gone, as far as nobody else has them.
 
-        What is not the owner's any more stays as it is.
+        ``left``: those that the guest has not released. They and their ports stay the owner's, and nobody else can have
+        them, until they are released without being in ``left``. What is not the owner's any more stays as it is.
         """
+        self._kept |= {plug.device for plug in left}
         for plug in plugs:
             owners = self._owners.get(plug.device, set())
-            if owner in owners:
+            if owner in owners and plug not in left:
                 owners.discard(owner)
                 if not owners:
+                    self._kept.discard(plug.device)
                     del self._plugs[plug.device], self._owners[plug.device]
-        self._lost |= {plug.bus for plug in left}
+
+    def _refuse_kept(self, group: int) -> None:
+        for name in self._kept:
+            if self._plugs[name].group == group:
+                owners = ", ".join(sorted(self._owners[name]))
+                raise StateError(
+                    f"group {group}: the guest has not released it after container {owners}",
+                    hint=f"`hawse delete {owners}` asks the guest again; the end of the sandbox's virtual machine "
+                    "gives every device back",
+                )

@@ -45,10 +45,15 @@ class _Plugged:
     step: PlugStep
     place: tuple[int, int] = (0, 0)
     owners: set[str] = field(default_factory=set)
+    kept: bool = False
 
 
 class Disks:
-    """Those of one virtual machine, in the monitor's event loop. An ``owner`` is a container's id."""
+    """Those of one virtual machine, in the monitor's event loop. An ``owner`` is a container's id.
+
+    A disk that the guest does not release stays on record with its port and its last owner: each :meth:`detach` of the
+    owner asks the guest again. No other container is given it, since the guest may release it at any moment.
+    """
 
     def __init__(self, claims: Claims, *, seconds: float, open_device: Callable[..., int] = open_device) -> None:
         """``seconds``: what a device may take in the guest."""
@@ -61,8 +66,12 @@ class Disks:
 
     @property
     def plugged(self) -> list[DiskPlan]:
-        """Those that are there."""
-        return [disk.plan for disk in self._plugged]
+        """Those that containers can share."""
+        return [disk.plan for disk in self._plugged if not disk.kept]
+
+    def keeps(self, owner: str) -> bool:
+        """Whether the guest has not released a disk of this container, which has been detached."""
+        return any(disk.kept and owner in disk.owners for disk in self._plugged)
 
     async def attach(self, wanted: Sequence[DiskPlan], *, owner: str, qmp: Qmp, link: GuestLink) -> Places:
         """Plug those that are not there; where the guest has each.
@@ -72,26 +81,37 @@ class Disks:
         async with self._lock:
             places: Places = {}
             for plan in wanted:
+                await self._refuse_kept(plan, qmp)
                 found = next((disk for disk in self._plugged if serves(disk.plan, plan)), None)
-                disk = found or await self._plug(plan, qmp, link)
+                disk = found or await self._plug(plan, qmp, link, owner=owner)
                 disk.owners.add(owner)
                 places[plan.major, plan.minor] = disk.place
             return places
 
     async def detach(self, *, owner: str, qmp: Qmp) -> None:
-        """Take out what nobody but the owner has. Raises :class:`DeviceError` for what the guest keeps."""
+        """Take out what only the owner has. Raises :class:`DeviceError` for what the guest keeps, each time."""
         async with self._lock:
-            for disk in self._plugged:
-                disk.owners.discard(owner)
-            unused = [disk for disk in self._plugged if not disk.owners]
+            unused = [disk for disk in self._plugged if disk.owners == {owner}]
             left = [disk.step.label for disk in unused if not await self._unplug(disk, qmp)]
+            for disk in self._plugged:
+                if not disk.kept:
+                    disk.owners.discard(owner)
         if left:
             raise DeviceError(
                 f"{', '.join(left)}: the guest does not let go of it within {self._seconds:g} s",
                 hint="the end of the sandbox's virtual machine gives every device back",
             )
 
-    async def _plug(self, plan: DiskPlan, qmp: Qmp, link: GuestLink) -> _Plugged:
+    async def _refuse_kept(self, plan: DiskPlan, qmp: Qmp) -> None:
+        """Ask the guest again for this device. Raises :class:`DeviceError` where it still keeps it."""
+        for disk in [disk for disk in self._plugged if disk.kept]:
+            if (disk.plan.major, disk.plan.minor) == (plan.major, plan.minor) and not await self._unplug(disk, qmp):
+                raise DeviceError(
+                    f"{disk.step.label}: the guest has not released it after container {', '.join(disk.owners)}",
+                    hint="the end of the sandbox's virtual machine gives every device back",
+                )
+
+    async def _plug(self, plan: DiskPlan, qmp: Qmp, link: GuestLink, *, owner: str) -> _Plugged:
         label = f"block device {plan.name} ({plan.major}:{plan.minor})"
         port = self._claims.take_port()
         if port is None:
@@ -114,7 +134,7 @@ class Disks:
             group=NO_GROUP, label=label, host="", note="", commands=commands, device=name, bus=port.takes_at,
             guest_address=address,
         )  # fmt: skip
-        disk = _Plugged(plan, port, number, step)
+        disk = _Plugged(plan, port, number, step, owners={owner})
         # It is among those that are plugged before it is: what becomes of it, detach() finds it.
         self._plugged.append(disk)
         try:
@@ -154,11 +174,11 @@ class Disks:
         return numbers.major, numbers.minor
 
     async def _unplug(self, disk: _Plugged, qmp: Qmp) -> bool:
-        """Take it out of the virtual machine. False where the guest keeps it: its port is lost then."""
-        if disk in self._plugged:
-            self._plugged.remove(disk)
+        """Take it out of the virtual machine. False where the guest keeps it."""
+        disk.kept = True  # until QEMU reports otherwise
         if await hotplug.unplug([disk.step], qmp, seconds=self._seconds):
             return False
+        self._plugged.remove(disk)
         with suppress(VmError):  # one that was never given
             await qmp.execute("remove-fd", {"fdset-id": disk.fdset}, timeout=_QMP_SECONDS)
         self._claims.return_port(disk.port)

@@ -19,6 +19,7 @@ from hawse.errors import HostError, StateError, from_wire
 from hawse.host import network_namespace, redirects
 from hawse.host.programs import program
 from hawse.linux.processes import Process
+from hawse.version import VERSION
 
 _ANSWER_SECONDS = 60.0
 _MAX_ANSWER = 2 * 1024 * 1024
@@ -40,7 +41,7 @@ class Joining:
                 self._connection.settimeout(_ANSWER_SECONDS)
                 with theirs:
                     self._connection.sendall(json.dumps({"wanted": wanted}).encode())
-                    arguments = [str(theirs.fileno()), str(namespace), record]
+                    arguments = [str(theirs.fileno()), str(namespace), record, VERSION]
                     self._process = subprocess.Popen(
                         [sys.executable, "-I", "-c", program, *arguments],
                         stdin=subprocess.DEVNULL,

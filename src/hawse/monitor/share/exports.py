@@ -23,12 +23,27 @@ from hawse.oci.guest.share import Share
 
 @dataclass
 class Export:
-    """What is mounted at ``place``, a path in the share, and the containers that use it."""
+    """What is mounted at ``place``, a path in the share, and the containers that use it. ``seen``: the mounts below it
+    in the share, as far as the host's mounts arrive there."""
 
     place: str
     share: Share
     origin: Origin
     users: set[str] = field(default_factory=set)
+    seen: tuple[Below, ...] = ()
+
+    @property
+    def follows(self) -> bool:
+        """Whether what the host mounts below it, and unmounts, arrives in it with the options that it is to have."""
+        return self.share.is_dir and self.share.recursive and not (self.share.private or self.share.readonly)
+
+    def update(self, seen: tuple[Below, ...]) -> None:
+        """The mounts below it in the share are these now: the host has them below the source, too."""
+        gone, arrived = (set(self.seen) - set(seen)), set(seen) - set(self.seen)
+        ended = {(mount.point, mount.device, mount.root) for mount in gone}
+        kept = [each for each in self.origin.below if (each.point, each.device, each.root) not in ended]
+        self.origin = msgspec.structs.replace(self.origin, below=tuple(sorted({*kept, *arrived})))
+        self.seen = seen
 
 
 @dataclass(frozen=True)

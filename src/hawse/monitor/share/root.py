@@ -20,6 +20,7 @@ from contextlib import ExitStack, suppress
 from hawse.errors import ConfigError, HostError
 from hawse.host.mounts.bind_sources import Source
 from hawse.host.mounts.kernel_views import KERNEL_VIEWS
+from hawse.host.mounts.origins import Below, read_origin
 from hawse.linux import mountinfo, mounts
 from hawse.monitor.share import exports
 from hawse.monitor.share.exports import Export, Place
@@ -61,7 +62,7 @@ class ShareRoot:
         """
         self.directory = directory
         self._exports: list[Export] = []
-        self._retired: dict[str, list[str]] = {}
+        self._retired: dict[str, list[Export]] = {}
         self._newest = 0
         self._places: dict[str, dict[str, Place]] = {}
         self._mounts: dict[str, list[str]] = {}
@@ -97,6 +98,9 @@ class ShareRoot:
         """
         warnings = []
         self._places[container] = {}
+        for export in self._exports:
+            if export.follows:
+                export.update(self._below(export))
         for share, source in sorted(zip(shares, sources, strict=True), key=lambda pair: _rank(pair[0])):
             try:
                 if not share.common:
@@ -120,8 +124,9 @@ class ShareRoot:
 
     @property
     def overlays(self) -> list[str]:
-        """The overlays in it, by their keys."""
-        return [export.share.overlay.key for export in self._exports if export.share.overlay is not None]
+        """The overlays in it, by their keys, with those of exports that are retired and not removed yet."""
+        exports = [*self._exports, *(export for retired in self._retired.values() for export in retired)]
+        return [export.share.overlay.key for export in exports if export.share.overlay is not None]
 
     def places(self, container: str) -> dict[str, Place]:
         """Where what a container shares is, by the names of its shares."""
@@ -141,8 +146,9 @@ class ShareRoot:
         self._mounts.pop(container, None)
         self._clear(container)
         self.retire(container)
-        for place in self._retired.pop(container):
-            self._clear(COMMON, place.partition("/")[2])
+        for export in self._retired[container]:
+            self._clear(COMMON, export.place.partition("/")[2])
+        del self._retired[container]
 
     def _find_mounts(self, container: str, shares: Sequence[Share]) -> list[str]:
         root = os.path.realpath(self.directory)
@@ -160,10 +166,10 @@ class ShareRoot:
         """
         for export in self._exports:
             export.users.discard(container)
-        unused = [export.place for export in self._exports if not export.users]
+        unused = [export for export in self._exports if not export.users]
         self._exports = [export for export in self._exports if export.users]
         self._retired.setdefault(container, []).extend(unused)
-        return unused
+        return [export.place for export in unused]
 
     def _clear(self, directory: str, only: str = "") -> None:
         """Remove the mounts of a directory in the share, and the directory when it is empty."""
@@ -211,7 +217,16 @@ class ShareRoot:
         place = f"{COMMON}/{self._newest}"
         self._exports.append(Export(place, share, source.origin, {container}))
         self._mount(COMMON, str(self._newest), share, source.tree)
+        if self._exports[-1].follows:
+            self._exports[-1].seen = self._below(self._exports[-1])
         return Place(place)
+
+    def _below(self, export: Export) -> tuple[Below, ...]:
+        """What is mounted below an export in the share."""
+        try:
+            return read_origin(f"{self.directory}/{export.place}").below
+        except OSError:
+            return export.seen
 
     def _mount(self, directory: str, name: str, share: Share, tree: int) -> None:
         with suppress(FileExistsError):

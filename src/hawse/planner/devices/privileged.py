@@ -1,7 +1,7 @@
-"""What a privileged container has of the host's VFIO devices: those that can be passed.
+"""Choose the VFIO devices of the host that a privileged container gets: those that can be passed.
 
 Engines put every device node of the host into its specification (moby oci/devices_linux.go, HostDevices(); containerd
-pkg/oci/spec_opts.go, WithHostDevices()), asked for or not: one that another has open must not keep it from being made.
+pkg/oci/spec_opts.go, WithHostDevices()). A device that cannot be passed must not prevent the container.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hawse.oci.types import Device
 from hawse.planner.devices.vfio import Group
 from hawse.vfio.requests import Request
 
-#: Nodes of one kind that are named each.
+#: The maximum number of nodes of one kind that are named individually.
 _SHOWN = 3
 
 
@@ -23,9 +23,9 @@ def choose(
     find: Callable[[Sequence[Device]], Request],
     check: Callable[[Sequence[Group]], object],
 ) -> tuple[list[Device], dict[str, DeviceError]]:
-    """The devices without the VFIO nodes whose group cannot be passed, and of those, by path, why not.
+    """The devices without the VFIO nodes whose group cannot be passed, and the reason for each such node, by its path.
 
-    ``find`` has the groups behind devices, and ``check`` looks at groups that are to be passed together; both raise
+    ``find`` returns the groups of devices, and ``check`` checks groups that will be passed together. Both raise
     :class:`DeviceError`.
     """
     kept: list[Device] = []
@@ -46,26 +46,28 @@ def choose(
 
 
 def leave_out(spec: Document, left_out: dict[str, DeviceError]) -> tuple[Document, str]:
-    """The specification without these nodes, whose numbers may be another device's in the guest, and a warning."""
+    """The specification without these nodes, and a warning, "" without nodes.
+
+    A node that stays would be another device of the guest that has the same numbers.
+    """
     if not left_out:
         return spec, ""
     spec = with_linux(spec, devices=[device for device in devices_of(spec) if device["path"] not in left_out])
-    # A group's node and its device files have one reason.
+    # A group's node and its device files have the same reason: it is given once.
     reasons: dict[str, list[str]] = {}
     for path, error in left_out.items():
-        reasons.setdefault(error.sentence(), []).append(path)
-    told = "; ".join(f"{', '.join(shorten(paths))}: {reason}" for reason, paths in reasons.items())
-    warning = f"linux.devices: a container that may use every device does without those that cannot be passed: {told}"
-    return spec, warning
+        reasons.setdefault(error.sentence().removeprefix(f"linux.devices: {path}: "), []).append(path)
+    listed = "; ".join(f"{', '.join(shorten(paths))}: {reason}" for reason, paths in reasons.items())
+    return spec, f"linux.devices: the container may use every device, but these nodes are left out: {listed}"
 
 
 def shorten(paths: Sequence[str]) -> list[str]:
-    """The paths, those that differ in a number at their end as one entry where there are more than three. Pure."""
+    """The paths. More than three paths that differ only in a number at the end become one entry. Pure."""
     runs: dict[str, list[str]] = {}
     for path in paths:
         stem = path.rstrip("0123456789")
         runs.setdefault(stem if stem != path else path, []).append(path)
-    found: list[str] = []
+    entries: list[str] = []
     for stem, run in runs.items():
-        found += run if len(run) <= _SHOWN else [f"{stem}N ({len(run)} nodes)"]
-    return found
+        entries += run if len(run) <= _SHOWN else [f"{stem}N ({len(run)} nodes)"]
+    return entries

@@ -126,8 +126,10 @@ def _check_virtual_functions(address: str, root: str) -> None:
         raise DeviceError(f"{address}: its sriov_numvfs cannot be read from sysfs: {sysfs.explain(error)}") from None
     if number > 0:
         raise DeviceError(
-            f"{address} has {number} virtual functions: VFIO does not accept a function with SR-IOV enabled",
-            hint=f"bind these instead, or remove them: write 0 to /sys/bus/pci/devices/{address}/sriov_numvfs",
+            f"{address} has {number} virtual function{'' if number == 1 else 's'}: "
+            "VFIO does not accept a function with SR-IOV enabled",
+            hint=f"bind virtual functions instead, or write 0 to /sys/bus/pci/devices/{address}/sriov_numvfs to remove "
+            "them",
         )
 
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 
 from hawse.errors import DeviceError, HostError
+from hawse.json_text import parse
 from hawse.linux.files import replace_file, sync_file
 from hawse.vfio.address import ADDRESS
 
@@ -171,8 +172,8 @@ def _parse(data: bytes, address: str) -> Record:
     if len(data) > _MAX_SIZE:
         raise ValueError(f"it has more than {_MAX_SIZE} bytes")
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        content = parse(data)
+    except ValueError:
         raise ValueError("it is not JSON") from None
     names = [field.name for field in fields(Record)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):

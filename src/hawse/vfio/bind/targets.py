@@ -79,10 +79,11 @@ def choose(addresses: Sequence[str], *, with_group: bool, root: str = "") -> lis
 
 def _read(address: str, root: str) -> Target:
     if not exists(address, root=root):
-        raise DeviceError(f"{address}: this host has no such PCI function", hint="`lspci -D` lists them")
+        raise DeviceError(f"{address}: this host has no such PCI function", hint="`hawse devices` lists them")
     if members.is_bridge(address, root=root):
         raise DeviceError(
-            f"{address} is a bridge, which VFIO does not accept", hint="name the function behind it: see `lspci -tD`"
+            f"{address} is a bridge, which VFIO does not accept",
+            hint="name a function behind it: `hawse devices` lists them",
         )
     group = sysfs.iommu_group(address, root=root)
     if group is None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 PATHS = ("/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids")
+
+
+def is_installed(*, root: str = "") -> bool:
+    """Whether this host has the table."""
+    return any(os.path.exists(f"{root}{path}") for path in PATHS)
 
 
 def names(ids: Iterable[tuple[int, int]], *, root: str = "") -> dict[tuple[int, int], str]:

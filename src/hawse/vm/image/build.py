@@ -11,6 +11,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from hawse.cache.results import locked
 from hawse.errors import ImageError
 from hawse.link import agreed
 from hawse.linux.files import replace_file
-from hawse.vm.image import packages
+from hawse.vm.image import collect, packages
 from hawse.vm.image.cpio import write_archive
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
 from hawse.vm.image.packages import Package, Progress
@@ -95,7 +96,13 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                 replace_file(f"{work}/out/manifest.json", json.dumps(manifest, indent=1).encode())
                 os.rename(f"{work}/out", final)
             image = replace(read(final), fresh=True)
-        replace_file(current_path(cache, kernel, modules, extra), digest.encode())
+        pointer = current_path(cache, kernel, modules, extra)
+        with suppress(FileNotFoundError), open(pointer) as file:
+            if (before := file.read(65).strip()) != digest:
+                collect.note_replaced(images, before)
+        replace_file(pointer, digest.encode())
+        if removed := collect.collect(images, keep=pointer):
+            progress(f"removed {len(removed)} images that nothing uses")
     return image
 
 

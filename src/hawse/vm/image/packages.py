@@ -83,7 +83,7 @@ def _fetch(
     expected = {f"{archives}/{name}": _sha256(name, digest) for name, _, digest in listed}
     missing = [path for path, digest in expected.items() if _digest(path) != digest]
     if missing:
-        progress(f"downloading {len(missing)} packages")
+        progress(f"downloading {len(missing)} package{'' if len(missing) == 1 else 's'}")
         for path in missing:  # otherwise apt keeps an existing file that has the expected size
             with suppress(FileNotFoundError):
                 os.unlink(path)

@@ -18,12 +18,15 @@ import hawse
 from hawse.cache import results as answers
 from hawse.cache import trusted
 from hawse.errors import HostError, ImageError
+from hawse.json_text import parse
+from hawse.vm.image.collect import note_use
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
 #: The parts of hawse that run in the guest.
 GUEST_SOURCES = (
     "__init__.py",
     "errors.py",
+    "json_text.py",
     "linux/__init__.py",
     "linux/libc.py",
     "linux/mounts.py",
@@ -114,6 +117,7 @@ def locate(
         which = f" with image.extra_modules {_joined(extra)}" if extra else ""
         others = ": those in it are of another version of hawse or another [image] section" if _has_any(cache) else ""
         raise ImageError(f"there is no guest image{which} in {cache}{others}", hint=_BUILD) from None
+    note_use(_pointer(cache, sources))
     _check_directory(cache, "images", digest)
     image = read(f"{cache}/images/{digest}", hash_files=hash_files)
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources:
@@ -217,7 +221,7 @@ def _check_directory(cache: str, *below: str) -> None:
 def _manifest(directory: str) -> dict[str, Any]:
     try:
         with open(f"{directory}/manifest.json", "rb") as file:
-            manifest = json.loads(file.read(1024 * 1024))
+            manifest = parse(file.read(1024 * 1024))
         manifest["sources"], manifest["digest"], manifest["release"], manifest["build_seconds"]
         for name in FILES:
             manifest["files"][name]["size"], manifest["files"][name]["sha256"]

@@ -1,4 +1,4 @@
-"""A pod as a kubelet has an engine make it: the calls in their order, with what pods of Kubernetes usually ask for."""
+"""A pod as a kubelet creates it: the calls in their order, with the usual settings of pods of Kubernetes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.support.images import BUSYBOX_IMAGE
 from tests.support.patience import wait_until
 from tests.support.runtime import Result
 
-FOREVER = "trap 'echo told to stop; exit 0' TERM; while :; do sleep 3600 & wait; done"
-#: As a kubelet has it for a container that is not privileged (pkg/securitycontext/util.go).
+FOREVER = "trap 'echo received SIGTERM; exit 0' TERM; while :; do sleep 3600 & wait; done"
+#: The defaults of a kubelet for a container that is not privileged (pkg/securitycontext/util.go).
 _MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"]
 _READONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 _SECURITY: dict[str, Any] = {"namespace_options": {"pid": "CONTAINER"}, "seccomp": {"profile_type": "RuntimeDefault"}}
 
 
 class Pod:
-    """A pod and its containers by their names. ``changes`` are to what is asked for otherwise."""
+    """A pod and its containers by their names. ``changes``: fields of the configuration that replace the usual ones."""
 
     def __init__(
         self, engine: Containerd, cri: Cri, directory: str, *, security: dict[str, Any] | None = None, **changes: Any
@@ -53,7 +53,7 @@ class Pod:
         resources: dict[str, Any] | None = None,
         **changes: Any,
     ) -> str:
-        """A container of it, with VFIO groups; its id."""
+        """Create a container, with nodes of VFIO groups; returns its id."""
         _write(f"{self.directory}/{name}-message", "")
         paths = {"masked_paths": _MASKED, "readonly_paths": _READONLY}
         config = {
@@ -77,8 +77,8 @@ class Pod:
         return self.containers[name]
 
     def _devices(self, groups: tuple[int, ...]) -> list[dict[str, str]]:
-        """What a device plugin answers. The engine wants nodes on the host, which emulated groups do not have: by
-        their paths in the container hawse knows them."""
+        """The answer of a device plugin. The engine needs nodes on the host, so they are created for emulated groups.
+        hawse finds the groups by the paths in the container."""
         numbers = {"vfio": (10, 196), **{str(group): (511, group) for group in groups}} if groups else {}
         found = []
         for name, (major, minor) in numbers.items():
@@ -89,18 +89,18 @@ class Pod:
         return found
 
     def run(self, name: str, script: str = FOREVER, **changes: Any) -> str:
-        """Create it and start it; its id."""
+        """Create a container and start it; returns its id."""
         made = self.create(name, script, **changes)
         self.cri("StartContainer", container_id=made)
         return made
 
     def status(self, name: str) -> dict[str, Any]:
-        """ContainerStatus."""
+        """The answer to ContainerStatus."""
         status: dict[str, Any] = self.cri("ContainerStatus", container_id=self.containers[name])["status"]
         return status
 
     def await_exit(self, name: str, *, seconds: float = 30.0) -> dict[str, Any]:
-        """Its status once it has ended."""
+        """Wait for the end of a container; returns its status."""
         wait_until(lambda: bool(self.status(name)["state"] == "CONTAINER_EXITED"), seconds=seconds)
         return self.status(name)
 
@@ -110,12 +110,12 @@ class Pod:
             return file.read()
 
     def message(self, name: str) -> str:
-        """Its termination message."""
+        """The termination message of a container."""
         with open(f"{self.directory}/{name}-message") as file:
             return file.read()
 
     def exec(self, name: str, script: str, *, timeout: int = 60) -> Result:
-        """A shell's output, by ExecSync."""
+        """Run a shell script by ExecSync."""
         command = ["/bin/sh", "-c", script]
         done = self.cri("ExecSync", container_id=self.containers[name], cmd=command, timeout=timeout)
         stdout, stderr = (base64.b64decode(done[key]).decode() for key in ("stdout", "stderr"))
@@ -132,16 +132,16 @@ class Pod:
         return Stream(f"{answer['url']}?port={port}", self.engine.node.fd, PORT)
 
     def remove_container(self, name: str) -> None:
-        """RemoveContainer, whatever it does."""
+        """Call RemoveContainer; the container may be running."""
         self.cri("RemoveContainer", container_id=self.containers.pop(name))
 
     def sandbox(self) -> dict[str, Any]:
-        """PodSandboxStatus."""
+        """The answer to PodSandboxStatus."""
         status: dict[str, Any] = self.cri("PodSandboxStatus", pod_sandbox_id=self.id)["status"]
         return status
 
     def remove(self) -> None:
-        """As a kubelet does at the end of a pod."""
+        """Stop and remove the pod, as a kubelet does at its end."""
         self.cri("StopPodSandbox", pod_sandbox_id=self.id)
         self.cri("RemovePodSandbox", pod_sandbox_id=self.id)
 

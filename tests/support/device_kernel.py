@@ -1,8 +1,8 @@
 """Debian's Linux 6.12 with VFIO's device files, for the lab and for guests.
 
 No Debian kernel has CONFIG_IOMMUFD. IOMMUFD and VFIO are modules, so this builds only those, from Debian's source of
-the same version, against Debian's headers and symbol versions, and puts them in the place of Debian's VFIO modules.
-The kernel image and all other modules stay Debian's. This takes half a minute of CPU time; the result is kept in the
+the same version, against Debian's headers and symbol versions, and replaces Debian's VFIO modules by them. The
+kernel image and all other modules are those of Debian. This takes half a minute of CPU time. The result is kept in the
 cache under a digest of its inputs.
 
 What the built-in code and these modules share does not depend on the options that are added: in include/, these are
@@ -10,7 +10,7 @@ read only by linux/vfio.h, whose users are all rebuilt; by linux/iova_bitmap.h a
 functions; and by linux/sched/user.h, for a field that CONFIG_NET adds as well. One thing differs from a kernel that was
 built with the options: its IOMMU drivers leave out dirty tracking, so that IOMMU_HWPT_GET_DIRTY_BITMAP finds no page.
 
-``python -m tests.lab.kernel`` builds it unless it is in the cache, and prints the configuration that uses it.
+``python -m tests.support.device_kernel`` builds it unless the cache has it, and prints the configuration that uses it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tests.support.caches import CACHE, kept
 #: The metapackage of Debian 12's Linux 6.12; its default kernel, 6.1, is older than IOMMUFD. Debian 13's default fits.
 _IMAGES = {"bookworm": "linux-image-6.12-amd64"}
 _DEFAULT_IMAGE = "linux-image-amd64"
-#: What is added to Debian's configuration. IOMMUFD_DRIVER and INTERVAL_TREE_SPAN_ITER are what IOMMUFD needs outside of
-#: itself (drivers/iommu/Kconfig, lib/Kconfig); Debian's kernel has neither, so both are linked into iommufd.ko.
+#: Options added to Debian's configuration. IOMMUFD also needs IOMMUFD_DRIVER and INTERVAL_TREE_SPAN_ITER
+#: (drivers/iommu/Kconfig, lib/Kconfig), which Debian's kernel lacks, so both are linked into iommufd.ko.
 OPTIONS = {"IOMMUFD": "m", "IOMMUFD_DRIVER": "y", "VFIO_DEVICE_CDEV": "y"}
 _SOURCES = ("drivers/iommu/iommufd", "drivers/iommu/iommu-priv.h", "drivers/vfio", "lib/interval_tree.c")
 _SPAN_BEGIN, _SPAN_END = "#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER\n", "#endif\n"
@@ -82,7 +82,7 @@ def definitions(options: Mapping[str, str]) -> list[str]:
 
 
 def span_iterator(text: str) -> str:
-    """The iterator over spans of lib/interval_tree.c as a file of its own; the kernel exports the rest of that file.
+    """The iterator over spans of lib/interval_tree.c as a separate source; the kernel exports the rest of that file.
 
     Raises ValueError when ``text`` has no such part.
     """
@@ -98,7 +98,7 @@ def _release(kernel: Package) -> str:
 
 
 def _fetch() -> tuple[Package, list[Package], Package]:
-    """The kernel, its headers and its source, of one version: a mirror may have a newer source than signed kernel."""
+    """The kernel, its headers and its source, of one version: a mirror may offer a newer source than signed kernel."""
     [kernel] = kernel_packages({"kernel_package": _IMAGES.get(_codename(), _DEFAULT_IMAGE)}, CACHE, print)
     release = _release(kernel)
     name = f"linux-source-{'.'.join(release.split('.')[:2])}"
@@ -115,7 +115,7 @@ def _codename() -> str:
 
 
 def _compile(work: str, headers: Sequence[Package], source: Package) -> str:
-    """Build the modules below ``work``; the directory that has them at the kernel tree's paths."""
+    """Build the modules below ``work``; returns the directory with the modules at the paths of the kernel tree."""
     tree = f"{work}/modules"
     _unpack_source(work, source, tree)
     packages.unpack(headers, work, wanted=lambda name: name.startswith(("usr/src/", "usr/lib/linux-kbuild-")))
@@ -156,7 +156,7 @@ def _replace(built: str, modules: str) -> None:
             if os.path.exists(f"{target}{suffix}"):
                 os.unlink(f"{target}{suffix}")
         shutil.copyfile(f"{built}/{path}", target)
-    # A module of Debian's that imports VFIO's symbols has the versions of other structures, and would not load.
+    # Other modules of Debian that import VFIO's symbols expect other versions of its structures, and would not load.
     left = [path for path in _modules(f"{modules}/kernel/drivers/vfio") if not path.endswith(".ko")]
     if left:
         raise HostError(f"VFIO modules of Debian's that were not rebuilt: {' '.join(left)}")
