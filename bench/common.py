@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import subprocess
 import tempfile
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from hawse.cli.own.timeline import title
 from hawse.config import load_config
 from hawse.monitor.machine.start import launch
-from hawse.plan import model
-from hawse.planner.sandbox import plan_machine
+from hawse.planner.machine import plan_machine
 from hawse.state.steps import Steps
 from hawse.state.timeline import read
 from tests.support.bundles import add_devices, make_bundle, write
@@ -66,11 +68,11 @@ def bare_boot(config: str = "") -> float:
     """
     with tempfile.TemporaryDirectory(prefix="hawse-bench-") as directory:
         Path(f"{directory}/config.toml").write_text(config)
-        machine = plan_machine(load_config(f"{directory}/config.toml"), [], Quiet())
-        changed = {name: getattr(machine, name) for name in machine.__struct_fields__}
-        changed |= {"kernel_append": f"{machine.kernel_append} {_INIT}".strip(), "share": "", "template": None}
+        machine, _ = plan_machine(load_config(f"{directory}/config.toml"), [])
+        append = f"{machine.shape.kernel_append} {_INIT}".strip()
+        bare = replace(machine, shape=dataclasses.replace(machine.shape, kernel_append=append, share=""), template=None)
         began = time.monotonic()
-        launched = launch(model.MachinePlan(**changed), directory, Steps("/dev/null", []), share_plugged=False)
+        launched = launch(bare, directory, Steps("/dev/null", []), share_plugged=False)
         with launched.undo:
             output = b""
             while _SAID not in output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
@@ -15,13 +16,14 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from bench.common import Measured, Quiet, Seconds, ratio, workbench
+from msgspec.structs import replace
+
+from bench.common import Measured, Seconds, ratio, workbench
 from demo.rootfs import make
 from hawse.config import load_config
 from hawse.monitor.machine.start import launch
-from hawse.plan import model
 from hawse.planner.devices.vfio import plug_steps, shape
-from hawse.planner.sandbox import plan_machine
+from hawse.planner.machine import plan_machine
 from hawse.state.steps import Steps
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import plan_ports
@@ -94,14 +96,13 @@ async def _bare(rootfs: str, seconds: int) -> str:
 
 async def _in_guest(directory: str, seconds: int) -> str:
     Path(f"{directory}/config.toml").write_text(_CONFIG)
-    machine = plan_machine(load_config(f"{directory}/config.toml"), [_GROUP], Quiet())
+    machine, _ = plan_machine(load_config(f"{directory}/config.toml"), [_GROUP])
     ports = plan_ports([shape(_GROUP)])
     plugs = plug_steps([_GROUP], ports.slots, owner="bench")
     addresses = sorted(plug.guest_address for plug in plugs)
     script = _SCRIPT.format("/sys/bus/pci/devices", *addresses, seconds, _TESTPMD)
     append = f'rdinit=/usr/bin/sh -- -c "{script}"'
-    changed = {name: getattr(machine, name) for name in machine.__struct_fields__}
-    bare = model.MachinePlan(**changed | {"kernel_append": append, "template": None})
+    bare = replace(machine, shape=dataclasses.replace(machine.shape, kernel_append=append), template=None)
     launched = launch(bare, directory, Steps("/dev/null", []), share_plugged=True)
     with launched.undo:
         qmp = Qmp()

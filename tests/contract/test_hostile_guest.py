@@ -24,7 +24,7 @@ from hawse.link.agreed import PROTOCOL
 from hawse.link.frames import DATA, EOF, FROM_GUEST, REPLY, encode
 from hawse.link.streams import STREAMS
 from hawse.monitor.machine.bounded_log import FILE_LIMIT
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, new_network, runs, tell

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError, StateError, VmError
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost
 from tests.support.monitor import Monitor, heard, new_network, runs, tell

@@ -17,7 +17,8 @@ from hawse.monitor.agent.calls import AnswerName, ServeNames
 from hawse.monitor.agent.events import Query
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.resolver import Resolver
-from hawse.plan.model import ContainerPlan, Share
+from hawse.oci.guest.share import Share
+from hawse.plan.model import ContainerPlan
 from tests.support.netns import Namespace
 from tests.support.patience import patience
 

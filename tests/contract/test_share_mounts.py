@@ -17,7 +17,7 @@ from hawse.linux import mountinfo
 from hawse.linux import mounts as linux
 from hawse.monitor.share import root as share
 from hawse.monitor.share.root import ShareRoot
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.support.shares import bind, common, in_namespace, mount_below, mount_shares, mounts_below
 
 

@@ -15,7 +15,7 @@ from hawse.host.mounts import bind_sources
 from hawse.linux import mounts as linux
 from hawse.monitor.share.root import ShareRoot
 from hawse.oci.guest.overlay import Overlay
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.support.shares import in_namespace, mount_shares, mounts_below, places_of
 
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from hawse.agent.devices.spec_nodes import Node as GuestNode
-from hawse.agent.devices.spec_nodes import rewrite_devices
+from msgspec.structs import replace
 
 from hawse.errors import VmError
+from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.machine.qemu_warnings import Complaints
 from hawse.oci.types import Device
 from hawse.planner.devices.iommu_backend import by_file
@@ -20,8 +20,9 @@ from hawse.vfio import obstacles, resets
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
 from hawse.vfio.host import dma_mappings, dma_width, locked_memory
+from hawse.vfio.node import file_node
 from hawse.vfio.obstacles import Accepted, check_token
-from hawse.vfio.requests import Node, find_request
+from hawse.vfio.requests import find_request
 from hawse.vm.capabilities import Capabilities
 from tests.errors.situation import Act
 from tests.support.sysfs import FakeSysfs
@@ -178,15 +179,17 @@ def by_files(host: FakeSysfs, backend: str, *, iommu: bool = True, qemu: str = "
     if not iommu:
         os.unlink(f"{host.root}/dev/iommu")
     can = Capabilities(qemu, frozenset(), frozenset(), frozenset() if qemu.startswith("7.") else frozenset({"iommufd"}))
-    files, options = [Node("/dev/vfio/devices/vfio0", 510, 0, 7)], DeviceOptions(backend=backend)
+    files, options = [file_node(7, path="/dev/vfio/devices/vfio0", major=510, minor=0)], DeviceOptions(backend=backend)
     groups = [read_group(7, root=host.root)]
     return by_file(groups, files, options, lambda: can, maps_files=lambda: False, root=host.root)[1][0]
 
 
 def no_files(_host: FakeSysfs) -> Any:
     """A guest whose kernel does not support device files."""
-    spec = {"linux": {"devices": [{"path": "/dev/vfio/devices/vfio0"}]}}
-    return rewrite_devices(spec, [GuestNode("/dev/vfio/devices/vfio0", 510, 0, 9, None, None)])[0][1]
+    spec = {"linux": {"devices": [{"path": "/dev/vfio/devices/vfio0", "type": "c"}]}}
+    node = replace(file_node(7, path="/dev/vfio/devices/vfio0", major=510, minor=0), guest_group=9)
+    [note] = with_guest_nodes(spec, [node], {})[1]
+    return note.text
 
 
 def not_allowed(_host: FakeSysfs) -> Any:

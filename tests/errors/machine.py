@@ -88,8 +88,8 @@ def claimed_twice(_host: FakeSysfs) -> Any:
     """Two containers of one VM request the same group."""
     attachment = plan(EDU)
     claims = Claims(attachment.ports)
-    claims.claim(attachment.plugs, owner="one")
-    return claims.claim(attachment.plugs, owner="two")
+    claims.claim(attachment.container.plugs, owner="one")
+    return claims.claim(attachment.container.plugs, owner="two")
 
 
 def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then: Callable[[Attachments], Any]) -> Act:
@@ -97,7 +97,7 @@ def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then:
 
     async def story() -> Any:
         plan_of_groups = plan(*groups, seconds=0.1)
-        attachments = Attachments(plan_of_groups, Claims(plan_of_groups.ports), seconds=0.1)
+        attachments = Attachments(plan_of_groups.container, Claims(plan_of_groups.ports), seconds=0.1)
         link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
         await attachments.begin(qmp, link)  # type: ignore[arg-type]
         return await then(attachments)
@@ -123,7 +123,7 @@ def without_room(_host: FakeSysfs) -> Any:
 
 
 def unconfined(_host: FakeSysfs) -> None:
-    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True, warn=print)
+    plan_jail(Config(vm=Vm(confine="required", share="9p")), share="9p", filters=True)
 
 
 def without_user_ids(host: FakeSysfs) -> None:

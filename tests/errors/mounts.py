@@ -14,8 +14,9 @@ from hawse.host.mounts.origins import Origin
 from hawse.linux import mounts
 from hawse.monitor.share.root import ShareRoot, enter_private_namespace
 from hawse.oci.guest.host_sockets import find_special, obstacle, patterns_of
+from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.overlay import Overlay
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.errors.situation import Act, bundle, warned
 from tests.support.forked import in_child
 from tests.support.sysfs import FakeSysfs
@@ -106,7 +107,8 @@ def mapped(uids: list[tuple[int, int, int]]) -> Act:
     def act(host: FakeSysfs) -> None:
         source = f"{host.root}/data"
         os.makedirs(source, exist_ok=True)
-        open_sources([Share(name="mount1", source=source, is_dir=True, readonly=False, uids=uids, gids=[(0, 1000, 1)])])
+        owners = IdMap(tuple(uids), ((0, 1000, 1),))
+        open_sources([Share(name="mount1", source=source, is_dir=True, readonly=False, owners=owners)])
 
     return act
 

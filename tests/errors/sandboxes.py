@@ -12,7 +12,7 @@ from hawse.plan.capacity import Room
 from hawse.planner.cgroup_limits import Allowed, Limit
 from hawse.planner.cgroup_limits import check as check_allowance
 from hawse.planner.devices.vfio import plug_steps, shape
-from hawse.planner.hugepages import Wanted, decide
+from hawse.planner.hugepages import Asked, decide
 from hawse.vm.host_memory import needs_of
 from hawse.vm.ports import MIB, place, plan_ports
 from hawse.vm.size import Limits
@@ -41,7 +41,7 @@ def above(**limits: float) -> Act:
 
 
 def unsaid_pages(_host: FakeSysfs) -> Any:
-    wanted = Wanted(mounted=frozenset({2048}), kubelets=True)
+    wanted = Asked(mounted=frozenset({2048}), kubelets=True)
     return decide(wanted, role=CONTAINER, memory_mib=1024, host_mib=65536)
 
 

@@ -10,8 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
-from hawse.monitor.machine.agent_link import GuestLink
-
+from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.processes.processes import Processes
 from tests.support.agent import Agent
 from tests.support.patience import patience

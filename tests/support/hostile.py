@@ -14,7 +14,7 @@ from typing import Any
 
 from hawse.commands.delete import delete
 from hawse.errors import HawseError
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.fuzz.target import check_plain
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost, FakeMachine

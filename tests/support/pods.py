@@ -26,7 +26,8 @@ from hawse.monitor.sandbox import INIT_KEY, Sandbox
 from hawse.monitor.service import Service
 from hawse.monitor.share.exports import Place
 from hawse.monitor.share.root import ShareRoot
-from hawse.plan.model import ContainerPlan, Share
+from hawse.oci.guest.share import Share
+from hawse.plan.model import ContainerPlan
 from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.state import sockets
 from hawse.state.steps import Steps
@@ -182,7 +183,7 @@ class Pod:
 
     async def create_first(self) -> list[tuple[str, str]]:
         """Create the first container, whose proxy has started; returns the messages to log."""
-        await self.announce(f"{self.sandbox.plan.id}/{INIT_KEY}")
+        await self.announce(f"{self.sandbox.plan.container.id}/{INIT_KEY}")
         return await self.sandbox.create(cast(Machine, self.machine))
 
     async def call(self, name: str, method: str, **params: Any) -> object:

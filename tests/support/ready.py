@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from hawse.config import Config, load_config
+from hawse.notes import Note
 from hawse.oci.load import load_bundle
 from hawse.plan.capacity import Room
-from hawse.plan.model import ContainerPlan, MachinePlan, SandboxPlan, shape
+from hawse.plan.model import ContainerPlan, MachinePlan, SandboxPlan
 from hawse.planner.sandbox import plan_container, plan_sandbox
 from hawse.vm import templates
 from hawse.vm.image import store
@@ -91,7 +92,7 @@ def make_qemu(path: str, *, version: str = "9.2.1", devices: Sequence[str] = DEV
 
 def keep_template(cache: str, digest: str, machine: MachinePlan, *, used_mib: int = 0) -> str:
     """Store a template of a VM under a digest, with this amount of non-zero memory; returns its directory."""
-    draft = templates.begin(cache, digest, shape(machine))
+    draft = templates.begin(cache, digest, machine.shape)
     assert draft is not None
     ram = os.memfd_create("ram")
     os.ftruncate(ram, 4 * MIB)
@@ -162,6 +163,11 @@ class Said:
         """Note it."""
         self.details.append(message)
 
+    def tell(self, notes: Sequence[Note]) -> None:
+        """Note them."""
+        for note in notes:
+            (self.warnings if note.level == "warning" else self.details).append(note.text)
+
 
 class Planner(Ready):
     """Creates plans of this host's bundle; ``said``: the log of the last one. ``config``: the configuration's text."""
@@ -176,12 +182,16 @@ class Planner(Ready):
     def sandbox(self, config: str | None = None, **options: Any) -> SandboxPlan:
         """The plan of a sandbox, c1."""
         self.said = Said()
-        return plan_sandbox(load_bundle(self.bundle), self.load(config), name="c1", log=self.said, **options)
+        plan, notes = plan_sandbox(load_bundle(self.bundle), self.load(config), name="c1", **options)
+        self.said.tell(notes)
+        return plan
 
     def container(self, room: Room, config: str | None = None, **options: Any) -> ContainerPlan:
         """The plan of a container that joins one, c2."""
         self.said = Said()
-        return plan_container(load_bundle(self.bundle), self.load(config), room, name="c2", log=self.said, **options)
+        plan, notes = plan_container(load_bundle(self.bundle), self.load(config), room, name="c2", **options)
+        self.said.tell(notes)
+        return plan
 
 
 class Sandboxes(Ready):

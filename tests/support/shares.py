@@ -10,7 +10,7 @@ from hawse.host.mounts import bind_sources
 from hawse.linux import mounts as linux
 from hawse.monitor.share import root as share
 from hawse.monitor.share.root import ShareRoot
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from tests.support.forked import in_child
 from tests.support.mount_table import mounts_of
 

@@ -9,7 +9,7 @@ import pytest
 
 from hawse.host.mounts.origins import UNKNOWN, Below, Origin
 from hawse.monitor.share.exports import Export, Place, find, in_the_share, warning
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 
 PLAIN = Origin("8:2", "/data")
 BELOW = Origin("8:2", "/data/sub")

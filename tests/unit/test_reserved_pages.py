@@ -12,7 +12,7 @@ from hawse.errors import VmError
 from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages, name_of, parameters
 from hawse.monitor.guest_hugepages import HugePages
 from hawse.monitor.processes.processes import Processes
-from hawse.plan.model import Hugetlbfs
+from hawse.oci.guest.hugetlbfs import Hugetlbfs
 from tests.support.plans import machine_plan, sandbox_plan
 
 GIB_KIB = 1024 * 1024

@@ -23,7 +23,8 @@ from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network import resolver as hosts
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.resolver import loopback_servers
-from hawse.plan.model import ContainerPlan, Share
+from hawse.oci.guest.share import Share
+from hawse.plan.model import ContainerPlan
 from tests.support.patience import patience
 
 MESSAGE = bytes(range(12))

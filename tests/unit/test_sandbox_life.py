@@ -16,7 +16,7 @@ import pytest
 
 from hawse.errors import ConfigError, HawseError, NotFoundError, StateError, VmError
 from hawse.monitor.sandbox import INIT_KEY
-from hawse.plan.model import Share
+from hawse.oci.guest.share import Share
 from hawse.vfio.bind import records as bindings
 from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
