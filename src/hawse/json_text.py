@@ -13,6 +13,11 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from typing import Any
 
+    Document = dict[str, Any]
+else:
+    #: A JSON object whose fields another program or specification defines: config.json, or a part of it.
+    Document = dict
+
 #: Levels of objects and lists in a document.
 MAX_DEPTH = 100
 #: And in a message between hawse's own programs, which has a document in it.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hawse.agent.devices import guest_dev
-from hawse.agent.devices.bound_nodes import bind_nodes, places
+from hawse.agent.devices.bound_nodes import places, with_bound_nodes
 from hawse.errors import StateError
 
 TMPFS = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -59,10 +59,12 @@ def test_nodes_of_vfio_are_in_a_directory_of_the_container(mount: dict[str, Any]
     devices = [node(f"{where}/71"), node(f"{where}/0")]
     later = {"destination": "/later", "type": "tmpfs"}
     spec: dict[str, Any] = {"mounts": [TMPFS, mount, later], "linux": {"devices": list(devices)}}
-    assert "/dev/vfio" in guest_dev.cover(spec, container_node=False)
+    spec, covered = guest_dev.with_covers(spec, container_node=False)
+    assert "/dev/vfio" in covered
     covers = [m["destination"] for m in spec["mounts"] if m["type"] == "tmpfs"]
     assert covers == ["/dev", *(["/dev/hawse"] if mount == DEV else []), where, "/later"]
-    assert bind_nodes(spec, "/nodes", root="/nowhere") == devices
+    spec, replaced = with_bound_nodes(spec, "/nodes", root="/nowhere")
+    assert replaced == devices
     assert spec["mounts"][-2:] == [
         {"destination": d["path"], "type": "bind", "source": f"/nodes/{number}", "options": OPTIONS}
         for number, d in enumerate(devices)
@@ -74,8 +76,10 @@ def test_nodes_of_vfio_are_in_a_directory_of_the_container(mount: dict[str, Any]
 def test_container_node_stays(named: bool) -> None:
     devices = [node("/dev/vfio/71"), *([node("/dev/vfio/vfio", 10, 196)] if named else [])]
     spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
-    assert guest_dev.cover(spec, container_node=True) == ["/dev/vfio", "/dev/hawse"]
-    assert bind_nodes(spec, "/nodes", root="/nowhere") == devices
+    spec, covered = guest_dev.with_covers(spec, container_node=True)
+    assert covered == ["/dev/vfio", "/dev/hawse"]
+    spec, replaced = with_bound_nodes(spec, "/nodes", root="/nowhere")
+    assert replaced == devices
     bound = [(m["destination"], m["source"]) for m in spec["mounts"] if m["type"] == "bind"]
     vfio = [] if named else [("/dev/vfio/vfio", "/dev/vfio/vfio")]
     assert bound == [("/dev", "/dev"), *vfio, *((d["path"], f"/nodes/{n}") for n, d in enumerate(devices))]
@@ -99,8 +103,8 @@ def test_nodes_that_come_later_and_the_list_of_devices_are_in_the_containers_own
     mounts: list[dict[str, Any]], expected: list[str]
 ) -> None:
     """Groups may be attached to a container without any."""
-    spec: dict[str, Any] = {"mounts": list(mounts)}
-    assert guest_dev.cover(spec, container_node=False) == expected
+    spec, covered = guest_dev.with_covers({"mounts": mounts}, container_node=False)
+    assert covered == expected
     assert {mount["destination"] for mount in spec["mounts"] if mount not in mounts} == set(expected)
 
 
@@ -113,7 +117,7 @@ def test_other_nodes_are_bound_unless_the_guest_has_them(tmp_path: Path, everyth
     fifo = {"path": "/dev/fifo", "type": "p"}
     devices = [node("/dev/same", 1, 3), node("/dev/other", 1, 5), node("/dev/new/one", 1, 3), fifo]
     spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
-    replaced = bind_nodes(spec, "/nodes", everything=everything, root=str(tmp_path))
+    spec, replaced = with_bound_nodes(spec, "/nodes", everything=everything, root=str(tmp_path))
     assert replaced == devices[0 if everything else 1 :]
     paths = places(replaced, spec)
     assert paths == [device["path"] for device in replaced]

@@ -15,6 +15,7 @@ import pytest
 
 import hawse.agent
 from hawse.agent import server
+from hawse.agent.calls.guest import Guest
 from hawse.agent.server import Server
 from hawse.agent.system.reaper import Reaper
 from hawse.link import agreed
@@ -26,12 +27,12 @@ from tests.support.guest_kernel import FakeUevents
 from tests.support.link_page import PAGE, page
 
 _AGENT = os.path.dirname(os.path.abspath(hawse.agent.__file__))
-_SERVER = ast.parse(inspect.getsource(server))
 
 
 def methods() -> dict[str, Callable[..., object]]:
     """The agent's table of calls."""
-    return Server(Port(-1), reaper=Reaper(), uevents=FakeUevents(), load=lambda _names: None)._methods
+    port = Port(-1)
+    return Server(port, Guest(port, reaper=Reaper(), uevents=FakeUevents(), load=lambda _names: None)).methods
 
 
 def test_the_agent_has_a_method_for_each_call_and_no_other() -> None:
@@ -57,7 +58,7 @@ def test_the_methods_parameters_are_the_fields_of_the_call(name: str) -> None:
 
 def _type_in_the_agent(text: str) -> str:
     """An annotation of a call as the agent has it, for which an object is a dictionary."""
-    return re.sub(r"\b(Object|SharedBind|GuestSocket|LiveNode)\b", "dict[str, Any]", text)
+    return re.sub(r"\b(Object|SharedBind|GuestSocket|LiveNode)\b", "Document", text)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -68,16 +69,7 @@ def test_a_method_answers_if_the_call_has_an_answer(name: str) -> None:
 
 
 def test_calls_with_streams_are_those_for_which_the_server_opens_streams() -> None:
-    serve = _function("serve")
-    [names] = [
-        ast.literal_eval(node.comparators[0])
-        for node in ast.walk(serve)
-        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In) and "create" in ast.unparse(node)
-    ]
-    assert sorted(names) == sorted(WITH_STREAMS)
-    assert {"process", "descriptors"} <= {
-        node.value for node in ast.walk(serve) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    assert sorted(server.OPENS_STREAMS) == sorted(WITH_STREAMS)
     assert all("process" in CALLS[name].__struct_fields__ for name in WITH_STREAMS)
 
 
@@ -93,7 +85,7 @@ def test_calls_with_streams_are_those_for_which_the_server_opens_streams() -> No
 def test_the_agent_reads_the_fields_of_objects_in_calls(
     method: str, parameter: str, kind: type[Any], unused: set[str]
 ) -> None:
-    assert set(_read(_function(method), parameter)) == set(kind.__struct_fields__) - unused
+    assert set(_read(method, parameter)) == set(kind.__struct_fields__) - unused
 
 
 def test_all_objects_in_calls_are_tested() -> None:
@@ -102,14 +94,10 @@ def test_all_objects_in_calls_are_tested() -> None:
     assert of_module == {SharedBind, GuestSocket, LiveNode}
 
 
-def _function(name: str) -> ast.FunctionDef:
-    [found] = [node for node in ast.walk(_SERVER) if isinstance(node, ast.FunctionDef) and node.name == name]
-    return found
-
-
-def _read(function: ast.FunctionDef, parameter: str) -> Iterator[str]:
-    """The names by which a function reads the objects of a list, in comprehensions over it."""
-    for comprehension in ast.walk(function):
+def _read(method: str, parameter: str) -> Iterator[str]:
+    """The names by which a class of calls reads the objects of a list, in comprehensions over it."""
+    owner = methods()[method].__self__  # type: ignore[attr-defined]  # it is a bound method
+    for comprehension in ast.walk(ast.parse(inspect.getsource(type(owner)))):
         if not isinstance(comprehension, ast.ListComp):
             continue
         [loop] = comprehension.generators
@@ -140,13 +128,12 @@ def _events_of(text: str) -> Iterator[tuple[str, set[str]]]:
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call):
             continue
-        if ast.unparse(call.func) == "control.encode_event":
+        if ast.unparse(call.func).endswith(("guest.send_event", "guest.report")):
             name, fields = ast.literal_eval(call.args[0]), call.args[1]
             if isinstance(fields, ast.Name) and fields.id in assigned:
                 fields = assigned[fields.id]
-            if name != "query":  # the fields of which the resolver chooses
-                assert isinstance(fields, ast.Dict), ast.unparse(call)
-                yield name, _keys(fields)
+            assert isinstance(fields, ast.Dict), ast.unparse(call)
+            yield name, _keys(fields)
         elif ast.unparse(call.func) == "self._ask":
             yield "query", _keys(call.args[0])
 
@@ -168,7 +155,7 @@ def test_the_agent_has_the_directories_that_are_agreed_on() -> None:
     for directory, _, names in os.walk(_AGENT):
         for name in names:
             if name.endswith(".py"):
-                named |= set(re.findall(r"\{(?:self\._)?run\}/([a-z]+)", Path(directory, name).read_text()))
+                named |= set(re.findall(r"\{(?:[a-z_]+\.)*run\}/([a-z]+)", Path(directory, name).read_text()))
     places = {agreed.SHARE, agreed.BINDS, agreed.SOCKETS, agreed.NOTIFY, agreed.MEMORY, agreed.HUGEPAGES}
     assert {place.removeprefix(f"{agreed.RUN}/") for place in places} <= named
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hawse.agent.mounts import flags
-from hawse.agent.mounts.container_sysfs import bind_sysfs
+from hawse.agent.mounts.container_sysfs import with_bound_sysfs
 from tests.support.mount_table import mounts_of
 
 NOSUID, NODEV, NOEXEC, NOATIME, STRICTATIME, NODIRATIME = 2, 4, 8, 0x10, 0x20, 0x80
@@ -94,6 +94,6 @@ def test_sysfs_is_bound_unless_the_container_has_a_network(network: bool) -> Non
     spec: dict[str, Any] = {"mounts": [proc, sysfs], "linux": {"namespaces": [{"type": "user"}]}}
     if network:
         spec["linux"]["namespaces"].append({"type": "network"})
-    bind_sysfs(spec)
+    result = with_bound_sysfs(spec)
     bound = {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["bind", "nosuid", "ro"]}
-    assert spec["mounts"] == [proc, sysfs if network else bound]
+    assert result["mounts"] == [proc, sysfs if network else bound]

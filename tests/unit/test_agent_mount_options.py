@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.mounts.options import OPTIONS, adapt, settled, without_recursive
+from hawse.agent.mounts.options import OPTIONS, adapted, settled, without_recursive
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
@@ -45,8 +45,7 @@ def test_recursive_options_count_last_as_in_runc(options: list[str], expected: l
 )
 def test_last_of_two_that_contradict_each_other_counts(options: list[str], expected: list[str]) -> None:
     spec: dict[str, Any] = {"mounts": [{"type": "tmpfs", "options": options}, {"type": "tmpfs"}]}
-    adapt(spec)
-    assert spec["mounts"] == [{"type": "tmpfs", "options": expected}, {"type": "tmpfs"}]
+    assert adapted(spec)["mounts"] == [{"type": "tmpfs", "options": expected}, {"type": "tmpfs"}]
     assert settled(expected) == expected
 
 
@@ -63,12 +62,10 @@ def test_last_of_two_that_contradict_each_other_counts(options: list[str], expec
 def test_only_binds_of_files_are_changed(mount: dict[str, Any], changed: bool) -> None:
     mount = {"options": [], **mount}
     mount["options"] = [*mount["options"], "rro"]
-    adapt({"mounts": [mount]}, is_dir=lambda source: source == "/directory")
-    assert mount["options"][-1] == ("ro" if changed else "rro")
+    [result] = adapted({"mounts": [mount]}, is_dir=lambda source: source == "/directory")["mounts"]
+    assert result["options"][-1] == ("ro" if changed else "rro")
 
 
 @pytest.mark.parametrize("spec", [{}, {"mounts": None}, {"mounts": [{"type": "bind", "source": "/file"}]}])
 def test_specification_without_such_options_is_left_as_it_is(spec: dict[str, Any]) -> None:
-    before = repr(spec)
-    adapt(spec, is_dir=lambda _: False)
-    assert repr(spec) == before
+    assert adapted(spec, is_dir=lambda _: False) == spec

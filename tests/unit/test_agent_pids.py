@@ -79,7 +79,7 @@ with reaper.hold(pid, since=time.monotonic()) as lives:
 
 def test_process_is_forgotten_before_its_pid_can_be_used_again() -> None:
     script = """
-from hawse.agent.container.container import Process
+from hawse.agent.container.process import Process
 from hawse.errors import StateError
 reaper.start()
 process = Process(1, None, reaper)

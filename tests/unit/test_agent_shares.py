@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.server import Server
+from hawse.agent.calls import guest as calls_guest
+from hawse.agent.calls.devices import DeviceCalls
+from hawse.agent.calls.machine import MachineCalls
+from hawse.agent.calls.registry import Containers
 from hawse.agent.system.reaper import Reaper
 from hawse.errors import DeviceError, VmError
 from hawse.link.blocking import Port
@@ -21,17 +24,19 @@ ADDRESS = "0000:04:00.0"
 
 
 class Guest:
-    """A server whose mounts answer with the error numbers that are given, 0 for success."""
+    """Calls whose mounts answer with the error numbers that are given, 0 for success."""
 
     def __init__(self, kernel: FakeKernel, directory: str, *answers: int) -> None:
         self.answers = list(answers)
         self.loaded: list[tuple[str, ...]] = []
         self.mounts: list[tuple[Any, ...]] = []
         self.uevents = FakeUevents(*[self.event] * 20)
-        self.server = Server(
+        shared = calls_guest.Guest(
             Port(-1), reaper=Reaper(), uevents=self.uevents, load=self.loaded.append, run=directory, root=kernel.root,
             mount=self.mount,
         )  # fmt: skip
+        self.machine = MachineCalls(shared, settle_crun=lambda: None)
+        self.devices = DeviceCalls(shared, Containers(shared))
 
     def event(self) -> None:
         """Nothing that concerns the share."""
@@ -64,7 +69,7 @@ def test_a_share_is_mounted_when_its_driver_has_found_it(
 ) -> None:
     """EINVAL is virtiofs's error for an unknown tag (fs/fuse/virtio_fs.c), ENOENT that of 9p."""
     guest = make(errno.EINVAL, errno.ENOENT, 0)
-    guest.server.mount_share(**share(kind, "share", seconds=20))
+    guest.machine.mount_share(**share(kind, "share", seconds=20))
     assert guest.loaded == [modules]
     assert len(guest.mounts) == 3
     *arguments, text = guest.mounts[-1]
@@ -79,7 +84,7 @@ def test_a_share_that_cannot_be_mounted_is_an_error(make: Callable[..., Guest], 
     """Any other error at once, one of an unknown tag at the deadline."""
     guest = make(number)
     with pytest.raises(VmError) as caught:
-        guest.server.mount_share(**share("virtiofs", "t1", seconds=seconds))
+        guest.machine.mount_share(**share("virtiofs", "t1", seconds=seconds))
     assert caught.value.message == f"the guest cannot mount the virtiofs share t1: {os.strerror(number)}"
     assert len(guest.mounts) == 1
 
@@ -88,10 +93,10 @@ def test_other_functions_are_asked_for_by_their_calls(make: Callable[..., Guest]
     """The modules of VFIO and of the network are loaded before the function is waited for."""
     guest = make()
     with pytest.raises(DeviceError, match="refuses to bind to vfio-pci"):
-        guest.server.bind_vfio(address=ADDRESS, seconds=0.1)
-    guest.server.configure_network(interfaces=[], seconds=1)
+        guest.devices.bind_vfio(address=ADDRESS, seconds=0.1)
+    guest.machine.configure_network(interfaces=[], seconds=1)
     assert [names[0] for names in guest.loaded] == ["vfio_pci", "virtio_net"]
     setting = tmp_path / "root/proc/sys/net/ipv4/ip_forward"
     setting.parent.mkdir(parents=True)
-    guest.server.set_sysctls(values={"net.ipv4.ip_forward": "1"})
+    guest.machine.set_sysctls(values={"net.ipv4.ip_forward": "1"})
     assert setting.read_text() == "1"

@@ -17,7 +17,8 @@ import pytest
 
 from hawse.agent.container import container as module
 from hawse.agent.container import handlers
-from hawse.agent.container.container import Container, Process
+from hawse.agent.container.container import Container
+from hawse.agent.container.process import Process
 from hawse.agent.system import unix_sockets
 from hawse.errors import VmError
 from hawse.monitor import sandbox
@@ -52,7 +53,7 @@ class Started:
     def __init__(self, directory: Path) -> None:
         self.reaper, self.crun = FakeReaper(), FakeCrun()
         self.container = Container(
-            "c1", init=1, directory=str(directory), reaper=cast(Any, self.reaper), crun=cast(Any, self.crun)
+            "c1", {}, init=1, directory=str(directory), reaper=cast(Any, self.reaper), crun=cast(Any, self.crun)
         )
         self.program = subprocess.Popen(
             ["/bin/sh", "-c", "echo; read line; exec sleep 1000"], stdin=subprocess.PIPE, stdout=subprocess.PIPE

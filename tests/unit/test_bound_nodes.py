@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.devices.bound_nodes import bind_nodes, keep_node, make_nodes, remove_nodes
+from hawse.agent.devices.bound_nodes import keep_node, make_nodes, remove_nodes, with_bound_nodes
 from hawse.agent.system.ids import Ids
 from hawse.errors import VmError
 
@@ -38,19 +38,17 @@ def test_nodes_on_the_hosts_files_are_bound_and_others_are_crun_s(
 ) -> None:
     device = {"path": path, **NULL}
     spec: dict[str, Any] = {"mounts": list(mounts), "linux": {"devices": [device]}}
-    replaced = bind_nodes(spec, "/nodes")
+    result, replaced = with_bound_nodes(spec, "/nodes")
     if bound:
         bind = {"destination": path, "type": "bind", "source": "/nodes/0", "options": ["bind", "nosuid", "noexec"]}
-        assert (replaced, spec) == ([device], {"mounts": [*mounts, bind], "linux": {"devices": []}})
+        assert (replaced, result) == ([device], {"mounts": [*mounts, bind], "linux": {"devices": []}})
     else:
-        assert (replaced, spec) == ([], {"mounts": mounts, "linux": {"devices": [device]}})
+        assert (replaced, result) == ([], {"mounts": mounts, "linux": {"devices": [device]}})
 
 
 @pytest.mark.parametrize("spec", [{"mounts": [DEV]}, {"mounts": [DEV], "linux": {"devices": None}}])
 def test_specification_without_devices_is_left_as_it_is(spec: dict[str, Any]) -> None:
-    before = dict(spec)
-    assert bind_nodes(spec, "/nodes") == []
-    assert spec == before
+    assert with_bound_nodes(spec, "/nodes") == (spec, [])
 
 
 @pytest.mark.parametrize("mounts", [None, [], [{"destination": "/devices", "type": "tmpfs"}]])
@@ -58,23 +56,24 @@ def test_container_without_a_mount_on_dev_gets_one(mounts: list[dict[str, Any]] 
     """crun makes /dev/null and others there, and must not make them in the shared root file system."""
     device = {"path": "/dev/null", **NULL}
     spec: dict[str, Any] = {"mounts": mounts, "linux": {"devices": [device]}}
-    assert bind_nodes(spec, "/nodes") == []
-    assert spec["mounts"][1:] == (mounts or [])
-    assert {**spec["mounts"][0], "options": []} == {**DEV, "options": []}
-    assert spec["linux"]["devices"] == [device]
+    result, replaced = with_bound_nodes(spec, "/nodes")
+    assert replaced == []
+    assert result["mounts"][1:] == (mounts or [])
+    assert {**result["mounts"][0], "options": []} == {**DEV, "options": []}
+    assert result["linux"]["devices"] == [device]
+    assert spec == {"mounts": mounts, "linux": {"devices": [device]}}, "it is not changed"
 
 
 @pytest.mark.parametrize("destination", ["/", "/dev", "/dev/"])
 def test_mount_on_dev_is_left_as_it_is(destination: str) -> None:
     mounts = [{"destination": destination, "type": "bind", "source": "/s"}]
     spec: dict[str, Any] = {"mounts": mounts}
-    assert bind_nodes(spec, "/nodes") == []
-    assert spec["mounts"] == mounts
+    assert with_bound_nodes(spec, "/nodes") == (spec, [])
 
 
 def test_fifo_needs_no_bind() -> None:
     spec: dict[str, Any] = {"linux": {"devices": [{"path": "/opt/fifo", "type": "p"}]}}
-    assert bind_nodes(spec, "/nodes") == []
+    assert with_bound_nodes(spec, "/nodes")[1] == []
 
 
 def test_every_entry_is_bound_in_a_user_namespace() -> None:
@@ -82,9 +81,10 @@ def test_every_entry_is_bound_in_a_user_namespace() -> None:
         {"path": path, "type": kind} for path, kind in (("/dev/vfio/5", "c"), ("/dev/u", "u"), ("/x", "b"), ("/p", "p"))
     ]
     spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
-    assert bind_nodes(spec, "/nodes", everything=True) == devices
-    assert spec["linux"]["devices"] == []
-    assert [(mount["destination"], mount["source"]) for mount in spec["mounts"][1:]] == [
+    result, replaced = with_bound_nodes(spec, "/nodes", everything=True)
+    assert replaced == devices
+    assert result["linux"]["devices"] == []
+    assert [(mount["destination"], mount["source"]) for mount in result["mounts"][1:]] == [
         (device["path"], f"/nodes/{number}") for number, device in enumerate(devices)
     ]
 

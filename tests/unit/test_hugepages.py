@@ -344,8 +344,8 @@ class TestGuest:
         directory = f"{pool(tmp_path, 2048, total=0, free=0).root}/sys/kernel/mm/hugepages"
         limits = [{"pageSize": "2MB", "limit": 7}, {"pageSize": "1GB", "limit": 0}]
         spec: dict[str, Any] = {"linux": {"resources": {"hugepageLimits": limits}}}
-        guest.drop_unknown_limits(spec, directory=directory)
-        assert spec["linux"]["resources"]["hugepageLimits"] == limits[:1]
+        result = guest.without_unknown_limits(spec, directory=directory)
+        assert result["linux"]["resources"]["hugepageLimits"] == limits[:1]
         others: list[dict[str, Any]] = [{}, {"linux": {}}, {"linux": {"resources": None}}]
         for other in others:
-            guest.drop_unknown_limits(other, directory=directory)
+            assert guest.without_unknown_limits(other, directory=directory) == other

@@ -37,6 +37,7 @@ def _serve_guest() -> None:
 
         modules = Modules()
         linked = modules.begin(boot.LINK_MODULES)
+        from hawse.agent.calls.guest import Guest
         from hawse.agent.machine.network import raise_loopback
         from hawse.agent.server import Server
         from hawse.agent.system.reaper import Reaper
@@ -54,7 +55,7 @@ def _serve_guest() -> None:
     modules.begin(boot.SHARE_MODULES["virtiofs"])
     modules.begin(boot.VFIO_MODULES)
     gc.enable()
-    Server(port, reaper=reaper, uevents=uevents, load=modules.load).serve()
+    Server(port, Guest(port, reaper=reaper, uevents=uevents, load=modules.load)).serve()
 
 
 def _serve_for_test(arguments: list[str]) -> None:
@@ -62,6 +63,7 @@ def _serve_for_test(arguments: list[str]) -> None:
 
     ``--link-fd N --run DIRECTORY [--crun PROGRAM] [--root DIRECTORY]``; below the root are /sys, /proc and /dev.
     """
+    from hawse.agent.calls.guest import Guest
     from hawse.agent.server import Server
     from hawse.agent.system.reaper import Reaper
     from hawse.agent.system.uevents import Uevents
@@ -73,8 +75,9 @@ def _serve_for_test(arguments: list[str]) -> None:
     reaper.start()
     run, link = options["--run"], int(options["--link-fd"])
     os.set_inheritable(link, False)
-    Server(
-        Port(link),
+    port = Port(link)
+    guest = Guest(
+        port,
         reaper=reaper,
         uevents=Uevents(),
         load=lambda _names: None,
@@ -82,7 +85,8 @@ def _serve_for_test(arguments: list[str]) -> None:
         crun=options.get("--crun", "/usr/bin/crun"),
         crun_root=f"{run}/crun",
         root=options.get("--root", ""),
-    ).serve()
+    )
+    Server(port, guest).serve()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Document = dict[str, Any]
-"""config.json, or an object in it, as JSON has it."""
+from hawse.json_text import Document
 
 
 def linux_of(spec: Mapping[str, Any]) -> Document:

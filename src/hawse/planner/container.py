@@ -6,9 +6,10 @@ import getpass
 from collections.abc import Sequence
 
 from hawse.config import Config
+from hawse.json_text import Document
 from hawse.linux import attributes, oom_score
 from hawse.notes import Note, warning
-from hawse.oci.document import Document, process_of, with_process
+from hawse.oci.document import process_of, with_process
 from hawse.oci.guest import pci_environment
 from hawse.oci.limits.cgroups import CgroupPlan, HostLimits, default_path, plan_cgroup
 from hawse.oci.load import Bundle

@@ -19,7 +19,7 @@ from hawse.errors import VmError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
 #: Below the guest's /dev, since the guest's /run is mounted with nodev.
 DIRECTORY = "/dev/hawse-nodes"
@@ -34,35 +34,35 @@ _DEV = {
 _OPTIONS = ["bind", "nosuid", "noexec"]
 
 
-def bind_nodes(
-    spec: dict[str, Any], directory: str, *, everything: bool = False, root: str = ""
-) -> list[dict[str, Any]]:
-    """Replace the entries of ``linux.devices`` that lie on the host's files, or in the guest's /dev, which is below
-    ``root``, by binds of ``<directory>/<number>``; with ``everything`` all entries.
+def with_bound_nodes(
+    spec: Document, directory: str, *, everything: bool = False, root: str = ""
+) -> tuple[Document, list[Document]]:
+    """The specification with binds of ``<directory>/<number>`` in place of entries of ``linux.devices`` that are on the
+    host's files, or in the guest's /dev, which is below ``root``; with ``everything`` of all entries.
 
-    Changes the specification in place. Returns the replaced entries, in the order of their numbers, for
-    :func:`make_nodes`.
+    The second value is the replaced entries in the order of their numbers, for :func:`make_nodes`.
     """
     linux = spec.get("linux") or {}
     devices = linux.get("devices") or []
-    if not any(posixpath.normpath(mount["destination"]) in ("/", "/dev") for mount in spec.get("mounts") or ()):
-        spec["mounts"] = [dict(_DEV), *(spec.get("mounts") or ())]
-    mounts = spec["mounts"]
-    if devices and not everything:  # in a user namespace the owners are ids of it
-        linux["devices"] = devices = [device for device in devices if not _is_there(device, mounts, root)]
+    mounts: list[Document] = list(spec.get("mounts") or ())
+    if not any(posixpath.normpath(mount["destination"]) in ("/", "/dev") for mount in mounts):
+        mounts.insert(0, dict(_DEV))
+    if devices and not everything:  # in a user namespace the owners are ids of that namespace
+        devices = [device for device in devices if not _is_there(device, mounts, root)]
     replaced = [d for d in devices if everything or _is_guests(d["path"], mounts) or _is_on_host(d, mounts)]
-    if replaced:
-        linux["devices"] = [device for device in devices if device not in replaced]
-        binds = [
-            {"destination": device["path"], "type": "bind", "source": f"{directory}/{number}", "options": _OPTIONS}
-            for number, device in enumerate(replaced)
-        ]
-        spec["mounts"] = [*(spec.get("mounts") or []), *binds]
-    return replaced
+    binds = [
+        {"destination": device["path"], "type": "bind", "source": f"{directory}/{number}", "options": _OPTIONS}
+        for number, device in enumerate(replaced)
+    ]
+    spec = {**spec, "mounts": [*mounts, *binds]}
+    if linux.get("devices"):
+        remaining = [device for device in devices if device not in replaced]
+        spec["linux"] = {**linux, "devices": remaining}
+    return spec, replaced
 
 
-def make_nodes(devices: Sequence[dict[str, Any]], directory: str, ids: Ids = SAME) -> None:
-    """Make the nodes of :func:`bind_nodes`, with the modes and owners that the specification gives in terms of ``ids``.
+def make_nodes(devices: Sequence[Document], directory: str, ids: Ids = SAME) -> None:
+    """Make the nodes of :func:`with_bound_nodes`, with the specification's modes and owners, which ``ids`` translates.
 
     Raises :class:`VmError` naming the node; :func:`remove_nodes` undoes what was done by then.
     """
@@ -107,22 +107,22 @@ def remove_nodes(directory: str) -> None:
         os.rmdir(directory)
 
 
-def places(devices: Sequence[dict[str, Any]], spec: dict[str, Any]) -> list[str]:
-    """Where in the guest's /dev the nodes of :func:`bind_nodes` are bound to."""
+def places(devices: Sequence[Document], spec: Document) -> list[str]:
+    """Where in the guest's /dev the nodes of :func:`with_bound_nodes` are bound to."""
     paths = (guest_dev.guest_path(device["path"], spec.get("mounts") or ()) for device in devices)
     return [path for path in paths if path]
 
 
-def _is_there(device: dict[str, Any], mounts: Sequence[dict[str, Any]], root: str) -> bool:
+def _is_there(device: Document, mounts: Sequence[Document], root: str) -> bool:
     path = guest_dev.guest_path(device["path"], mounts)
     return bool(path) and guest_dev.is_same(device, f"{root}{path}")
 
 
-def _is_guests(path: str, mounts: Sequence[dict[str, Any]]) -> bool:
+def _is_guests(path: str, mounts: Sequence[Document]) -> bool:
     """Whether a path is in the guest's /dev: crun makes no nodes in one that is bound, and none of ours may stay."""
     return guest_dev.is_covered(path, mounts) or bool(guest_dev.guest_path(path, mounts))
 
 
-def _is_on_host(device: dict[str, Any], mounts: Sequence[dict[str, Any]]) -> bool:
+def _is_on_host(device: Document, mounts: Sequence[Document]) -> bool:
     """Whether the innermost mount around a node is a share of the host's, as the root file system is."""
     return device["type"] in _TYPES and guest_dev.is_bind(guest_dev.innermost(device["path"], mounts))

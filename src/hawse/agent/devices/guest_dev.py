@@ -25,17 +25,17 @@ from hawse.errors import StateError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
 _DEV, _VFIO, _LIST = "/dev", "/dev/vfio", posixpath.dirname(DEVICES_FILE)
 _COVER = {"type": "tmpfs", "source": "hawse-nodes", "options": ["nosuid", "noexec", "mode=755", "size=64k"]}
-_ROOT: dict[str, Any] = {"type": "bind", "destination": "/"}
+_ROOT: Document = {"type": "bind", "destination": "/"}
 #: How many containers use a place, and the lock of that.
 _uses: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
-def innermost(path: str, mounts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def innermost(path: str, mounts: Sequence[Document]) -> Document:
     """The mount that a path is on: the last of those at the deepest place around it."""
     path = posixpath.normpath(path)
     found = _ROOT
@@ -47,12 +47,12 @@ def innermost(path: str, mounts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def is_bind(mount: dict[str, Any]) -> bool:
+def is_bind(mount: Document) -> bool:
     """Whether a mount of a specification is a bind."""
     return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
 
 
-def guest_path(path: str, mounts: Sequence[dict[str, Any]]) -> str:
+def guest_path(path: str, mounts: Sequence[Document]) -> str:
     """What of the guest's /dev a container has at a path; "" where it has something else."""
     mount = innermost(path, mounts)
     source = mount.get("source") or ""
@@ -61,16 +61,17 @@ def guest_path(path: str, mounts: Sequence[dict[str, Any]]) -> str:
     return posixpath.join(source, posixpath.relpath(posixpath.normpath(path), posixpath.normpath(mount["destination"])))
 
 
-def cover(spec: dict[str, Any], *, container_node: bool) -> list[str]:
-    """Give the container a tmpfs over each directory of the guest's /dev that has to be its own, in place.
+def with_covers(spec: Document, *, container_node: bool) -> tuple[Document, list[str]]:
+    """The specification with a tmpfs over each directory of the guest's /dev that the container must not share.
 
-    That of VFIO's nodes has to be, also in a container without any: groups may be attached to it.
+    A container must not share the directory of VFIO's nodes, even if it has none: groups may be attached to it.
 
-    ``container_node``: the guest has /dev/vfio/vfio, which such a container keeps. Returns the guest's directories.
+    ``container_node``: the guest has /dev/vfio/vfio, which such a container keeps. The second value is the guest's
+    directories that are covered.
     """
-    mounts: list[dict[str, Any]] = list(spec.get("mounts") or ())
+    mounts: list[Document] = list(spec.get("mounts") or ())
     paths = [device["path"] for device in (spec.get("linux") or {}).get("devices") or ()]
-    found = []
+    covered = []
     for path, directory in [*((path, _VFIO) for path in [*paths, f"{_VFIO}/later"]), (DEVICES_FILE, _LIST)]:
         if not guest_path(path, mounts).startswith(f"{directory}/"):
             continue
@@ -85,18 +86,16 @@ def cover(spec: dict[str, Any], *, container_node: bool) -> list[str]:
             new.append({"destination": node, "type": "bind", "source": f"{_VFIO}/vfio", "options": options})
         place = mounts.index(under) + 1
         mounts[place:place] = new
-        found.append(directory)
-    if found:
-        spec["mounts"] = mounts
-    return found
+        covered.append(directory)
+    return ({**spec, "mounts": mounts} if covered else spec), covered
 
 
-def is_covered(path: str, mounts: Sequence[dict[str, Any]]) -> bool:
-    """Whether a path is in a directory of :func:`cover`."""
+def is_covered(path: str, mounts: Sequence[Document]) -> bool:
+    """Whether a path is in a directory of :func:`with_covers`."""
     return innermost(path, mounts).get("source") == _COVER["source"]
 
 
-def is_same(device: dict[str, Any], path: str) -> bool:
+def is_same(device: Document, path: str) -> bool:
     """Whether the node at a path is as the entry of ``linux.devices`` asks for it."""
     try:
         found = os.lstat(path)

@@ -10,7 +10,7 @@ from hawse.linux import mounts
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
 SYSFS = "/sys/kernel/mm/hugepages"
 _UNITS = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
@@ -56,16 +56,19 @@ def share(*, name: str, kib: int, mode: int, uid: int, gid: int, run: str) -> No
             raise VmError(f"the guest cannot mount huge pages of {_name(kib)}: {error.strerror}") from None
 
 
-def drop_unknown_limits(spec: dict[str, Any], *, directory: str = SYSFS) -> None:
-    """Take limits out of a specification of sizes that the guest has not: crun would look for their files.
+def without_unknown_limits(spec: Document, *, directory: str = SYSFS) -> Document:
+    """The specification without limits of sizes that the guest does not have: crun would look for their files.
 
-    Engines send one, of zero, for each size that the host has.
+    Engines set a limit, of zero, for each size that the host has.
     """
-    resources = (spec.get("linux") or {}).get("resources") or {}
+    linux = spec.get("linux") or {}
+    resources = linux.get("resources") or {}
     limits = resources.get("hugepageLimits")
-    if limits:
-        known = _sizes(directory)
-        resources["hugepageLimits"] = [limit for limit in limits if limit["pageSize"] in known]
+    if not limits:
+        return spec
+    known = _sizes(directory)
+    resources = {**resources, "hugepageLimits": [limit for limit in limits if limit["pageSize"] in known]}
+    return {**spec, "linux": {**linux, "resources": resources}}
 
 
 def _persistent(place: str) -> int:

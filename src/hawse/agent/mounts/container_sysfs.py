@@ -9,16 +9,17 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
 
-def bind_sysfs(spec: dict[str, Any]) -> None:
-    """Replace mounts of sysfs by binds of the guest's, in place."""
+def with_bound_sysfs(spec: Document) -> Document:
+    """The specification with binds of the guest's /sys in place of mounts of sysfs."""
     if any(namespace["type"] == "network" for namespace in (spec.get("linux") or {}).get("namespaces") or ()):
-        return
-    spec["mounts"] = [
+        return spec
+    mounts = [
         mount | {"type": "bind", "source": "/sys", "options": ["bind", *(mount.get("options") or ())]}
         if mount.get("type") == "sysfs"
         else mount
         for mount in spec.get("mounts") or ()
     ]
+    return {**spec, "mounts": mounts}

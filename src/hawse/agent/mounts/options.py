@@ -12,7 +12,8 @@ import os
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+
+    from hawse.json_text import Document
 
 #: Of mount_setattr(2), as runc reads them (libcontainer/specconv/spec_linux.go, initMaps()).
 OPTIONS = frozenset(
@@ -40,15 +41,19 @@ def settled(options: Sequence[str]) -> list[str]:
     return [o for number, o in enumerate(options) if o not in _PAIRED or last[_about(o)] == number]
 
 
-def adapt(spec: dict[str, Any], *, is_dir: Callable[[str], bool] = os.path.isdir) -> None:
-    """Change the options of the mounts, in place. A source that is missing is crun's to report."""
-    for mount in spec.get("mounts") or ():
-        options = mount.get("options") or ()
-        is_bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
-        if is_bind and OPTIONS & set(options) and not is_dir(mount.get("source") or ""):
-            options = without_recursive(options)
-        if options:
-            mount["options"] = settled(options)
+def adapted(spec: Document, *, is_dir: Callable[[str], bool] = os.path.isdir) -> Document:
+    """The specification with options that mean to crun what they mean to runc. crun reports a missing source."""
+    if not spec.get("mounts"):
+        return spec
+    return {**spec, "mounts": [_adapted(mount, is_dir) for mount in spec["mounts"]]}
+
+
+def _adapted(mount: Document, is_dir: Callable[[str], bool]) -> Document:
+    options = mount.get("options") or ()
+    is_bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
+    if is_bind and OPTIONS & set(options) and not is_dir(mount.get("source") or ""):
+        options = without_recursive(options)
+    return {**mount, "options": settled(options)} if options else mount
 
 
 def _about(option: str) -> str:

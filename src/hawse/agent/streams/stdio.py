@@ -124,11 +124,13 @@ class Stdio:
         self._end_inputs()
 
     def abandon(self) -> None:
-        """The process never came to be."""
-        for fd in (self._ended_read, self._ended_write):
-            os.close(fd)
+        """End the streams of a process that could not be created, without frames to the host. Call it once."""
+        os.close(self._ended_write)
         for output in self.outputs.values():
             output.abandon()
+        for copy in self._copies:
+            copy.join()
+        os.close(self._ended_read)
         self._end_inputs()
 
     def _end_inputs(self) -> None:

@@ -21,11 +21,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 from hawse.link import agreed
 from hawse.linux import user_namespaces
 from hawse.notes import Note, warning
 from hawse.oci.checks import check_options, checked_mount
-from hawse.oci.document import Document, is_bind
+from hawse.oci.document import is_bind
 from hawse.oci.guest import dev_shm, host_sockets, idmap, overlay
 from hawse.oci.guest import hugetlbfs as huge
 from hawse.oci.guest.bind_sources import DeviceNode, device_node, kernel_view, no_devices, read_only

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import ConfigError
-from hawse.oci.document import Document, linux_of, process_of, with_linux
+from hawse.json_text import Document
+from hawse.oci.document import linux_of, process_of, with_linux
 from hawse.oci.guest import idmap
 from hawse.oci.pods import CONTAINER, SANDBOX
 from hawse.oci.types import Linux

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hawse.json_text import Document
 from hawse.link import agreed
 from hawse.notes import Note, debug, warning
 from hawse.oci import device_rules
-from hawse.oci.document import Document, devices_of, linux_of, process_of, with_devices, with_linux, with_process
+from hawse.oci.document import devices_of, linux_of, process_of, with_devices, with_linux, with_process
 from hawse.oci.fields import POLICY, review
 from hawse.oci.guest import hugetlbfs
 from hawse.oci.guest.mounts import BoundNode, GuestMounts, HostFiles, MountPlanner

@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from hawse.json_text import Document
 from hawse.link import agreed
-from hawse.oci.document import Document, is_bind, process_of, with_process
+from hawse.oci.document import is_bind, process_of, with_process
 
 VARIABLE = "NOTIFY_SOCKET"
 #: As runc has it (notify_socket.go, setupSpec()).

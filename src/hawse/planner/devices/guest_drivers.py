@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hawse.oci.document import Document, devices_of, rules_of, with_devices
+from hawse.json_text import Document
+from hawse.oci.document import devices_of, rules_of, with_devices
 from hawse.oci.guest.share import Share
 from hawse.vfio.requests import Request
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from hawse.errors import ConfigError, DeviceError
+from hawse.json_text import Document
 from hawse.nodes import block, character
 from hawse.nodes.block import BlockDevice
 from hawse.nodes.decide import Decision, Host, Wish, decide, is_whole
 from hawse.nodes.numbers import Numbers, strangers, without_strangers
-from hawse.oci.document import Document, devices_of, rules_of, with_devices
+from hawse.oci.document import devices_of, rules_of, with_devices
 from hawse.oci.guest.mounts import BoundNode
 from hawse.oci.guest.specification import GuestPlan
 from hawse.oci.load import Bundle

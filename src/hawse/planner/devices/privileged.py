@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hawse.errors import DeviceError
-from hawse.oci.document import Document, devices_of, with_linux
+from hawse.json_text import Document
+from hawse.oci.document import devices_of, with_linux
 from hawse.oci.types import Device
 from hawse.planner.devices.vfio import Group
 from hawse.vfio.requests import Request

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from hawse.config import Config
 from hawse.errors import DeviceError
+from hawse.json_text import Document
 from hawse.notes import Note, warning
 from hawse.oci.device_rules import allows_all
-from hawse.oci.document import Document
 from hawse.oci.guest.specification import GuestPlan
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SINGLE

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from msgspec.structs import replace
 
 from hawse.errors import DeviceError, UsageError
+from hawse.json_text import Document
 from hawse.notes import Note, debug, warning
-from hawse.oci.document import Document, devices_of, rules_of, with_devices
+from hawse.oci.document import devices_of, rules_of, with_devices
 from hawse.plan import model as plan
 from hawse.planner.devices.options import KEEP_ADDRESSES, VF_TOKEN, DeviceOptions
 from hawse.vfio import obstacles, resets, sysfs

@@ -1,0 +1,122 @@
+"""Device nodes of a container that runs: VFIO groups are attached to it and detached from it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+from hawse.agent.devices import bound_nodes
+from hawse.agent.devices.live_nodes import bind_node, make_node, remove_node, write_file
+from hawse.agent.devices.map_file import DEVICES_FILE, map_text, write_map
+from hawse.agent.system import syscalls
+from hawse.agent.system.ids import Ids
+from hawse.errors import HawseError
+
+TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from hawse.json_text import Document
+
+
+class RunningNodes:
+    """``open_`` opens a file or directory below /proc/PID of the first process. ``rules`` are the container's device
+    rules, which ``set_rules`` replaces. ``directory`` has the nodes that are bound into it, and ``map_file`` is the
+    agent's file of its devices.
+    """
+
+    def __init__(
+        self,
+        open_: Callable[[str], int],
+        *,
+        ids: Ids,
+        rules: Sequence[Document],
+        set_rules: Callable[[Sequence[Document]], None],
+        directory: str,
+        map_file: str,
+    ) -> None:
+        self._open = open_
+        self._ids = ids
+        self._rules = list(rules)
+        self._replace_rules = set_rules
+        self._directory = directory
+        self._map_file = map_file
+
+    def add(self, nodes: Sequence[tuple[str, tuple[int, int], int, int, int]], devices: Sequence[Document]) -> None:
+        """Create nodes of path, numbers, mode, uid and gid, which the device cgroup allows; all of them or none.
+
+        ``devices`` is the new content of the container's file of devices.
+        """
+        allowed = [{"allow": True, "type": "c", "major": n[0], "minor": n[1], "access": "rwm"} for _, n, *_ in nodes]
+        before = self._rules
+        done = []
+        with self._root() as root:
+            try:
+                # At the end, where no other rule overrides them.
+                self._set_rules([*(rule for rule in before if rule not in allowed), *allowed])
+                for path, numbers, mode, uid, gid in nodes:
+                    self._create(root, path, numbers, mode=mode, uid=self._ids.uid(uid), gid=self._ids.gid(gid))
+                    done.append((path, numbers))
+            except HawseError:
+                for path, numbers in done:
+                    remove_node(root, path, numbers)
+                self._set_rules(before)
+                raise
+        self._show(devices)
+
+    def remove(self, nodes: Sequence[tuple[str, tuple[int, int]]], devices: Sequence[Document]) -> None:
+        """Remove nodes of path and numbers, and the rules that allow them."""
+        gone = {numbers for _, numbers in nodes}
+        with self._root() as root:
+            for path, numbers in nodes:
+                remove_node(root, path, numbers)
+        self._set_rules(
+            [r for r in self._rules if r.get("type") != "c" or (r.get("major"), r.get("minor")) not in gone]
+        )
+        self._show(devices)
+
+    def _create(self, root: str, path: str, numbers: tuple[int, int], *, mode: int, uid: int, gid: int) -> None:
+        if not self._ids.mapped:
+            make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
+            return
+        # No node of a file system that was mounted in a user namespace can be opened (Linux fs/super.c, SB_I_NODEV).
+        source = bound_nodes.keep_node(self._directory, numbers, mode=mode, uid=uid, gid=gid)
+        namespace = self._open("ns/mnt")
+        try:
+            with self._as_its_root():
+                bind_node(root, path, numbers, lambda place: syscalls.bind_in(namespace, source, place))
+        finally:
+            os.close(namespace)
+
+    def _show(self, devices: Sequence[Document]) -> None:
+        """Replace the container's file of devices: the agent's file that is bound there, or a file in the container."""
+        if os.path.exists(self._map_file):
+            write_map(self._map_file, devices)
+        else:
+            with self._root() as root, self._as_its_root():
+                write_file(root, DEVICES_FILE, map_text(devices))
+
+    @contextmanager
+    def _as_its_root(self) -> Iterator[None]:
+        """In a user namespace only the container's own users can create files on its file systems."""
+        if not self._ids.mapped:
+            yield
+            return
+        with syscalls.file_owner(self._ids.uid(0), self._ids.gid(0)):
+            yield
+
+    @contextmanager
+    def _root(self) -> Iterator[str]:
+        """The root directory of the first process. Raises :class:`StateError` if that has ended."""
+        root = self._open("root")
+        try:
+            yield f"/proc/self/fd/{root}"
+        finally:
+            os.close(root)
+
+    def _set_rules(self, rules: list[Document]) -> None:
+        """Without rules no program guards the container's devices."""
+        if rules == self._rules or not self._rules:
+            return
+        self._replace_rules(rules)
+        self._rules = rules
