@@ -56,11 +56,11 @@ class Stage:
         """That of a machine with a template, whose share is virtiofs: it is plugged later."""
         usable = os.path.isdir(f"{self.cache}/templates/{DIGEST}")
         daemon = [self.host.virtiofsd, "--fd={fd}"]
-        made = machine_plan(
-            qemu=self.host.qemu, share="virtiofs", virtiofsd=daemon,
-            template=plan.Template(cache=self.cache, digest=DIGEST, usable=usable),
-        )  # fmt: skip
-        return msgspec.structs.replace(made, **changes)
+        fields: dict[str, Any] = {
+            "qemu": self.host.qemu, "share": "virtiofs", "virtiofsd": daemon,
+            "template": plan.Template(cache=self.cache, digest=DIGEST, usable=usable),
+        }  # fmt: skip
+        return machine_plan(**fields | changes)
 
     @asynccontextmanager
     async def machine(self, **changes: Any) -> AsyncIterator[Machine]:
@@ -194,7 +194,7 @@ def test_only_a_state_that_is_whole_and_bounded_is_kept(
 
 def test_one_machine_saves_and_another_does_without(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
-        draft = template.begin(stage.cache, DIGEST, plan.shape(stage.plan()))
+        draft = template.begin(stage.cache, DIGEST, stage.plan().shape)
         assert draft is not None
         async with stage.machine():
             assert "stop" not in stage.host.machines[0].executed()
@@ -405,7 +405,7 @@ def test_a_template_is_built_ahead_and_once(tmp_path: Path) -> None:
 
 def test_a_template_that_another_process_builds_is_waited_for_by_the_user(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
-        draft = template.begin(stage.cache, DIGEST, plan.shape(stage.plan()))
+        draft = template.begin(stage.cache, DIGEST, stage.plan().shape)
         assert draft is not None
         with pytest.raises(HostError, match="another process is making this template"):
             await asyncio.to_thread(build, stage.plan())

@@ -49,14 +49,15 @@ def sandbox_plan(
 ) -> SandboxPlan:
     """The plan of the sandbox c1 with these groups. ``changes`` are fields of the plan or of its container."""
     ports = plan_ports([shape(group) for group in groups])
-    own = {name: changes.pop(name) for name in SandboxPlan.__struct_fields__ if name in changes}
     plan = SandboxPlan(
-        container=container_plan(bundle=bundle, groups=groups, **changes), machine=machine, steps=[],
+        container=container_plan(bundle=bundle, groups=groups), machine=machine, steps=[],
         ports=list(ports.ports), timeline="", network_port=ports.network,
     )  # fmt: skip
-    return msgspec.structs.replace(plan, **own)
+    return changed(plan, **changes)
 
 
-def with_container(plan: SandboxPlan, **changes: Any) -> SandboxPlan:
-    """The plan with other fields of its first container."""
-    return msgspec.structs.replace(plan, container=msgspec.structs.replace(plan.container, **changes))
+def changed(plan: SandboxPlan, **changes: Any) -> SandboxPlan:
+    """The plan with other fields of its own or of its first container."""
+    own = {name: changes.pop(name) for name in SandboxPlan.__struct_fields__ if name in changes}
+    container = msgspec.structs.replace(plan.container, **changes)
+    return msgspec.structs.replace(plan, **{"container": container} | own)

@@ -36,6 +36,7 @@ from hawse.vm.ports import Port, place
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeQmp
 from tests.support.groups import BOUND, EDU, plan
+from tests.support.plans import changed
 
 #: The key with which the proxy of the second container's first process announces itself.
 KEY = "init-of-c2"
@@ -277,7 +278,7 @@ async def pod(
     link, guest = GuestLink(*ours), FakeGuest(*theirs)
     tasks = [asyncio.create_task(link.run()), asyncio.create_task(guest.serve())]
     defaults: dict[str, Any] = {"spec": {"process": {"args": ["x"]}}, "bundle": str(tmp_path)}
-    first = msgspec.structs.replace(plan(seconds=seconds), **defaults | changes)
+    first = changed(plan(seconds=seconds), **defaults | changes)
     sandbox = ObservedSandbox(
         first, NoShare(), Apart(store.path, loopback), store, Steps(f"{store.path}/steps.json", [])
     )

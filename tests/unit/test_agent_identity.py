@@ -10,6 +10,7 @@ import pytest
 from hawse.agent.machine.identity import read_seed
 from hawse.agent.system import syscalls, trace
 from hawse.errors import VmError
+from hawse.linux import mounts
 
 
 @pytest.mark.parametrize("size", [16, 64, 512])
@@ -52,4 +53,4 @@ def test_a_file_that_is_no_module_is_refused_by_its_name(tmp_path: Path) -> None
 
 def test_a_mount_that_is_refused_names_its_target(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        syscalls.mount("none", f"{tmp_path}/nowhere", "tmpfs")
+        mounts.mount("none", f"{tmp_path}/nowhere", "tmpfs")

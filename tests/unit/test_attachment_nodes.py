@@ -12,7 +12,7 @@ from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.device_map import GuestGroup
-from hawse.plan.model import SandboxPlan
+from hawse.plan.model import ContainerPlan
 from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
@@ -30,7 +30,7 @@ IOMMU = file_node(None, path="/dev/iommu", major=10, minor=126)
 class Machine:
     """The attachments of a container in a VM that runs."""
 
-    def __init__(self, made: SandboxPlan, *answers: dict[str, Any], **others: Any) -> None:
+    def __init__(self, made: ContainerPlan, *answers: dict[str, Any], **others: Any) -> None:
         bound = list(answers) if len(answers) > 1 else answers[0]
         self.qmp, self.claims = FakeQmp(), Claims(plan().ports)
         self.link = FakeLink({"bind_vfio": bound, "add_nodes": None, "remove_nodes": None} | others)
@@ -49,7 +49,7 @@ def device_file(number: int, device: str, *, group: int = 5) -> VfioNode:
 )
 def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[VfioNode], wants: bool) -> None:
     async def story() -> None:
-        made = Machine(replace(plan(), nodes=nodes), FILES)
+        made = Machine(replace(plan().container, nodes=nodes), FILES)
         await made.begin()
         assert made.attachments.wants_files == wants
         await made.attachments.attach(wanted(EDU, made.claims.spares))
@@ -64,7 +64,7 @@ def test_nodes_of_a_detached_group_are_forgotten() -> None:
     """The group can come back under another path, and a node that is named twice exists once."""
 
     async def story() -> None:
-        made = Machine(plan(), FILES)
+        made = Machine(plan().container, FILES)
         await made.begin()
         [entry] = await made.attachments.attach(wanted(EDU, made.claims.spares))
         assert entry["nodes"] == ["/dev/vfio/3", "/dev/vfio/5"]
@@ -83,7 +83,7 @@ def test_nodes_of_a_detached_group_are_forgotten() -> None:
 def test_detach_reports_the_devices_that_are_left() -> None:
     async def story() -> None:
         other = EmulatedGroup(9, ("edu",))
-        groups = plan(EDU, other)
+        groups = plan(EDU, other).container
         nodes = [*groups.nodes, IOMMU, *(device_file(n, f"vfio-{n}-0", group=n) for n in (5, 9))]
         both = replace(groups, nodes=nodes)
         made = Machine(both, FILES, FILES | {"group": 4, "file": {"number": 1, "major": 509, "minor": 5}})
@@ -109,7 +109,7 @@ def test_detach_reports_the_devices_that_are_left() -> None:
 
 def test_end_before_the_creation_releases_the_ports() -> None:
     async def story() -> None:
-        made = Machine(plan(EDU), BOUND)
+        made = Machine(plan(EDU).container, BOUND)
         assert len(made.claims.spares) == 3
         await made.attachments.end()
         assert (made.qmp.commands, len(made.claims.spares)) == ([], 4)
@@ -122,7 +122,8 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
     """The container is gone from the claims, the port is not: QEMU has something in it."""
 
     async def story() -> None:
-        made = Machine(plan(EDU) if call != "attach" else plan(), BOUND, add_nodes=VmError("agent: no"))
+        groups = [] if call == "attach" else [EDU]
+        made = Machine(plan(*groups).container, BOUND, add_nodes=VmError("agent: no"))
         made.qmp = FakeQmp(patience=10**9)
         await made.begin()
         words = (
@@ -169,7 +170,7 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
 def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str) -> None:
     async def story() -> None:
         answer = BOUND | changes
-        made = Machine(replace(plan(EDU), nodes=[IOMMU]), answer)
+        made = Machine(replace(plan(EDU).container, nodes=[IOMMU]), answer)
         if refusal:
             with pytest.raises(VmError) as caught:
                 await made.begin()
@@ -231,9 +232,9 @@ def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
         for patience, left in ((1, set()), (9, {"vfio-5-0"})):
             qmp = FakeQmp(patience=patience)
             qmp.plugged = {"vfio-5-0"}
-            await hotplug.release(plan(EDU).plugs, qmp)  # type: ignore[arg-type]
+            await hotplug.release(plan(EDU).container.plugs, qmp)  # type: ignore[arg-type]
             assert qmp.plugged == left
-        await hotplug.release(plan(EDU).plugs, FakeQmp(refuse=lambda *_: VmError("gone")))  # type: ignore[arg-type]
+        await hotplug.release(plan(EDU).container.plugs, FakeQmp(refuse=lambda *_: VmError("gone")))  # type: ignore[arg-type]
 
     virtual_time.run(story())
 
@@ -242,15 +243,16 @@ def test_all_ports_can_be_taken() -> None:
     groups = [EmulatedGroup(number, ("edu",)) for number in range(1, 6)]
     made = plan(*groups[:4])
     claims = Claims(made.ports)
-    claims.claim(made.plugs, owner="c1")
+    plugs = made.container.plugs
+    claims.claim(plugs, owner="c1")
     assert claims.spares == []
     assert claims.take_port() is None
     with pytest.raises(StateError, match="the port for it was taken meanwhile"):
-        claims.claim([replace(made.plugs[0], group=9, device="vfio-9-0")], owner="c1")
-    claims.release(made.plugs[:1], owner="another")
+        claims.claim([replace(plugs[0], group=9, device="vfio-9-0")], owner="c1")
+    claims.release(plugs[:1], owner="another")
     assert claims.spares == []
-    claims.release(made.plugs[:1], owner="c1")
-    assert [port.takes_at for port in claims.spares] == [made.plugs[0].bus]
+    claims.release(plugs[:1], owner="c1")
+    assert [port.takes_at for port in claims.spares] == [plugs[0].bus]
 
 
 def test_interfaces_take_ports_without_a_bridge() -> None:

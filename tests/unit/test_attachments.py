@@ -14,7 +14,7 @@ from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, S
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
-from hawse.plan.model import SandboxPlan
+from hawse.plan.model import ContainerPlan
 from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
@@ -23,6 +23,7 @@ from hawse.vm.ports import MIB, plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
+from tests.support.plans import changed
 
 
 class Sandbox:
@@ -33,7 +34,7 @@ class Sandbox:
         self.link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
         made = plan(*groups, seconds=seconds)
         self.claims = Claims(made.ports)
-        self.attachments = Attachments(made, self.claims, seconds=seconds)
+        self.attachments = Attachments(made.container, self.claims, seconds=seconds)
 
     async def begin(self) -> None:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
@@ -123,7 +124,7 @@ def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
             await asyncio.sleep(3600)
 
         link.call = never  # type: ignore[method-assign]
-        steps = plan(EDU).plugs
+        steps = plan(EDU).container.plugs
         waiting = asyncio.create_task(hotplug.attach(steps, qmp, link, seconds=5))  # type: ignore[arg-type]
         while not qmp.plugged:
             await asyncio.sleep(0)
@@ -142,7 +143,7 @@ def test_a_guest_that_misses_the_request_is_asked_again(patience: int, seconds: 
 
     async def story() -> None:
         qmp = FakeQmp(patience=patience)
-        steps = plan(NICS).plugs
+        steps = plan(NICS).container.plugs
         qmp.plugged = {step.device for step in steps}
         began = asyncio.get_running_loop().time()
         found = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
@@ -197,10 +198,10 @@ def test_groups_that_the_guest_has_made_one_of_are_refused() -> None:
 def test_a_device_that_was_there_at_the_boot_is_not_plugged_and_can_be_taken_out() -> None:
     async def story() -> None:
         made = plan(NICS)
-        cold = [msgspec.structs.replace(step, cold=True) for step in made.plugs]
+        cold = [msgspec.structs.replace(step, cold=True) for step in made.container.plugs]
         box = Sandbox(FakeQmp(), {})
         box.qmp.plugged = {step.device for step in cold}
-        box.attachments = Attachments(msgspec.structs.replace(made, plugs=cold), Claims(made.ports), seconds=1)
+        box.attachments = Attachments(changed(made, plugs=cold).container, Claims(made.ports), seconds=1)
         await box.begin()
         assert box.qmp.commands == []
         await box.attachments.detach(7, force=False)
@@ -234,7 +235,7 @@ def test_a_group_of_two_containers_is_plugged_once_and_leaves_with_the_last() ->
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
-        made = plan(EDU)
+        made = plan(EDU).container
         made = msgspec.structs.replace(
             made, id="c2", plugs=[msgspec.structs.replace(plug, shared=True) for plug in made.plugs]
         )
@@ -256,7 +257,7 @@ def test_what_another_has_stays_whoever_uses_it() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
-        [plug] = plan(EDU).plugs
+        [plug] = plan(EDU).container.plugs
         box.claims.claim([msgspec.structs.replace(plug, shared=True)], owner="c2")
         await box.attachments.detach(5, force=True)
         assert box.link.calls[-1][1]["group"] is None
@@ -305,7 +306,7 @@ FILE = {"number": 2, "major": 509, "minor": 4}
 FILES = BOUND | {"file": FILE, "iommu": {"major": 10, "minor": 258}}
 
 
-def with_files(groups: SandboxPlan, *, iommu: bool = True) -> SandboxPlan:
+def with_files(groups: ContainerPlan, *, iommu: bool = True) -> ContainerPlan:
     """The plan of a container that has asked for device files, too."""
     nodes = [file_node(None, path="/dev/iommu", major=10, minor=126)] if iommu else []
     for plug in groups.plugs:
@@ -319,7 +320,7 @@ def test_device_files_are_where_the_guest_has_them(answer: dict[str, Any]) -> No
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"bind_vfio": answer}, EDU)
         box.claims = Claims(plan().ports)
-        box.attachments = Attachments(with_files(plan(EDU)), box.claims, seconds=1.0)
+        box.attachments = Attachments(with_files(plan(EDU).container), box.claims, seconds=1.0)
         await box.begin()
         has = "file" in answer
         assert [
@@ -343,7 +344,7 @@ def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> N
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"bind_vfio": FILES})
         assert not box.attachments.wants_files
-        box.attachments = Attachments(with_files(plan()), box.claims, seconds=1.0)
+        box.attachments = Attachments(with_files(plan().container), box.claims, seconds=1.0)
         assert box.attachments.wants_files
         await box.begin()
         more = wanted(EDU, box.claims.spares)

@@ -13,10 +13,11 @@ from hawse.errors import ConfigError, DeviceError
 from hawse.oci.default_spec import example
 from hawse.oci.device_rules import effective
 from hawse.oci.guest.bind_sources import DeviceNode, device_node
-from hawse.oci.guest.specification import BoundNode, GuestPlan, plan_guest
+from hawse.oci.guest.mounts import BoundNode, HostFiles
+from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.load import load_bundle
 from hawse.plan.model import DiskPlan
-from hawse.planner.devices.other_nodes import Nodes, read_nodes
+from hawse.planner.devices.other_nodes import OtherNodes, read_nodes
 from hawse.planner.devices.privileged import shorten
 from hawse.vfio.requests import find_request
 from tests.support.bundles import write
@@ -47,13 +48,15 @@ class Host:
         self.sysfs.function("0000:07:00.0", group=7)
         self.sysfs.node(7, 511, 7)
 
-    def plan(self, spec: dict[str, Any], *, allow: tuple[str, ...] = ("*",)) -> tuple[GuestPlan, Nodes]:
+    def plan(
+        self, spec: dict[str, Any], *, allow: tuple[str, ...] = ("*",)
+    ) -> tuple[GuestPlan, OtherNodes, dict[str, Any]]:
         write(str(self.bundle), spec)
         bundle = load_bundle(str(self.bundle))
-        guest = plan_guest(bundle, container="c1", exists=lambda _: True, node=NODES.get)
+        guest = plan_guest(bundle, container="c1", files=HostFiles(exists=lambda _: True, node=NODES.get))
         linux = bundle.spec.linux
         request = find_request((linux.devices or ()) if linux else (), emulated={}, root=self.sysfs.root)
-        return guest, read_nodes(bundle, guest, request, {}, allow=allow, root=self.sysfs.root)
+        return guest, *read_nodes(bundle, guest, request, {}, allow=allow, root=self.sysfs.root)
 
 
 @pytest.fixture
@@ -77,19 +80,21 @@ def numbered(kind: str, major: int, minor: int, **more: Any) -> dict[str, Any]:
     return {"type": kind, "major": major, "minor": minor, **more}
 
 
-def own_rules(guest: GuestPlan) -> list[dict[str, Any]]:
+def own_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """The rules beyond those of a specification without rules."""
-    rules = guest.spec["linux"]["resources"]["devices"]
+    rules = spec["linux"]["resources"]["devices"]
     defaults = effective("config.json", ())
     assert all(rule in rules for rule in defaults)
     return [rule for rule in rules if rule not in defaults]
 
 
 def test_a_node_that_is_bound_is_a_device_of_the_container(host: Host) -> None:
-    guest, nodes = host.plan(spec_with(("/dev/sdb", "/dev/xvda"), ("/srv/disk", "/dev/xvdb"), ("/srv/null", "/n")))
-    assert guest.spec["mounts"] == []
+    guest, nodes, planned = host.plan(
+        spec_with(("/dev/sdb", "/dev/xvda"), ("/srv/disk", "/dev/xvdb"), ("/srv/null", "/n"))
+    )
+    assert planned["mounts"] == []
     assert [share.name for share in guest.shares] == ["rootfs"]
-    assert guest.spec["linux"]["devices"] == [
+    assert planned["linux"]["devices"] == [
         numbered("b", 8, 16, path="/dev/xvda", fileMode=0o660, uid=0, gid=6),
         numbered("b", 8, 32, path="/dev/xvdb", fileMode=0o600, uid=1, gid=2),
         numbered("c", 1, 3, path="/n", fileMode=0o666, uid=0, gid=0),
@@ -100,30 +105,33 @@ def test_a_node_that_is_bound_is_a_device_of_the_container(host: Host) -> None:
 
 def test_the_rules_are_for_bound_nodes_as_well(host: Host) -> None:
     rules = ({"allow": False, "access": "rwm"}, numbered("b", 8, 16, allow=True, access="r"))
-    guest, nodes = host.plan(spec_with(("/dev/sdb", "/dev/xvda"), ("/srv/disk", "/dev/xvdb"), rules=rules))
+    _, nodes, planned = host.plan(spec_with(("/dev/sdb", "/dev/xvda"), ("/srv/disk", "/dev/xvdb"), rules=rules))
     assert nodes.disks == [DiskPlan(major=8, minor=16, name="sdb", writable=False)]
-    assert own_rules(guest) == [numbered("b", 8, 16, allow=True, access="r")]
+    assert own_rules(planned) == [numbered("b", 8, 16, allow=True, access="r")]
 
 
 def test_a_mount_with_nodev_lets_nothing_be_opened(host: Host) -> None:
     spec = spec_with(("/dev/sdb", "/dev/xvda"))
     spec["mounts"][0]["options"] = ["rbind", "nodev"]
-    guest, nodes = host.plan(spec)
-    assert guest.bound == (BoundNode(0, "/dev/sdb", "/dev/xvda", True),)
+    guest, nodes, planned = host.plan(spec)
+    device = numbered("b", 8, 16, path="/dev/xvda", fileMode=0o660, uid=0, gid=6)
+    assert guest.mounts.bound == [BoundNode(0, "/dev/sdb", device, True)]
+    assert guest.mounts.bound[0].destination == "/dev/xvda"
+    assert planned["linux"]["devices"] == [device]
     assert nodes.disks == []
 
 
 def test_what_the_guest_has_of_the_same_path_stays_a_mount(host: Host) -> None:
-    guest, _ = host.plan(spec_with(("/dev/null", "/dev/x"), ("/dev/vfio/vfio", "/dev/vfio/vfio")))
-    assert [mount["source"] for mount in guest.spec["mounts"]] == ["/dev/null", "/dev/vfio/vfio"]
+    _, _, planned = host.plan(spec_with(("/dev/null", "/dev/x"), ("/dev/vfio/vfio", "/dev/vfio/vfio")))
+    assert [mount["source"] for mount in planned["mounts"]] == ["/dev/null", "/dev/vfio/vfio"]
 
 
 def test_a_character_device_that_is_bound_is_refused_by_its_mount(host: Host) -> None:
     rules = ({"allow": False, "access": "rwm"}, numbered("c", 188, -1, allow=True, access="rwm"))
     with pytest.raises(DeviceError, match=r"^mounts\[0\]\.source: /dev/ttyUSB0 \(188:0\): character devices of"):
         host.plan(spec_with(("/dev/ttyUSB0", "/dev/ttyUSB0"), rules=rules))
-    guest, nodes = host.plan(spec_with(("/dev/ttyUSB0", "/dev/tty9")))
-    assert guest.spec["linux"]["devices"] == guest.spec["mounts"] == []
+    _, nodes, planned = host.plan(spec_with(("/dev/ttyUSB0", "/dev/tty9")))
+    assert planned["linux"]["devices"] == planned["mounts"] == []
     assert "/dev/tty9: character devices of the host cannot be passed to a VM" in nodes.warnings[0]
 
 
@@ -147,8 +155,8 @@ def test_rules_of_vfio_stay_and_others_go(host: Host) -> None:
         numbered("c", 511, 7, allow=True, access="rw"),
         numbered("c", 188, -1, allow=True, access="rw"),
     )
-    guest, nodes = host.plan(spec_with(rules=rules, devices=(group,)))
-    assert own_rules(guest) == [rules[1]]
+    _, nodes, planned = host.plan(spec_with(rules=rules, devices=(group,)))
+    assert own_rules(planned) == [rules[1]]
     [warning] = nodes.warnings
     assert warning.startswith("linux.resources.devices[2]: c 188:* has no effect")
 
@@ -158,15 +166,15 @@ def test_a_node_that_nothing_allows_is_denied_without_any_rule_too(
     host: Host, rules: tuple[dict[str, Any], ...]
 ) -> None:
     """crun allows all where there is no rule, and runc denies all."""
-    guest, nodes = host.plan(spec_with(rules=rules, devices=(numbered("b", 8, 16, path="/dev/xvda"),)))
+    _, nodes, planned = host.plan(spec_with(rules=rules, devices=(numbered("b", 8, 16, path="/dev/xvda"),)))
     assert nodes.disks == []
-    assert own_rules(guest) == []
+    assert own_rules(planned) == []
 
 
 def test_a_container_without_nodes_has_the_default_devices(host: Host) -> None:
-    guest, nodes = host.plan(spec_with(rules=()))
-    assert own_rules(guest) == []
-    assert nodes == Nodes()
+    _, nodes, planned = host.plan(spec_with(rules=()))
+    assert own_rules(planned) == []
+    assert nodes == OtherNodes()
 
 
 def test_what_a_path_leads_to(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HostError
 from hawse.jail import tree
 from hawse.monitor import main as monitor
+from hawse.notes import warning
 from hawse.plan.model import JailPlan
 from hawse.planner.confinement import missing_capabilities, plan_jail
 from hawse.state.steps import Steps
 from hawse.state.store import Store
 from tests.support.plans import machine_plan, sandbox_plan
-from tests.support.ready import Said
 
 ALL = 2**41 - 1
 MKNOD, SYS_ADMIN = 1 << 27, 1 << 21
@@ -42,19 +42,16 @@ def config(confine: str, **vm: object) -> Config:
 @pytest.mark.parametrize("confine", ["required", "auto"])
 @pytest.mark.parametrize("filters", [True, False])
 def test_host_with_all_that_a_jail_needs_confines_qemu(tmp_path: Path, confine: str, filters: bool) -> None:
-    log = Said()
-    plan = plan_jail(config(confine), share="virtiofs", filters=filters, warn=log.warning, status=status(tmp_path, ALL))
+    plan, notes = plan_jail(config(confine), share="virtiofs", filters=filters, status=status(tmp_path, ALL))
     assert plan == JailPlan(
         tree="/cache/jails/of/qemu", first_user=2130706432, last_user=2130771967, filters=filters,
         required=confine == "required",
     )  # fmt: skip
-    assert log.warnings == []
+    assert notes == []
 
 
 def test_jail_that_is_turned_off_is_not_planned(tmp_path: Path) -> None:
-    log = Said()
-    assert plan_jail(config("off"), share="9p", filters=True, warn=log.warning, status=status(tmp_path, 0)) is None
-    assert log.warnings == []
+    assert plan_jail(config("off"), share="9p", filters=True, status=status(tmp_path, 0)) == (None, [])
 
 
 OBSTACLES = [
@@ -76,18 +73,15 @@ OBSTACLES = [
 def test_obstacle_is_named_in_a_refusal_or_a_warning(tmp_path: Path, share: str, effective: int, reason: str) -> None:
     path = status(tmp_path, effective)
     with pytest.raises(HostError) as caught:
-        plan_jail(config("required"), share=share, filters=True, warn=Said().warning, status=path)
+        plan_jail(config("required"), share=share, filters=True, status=path)
     assert caught.value.sentence() == f"QEMU cannot be confined, as vm.confine requires: {reason}"
-    log = Said()
-    assert plan_jail(config("auto"), share=share, filters=True, warn=log.warning, status=path) is None
-    assert log.warnings == [f"QEMU is not confined: {reason}"]
+    notes = [warning(f"QEMU is not confined: {reason}")]
+    assert plan_jail(config("auto"), share=share, filters=True, status=path) == (None, notes)
 
 
 def test_configured_9p_has_another_remedy_than_a_missing_virtiofsd(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
-        plan_jail(
-            config("required", share="9p"), share="9p", filters=True, warn=Said().warning, status=status(tmp_path, ALL)
-        )  # fmt: skip
+        plan_jail(config("required", share="9p"), share="9p", filters=True, status=status(tmp_path, ALL))
     assert caught.value.hint == 'set vm.share = "auto"'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from hawse.planner.devices.vfio import (
     check_host,
     find_groups,
     mirrored_bus,
+    planned_nodes,
     plug_steps,
     shape,
     to_bind,
-    with_devices,
     with_groups,
 )
 from hawse.vfio import inventory
@@ -144,7 +145,10 @@ def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_th
         "linux": {"devices": [{"path": "/dev/vfio/12"}], "resources": {"devices": [{"allow": False}]}}
     }
     asked = Request((group_node(12, major=240, minor=0),), (group(12, "0000:3b:00.0"),))
-    request = add_named(asked, [group(12, "0000:3b:00.0"), group(13, "0000:3c:00.0")], spec)
+    before = copy.deepcopy(spec)
+    request, changed = add_named(asked, [group(12, "0000:3b:00.0"), group(13, "0000:3c:00.0")], spec)
+    assert spec == before
+    spec = changed
     assert [one.number for one in request.groups] == [12, 13]
     assert [(node.path, node.host_group) for node in request.nodes] == [
         ("/dev/vfio/12", 12), ("/dev/vfio/vfio", None), ("/dev/vfio/13", 13),
@@ -173,7 +177,10 @@ def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool
     }
     files = (IOMMU, FILE)
     lone = group(12, "0000:3b:00.0")
-    request = with_groups(Request(nodes, (lone,), files), spec)
+    before = copy.deepcopy(spec)
+    request, changed = with_groups(Request(nodes, (lone,), files), spec)
+    assert spec == before
+    spec = changed
     assert {(node.path, node.host_group) for node in request.nodes} == {("/dev/vfio/vfio", None), ("/dev/vfio/12", 12)}
     assert sorted(device["path"] for device in spec["linux"]["devices"]) == [
         "/dev/iommu", "/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/vfio/vfio",
@@ -181,7 +188,7 @@ def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool
     assert all((device["fileMode"], device["uid"]) == (0o640, 7) for device in spec["linux"]["devices"])
     rules = {(rule.get("major"), rule.get("minor")) for rule in spec["linux"]["resources"]["devices"]}
     assert {(510, 3), (10, 196)} <= rules
-    found = with_devices(request, steps(lone))
+    found = planned_nodes(request, steps(lone))
     assert [(one.path, one.device) for one in found if one.is_file] == [
         ("/dev/iommu", ""), ("/dev/vfio/devices/vfio3", "vfio-12-0"),
     ]  # fmt: skip
@@ -196,7 +203,7 @@ def test_a_device_file_is_that_of_its_function() -> None:
         file_node(5, path="/dev/vfio/devices/vfio5", major=0, minor=5), IOMMU,
     ]  # fmt: skip
     request = Request((container_node(),), (pair, several), tuple(files))
-    found = with_devices(request, steps(several, pair))
+    found = planned_nodes(request, steps(several, pair))
     assert found[0] == container_node()
     assert [(node.path, node.device) for node in found[1:]] == [
         ("/dev/a", "vfio-12-1"), ("/dev/b", "vfio-12-0"), ("/dev/vfio/devices/vfio5", "vfio-5-0"), ("/dev/iommu", ""),
@@ -205,8 +212,7 @@ def test_a_device_file_is_that_of_its_function() -> None:
 
 
 def test_groups_that_are_named_twice_are_given_once() -> None:
-    spec: dict[str, Any] = {}
-    request = add_named(Request((), ()), find_groups(["5", "5"], {5: EmulatedGroup(5, ("edu",))}), spec)
+    request, spec = add_named(Request((), ()), find_groups(["5", "5"], {5: EmulatedGroup(5, ("edu",))}), {})
     assert len(request.groups) == 1
     assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/vfio/vfio", "/dev/vfio/5"]
 
@@ -261,7 +267,12 @@ def test_devices_of_the_guests_own_drivers_leave_no_node_of_either_family() -> N
     rules = [{"allow": True, "type": "c", "major": major, "minor": minor} for _, major, minor in entries]
     spec: dict[str, Any] = {"linux": {"devices": devices, "resources": {"devices": rules}}}
     files = (IOMMU, FILE)
-    request, rights = take_out(with_groups(Request((), (group(12, "0000:3b:00.0"),), files), spec), spec)
+    before = copy.deepcopy(spec)
+    with_nodes = with_groups(Request((), (group(12, "0000:3b:00.0"),), files), spec)
+    request, changed, rights = take_out(*with_nodes)
+    assert spec == before
+    assert "/dev/vfio/12" in [device["path"] for device in with_nodes[1]["linux"]["devices"]]
+    spec = changed
     assert (request.nodes, request.files, rights) == ((), (), {12: {"uid": 7}})
     assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/fuse"]
     assert [(rule["major"], rule["minor"]) for rule in spec["linux"]["resources"]["devices"]] == [(10, 229)]

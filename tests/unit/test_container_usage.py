@@ -50,7 +50,7 @@ class Container:
         processes.begin(cast(Any, self.link))
         spec = {"linux": {"resources": RESOURCES}} if spec is None else spec
         cgroup = cgroup or CgroupPlan(path="/c1", limits=limits or HostLimits(cpus="0-1"))
-        made = msgspec.structs.replace(plan(), spec=spec, cgroup=cgroup)
+        made = msgspec.structs.replace(plan().container, spec=spec, cgroup=cgroup)
         host_cgroup = HostCgroup(made.cgroup, str(directory))
         self.usage = Usage(
             made, processes, host_cgroup, self.state, lambda: self.written.append(dict(self.state)),
@@ -236,7 +236,7 @@ def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
         made = Container(tmp_path)
         processes = Processes(seconds=1)
         cgroup = Recording(CgroupPlan(path="/c1"), str(tmp_path))
-        usage = Usage(plan(), processes, cgroup, made.state, lambda: made.written.append(dict(made.state)))
+        usage = Usage(plan().container, processes, cgroup, made.state, lambda: made.written.append(dict(made.state)))
         waiting = [asyncio.create_task(usage.answer("await_oom", {"seen": n, "seconds": 50})) for n in (0, 1)]
         await asyncio.sleep(1)
         for kills in (1, 1, 3, 2):
@@ -263,7 +263,7 @@ def test_flood_of_oom_kills_is_told_once_a_second(tmp_path: Path) -> None:
             counts.append(made.state["oomKills"])
 
         cgroup = HostCgroup(CgroupPlan(), str(tmp_path))
-        usage = Usage(plan(), Processes(seconds=1), cgroup, made.state, write)
+        usage = Usage(plan().container, Processes(seconds=1), cgroup, made.state, write)
         for kills in range(1, 301):
             usage.note_oom(kills)
             await asyncio.sleep(0.01)
@@ -283,7 +283,7 @@ def test_cgroup_that_cannot_be_told_is_logged(tmp_path: Path, capsys: pytest.Cap
     async def story() -> None:
         made = Container(tmp_path)
         cgroup = Failing(CgroupPlan(path="/c1"), str(tmp_path))
-        usage = Usage(plan(), Processes(seconds=1), cgroup, made.state, lambda: None)
+        usage = Usage(plan().container, Processes(seconds=1), cgroup, made.state, lambda: None)
         usage.note_oom(1)
         text = ""
         async with asyncio.timeout(60):

@@ -75,15 +75,18 @@ def test_a_field_that_asks_for_nothing_is_taken_out(field: Field, value: Any) ->
         with pytest.raises(ConfigError, match="vm: the virtual machine"):
             review("config.json", spec)
         return
-    assert review("config.json", spec) == []
-    assert f"'{last}'" not in str(spec)
+    reviewed, warnings = review("config.json", spec)
+    assert warnings == []
+    assert f"'{last}'" not in str(reviewed)
 
 
 @pytest.mark.parametrize("field", IGNORED, ids=lambda field: field.path)
 def test_a_field_that_is_ignored_is_taken_out(field: Field) -> None:
     spec = with_field(field.path, "x")
-    warned = review("config.json", spec)
-    assert f"'{field.path.split('.')[-1]}'" not in str(spec)
+    before = copy.deepcopy(spec)
+    reviewed, warned = review("config.json", spec)
+    assert spec == before
+    assert f"'{field.path.split('.')[-1]}'" not in str(reviewed)
     if field.fate is Fate.WARNED:
         assert warned == [f"{field.path}: 'x' has no effect: {field.why} [{field.hint}]"]
     else:
@@ -91,7 +94,8 @@ def test_a_field_that_is_ignored_is_taken_out(field: Field) -> None:
 
 
 def test_no_policy_is_what_an_unconfined_container_asks_for() -> None:
-    assert review("config.json", with_field("process.apparmorProfile", "unconfined")) == []
+    _, warnings = review("config.json", with_field("process.apparmorProfile", "unconfined"))
+    assert warnings == []
 
 
 def test_limits_that_ask_for_nothing_are_taken_out_and_others_stay() -> None:
@@ -104,8 +108,8 @@ def test_limits_that_ask_for_nothing_are_taken_out_and_others_stay() -> None:
         "pids": {"limit": -1},
         "unified": {"memory.high": "0"},
     }
-    review("config.json", spec)
-    assert spec["linux"]["resources"] == {
+    reviewed, _ = review("config.json", spec)
+    assert reviewed["linux"]["resources"] == {
         "devices": devices, "memory": {"limit": 5}, "unified": {"memory.high": "0"},
     }  # fmt: skip
 
@@ -113,14 +117,16 @@ def test_limits_that_ask_for_nothing_are_taken_out_and_others_stay() -> None:
 def test_the_example_is_left_as_it_is() -> None:
     spec = example()
     before = copy.deepcopy(spec)
-    review("config.json", spec)
+    assert review("config.json", spec) == (before, [])
     assert spec == before
 
 
 def test_a_process_alone() -> None:
     process = {"args": ["a"], "apparmorProfile": "p", "ioPriority": None}
-    review_process("process.json", process)
-    assert process == {"args": ["a"]}
+    reviewed, warnings = review_process("process.json", process)
+    assert reviewed == {"args": ["a"]}
+    assert len(warnings) == 1
+    assert process == {"args": ["a"], "apparmorProfile": "p", "ioPriority": None}
     with pytest.raises(ConfigError, match=r"^process\.json: ioPriority: the guest's runtime cannot set it$"):
         review_process("process.json", {"ioPriority": {}})
     with pytest.raises(ConfigError, match=r"^process\.json: scheduler: the guest's runtime cannot set it$"):

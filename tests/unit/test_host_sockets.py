@@ -148,7 +148,7 @@ def planned(directory: Path, *mounts: dict[str, Any], env: tuple[str, ...] = (),
 @pytest.mark.parametrize("name", ["stream", "datagram", "fifo"])
 def test_mount_is_shared_as_a_file_and_warned_of(sockets: Path, name: str) -> None:
     made = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
-    assert (made.spec["mounts"][0]["source"], made.sockets) == ("/run/hawse/share/c1/mount0", ())
+    assert (made.spec["mounts"][0]["source"], made.mounts.sockets) == ("/run/hawse/share/c1/mount0", {})
     assert (made.shares[1].source, made.shares[1].is_dir) == (f"{sockets}/{name}", False)
     [(level, text)] = made.notes
     assert level == "warning"
@@ -161,11 +161,11 @@ def test_forwarded_socket_is_the_guests_with_the_hosts_mode_and_owners(sockets: 
     source = str(sockets / "link")
     made = planned(sockets, {"destination": "/s", "source": source}, forwarded=f"{sockets}/stream")
     assert made.spec["mounts"][0]["source"] == "/run/hawse/sockets/c1/mount0"
-    assert made.sockets == (("mount0", Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)),)
+    assert made.mounts.sockets == {"mount0": Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)}
     assert made.notes == ()
     maps = {f"{kind}Mappings": [{"containerID": 0, "hostID": 100000, "size": 9}] for kind in ("uid", "gid")}
     mapped = planned(sockets, {"destination": "/s", "source": source, **maps}, forwarded=f"{sockets}/stream")
-    assert [(found.uid, found.gid) for _, found in mapped.sockets] == [(100007, 100008)]
+    assert [(found.uid, found.gid) for found in mapped.mounts.sockets.values()] == [(100007, 100008)]
 
 
 def test_socket_in_dev_is_the_hosts(sockets: Path) -> None:

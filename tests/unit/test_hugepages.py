@@ -14,10 +14,11 @@ from hawse.config import Config, Vm, load_config
 from hawse.errors import ConfigError, HostError, VmError
 from hawse.oci.default_spec import example
 from hawse.oci.guest.hugetlbfs import Hugetlbfs, counts_of, hugetlbfs, is_hugetlbfs, mounted_kib, page_kib
+from hawse.oci.guest.mounts import HostFiles
 from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, is_kubelets
-from hawse.planner.hugepages import Wanted, check_cgroups, decide, room, wanted
+from hawse.planner.hugepages import Asked, asked_by, check_cgroups, decide, room
 from hawse.vm.host_hugepages import KIB, check, count, round_up, size_name
 from tests.support.bundles import write
 from tests.support.sysfs import FakeSysfs
@@ -112,10 +113,9 @@ def test_bind_mount_of_host_hugetlbfs_becomes_a_guest_hugetlbfs(tmp_path: Path) 
         bind("/dev/null", "/other"),
         bind(volume, "/again"),
     ]
-    plan = plan_guest(
-        bundle(tmp_path, mounts), container="c1", exists=lambda _: True, is_dir=lambda _: True, hugetlbfs=found.get
-    )
-    (small, big) = plan.hugetlbfs
+    files = HostFiles(exists=lambda _: True, is_dir=lambda _: True, hugetlbfs=found.get)
+    plan = plan_guest(bundle(tmp_path, mounts), container="c1", files=files)
+    (small, big) = plan.mounts.huge.items()
     assert (small[1], big[1]) == tuple(found.values())
     directory = "/run/hawse/hugepages"
     assert plan.spec["mounts"] == [
@@ -124,7 +124,7 @@ def test_bind_mount_of_host_hugetlbfs_becomes_a_guest_hugetlbfs(tmp_path: Path) 
         mounts[2],
         bind(f"{directory}/{big[0]}", "/again"),
     ]
-    assert plan.page_sizes == {2048, GIB_KIB}
+    assert plan.mounts.page_sizes == {2048, GIB_KIB}
     assert [share.name for share in plan.shares] == ["rootfs"]
 
 
@@ -132,8 +132,8 @@ def test_hugetlbfs_mount_in_the_bundle_stays_and_counts(tmp_path: Path) -> None:
     mounts = [{"type": "hugetlbfs", "source": "h", "destination": "/h", "options": ["pagesize=1G"]}]
     plan = plan_guest(bundle(tmp_path, mounts), container="c1")
     assert plan.spec["mounts"] == mounts
-    assert plan.page_sizes == {GIB_KIB}
-    assert plan.hugetlbfs == ()
+    assert plan.mounts.page_sizes == {GIB_KIB}
+    assert plan.mounts.huge == {}
 
 
 Pages = tuple[tuple[int, int], ...]
@@ -144,39 +144,39 @@ BOTH = frozenset({2048, GIB_KIB})
     ("role", "said", "free", "pages"),
     [
         # The limit is the number of pages. A limit of zero counts; a limit above any host's capacity does not.
-        (SINGLE, Wanted({2048: 32}), 0, ((2048, 32),)),
-        (SINGLE, Wanted({2048: 32, GIB_KIB: 0}, BOTH), 9, ((2048, 32),)),
-        (SINGLE, Wanted({2048: 32}, said={2048: 9}, configured={2048: 8}), 0, ((2048, 32),)),
-        (SINGLE, Wanted({2048: 2**52}), 0, ()),
-        (SINGLE, Wanted({2048: 8 * 1024 - 1}), 0, ((2048, 8 * 1024 - 1),)),
-        (SINGLE, Wanted({2048: 8 * 1024}), 0, ()),
-        (SINGLE, Wanted({2048: 2**52}, frozenset({2048})), 7, ((2048, 7),)),
+        (SINGLE, Asked({2048: 32}), 0, ((2048, 32),)),
+        (SINGLE, Asked({2048: 32, GIB_KIB: 0}, BOTH), 9, ((2048, 32),)),
+        (SINGLE, Asked({2048: 32}, said={2048: 9}, configured={2048: 8}), 0, ((2048, 32),)),
+        (SINGLE, Asked({2048: 2**52}), 0, ()),
+        (SINGLE, Asked({2048: 8 * 1024 - 1}), 0, ((2048, 8 * 1024 - 1),)),
+        (SINGLE, Asked({2048: 8 * 1024}), 0, ()),
+        (SINGLE, Asked({2048: 2**52}, frozenset({2048})), 7, ((2048, 7),)),
         # The annotation applies to any container, the configuration only to containers that mount such pages.
-        (SINGLE, Wanted(said={2048: 9}), 0, ((2048, 9),)),
-        (SINGLE, Wanted(mounted=BOTH, said={2048: 9}, configured={2048: 8, GIB_KIB: 1}), 0, ((GIB_KIB, 1), (2048, 9))),
-        (SINGLE, Wanted(configured={2048: 8}), 0, ()),
+        (SINGLE, Asked(said={2048: 9}), 0, ((2048, 9),)),
+        (SINGLE, Asked(mounted=BOTH, said={2048: 9}, configured={2048: 8, GIB_KIB: 1}), 0, ((GIB_KIB, 1), (2048, 9))),
+        (SINGLE, Asked(configured={2048: 8}), 0, ()),
         # Without both: the host's free pages, at most half of the VM's memory; half of it if the host has no pages.
-        (SINGLE, Wanted(mounted=frozenset({2048})), 100, ((2048, 100),)),
-        (SINGLE, Wanted(mounted=frozenset({2048})), 10_000, ((2048, 256),)),
-        (SINGLE, Wanted(mounted=frozenset({2048})), 0, ((2048, 256),)),
-        (SINGLE, Wanted(mounted=frozenset({GIB_KIB})), 16, ((GIB_KIB, 1),)),
-        (SINGLE, Wanted(), 100, ()),
+        (SINGLE, Asked(mounted=frozenset({2048})), 100, ((2048, 100),)),
+        (SINGLE, Asked(mounted=frozenset({2048})), 10_000, ((2048, 256),)),
+        (SINGLE, Asked(mounted=frozenset({2048})), 0, ((2048, 256),)),
+        (SINGLE, Asked(mounted=frozenset({GIB_KIB})), 16, ((GIB_KIB, 1),)),
+        (SINGLE, Asked(), 100, ()),
         # A pod: each of its containers has the pod's annotation; its sandbox has only its own limits.
-        (CONTAINER, Wanted(said={2048: 9}), 0, ()),
-        (CONTAINER, Wanted(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
-        (SANDBOX, Wanted(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),
-        (SANDBOX, Wanted({2048: 3}, said={2048: 9}), 5, ((2048, 3),)),
+        (CONTAINER, Asked(said={2048: 9}), 0, ()),
+        (CONTAINER, Asked(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
+        (SANDBOX, Asked(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),
+        (SANDBOX, Asked({2048: 3}, said={2048: 9}), 5, ((2048, 3),)),
         # A kubelet passes the limits of a pod; if the engine drops them, the annotation and the configuration apply.
-        (CONTAINER, Wanted({2048: 3}, frozenset({2048}), kubelets=True), 5, ((2048, 3),)),
-        (CONTAINER, Wanted({2048: 0}, frozenset({2048}), kubelets=True), 5, ()),
-        (CONTAINER, Wanted(mounted=frozenset({2048}), said={2048: 9}, kubelets=True), 5, ((2048, 9),)),
-        (CONTAINER, Wanted(mounted=frozenset({2048}), configured={2048: 8}, kubelets=True), 5, ((2048, 8),)),
-        (CONTAINER, Wanted(mounted=frozenset({2048})), 5, ((2048, 5),)),
-        (SANDBOX, Wanted(mounted=frozenset({2048}), kubelets=True), 5, ()),
+        (CONTAINER, Asked({2048: 3}, frozenset({2048}), kubelets=True), 5, ((2048, 3),)),
+        (CONTAINER, Asked({2048: 0}, frozenset({2048}), kubelets=True), 5, ()),
+        (CONTAINER, Asked(mounted=frozenset({2048}), said={2048: 9}, kubelets=True), 5, ((2048, 9),)),
+        (CONTAINER, Asked(mounted=frozenset({2048}), configured={2048: 8}, kubelets=True), 5, ((2048, 8),)),
+        (CONTAINER, Asked(mounted=frozenset({2048})), 5, ((2048, 5),)),
+        (SANDBOX, Asked(mounted=frozenset({2048}), kubelets=True), 5, ()),
     ],
 )
 def test_number_of_pages_that_a_guest_reserves(
-    role: str, said: Wanted, free: int, pages: tuple[tuple[int, int], ...]
+    role: str, said: Asked, free: int, pages: tuple[tuple[int, int], ...]
 ) -> None:
     assert decide(said, role=role, memory_mib=1024, host_mib=16 * 1024, free=lambda _: free) == pages
 
@@ -184,13 +184,13 @@ def test_number_of_pages_that_a_guest_reserves(
 @pytest.mark.parametrize(
     "said",
     [
-        Wanted(mounted=frozenset({2048}), kubelets=True),
-        Wanted({GIB_KIB: 1}, BOTH, kubelets=True),
-        Wanted({2048: 2**52}, frozenset({2048}), kubelets=True),
-        Wanted(mounted=frozenset({2048}), said={GIB_KIB: 1}, kubelets=True),
+        Asked(mounted=frozenset({2048}), kubelets=True),
+        Asked({GIB_KIB: 1}, BOTH, kubelets=True),
+        Asked({2048: 2**52}, frozenset({2048}), kubelets=True),
+        Asked(mounted=frozenset({2048}), said={GIB_KIB: 1}, kubelets=True),
     ],
 )
-def test_page_count_that_the_engine_dropped_is_not_guessed(said: Wanted) -> None:
+def test_page_count_that_the_engine_dropped_is_not_guessed(said: Asked) -> None:
     """containerd and CRI-O drop the limits on a node without the controller hugetlb."""
     words = r"^mounts: there are huge pages of 2MB, .* \[.*annotate the pod with hawse.hugepages: \"2MB:COUNT\""
     with pytest.raises(ConfigError) as caught:
@@ -215,12 +215,12 @@ def test_podman_pods_are_not_treated_as_kubelet_pods(annotations: dict[str, str]
 @pytest.mark.parametrize(
     ("role", "said", "has"),
     [
-        (SINGLE, Wanted(said={2048: 9}), ((2048, 4),)),
-        (SANDBOX, Wanted(said={GIB_KIB: 1, 2048: 9}), ((GIB_KIB, 1), (2048, 13))),
-        (SANDBOX, Wanted(), ((2048, 4),)),
+        (SINGLE, Asked(said={2048: 9}), ((2048, 4),)),
+        (SANDBOX, Asked(said={GIB_KIB: 1, 2048: 9}), ((GIB_KIB, 1), (2048, 13))),
+        (SANDBOX, Asked(), ((2048, 4),)),
     ],
 )
-def test_pod_vm_has_memory_for_the_pages_of_its_annotation(role: str, said: Wanted, has: Pages) -> None:
+def test_pod_vm_has_memory_for_the_pages_of_its_annotation(role: str, said: Asked, has: Pages) -> None:
     assert room(said, ((2048, 4),), role=role) == has
 
 
@@ -228,10 +228,10 @@ def test_page_counts_are_read_from_all_sources(tmp_path: Path) -> None:
     mounts = [{"type": "hugetlbfs", "source": "h", "destination": "/h", "options": ["pagesize=1G"]}]
     plan = plan_guest(bundle(tmp_path, mounts, hugepageLimits=[{"pageSize": "2MB", "limit": 4 << 20}]), container="c1")
     config = Config(vm=Vm(guest_hugepages="2MB:5"))
-    found = wanted(plan, config, {"hawse.hugepages": "1GB:3"})
-    assert found == Wanted({2048: 2}, frozenset({GIB_KIB}), {GIB_KIB: 3}, {2048: 5})
+    found = asked_by(plan, config, {"hawse.hugepages": "1GB:3"})
+    assert found == Asked({2048: 2}, frozenset({GIB_KIB}), {GIB_KIB: 3}, {2048: 5})
     with pytest.raises(ConfigError, match=r"configuration: vm\.guest_hugepages: 'x'"):
-        wanted(plan, Config(vm=Vm(guest_hugepages="x")), {})
+        asked_by(plan, Config(vm=Vm(guest_hugepages="x")), {})
 
 
 @pytest.mark.parametrize("size", ["2M", "4MB", "yes"])

@@ -14,6 +14,7 @@ from hawse.linux import user_namespaces
 from hawse.oci.default_spec import example
 from hawse.oci.guest.hugetlbfs import Hugetlbfs
 from hawse.oci.guest.idmap import IdMap, Maps, Range, as_field, check_user_map, of_linux, take_out
+from hawse.oci.guest.mounts import HostFiles
 from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 from tests.support.oci import bundle_with
@@ -90,11 +91,13 @@ def planned(tmp_path: Path, role: str, user: dict[str, Any], mounts: list[Any] =
     spec["linux"]["namespaces"].append({"type": "user"} | user)
     spec["linux"] |= linux
     spec["mounts"] += mounts
-    return plan_guest(
-        bundle_with(tmp_path, spec), container="c1", role=role, user_maps=maps, exists=lambda _path: True,
+    files = HostFiles(
+        user_maps=maps,
+        exists=lambda _path: True,
         hugetlbfs=lambda path: Hugetlbfs(2048, 0o755, 0, 0) if path == "/huge" else None,
         tmpfs_size=lambda path: 4096 if path == "/sandbox/shm" else 0,
-    )  # fmt: skip
+    )
+    return plan_guest(bundle_with(tmp_path, spec), container="c1", role=role, files=files)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_user_namespace_is_made_with_its_mappings_or_joined(
 ) -> None:
     plan = planned(tmp_path, role, user, **linux)
     assert ({"type": "user"} in plan.spec["linux"]["namespaces"]) is own
-    assert plan.joins.get("user", "") == joined
+    assert plan.namespaces.joins.get("user", "") == joined
     fields = {key: plan.spec["linux"].get(key) for key in MAPPED}
     assert fields == (MAPPED if mapped else dict.fromkeys(MAPPED))
 
@@ -147,9 +150,9 @@ def test_shares_have_mappings_and_the_guests_runtime_sees_none(tmp_path: Path) -
     plan = planned(tmp_path, CONTAINER, {"path": "/proc/7/ns/user"}, mounts, **MAPPED)
     assert plan.shares[-1].owners == BELOW
     assert plan.shares[0].owners is None, "engines give the root file system its owners"
-    [(_, huge)] = plan.hugetlbfs
+    [huge] = plan.mounts.huge.values()
     assert (huge.uid, huge.gid) == (100000, 200000)
-    assert len(plan.memory) == 1, "everybody may write to it"
+    assert len(plan.mounts.memory) == 1, "everybody may write to it"
     assert "Mappings" not in str(plan.spec["mounts"])
     assert "idmap" not in str(plan.spec["mounts"])
 

@@ -19,7 +19,7 @@ from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
 
-[PLUG] = plan(EDU).plugs
+[PLUG] = plan(EDU).container.plugs
 CALL = BindNative(address="0000:02:00.0", container="c1", seconds=1.0)
 CARD = {"name": "dri/card0", "kind": "c", "major": 226, "minor": 0}
 DISK = {"name": "sda", "kind": "b", "major": 8, "minor": 2**20 - 1}
@@ -116,7 +116,7 @@ def test_answer_of_another_type(answer: object) -> None:
 )
 def test_nodes_are_added_with_the_rights_of_the_group(spec: dict[str, Any]) -> None:
     native = {PLUG.device: NATIVE}
-    made = with_nodes(spec, [PLUG, *plan(NICS).plugs], native, {5: {"fileMode": 0o660, "uid": 1}})
+    made = with_nodes(spec, [PLUG, *plan(NICS).container.plugs], native, {5: {"fileMode": 0o660, "uid": 1}})
     assert made["linux"]["devices"] == [
         {"path": "/dev/dri/card0", "type": "c", "major": 226, "minor": 0, "fileMode": 0o660, "uid": 1},
         {"path": "/dev/sda", "type": "b", "major": 8, "minor": 2**20 - 1, "fileMode": 0o660, "uid": 1},
@@ -145,15 +145,18 @@ def test_annotation_names_functions_by_their_address_on_the_host() -> None:
     natives = {PLUG.device: NATIVE}
     names = ["enp2s0", "dri/card0", "sda"]
     host = msgspec.structs.replace(PLUG, host="0000:3b:00.0")
-    assert annotation([host, *plan(NICS).plugs], natives) == {GUEST_DEVICES: json.dumps({"0000:3b:00.0": names})}
+    assert annotation([host, *plan(NICS).container.plugs], natives) == {
+        GUEST_DEVICES: json.dumps({"0000:3b:00.0": names})
+    }
     assert annotation([PLUG], natives) == {GUEST_DEVICES: json.dumps({"0000:02:00.0": names})}
     assert annotation([PLUG], {}) == {}
 
 
 def attachments(answers: dict[str, Any]) -> tuple[Attachments, FakeQmp, FakeLink, Claims]:
     """Of a container whose group EDU is native and whose group NICS is not."""
-    made = msgspec.structs.replace(plan(EDU, NICS), native={5: {"uid": 1}})
-    claims = Claims(made.ports)
+    sandbox = plan(EDU, NICS)
+    made = msgspec.structs.replace(sandbox.container, native={5: {"uid": 1}})
+    claims = Claims(sandbox.ports)
     link = FakeLink({"bind_vfio": BOUND, "bind_native": ANSWER} | answers)
     return Attachments(made, claims, seconds=1.0), FakeQmp(), link, claims
 

@@ -17,6 +17,7 @@ from hawse.commands.process import Handed, relays
 from hawse.errors import HostError
 from hawse.host import notify
 from hawse.monitor.agent import notifications
+from hawse.notes import debug
 from hawse.oci.load import load_bundle
 from hawse.oci.process.notify_socket import Notify, in_mounts, serve, value_of
 from hawse.planner.notify_target import find_notified
@@ -28,7 +29,6 @@ from tests.support.notified import Notified
 from tests.support.patience import patience, wait_until
 from tests.support.processes import waits_for_input
 from tests.support.proxies import Attached, Pipes
-from tests.support.ready import Said
 
 RUN = {"destination": "/run/notify", "type": "bind", "source": "/h/notify", "options": ["bind"]}
 SOCKET = "NOTIFY_SOCKET=/run/notify/notify.sock"
@@ -75,20 +75,22 @@ def test_where_the_containers_own_variable_leads(env: list[str], mounts: list[An
 def test_container_with_the_callers_socket() -> None:
     """runc's mount and variable (notify_socket.go, setupSpec())."""
     spec: dict[str, Any] = {"process": {"env": ["A=1", "NOTIFY_SOCKET=/old"]}, "mounts": [RUN]}
-    serve(spec, Notify(host="/h", caller=True), container="c1")
-    assert spec["process"]["env"] == ["A=1", SOCKET]
-    assert spec["mounts"] == [RUN, {
+    served = serve(spec, Notify(host="/h", caller=True), container="c1")
+    assert spec == {"process": {"env": ["A=1", "NOTIFY_SOCKET=/old"]}, "mounts": [RUN]}
+    assert served["process"]["env"] == ["A=1", SOCKET]
+    assert served["mounts"] == [RUN, {
         "type": "bind", "destination": "/run/notify", "source": "/run/hawse/notify/c1",
         "options": ["bind", "nosuid", "noexec", "nodev", "ro"],
     }]  # fmt: skip
     bare: dict[str, Any] = {"process": {}}
-    serve(bare, Notify(host="/h", caller=True), container="c1")
-    assert (bare["process"]["env"], len(bare["mounts"])) == ([SOCKET], 1)
+    served = serve(bare, Notify(host="/h", caller=True), container="c1")
+    assert (served["process"]["env"], len(served["mounts"])) == ([SOCKET], 1)
+    assert bare == {"process": {}}
 
 
 def test_container_with_a_socket_among_its_mounts() -> None:
     spec: dict[str, Any] = {"process": {"env": ["NOTIFY_SOCKET=/run/notify//notify.sock"]}, "mounts": [RUN]}
-    serve(spec, Notify(host="/h/notify", below="notify.sock"), container="c1")
+    spec = serve(spec, Notify(host="/h/notify", below="notify.sock"), container="c1")
     assert value_of(spec["process"]["env"]) == "/run/notify//notify.sock"
     assert spec["mounts"][1:] == [{
         "type": "bind", "destination": "/run/notify/notify.sock", "source": "/run/hawse/notify/c1/notify.sock",
@@ -102,18 +104,17 @@ def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host
     spec = bundles.specification(["sh"], env=[SOCKET])
     spec["mounts"].append(RUN | {"source": str(tmp_path)})
     bundles.write(str(tmp_path), spec)
-    bundle, log = load_bundle(str(tmp_path)), Said()
-    assert find_notified(bundle, "", log) is None
-    assert log.details == [
-        f"process.env: NOTIFY_SOCKET is not served: {tmp_path}/notify.sock: No such file or directory"
-    ]
+    bundle = load_bundle(str(tmp_path))
+    text = f"process.env: NOTIFY_SOCKET is not served: {tmp_path}/notify.sock: No such file or directory"
+    assert find_notified(bundle, "") == (None, [debug(text)])
     with Notified(f"{tmp_path}/notify.sock"):
-        assert find_notified(bundle, "", log) == Notify(host=str(tmp_path), below="notify.sock")
-        assert find_notified(bundle, host.address, log) == Notify(host=host.address, caller=True)
-        assert log.warnings == []
-        assert find_notified(bundle, "@none", log) == Notify(host="@none", caller=True)
-    [warning] = log.warnings
-    assert warning.startswith("NOTIFY_SOCKET: @none: Connection refused: the container's notifications are lost [")
+        assert find_notified(bundle, "") == (Notify(host=str(tmp_path), below="notify.sock"), [])
+        assert find_notified(bundle, host.address) == (Notify(host=host.address, caller=True), [])
+        notified, notes = find_notified(bundle, "@none")
+    assert notified == Notify(host="@none", caller=True)
+    [(level, text)] = notes
+    assert level == "warning"
+    assert text.startswith("NOTIFY_SOCKET: @none: Connection refused: the container's notifications are lost [")
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_jailed_qemu_may_write_files_only_if_it_can_have_a_disk(
     monkeypatch: pytest.MonkeyPatch, models: str, limit: int
 ) -> None:
     monkeypatch.setattr(confinement, "jail_tree", lambda *_args, **_options: "/tree")
-    plan = confinement.plan_jail(Config(emulated={"5": [models]}), share="virtiofs", filters=True, warn=print)
+    plan, notes = confinement.plan_jail(Config(emulated={"5": [models]}), share="virtiofs", filters=True)
     assert plan is not None
     assert plan.file_bytes == limit
+    assert notes == []

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hawse.errors import ConfigError
 from hawse.oci.default_spec import example
 from hawse.oci.guest.dev_shm import find_tmpfs
-from hawse.oci.guest.specification import GUEST_VERSION, Share, plan_guest
+from hawse.oci.guest.mounts import HostFiles
+from hawse.oci.guest.share import Share
+from hawse.oci.guest.specification import GUEST_VERSION, plan_guest
 from hawse.oci.load import Bundle, load_bundle, load_process
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
 from tests.support.oci import bundle_with
@@ -121,7 +123,7 @@ def test_the_guest_gets_what_is_the_guests(tmp_path: Path) -> None:
     assert plan.spec["linux"]["cgroupsPath"] == "/hawse/c1"
     assert not {"apparmorProfile", "selinuxLabel"} & plan.spec["process"].keys()
     assert "mountLabel" not in plan.spec["linux"]
-    assert plan.shares == (Share("rootfs", f"{tmp_path}/rootfs", True, True),)
+    assert plan.shares == (Share(name="rootfs", source=f"{tmp_path}/rootfs", is_dir=True, readonly=True),)
 
 
 def test_the_guest_gets_no_numbers_of_the_hosts_and_of_the_hooks_its_own(tmp_path: Path) -> None:
@@ -162,8 +164,8 @@ def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: P
     ]
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
     assert plan.shares[1:] == (
-        Share("mount0", f"{tmp_path}/data", True, True),
-        Share("mount1", f"{tmp_path}/file", False, False, recursive=False),
+        Share(name="mount0", source=f"{tmp_path}/data", is_dir=True, readonly=True, common=True),
+        Share(name="mount1", source=f"{tmp_path}/file", is_dir=False, readonly=False, recursive=False, common=True),
     )
     assert [mount["source"] for mount in plan.spec["mounts"]] == [
         "/run/hawse/share/c1/mount0", "/run/hawse/share/c1/mount1", "/sys", "tmpfs",
@@ -275,11 +277,9 @@ def test_shared_memory_is_the_guests_own(tmp_path: Path) -> None:
         bind | {"destination": "/data", "source": "/run/pod/shm"},
     ]
     sizes = {"/run/pod/shm": 4096}.get
-    plan = plan_guest(
-        bundle_with(tmp_path, spec), container="c1", exists=lambda _: True, is_dir=lambda _: True,
-        tmpfs_size=lambda source: sizes(source, 0),
-    )  # fmt: skip
-    [(name, size)] = plan.memory
+    files = HostFiles(exists=lambda _: True, is_dir=lambda _: True, tmpfs_size=lambda source: sizes(source, 0))
+    plan = plan_guest(bundle_with(tmp_path, spec), container="c1", files=files)
+    [(name, size)] = plan.mounts.memory.items()
     assert size == 4096
     assert plan.spec["mounts"][0] == bind | {"destination": "/dev/shm", "source": f"/run/hawse/shm/{name}"}
     assert [share.name for share in plan.shares] == ["rootfs", "mount1"]
@@ -301,7 +301,8 @@ def test_namespaces_with_paths_are_those_of_the_pod(
     spec = example()
     spec["linux"]["namespaces"] = [*NAMESPACES, {"type": "network", "path": "/run/netns/pod"}]
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1", role=role)
-    assert (plan.spec["linux"]["namespaces"], plan.joins) == ([{"type": kind} for kind in own], joins)
+    assert (plan.spec["linux"]["namespaces"], plan.namespaces.joins) == ([{"type": kind} for kind in own], joins)
+    assert plan.namespaces.own == tuple(own)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,8 @@ def test_the_network_is_the_guests_but_for_a_container_with_a_new_one_beside_its
     spec["linux"]["namespaces"] = [{"type": "network", "path": path}, *OWN]
     spec["linux"]["sysctl"] = {"net.core.somaxconn": "9", "kernel.domainname": "x"}
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1", role=role)
-    assert (plan.network, plan.spec["linux"]["namespaces"], plan.sysctls) == (path, [*own, *OWN], sysctls)
+    assert plan.spec["linux"]["namespaces"] == [*own, *OWN]
+    assert (plan.namespaces.network, plan.sysctls) == (path, sysctls)
     assert plan.spec["linux"]["sysctl"].keys() | sysctls.keys() == spec["linux"]["sysctl"].keys()
     assert not plan.spec["linux"]["sysctl"].keys() & sysctls.keys()
 
@@ -430,7 +432,7 @@ def test_the_network_namespace_stays_on_the_host(tmp_path: Path, namespaces: lis
     spec = example()
     spec["linux"]["namespaces"] = namespaces
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
-    assert plan.network == path
+    assert plan.namespaces.network == path
     assert "network" not in [namespace["type"] for namespace in plan.spec["linux"]["namespaces"]]
 
 

@@ -11,7 +11,9 @@ import pytest
 from hawse.errors import ConfigError
 from hawse.oci.checks import checked_mount
 from hawse.oci.default_spec import example
-from hawse.oci.guest.specification import Share, plan_guest
+from hawse.oci.guest.mounts import HostFiles
+from hawse.oci.guest.share import Share
+from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle, load_process
 from tests.support.bundles import write
 
@@ -45,7 +47,7 @@ MAPPING = [{"containerID": 0, "hostID": 1000, "size": 1}]
         ("process", {"rlimits": [limit("RLIMIT_AS", 5, 4)]}, r"rlimits\[0\]: RLIMIT_AS: soft 5 is above hard 4"),
         ("linux", {"namespaces": [*ALL, {"type": "x"}]}, r"linux\.namespaces\[6\]\.type: 'x' is no kind of namespace"),
         ("linux", {"namespaces": [*ALL, ALL[0]]}, r"linux\.namespaces\[6\]: the pid namespace is there twice"),
-        ("linux", {"namespaces": [*ALL, {"type": "time"}]}, r"linux\.namespaces\[6\]: .* makes no time namespace"),
+        ("linux", {"namespaces": [*ALL, {"type": "time"}]}, r"namespaces\[6\]: .* cannot create a time namespace"),
         ("linux", {"namespaces": without("mount")}, r"linux\.namespaces: none of type mount"),
         ("linux", {"namespaces": without("uts")}, "hostname: the container has no uts namespace"),
         ("linux", {"uidMappings": MAPPING}, r"linux\.uidMappings: the container has no user namespace"),
@@ -103,14 +105,16 @@ def test_what_of_a_share_is_read_only_and_what_is_mounted_below_it(
     spec = example()
     spec["mounts"].append({"destination": "/x", "type": "bind", "source": str(tmp_path), "options": options})
     share = planned(tmp_path, spec).shares[-1]
-    assert share == Share("mount7", str(tmp_path), True, **({"readonly": False} | expected))
+    assert share == Share(
+        name="mount7", source=str(tmp_path), is_dir=True, common=True, **({"readonly": False} | expected)
+    )
 
 
 def test_a_container_without_a_uts_namespace_sees_the_hosts_name(tmp_path: Path) -> None:
     spec = example()
     del spec["hostname"]
     spec["linux"]["namespaces"] = without("uts")
-    plan = planned(tmp_path, spec, host="the-host")
+    plan = planned(tmp_path, spec, files=HostFiles(host_name="the-host"))
     assert plan.spec["hostname"] == "the-host"
     assert {"type": "uts"} in plan.spec["linux"]["namespaces"]
     assert planned(tmp_path, spec).spec["hostname"] == os.uname().nodename

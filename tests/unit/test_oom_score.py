@@ -57,8 +57,8 @@ def test_plan_has_the_value_of_the_specification_or_of_the_caller(tmp_path: Path
     host.write(change)
     expected = oom_score.read() if given is None else given
     made = host.sandbox(host.config(more=EMULATED))
-    assert (made.oom_score_adj, made.machine.oom_score_adj) == (expected, expected)
-    assert made.spec["process"].get("oomScoreAdj", 0) == expected
+    assert (made.container.oom_score_adj, made.machine.oom_score_adj) == (expected, expected)
+    assert made.container.spec["process"].get("oomScoreAdj", 0) == expected
     joined = host.container(Room(spares=[], memory_mib=1024), host.config(more=EMULATED))
     assert joined.oom_score_adj == expected
 
@@ -72,7 +72,7 @@ def test_callers_value_is_passed_to_the_guest(tmp_path: Path) -> None:
         code = 1
         try:
             oom_score.write(1000)
-            made = host.sandbox(host.config(more=EMULATED))
+            made = host.sandbox(host.config(more=EMULATED)).container
             code = 0 if made.inherited.oom_score_adj == made.oom_score_adj == 1000 else 2
         finally:
             os._exit(code)

@@ -139,11 +139,11 @@ def test_overlay_and_forwarded_socket_have_places_for_programs_of_the_host(tmp_p
             )
         )
         plan = host.sandbox(host.config(more=f'[share]\nforward_sockets = ["{tmp_path}/s*"]\n'))
-    assert shown(plan)[1:] == [
+    assert shown(plan.container)[1:] == [
         {"destination": "/data", "type": "overlay"},
         {"destination": "/s", "source": f"{tmp_path}/socket", "is_dir": False, "readonly": False},
     ]
-    assert [(share.name, share.common) for share in plan.shares[:3]] == [
+    assert [(share.name, share.common) for share in plan.container.shares[:3]] == [
         ("rootfs", False), ("mount0", True), ("mount1", False),
     ]  # fmt: skip
-    assert [each.name for each in plan.sockets] == ["mount1"]
+    assert list(plan.container.sockets) == ["mount1"]

@@ -10,7 +10,7 @@ import pytest
 
 from hawse.errors import ConfigError, DeviceError, HostError
 from hawse.oci.default_spec import example
-from hawse.planner import sandbox
+from hawse.planner.devices import selection
 from hawse.planner.view import shown
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB
@@ -31,18 +31,21 @@ def host(tmp_path: Path) -> Planner:
 
 def test_plain_container(host: Planner) -> None:
     made = host.sandbox(timeline="/t.json")
-    assert (made.id, made.bundle, made.rootfs) == ("c1", host.bundle, f"{host.bundle}/rootfs")
-    assert (made.annotations, made.plugs, made.nodes, made.binds, made.native) == ({}, [], [], [], {})
-    assert (made.pod, made.timeline, made.owner, made.network) == (False, "/t.json", "root", "")
-    assert made.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
-    assert [share.name for share in made.shares] == ["rootfs", "modules"]
-    modules = made.shares[1]
+    container = made.container
+    assert (container.id, container.bundle, container.rootfs) == ("c1", host.bundle, f"{host.bundle}/rootfs")
+    assert (container.annotations, container.plugs, container.nodes) == ({}, [], [])
+    assert (container.binds, container.native) == ([], {})
+    assert (made.pod, made.timeline, container.owner, container.network) == (False, "/t.json", "root", "")
+    assert container.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
+    assert [share.name for share in container.shares] == ["rootfs", "modules"]
+    assert [share.common for share in container.shares] == [False, False]
+    modules = container.shares[1]
     assert (modules.source, modules.readonly) == (f"{host.cache}/images/d1/modules", True)
-    machine = made.machine
+    machine, shape = made.machine, made.machine.shape
     assert (machine.modules, machine.load_modules) == ("c1/modules", [])
-    assert (machine.memory_mib, machine.cpus, machine.page_kib, machine.accel) == (1024, 2, 0, "tcg")
-    assert machine.kernel == f"{host.cache}/images/d1/vmlinux"
-    assert machine.machine_properties == ["hpet", "usb"]
+    assert (shape.memory_mib, shape.cpus, machine.page_kib, shape.accel) == (1024, 2, 0, "tcg")
+    assert shape.kernel == f"{host.cache}/images/d1/vmlinux"
+    assert shape.machine_properties == {"hpet", "usb"}
     assert len(made.ports) == 4
     assert host.said.warnings == []
 
@@ -56,7 +59,7 @@ def test_container_without_optional_sections(host: Planner) -> None:
 
     host.write(change)
     made = host.sandbox()
-    assert (made.spec["process"]["env"], made.cgroup.path) == ([], "")
+    assert (made.container.spec["process"]["env"], made.container.cgroup.path) == ([], "")
 
 
 class TestSize:
@@ -79,7 +82,7 @@ class TestSize:
     def test_memory_and_cpus(self, host: Planner, change: Change, size: tuple[int, int]) -> None:
         host.write(change)
         machine = host.sandbox(host.config(vm="cpus = 1" if size[1] == 1 else "")).machine
-        assert (machine.memory_mib, machine.cpus) == size
+        assert (machine.shape.memory_mib, machine.shape.cpus) == size
 
     @pytest.mark.parametrize(
         ("quota", "period", "cpus"), [(150_000, None, 2), (150_000, 50_000, 3), (100_000, 100_000, 1), (0, 1000, 1)]
@@ -87,7 +90,7 @@ class TestSize:
     def test_quota_is_by_its_period(self, host: Planner, quota: int, period: int | None, cpus: int) -> None:
         host.write(limited(cpu={"quota": quota} | ({"period": period} if period else {})))
         expected = min(cpus, os.cpu_count() or 1)
-        assert host.sandbox(host.config(vm="cpus = 1")).machine.cpus == expected
+        assert host.sandbox(host.config(vm="cpus = 1")).machine.shape.cpus == expected
 
     @pytest.mark.parametrize(("period", "cpus"), [("", 2), ("200000", 1)])
     def test_quota_of_a_pod_is_by_the_pods_period(self, host: Planner, period: str, cpus: int) -> None:
@@ -99,7 +102,7 @@ class TestSize:
             limited(cpu={"quota": 5, "period": 1_000_000}, memory={"limit": MIB})(spec)
 
         host.write(change)
-        assert host.sandbox(host.config(vm="cpus = 1")).machine.cpus == min(cpus, os.cpu_count() or 1)
+        assert host.sandbox(host.config(vm="cpus = 1")).machine.shape.cpus == min(cpus, os.cpu_count() or 1)
 
     def test_limit_that_this_host_has_no_memory_for_is_warned_of(self, host: Planner) -> None:
         """One that is all of the host's memory, or more, is none."""
@@ -140,12 +143,12 @@ class TestSize:
     )
     def test_cpus_are_those_of_the_list(self, host: Planner, cpu: dict[str, Any], vm: str, cpus: int) -> None:
         host.write(limited(cpu=cpu))
-        assert host.sandbox(host.config(vm=vm)).machine.cpus == cpus
+        assert host.sandbox(host.config(vm=vm)).machine.shape.cpus == cpus
 
     def test_hugepages_of_the_annotation_are_beside_all_else(self, host: Planner) -> None:
         host.write(annotated({"hawse.hugepages": "2MB:512"}))
         made = host.sandbox()
-        assert (made.hugepages, made.machine.memory_mib) == ([(2048, 512)], 2048)
+        assert (made.container.hugepages, made.machine.shape.memory_mib) == ([(2048, 512)], 2048)
 
     def test_memory_of_hugepages_that_the_host_has_not(self, host: Planner) -> None:
         with pytest.raises(HostError, match="takes 4096 huge pages of 1GB"):
@@ -179,10 +182,10 @@ class TestDevices:
     def test_group_is_plugged(self, host: Planner, config: str) -> None:
         host.write(lambda spec: add_devices(spec, NODES))
         made = host.sandbox(host.config(more=config))
-        [step] = made.plugs
+        [step] = made.container.plugs
         assert (step.group, step.cold) == (5, config == COLD)
-        assert [node.path for node in made.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
-        assert made.machine.cold == (step.commands if config == COLD else [])
+        assert [node.path for node in made.container.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
+        assert list(made.machine.shape.cold) == (step.commands if config == COLD else [])
         assert (made.machine.template is None) is (config == COLD)
         assert any(f"emulated edu is {step.guest_address} in the guest" in text for text in host.said.details)
 
@@ -193,18 +196,18 @@ class TestDevices:
     def test_annotation_names_a_group(self, host: Planner, pod: bool) -> None:
         host.write(annotated({"hawse.devices": "6"} | (CRI if pod else {})))
         made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.plugs] == [6, 6]
-        assert {node.path for node in made.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
+        assert [step.group for step in made.container.plugs] == [6, 6]
+        assert {node.path for node in made.container.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
 
     @pytest.mark.parametrize("native", [False, True])
     def test_device_mode_leaves_devices_to_the_guests_drivers(self, host: Planner, native: bool) -> None:
         host.write(annotated({"hawse.device-mode": "guest-kernel"} if native else {}, *NODES))
         made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.plugs] == [5]
+        assert [step.group for step in made.container.plugs] == [5]
         rights = {5: {"fileMode": 0o666, "uid": 0, "gid": 0}}
-        assert made.native == (rights if native else {})
-        assert bool(made.nodes) is not native
-        drivers = [share.source for share in made.shares if share.name == "drivers"]
+        assert made.container.native == (rights if native else {})
+        assert bool(made.container.nodes) is not native
+        drivers = [share.source for share in made.container.shares if share.name == "drivers"]
         assert drivers == ([f"{host.cache}/images/d1/drivers"] if native else [])
 
     def test_privileged_container_goes_without_what_cannot_be_passed(self, host: Planner) -> None:
@@ -214,8 +217,9 @@ class TestDevices:
 
         host.write(change)
         made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.plugs] == [5]
-        assert [device["path"] for device in made.spec["linux"]["devices"]] == ["/dev/vfio/vfio", "/dev/vfio/5"]
+        assert [step.group for step in made.container.plugs] == [5]
+        devices = made.container.spec["linux"]["devices"]
+        assert [device["path"] for device in devices] == ["/dev/vfio/vfio", "/dev/vfio/5"]
         [warning] = host.said.warnings
         assert "/dev/vfio/999999" in warning
 
@@ -225,14 +229,14 @@ class TestDevices:
             spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
 
         host.write(change)
-        assert [step.group for step in host.sandbox(host.config(more=EMULATED)).plugs] == [5]
+        assert [step.group for step in host.sandbox(host.config(more=EMULATED)).container.plugs] == [5]
         assert host.said.warnings == []
 
     def test_group_that_the_configuration_does_not_allow_is_an_error(
         self, host: Planner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nic = Function(address="0000:81:00.0", vendor=1, device=2, class_code=0x020000, driver="vfio-pci", bars=())
-        monkeypatch.setattr(sandbox, "find_groups", lambda *_: [HostGroup(9, (nic,))])
+        monkeypatch.setattr(selection, "find_groups", lambda *_: [HostGroup(9, (nic,))])
         host.write(annotated({"hawse.devices": "9"}))
         with pytest.raises(
             DeviceError, match=r"group 9 cannot be passed: 0000:81:00.0 \(0001:0002\) is not in the list"
@@ -268,7 +272,7 @@ class TestNotes:
     def test_cgroup_path_is_read_as_the_option_says(self, host: Planner, systemd: bool, path: str) -> None:
         written = "a.slice:b:c" if systemd else "a:b:c"
         host.write(lambda spec: spec["linux"].update({"cgroupsPath": written}))
-        assert host.sandbox(systemd=systemd).cgroup.path == path
+        assert host.sandbox(systemd=systemd).container.cgroup.path == path
 
     def test_network_of_the_engine_is_looked_at_first(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
@@ -279,7 +283,7 @@ class TestNotes:
             path = network.path
             host.write(change)
             before = len(os.listdir("/proc/self/fd"))
-            assert host.sandbox().network == path
+            assert host.sandbox().container.network == path
             assert len(os.listdir("/proc/self/fd")) == before
         with pytest.raises(ConfigError, match="no such file or directory"):
             host.sandbox()
@@ -302,7 +306,7 @@ def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> N
         spec["linux"]["devices"] = [{"path": "/deep/null", "type": "c", "major": 1, "minor": 3}]
 
     host.write(change)
-    assert shown(host.sandbox()) == [
+    assert shown(host.sandbox().container) == [
         {"destination": "/dev", "type": "tmpfs"},
         {"destination": "/proc", "type": "proc"},
         {"destination": "/sys", "type": "directory"},
@@ -313,10 +317,10 @@ def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> N
         {"destination": "/deep/null", "type": "file"},
     ]
     host.write(lambda spec: spec.update({"mounts": [{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}]}))
-    assert shown(host.sandbox()) == [{"destination": "/dev", "type": "tmpfs"}]
+    assert shown(host.sandbox().container) == [{"destination": "/dev", "type": "tmpfs"}]
 
 
 def test_example_is_a_container(host: Planner) -> None:
     """`hawse spec` and an empty root file system are enough."""
     host.write(lambda spec: spec.update(example()))
-    assert host.sandbox().spec["root"]["readonly"] is True
+    assert host.sandbox().container.spec["root"]["readonly"] is True

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.planner.sandbox import plan_machine
-from tests.support.ready import DEVICES, Planner, Said, keep_template, make_program, make_qemu
+from hawse.planner.machine import plan_machine
+from tests.support.ready import DEVICES, Planner, keep_template, make_program, make_qemu
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ class TestMachine:
     def test_files_are_shared_by(self, host: Planner, share: str, able: bool, expected: str) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if able or name != "vhost-user-fs-pci"])
         machine = host.sandbox(host.config(vm=f'share = "{share}"')).machine
-        assert machine.share == expected
+        assert machine.shape.share == expected
         assert machine.virtiofsd[:1] == ([host.virtiofsd] if expected == "virtiofs" else [])
         fallback = [text for text in host.said.warnings if text.startswith("vm.share: files are shared by 9p")]
         assert len(fallback) == (share == "auto" and expected == "9p")
@@ -67,7 +67,7 @@ class TestMachine:
         """QEMU does not consider its TCG a security boundary. The first start tries KVM, the second knows."""
         config = host.config(vm='accel = "auto"')
         for _ in range(2):
-            assert host.sandbox(config).machine.accel == "tcg"
+            assert host.sandbox(config).machine.shape.accel == "tcg"
             [text] = host.said.warnings
             assert text.startswith(
                 "guests run under QEMU's TCG, which QEMU does not consider a security boundary, since "
@@ -75,7 +75,7 @@ class TestMachine:
             assert 'set vm.accel = "kvm" to refuse that' in text
 
     def test_tcg_that_is_configured_is_not_warned_of(self, host: Planner) -> None:
-        assert host.sandbox(host.config(vm='accel = "tcg"')).machine.accel == "tcg"
+        assert host.sandbox(host.config(vm='accel = "tcg"')).machine.shape.accel == "tcg"
         assert host.said.warnings == []
 
     def test_without_kvm_a_start_that_requires_it_is_refused(self, host: Planner) -> None:
@@ -88,14 +88,15 @@ class TestMachine:
         answers = Path(host.qemu).read_text().partition("\n")[2]
         make_program(host.qemu, f"case $* in *accel=kvm*) echo Linux version 6; exit;; esac\n{answers}")
         made = host.sandbox(host.config(vm='accel = "auto"'))
-        assert (made.machine.accel, made.machine.boot_seconds, made.machine.device_seconds) == ("kvm", 30, 15)
+        assert (made.machine.shape.accel, made.machine.boot_seconds, made.machine.device_seconds) == ("kvm", 30, 15)
         assert host.said.warnings == []
 
     def test_machine_of_the_configuration_alone(self, host: Planner) -> None:
         """As `hawse template build` makes it: the one of most containers."""
-        machine = plan_machine(host.load(host.config(vm="memory_mib = 512\ncpus = 3")), [], Said())
-        assert (machine.memory_mib, machine.cpus) == (512, 3)
-        assert machine.bridges == host.sandbox().machine.bridges
+        machine, notes = plan_machine(host.load(host.config(vm="memory_mib = 512\ncpus = 3")), [])
+        assert (machine.shape.memory_mib, machine.shape.cpus) == (512, 3)
+        assert machine.shape.bridges == host.sandbox().machine.shape.bridges
+        assert [note.text.partition(" (")[0] for note in notes] == ["acceleration: tcg"]
 
 
 class TestTemplate:

@@ -15,10 +15,10 @@ from hawse.oci.default_spec import example
 from hawse.oci.device_rules import allows_all
 from hawse.oci.load import load_bundle
 from hawse.oci.types import Device, DeviceRule
-from hawse.planner import sandbox
 from hawse.planner.devices.options import DeviceOptions
 from hawse.planner.devices.privileged import choose, leave_out
 from hawse.planner.devices.vfio import Group, check_host, shape
+from hawse.planner.request import ContainerRequest, read_request
 from hawse.vfio.requests import find_request
 from hawse.vm.ports import plan_ports
 from tests.support.bundles import write
@@ -118,25 +118,15 @@ def test_groups_for_which_there_is_no_room_are_left_out(tmp_path: Path) -> None:
 def test_what_is_left_out_is_out_of_the_spec_and_warned_of_once() -> None:
     spec: dict[str, Any] = {"linux": {"devices": [{"path": "/dev/null"}, {"path": "/dev/vfio/9"}, {"path": "/dev/x"}]}}
     busy = DeviceError("group 9 is in use", hint="end it")
-    text = leave_out(spec, {"/dev/vfio/9": busy, "/dev/x": busy, "/dev/vfio/10": DeviceError("group 10 is gone")})
-    assert spec == {"linux": {"devices": [{"path": "/dev/null"}]}}
+    changed, text = leave_out(
+        spec, {"/dev/vfio/9": busy, "/dev/x": busy, "/dev/vfio/10": DeviceError("group 10 is gone")}
+    )
+    assert changed == {"linux": {"devices": [{"path": "/dev/null"}]}}
+    assert len(spec["linux"]["devices"]) == 3
     assert text == (
         "linux.devices: the container may use every device, but these nodes are left out: "
         "/dev/vfio/9, /dev/x: group 9 is in use [end it]; /dev/vfio/10: group 10 is gone"
     )
-
-
-class Said:
-    """A log that remembers."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def debug(self, message: str) -> None:
-        pass
 
 
 @pytest.mark.parametrize("privileged", [True, False])
@@ -148,17 +138,17 @@ def test_a_plan_does_without_a_group_only_where_all_devices_are_allowed(tmp_path
     spec["linux"]["resources"] = {"devices": [{"allow": False, "access": "rwm"}, rule]}
     (tmp_path / "rootfs").mkdir()
     write(str(tmp_path), spec)
-    said = Said()
 
-    def read() -> Any:
-        return sandbox._read(load_bundle(str(tmp_path)), Config(), lambda *_: None, name="c1", log=said)
+    def read() -> ContainerRequest:
+        return read_request(load_bundle(str(tmp_path)), Config(), lambda *_: None, name="c1")
 
     if not privileged:
         with pytest.raises(DeviceError, match="group 999999 is missing"):
             read()
         return
-    wanted = read()
-    assert wanted.request.nodes == wanted.request.groups == ()
-    assert wanted.guest.spec["linux"]["devices"] == []
-    [warning] = said.warnings
-    assert "left out: /dev/vfio/999999: group 999999 is missing" in warning, "neither field nor path is repeated"
+    request = read()
+    assert (request.devices.request.nodes, request.groups) == ((), ())
+    assert request.devices.spec["linux"]["devices"] == []
+    [(level, text)] = request.notes
+    assert level == "warning"
+    assert "left out: /dev/vfio/999999: group 999999 is missing" in text, "neither field nor path is repeated"

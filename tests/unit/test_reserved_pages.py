@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from hawse.errors import VmError
@@ -13,11 +12,11 @@ from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages, name_of,
 from hawse.monitor.guest_hugepages import HugePages
 from hawse.monitor.processes.processes import Processes
 from hawse.oci.guest.hugetlbfs import Hugetlbfs
-from tests.support.plans import machine_plan, sandbox_plan
+from tests.support.plans import container_plan
 
 GIB_KIB = 1024 * 1024
 PAGES = [(GIB_KIB, 3), (2048, 256)]
-MOUNT = Hugetlbfs(name="h", kib=2048, mode=0o700, uid=1, gid=2)
+MOUNT = Hugetlbfs(kib=2048, mode=0o700, uid=1, gid=2)
 
 
 class Calls:
@@ -36,7 +35,7 @@ class Calls:
 
 
 def pages(calls: Calls) -> HugePages:
-    plan = msgspec.structs.replace(sandbox_plan(machine_plan(), bundle="/b"), hugepages=PAGES, hugetlbfs=[MOUNT])
+    plan = container_plan(bundle="/b", hugepages=PAGES, hugetlbfs={"h": MOUNT})
     return HugePages(plan, cast(Processes, calls))
 
 

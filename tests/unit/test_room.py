@@ -91,7 +91,7 @@ def test_on_a_host_without_more_memory_it_is_only_warned_of() -> None:
 
 
 def test_a_group_that_is_there_is_shared_in_the_mode_that_it_is_in() -> None:
-    room = Room(spares=[], plugs=plan(EDU, NICS).plugs, native=[7])
+    room = Room(spares=[], plugs=plan(EDU, NICS).container.plugs, native=[7])
     assert [(plug.device, plug.shared) for plug in room.shared([5, 9], native=False)] == [("vfio-5-0", True)]
     assert [plug.device for plug in room.shared([7], native=True)] == ["vfio-7-1", "vfio-7-0"]
     with pytest.raises(ConfigError, match="group 7 is left to the guest's own driver in another container of the pod"):
@@ -102,5 +102,5 @@ def test_a_group_that_is_there_is_shared_in_the_mode_that_it_is_in() -> None:
 
 def test_it_is_told_by_the_monitor_as_json() -> None:
     made = plan(EDU)
-    room = Room(spares=made.ports, plugs=made.plugs, native=[5], memory_mib=512, label="a")
+    room = Room(spares=made.ports, plugs=made.container.plugs, native=[5], memory_mib=512, label="a")
     assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(room)), Room) == room

@@ -124,11 +124,14 @@ def test_an_end_that_cannot_be_recorded_is_told_and_is_no_others(
             await made.create(wanted)
             [asked] = [params for params in made.guest.asked("create") if params["container"] == "c2"]
 
-            os.symlink("/dev/full", f"{made.store.root}/c2/.state.json")
+            recorded = f"{made.store.root}/c2/state.json"
+            os.rename(recorded, f"{recorded}.before")
+            os.mkdir(recorded)  # which a file cannot replace
             made.guest.tell("exit", container="c2", process=asked["process"], code=5)
             assert await heard(proxy) == ("exit", {"code": 5})
-            os.unlink(f"{made.store.root}/c2/.state.json")
-            assert "the state of container c2 cannot be written: No space left on device" in capsys.readouterr().err
+            os.rmdir(recorded)
+            os.rename(f"{recorded}.before", recorded)
+            assert "the state of container c2 cannot be written: Is a directory" in capsys.readouterr().err
             assert made.sandbox.find("c2").status == "stopped"
             await made.call("c2", "delete")
             made.prove_alone()

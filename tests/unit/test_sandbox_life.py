@@ -168,7 +168,8 @@ def test_every_container_ends_when_one_state_cannot_be_written(
     async def story() -> None:
         async with pod(tmp_path) as made:
             proxy = await made.join(plugs=[])
-            os.symlink("/dev/full", f"{made.store.path}/.state.json")
+            os.unlink(f"{made.store.path}/state.json")
+            os.mkdir(f"{made.store.path}/state.json")  # which a file cannot replace
             made.sandbox.end()
             assert made.sandbox.finished.is_set()
             assert made.sandbox.find("c2").stopped.is_set()

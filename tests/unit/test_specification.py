@@ -18,6 +18,7 @@ from hawse.oci.default_spec import example
 from hawse.oci.fields import APPLIED, FIELDS, Fate
 from hawse.oci.guest import mount_types
 from hawse.oci.guest.bind_sources import DeviceNode
+from hawse.oci.guest.mounts import HostFiles
 from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle
 from tests.conformance.cases import GROUPS
@@ -409,4 +410,5 @@ def test_disk_of_the_host_is_refused_whatever_the_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(spec))
     disk = DeviceNode("b", 8, 0, 0o600, 0, 0)
     with pytest.raises(ConfigError, match=r"mounts\[7\]\.type: unheardfs: the disk '/dev/sdz' is the host's"):
-        plan_guest(load_bundle(str(tmp_path)), container="c1", node=lambda path: disk if "sdz" in path else None)
+        files = HostFiles(node=lambda path: disk if "sdz" in path else None)
+        plan_guest(load_bundle(str(tmp_path)), container="c1", files=files)

@@ -11,12 +11,12 @@ import pytest
 from hawse.commands.build_template import build
 from hawse.config import load_config
 from hawse.errors import ConfigError
-from hawse.plan.model import MachinePlan, shape
-from hawse.planner.sandbox import plan_machine
+from hawse.plan.model import MachinePlan
+from hawse.planner.machine import plan_machine
 from hawse.vm import templates
 from hawse.vm.ram_file import MIB
 from tests.support.command import Command
-from tests.support.ready import EMULATED, Planner, Said, Sandboxes, keep_template
+from tests.support.ready import EMULATED, Planner, Sandboxes, keep_template
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def test_template_that_another_process_builds_is_not_built_twice(tmp_path: Path)
     host = Sandboxes(str(tmp_path))
     text = host.config(vm='share = "9p"\nmemory_mib = 128')
     host.hawse.configure(text)
-    machine = plan_machine(load_config(host.hawse.config), [], Said())
-    draft = templates.begin(host.cache, digest_of(machine), shape(machine))
+    machine, _ = plan_machine(load_config(host.hawse.config), [])
+    draft = templates.begin(host.cache, digest_of(machine), machine.shape)
     assert draft is not None
     try:
         done = host.hawse("template", "build")

@@ -51,7 +51,7 @@ def write(path: str, key: object, value: object) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             others = [entry for entry in _entries(path) if entry[0] != _as_json(key)]
             entries = [[key, value], *others[: _MAX_ENTRIES - 1]]
-            replace_file(path, json.dumps(entries).encode())
+            replace_file(path, json.dumps(entries).encode(), mode=0o644)
         finally:
             os.close(lock)
     except (OSError, HostError):

@@ -87,7 +87,8 @@ def _make(qemu: str, directory: str, record: str) -> str:
         if os.path.isdir(tree):  # damaged, and perhaps the root of a running QEMU
             name = f"{name}-{time.time_ns()}"
         os.rename(new, f"{directory}/{name}")
-        replace_file(record, json.dumps({"format": _FORMAT, "tree": name, "files": files}).encode())
+        content = {"format": _FORMAT, "tree": name, "files": files}
+        replace_file(record, json.dumps(content).encode(), mode=0o644)
     except OSError as error:
         raise HostError(f"cannot create the jail's files in {directory}: {error.strerror}: {error.filename}") from None
     finally:

@@ -9,30 +9,33 @@ from contextlib import suppress
 _MAX_TEXT = 1024 * 1024
 
 
-def replace_file(path: str, data: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
+def replace_file(path: str, data: bytes, *, mode: int | None = None, durable: bool = False) -> None:
     """Replace a file, or create it: a reader sees the old content or the new one. Raises OSError.
 
-    The temporary file is beside it, with the file's name in it and no pid: processes in two PID namespaces may have the
-    same. So callers that may run at the same time hold a lock. ``durable``: the content is on the disk before the name
-    is, for what is needed after a power failure.
+    ``mode`` is independent of the umask; None: 0666 without the bits of the umask, as the shell creates files.
+    ``durable``: the content is on the disk before the name is, for what is needed after a power failure.
+
+    The temporary file is beside the file. Its name is random, since neither other writers nor users who may write to
+    the directory must know it, and it is new: nobody else has it open, and it is no link. A pid would not do: processes
+    in two PID namespaces may have the same. A symbolic link at ``path`` is replaced, not followed.
     """
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        with open(os.open(temporary, flags, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)
+    temporary = os.path.join(os.path.dirname(path), f".hawse-{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
+        try:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
-        os.rename(temporary, path)
-        if durable:
-            sync_file(directory or ".")
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+    if durable:
+        sync_file(os.path.dirname(path) or ".")
 
 
 def sync_file(path: str) -> None:
