@@ -95,9 +95,12 @@ def test_all_objects_in_calls_are_tested() -> None:
 
 
 def _read(method: str, parameter: str) -> Iterator[str]:
-    """The names by which a class of calls reads the objects of a list, in comprehensions over it."""
+    """The names by which a method, with the private methods of its class, reads the objects of a list."""
     owner = methods()[method].__self__  # type: ignore[attr-defined]  # it is a bound method
-    for comprehension in ast.walk(ast.parse(inspect.getsource(type(owner)))):
+    [definition] = ast.parse(inspect.getsource(type(owner))).body
+    assert isinstance(definition, ast.ClassDef)
+    functions = [f for f in definition.body if isinstance(f, ast.FunctionDef) and f.name.startswith(("_", method))]
+    for comprehension in (node for function in functions for node in ast.walk(function)):
         if not isinstance(comprehension, ast.ListComp):
             continue
         [loop] = comprehension.generators

@@ -20,7 +20,8 @@ from hawse.linux import mounts
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from hawse.json_text import Document
 
 #: cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
 #: directio, which Linux 6.1 ignores: from 6.8 on, the page cache returns zeros for bytes that the host appended to a
@@ -113,7 +114,7 @@ class MachineCalls:
             submounts.release(f"{self._guest.share}/{path}", mountinfo=self._guest.mountinfo)
         self._guest.drop_inodes()
 
-    def configure_network(self, *, interfaces: list[dict[str, Any]], seconds: float) -> None:
+    def configure_network(self, *, interfaces: list[Document], seconds: float) -> None:
         """Configure interfaces like the host's."""
         self._guest.load(network.MODULES)
         network.configure(self._guest.uevents, interfaces, seconds=seconds, root=self._guest.root)
