@@ -103,7 +103,7 @@ def test_commands_of_the_page_succeed(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT, text=True, check=False, timeout=patience(100),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "\nready\n" in done.stdout
+    assert "\nready for containers with emulated groups; " in done.stdout
     assert "runtimes.hawse" in (tmp_path / "containerd.toml").read_text()
     told = (tmp_path / "told").read_text()
     [(label, value)] = manifests.read_one("runtimeclass.yaml")["scheduling"]["nodeSelector"].items()

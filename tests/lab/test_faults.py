@@ -30,7 +30,7 @@ pytestmark = pytest.mark.lab
 #: The killed process, by words that only its command line contains. "the guest" crashes, together with its agent.
 VICTIMS = {
     "QEMU": "[q]emu-system-x86",
-    "monitor": "[h]awse.sandbox.monitor",
+    "monitor": "[h]awse.monitor.main",
     "the guest": "",
 }
 RUNS, ATTACHES = "it runs", "a group is being attached"
