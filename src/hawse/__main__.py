@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except HawseError as error:
+        log.tell(error.notes)
         log.error(error.sentence(), error.evidence)
         return error.exit_code
     except BrokenPipeError:

@@ -21,13 +21,17 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
+
+    from hawse.notes import Note
 
 
 class HawseError(Exception):
     """A failure with a sentence for the user.
 
     ``message``: what failed and why. ``hint``: the remedy. ``evidence``: output of other programs that shows the cause.
+    ``notes``: what is logged before it; they are not sent to other processes.
     """
 
     exit_code = 1
@@ -37,6 +41,7 @@ class HawseError(Exception):
         self.message = message
         self.hint = hint
         self.evidence = evidence
+        self.notes: tuple[Note, ...] = ()
         if exit_code is not None:
             self.exit_code = exit_code
 
@@ -53,12 +58,20 @@ class HawseError(Exception):
         none. ``then`` is a failure that followed, as while undoing.
         """
         text = message or self.message
-        return type(self)(
+        error = type(self)(
             f"{where}{': ' if where else ''}{text}{f'; and then {then}' if then else ''}",
             hint=self.hint or hint,
             evidence=self.evidence or evidence,
             exit_code=self.exit_code,
         )
+        error.notes = self.notes
+        return error
+
+    def after(self, notes: Iterable[Note]) -> Self:
+        """The same error, with notes that are logged before its own; raise it ``from None``."""
+        error = self.with_context()
+        error.notes = (*notes, *self.notes)
+        return error
 
     def followed_by(self, problem: HawseError) -> Self:
         """The same error, and a second one that came of undoing; raise it ``from None``."""

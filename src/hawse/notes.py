@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
+
+from hawse.errors import HawseError
 
 
 class Note(NamedTuple):
@@ -23,3 +27,15 @@ def warning(text: str) -> Note:
 def debug(text: str) -> Note:
     """A note for `--debug`."""
     return Note("debug", text)
+
+
+@contextmanager
+def noted(notes: Sequence[Note]) -> Iterator[None]:
+    """A failure inside has these notes: what was noted before it is logged even though no plan is returned.
+
+    ``notes`` may grow meanwhile.
+    """
+    try:
+        yield
+    except HawseError as error:
+        raise error.after(notes) from None

@@ -70,7 +70,9 @@ import msgspec
 from hawse.log import Log
 from hawse.config import load_config
 from hawse.commands.build_template import plan_of
-sys.stdout.buffer.write(msgspec.json.encode(plan_of(load_config(sys.argv[1]), sys.argv[2], log=Log())))
+machine, notes = plan_of(load_config(sys.argv[1]), sys.argv[2])
+Log().tell(notes)
+sys.stdout.buffer.write(msgspec.json.encode(machine))
 """
 _REBIND = """
 import sys, os

@@ -277,7 +277,7 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
 
     async def story() -> None:
         async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
-            made.guest.answers["bind_disk"] = [254, 0]
+            made.guest.answers["bind_disk"] = {"major": 254, "minor": 0}
             made.sandbox.disks._open = lambda *_, **__: os.open("/dev/null", os.O_RDWR)
             disk = DiskPlan(major=8, minor=16, name="sdb", writable=True)
             await made.join(plugs=[], disks=[disk])

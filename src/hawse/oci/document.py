@@ -15,8 +15,7 @@ def linux_of(spec: Mapping[str, Any]) -> Document:
 
 def with_linux(spec: Mapping[str, Any], **fields: Any) -> Document:
     """The specification with these fields of ``linux``; a value of None removes the field."""
-    linux = {key: value for key, value in (linux_of(spec) | fields).items() if value is not None}
-    return {**spec, "linux": linux}
+    return {**spec, "linux": _replaced(linux_of(spec), fields)}
 
 
 def devices_of(spec: Mapping[str, Any]) -> list[Document]:
@@ -43,10 +42,14 @@ def process_of(spec: Mapping[str, Any]) -> Document:
 
 def with_process(spec: Mapping[str, Any], **fields: Any) -> Document:
     """The specification with these fields of ``process``; a value of None removes the field."""
-    process = {key: value for key, value in (process_of(spec) | fields).items() if value is not None}
-    return {**spec, "process": process}
+    return {**spec, "process": _replaced(process_of(spec), fields)}
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:
     """Whether a mount is a bind mount: by its type or, as runc decides, by its options."""
     return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
+
+
+def _replaced(before: Mapping[str, Any], fields: Mapping[str, Any]) -> Document:
+    kept = {key: value for key, value in before.items() if key not in fields}
+    return kept | {key: value for key, value in fields.items() if value is not None}

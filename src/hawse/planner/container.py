@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hawse.config import Config
 from hawse.json_text import Document
 from hawse.linux import attributes, oom_score
-from hawse.notes import Note, warning
+from hawse.notes import Note, noted, warning
 from hawse.oci.document import process_of, with_process
 from hawse.oci.guest import pci_environment
 from hawse.oci.limits.cgroups import CgroupPlan, HostLimits, default_path, plan_cgroup
@@ -37,9 +37,13 @@ def container_plan(
 ) -> tuple[ContainerPlan, list[Note]]:
     """``notify`` is the caller's NOTIFY_SOCKET, "" for none. Raises HostError and ImageError."""
     guest, devices = request.guest, request.devices
-    if devices.others.disks:
-        ask_qemu(config).require("virtio-blk-pci")
-    spec, notes = _with_addresses(devices.spec, plugs)
+    notes = [describe(step, asked=request.options.addresses_asked) for step in plugs]
+    with noted(notes):
+        shares = [*guest.shares, *([drivers(find_image(config).drivers)] if devices.native else [])]
+        if devices.others.disks:
+            ask_qemu(config).require("virtio-blk-pci")
+    spec, more = _with_addresses(devices.spec, plugs)
+    notes += more
     socket, more = find_notified(bundle, notify)
     if socket is not None:
         spec = serve(spec, socket, container=name)
@@ -51,7 +55,7 @@ def container_plan(
         annotations=bundle.spec.annotations or {},
         owner=_owner(),
         spec=spec,
-        shares=[*guest.shares, *([drivers(find_image(config).drivers)] if devices.native else [])],
+        shares=shares,
         plugs=plugs,
         nodes=planned_nodes(devices.request, plugs),
         hugepages=list(request.hugepages),
@@ -71,8 +75,7 @@ def container_plan(
         oom_score_adj=oom_score_of(spec),
         sockets=guest.mounts.sockets,
     )
-    described = [describe(step, asked=request.options.addresses_asked) for step in plugs]
-    return plan, [*described, *notes, *more]
+    return plan, [*notes, *more]
 
 
 def _with_addresses(spec: Document, plugs: Sequence[PlugStep]) -> tuple[Document, list[Note]]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from hawse.config import Config
 from hawse.errors import HostError
 from hawse.linux import capabilities as rights
-from hawse.notes import Note, debug, warning
+from hawse.notes import Note, debug, noted, warning
 from hawse.plan.model import MachinePlan, Template
 from hawse.planner.confinement import plan_jail
 from hawse.planner.devices.vfio import Group, shape
@@ -55,9 +55,11 @@ def plan_machine(
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             qemu.require(model)
     accel, notes = _acceleration(config, image.kernel)
-    share, program, more = _share(config, qemu)
-    notes += more
-    jail, more = plan_jail(config, share=share, filters="sandbox" in qemu.options)
+    with noted(notes):
+        share, program, more = _share(config, qemu)
+        notes += more
+        jail, more = plan_jail(config, share=share, filters="sandbox" in qemu.options)
+        notes += more
     machine = MachinePlan(
         shape=VmShape(
             qemu=config.vm.qemu,
@@ -82,7 +84,6 @@ def plan_machine(
         jail=jail,
         load_modules=list(config.vm.load_modules),
     )
-    notes += more
     if not config.template.enabled:
         return machine, notes
     template, more = _template(machine, config, qemu.version)

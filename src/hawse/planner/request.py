@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hawse.config import Config
 from hawse.host import network_namespace, selinux
-from hawse.notes import Note
+from hawse.notes import Note, noted
 from hawse.oci.guest.host_sockets import patterns_of
 from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
@@ -54,14 +54,17 @@ def read_request(
     forwarded = patterns_of(annotations, config.share.forward_sockets)
     guest = plan_guest(bundle, container=name, role=role, forwarded=forwarded)
     selinux.check(f"{bundle.path}/config.json", guest.label)
-    if guest.namespaces.network:
-        os.close(network_namespace.open_path(guest.namespaces.network))
-    options = device_options(config, annotations)
-    emulated = read_table(config.emulated)
-    checks = DeviceChecks(config, options, emulated, present, lambda groups: fit(groups, options, role))
-    devices = select_devices(bundle, guest, checks, role=role)
-    asked = hugepages.asked_by(guest, config, annotations)
-    reserved = hugepages.decide(asked, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
+    notes = list(guest.notes)
+    with noted(notes):
+        if guest.namespaces.network:
+            os.close(network_namespace.open_path(guest.namespaces.network))
+        options = device_options(config, annotations)
+        emulated = read_table(config.emulated)
+        checks = DeviceChecks(config, options, emulated, present, lambda groups: fit(groups, options, role))
+        devices = select_devices(bundle, guest, checks, role=role)
+        notes += devices.notes
+        asked = hugepages.asked_by(guest, config, annotations)
+        reserved = hugepages.decide(asked, role=role, memory_mib=config.vm.memory_mib, host_mib=host_size()["host_mib"])
     return ContainerRequest(
         guest=guest,
         devices=devices,
@@ -69,5 +72,5 @@ def read_request(
         role=role,
         hugepages=reserved,
         vm_hugepages=hugepages.room(asked, reserved, role=role),
-        notes=(*guest.notes, *devices.notes),
+        notes=tuple(notes),
     )

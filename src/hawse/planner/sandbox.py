@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from hawse.config import Config
-from hawse.notes import Note, warning
-from hawse.oci.limits.cgroups import vm_limits
+from hawse.notes import Note, noted, warning
+from hawse.oci.limits.cgroups import CgroupPlan, vm_limits
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SANDBOX
 from hawse.plan.capacity import Room
@@ -49,29 +49,28 @@ def plan_sandbox(
         return _ports(config, groups, options, role)
 
     request = read_request(bundle, config, fit, name=name)
-    options, is_pod = request.options, request.role == SANDBOX
-    ports = _ports(config, request.groups, options, request.role, disks=len(request.devices.others.disks))
-    limits = limits_of(bundle, role=request.role, hugepages=request.vm_hugepages)
-    size = machine_size(config.vm.memory_mib, config.vm.cpus, limits, **host_size())
-    machine, notes = plan_machine(config, request.groups, ports, size=size)
-    memory_mib = machine.shape.memory_mib
-    plugs = plug_steps(
-        request.groups,
-        ports.slots,
-        owner=name,
-        options=options,
-        by_file=request.devices.by_file,
-        memory_mib=memory_mib,
-    )
-    # Disks that a later container of the pod or an attach may bring count, too.
-    disk_mib = nvme_disks.total_mib(model for models in config.emulated.values() for model in models)
-    of_vm = vm_limits(memory_mib + disk_mib, config.vm.overhead_mib)
-    cgroup = cgroup_of(bundle, name, systemd=systemd, of_vm=of_vm, pod=is_pod)
-    if machine.page_kib:
-        hugepages.check_cgroups(cgroup.path, memory_mib, machine.page_kib)
-    sizes = check_size(machine, limits, cgroup, hugepages=request.hugepages, overhead_mib=config.vm.overhead_mib)
-    machine, plugs = _plug_cold(machine, plugs) if options.cold and plugs else (machine, plugs)
-    container, more = container_plan(request, bundle, config, name=name, plugs=plugs, cgroup=cgroup, notify=notify)
+    notes, options, is_pod = list(request.notes), request.options, request.role == SANDBOX
+    with noted(notes):
+        ports = _ports(config, request.groups, options, request.role, disks=len(request.devices.others.disks))
+        limits = limits_of(bundle, role=request.role, hugepages=request.vm_hugepages)
+        size = machine_size(config.vm.memory_mib, config.vm.cpus, limits, **host_size())
+        machine, more = plan_machine(config, request.groups, ports, size=size)
+        notes += more
+        plugs = plug_steps(
+            request.groups,
+            ports.slots,
+            owner=name,
+            options=options,
+            by_file=request.devices.by_file,
+            memory_mib=machine.shape.memory_mib,
+        )
+        notes += map(warning, dma_warning(plugs))
+        cgroup = _cgroup(bundle, config, machine, name=name, systemd=systemd, pod=is_pod)
+        sizes = check_size(machine, limits, cgroup, hugepages=request.hugepages, overhead_mib=config.vm.overhead_mib)
+        notes += map(warning, sizes)
+        machine, plugs = _plug_cold(machine, plugs) if options.cold and plugs else (machine, plugs)
+        container, more = container_plan(request, bundle, config, name=name, plugs=plugs, cgroup=cgroup, notify=notify)
+        notes += more
     machine = replace(
         machine,
         label=request.guest.label,
@@ -87,7 +86,7 @@ def plan_sandbox(
         steps=[(COMMAND, "plan made", process_start(), time.monotonic())],
         timeline=timeline,
     )
-    return plan, [*request.notes, *notes, *map(warning, (*dma_warning(plugs), *sizes)), *more]
+    return plan, notes
 
 
 def plan_container(
@@ -107,28 +106,29 @@ def plan_container(
         return slots
 
     request = read_request(bundle, config, fit, name=name, present=present)
-    groups, options = request.groups, request.options
-    slots = fit(groups, options, request.role)
-    room.check_disks(request.devices.others.disks, groups=len({slot.bus for slot in slots if slot.bus in plain}))
-    new = plug_steps(
-        groups, slots, owner=name, options=options, by_file=request.devices.by_file, memory_mib=room.memory_mib
-    )
-    plugs = [*new, *room.shared([group.number for group in groups], native=options.native)]
-    container, notes = container_plan(
-        request, bundle, config, name=name, plugs=plugs, cgroup=cgroup_of(bundle, name, systemd=systemd), notify=notify
-    )
-    texts = []
-    if options.cold and groups:
-        texts.append("devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot")
-    texts += dma_warning(new)
-    texts += room.check_memory(
-        "linux.resources.memory.limit",
-        limits_of(bundle, role=request.role).memory,
-        hugepages_mib=container.hugepages_mib,
-        host_mib=host_size()["host_mib"],
-    )
-    texts += room.warnings(label=request.guest.label)
-    return container, [*request.notes, *notes, *map(warning, texts)]
+    groups, options, notes = request.groups, request.options, list(request.notes)
+    with noted(notes):
+        if options.cold and groups:
+            text = "devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot"
+            notes.append(warning(text))
+        slots = fit(groups, options, request.role)
+        room.check_disks(request.devices.others.disks, groups=len({slot.bus for slot in slots if slot.bus in plain}))
+        new = plug_steps(
+            groups, slots, owner=name, options=options, by_file=request.devices.by_file, memory_mib=room.memory_mib
+        )
+        notes += map(warning, dma_warning(new))
+        plugs = [*new, *room.shared([group.number for group in groups], native=options.native)]
+        cgroup = cgroup_of(bundle, name, systemd=systemd)
+        container, more = container_plan(request, bundle, config, name=name, plugs=plugs, cgroup=cgroup, notify=notify)
+        notes += more
+        memory = room.check_memory(
+            "linux.resources.memory.limit",
+            limits_of(bundle, role=request.role).memory,
+            hugepages_mib=container.hugepages_mib,
+            host_mib=host_size()["host_mib"],
+        )
+        notes += map(warning, (*memory, *room.warnings(label=request.guest.label)))
+    return container, notes
 
 
 def _ports(config: Config, groups: Sequence[Group], options: DeviceOptions, role: str, *, disks: int = 0) -> PortPlan:
@@ -138,6 +138,18 @@ def _ports(config: Config, groups: Sequence[Group], options: DeviceOptions, role
         return plan_ports(shapes, disks=disks)
     window = config.devices.pod_window_mib * MIB
     return plan_ports(shapes, disks=disks, least=POD_PORTS, bridges=POD_BRIDGES, spare_window=window)
+
+
+def _cgroup(bundle: Bundle, config: Config, machine: MachinePlan, *, name: str, systemd: bool, pod: bool) -> CgroupPlan:
+    """The cgroup of a new VM and its first container. Raises ConfigError and HostError."""
+    memory_mib = machine.shape.memory_mib
+    # Disks that a later container of the pod or an attach may bring count, too.
+    disk_mib = nvme_disks.total_mib(model for models in config.emulated.values() for model in models)
+    of_vm = vm_limits(memory_mib + disk_mib, config.vm.overhead_mib)
+    cgroup = cgroup_of(bundle, name, systemd=systemd, of_vm=of_vm, pod=pod)
+    if machine.page_kib:
+        hugepages.check_cgroups(cgroup.path, memory_mib, machine.page_kib)
+    return cgroup
 
 
 def _plug_cold(machine: MachinePlan, plugs: Sequence[PlugStep]) -> tuple[MachinePlan, list[PlugStep]]:

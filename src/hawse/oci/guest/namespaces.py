@@ -114,12 +114,15 @@ def user_maps_of(
 
 
 def with_namespaces(spec: Mapping[str, Any], namespaces: Namespaces, maps: idmap.Maps) -> Document:
-    """The specification with the namespaces that the guest creates, and the mappings of a new user namespace."""
+    """The specification with the namespaces that the guest creates.
+
+    A new user namespace has the specification's mappings, or ``maps`` if the specification gives a path.
+    """
     kinds: list[Document] = [{"type": kind} for kind in namespaces.own]
     if "user" in namespaces.joins:
         # The guest's runtime would take the mappings for those of a new namespace.
         return with_linux(spec, namespaces=kinds, uidMappings=None, gidMappings=None)
-    if "user" not in namespaces.own:
+    if "user" not in namespaces.own or all(idmap.of_linux(linux_of(spec))):
         return with_linux(spec, namespaces=kinds)
     uids, gids = maps
     return with_linux(spec, namespaces=kinds, uidMappings=idmap.as_field(uids), gidMappings=idmap.as_field(gids))
