@@ -21,7 +21,8 @@ from hawse.link.streams import STDIO
 from hawse.monitor.agent.calls import Create, Delete, GuestSocket
 from hawse.monitor.agent.events import Dial
 from hawse.monitor.agent.guest_link import GuestLink
-from hawse.monitor.network.dials import Dials
+from hawse.monitor.network.announced import Announced
+from hawse.monitor.network.host_sockets import HostSockets
 from hawse.monitor.processes.processes import Processes
 from tests.support.agent import Agent
 from tests.support.connections import (
@@ -74,7 +75,8 @@ def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str, list[int
     async def live() -> None:
         announced: list[int] = []
         async with live_link(agent) as (link, processes):
-            dials = Dials(processes, lambda container, name: os.open(f"{host}/{container}-{name}", os.O_PATH))
+            sockets_of_host = HostSockets(lambda container, name: os.open(f"{host}/{container}-{name}", os.O_PATH))
+            dials = Announced(processes, sockets_of_host.connect, what="sockets of the host", most=64)
 
             def take(dial: Dial) -> None:
                 announced.append(dial.connection)
@@ -187,10 +189,11 @@ def test_end_of_one_side_is_the_end_of_the_other(agent: Agent, tmp_path: Path, e
 
 def test_agent_that_announces_too_many_connections_is_refused() -> None:
     async def live() -> None:
-        dials = Dials(Processes(seconds=1), lambda _container, _name: -1)
+        connect = HostSockets(lambda _container, _name: -1).connect
+        dials = Announced(Processes(seconds=1), connect, what="sockets of the host", most=64)
         for number in range(64):
             dials.take(Dial("c1", "api", number))
-        with pytest.raises(LinkError, match="more than 64 connections"):
+        with pytest.raises(LinkError, match="more than 64 connections to sockets of the host"):
             dials.take(Dial("c1", "api", 64))
         dials.end()
 

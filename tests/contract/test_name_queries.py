@@ -1,24 +1,27 @@
-"""Name queries of a guest, asked at a server on the loopback of the sandbox's network namespace."""
+"""Name servers on the loopback of the sandbox's network namespace, which programs of a guest ask through the agent."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytest
 
+from hawse.agent.machine.network import raise_loopback
 from hawse.host import network_namespace
-from hawse.monitor.agent.calls import AnswerName, ServeNames
+from hawse.monitor.agent.calls import ServeNames
 from hawse.monitor.agent.events import Query
+from hawse.monitor.network.announced import Announced
 from hawse.monitor.network.host_network import Network
-from hawse.monitor.network.resolver import Resolver
+from hawse.monitor.network.name_servers import MOST, NameServers
 from hawse.oci.guest.share import Share
 from hawse.plan.model import ContainerPlan
+from tests.support.agent import Agent
+from tests.support.connections import all_ended, live_link
 from tests.support.netns import Namespace
 from tests.support.patience import patience
 
@@ -27,24 +30,14 @@ MESSAGE = bytes(range(12))
 
 
 class FakeLink:
-    """A guest: ``answers`` are the names that it was given. It may fail."""
+    """Records the servers for which the agent would listen."""
 
     def __init__(self) -> None:
-        self.on_query: Callable[[Query], None] = lambda _query: None
         self.served: list[list[str]] = []
-        self.answers: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
 
-    async def call(self, call: ServeNames | AnswerName, *, seconds: float) -> None:
+    async def call(self, call: ServeNames, *, seconds: float) -> None:
         assert seconds > 0
-        if isinstance(call, ServeNames):
-            self.served.append(call.servers)
-        else:
-            self.answers.put_nowait((call.number, base64.b64decode(call.message)))
-
-    def ask(
-        self, number: int, *, server: str = SERVER, transport: Literal["udp", "tcp"] = "udp", message: bytes = MESSAGE
-    ) -> None:
-        self.on_query(Query(number, server, transport, base64.b64encode(message).decode()))
+        self.served.append(call.servers)
 
 
 def places(directory: Path) -> dict[str, str]:
@@ -61,27 +54,54 @@ def plan(*, destination: str = "/etc/resolv.conf", source: str = "/run/share/mou
     )  # fmt: skip
 
 
+class Guest:
+    """Programs in the network namespace of an agent, whose queries reach the servers of the sandbox's namespace."""
+
+    def __init__(self, network: int) -> None:
+        self._network = network
+
+    def program(self, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
+        """A socket that is connected to the name server and does not block."""
+
+        def connect() -> socket.socket:
+            opened = socket.socket(socket.AF_INET, kind)
+            opened.connect((SERVER, PORT))
+            return opened
+
+        opened = network_namespace.within(self._network, connect)
+        opened.setblocking(False)
+        return opened
+
+
 def serve(
-    inside: Namespace, directory: Path, act: Callable[[FakeLink, socket.socket, socket.socket], Awaitable[None]]
+    inside: Namespace, directory: Path, act: Callable[[Guest, socket.socket, socket.socket], Awaitable[None]]
 ) -> None:
-    """Do something with a guest and with the sockets of a server, of UDP and TCP, which do not block."""
+    """Call ``act`` with a guest and the sockets of a name server, of UDP and TCP, which do not block."""
+    for name in ("state", "run"):
+        (directory / name).mkdir()
     (directory / "mount0").write_text(f"nameserver {SERVER}\n")
-    (directory / "state").mkdir()
+    udp, tcp = network_namespace.within(inside.fd, bind)
+    with udp, tcp, Agent(f"{directory}/run", unshare=("--net",)) as agent:
+        asyncio.run(_serve(inside, directory, agent, lambda guest: act(guest, udp, tcp)))
 
-    async def live() -> None:
-        network = Network(inside.path, str(directory / "state"))
-        udp, tcp = network_namespace.within(inside.fd, bind)
+
+async def _serve(inside: Namespace, directory: Path, agent: Agent, act: Callable[[Guest], Awaitable[None]]) -> None:
+    network = Network(inside.path, f"{directory}/state")
+    servers = NameServers(plan(), network, places(directory))
+    async with live_link(agent) as (link, processes), asyncio.timeout(patience(10)):
+        queries = Announced(processes, servers.connect, what="name servers", most=MOST)
+        link.on_query = queries.take
+        namespace = os.open(f"/proc/{agent.pid}/ns/net", os.O_RDONLY)
         try:
-            with udp, tcp:
-                link = FakeLink()
-                await Resolver(plan(), network, places(directory)).serve(cast(Any, link))
-                assert link.served == [[SERVER]]
-                async with asyncio.timeout(patience(10)):
-                    await act(link, udp, tcp)
+            network_namespace.within(namespace, raise_loopback)
+            await servers.serve(link)
+            await act(Guest(namespace))
+            await all_ended(processes)
         finally:
+            os.close(namespace)
+            queries.end()
+            servers.end()
             network.close()
-
-    asyncio.run(live())
 
 
 def bind() -> tuple[socket.socket, socket.socket]:
@@ -113,89 +133,100 @@ def test_socket_in_the_namespace_does_not_block_and_is_not_inherited(
     network.close()
 
 
-def test_query_over_udp(inside: Namespace, tmp_path: Path) -> None:
-    async def act(link: FakeLink, udp: socket.socket, _tcp: socket.socket) -> None:
-        for number in (1, 2):
-            link.ask(number, message=MESSAGE + bytes([number]))
-            assert await answer(udp, reply=b"answer") == MESSAGE + bytes([number])
-            assert await link.answers.get() == (number, b"answer")
-
-    serve(inside, tmp_path, act)
-
-
-@pytest.mark.parametrize(
-    ("pieces", "reply", "more"),
-    [([1, 1, 3], 260, b""), ([2, 300], 260, b"not of this answer"), ([5], 260, b""), ([1], 0, b"")],
-)
-def test_query_over_tcp(inside: Namespace, tmp_path: Path, pieces: list[int], reply: int, more: bytes) -> None:
-    """The answer has its length in front, and may come in pieces. The server does not close the connection."""
-
-    async def act(link: FakeLink, _udp: socket.socket, tcp: socket.socket) -> None:
+@pytest.mark.parametrize("size", [12, 512, 65507])
+def test_query_over_udp_is_answered(inside: Namespace, tmp_path: Path, size: int) -> None:
+    async def act(guest: Guest, udp: socket.socket, _tcp: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        link.ask(7, transport="tcp")
-        connection, _ = await loop.sock_accept(tcp)
-        with connection:
-            assert await loop.sock_recv(connection, 100) == b"\0\x0c" + MESSAGE
-            expected = (bytes(range(256)) + b"more")[:reply]
-            framed = len(expected).to_bytes(2, "big") + expected + more
-            for size in [*pieces, len(framed)]:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await loop.sock_sendall(connection, framed[:size])
-                framed = framed[size:]
-                for _ in range(20):
-                    await asyncio.sleep(0)
-            assert await link.answers.get() == (7, expected)
+        with guest.program() as program:
+            for number in (1, 2):
+                query = bytes([number]) * size
+                await loop.sock_sendall(program, query)
+                assert await answer(udp, reply=b"a" * size) == query
+                assert await loop.sock_recv(program, 70_000) == b"a" * size
 
     serve(inside, tmp_path, act)
 
 
-@pytest.mark.parametrize("sent", [b"", b"\0", b"\0\x0c" + MESSAGE[:5]])
-def test_connection_that_ends_early_is_no_answer(inside: Namespace, tmp_path: Path, sent: bytes) -> None:
-    async def act(link: FakeLink, udp: socket.socket, tcp: socket.socket) -> None:
+def test_queries_at_the_same_time_get_their_own_answers(inside: Namespace, tmp_path: Path) -> None:
+    async def act(guest: Guest, udp: socket.socket, _tcp: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        link.ask(7, transport="tcp")
-        connection, _ = await loop.sock_accept(tcp)
-        with connection:
-            await loop.sock_recv(connection, 100)
-            await loop.sock_sendall(connection, sent)
-            connection.shutdown(socket.SHUT_WR)
-            assert await loop.sock_recv(connection, 100) == b"", "it is closed"
-        link.ask(8)
-        await answer(udp)
-        assert await link.answers.get() == (8, MESSAGE)
+        programs = [guest.program() for _ in range(64)]
+        for number, program in enumerate(programs):
+            await loop.sock_sendall(program, b"query of number %d" % number)
+        queries = [await loop.sock_recvfrom(udp, 100) for _ in programs]
+        for query, address in reversed(queries):
+            await loop.sock_sendto(udp, query + b"!", address)
+        for number, program in enumerate(programs):
+            assert await loop.sock_recv(program, 100) == b"query of number %d!" % number
+            program.close()
 
     serve(inside, tmp_path, act)
 
 
-def test_unknown_server_and_message_that_is_no_query_are_ignored(inside: Namespace, tmp_path: Path) -> None:
-    async def act(link: FakeLink, udp: socket.socket, _tcp: socket.socket) -> None:
-        link.ask(1, server="127.0.0.12")
-        link.ask(2, message=MESSAGE[:11])
-        link.ask(3)
-        assert await answer(udp) == MESSAGE
-        assert await link.answers.get() == (3, MESSAGE)
-        assert link.answers.empty()
+def test_connection_over_tcp_carries_all_bytes_in_both_directions(inside: Namespace, tmp_path: Path) -> None:
+    """The server sees several queries, and the program an answer in pieces and the end of the connection."""
+
+    async def act(guest: Guest, _udp: socket.socket, tcp: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with guest.program(socket.SOCK_STREAM) as program:
+            await loop.sock_sendall(program, b"\0\x0c" + MESSAGE)
+            connection, _ = await loop.sock_accept(tcp)
+            with connection:
+                assert await receive(connection, 14) == b"\0\x0c" + MESSAGE
+                await loop.sock_sendall(connection, b"\xff")
+                assert await receive(program, 1) == b"\xff"
+                await loop.sock_sendall(program, b"\0\x0c" + MESSAGE)
+                assert await receive(connection, 14) == b"\0\x0c" + MESSAGE
+                await loop.sock_sendall(connection, b"\xff" + bytes(65535))
+            assert await receive(program, 65536) == b"\xff" + bytes(65535)
+            assert await loop.sock_recv(program, 1) == b""
 
     serve(inside, tmp_path, act)
 
 
-def test_queries_at_once_are_bounded(inside: Namespace, tmp_path: Path) -> None:
-    """Those beyond 64 are dropped. An answer makes room for another."""
+async def receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = await asyncio.get_running_loop().sock_recv(connection, size - len(data))
+        assert piece, data
+        data += piece
+    return data
 
-    async def act(link: FakeLink, udp: socket.socket, _tcp: socket.socket) -> None:
-        before = len(asyncio.all_tasks())
-        for number in range(1, 66):
-            link.ask(number)
-        assert len(asyncio.all_tasks()) - before == 64, "each query that is taken has a task"
-        for _ in range(64):
+
+def test_server_without_tcp_ends_the_connection(inside: Namespace, tmp_path: Path) -> None:
+    async def act(guest: Guest, udp: socket.socket, tcp: socket.socket) -> None:
+        tcp.close()
+        loop = asyncio.get_running_loop()
+        for _ in range(MOST + 1):  # those that were refused do not count
+            with guest.program(socket.SOCK_STREAM) as program:
+                assert await loop.sock_recv(program, 1) == b""
+        with guest.program() as program:
+            await loop.sock_sendall(program, MESSAGE)
             await answer(udp)
-        answered = {(await link.answers.get())[0] for _ in range(64)}
-        assert answered == set(range(1, 65))
-        link.ask(66)
-        await answer(udp)
-        assert await link.answers.get() == (66, MESSAGE)
+            assert await loop.sock_recv(program, 100) == MESSAGE
 
     serve(inside, tmp_path, act)
+
+
+@pytest.mark.parametrize("message", [b"", bytes(11)])
+def test_guest_that_sends_a_shorter_message_gets_no_answer(inside: Namespace, tmp_path: Path, message: bytes) -> None:
+    """The agent sends none: such a guest has another agent."""
+    (tmp_path / "mount0").write_text(f"nameserver {SERVER}\n")
+
+    async def live() -> None:
+        loop = asyncio.get_running_loop()
+        network = Network(inside.path, str(tmp_path))
+        servers = NameServers(plan(), network, places(tmp_path))
+        await servers.serve(cast(Any, FakeLink()))
+        async with asyncio.timeout(patience(10)):
+            with await servers.connect(Query(SERVER, "udp", 1)) as connection:
+                await loop.sock_sendall(connection, len(message).to_bytes(2, "big") + message)
+                assert await loop.sock_recv(connection, 100) == b""
+        with pytest.raises(LookupError):
+            await servers.connect(Query("127.0.0.12", "udp", 2))
+        network.close()
+
+    asyncio.run(live())
 
 
 def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
@@ -203,12 +234,12 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
 
     async def live() -> None:
         network, link = Network(inside.path, str(tmp_path)), FakeLink()
-        resolver = Resolver(plan(), network, places(tmp_path))
+        servers = NameServers(plan(), network, places(tmp_path))
         for text in ("", "nameserver 10.0.0.1\n", "nameserver 127.0.0.11\n", "nameserver 127.0.0.11\n"):
             (tmp_path / "mount0").write_text(text)
-            await resolver.serve(cast(Any, link))
+            await servers.serve(cast(Any, link))
         (tmp_path / "mount0").write_text("nameserver 127.0.0.11\nnameserver 127.0.0.12\n")
-        await resolver.serve(cast(Any, link))
+        await servers.serve(cast(Any, link))
         assert link.served == [["127.0.0.11"], ["127.0.0.12"]]
         network.close()
 
@@ -234,7 +265,7 @@ def test_resolv_conf_is_the_shared_file_that_is_mounted_there(
 
     async def live() -> None:
         link = FakeLink()
-        await Resolver(plan(**changes), Network("", ""), places(tmp_path)).serve(cast(Any, link))
+        await NameServers(plan(**changes), Network("", ""), places(tmp_path)).serve(cast(Any, link))
         assert link.served == ([["127.0.0.10"]] if found else [])
 
     asyncio.run(live())
@@ -244,7 +275,7 @@ def test_long_resolv_conf_is_read_to_its_64th_kilobyte(tmp_path: Path) -> None:
     async def live(before: int) -> list[list[str]]:
         (tmp_path / "mount0").write_text("#" * (before - 1) + "\nnameserver 127.0.0.11\n")
         link = FakeLink()
-        await Resolver(plan(), Network("", ""), places(tmp_path)).serve(cast(Any, link))
+        await NameServers(plan(), Network("", ""), places(tmp_path)).serve(cast(Any, link))
         return link.served
 
     assert asyncio.run(live(65000)) == [["127.0.0.11"]]

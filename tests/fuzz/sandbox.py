@@ -24,7 +24,8 @@ from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.agent.notifications import MAX_TEXT
 from hawse.monitor.container import Container
 from hawse.monitor.devices.claims import Claims
-from hawse.monitor.network.dials import Dials
+from hawse.monitor.network.announced import Announced
+from hawse.monitor.network.host_sockets import HostSockets
 from hawse.monitor.processes.connection import Connection
 from hawse.monitor.processes.processes import LOST, Processes
 from hawse.monitor.processes.proxy_connections import Proxy
@@ -96,7 +97,7 @@ class _Monitor:
         )  # fmt: skip
         self.link.on_oom = lambda _name, kills: self.container.usage.note_oom(kills)
         self.link.on_notify = lambda _name, text: self.container.notices.take(text)
-        self.dials = Dials(self.processes, _no_socket)
+        self.dials = Announced(self.processes, HostSockets(_no_socket).connect, what="sockets of the host", most=64)
         self.link.on_dial = self.dials.take
         self._ends: list[asyncio.StreamReader] = []
         self._writers: list[_Events] = []

@@ -233,7 +233,6 @@ def event(name: str, **params: Any) -> bytes:
 
 
 HELLO = event("hello", protocol=PROTOCOL)
-_TEXT = "AAAAAAAAAAAAAAAAAAAAAA=="
 LINK_SEEDS = [
     HELLO + control.encode_result(1, {"pids.current": "1"}) + control.encode_error(2, VmError("no", hint="do")),
     HELLO + encode(STREAMS + 1, DATA, b"out") + encode(STREAMS + 2, DATA, b"err") + encode(STREAMS + 1, EOF)
@@ -242,7 +241,7 @@ LINK_SEEDS = [
     encode(2 * STREAMS + 1, DATA, bytes(3000)) * 2 + encode(3 * STREAMS + 1, DATA, b"x")
     + event("oom", container="c1", kills=1),
     encode(STREAMS, CREDIT, encode_credit(1))
-    + event("query", number=1, server="127.0.0.11", transport="udp", message=_TEXT)
+    + event("query", server="127.0.0.11", transport="udp", connection=1)
     + event("notify", container="c1", text="READY=1\nSTATUS=up")
     + event("dial", container="c1", socket="mount1", connection=1),
 ]  # fmt: skip

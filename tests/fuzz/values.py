@@ -14,7 +14,7 @@ from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.devices import guest_drivers, hotplug, misc_devices
 from hawse.monitor.devices.device_map import device_map, locate
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
-from hawse.monitor.network.resolver import loopback_servers
+from hawse.monitor.network.name_servers import loopback_servers
 from hawse.oci.limits import statistics
 from hawse.oci.process import table
 from hawse.plan.model import PlugStep
@@ -73,7 +73,7 @@ def _event(payload: bytes) -> None:
     try:
         event = read_event(name, params)
         if isinstance(event, Query):
-            assert len(event.decode()) <= 65535
+            assert event.connection > 0
             assert event.transport in ("udp", "tcp")
     except LinkError as error:
         check_plain(error.sentence(), most=1000)
@@ -221,7 +221,7 @@ TARGETS = [
         b'{"event":"oom","params":{"container":"c1","kills":1}}',
         b'{"event":"notify","params":{"container":"c1","text":"READY=1"}}',
         b'{"event":"dial","params":{"container":"c1","socket":"mount1","connection":1}}',
-        b'{"event":"query","params":{"number":1,"server":"127.0.0.11","transport":"udp","message":"AAAA"}}',
+        b'{"event":"query","params":{"server":"127.0.0.11","transport":"udp","connection":1}}',
     ], form=JSON),
     of_value("error", _error, [_ERROR, {}, [1], {"kind": "CommandError", "exit_code": 300}]),
     of_value("statistics", _statistics, [_FILES]),

@@ -120,25 +120,27 @@ def sent() -> Iterator[tuple[str, set[str]]]:
 
 
 def _events_of(text: str) -> Iterator[tuple[str, set[str]]]:
-    tree = ast.parse(text)
-    assigned = {
-        target.id: node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    for call in ast.walk(tree):
+    for call in ast.walk(ast.parse(text)):
         if not isinstance(call, ast.Call):
             continue
-        if ast.unparse(call.func).endswith(("guest.send_event", "guest.report")):
-            name, fields = ast.literal_eval(call.args[0]), call.args[1]
-            if isinstance(fields, ast.Name) and fields.id in assigned:
-                fields = assigned[fields.id]
-            assert isinstance(fields, ast.Dict), ast.unparse(call)
-            yield name, _keys(fields)
-        elif ast.unparse(call.func) == "self._ask":
-            yield "query", _keys(call.args[0])
+        function = ast.unparse(call.func)
+        if function.endswith(("guest.send_event", "guest.report")):
+            yield ast.literal_eval(call.args[0]), _keys(call.args[1])
+        elif function == "self._announced.announce":
+            fields = call.args[1]
+            if isinstance(fields, ast.Name):
+                fields = _assigned(text, fields.id)
+            yield ast.literal_eval(call.args[0]), _keys(fields) | {"connection"}
+
+
+def _assigned(text: str, name: str) -> ast.expr:
+    """The only object that a variable of this name is assigned."""
+    [value] = [
+        node.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]
+    ]
+    return value
 
 
 def _keys(fields: ast.expr) -> set[str]:

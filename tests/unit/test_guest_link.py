@@ -24,7 +24,7 @@ from tests.support.patience import patience
 FIRST = STREAMS
 #: A call whose answer is null.
 PING = Settle()
-QUERY = {"number": 1, "server": "127.0.0.11", "transport": "udp", "message": "AAAA"}
+QUERY = {"server": "127.0.0.11", "transport": "udp", "connection": 1}
 NONSENSE = "the agent in the guest speaks nonsense: "
 
 
@@ -222,7 +222,7 @@ def test_events_reach_who_asked_for_them() -> None:
         assert ends.link.hello.result() is None, "nothing of it is kept"
         assert ends.exits == [(1, 0), (3, 255)]
         assert ends.kills == [("c1", 1), ("c2", 2**63 - 1)]
-        assert ends.queries == [Query(1, "127.0.0.11", "udp", "AAAA")]
+        assert ends.queries == [Query("127.0.0.11", "udp", 1)]
         assert notices == [("c1", "x" * 4096)]
 
     run(story)

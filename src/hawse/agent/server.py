@@ -124,5 +124,4 @@ def _methods(
         "accept": connections.accept,
         "refuse": connections.refuse,
         "serve_names": connections.serve_names,
-        "answer_name": connections.answer_name,
     }

@@ -20,11 +20,13 @@ from hawse.monitor.cpu_boost import Hurry
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
 from hawse.monitor.joined_namespaces import own_paths, owner_of
-from hawse.monitor.network.dials import Dials
+from hawse.monitor.network import host_sockets, name_servers
+from hawse.monitor.network.announced import Announced
 from hawse.monitor.network.forwards import Forwards
 from hawse.monitor.network.host_network import Network
+from hawse.monitor.network.host_sockets import HostSockets
+from hawse.monitor.network.name_servers import NameServers
 from hawse.monitor.network.nics import Nics
-from hawse.monitor.network.resolver import Resolver
 from hawse.monitor.placement import Lists, Placement
 from hawse.monitor.processes.processes import Processes, whole
 from hawse.monitor.share.root import ShareRoot
@@ -59,7 +61,7 @@ class Sandbox:
         self.disks = Disks(self.claims, seconds=plan.machine.device_seconds)
         self.nics = Nics(plan, network, self.claims)
         places = {name: f"{share.directory}/{place.path}" for name, place in share.places(plan.container.id).items()}
-        self._resolver = Resolver(plan.container, network, places)
+        self._name_servers = NameServers(plan.container, network, places)
         self.finished = asyncio.Event()
         self._furnished = asyncio.Event()
         self._hooked = asyncio.Event()
@@ -69,7 +71,12 @@ class Sandbox:
         # As patient as with devices: without KVM crun is as slow as everything else in the guest.
         self.processes = Processes(seconds=max(_LEAST_CALL_SECONDS, self._seconds))
         self._forwards = Forwards(network, self.processes)
-        self._dials = Dials(self.processes, self._open_socket)
+        self._dials = Announced(
+            self.processes, HostSockets(self._open_socket).connect, what="sockets of the host", most=host_sockets.MOST
+        )
+        self._queries = Announced(
+            self.processes, self._name_servers.connect, what="name servers", most=name_servers.MOST
+        )
         cgroup = HostCgroup(plan.container.cgroup, store.path)
         self._placement = Placement(cgroup, self._placed)
         self.first = self._make(plan.container, store, INIT_KEY, cgroup)
@@ -117,6 +124,7 @@ class Sandbox:
         machine.link.on_oom = self._note_oom
         machine.link.on_notify = self._take_notice
         machine.link.on_dial = self._dials.take
+        machine.link.on_query = self._queries.take
         if any(self.plan.container.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
@@ -223,6 +231,8 @@ class Sandbox:
         self._forwards.end()
         self.nics.end()
         self._dials.end()
+        self._queries.end()
+        self._name_servers.end()
         with ExitStack() as each:  # whatever becomes of the others
             for found in self._containers.values():
                 each.callback(found.end)
@@ -377,7 +387,7 @@ class Sandbox:
         self.nics.network.look()
         with self._steps.span(NETWORK, "connected again"):
             notes = await self.nics.plug(self._machine.qmp, self._machine.link)
-            await self._resolver.serve(self._machine.link)
+            await self._name_servers.serve(self._machine.link)
         self.first.show_network(self.nics.seen)
         return notes
 

@@ -1,5 +1,5 @@
-"""Connections that the host passes on: from the loopback of the pod's namespace to the guest's, and of
-:mod:`hawse.agent.streams.dials`."""
+"""Connections as streams of the link: from the loopback of the pod's namespace on the host to the guest's, and those
+that :mod:`hawse.agent.streams.announced` announces."""
 
 from __future__ import annotations
 

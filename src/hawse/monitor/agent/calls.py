@@ -128,16 +128,9 @@ class SetSysctls(Call[None], frozen=True, kw_only=True):
 
 
 class ServeNames(Call[None], frozen=True, kw_only=True):
-    """Listen for name queries at these addresses of the guest's loopback; each is reported by the event ``query``."""
+    """Listen for name queries at these addresses of the guest's loopback; the event ``query`` announces each one."""
 
     servers: list[str]
-
-
-class AnswerName(Call[None], frozen=True, kw_only=True):
-    """Pass the answer to a query on to the program that sent it. ``message`` is in base64."""
-
-    number: int
-    message: str
 
 
 class Connect(Call[None], frozen=True, kw_only=True):
@@ -153,7 +146,7 @@ class Connect(Call[None], frozen=True, kw_only=True):
 
 
 class Accept(Call[None], frozen=True, kw_only=True):
-    """Pass on the bytes of a connection that the event ``dial`` announced, as the process of that number.
+    """Forward the bytes of a connection that ``dial`` or ``query`` announced, as the process of that number.
 
     It ends as one of ``connect`` does.
     """
@@ -164,7 +157,7 @@ class Accept(Call[None], frozen=True, kw_only=True):
 
 
 class Refuse(Call[None], frozen=True, kw_only=True):
-    """Close a connection that the event ``dial`` announced."""
+    """Close a connection that the event ``dial`` or ``query`` announced."""
 
     connection: int
 

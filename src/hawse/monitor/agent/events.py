@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,8 +13,6 @@ from hawse.monitor.agent.notifications import MAX_TEXT
 
 #: A number that JSON can express exactly (RFC 8259, section 6).
 Identifier = Annotated[int, Meta(gt=0, lt=2**53)]
-#: What the two bytes of a length over TCP can express (RFC 1035, section 4.2.2).
-MAX_MESSAGE = 65535
 
 
 class Hello(Struct, frozen=True):
@@ -56,22 +52,11 @@ class Dial(Struct, frozen=True):
 
 
 class Query(Struct, frozen=True):
-    """A name query of a container's program. ``message`` is in base64."""
+    """A connection to a name server. Over udp it carries one query and its answer, each behind two bytes of length."""
 
-    number: Identifier
     server: str
     transport: Literal["udp", "tcp"]
-    message: str
-
-    def decode(self) -> bytes:
-        """The message (RFC 1035, section 4.1). Raises :class:`LinkError` for what no agent sends."""
-        try:
-            message = base64.b64decode(self.message, validate=True)
-        except (binascii.Error, ValueError):
-            raise LinkError("link: a query that is not in base64") from None
-        if len(message) > MAX_MESSAGE:
-            raise LinkError(f"link: a query of {len(message)} bytes")
-        return message
+    connection: Identifier
 
 
 Event = Hello | Exit | Oom | Notify | Dial | Query

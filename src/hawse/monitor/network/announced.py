@@ -1,0 +1,78 @@
+"""Connections of containers that the agent announces: to forwarded sockets of the host, and to name servers.
+
+The guest names what it wants to connect to, and never a path. The monitor connects to it and accepts the connection,
+whose bytes are then a stream of the link, or refuses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from hawse.errors import HawseError, LinkError
+from hawse.monitor.agent.calls import Refuse
+from hawse.monitor.agent.events import Dial, Query
+from hawse.monitor.processes.connection import Connection
+from hawse.monitor.processes.processes import Processes
+
+AnyEvent = TypeVar("AnyEvent", Dial, Query)
+
+
+class Announced(Generic[AnyEvent]):
+    """The connections of one kind of event, in the monitor's one event loop.
+
+    ``connect`` returns a connected socket that does not block; it raises OSError, LookupError and TimeoutError.
+    ``most`` is the number of connections that the agent keeps unanswered or open at once
+    (hawse.agent.streams.announced): one that announces more is not the agent.
+    """
+
+    def __init__(
+        self, processes: Processes, connect: Callable[[AnyEvent], Awaitable[socket.socket]], *, what: str, most: int
+    ) -> None:
+        self._processes = processes
+        self._connect: Callable[[AnyEvent], Awaitable[socket.socket]] = connect
+        self._what = what
+        self._most = most
+        self._room = asyncio.Semaphore(most)
+        self._unanswered = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, event: AnyEvent) -> None:
+        """Serve a connection that waits in the guest. Raises :class:`LinkError` if the agent announces too many."""
+        if self._unanswered >= self._most:
+            raise LinkError(f"link: more than {self._most} connections to {self._what} at once")
+        self._unanswered += 1
+        self._begin(self._serve(event))
+
+    def end(self) -> None:
+        """End the connections."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _serve(self, event: AnyEvent) -> None:
+        async with self._room:
+            try:
+                connected = await self._connect(event)
+            except (OSError, LookupError):
+                self._unanswered -= 1
+                with suppress(HawseError):
+                    await self._processes.call(Refuse(connection=event.connection))
+                return
+            self._unanswered -= 1
+            connection = Connection(*await asyncio.open_connection(sock=connected))
+            try:
+                await self._processes.accept(connection, event.connection)
+                await connection.close()
+            except (HawseError, OSError):  # only the two ends can be informed
+                connection.reset()
+            except BaseException:
+                connection.reset()
+                raise
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
