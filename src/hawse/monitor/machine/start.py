@@ -123,11 +123,7 @@ def launch(
     with ExitStack() as undo:
         ram = _memory(machine)
         undo.callback(os.close, ram)
-        ours, theirs = {}, {}
-        for name in ("qmp", "link", "console"):
-            ours[name], theirs[name] = socket.socketpair()
-            undo.callback(ours[name].close)
-            undo.callback(theirs[name].close)
+        ours, theirs = _pairs(undo)
         cold = [_disk(undo) for command, _ in machine.shape.cold if command == ADD_DISK]
         share = _share_sockets(directory) if machine.shape.share == "virtiofs" else ()
         for end in share:
@@ -168,6 +164,16 @@ def launch(
         return Launched(
             qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, jail, undo.pop_all()
         )
+
+
+def _pairs(undo: ExitStack) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
+    """This process's and QEMU's ends of QEMU's sockets, by name; ``undo`` closes them."""
+    pairs = {}
+    for name in ("qmp", "link", "console"):
+        pairs[name] = socket.socketpair()
+        for end in pairs[name]:
+            undo.callback(end.close)
+    return {name: ours for name, (ours, _) in pairs.items()}, {name: theirs for name, (_, theirs) in pairs.items()}
 
 
 def _start_qemu(
