@@ -119,7 +119,7 @@ def test_mappings_are_those_of_the_specification_or_of_the_path(
 def test_mappings_of_the_specification_stay_as_they_are_written() -> None:
     """The guest's kernel refuses an empty range, as the host's refuses it under runc."""
     empty = {"containerID": 70000, "hostID": 300000, "size": 0}
-    mapped = {"uidMappings": [*as_field(UIDS), empty], "gidMappings": as_field(GIDS)}
+    mapped: dict[str, Any] = {"uidMappings": [*as_field(UIDS), empty], "gidMappings": as_field(GIDS)}
     spec = spec_of(**mapped)
     maps = user_maps_of("config.json", spec, OWN, read)
     assert with_namespaces(spec, OWN, maps)["linux"]["uidMappings"] == mapped["uidMappings"]
