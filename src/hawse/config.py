@@ -174,12 +174,25 @@ def _are_texts(value: object) -> bool:
 def load_config(path: str | None) -> Config:
     """Read ``path``, or the default path where it exists. Raises :class:`ConfigError` naming the file and the key."""
     name = path or DEFAULT_PATH
+    table = _read(name, required=path is not None)
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        problem, hint = _explain(str(error), table)
+        raise ConfigError(f"configuration {name}: {problem}", hint=hint) from None
+    _check_values(name, config)
+    _check_lists(name, config)
+    return config
+
+
+def _read(name: str, *, required: bool) -> dict[str, Any]:
+    """The file's table; without the file an empty one, unless it is ``required``. Raises :class:`ConfigError`."""
     try:
         with open(name, "rb") as file:
-            table: dict[str, Any] = tomllib.load(file)
+            return tomllib.load(file)
     except FileNotFoundError:
-        if path is None:
-            return Config()
+        if not required:
+            return {}
         raise ConfigError(f"configuration {name}: no such file", hint="check --config") from None
     except OSError as error:
         hint = "run as root" if isinstance(error, PermissionError) else "check --config"
@@ -188,11 +201,10 @@ def load_config(path: str | None) -> Config:
         raise ConfigError(f"configuration {name}: {error}", hint="correct that in the file") from None
     except RecursionError:
         raise ConfigError(f"configuration {name}: nested too deeply", hint="correct that in the file") from None
-    try:
-        config = msgspec.convert(table, Config)
-    except msgspec.ValidationError as error:
-        problem, hint = _explain(str(error), table)
-        raise ConfigError(f"configuration {name}: {problem}", hint=hint) from None
+
+
+def _check_values(name: str, config: Config) -> None:
+    """Raise :class:`ConfigError` for a value that its key does not have; ``name`` is the file's."""
     for section, keys in _CHOICES.items():
         for key, choices in keys.items():
             value = getattr(getattr(config, section), key)
@@ -202,6 +214,22 @@ def load_config(path: str | None) -> Config:
     for key, (least, greatest) in _RANGES.items():
         if not least <= getattr(config.vm, key) <= greatest:
             raise ConfigError(f"configuration {name}: vm.{key} must be from {least} to {greatest}")
+    if config.template.max_age_hours < 0:
+        raise ConfigError(f"configuration {name}: template.max_age_hours must be 0 or more")
+    if not user_ids(config.vm.users):
+        raise ConfigError(
+            f"configuration {name}: vm.users: {config.vm.users!r} is no range of user ids",
+            hint='write the first and the last, both above 65535: "2130706432-2130771967"',
+        )
+    window = config.devices.pod_window_mib
+    if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):
+        raise ConfigError(
+            f"configuration {name}: devices.pod_window_mib must be a power of two from 2 to {_MAX_WINDOW_MIB}"
+        )
+
+
+def _check_lists(name: str, config: Config) -> None:
+    """Raise :class:`ConfigError` for an entry of a list that its key does not have; ``name`` is the file's."""
     for annotation in config.devices.annotations:
         if annotation not in ANNOTATIONS:
             known = ", ".join(ANNOTATIONS)
@@ -226,16 +254,3 @@ def load_config(path: str | None) -> Config:
                     f"configuration {name}: {key}: {module[:80]!r} is no name of a kernel module",
                     hint='write names as modprobe takes them: "br_netfilter"',
                 )
-    if config.template.max_age_hours < 0:
-        raise ConfigError(f"configuration {name}: template.max_age_hours must be 0 or more")
-    if not user_ids(config.vm.users):
-        raise ConfigError(
-            f"configuration {name}: vm.users: {config.vm.users!r} is no range of user ids",
-            hint='write the first and the last, both above 65535: "2130706432-2130771967"',
-        )
-    window = config.devices.pod_window_mib
-    if not 2 <= window <= _MAX_WINDOW_MIB or window & (window - 1):
-        raise ConfigError(
-            f"configuration {name}: devices.pod_window_mib must be a power of two from 2 to {_MAX_WINDOW_MIB}"
-        )
-    return config

@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-    from hawse.notes import Note
-
 
 class HawseError(Exception):
     """A failure with a sentence for the user.
 
     ``message``: what failed and why. ``hint``: the remedy. ``evidence``: output of other programs that shows the cause.
-    ``notes``: what is logged before it; they are not sent to other processes.
+    ``notes``: what is logged before it, (level, text) each (:mod:`hawse.notes`); other processes do not get them.
     """
 
     exit_code = 1
@@ -41,7 +39,7 @@ class HawseError(Exception):
         self.message = message
         self.hint = hint
         self.evidence = evidence
-        self.notes: tuple[Note, ...] = ()
+        self.notes: tuple[tuple[str, str], ...] = ()
         if exit_code is not None:
             self.exit_code = exit_code
 
@@ -67,7 +65,7 @@ class HawseError(Exception):
         error.notes = self.notes
         return error
 
-    def after(self, notes: Iterable[Note]) -> Self:
+    def after(self, notes: Iterable[tuple[str, str]]) -> Self:
         """The same error, with notes that are logged before its own; raise it ``from None``."""
         error = self.with_context()
         error.notes = (*notes, *self.notes)

@@ -25,6 +25,7 @@ from tests.support.images import Image, write_archive, write_pause
 from tests.support.kubelet_pod import Pod
 from tests.support.manifests import DEPLOY
 from tests.support.patience import patience, wait_until
+from tests.support.plans import machine_plan
 from tests.support.runtime import HAWSE
 
 pytestmark = pytest.mark.engine
@@ -65,7 +66,7 @@ def test_manifests_are_consistent() -> None:
     # The limits and the overhead are enough for the containers and the VM, so hawse does not warn.
     limits = Limits(int(manifests.quantity(container["resources"]["limits"]["memory"])), ((2048, int(pages) >> 21),))
     machine = machine_memory(1024, limits, host_mib=64 * 1024)
-    needs = needs_of(machine, limits, accel="tcg", cpus=2)
+    needs = needs_of(machine_plan(memory_mib=machine, cpus=2).shape, limits)
     assert needs.full_mib * 2**20 <= limits.memory + overheads[1]
     room = Room(spares=[], memory_mib=machine)
     assert room.check_memory("", limits.memory, hugepages_mib=int(pages) >> 20, host_mib=64 * 1024) == []

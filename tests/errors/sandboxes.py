@@ -18,6 +18,7 @@ from hawse.vm.ports import MIB, place, plan_ports
 from hawse.vm.size import Limits
 from tests.errors.situation import Act, bundle
 from tests.support.groups import EDU
+from tests.support.plans import machine_plan
 from tests.support.sysfs import FakeSysfs
 
 
@@ -36,7 +37,7 @@ def above(**limits: float) -> Act:
         name: Limit(f"/sys/fs/cgroup/kubepods.slice/kubepods-pod5.slice/{files[name]}", value)
         for name, value in limits.items()
     })  # fmt: skip
-    needs = needs_of(1024, Limits(memory=512 * MIB), accel="tcg", cpus=2)
+    needs = needs_of(machine_plan(memory_mib=1024, cpus=2).shape, Limits(memory=512 * MIB))
     return lambda _host: check_allowance(allowed, needs)[0]
 
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import pytest
 
 from hawse.errors import DeviceError, HostError, VmError
@@ -17,7 +16,7 @@ from hawse.monitor.network.host_network import Joined, Network
 from hawse.monitor.network.nics import Nics
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
-from tests.support.groups import plan
+from tests.support.plans import machine_plan, sandbox_plan
 
 
 class FakePackets:
@@ -81,8 +80,7 @@ class Machine:
     """Interfaces of a VM with a fake QEMU and guest."""
 
     def __init__(self, *looks: int | Exception, answer: Any = None, accel: str = "tcg", vhost: str = "/none") -> None:
-        made = plan()
-        made = msgspec.structs.replace(made, machine=msgspec.structs.replace(made.machine, accel=accel))
+        made = sandbox_plan(machine_plan(device_seconds=1, accel=accel), bundle="/b")
         self.network = FakeNetwork(*looks)
         self.claims = Claims(made.ports)
         self.own = made.network_port

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from hawse.errors import ConfigError, HostError
@@ -17,7 +16,7 @@ from hawse.host.selinux import check, enabled, executing_as
 from hawse.monitor.machine.start import launch
 from hawse.state.steps import Steps
 from tests.support.bundles import specification, write
-from tests.support.groups import plan
+from tests.support.plans import machine_plan
 from tests.support.runtime import Runtime
 from tests.support.sysfs import FakeSysfs
 
@@ -126,8 +125,8 @@ def recorded(path: str) -> Iterator[list[str]]:
 
 
 def test_qemu_and_virtiofsd_are_started_with_the_label(tmp_path: Path) -> None:
-    machine = msgspec.structs.replace(
-        plan().machine, qemu="/bin/true", memory_mib=16, share="virtiofs", virtiofsd=["/bin/true"], label=LABEL
+    machine = machine_plan(
+        qemu="/bin/true", memory_mib=16, share="virtiofs", virtiofsd=["/bin/true"], label=LABEL, boot_seconds=1
     )
     attribute = str(tmp_path / "exec")
     steps = Steps(str(tmp_path / "steps.json"), [])

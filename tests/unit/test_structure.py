@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ CROSSINGS = {
 GUEST = {"errors", "json_text", "linux.libc", "linux.mounts", "linux.netlink", "link", "vfio.sysfs", "agent"}
 #: Files of one folder. More of them than a reader keeps in mind; cli/runc has one for each of runc's verbs.
 MOST_FILES = 15
+#: Lines and parameters of a function, "self" not counted.
+MOST_LINES, MOST_PARAMETERS = 60, 7
+#: Functions that have more, and why.
+LARGE = {
+    "agent.server:Server.__init__": "creates every part of the agent; tests replace five of them by parameters",
+    "monitor.container:Container.__init__": "creates every part of a container",
+    "monitor.container:Container.create": "the order of the steps, and what undoes each, are read together",
+    "agent.server:Server.create": "the parameters are the fields of the call create (docs/link.md)",
+    "linux.netlink:address": "the parameters are the attributes of RTM_NEWADDR (rtnetlink(7))",
+    "linux.netlink:route": "the parameters are the attributes of RTM_NEWROUTE (rtnetlink(7))",
+    "monitor.machine.programs:Program.__init__": "QEMU and virtiofsd differ in each parameter; one start, one cleanup",
+    "commands.spawn:ProxyProcess.__init__": "the proxies of create, exec and attach differ in each parameter",
+    "vfio.bind.bind:bind": "three parameters are the host's functions, drivers and sandboxes, which tests replace",
+}
 
 
 def imports(path: str) -> set[str]:
@@ -134,6 +149,37 @@ def test_neither_files_nor_folders_import_each_other_in_a_cycle() -> None:
             others = {package(name) for name in imported} - {package(module)}
             folders.setdefault(package(module), set()).update(others)
     assert cycles(folders) == ""
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function with its name; that of a method begins with its class."""
+    for node in ast.iter_child_nodes(tree):
+        name = prefix
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{prefix}.{node.name}".lstrip(".")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield name, node
+        yield from functions(node, name)
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The names of the parameters without "self"."""
+    given = function.args
+    others = [each for each in (given.vararg, given.kwarg) if each]
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs, *others)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def test_functions_are_small() -> None:
+    """A function that is small again has to leave LARGE."""
+    large = set()
+    for module, path in sources():
+        for name, function in functions(ast.parse(Path(path).read_text())):
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            if lines > MOST_LINES or len(parameters(function)) > MOST_PARAMETERS:
+                large.add(f"{module}:{name}")
+    assert large == set(LARGE)
+    assert all(LARGE.values()), "each has a reason"
 
 
 def test_folders_are_small() -> None:

@@ -17,6 +17,7 @@ from hawse.planner import hugepages
 from hawse.planner.devices.options import DeviceOptions, device_options
 from hawse.planner.devices.selection import DeviceChecks, DeviceSelection, select_devices
 from hawse.planner.devices.vfio import Group
+from hawse.planner.machine import ask_qemu
 from hawse.planner.vm_size import check_lists
 from hawse.vfio.emulated import read_table
 from hawse.vm.size import host_size
@@ -60,7 +61,9 @@ def read_request(
             os.close(network_namespace.open_path(guest.namespaces.network))
         options = device_options(config, annotations)
         emulated = read_table(config.emulated)
-        checks = DeviceChecks(config, options, emulated, present, lambda groups: fit(groups, options, role))
+        checks = DeviceChecks(
+            options, emulated, present, fit=lambda groups: fit(groups, options, role), ask=lambda: ask_qemu(config)
+        )
         devices = select_devices(bundle, guest, checks, role=role)
         notes += devices.notes
         asked = hugepages.asked_by(guest, config, annotations)

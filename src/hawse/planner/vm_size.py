@@ -51,11 +51,8 @@ def check_size(
     """
     shape = machine.shape
     needs = needs_of(
-        shape.memory_mib,
+        shape,
         limits,
-        accel=shape.accel,
-        cpus=shape.cpus,
-        one_thread=shape.one_thread,
         restored=machine.template is not None and machine.template.usable,
         own_pages=bool(machine.page_kib),
         reserved_mib=sum(kib * count for kib, count in hugepages) // 1024,

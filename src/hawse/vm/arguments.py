@@ -140,10 +140,16 @@ def render(shape: VmShape, ends: Ends) -> list[str]:
     for device in devices:
         rest = {key: value for key, value in device.items() if key != "driver"}
         arguments += ["-device", option(str(device["driver"]), rest)]
-    disks = iter(ends.disks)
-    for command, parameters in shape.cold:
+    return arguments + _cold(shape.cold, ends.disks)
+
+
+def _cold(commands: Sequence[Command], disks: Sequence[int]) -> list[str]:
+    """The options for devices that are present from the start; ``disks`` are their file descriptors."""
+    arguments: list[str] = []
+    descriptors = iter(disks)
+    for command, parameters in commands:
         if command == ADD_DISK:
-            arguments += ["-add-fd", f"fd={next(disks)},set={parameters['fdset-id']}"]
+            arguments += ["-add-fd", f"fd={next(descriptors)},set={parameters['fdset-id']}"]
             continue
         name, first = _COLD[command]
         rest = {key: value for key, value in parameters.items() if key != first}

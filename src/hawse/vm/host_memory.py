@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hawse.vm.arguments import VmShape
 from hawse.vm.size import MIB, Limits, translated_mib, usable_mib
 
 #: MiB of guest memory in use before a container runs: in a VM restored from a template, and in one that booted.
@@ -35,23 +36,16 @@ class Needs:
 
 
 def needs_of(
-    memory_mib: int,
-    limits: Limits,
-    *,
-    accel: str,
-    cpus: int,
-    one_thread: bool = False,
-    restored: bool = False,
-    own_pages: bool = False,
-    reserved_mib: int = 0,
+    shape: VmShape, limits: Limits, *, restored: bool = False, own_pages: bool = False, reserved_mib: int = 0
 ) -> Needs:
-    """The needs of a VM with this memory and these container limits.
+    """The needs of a VM whose containers have these limits.
 
     ``restored``: it is restored from a template. ``own_pages``: its memory consists of the host's huge pages, which the
     kernel does not charge to the memory cgroup. ``reserved_mib``: huge pages that the guest reserves for its first
     container.
     """
-    translated = translated_mib(cpus, one_thread=one_thread) if accel == "tcg" else 0
+    memory_mib = shape.memory_mib
+    translated = translated_mib(shape.cpus, one_thread=shape.one_thread) if shape.accel == "tcg" else 0
     if own_pages:
         guest = full = 0
     else:
@@ -62,5 +56,5 @@ def needs_of(
         host_mib=_BUSY_MIB + translated,
         start_mib=guest + _IDLE_MIB + (min(translated, _FIRST_TRANSLATED_MIB) if restored else translated),
         full_mib=full + _BUSY_MIB + translated if limits.memory > 0 else 0,
-        tasks=_TASKS + (1 if one_thread else cpus),
+        tasks=_TASKS + (1 if shape.one_thread else shape.cpus),
     )

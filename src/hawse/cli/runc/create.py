@@ -60,21 +60,6 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
     handed = Handed(args.console_socket, detach, preserve(args.preserve_fds, listening=listening))
     store = settings.store(args.id)
 
-    def load() -> Bundle:
-        # Imported here: the monitor starts while this process loads the library that reads specifications.
-        import dataclasses
-
-        from hawse.oci.document import with_process
-        from hawse.oci.load import load_bundle
-
-        bundle = load_bundle(args.bundle or ".")
-        if listening:
-            # As runc does: the process gets these variables, not those of runc's environment (utils_linux.go, run()).
-            variables = [f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
-            environment = [*(bundle.raw["process"].get("env") or ()), *variables]
-            bundle = dataclasses.replace(bundle, raw=with_process(bundle.raw, env=environment))
-        return bundle
-
     def make_plan() -> SandboxPlan:
         import msgspec
 
@@ -83,7 +68,7 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
 
         timeline = _timeline(args.timeline, settings.config.timeline.directory, store.name)
         plan, notes = plan_sandbox(
-            load(),
+            _load(args.bundle or ".", listening),
             settings.config,
             name=store.name,
             timeline=timeline,
@@ -98,7 +83,7 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         from hawse.planner.sandbox import plan_container
 
         plan, notes = plan_container(
-            load(),
+            _load(args.bundle or ".", listening),
             settings.config,
             room,
             name=store.name,
@@ -117,6 +102,22 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
         created = create(store, make_plan, handed)
     settings.log.tell(created.notes)
     return created
+
+
+def _load(path: str, listening: int) -> Bundle:
+    """The bundle, whose process gets this number of listening sockets. Raises :class:`ConfigError`."""
+    # Imported here: the monitor starts while this process loads the library that reads specifications.
+    import dataclasses
+
+    from hawse.oci.document import process_of, with_process
+    from hawse.oci.load import load_bundle
+
+    bundle = load_bundle(path)
+    if not listening:
+        return bundle
+    # As runc does: the process gets these variables, not those of runc's environment (utils_linux.go, run()).
+    environment = [*(process_of(bundle.raw).get("env") or ()), f"LISTEN_FDS={listening}", "LISTEN_PID=1"]
+    return dataclasses.replace(bundle, raw=with_process(bundle.raw, env=environment))
 
 
 def _timeline(option: str | None, directory: str, name: str) -> str:

@@ -66,17 +66,7 @@ class Program:
 
         def prepare() -> None:
             try:
-                # A core dump of QEMU or virtiofsd contains the guest's memory.
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                _lift_data()
-                if oom_score_adj is not None:
-                    with suppress(OSError):  # the monitor looks at what it has, and warns
-                        oom_score.write(oom_score_adj)
-                if lock_memory:
-                    _lift(resource.RLIMIT_MEMLOCK)
-                if file_server:
-                    with suppress(OSError):  # the plan warns where CAP_SETPCAP is missing
-                        capabilities.keep_through_user_changes()
+                _settle_in(lock_memory=lock_memory, oom_score_adj=oom_score_adj, file_server=file_server)
                 if jail is None:
                     give_up_privileges()
                     die_with(monitor)
@@ -135,6 +125,21 @@ class Program:
                 break
         assert self.process.stderr is not None
         self.process.stderr.close()
+
+
+def _settle_in(*, lock_memory: bool, oom_score_adj: int | None, file_server: bool) -> None:
+    """Set limits and rights of a new child, as :class:`Program` documents them. Raises OSError."""
+    # A core dump of QEMU or virtiofsd contains the guest's memory.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _lift_data()
+    if oom_score_adj is not None:
+        with suppress(OSError):  # the monitor looks at what it has, and warns
+            oom_score.write(oom_score_adj)
+    if lock_memory:
+        _lift(resource.RLIMIT_MEMLOCK)
+    if file_server:
+        with suppress(OSError):  # the plan warns where CAP_SETPCAP is missing
+            capabilities.keep_through_user_changes()
 
 
 def limit_own_memory() -> None:

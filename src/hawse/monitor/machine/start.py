@@ -123,11 +123,7 @@ def launch(
     with ExitStack() as undo:
         ram = _memory(machine)
         undo.callback(os.close, ram)
-        ours, theirs = {}, {}
-        for name in ("qmp", "link", "console"):
-            ours[name], theirs[name] = socket.socketpair()
-            undo.callback(ours[name].close)
-            undo.callback(theirs[name].close)
+        ours, theirs = _pairs(undo)
         cold = [_disk(undo) for command, _ in machine.shape.cold if command == ADD_DISK]
         share = _share_sockets(directory) if machine.shape.share == "virtiofs" else ()
         for end in share:
@@ -145,15 +141,7 @@ def launch(
         )
         inherited = [ram, ends.qmp_fd, ends.link_fd, ends.console_fd, *cold, *([ends.share_fd] if share else [])]
         with steps.span(QEMU, "process started"), selinux.executing_as(machine.label, attribute=attribute):
-            argv = render(machine.shape, ends)
-            if jail is not None:
-                if machine.shape.accel == "kvm":
-                    jail.nodes.admit_kvm()
-                argv = render(jail.inside(machine.shape), ends) + jail.arguments
-            log, score = f"{directory}/qemu.log", machine.oom_score_adj
-            qemu = Program(
-                "QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail, oom_score_adj=score
-            )
+            qemu = _start_qemu(machine, ends, inherited, directory, jail)
             undo.callback(qemu.end)
             leftovers.note(directory, qemu.process.pid)
         for end in theirs.values():
@@ -161,12 +149,7 @@ def launch(
         virtiofsd = None
         if share:
             with steps.span(SHARE, "virtiofsd started"), selinux.executing_as(machine.label, attribute=attribute):
-                fd = share[0].fileno()
-                virtiofsd = Program(
-                    "virtiofsd", filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share"),
-                    log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True, oom_score_adj=machine.oom_score_adj,
-                    file_server=True,
-                )  # fmt: skip
+                virtiofsd = _start_virtiofsd(machine, share[0].fileno(), directory)
                 undo.callback(virtiofsd.end)
                 leftovers.note(directory, virtiofsd.process.pid)
             for end in share:
@@ -181,6 +164,38 @@ def launch(
         return Launched(
             qemu, virtiofsd, ours["qmp"], ours["link"], ours["console"], ram, plugged, saved, copy, jail, undo.pop_all()
         )
+
+
+def _pairs(undo: ExitStack) -> tuple[dict[str, socket.socket], dict[str, socket.socket]]:
+    """This process's and QEMU's ends of QEMU's sockets, by name; ``undo`` closes them."""
+    pairs = {}
+    for name in ("qmp", "link", "console"):
+        pairs[name] = socket.socketpair()
+        for end in pairs[name]:
+            undo.callback(end.close)
+    return {name: ours for name, (ours, _) in pairs.items()}, {name: theirs for name, (_, theirs) in pairs.items()}
+
+
+def _start_qemu(
+    machine: model.MachinePlan, ends: Ends, inherited: list[int], directory: str, jail: Jail | None
+) -> Program:
+    """QEMU, with these descriptors. Raises :class:`HostError`."""
+    argv = render(machine.shape, ends)
+    if jail is not None:
+        if machine.shape.accel == "kvm":
+            jail.nodes.admit_kvm()
+        argv = render(jail.inside(machine.shape), ends) + jail.arguments
+    log, score = f"{directory}/qemu.log", machine.oom_score_adj
+    return Program("QEMU", argv, log=log, descriptors=inherited, lock_memory=True, jail=jail, oom_score_adj=score)
+
+
+def _start_virtiofsd(machine: model.MachinePlan, fd: int, directory: str) -> Program:
+    """virtiofsd, which gets QEMU's connections at the socket ``fd``. Raises :class:`HostError`."""
+    return Program(
+        "virtiofsd", filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share"),
+        log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True, oom_score_adj=machine.oom_score_adj,
+        file_server=True,
+    )  # fmt: skip
 
 
 def _memory(machine: model.MachinePlan) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from hawse.config import Config
 from hawse.errors import DeviceError
 from hawse.json_text import Document
 from hawse.notes import Note, warning
@@ -33,12 +32,12 @@ from hawse.planner.devices.vfio import (
     unused_token,
     with_groups,
 )
-from hawse.planner.machine import ask_qemu
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.node import VfioNode
 from hawse.vfio.requests import Request, find_request
+from hawse.vm.capabilities import Capabilities
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,14 @@ class DeviceChecks:
     """The questions about devices that this host and the VM answer.
 
     ``present`` are groups that the VM has already. ``fit`` raises :class:`DeviceError` if the VM has no free ports for
-    groups.
+    groups. ``ask`` returns what QEMU can do; it is called if a device needs it.
     """
 
-    config: Config
     options: DeviceOptions
     emulated: Mapping[int, EmulatedGroup]
     present: Collection[int]
     fit: Callable[[Sequence[Group]], object]
+    ask: Callable[[], Capabilities]
 
     def find(self, devices: Sequence[Device]) -> Request:
         """The VFIO nodes among devices. Raises :class:`DeviceError`."""
@@ -68,9 +67,9 @@ class DeviceChecks:
         """The groups that QEMU opens by their device files, and warnings. Raises :class:`DeviceError`."""
         new = [group for group in groups if group.number not in self.present]
         check_allowed([group for group in new if isinstance(group, HostGroup)], self.options.allow)
-        chosen, fallbacks = by_file(new, files, self.options, lambda: ask_qemu(self.config))
+        chosen, fallbacks = by_file(new, files, self.options, self.ask)
         warnings = check_host(new, self.options)
-        check_tokens(new, self.options, lambda: ask_qemu(self.config))
+        check_tokens(new, self.options, self.ask)
         return chosen, [warning(text) for text in (*fallbacks, *warnings)]
 
 

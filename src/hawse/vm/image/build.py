@@ -74,7 +74,11 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
         except ImageError:
             shutil.rmtree(final, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".building-", dir=images) as work:
-                _build(work, recipe, userland, kernels, kernel, modules, extra, progress)
+                files_of_kernel = (kernel, modules)
+                if kernels:
+                    progress(f"unpacking {kernels[0].name}")
+                    files_of_kernel = unpack_kernel(kernels, f"{work}/kernel")
+                _build(work, recipe, userland, *files_of_kernel, extra, progress)
                 paths = {name: f"{work}/out/{name}" for name in FILES}
                 files = {
                     name: {"size": os.stat(path).st_size, "sha256": file_digest(path)} for name, path in paths.items()
@@ -110,7 +114,6 @@ def _build(
     work: str,
     recipe: dict[str, Any],
     userland: tuple[Package, ...],
-    kernels: list[Package],
     kernel: str,
     modules: str,
     extra: Sequence[str],
@@ -119,9 +122,6 @@ def _build(
     full, tree = f"{work}/full", f"{work}/tree"
     progress(f"unpacking {len(userland)} packages")
     packages.unpack(userland, full, wanted=_useful)
-    if kernels:
-        progress(f"unpacking {kernels[0].name}")
-        kernel, modules = unpack_kernel(kernels, f"{work}/kernel")
     release = os.path.basename(os.path.normpath(modules))
     packages.unpack((), tree)
     for directory in recipe["directories"]:
