@@ -40,7 +40,8 @@ class FakeReaper:
 class FakeCrun:
     """Starts at once, as crun does, which does not wait for the program."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str, reaper: FakeReaper) -> None:
+        self.directory, self.reaper = directory, reaper
         self.started = threading.Event()
 
     def start(self, _name: str) -> None:
@@ -51,10 +52,9 @@ class Started:
     """A container whose first process is a shell, as if in a hook, and then executes sleep(1)."""
 
     def __init__(self, directory: Path) -> None:
-        self.reaper, self.crun = FakeReaper(), FakeCrun()
-        self.container = Container(
-            "c1", {}, init=1, directory=str(directory), reaper=cast(Any, self.reaper), crun=cast(Any, self.crun)
-        )
+        self.reaper = FakeReaper()
+        self.crun = FakeCrun(str(directory), self.reaper)
+        self.container = Container("c1", {}, init=1, crun=cast(Any, self.crun))
         self.program = subprocess.Popen(
             ["/bin/sh", "-c", "echo; read line; exec sleep 1000"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -143,8 +143,7 @@ class ContainerCalls:
         if not (spec["process"].get("terminal") or spec.get("hooks") or stdio.directions != STDIO):
             prepared, self._prepared = self._prepared, None
         created = Container(
-            container, spec, init=process, directory=directory, reaper=guest.reaper, crun=guest.crun(directory),
-            ids=ids, prepared=prepared, root=guest.root,
+            container, spec, init=process, crun=guest.crun(directory), ids=ids, prepared=prepared, root=guest.root
         )  # fmt: skip
         try:
             if notify:

@@ -21,7 +21,6 @@ from hawse.agent.mounts.container_sysfs import with_bound_sysfs
 from hawse.agent.streams.stdio import Stdio
 from hawse.agent.system import trace
 from hawse.agent.system.ids import Ids, of_spec
-from hawse.agent.system.reaper import Reaper
 from hawse.errors import HawseError, StateError, VmError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
@@ -36,8 +35,8 @@ _EXECUTE_SECONDS = 20.0
 
 
 class Container:
-    """``spec`` is its specification in the guest, and ``init`` the number of its first process. ``directory`` holds its
-    bundle and crun's files; below ``root`` are /dev and the file system of cgroups.
+    """``spec`` is its specification in the guest, and ``init`` the number of its first process. The directory of
+    ``crun`` holds its bundle; below ``root`` are /dev and the file system of cgroups.
     """
 
     def __init__(
@@ -46,8 +45,6 @@ class Container:
         spec: Document,
         *,
         init: int,
-        directory: str,
-        reaper: Reaper,
         crun: Crun,
         ids: Ids | None = None,
         prepared: Prepared | None = None,
@@ -61,7 +58,7 @@ class Container:
         self.cgroup = Cgroup(f"hawse/{name}", root=root + CGROUPS)
         self._spec = spec
         self._init = init
-        self._directory = directory
+        self._directory = crun.directory
         self._crun = crun
         self._prepared = prepared
         self._crun_name = prepared.name if prepared else name
@@ -73,7 +70,7 @@ class Container:
         self._bound_nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
         self._places: list[str] = []
         self._launcher = Launcher(
-            self._crun_name, directory=directory, reaper=reaper, crun=crun, ids=self.ids,
+            self._crun_name, crun=crun, ids=self.ids,
             oom_score_adj=(spec.get("process") or {}).get("oomScoreAdj") or 0,
         )  # fmt: skip
         self._nodes = RunningNodes(
@@ -82,7 +79,7 @@ class Container:
             rules=((spec.get("linux") or {}).get("resources") or {}).get("devices") or (),
             set_rules=self._set_rules,
             directory=self._bound_nodes,
-            map_file=f"{directory}/devices.json",
+            map_file=f"{crun.directory}/devices.json",
         )
 
     def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:

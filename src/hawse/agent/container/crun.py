@@ -23,8 +23,8 @@ class Crun:
     """Runs one crun command at a time for one container; its log file is read when it fails."""
 
     def __init__(self, reaper: Reaper, *, directory: str, program: str = CRUN, root: str = ROOT) -> None:
-        self._reaper = reaper
-        self._directory = directory
+        self.reaper = reaper
+        self.directory = directory
         self.root = root
         self._globals = [program, f"--root={root}", "--cgroup-manager=cgroupfs", "--log-format=json"]
 
@@ -53,8 +53,8 @@ class Crun:
         """Start a command; its pid."""
         with open("/dev/null", "r+b") as null:
             fds = {0: null.fileno(), 1: null.fileno(), 2: null.fileno()} | (descriptors or {})
-            return self._reaper.spawn(
-                [*self._globals, f"--log=file:{self._directory}/{log}", *arguments],
+            return self.reaper.spawn(
+                [*self._globals, f"--log=file:{self.directory}/{log}", *arguments],
                 environment=_ENVIRONMENT,
                 descriptors=fds,
                 oom_score_adj=oom_score_adj,
@@ -62,8 +62,8 @@ class Crun:
 
     def finish(self, pid: int, *, verb: str, command: str = "", log: str = "log") -> None:
         """Wait for a command that was begun; raises as :meth:`run` does."""
-        path = f"{self._directory}/{log}"
-        code = self._reaper.wait(pid)
+        path = f"{self.directory}/{log}"
+        code = self.reaper.wait(pid)
         if code:
             raise explain(read_log(path) or f"exit code {code}", verb=verb, command=command)
         if os.path.exists(path):
@@ -73,7 +73,7 @@ class Crun:
         """Whether it does not have a process of `exec` without a terminal lead its session."""
         from hawse.agent.container import sessions  # here, since a guest without an exec does not need it
 
-        return sessions.needs_help(self._globals[0], self._reaper)
+        return sessions.needs_help(self._globals[0], self.reaper)
 
     def start(self, name: str) -> None:
         """What `crun start` does of a container without hooks, without the tenth of a second that it takes to load.

@@ -13,7 +13,6 @@ from hawse.agent.container.process import Process
 from hawse.agent.streams.stdio import Pipes, Stdio
 from hawse.agent.system import trace
 from hawse.agent.system.ids import Ids
-from hawse.agent.system.reaper import Reaper
 from hawse.link.streams import STDIO
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
@@ -24,18 +23,16 @@ if TYPE_CHECKING:
 
 
 class Launcher:
-    """Creates the processes of one container; ``name`` is what crun calls it, and ``directory`` has crun's files.
+    """Creates the processes of one container; ``name`` is what crun calls it.
 
     crun gives ``ids`` and ``oom_score_adj`` of the container to each of them. Whoever calls ends the stdio of a process
     that could not be created.
     """
 
-    def __init__(
-        self, name: str, *, directory: str, reaper: Reaper, crun: Crun, ids: Ids, oom_score_adj: int = 0
-    ) -> None:
+    def __init__(self, name: str, *, crun: Crun, ids: Ids, oom_score_adj: int = 0) -> None:
         self._name = name
-        self._directory = directory
-        self._reaper = reaper
+        self._directory = crun.directory
+        self._reaper = crun.reaper
         self._crun = crun
         self._ids = ids
         self._oom_score_adj = oom_score_adj
