@@ -19,7 +19,7 @@ from hawse.state.store import Store
 from hawse.vfio.emulated import read_table
 from hawse.vm.image import packages
 from hawse.vm.image import store as image
-from hawse.vm.image.collect import hold
+from hawse.vm.image.lock import hold
 from hawse.vm.image.modules import add_autoload
 from tests.errors.situation import Act
 from tests.support.sysfs import FakeSysfs
