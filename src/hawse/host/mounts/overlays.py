@@ -37,7 +37,9 @@ def alone(directory: str, name: str, *, seconds: float = _LOCK_SECONDS) -> Itera
         lock = os.open(f"{directory}/overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         sandbox = os.path.basename(directory)
-        raise StateError(f"container not running: {sandbox} was deleted while {name} was to join it") from None
+        raise StateError(
+            f"container not running: {sandbox} was deleted while {name} was to join it", hint="create another sandbox"
+        ) from None
     try:
         _acquire(lock, name, seconds)
         os.ftruncate(lock, 0)
