@@ -3,8 +3,8 @@
 A pointer (:func:`hawse.vm.image.store.current_path`) names the image of one version of hawse with one [image]
 section. An image goes when no pointer names it, no sandbox holds it, and it was not in use for an hour: a start may
 have read the pointer, and not hold the image yet. A pointer goes when nothing has used it for a month and no sandbox
-holds its image: other versions of hawse and other configurations may have the same cache, and one that is mounted
-read-only records no use. To be called with the lock of builds.
+holds its image: other versions of hawse and other configurations may use the same cache, and a cache that is
+mounted read-only records no use. To be called with the lock of builds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def collect(images: str, *, keep: str, warn: Callable[[str], None], now: float |
 
 
 def set_aside(images: str, digest: str) -> str:
-    """Rename an image, so that another can have its name; returns the new path. Raises OSError.
+    """Rename an image, so that its name is free for another; returns the new path. Raises OSError.
 
     Its lock gets the name that goes with it: a sandbox that holds the image keeps it from :func:`collect` as before.
     """
@@ -98,7 +98,7 @@ def _remove(images: str, digest: str, now: float) -> bool:
         return False
     with exclusive(directory) as free:
         if free:
-            # Who waits for the lock finds no image by its name then.
+            # A start that waits for the lock then finds no image by its name.
             _remove_with_lock(set_aside(images, digest))
     return free
 
@@ -135,7 +135,7 @@ def _remove_tree(path: str) -> None:
 
 @contextmanager
 def _reported(path: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """One entry of the directory: what is wrong with it does not concern the others."""
+    """Report the failure of one entry of the directory, and continue with the others."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
 """The lock of a guest image: a sandbox holds it for as long as it runs, and a removal needs it.
 
-It is the file ``<digest>.lock`` beside the image, with mode 0600. flock(2) needs only permission to read: another user
+It is the file ``<digest>.lock`` next to the image, with mode 0600. flock(2) needs only permission to read: another user
 who could lock the image itself would prevent every start and every removal.
 """
 
@@ -17,7 +17,7 @@ from hawse.errors import ImageError
 
 #: How the name of a lock ends.
 LOCK = ".lock"
-#: How long :func:`hold` waits, and how often it tries, in seconds. A removal has the lock while it deletes files.
+#: How long :func:`hold` waits, and how often it tries, in seconds. A removal keeps it locked while it deletes files.
 _SECONDS = 10.0
 _POLL = 0.02
 
@@ -60,7 +60,7 @@ def open_lock(directory: str) -> int:
 
 @contextmanager
 def exclusive(directory: str) -> Iterator[bool]:
-    """Have an image's lock for the block, as True; False where a sandbox holds it."""
+    """Lock an image for the duration of the block: True, or False if a sandbox holds it."""
     fd = open_lock(directory)
     try:
         yield _try(fd, fcntl.LOCK_EX)
@@ -81,7 +81,7 @@ def is_held(directory: str) -> bool:
 
 
 def _wait_for(fd: int, directory: str, seconds: float) -> None:
-    """Get a shared lock. Raises :class:`ImageError` where another process has it for too long."""
+    """Get a shared lock. Raises :class:`ImageError` if another process keeps it locked for too long."""
     deadline = time.monotonic() + seconds
     while not _try(fd, fcntl.LOCK_SH):
         if time.monotonic() > deadline:
