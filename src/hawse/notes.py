@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import namedtuple
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from hawse.errors import HawseError
 
+TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import NamedTuple
 
-class Note(NamedTuple):
-    """A line of the log. ``level`` is "warning" or "debug"."""
+    class Note(NamedTuple):
+        """A line of the log. ``level`` is "warning" or "debug"."""
 
-    level: str
-    text: str
+        level: str
+        text: str
 
+else:
+    Note = namedtuple("Note", ("level", "text"))
 
 Notes = list[Note]
 

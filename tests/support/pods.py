@@ -26,6 +26,7 @@ from hawse.monitor.sandbox import INIT_KEY, Sandbox
 from hawse.monitor.service import Service
 from hawse.monitor.share.exports import Place
 from hawse.monitor.share.root import ShareRoot
+from hawse.notes import Notes
 from hawse.oci.guest.share import Share
 from hawse.plan.model import ContainerPlan
 from hawse.planner.devices.vfio import plug_steps, shape
@@ -182,7 +183,7 @@ class Pod:
         """The fake QEMU's QMP."""
         return self.machine.qmp
 
-    async def create_first(self) -> list[tuple[str, str]]:
+    async def create_first(self) -> Notes:
         """Create the first container, whose proxy has started; returns the messages to log."""
         await self.announce(f"{self.sandbox.plan.container.id}/{INIT_KEY}")
         return await self.sandbox.create(cast(Machine, self.machine))

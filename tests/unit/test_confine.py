@@ -13,7 +13,7 @@ from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HostError
 from hawse.jail import tree
 from hawse.monitor import main as monitor
-from hawse.notes import warning
+from hawse.notes import Note, warning
 from hawse.plan.model import JailPlan
 from hawse.planner.confinement import missing_capabilities, plan_jail
 from hawse.state.steps import Steps
@@ -121,7 +121,7 @@ def test_jail_that_fails_in_the_monitor_is_an_error_only_where_it_is_required(
     monkeypatch.setattr(monitor, "Jail", refuse)
     wanted = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
     made = sandbox_plan(machine_plan(jail=wanted), bundle=str(tmp_path))
-    steps, notes = Steps(f"{tmp_path}/steps", []), list[tuple[str, str]]()
+    steps, notes = Steps(f"{tmp_path}/steps", []), list[Note]()
     store = Store(str(tmp_path), "c1")
     if required:
         with pytest.raises(HostError, match="all user ids are in use"):

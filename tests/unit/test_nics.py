@@ -87,7 +87,7 @@ class Machine:
         self.nics = Nics(made, cast(Network, self.network), self.claims, vhost=vhost)
         self.qmp, self.link = FakeQmp(), FakeLink({"configure_network": answer})
 
-    async def plug(self) -> list[tuple[str, str]]:
+    async def plug(self) -> Notes:
         return await self.nics.plug(self.qmp, self.link)  # type: ignore[arg-type]
 
     def devices(self) -> list[tuple[str, str, str, bool]]:

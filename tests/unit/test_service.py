@@ -154,7 +154,7 @@ def plan() -> dict[str, Any]:
         ("exec", {"key": "k", "process": {"args": []}}, [("execute", "k", {"args": []}, Inherited())], "answer"),
         ("attach", ATTACHMENT, [("attach", "c1", Attachment(plugs=[], nodes=[], mode=0o660, uid=1, gid=2))], "answer"),
         ("kill", {"signal": 9, "all": True}, [("kill", 9, ("everyone", True))], None),
-        ("update", {"resources": {}}, [("update", "c1", {"container": "c1", "resources": {}})], "answer"),
+        ("update", {"resources": {}}, [("update", "c1", {})], "answer"),
         ("detach", {"group": 5, "force": False}, [("detach", 5, ("force", False))], None),
     ],
 )
@@ -198,7 +198,7 @@ def test_questions_about_usage_are_passed_on(method: str) -> None:
             "create",
             {"plan": plan(), "sources": [{"tree": 10**6, "origin": {}}], "key": "k"},
             VmError,
-            "the monitor cannot take what c2 shares: Bad",
+            "the monitor cannot take the shared directories of c2: Bad",
         ),
     ],
 )

@@ -34,12 +34,12 @@ from hawse.monitor.devices.disks import Disks
 from hawse.monitor.devices.misc_devices import named
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.guest_hugepages import HugePages
-from hawse.monitor.machine.start import Notes
 from hawse.monitor.processes.processes import KILLED, LOST, Processes, whole
 from hawse.monitor.processes.proxy_connections import Proxy
 from hawse.monitor.share.exports import NOWHERE, Place, in_the_share
 from hawse.monitor.usage import Usage
 from hawse.nodes import numbers
+from hawse.notes import Notes, warning
 from hawse.oci.guest.pci_environment import translate
 from hawse.oci.process.inherited import Inherited, inherit, inherit_exec
 from hawse.plan.model import Attachment, ContainerPlan
@@ -381,7 +381,7 @@ class Container:
         # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU, a scope for systemd.
         warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.process))
         proxy.placed()
-        return [("warning", text) for text in warnings]
+        return [warning(text) for text in warnings]
 
     async def _launch(
         self,

@@ -21,12 +21,13 @@ from hawse.monitor.devices import hotplug
 from hawse.monitor.machine.bounded_log import with_last_words
 from hawse.monitor.machine.machine import Machine, settled
 from hawse.monitor.machine.restore import obtain
-from hawse.monitor.machine.start import Launched, Notes
+from hawse.monitor.machine.start import Launched
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.privileges import Workers
 from hawse.monitor.sandbox import Sandbox
 from hawse.monitor.service import Service
 from hawse.monitor.share.root import ShareRoot
+from hawse.notes import Notes, warning
 from hawse.plan.model import SandboxPlan
 from hawse.state import timeline
 from hawse.state.steps import DEVICES, GUEST, NETWORK, Steps
@@ -176,7 +177,7 @@ async def _leave(sandbox: Sandbox) -> Notes:
     """Have the monitor outside its sandbox's share of CPU time; what to warn of."""
     # In a thread: a move between cgroups of version 1 waits for the kernel's RCU.
     process = open_process(os.getpid())
-    return [("warning", text) for text in await asyncio.to_thread(sandbox.control.enter, [process])]
+    return [warning(text) for text in await asyncio.to_thread(sandbox.control.enter, [process])]
 
 
 async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:

@@ -24,10 +24,11 @@ from hawse.linux import oom_score
 from hawse.linux.processes import open_process
 from hawse.monitor.machine.programs import lift_limits, limit_own_memory
 from hawse.monitor.machine.qemu_jail import Jail
-from hawse.monitor.machine.start import Notes, begin
+from hawse.monitor.machine.start import begin
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.report import Report
 from hawse.monitor.share import root as share
+from hawse.notes import Notes, warning
 from hawse.plan import model
 from hawse.state.steps import MONITOR, QEMU, SHARE, Steps, process_start
 from hawse.state.store import Store
@@ -68,7 +69,7 @@ def _live(made: model.SandboxPlan, store: Store, listener: socket.socket, report
     notes: Notes = []
     if made.container.cgroup.path:
         with steps.span(MONITOR, "in its cgroup"):
-            notes += [("warning", text) for text in _enter_cgroup(made, store)]
+            notes += [warning(text) for text in _enter_cgroup(made, store)]
     # Here, since a mount namespace can only be left for another by a process of one thread.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
@@ -76,7 +77,7 @@ def _live(made: model.SandboxPlan, store: Store, listener: socket.socket, report
         sources = bind_sources.open_sources(made.container.shares)
         try:
             root = share.ShareRoot(f"{store.path}/share")
-            notes += [("warning", text) for text in root.place(store.name, made.container.shares, sources)]
+            notes += [warning(text) for text in root.place(store.name, made.container.shares, sources)]
         finally:
             bind_sources.close(sources)
     network = Network(made.container.network, store.path)
@@ -111,7 +112,7 @@ def _jail(made: model.SandboxPlan, store: Store, steps: Steps, notes: Notes) -> 
         except HostError as error:
             if wanted.required:
                 raise
-            notes.append(("warning", f"QEMU is not confined: {error.sentence()}"))
+            notes.append(warning(f"QEMU is not confined: {error.sentence()}"))
             return None
         jail.admit_cold(made.container.plugs)
     return jail
@@ -138,7 +139,7 @@ def _rate(score: int, qemu: int) -> Notes:
         actual = oom_score.read(qemu)
     except OSError:  # it has ended
         return []
-    return [("warning", oom_score.warning(score, actual))] if actual != score else []
+    return [warning(oom_score.warning(score, actual))] if actual != score else []
 
 
 def _read_plan(report: socket.socket) -> bytes:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
-from hawse.errors import HawseError, NotFoundError, StateError, VmError
+from hawse.errors import HawseError, StateError
 from hawse.host.cgroup.control import ControlCgroup
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.host.mounts.bind_sources import Source
-from hawse.host.vfio_functions import give_back, take
+from hawse.json_text import Document
 from hawse.linux import oom_score
-from hawse.monitor.agent.calls import ForgetMounts, LookAtMounts, Signal, Trace
+from hawse.monitor.agent.calls import ForgetMounts, LookAtMounts, Trace
 from hawse.monitor.container import Container
 from hawse.monitor.cpu_boost import Hurry
+from hawse.monitor.deadlines import Deadlines
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
 from hawse.monitor.joined_namespaces import own_paths, owner_of
+from hawse.monitor.members import Member, Members
 from hawse.monitor.network import host_sockets, name_servers
 from hawse.monitor.network.announced import Announced
 from hawse.monitor.network.forwards import Forwards
@@ -28,8 +29,9 @@ from hawse.monitor.network.host_sockets import HostSockets
 from hawse.monitor.network.name_servers import NameServers
 from hawse.monitor.network.nics import Nics
 from hawse.monitor.placement import Lists, Placement
-from hawse.monitor.processes.processes import Processes, whole
+from hawse.monitor.processes.processes import Processes
 from hawse.monitor.share.root import ShareRoot
+from hawse.notes import Notes, warning
 from hawse.oci.hooks import CREATION
 from hawse.plan.capacity import Room
 from hawse.plan.model import Attachment, ContainerPlan, PlugStep, SandboxPlan
@@ -45,10 +47,6 @@ if TYPE_CHECKING:
 #: By which the proxy of the first container's first process announces itself.
 INIT_KEY = "init"
 _LEAST_CALL_SECONDS = 60.0
-#: How long the guest may take to end a container with SIGKILL. The end of the virtual machine then takes 3 s at most.
-_KILL_SECONDS = 6.0
-
-Notes = list[tuple[str, str]]
 
 
 class Sandbox:
@@ -80,40 +78,33 @@ class Sandbox:
         cgroup = HostCgroup(plan.container.cgroup, store.path)
         self._placement = Placement(cgroup, self._placed)
         self.first = self._make(plan.container, store, INIT_KEY, cgroup)
-        self._containers = {plan.container.id: self.first}
-        self._making: dict[str, asyncio.Task[Notes]] = {}
-        self._undo: dict[str, AsyncExitStack] = {}
-        self._undoing: dict[str, asyncio.Task[None]] = {}
-        self._keeping: list[Container] = []  # deleted containers of which the guest has not released a device
-        self._owing: dict[str, Store] = {}  # containers that functions of the host were bound for
+        self._members = Members(Member(self.first, store))
         self._machine: Machine | None = None
         self._watching: asyncio.Task[None] | None = None
         self._start = asyncio.Lock()
-        self._doomed: dict[Container, asyncio.Task[None]] = {}
         self._score = plan.container.oom_score_adj
         self.control = ControlCgroup(plan.container.cgroup.path, store.path)
         self._hurry = Hurry(self.control, self._programs)
         if self.control.is_apart:
             self.processes.see_off = self._hurry.see_off
+        patience = 0 if plan.machine.shape.accel == "kvm" else self._seconds
+        self._deadlines = Deadlines(self.processes, self._hurry, seconds=patience, give_up=self._give_up)
 
     def find(self, name: str) -> Container:
         """The container. Raises :class:`NotFoundError` in runc's words."""
-        try:
-            return self._containers[name]
-        except KeyError:
-            raise NotFoundError(f"container does not exist: {name[:255]}") from None
+        return self._members.find(name).container
 
     @property
     def room(self) -> Room:
-        """What there is for others."""
+        """What the VM still has for further containers."""
         return Room(
             spares=self.claims.spares,
             disks=self.disks.plugged,
             plugs=self.claims.to_share,
-            native=[group for found in self._containers.values() for group in found.plan.native],
+            native=[group for member in self._members for group in member.container.plan.native],
             memory_mib=self.plan.machine.shape.memory_mib,
             label=self.plan.machine.label,
-            hugepages_mib=sum(found.plan.hugepages_mib for found in self._containers.values()),
+            hugepages_mib=sum(member.container.plan.hugepages_mib for member in self._members),
             overlays=self._share.overlays,
         )
 
@@ -128,8 +119,7 @@ class Sandbox:
         if any(self.plan.container.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
-        await self._look_at_mounts(self.plan.container.id)
-        notes = await self.first.create({}, places=self._share.places(self.plan.container.id), connect=self._connect)
+        notes = await self._create_in_guest(self.first, {}, connect=self._connect)
         if self.plan.pod:
             notes += self._forwards.begin()
         self._watching = asyncio.create_task(self._await_end())
@@ -156,66 +146,70 @@ class Sandbox:
             return notes
 
     async def add(self, plan: ContainerPlan, sources: Sequence[Source], *, key: str) -> Notes:
-        """Make one more container; ``sources`` are what it shares, in the order of ``plan.shares``, and ``key`` is its
-        first process's.
+        """Create one more container. ``sources`` are its shared mounts, in the order of ``plan.shares``, and ``key`` is
+        the key of its first process.
 
-        Whatever fails, what was done for it is undone. Raises StateError, ConfigError, DeviceError or VmError.
+        If a step fails, the steps before it are undone. Raises StateError, ConfigError, DeviceError or VmError.
         """
         await self._ask_again(plan.plugs)
         if self._machine is None or self.first.status not in (CREATED, RUNNING):
             raise StateError(f"sandbox {self.plan.container.id} is {self.first.status}: no container can join it")
-        if plan.id in self._containers:
+        if plan.id in self._members:
             raise StateError(f"container with given ID already exists: {plan.id}")
         joins = self._find_joins(plan) if plan.joins else {}
         store = Store(self._store.root, plan.id)
-        made = self._make(plan, store, key, HostCgroup(plan.cgroup, store.path))
-        undo = self._undo[plan.id] = AsyncExitStack()
-        undo.push_async_callback(self._placement.follow)
-        undo.callback(self._rate)
-        undo.callback(made.attachments.disclaim)
-        self._containers[plan.id] = made
-        undo.callback(self._containers.pop, plan.id)
-        undo.callback(made.end)
-        making = self._making[plan.id] = asyncio.create_task(self._join(made, store, sources, joins, undo))
-        making.add_done_callback(lambda _: self._making.pop(plan.id))
+        container = self._make(plan, store, key, HostCgroup(plan.cgroup, store.path))
+        member = Member(container, store)
+        member.undo.push_async_callback(self._placement.follow)
+        member.undo.callback(self._rate)
+        member.undo.callback(container.attachments.disclaim)
+        self._members.add(member)
+        member.undo.callback(self._members.remove, member)
+        member.undo.callback(container.end)
         try:
-            return await making
-        except BaseException as failure:
-            await self._take_back(plan.id, failure)
+            return await member.create(self._join(member, sources, joins))
+        except HawseError as failure:
+            try:
+                await member.release()
+            except HawseError as problem:
+                raise failure.followed_by(problem) from None
+            raise
+        except asyncio.CancelledError:
+            await member.release()
             task = asyncio.current_task()
-            if isinstance(failure, asyncio.CancelledError) and task is not None and not task.cancelling():
+            if task is not None and not task.cancelling():
                 raise StateError(f"container {plan.id} was deleted while it was created") from None
             raise
+        except BaseException:
+            await member.release()
+            raise
 
-    async def attach(self, name: str, wanted: Attachment) -> list[dict[str, Any]]:
+    async def attach(self, name: str, wanted: Attachment) -> list[Document]:
         """Give a container one group more; its entries of the state. Raises as :meth:`Container.attach`."""
         await self._ask_again(wanted.plugs)
         return await self.find(name).attach(wanted)
 
-    async def update(self, name: str, params: dict[str, Any]) -> list[str]:
-        """Other limits for a container; what to warn of. Raises ConfigError, HostError, StateError or VmError."""
-        warnings = await self.find(name).usage.update(params["resources"])
+    async def update(self, name: str, resources: Document) -> list[str]:
+        """Change a container's limits; what to warn of. Raises ConfigError, HostError, StateError or VmError."""
+        warnings = await self.find(name).usage.update(resources)
         return [*warnings, *await self._placement.follow()]
 
     async def remove(self, name: str) -> None:
-        """Delete a container, one that is being made too; with the first one the sandbox ends.
+        """Delete a container, also one that is being created; the sandbox ends with the first one.
 
-        Raises :class:`DeviceError` for what stays.
+        Raises :class:`DeviceError` for a device that the guest does not release.
         """
-        if name not in self._containers and any(kept.plan.id == name for kept in self._keeping):
+        if self._members.is_deleted(name):
             async with self._hurry.waited_for():
-                await self._release_kept(name)
+                await self._members.release_devices(name)
             return
-        found = self.find(name)
-        if found is self.first:
+        member = self._members.find(name)
+        if member is self._members.first:
             self.finished.set()
             return
         async with self._hurry.waited_for():
-            making = self._making.get(name)
-            if making is not None:
-                making.cancel()
-                await asyncio.wait((making,))
-            await self._take_back(name)
+            await member.cancel_creation()
+            await member.release()
 
     def hurry(self) -> None:
         """It is to end: its programs get the CPU time that this takes."""
@@ -223,14 +217,12 @@ class Sandbox:
 
     def lose(self, reason: HawseError) -> None:
         """The virtual machine ended before its containers did."""
-        for found in self._containers.values():
-            found.lose(reason)
+        for member in self._members:
+            member.container.lose(reason)
 
     async def leave(self) -> None:
-        """With the virtual machine, all that it held of the host is gone: give the rest back."""
-        for name in list(self._owing):
-            with suppress(HawseError):  # it stays on record, and the container's deletion tries again, and tells
-                await self._give_back(name)
+        """The VM has ended and holds nothing of the host: restore the host's functions."""
+        await self._members.restore_functions()
 
     def end(self) -> None:
         """The virtual machine is gone: nothing runs any more."""
@@ -240,11 +232,11 @@ class Sandbox:
         self._queries.end()
         self._name_servers.end()
         with ExitStack() as each:  # whatever becomes of the others
-            for found in self._containers.values():
-                each.callback(found.end)
-        for task in (self._watching, *self._doomed.values()):
-            if task is not None:
-                task.cancel()
+            for member in self._members:
+                each.callback(member.container.end)
+        self._deadlines.end()
+        if self._watching is not None:
+            self._watching.cancel()
         self.finished.set()
 
     def _make(self, plan: ContainerPlan, store: Store, key: str, cgroup: HostCgroup) -> Container:
@@ -261,94 +253,58 @@ class Sandbox:
 
     def _placed(self) -> tuple[Lists, Iterable[Lists]]:
         """The lists of the host's CPUs and memory nodes of the first container, and of those that have joined."""
-        joined = [found for found in self._containers.values() if found is not self.first and found.status != STOPPED]
-        return self.first.usage.placed, [found.usage.placed for found in joined]
+        joined = [member.container for member in self._members.joined if member.container.status != STOPPED]
+        return self.first.usage.placed, [container.usage.placed for container in joined]
 
-    def _doom(self, found: Container) -> None:
-        """A container is to end at once: where the guest does not end it, the virtual machine ends."""
-        if found not in self._doomed:
-            self._doomed[found] = asyncio.create_task(self._see_end(found))
-            self._doomed[found].add_done_callback(lambda _: self._doomed.pop(found))
+    def _doom(self, container: Container) -> None:
+        self._deadlines.begin(container, first=container is self.first)
 
-    async def _see_end(self, found: Container) -> None:
-        async with self._hurry.waited_for():
-            await self._end_in_time(found)
+    def _give_up(self, reason: HawseError) -> None:
+        if self._machine is not None:
+            self._machine.give_up(reason)
 
-    async def _end_in_time(self, found: Container) -> None:
-        seconds = _KILL_SECONDS
-        if found is not self.first:
-            # The others of its pod would end with it: a guest that is only slow, as without KVM, has more time.
-            if self.plan.machine.shape.accel != "kvm":
-                seconds = max(seconds, self._seconds)
-            if await self._ends(found, seconds):
-                return
-            with suppress(HawseError):
-                call = Signal(container=found.plan.id, process=0, signal=signal.SIGKILL, everyone=True)
-                await self.processes.call(call, within=_KILL_SECONDS)
-        if not await self._ends(found, seconds) and self._machine is not None:
-            self._machine.give_up(
-                VmError(
-                    f"the guest has not ended container {found.plan.id} within {seconds:g} s of SIGKILL",
-                    hint="its virtual machine was ended",
-                )
-            )
-
-    async def _ends(self, found: Container, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await found.stopped.wait()
-        return found.stopped.is_set()
-
-    async def _join(
-        self, made: Container, store: Store, sources: Sequence[Source], joins: dict[str, str], undo: AsyncExitStack
-    ) -> Notes:
-        """Make a container, with what undoes it on the stack; what to log."""
+    async def _join(self, member: Member, sources: Sequence[Source], joins: dict[str, str]) -> Notes:
+        """Create a container, with the undo of each step on the member's stack; what to log."""
         assert self._machine is not None
-        plan = made.plan
-        self._owing[plan.id] = store
-        undo.push_async_callback(self._give_back, plan.id)
-        if plan.binds:
-            await whole(asyncio.to_thread(take, plan.binds, store))
-        undo.callback(self._share.remove, plan.id)
-        warnings = self._share.place(plan.id, plan.shares, sources)
-        undo.push_async_callback(self._forget_mounts, plan.id)
-        undo.push_async_callback(self._end, made)
-        await made.begin(self._machine.qmp, self._machine.link)
-        await self._look_at_mounts(plan.id)
+        container, undo = member.container, member.undo
+        undo.push_async_callback(member.restore_functions)
+        await member.bind_functions()
+        undo.callback(self._share.remove, member.name)
+        warnings = self._share.place(member.name, container.plan.shares, sources)
+        undo.push_async_callback(self._forget_mounts, member.name)
+        undo.push_async_callback(container.remove)
+        await container.begin(self._machine.qmp, self._machine.link)
         warnings += await self._placement.follow()
-        notes = [*(("warning", text) for text in warnings), *self._rate()]
-        return [*notes, *await made.create(joins, places=self._share.places(plan.id))]
+        notes = [*(warning(text) for text in warnings), *self._rate()]
+        return [*notes, *await self._create_in_guest(container, joins)]
 
-    async def _end(self, made: Container) -> None:
-        try:
-            await made.remove()
-        finally:
-            if made.keeps_devices:
-                self._keeping.append(made)
+    async def _create_in_guest(
+        self,
+        container: Container,
+        joins: dict[str, str],
+        *,
+        connect: Callable[[Process], Awaitable[Notes]] | None = None,
+    ) -> Notes:
+        """Create a container whose devices are in the VM and whose files are in the share; what to log."""
+        name = container.plan.id
+        await self._look_at_mounts(name)
+        return await container.create(joins, places=self._share.places(name), connect=connect)
 
     async def _ask_again(self, plugs: Sequence[PlugStep]) -> None:
-        """Ask the guest again for groups that it has kept after another container, whether that is on record or not.
+        """Ask the guest again for groups that it has kept after another container, which may be deleted.
 
         The host's drivers stay: who is to have a group was planned with those that it has now.
         """
         groups = {plug.group for plug in plugs if not plug.shared}
-        for found in [*self._keeping, *self._containers.values()]:
-            await found.attachments.ask_again(groups)
-
-    async def _release_kept(self, name: str) -> None:
-        """Ask the guest again for the devices of a deleted container. Raises :class:`DeviceError` for what stays."""
-        for kept in [kept for kept in self._keeping if kept.plan.id == name]:
-            await kept.release_devices()
-            if kept in self._keeping:
-                self._keeping.remove(kept)
-        await self._give_back(name)
+        for member in self._members.with_devices:
+            await member.container.attachments.ask_again(groups)
 
     def _programs(self) -> list[Process]:
         return self._machine.processes() if self._machine is not None else []
 
     def _rate(self) -> Notes:
         """Give the virtual machine the oom_score_adj of its containers; what to warn of."""
-        others = [found.plan.oom_score_adj for found in self._containers.values() if found is not self.first]
+        others = [member.container.plan.oom_score_adj for member in self._members.joined]
         score = oom_score.of_vm(self._score, others)
         if score == self._score:
             return []
@@ -357,39 +313,20 @@ class Sandbox:
                 if process.is_alive():
                     oom_score.write(score, process.pid)
             except OSError:
-                return [("warning", oom_score.warning(score, self._score))]
+                return [warning(oom_score.warning(score, self._score))]
         self._score = score
         return []
 
     async def _forget_mounts(self, name: str) -> None:
-        """Have the guest unmount what no container uses any more: the host keeps each open for so long."""
+        """Let the guest unmount the directories that no container uses: the host keeps each open until then."""
         if places := self._share.retire(name):
-            with suppress(HawseError):  # the virtual machine has ended, and they with it
+            with suppress(HawseError):  # the VM has ended, and they with it
                 await self.processes.call(ForgetMounts(paths=places))
 
     async def _look_at_mounts(self, name: str) -> None:
-        """Have the guest mount what the container's mounts are, and what is mounted below them."""
+        """Let the guest mount the container's mounts, and the mounts below them."""
         if paths := self._share.mounts(name):
             await self.processes.call(LookAtMounts(paths=paths))
-
-    async def _take_back(self, name: str, failure: BaseException | None = None) -> None:
-        """Undo what was done for a container: once, to its end, and everybody who asks for it waits for that.
-
-        Raises what fails of it; where it is undone for a failure of hawse's, that tells of it instead.
-        """
-        undo = self._undo.pop(name, None)
-        if undo is not None:
-            undoing = self._undoing[name] = asyncio.create_task(undo.aclose())
-            undoing.add_done_callback(lambda _: self._undoing.pop(name))
-        if name not in self._undoing:
-            return
-        try:
-            await asyncio.shield(self._undoing[name])
-        except HawseError as problem:
-            if not isinstance(failure, HawseError):
-                raise
-            failure.message += f"; and then {problem.message}"
-            failure.hint = "; ".join(hint for hint in (failure.hint, problem.hint) if hint)
 
     async def _connect(self, process: Process) -> Notes:
         """The first process's proxy is there, and hooks may have brought it interfaces."""
@@ -407,26 +344,19 @@ class Sandbox:
         return notes
 
     def _note_oom(self, container: str, kills: int) -> None:
-        found = self._containers.get(container)
-        if found is not None:
+        if found := self._members.get(container):
             found.usage.note_oom(kills)
 
     def _open_socket(self, container: str, name: str) -> int:
         """A descriptor of a socket that a container has forwarded. Raises LookupError and OSError."""
-        if name not in self._containers[container].plan.sockets:
+        found = self._members.get(container)
+        if found is None or name not in found.plan.sockets:
             raise KeyError(name)
         return self._share.open(container, name)
 
     def _take_notice(self, container: str, text: str) -> None:
-        found = self._containers.get(container)
-        if found is not None:
+        if found := self._members.get(container):
             found.notices.take(text)
-
-    async def _give_back(self, name: str) -> None:
-        store = self._owing.get(name)
-        if store is not None:  # else the sandbox's end came first
-            await asyncio.to_thread(give_back, store)
-            self._owing.pop(name, None)
 
     async def _await_end(self) -> None:
         await self.first.stopped.wait()
@@ -438,7 +368,7 @@ class Sandbox:
 
         A container that ends meanwhile, whose pid is then another's, is refused by the agent: it has ended there too.
         """
-        pids = {name: found.pid for name, found in self._containers.items()}
+        pids = {member.name: member.container.pid for member in self._members}
         own = own_paths(self.plan.container.bundle)
         return {
             kind: owner_of(kind, path, pids=pids, first=self.plan.container.id, own=own)

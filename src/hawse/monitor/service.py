@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 from hawse.errors import HawseError, LinkError, UsageError, VmError
 from hawse.host.mounts.bind_sources import Source
 from hawse.host.mounts.origins import Origin
+from hawse.json_text import Document
 from hawse.link import control
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.link.streams import directions
@@ -108,7 +110,7 @@ class Service:
             work.cancel()
         gone.cancel()
 
-    def _attach(self, params: dict[str, Any], proxy: Proxy) -> None:
+    def _attach(self, params: Document, proxy: Proxy) -> None:
         proxy.directions = directions(params["descriptors"])
         if "rows" in params:
             proxy.size = (int(params["rows"]), int(params["columns"]))
@@ -118,60 +120,73 @@ class Service:
         else:
             self._sandbox.processes.announce(str(params["key"]), proxy)
 
-    async def _carry_out(self, method: str, params: dict[str, Any], *, caller: processes.Process) -> object:
-        sandbox, name = self._sandbox, str(params["container"])
+    async def _carry_out(self, method: str, params: Document, *, caller: processes.Process) -> object:
         if method == "create":
             return await self._create(params, caller)
-        if method == "room":
-            return msgspec.to_builtins(sandbox.room)
-        if method == "wants_files":
-            return sandbox.find(name).attachments.wants_files
-        if method == "start":
-            return await sandbox.start(name)
-        if method == "await_machine":
-            await sandbox.await_machine()
-        elif method == "go_on":
-            sandbox.go_on()
-        elif method == "pause":
-            await sandbox.find(name).pause()
-        elif method == "resume":
-            await sandbox.find(name).resume()
-        elif method in ("pids", "listing", "statistics", "await_oom"):
-            return await sandbox.find(name).usage.answer(method, params)
-        elif method == "update":
-            return await sandbox.update(name, params)
-        elif method == "delete":
-            await sandbox.remove(name)
-        elif method == "exec":
-            inherited = msgspec.convert(params.get("caller", {}), Inherited)
-            return await sandbox.find(name).execute(str(params["key"]), params["process"], inherited)
-        elif method == "attach":
-            return await sandbox.attach(name, msgspec.convert(params, Attachment))
-        elif method == "kill":
-            await sandbox.find(name).kill(int(params["signal"]), everyone=bool(params["all"]))
-        elif method == "detach":
-            await sandbox.find(name).detach(int(params["group"]), force=bool(params["force"]))
-        else:
+        if method not in CALLS:
             raise VmError(f"the monitor has no method {method}")
-        return None
+        return await CALLS[method](self._sandbox, str(params["container"]), params)
 
-    async def _create(self, params: dict[str, Any], caller: processes.Process) -> object:
-        """One more container, whose shared directories are descriptors of the caller's."""
-        # In JSON the numbers of groups, as keys, are strings.
-        wanted = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
-        given = params["sources"]
-        origins = [msgspec.convert(each["origin"], Origin) for each in given]
+    async def _create(self, params: Document, caller: processes.Process) -> object:
+        """Create one more container. Its shared directories are descriptors of the caller."""
+        # JSON has strings as keys, here the numbers of groups.
+        plan = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
+        sources = params["sources"]
+        origins = [msgspec.convert(each["origin"], Origin) for each in sources]
         try:
-            trees = caller.take_descriptors([int(each["tree"]) for each in given])
+            trees = caller.take_descriptors([int(each["tree"]) for each in sources])
         except OSError as error:
-            raise VmError(f"the monitor cannot take what {wanted.id} shares: {error.strerror}") from None
+            raise VmError(f"the monitor cannot take the shared directories of {plan.id}: {error.strerror}") from None
         try:
-            reused = [bool(each.get("reused")) for each in given]
-            sources = [Source(*each) for each in zip(trees, origins, reused, strict=True)]
-            return await self._sandbox.add(wanted, sources, key=str(params["key"]))
+            reused = [bool(each.get("reused")) for each in sources]
+            opened = [Source(*each) for each in zip(trees, origins, reused, strict=True)]
+            return await self._sandbox.add(plan, opened, key=str(params["key"]))
         finally:
             for tree in trees:
                 os.close(tree)
+
+
+async def _room(sandbox: Sandbox, _name: str, _params: Document) -> object:
+    return msgspec.to_builtins(sandbox.room)
+
+
+async def _wants_files(sandbox: Sandbox, name: str, _params: Document) -> object:
+    return sandbox.find(name).attachments.wants_files
+
+
+async def _go_on(sandbox: Sandbox, _name: str, _params: Document) -> None:
+    sandbox.go_on()
+
+
+async def _execute(sandbox: Sandbox, name: str, params: Document) -> object:
+    inherited = msgspec.convert(params.get("caller", {}), Inherited)
+    return await sandbox.find(name).execute(str(params["key"]), params["process"], inherited)
+
+
+def _usage(method: str) -> Handler:
+    return lambda sandbox, name, params: sandbox.find(name).usage.answer(method, params)
+
+
+Handler = Callable[[Sandbox, str, Document], Coroutine[Any, Any, object]]
+#: The calls that need only the sandbox, the name of a container and parameters. ``create`` also takes descriptors.
+CALLS: dict[str, Handler] = {
+    "room": _room,
+    "wants_files": _wants_files,
+    "await_machine": lambda sandbox, _name, _params: sandbox.await_machine(),
+    "go_on": _go_on,
+    "start": lambda sandbox, name, _params: sandbox.start(name),
+    "exec": _execute,
+    "kill": lambda sandbox, name, params: sandbox.find(name).kill(int(params["signal"]), everyone=bool(params["all"])),
+    "pause": lambda sandbox, name, _params: sandbox.find(name).pause(),
+    "resume": lambda sandbox, name, _params: sandbox.find(name).resume(),
+    "update": lambda sandbox, name, params: sandbox.update(name, params["resources"]),
+    "delete": lambda sandbox, name, _params: sandbox.remove(name),
+    "attach": lambda sandbox, name, params: sandbox.attach(name, msgspec.convert(params, Attachment)),
+    "detach": lambda sandbox, name, params: sandbox.find(name).detach(
+        int(params["group"]), force=bool(params["force"])
+    ),
+    **{method: _usage(method) for method in ("pids", "listing", "statistics", "await_oom")},
+}
 
 
 def _peer(writer: asyncio.StreamWriter) -> processes.Process:

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hawse.commands.attach import attach
+from hawse.notes import warning
 
 if TYPE_CHECKING:
     from hawse.cli.settings import Settings
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Attach the groups and print the guest's addresses and nodes."""
     entries, warnings = attach(settings.store(args.id), args.target, settings.config)
-    settings.log.tell(("warning", text) for text in warnings)
+    settings.log.tell(warning(text) for text in warnings)
     print(json.dumps(entries, indent=2) if args.format == "json" else "\n".join(map(_line, entries)))
     return 0
 

@@ -14,6 +14,7 @@ from hawse.commands.pidfd import FIRST, send
 from hawse.commands.process import attend, write_pid_file
 from hawse.commands.start import start
 from hawse.errors import HawseError, from_wire
+from hawse.notes import warning
 from hawse.proxy.main import LOST
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             notify = (
                 os.environ.get("NOTIFY_SOCKET", "") if args.detach else ""
             )  # in the foreground attend() forwards notifications
-            settings.log.tell(("warning", text) for text in start(created.store, notify=notify))
+            settings.log.tell(warning(text) for text in start(created.store, notify=notify))
             if args.detach:
                 created.let_go()
                 created.proxy.let_go()
@@ -57,5 +58,5 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         raise
     created.let_go()
     if not args.keep:
-        settings.log.tell(("warning", text) for text in delete(created.store, force=True))
+        settings.log.tell(warning(text) for text in delete(created.store, force=True))
     return code

@@ -9,6 +9,7 @@ from hawse.cli.options import expect, see, split
 from hawse.commands.client import call
 from hawse.errors import ConfigError, UsageError
 from hawse.json_text import parse
+from hawse.notes import warning
 from hawse.oci.limits.changes import changes_nothing
 from hawse.state.store import CREATED, PAUSED, RUNNING
 
@@ -73,7 +74,7 @@ def main(words: list[str], settings: Settings) -> int:
     if state["status"] in (CREATED, RUNNING, PAUSED) and limits is not None and changes_nothing(resources, limits):
         return 0
     warnings = call(store, "update", {"resources": resources})
-    settings.log.tell(("warning", str(text)) for text in (warnings if isinstance(warnings, list) else ()))
+    settings.log.tell(warning(str(text)) for text in (warnings if isinstance(warnings, list) else ()))
     return 0
 
 

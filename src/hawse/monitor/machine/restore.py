@@ -12,7 +12,8 @@ from contextlib import AsyncExitStack
 from hawse.errors import HawseError, VmError
 from hawse.monitor.agent.calls import Settle
 from hawse.monitor.machine.machine import Machine, begin_sharing, boot, restore
-from hawse.monitor.machine.start import Launched, Notes, describe, launch
+from hawse.monitor.machine.start import Launched, describe, launch
+from hawse.notes import Notes, warning
 from hawse.plan import model
 from hawse.state.steps import MEMORY, QEMU, Steps
 from hawse.vm import ram_file, templates
@@ -44,7 +45,7 @@ async def obtain(
         except (HawseError, OSError) as error:
             if (reason := await made.end()) is not None:
                 raise reason from None
-            notes.append(("warning", f"no template was left for later starts: {_reason(error)}"))
+            notes.append(warning(f"no template was left for later starts: {_reason(error)}"))
     begin_sharing(machine, made, undo, steps)
     return made
 
@@ -65,7 +66,7 @@ async def _restored(
             made = await restore(machine, launched, directory, attempt, steps)
         except (HawseError, OSError) as error:
             reason = f"the template {wanted.digest[:12]} cannot be restored, and this start is a cold one: "
-            notes.append(("warning", reason + _reason(error)))
+            notes.append(warning(reason + _reason(error)))
         else:
             undo.push_async_exit(attempt.pop_all())
             return made

@@ -18,15 +18,13 @@ from hawse.host import leftovers, selinux
 from hawse.linux.processes import Process
 from hawse.monitor.machine.programs import Program
 from hawse.monitor.machine.qemu_jail import Jail
+from hawse.notes import Notes, warning
 from hawse.plan import model
 from hawse.state import sockets
 from hawse.state.steps import MEMORY, QEMU, SHARE, Steps
 from hawse.vm import host_hugepages, nvme_disks, ram_file
 from hawse.vm.arguments import ADD_DISK, Ends, render
 from hawse.vm.virtiofsd import filled
-
-Notes = list[tuple[str, str]]
-"""What the user is to be told: level ("warning" or "debug"), sentence."""
 
 _MAX_STATE = 64 * ram_file.MIB
 
@@ -95,7 +93,7 @@ def begin(machine: model.MachinePlan, directory: str, steps: Steps, notes: Notes
         try:
             saved = _open(f"{wanted.cache}/templates/{wanted.digest}")
         except OSError as error:
-            notes.append(("warning", f"the template {wanted.digest[:12]} cannot be opened: {describe(error)}"))
+            notes.append(warning(f"the template {wanted.digest[:12]} cannot be opened: {describe(error)}"))
         else:
             try:
                 return launch(machine, directory, steps, share_plugged=False, saved=saved, jail=jail)

@@ -18,6 +18,7 @@ from hawse.errors import HawseError
 from hawse.link.streams import STDIO
 from hawse.monitor.network.sk_lookup import Loopback
 from hawse.monitor.processes.connection import Connection
+from hawse.notes import Note, warning
 
 if TYPE_CHECKING:
     from hawse.monitor.network.host_network import Network
@@ -41,21 +42,16 @@ class Forwards:
         self._room = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self) -> list[tuple[str, str]]:
+    def begin(self) -> list[Note]:
         """Take the ports of the namespace's loopback; what to log."""
         if self._network.namespace < 0:
             return []
         try:
             self._loopback = Loopback(self._network.namespace)
         except (OSError, HawseError) as error:
-            words = error.message if isinstance(error, HawseError) else error.strerror
-            return [
-                (
-                    "warning",
-                    f"ports of this pod cannot be forwarded: its loopback on the host cannot be taken: {words} "
-                    "(Linux 5.9 with CONFIG_BPF_SYSCALL and CONFIG_NET_SOCK_MSG can)",
-                )
-            ]
+            reason = error.message if isinstance(error, HawseError) else error.strerror
+            text = "ports of this pod cannot be forwarded: its loopback on the host cannot be taken"
+            return [warning(f"{text}: {reason} (Linux 5.9 with CONFIG_BPF_SYSCALL and CONFIG_NET_SOCK_MSG can)")]
         for listening in self._loopback.sockets:
             self._begin(self._accept(listening))
         return []

@@ -11,13 +11,13 @@ from hawse.errors import DeviceError, VmError
 from hawse.monitor.agent.calls import ConfigureNetwork
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.rx_filters import RxFilters
+from hawse.notes import Notes, warning
 from hawse.vm.arguments import plug_interface
 from hawse.vm.ports import FUNCTIONS, Port, place_interfaces
 
 if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import GuestLink
     from hawse.monitor.devices.claims import Claims
-    from hawse.monitor.machine.start import Notes
     from hawse.plan.model import SandboxPlan
     from hawse.vm.qmp import Events, Qmp
 
@@ -75,7 +75,7 @@ class Nics:
             for _, tap in joined:
                 os.close(tap)
         self._failed = False
-        return [("warning", warning) for warning in warnings]
+        return [warning(text) for text in warnings]
 
     def end(self) -> None:
         """Ask for no more packets at the host's interfaces than before."""

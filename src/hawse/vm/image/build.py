@@ -81,21 +81,10 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                     progress(f"unpacking {kernels[0].name}")
                     files_of_kernel = unpack_kernel(kernels, f"{work}/kernel")
                 _build(work, recipe, userland, *files_of_kernel, extra, progress)
-                paths = {name: f"{work}/out/{name}" for name in FILES}
-                files = {
-                    name: {"size": os.stat(path).st_size, "sha256": file_digest(path)} for name, path in paths.items()
-                }
-                with open(f"{work}/release") as file:
-                    release = file.read()
                 manifest = {
                     "digest": digest,
                     "sources": sources,
-                    "release": release,
-                    "files": files,
-                    "beside": {
-                        name: dict(zip(("size", "sha256"), tree_digest(f"{work}/out/{name}"), strict=True))
-                        for name in BESIDE
-                    },
+                    **_contents(work),
                     "build_seconds": round(time.monotonic() - began, 1),
                     "packages": {package.name: package.version for package in [*userland, *kernels]},
                 }
@@ -111,6 +100,20 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
         if removed := collect.collect(images, keep=pointer, warn=progress):
             progress(f"removed {len(removed)} images that nothing uses")
     return image
+
+
+def _contents(work: str) -> dict[str, object]:
+    """What the manifest says about the files of a built image."""
+    with open(f"{work}/release") as file:
+        release = file.read()
+    paths = {name: f"{work}/out/{name}" for name in FILES}
+    return {
+        "release": release,
+        "files": {name: {"size": os.stat(path).st_size, "sha256": file_digest(path)} for name, path in paths.items()},
+        "beside": {
+            name: dict(zip(("size", "sha256"), tree_digest(f"{work}/out/{name}"), strict=True)) for name in BESIDE
+        },
+    }
 
 
 def _build(
