@@ -31,7 +31,7 @@ from hawse.planner.request import ContainerRequest
 from hawse.vfio.emulated import read_table
 from hawse.vm.ports import plan_ports
 from tests.support.bundles import write
-from tests.support.ready import EMULATED, Planner
+from tests.support.ready import DEVICES, EMULATED, Planner, make_qemu
 from tests.support.specification import BOOL, LIST, MAP, NUMBER, NUMBERS, OBJECT, OBJECTS, TEXT, TEXTS, leaves, put
 
 #: Of each kind, a value.
@@ -126,7 +126,9 @@ class Unchanged:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Planner:
-    return Planner(str(tmp_path_factory.mktemp("host")))
+    host = Planner(str(tmp_path_factory.mktemp("host")))
+    make_qemu(host.qemu, devices=[*DEVICES, "virtio-blk-pci"])
+    return host
 
 
 @pytest.mark.parametrize(("path", "kind"), list(leaves()), ids=[path for path, _ in leaves()])
