@@ -17,6 +17,7 @@ from hawse.linux import mountinfo
 from hawse.linux import mounts as linux
 from hawse.monitor.share import root as share
 from hawse.monitor.share.root import ShareRoot
+from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.share import Share
 from tests.support.shares import bind, common, in_namespace, mount_below, mount_shares, mounts_below
 
@@ -231,7 +232,8 @@ def test_mounts_of_a_container_are_listed_until_it_is_removed(tmp_path: Path, tr
 def test_owners_in_a_share_are_mapped_in_both_directions(tmp_path: Path, tree: Path) -> None:
     """Owners in a mount below it are mapped only if requested. Files in the source keep their owners."""
     target = f"{tmp_path}/share/c1"
-    maps: dict[str, Any] = {"uids": [(0, 100000, 65536)], "gids": [(0, 200000, 65536)]}
+    owners = IdMap(uids=((0, 100000, 65536),), gids=((0, 200000, 65536),))
+    below = IdMap(owners.uids, owners.gids, recursive=True)
 
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
@@ -239,7 +241,11 @@ def test_owners_in_a_share_are_mapped_in_both_directions(tmp_path: Path, tree: P
         mount_shares(
             root,
             "c1",
-            [bind("one", tree, **maps), bind("all", tree, map_below=True, **maps), bind("file", tree / "file", **maps)],
+            [
+                bind("one", tree, owners=owners),
+                bind("all", tree, owners=below),
+                bind("file", tree / "file", owners=owners),
+            ],
         )
         shown = {
             name: (os.stat(f"{target}/{name}").st_uid, os.stat(f"{target}/{name}").st_gid)
@@ -255,18 +261,18 @@ def test_owners_in_a_share_are_mapped_in_both_directions(tmp_path: Path, tree: P
 
 
 @pytest.mark.parametrize(
-    ("maps", "words"),
+    ("uids", "words"),
     [
-        ({"uids": [(0, 1, 2), (1, 9, 2)]}, "the kernel refuses uidMappings or gidMappings: Invalid argument"),
-        ({}, "its file system cannot be mounted with mappings: Invalid argument"),
+        (((0, 1, 2), (1, 9, 2)), "the kernel refuses uidMappings or gidMappings: Invalid argument"),
+        (((0, 100000, 1),), "its file system cannot be mounted with mappings: Invalid argument"),
     ],
 )
-def test_error_names_a_share_whose_owners_cannot_be_mapped(tree: Path, maps: dict[str, Any], words: str) -> None:
+def test_error_names_a_share_whose_owners_cannot_be_mapped(tree: Path, uids: Any, words: str) -> None:
     def act() -> Any:
         linux.mount("none", f"{tree}/below", "ramfs", 0)
-        wanted = {"uids": [(0, 100000, 1)], "gids": [(0, 100000, 1)]} | maps
+        owners = IdMap(uids=uids, gids=((0, 100000, 1),))
         with pytest.raises(ConfigError) as caught:
-            bind_sources.open_sources([bind("x", tree / "below", **wanted)])
+            bind_sources.open_sources([bind("x", tree / "below", owners=owners)])
         return caught.value.sentence()
 
     sentence = in_namespace(act)

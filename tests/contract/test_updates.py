@@ -79,7 +79,7 @@ def test_monitor_loads_nothing_of_an_installation_that_is_gone(host: Sandboxes, 
     assert str(old) in Path(f"/proc/{monitor}/cmdline").read_text()
     # It loads them after it has reported the container; this one is the last, and commands do without it.
     assert LOADED_LATE[-1] == "hawse.vfio.bind.bind"
-    wait_until(lambda: is_compiled(old, "hawse.vfio.bind.drivers") and all(is_idle(monitor) for _ in range(4)))
+    wait_until(lambda: is_compiled(old, "hawse.vfio.bind.variants") and all(is_idle(monitor) for _ in range(4)))
     os.rename(old, tmp_path / "gone")
     os.mkdir(f"{host.hawse.root}.bindings", 0o700)  # of functions of the host that a sandbox had bound
 

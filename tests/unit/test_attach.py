@@ -143,7 +143,7 @@ def test_without_a_free_port_nothing_is_attached(hawse: Command, monitor: FakeMo
     ("undoing", "message"),
     [
         (None, "the guest refuses it [end its user]\n"),
-        (VmError("no answer"), "the guest refuses it; and undoing it failed: no answer [end its user]\n"),
+        (VmError("no answer"), "the guest refuses it; and then no answer [end its user]\n"),
     ],
 )
 def test_failure_of_one_group_detaches_the_others(

@@ -39,7 +39,7 @@ def test_resources_are_prepared_before_the_container(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as made:
             first = len(made.guest.calls)
-            await made.join(memory=[("shm", 4096)], sysctls={"net.x": "1"}, hugepages=[(2048, 3)])
+            await made.join(memory={"shm": 4096}, sysctls={"net.x": "1"}, hugepages=[(2048, 3)])
             asked = made.guest.calls[first:]
             assert [method for method, _ in asked] == [
                 "bind_vfio", "reserve_hugepages", "share_memory", "set_sysctls", "create"

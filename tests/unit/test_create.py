@@ -82,8 +82,9 @@ def test_failure_of_the_undoing_is_added_to_the_reason(tmp_path: Path, hint: str
     store = Stuck(str(tmp_path), "c1")
     store.make()
     error = VmError("no machine", hint=hint)
-    take_back(store, error, None)
-    assert (error.message, error.hint) == ("no machine; and then its directory stays", together)
+    told = take_back(store, error, None)
+    assert (type(told), told.message, told.hint) == (VmError, "no machine; and then its directory stays", together)
+    assert (error.message, error.hint) == ("no machine", hint)
 
 
 def test_cgroup_that_stays_is_added_to_the_reason(tmp_path: Path) -> None:
@@ -92,6 +93,6 @@ def test_cgroup_that_stays_is_added_to_the_reason(tmp_path: Path) -> None:
     (tmp_path / "cgroup/other").mkdir(parents=True)
     (Path(store.path) / "cgroups").write_text(f"{tmp_path}/cgroup\n")
     error = VmError("no machine")
-    take_back(store, error, None)
-    assert error.message == f"no machine; and then the cgroup {tmp_path}/cgroup cannot be removed: Directory not empty"
+    told = take_back(store, error, None)
+    assert told.message == f"no machine; and then the cgroup {tmp_path}/cgroup cannot be removed: Directory not empty"
     assert not os.path.exists(store.path)

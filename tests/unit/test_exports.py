@@ -9,11 +9,15 @@ import pytest
 
 from hawse.host.mounts.origins import UNKNOWN, Below, Origin
 from hawse.monitor.share.exports import Export, Place, find, in_the_share, warning
+from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.share import Share
 
 PLAIN = Origin("8:2", "/data")
 BELOW = Origin("8:2", "/data/sub")
 WITH_MOUNTS = Origin("8:2", "/data", (Below("cache", "0:40", "/"), Below("sub/x", "0:41", "/")))
+
+OWNERS = IdMap(((0, 100000, 65536),), ((0, 100000, 65536),))
+OWNERS_BELOW = IdMap(OWNERS.uids, OWNERS.gids, recursive=True)
 
 
 def share(**changes: Any) -> Share:
@@ -51,7 +55,19 @@ CASES: dict[str, tuple[Share, Origin, Share, Origin, str | None]] = {
     "not recursive, with mounts below": (share(), WITH_MOUNTS, share(recursive=False), WITH_MOUNTS, None),
     "recursive, of one that is not": (share(recursive=False), WITH_MOUNTS, share(), WITH_MOUNTS, None),
     "recursively read-only": (share(), WITH_MOUNTS, share(readonly=True, readonly_below=True), WITH_MOUNTS, None),
-    "owners that are mapped": (share(), PLAIN, share(uids=[(0, 100000, 65536)]), PLAIN, None),
+    "owners that are mapped": (share(), PLAIN, share(owners=OWNERS), PLAIN, None),
+    "owners of one that is mapped": (share(owners=OWNERS), PLAIN, share(), PLAIN, None),
+    "the same owners": (share(owners=OWNERS), PLAIN, share(owners=OWNERS), PLAIN, "."),
+    "the same users and other groups": (
+        share(owners=OWNERS), PLAIN, share(owners=IdMap(OWNERS.uids, ((0, 7, 1),))), PLAIN, None,
+    ),
+    "owners below as well, with nothing below": (
+        share(owners=OWNERS), PLAIN, share(owners=OWNERS_BELOW), PLAIN, ".",
+    ),
+    "owners below as well": (share(owners=OWNERS), WITH_MOUNTS, share(owners=OWNERS_BELOW), WITH_MOUNTS, None),
+    "owners of what is mounted below it": (
+        share(owners=OWNERS_BELOW), WITH_MOUNTS, share(owners=OWNERS), Origin("0:41", "/"), None,
+    ),
     "another propagation": (share(private=True), PLAIN, share(), PLAIN, None),
     "what is mounted below it": (share(), WITH_MOUNTS, share(), Origin("0:41", "/"), "sub/x"),
     "a directory in what is mounted below it": (share(), WITH_MOUNTS, share(), Origin("0:40", "/a/b"), "cache/a/b"),
