@@ -14,6 +14,7 @@ from hawse.monitor.agent.calls import Answer, Call
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.network.host_network import Joined, Network
 from hawse.monitor.network.nics import Nics
+from hawse.notes import Notes
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.plans import machine_plan, sandbox_plan
