@@ -25,7 +25,7 @@ def parse(data: bytes | bytearray | str, *, depth: int = MAX_DEPTH, constants: b
     ``constants``: NaN and Infinity are accepted, which Python's encoder writes.
     """
     try:
-        value = json.loads(data, parse_constant=None if constants else _refuse)
+        value = json.loads(data) if constants else json.loads(data, parse_constant=_refuse, parse_float=_finite)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise
     except RecursionError:
@@ -34,6 +34,8 @@ def parse(data: bytes | bytearray | str, *, depth: int = MAX_DEPTH, constants: b
         if isinstance(error, _NoJsonError):
             raise
         raise ValueError("a number has more digits than Python converts") from None  # sys.get_int_max_str_digits()
+    if _brackets(data) <= depth:
+        return value  # most messages: a walk takes as long as the parsing
     level = [value]
     for _ in range(depth + 1):
         parents = [each for each in level if isinstance(each, (dict, list))]
@@ -50,6 +52,21 @@ class _NoJsonError(ValueError):
 def _refuse(name: str) -> None:
     """They are not of JSON (RFC 8259, section 6), and runc refuses them."""
     raise _NoJsonError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    """Python makes infinity of a number beyond its floats; Go, and so runc, refuses it."""
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise _NoJsonError(f"{text[:40]} is more than a number of 64 bits can hold")
+    return number
+
+
+def _brackets(data: bytes | bytearray | str) -> int:
+    """How many brackets open objects and lists; those in texts count, too."""
+    if isinstance(data, str):
+        return data.count("{") + data.count("[")
+    return data.count(b"{") + data.count(b"[")
 
 
 def _too_deep(depth: int) -> str:

@@ -126,10 +126,10 @@ def test_modules_that_the_monitor_imports_late_are_all_loaded_early() -> None:
 
 
 def test_image_of_a_running_sandbox_is_held(host: Sandboxes) -> None:
-    """A build removes no image that a sandbox has (hawse.vm.image.collect)."""
+    """A build removes no image that a sandbox has (hawse.vm.image.lock)."""
     host.program("wait")
     assert host.hawse("create", "--bundle", host.bundle, "c1").code == 0
-    fd = os.open(f"{host.cache}/images/d1", os.O_RDONLY)
+    fd = os.open(f"{host.cache}/images/d1.lock", os.O_RDONLY)
     try:
         with pytest.raises(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from unittest import mock
 
 from hawse.agent.system.modules import Modules
 from hawse.commands.client import check_version
@@ -17,12 +18,18 @@ from hawse.planner.kernel_modules import check_loaded
 from hawse.planner.notify_target import unheard
 from hawse.state.store import Store
 from hawse.vfio.emulated import read_table
-from hawse.vm.image import packages
+from hawse.vm.image import lock, packages
 from hawse.vm.image import store as image
-from hawse.vm.image.collect import hold
 from hawse.vm.image.modules import add_autoload
-from tests.errors.situation import Act
+from tests.errors.situation import Act, hurried
 from tests.support.sysfs import FakeSysfs
+
+
+def locked_image(host: FakeSysfs) -> None:
+    directory = f"{host.root}/images/20c5aa3eb55e"
+    os.makedirs(directory)
+    with lock.exclusive(directory), mock.patch.object(lock, "time", hurried()):
+        lock.hold(directory)
 
 
 def annotation(name: str, value: str, allowed: tuple[str, ...] = ANNOTATIONS) -> Act:
@@ -114,7 +121,8 @@ SITUATIONS: dict[str, Act] = {
     ),
     "A container was created by another version of hawse": other_version,
     "There is no guest image of this version of hawse": other_image,
-    "The guest image was removed while a sandbox was being started": lambda _host: hold("/images/20c5aa3eb55e"),
+    "The guest image was removed while a sandbox was being started": lambda _host: lock.hold("/images/20c5aa3eb55e"),
+    "Another process has the lock of the guest image": locked_image,
     "containerd's configuration has a version that hawse does not know": lambda _host: edits.add_containerd(
         "version = 9", edits.Wanted("hawse", "/usr/bin/hawse")
     ),

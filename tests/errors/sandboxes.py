@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 from hawse.host import selinux
+from hawse.host.mounts import overlays
 from hawse.monitor.devices.claims import Claims
 from hawse.oci.limits import cpusets
 from hawse.oci.pods import CONTAINER
@@ -16,9 +18,23 @@ from hawse.planner.hugepages import Wanted, decide
 from hawse.vm.host_memory import needs_of
 from hawse.vm.ports import MIB, place, plan_ports
 from hawse.vm.size import Limits
-from tests.errors.situation import Act, bundle
+from tests.errors.situation import Act, bundle, hurried
 from tests.support.groups import EDU
 from tests.support.sysfs import FakeSysfs
+
+
+def kept_lock(host: FakeSysfs) -> None:
+    with (
+        overlays.alone(host.root, "c1"),
+        mock.patch.object(overlays, "time", hurried()),
+        overlays.alone(host.root, "c2"),
+    ):
+        pass
+
+
+def deleted_sandbox(host: FakeSysfs) -> None:
+    with overlays.alone(f"{host.root}/pod1", "c1"):
+        pass
 
 
 def in_room(*, memory: int = 0, label: str = "") -> Act:
@@ -68,5 +84,7 @@ SITUATIONS: dict[str, Act] = {
     "A list of CPUs has CPUs that the host lacks": lambda _host: cpusets.check("linux.resources", "cpus", "8", last=7),
     "A kubelet's container mounts huge pages, and their number is unknown": unsaid_pages,
     "The guest still has a group of a container that was deleted": kept_group,
+    "Another container of the pod does not finish mounting its overlays": kept_lock,
+    "A container with an overlay joins a pod that is deleted at this moment": deleted_sandbox,
     "A cgroup file is not available to containers": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
 }  # fmt: skip

@@ -195,6 +195,16 @@ class TestDetach:
             {"group": 5, "force": True, "container": "c1"}, {"group": 8, "force": True, "container": "c1"},
         ]  # fmt: skip
 
+    @pytest.mark.parametrize("targets", [["3b:00.0", "3b:00.1"], ["8", "3b:00.0"], ["8", "8"]])
+    def test_group_that_is_named_twice_is_detached_once(
+        self, hawse: Command, monitor: FakeMonitor, targets: list[str]
+    ) -> None:
+        hosts = [{"address": f"0000:3b:00.{number}", "group": 8} for number in (0, 1)]
+        monitor.change(vfio=[entry(8) | {"host": host} for host in hosts])
+        done = hawse("detach", "c1", *targets)
+        assert (done.code, done.errors) == (0, "")
+        assert sent(monitor, "detach") == [{"group": 8, "force": False, "container": "c1"}]
+
     def test_address_that_was_not_attached_must_be_the_hosts(self, hawse: Command, monitor: FakeMonitor) -> None:
         done = hawse("detach", "c1", "ffff:ff:1f.7")
         assert (done.code, "ffff:ff:1f.7 is no PCI function of this host" in done.errors) == (1, True)

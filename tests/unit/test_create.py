@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hawse.commands import spawn
 from hawse.commands.create import take_back
 from hawse.commands.process import write_pid_file
 from hawse.errors import HostError, VmError
@@ -54,6 +56,18 @@ def test_a_stderr_that_nobody_reads_fails_nothing(form: str, stderr: str) -> Non
         assert subprocess.run([sys.executable, "-I", "-c", program], stderr=writing, check=False).returncode == 0
     finally:
         os.close(writing)
+
+
+def test_monitor_that_is_stuck_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an interrupted `create` would wait for it for ever."""
+    store = Store(str(tmp_path), "c1")
+    store.make()
+    monkeypatch.setattr(spawn, "_MONITOR", "import time; time.sleep(1000)")
+    monkeypatch.setattr(spawn, "_UNDO_SECONDS", 0.2)
+    monitor = spawn.MonitorProcess(store)
+    monitor.send(b"a plan")
+    monitor.abort()
+    assert monitor._process.returncode == -signal.SIGKILL
 
 
 class Stuck(Store):

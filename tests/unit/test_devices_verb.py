@@ -200,9 +200,15 @@ def test_reason_is_not_repeated(listing: Listing, driver: str, others: tuple[str
     assert listing.json()[0]["reason"].startswith("group 7 "), "JSON has the sentence that `hawse create` prints"
 
 
-@pytest.mark.parametrize(("owner", "remedy"), [("", "`hawse unbind 0000:77:00.0`"), ("c1", "`hawse delete c1`")])
+@pytest.mark.parametrize(
+    ("owner", "remedy"),
+    [
+        ("", "`hawse unbind 0000:77:00.0`"), ("c1", "`hawse delete c1`"), ("gonebox", "`hawse unbind 0000:77:00.0`"),
+    ],
+)  # fmt: skip
 def test_record_of_a_function_that_has_vanished_is_a_warning(listing: Listing, owner: str, remedy: str) -> None:
     directory = records.directory_of(str(listing.state))
+    (listing.state / "c1").mkdir(parents=True)
     listing.host.function("0000:3b:00.0", group=7)
     for address in ("0000:3b:00.0", "0000:77:00.0"):
         records.write(directory, records.Record(address, "igb", "", "vfio-pci", owner))

@@ -18,6 +18,7 @@ import pytest
 from hawse.errors import ImageError
 from hawse.vm.image import store
 from hawse.vm.image.build import build, kernel_packages, unpack_kernel
+from hawse.vm.image.lock import hold
 from hawse.vm.image.packages import Package
 from hawse.vm.image.store import Image
 from tests.support.cpio import read_archive
@@ -95,7 +96,7 @@ def test_image_is_built_once_and_rebuilt_identically_when_damaged(builder: Build
     assert 0 <= built.build_seconds <= time.monotonic() - began + 0.1
     assert (built.release, built.digest) == (RELEASE, os.path.basename(os.path.dirname(built.kernel)))
     assert store.locate(cache=builder.cache) == built
-    assert builder.images() == sorted([built.digest, "lock"]), "nothing else is left behind"
+    assert builder.images() == sorted([built.digest, f"{built.digest}.lock", "lock"]), "nothing else is left behind"
     manifest = json.loads(Path(builder.cache, "images", built.digest, "manifest.json").read_text())
     assert manifest["packages"] == {
         "busybox-static": "1", "crun": "1", "kmod": "30", "linux-image-6.1.0-test": "6.1", "python3-minimal": "3",
@@ -135,9 +136,15 @@ def test_image_is_built_once_and_rebuilt_identically_when_damaged(builder: Build
 
     builder.progress.clear()
     Path(built.initrd).write_bytes(b"damaged")
-    again = builder.build()
+    held = hold(os.path.dirname(built.initrd))
+    with open(built.initrd, "rb") as in_use:
+        again = builder.build()
+        assert os.fstat(in_use.fileno()).st_nlink == 1, "the damaged image stays while a sandbox runs with it"
+    os.close(held)
     assert (again.digest, Path(again.initrd).read_bytes() == initrd) == (built.digest, True)
     assert builder.progress[0].startswith("unpacking ")
+    builder.build()
+    assert builder.images() == sorted([built.digest, f"{built.digest}.lock", "lock"])
 
 
 def test_extra_modules_give_a_separate_image(builder: Builder) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hawse.errors import ImageError
 from hawse.vm.image import collect as image_collect
-from hawse.vm.image.collect import GRACE, UNUSED, collect, hold, note_replaced, note_use
+from hawse.vm.image.collect import GRACE, UNUSED, note_replaced, note_use
+from hawse.vm.image.lock import exclusive, hold, open_lock
 from tests.support.forked import in_child
 
 DAY = 24 * 3600.0
@@ -44,8 +50,19 @@ def point(images: Path, name: str, number: int, *, read: float = 0, built: float
     return str(path)
 
 
+def collect(images: str, **options: Any) -> list[str]:
+    """A collection in which nothing is wrong."""
+    warnings: list[str] = []
+    removed = image_collect.collect(images, warn=warnings.append, **options)
+    assert warnings == []
+    return removed
+
+
 def left(images: Path) -> list[str]:
-    return sorted(name.lstrip("0") for name in os.listdir(images))
+    """All but locks of images that are left."""
+    names = os.listdir(images)
+    with_lock = {f"{name}.lock" for name in names}
+    return sorted(name.lstrip("0") for name in names if name not in with_lock)
 
 
 def test_images_that_no_pointer_names_are_removed(images: Path) -> None:
@@ -110,6 +127,174 @@ def test_image_that_has_gone_cannot_be_held(images: Path) -> None:
     assert caught.value.hint == "try again"
 
 
+def test_lock_of_an_image_is_roots_only(images: Path) -> None:
+    """Another user who can open a file can lock it: every start would wait, and no image could be removed."""
+    directory = make(images, 1)
+    os.close(hold(str(directory)))
+    assert os.stat(f"{directory}.lock").st_mode & 0o777 == 0o600
+    fd = os.open(directory, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as any user can
+    os.close(hold(str(directory), seconds=0))
+    assert collect(str(images), keep="") == [digest(1)]
+    os.close(fd)
+    assert left(images) == []
+
+
+def test_start_does_not_wait_long_for_a_lock(images: Path) -> None:
+    directory = make(images, 1)
+    with exclusive(str(directory)) as free:
+        assert free
+        began = time.monotonic()
+        with pytest.raises(ImageError, match=r"another process has had its lock for 0\.1 s") as caught:
+            hold(str(directory), seconds=0.1)
+        assert time.monotonic() - began < 5
+        assert caught.value.hint.startswith(f"`fuser {directory}.lock` names the process")
+    os.close(hold(str(directory)))
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "hint"),
+    [
+        (errno.EROFS, "read-only file system", "build it again with `hawse image build`, where the cache"),
+        (errno.EACCES, "permission denied", "run as root"),
+        (errno.EMFILE, "too many open files", "check the file, and the limits"),
+    ],
+)
+def test_lock_that_cannot_be_opened_is_reported_with_its_reason(
+    images: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str, hint: str
+) -> None:
+    directory = make(images, 1)
+
+    def fail(_path: str, flags: int, _mode: int = 0) -> int:
+        raise OSError(number if flags & os.O_CREAT or number != errno.EROFS else errno.ENOENT, reason)
+
+    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(os, "strerror", lambda _number: reason)
+    with pytest.raises(ImageError, match=f"cannot be held: {directory}.lock: {reason}") as caught:
+        hold(str(directory))
+    assert hint in caught.value.hint
+
+
+def test_image_that_a_file_replaces_has_gone(images: Path) -> None:
+    (images / "file").write_text("")
+    with pytest.raises(ImageError, match="was removed after this start began: not a directory"):
+        hold(str(images / "file" / digest(1)))
+
+
+def test_read_only_cache_needs_only_a_lock_to_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = make(images, 1)
+    os.close(open_lock(str(directory)))
+    real = os.open
+
+    def read_only(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    os.close(hold(str(directory)))
+
+
+def test_pointer_stays_while_its_image_is_held(images: Path) -> None:
+    """A cache that is mounted read-only, in which a sandbox runs, records no use of the pointer."""
+    directory = make(images, 1)
+    point(images, "a", 1, read=2 * UNUSED, built=2 * UNUSED)
+    fd = hold(str(directory))
+    assert collect(str(images), keep="") == []
+    assert left(images) == ["1", "current-a"]
+    os.close(fd)
+    assert collect(str(images), keep="") == []
+    assert left(images) == ["1"]
+
+
+def test_image_that_was_set_aside_stays_until_nothing_holds_it(images: Path) -> None:
+    """A build puts another image in the place of a damaged one, with which sandboxes run."""
+    directory = make(images, 1)
+    first = hold(str(directory))
+    aside = Path(image_collect.set_aside(str(images), digest(1)))
+    again = make(images, 1)
+    second = hold(str(again))
+    keep = point(images, "a", 1)
+    assert collect(str(images), keep=keep) == []
+    assert (aside / "vmlinux").exists()
+    os.close(first)
+    collect(str(images), keep=keep)
+    assert left(images) == ["1", "current-a"]
+    os.close(second)
+
+
+def test_lock_without_an_image_is_removed(images: Path) -> None:
+    for name in (f"{digest(1)}.lock", f".removed-{digest(2)}.7.lock", "other.lock"):
+        (images / name).touch()
+    collect(str(images), keep="")
+    assert left(images) == ["other.lock"]
+
+
+def image_is_a_file(images: Path) -> Path:
+    path = images / digest(1)
+    path.touch()
+    return path
+
+
+def pointer_is_a_link(images: Path) -> Path:
+    path = images / "current-a"
+    path.symlink_to("nowhere")
+    return path
+
+
+def pointer_is_a_directory(images: Path) -> Path:
+    path = images / "current-a"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("spoil", [image_is_a_file, pointer_is_a_link, pointer_is_a_directory])
+def test_entry_that_cannot_be_examined_is_reported_and_no_other_concerned(
+    images: Path, spoil: Callable[[Path], Path]
+) -> None:
+    path = spoil(images)
+    make(images, 3)
+    warnings: list[str] = []
+    assert image_collect.collect(str(images), keep="", warn=warnings.append) == [digest(3)]
+    [warning] = warnings
+    assert warning.startswith(f"{path} is not removed from the cache of images: ")
+    assert path.is_symlink() or path.exists()
+
+
+@pytest.mark.parametrize("name", [".removed-x", ".building-x", digest(1)])
+def test_directory_that_cannot_be_removed_is_reported(images: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    make(images, 1).rename(images / name)
+    make(images, 3)
+    real = shutil.rmtree
+
+    def rmtree(path: str) -> None:
+        if f"{3:064x}" not in path:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    warnings: list[str] = []
+    assert image_collect.collect(str(images), keep="", warn=warnings.append) == [digest(3)]
+    assert len(warnings) == 1
+    assert "operation not permitted" in warnings[0]
+
+
+def test_pointer_of_another_user_is_read(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O_NOATIME is for the owner and for root (open(2))."""
+    make(images, 1)
+    point(images, "a", 1)
+    real = os.open
+
+    def ordinary(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_NOATIME:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", ordinary)
+    assert collect(str(images), keep="") == []
+    assert left(images) == ["1", "current-a"]
+
+
 def test_rest_of_builds_and_removals_that_were_killed_is_removed(images: Path) -> None:
     for name in (".building-x", ".removed-y", "lock-directory"):
         (images / name / "below").mkdir(parents=True)
@@ -119,7 +304,7 @@ def test_rest_of_builds_and_removals_that_were_killed_is_removed(images: Path) -
 
 
 def test_start_during_a_removal_holds_a_whole_image_or_none(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It opens the directory before it is renamed, and gets the lock after that."""
+    """It opens the lock before the directory is renamed, and gets it after that."""
     directory = make(images, 1)
     real = os.rename
     results: list[object] = []
@@ -133,9 +318,10 @@ def test_start_during_a_removal_holds_a_whole_image_or_none(images: Path, monkey
     starting = threading.Thread(target=start)
 
     def rename(source: str, target: str) -> None:
-        starting.start()
-        time.sleep(0.1)  # it waits for the lock by then
-        assert results == []
+        if source == str(directory):
+            starting.start()
+            time.sleep(0.1)  # it waits for the lock by then
+            assert results == []
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)

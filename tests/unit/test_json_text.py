@@ -55,6 +55,8 @@ def test_nesting_is_limited(nested: Callable[[int], str]) -> None:
         ("9" * 5000, "a number has more digits than Python converts"),
         ("NaN", "NaN is not a number of JSON"),
         ("[-Infinity]", "-Infinity is not a number of JSON"),
+        ("1e999", "1e999 is more than a number of 64 bits can hold"),
+        ('{"a": [-1e309]}', "-1e309 is more than a number of 64 bits can hold"),
         ('{"a": 1,}', "Expecting property name"),
         (b"\xff", "invalid start byte"),
     ],
@@ -62,6 +64,33 @@ def test_nesting_is_limited(nested: Callable[[int], str]) -> None:
 def test_text_that_is_not_json(text: str | bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         json_text.parse(text)
+
+
+def test_infinity_is_read_where_python_writes_it() -> None:
+    assert json_text.parse("[1e999, -Infinity]", constants=True) == [float("inf"), float("-inf")]
+    assert json_text.parse("[1e308, 1.5]") == [1e308, 1.5]
+
+
+@pytest.mark.parametrize("form", [str, lambda text: text.encode(), lambda text: text.encode("utf-16")])
+def test_depth_is_only_walked_where_there_are_brackets_enough(
+    monkeypatch: pytest.MonkeyPatch, form: Callable[[str], Any]
+) -> None:
+    """A walk takes as long as the parsing. Brackets in texts count, too, so that the count is never too small."""
+    walked: list[int] = []
+
+    def count_levels(count: int) -> range:
+        walked.append(count)
+        return range(count)
+
+    monkeypatch.setattr(json_text, "range", count_levels, raising=False)
+    flat = json.dumps({"a": list(range(1000)), "b": "[" * 90})
+    assert json_text.parse(form(flat)) == json.loads(flat)
+    assert walked == []
+    wide = json.dumps([[]] * 200)
+    assert json_text.parse(form(wide)) == json.loads(wide)
+    assert walked
+    with pytest.raises(ValueError, match="nested more than 3 levels deep"):
+        json_text.parse(form(lists(4)), depth=3)
 
 
 def bundle(directory: Path, text: str) -> Path:
@@ -85,7 +114,7 @@ def process(directory: Path, text: str) -> object:
     return load_process(file(directory, f'{{"cwd": "/", "args": ["x"], "x": {text}}}'))
 
 
-@pytest.mark.parametrize("text", [*(lists(depth) for depth in DEPTHS), objects(500), "9" * 5000, "NaN"])
+@pytest.mark.parametrize("text", [*(lists(depth) for depth in DEPTHS), objects(500), "9" * 5000, "NaN", "1e999"])
 @pytest.mark.parametrize(
     ("read", "error", "words"),
     [
@@ -102,7 +131,7 @@ def process(directory: Path, text: str) -> object:
 def test_sentence_names_the_document(
     tmp_path: Path, read: Callable[[Path, str], object], error: type[HawseError], words: str, text: str
 ) -> None:
-    if error is LinkError and text in (lists(101), "NaN"):
+    if error is LinkError and text in (lists(101), "NaN", "1e999"):
         text = lists(151)
     with pytest.raises(error) as caught:
         read(tmp_path, text)

@@ -30,7 +30,7 @@ from hawse.monitor.joined_namespaces import own_paths, owner_of
 from hawse.monitor.machine.bounded_log import with_last_words
 from hawse.monitor.processes.processes import LOST
 from hawse.oci.limits.cgroups import CgroupPlan
-from hawse.plan.model import DiskPlan
+from hawse.plan.model import Attachment, DiskPlan
 from hawse.state.store import Store
 from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
@@ -260,10 +260,42 @@ def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path:
                 assert made.guest.containers == {"c1"}
             with pytest.raises(StateError, match="group 5: the guest has not released it after container c2") as caught:
                 await made.create(made.joining("c3"))
-            assert "`hawse delete c2` asks the guest again" in caught.value.hint
+            assert caught.value.hint.startswith("try again: each attempt asks the guest again")
             made.qmp.patience = 1
             assert await asyncio.to_thread(delete, store, force=True) == []
             assert not os.path.exists(store.path)
+            made.prove_alone()
+
+    run(story)
+
+
+@pytest.mark.parametrize("attaches", [False, True])
+def test_group_that_the_guest_kept_after_a_failed_creation_is_asked_for_again(tmp_path: Path, attaches: bool) -> None:
+    """The container is on record nowhere, so that no deletion can ask."""
+
+    async def story() -> None:
+        async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
+            wanted = made.joining()
+            await made.announce(f"c2/{KEY}")
+            made.guest.containers.add("c2")  # so that there can be no second one
+            with pytest.raises(VmError, match="does not let go of it"):
+                await made.create(wanted)
+            made.guest.containers.discard("c2")
+            await made.sandbox.first.begin(cast(Any, made.qmp), made.machine.link)
+            shutil.rmtree(f"{made.store.root}/c2")
+            with pytest.raises(StateError, match="group 5: the guest has not released it after container c2"):
+                await made.create(made.joining())
+            shutil.rmtree(f"{made.store.root}/c2")
+            attachment = Attachment(plugs=wanted.plugs, nodes=[], mode=0o600, uid=0, gid=0)
+            with pytest.raises(StateError, match="group 5: the guest has not released it after container c2"):
+                await made.call("c1", "attach", **msgspec.to_builtins(attachment))
+            made.qmp.patience = 1
+            if attaches:
+                await made.call("c1", "attach", **msgspec.to_builtins(attachment))
+                await made.call("c1", "detach", group=5, force=False)
+            else:
+                await made.join()
+                await made.call("c2", "delete")
             made.prove_alone()
 
     run(story)

@@ -152,7 +152,7 @@ def plan() -> dict[str, Any]:
             "answer",
         ),
         ("exec", {"key": "k", "process": {"args": []}}, [("execute", "k", {"args": []}, Inherited())], "answer"),
-        ("attach", ATTACHMENT, [("attach", Attachment(plugs=[], nodes=[], mode=0o660, uid=1, gid=2))], "answer"),
+        ("attach", ATTACHMENT, [("attach", "c1", Attachment(plugs=[], nodes=[], mode=0o660, uid=1, gid=2))], "answer"),
         ("kill", {"signal": 9, "all": True}, [("kill", 9, ("everyone", True))], None),
         ("update", {"resources": {}}, [("update", "c1", {"container": "c1", "resources": {}})], "answer"),
         ("detach", {"group": 5, "force": False}, [("detach", 5, ("force", False))], None),

@@ -103,6 +103,37 @@ def test_a_container_is_removed_with_the_empty_directory_of_its_share(store: Sto
     Store(store.root, "gone").remove()
 
 
+@pytest.mark.parametrize("late", ["overlays.lock", "other"])
+def test_file_that_is_made_during_the_removal_is_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """A container that joins makes overlays.lock in the sandbox's directory at any moment."""
+    real = os.rmdir
+    calls: list[str] = []
+
+    def rmdir(path: str) -> None:
+        if path == store.path and (not calls or late == "other"):
+            Path(path, late).touch()
+        calls.append(path)
+        real(path)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    if late == "other":  # one that comes again and again
+        with pytest.raises(StateError, match=f"container {store.name}: {store.path} cannot be removed"):
+            store.remove()
+    else:
+        store.remove()
+        assert not os.path.exists(store.path)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_state_that_could_not_be_read_is_not_written(store: Store, number: float) -> None:
+    store.write({"status": "running"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write({"status": number})
+    assert Path(store.path, "state.json").read_text() == '{\n  "status": "running"\n}'
+
+
 def plant(kind: str, path: str, target: str) -> None:
     """What a guest could have left in a share that it can write to."""
     if kind == "link":

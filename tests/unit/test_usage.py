@@ -184,7 +184,17 @@ def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> Non
     ("wanted", "words"),
     [
         ([], "no JSON object"),
-        ({"memory": {"limit": "64m"}}, "memory.limit: Expected"),
+        ({"memory": {"limit": "64m"}}, "memory.limit: expected int"),
+        ({"memory": {"limit": 10**30}}, "memory.limit: expected int <= 9223372036854775807"),
+        ({"memory": {"swap": 10**30}}, "memory.swap: expected int <= 9223372036854775807"),
+        ({"memory": {"reservation": -2}}, "memory.reservation: expected int >= -1"),
+        ({"cpu": {"shares": -1}}, "cpu.shares: expected int >= 0"),
+        ({"cpu": {"period": -5}}, "cpu.period: expected int >= 0"),
+        ({"cpu": {"period": 2**64}}, "cpu.period: expected int < 2**64"),
+        ({"cpu": {"shares": 10**30}}, "cpu.shares: expected int < 2**64"),
+        ({"cpu": {"quota": -(2**63) - 1}}, "cpu.quota: expected int >= -9223372036854775808"),
+        ({"pids": {"limit": 2**63}}, "pids.limit: expected int <= 9223372036854775807"),
+        ({"cpu": {"cpus": "0\0"}}, "cpu.cpus: expected str matching regex"),
         ({"memory": {"kernel": 5}}, "memory.kernel cannot be changed"),
         ({"memory": {"disableOOMKiller": True}}, "memory.disableOOMKiller cannot"),
         ({"memory": {"swap": 63}}, "memory.swap 63"),
@@ -282,7 +292,13 @@ def test_invalid_sizes_are_refused(text: str) -> None:
         parse_size("memory", text)
 
 
-@pytest.mark.parametrize("options", [{"cpu-quota": "9999999999999999999"}, {"memory": "9999999p"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cpu-quota": "9999999999999999999"}, {"memory": "9999999p"}, {"cpu-share": str(2**64)}, {"cpu-share": "-1"},
+        {"cpu-period": "-5"}, {"cpu-rt-period": "-5"}, {"blkio-weight": "-1"},
+    ],
+)  # fmt: skip
 def test_numbers_of_more_than_64_bits_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="64 bits") as caught:
         from_options(options)

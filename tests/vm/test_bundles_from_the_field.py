@@ -197,7 +197,8 @@ def test_null_in_a_list_is_an_empty_text_as_under_runc(tmp_path: Path) -> None:
     outputs = {}
     for name in ("hawse", "runc"):
         bundle = str(tmp_path / name)
-        script = "echo $#; id -G; wc -c < /proc/keys; touch /writable; touch /proc/sys/x 2>/dev/null || echo read-only"
+        script = "echo $#; id -G; wc -c < /proc/keys; touch /writable || echo refused; "
+        script += "touch /proc/sys/x 2>/dev/null || echo read-only"
         spec = make_bundle(bundle, ["/bin/sh", "-c", script, "sh"])
         spec["process"]["args"] += [None, "a", None]
         spec["process"]["user"]["additionalGids"] = [5, None]

@@ -120,6 +120,8 @@ def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Grou
 def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> None:
     """Take the groups from the container, one after the other, and give back what was bound for it of them.
 
+    ``targets`` may name a group several times, by its functions say.
+
     Raises DeviceError, StateError or UsageError.
     """
     state = store.read()
@@ -132,7 +134,7 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
             _refuse_guest_address(state, target, f"`hawse detach {store.name} {{}}`")
             number = find_groups([target], read_table(config.emulated))[0].number
         numbers.append(number)
-    for number in numbers:
+    for number in dict.fromkeys(numbers):
         call(store, "detach", {"group": number, "force": force})
         give_back(store, [address for address, group in by_address.items() if group == number])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,12 @@ from hawse.commands.process import Handed, check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.host import network_namespace, redirects
 from hawse.host.mounts import overlays
-from hawse.host.mounts.bind_sources import close, open_sources
+from hawse.host.mounts.bind_sources import Source, close, open_sources
 from hawse.plan.capacity import Room
 from hawse.state.store import CREATED, RUNNING, Store
 
 if TYPE_CHECKING:
-    from hawse.plan.model import ContainerPlan
+    from hawse.plan.model import ContainerPlan, Share
 
 
 def join(
@@ -50,20 +50,24 @@ def join(
         ending = ExitStack()
         proxy = None
         try:
-            if any(share.overlay for share in made.shares):
-                # Until the monitor has them, of which it is asked again.
-                ending.enter_context(overlays.alone(first.path))
-                room = msgspec.convert(call(store, "room", {}), Room)
-            sources = open_sources(made.shares, room.overlays)
-            ending.callback(close, sources)
+            trees = open_sources([share for share in made.shares if share.overlay is None])
+            ending.callback(close, trees)
             # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
             key = f"init-{os.urandom(16).hex()}"
             proxy = start_first(store, key, made, handed)
             if hooked.creates:
                 hooked.before(pid=proxy.pid, sandbox=first)
+            mounted: list[Source] = []
+            if shared := [share for share in made.shares if share.overlay is not None]:
+                # After the hooks, which may take any time, and may create containers themselves. Until the monitor has
+                # the overlays, of which it is asked again.
+                ending.enter_context(overlays.alone(first.path, store.name))
+                room = msgspec.convert(call(store, "room", {}), Room)
+                mounted = open_sources(shared, room.overlays)
+                ending.callback(close, mounted)
             request = {
                 "plan": msgspec.to_builtins(made),
-                "sources": [msgspec.to_builtins(each) for each in sources],
+                "sources": [msgspec.to_builtins(each) for each in _in_order(made.shares, trees, mounted)],
                 "key": key,
             }
             notes = call(store, "create", request)
@@ -81,6 +85,12 @@ def join(
         raise
     lines = notes if isinstance(notes, list) else []
     return Created(store, None, proxy, notes=[(str(level), str(text)) for level, text in lines], terminal=terminal)
+
+
+def _in_order(shares: Sequence[Share], trees: Sequence[Source], mounted: Sequence[Source]) -> list[Source]:
+    """The source of each share: the next of the overlays, or of the others."""
+    others, of_overlays = iter(trees), iter(mounted)
+    return [next(others if share.overlay is None else of_overlays) for share in shares]
 
 
 def _check_network(first: Store, path: str) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MAX_REPORT = 1024 * 1024
 _MAX_TITLE = 4096
+#: How long a monitor may take to undo what it has made, as for a deletion.
+_UNDO_SECONDS = 30.0
 _MONITOR = program("hawse.monitor.main")
 
 
@@ -88,11 +90,18 @@ class MonitorProcess:
             )
 
     def abort(self) -> None:
-        """Give up: the monitor notices, undoes everything and ends. Without a plan it has done nothing."""
+        """Give up: the monitor notices, undoes everything and ends. Without a plan it has done nothing.
+
+        One that is stuck is killed; its children die with it, and the deletion of its directory undoes the rest.
+        """
         if not self._planned:
             self._process.kill()
         self._connection.close()
-        self._process.wait()
+        try:
+            self._process.wait(_UNDO_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def let_go(self) -> None:
         """The sandbox stays; its monitor goes on without this process."""

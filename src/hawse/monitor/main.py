@@ -32,7 +32,7 @@ from hawse.plan import model
 from hawse.state.steps import MONITOR, QEMU, SHARE, Steps, process_start
 from hawse.state.store import Store
 from hawse.vfio.host import dma_mappings
-from hawse.vm.image.collect import hold
+from hawse.vm.image.lock import hold
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from hawse.monitor.processes.processes import Processes, whole
 from hawse.monitor.share.root import ShareRoot
 from hawse.oci.hooks import CREATION
 from hawse.plan.capacity import Room
-from hawse.plan.model import ContainerPlan, SandboxPlan
+from hawse.plan.model import Attachment, ContainerPlan, PlugStep, SandboxPlan
 from hawse.state import timeline
 from hawse.state.steps import GUEST, NETWORK, Steps
 from hawse.state.store import CREATED, RUNNING, STOPPED, Store
@@ -152,6 +152,7 @@ class Sandbox:
 
         Whatever fails, what was done for it is undone. Raises StateError, ConfigError, DeviceError or VmError.
         """
+        await self._ask_again(plan.plugs)
         if self._machine is None or self.first.status not in (CREATED, RUNNING):
             raise StateError(f"sandbox {self.plan.id} is {self.first.status}: no container can join it")
         if plan.id in self._containers:
@@ -176,6 +177,11 @@ class Sandbox:
             if isinstance(failure, asyncio.CancelledError) and task is not None and not task.cancelling():
                 raise StateError(f"container {plan.id} was deleted while it was created") from None
             raise
+
+    async def attach(self, name: str, wanted: Attachment) -> list[dict[str, Any]]:
+        """Give a container one group more; its entries of the state. Raises as :meth:`Container.attach`."""
+        await self._ask_again(wanted.plugs)
+        return await self.find(name).attach(wanted)
 
     async def update(self, name: str, params: dict[str, Any]) -> list[str]:
         """Other limits for a container; what to warn of. Raises ConfigError, HostError, StateError or VmError."""
@@ -308,6 +314,15 @@ class Sandbox:
         finally:
             if made.keeps_devices:
                 self._keeping.append(made)
+
+    async def _ask_again(self, plugs: Sequence[PlugStep]) -> None:
+        """Ask the guest again for groups that it has kept after another container, whether that is on record or not.
+
+        The host's drivers stay: who is to have a group was planned with those that it has now.
+        """
+        groups = {plug.group for plug in plugs if not plug.shared}
+        for found in [*self._keeping, *self._containers.values()]:
+            await found.attachments.ask_again(groups)
 
     async def _release_kept(self, name: str) -> None:
         """Ask the guest again for the devices of a deleted container. Raises :class:`DeviceError` for what stays."""

@@ -146,7 +146,7 @@ class Service:
             inherited = msgspec.convert(params.get("caller", {}), Inherited)
             return await sandbox.find(name).execute(str(params["key"]), params["process"], inherited)
         elif method == "attach":
-            return await sandbox.find(name).attach(msgspec.convert(params, Attachment))
+            return await sandbox.attach(name, msgspec.convert(params, Attachment))
         elif method == "kill":
             await sandbox.find(name).kill(int(params["signal"]), everyone=bool(params["all"]))
         elif method == "detach":

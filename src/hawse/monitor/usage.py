@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from hawse.errors import StateError, VmError
+from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.linux.topology import last_number
 from hawse.monitor.processes.processes import Processes
@@ -146,20 +146,40 @@ class Usage:
         if limit != ((self._limits.get("memory") or {}).get("limit") or 0):
             warnings = self._fits(limit)
         on_host = host_limits(merged, vm=self._holds_vm)
-        if on_host != self._on_host:
-            self._on_host = None
+        if on_host == self._on_host:
+            await self._update_guest(merged)
+        else:
+            before, self._on_host = self._on_host, None
             self._keep(None)
-            warnings += await asyncio.to_thread(self._cgroup.limit, on_host)
+            values = await asyncio.to_thread(self._cgroup.values)
+            try:
+                warnings += await asyncio.to_thread(self._cgroup.limit, on_host)
+                await self._update_guest(merged)
+            except HawseError as failure:
+                await self._restore(values, failure)
+                self._on_host = before
+                raise
             self._on_host = on_host
+        self._limits = merged
+        self._keep(merged)
+        return warnings
+
+    async def _update_guest(self, merged: dict[str, Any]) -> None:
         in_guest = resources.for_guest(merged)
         if changed := resources.difference(self._in_guest, in_guest):
             self._in_guest = {}
             self._keep(None)
             await self._ask("update", resources=changed)
             self._in_guest = in_guest
-        self._limits = merged
-        self._keep(merged)
-        return warnings
+
+    async def _restore(self, values: dict[str, str], failure: HawseError) -> None:
+        """Undo what was changed on the host, as runc does where an update fails. Raises the failure with what remains
+        of that."""
+        try:
+            await asyncio.to_thread(self._cgroup.restore, values)
+        except HostError as problem:
+            failure.message += f"; and then {problem.message}"
+            raise failure from None
 
     def _check_lists(self, merged: dict[str, Any]) -> None:
         """Raise :class:`ConfigError` for new lists of CPUs or memory nodes that `create` refuses, too."""

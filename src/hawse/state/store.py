@@ -8,6 +8,7 @@ by the monitor for as long as it lives and with its version in it, ``monitor.soc
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -99,7 +100,7 @@ class Store:
         """Replace the state; a reader sees the old one or the new one."""
         temporary = f"{self.path}/.state.json"
         with open(temporary, "w") as file:
-            json.dump(state, file, indent=2)
+            json.dump(state, file, indent=2, allow_nan=False)  # the reader refuses them
         os.rename(temporary, f"{self.path}/state.json")
 
     def lock(self) -> int:
@@ -161,9 +162,15 @@ class Store:
             for point in ("share", "jail"):
                 with suppress(FileNotFoundError):
                     os.rmdir(f"{self.path}/{point}")
-            for entry in os.listdir(self.path):
-                os.unlink(f"{self.path}/{entry}")
-            os.rmdir(self.path)
+            self._empty()
+            try:
+                os.rmdir(self.path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                # Once more: a container that joins has made overlays.lock since. No other file comes by then.
+                self._empty()
+                os.rmdir(self.path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -171,6 +178,10 @@ class Store:
                 f"container {self.name}: {error.filename} cannot be removed: {error.strerror}",
                 hint="look at what is in there, and remove it by hand",
             ) from None
+
+    def _empty(self) -> None:
+        for entry in os.listdir(self.path):
+            os.unlink(f"{self.path}/{entry}")
 
 
 _PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner", "vfio")

@@ -55,13 +55,13 @@ def run(args: argparse.Namespace, settings: Settings, *, root: str = "") -> int:
         if not targets.exists(record.address, root=root):
             settings.log.warning(
                 f"{record.address} is on record as bound to {record.vfio}, but no longer on this host "
-                f"[{_remedy(record)}]"
+                f"[{_remedy(record, settings.root)}]"
             )
     return 0
 
 
-def _remedy(record: records.Record) -> str:
-    if record.owner:
+def _remedy(record: records.Record, state: str) -> str:
+    if record.owner and os.path.isdir(f"{state}/{record.owner}"):  # as `unbind` decides
         return f"`hawse delete {record.owner}` deletes the record"
     return f"`hawse unbind {record.address}` deletes the record"
 

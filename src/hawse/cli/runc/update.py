@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hawse.cli.settings import Settings
 
 _MAX_BYTES = 1024 * 1024
-_MAX_NUMBER = 2**63 - 1  # the fields of linux.resources have the type int64
+_MAX_NUMBER = 2**63 - 1  # most fields of linux.resources have the type int64
+_MAX_UNSIGNED = 2**64 - 1
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 #: Option → section and field of linux.resources. The options have runc's names.
@@ -33,6 +34,8 @@ _NUMBERS = {
     "cpu-rt-runtime": ("cpu", "realtimeRuntime"),
     "pids-limit": ("pids", "limit"),
 }
+#: Of these, those whose fields have the type uint64 or uint16: runc refuses a sign.
+_UNSIGNED = ("blkio-weight", "cpu-period", "cpu-share", "cpu-rt-period")
 _TEXTS = {
     "cpuset-cpus": ("cpu", "cpus"),
     "cpuset-mems": ("cpu", "mems"),
@@ -89,7 +92,12 @@ def from_options(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse_number(name: str, text: str) -> int:
-    if not re.fullmatch(r"-?\d{1,19}", text, re.ASCII) or abs(int(text)) > _MAX_NUMBER:
+    if name in _UNSIGNED:
+        if not re.fullmatch(r"\d{1,20}", text, re.ASCII) or int(text) > _MAX_UNSIGNED:
+            raise UsageError(
+                f"update: --{name} {text[:40]!r} is not a number of 64 bits without a sign", hint=see("update")
+            )
+    elif not re.fullmatch(r"-?\d{1,19}", text, re.ASCII) or abs(int(text)) > _MAX_NUMBER:
         raise UsageError(f"update: --{name} {text[:40]!r} is not a number of 64 bits", hint=see("update"))
     return int(text)
 

@@ -17,7 +17,7 @@ from hawse.host.cgroup import oom
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from hawse.linux.processes import Process
     from hawse.oci.limits.cgroups import CgroupPlan, HostLimits
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 #: Files with the paths, a line each, and with the name of the unit that systemd made for them.
 _RECORD, _UNIT = "cgroups", "scope"
 _SECONDS = 5.0
+#: Files that limits of a running container change, of version 2 and 1. A period comes before its quota.
+_LIMITS = (
+    "cpu.weight", "cpu.shares", "cpuset.cpus", "cpuset.mems", "cpu.max", "cpu.cfs_period_us", "cpu.cfs_quota_us",
+)  # fmt: skip
 
 
 class Hierarchy:
@@ -110,6 +114,24 @@ class HostCgroup:
                     raise HostError(text, hint=remedy)
                 warnings.append(f"{text} [{remedy}]")
         return warnings
+
+    def values(self) -> dict[str, str]:
+        """The content of the files that :meth:`limit` writes for an update, by path; for :meth:`restore`."""
+        paths = [f"{path}/{name}" for path in _recorded(self._directory) for name in _LIMITS]
+        found = {}
+        for path in paths:
+            with suppress(OSError):  # a controller that this cgroup lacks
+                found[path] = _read(path)
+        return found
+
+    def restore(self, values: Mapping[str, str]) -> None:
+        """Undo :meth:`limit`: write the files that have changed since :meth:`values`. Raises :class:`HostError`."""
+        for path, text in values.items():
+            try:
+                if _read(path) != text:
+                    _write(path, text or "\n")  # nothing is written by a write of no bytes
+            except OSError as error:
+                raise HostError(f"{path} cannot be set back to {text!r}: {error.strerror}") from None
 
     def inherit(self, name: str) -> None:
         """Have ``cpuset.cpus`` or ``cpuset.mems`` be all that the cgroup above allows. Raises :class:`HostError`."""

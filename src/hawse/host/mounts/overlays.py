@@ -8,29 +8,62 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from hawse.errors import ConfigError, HawseError
+from hawse.errors import ConfigError, HawseError, StateError
 from hawse.host.mounts.kernel_views import kernel_view
 from hawse.linux import mounts
 from hawse.oci.guest.overlay import Overlay
 
+#: How long one container's creation may keep the others waiting, and how often they look, in seconds.
+_LOCK_SECONDS = 120.0
+_LOCK_POLL = 0.02
+
 
 @contextmanager
-def alone(directory: str) -> Iterator[None]:
+def alone(directory: str, name: str, *, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Wait until no other container that joins a sandbox, whose directory this is, is having overlays mounted.
+
+    ``name`` is the container's. Raises :class:`StateError` where the sandbox was deleted, and, with the name of the
+    other, where one container has the lock for longer than ``seconds``.
 
     Of two that mount the same overlay at the same moment, each would find that the sandbox does not have it. What two
     mounts do to one upper directory is undefined (Linux Documentation/filesystems/overlayfs.rst, "Sharing and copying
     layers"). The lock ends with this process.
     """
-    lock = os.open(f"{directory}/overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = os.open(f"{directory}/overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        sandbox = os.path.basename(directory)
+        raise StateError(
+            f"container not running: {sandbox} was deleted while {name} was to join it", hint="create another sandbox"
+        ) from None
+    try:
+        _acquire(lock, name, seconds)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, name.encode(), 0)
         yield
     finally:
         os.close(lock)
+
+
+def _acquire(lock: int, name: str, seconds: float) -> None:
+    holder, deadline = "", time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            before, holder = holder, os.pread(lock, 256, 0).decode(errors="replace")
+        if holder != before:
+            deadline = time.monotonic() + seconds
+        elif time.monotonic() > deadline:
+            raise StateError(
+                f"container {name}: container {holder} of the same pod has been mounting overlays for {seconds:g} s",
+                hint=f"wait for its creation, or end it with `hawse delete --force {holder}`",
+            )
+        time.sleep(_LOCK_POLL)  # a lock with a deadline cannot be waited for in any other way
 
 
 def make(overlay: Overlay) -> int:

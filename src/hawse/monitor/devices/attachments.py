@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,16 @@ class Attachments:
                 f"{kept}: the guest does not let go of it within {self._seconds:g} s",
                 hint="the end of the sandbox's virtual machine gives every device back",
             )
+
+    async def ask_again(self, groups: Collection[int]) -> None:
+        """Unplug what the guest kept before of these groups, which another container is to have. What it still keeps
+        is refused by :meth:`Claims.claim`."""
+        if any(plug.group in groups for plug in self._kept):
+            async with self._lock:
+                kept = [plug for plug in self._kept if plug.group in groups]
+                if self._machine is not None:
+                    with suppress(HawseError):
+                        await self._unplug(kept, self._machine[0])
 
     @property
     def keeps(self) -> bool:

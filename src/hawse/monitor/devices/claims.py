@@ -108,6 +108,6 @@ class Claims:
                 owners = ", ".join(sorted(self._owners[name]))
                 raise StateError(
                     f"group {group}: the guest has not released it after container {owners}",
-                    hint=f"`hawse delete {owners}` asks the guest again; the end of the sandbox's virtual machine "
-                    "gives every device back",
+                    hint="try again: each attempt asks the guest again; the end of the sandbox's virtual machine gives "
+                    "every device back",
                 )

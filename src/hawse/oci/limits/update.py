@@ -14,6 +14,7 @@ import msgspec
 
 from hawse.errors import ConfigError
 from hawse.oci.limits.changes import CHANGEABLE, ON_HOST, is_set
+from hawse.oci.types import Bytes, Int64, Text, Uint64
 
 _UNIFIED = ("memory.", "cpu.", "pids.")
 _FILES = {
@@ -34,25 +35,25 @@ _REASONS = {
 
 
 class Memory(msgspec.Struct, frozen=True):
-    limit: int | None = None
-    reservation: int | None = None
-    swap: int | None = None
+    limit: Bytes | None = None
+    reservation: Bytes | None = None
+    swap: Bytes | None = None
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    shares: int | None = None
-    quota: int | None = None
-    period: int | None = None
-    cpus: str | None = None
-    mems: str | None = None
+    shares: Uint64 | None = None
+    quota: Int64 | None = None
+    period: Uint64 | None = None
+    cpus: Text | None = None
+    mems: Text | None = None
 
 
 class Pids(msgspec.Struct, frozen=True):
-    limit: int | None = None
+    limit: Int64 | None = None
 
 
 class Update(msgspec.Struct, frozen=True):
-    """The types of what can be changed; the rest is compared alone."""
+    """The types of what can be changed, with the bounds of config.json; the rest is only compared."""
 
     memory: Memory | None = None
     cpu: Cpu | None = None
@@ -65,10 +66,14 @@ def merge(wanted: object, current: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(wanted, dict):
         raise ConfigError("update: the resources are no JSON object", hint="see linux.resources in config-linux.md")
     try:
-        msgspec.convert(wanted, Update)
+        update = msgspec.convert(wanted, Update)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
-        raise ConfigError(f"update: {where.strip('`.') or 'resources'}: {what}") from None
+        raise ConfigError(
+            f"update: {where.strip('`.') or 'resources'}: {what[0].lower()}{what[1:].replace('`', '')}",
+            hint="see linux.resources in config-linux.md",
+        ) from None
+    _check_size(update.cpu or Cpu())
     merged = copy.deepcopy(dict(current))
     for section, value in wanted.items():
         if section == "unified":
@@ -132,6 +137,15 @@ def _refuse_change(name: str, wanted: object, current: object, section: str) -> 
     """Engines send what config.json has again, and nothing in many ways; anything else would be a change."""
     if is_set(wanted) and wanted != current:
         raise ConfigError(f"update: {name} cannot be changed while the container runs: {_REASONS[section]}")
+
+
+def _check_size(cpu: Cpu) -> None:
+    """Refuse what 64 bits cannot hold without a sign; msgspec has no bounds beyond those with one."""
+    for field, number in (("shares", cpu.shares), ("period", cpu.period)):
+        if (number or 0) >= 2**64:
+            raise ConfigError(
+                f"update: cpu.{field}: expected int < 2**64", hint="see linux.resources in config-linux.md"
+            )
 
 
 def _check_swap(memory: Mapping[str, Any]) -> None:

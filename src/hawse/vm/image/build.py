@@ -20,6 +20,7 @@ from hawse.cache.results import locked
 from hawse.errors import ImageError
 from hawse.vm.image import collect, packages
 from hawse.vm.image.cpio import write_archive
+from hawse.vm.image.lock import open_lock
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
 from hawse.vm.image.packages import Package, Progress
 from hawse.vm.image.store import (
@@ -70,7 +71,8 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
         try:
             image = read(final)
         except ImageError:
-            shutil.rmtree(final, ignore_errors=True)
+            if os.path.lexists(final):
+                collect.set_aside(images, digest)  # sandboxes may run with the damaged one
             with tempfile.TemporaryDirectory(prefix=".building-", dir=images) as work:
                 _build(work, recipe, userland, kernels, kernel, modules, extra, progress)
                 paths = {name: f"{work}/out/{name}" for name in FILES}
@@ -94,12 +96,13 @@ def build(*, cache: str, progress: Progress, kernel: str = "", modules: str = ""
                 _write(f"{work}/out/manifest.json", json.dumps(manifest, indent=1))
                 os.rename(f"{work}/out", final)
             image = replace(read(final), fresh=True)
+        os.close(open_lock(final))  # for starts that cannot write to the cache
         pointer = current_path(cache, kernel, modules, extra)
-        with suppress(FileNotFoundError), open(pointer) as file:
+        with suppress(OSError), open(pointer) as file:
             if (before := file.read(65).strip()) != digest:
                 collect.note_replaced(images, before)
         _write(pointer, digest)
-        if removed := collect.collect(images, keep=pointer):
+        if removed := collect.collect(images, keep=pointer, warn=progress):
             progress(f"removed {len(removed)} images that nothing uses")
     return image
 
