@@ -48,13 +48,15 @@ async def prove_limit(agent: Agent, processes: Processes, count: int) -> None:
     """Wait until there are ``count`` connections, and assert that no further client is accepted.
 
     These clients are in the listen backlog. So this process could accept one in each round of its event loop, and the
-    agent would if one of its threads were not asleep.
+    agent would if one of its threads were not asleep. It is awake again if a call of this process reaches it meanwhile.
     """
-    while processes.connections < count or not is_asleep(agent.pid):
-        await asyncio.sleep(0.01)
-    for _round in range(1000):
-        await asyncio.sleep(0)
-    assert is_asleep(agent.pid)
+    asleep = False
+    while not asleep:
+        while processes.connections < count or not is_asleep(agent.pid):
+            await asyncio.sleep(0.01)
+        for _round in range(1000):
+            await asyncio.sleep(0)
+        asleep = is_asleep(agent.pid)
     assert processes.connections == count
 
 
@@ -71,8 +73,8 @@ def accepting(listening: socket.socket, act: Callable[[socket.socket], None]) ->
                     return
                 connection.settimeout(SECONDS)
                 thread = threading.Thread(target=act, args=(connection,))
-                stack.callback(thread.join)
                 thread.start()
+                stack.callback(thread.join)
 
         thread = threading.Thread(target=accept)
         stack.callback(thread.join)

@@ -132,7 +132,7 @@ def test_limits_of_a_running_container_change(running: tuple[Runtime, int], tmp_
         (["--cpu-quota", "5"], "update: linux.resources.cpu: crun update in the guest: "),
         (["--cpuset-cpus", "99999"], "update: linux.resources.cpu.cpus: '99999': this host does not have all of these"),
         (["--cpuset-cpus", "0"], "the container has none, because config.json has neither linux.cgroupsPath nor a"),
-        (["--memory", "1g"], " [set vm.memory_mib in the configuration to 2048 or more, and create the container"),
+        (["--memory", "1g", "--memory-swap", "1g"], " [set vm.memory_mib in the configuration to 2048 or more"),
         (["--memory", "much"], "--memory 'much' is not a size"),
         (["--resources", "/none.json"], "/none.json: no such file"),
     ],
