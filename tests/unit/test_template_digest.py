@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hawse.cache import results
+from hawse.host.programs import PACKAGES
 from hawse.vm import templates
 from hawse.vm.arguments import VmShape
 
@@ -149,3 +153,31 @@ def test_file_key_contains_path_size_and_time(tmp_path: Path) -> None:
     path.write_text("12345")
     os.utime(path, ns=(1, 2_000_000_003))
     assert results.file_key(str(path)) == [str(path), 5, 2_000_000_003]
+
+
+def test_process_of_any_hash_seed_has_the_same_digest(host: Path, shape: VmShape) -> None:
+    """The order of a set's elements differs from process to process (object.__hash__), and a plan has a set."""
+    shape = replace(shape, machine_properties=frozenset({"usb", "vmport", "smbus", "sata", "i8042", "hpet"}))
+    program = (
+        "from hawse.vm import templates\n"
+        "from hawse.vm.arguments import VmShape\n"
+        f"shape = {shape!r}\n"
+        f"print(list(shape.machine_properties), templates.digest_of(shape, version='7.2', root={str(host)!r}))"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": PACKAGES},
+            capture_output=True, text=True, check=True,
+        ).stdout.rpartition(" ")
+        for seed in range(4)
+    ]  # fmt: skip
+    assert len({order for order, _, _ in outputs}) > 1, "the order differs"
+    assert {found.strip() for _, _, found in outputs} == {digest(shape, host)}
+
+
+def test_plan_that_was_sent_to_the_monitor_has_the_same_digest(shape: VmShape, host: Path) -> None:
+    sent = replace(
+        shape, machine_properties=frozenset({"usb", "hpet"}), cold=[("device_add", {"driver": "edu", "id": "a"})]
+    )
+    received = msgspec.json.decode(msgspec.json.encode(sent), type=VmShape)
+    assert digest(received, host) == digest(sent, host)

@@ -34,7 +34,7 @@ def unfit(directory: str) -> str:
     """Why nothing can be recorded in that cgroup; "" where it can."""
     if not os.path.exists(f"{directory}/memory.events"):
         return "it has no memory controller of version 2"
-    if read_attribute(f"{directory}/cgroup.type").strip() != "domain":
+    if read_attribute(f"{directory}/cgroup.type") != "domain":
         return "it is no domain"
     with os.scandir(directory) as entries:
         if any(entry.is_dir() for entry in entries):
@@ -72,9 +72,8 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
         try:
             theirs.close()
             ours.recv(1)
-            write_attribute(
-                f"{victim}/cgroup.procs", str(process.pid)
-            )  # a child that was not waited for: the pid is its own
+            # A child that was not waited for: the pid is its own.
+            write_attribute(f"{victim}/cgroup.procs", str(process.pid))
             with suppress(FileNotFoundError):  # a kernel without swap
                 write_attribute(f"{victim}/memory.swap.max", "0")
             write_attribute(f"{victim}/memory.max", "0")

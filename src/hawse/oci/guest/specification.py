@@ -71,8 +71,8 @@ def plan_guest(
     """
     name = f"{bundle.path}/config.json"
     linux = bundle.spec.linux or Linux()
-    namespaces = plan_namespaces(name, linux, role)
     reviewed, ignored = review(name, bundle.raw)
+    namespaces = plan_namespaces(name, linux, role)
     host_hooks, guest_hooks = split(name, bundle.spec.hooks.by_kind() if bundle.spec.hooks else {})
     spec = with_linux(with_process(reviewed, selinuxLabel=None), cgroupsPath=f"/hawse/{container}")
     spec = _with_root(spec, container, guest_hooks)
