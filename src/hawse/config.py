@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 from hawse.patterns import is_path_pattern, is_pattern
 
 DEFAULT_PATH = "/etc/hawse/config.toml"
@@ -148,7 +149,7 @@ def user_ids(text: str) -> tuple[int, int] | None:
     return (int(first), int(last)) if _LEAST_USER <= int(first) <= int(last) <= _GREATEST_USER else None
 
 
-def _explain(problem: str, table: dict[str, Any]) -> tuple[str, str]:
+def _explain(problem: str, table: Document) -> tuple[str, str]:
     """What is wrong with a file, and a hint, from msgspec's words: "Expected `int`, got `str` - at `$.vm.cpus`"."""
     what, _, place = problem.partition(" - at `$.")
     place = place.rstrip("`")
@@ -185,7 +186,7 @@ def load_config(path: str | None) -> Config:
     return config
 
 
-def _read(name: str, *, required: bool) -> dict[str, Any]:
+def _read(name: str, *, required: bool) -> Document:
     """The file's table; without the file an empty one, unless it is ``required``. Raises :class:`ConfigError`."""
     try:
         with open(name, "rb") as file:

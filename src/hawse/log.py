@@ -16,12 +16,11 @@ import sys
 import time
 from contextlib import suppress
 
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
 #: A file with more before the first error is somebody's journal, and stays as it is.
 _MOST_TAKEN_IN = 64 * 1024
@@ -101,7 +100,7 @@ def _say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _take_in(path: str, error: dict[str, Any]) -> bool:
+def _take_in(path: str, error: Document) -> bool:
     """Have an error in place of a log's objects below one, which it then has as "before".
 
     False, and nothing changed, where there are none, or anything else, or too many.

@@ -58,7 +58,7 @@ def test_the_methods_parameters_are_the_fields_of_the_call(name: str) -> None:
 
 def _type_in_the_agent(text: str) -> str:
     """An annotation of a call as the agent has it, for which an object is a dictionary."""
-    return re.sub(r"\b(Object|SharedBind|GuestSocket|LiveNode)\b", "Document", text)
+    return re.sub(r"\b(SharedBind|GuestSocket|LiveNode)\b", "Document", text)
 
 
 @pytest.mark.parametrize("name", CALLS)

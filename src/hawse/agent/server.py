@@ -25,7 +25,8 @@ from hawse.link.frames import CALL, CREDIT, DATA, EOF
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from hawse.json_text import Document
 
 #: Calls with new streams: the first bytes of the process or connection may be in the very next frame.
 OPENS_STREAMS = ("create", "exec", "connect", "accept")
@@ -62,7 +63,7 @@ class Server:
             else:
                 raise LinkError(f"link: the host sent a frame of type {kind}")
 
-    def _begin(self, number: int, method: str, params: dict[str, Any]) -> None:
+    def _begin(self, number: int, method: str, params: Document) -> None:
         if method in OPENS_STREAMS:
             self._guest.streams.open(params["process"], params.pop("descriptors"))
         if method in _IN_ORDER:
@@ -70,7 +71,7 @@ class Server:
         else:
             threading.Thread(target=self._answer, args=(number, method, params), daemon=True).start()
 
-    def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
+    def _answer(self, number: int, method: str, params: Document) -> None:
         try:
             if method not in self.methods:
                 raise VmError(f"the agent has no method {method}")

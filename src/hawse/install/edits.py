@@ -14,7 +14,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from hawse.errors import ConfigError
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 
 _CRI_2 = ("plugins", "io.containerd.grpc.v1.cri", "containerd", "runtimes")
 _CRI_3 = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes")
@@ -71,7 +71,7 @@ def add_docker(text: str, wanted: Wanted) -> str:
         raise ConfigError('"runtimes" is not an object', hint="make it an object, {}")
     arguments = ["--config", wanted.config] if wanted.config else []
     present = runtimes.get(wanted.name)
-    entry: dict[str, Any] = {"path": wanted.program}
+    entry: Document = {"path": wanted.program}
     if isinstance(present, dict) and present.get("path") == wanted.program:
         entry = present
     entry = entry | ({"runtimeArgs": arguments} if arguments else {})
@@ -103,7 +103,7 @@ def add_containerd(text: str, wanted: Wanted) -> str:
         document["version"] = 2
     table = _table(document, _containerd_tables(document))
     handler = table.setdefault(wanted.name, tomlkit.table())
-    values: dict[str, Any] = {
+    values: Document = {
         "runtime_type": "io.containerd.runc.v2",
         # A privileged container gets the devices of the guest, not all devices of the host.
         "privileged_without_host_devices": True,
@@ -225,7 +225,7 @@ def _toml(text: str) -> tomlkit.TOMLDocument:
         raise ConfigError(f"not TOML: {error}", hint="the engine cannot read it either: correct it first") from None
 
 
-def _json(text: str) -> dict[str, Any]:
+def _json(text: str) -> Document:
     try:
         document = parse(text or "{}")
     except ValueError as error:

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, StateError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.json_text import Document
 from hawse.linux.processes import Process
 from hawse.monitor.agent.calls import (
     Answer,
@@ -93,7 +94,7 @@ class Container:
         self.notices = Notices(self._notify)
         self._ready = asyncio.Event()
         self._starting = asyncio.Lock()
-        self._state: dict[str, Any] = {
+        self._state: Document = {
             "ociVersion": plan.oci_version,
             "id": plan.id,
             "pid": 0,
@@ -267,7 +268,7 @@ class Container:
         if self.status == PAUSED:
             self._set_status(self._resumed)
 
-    async def execute(self, key: str, process: dict[str, Any], caller: Inherited) -> int:
+    async def execute(self, key: str, process: Document, caller: Inherited) -> int:
         """Run one more process for the proxy that announces itself with ``key``, with what it inherits from ``caller``;
         the proxy's pid."""
         if self.status == PAUSED:
@@ -290,7 +291,7 @@ class Container:
             raise
         return proxy.pid
 
-    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+    async def attach(self, wanted: Attachment) -> list[Document]:
         """Give the container one group more; what there is to say of its functions."""
         await self._ready.wait()
         self._check_lives()
@@ -307,7 +308,7 @@ class Container:
         finally:
             self._show_devices()
 
-    def show_network(self, interfaces: list[dict[str, Any]]) -> None:
+    def show_network(self, interfaces: list[Document]) -> None:
         """Have the state tell of the sandbox's interfaces."""
         self._state["network"] = interfaces
         self._write()
@@ -407,7 +408,7 @@ class Container:
             self._store.write(self._state)
 
 
-def _with_size(process: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+def _with_size(process: Document, size: tuple[int, int] | None) -> Document:
     """The process with the size of the engine's terminal: a later resize may come after its first question for it."""
     if size is None or not process.get("terminal"):
         return process

@@ -6,10 +6,10 @@ import asyncio
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from hawse.errors import HawseError, HostError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.json_text import Document
 from hawse.linux.topology import last_number
 from hawse.monitor.agent.calls import Listing, Statistics, Update
 from hawse.monitor.processes.processes import Processes
@@ -36,7 +36,7 @@ class Usage:
         plan: ContainerPlan,
         processes: Processes,
         cgroup: HostCgroup,
-        state: dict[str, Any],
+        state: Document,
         write: Callable[[], None],
         *,
         fits: Callable[[int], list[str]] = lambda _limit: [],
@@ -52,7 +52,7 @@ class Usage:
         self._holds_vm = plan.cgroup.vm
         given = plan.spec.get("linux", {}).get("resources") or {}
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
-        self._limits: dict[str, Any] = given | {"cpu": (given.get("cpu") or {}) | on_host}
+        self._limits: Document = given | {"cpu": (given.get("cpu") or {}) | on_host}
         #: For `hawse update`, which asks for nothing where nothing changes.
         self._state["limits"] = limits_of(self._limits)
         #: What the host and the guest have set; nothing is known of it after a failure.
@@ -70,7 +70,7 @@ class Usage:
         cpu = self._limits["cpu"]
         return cpu.get("cpus") or "", cpu.get("mems") or ""
 
-    async def answer(self, method: str, params: dict[str, Any]) -> object:
+    async def answer(self, method: str, params: Document) -> object:
         """One of the monitor's methods that ask. Raises :class:`StateError` for a container that has ended."""
         self._check_lives()
         if method == "pids":
@@ -167,7 +167,7 @@ class Usage:
         self._keep(merged)
         return warnings
 
-    async def _update_guest(self, merged: dict[str, Any]) -> None:
+    async def _update_guest(self, merged: Document) -> None:
         in_guest = resources.for_guest(merged)
         if changed := resources.difference(self._in_guest, in_guest):
             self._in_guest = {}
@@ -184,14 +184,14 @@ class Usage:
             failure.message += f"; and then {problem.message}"
             raise failure from None
 
-    def _check_lists(self, merged: dict[str, Any]) -> None:
+    def _check_lists(self, merged: Document) -> None:
         """Raise :class:`ConfigError` for new lists of CPUs or memory nodes that `create` refuses, too."""
         for field, kind in (("cpus", "cpu"), ("mems", "node")):
             text = merged["cpu"].get(field) or ""
             if text != (self._limits["cpu"].get(field) or ""):
                 cpusets.check("update: linux.resources", field, text, last=self._last(kind))
 
-    def _keep(self, limits: dict[str, Any] | None) -> None:
+    def _keep(self, limits: Document | None) -> None:
         """Put limits on record, None for unknown ones."""
         kept = None if limits is None else limits_of(limits)
         if self._state.get("limits") != kept:

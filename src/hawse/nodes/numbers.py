@@ -7,8 +7,8 @@ rule with numbers of the host is rewritten for the devices that it matches, or r
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
+from hawse.json_text import Document
 from hawse.oci.guest.known_devices import is_known
 
 #: Kind ("b" or "c"), major and minor.
@@ -17,7 +17,7 @@ Numbers = tuple[str, int, int]
 _NO_DEVICE = {"major": 0, "minor": 0}
 
 
-def without_strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> list[dict[str, Any]]:
+def without_strangers(rules: Sequence[Document], nodes: Collection[Numbers]) -> list[Document]:
     """The rules without those for numbers of the host that no node has and that the guest does not know.
 
     Of character devices, only rules that allow are removed. Of block devices, rules that deny are removed, too: in the
@@ -28,7 +28,7 @@ def without_strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers
     ]
 
 
-def strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> list[str]:
+def strangers(rules: Sequence[Document], nodes: Collection[Numbers]) -> list[str]:
     """Warnings about rules that let the container read or write a device that is not among its nodes."""
     warnings = []
     for index, rule in enumerate(rules):
@@ -42,13 +42,13 @@ def strangers(rules: Sequence[dict[str, Any]], nodes: Collection[Numbers]) -> li
     return warnings
 
 
-def _is_unmatched(rule: dict[str, Any], nodes: Collection[Numbers]) -> bool:
+def _is_unmatched(rule: Document, nodes: Collection[Numbers]) -> bool:
     kind, major, minor = _pattern(rule)
     is_general = kind == "a" or major is None or (kind == "c" and is_known(major, minor))
     return not is_general and not _matching(rule, nodes)
 
 
-def move(spec: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict[str, Any]:
+def move(spec: Document, moved: Mapping[Numbers, tuple[int, int]]) -> Document:
     """The specification with the guest's numbers in nodes and rules. Each number is translated only once."""
     linux = dict(spec.get("linux") or {})
     if linux.get("devices"):
@@ -60,7 +60,7 @@ def move(spec: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict
     return spec | ({"linux": linux} if linux else {})
 
 
-def _moved_node(device: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> dict[str, Any]:
+def _moved_node(device: Document, moved: Mapping[Numbers, tuple[int, int]]) -> Document:
     kind = "b" if device["type"] == "b" else "c"
     if device["type"] == "p":
         return device
@@ -74,7 +74,7 @@ def _moved_node(device: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]
     return {**device, **_NO_DEVICE} if taken else device
 
 
-def _moved_rule(rule: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) -> list[dict[str, Any]]:
+def _moved_rule(rule: Document, moved: Mapping[Numbers, tuple[int, int]]) -> list[Document]:
     kind, major, minor = _pattern(rule)
     if kind == "a" or major is None:
         return [rule]
@@ -83,7 +83,7 @@ def _moved_rule(rule: dict[str, Any], moved: Mapping[Numbers, tuple[int, int]]) 
     return new if kind == "b" or (new and minor is not None) else [rule, *new]
 
 
-def _matching(rule: dict[str, Any], nodes: Collection[Numbers]) -> list[Numbers]:
+def _matching(rule: Document, nodes: Collection[Numbers]) -> list[Numbers]:
     kind, major, minor = _pattern(rule)
     return [node for node in nodes if node[0] == kind and node[1] == major and minor in (None, node[2])]
 
@@ -93,7 +93,7 @@ def is_wildcard(number: int | None) -> bool:
     return number is None or number < 0
 
 
-def _pattern(rule: dict[str, Any]) -> tuple[str, int | None, int | None]:
+def _pattern(rule: Document) -> tuple[str, int | None, int | None]:
     """Kind, major and minor of a rule; the kind "a" and the number None mean any."""
     major, minor = rule.get("major"), rule.get("minor")
     kind = {"b": "b", "c": "c", "u": "c"}.get(rule.get("type") or "a", "a")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 TYPE_CHECKING = False  # importing typing takes a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
     Numbers = tuple[int, int]
-    Rule = dict[str, Any]
+    Rule = Document
 
 #: Majors of character devices that Linux assigns dynamically, such as VFIO's (include/linux/fs.h, CHRDEV_MAJOR_DYN_*).
 _DYNAMIC = (range(234, 255), range(384, 512))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hawse.json_text import Document
 from hawse.link import agreed
 from hawse.vm.ports import SHARE_BUS, Port, Slot
 from hawse.vm.size import translated_mib
@@ -26,7 +27,7 @@ _APPEND = (
     "rdinit=/init"
 )
 
-Command = tuple[str, dict[str, Any]]
+Command = tuple[str, Document]
 #: The command that passes a disk of :mod:`hawse.vm.nvme_disks` to QEMU: the caller creates and sends the file
 #: descriptor.
 ADD_DISK = "add-fd"
@@ -157,8 +158,8 @@ def _cold(commands: Sequence[Command], disks: Sequence[int]) -> list[str]:
     return arguments
 
 
-def _acceleration(shape: VmShape) -> dict[str, Any]:
-    options: dict[str, Any] = {"thread": "single"} if shape.one_thread else {}
+def _acceleration(shape: VmShape) -> Document:
+    options: Document = {"thread": "single"} if shape.one_thread else {}
     if shape.accel == "tcg":
         options["tb-size"] = translated_mib(shape.cpus, one_thread=shape.one_thread)
     return options
@@ -175,10 +176,10 @@ def plug_interface(name: str, mac: str, port: Port, function: int, *, alone: boo
 
     QEMU knows the file descriptors of its backend by the names NAME and NAME-vhost.
     """
-    backend: dict[str, Any] = {"type": "tap", "id": name, "fd": name}
+    backend: Document = {"type": "tap", "id": name, "fd": name}
     if vhost:
         backend |= {"vhost": True, "vhostfd": f"{name}-vhost"}
-    device: dict[str, Any] = {
+    device: Document = {
         "driver": "virtio-net-pci",
         "id": f"nic-{name}",
         "netdev": name,
@@ -198,10 +199,10 @@ def plug_disk(
     cache is bypassed, so that data are on the device when the guest's flush returns. Errors are reported to the guest:
     by default QEMU stops a VM whose host has no space left (QEMU docs/system/qemu-block-drivers; hw/block/block.c).
     """
-    backend: dict[str, Any] = {"driver": "host_device", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{fdset}"}
+    backend: Document = {"driver": "host_device", "node-name": f"disk-{name}", "filename": f"/dev/fdset/{fdset}"}
     backend |= {"read-only": not writable, "cache": {"direct": True}, "aio": "threads", "locking": "off"}
     backend |= {"discard": "unmap"}
-    device: dict[str, Any] = {"driver": "virtio-blk-pci", "id": name, "drive": f"disk-{name}", "serial": serial[:20]}
+    device: Document = {"driver": "virtio-blk-pci", "id": name, "drive": f"disk-{name}", "serial": serial[:20]}
     device |= {"logical_block_size": logical, "physical_block_size": physical, "share-rw": True}
     device |= {"rerror": "report", "werror": "report", "bus": port.name, "addr": "0.0"}
     return [("blockdev-add", backend), ("device_add", device)]
@@ -219,7 +220,7 @@ def plug_emulated(slot: Slot, model: str, *, network: bool, owner: str) -> list[
     in every VM.
     """
     name = device_id(slot)
-    device: dict[str, Any] = {"driver": model, "id": name, "bus": slot.bus, "addr": slot.addr}
+    device: Document = {"driver": model, "id": name, "bus": slot.bus, "addr": slot.addr}
     if slot.multifunction:
         device["multifunction"] = True
     commands: list[Command] = []
@@ -246,7 +247,7 @@ def plug_host(slot: Slot, address: str, *, rom: bool = False, token: str = "", b
     docs/devel/vfio-iommufd.rst). All functions of a group must use one iommufd, since the kernel allows one DMA owner
     for a group (Linux drivers/iommu/iommufd/device.c, iommufd_get_group()): the first function creates it.
     """
-    device: dict[str, Any] = {"driver": "vfio-pci", "host": address, "id": device_id(slot)}
+    device: Document = {"driver": "vfio-pci", "host": address, "id": device_id(slot)}
     device |= {"bus": slot.bus, "addr": slot.addr, "rombar": int(rom)} | ({"vf-token": token} if token else {})
     if not by_file:
         return [("device_add", device)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass
-from typing import Any
 
 from hawse.cache import results
 from hawse.errors import HostError, VmError
+from hawse.json_text import Document
 
 _SECONDS = 30
 #: The lists in the cached answer, after the version, in the order of :class:`Capabilities`.
@@ -70,7 +70,7 @@ def ask(qemu: str, *, directory: str) -> Capabilities:
     return Capabilities(values["version"], *(frozenset(values[key]) for key in _LISTS))
 
 
-def _ask(qemu: str) -> dict[str, Any]:
+def _ask(qemu: str) -> Document:
     queries = "".join(json.dumps({"execute": name, "arguments": args}) + "\n" for name, args in _QUERIES)
     argv = [qemu, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"]
     try:

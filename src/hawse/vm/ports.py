@@ -16,9 +16,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hawse.errors import DeviceError
+from hawse.json_text import Document
 
 MIB = 1024 * 1024
 #: The first slot of root ports on pcie.0. The host bridge is at 00.0, ICH9 at 1f, hawse's devices at 01 to 0e; the
@@ -102,7 +102,7 @@ class PortPlan:
     ``ports``: the ports for devices, used or spare. ``network``: the port for interfaces.
     """
 
-    bridges: tuple[dict[str, Any], ...]
+    bridges: tuple[Document, ...]
     slots: tuple[Slot, ...]
     ports: tuple[Port, ...]
     share_address: str
@@ -122,7 +122,7 @@ class _Port:
     io: bool = False
     window: int = 0
     spare_bridge: bool = False
-    properties: dict[str, Any] = field(default_factory=dict)
+    properties: Document = field(default_factory=dict)
 
     @property
     def buses(self) -> int:
@@ -174,7 +174,7 @@ def plan_ports(
     ]
     ports.append(_Port(NETWORK_BUS))
     _number(ports)
-    devices: list[dict[str, Any]] = []
+    devices: list[Document] = []
     for index, port in enumerate(ports):
         devices.append(_root_port(index, port, last=index == count + 1))
         if port.buses > 1:
@@ -299,9 +299,9 @@ def _number(ports: list[_Port]) -> None:
             port.properties["bus-reserve"] = following.bus - port.bus - 1
 
 
-def _root_port(index: int, port: _Port, *, last: bool) -> dict[str, Any]:
+def _root_port(index: int, port: _Port, *, last: bool) -> Document:
     slot, function = FIRST_PORT_SLOT + index // PORTS_PER_SLOT, index % PORTS_PER_SLOT
-    device: dict[str, Any] = {
+    device: Document = {
         "driver": "pcie-root-port",
         "id": port.name,
         "bus": "pcie.0",

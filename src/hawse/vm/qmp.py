@@ -7,14 +7,15 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.protocol import StateError as NotConnectedError
 
 from hawse.errors import MAX_TEXT, RefusedError, VmError, printable
+from hawse.json_text import Document
 
-Event = dict[str, Any]
+Event = Document
 #: Maximum number of events in a second; only a hostile guest causes more. QEMU limits the rate of some events that a
 #: guest can cause, but not of all (monitor/monitor.c, monitor_qapi_event_conf): each write to a CPU hotplug register
 #: causes ACPI_DEVICE_OST (hw/acpi/cpu.c, cpu_hotplug_wr()).
@@ -82,7 +83,7 @@ class Qmp:
             reason = f": {error.exc}" if isinstance(error, ConnectError) and isinstance(error.exc, QMPError) else ""
             raise VmError(f"QEMU's monitor closed before it answered{reason}") from None
 
-    async def execute(self, command: str, arguments: dict[str, Any], *, timeout: float) -> object:
+    async def execute(self, command: str, arguments: Document, *, timeout: float) -> object:
         """The command's result. Raises :class:`RefusedError` with QEMU's own description, or :class:`VmError`."""
         self._write({"execute": command, "arguments": arguments})
         try:
@@ -119,7 +120,7 @@ class Qmp:
             self._send(fd, "getfd")
             await self.execute("getfd", {"fdname": name}, timeout=timeout)
 
-    async def add(self, fd: int, arguments: dict[str, Any], *, timeout: float) -> None:
+    async def add(self, fd: int, arguments: Document, *, timeout: float) -> None:
         """Pass a file descriptor to QEMU with add-fd, whose arguments contain the number of the fd set."""
         async with self._giving:
             self._send(fd, "add-fd")

@@ -13,11 +13,10 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from hawse.cache import results, trusted
 from hawse.errors import HostError
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 from hawse.linux.files import replace_file
 from hawse.vm import ram_file as memory
 from hawse.vm.arguments import Ends, VmShape, render
@@ -37,7 +36,7 @@ class Template:
     directory: str
     used: int
     created: float
-    shape: dict[str, Any]
+    shape: Document
 
     @property
     def memory(self) -> str:

@@ -21,9 +21,9 @@ from hawse.linux import mounts
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from hawse.agent.machine.autoload import Autoload
+    from hawse.json_text import Document
 
 
 class Guest:
@@ -76,11 +76,11 @@ class Guest:
         """crun, with its files in a directory."""
         return Crun(self.reaper, directory=directory, program=self._program, root=self.crun_root)
 
-    def send_event(self, name: str, fields: dict[str, Any]) -> None:
+    def send_event(self, name: str, fields: Document) -> None:
         """Send an event to the host. Raises :class:`LinkError` if the host has gone, and this VM with it."""
         self._port.send(control.encode_event(name, fields))
 
-    def report(self, name: str, fields: dict[str, Any]) -> None:
+    def report(self, name: str, fields: Document) -> None:
         """As :meth:`send_event`, where nothing is left to do if the host has gone."""
         with suppress(LinkError):
             self.send_event(name, fields)

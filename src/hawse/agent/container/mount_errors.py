@@ -4,13 +4,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
 HINT = "image.extra_modules in hawse's configuration names modules of the guest's kernel"
 _BINDS = ("bind", "rbind")
 
 
-def unknown_type(message: str, spec: dict[str, Any], *, root: str = "") -> str:
+def unknown_type(message: str, spec: Document, *, root: str = "") -> str:
     """A sentence with the mount's type and place, for crun's message ENODEV of mount(2); "" for another message.
 
     crun names the source and the place, and not the type. The kernel has loaded the modules that it found by now, so

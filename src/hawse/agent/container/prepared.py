@@ -21,7 +21,7 @@ from hawse.errors import VmError
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
 _SECONDS = 60.0
 #: Where the kernel says that a process sleeps which opened a FIFO that nobody writes to (fs/pipe.c).
@@ -62,7 +62,7 @@ class Prepared:
                 return
             time.sleep(0.01)
 
-    def create(self, spec: dict[str, Any], ids: Ids = SAME) -> int:
+    def create(self, spec: Document, ids: Ids = SAME) -> int:
         """Let it make the container; the pid of the first process. Raises as :meth:`Crun.run` does."""
         self.pipes.give_to(**owner(spec["process"], ids))
         text = json.dumps(spec).encode()
@@ -95,7 +95,7 @@ class Prepared:
             time.sleep(0.002)
 
 
-def owner(process: dict[str, Any], ids: Ids = SAME) -> dict[str, int]:
+def owner(process: Document, ids: Ids = SAME) -> dict[str, int]:
     """uid and gid in the guest that a process of a container will have."""
     user = process.get("user", {})
     return {"uid": ids.uid(user.get("uid", 0)), "gid": ids.gid(user.get("gid", 0))}

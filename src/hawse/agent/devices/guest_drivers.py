@@ -17,9 +17,10 @@ from hawse.vfio import sysfs
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
-    Answer = dict[str, Any]
+    from hawse.json_text import Document
+
+    Answer = Document
 
 #: What a driver has ready a while after it has bound (PCI Code and ID Assignment Specification, section 1.1).
 _STORAGE, _NETWORK = 0x01, 0x02
@@ -134,9 +135,9 @@ def _rename(address: str, device: str) -> None:
                 netlink.talk([netlink.link(int(index.read()), name=wanted)])
 
 
-def nodes(device: str) -> list[dict[str, Any]]:
+def nodes(device: str) -> list[Document]:
     """The nodes below /dev that a driver has made of a function: a disk with its partitions, a DRM card."""
-    found: list[dict[str, Any]] = []
+    found: list[Document] = []
     for directory, _, files in os.walk(device):
         if "dev" not in files or "uevent" not in files:
             continue

@@ -16,7 +16,8 @@ from hawse.agent.system.modules import Modules
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from hawse.json_text import Document
 
 _MODPROBE = "/usr/lib/hawse/modprobe"
 _SETTING = "/proc/sys/kernel/modprobe"
@@ -46,7 +47,7 @@ class Autoload:
         if names:
             self._modules().require(tuple(names))
 
-    def begin(self, spec: dict[str, Any]) -> None:
+    def begin(self, spec: Document) -> None:
         """Start to load what a container of this specification may need and the kernel does not ask for."""
         if may_configure_network(spec):
             self._modules().begin(_FIREWALL)
@@ -64,7 +65,7 @@ class Autoload:
             return self._table
 
 
-def may_configure_network(spec: dict[str, Any]) -> bool:
+def may_configure_network(spec: Document) -> bool:
     """Whether processes of the container may have CAP_NET_ADMIN, which firewall rules take."""
     capabilities = spec["process"].get("capabilities") or {}
     return "CAP_NET_ADMIN" in (capabilities.get("bounding") or ())

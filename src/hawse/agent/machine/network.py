@@ -19,7 +19,8 @@ from hawse.linux import netlink
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+
+    from hawse.json_text import Document
 
 MODULES = ("virtio_net",)
 #: What of an interface's own settings is carried over; the first is set before it is up.
@@ -37,7 +38,7 @@ def raise_loopback() -> None:
     netlink.talk([netlink.link(_LOOPBACK, up=True)])
 
 
-def check(interfaces: Sequence[dict[str, Any]]) -> None:
+def check(interfaces: Sequence[Document]) -> None:
     """Raise :class:`VmError` for what no interface can have, or more of it than there should be."""
     if len(interfaces) > MAX_INTERFACES:
         raise VmError(f"{len(interfaces)} network interfaces, and a guest takes {MAX_INTERFACES} at once")
@@ -55,7 +56,7 @@ def check(interfaces: Sequence[dict[str, Any]]) -> None:
             raise VmError(f"network interface {name}: settings that are not to be made: {each['settings']}")
 
 
-def configure(uevents: Uevents, interfaces: Sequence[dict[str, Any]], *, seconds: float, root: str = "") -> None:
+def configure(uevents: Uevents, interfaces: Sequence[Document], *, seconds: float, root: str = "") -> None:
     """Wait for the interfaces' devices, and make each what the host said. Raises DeviceError or VmError."""
     check(interfaces)
     indexes = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
     Range = tuple[int, int, int]
 
@@ -39,7 +39,7 @@ class Ids:
 SAME = Ids()
 
 
-def of_spec(spec: dict[str, Any]) -> Ids:
+def of_spec(spec: Document) -> Ids:
     """Those of a specification whose user namespace is a new one, or that has none."""
     linux = spec.get("linux") or {}
     if not any(namespace["type"] == "user" for namespace in linux.get("namespaces") or ()):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawse.commands.attach import attach
+from hawse.json_text import Document
 from hawse.notes import warning
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _line(entry: Document) -> str:
     guest = entry["guest"]
     note = f" ({entry['note']})" if "note" in entry else ""
     nodes = " ".join(entry["nodes"])

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import UsageError
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 from hawse.planner.devices.options import accepted_risks
 from hawse.state.store import Store
 from hawse.vfio import inventory
@@ -74,7 +74,7 @@ def _without_number(listing: inventory.Listing, emulated: Collection[int]) -> in
     return replace(listing, refusal=refusal, remedy="choose another number for it in [emulated]")
 
 
-def _as_json(listing: inventory.Listing, names: dict[tuple[int, int], str], sandbox_of: Any) -> dict[str, Any]:
+def _as_json(listing: inventory.Listing, names: dict[tuple[int, int], str], sandbox_of: Any) -> Document:
     return {
         "group": listing.number,
         "emulated": False,
@@ -101,7 +101,7 @@ def _as_json(listing: inventory.Listing, names: dict[tuple[int, int], str], sand
     }
 
 
-def _emulated_as_json(group: EmulatedGroup) -> dict[str, Any]:
+def _emulated_as_json(group: EmulatedGroup) -> Document:
     """An emulated group. It has no node on the host, and its functions have no address until a VM has them."""
     return {
         "group": group.number,
@@ -129,7 +129,7 @@ def _emulated_as_json(group: EmulatedGroup) -> dict[str, Any]:
     }
 
 
-def _as_text(group: dict[str, Any]) -> str:
+def _as_text(group: Document) -> str:
     """A line for the group, two lines for each function, and the reason why the group cannot be passed."""
     head = f"group {group['group']}" if group["group"] is not None else "no group"
     if group["emulated"]:

@@ -7,10 +7,11 @@ import json
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawse.commands.client import call
 from hawse.errors import NotFoundError, StateError, UsageError
+from hawse.json_text import Document
 from hawse.state.store import STOPPED
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _print_kills(store: Store, printed: int, kills: int) -> int:
     return max(kills, printed)
 
 
-def _print(event: dict[str, Any]) -> None:
+def _print(event: Document) -> None:
     print(json.dumps(event))
     sys.stdout.flush()
 

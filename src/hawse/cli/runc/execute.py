@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawse.commands.console import caller_terminal, raw_mode
 from hawse.commands.descriptors import preserve
@@ -11,6 +11,7 @@ from hawse.commands.execute import execute
 from hawse.commands.pidfd import FURTHER, send
 from hawse.commands.process import Handed, attend, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
+from hawse.json_text import Document
 from hawse.oci.load import load_bundle, load_process
 from hawse.oci.process.executed import Changes, change
 
@@ -102,11 +103,11 @@ def _refuse(args: argparse.Namespace) -> None:
         )
 
 
-def _from_file(path: str) -> dict[str, Any]:
+def _from_file(path: str) -> Document:
     return load_process(path)[0]
 
 
-def _from_options(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
+def _from_options(args: argparse.Namespace, bundle: str) -> Document:
     """The container's process with the changes that the options name."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:

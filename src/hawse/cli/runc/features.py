@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hawse.json_text import Document
 from hawse.oci.capabilities import CAPABILITIES
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 HELP = "print the implemented features as JSON"
 
-FEATURES: dict[str, Any] = {
+FEATURES: Document = {
     "ociVersionMin": "1.0.0",
     "ociVersionMax": "1.2.0",
     "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],

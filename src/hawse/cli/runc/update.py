@@ -8,7 +8,7 @@ import sys
 from hawse.cli.options import expect, see, split
 from hawse.commands.client import call
 from hawse.errors import ConfigError, UsageError
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 from hawse.notes import warning
 from hawse.oci.limits.changes import changes_nothing
 from hawse.state.store import CREATED, PAUSED, RUNNING
@@ -78,9 +78,9 @@ def main(words: list[str], settings: Settings) -> int:
     return 0
 
 
-def from_options(options: Mapping[str, str]) -> dict[str, Any]:
+def from_options(options: Mapping[str, str]) -> Document:
     """linux.resources with the values of the options, which are given by name. Raises UsageError."""
-    resources: dict[str, Any] = {}
+    resources: Document = {}
     for name, text in options.items():
         section, field = (_NUMBERS | _TEXTS | _SIZES)[name]
         value: int | str = text

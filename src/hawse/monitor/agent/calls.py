@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from hawse.errors import VmError, printable
+from hawse.json_text import Document
 from hawse.monitor.agent.answers import (
     BoundFunction,
     Clock,
@@ -26,8 +27,6 @@ from hawse.monitor.agent.answers import (
 
 #: The type of an answer, which is only read.
 Answer = TypeVar("Answer", covariant=True)
-Object = dict[str, Any]
-"""A JSON object of the runtime specification, or of rtnetlink's attributes."""
 
 
 class Call(Struct, Generic[Answer], frozen=True, kw_only=True):
@@ -117,7 +116,7 @@ class BindNative(Call[NativeFunction], frozen=True, kw_only=True):
 class ConfigureNetwork(Call[None], frozen=True, kw_only=True):
     """Wait for each interface's device; give it its name, MTU, flags, settings, addresses, routes and neighbours."""
 
-    interfaces: list[Object]
+    interfaces: list[Document]
     seconds: float
 
 
@@ -227,8 +226,8 @@ class Create(Call[None], frozen=True, kw_only=True):
     container: str
     process: int
     descriptors: list[str]
-    spec: Object
-    devices: list[Object]
+    spec: Document
+    devices: list[Document]
     joins: dict[str, str] = {}
     notify: bool = False
     binds: list[SharedBind] = []
@@ -254,7 +253,7 @@ class AddNodes(Call[None], frozen=True, kw_only=True):
 
     container: str
     nodes: list[LiveNode]
-    devices: list[Object]
+    devices: list[Document]
 
 
 class RemoveNodes(Call[None], frozen=True, kw_only=True):
@@ -268,7 +267,7 @@ class RemoveNodes(Call[None], frozen=True, kw_only=True):
     group: int | None
     force: bool
     seconds: float
-    devices: list[Object]
+    devices: list[Document]
 
 
 class Start(Call[None], frozen=True, kw_only=True):
@@ -286,7 +285,7 @@ class Exec(Call[None], frozen=True, kw_only=True):
     container: str
     process: int
     descriptors: list[str]
-    spec: Object
+    spec: Document
 
 
 class Signal(Call[None], frozen=True, kw_only=True):
@@ -309,7 +308,7 @@ class Update(Call[None], frozen=True, kw_only=True):
     """Change a container's limits (`crun update`). ``resources`` is the specification's linux.resources."""
 
     container: str
-    resources: Object
+    resources: Document
 
 
 class Statistics(Call[dict[str, str]], frozen=True, kw_only=True):
@@ -363,7 +362,7 @@ def answer_type(call: type[Call[Any]]) -> Any:
     return answer
 
 
-def parameters(call: Call[Any]) -> Object:
+def parameters(call: Call[Any]) -> Document:
     """The call's fields for the link: JSON objects, lists, texts and numbers."""
     fields = msgspec.to_builtins(call)
     assert isinstance(fields, dict)

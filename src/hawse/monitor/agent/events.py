@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from hawse.errors import LinkError, printable
+from hawse.json_text import Document
 from hawse.monitor.agent.calls import INVALID, explain
 from hawse.monitor.agent.notifications import MAX_TEXT
 
@@ -71,7 +72,7 @@ EVENTS: dict[str, type[Event]] = {
 }
 
 
-def read_event(name: str, fields: dict[str, Any]) -> Event:
+def read_event(name: str, fields: Document) -> Event:
     """An event, checked. Raises :class:`LinkError`."""
     if name not in EVENTS:
         raise LinkError(f"link: unknown event {printable(name)}")

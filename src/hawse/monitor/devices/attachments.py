@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
+from hawse.json_text import Document
 from hawse.monitor.agent.answers import NativeFunction
 from hawse.monitor.agent.calls import AddNodes, LiveNode, RemoveNodes
 from hawse.monitor.agent.guest_link import GuestLink
@@ -69,11 +70,11 @@ class Attachments:
         """Whether the container has asked for /dev/iommu, and so gets the device files of what is attached later."""
         return any(node.is_file and node.host_group is None for node in self._nodes)
 
-    def seen(self) -> list[dict[str, Any]]:
+    def seen(self) -> list[Document]:
         """Which function is which in the guest."""
         return device_map(self.plugs, self._nodes, self._groups, self._files, self._natives)
 
-    def furnish(self, spec: dict[str, Any]) -> dict[str, Any]:
+    def furnish(self, spec: Document) -> Document:
         """The specification with nodes of functions that the guest's own drivers have."""
         return with_nodes(spec, self.plugs, self._natives, self._rights) if self._natives else spec
 
@@ -81,7 +82,7 @@ class Attachments:
         """The nodes that the container is created with, with their places in the guest."""
         return locate(self._nodes, self._groups, self._files)
 
-    async def attach(self, wanted: Attachment) -> list[dict[str, Any]]:
+    async def attach(self, wanted: Attachment) -> list[Document]:
         """Give the container one group more; its entries of :meth:`seen`.
 
         Raises :class:`DeviceError` or :class:`StateError`, after what was plugged has been taken out again.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from hawse.json_text import Document
 from hawse.monitor.agent.answers import NativeFunction
 from hawse.plan.model import PlugStep
 from hawse.vfio.node import CONTAINER_NUMBERS, VfioNode
@@ -58,7 +59,7 @@ def device_map(
     groups: Mapping[int, GuestGroup],
     files: Mapping[str, Place],
     natives: Mapping[str, NativeFunction],
-) -> list[dict[str, Any]]:
+) -> list[Document]:
     """An entry for each function: its address and group on the host and in the guest, and its nodes.
 
     ``natives`` are functions that the guest's own drivers have, by QEMU's id: they are in no group there, and have
@@ -66,7 +67,7 @@ def device_map(
     """
     entries = []
     for plug in plugs:
-        entry: dict[str, Any] = {"device": plug.label, "host": {"address": plug.host, "group": plug.group}}
+        entry: Document = {"device": plug.label, "host": {"address": plug.host, "group": plug.group}}
         native = natives.get(plug.device)
         if native is not None:
             entry["guest"] = {"address": plug.guest_address, "driver": native.driver}

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from hawse.json_text import Document
 from hawse.monitor.agent.answers import NativeFunction
 from hawse.plan.model import PlugStep
 from hawse.state.store import GUEST_DEVICES
 
 
 def with_nodes(
-    spec: dict[str, Any],
+    spec: Document,
     plugs: Sequence[PlugStep],
     natives: Mapping[str, NativeFunction],
     rights: Mapping[int, dict[str, int]],
-) -> dict[str, Any]:
+) -> Document:
     """The specification with the nodes of these functions, with the rights that their group's node was to have."""
     linux = dict(spec.get("linux") or {})
     resources = dict(linux.get("resources") or {})

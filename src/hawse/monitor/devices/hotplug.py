@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hawse.errors import DeviceError, RefusedError, VmError
+from hawse.json_text import Document
 from hawse.monitor.agent.answers import BoundFunction, NativeFunction
 from hawse.monitor.agent.calls import Answer, BindNative, BindVfio, Call, RescanBridge
 from hawse.monitor.agent.guest_link import GuestLink
@@ -115,7 +116,7 @@ async def _plug(plug: PlugStep, qmp: Qmp) -> None:
             raise DeviceError(f"{plug.what}: QEMU refuses it: {error.message}", hint=error.hint) from None
 
 
-async def _add_disk(plug: PlugStep, qmp: Qmp, arguments: dict[str, Any]) -> None:
+async def _add_disk(plug: PlugStep, qmp: Qmp, arguments: Document) -> None:
     try:
         disk = nvme_disks.make()
     except OSError as error:
@@ -169,7 +170,7 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
     left = {plug.device: plug for plug in plugs}
     deadline = asyncio.get_running_loop().time() + seconds
 
-    def deleted(data: dict[str, Any]) -> bool:
+    def deleted(data: Document) -> bool:
         left.pop(str(data.get("device")), None)
         return not left
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hawse.json_text import Document
 from hawse.notes import Note, debug, warning
 from hawse.vfio.device_rules import translate
 from hawse.vfio.node import CONTAINER_PATH, VfioNode
@@ -14,7 +15,7 @@ Numbers = tuple[int, int]
 
 def with_guest_nodes(
     spec: Mapping[str, Any], nodes: Sequence[VfioNode], named: Mapping[Numbers, Numbers]
-) -> tuple[dict[str, Any], list[Note]]:
+) -> tuple[Document, list[Note]]:
     """The specification with the guest's nodes and rules, and what to log.
 
     A node is at the path that the guest has it at, since libraries look for it there, and at the path that the
@@ -37,7 +38,7 @@ def with_guest_nodes(
     return {**spec, "linux": linux}, notes
 
 
-def linux_devices(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def linux_devices(spec: Mapping[str, Any]) -> list[Document]:
     """The specification's linux.devices."""
     return (spec.get("linux") or {}).get("devices") or []
 
@@ -52,11 +53,11 @@ def _numbers(device: Mapping[str, Any]) -> Numbers:
 
 
 def _place(
-    devices: Sequence[dict[str, Any]], nodes: Sequence[VfioNode], named: Mapping[Numbers, Numbers]
-) -> tuple[list[dict[str, Any]], list[Note]]:
+    devices: Sequence[Document], nodes: Sequence[VfioNode], named: Mapping[Numbers, Numbers]
+) -> tuple[list[Document], list[Note]]:
     by_path = {node.path: node for node in nodes}
-    placed: dict[str, dict[str, Any]] = {}
-    result: list[dict[str, Any]] = []
+    placed: dict[str, Document] = {}
+    result: list[Document] = []
     notes: list[Note] = []
     for device in devices:
         node = by_path.get(device["path"])
@@ -73,7 +74,7 @@ def _place(
     return result, notes
 
 
-def _moved(device: dict[str, Any], named: Mapping[Numbers, Numbers]) -> dict[str, Any]:
+def _moved(device: Document, named: Mapping[Numbers, Numbers]) -> Document:
     if device["type"] not in ("c", "u") or _numbers(device) not in named:
         return device
     major, minor = named[_numbers(device)]

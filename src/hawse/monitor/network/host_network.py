@@ -13,11 +13,11 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from typing import Any
 
 from hawse.errors import HostError, StateError, from_wire
 from hawse.host import network_namespace, redirects
 from hawse.host.programs import program
+from hawse.json_text import Document
 from hawse.linux.processes import Process
 from hawse.version import VERSION
 
@@ -25,7 +25,7 @@ _ANSWER_SECONDS = 60.0
 _MAX_ANSWER = 2 * 1024 * 1024
 _PROGRAM = program("hawse.tap_helper.main")
 
-Joined = tuple[list[tuple[dict[str, Any], int]], list[str]]
+Joined = tuple[list[tuple[Document, int]], list[str]]
 """Interfaces, each with its tap's descriptor, and warnings."""
 
 

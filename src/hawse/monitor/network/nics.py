@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hawse.errors import DeviceError, VmError
+from hawse.json_text import Document
 from hawse.monitor.agent.calls import ConfigureNetwork
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.rx_filters import RxFilters
@@ -32,7 +33,7 @@ class Nics:
     def __init__(self, plan: SandboxPlan, network: Network, claims: Claims, *, vhost: str = _VHOST) -> None:
         """``vhost`` is the device file by which the host kernel moves packets for a VM that runs under KVM."""
         self.network = network
-        self.seen: list[dict[str, Any]] = []
+        self.seen: list[Document] = []
         self._seconds = plan.machine.device_seconds
         self._vhost = vhost if plan.machine.shape.accel == "kvm" else ""
         self._free: Port | None = plan.network_port
@@ -106,12 +107,12 @@ class Nics:
             if vhost is not None:
                 os.close(vhost)
 
-    def _for_guest(self, interface: dict[str, Any], address: str) -> dict[str, Any]:
+    def _for_guest(self, interface: Document, address: str) -> Document:
         self.seen.append({"name": interface["name"], "mac": interface["mac"], "guest": address})
         keys = ("name", "mtu", "flags", "settings", "addresses", "routes", "neighbours")
         return {"address": address} | {key: interface[key] for key in keys}
 
-    async def _configure(self, link: GuestLink, interfaces: list[dict[str, Any]], events: Events) -> None:
+    async def _configure(self, link: GuestLink, interfaces: list[Document], events: Events) -> None:
         seconds = self._seconds
         call = ConfigureNetwork(interfaces=interfaces, seconds=seconds)
         work = asyncio.create_task(link.call(call, seconds=seconds + _MARGIN))

@@ -11,11 +11,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from hawse.host.mounts.origins import Below, Origin, path_from, paths_through
+from hawse.json_text import Document
 from hawse.link import agreed
 from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.share import Share
@@ -97,8 +97,8 @@ def _candidates(exports: Iterable[Export], share: Share, origin: Origin) -> Iter
 
 
 def in_the_share(
-    spec: dict[str, Any], container: str, places: Mapping[str, Place]
-) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
+    spec: Document, container: str, places: Mapping[str, Place]
+) -> tuple[Document, list[tuple[str, str, int]]]:
     """A specification whose mounts have these places, by the names of their shares.
 
     Also the name, path and inode of each that is below an export, for :func:`hawse.agent.mounts.subpaths.bind`.

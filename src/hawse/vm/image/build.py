@@ -13,11 +13,11 @@ import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from hawse.cache import trusted
 from hawse.cache.results import locked
 from hawse.errors import ImageError
+from hawse.json_text import Document
 from hawse.link import agreed
 from hawse.linux.files import replace_file
 from hawse.vm.image import collect, packages
@@ -118,7 +118,7 @@ def _contents(work: str) -> dict[str, object]:
 
 def _build(
     work: str,
-    recipe: dict[str, Any],
+    recipe: Document,
     userland: tuple[Package, ...],
     kernel: str,
     modules: str,
@@ -160,7 +160,7 @@ def unpack_kernel(kernels: Sequence[Package], into: str) -> tuple[str, str]:
     return f"{into}/boot/vmlinuz-{release}", f"{into}/usr/lib/modules/{release}"
 
 
-def kernel_packages(recipe: dict[str, Any], cache: str, progress: Progress) -> list[Package]:
+def kernel_packages(recipe: Document, cache: str, progress: Progress) -> list[Package]:
     """The package that contains the kernel, among those that the recipe's kernel_package depends on."""
     fetched = packages.fetch([recipe["kernel_package"]], cache=cache, progress=progress)
     kernels = [p for p in fetched if p.name.startswith("linux-image-") and p.name != recipe["kernel_package"]]

@@ -11,17 +11,17 @@ import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from hawse.cache import trusted
 from hawse.cache.results import locked
 from hawse.errors import HostError
+from hawse.json_text import Document
 from hawse.linux import mounts
 
 Progress = Callable[[str], None]
 
 # Debian 12's Python 3.11.2 has no extraction filters: _check_member() and _check_inside() do not rely on them.
-_FILTER: dict[str, Any] = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
+_FILTER: Document = {"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}
 
 _LISTS = "/var/lib/apt/lists"
 #: apt's default directory of packages, which the user _apt can reach.

@@ -12,13 +12,12 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import hawse
 from hawse.cache import results as answers
 from hawse.cache import trusted
 from hawse.errors import HostError, ImageError
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 from hawse.vm.image.collect import note_use
 
 _PACKAGE = os.path.dirname(os.path.abspath(hawse.__file__))
@@ -218,7 +217,7 @@ def _check_directory(cache: str, *below: str) -> None:
         raise HostError(f"the guest image is not used: {error.message}", hint=error.hint) from None
 
 
-def _manifest(directory: str) -> dict[str, Any]:
+def _manifest(directory: str) -> Document:
     try:
         with open(f"{directory}/manifest.json", "rb") as file:
             manifest = parse(file.read(1024 * 1024))
@@ -234,7 +233,7 @@ def _manifest(directory: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _check(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
+def _check(directory: str, name: str, expected: Document, *, hash_files: bool) -> None:
     path = f"{directory}/{name}"
     try:
         trusted.check_file(path)
@@ -255,7 +254,7 @@ def _check(directory: str, name: str, expected: dict[str, Any], *, hash_files: b
         answers.write(f"{path}.checked", key, True)
 
 
-def _check_tree(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
+def _check_tree(directory: str, name: str, expected: Document, *, hash_files: bool) -> None:
     """A directory beside the image. Its files are compared only for ``hash_files``: only root could have altered them,
     and they run nowhere but in guests."""
     path = f"{directory}/{name}"
