@@ -138,7 +138,7 @@ def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("patience", "seconds", "asked", "left"), [(1, 12, 1, 0), (2, 12, 2, 0), (3, 12, 3, 0), (3, 9, 2, 2), (9, 3, 1, 2)]
 )
-def test_a_guest_that_misses_the_request_is_asked_again(patience: int, seconds: float, asked: int, left: int) -> None:
+def test_detach_asks_the_guest_again_until_its_deadline(patience: int, seconds: float, asked: int, left: int) -> None:
     """Every five seconds, until the deadline; the back ends of functions that are gone are removed in reverse order."""
 
     async def story() -> None:

@@ -71,3 +71,15 @@ def test_test_of_a_proof_exists(path: str, words: str) -> None:
 def test_links_between_pages_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_programs_that_pages_name_can_be_run() -> None:
+    """A module without a program succeeds and prints nothing: its output, redirected, empties a page."""
+    top = TESTS.parent
+    texts = [path.read_text() for path in (*top.glob("*.md"), *DOCS.glob("*.md"), *TESTS.rglob("*.py"))]
+    modules = {module.rstrip(".") for text in texts for module in re.findall(r"python -m (tests[\w.]*)", text)}
+    assert "tests.errors.page" in modules
+    for module in modules:
+        path = top / module.replace(".", "/")
+        program = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__main__.py"
+        assert "__main__" in program.name or 'if __name__ == "__main__"' in program.read_text(), module
