@@ -40,6 +40,15 @@ class Podman(Engine):
         self.import_image()
         return self
 
+    def remove_pod(self, name: str) -> None:
+        """Remove a pod and its containers.
+
+        When `pod rm` kills the containers, conmon starts Podman 4.3's own clean-up of each at the same time. Then
+        `pod rm` may fail after it has removed the containers: the pod is left, and the next `pod rm` removes it.
+        """
+        if self("pod", "rm", "--force", "--time", "0", name).code:
+            self.must("pod", "rm", "--force", "--time", "0", name)
+
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -193,7 +193,7 @@ def test_device_belongs_to_one_container_of_a_pod(podman: Podman, nodes: Path, t
         assert done.code == 0, done
         assert podman("exec", "without", "ls", "/dev/vfio").code != 0
     finally:
-        podman("pod", "rm", "--force", "--time", "0", "pod")
+        podman.remove_pod("pod")
 
 
 def test_container_in_a_pod_with_a_user_namespace_drives_a_device(podman: Podman, nodes: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_container_in_a_pod_with_a_user_namespace_drives_a_device(podman: Podman
         assert done.code == 0, done
         assert done.output.splitlines()[0] == "0 100000 65536 0 200000 65536 65534 65534 0 0"
     finally:
-        podman("pod", "rm", "--force", "--time", "0", "pod")
+        podman.remove_pod("pod")
 
 
 def test_containers_of_a_pod_share_the_requested_namespaces(podman: Podman) -> None:
@@ -229,7 +229,7 @@ def test_containers_of_a_pod_share_the_requested_namespaces(podman: Podman) -> N
         own = podman.must("exec", "first", "busybox", "ip", "-o", "addr", "show", "eth0").split()
         assert own[3] in seen.split()
     finally:
-        podman("pod", "rm", "--force", "--time", "0", "pod")
+        podman.remove_pod("pod")
 
 
 #: The number of containers in a row; a fifth of it is started at once.
@@ -297,4 +297,4 @@ def test_containers_in_a_row_do_not_grow_their_pod(podman: Podman, hawse: Runtim
         for what, count in after.items():
             assert count - before[what] <= (SLACK_KIB if what in ("monitor KiB", "RssAnon") else 0), what
     finally:
-        podman("pod", "rm", "--force", "--time", "0", "pod")
+        podman.remove_pod("pod")
