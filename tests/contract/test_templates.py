@@ -390,10 +390,10 @@ def test_a_template_is_built_ahead_and_once(tmp_path: Path) -> None:
         assert methods(stage.host.machines[0]) == ["wake", "settle"], "nothing is shared with it"
         again, fresh, _ = await asyncio.to_thread(build, stage.plan())
         assert (again, fresh, len(stage.host.machines)) == (made, False, 1)
-        with pytest.raises(ConfigError, match="this machine has no template"):
+        with pytest.raises(ConfigError, match="this VM cannot have a template"):
             build(stage.plan(template=None))
         shutil.rmtree(f"{stage.cache}/templates/{DIGEST}")
-        with pytest.raises(VmError, match="the template was not kept"):
+        with pytest.raises(VmError, match="the template was not saved"):
             build(
                 msgspec.structs.replace(
                     stage.plan(), template=plan.Template(cache=stage.cache, digest=DIGEST, usable=True)
@@ -407,7 +407,7 @@ def test_a_template_that_another_process_builds_is_waited_for_by_the_user(tmp_pa
     async def story(stage: Stage) -> None:
         draft = template.begin(stage.cache, DIGEST, stage.plan().shape)
         assert draft is not None
-        with pytest.raises(HostError, match="another process is making this template"):
+        with pytest.raises(HostError, match="another process is building this template"):
             await asyncio.to_thread(build, stage.plan())
         draft.close()
         shutil.rmtree(stage.cache)

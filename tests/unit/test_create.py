@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.commands.create import take_back
+from hawse.commands.create import undo_creation
 from hawse.commands.process import write_pid_file
 from hawse.errors import HostError, VmError
 from hawse.log import Log
@@ -68,7 +68,7 @@ def test_failure_of_the_undoing_is_added_to_the_reason(tmp_path: Path, hint: str
     store = Stuck(str(tmp_path), "c1")
     store.make()
     error = VmError("no machine", hint=hint)
-    take_back(store, error, None)
+    undo_creation(store, error, None)
     assert (error.message, error.hint) == ("no machine; and then its directory stays", together)
 
 
@@ -78,6 +78,6 @@ def test_cgroup_that_stays_is_added_to_the_reason(tmp_path: Path) -> None:
     (tmp_path / "cgroup/other").mkdir(parents=True)
     (Path(store.path) / "cgroups").write_text(f"{tmp_path}/cgroup\n")
     error = VmError("no machine")
-    take_back(store, error, None)
+    undo_creation(store, error, None)
     assert error.message == f"no machine; and then the cgroup {tmp_path}/cgroup cannot be removed: Directory not empty"
     assert not os.path.exists(store.path)

@@ -58,28 +58,26 @@ def test_a_stream_of_bytes_is_handed_on_in_the_direction_of_its_access_mode(
     ("descriptor", "words"),
     [
         (replace(SOCKET, listening=True, connected=False), "a listening socket"),
-        (replace(SOCKET, stream=False), "a socket that keeps messages apart"),
+        (replace(SOCKET, stream=False), "a socket with message boundaries"),
         (replace(SOCKET, connected=False), "a socket that is not connected"),
         (replace(PIPE, flags=RW), "a pipe open for reading and writing"),
         (replace(FILE, flags=RW), "a file open for reading and writing"),
         (replace(FILE, flags=R | os.O_PATH), "an O_PATH descriptor"),
         (replace(FILE, target="/memfd:x (deleted)"), "a memfd"),
         (replace(FILE, mode=stat.S_IFDIR), "a directory"),
-        (replace(FILE, mode=stat.S_IFBLK), "no stream of bytes (/srv/file)"),
+        (replace(FILE, mode=stat.S_IFBLK), "not a byte stream (/srv/file)"),
         (replace(NULL, target="/dev/full", device=(1, 7)), "the device /dev/full"),
         (replace(NULL, target="/dev/fuse", device=(10, 229)), "the device /dev/fuse"),
-        (anonymous("anon_inode:[eventpoll]"), "an object of the host's kernel (eventpoll)"),
-        (anonymous("anon_inode:bpf-prog"), "an object of the host's kernel (bpf-prog)"),
-        (replace(FILE, target="net:[4026531840]"), "an object of the host's kernel (net:[4026531840)"),
-        (replace(FILE, target="pidfd:[12]"), "an object of the host's kernel (pidfd:[12)"),
+        (anonymous("anon_inode:[eventpoll]"), "an object of the host kernel (eventpoll)"),
+        (anonymous("anon_inode:bpf-prog"), "an object of the host kernel (bpf-prog)"),
+        (replace(FILE, target="net:[4026531840]"), "an object of the host kernel (net:[4026531840])"),
+        (replace(FILE, target="pidfd:[12]"), "an object of the host kernel (pidfd:[12])"),
     ],
 )
 def test_all_else_is_refused_by_what_it_is(descriptor: Descriptor, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         preserve(1, look=lambda number: descriptor if number == 3 else None)
-    assert caught.value.message == (
-        f"--preserve-fds: descriptor 3 is {words}, which cannot be handed into a virtual machine"
-    )
+    assert caught.value.message == (f"--preserve-fds: descriptor 3 cannot be passed into a VM: it is {words}")
     assert caught.value.hint
 
 
@@ -94,15 +92,15 @@ STDIN = replace(PIPE, number=0, inode=(13, 1))
 @pytest.mark.parametrize(
     ("count", "listening", "found", "words"),
     [
-        (-1, 0, (), "--preserve-fds -1: less than none"),
+        (-1, 0, (), "--preserve-fds -1: negative number"),
         (1, 0, (), "--preserve-fds: descriptor 3 is not open"),
         (2, 0, (SOCKET,), "--preserve-fds: descriptor 4 is not open"),
         (0, 1, (), "LISTEN_FDS: descriptor 3 is not open"),
         (1, 1, (SOCKET,), "--preserve-fds: descriptor 4 is not open"),
         (0, 1, (replace(SOCKET, listening=True),), "LISTEN_FDS: descriptor 3 is a listening socket, which cannot"),
-        (62, 0, (), "--preserve-fds 62: at most 61 descriptors can be handed on"),
-        (2**70, 0, (), f"--preserve-fds {2**70}: at most 61 descriptors can be handed on"),
-        (31, 31, (), "--preserve-fds 31 and LISTEN_FDS 31: at most 61 descriptors can be handed on"),
+        (62, 0, (), "--preserve-fds 62: at most 61 descriptors can be passed"),
+        (2**70, 0, (), f"--preserve-fds {2**70}: at most 61 descriptors can be passed"),
+        (31, 31, (), "--preserve-fds 31 and LISTEN_FDS 31: at most 61 descriptors can be passed"),
         (1, 0, (replace(STDIN, inode=PIPE.inode), PIPE), "descriptor 3 reads from what descriptor 0 reads from, and"),
         (2, 0, (SOCKET, replace(SOCKET, number=4)), "descriptor 4 reads from what descriptor 3 reads from, and"),
         (

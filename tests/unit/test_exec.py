@@ -186,7 +186,7 @@ def test_exec_needs_a_running_container(hawse: Command, monitor: FakeMonitor, st
         (["--ignore-paused", "c1", "true"], "exec: --ignore-paused: a paused container cannot start a process"),
         (["-t", "-d", "c1", "true"], "cannot allocate tty if runc will detach without setting console socket"),
         (["--console-socket", "/s", "c1", "true"], "cannot use console socket if runc will not detach or allocate"),
-        (["--preserve-fds", "-1", "c1", "true"], "--preserve-fds -1: less than none"),
+        (["--preserve-fds", "-1", "c1", "true"], "--preserve-fds -1: negative number"),
         (["--user", "root", "c1", "true"], "exec: --user 'root' is not UID"),
         (["--process", "/none/process", "c1"], "/none/process: no such file or directory"),
     ],

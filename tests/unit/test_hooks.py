@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.commands.hooks import run_all, state
+from hawse.commands.hooks import hook_state, run_all
 from hawse.errors import ConfigError
 from hawse.oci.hooks import split
 from hawse.oci.types import Hook
@@ -41,7 +41,7 @@ def test_what_makes_no_sense_is_named(hook: Hook, words: str) -> None:
 
 @pytest.mark.parametrize(("pid", "keys"), [(7, {"pid", "status"}), (0, {"status"})])
 def test_a_container_that_has_ended_has_no_pid(pid: int, keys: set[str]) -> None:
-    assert set(state(RECORD, "stopped", pid)) - set(RECORD) == keys
+    assert set(hook_state(RECORD, "stopped", pid)) - set(RECORD) == keys
 
 
 @pytest.mark.parametrize(

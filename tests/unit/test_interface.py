@@ -28,7 +28,7 @@ from tests.support.fake_monitor import FakeMonitor
 from tests.support.ready import EMULATED, JOINS, Ready, annotated
 
 OLDER, NEWER = f"{INTERFACE - 1} 0.0.9\n", f"{INTERFACE + 1} 9.0.0\n"
-HINT = "delete the container and create it anew: until then `hawse state`, `list`, `kill` and `delete` work"
+HINT = "delete the container and create it again; until then only state, list, kill and delete work"
 #: Verbs that need the monitor's answer, and the status in which they ask for it.
 REFUSED = [
     ("start c1", CREATED),

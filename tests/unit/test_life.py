@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.commands.create import create
-from hawse.commands.process import Handed
+from hawse.commands.process import IoOptions
 from hawse.plan.model import SandboxPlan
 from hawse.state.store import CREATED, RUNNING, STOPPED
 from tests.support.command import Done
@@ -92,7 +92,7 @@ def test_container_whose_engine_cannot_be_told_is_deleted(host: Sandboxes, verb:
     [
         (["--bundle", "/none"], "bundle /none: no such directory"),
         (["--console-socket", "/s"], "cannot use console socket if runc will not detach or allocate tty"),
-        (["--preserve-fds", "-1"], "--preserve-fds -1: less than none"),
+        (["--preserve-fds", "-1"], "--preserve-fds -1: negative number"),
         (["--timeline", "/none/trace.json"], "the timeline cannot be written: /none/trace.json"),
         (["--timeline", "/tmp"], "the timeline cannot be written: /tmp"),
     ],
@@ -120,7 +120,7 @@ def test_interrupted_creation_leaves_nothing(host: Sandboxes) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        create(host.hawse.store("c1"), interrupt, Handed(None, detach=True))
+        create(host.hawse.store("c1"), interrupt, IoOptions(None, detach=True))
     assert host.names() == []
 
 
@@ -135,8 +135,8 @@ def test_terminal_needs_a_console_socket(host: Sandboxes) -> None:
     ("script", "error", "evidence"),
     [
         ("echo no machine >&2; exit 1", "QEMU ", "  | no machine"),
-        ("kill -9 $PPID; sleep 100", "the monitor was killed while it made the sandbox [the host's kernel does", ""),
-        ("kill -6 $PPID; sleep 100", "the monitor died while it made the sandbox", ""),
+        ("kill -9 $PPID; sleep 100", "the monitor was killed while it created the sandbox [the memory limit", ""),
+        ("kill -6 $PPID; sleep 100", "the monitor died while it created the sandbox", ""),
     ],
 )
 def test_machine_that_is_not_made_is_reported(host: Sandboxes, script: str, error: str, evidence: str) -> None:

@@ -52,7 +52,7 @@ def test_containers_join_and_leave(host: Sandboxes) -> None:
     assert host.hawse("create", "--bundle", host.bundle, "c1") == Done(0, "", "")
     host.program("wait", more=annotated(JOINS | {"io.kubernetes.cri.sandbox-id": "c1"}))
     done = host.hawse("create", "--bundle", host.bundle, "c2")
-    assert "c1 is no sandbox: it has joined pod [name the sandbox itself]" in done.errors
+    assert "c1 is not a sandbox: it has joined pod [name the sandbox itself]" in done.errors
     assert host.names() == ["c1", "pod"]
 
 

@@ -91,7 +91,7 @@ def test_monitor_that_sends_an_event_violates_the_protocol(hawse: Command) -> No
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(LinkError, match="something else than a reply"):
+        with pytest.raises(LinkError, match="a frame that is not a reply"):
             call(store, "pause", {})
         thread.join()
 

@@ -13,7 +13,7 @@ import pytest
 
 from hawse.agent.streams.notify import MAX_BYTES
 from hawse.agent.streams.notify import Notify as AgentSocket
-from hawse.commands.process import Handed, relays
+from hawse.commands.process import IoOptions, relays
 from hawse.errors import HostError
 from hawse.host import notify
 from hawse.monitor.agent import notifications
@@ -121,7 +121,7 @@ def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host
     ("caller", "detach", "expected"), [(True, False, True), (True, True, False), (False, False, False)]
 )
 def test_command_that_stays_passes_on_what_its_caller_is_to_hear(caller: bool, detach: bool, expected: bool) -> None:
-    assert relays(Notify(host="/h", caller=caller), Handed(None, detach)) is expected
+    assert relays(Notify(host="/h", caller=caller), IoOptions(None, detach)) is expected
 
 
 def test_sockets_by_path_and_by_abstract_name_are_reached(tmp_path: Path, host: Notified) -> None:

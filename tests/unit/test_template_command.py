@@ -103,9 +103,9 @@ def test_existing_template_is_not_built_again(host: Planner, hawse: Command, bun
 def test_no_template_is_built_if_templates_are_disabled(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(more="[template]\nenabled = false"))
     done = hawse("template", "build")
-    assert (done.code, "this machine has no template" in done.errors) == (1, True)
+    assert (done.code, "this VM cannot have a template" in done.errors) == (1, True)
     host.write(lambda spec: spec.update(annotations={"hawse.devices": "5"}))
-    with pytest.raises(ConfigError, match="this machine has no template"):
+    with pytest.raises(ConfigError, match="this VM cannot have a template"):
         build(host.sandbox(host.config(more=f'[devices]\nplug = "cold"\n{EMULATED}')).machine)
 
 
@@ -132,6 +132,9 @@ def test_template_that_another_process_builds_is_not_built_twice(tmp_path: Path)
     assert draft is not None
     try:
         done = host.hawse("template", "build")
-        assert (done.code, done.errors) == (1, "hawse: another process is making this template [wait for it]\n")
+        assert (done.code, done.errors) == (
+            1,
+            "hawse: another process is building this template [wait until it has finished]\n",
+        )
     finally:
         draft.close()

@@ -211,9 +211,7 @@ def test_descriptor_that_is_not_a_stream_is_refused(runtime: Runtime, script: Sc
         process = begin(
             runtime, verb, "--bundle", bundle, "c1", hand=[listener.fileno()], stderr=subprocess.STDOUT
         )  # fmt: skip
-    words = (
-        b"hawse: --preserve-fds: descriptor 3 is a listening socket, which cannot be handed into a virtual machine ["
-    )
+    words = b"hawse: --preserve-fds: descriptor 3 cannot be passed into a VM: it is a listening socket ["
     code, output = said(process)
     assert (code, output[: len(words)]) == (1, words)
     assert not os.path.exists(f"{runtime.root}/c1")

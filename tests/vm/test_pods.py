@@ -321,7 +321,7 @@ def test_only_the_proxy_has_the_streams_of_a_container(runtime: Runtime, tmp_pat
     ("annotations", "words"),
     [
         ({KIND: "container", SANDBOX: "nobody"}, "sandbox nobody does not exist"),
-        ({KIND: "container", SANDBOX: "one"}, "one is no sandbox: it has joined pod"),
+        ({KIND: "container", SANDBOX: "one"}, "one is not a sandbox: it has joined pod"),
         ({KIND: "container"}, f"annotations: {SANDBOX} is missing"),
         ({KIND: "container", SANDBOX: "../pod"}, "invalid container ID format"),
     ],

@@ -335,7 +335,7 @@ def test_template_for_a_bundle_is_built_in_advance(runtime: Runtime, tmp_path: P
     refused = runtime("template", "list", "--bundle", bundle)
     assert "template list takes no bundle" in refused.errors
     configure(runtime, cache, "[template]\nenabled = false")
-    assert "this machine has no template [set template.enabled" in runtime("template", "build").errors
+    assert "this VM cannot have a template [set template.enabled" in runtime("template", "build").errors
 
 
 def test_timeline_is_written(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:
