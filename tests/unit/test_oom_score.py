@@ -80,6 +80,4 @@ def test_callers_value_is_passed_to_the_guest(tmp_path: Path) -> None:
 
 
 def test_warning_names_both_values() -> None:
-    assert oom_score.warning(-500, 0).startswith(
-        "process.oomScoreAdj: cannot set -500 for the virtual machine, which has 0: "
-    )
+    assert oom_score.warning(-500, 0).startswith("process.oomScoreAdj: cannot set -500 for the VM, which has 0: ")
