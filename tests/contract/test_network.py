@@ -124,7 +124,9 @@ def test_interface_belongs_to_one_sandbox(network: Network, inside: Namespace, t
     before = inside.traffic_control()
     (tmp_path / "second").mkdir()
     second = Network(inside.path, str(tmp_path / "second"))
-    with pytest.raises(HostError, match=r"interface eth0 of the network namespace is another sandbox's: hawse\d+ is"):
+    with pytest.raises(
+        HostError, match=r"interface eth0 of the network namespace belongs to another sandbox: its tap hawse\d+ exists"
+    ):
         joining(second).wait()
     second.close()
     assert inside.traffic_control() == before

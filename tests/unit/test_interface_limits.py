@@ -71,7 +71,7 @@ def test_as_many_entries_as_a_guest_takes() -> None:
     for kind, messages in counts.items():
         [found], _ = seen(**{kind: messages[:1024]})
         assert len(getattr(found, kind)) == 1024
-        with pytest.raises(ConfigError, match=f"interface eth2 has 1025 {kind}, and a guest takes 1024"):
+        with pytest.raises(ConfigError, match=f"interface eth2 has 1025 {kind}, but a guest supports 1024"):
             seen(**{kind: messages})
     found_links, _ = read(range(1, 65), links=[link(n) for n in range(1, 65)], addresses=[], routes=[], neighbours=[])
     assert [each.index for each in found_links] == list(range(1, 65))

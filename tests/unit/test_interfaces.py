@@ -171,8 +171,8 @@ def test_neighbours_that_stay(message: dict[str, Any], taken: bool) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (link(kind=65534, mac=""), "interface eth0 is not of Ethernet: the guest does not get it"),
-        (link(mac="01:00:00:00:00:01"), "interface eth0 is not of Ethernet: the guest does not get it"),
+        (link(kind=65534, mac=""), "interface eth0 is not an Ethernet interface: the guest does not get it"),
+        (link(mac="01:00:00:00:00:01"), "interface eth0 is not an Ethernet interface: the guest does not get it"),
         (link(mtu=65536), "interface eth0 has an MTU of 65536: the guest does not get it"),
     ],
 )
@@ -194,8 +194,8 @@ def test_rules_of_policy_routing_are_said(priority: int, said: bool) -> None:
 
 
 def test_more_than_a_guest_takes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="interface eth0 has 1025 routes, and a guest takes 1024"):
+    with pytest.raises(ConfigError, match="interface eth0 has 1025 routes, but a guest supports 1024"):
         seen(routes=[route(f"10.{n >> 8}.{n & 255}.0", 24) for n in range(1025)])
     links = [link(index, f"eth{index}") for index in range(1, 66)]
-    with pytest.raises(ConfigError, match="has 65 interfaces, and a guest takes 64"):
+    with pytest.raises(ConfigError, match="has 65 interfaces, but a guest supports at most 64"):
         read(range(1, 66), links=links, addresses=[], routes=[], neighbours=[])

@@ -57,7 +57,7 @@ def test_a_parent_whose_frames_cannot_be_told_apart_is_left(kind: str, has_addre
     data = {"IFLA_IPVLAN_MODE": 1} if kind == "ipvlan" else None
     chosen = choose([2, 4], [ETH0, link(4, "upper", kind, data=data, LINK=2)], addressed={4, *([2] * has_address)})
     assert (chosen.joined, chosen.passed) == ([4], {})
-    words = f"interface eth0 has addresses, and upper ({kind}) is over it: the guest gets upper only"
+    words = f"interface eth0 has addresses, but upper ({kind}) is above it: the guest gets only upper"
     assert chosen.warnings == ([words] if has_address else [])
 
 
@@ -80,7 +80,7 @@ def test_a_tunnel_is_joined_only_where_its_outer_packets_are_of_another_namespac
     here = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2)], addressed={2, 4})
     assert here.joined == [2]
     assert here.warnings == [
-        f"interface tunnel is a tunnel ({kind}) to an address of the same namespace, which the guest has: "
+        f"interface tunnel is a tunnel ({kind}) to an address of the same namespace, which belongs to the guest: "
         "the guest does not get it"
     ]
     there = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2, LINK_NETNSID=0)], addressed={2, 4})
@@ -91,7 +91,7 @@ def test_members_of_a_vrf_are_joined_and_the_vrf_is_not() -> None:
     chosen = choose([2, 3, 4], [enslaved(2, "eth0"), ETH1, link(4, "red", "vrf", data={})], addressed={2})
     assert chosen.joined == [2, 3]
     assert chosen.warnings == [
-        "interface red is a VRF, of which the guest gets the members only: the guest does not get it"
+        "interface red is a VRF, of which the guest gets only the members: the guest does not get it"
     ]
 
 
@@ -100,8 +100,11 @@ def test_an_ipvlan_of_mode_l3s_is_left(mode: int, joined: list[int]) -> None:
     data = {"IFLA_IPVLAN_MODE": mode}
     chosen = choose([4], [link(4, "eth0", "ipvlan", data=data, LINK=2, LINK_NETNSID=0)], addressed={4})
     assert chosen.joined == joined
-    words = "interface eth0 is an ipvlan of mode l3s, whose packets do not pass traffic control (modes l2 and l3 do): "
-    assert chosen.warnings == ([] if joined else [f"{words}the guest does not get it"])
+    warning = (
+        "interface eth0 is an ipvlan in mode l3s, whose packets bypass traffic control (those of modes l2 and l3 do "
+        "not): the guest does not get it"
+    )
+    assert chosen.warnings == ([] if joined else [warning])
 
 
 def test_members_of_an_hsr_ring_are_left() -> None:
@@ -128,7 +131,7 @@ def test_several_levels() -> None:
         (link(4, "eth0.5", "vlan", data=VLAN, LINK=2), [4], []),
         (
             link(4, "mv0", "macvlan", LINK=2), [],
-            ["interface mv0 came after eth0 below it, which the guest has: the guest does not get it"],
+            ["interface mv0 was created after the guest got eth0, its lower interface: the guest does not get it"],
         ),
     ],
 )  # fmt: skip
@@ -144,7 +147,7 @@ def test_a_bond_over_what_the_guest_has() -> None:
     chosen = choose([4], [enslaved(2, "eth0"), link(4, "bond0", "bond")], addressed={4}, taken={2})
     assert chosen.joined == []
     assert chosen.warnings == [
-        "interface bond0 came after eth0 below it, which the guest has: the guest does not get it"
+        "interface bond0 was created after the guest got eth0, its lower interface: the guest does not get it"
     ]
 
 

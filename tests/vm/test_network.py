@@ -268,7 +268,7 @@ def test_two_sandboxes_have_their_own_addresses(
     # A network namespace belongs to one VM.
     bundle = bundle_in(tmp_path / "three", "true", inside.path)
     assert fails(runtime, "create", "--bundle", bundle, "c3").startswith(
-        "interface eth0 of the network namespace is another sandbox's"
+        "interface eth0 of the network namespace belongs to another sandbox"
     )
     again = runtime("run", "--bundle", bundle_in(tmp_path / "four", script, second.path), "c4")
     assert "3 packets received" in again.output, again
