@@ -311,7 +311,7 @@ def test_only_wanted_files_are_unpacked(tmp_path: Path) -> None:
         asked.append(name)
         return name.endswith("b")
 
-    unpack([one], f"{tmp_path}/into", wanted=wanted)
+    unpack([one], f"{tmp_path}/into", select=wanted)
     assert asked == ["usr/share/doc/a", "usr/share/doc/b"]
     assert os.listdir(tmp_path / "into/usr/share/doc") == ["b"]
 

@@ -136,7 +136,7 @@ def test_every_kind_of_damage_is_named_in_the_error(cache: Path) -> None:
     (directory / "manifest.json").write_text("{")
     assert error_text().endswith("manifest.json")
     (directory / "manifest.json").unlink()
-    assert error_text().endswith("is gone")
+    assert error_text().endswith("was removed")
     Path(store.current_path(str(cache))).unlink()
     assert error_text() == f"there is no guest image in {cache}"
 

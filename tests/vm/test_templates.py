@@ -289,7 +289,7 @@ def _make_rootfs(rootfs: str) -> None:
     fetched = packages.fetch(["openssh-client", "dbus-bin", "busybox-static"], cache=CACHE, progress=print)
     wanted = ("usr/bin/ssh-keygen", "usr/bin/dbus-uuidgen", "usr/bin/busybox", "bin/busybox")
     packages.unpack(
-        fetched, rootfs, wanted=lambda name: name in wanted or (".so" in name and name.startswith(("usr/lib", "lib")))
+        fetched, rootfs, select=lambda name: name in wanted or (".so" in name and name.startswith(("usr/lib", "lib")))
     )
     for name in ("dev", "etc", "proc", "sys", "tmp"):
         os.makedirs(f"{rootfs}/{name}", exist_ok=True)

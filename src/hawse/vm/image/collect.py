@@ -1,9 +1,9 @@
-"""Which images of the cache may go, and how a sandbox keeps its own.
+"""Remove unused images from the cache; hold an image while a sandbox uses it.
 
 A pointer (:func:`hawse.vm.image.store.current_path`) names the image of one version of hawse with one [image]
-section. An image goes when no pointer names it, no sandbox holds it, and it was not in use for an hour: a start may
-have read the pointer, and not hold the image yet. A pointer goes when nothing has used it for a month: other versions
-of hawse and other configurations may have the same cache. To be called with the lock of builds.
+section. An image is removed if no pointer names it, no sandbox holds it, and it was not in use for an hour: a start may
+have read the pointer without holding the image yet. A pointer is removed if it was not used for a month: other versions
+of hawse and other configurations may share the cache. The caller must hold the lock of builds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from hawse.errors import ImageError
 
 #: Longer than any start takes from reading a pointer to :func:`hold`, in seconds.
 GRACE = 3600.0
-#: A pointer that was not used for so long, in seconds, is of a hawse that is not used any more.
+#: The age in seconds after which an unused pointer belongs to a version of hawse that is not used any more.
 UNUSED = 30 * 24 * 3600.0
-#: How exactly the use of a pointer is recorded.
+#: The precision of a pointer's recorded use, in seconds.
 _EXACTNESS = 24 * 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORK = ".building-"
@@ -28,9 +28,9 @@ _REMOVED = ".removed-"
 
 
 def hold(directory: str) -> int:
-    """Keep an image for as long as the descriptor is open, which no other program inherits.
+    """Hold an image while the returned descriptor is open; other programs do not inherit it.
 
-    Raises :class:`ImageError` where it has gone: the programs of a sandbox read its files for as long as it runs.
+    The programs of a sandbox read the image's files as long as it runs. Raises :class:`ImageError` if it was removed.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -65,7 +65,7 @@ def note_replaced(images: str, digest: str) -> None:
 
 
 def collect(images: str, *, keep: str, now: float | None = None) -> list[str]:
-    """Remove what may go, but not the pointer ``keep``; the digests of removed images. Raises OSError."""
+    """Remove unused pointers, except ``keep``, and unused images; returns the digests of the latter. Raises OSError."""
     now = time.time() if now is None else now
     named = set()
     for name in sorted(os.listdir(images)):
@@ -78,7 +78,7 @@ def collect(images: str, *, keep: str, now: float | None = None) -> list[str]:
                 os.unlink(path)
             else:
                 named.add(digest)
-        elif name.startswith((_WORK, _REMOVED)):  # of a build that was killed: nobody else has the lock
+        elif name.startswith((_WORK, _REMOVED)):  # of a killed build, since this process holds the lock
             _remove_tree(path)
     return [
         name
@@ -88,14 +88,14 @@ def collect(images: str, *, keep: str, now: float | None = None) -> list[str]:
 
 
 def _remove(images: str, digest: str, now: float) -> bool:
-    """Remove an image unless it was in use a moment ago, or a sandbox holds it."""
+    """Remove an image unless it was in use within the last hour or a sandbox holds it. Returns whether it did."""
     directory = f"{images}/{digest}"
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if now - os.fstat(fd).st_mtime < GRACE:
             return False
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who waits for the lock finds no image by its name then.
+        # Rename it under the lock, so that a process that waits for the lock does not find the image any more.
         os.rename(directory, f"{images}/{_REMOVED}{digest}")
     except BlockingIOError:
         return False
@@ -106,13 +106,13 @@ def _remove(images: str, digest: str, now: float) -> bool:
 
 
 def _remove_tree(path: str) -> None:
-    import shutil  # here, since a monitor, which only calls hold(), starts the sooner without it
+    import shutil  # here, so that a monitor, which only calls hold(), starts faster
 
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _read(pointer: str) -> str:
-    # Without O_NOATIME this would be a use of it.
+    # Without O_NOATIME the kernel would record this as a use of the pointer.
     fd = os.open(pointer, os.O_RDONLY | os.O_NOATIME | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return os.read(fd, 65).decode(errors="replace").strip()
