@@ -260,8 +260,8 @@ def _check(directory: str, name: str, expected: dict[str, Any], *, hash_files: b
 
 
 def _check_tree(directory: str, name: str, expected: dict[str, Any], *, hash_files: bool) -> None:
-    """Check a directory of modules. Its files are hashed only for ``hash_files``: only root can change them, and they are
-    used only in guests."""
+    """Check a directory of modules. Its files are hashed only for ``hash_files``: only root can change them, and they
+    are used only in guests."""
     path = f"{directory}/{name}"
     if not os.path.isdir(path) or (hash_files and tree_digest(path) != (expected["size"], expected["sha256"])):
         what = "was altered" if os.path.isdir(path) else "is missing"
