@@ -1,4 +1,4 @@
-"""Binds of what is below a shared directory, in a directory of the agent's that containers can write to."""
+"""Binds of paths below a shared directory, which containers can change, in a directory of the agent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 def bound(shared: Path, path: str, inode: int) -> Any:
-    """What is at the place of a bind, seen in a private mount namespace, and what is left after the undo."""
+    """The file at the target of a bind, in a private mount namespace, and the files that remain after the undo."""
     directory = f"{shared.parent}/binds/c1"
 
     def act() -> Any:

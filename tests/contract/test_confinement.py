@@ -106,7 +106,7 @@ def test_kernel_without_landlock_is_not_an_error() -> None:
 
 
 def test_file_server_keeps_its_capabilities_while_it_acts_for_a_user(tmp_path: Path) -> None:
-    """In a program that was executed, too; it makes files with the user's ids in a directory of root's."""
+    """Also in a program that was executed. It creates files with the user's ids in a directory of root."""
     script = (
         "import os, sys\nos.setresgid(-1, 2000, -1)\nos.setresuid(-1, 1000, -1)\n"
         "os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL, 0o644))\n"

@@ -1,7 +1,7 @@
-"""An agent that breaks the link's rules towards the real monitor, in every way and in every phase of a container.
+"""An agent that violates the link's protocol towards the real monitor, in every way and in every phase of a container.
 
-The monitor goes on, or ends the sandbox with a reason. Either way its log has no traceback, the state is sane JSON, and
-`delete --force` leaves nothing. QEMU and the guest are played by the test; floods are in test_hostile_guest.py.
+The monitor continues, or ends the sandbox with a reason. In both cases its log contains no traceback, the state is
+valid JSON, and `delete --force` leaves nothing. QEMU and the guest are fakes; floods are in test_hostile_guest.py.
 """
 
 from __future__ import annotations

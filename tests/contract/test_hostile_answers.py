@@ -1,6 +1,7 @@
-"""An agent whose answers are hostile towards the real monitor: of another type, late, twice, never, or no answers.
+"""A hostile agent's answers to the real monitor: of another type, late, twice, never, or errors.
 
-As in test_hostile_agent.py, the monitor goes on or ends the sandbox with a reason, and `delete --force` leaves nothing.
+As in test_hostile_agent.py, the monitor continues or ends the sandbox with a reason, and `delete --force` leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def network() -> Iterator[str]:
 
 
 def nested(number: int) -> bytes:
-    """An answer as deep as hawse takes it."""
+    """An answer with the maximum depth that hawse accepts."""
     depth = MAX_MESSAGE_DEPTH - 1
     return _reply(b'{"id":%d,"result":' % number + b"[" * depth + b"]" * depth + b"}")
 
@@ -80,7 +81,7 @@ def _reply(payload: bytes) -> bytes:
 
 
 async def attempt(made: Scene, verb: str, params: dict[str, Any]) -> None:
-    """Ask a verb whose call the guest answers with nonsense: the answer is refused, or it can be printed."""
+    """Run a verb whose call the guest answers with invalid data: the answer is refused, or it can be printed."""
     try:
         check_plain(await made.monitor.ask(verb, **params))
     except VmError as error:
@@ -91,7 +92,7 @@ async def attempt(made: Scene, verb: str, params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_result_of_another_type_is_refused_and_the_sandbox_goes_on(tmp_path: Path, network: str, name: str) -> None:
-    """The steps of the guest are left out of the timeline."""
+    """The steps of the guest are omitted from the timeline."""
 
     def prepare(host: FakeHost) -> None:
         host.answers["trace"] = host.answers["start"] = VALUES[name]
@@ -138,10 +139,11 @@ def test_result_that_is_nested_deeply_is_refused_and_the_sandbox_goes_on(tmp_pat
         (method, name)
         for method in NEEDED
         for name in (*VALUES, "nested deeply")
-        if name != "nothing" or method in ("wake", "bind_vfio", "bind_native")  # of the others null is the right answer
+        if name != "nothing"
+        or method in ("wake", "bind_vfio", "bind_native")  # null is a valid answer to the other calls
     ],
 )
-def test_answer_that_is_needed_is_checked(tmp_path: Path, network: str, method: str, name: str) -> None:
+def test_required_answer_is_checked(tmp_path: Path, network: str, method: str, name: str) -> None:
     """The container is not created, and the reason names the call."""
 
     def prepare(host: FakeHost) -> None:

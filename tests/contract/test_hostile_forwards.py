@@ -1,6 +1,6 @@
 """A hostile agent and the connections that are forwarded to its pod, towards the real monitor.
 
-The client gets an error, or waits until the pod is deleted; the monitor goes on or ends the sandbox with a reason.
+The client gets an error, or waits until the pod is deleted. The monitor continues or ends the sandbox with a reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXIT = control.encode_event("exit", {"process": NUMBER, "code": 0})
 
 
 def use(inside: Namespace) -> bytes | None:
-    """The bytes that a client of the pod's port receives; None where the connection ends with an error."""
+    """The bytes that a client of the pod's port receives; None if the connection ends with an error."""
     data = b""
     try:
         with network_namespace.within(
@@ -48,7 +48,7 @@ def use(inside: Namespace) -> bytes | None:
 def forward(
     directory: Path, answer: Callable[[int], bytes], then: Callable[[Scene], Awaitable[None]], *expected: bytes | None
 ) -> None:
-    """Dial a port of the pod, whose agent sends ``answer`` to the call for it. ``then`` is what happens meanwhile."""
+    """Dial a port of the pod, whose agent sends ``answer`` to the call for it. ``then`` runs in the meantime."""
 
     def prepare(host: FakeHost) -> None:
         host.raw["connect"] = answer
@@ -103,7 +103,7 @@ VIOLATES = {
 
 
 @pytest.mark.parametrize("name", GOES_ON)
-def test_connection_that_the_agent_ends_is_no_others(tmp_path: Path, name: str) -> None:
+def test_connection_that_the_agent_ends_does_not_affect_others(tmp_path: Path, name: str) -> None:
     answer, expected = GOES_ON[name]
 
     async def then(made: Scene) -> None:

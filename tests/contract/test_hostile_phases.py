@@ -1,7 +1,8 @@
 """A hostile agent in each phase of a container's life, towards the real monitor: it closes the link, does not answer,
-or reports what cannot have happened yet.
+or reports impossible events.
 
-As in test_hostile_agent.py, the monitor goes on or ends the sandbox with a reason, and `delete --force` leaves nothing.
+As in test_hostile_agent.py, the monitor continues or ends the sandbox with a reason, and `delete --force` leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def test_link_that_closes_during_creation_is_the_reported_reason(tmp_path: Path,
 
 @pytest.mark.parametrize("verb", LATER)
 def test_link_that_closes_during_a_verb_ends_the_sandbox(tmp_path: Path, network: str, verb: str) -> None:
-    """The verb fails with the reason, or since the monitor has ended."""
+    """The verb fails with the reason, or because the monitor has ended."""
 
     def prepare(host: FakeHost) -> None:
         host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
@@ -112,7 +113,7 @@ def test_link_that_closes_during_a_verb_ends_the_sandbox(tmp_path: Path, network
 
 @pytest.mark.parametrize("method", CREATION)
 def test_container_whose_creation_is_not_answered_can_be_deleted(tmp_path: Path, network: str, method: str) -> None:
-    """At once: nothing waits for the guest."""
+    """The deletion does not wait for the guest."""
 
     def prepare(host: FakeHost) -> None:
         host.held[method] = asyncio.Event()
@@ -170,7 +171,7 @@ def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
 
 
 def test_data_before_the_start_and_after_the_exit(tmp_path: Path, network: str) -> None:
-    """The former is passed on, as crun's words are; the latter is dropped."""
+    """The former is forwarded, since it may be an error of crun. The latter is dropped."""
 
     async def story(made: Scene) -> None:
         await made.monitor.report()

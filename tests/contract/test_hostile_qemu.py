@@ -1,6 +1,7 @@
-"""A QEMU that its guest has taken over, and that speaks QMP as it likes towards the real monitor.
+"""A QEMU that its guest has compromised, and that sends arbitrary QMP messages to the real monitor.
 
-The sandbox is not created, or goes on and can be deleted; the monitor's log has no traceback and does not grow.
+The sandbox is not created, or it continues and can be deleted. The monitor's log contains no traceback and does not
+grow.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def network() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_message_in_place_of_the_greeting_fails_the_creation(tmp_path: Path, network: str, name: str) -> None:
+def test_message_instead_of_the_greeting_fails_the_creation(tmp_path: Path, network: str, name: str) -> None:
     def prepare(host: FakeHost) -> None:
         host.greets = False
 
@@ -53,11 +54,9 @@ def test_message_in_place_of_the_greeting_fails_the_creation(tmp_path: Path, net
 
 
 @pytest.mark.parametrize("name", ["deep nesting", "answers to nothing"])
-def test_message_in_place_of_an_answer_fails_the_command(tmp_path: Path, network: str, name: str) -> None:
-    """The device is named, 5 s later: QEMU's own end would be the better reason.
-
-    A QEMU that only does not answer is waited for, and its container can be deleted meanwhile.
-    """
+def test_message_instead_of_an_answer_fails_the_command(tmp_path: Path, network: str, name: str) -> None:
+    """The error names the device after 5 s, since QEMU's own end would be the better reason. A QEMU that only does not
+    answer is awaited, and its container can be deleted meanwhile."""
 
     def prepare(host: FakeHost) -> None:
         host.held["device_add"] = asyncio.Event()
@@ -73,7 +72,7 @@ def test_message_in_place_of_an_answer_fails_the_command(tmp_path: Path, network
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_message_while_the_container_runs_ends_nothing(tmp_path: Path, network: str, name: str) -> None:
+def test_message_while_the_container_runs_is_ignored(tmp_path: Path, network: str, name: str) -> None:
     async def story(made: Scene) -> None:
         machine = await made.start()
         await machine.report(MESSAGES[name])

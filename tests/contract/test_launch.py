@@ -70,8 +70,8 @@ def test_virtiofsd_is_connected_to_qemu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("share", "asked", "plugged"), [("9p", False, True), ("9p", True, True), ("virtiofs", True, True)]
 )
-def test_share_of_9p_is_plugged_at_the_start(tmp_path: Path, share: str, asked: bool, plugged: bool) -> None:
-    """QEMU cannot add a directory of 9p to a running VM."""
+def test_9p_share_is_plugged_at_the_start(tmp_path: Path, share: str, asked: bool, plugged: bool) -> None:
+    """QEMU cannot add a 9p directory to a running VM."""
 
     async def story(host: FakeHost, steps: Steps) -> None:
         made = machine_plan(qemu=host.qemu, share=share, virtiofsd=[host.virtiofsd, *DAEMON])

@@ -1,4 +1,4 @@
-"""Name queries of a guest, asked at a server on the loopback of the sandbox's network namespace."""
+"""Name queries of a guest, sent to a server on the loopback of the sandbox's network namespace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MESSAGE = bytes(range(12))
 
 
 class FakeLink:
-    """A guest: ``answers`` are the names that it was given. It may fail."""
+    """A guest: ``answers`` are the names that were reported to it. It may fail."""
 
     def __init__(self) -> None:
         self.on_query: Callable[[Query], None] = lambda _query: None
@@ -48,7 +48,7 @@ class FakeLink:
 
 
 def places(directory: Path) -> dict[str, str]:
-    """Where the container's resolv.conf is."""
+    """The directory of the container's resolv.conf."""
     return {"mount0": f"{directory}/mount0"}
 
 
@@ -64,7 +64,7 @@ def plan(*, destination: str = "/etc/resolv.conf", source: str = "/run/share/mou
 def serve(
     inside: Namespace, directory: Path, act: Callable[[FakeLink, socket.socket, socket.socket], Awaitable[None]]
 ) -> None:
-    """Do something with a guest and with the sockets of a server, of UDP and TCP, which do not block."""
+    """Call ``act`` with a guest and with the non-blocking UDP and TCP sockets of a server."""
     (directory / "mount0").write_text(f"nameserver {SERVER}\n")
     (directory / "state").mkdir()
 
@@ -94,7 +94,7 @@ def bind() -> tuple[socket.socket, socket.socket]:
 
 
 async def answer(udp: socket.socket, *, reply: bytes = b"") -> bytes:
-    """Answer the next query, with itself by default; the query."""
+    """Answer the next query, by default with the query itself; returns the query."""
     loop = asyncio.get_running_loop()
     query, address = await loop.sock_recvfrom(udp, 65535)
     await loop.sock_sendto(udp, reply or query, address)
@@ -128,7 +128,7 @@ def test_query_over_udp(inside: Namespace, tmp_path: Path) -> None:
     [([1, 1, 3], 260, b""), ([2, 300], 260, b"not of this answer"), ([5], 260, b""), ([1], 0, b"")],
 )
 def test_query_over_tcp(inside: Namespace, tmp_path: Path, pieces: list[int], reply: int, more: bytes) -> None:
-    """The answer has its length in front, and may come in pieces. The server does not close the connection."""
+    """The answer begins with its length, and may arrive in pieces. The server does not close the connection."""
 
     async def act(link: FakeLink, _udp: socket.socket, tcp: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -150,7 +150,7 @@ def test_query_over_tcp(inside: Namespace, tmp_path: Path, pieces: list[int], re
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\x0c" + MESSAGE[:5]])
-def test_connection_that_ends_early_is_no_answer(inside: Namespace, tmp_path: Path, sent: bytes) -> None:
+def test_connection_that_ends_early_has_no_answer(inside: Namespace, tmp_path: Path, sent: bytes) -> None:
     async def act(link: FakeLink, udp: socket.socket, tcp: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         link.ask(7, transport="tcp")
@@ -179,8 +179,8 @@ def test_unknown_server_and_message_that_is_no_query_are_ignored(inside: Namespa
     serve(inside, tmp_path, act)
 
 
-def test_queries_at_once_are_bounded(inside: Namespace, tmp_path: Path) -> None:
-    """Those beyond 64 are dropped. An answer makes room for another."""
+def test_number_of_pending_queries_is_limited(inside: Namespace, tmp_path: Path) -> None:
+    """Those beyond 64 are dropped. After an answer another query is accepted."""
 
     async def act(link: FakeLink, udp: socket.socket, _tcp: socket.socket) -> None:
         before = len(asyncio.all_tasks())
@@ -226,9 +226,7 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
         ({"name": "mount2"}, False),
     ],
 )
-def test_resolv_conf_is_the_shared_file_that_is_mounted_there(
-    tmp_path: Path, changes: dict[str, str], found: bool
-) -> None:
+def test_resolv_conf_is_read_from_the_shared_file(tmp_path: Path, changes: dict[str, str], found: bool) -> None:
     for name in ("mount0", "mount1", "mount2", "other"):
         (tmp_path / name).write_text(f"nameserver 127.0.0.1{name[-1:].replace('r', '3')}\n")
 
@@ -240,7 +238,7 @@ def test_resolv_conf_is_the_shared_file_that_is_mounted_there(
     asyncio.run(live())
 
 
-def test_long_resolv_conf_is_read_to_its_64th_kilobyte(tmp_path: Path) -> None:
+def test_long_resolv_conf_is_read_up_to_64_kib(tmp_path: Path) -> None:
     async def live(before: int) -> list[list[str]]:
         (tmp_path / "mount0").write_text("#" * (before - 1) + "\nnameserver 127.0.0.11\n")
         link = FakeLink()

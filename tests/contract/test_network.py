@@ -134,7 +134,7 @@ def test_interface_belongs_to_one_sandbox(network: Network, inside: Namespace, t
 
 
 def test_joining_without_a_monitor_is_undone(network: Network, inside: Namespace) -> None:
-    """For example when the monitor is killed meanwhile."""
+    """For example if the monitor is killed meanwhile."""
     joining(network).end()
     assert inside.links() == ["eth0"]
     network.close()
@@ -143,7 +143,7 @@ def test_joining_without_a_monitor_is_undone(network: Network, inside: Namespace
 
 @pytest.mark.usefixtures("network")
 def test_missing_state_directory_stops_the_joining(inside: Namespace, tmp_path: Path) -> None:
-    """For example when the sandbox of a dead monitor is deleted while the program still runs."""
+    """For example if the sandbox of a dead monitor is deleted while the program still runs."""
     gone = Joining(inside.fd, [inside.shown("link show eth0")[0]["ifindex"]], str(tmp_path / "gone" / "network"))
     with pytest.raises(HostError, match="ended before its time"):
         gone.wait()
@@ -196,7 +196,7 @@ def test_record_of_another_namespace_is_ignored(
 def test_namespace_of_an_ended_process_is_found_by_its_mount(
     network: Network, inside: Namespace, tmp_path: Path
 ) -> None:
-    """For example when an engine has mounted the namespace of a process that was killed together with the monitor."""
+    """For example if an engine has mounted the namespace of a process that was killed together with the monitor."""
     [(interface, tap)], _ = joining(network).wait()
     os.close(tap)
     other = tmp_path / "other"

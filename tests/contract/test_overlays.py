@@ -1,4 +1,4 @@
-"""Containers that join a sandbox at the same moment with the same overlay, with a QEMU without a machine."""
+"""Containers that join a sandbox at the same moment with the same overlay, with a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ["c1", "c2", "c3"]
 
 
 def mounted(monitor: int) -> list[str]:
-    """Where overlays are mounted in the share of a monitor."""
+    """The mount points of overlays in the share of a monitor."""
     table = Path(f"/proc/{monitor}/mountinfo").read_text()
     return re.findall(r"/share/(\S+) .* - overlay ", table)
 
@@ -28,7 +28,9 @@ def test_overlay_of_containers_that_join_at_the_same_moment_is_mounted_once() ->
     """Two mounts of one upper directory are undefined behaviour of the kernel."""
 
     def act() -> Any:
-        linux.mount("test", "/mnt", "tmpfs", 0)  # an upper layer may not be on an overlay, as this machine's files may
+        linux.mount(
+            "test", "/mnt", "tmpfs", 0
+        )  # an upper layer cannot be on an overlay, and this machine's files may be on one
         for name in ("lower", "upper", "work", "host"):
             os.mkdir(f"/mnt/{name}")
         with Sandboxes("/mnt/host") as host:
@@ -42,7 +44,7 @@ def test_overlay_of_containers_that_join_at_the_same_moment_is_mounted_once() ->
 
             def joining(spec: dict[str, Any]) -> None:
                 annotated(JOINS)(spec)
-                # Each has its overlay before it runs, and is created after it.
+                # Each gets its overlay before it runs, and is created after it.
                 spec["hooks"] = {"createRuntime": [hook]}
                 spec["mounts"].append(overlay)
 
@@ -52,7 +54,7 @@ def test_overlay_of_containers_that_join_at_the_same_moment_is_mounted_once() ->
             words += ["create", "--bundle", host.bundle]
             creations = []
             for name in NAMES:
-                with open(f"/mnt/{name}", "w") as said:  # not a pipe: the container's process keeps it open
+                with open(f"/mnt/{name}", "w") as said:  # not a pipe, which the container's process would keep open
                     creations.append(subprocess.Popen([*words, name], stdout=said, stderr=said))
             codes = [creation.wait() for creation in creations]
             errors = [Path(f"/mnt/{name}").read_text() for name in NAMES]
@@ -66,7 +68,7 @@ def test_overlay_of_containers_that_join_at_the_same_moment_is_mounted_once() ->
     assert in_namespace(act) == [[0, 0, 0], ["", "", ""], [1, 1, 1, 0]]
 
 
-def test_lock_ends_with_the_process_that_has_it(tmp_path: Path) -> None:
+def test_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     def take() -> bool:
         overlays.alone(str(tmp_path)).__enter__()
         return True

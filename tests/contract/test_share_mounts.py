@@ -1,4 +1,4 @@
-"""Mounts of a sandbox's share: binds of the host's files, and mounts that are made in them before and later."""
+"""Mounts of a sandbox's share: binds of the host's files, and mounts below them, made before or later."""
 
 from __future__ import annotations
 

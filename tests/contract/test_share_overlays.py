@@ -39,7 +39,8 @@ def over(name: str, overlay: Overlay, *, readonly: bool = False) -> Share:
 
 
 def on_disk(act: Callable[[str], Any]) -> Any:
-    """Call ``act`` with a directory that can be an upper layer: the host's root may be an overlay, which cannot."""
+    """Call ``act`` with a directory that can be an upper layer: the host's root may be an overlay, which cannot be
+    one."""
 
     def mount_and_act() -> Any:
         linux.mount("test", "/mnt", "tmpfs", 0)

@@ -100,7 +100,7 @@ def test_bridge_is_joined_and_its_ports_are_not(network: Network, inside: Namesp
             assert listening.recv(4096) == last
 
 
-def test_parent_of_a_macvlan_in_the_same_namespace_is_left(
+def test_parent_of_a_macvlan_in_the_same_namespace_is_not_joined(
     network: Network, inside: Namespace, outside: Namespace
 ) -> None:
     cable(inside, outside, "eth0", net=1)
@@ -128,7 +128,7 @@ def test_macvlan_over_an_interface_of_the_guest(network: Network, inside: Namesp
 
 
 @pytest.mark.parametrize("tag", [netlink.ETH_P_8021Q, netlink.ETH_P_8021AD])
-def test_frames_of_a_protocol_are_left_to_the_host(
+def test_frames_of_a_passed_protocol_reach_the_host(
     network: Network, inside: Namespace, outside: Namespace, tag: int
 ) -> None:
     """The filter for them is removed with the others, even if another program uses the qdisc."""

@@ -1,4 +1,4 @@
-"""Signals of the agent to processes by their pids: a process with a reused pid gets none."""
+"""Signals of the agent to processes by their pids: no process with a reused pid is signalled."""
 
 from __future__ import annotations
 

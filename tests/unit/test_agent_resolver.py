@@ -1,4 +1,4 @@
-"""Queries for names that the host has not answered yet."""
+"""Name queries that the host has not answered yet."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SERVER = "127.0.0.12"
 
 
 @pytest.mark.parametrize(("count", "answered"), [(128, 1), (129, 2)])
-def test_the_oldest_of_too_many_queries_is_forgotten(count: int, answered: int) -> None:
-    """Its program asks again."""
+def test_oldest_query_is_dropped_above_the_limit(count: int, answered: int) -> None:
+    """The program that sent it repeats its query."""
     asked: queue.Queue[dict[str, Any]] = queue.Queue()
     resolver = Resolver(asked.put)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

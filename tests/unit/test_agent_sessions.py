@@ -1,7 +1,5 @@
-"""Sessions of `exec`: a program that forks as crun does is traced, and its grandchild leads a session.
-
-The reaper waits for every child of its process, so the tracing runs in a process of its own.
-"""
+"""Sessions of `exec`: a program that forks as crun does is traced, and its grandchild leads a session. The reaper waits
+for every child of its process, so the test traces in a new process."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tests.support.patience import patience, wait_until
 
 
 class FakeReaper:
-    """Records what the process executes whenever somebody holds its pid, as for a signal."""
+    """Records the program that the process executes each time that its pid is held, as for a signal."""
 
     def __init__(self) -> None:
         self.held: list[str] = []
@@ -38,7 +38,7 @@ class FakeReaper:
 
 
 class FakeCrun:
-    """Starts at once, as crun does, which does not wait for the program."""
+    """Returns at once, as crun does, which does not wait for the program."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
@@ -90,12 +90,12 @@ def made(tmp_path: Path) -> Iterator[Started]:
     started.program.communicate()
 
 
-def test_signal_during_a_start_is_for_the_program(made: Started) -> None:
-    """The host has the container as running: the signal would end a hook, or be lost."""
+def test_signal_during_a_start_reaches_the_program(made: Started) -> None:
+    """For the host the container is running already. Otherwise the signal would end a hook, or be lost."""
     with made.starting():
         kill = threading.Thread(target=made.container.signal, args=(made.first, signal.SIGTERM))
         kill.start()
-        time.sleep(0.1)  # without the wait it has been sent by then
+        time.sleep(0.1)  # without the wait it would have been sent by now
         assert made.reaper.held == []
         made.execute()
         kill.join(patience(5))
@@ -127,10 +127,9 @@ def test_start_returns_when_the_program_is_executed(made: Started) -> None:
     assert made.executes() == "sleep"
 
 
-def test_start_does_not_wait_for_ever_for_hooks_in_the_container(
-    made: Started, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """runc waits for none. Then the container is started: it can be signalled, and its program comes later."""
+def test_start_waits_a_limited_time_for_hooks_in_the_container(made: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runc does not wait for hooks either. The container then counts as started: it can be signalled before its program
+    runs."""
     monkeypatch.setattr(module, "_EXECUTE_SECONDS", 0.2)
     began = time.monotonic()
     with made.starting():
@@ -148,7 +147,7 @@ def test_host_waits_longer_for_a_start_than_the_agent_for_the_program() -> None:
     assert module._EXECUTE_SECONDS + 10 < sandbox._LEAST_CALL_SECONDS
 
 
-def test_start_that_fails_holds_up_no_signal(made: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_start_does_not_delay_signals(made: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_name: str) -> None:
         raise VmError("crun: no")
 

@@ -1,4 +1,4 @@
-"""Nodes of attached groups, answers of the guest at the limits of what is believed, and ports at the limits of a VM."""
+"""Nodes of attached groups, limits of the answers that are accepted from the guest, and limits of a VM's ports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IOMMU = file_node(None, path="/dev/iommu", major=10, minor=126)
 
 
 class Machine:
-    """The attachments of a container in a VM that runs."""
+    """The attachments of a container in a running VM."""
 
     def __init__(self, made: ContainerPlan, *answers: dict[str, Any], **others: Any) -> None:
         bound = list(answers) if len(answers) > 1 else answers[0]
@@ -61,7 +61,7 @@ def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[VfioNode]
 
 
 def test_nodes_of_a_detached_group_are_forgotten() -> None:
-    """The group can come back under another path, and a node that is named twice exists once."""
+    """The group can be attached again at another path; a node that is named twice exists once."""
 
     async def story() -> None:
         made = Machine(plan().container, FILES)
@@ -119,7 +119,7 @@ def test_end_before_the_creation_releases_the_ports() -> None:
 
 @pytest.mark.parametrize("call", ["detach", "end", "attach"])
 def test_device_that_stays_keeps_its_port(call: str) -> None:
-    """The container is gone from the claims, the port is not: QEMU has something in it."""
+    """The container no longer claims the device, but its port stays in use: QEMU still has the device."""
 
     async def story() -> None:
         groups = [] if call == "attach" else [EDU]
@@ -226,7 +226,7 @@ def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
 
 
 def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
-    """What the guest keeps goes with QEMU, and a QEMU that does not answer is no error then."""
+    """Devices that the guest keeps end with QEMU. A QEMU that does not answer is not an error then."""
 
     async def story() -> None:
         for patience, left in ((1, set()), (9, {"vfio-5-0"})):

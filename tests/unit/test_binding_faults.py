@@ -154,7 +154,7 @@ def test_interrupt_that_cannot_be_undone_is_reported_with_the_function(host: Hos
 
 @pytest.mark.parametrize(("hangs", "waits"), [(True, [30.0, 30.0, 2.0, 30.0]), (False, [30.0] * 4)])
 def test_undoing_has_a_short_timeout_for_the_function_that_hangs(host: Host, hangs: bool, waits: list[float]) -> None:
-    """The kernel holds its lock. The functions before it have the full timeout."""
+    """The kernel holds its lock. The functions before it get the full timeout."""
     waited: list[float] = []
 
     def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:

@@ -109,7 +109,7 @@ def test_devices_allow_limits_block_devices(patterns: list[str], allowed: bool) 
 
 
 def test_device_is_opened_by_its_number_without_a_leak() -> None:
-    """No driver has the number: the node is created and opened, and the kernel reports that it has no device."""
+    """The number belongs to no driver: the node is created and opened, and the kernel reports a missing device."""
     before = set(os.listdir("/proc/self/fd"))
     for writable in (True, False):
         with pytest.raises(OSError, match=r"No such device or address|Operation not permitted"):

@@ -1,4 +1,4 @@
-"""A connection that is forwarded ends when all that came over it is passed on, however slow its reader is."""
+"""A forwarded connection ends when all of its data was passed on, even if its reader is slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.patience import patience
 from tests.support.pods import settle
 
 
-def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
+def test_pending_data_is_written_after_the_guest_has_ended() -> None:
     async def live() -> None:
         link, processes, reader, writer = RoutedLink(), Processes(seconds=1), asyncio.StreamReader(), FakeWriter()
         processes.begin(cast(GuestLink, link))
@@ -46,8 +46,8 @@ def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
     virtual_time.run(live())
 
 
-def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
-    """Without the credit that it owes: the host's side has sent more than the guest ever takes."""
+def test_connection_that_the_guest_ends_early_does_not_block_others() -> None:
+    """It does not return credit: the host's side has sent more than the guest ever accepts."""
 
     async def live() -> None:
         link, processes, reader, writer = RoutedLink(), Processes(seconds=1), asyncio.StreamReader(), FakeWriter()
@@ -65,7 +65,7 @@ def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
 
 
 class Connected:
-    """A connection on its way to port 80 of the guest."""
+    """A connection to port 80 of the guest that is being opened."""
 
     def __init__(self, link: RoutedLink) -> None:
         self.link, self.reader, self.writer = link, asyncio.StreamReader(), FakeWriter()
@@ -76,7 +76,7 @@ class Connected:
         self.task = asyncio.create_task(self.processes.connect(self.connection, 80))
 
     def sent(self, kind: int) -> list[bytes]:
-        """The frames of a kind that the guest has got."""
+        """The frames of a kind that the guest has received."""
         return [frame for frame in self.link.sent if frame[4] == kind]
 
 
@@ -125,7 +125,7 @@ def test_refused_connection_is_forgotten() -> None:
 
 @pytest.mark.parametrize("cause", ["cancelled", "broken"])
 def test_connection_that_the_host_ends_is_disconnected_in_the_guest(cause: str) -> None:
-    """What the server still writes is dropped; the stream is forgotten when the agent reports the end."""
+    """Later output of the server is dropped. The stream is forgotten when the agent reports the end."""
 
     async def act(made: Connected) -> None:
         if cause == "cancelled":

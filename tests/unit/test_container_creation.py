@@ -97,7 +97,7 @@ def test_terminal_size_is_in_the_specification(
 
 
 def test_notes_about_nodes_are_those_of_the_host(tmp_path: Path) -> None:
-    """The specification that the guest gets has its numbers."""
+    """The guest gets a specification with its own numbers."""
     devices = [
         {"path": "/dev/vfio/5", "type": "c", "major": 511, "minor": 7, "fileMode": 0o600},
         {"path": "/dev/iommu", "type": "c", "major": 10, "minor": 126},
@@ -129,7 +129,7 @@ def test_notes_about_nodes_are_those_of_the_host(tmp_path: Path) -> None:
 
 
 def test_numbers_of_the_guests_own_drivers_are_not_translated(tmp_path: Path) -> None:
-    """Their nodes may have the numbers that a group and a disk have on the host."""
+    """Their nodes may have the same numbers as a group and a disk of the host."""
     devices = [
         {"path": "/dev/vfio/7", "type": "c", "major": 511, "minor": 9},
         {"path": "/dev/sdb", "type": "b", "major": 8, "minor": 16},
@@ -194,7 +194,7 @@ def test_failed_creation_ends_the_proxy_and_is_undone(tmp_path: Path, moment: st
                 await made.create(made.joining(sysctls={"net.x": "1"}))
             assert await heard(proxy) == ("exit", {"code": LOST})
             made.prove_alone()
-            # What the guest still sends for it is dropped.
+            # Later frames of the guest for it are dropped.
             if moment == "create":
                 made.guest.send(encode(2 * STREAMS + 1, DATA, b"late"))
                 made.guest.tell("exit", process=2, code=0)

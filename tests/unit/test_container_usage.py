@@ -1,4 +1,5 @@
-"""Processes, statistics, limits and OOM kills of one container: what the guest and the host's cgroup are asked for."""
+"""Processes, statistics, limits and OOM kills of one container: the calls to the guest and changes of the host's
+cgroup."""
 
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def test_listing_and_statistics_are_converted(tmp_path: Path, status: str) -> No
 
 
 def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
-    """Only what changes is sent, and nothing that is asked for again. The host's CPUs are never sent to the guest."""
+    """Only changed values are sent, and unchanged ones are not. The host's CPUs are never sent to the guest."""
 
     async def story() -> None:
         made = Container(tmp_path)
@@ -162,7 +163,7 @@ def test_update_of_cpus_of_a_container_without_a_cgroup_names_the_cause(tmp_path
     virtual_time.run(story())
 
 
-def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
+def test_failed_update_is_not_recorded(tmp_path: Path) -> None:
     async def story() -> None:
         made = Container(tmp_path, update=[VmError("agent: no"), None])
         with pytest.raises(ConfigError):
@@ -179,8 +180,8 @@ def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails", ["host", "guest"])
-def test_way_back_after_an_update_that_fails_is_taken(tmp_path: Path, fails: str) -> None:
-    """The host has the new weight by then, and what it had before is asked for again."""
+def test_failed_update_is_rolled_back(tmp_path: Path, fails: str) -> None:
+    """The host's cgroup has the new weight already; the previous one is set again."""
 
     async def story() -> None:
         made = Container(tmp_path, update=[VmError("agent: no"), None])
@@ -202,7 +203,8 @@ def test_way_back_after_an_update_that_fails_is_taken(tmp_path: Path, fails: str
 
 @pytest.mark.parametrize("spec", [{}, {"linux": {"resources": None}}, {"linux": {"resources": {"cpu": None}}}])
 def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """The specification names no CPUs any more: the plan took them out. Giving the same again changes nothing."""
+    """The specification names no CPUs any more: planning has removed them. Setting the same CPUs again changes
+    nothing."""
 
     async def story() -> None:
         made = Container(tmp_path, spec=spec)
@@ -225,7 +227,7 @@ def test_wait_for_an_oom_kill_is_bounded(tmp_path: Path, seconds: float, longest
 
 
 def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
-    """The agent reports the total. The host's cgroup shows one kill, however many there were."""
+    """The agent reports the total. The host's cgroup records one kill, even if several have happened."""
     recorded = []
 
     class Recording(HostCgroup):
@@ -251,8 +253,8 @@ def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
     virtual_time.run(story())
 
 
-def test_flood_of_oom_kills_is_told_once_a_second(tmp_path: Path) -> None:
-    """Each is a write to the disk and an event of the engine's, and how many there are is the guest's to say."""
+def test_flood_of_oom_kills_is_reported_once_a_second(tmp_path: Path) -> None:
+    """Each report causes a disk write and an event of the engine, and the guest determines their number."""
 
     async def story() -> None:
         made = Container(tmp_path)
@@ -275,7 +277,7 @@ def test_flood_of_oom_kills_is_told_once_a_second(tmp_path: Path) -> None:
     virtual_time.run(story())
 
 
-def test_cgroup_that_cannot_be_told_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cgroup_that_cannot_record_an_oom_kill_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Failing(HostCgroup):
         def record_oom(self) -> None:
             raise OSError("no room")

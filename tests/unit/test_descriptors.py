@@ -1,4 +1,4 @@
-"""--preserve-fds: which descriptors are handed on, in which direction, and what is said of the others."""
+"""--preserve-fds: the descriptors that are passed, their directions, and the errors about others."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def anonymous(target: str) -> Descriptor:
         (replace(FILE, flags=W | os.O_APPEND), OUT),
     ],
 )
-def test_a_stream_of_bytes_is_handed_on_in_the_direction_of_its_access_mode(
-    descriptor: Descriptor, answer: str
-) -> None:
+def test_byte_stream_is_passed_in_the_direction_of_its_access_mode(descriptor: Descriptor, answer: str) -> None:
     assert refuse(descriptor) is None
     assert direction(descriptor) == answer
 
@@ -74,7 +72,7 @@ def test_a_stream_of_bytes_is_handed_on_in_the_direction_of_its_access_mode(
         (replace(FILE, target="pidfd:[12]"), "an object of the host kernel (pidfd:[12])"),
     ],
 )
-def test_all_else_is_refused_by_what_it_is(descriptor: Descriptor, words: str) -> None:
+def test_other_descriptors_are_refused_with_their_kind(descriptor: Descriptor, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         preserve(1, look=lambda number: descriptor if number == 3 else None)
     assert caught.value.message == (f"--preserve-fds: descriptor 3 cannot be passed into a VM: it is {words}")
@@ -82,7 +80,7 @@ def test_all_else_is_refused_by_what_it_is(descriptor: Descriptor, words: str) -
 
 
 def among(*found: Descriptor) -> Callable[[int], Descriptor | None]:
-    """These are open, and nothing else is."""
+    """Only these descriptors are open."""
     return {each.number: each for each in found}.get
 
 
@@ -109,7 +107,7 @@ STDIN = replace(PIPE, number=0, inode=(13, 1))
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_handed_on_is_named(
+def test_descriptor_that_cannot_be_passed_is_named(
     count: int, listening: int, found: tuple[Descriptor, ...], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -127,7 +125,7 @@ def test_what_cannot_be_handed_on_is_named(
         (tuple(replace(PIPE, number=3 + n, inode=(13, n)) for n in range(MAX_PRESERVED)), (IN,) * MAX_PRESERVED),
     ],
 )
-def test_several_are_handed_on(found: tuple[Descriptor, ...], answer: tuple[str, ...]) -> None:
+def test_several_descriptors_are_passed(found: tuple[Descriptor, ...], answer: tuple[str, ...]) -> None:
     assert preserve(len(answer), look=among(*found)) == answer
 
 
@@ -142,12 +140,12 @@ def test_several_are_handed_on(found: tuple[Descriptor, ...], answer: tuple[str,
         ({"LISTEN_FDS": "two", "LISTEN_PID": "7"}, 0),
     ],
 )
-def test_systemd_hands_descriptors_to_one_process(environment: dict[str, str], count: int) -> None:
+def test_descriptors_of_systemd_belong_to_one_process(environment: dict[str, str], count: int) -> None:
     assert activated(environment, 7) == count
 
 
 @given(st.builds(Descriptor, st.integers(3, 63), st.text(), st.integers(0, 2**16 - 1), st.integers(0, 2**31 - 1)))
-def test_whatever_the_kernel_tells_there_is_an_answer(descriptor: Descriptor) -> None:
+def test_any_descriptor_is_accepted_or_refused(descriptor: Descriptor) -> None:
     refusal = refuse(descriptor)
     assert direction(descriptor) in (IN, OUT, BOTH) if refusal is None else all(refusal)
 
@@ -158,7 +156,7 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_what_the_kernel_tells(opened: ExitStack) -> None:
+def test_inspected_descriptors_match_the_kernel(opened: ExitStack) -> None:
     def look(fd: int, *, owned: bool = False) -> Descriptor:
         if not owned:
             opened.callback(os.close, fd)
@@ -182,7 +180,7 @@ def test_what_the_kernel_tells(opened: ExitStack) -> None:
     for descriptor, answer in handed.items():
         assert (refuse(descriptor), direction(descriptor)) == (None, answer)
     refused = {
-        look(idle.fileno(), owned=True): "not connected", look(messages.fileno(), owned=True): "messages apart",
+        look(idle.fileno(), owned=True): "not connected", look(messages.fileno(), owned=True): "message boundaries",
         look(listener.fileno(), owned=True): "listening", look(os.open(directory, R)): "directory",
         look(os.memfd_create("x")): "memfd", look(os.eventfd(0)): "eventfd", look(os.pidfd_open(os.getpid())): "pidfd",
         look(os.open("/proc/self/ns/net", R)): "net:", look(os.open(directory, os.O_PATH)): "O_PATH",

@@ -1,4 +1,4 @@
-"""linux.resources.devices as runc applies it; each verdict was asked of runc 1.1.5 on cgroup v1."""
+"""linux.resources.devices as runc applies it; the expected verdicts were obtained from runc 1.1.5 on cgroup v1."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rule(allow: bool, major: int | None = None, minor: int | None = None, access
         ([ALL, rule(False, None, None, "m")], "r w rw"),
     ],
 )
-def test_open_is_allowed_as_under_runc(rules: list[DeviceRule], opened: str) -> None:
+def test_open_is_allowed_as_with_runc(rules: list[DeviceRule], opened: str) -> None:
     made = effective("config.json", rules)
     assert " ".join(access for access in ("r", "w", "rw") if verdict(made, (1, 11), access)) == opened
 
@@ -56,7 +56,7 @@ def test_default_devices_are_allowed_whatever_the_rules(rules: list[DeviceRule])
 
 
 def test_denials_that_overlap_add_up() -> None:
-    """Also where none is part of another: c 511:* and c *:7 have c 511:7 in common."""
+    """Also if neither contains the other: c 511:* and c *:7 have c 511:7 in common."""
     made = effective(
         "config.json",
         [ALL, rule(False, 511, None, "w"), rule(False, None, 77, "r"), rule(False, 511, 8, "m")],
@@ -68,7 +68,7 @@ def test_denials_that_overlap_add_up() -> None:
     assert opened == {(511, 77): "m", (511, 8): "r", (511, 1): "rm", (200, 77): "wm", (200, 1): "rwm"}
 
 
-def test_rules_are_as_crun_takes_them() -> None:
+def test_rules_are_translated_for_crun() -> None:
     made: list[dict[str, Any]] = effective("config.json", [NONE, rule(True, 511, None, "wr")])
     assert made[0] == {"allow": False, "type": "a", "access": "rwm"}
     assert made[1] == {"allow": True, "type": "c", "major": 511, "access": "rw"}

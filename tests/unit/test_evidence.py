@@ -1,4 +1,4 @@
-"""What a guest writes is kept in bounds, and shown without what could steer a terminal."""
+"""Console output of a guest is limited in size, and printed without terminal control characters."""
 
 from __future__ import annotations
 

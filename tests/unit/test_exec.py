@@ -36,7 +36,7 @@ def bundle(tmp_path: Path) -> str:
 
 
 class Ending:
-    """In a thread: the next process ends at once, with the code; ``params`` are those of its proxy's call."""
+    """Run the process in a thread: it exits at once with the code; ``params`` are those of its proxy's call."""
 
     def __init__(self, monitor: FakeMonitor, code: int) -> None:
         self._monitor = monitor
@@ -61,7 +61,7 @@ def monitor(hawse: Command, bundle: str) -> Iterator[FakeMonitor]:
 
 
 def await_proxy(monitor: FakeMonitor, answer: object = None) -> list[Attached]:
-    """Answer `exec` when the process's proxy has attached itself, as the real monitor does; filled with it."""
+    """Answer `exec` once the process's proxy has connected, as the real monitor does. The list gets the proxy."""
     attached: list[Attached] = []
 
     def execute(_params: object) -> object:
@@ -73,7 +73,7 @@ def await_proxy(monitor: FakeMonitor, answer: object = None) -> list[Attached]:
 
 
 def asked(monitor: FakeMonitor) -> dict[str, Any]:
-    """The process of the one call."""
+    """The process of the only call."""
     [(method, params)] = monitor.calls
     assert method == "exec"
     process: dict[str, Any] = params["process"]
@@ -143,7 +143,7 @@ def test_process_is_ended_if_its_pid_cannot_be_written(hawse: Command, monitor: 
     assert done.code == 255
     assert "/none/" in done.errors
     with proxies[0] as process:
-        process.await_end()  # the proxy is gone, and with it the process
+        process.await_end()  # the proxy has ended, and the process with it
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_terminal_goes_to_the_console_socket(hawse: Command, monitor: FakeMonito
 
 
 def test_file_descriptors_are_preserved(tmp_path: Path, bundle: str) -> None:
-    """From 3 on; the command itself keeps none of them: its caller sees when the process closes them."""
+    """The numbers begin at 3. The command itself closes them, so that its caller sees when the process closes them."""
     hawse = Runtime(str(tmp_path))
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""Sockets and FIFOs of the host that are bound: which are forwarded, and what is warned of."""
+"""Bind-mounted sockets and FIFOs of the host: which are forwarded, and which cause a warning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AGENT = Special(SOCKET, "/run/spire/agent.sock", 0o777, 0, 0)
 
 @pytest.fixture
 def sockets(tmp_path: Path) -> Iterator[Path]:
-    """A socket of each kind, one that nobody has open, a FIFO, a file, and links."""
+    """A socket of each kind, one that no process has open, a FIFO, a file, and links."""
     kinds = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "packets": socket.SOCK_SEQPACKET}
     opened = []
     for name, kind in kinds.items():
@@ -42,7 +42,7 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     for made in opened:
         made.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody was told of anything
+        with pytest.raises(BlockingIOError):  # no peer has received data
             made.accept() if made.type != socket.SOCK_DGRAM else made.recv(1)
         made.close()
 
@@ -62,7 +62,7 @@ def test_sockets_and_fifos_are_found_where_links_lead(sockets: Path, name: str, 
         assert found == Special(FIFO, f"{sockets}/fifo", 0o640, 0, 0)
 
 
-def test_descriptors_of_processes_are_none_of_them() -> None:
+def test_descriptors_of_processes_are_not_sockets_to_forward() -> None:
     reading, writing = os.pipe()
     try:
         assert find_special(f"/proc/self/fd/{reading}") is None
@@ -89,7 +89,9 @@ def test_type_of_a_socket_is_found_without_a_message(sockets: Path, name: str, e
         (Special(FIFO, "/run/f", 0o600, 0, 0), ["/run/f"], "/run/f is a FIFO of the host: only containers of the same"),
     ],
 )
-def test_what_is_not_forwarded_is_warned_of_by_its_path(special: Special, patterns: list[str], words: str) -> None:
+def test_socket_that_is_not_forwarded_is_a_warning_with_its_path(
+    special: Special, patterns: list[str], words: str
+) -> None:
     text = obstacle("mounts[1].source", special, patterns, type_of=lambda _: STREAM)
     assert words in text if words else text == ""
     assert not words or text.startswith(f"mounts[1].source: {special.path} is a {special.kind} of the host")
@@ -100,7 +102,7 @@ def test_socket_of_datagrams_is_not_forwarded() -> None:
     assert "of datagrams: only sockets of streams are forwarded" in text
 
 
-def test_socket_that_cannot_be_looked_at_is_not_forwarded() -> None:
+def test_socket_of_unknown_type_is_not_forwarded() -> None:
     assert "No such file" in obstacle("mounts[1].source", Special(SOCKET, "/none", 0, 0, 0), ["/none"])
 
 
@@ -146,7 +148,7 @@ def planned(directory: Path, *mounts: dict[str, Any], env: tuple[str, ...] = (),
 
 
 @pytest.mark.parametrize("name", ["stream", "datagram", "fifo"])
-def test_mount_is_shared_as_a_file_and_warned_of(sockets: Path, name: str) -> None:
+def test_mount_that_is_not_forwarded_is_shared_as_a_file_with_a_warning(sockets: Path, name: str) -> None:
     made = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
     assert (made.spec["mounts"][0]["source"], made.mounts.sockets) == ("/run/hawse/share/c1/mount0", {})
     assert (made.shares[1].source, made.shares[1].is_dir) == (f"{sockets}/{name}", False)
@@ -169,7 +171,7 @@ def test_forwarded_socket_is_the_guests_with_the_hosts_mode_and_owners(sockets: 
 
 
 def test_socket_in_dev_is_the_hosts(sockets: Path) -> None:
-    """As /dev/log is, which the guest does not have."""
+    """For example /dev/log, which the guest does not have."""
     place = f"/dev/hawse-test-{os.getpid()}"
     os.symlink(sockets / "stream", place)
     try:

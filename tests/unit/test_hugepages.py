@@ -104,7 +104,8 @@ def bind(source: str, destination: str, *options: str) -> dict[str, Any]:
 
 
 def test_bind_mount_of_host_hugetlbfs_becomes_a_guest_hugetlbfs(tmp_path: Path) -> None:
-    """Docker's -v mounts those of /dev, Kubernetes volumes; each source directory has its own mount in the guest."""
+    """Docker's -v mounts those of /dev, Kubernetes mounts volumes. The guest mounts each source directory
+    separately."""
     volume = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/h"
     found = {"/dev/hugepages": Hugetlbfs(2048, 0o1777, 0, 0), volume: Hugetlbfs(GIB_KIB, 0o755, 7, 8)}
     mounts = [
@@ -161,7 +162,7 @@ BOTH = frozenset({2048, GIB_KIB})
         (SINGLE, Asked(mounted=frozenset({2048})), 0, ((2048, 256),)),
         (SINGLE, Asked(mounted=frozenset({GIB_KIB})), 16, ((GIB_KIB, 1),)),
         (SINGLE, Asked(), 100, ()),
-        # A pod: each of its containers has the pod's annotation; its sandbox has only its own limits.
+        # A pod: the annotation of the pod is on each of its containers; its sandbox has only its own limits.
         (CONTAINER, Asked(said={2048: 9}), 0, ()),
         (CONTAINER, Asked(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
         (SANDBOX, Asked(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),

@@ -67,7 +67,7 @@ def test_images_that_no_pointer_names_are_removed(images: Path) -> None:
     ],
 )  # fmt: skip
 def test_pointer_is_removed_a_month_after_its_last_use(images: Path, read: float, built: float, stays: bool) -> None:
-    """Its image goes an hour later: a start may just have read the pointer."""
+    """Its image is removed an hour later: a start may just have read the pointer."""
     make(images, 1)
     make(images, 2)
     keep = point(images, "mine", 1, read=2 * UNUSED, built=2 * UNUSED)
@@ -104,13 +104,13 @@ def test_process_that_is_killed_holds_nothing(images: Path) -> None:
     assert collect(str(images), keep="") == [digest(1)]
 
 
-def test_image_that_has_gone_cannot_be_held(images: Path) -> None:
+def test_removed_image_cannot_be_held(images: Path) -> None:
     with pytest.raises(ImageError, match="was removed after this start began: no such file") as caught:
         hold(str(images / digest(1)))
     assert caught.value.hint == "try again"
 
 
-def test_rest_of_builds_and_removals_that_were_killed_is_removed(images: Path) -> None:
+def test_remains_of_killed_builds_and_removals_are_removed(images: Path) -> None:
     for name in (".building-x", ".removed-y", "lock-directory"):
         (images / name / "below").mkdir(parents=True)
     (images / "lock").touch()
@@ -134,7 +134,7 @@ def test_start_during_a_removal_holds_a_whole_image_or_none(images: Path, monkey
 
     def rename(source: str, target: str) -> None:
         starting.start()
-        time.sleep(0.1)  # it waits for the lock by then
+        time.sleep(0.1)  # now it waits for the lock
         assert results == []
         real(source, target)
 

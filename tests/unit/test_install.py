@@ -1,4 +1,4 @@
-"""What `hawse install` makes of an engine's configuration, and that its undoing leaves what others wrote."""
+"""Changes of an engine's configuration by `hawse install`; the undo keeps what others have written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A command meets a monitor of another version of hawse: what ends a container works, the rest is one sentence."""
+"""A command meets a monitor of another version of hawse: verbs that end a container work, others fail with one
+sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from tests.support.ready import EMULATED, JOINS, Ready, annotated
 
 OLDER, NEWER = f"{INTERFACE - 1} 0.0.9\n", f"{INTERFACE + 1} 9.0.0\n"
 HINT = "delete the container and create it again; until then only state, list, kill and delete work"
-#: Verbs that need the monitor's answer, and the status in which they ask for it.
+#: Verbs that call the monitor, and the status in which they do so.
 REFUSED = [
     ("start c1", CREATED),
     ("exec c1 true", "running"),
@@ -63,7 +64,7 @@ def monitor(hawse: Command, host: Ready) -> Iterator[FakeMonitor]:
 
 
 def write_lock(monitor: FakeMonitor, text: str) -> None:
-    """Have it be a monitor of another version."""
+    """Make it the monitor of another version."""
     Path(monitor.store.path, "lock").write_text(text)
 
 
@@ -77,7 +78,7 @@ def write_lock(monitor: FakeMonitor, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize(("words", "status"), REFUSED)
-def test_verb_is_refused_by_both_versions_and_nothing_is_asked(
+def test_verb_is_refused_before_the_monitor_is_called(
     hawse: Command, monitor: FakeMonitor, words: str, status: str, text: str, whose: str
 ) -> None:
     monitor.change(status=status)
@@ -93,7 +94,7 @@ def test_verb_is_refused_by_both_versions_and_nothing_is_asked(
 
 
 @pytest.mark.parametrize("text", [OLDER, NEWER, ""])
-def test_what_shows_and_ends_a_container_works(hawse: Command, monitor: FakeMonitor, text: str) -> None:
+def test_verbs_that_show_or_end_a_container_work(hawse: Command, monitor: FakeMonitor, text: str) -> None:
     write_lock(monitor, text)
     assert json.loads(hawse("state", "c1").output)["status"] == "running"
     assert "c1" in hawse("list").output
@@ -135,7 +136,7 @@ def test_monitor_writes_its_number_when_it_takes_the_lock(tmp_path: Path) -> Non
 
 
 def test_monitor_that_has_no_lock_yet_is_of_the_command_that_started_it(tmp_path: Path) -> None:
-    """Its socket is bound before it has loaded its code."""
+    """Its socket is bound before the monitor has loaded its code."""
     store = Store(str(tmp_path), "c1")
     store.make()
     check_version(store, "await_machine")
@@ -156,7 +157,7 @@ def test_lock_file_is_read(text: bytes, found: tuple[int, str]) -> None:
 
 
 @pytest.mark.parametrize("method", ALWAYS)
-def test_methods_that_end_a_container_are_for_every_version(method: str) -> None:
+def test_methods_that_end_a_container_work_with_every_version(method: str) -> None:
     assert obstacle(method, (0, "")) == obstacle(method, (INTERFACE + 5, "9")) == ""
 
 
@@ -173,7 +174,7 @@ def methods() -> list[str]:
 
 
 def surface() -> dict[str, Any]:
-    """The methods of the interface, and the messages that have a type."""
+    """The methods of the interface and the typed messages."""
     types = [ContainerPlan, Attachment, Room, Inherited, Origin]
     return {"methods": methods(), "types": without_descriptions(msgspec.json.schema_components(types)[1])}
 
@@ -185,7 +186,7 @@ def without_descriptions(schema: Any) -> Any:
     return [without_descriptions(part) for part in schema] if isinstance(schema, list) else schema
 
 
-#: The number, and the digest of what it stands for.
+#: The number and the digest of the interface that it stands for.
 KNOWN = (1, "c53387f614fa2295")
 
 

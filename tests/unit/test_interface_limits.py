@@ -1,4 +1,4 @@
-"""Interfaces of a network namespace at the limits of what a guest takes, and attributes that are missing."""
+"""Interfaces of a network namespace at the guest's limits, and missing attributes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_link_is_ethernet_with_a_usable_mtu(attrs: dict[str, Any], taken: bool) 
     assert (len(found), len(warnings)) == ((1, 0) if taken else (0, 1))
 
 
-def test_as_many_entries_as_a_guest_takes() -> None:
+def test_maximum_number_of_entries_is_accepted() -> None:
     counts = {
         "addresses": [address(IFA_ADDRESS=f"10.{n >> 8}.{n & 255}.1") for n in range(1025)],
         "routes": [route(RTA_DST=f"10.{n >> 8}.{n & 255}.0") for n in range(1025)],
@@ -83,7 +83,7 @@ def test_as_many_entries_as_a_guest_takes() -> None:
         (address(IFA_ADDRESS="10.0.0.2"), {"local": "10.0.0.2", "prefix": 24, "scope": 3}),
         (address(IFA_ADDRESS="10.0.0.2", IFA_BROADCAST=""), {"local": "10.0.0.2", "prefix": 24, "scope": 3}),
         (address(IFA_LOCAL="10.0.0.2"), {"local": "10.0.0.2", "prefix": 24, "scope": 3, "peer": ""}),
-        # For IPv4 these bits mean something else, and the flags of the header hold where there is no attribute.
+        # For IPv4 these bits have another meaning. Without the attribute, the flags of the header apply.
         (address(IFA_ADDRESS="10.0.0.2", flags=0x09), {"local": "10.0.0.2", "prefix": 24, "scope": 3}),
         (address(IFA_ADDRESS="fd77::2", family=10, flags=0x01), None),
         (address(IFA_ADDRESS="fd77::2", family=10, IFA_FLAGS=0, flags=0x01), {"local": "fd77::2"}),
@@ -101,7 +101,7 @@ def test_addresses(message: Message, expected: Message | None) -> None:
 @pytest.mark.parametrize(
     ("message", "more"),
     [
-        # The attribute holds where the table's number is too great for the header.
+        # The attribute is used if the number of the table is too large for the header.
         (route(table=252, RTA_TABLE=254), {}),
         (route(table=254, RTA_TABLE=1000), None),
         (route(), {}),

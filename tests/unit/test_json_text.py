@@ -1,4 +1,5 @@
-"""JSON from users, engines, the guest and files: documents that end Python's own parser or whoever walks its result."""
+"""JSON from users, engines, the guest and files: documents that would overflow Python's parser, or functions that walk
+its result."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from hawse.state.store import Store
 from hawse.vfio.bind import records
 from hawse.vm import size
 
-#: Around the limit, around the depth at which only a walk fails, around that at which the parser does, and far deeper.
+#: Around the limit, around the depth at which only a walk of the result fails, around that at which the parser fails,
+#: and far deeper.
 DEPTHS = [101, 300, 480, 900, 985, 1100, 100_000]
 
 

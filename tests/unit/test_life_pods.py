@@ -1,4 +1,4 @@
-"""Containers that join a sandbox, whose machine runs already, with a QEMU without a machine."""
+"""Containers that join a sandbox whose VM runs already, with a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def host(tmp_path: Path) -> Iterator[Sandboxes]:
         yield made
 
 
-def test_containers_join_and_leave(host: Sandboxes) -> None:
-    """A container's failure or end leaves the sandbox as it was."""
+def test_containers_join_a_sandbox_and_are_deleted(host: Sandboxes) -> None:
+    """The failure or the end of a container does not affect the sandbox."""
     host.program("wait", more=annotated(CRI))
     assert host.hawse("create", "--bundle", host.bundle, "pod") == Done(0, "", "")
     hook = {
@@ -64,7 +64,7 @@ def test_sandbox_must_exist(host: Sandboxes) -> None:
 
 
 @pytest.mark.parametrize("status", [CREATING, PAUSED, STOPPED])
-def test_sandbox_must_be_created_or_run(host: Sandboxes, status: str) -> None:
+def test_sandbox_must_be_created_or_running(host: Sandboxes, status: str) -> None:
     host.program("exit", "5", more=annotated(JOINS))
     with FakeMonitor(host.hawse.store("pod"), status=status) as monitor:
         done = host.hawse("create", "--bundle", host.bundle, "c1")

@@ -1,4 +1,5 @@
-"""Functions that the guest's own drivers have: the agent's answer is checked, its nodes are in the specification."""
+"""Functions that drivers of the guest kernel use: the agent's answer is checked, and their nodes are in the
+specification."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ NATIVE = NativeFunction(
 )
 
 
-def test_answer_of_the_agent() -> None:
+def test_valid_answer_of_the_agent() -> None:
     assert read_answer(CALL, ANSWER) == NATIVE
     deep = CARD | {"name": "a/b/c/d"}
     assert read_answer(CALL, {"driver": "x" * 64, "interfaces": ["a"] * 256, "nodes": [deep] * 256})
@@ -91,7 +92,7 @@ NO_NAME = r"Expected `str` matching regex "
         pytest.param({"interfaces": None, "nodes": None}, "interfaces: Expected `array`, got `null`", id="nothing"),
     ],
 )  # fmt: skip
-def test_answer_that_is_not_usable(changes: dict[str, Any], refusal: str) -> None:
+def test_invalid_answer_is_refused(changes: dict[str, Any], refusal: str) -> None:
     with pytest.raises(VmError) as caught:
         read_answer(CALL, ANSWER | changes)
     assert caught.value.message.startswith(f"the guest's answer to bind_native is unusable: {refusal}")
@@ -100,7 +101,7 @@ def test_answer_that_is_not_usable(changes: dict[str, Any], refusal: str) -> Non
 
 
 @pytest.mark.parametrize("answer", [None, [], "x", {}, {"driver": "x"}, {"driver": "x", "interfaces": []}])
-def test_answer_of_another_type(answer: object) -> None:
+def test_answer_of_another_type_is_refused(answer: object) -> None:
     with pytest.raises(VmError, match=r"^the guest's answer to bind_native is unusable: "):
         read_answer(CALL, answer)
 
@@ -153,7 +154,7 @@ def test_annotation_names_functions_by_their_address_on_the_host() -> None:
 
 
 def attachments(answers: dict[str, Any]) -> tuple[Attachments, FakeQmp, FakeLink, Claims]:
-    """Of a container whose group EDU is native and whose group NICS is not."""
+    """The specification of a container whose group EDU is native and whose group NICS is not."""
     sandbox = plan(EDU, NICS)
     made = msgspec.structs.replace(sandbox.container, native={5: {"uid": 1}})
     claims = Claims(sandbox.ports)
@@ -193,7 +194,7 @@ def test_groups_of_both_kinds_in_one_container() -> None:
         ({"driver": 7}, VmError, "the guest's answer to bind_native is unusable: driver: Expected `str`, got `int`"),
     ],
 )
-def test_native_function_that_fails(answer: object, error: type[Exception], words: str) -> None:
+def test_failure_of_a_native_function_is_named(answer: object, error: type[Exception], words: str) -> None:
     async def story() -> None:
         made, qmp, link, _ = attachments({"bind_native": answer})
         with pytest.raises(error, match=words):

@@ -35,7 +35,8 @@ class FakePackets:
 
 
 class FakeNetwork:
-    """Interfaces that were joined to taps: each list is the result of one look. An error is raised by the wait."""
+    """Interfaces that were connected to taps: each list is the result of one look. The wait raises an error in the
+    list."""
 
     def __init__(self, *looks: int | Exception) -> None:
         self._looks = list(looks)
@@ -142,7 +143,7 @@ def test_rx_filter_of_a_nic_is_followed() -> None:
     virtual_time.run(story())
 
 
-def test_host_without_packet_sockets_is_warned_of() -> None:
+def test_host_without_packet_sockets_is_a_warning() -> None:
     async def story() -> None:
         made = Machine(0, 1)
         made.network.packets = None
@@ -230,7 +231,7 @@ def test_more_interfaces_than_ports_is_an_error() -> None:
 
 @pytest.mark.parametrize("failure", ["join", "qemu", "guest"])
 def test_failure_leaves_the_network_unusable(failure: str) -> None:
-    """Nobody knows what of it the guest has: a second try is refused."""
+    """It is unknown which part of it the guest has configured, so a second attempt is refused."""
 
     async def story() -> None:
         made = Machine(HostError("no tap") if failure == "join" else 1, answer=VmError("agent: no"))
@@ -279,7 +280,7 @@ def test_interface_that_the_guest_unplugs_is_an_error(device: str, lost: bool) -
     virtual_time.run(story())
 
 
-def test_guest_that_never_answers_is_given_up() -> None:
+def test_guest_that_never_answers_is_an_error() -> None:
     """After the time of a device and a margin."""
 
     async def story() -> None:

@@ -1,4 +1,4 @@
-"""Telling a host's cgroup of a kill for memory in the guest: where that can be, and before what."""
+"""Reporting a guest's OOM kill in a cgroup of the host: where this is possible, and the order of reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from tests.support.async_wait import until
         ({"memory.oom_control": "", "memory.limit_in_bytes": ""}, "it has no memory controller of version 2"),
     ],
 )
-def test_a_cgroup_that_cannot_be_told_is_left_alone(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+def test_cgroup_that_cannot_record_an_oom_kill_is_not_changed(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
     cgroup, state = tmp_path / "cgroup", tmp_path / "state"
     state.mkdir()
     (state / "cgroups").write_text(f"{cgroup}\n{tmp_path}/gone\n")
@@ -44,7 +46,7 @@ def test_a_cgroup_that_cannot_be_told_is_left_alone(tmp_path: Path, files: dict[
 
 
 class Link:
-    """As far as it is asked here."""
+    """As much of it as the test needs."""
 
     on_exit: Any = None
 
@@ -54,7 +56,7 @@ class Link:
 
 
 class Proxy:
-    """One that says how it ended."""
+    """A proxy that records its exit code."""
 
     size = None
     directions = STDIO
@@ -75,7 +77,7 @@ def exec_call(container: str, process: int, descriptors: list[str]) -> Exec:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
+def test_oom_kill_is_reported_before_the_exit(fails: bool) -> None:
     async def live() -> list[str]:
         said: list[str] = []
         link, processes, gate = Link(), Processes(seconds=1), asyncio.Event()

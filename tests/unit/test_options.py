@@ -1,4 +1,4 @@
-"""Global options and the words of hot verbs, taken apart by hand."""
+"""Parsing of the global options and of the arguments of hot verbs, without argparse."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_wrong_number_of_arguments_is_refused(words: list[str], message: str) ->
 
 
 @given(st.lists(st.text(max_size=8), max_size=6))
-def test_rest_contains_only_given_words(words: list[str]) -> None:
+def test_unparsed_rest_contains_only_given_words(words: list[str]) -> None:
     try:
         found = split(words, options=["root"], flags=FLAGS, verb=True)
     except UsageError:

@@ -153,7 +153,7 @@ def test_output_beyond_the_credit_ends_the_link(tmp_path: Path) -> None:
 
 
 def test_descriptor_of_an_ended_proxy_is_closed_without_a_garbage_collection(tmp_path: Path) -> None:
-    """A pod lives long, and each container and each exec has a proxy."""
+    """A pod runs for a long time, and each container and each exec has a proxy."""
 
     def pidfds() -> int:
         paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]

@@ -1,4 +1,4 @@
-"""Huge pages of one container in the guest: what is reserved, and that only that is released."""
+"""Huge pages that the guest reserves for one container: exactly these are released."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOUNT = Hugetlbfs(kib=2048, mode=0o700, uid=1, gid=2)
 
 
 class Calls:
-    """The guest, as far as it is asked for huge pages; the pages of sizes in ``lacking`` it does not have."""
+    """The guest's calls for huge pages; it has no pages of the sizes in ``lacking``."""
 
     def __init__(self, lacking: int = 0) -> None:
         self.made: list[tuple[str, dict[str, Any], float]] = []
@@ -39,7 +39,7 @@ def pages(calls: Calls) -> HugePages:
     return HugePages(plan, cast(Processes, calls))
 
 
-def test_all_is_reserved_then_released_once() -> None:
+def test_pages_are_reserved_and_released_once() -> None:
     async def story() -> None:
         calls = Calls()
         calls.go_on.set()
@@ -58,7 +58,7 @@ def test_all_is_reserved_then_released_once() -> None:
 
 
 @pytest.mark.parametrize(("lacking", "released"), [(2048, [(GIB_KIB, -3)]), (GIB_KIB, [])])
-def test_what_the_guest_refused_is_not_released(lacking: int, released: list[tuple[int, int]]) -> None:
+def test_refused_pages_are_not_released(lacking: int, released: list[tuple[int, int]]) -> None:
     async def story() -> None:
         calls = Calls(lacking)
         calls.go_on.set()
@@ -73,7 +73,7 @@ def test_what_the_guest_refused_is_not_released(lacking: int, released: list[tup
 
 
 @pytest.mark.parametrize(("lacking", "released"), [(0, [-3]), (GIB_KIB, [])])
-def test_a_creation_that_is_given_up_waits_for_what_the_guest_does(lacking: int, released: list[int]) -> None:
+def test_cancelled_creation_waits_for_the_reservation(lacking: int, released: list[int]) -> None:
     async def story() -> None:
         calls = Calls(lacking)
         made = pages(calls)
@@ -92,7 +92,7 @@ def test_a_creation_that_is_given_up_waits_for_what_the_guest_does(lacking: int,
     asyncio.run(story())
 
 
-def test_pages_that_cannot_be_released_hold_up_no_others() -> None:
+def test_failed_release_does_not_block_other_pages() -> None:
     async def story() -> None:
         calls = Calls()
         calls.go_on.set()

@@ -1,4 +1,4 @@
-"""Queries for names that the guest passes on: what of a resolv.conf, what of a query is taken, and who is answered."""
+"""Name queries that the guest forwards: parsing of resolv.conf and of queries, and delivery of the answers."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_any_text_can_be_a_resolv_conf(text: str) -> None:
 
 
 def read_query(fields: dict[str, Any]) -> tuple[Query, bytes]:
-    """The event and its message."""
+    """The event of the agent, and its message."""
     query = read_event("query", fields)
     assert isinstance(query, Query)
     return query, query.decode()
 
 
-def test_a_query_is_read() -> None:
+def test_query_is_parsed() -> None:
     query, message = read_query(QUERY)
     assert (query.number, query.server, query.transport, message) == (7, "127.0.0.11", "udp", MESSAGE)
     greatest = {"number": 2**53 - 1, "transport": "tcp", "message": base64.b64encode(bytes(65535)).decode()}
@@ -88,14 +88,14 @@ def test_a_query_is_read() -> None:
         ({"message": base64.b64encode(bytes(65536)).decode()}, "a query of 65536 bytes"),
     ],
 )
-def test_a_query_that_breaks_a_rule_ends_the_link(wrong: dict[str, Any], refusal: str) -> None:
+def test_invalid_query_ends_the_link(wrong: dict[str, Any], refusal: str) -> None:
     with pytest.raises(LinkError) as caught:
         read_query(QUERY | wrong)
     assert caught.value.message == f"link: {refusal}"
 
 
 @given(st.dictionaries(st.sampled_from(["number", "server", "transport", "message"]), st.integers() | st.text()))
-def test_any_query_is_read_or_refused(fields: dict[str, Any]) -> None:
+def test_any_query_is_parsed_or_refused(fields: dict[str, Any]) -> None:
     try:
         query, message = read_query(fields)
     except LinkError:
@@ -116,8 +116,8 @@ def resolv_conf() -> ContainerPlan:
 
 
 @pytest.mark.parametrize("size", [0, 1, 11])
-def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, size: int) -> None:
-    """As `echo | nc -u 127.0.0.11 53` does, were the agent to pass it on."""
+def test_message_of_a_container_that_is_not_a_query_does_not_end_the_sandbox(tmp_path: Path, size: int) -> None:
+    """For example by `echo | nc -u 127.0.0.11 53`, if the agent forwarded it."""
     (tmp_path / "mount0").write_text("nameserver 127.0.0.11\n")
 
     async def story() -> None:
@@ -144,7 +144,7 @@ def test_what_a_container_sends_that_is_no_query_ends_nothing(tmp_path: Path, si
 
 
 @pytest.mark.parametrize("kind", ["directory", "FIFO", "nothing"])
-def test_a_resolv_conf_that_is_no_file_names_nobody(tmp_path: Path, kind: str) -> None:
+def test_resolv_conf_that_is_not_a_file_has_no_servers(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mount0"
     if kind == "directory":
         path.mkdir()
@@ -176,7 +176,7 @@ def test_each_program_in_the_guest_gets_its_own_answer() -> None:
             assert (query["server"], query["transport"]) == ("127.0.0.11", "udp")
             text = base64.b64encode(base64.b64decode(query["message"]) + b"!").decode()
             resolver.answer(number=query["number"], message=text)
-            resolver.answer(number=query["number"], message=text)  # a second one has nobody to go to
+            resolver.answer(number=query["number"], message=text)  # no second query was sent to the server
             answers[name] = program.recv(100)
     assert answers == {"message of one": b"message of one!", "message of two": b"message of two!"}
     with socket.create_connection(("127.0.0.11", port), timeout=patience(3)) as program:
@@ -188,8 +188,8 @@ def test_each_program_in_the_guest_gets_its_own_answer() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"x\n", bytes(11)])
-def test_what_is_no_query_stays_in_the_guest(sent: bytes) -> None:
-    """Any program of a container can send it to the port, and nobody could answer it (RFC 1035, section 4.1.1)."""
+def test_message_that_is_not_a_query_is_not_forwarded(sent: bytes) -> None:
+    """Any program of a container can send it to the port, and it could not be answered (RFC 1035, section 4.1.1)."""
     asked: queue.Queue[dict[str, Any]] = queue.Queue()
     port = free_port()
     Resolver(asked.put).serve(servers=["127.0.0.11"], port=port)
@@ -207,8 +207,8 @@ def test_what_is_no_query_stays_in_the_guest(sent: bytes) -> None:
     assert asked.empty()
 
 
-def test_connections_are_bounded_and_each_is_served_in_its_turn() -> None:
-    """A thread and a descriptor of the guest's first process is what each costs."""
+def test_number_of_connections_is_limited_and_each_is_served() -> None:
+    """Each connection takes a thread and a descriptor of the guest's first process."""
     asked: queue.Queue[dict[str, Any]] = queue.Queue()
     resolver = Resolver(asked.put)
     port = free_port()
@@ -222,7 +222,7 @@ def test_connections_are_bounded_and_each_is_served_in_its_turn() -> None:
             program.sendall(len(MESSAGE).to_bytes(2, "big") + MESSAGE)
         for query in [asked.get(timeout=patience(3)) for _ in range(32)]:
             resolver.answer(number=query["number"], message=query["message"])
-        # A connection that ends makes room for one more, whose query waits in the kernel.
+        # When a connection ends, the next query, which waits in the kernel, is accepted.
         for program in programs[:68]:
             assert asked.empty()
             program.close()

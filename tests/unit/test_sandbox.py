@@ -1,7 +1,6 @@
-"""Containers that join a running sandbox: made, deleted at every moment, undone whole; and what their callers hear.
+"""Containers that join a running sandbox: creation, deletion at every moment, undoing, and the answers to callers.
 
-The monitor's own code, from the socket that the command line talks to down to the link; beyond it are a guest and a
-QEMU of the test's making.
+The monitor's own code runs, from the socket that commands connect to down to the link. The guest and QEMU are fakes.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tests.support.fake_qmp import FakeQmp
 from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
 
-def test_a_container_joins_and_is_deleted(tmp_path: Path) -> None:
+def test_container_joins_and_is_deleted(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as made:
             wanted = made.joining()
@@ -99,7 +98,7 @@ def test_vm_has_the_oom_score_of_the_containers_that_have_joined(tmp_path: Path)
     run(story)
 
 
-def test_oom_score_that_cannot_be_set_is_warned_of(tmp_path: Path) -> None:
+def test_oom_score_that_cannot_be_set_is_a_warning(tmp_path: Path) -> None:
     async def story() -> None:
         with subprocess.Popen(["/bin/sleep", "1000"]) as qemu:
             try:
@@ -114,7 +113,7 @@ def test_oom_score_that_cannot_be_set_is_warned_of(tmp_path: Path) -> None:
     run(story)
 
 
-def test_an_end_that_cannot_be_recorded_is_told_and_is_no_others(
+def test_end_that_cannot_be_recorded_is_logged_and_affects_no_other_container(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def story() -> None:
@@ -140,8 +139,8 @@ def test_an_end_that_cannot_be_recorded_is_told_and_is_no_others(
 
 
 @pytest.mark.parametrize("moment", ["bind_vfio", "create"])
-def test_a_container_is_deleted_while_it_is_created(tmp_path: Path, moment: str) -> None:
-    """As containerd does after a create that it has given up. The deletion is answered when all is undone."""
+def test_container_is_deleted_during_its_creation(tmp_path: Path, moment: str) -> None:
+    """As by containerd after a create that has timed out. The deletion is answered when everything is undone."""
 
     async def story() -> None:
         async with pod(tmp_path) as made:
@@ -171,8 +170,9 @@ def test_a_container_is_deleted_while_it_is_created(tmp_path: Path, moment: str)
     run(story)
 
 
-def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path) -> None:
-    """The agent's calls are threads: a deletion that overtook the creation found nothing, and then it was there."""
+def test_killed_caller_leaves_no_container_in_the_guest(tmp_path: Path) -> None:
+    """Calls of the agent are threads: without order, a deletion that overtook the creation found nothing, and the
+    container existed afterwards."""
 
     async def story() -> None:
         async with pod(tmp_path) as made:
@@ -186,7 +186,7 @@ def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path
             caller.close()
             await settle()
             assert made.guest.asked("delete") == []
-            # Its engine deletes it meanwhile: both wait for the one undoing.
+            # Its engine deletes it in the meantime: both requests wait for the same undoing.
             deleting = asyncio.create_task(made.call("c2", "delete"))
             await until(lambda: made.sandbox.removals == ["c2"])
             await settle()
@@ -200,7 +200,7 @@ def test_a_caller_that_is_killed_leaves_no_container_in_the_guest(tmp_path: Path
     run(story)
 
 
-def test_two_deletions_at_once_are_one(tmp_path: Path) -> None:
+def test_concurrent_deletions_are_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as made:
             await made.announce(f"c2/{KEY}")
@@ -218,8 +218,8 @@ def test_two_deletions_at_once_are_one(tmp_path: Path) -> None:
     run(story)
 
 
-def test_a_state_that_cannot_be_written_holds_up_no_release(tmp_path: Path) -> None:
-    """A directory that somebody has removed by hand, as a deletion by force once did."""
+def test_state_that_cannot_be_written_does_not_prevent_the_release(tmp_path: Path) -> None:
+    """For example since a user has removed the directory, as a deletion by force once did."""
 
     async def story() -> None:
         async with pod(tmp_path) as made:
@@ -239,7 +239,7 @@ def test_a_state_that_cannot_be_written_holds_up_no_release(tmp_path: Path) -> N
     run(story)
 
 
-def test_a_container_whose_directory_has_gone_claims_nothing(tmp_path: Path) -> None:
+def test_container_without_a_directory_claims_nothing(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as made:
             wanted = made.joining()
@@ -251,7 +251,7 @@ def test_a_container_whose_directory_has_gone_claims_nothing(tmp_path: Path) -> 
     run(story)
 
 
-def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path: Path) -> None:
+def test_device_that_the_guest_keeps_is_reported_and_its_container_stays_on_record(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
             await made.join()
@@ -273,7 +273,7 @@ def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path:
 
 
 def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) -> None:
-    """Until the guest has released it; also after another container with the same id has come and gone."""
+    """Until the guest has released it; also after another container with the same id was created and deleted."""
 
     async def story() -> None:
         async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as made:
@@ -303,20 +303,20 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
     run(story)
 
 
-def test_a_failure_and_that_of_its_undoing_are_told_together(tmp_path: Path) -> None:
+def test_failure_and_failure_of_its_undoing_are_reported_together(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path, FakeQmp(patience=10**9)) as made:
             wanted = made.joining()
             await made.announce(f"c2/{KEY}")
-            made.guest.containers.add("c2")  # so that there can be no second one
+            made.guest.containers.add("c2")  # so that a second one cannot exist
             with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not let go of it"):
                 await made.create(wanted)
 
     run(story)
 
 
-def test_every_failure_is_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that nobody has thought of, too: without an answer or an end its caller would wait for ever."""
+def test_every_error_is_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also an unexpected one: without an answer or an end of the connection its caller would wait for ever."""
 
     def refuse(command: str, _arguments: dict[str, Any]) -> HawseError | None:
         return cast(HawseError, OSError(28, "No space left on device")) if command == "device_add" else None
@@ -331,8 +331,9 @@ def test_every_failure_is_answered(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "raise error\nOSError: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
-def test_all_can_be_killed_after_the_first_has_ended(tmp_path: Path) -> None:
-    """In a PID namespace that is another container's, the end of a first process is not the others'."""
+def test_all_processes_can_be_killed_after_the_end_of_the_first(tmp_path: Path) -> None:
+    """If the container joins another container's PID namespace, the other processes survive the end of its first
+    process."""
 
     async def story() -> None:
         async with pod(tmp_path) as made:
@@ -346,13 +347,13 @@ def test_all_can_be_killed_after_the_first_has_ended(tmp_path: Path) -> None:
             settings = Settings(root=made.store.root, log=Log(), config_path=None, debug=False)
             assert await asyncio.to_thread(kill.main, ["--all", "c2", "9"], settings) == 0
             assert made.guest.asked("signal") == [{"container": "c2", "process": 2, "signal": 9, "everyone": True}]
-        # Engines ask for it whatever has ended.
+        # Engines request it in any case.
         assert kill.main(["--all", "c2", "9"], settings) == 0
 
     run(story)
 
 
-def test_the_cgroup_of_a_container_that_joins_is_asked_for_with_its_proxy(tmp_path: Path) -> None:
+def test_cgroup_of_a_joining_container_is_created_with_its_proxy(tmp_path: Path) -> None:
     class Noted(HostCgroup):
         def place(self, process: Process, **_: Any) -> list[str]:
             return [f"{process.pid} is placed"]
@@ -375,8 +376,9 @@ def test_the_cgroup_of_a_container_that_joins_is_asked_for_with_its_proxy(tmp_pa
     run(story)
 
 
-def test_a_namespace_is_a_members_or_refused(tmp_path: Path) -> None:
-    """Of the pod's, by any of the names that engines have for them; never of somebody else's by mistake."""
+def test_namespace_belongs_to_a_container_of_the_pod_or_is_refused(tmp_path: Path) -> None:
+    """The namespace of a container of the pod, by any of the pids and paths that engines use, and never another
+    process's."""
     mine = os.getpid()
     for name in ("ipc", "another"):
         (tmp_path / name).touch()
@@ -410,16 +412,16 @@ def test_a_namespace_is_a_members_or_refused(tmp_path: Path) -> None:
         ("{", {}),
     ],
 )  # fmt: skip
-def test_the_sandboxs_own_paths_are_its_specifications(tmp_path: Path, text: str, paths: dict[str, str]) -> None:
+def test_paths_of_the_sandbox_are_those_of_its_specification(tmp_path: Path, text: str, paths: dict[str, str]) -> None:
     assert own_paths(str(tmp_path)) == {}
     (tmp_path / "config.json").write_text(text)
     assert own_paths(str(tmp_path)) == paths
 
 
-def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_namespace_outside_of_the_pod_is_refused_before_any_change(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as made:
-            # Of a PID namespace these processes may have the same.
+            # These processes may share one PID namespace.
             wanted = made.joining(joins={"ipc": "/proc/1/ns/ipc"})
             with pytest.raises(ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: of no"):
                 await made.create(wanted)
@@ -444,7 +446,7 @@ def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp
         (VmError("QEMU ended", hint="look", evidence="abort"), "Oops", "QEMU ended [look]", "abort"),
     ],
 )  # fmt: skip
-def test_the_end_of_a_machine_is_told_with_its_last_words(
+def test_end_of_a_vm_is_reported_with_its_last_console_lines(
     reason: VmError, console: str, sentence: str, evidence: str
 ) -> None:
     told = with_last_words(reason, console)

@@ -1,6 +1,6 @@
-"""A sandbox from its machine's first answer to its end: hooks, who may join, kills for memory, the trace.
+"""A sandbox from the VM's first message to its end: hooks, joining containers, OOM kills, the trace.
 
-Of :mod:`hawse.monitor.sandbox`, through the socket of the monitor.
+Tests :mod:`hawse.monitor.sandbox` through the socket of the monitor.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def test_second_proxy_for_a_process_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_pod", [True, False])
 def test_ports_are_forwarded_for_pods_only(tmp_path: Path, is_pod: bool) -> None:
-    """The descriptor is no namespace, so that the attempt is a warning."""
+    """The descriptor is not a network namespace, so that the attempt causes a warning."""
 
     async def story() -> None:
         with open("/dev/null") as nothing:

@@ -1,4 +1,4 @@
-"""VFIO nodes and device rules of a specification, moved from the host's numbers to the guest's."""
+"""VFIO nodes and device rules of a specification, translated from the host's numbers to the guest's."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def places(made: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def group(path: str, host: tuple[int, int], number: int, guest: tuple[int, int]) -> VfioNode:
-    """The node of a group that has a number and the numbers of its node in the guest."""
+    """The node of a group: its number and the device numbers of its node in the guest."""
     [node] = locate([group_node(1, path=path, major=host[0], minor=host[1])], {1: GuestGroup(number, *guest)}, {})
     return node
 
 
 def file(path: str, host: tuple[int, int], number: int | None, guest: Place | None) -> VfioNode:
-    """The device file of a function, or /dev/iommu, for the group None; ``guest`` is None if the guest has no files."""
+    """The device file of a function, or /dev/iommu for the group None. ``guest`` is None if the guest has no device
+    files."""
     node = file_node(None if number is None else 1, path=path, major=host[0], minor=host[1])
     groups = {} if number is None else {1: GuestGroup(number, 245, 0)}
     [located] = locate([node], groups, {} if guest is None else {"": guest})
@@ -52,7 +53,7 @@ def moved(
     return made
 
 
-def test_a_group_stands_at_the_path_asked_for_and_at_the_guests_number() -> None:
+def test_group_has_its_requested_path_and_the_path_of_its_number_in_the_guest() -> None:
     made = spec([("/dev/vfio/45", 511, 3)], [])
     made, notes = moved(made, [group("/dev/vfio/45", (511, 3), 13, (245, 0))])
     assert places(made) == {"/dev/vfio/45": (245, 0), "/dev/vfio/13": (245, 0)}
@@ -60,13 +61,13 @@ def test_a_group_stands_at_the_path_asked_for_and_at_the_guests_number() -> None
     assert notes == [("debug", "/dev/vfio/45 is /dev/vfio/13 in the guest: both paths exist")]
 
 
-def test_a_path_of_the_spec_may_have_any_name() -> None:
+def test_path_of_the_specification_may_have_any_name() -> None:
     made = spec([("/dev/accelerator", 511, 3)], [])
     made, _ = moved(made, [group("/dev/accelerator", (511, 3), 13, (245, 0))])
     assert places(made) == {"/dev/accelerator": (245, 0), "/dev/vfio/13": (245, 0)}
 
 
-def test_numbers_that_change_places_do_not_chain() -> None:
+def test_swapped_numbers_are_translated_only_once() -> None:
     made = spec(
         [("/dev/vfio/5", 245, 5), ("/dev/vfio/8", 245, 8)],
         [
@@ -82,7 +83,7 @@ def test_numbers_that_change_places_do_not_chain() -> None:
     assert [note.level for note in notes] == ["warning", "warning"]
 
 
-def test_the_guests_number_wins_where_a_path_is_anothers() -> None:
+def test_number_in_the_guest_takes_precedence_over_a_requested_path() -> None:
     made = spec([("/dev/vfio/5", 511, 0), ("/dev/vfio/6", 511, 1)], [])
     made, notes = moved(
         made, [group("/dev/vfio/5", (511, 0), 6, (245, 0)), group("/dev/vfio/6", (511, 1), 7, (245, 1))]
@@ -123,7 +124,7 @@ def test_vfio_container_node_is_allowed_what_the_rules_allow(rules: list[dict[st
     assert {access for access in "rwm" if allowed(after, 10, 196, access)} == opened
 
 
-def test_rule_for_all_groups_is_one_for_all_groups_of_the_guest() -> None:
+def test_rule_for_all_groups_applies_to_all_groups_of_the_guest() -> None:
     made = spec([("/dev/vfio/5", 511, 0)], [{"allow": True, "type": "c", "major": 511, "access": "rw"}])
     made, _ = moved(made, [group("/dev/vfio/5", (511, 0), 8, (245, 0))])
     assert made["linux"]["resources"]["devices"] == [
@@ -140,7 +141,7 @@ FILE_RULES = [
 ]
 
 
-def test_device_files_stand_where_the_guest_has_them_and_where_they_were_asked_for() -> None:
+def test_device_files_have_the_paths_of_the_guest_and_the_requested_paths() -> None:
     made = spec(FILES, list(FILE_RULES))
     made, notes = moved(
         made,
@@ -166,7 +167,7 @@ def test_device_files_stand_where_the_guest_has_them_and_where_they_were_asked_f
     ]
 
 
-def test_device_files_that_the_guest_has_not_are_left_out_with_what_allowed_them() -> None:
+def test_device_files_that_the_guest_lacks_are_removed_with_their_rules() -> None:
     made = spec([*FILES[:2], ("/dev/vfio/12", 511, 0)], list(FILE_RULES))
     made, notes = moved(
         made,
@@ -184,7 +185,7 @@ def test_device_files_that_the_guest_has_not_are_left_out_with_what_allowed_them
     ]
 
 
-def test_devices_and_rules_that_are_not_vfios_stay() -> None:
+def test_other_devices_and_rules_are_kept() -> None:
     rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "b", "major": 511, "minor": 0, "access": "r"}]
     made = spec([("/dev/fuse", 10, 229), ("/dev/vfio/5", 511, 0)], list(rules))
     made, _ = moved(made, [group("/dev/vfio/5", (511, 0), 8, (245, 0))])
@@ -193,19 +194,19 @@ def test_devices_and_rules_that_are_not_vfios_stay() -> None:
     assert made["linux"]["resources"]["devices"] == [*rules, deny]
 
 
-def test_a_spec_without_vfio_is_left_alone() -> None:
+def test_specification_without_vfio_is_unchanged() -> None:
     assert moved({"process": {}}, []) == ({"process": {}}, [])
     others = spec([("/dev/fuse", 10, 229)], [{"allow": True, "type": "c", "major": 10, "access": "rw"}])
     assert moved(others, []) == (others, [])
 
 
-def test_node_without_an_entry_of_its_own_changes_only_rules() -> None:
+def test_node_without_an_entry_changes_only_rules() -> None:
     made, notes = moved({"linux": None}, locate([container_node()], {}, {}))
     assert (made, notes) == ({"linux": {"devices": [], "resources": {}}}, [])
 
 
 def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
-    """In the guest, userfaultfd may have the number that /dev/iommu has on the host."""
+    """In the guest, userfaultfd may use the number that /dev/iommu has on the host."""
     rules = [{"allow": True, "type": "c", "major": 10, "minor": minor, "access": "rw"} for minor in (126, 122)]
     before = spec([("/dev/userfaultfd", 10, 126), ("/dev/iommu", 10, 122)], rules)
     iommu = file("/dev/iommu", (10, 122), None, Place("/dev/iommu", 10, 123))
@@ -216,7 +217,8 @@ def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
 
 
 def test_misc_devices_are_translated_without_vfio() -> None:
-    """By their numbers, at any path, and in each entry; only rules for a node that exists allow anything."""
+    """They are found by their numbers, at any path and in each entry. Only rules for an existing node allow
+    anything."""
     rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 10, "minor": 126, "access": "r"}]
     before = spec([("/dev/userfaultfd", 10, 126), ("/dev/other", 10, 126), ("/dev/fuse", 10, 229)], rules)
     before["linux"]["devices"][1]["type"] = "u"
@@ -258,10 +260,10 @@ rule_lists = st.lists(
 
 
 @given(st.permutations(range(7)), st.integers(1, 7), rule_lists)
-def test_who_was_allowed_on_the_host_is_allowed_in_the_guest(
+def test_access_allowed_on_the_host_is_allowed_in_the_guest(
     permutation: list[int], count: int, rules: list[dict[str, Any]]
 ) -> None:
-    """Any permutation of the numbers keeps every group's verdict."""
+    """Any permutation of the numbers preserves the verdict for every group."""
     rules = [{"allow": False, "access": "rwm"}, *rules]
     nodes = [group(f"/dev/vfio/{n}", (245, n), permutation[n], (245, permutation[n])) for n in range(count)]
     made, _ = moved(spec([(node.path, *node.host_numbers) for node in nodes], rules), nodes)

@@ -57,9 +57,10 @@ CROSSINGS = {
     # `hawse run` in the foreground becomes the proxy of its container.
     "cli.runc.run": "proxy",
 }
-#: What the guest has.
+#: Top-level modules and packages of hawse in the guest.
 GUEST = {"errors", "json_text", "linux.libc", "linux.mounts", "linux.netlink", "link", "vfio.sysfs", "agent"}
-#: Files of one folder. More of them than a reader keeps in mind; cli/runc has one for each of runc's verbs.
+#: The maximum number of files in a folder, so that readers can keep them in mind. cli/runc contains one for each verb
+#: of runc.
 MOST_FILES = 15
 
 
@@ -117,8 +118,8 @@ def test_modules_import_lower_layers_only(module: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("module", "path"), sources())
-def test_a_process_imports_no_code_of_another_process(module: str, path: str) -> None:
-    """The command does not import the monitor's code, and so on: what both need is in a shared package."""
+def test_process_imports_no_code_of_another_process(module: str, path: str) -> None:
+    """The command does not import the monitor's code, and so on: code that both need is in a shared package."""
     for imported in imports(path):
         if process(imported) not in ("", process(module)):
             assert CROSSINGS.get(module) == imported.split(".")[0], f"{module} imports {imported}"

@@ -1,4 +1,4 @@
-"""Statistics, process lists and limits: data of guests and engines is checked and converted."""
+"""Statistics, process lists and limits: data from guests and engines is checked and converted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JSON = st.recursive(
 CURRENT = {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}, "blockIO": {"weight": 7}, "pids": None}
 
 
-def test_statistics_in_runcs_shape() -> None:
+def test_statistics_have_the_format_of_runc() -> None:
     made = convert({
         "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 5\n",
         "memory.current": "4096\n", "memory.max": "max\n", "memory.peak": "8192\n", "memory.stat": "anon 7\nfile 9\n",
@@ -63,7 +63,7 @@ def test_statistics_in_runcs_shape() -> None:
 
 
 def test_statistics_of_a_hostile_guest_fit_in_64_bits() -> None:
-    """Engines read them as Go's uint64, and would fail of a greater number."""
+    """Engines parse them as Go's uint64, and would fail with a larger number."""
     most = 2**64 - 1
     made = convert({
         "cpu.stat": "".join(f"{name}_usec {most}\n" for name in ("usage", "user", "system", "throttled")),
@@ -75,7 +75,7 @@ def test_statistics_of_a_hostile_guest_fit_in_64_bits() -> None:
 
 
 @given(JSON)
-def test_no_guest_breaks_the_statistics(answer: Any) -> None:
+def test_any_answer_of_a_guest_gives_valid_statistics(answer: Any) -> None:
     try:
         made = convert(read_answer(Statistics(container="c1"), answer))
     except VmError:
@@ -85,12 +85,12 @@ def test_no_guest_breaks_the_statistics(answer: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["cpu.stat", "memory.stat", "io.stat", "memory.max"]), st.text(max_size=60)))
-def test_no_text_breaks_the_statistics(told: dict[str, str]) -> None:
+def test_any_text_of_a_guest_gives_valid_statistics(told: dict[str, str]) -> None:
     assert set(convert(told)) >= {"cpu", "memory", "pids", "blkio"}
 
 
 @given(JSON)
-def test_no_guest_breaks_the_list_of_processes(answer: Any) -> None:
+def test_any_answer_of_a_guest_gives_a_valid_list_of_processes(answer: Any) -> None:
     try:
         processes = read_answer(Listing(container="c1"), answer)
     except VmError:
@@ -122,7 +122,7 @@ def listed(*processes: object) -> list[Row]:
         ([{key: PROCESS[key] for key in PROCESS if key != "used"}], "[0]: Object missing required field `used`"),
     ],
 )
-def test_list_of_processes_that_is_not_usable(answer: object, refusal: str) -> None:
+def test_invalid_list_of_processes_is_refused(answer: object, refusal: str) -> None:
     with pytest.raises(VmError) as caught:
         read_answer(Listing(container="c1"), answer)
     assert caught.value.message == f"the guest's answer to listing is unusable: {refusal}"
@@ -138,7 +138,7 @@ def test_list_of_processes_that_is_not_usable(answer: object, refusal: str) -> N
         ({"memory.current": None}, "[...]: Expected `str`, got `null`"),
     ],
 )
-def test_statistics_that_are_not_usable(answer: object, refusal: str) -> None:
+def test_invalid_statistics_are_refused(answer: object, refusal: str) -> None:
     with pytest.raises(VmError) as caught:
         read_answer(Statistics(container="c1"), answer)
     assert caught.value.message == f"the guest's answer to statistics is unusable: {refusal}"
@@ -183,7 +183,7 @@ def test_processes_are_read_from_proc(tmp_path: Path) -> None:
     assert found == [(uid, 1, 0, 100, "?", 2, "/bin/sh -c x"), (uid, 2, 1, 100, "pts/3", 2, "[a ) b]")]
 
 
-def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:
+def test_removed_cgroup_has_no_statistics(tmp_path: Path) -> None:
     gone = Cgroup("/hawse/c1", root=str(tmp_path))
     assert (gone.members(), gone.statistics(), gone.oom_kills()) == ([], {}, 0)
     (tmp_path / "hawse" / "c1" / "sub").mkdir(parents=True)
@@ -260,7 +260,7 @@ def test_field_that_cannot_be_changed_is_named(wanted: Any, words: str) -> None:
 
 
 @given(JSON)
-def test_no_engine_breaks_the_merge(wanted: Any) -> None:
+def test_any_update_of_an_engine_is_merged_or_refused(wanted: Any) -> None:
     try:
         merge(wanted, CURRENT)
     except ConfigError as error:
@@ -316,11 +316,11 @@ def test_update_that_changes_nothing_leaves_the_limits(wanted: Any) -> None:
         ({}, {"cpu": {"quota": 5, "period": 10}}, {"cpu": {"quota": 5, "period": 10}}),
     ],
 )  # fmt: skip
-def test_only_what_changes_is_sent(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_only_changed_limits_are_sent(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
     assert difference(before, after) == sent
 
 
-def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
+def test_cgroup_file_of_no_controller_is_accepted_unchanged() -> None:
     """Engines send config.json's `unified` again."""
     current = {"unified": {"hugetlb.2MB.max": "0", "memory.high": "9"}}
     assert merge(current, current) == current
@@ -329,7 +329,7 @@ def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("0", 0), ("512m", 512 << 20), ("1G", 1 << 30), ("2kb", 2048), ("3 MiB", 3 << 20), ("-1", -1)]
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_size("memory", text) == size
 
 
@@ -353,7 +353,7 @@ def test_options_become_resources() -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("1m30s", 90), ("250ms", 0.25), ("1.5h", 5400)])
-def test_intervals(text: str, seconds: float) -> None:
+def test_intervals_are_parsed(text: str, seconds: float) -> None:
     assert parse_interval(text) == seconds
 
 

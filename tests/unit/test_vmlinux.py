@@ -1,4 +1,4 @@
-"""The kernel in a bzImage: the position of the payload, its compression, and whether it has a PVH entry."""
+"""The kernel in a bzImage: position of the payload, compression, and detection of a PVH entry."""
 
 from __future__ import annotations
 

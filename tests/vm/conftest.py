@@ -15,7 +15,7 @@ from tests.support.runtime import Runtime
 
 @pytest.fixture
 def runtime(tmp_path: os.PathLike[str]) -> Iterator[Runtime]:
-    """hawse with a private root. After the test its containers are deleted, and nothing of them may be left."""
+    """hawse with a private root. After the test its containers are deleted, and nothing of them may remain."""
     before = snapshot()
     made = Runtime(str(tmp_path))
     yield made

@@ -1,4 +1,5 @@
-"""Who may make, link, rename and change files in shared directories, and whose they then are: as under runc."""
+"""Permissions to create, link, rename and change files in shared directories, and the owners of new files, as under
+runc."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ DIRECTORIES = {
     "mapped": (100005, 100005, 0o700),
     "sticky": (0, 0, 0o1777),
 }
-#: Those that the other servers are asked about: a directory takes some seconds without KVM.
+#: The directories for tests of the other servers: without KVM, a directory takes some seconds.
 FEWER = ("setgid", "mapped")
 
 
@@ -53,10 +54,10 @@ def bundle(directory: Path, name: str, arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize("server", ["virtiofsd in C", "virtiofsd in Rust", "9p"])
-def test_files_are_made_with_the_rights_and_owners_that_they_have_under_runc(
+def test_files_have_the_same_permissions_and_owners_as_under_runc(
     runtime: Runtime, tmp_path: Path, server: str
 ) -> None:
-    """By users with supplementary groups and capabilities, and by root of a user namespace."""
+    """Users have supplementary groups and capabilities, or are root of a user namespace."""
     if server == "9p":
         runtime.configure('[vm]\nshare = "9p"\nconfine = "off"\n')
     elif server == "virtiofsd in Rust":
@@ -74,7 +75,7 @@ def test_files_are_made_with_the_rights_and_owners_that_they_have_under_runc(
     different = [pair for pair in zip(ran.output.splitlines(), expected.stdout.splitlines(), strict=True)
                  if pair[0] != pair[1]]  # fmt: skip
     if server == "9p":
-        # A QEMU from 7.2 to 9.2.0 makes no special files (docs/mounts.md).
+        # QEMU from 7.2 to 9.2.0 creates no special files (docs/mounts.md).
         different = [pair for pair in different if not {"FIFO", "socket"} & set(pair[0].split(": "))]
     assert different == []
     made = [line for line in expected.stdout.splitlines() if ": made" in line]

@@ -1,4 +1,5 @@
-"""--pidfd-socket of runc: the engine holds the process itself, and not a pid that may be another's tomorrow."""
+"""--pidfd-socket of runc: the engine gets a pidfd of the process, which never refers to another process, unlike a
+pid."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ FOREVER = ["/bin/sleep", "1000"]
 
 @contextmanager
 def listening(path: str) -> Iterator[socket.socket]:
-    """A socket that an engine listens at."""
+    """A listening socket of an engine."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
@@ -32,7 +33,7 @@ def listening(path: str) -> Iterator[socket.socket]:
 
 
 def received(listener: socket.socket) -> tuple[str, int]:
-    """What the runtime has sent: runc's word for the kind of process, and the descriptor."""
+    """The message of the runtime: runc's word for the kind of process, and the descriptor."""
     connection, _ = listener.accept()
     with connection:
         text, [fd], _, _ = socket.recv_fds(connection, 64, 1)
@@ -45,7 +46,7 @@ def pid_of(fd: int) -> int:
         return int(next(line for line in file if line.startswith("Pid:")).split()[1])
 
 
-def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtime, tmp_path: Path) -> None:
+def test_engine_gets_pidfds_of_a_container_and_of_an_exec(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, FOREVER)
     null = subprocess.DEVNULL
@@ -74,7 +75,7 @@ def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtim
         os.close(fd)
 
 
-def test_where_nobody_listens_nothing_is_left(runtime: Runtime, tmp_path: Path) -> None:
+def test_failed_send_leaves_nothing(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, FOREVER)
     nowhere = ["--pidfd-socket", str(tmp_path / "nowhere")]
