@@ -55,17 +55,17 @@ def test_preserved_descriptors_are_pipes_and_sockets_of_the_guest(agent: Agent) 
     agent.write(1, b"first ", descriptor=3)
     agent.write(1, b"second", descriptor=5)
     ended: set[int] = set()
-    told = {1: b"", 4: b"", 5: b""}
+    received = {1: b"", 4: b"", 5: b""}
     while not {4, 5} <= ended:  # both arrive before the process ends: it has closed them
         stream, kind, payload = next(agent.everything())
         if kind == EOF:
             ended.add(stream - STREAMS)
         elif kind == DATA:
-            told[stream - STREAMS] += payload
+            received[stream - STREAMS] += payload
     agent.write(1, b"go\n")
     output, code = agent.output_until_exit(1)
-    told[1] += output[1]
-    assert told == {1: b"first sec", 4: b"out\n", 5: b"back\n"}
+    received[1] += output[1]
+    assert received == {1: b"first sec", 4: b"out\n", 5: b"back\n"}
     assert code == 1, "the process has closed its last one"
 
 

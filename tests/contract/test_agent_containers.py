@@ -233,8 +233,8 @@ def test_oom_kill_is_reported_before_the_exit(agent: Agent, tmp_path: Path, kill
         _, kind, payload = next(agent.everything())
         if kind == EVENT:
             events.append(decode_event(payload))
-    told = [params for name, params in events if name == "oom"]
-    assert told[:1] == ([{"container": "c1", "kills": kills}] if kills else [])
+    reports = [params for name, params in events if name == "oom"]
+    assert reports[:1] == ([{"container": "c1", "kills": kills}] if kills else [])
 
 
 def test_processes_are_listed_from_the_cgroup(agent: Agent, tmp_path: Path) -> None:

@@ -24,18 +24,18 @@ MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 
 @pytest.fixture
 def guest() -> Iterator[Namespace]:
-    with Namespace() as made:
-        made.ip("link add v0 type veth peer name v1")
-        made.ip("link set lo up")
-        yield made
+    with Namespace() as namespace:
+        namespace.ip("link add v0 type veth peer name v1")
+        namespace.ip("link set lo up")
+        yield namespace
 
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path))
-    made.link("proc/sys/net", "/proc/sys/net")
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path))
+    kernel.link("proc/sys/net", "/proc/sys/net")
+    yield kernel
+    kernel.close()
 
 
 def index(guest: Namespace, name: str) -> int:
@@ -83,8 +83,8 @@ def test_interfaces_are_configured_like_those_of_the_host(guest: Namespace, kern
     assert (shown["mtu"], "UP" in shown["flags"]) == (1400, True)
     assert {"UP", "NOARP", "PROMISC", "ALLMULTI"} <= set(flags := guest.shown("link show dev v0")[0]["flags"])
     assert "MULTICAST" not in flags and "NOARP" not in shown["flags"]
-    found = {entry["local"] for entry in guest.shown("addr show dev eth0")[0]["addr_info"]}
-    assert found == {"10.9.0.2", "fd77::2"}, "no address of the link is generated"
+    addresses = {entry["local"] for entry in guest.shown("addr show dev eth0")[0]["addr_info"]}
+    assert addresses == {"10.9.0.2", "fd77::2"}, "no address of the link is generated"
     routes = {route["dst"]: route.get("gateway") for route in guest.shown("route show")}
     assert routes == {"default": "10.8.0.1", "10.8.0.0/24": None, "10.9.0.0/24": None}
     assert [n["lladdr"] for n in guest.shown("neigh show dev eth0") if n["dst"] == "10.9.0.9"] == [MACS[0]]

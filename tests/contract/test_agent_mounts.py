@@ -29,7 +29,7 @@ def test_file_systems_of_a_guest_have_restrictive_options() -> None:
         "print(open('/proc/self/mountinfo').read())"
     )
     table = subprocess.check_output(["unshare", "--mount", sys.executable, "-I", "-c", program], text=True)
-    found = mounts(table)
+    mounted = mounts(table)
     strict = {"nosuid", "nodev", "noexec"}
     expected = {
         "/proc": ("proc", strict),
@@ -40,9 +40,9 @@ def test_file_systems_of_a_guest_have_restrictive_options() -> None:
         "/dev/shm": ("tmpfs", {"nosuid", "nodev"}),
         "/run": ("tmpfs", {"nosuid", "nodev"}),
     }
-    assert {path: (found[path][0], found[path][1] & strict) for path in expected} == expected
-    assert {"gid=5", "mode=620", "ptmxmode=666"} <= found["/dev/pts"][2]
-    assert "mode=755" in found["/run"][2]
+    assert {path: (mounted[path][0], mounted[path][1] & strict) for path in expected} == expected
+    assert {"gid=5", "mode=620", "ptmxmode=666"} <= mounted["/dev/pts"][2]
+    assert "mode=755" in mounted["/run"][2]
 
 
 def test_shared_memory_is_limited_and_shared_by_containers_of_a_pod(tmp_path: Path) -> None:

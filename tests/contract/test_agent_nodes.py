@@ -57,9 +57,14 @@ def rules_set(agent: Agent) -> list[Any]:
 def test_nodes_are_created_allowed_listed_and_removed(agent: Agent, container: Path) -> None:
     create(agent, container, RULES)
     agent.call("add_nodes", container="c1", nodes=[NULL, ZERO], devices=DEVICES)
-    made = (container / "dev/null0").stat()
-    assert stat.S_ISCHR(made.st_mode)
-    assert (stat.S_IMODE(made.st_mode), made.st_rdev, made.st_uid, made.st_gid) == (0o640, os.makedev(1, 3), 7, 8)
+    status = (container / "dev/null0").stat()
+    assert stat.S_ISCHR(status.st_mode)
+    assert (stat.S_IMODE(status.st_mode), status.st_rdev, status.st_uid, status.st_gid) == (
+        0o640,
+        os.makedev(1, 3),
+        7,
+        8,
+    )
     assert (container / "dev/vfio/5").stat().st_rdev == os.makedev(1, 5)
     assert json.loads((container / SHOWN).read_text()) == DEVICES
     assert rules_set(agent) == [[*RULES, allow(1, 5)]], "the rule for the other exists"

@@ -63,9 +63,9 @@ def test_path_that_a_container_has_replaced_is_refused(shared: Path, kind: str) 
     (directory / "sub").rename(directory / "real")
     PLANTED[kind](directory / "sub")
     (directory / "real" / "file").rename(directory / "kept")
-    found = refusal(shared, inode)
-    assert found.startswith("mount mount1 of the container is @/1/sub in the share: ")
-    assert found.endswith("[another container has replaced a part of the path; create the container again]")
+    outcome = refusal(shared, inode)
+    assert outcome.startswith("mount mount1 of the container is @/1/sub in the share: ")
+    assert outcome.endswith("[another container has replaced a part of the path; create the container again]")
 
 
 def refusal(shared: Path, inode: int) -> str:
@@ -81,8 +81,8 @@ def refusal(shared: Path, inode: int) -> str:
             subpaths.unbind(directory)
         return "bound"
 
-    found: str = in_child(act)
-    return found
+    outcome: str = in_child(act)
+    return outcome
 
 
 def test_undo_without_binds_does_nothing(tmp_path: Path) -> None:

@@ -80,10 +80,10 @@ def _reply(payload: bytes) -> bytes:
     return HEADER.pack(0, REPLY, len(payload)) + payload
 
 
-async def attempt(made: Scene, verb: str, params: dict[str, Any]) -> None:
+async def attempt(scene: Scene, verb: str, params: dict[str, Any]) -> None:
     """Run a verb whose call the guest answers with invalid data: the answer is refused, or it can be printed."""
     try:
-        check_plain(await made.monitor.ask(verb, **params))
+        check_plain(await scene.monitor.ask(verb, **params))
     except VmError as error:
         assert error.message.startswith(f"the guest's answer to {LINK_CALLS.get(verb, verb)} is unusable: ")
         check_plain(error.to_wire(), most=1000)
@@ -97,20 +97,20 @@ def test_result_of_another_type_is_refused_and_the_sandbox_goes_on(tmp_path: Pat
     def prepare(host: FakeHost) -> None:
         host.answers["trace"] = host.answers["start"] = VALUES[name]
 
-    async def story(made: Scene) -> None:
-        assert await made.monitor.report() == []
-        await attempt(made, "start", {})
-        made.host.answers["start"] = None
+    async def story(scene: Scene) -> None:
+        assert await scene.monitor.report() == []
+        await attempt(scene, "start", {})
+        scene.host.answers["start"] = None
         if VALUES[name] is not None:
-            assert made.monitor.store.read()["status"] == "created"
-            await made.monitor.ask("start")
+            assert scene.monitor.store.read()["status"] == "created"
+            await scene.monitor.ask("start")
         for verb, params in LATER.items():
-            made.host.answers[LINK_CALLS.get(verb, verb)] = VALUES[name]
-            await attempt(made, verb, params)
-        if made.monitor.store.read()["status"] == "paused":
-            await made.monitor.ask("resume")
-        made.host.answers["listing"] = []
-        await made.prove_running()
+            scene.host.answers[LINK_CALLS.get(verb, verb)] = VALUES[name]
+            await attempt(scene, verb, params)
+        if scene.monitor.store.read()["status"] == "paused":
+            await scene.monitor.ask("resume")
+        scene.host.answers["listing"] = []
+        await scene.prove_running()
         check_plain(json.loads(drawn.read_text()), most=MAX_TEXT * 16)
 
     drawn = tmp_path / "trace.json"
@@ -121,14 +121,14 @@ def test_result_that_is_nested_deeply_is_refused_and_the_sandbox_goes_on(tmp_pat
     def prepare(host: FakeHost) -> None:
         host.raw["trace"] = nested
 
-    async def story(made: Scene) -> None:
-        await made.start()
+    async def story(scene: Scene) -> None:
+        await scene.start()
         for verb, params in LATER.items():
-            made.host.raw[LINK_CALLS.get(verb, verb)] = nested
+            scene.host.raw[LINK_CALLS.get(verb, verb)] = nested
             with pytest.raises(VmError, match=r"Expected `.*`, got `array`"):
-                await made.monitor.ask(verb, **params)
-        made.host.raw.clear()
-        await made.prove_running()
+                await scene.monitor.ask(verb, **params)
+        scene.host.raw.clear()
+        await scene.prove_running()
 
     play(tmp_path, network, story, prepare=prepare)
 
@@ -152,8 +152,8 @@ def test_required_answer_is_checked(tmp_path: Path, network: str, method: str, n
         else:
             host.raw[method] = nested
 
-    async def story(made: Scene) -> None:
-        await made.prove_refused(f"^the guest's answer to {method} is unusable: ")
+    async def story(scene: Scene) -> None:
+        await scene.prove_refused(f"^the guest's answer to {method} is unusable: ")
 
     native = {EDU.number: dict[str, int]()} if method == "bind_native" else {}
     play(tmp_path, network, story, prepare=prepare, groups=[EDU], native=native)
@@ -180,17 +180,17 @@ def test_error_of_the_guest_is_bounded_and_printable(tmp_path: Path, network: st
     def answer(number: int) -> bytes:
         return _reply(json.dumps({"id": number, "error": ERRORS[name]}).encode())
 
-    async def story(made: Scene) -> None:
-        await made.start()
-        made.host.raw |= {"listing": answer, "freeze": answer}
+    async def story(scene: Scene) -> None:
+        await scene.start()
+        scene.host.raw |= {"listing": answer, "freeze": answer}
         for method in ("listing", "pause"):
             with pytest.raises(HawseError) as caught:
-                await made.monitor.ask(method)
+                await scene.monitor.ask(method)
             check_plain(caught.value.to_wire(), most=4 * MAX_TEXT)
             assert "\n" not in caught.value.sentence()
             assert 1 <= caught.value.exit_code <= 255
-        made.host.raw.clear()
-        await made.prove_running()
+        scene.host.raw.clear()
+        await scene.prove_running()
 
     play(tmp_path, network, story)
 
@@ -200,7 +200,7 @@ def test_error_of_ten_megabytes_ends_the_sandbox(tmp_path: Path, network: str, m
     def prepare(host: FakeHost) -> None:
         host.raw[method] = lambda number: _reply(b'{"id":%d,"error":{"message":"' % number + b"x" * 10**7 + b'"}}')
 
-    async def story(made: Scene) -> None:
-        await made.prove_refused("^the agent in the guest speaks nonsense: link: frame of type 2 with 100000")
+    async def story(scene: Scene) -> None:
+        await scene.prove_refused("^the agent in the guest speaks nonsense: link: frame of type 2 with 100000")
 
     play(tmp_path, network, story, prepare=prepare)

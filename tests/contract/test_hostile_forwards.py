@@ -55,11 +55,11 @@ def forward(
 
     with Namespace() as inside:
 
-        async def story(made: Scene) -> None:
-            await made.start()
+        async def story(scene: Scene) -> None:
+            await scene.start()
             using = asyncio.create_task(asyncio.to_thread(use, inside))
-            await made.called("connect")
-            await then(made)
+            await scene.called("connect")
+            await then(scene)
             assert await using in expected
 
         play(directory, inside.path, story, prepare=prepare, pod=True)
@@ -106,17 +106,17 @@ VIOLATES = {
 def test_connection_that_the_agent_ends_does_not_affect_others(tmp_path: Path, name: str) -> None:
     answer, expected = GOES_ON[name]
 
-    async def then(made: Scene) -> None:
-        await made.prove_running()
+    async def then(scene: Scene) -> None:
+        await scene.prove_running()
 
     forward(tmp_path, answer, then, expected)
 
 
 @pytest.mark.parametrize("name", WAITS)
 def test_connection_that_never_ends_is_reset_when_the_pod_is_deleted(tmp_path: Path, name: str) -> None:
-    async def then(made: Scene) -> None:
-        await made.prove_running()
-        await made.prove_deletable()
+    async def then(scene: Scene) -> None:
+        await scene.prove_running()
+        await scene.prove_deletable()
 
     forward(tmp_path, WAITS[name], then, None)
 
@@ -125,8 +125,8 @@ def test_connection_that_never_ends_is_reset_when_the_pod_is_deleted(tmp_path: P
 def test_connection_that_breaks_the_protocol_ends_the_sandbox(tmp_path: Path, name: str) -> None:
     frames, reason = VIOLATES[name]
 
-    async def then(made: Scene) -> None:
-        await made.prove_ended(NONSENSE + reason)
+    async def then(scene: Scene) -> None:
+        await scene.prove_ended(NONSENSE + reason)
 
     # In this order: once the call is answered, the monitor returns credit. An EOF may arrive before the reset.
     forward(tmp_path, lambda number: frames + accepted(number), then, None, b"")

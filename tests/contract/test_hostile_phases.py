@@ -70,12 +70,12 @@ def test_guest_that_does_not_boot_in_order_is_the_reported_reason(tmp_path: Path
     def prepare(host: FakeHost) -> None:
         host.reports = False
 
-    async def story(made: Scene) -> None:
-        machine = await made.machine()
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
         machine.write(frames)
         if reason == CLOSED:
             machine.cut_link()
-        assert (await made.prove_refused("")).message.startswith(reason)
+        assert (await scene.prove_refused("")).message.startswith(reason)
 
     play(tmp_path, network, story, prepare=prepare)
 
@@ -85,10 +85,10 @@ def test_link_that_closes_during_creation_is_the_reported_reason(tmp_path: Path,
     def prepare(host: FakeHost) -> None:
         host.held[method] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        await made.called(method)
-        (await made.machine()).cut_link()
-        await made.prove_refused(f"^{CLOSED}$")
+    async def story(scene: Scene) -> None:
+        await scene.called(method)
+        (await scene.machine()).cut_link()
+        await scene.prove_refused(f"^{CLOSED}$")
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])
 
@@ -100,13 +100,13 @@ def test_link_that_closes_during_a_verb_ends_the_sandbox(tmp_path: Path, network
     def prepare(host: FakeHost) -> None:
         host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        asking = await made.begin(verb, **LATER[verb])
-        (await made.machine()).cut_link()
+    async def story(scene: Scene) -> None:
+        asking = await scene.begin(verb, **LATER[verb])
+        (await scene.machine()).cut_link()
         with pytest.raises(HawseError) as caught:
             await asking
         assert isinstance(caught.value, MonitorGoneError) or caught.value.message == CLOSED
-        await made.prove_ended(CLOSED)
+        await scene.prove_ended(CLOSED)
 
     play(tmp_path, network, story, prepare=prepare)
 
@@ -118,10 +118,10 @@ def test_container_whose_creation_is_not_answered_can_be_deleted(tmp_path: Path,
     def prepare(host: FakeHost) -> None:
         host.held[method] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        await made.called(method)
-        await made.prove_deletable()
-        await made.prove_refused("^container c1 was deleted while it was created$")
+    async def story(scene: Scene) -> None:
+        await scene.called(method)
+        await scene.prove_deletable()
+        await scene.prove_refused("^container c1 was deleted while it was created$")
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])
 
@@ -131,9 +131,9 @@ def test_container_with_a_verb_that_is_not_answered_can_be_deleted(tmp_path: Pat
     def prepare(host: FakeHost) -> None:
         host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        asking = await made.begin(verb, **LATER[verb])
-        await made.prove_deletable()
+    async def story(scene: Scene) -> None:
+        asking = await scene.begin(verb, **LATER[verb])
+        await scene.prove_deletable()
         with suppress(HawseError):
             await asking
 
@@ -151,21 +151,21 @@ def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answ
     def prepare(host: FakeHost) -> None:
         host.raw["create"] = answer
 
-    async def story(made: Scene) -> None:
+    async def story(scene: Scene) -> None:
         if answered:
-            await made.prove_refused("^container c1 ended while it was created$")
-        assert await made.hearing == [("exit", {"code": 3})]
+            await scene.prove_refused("^container c1 ended while it was created$")
+        assert await scene.hearing == [("exit", {"code": 3})]
 
     play(tmp_path, network, story, prepare=prepare)
 
 
 def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
-    async def story(made: Scene) -> None:
-        machine = await made.start()
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
         machine.write(b"".join(control.encode_event("exit", {"process": INIT, "code": code}) for code in (3, 4)))
-        assert await made.hearing == [("exit", {"code": 3})]
-        assert await made.monitor.ended() == 0
-        assert "failure" not in made.monitor.store.read()
+        assert await scene.hearing == [("exit", {"code": 3})]
+        assert await scene.monitor.ended() == 0
+        assert "failure" not in scene.monitor.store.read()
 
     play(tmp_path, network, story)
 
@@ -173,15 +173,15 @@ def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
 def test_data_before_the_start_and_after_the_exit(tmp_path: Path, network: str) -> None:
     """The former is forwarded, since it may be an error of crun. The latter is dropped."""
 
-    async def story(made: Scene) -> None:
-        await made.monitor.report()
-        machine = await made.machine()
+    async def story(scene: Scene) -> None:
+        await scene.monitor.report()
+        machine = await scene.machine()
         machine.write(encode(STDOUT, DATA, b"early") + encode(STDOUT, EOF))
-        await made.monitor.ask("start")
-        await made.prove_running()
+        await scene.monitor.ask("start")
+        await scene.prove_running()
         exit = control.encode_event("exit", {"process": INIT, "code": 0})
         machine.write(exit + encode(STDOUT, DATA, b"late") + encode(STDOUT, EOF))
-        assert await made.hearing == [("exit", {"code": 0})]
-        assert await made.monitor.ended() == 0
+        assert await scene.hearing == [("exit", {"code": 0})]
+        assert await scene.monitor.ended() == 0
 
     play(tmp_path, network, story)

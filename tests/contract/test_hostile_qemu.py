@@ -43,12 +43,12 @@ def test_message_instead_of_the_greeting_fails_the_creation(tmp_path: Path, netw
     def prepare(host: FakeHost) -> None:
         host.greets = False
 
-    async def story(made: Scene) -> None:
-        machine = await made.machine()
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
         await machine.report(MESSAGES[name])
         if name == "half of a message":
             await machine.end(exit=1, stderr="x")
-        await made.prove_refused("^QEMU")
+        await scene.prove_refused("^QEMU")
 
     play(tmp_path, network, story, prepare=prepare)
 
@@ -61,22 +61,24 @@ def test_message_instead_of_an_answer_fails_the_command(tmp_path: Path, network:
     def prepare(host: FakeHost) -> None:
         host.held["device_add"] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        machine = await made.machine()
-        await made.executed("device_add")
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
+        await scene.executed("device_add")
         await machine.report(MESSAGES[name])
         if name == "deep nesting":
-            await made.prove_refused("^emulated edu of group 5: QEMU refuses it: QEMU ended before it answered device_")
+            await scene.prove_refused(
+                "^emulated edu of group 5: QEMU refuses it: QEMU ended before it answered device_"
+            )
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_message_while_the_container_runs_is_ignored(tmp_path: Path, network: str, name: str) -> None:
-    async def story(made: Scene) -> None:
-        machine = await made.start()
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
         await machine.report(MESSAGES[name])
-        await made.prove_running()
+        await scene.prove_running()
 
     play(tmp_path, network, story)
 
@@ -85,7 +87,7 @@ def test_refusal_is_printable_and_bounded(tmp_path: Path, network: str) -> None:
     def prepare(host: FakeHost) -> None:
         host.refused["device_add"] = "\x1b[2J\n\ud800" + "x" * 1_000_000
 
-    async def story(made: Scene) -> None:
-        await made.prove_refused(r"^emulated edu of group 5: QEMU refuses it: device_add: \?\[2J\?\?xxx")
+    async def story(scene: Scene) -> None:
+        await scene.prove_refused(r"^emulated edu of group 5: QEMU refuses it: device_add: \?\[2J\?\?xxx")
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])

@@ -82,8 +82,8 @@ def test_death_of_qemu_during_the_creation_is_the_reported_reason(tmp_path: Path
         host.held[moment] = asyncio.Event()
         host.answers["bind_vfio"] = BOUND
         drawn = tmp_path / "trace.json"
-        made = machine_plan([EDU], qemu=host.qemu)
-        monitor.send(sandbox_plan(made, bundle=str(tmp_path), groups=[EDU], network=network, timeline=str(drawn)))
+        planned = machine_plan([EDU], qemu=host.qemu)
+        monitor.send(sandbox_plan(planned, bundle=str(tmp_path), groups=[EDU], network=network, timeline=str(drawn)))
         proxy = await monitor.announce()
         machine = await host.machine()
         if moment not in ("greeting", "hello"):

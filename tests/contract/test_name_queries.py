@@ -106,9 +106,9 @@ def test_socket_in_the_namespace_does_not_block_and_is_not_inherited(
     inside: Namespace, tmp_path: Path, kind: int
 ) -> None:
     network = Network(inside.path, str(tmp_path))
-    with network.make_socket(kind) as made:
-        assert (os.get_blocking(made.fileno()), os.get_inheritable(made.fileno())) == (False, False)
-        cookie = made.getsockopt(socket.SOL_SOCKET, 71, 8)  # SO_NETNS_COOKIE
+    with network.make_socket(kind) as opened:
+        assert (os.get_blocking(opened.fileno()), os.get_inheritable(opened.fileno())) == (False, False)
+        cookie = opened.getsockopt(socket.SOL_SOCKET, 71, 8)  # SO_NETNS_COOKIE
         assert int.from_bytes(cookie, "little") == inside.cookie()
     network.close()
 
@@ -216,7 +216,7 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "is_found"),
     [
         ({}, True),
         ({"destination": "/etc//resolv.conf/"}, True),
@@ -226,14 +226,14 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
         ({"name": "mount2"}, False),
     ],
 )
-def test_resolv_conf_is_read_from_the_shared_file(tmp_path: Path, changes: dict[str, str], found: bool) -> None:
+def test_resolv_conf_is_read_from_the_shared_file(tmp_path: Path, changes: dict[str, str], is_found: bool) -> None:
     for name in ("mount0", "mount1", "mount2", "other"):
         (tmp_path / name).write_text(f"nameserver 127.0.0.1{name[-1:].replace('r', '3')}\n")
 
     async def live() -> None:
         link = FakeLink()
         await Resolver(plan(**changes), Network("", ""), places(tmp_path)).serve(cast(Any, link))
-        assert link.served == ([["127.0.0.10"]] if found else [])
+        assert link.served == ([["127.0.0.10"]] if is_found else [])
 
     asyncio.run(live())
 

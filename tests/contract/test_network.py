@@ -25,9 +25,9 @@ from tests.support.patience import patience, wait_until
 @pytest.fixture
 def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[Network]:
     cable(inside, outside, "eth0", net=1)
-    made = Network(inside.path, str(tmp_path))
-    yield made
-    made.close()
+    network = Network(inside.path, str(tmp_path))
+    yield network
+    network.close()
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_error_in_a_namespace_is_raised_to_the_caller() -> None:
 
 def joining(network: Network) -> Joining:
     network.look()
-    made = network.taken()
-    assert made is not None
-    return made
+    taps = network.taken()
+    assert taps is not None
+    return taps
 
 
 def test_interface_is_connected_with_a_tap_and_released(
@@ -209,8 +209,10 @@ def test_namespace_of_an_ended_process_is_found_by_its_mount(
 
 
 def test_missing_namespace_needs_no_clearing(tmp_path: Path) -> None:
-    with Namespace() as made:
-        redirects.note(f"{tmp_path}/network", {"path": made.path, "inode": made.inode(), "cookie": made.cookie()})
+    with Namespace() as namespace:
+        redirects.note(
+            f"{tmp_path}/network", {"path": namespace.path, "inode": namespace.inode(), "cookie": namespace.cookie()}
+        )
         redirects.note(f"{tmp_path}/network", {"index": 2, "name": "eth0", "qdisc": True})
     redirects.release(str(tmp_path))
     assert os.listdir(tmp_path) == []

@@ -45,9 +45,9 @@ def joined(network: Network) -> Iterator[Joined]:
 
 @pytest.fixture
 def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[Network]:
-    made = Network(inside.path, str(tmp_path))
-    yield made
-    made.close()
+    network = Network(inside.path, str(tmp_path))
+    yield network
+    network.close()
     assert outside.fd >= 0, "its ends of cables are there"
     assert inside.traffic_control() == ""
 
@@ -68,13 +68,13 @@ def frame(to: str, text: bytes, *, tag: int = 0) -> bytes:
 
 def received(tap: int, last: bytes) -> list[bytes]:
     """The test frames that arrive at a tap, up to the last one."""
-    found: list[bytes] = []
-    while not found or found[-1] != last:
-        assert select.select([tap], [], [], patience(5))[0], found
+    frames: list[bytes] = []
+    while not frames or frames[-1] != last:
+        assert select.select([tap], [], [], patience(5))[0], frames
         read = os.read(tap, 4096)[10:]  # after the virtio header
         if read[6:12] == b"\x0a\0\0\0\0\x99":
-            found.append(read)
-    return found
+            frames.append(read)
+    return frames
 
 
 def test_bridge_is_joined_and_its_ports_are_not(network: Network, inside: Namespace, outside: Namespace) -> None:

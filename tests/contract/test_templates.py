@@ -65,10 +65,10 @@ class Stage:
     @asynccontextmanager
     async def machine(self, **changes: Any) -> AsyncIterator[Machine]:
         """A VM that is obtained as by the monitor, with its share mounted; it ends with the block."""
-        made = self.plan(**changes)
+        planned = self.plan(**changes)
         async with AsyncExitStack() as undo:
-            launched = begin(made, self.directory, self.steps, self.notes)
-            machine = await obtain(made, launched, self.directory, undo, self.steps, self.notes)
+            launched = begin(planned, self.directory, self.steps, self.notes)
+            machine = await obtain(planned, launched, self.directory, undo, self.steps, self.notes)
             await machine.shared
             yield machine
 
@@ -98,9 +98,9 @@ def test_first_start_creates_a_template_that_the_second_restores(tmp_path: Path)
             assert booted.executed() == [*SAVING, "device_add"], "the share is no part of the template"
             assert booted.running
         assert (stage.templates(), stage.notes) == ([DIGEST], [])
-        found = template.find(stage.cache, DIGEST)
-        assert found is not None
-        assert Path(found.state).read_bytes() == b"state of the CPUs"
+        stored = template.find(stage.cache, DIGEST)
+        assert stored is not None
+        assert Path(stored.state).read_bytes() == b"state of the CPUs"
         async with stage.machine() as machine:
             _, restored = stage.host.machines
             assert restored.incoming == b"state of the CPUs"
@@ -380,16 +380,16 @@ def test_clock_of_the_guest_is_compared_with_that_of_the_host(tmp_path: Path, cl
 
 def test_template_is_built_in_advance_and_only_once(tmp_path: Path) -> None:
     """`hawse template build`: the VM ends when its template exists."""
-    wanted: list[plan.MachinePlan] = []
+    plans: list[plan.MachinePlan] = []
 
     async def story(stage: Stage) -> None:
-        wanted.append(stage.plan())
-        made, fresh, seconds = await asyncio.to_thread(build, stage.plan())
-        assert (made.digest, fresh) == (DIGEST, True)
+        plans.append(stage.plan())
+        built, fresh, seconds = await asyncio.to_thread(build, stage.plan())
+        assert (built.digest, fresh) == (DIGEST, True)
         assert 0 < seconds < 60
         assert methods(stage.host.machines[0]) == ["wake", "settle"], "nothing is shared with it"
         again, fresh, _ = await asyncio.to_thread(build, stage.plan())
-        assert (again, fresh, len(stage.host.machines)) == (made, False, 1)
+        assert (again, fresh, len(stage.host.machines)) == (built, False, 1)
         with pytest.raises(ConfigError, match="this VM cannot have a template"):
             build(stage.plan(template=None))
         shutil.rmtree(f"{stage.cache}/templates/{DIGEST}")

@@ -27,8 +27,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
 def copy_installation(directory: Path) -> Path:

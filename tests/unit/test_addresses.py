@@ -98,11 +98,11 @@ def test_variable_that_names_passed_devices_is_translated(entry: str, expected: 
 @pytest.mark.parametrize(("entry", "warned"), LEFT)
 def test_other_variables_are_not_changed(entry: str, warned: bool) -> None:
     assert translate(["A=1", entry], MAP) == ["A=1", entry]
-    found = warnings("process.env", ["A=1", entry], MAP)
-    assert len(found) == warned
+    warning_texts = warnings("process.env", ["A=1", entry], MAP)
+    assert len(warning_texts) == warned
     if warned:
-        assert found[0].startswith(f"process.env: {entry.partition('=')[0]} keeps the host's addresses")
-        assert found[0].endswith("]")
+        assert warning_texts[0].startswith(f"process.env: {entry.partition('=')[0]} keeps the host's addresses")
+        assert warning_texts[0].endswith("]")
 
 
 def test_warning_of_device_variables_in_a_container_without_devices() -> None:
@@ -135,8 +135,8 @@ def test_information_of_a_plugin_stays_json() -> None:
     ],
 )
 def test_arguments_are_not_changed_and_a_warning_says_so(arguments: list[str], words: list[str]) -> None:
-    found = in_arguments("process.args", arguments, MAP)
-    assert [text[: len(word)] for text, word in zip(found, words, strict=True)] == words
+    warning_texts = in_arguments("process.args", arguments, MAP)
+    assert [text[: len(word)] for text, word in zip(warning_texts, words, strict=True)] == words
     assert in_arguments("process.args", arguments, {address: address for address in MAP}) == []
 
 

@@ -18,11 +18,11 @@ SERIAL, SHARE, NETWORK = "0000:00:03.0", "0000:00:04.0", "0000:00:05.0"
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path))
-    made.function(SERIAL, group=3, driver="")
-    made.attribute(SERIAL, "vendor", "0x1af4\n")
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path))
+    kernel.function(SERIAL, group=3, driver="")
+    kernel.attribute(SERIAL, "vendor", "0x1af4\n")
+    yield kernel
+    kernel.close()
 
 
 def add_port(kernel: FakeKernel, number: int, name: str) -> None:

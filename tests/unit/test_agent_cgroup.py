@@ -16,10 +16,10 @@ from tests.support.patience import patience
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "hawse/c1"
-    (made / "below").mkdir(parents=True)
-    (made / "cgroup.procs").write_text("")
-    return made
+    cgroup = tmp_path / "hawse/c1"
+    (cgroup / "below").mkdir(parents=True)
+    (cgroup / "cgroup.procs").write_text("")
+    return cgroup
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_oom_kills_are_counted(directory: Path, text: str, kills: int) -> None:
     assert cgroup(directory).oom_kills() == kills
 
 
-@pytest.mark.parametrize(("kills", "told"), [(0, []), (3, [3])])
-def test_oom_kills_are_reported_while_they_are_watched(directory: Path, kills: int, told: list[int]) -> None:
+@pytest.mark.parametrize(("kills", "reports"), [(0, []), (3, [3])])
+def test_oom_kills_are_reported_while_they_are_watched(directory: Path, kills: int, reports: list[int]) -> None:
     """A kill before the watch counts; without a kill nothing is reported."""
     (directory / "memory.events").write_text(f"oom_kill {kills}\n")
     watched = cgroup(directory)
@@ -94,7 +94,7 @@ def test_oom_kills_are_reported_while_they_are_watched(directory: Path, kills: i
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     watched.watch_oom(counts.append)
     watched.unwatch()
-    assert counts == told
+    assert counts == reports
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
     watched.unwatch()
 

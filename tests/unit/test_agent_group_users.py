@@ -69,9 +69,9 @@ class Guest(FakeSysfs):
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
-    made = Guest(str(tmp_path))
-    yield made
-    for program in made.programs:
+    guest = Guest(str(tmp_path))
+    yield guest
+    for program in guest.programs:
         program.kill()
         program.wait()
 

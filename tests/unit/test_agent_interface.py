@@ -148,9 +148,9 @@ def _keys(fields: ast.expr) -> set[str]:
 
 
 def test_agent_sends_exactly_the_events_of_the_interface() -> None:
-    found = list(sent())
-    assert {name for name, _ in found} == EVENTS.keys()
-    for name, fields in found:
+    events = list(sent())
+    assert {name for name, _ in events} == EVENTS.keys()
+    for name, fields in events:
         assert fields == set(EVENTS[name].__struct_fields__), name
 
 

@@ -80,11 +80,11 @@ def test_attributes_are_set_only_in_the_other_mount_namespace(tmp_path: Path) ->
                 process = os.open(f"/proc/{pid}", os.O_RDONLY)
                 flags.keep(spec, process, mapped=True)
                 os.close(process)
-            found = {mount.point: mount.options for mount in mounts_of(inside.pid)}
+            options = {mount.point: mount.options for mount in mounts_of(inside.pid)}
         finally:
             inside.kill()
-    assert {"nodev", "noatime"} <= found[f"{tmp_path}/bound"]
-    assert {"ro", "nosuid", "noexec"} <= found[f"{tmp_path}/over/inner"]
+    assert {"nodev", "noatime"} <= options[f"{tmp_path}/bound"]
+    assert {"ro", "nosuid", "noexec"} <= options[f"{tmp_path}/over/inner"]
     assert Path("/proc/self/mountinfo").read_text() == before
 
 

@@ -29,9 +29,9 @@ alias pci:v*d*sv*sd*bc02sc*i* generic
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path / "root"))
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path / "root"))
+    yield kernel
+    kernel.close()
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hawse.errors import VmError
 
 
 def interface(**other: Any) -> dict[str, Any]:
-    made = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "flags": 0x1000, "settings": {}}
-    return made | {"addresses": [], "routes": [], "neighbours": []} | other
+    description = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "flags": 0x1000, "settings": {}}
+    return description | {"addresses": [], "routes": [], "neighbours": []} | other
 
 
 @pytest.mark.parametrize("name", ["eth0", "net1", "a.b", "ipvl_0", "eth0-15-letters", "eth@1"])

@@ -25,9 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 def test_node_has_its_numbers_mode_and_owners(root: Path) -> None:
     make_node(str(root), "/dev/vfio/5", NULL, mode=0o640, uid=1000, gid=1001)
-    found = (root / "dev" / "vfio" / "5").stat()
-    assert stat.S_ISCHR(found.st_mode)
-    assert (found.st_rdev, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (
+    status = (root / "dev" / "vfio" / "5").stat()
+    assert stat.S_ISCHR(status.st_mode)
+    assert (status.st_rdev, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (
         os.makedev(*NULL), 0o640, 1000, 1001,
     )  # fmt: skip
 
@@ -91,8 +91,8 @@ def test_removal_of_a_missing_node_is_not_an_error(root: Path) -> None:
 def test_node_is_created_without_opening_its_device(root: Path) -> None:
     """Only the container opens it: a group can be opened once, and in this test no such device exists."""
     make_node(str(root), "/dev/vfio/5", (4095, 1), mode=0o640, uid=7, gid=8)
-    found = (root / "dev/vfio/5").stat()
-    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o640, 7, 8)
+    status = (root / "dev/vfio/5").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 7, 8)
 
 
 def test_file_instead_of_a_directory_is_named_in_the_error(root: Path) -> None:
@@ -138,15 +138,18 @@ def test_bind_in_another_mount_namespace_exists_only_there(root: Path) -> None:
         try:
             wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n")
             namespace = os.open(f"/proc/{other.pid}/ns/mnt", os.O_RDONLY)
-            there = f"/proc/{other.pid}/root{root}"
+            path_in_the_other_namespace = f"/proc/{other.pid}/root{root}"
             bind_node(
-                there, "/dev/vfio/5", NULL, lambda place: syscalls.bind_in(namespace, f"{root}/dev/source", place)
+                path_in_the_other_namespace,
+                "/dev/vfio/5",
+                NULL,
+                lambda place: syscalls.bind_in(namespace, f"{root}/dev/source", place),
             )
             os.close(namespace)
-            assert stat.S_ISCHR(os.stat(f"{there}/dev/vfio/5").st_mode)
+            assert stat.S_ISCHR(os.stat(f"{path_in_the_other_namespace}/dev/vfio/5").st_mode)
             assert stat.S_ISREG((root / "dev" / "vfio" / "5").stat().st_mode)
-            remove_node(there, "/dev/vfio/5", NULL)
-            assert not os.path.exists(f"{there}/dev/vfio/5")
+            remove_node(path_in_the_other_namespace, "/dev/vfio/5", NULL)
+            assert not os.path.exists(f"{path_in_the_other_namespace}/dev/vfio/5")
             assert "vfio/5" not in Path(f"/proc/{other.pid}/mountinfo").read_text()
         finally:
             other.kill()

@@ -41,11 +41,11 @@ class FakeReaper:
 
 def prepare(tmp_path: Path, script: str, *, seconds: float = 60) -> tuple[Prepared, FakeReaper]:
     reaper = FakeReaper(script)
-    made = Prepared(
+    prepared = Prepared(
         directory=f"{tmp_path}/prepared", reaper=cast(Reaper, reaper), program="/bin/crun", root=str(tmp_path),
         seconds=seconds,
     )  # fmt: skip
-    return made, reaper
+    return prepared, reaper
 
 
 def test_crun_that_opens_its_configuration_late_is_awaited(tmp_path: Path) -> None:

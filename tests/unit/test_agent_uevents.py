@@ -14,9 +14,9 @@ from hawse.agent.system.uevents import Uevents
 
 @pytest.fixture
 def uevents() -> Iterator[Uevents]:
-    made = Uevents()
-    yield made
-    made.close()
+    events = Uevents()
+    yield events
+    events.close()
 
 
 def test_existing_device_is_not_awaited(uevents: Uevents) -> None:

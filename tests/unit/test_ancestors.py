@@ -97,17 +97,17 @@ def test_sandbox_without_a_path_is_in_the_cgroup_of_the_command(cgroups: Cgroups
     tasks = cgroups.write("two/system/engine/pids.max", "7")
     cgroups.write("cpu/user/1/cpu.cfs_quota_us", "5000")
     cgroups.write("cpu/user/1/cpu.cfs_period_us", "50000")
-    found = cgroups.read("")
-    assert (found.memory, found.tasks, found.cpus is not None) == (Limit(path, 2000), Limit(tasks, 7), True)
+    limits = cgroups.read("")
+    assert (limits.memory, limits.tasks, limits.cpus is not None) == (Limit(path, 2000), Limit(tasks, 7), True)
     # A cgroup outside of the root of this process's cgroup namespace cannot be found.
     Path(cgroups.own).write_text("2:memory:/../../x\n0::/\n")
     assert cgroups.read("") == Allowed()
 
 
 def test_cgroups_are_ordered_from_the_lowest_to_the_root(cgroups: Cgroups) -> None:
-    found = [directory for _, directory in above("/a/b", mountinfo=cgroups.mountinfo, own=cgroups.own)]
-    assert found[:3] == [f"{cgroups.directory}/memory{below}" for below in ("/a/b", "/a", "")]
-    assert len(found) == 9
+    directories = [directory for _, directory in above("/a/b", mountinfo=cgroups.mountinfo, own=cgroups.own)]
+    assert directories[:3] == [f"{cgroups.directory}/memory{below}" for below in ("/a/b", "/a", "")]
+    assert len(directories) == 9
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_limit_that_the_vm_certainly_exceeds_is_refused(allowed: Allowed, words:
     ],
 )
 def test_limit_that_the_vm_may_exceed_is_a_warning(allowed: Allowed, words: list[str]) -> None:
-    found = check(allowed, NEEDS)
-    assert [text[: len(word)] for text, word in zip(found, words, strict=True)] == words
-    assert all(" [" in text and text.endswith("]") for text in found), "no remedy"
+    warnings = check(allowed, NEEDS)
+    assert [text[: len(word)] for text, word in zip(warnings, words, strict=True)] == words
+    assert all(" [" in text and text.endswith("]") for text in warnings), "no remedy"
 
 
 @pytest.mark.parametrize(

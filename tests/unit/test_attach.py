@@ -29,24 +29,24 @@ def spare(name: str, bus: int) -> Port:
 
 def entry(group: int, **more: Any) -> dict[str, Any]:
     """The monitor's data about a function."""
-    found = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
-    return found | {"guest": {"address": "0000:01:00.0"}} | more
+    entry = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
+    return entry | {"guest": {"address": "0000:01:00.0"}} | more
 
 
 @pytest.fixture
 def hawse(tmp_path: Path) -> Command:
     host = Ready(str(tmp_path))
-    made = Command(str(tmp_path))
-    made.configure(host.config(more=EMULATED))
-    return made
+    command = Command(str(tmp_path))
+    command.configure(host.config(more=EMULATED))
+    return command
 
 
 @pytest.fixture
 def monitor(hawse: Command) -> Iterator[FakeMonitor]:
     room = msgspec.to_builtins(Room(spares=[spare("port1", 1), spare("port2", 2)]))
     answers = {"room": room, "wants_files": False, "attach": lambda params: [entry(params["plugs"][0]["group"])]}
-    with FakeMonitor(hawse.store("c1"), answers) as made:
-        yield made
+    with FakeMonitor(hawse.store("c1"), answers) as monitor:
+        yield monitor
 
 
 def sent(monitor: FakeMonitor, method: str) -> list[dict[str, Any]]:
@@ -108,15 +108,15 @@ def test_group_that_nothing_can_reset_is_bound_only_if_the_risk_is_accepted(
     assert monitor.calls == []
 
 
-@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("expected", [False, True])
 def test_device_files_are_added_only_to_containers_with_dev_iommu(
-    hawse: Command, monitor: FakeMonitor, wanted: bool
+    hawse: Command, monitor: FakeMonitor, expected: bool
 ) -> None:
-    monitor.answers["wants_files"] = wanted
+    monitor.answers["wants_files"] = expected
     assert hawse("attach", "c1", "5").code == 0
     [call] = sent(monitor, "attach")
     files = [(node["path"], node["is_file"]) for node in call["nodes"]]
-    assert files == [("/dev/vfio/5", False), *([("/dev/vfio/devices/vfio5", True)] if wanted else [])]
+    assert files == [("/dev/vfio/5", False), *([("/dev/vfio/devices/vfio5", True)] if expected else [])]
 
 
 def test_group_of_another_container_is_shared(hawse: Command, monitor: FakeMonitor) -> None:
@@ -143,7 +143,7 @@ def test_no_group_is_attached_without_enough_free_ports(hawse: Command, monitor:
     ("undoing", "message"),
     [
         (None, "the guest refuses it [end its user]\n"),
-        (VmError("no answer"), "the guest refuses it; and undoing it failed: no answer [end its user]\n"),
+        (VmError("no answer"), "the guest refuses it; and then no answer [end its user]\n"),
     ],
 )
 def test_failure_of_one_group_detaches_the_others(

@@ -32,9 +32,9 @@ class Sandbox:
     def __init__(self, qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, seconds: float = 1.0) -> None:
         self.qmp = qmp
         self.link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
-        made = plan(*groups, seconds=seconds)
-        self.claims = Claims(made.ports)
-        self.attachments = Attachments(made.container, self.claims, seconds=seconds)
+        planned = plan(*groups, seconds=seconds)
+        self.claims = Claims(planned.ports)
+        self.attachments = Attachments(planned.container, self.claims, seconds=seconds)
 
     async def begin(self) -> None:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
@@ -147,10 +147,10 @@ def test_unplug_request_is_repeated(patience: int, seconds: float, asked: int, l
         steps = plan(NICS).container.plugs
         qmp.plugged = {step.device for step in steps}
         began = asyncio.get_running_loop().time()
-        found = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
+        removed = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
         took = asyncio.get_running_loop().time() - began
         assert [command for command, _ in qmp.commands].count("device_del") == 2 * asked
-        assert len(found) == left
+        assert len(removed) == left
         backends = [] if left else ["net-vfio-7-1", "net-vfio-7-0"]
         assert [name for command, name in qmp.commands if command == "netdev_del"] == backends
         assert (seconds if left else 5 * (asked - 1)) <= took < seconds + 1
@@ -198,11 +198,11 @@ def test_groups_that_the_guest_has_merged_are_refused() -> None:
 
 def test_cold_plugged_device_is_not_plugged_again_and_can_be_detached() -> None:
     async def story() -> None:
-        made = plan(NICS)
-        cold = [msgspec.structs.replace(step, cold=True) for step in made.container.plugs]
+        planned = plan(NICS)
+        cold = [msgspec.structs.replace(step, cold=True) for step in planned.container.plugs]
         box = Sandbox(FakeQmp(), {})
         box.qmp.plugged = {step.device for step in cold}
-        box.attachments = Attachments(changed(made, plugs=cold).container, Claims(made.ports), seconds=1)
+        box.attachments = Attachments(changed(planned, plugs=cold).container, Claims(planned.ports), seconds=1)
         await box.begin()
         assert box.qmp.commands == []
         await box.attachments.detach(7, force=False)
@@ -236,11 +236,11 @@ def test_group_of_two_containers_is_plugged_once_and_unplugged_with_the_last() -
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
-        made = plan(EDU).container
-        made = msgspec.structs.replace(
-            made, id="c2", plugs=[msgspec.structs.replace(plug, shared=True) for plug in made.plugs]
+        container = plan(EDU).container
+        container = msgspec.structs.replace(
+            container, id="c2", plugs=[msgspec.structs.replace(plug, shared=True) for plug in container.plugs]
         )
-        second = Attachments(made, box.claims, seconds=1)
+        second = Attachments(container, box.claims, seconds=1)
         done = list(box.qmp.commands)
         await second.begin(box.qmp, box.link)  # type: ignore[arg-type]
         assert box.qmp.commands == done

@@ -28,12 +28,12 @@ PAIR = ("0000:3b:00.0", "0000:3b:00.1")
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
     """Group 12 with two functions, each of which has a device file."""
-    made = FakeSysfs(str(tmp_path))
+    sysfs = FakeSysfs(str(tmp_path))
     for number, address in enumerate(PAIR):
-        made.function(address, group=12)
-        made.device_file(address, number + 3, 510, number)
-    made.node(12, 511, 0)
-    return made
+        sysfs.function(address, group=12)
+        sysfs.device_file(address, number + 3, 510, number)
+    sysfs.node(12, 511, 0)
+    return sysfs
 
 
 def choose(
@@ -158,8 +158,8 @@ def test_device_file_of_an_emulated_group_has_its_number(host: FakeSysfs) -> Non
 
 
 def test_device_files_of_an_attached_group_are_found(host: FakeSysfs) -> None:
-    found = device_files(read_group(12, root=host.root), root=host.root)
-    assert [(file.path, file.major, file.minor, file.function) for file in found] == [
+    files = device_files(read_group(12, root=host.root), root=host.root)
+    assert [(file.path, file.major, file.minor, file.function) for file in files] == [
         ("/dev/vfio/devices/vfio3", 510, 0, PAIR[0]), ("/dev/vfio/devices/vfio4", 510, 1, PAIR[1]),
     ]  # fmt: skip
 

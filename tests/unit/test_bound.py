@@ -19,11 +19,11 @@ FIRST, SECOND, OTHERS = "fffe:01:00.0", "fffe:02:00.0", "fffe:03:00.0"
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A sandbox with two functions on record, and a function of another sandbox."""
-    made = Store(str(tmp_path / "root"), "c1")
-    made.make()
+    store = Store(str(tmp_path / "root"), "c1")
+    store.make()
     for address, owner in ((FIRST, "c1"), (SECOND, "c1"), (OTHERS, "c2")):
-        records.write(records.directory_of(made.root), records.Record(address, "e1000e", "", "vfio-pci", owner))
-    return made
+        records.write(records.directory_of(store.root), records.Record(address, "e1000e", "", "vfio-pci", owner))
+    return store
 
 
 def on_record(store: Store) -> list[str]:

@@ -93,9 +93,9 @@ def test_owners_are_mapped_and_the_directory_can_be_passed(tmp_path: Path) -> No
     directory = str(tmp_path / "nodes" / "c1")
     ids = Ids([(0, 1000, 10)], [(0, 2000, 10)], mapped=True)
     make_nodes([{"path": "/a", **NULL, "uid": 3, "gid": 4}, {"path": "/p", "type": "p", "uid": 10}], directory, ids)
-    found = [os.stat(f"{directory}/{number}") for number in (0, 1)]
-    assert [(status.st_uid, status.st_gid) for status in found] == [(1003, 2004), (2**32 - 2, 2000)]
-    assert stat.S_ISFIFO(found[1].st_mode)
+    statuses = [os.stat(f"{directory}/{number}") for number in (0, 1)]
+    assert [(status.st_uid, status.st_gid) for status in statuses] == [(1003, 2004), (2**32 - 2, 2000)]
+    assert stat.S_ISFIFO(statuses[1].st_mode)
     assert stat.S_IMODE(os.stat(directory).st_mode) == 0o711
 
 
@@ -118,11 +118,11 @@ def test_nodes_are_made_with_the_modes_and_owners_of_the_specification(tmp_path:
         {"path": "/c", "type": "u", "major": 1, "minor": 3, "fileMode": 0},
     ]
     make_nodes(devices, directory)
-    found = []
+    nodes = []
     for number in range(3):
         status = os.stat(f"{directory}/{number}")
-        found.append((stat.filemode(status.st_mode), status.st_rdev, status.st_uid, status.st_gid))
-    assert found == [
+        nodes.append((stat.filemode(status.st_mode), status.st_rdev, status.st_uid, status.st_gid))
+    assert nodes == [
         ("crw-rw-rw-", os.makedev(1, 3), 0, 0),
         ("brw-r-----", os.makedev(7, 3), 5, 6),
         ("c---------", os.makedev(1, 3), 0, 0),

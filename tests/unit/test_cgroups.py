@@ -90,7 +90,7 @@ def test_path_that_systemd_would_refuse_is_named(path: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpu", "vm", "made"),
+    ("cpu", "vm", "expected"),
     [
         ({"cpus": "0-1"}, True, True), ({"cpus": "0-1"}, False, True), ({"mems": "0"}, True, True),
         ({"shares": 5}, True, True), ({"quota": 50000}, True, True), ({"quota": 50000}, False, False),
@@ -98,13 +98,13 @@ def test_path_that_systemd_would_refuse_is_named(path: str, words: str) -> None:
     ],
 )  # fmt: skip
 def test_container_without_a_path_has_a_default_cgroup_for_limits_of_the_host(
-    cpu: dict[str, Any], vm: bool, made: bool
+    cpu: dict[str, Any], vm: bool, expected: bool
 ) -> None:
     of_vm = HostLimits(memory=1, tasks=2) if vm else None
     resources = {"cpu": cpu, "memory": {"limit": 1}}
     plan = plan_cgroup("x", "", resources, systemd=False, of_vm=of_vm, default="/parent/c1")
-    assert plan.path == ("/parent/c1" if made else "")
-    assert (plan.vm, plan.limits.cpus, plan.limits.tasks) == (vm, cpu.get("cpus", ""), 2 if vm else 0) or not made
+    assert plan.path == ("/parent/c1" if expected else "")
+    assert (plan.vm, plan.limits.cpus, plan.limits.tasks) == (vm, cpu.get("cpus", ""), 2 if vm else 0) or not expected
     assert plan_cgroup("x", "/a", resources, systemd=False, of_vm=of_vm, default="/parent/c1").path == "/a"
 
 
@@ -131,8 +131,8 @@ def test_default_cgroup_is_a_systemd_scope_with_systemd_cgroup() -> None:
 def test_cpu_quota_on_the_host_is_one_cpu_more_than_the_containers(
     cpu: dict[str, int], limits: tuple[int, int]
 ) -> None:
-    found = host_limits({"cpu": cpu}, vm=True)
-    assert (found.quota, found.period) == limits
+    host = host_limits({"cpu": cpu}, vm=True)
+    assert (host.quota, host.period) == limits
     assert host_limits({"cpu": cpu}, vm=False) == HostLimits(), "the other containers of a pod have no VM"
 
 
@@ -142,8 +142,8 @@ def test_memory_and_tasks_are_limited_in_the_cgroup_of_the_vm() -> None:
     assert vm_limits(1024, 0).memory == 0
     resources = {"cpu": {"quota": 1000}, "memory": {"limit": 1}}
     for path, systemd in (("/a", False), ("a.slice:b:c", True)):
-        made = plan_cgroup("x", path, resources, systemd=systemd, of_vm=of_vm)
-        assert made.vm and made.limits == HostLimits(memory=3 << 30, tasks=TASKS, quota=101_000, period=100_000)
+        planned = plan_cgroup("x", path, resources, systemd=systemd, of_vm=of_vm)
+        assert planned.vm and planned.limits == HostLimits(memory=3 << 30, tasks=TASKS, quota=101_000, period=100_000)
         joined = plan_cgroup("x", path, resources, systemd=systemd)
         assert not joined.vm and joined.limits == HostLimits()
     assert plan_cgroup("x", "", resources, systemd=False, of_vm=of_vm) == CgroupPlan()
@@ -203,8 +203,8 @@ def test_slices_hold_each_other() -> None:
 
 
 def test_hierarchies_are_found_once() -> None:
-    found = [(h.mount, h.version, sorted(h.controllers)) for h in hierarchies(HYBRID.format(root="/c"))]
-    assert found == [
+    listed = [(h.mount, h.version, sorted(h.controllers)) for h in hierarchies(HYBRID.format(root="/c"))]
+    assert listed == [
         ("/c/cpu", 1, ["cpu", "cpuacct"]),
         ("/c/cpuset", 1, ["cpuset"]),
         ("/c/systemd", 1, ["name=systemd"]),
@@ -230,12 +230,12 @@ def mounted(tmp_path: Path) -> str:
 
 
 def test_cgroup_is_recorded_before_it_is_created(tmp_path: Path, mounted: str) -> None:
-    made = HostCgroup(CgroupPlan(path="/b/c1"), str(tmp_path / "state"))
+    cgroup = HostCgroup(CgroupPlan(path="/b/c1"), str(tmp_path / "state"))
     # The kernel does not create files in plain directories: two hierarchies cause warnings, the others are used.
-    assert made.make(mountinfo=mounted) == [
+    assert cgroup.make(mountinfo=mounted) == [
         f"no cgroup at {tmp_path}/cgroup/{name}/b/c1: No such file or directory" for name in ("cpuset", "unified")
     ]
-    assert made.is_made
+    assert cgroup.is_made
     paths = [f"{tmp_path}/cgroup/{name}/b/c1" for name in ("cpu", "systemd")]
     assert all(os.path.isdir(path) for path in paths)
     assert (tmp_path / "cgroup/unified/cgroup.subtree_control").read_text() == "+pidsry", "+memory before it"
@@ -246,32 +246,32 @@ def test_cgroup_is_recorded_before_it_is_created(tmp_path: Path, mounted: str) -
 
 def test_parent_cpuset_without_cpus_gets_cpus(tmp_path: Path, mounted: str) -> None:
     """For example a cgroup that an engine has created and not configured."""
-    given = {"a": "1", "a/b": "", "a/b/c1": ""}
-    for directory, text in given.items():
+    contents = {"a": "1", "a/b": "", "a/b/c1": ""}
+    for directory, text in contents.items():
         for name in ("cpuset.cpus", "cpuset.mems"):
             path = tmp_path / "cgroup" / "cpuset" / directory / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(f"{text}\n")
     HostCgroup(CgroupPlan(path="/a/b/c1"), str(tmp_path / "state")).make(mountinfo=mounted)
-    for directory in given:
+    for directory in contents:
         assert (tmp_path / "cgroup" / "cpuset" / directory / "cpuset.cpus").read_text().strip() == "1"
 
 
 def test_process_is_placed_in_its_scope_once(tmp_path: Path, mounted: str) -> None:
     """Each container of a pod has its own scope, which contains its proxy from the start."""
     plan = plan_cgroup("x", "a.slice:b:c1", {}, systemd=True)
-    made = HostCgroup(plan, str(tmp_path / "state"))
-    asked = []
+    cgroup = HostCgroup(plan, str(tmp_path / "state"))
+    calls = []
 
     def enter(plan: CgroupPlan, pid: int) -> list[str]:
-        asked.append((plan.unit, pid, made.is_made))
+        calls.append((plan.unit, pid, cgroup.is_made))
         return ["without systemd"]
 
-    first, *others = made.place(Lives(7), mountinfo=mounted, enter=enter)
-    assert (first, asked) == ("without systemd", [("b-c1.scope", 7, False)])
+    first, *others = cgroup.place(Lives(7), mountinfo=mounted, enter=enter)
+    assert (first, calls) == ("without systemd", [("b-c1.scope", 7, False)])
     assert all(text.startswith("no cgroup at") for text in others)
-    assert made.place(Lives(8), mountinfo=mounted, enter=enter) == []
-    assert len(asked) == 1
+    assert cgroup.place(Lives(8), mountinfo=mounted, enter=enter) == []
+    assert len(calls) == 1
 
 
 def test_cgroup_that_refuses_a_process_is_a_warning(tmp_path: Path) -> None:
@@ -295,25 +295,25 @@ def test_cgroup_does_not_take_a_process_that_has_got_the_pid_of_an_ended_one(tmp
 
 
 def test_scope_is_not_created_with_a_process_that_has_got_the_pid_of_an_ended_one(tmp_path: Path, mounted: str) -> None:
-    made = HostCgroup(plan_cgroup("x", "a.slice:b:c1", {}, systemd=True), str(tmp_path / "state"))
+    cgroup = HostCgroup(plan_cgroup("x", "a.slice:b:c1", {}, systemd=True), str(tmp_path / "state"))
 
     def enter(plan: CgroupPlan, pid: int) -> list[str]:
         raise AssertionError(f"{pid} in {plan.unit}")
 
-    assert made.place(reused(), mountinfo=mounted, enter=enter) == []
-    assert not made.is_made
+    assert cgroup.place(reused(), mountinfo=mounted, enter=enter) == []
+    assert not cgroup.is_made
 
 
 def test_host_without_cgroups_is_one_warning(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text("30 25 0:26 / / rw - ext4 /dev/x rw\n")
-    made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))
-    shares, missing = made.make(mountinfo=str(tmp_path / "mountinfo"))
+    cgroup = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))
+    shares, missing = cgroup.make(mountinfo=str(tmp_path / "mountinfo"))
     assert shares.startswith("linux.resources.cpu.shares: '5' is not set in the host's cgroup")
     assert missing == (
         "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there: "
         "none is mounted"
     )
-    made.add(Lives(os.getpid()))
+    cgroup.add(Lives(os.getpid()))
     assert release(str(tmp_path)) == []
 
 
@@ -368,23 +368,23 @@ def test_missing_systemd_is_a_warning_and_the_path_is_created(tmp_path: Path) ->
     ]
 
 
-@pytest.mark.parametrize(("refusal", "told"), [([], ["docker-1f.scope"]), (["it refuses"], [])])
+@pytest.mark.parametrize(("refusal", "calls"), [([], ["docker-1f.scope"]), (["it refuses"], [])])
 def test_only_scopes_created_by_systemd_are_stopped(
-    tmp_path: Path, mounted: str, refusal: list[str], told: list[str]
+    tmp_path: Path, mounted: str, refusal: list[str], calls: list[str]
 ) -> None:
     """It is stopped after its cgroup was removed: systemd kills all processes of a scope that it stops."""
     plan = plan_cgroup("x", "a.slice:docker:1f", {}, systemd=True)
-    made = Path(f"{tmp_path}/cgroup/cpu{plan.path}")
+    directory = Path(f"{tmp_path}/cgroup/cpu{plan.path}")
     ended: list[str] = []
 
     def end(unit: str) -> None:
-        assert not made.exists()
+        assert not directory.exists()
         ended.append(unit)
 
     HostCgroup(plan, str(tmp_path / "state")).place(Lives(1), mountinfo=mounted, enter=lambda _plan, _pid: refusal)
-    assert made.is_dir()
+    assert directory.is_dir()
     assert release(str(tmp_path / "state"), end=end) == []
-    assert ended == told
+    assert ended == calls
 
 
 def test_unknown_scope_is_not_an_error(tmp_path: Path) -> None:

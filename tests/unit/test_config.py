@@ -45,8 +45,8 @@ def test_default_file_may_be_missing_but_not_a_named_one() -> None:
 )
 def test_values(tmp_path: Path, section: str, key: str, good: list[object], bad: list[object]) -> None:
     for value in good:
-        found = load(tmp_path, f"[{section}]\n{key} = {value}")
-        assert getattr(getattr(found, section), key) == (value.strip('"') if isinstance(value, str) else value)
+        config = load(tmp_path, f"[{section}]\n{key} = {value}")
+        assert getattr(getattr(config, section), key) == (value.strip('"') if isinstance(value, str) else value)
     for value in bad:
         with pytest.raises(ConfigError, match=rf"^configuration {tmp_path}/config\.toml: {section}\.{key} "):
             load(tmp_path, f"[{section}]\n{key} = {value}")

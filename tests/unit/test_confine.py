@@ -120,13 +120,13 @@ def test_jail_that_fails_in_the_monitor_is_an_error_only_where_it_is_required(
         raise HostError("all user ids are in use", hint="give more of them")
 
     monkeypatch.setattr(monitor, "Jail", refuse)
-    wanted = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
-    made = sandbox_plan(machine_plan(jail=wanted), bundle=str(tmp_path))
+    jail = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
+    planned = sandbox_plan(machine_plan(jail=jail), bundle=str(tmp_path))
     steps, notes = Steps(f"{tmp_path}/steps", []), list[tuple[str, str]]()
     store = Store(str(tmp_path), "c1")
     if required:
         with pytest.raises(HostError, match="all user ids are in use"):
-            monitor._jail(made, store, steps, notes)
+            monitor._jail(planned, store, steps, notes)
     else:
-        assert monitor._jail(made, store, steps, notes) is None
+        assert monitor._jail(planned, store, steps, notes) is None
         assert notes == [("warning", "QEMU is not confined: all user ids are in use [give more of them]")]

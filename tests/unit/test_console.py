@@ -65,10 +65,10 @@ with caller_terminal(needed=True) as terminal, open({!r}, "w") as file:
 
 
 @pytest.mark.parametrize(
-    ("terminals", "found"), [((), -1), ((0,), 0), ((1,), 1), ((2,), 2), ((0, 1, 2), 2), ((0, 1), 1)]
+    ("terminals", "expected"), [((), -1), ((0,), 0), ((1,), 1), ((2,), 2), ((0, 1, 2), 2), ((0, 1), 1)]
 )
 def test_terminal_of_the_caller_is_stderr_stdout_or_stdin(
-    tmp_path: Path, terminals: tuple[int, ...], found: int
+    tmp_path: Path, terminals: tuple[int, ...], expected: int
 ) -> None:
     """In this order, as runc searches them; a new session has no controlling terminal."""
     master, slave = os.openpty()
@@ -76,7 +76,7 @@ def test_terminal_of_the_caller_is_stderr_stdout_or_stdin(
         stdin, stdout, stderr = (slave if number in terminals else file.fileno() for number in range(3))
         argv = [sys.executable, "-c", PROGRAM.format(str(tmp_path / "answer"))]
         subprocess.run(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, check=True)
-    assert (tmp_path / "answer").read_text() == f"{found} {found >= 0}\n"
+    assert (tmp_path / "answer").read_text() == f"{expected} {expected >= 0}\n"
     os.close(master)
     os.close(slave)
 
@@ -97,10 +97,10 @@ def _controlled() -> int:
         os.dup2(null, number)
     before = len(os.listdir("/proc/self/fd"))
     with caller_terminal(needed=True) as fd:
-        found = fd > 2 and os.isatty(fd)
+        is_found = fd > 2 and os.isatty(fd)
     with caller_terminal(needed=False) as fd:
-        found = found and fd == -1
-    return 0 if found and len(os.listdir("/proc/self/fd")) == before else 1
+        is_found = is_found and fd == -1
+    return 0 if is_found and len(os.listdir("/proc/self/fd")) == before else 1
 
 
 def test_console_socket_receives_the_master_and_the_slave_is_raw(tmp_path: Path) -> None:

@@ -60,18 +60,18 @@ def steps(*groups: HostGroup | EmulatedGroup, keep: bool = True) -> list[PlugSte
     ],
 )
 def test_address_is_kept_if_a_root_port_can_provide_it(names: list[str], expected: int | str) -> None:
-    found = mirrored_bus(group(7, *names))
-    assert found == expected if isinstance(expected, int) else str(found).startswith(expected)
+    bus = mirrored_bus(group(7, *names))
+    assert bus == expected if isinstance(expected, int) else str(bus).startswith(expected)
 
 
 def test_plan_names_the_reason_of_another_address() -> None:
-    made = steps(group(1, "0000:3b:00.0"), group(2, "0000:3c:00.1"), EmulatedGroup(5, ("edu",)))
-    assert [(step.guest_address, step.note) for step in made] == [
+    plugs = steps(group(1, "0000:3b:00.0"), group(2, "0000:3c:00.1"), EmulatedGroup(5, ("edu",)))
+    assert [(step.guest_address, step.note) for step in plugs] == [
         ("0000:3b:00.0", ""),
         ("0000:02:00.0", "it is 00.1 on its bus, and a port of the guest has 00.0 alone"),
         ("0000:03:00.0", ""),
     ]
-    assert addresses(made) == {"0000:3b:00.0": "0000:3b:00.0", "0000:3c:00.1": "0000:02:00.0"}
+    assert addresses(plugs) == {"0000:3b:00.0": "0000:3b:00.0", "0000:3c:00.1": "0000:02:00.0"}
 
 
 def test_addresses_are_not_kept_if_so_configured() -> None:
@@ -188,8 +188,8 @@ def test_device_files_are_added_to_the_nodes_of_their_groups(group_too: bool) ->
     assert all((device["fileMode"], device["uid"]) == (0o640, 7) for device in spec["linux"]["devices"])
     rules = {(rule.get("major"), rule.get("minor")) for rule in spec["linux"]["resources"]["devices"]}
     assert {(510, 3), (10, 196)} <= rules
-    found = planned_nodes(request, steps(lone))
-    assert [(one.path, one.device) for one in found if one.is_file] == [
+    result = planned_nodes(request, steps(lone))
+    assert [(one.path, one.device) for one in result if one.is_file] == [
         ("/dev/iommu", ""), ("/dev/vfio/devices/vfio3", "vfio-12-0"),
     ]  # fmt: skip
 
@@ -203,12 +203,12 @@ def test_device_file_belongs_to_its_function() -> None:
         file_node(5, path="/dev/vfio/devices/vfio5", major=0, minor=5), IOMMU,
     ]  # fmt: skip
     request = Request((container_node(),), (pair, several), tuple(files))
-    found = planned_nodes(request, steps(several, pair))
-    assert found[0] == container_node()
-    assert [(node.path, node.device) for node in found[1:]] == [
+    nodes = planned_nodes(request, steps(several, pair))
+    assert nodes[0] == container_node()
+    assert [(node.path, node.device) for node in nodes[1:]] == [
         ("/dev/a", "vfio-12-1"), ("/dev/b", "vfio-12-0"), ("/dev/vfio/devices/vfio5", "vfio-5-0"), ("/dev/iommu", ""),
     ]  # fmt: skip
-    assert [replace(node, device="") for node in found[1:]] == files
+    assert [replace(node, device="") for node in nodes[1:]] == files
 
 
 def test_group_that_is_named_twice_is_passed_once() -> None:
@@ -218,9 +218,9 @@ def test_group_that_is_named_twice_is_passed_once() -> None:
 
 
 def test_map_has_both_addresses_of_each_function_and_its_nodes() -> None:
-    made = steps(group(12, "0000:3b:00.0"), group(3, "0000:3c:00.1"))
+    plugs = steps(group(12, "0000:3b:00.0"), group(3, "0000:3c:00.1"))
     nodes = [container_node(), group_node(12, major=240, minor=0), group_node(3, major=240, minor=1)]
-    assert device_map(made, nodes, {12: GuestGroup(3, 511, 0), 3: GuestGroup(4, 511, 1)}, {}, {}) == [
+    assert device_map(plugs, nodes, {12: GuestGroup(3, 511, 0), 3: GuestGroup(4, 511, 1)}, {}, {}) == [
         {
             "device": "0000:3b:00.0",
             "host": {"address": "0000:3b:00.0", "group": 12},
@@ -238,7 +238,7 @@ def test_map_has_both_addresses_of_each_function_and_its_nodes() -> None:
 
 
 def test_map_has_requested_device_files_that_exist_in_the_guest() -> None:
-    made = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
+    plugs = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
     nodes = [IOMMU, group_node(12, major=240, minor=0), replace(FILE, device="vfio-12-1")]
     files = {
         "vfio-12-0": Place("/dev/vfio/devices/vfio0", 244, 0),
@@ -246,15 +246,15 @@ def test_map_has_requested_device_files_that_exist_in_the_guest() -> None:
     }
     groups = {12: GuestGroup(9, 245, 0)}
     own = ["/dev/vfio/9", "/dev/vfio/12"]
-    seen = [entry["nodes"] for entry in device_map(made, nodes, groups, files, {})]
+    seen = [entry["nodes"] for entry in device_map(plugs, nodes, groups, files, {})]
     assert seen == [own, [*own, "/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio3"]]
-    assert [entry["nodes"] for entry in device_map(made, nodes, groups, {}, {})] == [own, own]
+    assert [entry["nodes"] for entry in device_map(plugs, nodes, groups, {}, {})] == [own, own]
 
 
 def test_functions_of_a_group_share_one_iommufd() -> None:
     pair = group(12, "0000:3b:00.0", "0000:3b:00.1")
-    made = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
-    commands = [command for step in made for command in step.commands]
+    plugs = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
+    commands = [command for step in plugs for command in step.commands]
     assert [name for name, _ in commands] == ["object-add", "device_add", "device_add"]
     assert commands[0][1] == {"qom-type": "iommufd", "id": "iommufd-12"}
     assert {arguments["iommufd"] for _, arguments in commands[1:]} == {"iommufd-12"}

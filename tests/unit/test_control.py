@@ -70,11 +70,11 @@ def host(tmp_path: Path) -> Host:
 
 def test_processes_are_moved_there_and_back(host: Host) -> None:
     me = open_process(os.getpid())
-    made = host.control()
-    assert made.is_apart
-    assert made.enter([me]) == []
+    cgroup = host.control()
+    assert cgroup.is_apart
+    assert cgroup.enter([me]) == []
     assert host.inside("hawse.control") == str(os.getpid())
-    made.leave([me])
+    cgroup.leave([me])
     assert host.inside("pod") == str(os.getpid())
     assert (host.state / "control-cgroup").read_text() == f"{host.mount}/hawse.control\n"
 
@@ -82,18 +82,18 @@ def test_processes_are_moved_there_and_back(host: Host) -> None:
 def test_process_that_has_ended_is_not_moved(host: Host) -> None:
     """Its pid may belong to another process by now."""
     ended = Process(os.getpid(), -1)
-    made = host.control()
-    assert made.enter([ended]) == []
-    made.leave([ended])
+    cgroup = host.control()
+    assert cgroup.enter([ended]) == []
+    cgroup.leave([ended])
     assert (host.inside("hawse.control"), host.inside("pod")) == ("", "")
 
 
 def test_sandbox_without_a_cgroup_is_not_moved(tmp_path: Path) -> None:
     host = Host(tmp_path, made=False)
     for path in ("/pod", ""):
-        made = host.control(path)
-        assert not made.is_apart
-        assert made.enter([open_process(os.getpid())]) == []
+        cgroup = host.control(path)
+        assert not cgroup.is_apart
+        assert cgroup.enter([open_process(os.getpid())]) == []
     assert os.listdir(host.mount) == []
     assert os.listdir(host.state) == []
 
@@ -106,8 +106,8 @@ def test_cgroup_that_cannot_be_created_is_a_warning(host: Host) -> None:
 
 def test_last_sandbox_removes_it(host: Host) -> None:
     control.release(str(host.state))
-    made = host.control()
-    made.enter([Process(0, -1)])
+    cgroup = host.control()
+    cgroup.enter([Process(0, -1)])
     assert (host.mount / "hawse.control").is_dir()
     (host.mount / "hawse.control" / "other").mkdir()
     control.release(str(host.state))

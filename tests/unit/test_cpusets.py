@@ -71,7 +71,7 @@ def test_numbers_are_formatted_as_by_the_kernel(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "lists", "found"),
+    ("own", "lists", "expected"),
     [
         ("", [], ""),
         ("0-3", [], "0-3"),
@@ -84,9 +84,9 @@ def test_numbers_are_formatted_as_by_the_kernel(text: str) -> None:
         ("0-3", ["1", "0-1:0/2"], "0-3"),
     ],
 )
-def test_vm_of_a_pod_may_use_the_cpus_of_its_containers(own: str, lists: list[str], found: str) -> None:
+def test_vm_of_a_pod_may_use_the_cpus_of_its_containers(own: str, lists: list[str], expected: str) -> None:
     """A container without a list may use all CPUs of its sandbox."""
-    assert together(own, lists, last=7) == found
+    assert together(own, lists, last=7) == expected
 
 
 @pytest.mark.parametrize(("text", "last"), [("0-1\n", 1), ("0\n", 0), ("0-63,128-191\n", 191)])

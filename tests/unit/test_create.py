@@ -68,8 +68,7 @@ class Stuck(Store):
 def test_failure_of_the_undoing_is_added_to_the_error(tmp_path: Path, hint: str, together: str) -> None:
     store = Stuck(str(tmp_path), "c1")
     store.make()
-    error = VmError("no machine", hint=hint)
-    undo_creation(store, error, None)
+    error = undo_creation(store, VmError("no machine", hint=hint), None)
     assert (error.message, error.hint) == ("no machine; and then its directory stays", together)
 
 
@@ -78,7 +77,6 @@ def test_cgroup_that_cannot_be_removed_is_added_to_the_error(tmp_path: Path) -> 
     store.make()
     (tmp_path / "cgroup/other").mkdir(parents=True)
     (Path(store.path) / "cgroups").write_text(f"{tmp_path}/cgroup\n")
-    error = VmError("no machine")
-    undo_creation(store, error, None)
+    error = undo_creation(store, VmError("no machine"), None)
     assert error.message == f"no machine; and then the cgroup {tmp_path}/cgroup cannot be removed: Directory not empty"
     assert not os.path.exists(store.path)

@@ -79,44 +79,44 @@ def test_other_descriptors_are_refused_with_their_kind(descriptor: Descriptor, w
     assert caught.value.hint
 
 
-def among(*found: Descriptor) -> Callable[[int], Descriptor | None]:
+def among(*descriptors: Descriptor) -> Callable[[int], Descriptor | None]:
     """Only these descriptors are open."""
-    return {each.number: each for each in found}.get
+    return {each.number: each for each in descriptors}.get
 
 
 STDIN = replace(PIPE, number=0, inode=(13, 1))
 
 
 @pytest.mark.parametrize(
-    ("count", "listening", "found", "words"),
+    ("count", "listening", "descriptors", "words"),
     [
         (-1, 0, (), "--preserve-fds -1: negative number"),
         (1, 0, (), "--preserve-fds: descriptor 3 is not open"),
         (2, 0, (SOCKET,), "--preserve-fds: descriptor 4 is not open"),
         (0, 1, (), "LISTEN_FDS: descriptor 3 is not open"),
         (1, 1, (SOCKET,), "--preserve-fds: descriptor 4 is not open"),
-        (0, 1, (replace(SOCKET, listening=True),), "LISTEN_FDS: descriptor 3 is a listening socket, which cannot"),
+        (0, 1, (replace(SOCKET, listening=True),), "LISTEN_FDS: descriptor 3 cannot be passed into a VM"),
         (62, 0, (), "--preserve-fds 62: at most 61 descriptors can be passed"),
         (2**70, 0, (), f"--preserve-fds {2**70}: at most 61 descriptors can be passed"),
         (31, 31, (), "--preserve-fds 31 and LISTEN_FDS 31: at most 61 descriptors can be passed"),
-        (1, 0, (replace(STDIN, inode=PIPE.inode), PIPE), "descriptor 3 reads from what descriptor 0 reads from, and"),
-        (2, 0, (SOCKET, replace(SOCKET, number=4)), "descriptor 4 reads from what descriptor 3 reads from, and"),
+        (1, 0, (replace(STDIN, inode=PIPE.inode), PIPE), "descriptor 3 reads from the same source as descriptor 0"),
+        (2, 0, (SOCKET, replace(SOCKET, number=4)), "descriptor 4 reads from the same source as descriptor 3"),
         (
             1, 0, (replace(TERMINAL, number=0, inode=(5, 9), device=(5, 0)), TERMINAL),
-            "descriptor 3 reads from what descriptor 0 reads from, and",
+            "descriptor 3 reads from the same source as descriptor 0",
         ),
     ],
 )  # fmt: skip
 def test_descriptor_that_cannot_be_passed_is_named(
-    count: int, listening: int, found: tuple[Descriptor, ...], words: str
+    count: int, listening: int, descriptors: tuple[Descriptor, ...], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        preserve(count, listening=listening, look=among(*found))
+        preserve(count, listening=listening, look=among(*descriptors))
     assert words in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("found", "answer"),
+    ("descriptors", "answer"),
     [
         ((), ()),
         ((STDIN, PIPE, replace(PIPE, number=4, flags=W)), (IN, OUT)),
@@ -125,8 +125,8 @@ def test_descriptor_that_cannot_be_passed_is_named(
         (tuple(replace(PIPE, number=3 + n, inode=(13, n)) for n in range(MAX_PRESERVED)), (IN,) * MAX_PRESERVED),
     ],
 )
-def test_several_descriptors_are_passed(found: tuple[Descriptor, ...], answer: tuple[str, ...]) -> None:
-    assert preserve(len(answer), look=among(*found)) == answer
+def test_several_descriptors_are_passed(descriptors: tuple[Descriptor, ...], answer: tuple[str, ...]) -> None:
+    assert preserve(len(answer), look=among(*descriptors)) == answer
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_inspected_descriptors_match_the_kernel(opened: ExitStack) -> None:
         if not owned:
             opened.callback(os.close, fd)
         os.set_inheritable(fd, True)
-        found = inspect(fd)
-        assert found is not None
-        return found
+        descriptors = inspect(fd)
+        assert descriptors is not None
+        return descriptors
 
     ours, theirs = (opened.enter_context(end) for end in socket.socketpair())
     idle = opened.enter_context(socket.socket())
@@ -190,5 +190,5 @@ def test_inspected_descriptors_match_the_kernel(opened: ExitStack) -> None:
         refusal = refuse(descriptor)
         assert refusal is not None
         assert words in refusal[0]
-    assert inspect(theirs.fileno()) is None, "nobody has handed on what is closed at an execve(2)"
+    assert inspect(theirs.fileno()) is None, "a descriptor that execve(2) closes was not inherited"
     assert inspect(1000) is None

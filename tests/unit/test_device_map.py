@@ -78,8 +78,8 @@ def test_device_file_is_at_its_path_in_the_guest_and_at_the_requested_one() -> N
 def test_function_with_a_device_file_is_not_at_the_path_of_its_group() -> None:
     files = {"vfio-5-0": Place("/dev/vfio/7", 244, 0)}
     nodes = [node("/dev/vfio/7", 5), node("/dev/vfio/x", 5, "vfio-5-0")]
-    found = places(plug(5), nodes, {5: GuestGroup(3, 511, 0)}, files)
-    assert found == [("/dev/vfio/3", 511, 0), ("/dev/vfio/7", 244, 0), ("/dev/vfio/x", 244, 0)]
+    locations = places(plug(5), nodes, {5: GuestGroup(3, 511, 0)}, files)
+    assert locations == [("/dev/vfio/3", 511, 0), ("/dev/vfio/7", 244, 0), ("/dev/vfio/x", 244, 0)]
 
 
 def test_every_node_gets_its_path_in_the_guest() -> None:
@@ -90,9 +90,11 @@ def test_every_node_gets_its_path_in_the_guest() -> None:
     nodes = [container_node(), node("/dev/x", 5), iommu, node("/dev/vfio/devices/vfio9", 7, "vfio-7-0")]
 
     def located(files: dict[str, Place]) -> list[tuple[int | None, str, tuple[int, int] | None]]:
-        found = locate(nodes, groups, files)
-        assert [(each.path, each.host_numbers) for each in found] == [(each.path, each.host_numbers) for each in nodes]
-        return [(each.guest_group, each.guest_path, each.guest_numbers) for each in found]
+        locations = locate(nodes, groups, files)
+        assert [(each.path, each.host_numbers) for each in locations] == [
+            (each.path, each.host_numbers) for each in nodes
+        ]
+        return [(each.guest_group, each.guest_path, each.guest_numbers) for each in locations]
 
     both = [(None, "", (10, 196)), (3, "/dev/vfio/3", (511, 0))]
     assert located(files) == [

@@ -56,8 +56,8 @@ class Ending:
 
 @pytest.fixture
 def monitor(hawse: Command, bundle: str) -> Iterator[FakeMonitor]:
-    with FakeMonitor(hawse.store("c1"), bundle=bundle) as made:
-        yield made
+    with FakeMonitor(hawse.store("c1"), bundle=bundle) as monitor:
+        yield monitor
 
 
 def await_proxy(monitor: FakeMonitor, answer: object = None) -> list[Attached]:
@@ -117,12 +117,12 @@ def terminal() -> Iterator[None]:
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("tty", [False, True])
 def test_process_can_come_from_a_file(hawse: Command, monitor: FakeMonitor, tmp_path: Path, tty: bool) -> None:
-    wanted = {"args": ["true"], "cwd": "/", "user": {"uid": 1, "gid": 2}, "env": ["B=2"]}
-    (tmp_path / "process.json").write_text(json.dumps(wanted))
+    process = {"args": ["true"], "cwd": "/", "user": {"uid": 1, "gid": 2}, "env": ["B=2"]}
+    (tmp_path / "process.json").write_text(json.dumps(process))
     ending = Ending(monitor, 0)
     assert hawse("exec", *(["-t"] if tty else []), "--process", str(tmp_path / "process.json"), "c1").code == 0
     ending.join()
-    assert asked(monitor) == wanted | ({"terminal": True} if tty else {})
+    assert asked(monitor) == process | ({"terminal": True} if tty else {})
 
 
 def test_detached_process_stays_and_its_pid_is_the_proxys(hawse: Command, monitor: FakeMonitor, tmp_path: Path) -> None:

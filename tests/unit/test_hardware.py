@@ -25,9 +25,9 @@ FILE = {"number": 3, "major": 244, "minor": 7}
 
 @pytest.fixture
 def guest(tmp_path: Path) -> FakeSysfs:
-    made = FakeSysfs(str(tmp_path))
-    made.write("sys/bus/pci/drivers_probe", "")
-    return made
+    sysfs = FakeSysfs(str(tmp_path))
+    sysfs.write("sys/bus/pci/drivers_probe", "")
+    return sysfs
 
 
 def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
@@ -67,8 +67,8 @@ def test_device_files_are_reported_if_the_kernel_has_them(guest: FakeSysfs) -> N
     guest.function(ADDRESS, group=6)
     guest.node(6, 245, 0)
     guest.device_file(ADDRESS, 3, 244, 7)
-    found = bind(guest)
-    assert (found["file"], found["iommu"]) == (FILE, {"major": 10, "minor": 126})
+    report = bind(guest)
+    assert (report["file"], report["iommu"]) == (FILE, {"major": 10, "minor": 126})
 
 
 def test_probe_in_progress_is_awaited(guest: FakeSysfs) -> None:

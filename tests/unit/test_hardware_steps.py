@@ -18,9 +18,9 @@ DEVICE = f"sys/bus/pci/devices/{ADDRESS}"
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path))
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path))
+    yield kernel
+    kernel.close()
 
 
 def bind(kernel: FakeKernel, *steps: Callable[[], None]) -> dict[str, object]:

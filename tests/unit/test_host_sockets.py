@@ -28,11 +28,11 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
     kinds = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "packets": socket.SOCK_SEQPACKET}
     opened = []
     for name, kind in kinds.items():
-        made = socket.socket(socket.AF_UNIX, kind)
-        made.bind(f"{tmp_path}/{name}")
+        bound = socket.socket(socket.AF_UNIX, kind)
+        bound.bind(f"{tmp_path}/{name}")
         if name != "datagram":
-            made.listen()
-        opened.append(made)
+            bound.listen()
+        opened.append(bound)
     gone = socket.socket(socket.AF_UNIX)
     gone.bind(f"{tmp_path}/gone")
     gone.close()
@@ -40,11 +40,11 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("stream")
     yield tmp_path
-    for made in opened:
-        made.setblocking(False)
+    for bound in opened:
+        bound.setblocking(False)
         with pytest.raises(BlockingIOError):  # no peer has received data
-            made.accept() if made.type != socket.SOCK_DGRAM else made.recv(1)
-        made.close()
+            bound.accept() if bound.type != socket.SOCK_DGRAM else bound.recv(1)
+        bound.close()
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
      ("none", "")],
 )  # fmt: skip
 def test_sockets_and_fifos_are_found_where_links_lead(sockets: Path, name: str, kind: str) -> None:
-    found = find_special(f"{sockets}/{name}")
-    assert (found.kind if found else "") == kind
+    special = find_special(f"{sockets}/{name}")
+    assert (special.kind if special else "") == kind
     if name == "link":
-        assert found is not None
-        assert found.path == f"{sockets}/stream"
+        assert special is not None
+        assert special.path == f"{sockets}/stream"
     if name == "fifo":
-        assert found == Special(FIFO, f"{sockets}/fifo", 0o640, 0, 0)
+        assert special == Special(FIFO, f"{sockets}/fifo", 0o640, 0, 0)
 
 
 def test_descriptors_of_processes_are_not_sockets_to_forward() -> None:
@@ -149,10 +149,10 @@ def planned(directory: Path, *mounts: dict[str, Any], env: tuple[str, ...] = (),
 
 @pytest.mark.parametrize("name", ["stream", "datagram", "fifo"])
 def test_mount_that_is_not_forwarded_is_shared_as_a_file_with_a_warning(sockets: Path, name: str) -> None:
-    made = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
-    assert (made.spec["mounts"][0]["source"], made.mounts.sockets) == ("/run/hawse/share/c1/mount0", {})
-    assert (made.shares[1].source, made.shares[1].is_dir) == (f"{sockets}/{name}", False)
-    [(level, text)] = made.notes
+    container = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
+    assert (container.spec["mounts"][0]["source"], container.mounts.sockets) == ("/run/hawse/share/c1/mount0", {})
+    assert (container.shares[1].source, container.shares[1].is_dir) == (f"{sockets}/{name}", False)
+    [(level, text)] = container.notes
     assert level == "warning"
     assert f"mounts[0].source: {sockets}/{name} is a " in text
 
@@ -161,10 +161,10 @@ def test_forwarded_socket_is_the_guests_with_the_hosts_mode_and_owners(sockets: 
     os.chmod(sockets / "stream", 0o660)
     os.chown(sockets / "stream", 7, 8)
     source = str(sockets / "link")
-    made = planned(sockets, {"destination": "/s", "source": source}, forwarded=f"{sockets}/stream")
-    assert made.spec["mounts"][0]["source"] == "/run/hawse/sockets/c1/mount0"
-    assert made.mounts.sockets == {"mount0": Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)}
-    assert made.notes == ()
+    container = planned(sockets, {"destination": "/s", "source": source}, forwarded=f"{sockets}/stream")
+    assert container.spec["mounts"][0]["source"] == "/run/hawse/sockets/c1/mount0"
+    assert container.mounts.sockets == {"mount0": Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)}
+    assert container.notes == ()
     maps = {f"{kind}Mappings": [{"containerID": 0, "hostID": 100000, "size": 9}] for kind in ("uid", "gid")}
     mapped = planned(sockets, {"destination": "/s", "source": source, **maps}, forwarded=f"{sockets}/stream")
     assert [(found.uid, found.gid) for found in mapped.mounts.sockets.values()] == [(100007, 100008)]
@@ -175,16 +175,16 @@ def test_socket_in_dev_is_the_hosts(sockets: Path) -> None:
     place = f"/dev/hawse-test-{os.getpid()}"
     os.symlink(sockets / "stream", place)
     try:
-        made = planned(sockets, {"destination": "/dev/log", "source": place})
+        container = planned(sockets, {"destination": "/dev/log", "source": place})
     finally:
         os.unlink(place)
-    assert made.shares[1].source == f"{sockets}/stream"
-    assert len(made.notes) == 1
-    assert made.spec["mounts"][0]["source"] == "/run/hawse/share/c1/mount0"
+    assert container.shares[1].source == f"{sockets}/stream"
+    assert len(container.notes) == 1
+    assert container.spec["mounts"][0]["source"] == "/run/hawse/share/c1/mount0"
 
 
 def test_socket_for_notifications_is_passed_on_otherwise(sockets: Path) -> None:
-    made = planned(
+    container = planned(
         sockets, {"destination": "/run/n", "source": f"{sockets}/datagram"}, env=("NOTIFY_SOCKET=/run/n",)
     )  # fmt: skip
-    assert made.notes == ()
+    assert container.notes == ()

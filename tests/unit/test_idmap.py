@@ -27,7 +27,7 @@ BIND = {"destination": "/x", "type": "bind", "source": "/data"}
 
 
 @pytest.mark.parametrize(
-    ("mount", "container", "found"),
+    ("mount", "container", "expected"),
     [
         ({}, OWN, None),
         ({"options": ["rbind", "rro"]}, OWN, None),
@@ -41,9 +41,9 @@ BIND = {"destination": "/x", "type": "bind", "source": "/data"}
         ({"options": ["ridmap"]}, OWN, BELOW),
     ],
 )
-def test_mapping_of_a_mount(mount: dict[str, Any], container: Any, found: IdMap | None) -> None:
+def test_mapping_of_a_mount(mount: dict[str, Any], container: Any, expected: IdMap | None) -> None:
     rest, owners = take_out("mounts[0]", BIND | mount, container, bind=True)
-    assert owners == found
+    assert owners == expected
     assert not {"uidMappings", "gidMappings"} & rest.keys()
     assert not {"idmap", "ridmap"} & set(rest.get("options") or ())
     assert {key: rest[key] for key in BIND} == BIND

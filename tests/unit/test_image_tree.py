@@ -94,10 +94,10 @@ open("/written", "w").close()
 print(json.dumps([os.getpid(), os.getuid(), mounted, node, socket.if_nameindex(), sorted(os.listdir("/")),
                   libc.prctl(39, 0, 0, 0, 0), [libc.prctl(23, number, 0, 0, 0) for number in range(8)]]))
 """
-    pid, user, mounted, made, interfaces, names, no_new, bounding = json.loads(
+    pid, user, mounted, created, interfaces, names, no_new, bounding = json.loads(
         chroot(tree, "/usr/bin/python3", "-IS", "-c", script)
     )
-    assert (pid, user, mounted, made) == (1, 0, -1, "Operation not permitted")
+    assert (pid, user, mounted, created) == (1, 0, -1, "Operation not permitted")
     assert [name for _, name in interfaces] == ["lo"]
     assert set(names) == {"bin", "sbin", "lib", "lib64", "usr", "proc", "written"} | set(os.listdir(tree))
     assert (no_new, bounding) == (1, [0] * 8)

@@ -51,16 +51,16 @@ def host(tmp_path: Path) -> Ready:
 
 @pytest.fixture
 def hawse(host: Ready) -> Command:
-    made = Command(host.directory)
-    made.configure(host.config(more=EMULATED))
-    return made
+    command = Command(host.directory)
+    command.configure(host.config(more=EMULATED))
+    return command
 
 
 @pytest.fixture
 def monitor(hawse: Command, host: Ready) -> Iterator[FakeMonitor]:
     room = msgspec.to_builtins(Room(spares=[]))
-    with FakeMonitor(hawse.store("c1"), {"room": room}, bundle=host.bundle) as made:
-        yield made
+    with FakeMonitor(hawse.store("c1"), {"room": room}, bundle=host.bundle) as monitor:
+        yield monitor
 
 
 def write_lock(monitor: FakeMonitor, text: str) -> None:
@@ -145,15 +145,15 @@ def test_monitor_that_has_no_lock_yet_is_of_the_command_that_started_it(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (to_text(), (INTERFACE, VERSION)), (b"7 1.2.3\n", (7, "1.2.3")), (b"7\n", (7, "")), (b"", (0, "")),
         (b"x 1\n", (0, "")), (b"-1 1\n", (0, "")), (b"9999999999 1\n", (0, "")), (b"7 \xff\n", (7, "\ufffd")),
         (b"7 " + b"v" * 60, (7, "v" * 40)),
     ],
 )  # fmt: skip
-def test_lock_file_is_read(text: bytes, found: tuple[int, str]) -> None:
-    assert from_text(text) == found
+def test_lock_file_is_read(text: bytes, expected: tuple[int, str]) -> None:
+    assert from_text(text) == expected
 
 
 @pytest.mark.parametrize("method", ALWAYS)
@@ -164,13 +164,13 @@ def test_methods_that_end_a_container_work_with_every_version(method: str) -> No
 def methods() -> list[str]:
     """The names that the monitor compares a call's method with."""
     tree = ast.parse(Path(service.__file__).read_text())
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "method":
             for each in ast.walk(node.comparators[0]):
                 if isinstance(each, ast.Constant):
-                    found.add(str(each.value))
-    return sorted(found)
+                    names.add(str(each.value))
+    return sorted(names)
 
 
 def surface() -> dict[str, Any]:

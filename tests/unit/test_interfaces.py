@@ -39,9 +39,9 @@ def neighbour(to: str, *, index: int = 2, state: int = 0x80, family: int = 2) ->
 
 def seen(**messages: list[dict[str, Any]]) -> tuple[Interface, list[str]]:
     """The only interface, and the warnings."""
-    given: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
-    [found], warnings = read([2], **given)
-    return found, warnings
+    dump: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
+    [interface], warnings = read([2], **dump)
+    return interface, warnings
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def seen(**messages: list[dict[str, Any]]) -> tuple[Interface, list[str]]:
     ],
 )
 def test_addresses(message: dict[str, Any], expected: dict[str, Any] | None) -> None:
-    found, warnings = seen(addresses=[message])
-    assert found.addresses == ([expected] if expected else [])
+    interface, warnings = seen(addresses=[message])
+    assert interface.addresses == ([expected] if expected else [])
     assert warnings == []
 
 
 def test_duplicate_address_is_omitted_with_a_warning() -> None:
-    found, warnings = seen(addresses=[address("fd77::2", flags=0x88)])
-    assert found.addresses == []
+    interface, warnings = seen(addresses=[address("fd77::2", flags=0x88)])
+    assert interface.addresses == []
     assert warnings == ["interface eth0: another host has its address fd77::2: the guest does not get it"]
 
 
@@ -83,8 +83,8 @@ def test_duplicate_address_is_omitted_with_a_warning() -> None:
 def test_flags_that_a_user_sets(flags: int, kept: int) -> None:
     """As set by `ip link set eth0 arp off` and similar commands; not up, broadcast, running and lower-up
     (linux/if.h)."""
-    found, warnings = seen(links=[link() | {"flags": flags}])
-    assert (found.flags, warnings) == (kept, [])
+    interface, warnings = seen(links=[link() | {"flags": flags}])
+    assert (interface.flags, warnings) == (kept, [])
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ DEFAULT = {"family": 4, "to": "", "prefix": 0, "scope": 0, "protocol": 3}
     ],
 )
 def test_routes(message: dict[str, Any], expected: dict[str, Any] | None) -> None:
-    found, warnings = seen(routes=[message])
-    assert found.routes == ([expected] if expected else [])
+    interface, warnings = seen(routes=[message])
+    assert interface.routes == ([expected] if expected else [])
     assert warnings == []
 
 
@@ -149,8 +149,8 @@ def test_routes(message: dict[str, Any], expected: dict[str, Any] | None) -> Non
     ],
 )
 def test_routes_that_are_omitted_with_a_warning(message: dict[str, Any], words: str) -> None:
-    found, warnings = seen(routes=[message])
-    assert found.routes == []
+    interface, warnings = seen(routes=[message])
+    assert interface.routes == []
     assert warnings == [words]
 
 
@@ -165,8 +165,8 @@ def test_routes_that_are_omitted_with_a_warning(message: dict[str, Any], words: 
     ],
 )
 def test_permanent_neighbours_are_copied(message: dict[str, Any], taken: bool) -> None:
-    found, _ = seen(neighbours=[message])
-    assert [entry["mac"] for entry in found.neighbours] == ["02:00:00:00:00:01"] * taken
+    interface, _ = seen(neighbours=[message])
+    assert [entry["mac"] for entry in interface.neighbours] == ["02:00:00:00:00:01"] * taken
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,14 @@ def test_permanent_neighbours_are_copied(message: dict[str, Any], taken: bool) -
     ],
 )
 def test_interfaces_that_a_vm_cannot_have(message: dict[str, Any], words: str) -> None:
-    given: dict[str, Any] = {"links": [message], "addresses": [address("10.0.0.2")], "routes": [], "neighbours": []}
-    assert read([2], **given) == ([], [words])
+    dump: dict[str, Any] = {"links": [message], "addresses": [address("10.0.0.2")], "routes": [], "neighbours": []}
+    assert read([2], **dump) == ([], [words])
 
 
 def test_interfaces_are_in_order_and_removed_ones_skipped() -> None:
     links = [link(7, "net1", "0a:00:00:00:00:07"), link(2)]
-    found, _ = read([7, 2, 9], links=links, addresses=[address("10.1.0.2", index=7)], routes=[], neighbours=[])
-    assert [(each.index, each.name, len(each.addresses)) for each in found] == [(2, "eth0", 0), (7, "net1", 1)]
+    interfaces, _ = read([7, 2, 9], links=links, addresses=[address("10.1.0.2", index=7)], routes=[], neighbours=[])
+    assert [(each.index, each.name, len(each.addresses)) for each in interfaces] == [(2, "eth0", 0), (7, "net1", 1)]
 
 
 @pytest.mark.parametrize(("priority", "said"), [(0, False), (32766, False), (32767, False), (100, True)])

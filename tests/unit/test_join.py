@@ -21,9 +21,9 @@ from tests.support.ready import JOINS, Sandboxes, annotated
 
 @pytest.fixture
 def host(tmp_path: Path) -> Sandboxes:
-    made = Sandboxes(str(tmp_path))
-    made.program("wait", more=annotated(JOINS))
-    return made
+    sandboxes = Sandboxes(str(tmp_path))
+    sandboxes.program("wait", more=annotated(JOINS))
+    return sandboxes
 
 
 @pytest.fixture

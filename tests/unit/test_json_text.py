@@ -158,7 +158,7 @@ def test_half_of_a_surrogate_pair_is_replaced_as_in_go(tmp_path: Path, change: C
         change(spec, text)
         (tmp_path / "rootfs").mkdir(exist_ok=True)
         (tmp_path / "config.json").write_text(json.dumps(spec))
-        found = load_bundle(str(tmp_path))
-        plan_guest(found, container="c1")
-        raws.append(found.raw)
+        bundle = load_bundle(str(tmp_path))
+        plan_guest(bundle, container="c1")
+        raws.append(bundle.raw)
     assert raws[0] == raws[1]

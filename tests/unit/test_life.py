@@ -21,8 +21,8 @@ from tests.support.runtime import Runtime
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
 def test_container_from_creation_to_deletion(host: Sandboxes) -> None:

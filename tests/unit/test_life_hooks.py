@@ -16,8 +16,8 @@ from tests.support.ready import Sandboxes
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
 def write_hooks(host: Sandboxes, **scripts: str) -> Path:

@@ -15,8 +15,8 @@ from tests.support.ready import CRI, JOINS, Sandboxes, annotated
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
 def test_containers_join_a_sandbox_and_are_deleted(host: Sandboxes) -> None:

@@ -73,8 +73,8 @@ def overlay(*options: str) -> Change:
 
 
 def make_socket(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(path)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
 
 
 #: Removed at the end of the process.
@@ -224,9 +224,9 @@ def test_address_that_an_annotation_requests_and_is_not_kept_is_named(note: str,
         group=5, label="0000:3b:02.0", host="0000:3b:02.0", note=note, commands=[], device="d", bus="port0",
         guest_address="0000:02:00.0",
     )  # fmt: skip
-    said = describe(step, asked=asked)
-    assert said[0] == level
-    assert said[1].startswith("annotations: hawse.keep-addresses: " if level == "warning" else "0000:3b:02.0 is")
+    messages = describe(step, asked=asked)
+    assert messages[0] == level
+    assert messages[1].startswith("annotations: hawse.keep-addresses: " if level == "warning" else "0000:3b:02.0 is")
 
 
 def test_every_annotation_is_in_the_table() -> None:

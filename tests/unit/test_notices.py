@@ -108,9 +108,9 @@ def test_waiting_caller_gets_the_readiness() -> None:
     run(story)
 
 
-async def started(made: Pod) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Decoder]:
+async def started(sandbox: Pod) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Decoder]:
     """Start c2 with a caller who waits; the start was answered."""
-    reader, writer = await made.connect()
+    reader, writer = await sandbox.connect()
     writer.write(control.encode_call(1, "start", {"container": "c2", "notify": True}))
     decoder = Decoder()
     [(_, kind, _)] = decoder.feed(await reader.read(65536))
@@ -124,17 +124,17 @@ def notices_of(heard: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 def test_start_reports_the_readiness_and_the_proxy_other_notifications(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            proxy = await made.join(notify=HOST, plugs=[])
-            assert made.guest.asked("create")[-1]["notify"] is True
-            assert made.state()["notify"] is True
-            reader, _, decoder = await started(made)
+        async with pod(tmp_path) as sandbox:
+            proxy = await sandbox.join(notify=HOST, plugs=[])
+            assert sandbox.guest.asked("create")[-1]["notify"] is True
+            assert sandbox.state()["notify"] is True
+            reader, _, decoder = await started(sandbox)
             for text in ("STATUS=wait", "READY=1\nMAINPID=1", "WATCHDOG=1", "X=1"):
-                made.guest.tell("notify", container="c2", text=text)
+                sandbox.guest.tell("notify", container="c2", text=text)
             [(_, kind, payload)] = decoder.feed(await reader.read(65536))
             assert (kind, control.decode_event(payload)) == (EVENT, ("ready", {"notice": "READY=1"}))
             assert await reader.read() == b""
-            made.guest.tell("exit", process=2, code=0)
+            sandbox.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == ["STATUS=wait", "WATCHDOG=1"]
 
     run(story)
@@ -143,17 +143,17 @@ def test_start_reports_the_readiness_and_the_proxy_other_notifications(tmp_path:
 @pytest.mark.parametrize("way", ["caller", "mount", "another start"])
 def test_proxy_reports_the_readiness_without_a_waiting_caller(tmp_path: Path, way: str) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            proxy = await made.join(notify=Notify(host="/x") if way == "mount" else HOST, plugs=[])
-            assert ("notify" in made.state()) == (way != "mount")
+        async with pod(tmp_path) as sandbox:
+            proxy = await sandbox.join(notify=Notify(host="/x") if way == "mount" else HOST, plugs=[])
+            assert ("notify" in sandbox.state()) == (way != "mount")
             if way == "caller":  # the waiting caller is gone
-                _, writer, _ = await started(made)
+                _, writer, _ = await started(sandbox)
                 writer.close()
                 await settle()
             else:
-                await made.call("c2", "start")
-            made.guest.tell("notify", container="c2", text="READY=1")
-            made.guest.tell("exit", process=2, code=0)
+                await sandbox.call("c2", "start")
+            sandbox.guest.tell("notify", container="c2", text="READY=1")
+            sandbox.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == ["READY=1"]
 
     run(story)
@@ -161,10 +161,10 @@ def test_proxy_reports_the_readiness_without_a_waiting_caller(tmp_path: Path, wa
 
 def test_wait_ends_if_the_container_ends_before_it_is_ready(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await made.join(notify=HOST, plugs=[])
-            reader, _, decoder = await started(made)
-            made.guest.tell("exit", process=2, code=0)
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join(notify=HOST, plugs=[])
+            reader, _, decoder = await started(sandbox)
+            sandbox.guest.tell("exit", process=2, code=0)
             [(_, _, payload)] = decoder.feed(await reader.read(65536))
             assert control.decode_event(payload) == ("ready", {"notice": ""})
 
@@ -173,15 +173,15 @@ def test_wait_ends_if_the_container_ends_before_it_is_ready(tmp_path: Path) -> N
 
 def test_failed_start_does_not_wait(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            proxy = await made.join(notify=HOST, plugs=[])
-            made.guest.answers["start"] = StateError("no")
-            reader, writer = await made.connect()
+        async with pod(tmp_path) as sandbox:
+            proxy = await sandbox.join(notify=HOST, plugs=[])
+            sandbox.guest.answers["start"] = StateError("no")
+            reader, writer = await sandbox.connect()
             writer.write(control.encode_call(1, "start", {"container": "c2", "notify": True}))
             [(_, _, payload)] = Decoder().feed(await reader.read(65536))
             assert str(control.decode_reply(payload)[2]) == "no"
-            made.guest.tell("notify", container="c2", text="READY=1")
-            made.guest.tell("exit", process=2, code=0)
+            sandbox.guest.tell("notify", container="c2", text="READY=1")
+            sandbox.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == ["READY=1"]
 
     run(story)
@@ -190,13 +190,13 @@ def test_failed_start_does_not_wait(tmp_path: Path) -> None:
 @pytest.mark.parametrize("container", ["c3", "c1", ""])
 def test_notification_of_another_container_reaches_no_proxy_of_this(tmp_path: Path, container: str) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            proxy = await made.join(plugs=[])
-            assert made.guest.asked("create")[-1]["notify"] is False
-            made.guest.tell("notify", container=container, text="READY=1")
-            made.guest.tell("exit", process=2, code=0)
+        async with pod(tmp_path) as sandbox:
+            proxy = await sandbox.join(plugs=[])
+            assert sandbox.guest.asked("create")[-1]["notify"] is False
+            sandbox.guest.tell("notify", container=container, text="READY=1")
+            sandbox.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == []
-            assert not made.machine.link.ended.done()
+            assert not sandbox.machine.link.ended.done()
 
     run(story)
 
@@ -205,9 +205,9 @@ def test_proxy_that_does_not_read_misses_notifications(tmp_path: Path) -> None:
     """The queue to it is bounded."""
 
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await made.join(notify=HOST, plugs=[])
-            container = made.sandbox.find("c2")
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join(notify=HOST, plugs=[])
+            container = sandbox.sandbox.find("c2")
             proxy = container._proxy
             assert proxy is not None
             for _ in range(4000):

@@ -36,8 +36,8 @@ SOCKET = "NOTIFY_SOCKET=/run/notify/notify.sock"
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Notified]:
-    with Notified(f"{tmp_path}/n.sock") as made:
-        yield made
+    with Notified(f"{tmp_path}/n.sock") as socket_of_host:
+        yield socket_of_host
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_foreground_command_relays_notifications_to_its_caller(caller: bool, det
 
 def test_sockets_by_path_and_by_abstract_name_are_reached(tmp_path: Path, host: Notified) -> None:
     with Notified(f"@hawse-unit-{os.getpid()}") as abstract:
-        for found in (host, abstract):
-            assert notify.problem(Notify(host=found.address, caller=True)) == ""
-            with notify.connect_for(Notify(host=found.address, caller=True)) as connection:
+        for socket_of_host in (host, abstract):
+            assert notify.problem(Notify(host=socket_of_host.address, caller=True)) == ""
+            with notify.connect_for(Notify(host=socket_of_host.address, caller=True)) as connection:
                 assert notify.send(connection, "STATUS=x", pid=7)
-            assert found.next() == (os.getpid(), ["STATUS=x"])
+            assert socket_of_host.next() == (os.getpid(), ["STATUS=x"])
     assert notify.problem(Notify(host=str(tmp_path), below="n.sock")) == ""
     assert notify.problem(Notify(host=host.address)) == ""
 
@@ -191,8 +191,8 @@ def test_relay_sends_with_the_pid_of_the_command(host: Notified) -> None:
             proxys.send(text.encode())
     relay.finish()
     me = os.getpid()
-    found = [host.next() for _ in range(3)]
-    assert found == [(me, ["STATUS=a"]), (me, ["READY=1", f"MAINPID={me}"]), (me, ["STOPPING=1"])]
+    notices = [host.next() for _ in range(3)]
+    assert notices == [(me, ["STATUS=a"]), (me, ["READY=1", f"MAINPID={me}"]), (me, ["STOPPING=1"])]
 
 
 def test_relay_outlives_a_service_manager_that_is_gone(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_relay_outlives_a_service_manager_that_is_gone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(str(tmp_path), "c1")) as made:
-        yield made
+    with FakeMonitor(Store(str(tmp_path), "c1")) as monitor:
+        yield monitor
 
 
 def test_proxy_sends_all_notifications_with_its_own_pid_before_its_end(monitor: FakeMonitor, host: Notified) -> None:
@@ -263,18 +263,18 @@ def test_start_waits_if_both_callers_have_the_variable(
     if variable:
         monkeypatch.setenv("NOTIFY_SOCKET", host.address)
     hawse = Command(str(tmp_path))
-    with FakeMonitor(hawse.store("c1"), {"start": [["warning", "a note"]]}, status=CREATED, **state) as made:
+    with FakeMonitor(hawse.store("c1"), {"start": [["warning", "a note"]]}, status=CREATED, **state) as monitor:
         done: list[Any] = []
         starting = threading.Thread(target=lambda: done.append(hawse("start", "c1")))
         starting.start()
         if expected:
-            wait_until(lambda: bool(made.calls) and made.has_answered)
+            wait_until(lambda: bool(monitor.calls) and monitor.has_answered)
             wait_until(lambda: not starting.is_alive() or waits_for_input(starting))
             assert starting.is_alive(), "it waits for an event of the monitor"
-            made.end()
-            made.hang_up()
+            monitor.end()
+            monitor.hang_up()
         starting.join(patience(5))
-        assert made.calls == [("start", {"container": "c1"} | expected)]
+        assert monitor.calls == [("start", {"container": "c1"} | expected)]
         assert (done[0].code, "a note" in done[0].errors) == (0, True)
         assert host.nothing()
 

@@ -146,8 +146,8 @@ def test_cpu_burst_becomes_a_cgroup_file(tmp_path: Path) -> None:
 def test_mount_is_translated_for_the_guests_runtime(mount: dict[str, Any], options: list[str] | None) -> None:
     """The options decide whether a mount is a bind, and only a tmpfs supports tmpcopyup."""
     bind = mount.get("type") == "bind" or "type" not in mount
-    made = checked_mount("mounts[0]", {"destination": "/x", "source": "/s"} | mount, bind=bind)
-    assert made.get("options") == options
+    checked = checked_mount("mounts[0]", {"destination": "/x", "source": "/s"} | mount, bind=bind)
+    assert checked.get("options") == options
 
 
 def test_mount_without_a_type_must_be_a_bind() -> None:

@@ -151,7 +151,7 @@ def test_process_that_started_a_day_ago_is_listed_with_its_date(age: int, form: 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "current", "words"),
+    ("update", "current", "words"),
     [
         ({"memory": {"swap": 5}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is not set"),
         ({"memory": {"swap": 5, "limit": 6}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is 6"),
@@ -159,19 +159,19 @@ def test_process_that_started_a_day_ago_is_listed_with_its_date(age: int, form: 
         ({"memory": {"kernel": 7}}, {"memory": None}, "memory.kernel cannot be changed"),
     ],
 )
-def test_limits_that_cannot_be_updated_are_refused(wanted: dict[str, Any], current: dict[str, Any], words: str) -> None:
+def test_limits_that_cannot_be_updated_are_refused(update: dict[str, Any], current: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=f"^update: {words}"):
-        merge(wanted, current)
+        merge(update, current)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "current"),
+    ("update", "current"),
     [({"memory": {"swap": 5, "limit": 5}}, {}), ({"memory": {"kernel": 7}}, {"memory": {"kernel": 7}})],
 )
 def test_limits_that_can_be_updated_or_are_unchanged_are_accepted(
-    wanted: dict[str, Any], current: dict[str, Any]
+    update: dict[str, Any], current: dict[str, Any]
 ) -> None:
-    assert merge(wanted, current) == {**wanted, **current}
+    assert merge(update, current) == {**update, **current}
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_invalid_numbers_of_a_guest_are_ignored() -> None:
         "memory.current": "three", "hugetlb.2MB.max": "4", "xB.current": "5", "hugetlb.1GB.current": "6",
         "memory.stat": "anon 7\nfile\nlong line 8\nno-name 9\n",
     }  # fmt: skip
-    made = convert(files)
-    assert made["memory"]["raw"] == {"anon": 7}
-    assert "usage" not in made["memory"]["usage"]
-    assert made["hugetlb"] == {"1GB": {"usage": 6, "failcnt": 0}}
+    statistics = convert(files)
+    assert statistics["memory"]["raw"] == {"anon": 7}
+    assert "usage" not in statistics["memory"]["usage"]
+    assert statistics["hugetlb"] == {"1GB": {"usage": 6, "failcnt": 0}}
 
 
 def test_address_in_a_list_is_translated() -> None:

@@ -61,8 +61,8 @@ class Proxy:
     size = None
     directions = STDIO
 
-    def __init__(self, said: list[str]) -> None:
-        self._said = said
+    def __init__(self, reports: list[str]) -> None:
+        self._said = reports
 
     async def serve(self, *_: object, **__: object) -> None: ...
 
@@ -79,26 +79,26 @@ def exec_call(container: str, process: int, descriptors: list[str]) -> Exec:
 @pytest.mark.parametrize("fails", [False, True])
 def test_oom_kill_is_reported_before_the_exit(fails: bool) -> None:
     async def live() -> list[str]:
-        said: list[str] = []
+        reports: list[str] = []
         link, processes, gate = Link(), Processes(seconds=1), asyncio.Event()
         anything: Any = link
         processes.begin(anything)
-        proxies: list[Any] = [Proxy(said), Proxy(said)]
+        proxies: list[Any] = [Proxy(reports), Proxy(reports)]
         for name, proxy in zip(("c1", "c2"), proxies, strict=True):
-            await processes.launch(name, proxy, partial(exec_call, name), ended=lambda: said.append("ended"))
+            await processes.launch(name, proxy, partial(exec_call, name), ended=lambda: reports.append("ended"))
 
         async def record() -> None:
             await gate.wait()
-            said.append("recorded")
+            reports.append("recorded")
             if fails:
                 raise OSError
 
         processes.hold("c1", record())
         link.on_exit(1, 137)
         link.on_exit(2, 3)
-        assert said == ["ended", "exit 3"], "another container's end waits for nothing"
+        assert reports == ["ended", "exit 3"], "another container's end waits for nothing"
         gate.set()
-        await until(lambda: len(said) == 5)
-        return said[2:]
+        await until(lambda: len(reports) == 5)
+        return reports[2:]
 
     assert virtual_time.run(live()) == ["recorded", "ended", "exit 137"]

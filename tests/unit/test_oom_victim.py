@@ -21,10 +21,10 @@ def victim(directory: Path, *, swap: bool = True) -> Path:
 
 
 def program(directory: Path, script: str) -> str:
-    made = directory / "program"
-    made.write_text(f"#!/bin/sh\n{script}\n")
-    made.chmod(0o755)
-    return str(made)
+    program = directory / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(program)
 
 
 @pytest.mark.parametrize("swap", [True, False])

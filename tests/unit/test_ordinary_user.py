@@ -37,13 +37,13 @@ def hawse() -> Iterator[Guest]:
     # Not below pytest's directory, which other users cannot enter.
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         os.chmod(directory, 0o755)
-        made = Guest(directory)
-        made.configure(f'[vm]\nqemu = "/none"\n[image]\ncache = "{directory}/cache"\n')
-        made.store("web").make()
-        os.chmod(made.root, 0o711)
+        guest = Guest(directory)
+        guest.configure(f'[vm]\nqemu = "/none"\n[image]\ncache = "{directory}/cache"\n')
+        guest.store("web").make()
+        os.chmod(guest.root, 0o711)
         os.makedirs(f"{directory}/cache/templates", mode=0o755)
         os.chmod(f"{directory}/cache/templates", 0o700)
-        yield made
+        yield guest
 
 
 def test_list_names_the_directory(hawse: Guest) -> None:
@@ -97,14 +97,14 @@ def test_permission_error_of_root_is_still_reported_as_a_bug(monkeypatch: pytest
 def test_doctor_reports_what_it_cannot_read_and_goes_on(hawse: Guest) -> None:
     done = hawse("doctor", "--json")
     assert (done.code, done.errors) == (1, "")
-    found = {
+    lines = {
         check["name"]: (check["verdict"], check["found"], check["remedy"])
         for check in json.loads(done.output)["checks"]
     }
     templates = f"{Path(hawse.root).parent}/cache/templates"
-    assert found["templates"] == ("warning", f"{templates} cannot be read: Permission denied", "run as root")
-    assert found["sandboxes"] == ("warning", f"{hawse.root} cannot be read: Permission denied", "run as root")
-    assert {"QEMU", "jail", "IOMMU", "bindings"} < set(found)
+    assert lines["templates"] == ("warning", f"{templates} cannot be read: Permission denied", "run as root")
+    assert lines["sandboxes"] == ("warning", f"{hawse.root} cannot be read: Permission denied", "run as root")
+    assert {"QEMU", "jail", "IOMMU", "bindings"} < set(lines)
 
 
 def test_devices_are_listed_without_the_names_of_sandboxes(hawse: Guest) -> None:

@@ -126,8 +126,8 @@ def test_overlay_is_shared_and_bound_with_the_mounts_flags(tmp_path: Path) -> No
 def test_overlay_and_forwarded_socket_have_places_for_programs_of_the_host(tmp_path: Path) -> None:
     """A second mount of an overlay would disturb it: programs of the host find an empty directory."""
     host = Planner(str(tmp_path))
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(f"{tmp_path}/socket")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(f"{tmp_path}/socket")
         host.write(
             lambda spec: spec.update(
                 mounts=[

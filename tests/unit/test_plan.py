@@ -30,23 +30,23 @@ def host(tmp_path: Path) -> Planner:
 
 
 def test_plain_container(host: Planner) -> None:
-    made = host.sandbox(timeline="/t.json")
-    container = made.container
+    planned = host.sandbox(timeline="/t.json")
+    container = planned.container
     assert (container.id, container.bundle, container.rootfs) == ("c1", host.bundle, f"{host.bundle}/rootfs")
     assert (container.annotations, container.plugs, container.nodes) == ({}, [], [])
     assert (container.binds, container.native) == ([], {})
-    assert (made.pod, made.timeline, container.owner, container.network) == (False, "/t.json", "root", "")
+    assert (planned.pod, planned.timeline, container.owner, container.network) == (False, "/t.json", "root", "")
     assert container.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
     assert [share.name for share in container.shares] == ["rootfs", "modules"]
     assert [share.common for share in container.shares] == [False, False]
     modules = container.shares[1]
     assert (modules.source, modules.readonly) == (f"{host.cache}/images/d1/modules", True)
-    machine, shape = made.machine, made.machine.shape
+    machine, shape = planned.machine, planned.machine.shape
     assert (machine.modules, machine.load_modules) == ("c1/modules", [])
     assert (shape.memory_mib, shape.cpus, machine.page_kib, shape.accel) == (1024, 2, 0, "tcg")
     assert shape.kernel == f"{host.cache}/images/d1/vmlinux"
     assert shape.machine_properties == {"hpet", "usb"}
-    assert len(made.ports) == 4
+    assert len(planned.ports) == 4
     assert host.said.warnings == []
 
 
@@ -58,8 +58,8 @@ def test_container_without_optional_sections(host: Planner) -> None:
         del spec["mounts"], spec["process"]["env"], spec["hostname"]
 
     host.write(change)
-    made = host.sandbox()
-    assert (made.container.spec["process"]["env"], made.container.cgroup.path) == ([], "")
+    planned = host.sandbox()
+    assert (planned.container.spec["process"]["env"], planned.container.cgroup.path) == ([], "")
 
 
 class TestSize:
@@ -95,10 +95,10 @@ class TestSize:
     @pytest.mark.parametrize(("period", "cpus"), [("", 2), ("200000", 1)])
     def test_quota_of_a_pod_is_divided_by_the_period_of_the_pod(self, host: Planner, period: str, cpus: int) -> None:
         """The limits of the sandbox's own process do not concern the containers."""
-        told = {"io.kubernetes.cri.sandbox-cpu-quota": "200000", "io.kubernetes.cri.sandbox-cpu-period": period}
+        annotations = {"io.kubernetes.cri.sandbox-cpu-quota": "200000", "io.kubernetes.cri.sandbox-cpu-period": period}
 
         def change(spec: dict[str, Any]) -> None:
-            annotated(CRI | {key: value for key, value in told.items() if value})(spec)
+            annotated(CRI | {key: value for key, value in annotations.items() if value})(spec)
             limited(cpu={"quota": 5, "period": 1_000_000}, memory={"limit": MIB})(spec)
 
         host.write(change)
@@ -147,8 +147,8 @@ class TestSize:
 
     def test_hugepages_of_the_annotation_are_added_to_the_memory(self, host: Planner) -> None:
         host.write(annotated({"hawse.hugepages": "2MB:512"}))
-        made = host.sandbox()
-        assert (made.container.hugepages, made.machine.shape.memory_mib) == ([(2048, 512)], 2048)
+        planned = host.sandbox()
+        assert (planned.container.hugepages, planned.machine.shape.memory_mib) == ([(2048, 512)], 2048)
 
     def test_missing_hugepages_of_the_host_are_an_error(self, host: Planner) -> None:
         with pytest.raises(HostError, match="takes 4096 huge pages of 1GB"):
@@ -160,11 +160,11 @@ class TestRoles:
 
     def test_pod_has_ports_for_the_devices_of_its_containers(self, host: Planner) -> None:
         host.write(annotated(CRI))
-        made = host.sandbox(host.config(more="[devices]\npod_window_mib = 64"))
-        assert made.pod
-        assert len(made.ports) == 16
-        assert [port.bridge for port in made.ports].count(True) == 2
-        assert {port.prefetchable for port in made.ports} == {64 * MIB}
+        planned = host.sandbox(host.config(more="[devices]\npod_window_mib = 64"))
+        assert planned.pod
+        assert len(planned.ports) == 16
+        assert [port.bridge for port in planned.ports].count(True) == 2
+        assert {port.prefetchable for port in planned.ports} == {64 * MIB}
 
     def test_pod_of_podman_is_recognized_by_its_program(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
@@ -181,12 +181,12 @@ class TestDevices:
     @pytest.mark.parametrize("config", [EMULATED, COLD])
     def test_group_is_plugged(self, host: Planner, config: str) -> None:
         host.write(lambda spec: add_devices(spec, NODES))
-        made = host.sandbox(host.config(more=config))
-        [step] = made.container.plugs
+        planned = host.sandbox(host.config(more=config))
+        [step] = planned.container.plugs
         assert (step.group, step.cold) == (5, config == COLD)
-        assert [node.path for node in made.container.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
-        assert list(made.machine.shape.cold) == (step.commands if config == COLD else [])
-        assert (made.machine.template is None) is (config == COLD)
+        assert [node.path for node in planned.container.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
+        assert list(planned.machine.shape.cold) == (step.commands if config == COLD else [])
+        assert (planned.machine.template is None) is (config == COLD)
         assert any(f"emulated edu is {step.guest_address} in the guest" in text for text in host.said.details)
 
     def test_vm_without_devices_has_a_template_with_either_plug_mode(self, host: Planner) -> None:
@@ -195,19 +195,19 @@ class TestDevices:
     @pytest.mark.parametrize("pod", [False, True])
     def test_annotation_names_a_group(self, host: Planner, pod: bool) -> None:
         host.write(annotated({"hawse.devices": "6"} | (CRI if pod else {})))
-        made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.container.plugs] == [6, 6]
-        assert {node.path for node in made.container.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
+        planned = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in planned.container.plugs] == [6, 6]
+        assert {node.path for node in planned.container.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
 
     @pytest.mark.parametrize("native", [False, True])
     def test_device_mode_leaves_devices_to_the_guests_drivers(self, host: Planner, native: bool) -> None:
         host.write(annotated({"hawse.device-mode": "guest-kernel"} if native else {}, *NODES))
-        made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.container.plugs] == [5]
+        planned = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in planned.container.plugs] == [5]
         rights = {5: {"fileMode": 0o666, "uid": 0, "gid": 0}}
-        assert made.container.native == (rights if native else {})
-        assert bool(made.container.nodes) is not native
-        drivers = [share.source for share in made.container.shares if share.name == "drivers"]
+        assert planned.container.native == (rights if native else {})
+        assert bool(planned.container.nodes) is not native
+        drivers = [share.source for share in planned.container.shares if share.name == "drivers"]
         assert drivers == ([f"{host.cache}/images/d1/drivers"] if native else [])
 
     def test_privileged_container_omits_groups_that_cannot_be_passed(self, host: Planner) -> None:
@@ -216,9 +216,9 @@ class TestDevices:
             spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
 
         host.write(change)
-        made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.container.plugs] == [5]
-        devices = made.container.spec["linux"]["devices"]
+        planned = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in planned.container.plugs] == [5]
+        devices = planned.container.spec["linux"]["devices"]
         assert [device["path"] for device in devices] == ["/dev/vfio/vfio", "/dev/vfio/5"]
         [warning] = host.said.warnings
         assert "/dev/vfio/999999" in warning

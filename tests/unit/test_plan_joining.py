@@ -29,10 +29,10 @@ def spare(name: str, bus: int, *, bridge: bool = False) -> Port:
 def test_groups_get_different_ports(host: Planner) -> None:
     host.write(annotated({"hawse.devices": "5,7"}))
     room = Room(spares=[spare("port1", 1), spare("port2", 2)], memory_mib=1024)
-    made = host.container(room, host.config(more=EMULATED))
-    assert [(step.group, step.bus, step.cold) for step in made.plugs] == [(5, "port1", False), (7, "port2", False)]
+    container = host.container(room, host.config(more=EMULATED))
+    assert [(step.group, step.bus, step.cold) for step in container.plugs] == [(5, "port1", False), (7, "port2", False)]
     assert host.said.warnings == []
-    assert not isinstance(made, SandboxPlan)
+    assert not isinstance(container, SandboxPlan)
 
 
 def test_groups_without_a_port_are_an_error(host: Planner) -> None:
@@ -59,9 +59,9 @@ def test_cold_plugging_is_refused(host: Planner, devices: str, warned: bool) -> 
 def test_cpus_of_the_host_are_for_its_cgroup(host: Planner, cpu: dict[str, Any]) -> None:
     """The CPUs of the sandbox's cgroup are changed when the container is created."""
     host.write(limited(cpu=cpu))
-    made = host.container(Room(spares=[], memory_mib=1024))
-    assert (made.cgroup.limits.cpus, made.cgroup.limits.mems) == (cpu.get("cpus", ""), cpu.get("mems", ""))
-    assert "cpus" not in made.spec["linux"]["resources"]["cpu"]
+    container = host.container(Room(spares=[], memory_mib=1024))
+    assert (container.cgroup.limits.cpus, container.cgroup.limits.mems) == (cpu.get("cpus", ""), cpu.get("mems", ""))
+    assert "cpus" not in container.spec["linux"]["resources"]["cpu"]
     assert host.said.warnings == []
 
 

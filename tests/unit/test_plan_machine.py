@@ -88,8 +88,12 @@ class TestMachine:
     def test_vm_uses_kvm_if_a_guest_runs_with_it(self, host: Planner) -> None:
         answers = Path(host.qemu).read_text().partition("\n")[2]
         make_program(host.qemu, f"case $* in *accel=kvm*) echo Linux version 6; exit;; esac\n{answers}")
-        made = host.sandbox(host.config(vm='accel = "auto"'))
-        assert (made.machine.shape.accel, made.machine.boot_seconds, made.machine.device_seconds) == ("kvm", 30, 15)
+        planned = host.sandbox(host.config(vm='accel = "auto"'))
+        assert (planned.machine.shape.accel, planned.machine.boot_seconds, planned.machine.device_seconds) == (
+            "kvm",
+            30,
+            15,
+        )
         assert host.said.warnings == []
 
     def test_vm_without_a_bundle(self, host: Planner) -> None:
@@ -113,9 +117,9 @@ class TestTemplate:
     def test_complete_template_is_used_and_kept_longer(self, host: Planner) -> None:
         directory = self.make(host)
         os.utime(f"{directory}/checked", (1, 1))
-        found = host.sandbox().machine.template
-        assert found is not None
-        assert (found.usable, found.cache) == (True, host.cache)
+        template = host.sandbox().machine.template
+        assert template is not None
+        assert (template.usable, template.cache) == (True, host.cache)
         assert os.stat(f"{directory}/checked").st_mtime > 1
         assert host.said.warnings == []
 
@@ -127,17 +131,17 @@ class TestTemplate:
         manifest = Path(self.make(host), "manifest.json")
         content = json.loads(manifest.read_text())
         manifest.write_text(json.dumps(content | {"created": time.time() - age * 3600}))
-        found = host.sandbox(host.config(more=f"[template]\nmax_age_hours = {limit}")).machine.template
-        assert found is not None
-        assert found.usable is usable
+        template = host.sandbox(host.config(more=f"[template]\nmax_age_hours = {limit}")).machine.template
+        assert template is not None
+        assert template.usable is usable
         assert host.said.warnings == []
 
     def test_damaged_template_is_created_again(self, host: Planner) -> None:
         directory = self.make(host)
         Path(f"{directory}/state").write_text("other")
-        found = host.sandbox().machine.template
-        assert found is not None
-        assert not found.usable
+        template = host.sandbox().machine.template
+        assert template is not None
+        assert not template.usable
         [warning] = host.said.warnings
         assert warning.startswith("this start is a cold one: the template ")
 

@@ -56,14 +56,14 @@ def test_container_is_privileged_if_the_last_rule_for_all_devices_allows_all(
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
     """Group 7 can be passed, and group 8 also by its device file; 9 is not viable, the device of 10 was removed."""
-    made = FakeSysfs(str(tmp_path))
+    sysfs = FakeSysfs(str(tmp_path))
     for number, driver in ((7, "vfio-pci"), (8, "vfio-pci"), (9, "vfio-pci"), (10, "vfio-pci")):
-        made.function(f"0000:{number:02x}:00.0", group=number, driver=driver)
-        made.node(number, 240, number)
-    made.device_file("0000:08:00.0", 0, 510, 0)
-    made.function("0000:09:00.1", group=9, driver="ixgbe")
+        sysfs.function(f"0000:{number:02x}:00.0", group=number, driver=driver)
+        sysfs.node(number, 240, number)
+    sysfs.device_file("0000:08:00.0", 0, 510, 0)
+    sysfs.function("0000:09:00.1", group=9, driver="ixgbe")
     (tmp_path / "dev/vfio/10").unlink()
-    return made
+    return sysfs
 
 
 def node(path: str, major: int, minor: int) -> Device:

@@ -26,8 +26,8 @@ from tests.support.proxies import Attached, Pipes, read_all
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(str(tmp_path), "c1")) as made:
-        yield made
+    with FakeMonitor(Store(str(tmp_path), "c1")) as monitor:
+        yield monitor
 
 
 def test_stdio_and_exit_code_are_the_processes(monitor: FakeMonitor) -> None:

@@ -163,8 +163,8 @@ def free_port() -> int:
 
 
 def test_each_program_in_the_guest_gets_its_own_answer() -> None:
-    asked: queue.Queue[dict[str, Any]] = queue.Queue()
-    resolver = Resolver(asked.put)
+    queries: queue.Queue[dict[str, Any]] = queue.Queue()
+    resolver = Resolver(queries.put)
     port = free_port()
     resolver.serve(servers=["127.0.0.11"], port=port)
     answers = {}
@@ -172,7 +172,7 @@ def test_each_program_in_the_guest_gets_its_own_answer() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
             program.settimeout(patience(3))
             program.sendto(name.encode(), ("127.0.0.11", port))
-            query = asked.get(timeout=patience(3))
+            query = queries.get(timeout=patience(3))
             assert (query["server"], query["transport"]) == ("127.0.0.11", "udp")
             text = base64.b64encode(base64.b64decode(query["message"]) + b"!").decode()
             resolver.answer(number=query["number"], message=text)
@@ -181,7 +181,7 @@ def test_each_program_in_the_guest_gets_its_own_answer() -> None:
     assert answers == {"message of one": b"message of one!", "message of two": b"message of two!"}
     with socket.create_connection(("127.0.0.11", port), timeout=patience(3)) as program:
         program.sendall(b"\0\x10message of three")
-        query = asked.get(timeout=patience(3))
+        query = queries.get(timeout=patience(3))
         assert query["transport"] == "tcp"
         resolver.answer(number=query["number"], message=query["message"])
         assert program.recv(100) == b"\0\x10message of three"
@@ -190,9 +190,9 @@ def test_each_program_in_the_guest_gets_its_own_answer() -> None:
 @pytest.mark.parametrize("sent", [b"", b"x\n", bytes(11)])
 def test_message_that_is_not_a_query_is_not_forwarded(sent: bytes) -> None:
     """Any program of a container can send it to the port, and it could not be answered (RFC 1035, section 4.1.1)."""
-    asked: queue.Queue[dict[str, Any]] = queue.Queue()
+    queries: queue.Queue[dict[str, Any]] = queue.Queue()
     port = free_port()
-    Resolver(asked.put).serve(servers=["127.0.0.11"], port=port)
+    Resolver(queries.put).serve(servers=["127.0.0.11"], port=port)
     with socket.create_connection(("127.0.0.11", port), timeout=patience(3)) as program:
         program.sendall(len(sent).to_bytes(2, "big") + sent)
         assert program.recv(100) == b"", "the connection ends"
@@ -203,14 +203,14 @@ def test_message_that_is_not_a_query_is_not_forwarded(sent: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as program:
         program.sendto(sent, ("127.0.0.11", port))
         program.sendto(MESSAGE, ("127.0.0.11", port))
-        assert base64.b64decode(asked.get(timeout=patience(3))["message"]) == MESSAGE
-    assert asked.empty()
+        assert base64.b64decode(queries.get(timeout=patience(3))["message"]) == MESSAGE
+    assert queries.empty()
 
 
 def test_number_of_connections_is_limited_and_each_is_served() -> None:
     """Each connection takes a thread and a descriptor of the guest's first process."""
-    asked: queue.Queue[dict[str, Any]] = queue.Queue()
-    resolver = Resolver(asked.put)
+    queries: queue.Queue[dict[str, Any]] = queue.Queue()
+    resolver = Resolver(queries.put)
     port = free_port()
     resolver.serve(servers=["127.0.0.11"], port=port)
     with ExitStack() as connections:
@@ -220,11 +220,11 @@ def test_number_of_connections_is_limited_and_each_is_served() -> None:
         ]
         for program in programs:
             program.sendall(len(MESSAGE).to_bytes(2, "big") + MESSAGE)
-        for query in [asked.get(timeout=patience(3)) for _ in range(32)]:
+        for query in [queries.get(timeout=patience(3)) for _ in range(32)]:
             resolver.answer(number=query["number"], message=query["message"])
         # When a connection ends, the next query, which waits in the kernel, is accepted.
         for program in programs[:68]:
-            assert asked.empty()
+            assert queries.empty()
             program.close()
-            query = asked.get(timeout=patience(3))
+            query = queries.get(timeout=patience(3))
             resolver.answer(number=query["number"], message=query["message"])

@@ -17,9 +17,9 @@ LABELLED = Room(spares=[], memory_mib=1024, label="a")
 
 @pytest.mark.parametrize(("label", "fields"), [("a", []), ("", []), ("b", ["process.selinuxLabel: b"])])
 def test_label_that_a_running_vm_lacks_is_named(label: str, fields: list[str]) -> None:
-    found = LABELLED.warnings(label=label)
-    assert [text[: len(field)] for text, field in zip(found, fields, strict=True)] == fields
-    assert all(" [" in text and text.endswith("]") for text in found), "no remedy"
+    warnings = LABELLED.warnings(label=label)
+    assert [text[: len(field)] for text, field in zip(warnings, fields, strict=True)] == fields
+    assert all(" [" in text and text.endswith("]") for text in warnings), "no remedy"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,6 @@ def test_group_in_the_vm_is_shared_in_its_present_mode() -> None:
 
 
 def test_capacity_is_sent_as_json() -> None:
-    made = plan(EDU)
-    room = Room(spares=made.ports, plugs=made.container.plugs, native=[5], memory_mib=512, label="a")
+    planned = plan(EDU)
+    room = Room(spares=planned.ports, plugs=planned.container.plugs, native=[5], memory_mib=512, label="a")
     assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(room)), Room) == room

@@ -27,10 +27,10 @@ OTHER = "24 1 0:21 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n"
 
 
 def host(root: str, mounts: str, current: str = "system_u:system_r:container_runtime_t:s0\0") -> FakeSysfs:
-    made = FakeSysfs(root)
-    made.write("proc/self/mountinfo", mounts)
-    made.write("proc/self/attr/current", current)
-    return made
+    sysfs = FakeSysfs(root)
+    sysfs.write("proc/self/mountinfo", mounts)
+    sysfs.write("proc/self/attr/current", current)
+    return sysfs
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,11 @@ class Caller:
 
     async def frames(self) -> list[Frame]:
         """All bytes that arrive until the service closes the connection."""
-        decoder, found = Decoder(), []
+        decoder, frames = Decoder(), []
         async with asyncio.timeout(patience(7)):
             while data := await asyncio.get_running_loop().sock_recv(self.connection, 65536):
-                found += decoder.feed(data)
-        return found
+                frames += decoder.feed(data)
+        return frames
 
     async def ask(self, method: str, **params: Any) -> object:
         self.connection.send(control.encode_call(7, method, {"container": "c1"} | params))

@@ -86,8 +86,8 @@ class TestImage:
         self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, result: str
     ) -> None:
         make_image(f"{tmp_path}/cache")
-        found = replace(store.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
-        monkeypatch.setattr(build, "build", lambda **_: found)
+        image = replace(store.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
+        monkeypatch.setattr(build, "build", lambda **_: image)
         assert (
             hawse("image", "build").output
             == f"guest image d1: kernel 6.1.0, 0.0 MiB, modules beside it 0.0 MiB, {result}\n"

@@ -16,9 +16,9 @@ def descriptors() -> int:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> str:
-    made = tmp_path / ("d" * 120)
-    made.mkdir()
-    return str(made)
+    directory = tmp_path / ("d" * 120)
+    directory.mkdir()
+    return str(directory)
 
 
 def test_socket_is_reached_through_a_descriptor_of_its_directory(directory: str) -> None:

@@ -24,8 +24,8 @@ def spec(paths: list[tuple[str, int, int]], rules: list[dict[str, Any]]) -> dict
     return {"linux": {"devices": devices, "resources": {"devices": rules}}}
 
 
-def places(made: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    return {device["path"]: (device["major"], device["minor"]) for device in made["linux"]["devices"]}
+def places(specification: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {device["path"]: (device["major"], device["minor"]) for device in specification["linux"]["devices"]}
 
 
 def group(path: str, host: tuple[int, int], number: int, guest: tuple[int, int]) -> VfioNode:
@@ -48,47 +48,50 @@ def moved(
 ) -> tuple[dict[str, Any], list[Note]]:
     """The guest's specification and the notes; the host's specification must not change."""
     copy = deepcopy(before)
-    made = with_guest_nodes(before, nodes, named or {})
+    specification = with_guest_nodes(before, nodes, named or {})
     assert before == copy, "the plan is not changed"
-    return made
+    return specification
 
 
 def test_group_has_its_requested_path_and_the_path_of_its_number_in_the_guest() -> None:
-    made = spec([("/dev/vfio/45", 511, 3)], [])
-    made, notes = moved(made, [group("/dev/vfio/45", (511, 3), 13, (245, 0))])
-    assert places(made) == {"/dev/vfio/45": (245, 0), "/dev/vfio/13": (245, 0)}
-    assert all((d["fileMode"], d["uid"], d["gid"]) == (0o600, 1000, 1000) for d in made["linux"]["devices"])
+    specification = spec([("/dev/vfio/45", 511, 3)], [])
+    specification, notes = moved(specification, [group("/dev/vfio/45", (511, 3), 13, (245, 0))])
+    assert places(specification) == {"/dev/vfio/45": (245, 0), "/dev/vfio/13": (245, 0)}
+    assert all((d["fileMode"], d["uid"], d["gid"]) == (0o600, 1000, 1000) for d in specification["linux"]["devices"])
     assert notes == [("debug", "/dev/vfio/45 is /dev/vfio/13 in the guest: both paths exist")]
 
 
 def test_path_of_the_specification_may_have_any_name() -> None:
-    made = spec([("/dev/accelerator", 511, 3)], [])
-    made, _ = moved(made, [group("/dev/accelerator", (511, 3), 13, (245, 0))])
-    assert places(made) == {"/dev/accelerator": (245, 0), "/dev/vfio/13": (245, 0)}
+    specification = spec([("/dev/accelerator", 511, 3)], [])
+    specification, _ = moved(specification, [group("/dev/accelerator", (511, 3), 13, (245, 0))])
+    assert places(specification) == {"/dev/accelerator": (245, 0), "/dev/vfio/13": (245, 0)}
 
 
 def test_swapped_numbers_are_translated_only_once() -> None:
-    made = spec(
+    specification = spec(
         [("/dev/vfio/5", 245, 5), ("/dev/vfio/8", 245, 8)],
         [
             {"allow": True, "type": "c", "major": 245, "minor": 5, "access": "rw"},
             {"allow": True, "type": "c", "major": 245, "minor": 8, "access": "r"},
         ],
     )
-    made, notes = moved(
-        made, [group("/dev/vfio/5", (245, 5), 8, (245, 8)), group("/dev/vfio/8", (245, 8), 5, (245, 5))]
+    specification, notes = moved(
+        specification, [group("/dev/vfio/5", (245, 5), 8, (245, 8)), group("/dev/vfio/8", (245, 8), 5, (245, 5))]
     )
-    assert places(made) == {"/dev/vfio/8": (245, 8), "/dev/vfio/5": (245, 5)}
-    assert [(rule["minor"], rule["access"]) for rule in made["linux"]["resources"]["devices"]] == [(8, "rw"), (5, "r")]
+    assert places(specification) == {"/dev/vfio/8": (245, 8), "/dev/vfio/5": (245, 5)}
+    assert [(rule["minor"], rule["access"]) for rule in specification["linux"]["resources"]["devices"]] == [
+        (8, "rw"),
+        (5, "r"),
+    ]
     assert [note.level for note in notes] == ["warning", "warning"]
 
 
 def test_number_in_the_guest_takes_precedence_over_a_requested_path() -> None:
-    made = spec([("/dev/vfio/5", 511, 0), ("/dev/vfio/6", 511, 1)], [])
-    made, notes = moved(
-        made, [group("/dev/vfio/5", (511, 0), 6, (245, 0)), group("/dev/vfio/6", (511, 1), 7, (245, 1))]
+    specification = spec([("/dev/vfio/5", 511, 0), ("/dev/vfio/6", 511, 1)], [])
+    specification, notes = moved(
+        specification, [group("/dev/vfio/5", (511, 0), 6, (245, 0)), group("/dev/vfio/6", (511, 1), 7, (245, 1))]
     )
-    assert places(made) == {"/dev/vfio/5": (245, 0), "/dev/vfio/6": (245, 0), "/dev/vfio/7": (245, 1)}
+    assert places(specification) == {"/dev/vfio/5": (245, 0), "/dev/vfio/6": (245, 0), "/dev/vfio/7": (245, 1)}
     assert notes == [
         ("debug", "/dev/vfio/5 is /dev/vfio/6 in the guest: both paths exist"),
         ("warning", "/dev/vfio/6 is the path of another group in the guest: this node is at /dev/vfio/7 only"),
@@ -101,8 +104,12 @@ def test_warning_names_the_kind_of_the_node_that_has_the_path() -> None:
         file("/dev/vfio/7", (510, 3), 9, Place("/dev/vfio/devices/vfio0", 244, 0)),
         group("/dev/vfio/5", (511, 0), 7, (245, 0)),
     ]
-    made, notes = moved(spec([("/dev/vfio/7", 510, 3), ("/dev/vfio/5", 511, 0)], []), nodes)
-    assert places(made) == {"/dev/vfio/devices/vfio0": (244, 0), "/dev/vfio/5": (245, 0), "/dev/vfio/7": (245, 0)}
+    specification, notes = moved(spec([("/dev/vfio/7", 510, 3), ("/dev/vfio/5", 511, 0)], []), nodes)
+    assert places(specification) == {
+        "/dev/vfio/devices/vfio0": (244, 0),
+        "/dev/vfio/5": (245, 0),
+        "/dev/vfio/7": (245, 0),
+    }
     assert [note.text for note in notes if note.level == "warning"] == [
         "/dev/vfio/7 is the path of another group in the guest: this node is at /dev/vfio/devices/vfio0 only"
     ]
@@ -118,16 +125,16 @@ def test_warning_names_the_kind_of_the_node_that_has_the_path() -> None:
     ],
 )
 def test_vfio_container_node_is_allowed_what_the_rules_allow(rules: list[dict[str, Any]], opened: set[str]) -> None:
-    made = spec([], [{"allow": False, "access": "rwm"}, *rules])
-    made, _ = moved(made, locate([container_node()], {}, {}))
-    after = made["linux"]["resources"]["devices"]
+    specification = spec([], [{"allow": False, "access": "rwm"}, *rules])
+    specification, _ = moved(specification, locate([container_node()], {}, {}))
+    after = specification["linux"]["resources"]["devices"]
     assert {access for access in "rwm" if allowed(after, 10, 196, access)} == opened
 
 
 def test_rule_for_all_groups_applies_to_all_groups_of_the_guest() -> None:
-    made = spec([("/dev/vfio/5", 511, 0)], [{"allow": True, "type": "c", "major": 511, "access": "rw"}])
-    made, _ = moved(made, [group("/dev/vfio/5", (511, 0), 8, (245, 0))])
-    assert made["linux"]["resources"]["devices"] == [
+    specification = spec([("/dev/vfio/5", 511, 0)], [{"allow": True, "type": "c", "major": 511, "access": "rw"}])
+    specification, _ = moved(specification, [group("/dev/vfio/5", (511, 0), 8, (245, 0))])
+    assert specification["linux"]["resources"]["devices"] == [
         {"allow": True, "type": "c", "major": 245, "access": "rw"},
         {"allow": True, "type": "c", "major": 245, "minor": 0, "access": "rw"},
     ]
@@ -142,25 +149,27 @@ FILE_RULES = [
 
 
 def test_device_files_have_the_paths_of_the_guest_and_the_requested_paths() -> None:
-    made = spec(FILES, list(FILE_RULES))
-    made, notes = moved(
-        made,
+    specification = spec(FILES, list(FILE_RULES))
+    specification, notes = moved(
+        specification,
         [
             file("/dev/iommu", (10, 126), None, Place("/dev/iommu", 10, 125)),
             file("/dev/vfio/devices/vfio3", (510, 3), 9, Place("/dev/vfio/devices/vfio0", 244, 0)),
             file("/dev/vfio/devices/vfio4", (510, 4), 8, Place("/dev/vfio/devices/vfio3", 244, 3)),
         ],
     )
-    assert places(made) == {
+    assert places(specification) == {
         "/dev/iommu": (10, 125), "/dev/vfio/devices/vfio0": (244, 0),
         "/dev/vfio/devices/vfio3": (244, 3), "/dev/vfio/devices/vfio4": (244, 3),
     }  # fmt: skip
     assert [
-        (rule["major"], rule.get("minor")) for rule in made["linux"]["resources"]["devices"] if rule["major"] == 244
+        (rule["major"], rule.get("minor"))
+        for rule in specification["linux"]["resources"]["devices"]
+        if rule["major"] == 244
     ] == [(244, None), (244, 0), (244, 0), (244, 3)]
-    assert {"allow": True, "type": "c", "major": 10, "minor": 125, "access": "rw"} in made["linux"]["resources"][
-        "devices"
-    ]
+    assert {"allow": True, "type": "c", "major": 10, "minor": 125, "access": "rw"} in specification["linux"][
+        "resources"
+    ]["devices"]
     assert [note.text for note in notes if note.level == "warning"] == [
         "/dev/vfio/devices/vfio3 is the path of another device file in the guest: "
         "this node is at /dev/vfio/devices/vfio0 only"
@@ -168,17 +177,17 @@ def test_device_files_have_the_paths_of_the_guest_and_the_requested_paths() -> N
 
 
 def test_device_files_that_the_guest_lacks_are_removed_with_their_rules() -> None:
-    made = spec([*FILES[:2], ("/dev/vfio/12", 511, 0)], list(FILE_RULES))
-    made, notes = moved(
-        made,
+    specification = spec([*FILES[:2], ("/dev/vfio/12", 511, 0)], list(FILE_RULES))
+    specification, notes = moved(
+        specification,
         [
             group("/dev/vfio/12", (511, 0), 9, (245, 0)),
             file("/dev/iommu", (10, 126), None, None),
             file("/dev/vfio/devices/vfio3", (510, 3), 9, None),
         ],
     )
-    assert places(made) == {"/dev/vfio/12": (245, 0), "/dev/vfio/9": (245, 0)}
-    assert made["linux"]["resources"]["devices"] == []
+    assert places(specification) == {"/dev/vfio/12": (245, 0), "/dev/vfio/9": (245, 0)}
+    assert specification["linux"]["resources"]["devices"] == []
     assert [note.text for note in notes if note.level == "warning"] == [
         "/dev/iommu: the guest's kernel has no VFIO device files: use /dev/vfio/vfio instead",
         "/dev/vfio/devices/vfio3: the guest's kernel has no VFIO device files: use /dev/vfio/9 instead",
@@ -187,11 +196,11 @@ def test_device_files_that_the_guest_lacks_are_removed_with_their_rules() -> Non
 
 def test_other_devices_and_rules_are_kept() -> None:
     rules = [{"allow": False, "access": "rwm"}, {"allow": True, "type": "b", "major": 511, "minor": 0, "access": "r"}]
-    made = spec([("/dev/fuse", 10, 229), ("/dev/vfio/5", 511, 0)], list(rules))
-    made, _ = moved(made, [group("/dev/vfio/5", (511, 0), 8, (245, 0))])
-    assert places(made)["/dev/fuse"] == (10, 229)
+    specification = spec([("/dev/fuse", 10, 229), ("/dev/vfio/5", 511, 0)], list(rules))
+    specification, _ = moved(specification, [group("/dev/vfio/5", (511, 0), 8, (245, 0))])
+    assert places(specification)["/dev/fuse"] == (10, 229)
     deny = {"allow": False, "type": "c", "major": 245, "minor": 0, "access": "rwm"}
-    assert made["linux"]["resources"]["devices"] == [*rules, deny]
+    assert specification["linux"]["resources"]["devices"] == [*rules, deny]
 
 
 def test_specification_without_vfio_is_unchanged() -> None:
@@ -201,8 +210,8 @@ def test_specification_without_vfio_is_unchanged() -> None:
 
 
 def test_node_without_an_entry_changes_only_rules() -> None:
-    made, notes = moved({"linux": None}, locate([container_node()], {}, {}))
-    assert (made, notes) == ({"linux": {"devices": [], "resources": {}}}, [])
+    specification, notes = moved({"linux": None}, locate([container_node()], {}, {}))
+    assert (specification, notes) == ({"linux": {"devices": [], "resources": {}}}, [])
 
 
 def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
@@ -210,9 +219,9 @@ def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
     rules = [{"allow": True, "type": "c", "major": 10, "minor": minor, "access": "rw"} for minor in (126, 122)]
     before = spec([("/dev/userfaultfd", 10, 126), ("/dev/iommu", 10, 122)], rules)
     iommu = file("/dev/iommu", (10, 122), None, Place("/dev/iommu", 10, 123))
-    made, notes = moved(before, [iommu], {(10, 126): (10, 122)})
-    assert places(made) == {"/dev/userfaultfd": (10, 122), "/dev/iommu": (10, 123)}
-    assert sorted(rule["minor"] for rule in made["linux"]["resources"]["devices"]) == [122, 123]
+    specification, notes = moved(before, [iommu], {(10, 126): (10, 122)})
+    assert places(specification) == {"/dev/userfaultfd": (10, 122), "/dev/iommu": (10, 123)}
+    assert sorted(rule["minor"] for rule in specification["linux"]["resources"]["devices"]) == [122, 123]
     assert notes == []
 
 
@@ -224,12 +233,12 @@ def test_misc_devices_are_translated_without_vfio() -> None:
     before["linux"]["devices"][1]["type"] = "u"
     before["linux"]["devices"].append({"path": "/dev/disk", "type": "b", "major": 10, "minor": 126})
     before["linux"]["devices"].append({"path": "/dev/pipe", "type": "p"})
-    made, notes = moved(before, [], {(10, 126): (10, 60), (10, 99): (10, 61)})
-    assert [(each.get("major"), each.get("minor")) for each in made["linux"]["devices"]] == [
+    specification, notes = moved(before, [], {(10, 126): (10, 60), (10, 99): (10, 61)})
+    assert [(each.get("major"), each.get("minor")) for each in specification["linux"]["devices"]] == [
         (10, 60), (10, 60), (10, 229), (10, 126), (None, None),
     ]  # fmt: skip
     here = {"type": "c", "major": 10, "minor": 60}
-    assert made["linux"]["resources"]["devices"] == [
+    assert specification["linux"]["resources"]["devices"] == [
         {"allow": False, "access": "rwm"},
         {"allow": False, "access": "rwm", **here},
         {"allow": True, "access": "r", **here},
@@ -241,10 +250,10 @@ def allowed(rules: list[dict[str, Any]], major: int, minor: int, access: str) ->
     """The device cgroup: the last rule that matches decides."""
     verdict = True
     for rule in rules:
-        kind, wanted = rule.get("type", "a"), rule.get("access", "")
+        kind, requested = rule.get("type", "a"), rule.get("access", "")
         everything = kind == "a"
         hits = rule.get("major") in (None, -1, major) and rule.get("minor") in (None, -1, minor)
-        if everything or (kind == "c" and hits and access in wanted):
+        if everything or (kind == "c" and hits and access in requested):
             verdict = rule["allow"]
     return verdict
 
@@ -266,8 +275,8 @@ def test_access_allowed_on_the_host_is_allowed_in_the_guest(
     """Any permutation of the numbers preserves the verdict for every group."""
     rules = [{"allow": False, "access": "rwm"}, *rules]
     nodes = [group(f"/dev/vfio/{n}", (245, n), permutation[n], (245, permutation[n])) for n in range(count)]
-    made, _ = moved(spec([(node.path, *node.host_numbers) for node in nodes], rules), nodes)
-    after = made["linux"]["resources"]["devices"]
+    specification, _ = moved(spec([(node.path, *node.host_numbers) for node in nodes], rules), nodes)
+    after = specification["linux"]["resources"]["devices"]
     for node in nodes:
         for access in "rwm":
             assert node.guest_numbers is not None

@@ -378,15 +378,15 @@ def test_mount_of_each_type_is_created_refused_or_a_warning(said: Host, kind: st
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/filesystems").write_text(GUESTS)
     listed = [{"destination": "/proc", "type": "proc"}, {"destination": "/b", "type": "none", "options": ["rbind"]}]
-    told = unknown_type(
+    messages = unknown_type(
         "crun create in the guest: mount `none` to `x`: No such device",
         {"mounts": [*listed, {"destination": "/x", "type": kind}]},
         root=str(tmp_path),
     )
     if kind in ("tmpfs", "proc", "sysfs", "fuse", "fuse.sshfs"):
-        assert told == ""
+        assert messages == ""
     else:
-        assert told == f"mounts: the guest's kernel has no file system {kind!r}, for /x"
+        assert messages == f"mounts: the guest's kernel has no file system {kind!r}, for /x"
 
 
 @pytest.mark.parametrize(

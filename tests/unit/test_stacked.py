@@ -82,8 +82,8 @@ def test_tunnel_is_joined_only_if_its_outer_packets_are_in_another_namespace(kin
         f"interface tunnel is a tunnel ({kind}) to an address of the same namespace, which belongs to the guest: "
         "the guest does not get it"
     ]
-    there = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2, LINK_NETNSID=0)], addressed={2, 4})
-    assert (there.joined, there.warnings) == ([2, 4], [])
+    chosen_there = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2, LINK_NETNSID=0)], addressed={2, 4})
+    assert (chosen_there.joined, chosen_there.warnings) == ([2, 4], [])
 
 
 def test_members_of_a_vrf_are_joined_and_the_vrf_is_not() -> None:

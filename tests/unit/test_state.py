@@ -16,9 +16,9 @@ from hawse.state.store import CREATED, RUNNING, STOPPED, Store, alive, public, s
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(str(tmp_path / "root"), "c1")
-    made.make()
-    return made
+    store = Store(str(tmp_path / "root"), "c1")
+    store.make()
+    return store
 
 
 def state(**changes: Any) -> dict[str, Any]:

@@ -41,33 +41,33 @@ ONE = (1).to_bytes(4, "big")
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
 def test_guest_writes_to_streams_that_the_process_writes(number: int) -> None:
-    made, ends = route()
-    made.from_guest(number, DATA, b"x")
-    made.from_guest(number, EOF, b"")
+    streams, ends = route()
+    streams.from_guest(number, DATA, b"x")
+    streams.from_guest(number, EOF, b"")
     assert ends.to_proxy == [(number, DATA, b"x"), (number, EOF, b"")]
-    made.from_proxy(number, CREDIT, ONE)
+    streams.from_proxy(number, CREDIT, ONE)
     with pytest.raises(LinkError, match="credit"):
         route()[0].from_guest(number, DATA, bytes(WINDOW + 1))
 
 
 @pytest.mark.parametrize(("kind", "payload"), [(DATA, b"x"), (EOF, b"")])
 def test_data_after_the_end_is_refused(kind: int, payload: bytes) -> None:
-    made, ends = route()
-    made.from_guest(4, EOF, b"")
+    streams, ends = route()
+    streams.from_guest(4, EOF, b"")
     with pytest.raises(LinkError, match="stream 4"):
-        made.from_guest(4, kind, payload)
-    made.from_guest(5, EOF, b"")
+        streams.from_guest(4, kind, payload)
+    streams.from_guest(5, EOF, b"")
     assert ends.to_proxy == [(4, EOF, b""), (5, EOF, b"")]
 
 
 @pytest.mark.parametrize("number", [0, 3, 5])
 def test_guest_gives_credit_for_streams_that_the_process_reads(number: int) -> None:
-    made, ends = route()
-    made.from_proxy(number, DATA, b"x")
-    made.from_guest(number, CREDIT, ONE)
+    streams, ends = route()
+    streams.from_proxy(number, DATA, b"x")
+    streams.from_guest(number, CREDIT, ONE)
     assert ends.to_proxy == [(number, CREDIT, ONE)]
     with pytest.raises(LinkError, match="credit"):
-        made.from_guest(number, CREDIT, ONE)
+        streams.from_guest(number, CREDIT, ONE)
 
 
 READ_ONLY, WRITE_ONLY, ABSENT = (0, 3), (1, 2, 4), (6, 63)
@@ -78,10 +78,10 @@ READ_ONLY, WRITE_ONLY, ABSENT = (0, 3), (1, 2, 4), (6, 63)
     [(DATA, b"x", READ_ONLY + ABSENT), (EOF, b"", READ_ONLY + ABSENT), (CREDIT, ONE, WRITE_ONLY + ABSENT)],
 )
 def test_unknown_stream_of_the_guest_ends_the_link(kind: int, payload: bytes, numbers: list[int]) -> None:
-    made, ends = route()
+    streams, ends = route()
     for number in numbers:
         with pytest.raises(LinkError, match=f"stream {number}"):
-            made.from_guest(number, kind, payload)
+            streams.from_guest(number, kind, payload)
     assert ends.to_proxy == []
 
 
@@ -90,18 +90,18 @@ def test_unknown_stream_of_the_guest_ends_the_link(kind: int, payload: bytes, nu
     [(DATA, b"x", WRITE_ONLY + ABSENT), (EOF, b"", WRITE_ONLY + ABSENT), (CREDIT, ONE, READ_ONLY + ABSENT)],
 )
 def test_unknown_stream_of_a_proxy_is_not_forwarded(kind: int, payload: bytes, numbers: list[int]) -> None:
-    made, ends = route()
+    streams, ends = route()
     for number in numbers:
         with pytest.raises(KeyError):
-            made.from_proxy(number, kind, payload)
+            streams.from_proxy(number, kind, payload)
     assert ends.to_guest == []
 
 
 def test_streams_are_drained_after_the_end_of_the_proxy() -> None:
-    made, ends = route()
-    made.from_guest(4, DATA, b"early")
-    made.discard()
-    made.from_guest(5, DATA, bytes(WINDOW // 4))
+    streams, ends = route()
+    streams.from_guest(4, DATA, b"early")
+    streams.discard()
+    streams.from_guest(5, DATA, bytes(WINDOW // 4))
     assert [frame[3] for frame in ends.to_guest] == [STREAMS + 4, STREAMS + 5]
     assert ends.to_proxy == [(4, DATA, b"early")]
 

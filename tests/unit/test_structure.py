@@ -68,25 +68,25 @@ def imports(path: str) -> set[str]:
     """The modules of hawse that a source imports, as "vm.ports"."""
     with open(path) as file:
         tree = ast.parse(file.read())
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hawse"):
             module = node.module.removeprefix("hawse").lstrip(".")
-            found |= {module} | ({f"{module}.{alias.name}".lstrip(".") for alias in node.names} if module else set())
+            names |= {module} | ({f"{module}.{alias.name}".lstrip(".") for alias in node.names} if module else set())
             if not module:
-                found |= {alias.name for alias in node.names}
-    return found - {""}
+                names |= {alias.name for alias in node.names}
+    return names - {""}
 
 
 def sources() -> list[tuple[str, str]]:
     """(module, path) of every source."""
-    found = []
+    modules = []
     for directory, _, names in os.walk(PACKAGE):
         for name in sorted(names):
             if name.endswith(".py") and name != "__init__.py":
                 path = os.path.join(directory, name)
-                found.append((os.path.relpath(path, PACKAGE)[:-3].replace("/", "."), path))
-    return found
+                modules.append((os.path.relpath(path, PACKAGE)[:-3].replace("/", "."), path))
+    return modules
 
 
 def process(module: str) -> str:

@@ -40,8 +40,8 @@ def test_process_that_systemd_moves_at_once_or_later(tmp_path: Path, delay: str)
 def test_process_that_systemd_does_not_move(tmp_path: Path) -> None:
     """Neither a unit whose name ends alike nor a child of the unit is meant."""
     script = f"printf '0::/a.slice/xb-c1.scope\\n1:x:/a.slice/b-c1.scope/child\\n' >{tmp_path}/77/cgroup"
-    for made in (script, f"rm -r {tmp_path}/77"):
-        assert enter(tmp_path, made, seconds=0.02) == [
+    for body in (script, f"rm -r {tmp_path}/77"):
+        assert enter(tmp_path, body, seconds=0.02) == [
             f"systemd has not moved a process into b-c1.scope for 0.02 s: {WITHOUT}"
         ]
 

@@ -26,9 +26,9 @@ def host(tmp_path: Path) -> Planner:
 
 @pytest.fixture
 def hawse(host: Planner) -> Command:
-    made = Command(host.directory)
-    made.configure(host.config(vm='share = "9p"'))
-    return made
+    command = Command(host.directory)
+    command.configure(host.config(vm='share = "9p"'))
+    return command
 
 
 def keep(host: Planner, digest: str, *, used: int = 0) -> str:

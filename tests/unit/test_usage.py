@@ -33,7 +33,7 @@ CURRENT = {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}, "blo
 
 
 def test_statistics_have_the_format_of_runc() -> None:
-    made = convert({
+    converted = convert({
         "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 5\n",
         "memory.current": "4096\n", "memory.max": "max\n", "memory.peak": "8192\n", "memory.stat": "anon 7\nfile 9\n",
         "memory.swap.current": "1\n", "memory.swap.max": "max\n", "memory.events": "low 0\nmax 3\noom_kill 1\n",
@@ -41,52 +41,52 @@ def test_statistics_have_the_format_of_runc() -> None:
         "io.stat": "8:16 rbytes=5 wbytes=6 rios=1 wios=2 dbytes=0 dios=0\n",
         "hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 1\n",
     })  # fmt: skip
-    assert made["cpu"] == {
+    assert converted["cpu"] == {
         "usage": {"total": 30000, "kernel": 10000, "user": 20000},
         "throttling": {"periods": 4, "throttledPeriods": 2, "throttledTime": 5000},
     }
     most = 2**64 - 1
-    assert made["memory"] == {
+    assert converted["memory"] == {
         "cache": 9, "raw": {"anon": 7, "file": 9},
         "usage": {"usage": 4096, "max": 8192, "limit": most, "failcnt": 3},
         "swap": {"usage": 4097, "limit": most, "failcnt": 0},
         "kernel": {"limit": 0, "failcnt": 0}, "kernelTCP": {"limit": 0, "failcnt": 0},
     }  # fmt: skip
-    assert made["pids"] == {"current": 2}
-    assert made["blkio"]["ioServiceBytesRecursive"] == [
+    assert converted["pids"] == {"current": 2}
+    assert converted["blkio"]["ioServiceBytesRecursive"] == [
         {"major": 8, "minor": 16, "op": "Read", "value": 5},
         {"major": 8, "minor": 16, "op": "Write", "value": 6},
         {"major": 8, "minor": 16, "op": "Discard"},
     ]
-    assert made["hugetlb"] == {"2MB": {"usage": 2097152, "failcnt": 1}}
-    assert made["network_interfaces"] is None
+    assert converted["hugetlb"] == {"2MB": {"usage": 2097152, "failcnt": 1}}
+    assert converted["network_interfaces"] is None
 
 
 def test_statistics_of_a_hostile_guest_fit_in_64_bits() -> None:
     """Engines parse them as Go's uint64, and would fail with a larger number."""
     most = 2**64 - 1
-    made = convert({
+    converted = convert({
         "cpu.stat": "".join(f"{name}_usec {most}\n" for name in ("usage", "user", "system", "throttled")),
         "memory.current": str(most), "memory.swap.current": str(most),
     })  # fmt: skip
-    assert made["cpu"]["usage"] == {"total": most, "kernel": most, "user": most}
-    assert made["cpu"]["throttling"] == {"throttledTime": most}
-    assert made["memory"]["swap"]["usage"] == most
+    assert converted["cpu"]["usage"] == {"total": most, "kernel": most, "user": most}
+    assert converted["cpu"]["throttling"] == {"throttledTime": most}
+    assert converted["memory"]["swap"]["usage"] == most
 
 
 @given(JSON)
 def test_any_answer_of_a_guest_gives_valid_statistics(answer: Any) -> None:
     try:
-        made = convert(read_answer(Statistics(container="c1"), answer))
+        converted = convert(read_answer(Statistics(container="c1"), answer))
     except VmError:
         assert not isinstance(answer, dict) or not all(isinstance(text, str) for text in answer.values())
         return
-    assert made["cpu"]["usage"]["user"] == 0
+    assert converted["cpu"]["usage"]["user"] == 0
 
 
 @given(st.dictionaries(st.sampled_from(["cpu.stat", "memory.stat", "io.stat", "memory.max"]), st.text(max_size=60)))
-def test_any_text_of_a_guest_gives_valid_statistics(told: dict[str, str]) -> None:
-    assert set(convert(told)) >= {"cpu", "memory", "pids", "blkio"}
+def test_any_text_of_a_guest_gives_valid_statistics(texts: dict[str, str]) -> None:
+    assert set(convert(texts)) >= {"cpu", "memory", "pids", "blkio"}
 
 
 @given(JSON)
@@ -178,9 +178,9 @@ def test_processes_are_read_from_proc(tmp_path: Path) -> None:
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}\n")
         (tmp_path / str(pid) / "cmdline").write_bytes(b"" if pid == 51 else b"/bin/sh\0-c\0x\0")
         (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{spaces}\n".replace(" ", "\t"))
-    found = rows(read_answer(Listing(container="c1"), listing([51, 50, 99], proc=str(tmp_path))))
+    listed = rows(read_answer(Listing(container="c1"), listing([51, 50, 99], proc=str(tmp_path))))
     uid = os.getuid()
-    assert found == [(uid, 1, 0, 100, "?", 2, "/bin/sh -c x"), (uid, 2, 1, 100, "pts/3", 2, "[a ) b]")]
+    assert listed == [(uid, 1, 0, 100, "?", 2, "/bin/sh -c x"), (uid, 2, 1, 100, "pts/3", 2, "[a ) b]")]
 
 
 def test_removed_cgroup_has_no_statistics(tmp_path: Path) -> None:
@@ -193,13 +193,13 @@ def test_removed_cgroup_has_no_statistics(tmp_path: Path) -> None:
     }  # fmt: skip
     for path, text in files.items():
         (tmp_path / "hawse" / "c1" / path).write_text(text)
-    found = Cgroup("/hawse/c1", root=str(tmp_path))
-    assert (found.members(), found.oom_kills()) == ([1, 2, 3], 2)
-    assert set(found.statistics()) == {"memory.events", "pids.max", "hugetlb.2MB.max"}
+    cgroup = Cgroup("/hawse/c1", root=str(tmp_path))
+    assert (cgroup.members(), cgroup.oom_kills()) == ([1, 2, 3], 2)
+    assert set(cgroup.statistics()) == {"memory.events", "pids.max", "hugetlb.2MB.max"}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "guest"),
+    ("update", "guest"),
     [
         ({}, {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}}),
         ({"memory": {"limit": 128}}, {"memory": {"limit": 128}, "cpu": {"shares": 512, "period": 1000}}),
@@ -233,12 +233,12 @@ def test_removed_cgroup_has_no_statistics(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> None:
-    assert for_guest(merge(wanted, CURRENT)) == guest
+def test_limits_are_merged(update: dict[str, Any], guest: dict[str, Any]) -> None:
+    assert for_guest(merge(update, CURRENT)) == guest
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("update", "words"),
     [
         ([], "no JSON object"),
         ({"memory": {"limit": "64m"}}, "memory.limit: Expected"),
@@ -253,22 +253,22 @@ def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> Non
         ({"unified": {"memory.../x": "1"}}, "cannot be changed"),
     ],
 )
-def test_field_that_cannot_be_changed_is_named(wanted: Any, words: str) -> None:
+def test_field_that_cannot_be_changed_is_named(update: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        merge(wanted, CURRENT)
+        merge(update, CURRENT)
     assert words in caught.value.message
 
 
 @given(JSON)
-def test_any_update_of_an_engine_is_merged_or_refused(wanted: Any) -> None:
+def test_any_update_of_an_engine_is_merged_or_refused(update: Any) -> None:
     try:
-        merge(wanted, CURRENT)
+        merge(update, CURRENT)
     except ConfigError as error:
         assert error.message.startswith("update: ")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "nothing"),
+    ("update", "nothing"),
     [
         ({}, True),
         ({"memory": {"limit": 64, "reservation": 0}, "cpu": {"shares": 512}, "pids": None}, True),
@@ -289,16 +289,16 @@ def test_any_update_of_an_engine_is_merged_or_refused(wanted: Any) -> None:
         ([], False),
     ],
 )
-def test_update_that_changes_nothing_is_detected(wanted: Any, nothing: bool) -> None:
+def test_update_that_changes_nothing_is_detected(update: Any, nothing: bool) -> None:
     current = limits_of(CURRENT)
-    assert changes_nothing(wanted, current) is nothing
+    assert changes_nothing(update, current) is nothing
     if nothing:
-        assert limits_of(merge(wanted, current)) == current
+        assert limits_of(merge(update, current)) == current
 
 
 @given(JSON)
-def test_update_that_changes_nothing_leaves_the_limits(wanted: Any) -> None:
-    for document in (wanted, {"memory": wanted}, {"unified": wanted}, {"blockIO": wanted}):
+def test_update_that_changes_nothing_leaves_the_limits(update: Any) -> None:
+    for document in (update, {"memory": update}, {"unified": update}, {"blockIO": update}):
         if changes_nothing(document, CURRENT):
             with suppress(ConfigError):  # a zero of another type
                 assert merge(document, CURRENT) == CURRENT

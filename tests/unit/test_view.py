@@ -25,16 +25,16 @@ from tests.support.proxies import Attached, Pipes
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(str(tmp_path / "state"), "c1")) as made:
-        yield made
+    with FakeMonitor(Store(str(tmp_path / "state"), "c1")) as monitor:
+        yield monitor
 
 
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
-    made = tmp_path / "rootfs"
-    made.mkdir()
-    (made / "hello").write_text("from the container")
-    return made
+    directory = tmp_path / "rootfs"
+    directory.mkdir()
+    (directory / "hello").write_text("from the container")
+    return directory
 
 
 @contextmanager
@@ -227,11 +227,11 @@ def test_missing_files_are_reported(monitor: FakeMonitor, tmp_path: Path) -> Non
         assert params["failure"] == f"No such file or directory: {tmp_path}/none"
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_network_is_that_of_the_engine_or_a_new_one(monitor: FakeMonitor, rootfs: Path, given: bool) -> None:
+@pytest.mark.parametrize("is_given", [False, True])
+def test_network_is_that_of_the_engine_or_a_new_one(monitor: FakeMonitor, rootfs: Path, is_given: bool) -> None:
     with Namespace() as network:
         theirs = os.stat(network.path).st_ino
-        with viewed(monitor, rootfs, network=network.path if given else "") as (_, pid, _):
+        with viewed(monitor, rootfs, network=network.path if is_given else "") as (_, pid, _):
             inode = os.stat(f"/proc/{pid}/ns/net").st_ino
-            assert (inode == theirs) is given
+            assert (inode == theirs) is is_given
             assert inode != os.stat("/proc/self/ns/net").st_ino

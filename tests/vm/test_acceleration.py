@@ -30,11 +30,11 @@ _ADMINISTERS = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "p
 
 def test_real_probe_is_cached(tmp_path: Path) -> None:
     kernel = locate(cache=CACHE).kernel
-    found = choose("auto", qemu=Vm().qemu, kernel=kernel, directory=str(tmp_path))
-    assert found.name in ("kvm", "tcg")
-    assert found.reason
+    choice = choose("auto", qemu=Vm().qemu, kernel=kernel, directory=str(tmp_path))
+    assert choice.name in ("kvm", "tcg")
+    assert choice.reason
     again = choose("auto", qemu=Vm().qemu, kernel=kernel, directory=str(tmp_path))
-    assert (again.name, again.reason, again.fresh) == (found.name, found.reason, False)
+    assert (again.name, again.reason, again.fresh) == (choice.name, choice.reason, False)
 
 
 def test_tcg_is_used_if_qemu_cannot_run_a_guest_with_kvm(tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_tcg_is_used_if_qemu_cannot_run_a_guest_with_kvm(tmp_path: Path) -> None
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'error: failed to set MSR 0x10a' >&2\nkill -ABRT $$\n")
     qemu.chmod(0o755)
-    found = choose("auto", qemu=str(qemu), kernel=str(qemu), directory=str(tmp_path), device="/dev/null")
+    choice = choose("auto", qemu=str(qemu), kernel=str(qemu), directory=str(tmp_path), device="/dev/null")
     reason = "a guest does not run with KVM here (often nested virtualization): error: failed to set MSR 0x10a"
-    assert (found.name, found.reason, found.fresh) == ("tcg", reason, True)
+    assert (choice.name, choice.reason, choice.fresh) == ("tcg", reason, True)
     [[_, kept]] = json.loads((tmp_path / "accel.json").read_text())
     assert kept == ["tcg", reason]
 
@@ -54,8 +54,8 @@ def test_kvm_is_used_if_a_guest_runs_with_it(tmp_path: Path) -> None:
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho '[    0.000000] Linux version 6.1.0'\n")
     qemu.chmod(0o755)
-    found = choose("auto", qemu=str(qemu), kernel=str(qemu), directory=str(tmp_path), device="/dev/null")
-    assert found.name == "kvm"
+    choice = choose("auto", qemu=str(qemu), kernel=str(qemu), directory=str(tmp_path), device="/dev/null")
+    assert choice.name == "kvm"
 
 
 @pytest.mark.soak

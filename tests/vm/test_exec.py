@@ -288,9 +288,9 @@ def test_terminal_without_one_of_the_caller_is_refused_as_by_runc(running: tuple
     subprocess.run([*runc, "run", "--detach", "--bundle", bundle, name], stdin=null, stdout=null, check=True)
     try:
         for code, words in ((1, ["run", "--bundle", terminal, "c2"]), (255, ["exec", "--tty", "c1", "/bin/true"])):
-            asked = alone(*runc, *(name if word == "c1" else word for word in words))
+            result = alone(*runc, *(name if word == "c1" else word for word in words))
             refused = alone(*runtime.argv(*words))
-            for done in (asked, refused):
+            for done in (result, refused):
                 assert (done.returncode, done.stdout) == (code, ""), done
                 assert "open /dev/tty: no such device or address" in done.stderr, done
     finally:

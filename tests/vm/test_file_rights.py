@@ -34,23 +34,23 @@ FEWER = ("setgid", "mapped")
 
 def make_directories(shared: Path) -> None:
     for name, (uid, gid, mode) in DIRECTORIES.items():
-        made = shared / name
-        made.mkdir(parents=True)
-        os.chown(made, uid, gid)
-        made.chmod(mode)
+        directory = shared / name
+        directory.mkdir(parents=True)
+        os.chown(directory, uid, gid)
+        directory.chmod(mode)
 
 
 def bundle(directory: Path, name: str, arguments: list[str]) -> str:
-    made = str(directory / name)
-    spec = make_bundle(made, arguments)
-    shutil.copy(compiled_file(PROGRAM), f"{made}/rootfs/bin/file_rights")
+    path = str(directory / name)
+    spec = make_bundle(path, arguments)
+    shutil.copy(compiled_file(PROGRAM), f"{path}/rootfs/bin/file_rights")
     make_directories(directory / f"{name}-shared")
     source = str(directory / f"{name}-shared")
     spec["mounts"].append({"destination": "/shared", "type": "bind", "source": source, "options": ["rbind"]})
     spec["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), RIGHTS)
     spec["process"]["noNewPrivileges"] = False
-    write(made, spec)
-    return made
+    write(path, spec)
+    return path
 
 
 @pytest.mark.parametrize("server", ["virtiofsd in C", "virtiofsd in Rust", "9p"])
@@ -78,5 +78,5 @@ def test_files_have_the_same_permissions_and_owners_as_under_runc(
         # QEMU from 7.2 to 9.2.0 creates no special files (docs/mounts.md).
         different = [pair for pair in different if not {"FIFO", "socket"} & set(pair[0].split(": "))]
     assert different == []
-    made = [line for line in expected.stdout.splitlines() if ": made" in line]
-    assert {line.split(" in ")[0] for line in made} >= {"group", "dac_override", "root of a user namespace"}
+    directory = [line for line in expected.stdout.splitlines() if ": made" in line]
+    assert {line.split(" in ")[0] for line in directory} >= {"group", "dac_override", "root of a user namespace"}

@@ -160,10 +160,10 @@ def test_failure_after_the_start_stops_the_container_as_under_runc(
     write(bundle, spec)
     root = f"{tmp_path}/runc"
     for words in (runtime.argv("run", "--bundle", bundle, "c1"), ["runc", "--root", root, "run", "-b", bundle, "c1"]):
-        with open(f"{bundle}/said", "w+") as said:
-            assert subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=said).returncode
-            said.seek(0)
-            assert "hook #0: " in said.read(), words
+        with open(f"{bundle}/said", "w+") as output:
+            assert subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
+            output.seek(0)
+            assert "hook #0: " in output.read(), words
     assert os.listdir(root) == os.listdir(runtime.root) == []
     assert [entry[0] for entry in noted(tmp_path)] == ["poststart", "poststart"], "the others do not run"
 

@@ -245,9 +245,11 @@ def test_error_says_how_many_huge_pages_the_host_lacks(
     total = count(KIB_2MB)[0]
     runtime.configure('[vm]\nmemory_mib = 512\nhugepages = "2MB"\n')
     result = runtime("run", "--bundle", bundle(tmp_path, "b", program, "true", []), "c1")
-    said = f"takes 256 huge pages of 2MB, and 40 of this host's {total} are free [sysctl vm.nr_hugepages={total + 216}"
+    expected = (
+        f"takes 256 huge pages of 2MB, and 40 of this host's {total} are free [sysctl vm.nr_hugepages={total + 216}"
+    )
     assert result.code == 1
-    assert said in result.errors
+    assert expected in result.errors
     assert json.loads(runtime("list", "--format", "json").output or "null") in (None, [])
 
 
@@ -272,9 +274,9 @@ def test_error_names_a_cgroup_that_allows_too_few_huge_pages(
         spec["linux"]["cgroupsPath"] = f"/{pod.name}/c1"
         write(path, spec)
         result = runtime("run", "--bundle", path, "c1")
-        said = f"hawse: {pod}/hugetlb.2MB.max is {100 * MIB}, and 0 is used: the virtual machine's memory takes "
+        expected = f"hawse: {pod}/hugetlb.2MB.max is {100 * MIB}, and 0 is used: the virtual machine's memory takes "
         assert result.code == 1
-        assert f"{said}{512 * MIB} of huge pages [raise that limit" in result.errors
+        assert f"{expected}{512 * MIB} of huge pages [raise that limit" in result.errors
     finally:
         for name in (child.name for child in os.scandir(pod) if child.is_dir()):
             os.rmdir(pod / name)

@@ -42,8 +42,8 @@ def test_custom_kernel_has_a_separate_image(tmp_path: Path) -> None:
     cache = cache_with_packages(tmp_path / "cache")
     with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
-    found = kernel_packages(recipe, CACHE, print)
-    kernel, modules = unpack_kernel(found, str(tmp_path / "kernel"))
+    packages = kernel_packages(recipe, CACHE, print)
+    kernel, modules = unpack_kernel(packages, str(tmp_path / "kernel"))
     own = build(cache=cache, progress=print, kernel=kernel, modules=modules)
     assert own.release == os.path.basename(modules)
     assert locate(cache=cache, kernel=kernel, modules=modules) == own

@@ -73,16 +73,16 @@ def test_attributes_that_are_not_specified_are_inherited_from_the_caller(
         process = specification(["/bin/sh", "-c", _SHOW], user={"uid": 7, "gid": 7})["process"]
         del process["rlimits"]
         Path(directory, "process.json").write_text(json.dumps(process))
-        found: list[list[str]] = []
+        outputs: list[list[str]] = []
         for command in (runtime.argv, runc):
             with open(f"{directory}/output", "w+") as file:
                 begin(command("run", "--detach", "--bundle", bundle, "c1"), _CREATES, file)
                 wait_until(lambda name=file.name: Path(name).read_text().endswith("\n0022\n"))  # type: ignore[misc]
                 begin(command("exec", "--process", f"{directory}/process.json", "c1"), _EXECS, file)
                 begin([*command("exec", "c1"), "/bin/sh", "-c", _SHOW], _EXECS, file)
-            found.append(Path(file.name).read_text().split("Units"))
+            outputs.append(Path(file.name).read_text().split("Units"))
         assert runtime("delete", "--force", "c1").code == 0
-    ours, theirs = found
+    ours, theirs = outputs
     assert len(ours) == 4
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == other

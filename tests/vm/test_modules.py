@@ -109,8 +109,8 @@ def test_guest_loads_modules_that_a_container_needs(
 ) -> None:
     """A module that is not in the list stays missing."""
     runtime.configure(configuration)
-    found = outcome(runtime, make_bundle(f"{tmp_path}/bundle", asks(RXRPC) + more, *NET_ADMIN))
-    assert [line.endswith(end) for line, end in zip(found, UNKNOWN, strict=True)] == [True], found
+    output = outcome(runtime, make_bundle(f"{tmp_path}/bundle", asks(RXRPC) + more, *NET_ADMIN))
+    assert [line.endswith(end) for line, end in zip(output, UNKNOWN, strict=True)] == [True], output
 
 
 def test_restored_guest_loads_modules_for_a_container_without_capabilities(runtime: Runtime, tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_restored_guest_loads_modules_for_a_container_without_capabilities(runti
     it."""
     assert runtime("template", "build", seconds=120).code == 0
     script = asks(RXRPC) + "grep -c -e ^ip_tables -e ^ip6_tables /proc/modules || true"
-    found = outcome(runtime, make_bundle(f"{tmp_path}/bundle", script))
+    output = outcome(runtime, make_bundle(f"{tmp_path}/bundle", script))
     expected = ["/dev/ppp: Operation not permitted", "bbr No such file or directory", "key Operation not permitted"]
     expected += [*UNKNOWN, "0"]
-    assert [line.endswith(end) for line, end in zip(found, expected, strict=True)] == [True] * len(expected), found
+    assert [line.endswith(end) for line, end in zip(output, expected, strict=True)] == [True] * len(expected), output
 
 
 def test_administrator_adds_modules(runtime: Runtime, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def test_engine_gets_pidfds_of_a_container_and_of_an_exec(runtime: Runtime, tmp_
     null = subprocess.DEVNULL
     with listening(str(tmp_path / "first")) as first, listening(str(tmp_path / "further")) as further:
         words = ["--pidfd-socket", str(tmp_path / "first"), "--pid-file", str(tmp_path / "pid"), "c1"]
-        made = runtime.start("create", "--bundle", bundle, *words, stdin=null, stdout=null, stderr=null)
-        assert made.wait(patience(30)) == 0
+        running = runtime.start("create", "--bundle", bundle, *words, stdin=null, stdout=null, stderr=null)
+        assert running.wait(patience(30)) == 0
         kind, container = received(first)
         assert (kind, pid_of(container)) == ("standard", int((tmp_path / "pid").read_text()))
         assert runtime("start", "c1").code == 0
@@ -65,8 +65,8 @@ def test_engine_gets_pidfds_of_a_container_and_of_an_exec(runtime: Runtime, tmp_
             str(tmp_path / "exec.pid"),
             "c1",
         ]
-        made = runtime.start("exec", *words, *FOREVER, stdin=null, stdout=null, stderr=null)
-        assert made.wait(patience(10)) == 0
+        running = runtime.start("exec", *words, *FOREVER, stdin=null, stdout=null, stderr=null)
+        assert running.wait(patience(10)) == 0
         kind, process = received(further)
         assert (kind, pid_of(process)) == ("setns", int((tmp_path / "exec.pid").read_text()))
     for fd in (process, container):

@@ -82,9 +82,9 @@ def qemus() -> int:
 def test_containers_share_only_the_vm(pod: Runtime, tmp_path: Path) -> None:
     machines = qemus()
     for name in ("one", "two"):
-        made = bundle(tmp_path, name)
-        (Path(made) / "rootfs" / "mine").write_text(name)
-        pod.run_detached(made, name)
+        container_bundle = bundle(tmp_path, name)
+        (Path(container_bundle) / "rootfs" / "mine").write_text(name)
+        pod.run_detached(container_bundle, name)
     assert qemus() == machines
     boots = [pod.shell(name, "cat /proc/sys/kernel/random/boot_id") for name in ("pod", "one", "two")]
     assert [result.code for result in boots] == [0, 0, 0], boots
@@ -154,9 +154,9 @@ def test_disk_for_the_guest_kernel_is_in_one_container(pod: Runtime, tmp_path: P
     script = f"dd if=/bin/busybox bs=4096 count=16 2>&- | md5sum; {read.format(16368)};"
     for place in (0, 16368):
         script += f"{write.format(place)}; {read.format(place)};"
-    wanted, before, first, last = pod.shell("one", script).output.splitlines()
-    assert (first, last) == (wanted, wanted)
-    assert before != wanted
+    expected, before, first, last = pod.shell("one", script).output.splitlines()
+    assert (first, last) == (expected, expected)
+    assert before != expected
     beyond = pod.shell("one", write.format(16384).replace(" 2>&-", ""))
     assert (beyond.code, "No space left" in beyond.errors) == (1, True), beyond
     about = {KIND: "container", SANDBOX: "pod"}
@@ -202,8 +202,8 @@ def test_each_container_has_its_own_stdio_and_exit_code(pod: Runtime, tmp_path: 
         "run", "--bundle", bundle(tmp_path, "two", ["/bin/sh", "-c", "read line; echo two $line; exit 4"]), "two",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    said = [process.communicate(text)[0] for process, text in ((two, b"b\n"), (one, b"a\n"))]
-    assert (said, one.returncode, two.returncode) == ([b"two b\n", b"one a\n"], 3, 4)
+    outputs = [process.communicate(text)[0] for process, text in ((two, b"b\n"), (one, b"a\n"))]
+    assert (outputs, one.returncode, two.returncode) == ([b"two b\n", b"one a\n"], 3, 4)
     assert pod.state("pod")["status"] == "running"
 
 

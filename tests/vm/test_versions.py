@@ -19,10 +19,10 @@ pytestmark = pytest.mark.vm
 
 def test_newer_qemu_supports_a_device_and_a_disk(runtime: Runtime, tmp_path: Path) -> None:
     qemu = newer_qemu()
-    found = capabilities.ask(qemu, directory=str(tmp_path))
-    assert found.version.startswith("10.0.")
-    assert "igb" in found.devices, "what Debian 12's own does not have is asked for, not derived"
-    assert "vf-token" in found.vfio_properties
+    qemu_capabilities = capabilities.ask(qemu, directory=str(tmp_path))
+    assert qemu_capabilities.version.startswith("10.0.")
+    assert "igb" in qemu_capabilities.devices, "what Debian 12's own does not have is asked for, not derived"
+    assert "vf-token" in qemu_capabilities.vfio_properties
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     script = "probe /dev/vfio/5 && dd if=/dev/xvda of=/dev/xvda bs=512 count=1 seek=8 conv=fsync"
