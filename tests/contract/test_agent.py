@@ -66,7 +66,7 @@ def test_preserved_descriptors_are_pipes_and_sockets_of_the_guest(agent: Agent) 
     output, code = agent.output_until_exit(1)
     received[1] += output[1]
     assert received == {1: b"first sec", 4: b"out\n", 5: b"back\n"}
-    assert code == 1, "the process has closed its last one"
+    assert code == 1, "the process has closed its last descriptor"
 
 
 def test_process_that_has_closed_its_output_still_reads(agent: Agent) -> None:

@@ -75,7 +75,7 @@ def test_program_has_its_own_session_and_only_its_descriptors(tmp_path: Path) ->
     with open(reading, "rb") as file:
         session, *fds = file.read().split()
     assert int(session) == started.process.pid
-    assert len(fds) == 5, "stdio, what it was given, and the directory that it lists"
+    assert len(fds) == 5, "stdio, passed descriptors, and the directory that it lists"
     started.end()
 
 

@@ -174,7 +174,7 @@ def test_guest_that_writes_to_its_console_does_not_fill_the_state_directory(tmp_
         print(f"a guest that wrote {written >> 20} MiB to its console: {sizes}")
         assert sizes["console.log.old"] > FILE_LIMIT - 65536 * 2
         assert sizes["console.log"] + sizes["console.log.old"] <= 2 * FILE_LIMIT
-        assert 4 * 2 * FILE_LIMIT < 1 << 20, "four logs, with their former files"
+        assert 4 * 2 * FILE_LIMIT < 1 << 20, "four logs, with their previous files"
         assert sum(sizes.values()) < 1 << 20
 
     tell(tmp_path, story)
@@ -202,7 +202,7 @@ def test_agent_that_does_not_react_does_not_prevent_a_kill(tmp_path: Path, netwo
         assert await monitor.ended() == 0
         print(f"{way}: the machine had ended after {time.monotonic() - began:.1f} s")
         assert not runs(machine.program.pid)
-        assert "failure" not in monitor.store.read(), "that it was killed is what was asked for"
+        assert "failure" not in monitor.store.read(), "a requested kill is not a failure"
 
     tell(tmp_path, story)
 

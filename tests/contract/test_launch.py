@@ -56,11 +56,11 @@ def test_virtiofsd_is_connected_to_qemu(tmp_path: Path) -> None:
                 listening.setblocking(True)
                 with listening.accept()[0] as connection:
                     assert connection.recv(5) == b"hello"
-            assert not os.path.exists(f"{tmp_path}/share.sock"), "the name is needed for the connection only"
+            assert not os.path.exists(f"{tmp_path}/share.sock"), "the name is needed only for the connection"
             assert not launched.share_plugged
             assert {name for _, name, _, _ in steps.done} == {"process started", "virtiofsd started"}
         assert not runs(machine.program.pid)
-        assert daemon.pid == 1, "of its own PID namespace"
+        assert daemon.pid == 1, "in a private PID namespace"
         assert launched.virtiofsd is not None
         assert not runs(launched.virtiofsd.process.pid)
 
@@ -122,7 +122,7 @@ def test_qemu_has_the_label_of_the_plan(tmp_path: Path) -> None:
         planned = machine_plan(qemu="/no/qemu", label="system_u:system_r:container_kvm_t:s0")
         with pytest.raises(HostError, match=r"process\.selinuxLabel: system_u:system_r:container_kvm_t:s0: cannot run"):
             launch(planned, str(tmp_path), steps, share_plugged=True, attribute=str(attribute))
-        assert (host.machines, attribute.read_bytes()) == ([], b""), "it is taken back"
+        assert (host.machines, attribute.read_bytes()) == ([], b""), "it is restored"
 
     attribute.touch()
     run(tmp_path, story)

@@ -145,7 +145,7 @@ def test_delete_releases_the_devices_and_returns_after_the_end_of_the_monitor(tm
         assert machine.executed() == ["device_add", "device_del"]
         assert not runs(machine.program.pid)
         assert await monitor.ended() == 0
-        assert await heard(proxy) == [("exit", {"code": 255})], "nobody saw how the process ended"
+        assert await heard(proxy) == [("exit", {"code": 255})], "the exit code of the process is unknown"
 
     tell(tmp_path, story)
 
@@ -223,7 +223,7 @@ def test_death_of_qemu_is_recorded_as_the_failure_of_the_container(
         failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
         assert (failure["message"], failure["evidence"]) == (message, "qemu: aborted")
         assert Path(f"{monitor.store.path}/qemu.log").read_text() == "qemu: aborted\n"
-        assert (DEVICES, "released") not in monitor.steps(), "there is no QEMU to ask"
+        assert (DEVICES, "released") not in monitor.steps(), "no QEMU can be queried"
 
     tell(tmp_path, story)
 

@@ -111,7 +111,7 @@ def test_interface_is_connected_with_a_tap_and_released(
             while receiver.recv(2048) != frame[::-1]:
                 pass
     network.look()
-    assert network.taken() is None, "it is known"
+    assert network.taken() is None, "the interface is known already"
     os.close(tap)
     assert inside.links() == ["eth0"]
     assert "mirred" in inside.traffic_control()

@@ -69,7 +69,7 @@ def test_interface_is_undone_when_index_and_name_are_the_same(inside: Namespace,
     assert undo(index=9999) == (True, True)
     assert undo(qdisc=False) == (False, True)
     assert undo() == (False, False)
-    assert undo() == (False, False), "what is gone needs no undoing"
+    assert undo() == (False, False), "removed interfaces need no undoing"
 
 
 def test_redirection_that_cannot_be_removed_is_an_error_and_stays_on_record(inside: Namespace, tmp_path: Path) -> None:

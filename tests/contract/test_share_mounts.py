@@ -49,10 +49,10 @@ def test_shares_are_bound_with_the_mounts_below_them(tmp_path: Path, tree: Path)
     assert "master" not in mounted["/private"][1]
     assert unsafe == []
     assert (sorted(names), content) == (["below", "file", "late"], "content")
-    assert propagation == "shared", "virtiofsd's copy of the namespace gets what is mounted later"
+    assert propagation == "shared", "later mounts appear in virtiofsd's copy of the namespace"
     assert {"ro", "nodev", "nosuid", "noexec"} <= set(options)
-    assert mounts_below(str(tmp_path)) == {}, "the host's table has none of it"
-    assert os.listdir(f"{tmp_path}/share") == [], "nothing of it is on the host's file system"
+    assert mounts_below(str(tmp_path)) == {}, "the host's mount table does not contain them"
+    assert os.listdir(f"{tmp_path}/share") == [], "no file of it is on the host's file system"
 
 
 def test_error_names_a_source_that_cannot_be_shared(tree: Path) -> None:
@@ -61,7 +61,7 @@ def test_error_names_a_source_that_cannot_be_shared(tree: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         bind_sources.open_sources([bind("rw", tree), gone])
     assert caught.value.message == "cannot share /no/such with the guest: No such file or directory"
-    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays open"
 
 
 def test_mounts_below_a_recursively_read_only_share_are_read_only(tmp_path: Path, tree: Path) -> None:
@@ -106,10 +106,10 @@ def test_shares_of_a_container_are_mounted_and_removed(tmp_path: Path, tree: Pat
         inherited = [os.get_inheritable(source.tree) for source in sources]
         before = os.listdir("/proc/self/fd")
         root.place("c2", requests, sources)
-        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
+        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays open"
         mounted = {name: sorted({"ro", "rw"} & options) for name, (options, _) in mounts_below(target).items()}
         root.remove("c2")
-        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
+        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays open"
         root.remove("never")
         return mounted, inherited, mounts_below(target), os.path.exists(target), (tree / "file").read_text()
 

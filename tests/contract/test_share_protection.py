@@ -26,7 +26,7 @@ def test_file_system_of_the_hosts_kernel_is_refused_at_any_path(tree: Path, kind
         try:
             bind_sources.open_sources([bind("tree", tree), bind("view", tree / "below")])
         except ConfigError as error:
-            assert os.listdir("/proc/self/fd") == before, "a descriptor stays"
+            assert os.listdir("/proc/self/fd") == before, "a descriptor stays open"
             return error.message
         return "shared"
 

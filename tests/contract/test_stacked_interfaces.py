@@ -48,7 +48,7 @@ def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[N
     network = Network(inside.path, str(tmp_path))
     yield network
     network.close()
-    assert outside.fd >= 0, "its ends of cables are there"
+    assert outside.fd >= 0, "its ends of the cables exist"
     assert inside.traffic_control() == ""
 
 

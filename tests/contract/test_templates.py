@@ -95,7 +95,7 @@ def test_first_start_creates_a_template_that_the_second_restores(tmp_path: Path)
         async with stage.machine():
             [booted] = stage.host.machines
             assert methods(booted) == ["wake", "settle", "mount_share"]
-            assert booted.executed() == [*SAVING, "device_add"], "the share is no part of the template"
+            assert booted.executed() == [*SAVING, "device_add"], "the share is not part of the template"
             assert booted.running
         assert (stage.templates(), stage.notes) == ([DIGEST], [])
         stored = template.find(stage.cache, DIGEST)
@@ -164,7 +164,7 @@ def test_template_that_cannot_be_saved_is_a_warning_and_the_vm_continues(
         stage.host.refused.clear()
         async with stage.machine():
             pass
-        assert stage.templates() == [DIGEST], "nothing holds up the next attempt"
+        assert stage.templates() == [DIGEST], "the next attempt is not blocked"
 
     run(tmp_path, story)
 
@@ -270,7 +270,7 @@ def test_template_that_qemu_refuses_is_removed_and_the_vm_boots(tmp_path: Path, 
             text
             == f"the template {DIGEST[:12]} cannot be restored, and this start is a cold one: {command}: not this one"
         )
-        assert stage.templates() == [DIGEST], "the boot has left a new one"
+        assert stage.templates() == [DIGEST], "the boot has created a new template"
 
     run(tmp_path, story)
 
@@ -302,7 +302,7 @@ def test_template_with_damaged_memory_is_not_loaded(tmp_path: Path) -> None:
         os.truncate(f"{stage.cache}/templates/{DIGEST}/memory", 3)
         async with stage.machine():
             _, restored, _ = stage.host.machines
-            assert restored.executed() == ["migrate-set-capabilities"], "it gets no state"
+            assert restored.executed() == ["migrate-set-capabilities"], "it does not load the state"
         [(_, text)] = stage.notes
         assert text.endswith("cannot copy the template's memory: the template's memory is cut short")
 
@@ -387,7 +387,7 @@ def test_template_is_built_in_advance_and_only_once(tmp_path: Path) -> None:
         built, fresh, seconds = await asyncio.to_thread(build, stage.plan())
         assert (built.digest, fresh) == (DIGEST, True)
         assert 0 < seconds < 60
-        assert methods(stage.host.machines[0]) == ["wake", "settle"], "nothing is shared with it"
+        assert methods(stage.host.machines[0]) == ["wake", "settle"], "no share is mounted in it"
         again, fresh, _ = await asyncio.to_thread(build, stage.plan())
         assert (again, fresh, len(stage.host.machines)) == (built, False, 1)
         with pytest.raises(ConfigError, match="this VM cannot have a template"):

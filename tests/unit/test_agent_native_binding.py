@@ -67,7 +67,7 @@ def test_function_that_appears_is_bound(kernel: FakeKernel, drivers: str) -> Non
     answer, left = bind(kernel, drivers, appear, lambda: kernel.bind(ADDRESS, "i915"), lambda: None)
     assert answer == {"driver": "i915", "interfaces": [], "nodes": []}
     assert kernel.probed() == [ADDRESS]
-    assert left == 1, "a driver of another class is ready when it has bound"
+    assert left == 1, "a driver of another class is ready once it is bound"
 
 
 def test_function_with_a_driver_is_not_probed(kernel: FakeKernel, drivers: str) -> None:

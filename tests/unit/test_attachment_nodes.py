@@ -180,7 +180,7 @@ def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str)
         await machine.begin()
         assert machine.attachments.seen()[0]["guest"]["group"] == answer["group"]
         [node] = machine.attachments.guest_nodes()
-        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
+        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest kernel has no device files"
         assert node.guest_numbers is None
 
     virtual_time.run(story())

@@ -248,7 +248,7 @@ def test_group_of_two_containers_is_plugged_once_and_unplugged_with_the_last() -
         await box.attachments.end()
         assert box.qmp.plugged == {"vfio-5-0"}
         await second.detach(5, force=False)
-        assert box.link.calls[-1][1]["group"] == 3, "nobody else has it any more: its users are looked for"
+        assert box.link.calls[-1][1]["group"] == 3, "no other container has it any more: its users are searched"
         assert (box.qmp.plugged, len(box.claims.spares)) == (set(), 4)
 
     virtual_time.run(story())

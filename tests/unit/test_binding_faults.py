@@ -41,7 +41,7 @@ def test_only_the_owner_on_record_restores_a_function(host: Host) -> None:
     assert (host.state()[C], host.records()) == (("vfio-pci", "vfio-pci"), [record])
     bindings.remove(host.directory, C)
     host.give_back(record)
-    assert host.state() == BEFORE, "a record that is gone on disk is no reason to leave the function"
+    assert host.state() == BEFORE, "the function is restored even if its record was deleted"
 
 
 def test_function_that_a_user_has_bound_is_not_restored_after_a_sandbox(host: Host) -> None:

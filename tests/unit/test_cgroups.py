@@ -241,7 +241,7 @@ def test_cgroup_is_recorded_before_it_is_created(tmp_path: Path, mounted: str) -
     assert (tmp_path / "cgroup/unified/cgroup.subtree_control").read_text() == "+pidsry", "+memory before it"
     assert release(str(tmp_path / "state")) == []
     assert not any(os.path.exists(path) for path in paths)
-    assert os.path.isdir(f"{tmp_path}/cgroup/cpu/b"), "the directory above is for whoever asked for it"
+    assert os.path.isdir(f"{tmp_path}/cgroup/cpu/b"), "the parent directory is kept for its creator"
 
 
 def test_parent_cpuset_without_cpus_gets_cpus(tmp_path: Path, mounted: str) -> None:

@@ -79,7 +79,7 @@ def test_operation_is_allowed_or_refused_by_state(
                 with pytest.raises(HawseError, match=f"^{re.escape(refusal)}$") as caught:
                     await ask(sandbox, verb)
                 assert caught.value.message == refusal
-                assert len(sandbox.guest.calls) == calls, "the guest is not asked"
+                assert len(sandbox.guest.calls) == calls, "the guest is not called"
             else:
                 await ask(sandbox, verb)
 

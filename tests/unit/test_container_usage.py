@@ -116,7 +116,7 @@ def test_update_of_host_limits(tmp_path: Path) -> None:
         (tmp_path / "cgroup" / "cpuset.cpus").unlink()
         with pytest.raises(HostError, match="'3' is not set"):
             await container.usage.update({"cpu": {"cpus": "3"}})
-        assert len(container.link.calls) == 1, "the guest is not asked for the rest"
+        assert len(container.link.calls) == 1, "the guest gets no other limits"
         (tmp_path / "cgroup" / "cpu.weight").unlink()
         with pytest.raises(HostError, match="'2' is not set"):
             await container.usage.update({"cpu": {"shares": 2}})
@@ -171,7 +171,7 @@ def test_failed_update_is_not_recorded(tmp_path: Path) -> None:
         with pytest.raises(VmError, match="agent: no"):
             await container.usage.update({"memory": {"limit": 128}})
         kept: Any = container.written[-1]["limits"]
-        assert kept is None, "`hawse update` asks the monitor"
+        assert kept is None, "`hawse update` calls the monitor"
         await container.usage.update({})
         assert container.link.calls[-1][1]["resources"] == {"memory": {"limit": 64}, "cpu": {"shares": 512}}
         assert container.state["limits"]["memory"] == {"limit": 64}

@@ -111,7 +111,7 @@ def test_last_sandbox_removes_it(host: Host) -> None:
     assert (host.mount / "hawse.control").is_dir()
     (host.mount / "hawse.control" / "other").mkdir()
     control.release(str(host.state))
-    assert (host.mount / "hawse.control").is_dir(), "another sandbox is in it"
+    assert (host.mount / "hawse.control").is_dir(), "another sandbox uses it"
     (host.mount / "hawse.control" / "other").rmdir()
     control.release(str(host.state))
     assert not (host.mount / "hawse.control").exists()
@@ -122,7 +122,7 @@ def test_hasten_needs_the_record_and_an_existing_control_cgroup(host: Host) -> N
     control.hasten(str(host.state), me)
     host.control().enter([])
     control.hasten(str(host.state), me)
-    assert host.inside("hawse.control") == "", "the directory has gone"
+    assert host.inside("hawse.control") == "", "the directory was removed"
     (host.mount / "hawse.control").mkdir()
     control.hasten(str(host.state), me)
     assert host.inside("hawse.control") == str(os.getpid())

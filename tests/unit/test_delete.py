@@ -110,7 +110,7 @@ def test_poststop_hooks_run_after_the_deletion(hawse: Command, tmp_path: Path, s
     assert done.errors == (warning if runs else "")
     assert seen.exists() is runs
     if runs:
-        assert seen.read_text() == "", "the container was still there"
+        assert seen.read_text() == "", "the container still existed"
 
 
 def test_joined_container_leaves_its_sandbox(hawse: Command, sandbox: FakeMonitor) -> None:

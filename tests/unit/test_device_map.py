@@ -71,7 +71,7 @@ def test_device_file_is_at_its_path_in_the_guest_and_at_the_requested_one() -> N
     assert places(plug(5), nodes, groups, files) == [
         ("/dev/vfio/3", 511, 0), ("/dev/vfio/5", 511, 0), ("/dev/vfio/devices/vfio0", 244, 0),
         ("/dev/vfio/devices/vfio9", 244, 0),
-    ], "vfio1 is another's in the guest"  # fmt: skip
+    ], "in the guest, vfio1 belongs to another function"  # fmt: skip
     assert places(plug(5), nodes[:1], groups, files) == [("/dev/vfio/3", 511, 0), ("/dev/vfio/5", 511, 0)]
 
 
@@ -102,4 +102,4 @@ def test_every_node_gets_its_path_in_the_guest() -> None:
     ]  # fmt: skip
     assert located({}) == [
         *both, (None, "/dev/iommu", None), (4, "/dev/vfio/devices/vfio9", None)
-    ], "the guest's kernel has no device files"  # fmt: skip
+    ], "the guest kernel has no device files"  # fmt: skip

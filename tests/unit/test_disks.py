@@ -101,13 +101,15 @@ def test_containers_share_a_disk() -> None:
         box = Box(FakeQmp(), [VDA, VDB, VDC])
         first = await box.attach(SDB)
         reader = msgspec.structs.replace(SDB, writable=False)
-        assert await box.attach(reader, owner="c2") == first, "one that may be written to serves a reader"
+        assert await box.attach(reader, owner="c2") == first, "a writable disk can be shared with a reader"
         assert len(box.opened) == 1
         await box.detach("c1")
         assert box.qmp.plugged == {"disk1"}
         await box.attach(SDC, owner="c2")
         writer = msgspec.structs.replace(SDC, writable=True)
-        assert await box.attach(writer, owner="c3") == {(8, 32): (254, 32)}, "a reader's does not serve a writer"
+        assert await box.attach(writer, owner="c3") == {(8, 32): (254, 32)}, (
+            "a read-only disk cannot be shared with a writer"
+        )
         await box.detach("c2")
         await box.detach("c3")
         box.prove_empty()
@@ -222,7 +224,7 @@ def test_disk_that_the_guest_keeps_stays_on_record() -> None:
                 await box.detach()
             assert box.disks.keeps("c1")
             assert len(box.claims.spares) == 3
-            assert box.disks.plugged == [], "nobody is given what the guest may release at any moment"
+            assert box.disks.plugged == [], "a disk that the guest may release at any moment is not shared"
             for disk in (SDB, msgspec.structs.replace(SDB, writable=False)):
                 with pytest.raises(DeviceError, match="the guest has not released it after container c1"):
                     await box.attach(disk, owner="c2")

@@ -164,7 +164,7 @@ def test_templates_are_counted_and_damaged_ones_named(host: Planner, hawse: Comm
 def test_missing_state_directory_is_checked_by_its_parents(tmp_path: Path) -> None:
     assert machine.state_directory(f"{tmp_path}/a/b").verdict == OK
     program = make_program(f"{tmp_path}/program", "exit 0")
-    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is a file, though an executable one"
+    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is an executable file, not a directory"
 
 
 @pytest.mark.parametrize("iommufd", [False, True])

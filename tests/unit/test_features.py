@@ -47,7 +47,7 @@ def test_new_specification_can_be_loaded_and_is_never_overwritten(tmp_path: Path
 def test_lists_in_runcs_forms(tmp_path: Path) -> None:
     root = ["--root", str(tmp_path / "root")]
     assert hawse(*root, "list", directory=tmp_path)[1].split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
-    assert hawse(*root, "list", "--format=json", directory=tmp_path)[1] == "null\n", "as runc's of none"
+    assert hawse(*root, "list", "--format=json", directory=tmp_path)[1] == "null\n", "as runc prints an empty list"
     store = Store(str(tmp_path / "root"), "c1")
     store.make()
     state = {"ociVersion": "1.0.2", "id": "c1", "pid": 7, "status": "running", "bundle": "/b", "rootfs": "/b/rootfs"}

@@ -219,7 +219,7 @@ def test_events_reach_their_subscribers() -> None:
             event("notify", container="c1", text="x" * 4096),
         )  # fmt: skip
         await ends.passed()
-        assert ends.link.hello.result() is None, "nothing of it is kept"
+        assert ends.link.hello.result() is None, "no data of it is kept"
         assert ends.exits == [(1, 0), (3, 255)]
         assert ends.kills == [("c1", 1), ("c2", 2**63 - 1)]
         assert ends.queries == [Query(1, "127.0.0.11", "udp", "AAAA")]
@@ -390,7 +390,7 @@ def test_guest_that_does_not_read_is_not_read_from() -> None:
             except BlockingIOError:
                 idle += 1
             await asyncio.sleep(0)
-        assert taken < 4 * 2**20, "only what is between them, and what was read before"
+        assert taken < 4 * 2**20, "only data in buffers, and data that was read before"
         before = len(ends.kills)
         while len(ends.kills) <= before + 500:  # now the guest reads, and the monitor reads again
             await ends.received()

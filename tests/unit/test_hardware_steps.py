@@ -26,7 +26,7 @@ def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
 def bind(kernel: FakeKernel, *steps: Callable[[], None]) -> dict[str, object]:
     uevents = FakeUevents(*steps, lambda: None)
     answer = bind_vfio(uevents, ADDRESS, seconds=20, root=kernel.root)
-    assert len(uevents.steps) == 1, "it was waited for nothing more"
+    assert len(uevents.steps) == 1, "no further wait"
     return answer
 
 

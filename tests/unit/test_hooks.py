@@ -22,7 +22,7 @@ def test_hooks_are_divided_between_host_and_guest() -> None:
     kinds = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
     host, guest = split("config.json", {kind: [hook] for kind in kinds} | {"unknown": [hook], "prestart": None})
     assert list(host) == ["createRuntime", "createContainer", "poststart", "poststop"]
-    assert guest == {"startContainer": [{"path": "/bin/true", "args": ["true"]}]}, "crun takes no null"
+    assert guest == {"startContainer": [{"path": "/bin/true", "args": ["true"]}]}, "crun refuses null"
 
 
 @pytest.mark.parametrize(

@@ -149,10 +149,10 @@ def test_shares_have_mappings_and_the_guests_runtime_sees_none(tmp_path: Path) -
     ]
     plan = planned(tmp_path, CONTAINER, {"path": "/proc/7/ns/user"}, mounts, **MAPPED)
     assert plan.shares[-1].owners == BELOW
-    assert plan.shares[0].owners is None, "engines give the root file system its owners"
+    assert plan.shares[0].owners is None, "engines change the owners of the root file system themselves"
     [huge] = plan.mounts.huge.values()
     assert (huge.uid, huge.gid) == (100000, 200000)
-    assert len(plan.mounts.memory) == 1, "everybody may write to it"
+    assert len(plan.mounts.memory) == 1, "every user can write to it"
     assert "Mappings" not in str(plan.spec["mounts"])
     assert "idmap" not in str(plan.spec["mounts"])
 

@@ -56,7 +56,7 @@ def test_images_that_no_pointer_names_are_removed(images: Path) -> None:
     assert collect(str(images), keep=keep) == [digest(1)]
     assert left(images) == ["2", "3", "current-a", "current-b"]
     used = os.stat(images / "current-b").st_atime
-    assert time.time() - used > DAY - 60, "a build is no use of the others' pointers"
+    assert time.time() - used > DAY - 60, "a build does not count as a use of other pointers"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_static_program_is_copied_through_links_inside_the_tree(trees: tuple[str
     assert (stat.S_ISREG(copied.st_mode), stat.S_IMODE(copied.st_mode)) == (True, 0o755)
     Path(full, "usr/lib/busybox.real").write_text("another")
     add_programs(full, tree, ["usr/bin/busybox"], {})
-    assert Path(tree, "usr/bin/busybox").read_text() == "static", "what the tree has stays"
+    assert Path(tree, "usr/bin/busybox").read_text() == "static", "existing files of the tree are kept"
 
 
 def test_program_that_fails_in_the_tree_is_reported_with_its_stderr() -> None:

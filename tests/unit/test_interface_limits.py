@@ -151,4 +151,4 @@ def test_neighbour_without_an_address_is_left_out(missing: str) -> None:
 def test_policy_routing_is_reported_once(priorities: list[int | None], said: int) -> None:
     rules = [{"attrs": [("FRA_PRIORITY", n)] if n is not None else []} for n in priorities]
     assert len(seen(rules=rules)[1]) == said
-    assert seen(links=[], rules=rules) == ([], []), "without an interface nobody is told"
+    assert seen(links=[], rules=rules) == ([], []), "no warning without an interface"

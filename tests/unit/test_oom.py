@@ -96,7 +96,7 @@ def test_oom_kill_is_reported_before_the_exit(fails: bool) -> None:
         processes.hold("c1", record())
         link.on_exit(1, 137)
         link.on_exit(2, 3)
-        assert reports == ["ended", "exit 3"], "another container's end waits for nothing"
+        assert reports == ["ended", "exit 3"], "the end of another container does not wait"
         gate.set()
         await until(lambda: len(reports) == 5)
         return reports[2:]

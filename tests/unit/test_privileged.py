@@ -93,7 +93,9 @@ def test_groups_that_cannot_be_passed_are_omitted_and_named(host: FakeSysfs) -> 
     ]  # fmt: skip
     assert list(left_out) == ["/dev/vfio/9", "/dev/vfio/10", "/dev/vfio/noiommu-0"]
     assert "is bound to ixgbe" in left_out["/dev/vfio/9"].message
-    assert looked_at == [[8], [8, 7], [8, 7, 9], [8, 7, 10]], "one that is left out takes no room, and none is twice"
+    assert looked_at == [[8], [8, 7], [8, 7, 9], [8, 7, 10]], (
+        "an omitted group takes no port, and each group occurs once"
+    )
 
 
 def test_groups_without_a_free_port_are_omitted(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_stdio_and_exit_code_are_the_processes(monitor: FakeMonitor) -> None:
             process.write(1, b"to stdout")
             process.write(2, b"to stderr")
             process.close(1)
-            assert read_all(pipes.stdout) == b"to stdout", "its end does not wait for the process's"
+            assert read_all(pipes.stdout) == b"to stdout", "its end does not wait for the end of the process"
             process.exit(7)
             assert read_all(pipes.stderr) == b"to stderr"
             assert proxy.wait() == 7

@@ -104,7 +104,7 @@ def test_memberships_follow_the_guest_and_end_with_the_sandbox() -> None:
         await following.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
         assert following.packets.calls == calls, "nothing is new"
         await following.change("nic-other", [rx_filter(promiscuous=True)])
-        assert following.packets.calls == calls, "no NIC of ours"
+        assert following.packets.calls == calls, "not a NIC of hawse"
         following.filters.end()
         assert following.packets.closed
 
@@ -141,7 +141,7 @@ def test_malformed_answer_changes_nothing(answer: object, capsys: pytest.Capture
 
     virtual_time.run(story())
     assert capsys.readouterr().err == "interface eth0: QEMU's answer to query-rx-filter is malformed\n", (
-        "it is told once"
+        "it is logged once"
     )
 
 

@@ -153,7 +153,7 @@ def test_container_is_deleted_during_its_creation(tmp_path: Path, moment: str) -
             await until(lambda: sandbox.sandbox.removals == ["c2"])
             if moment == "create":
                 await settle()
-                assert sandbox.guest.asked("delete") == [], "what the agent makes can be undone when it has been made"
+                assert sandbox.guest.asked("delete") == [], "only what the agent has created can be undone"
                 sandbox.guest.held.pop(moment).set()
             assert await deleting == []
             for held in sandbox.guest.held.values():
@@ -389,10 +389,10 @@ def test_namespace_belongs_to_a_container_of_the_pod_or_is_refused(tmp_path: Pat
     def owner(kind: str, path: str) -> str:
         return owner_of(kind, path, pids=pids, first="c1", own=own)
 
-    assert owner("ipc", f"/proc/{mine}/ns/ipc") == "c2", "the pid that its engine was told"
+    assert owner("ipc", f"/proc/{mine}/ns/ipc") == "c2", "the pid that its engine got"
     assert owner("pid", "/proc/thread-self/ns/pid") == "c2", "the same PID namespace by another name"
-    assert owner("ipc", str(tmp_path / "same")) == "c1", "one that the engine has made for the sandbox"
-    assert owner("uts", "/run/utsns/gone") == "c1", "whatever is to be seen there from here"
+    assert owner("ipc", str(tmp_path / "same")) == "c1", "one that the engine has created for the sandbox"
+    assert owner("uts", "/run/utsns/gone") == "c1", "whatever this process sees there"
     for kind, path in (
         ("pid", f"/proc/{os.getppid()}0/ns/pid"), ("ipc", "/proc/1/ns/ipc"), ("ipc", f"/proc/{mine}/ns/uts"),
         ("uts", "/proc/self/ns/uts"), ("ipc", str(tmp_path / "another")), ("uts", str(tmp_path / "ipc")),

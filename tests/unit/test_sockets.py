@@ -28,7 +28,7 @@ def test_socket_is_reached_through_a_descriptor_of_its_directory(directory: str)
         with server:
             client.sendall(b"hello")
             assert server.recv(5) == b"hello"
-            assert descriptors() == before + 3, "the directory is closed"
+            assert descriptors() == before + 3, "the descriptor of the directory is closed"
 
 
 @pytest.mark.parametrize("act", [sockets.bind, sockets.connect])

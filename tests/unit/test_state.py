@@ -171,7 +171,7 @@ def test_invalid_signals_are_refused(text: str) -> None:
 
 
 def test_lock_is_held_by_one_monitor_and_visible_to_others(store: Store) -> None:
-    assert not store.monitor_lives(), "there is none yet"
+    assert not store.monitor_lives(), "no monitor exists yet"
     lock = store.lock()
     assert store.monitor_lives()
     with pytest.raises(BlockingIOError):
@@ -188,7 +188,7 @@ def test_joined_container_has_the_monitor_of_its_sandbox(store: Store) -> None:
     assert joined.monitor_lives()
     os.close(lock)
     joined.remove()
-    assert os.path.exists(f"{store.path}/lock"), "the links are removed, and not what they point to"
+    assert os.path.exists(f"{store.path}/lock"), "the links are removed, and not their targets"
 
 
 def test_state_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_ended_process_has_no_start_time() -> None:
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert start_time(child) == 0, "a zombie runs no more"
+    assert start_time(child) == 0, "a zombie does not run"
     os.waitpid(child, 0)
     assert start_time(child) == 0
     assert start_time(os.getpid()) > 0

@@ -126,7 +126,7 @@ def test_mount_points_of_file_systems_of_the_guest_are_created(monitor: FakeMoni
         assert error_of(root / "new") == errno.EROFS
     assert (rootfs / "deep/directory").is_dir()
     assert (rootfs / "deep/null").read_bytes() == b""
-    assert list((rootfs / "empty").iterdir()) == [], "a file system of the guest's gets its own"
+    assert list((rootfs / "empty").iterdir()) == [], "a file system of the guest creates its own mount points"
 
 
 def test_file_systems_of_the_guest_are_empty_and_readonly(monitor: FakeMonitor, rootfs: Path) -> None:

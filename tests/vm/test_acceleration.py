@@ -38,7 +38,7 @@ def test_real_probe_is_cached(tmp_path: Path) -> None:
 
 
 def test_tcg_is_used_if_qemu_cannot_run_a_guest_with_kvm(tmp_path: Path) -> None:
-    """A /dev/kvm that can be opened is no proof: in this test QEMU reports, as on some hosts, that it cannot set a
+    """A /dev/kvm that can be opened does not suffice: in this test QEMU reports, as on some hosts, that it cannot set a
     register."""
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'error: failed to set MSR 0x10a' >&2\nkill -ABRT $$\n")

@@ -83,7 +83,7 @@ def test_all_processes_of_a_sandbox_are_in_its_cgroup(parent: str, runtime: Runt
     for process in (*children(monitor), *proxies):
         assert cgroups_of(process) == {path}
     assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
-        "but for its CPU time"
+        "except its CPU time"
     )
     assert path not in cgroups_of(os.getpid())
 

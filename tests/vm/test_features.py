@@ -38,7 +38,7 @@ def test_every_listed_mount_option_works(runtime: Runtime, tmp_path: Path) -> No
     assert (result.code, result.output) == (0, f"{len(FEATURES['mountOptions'])}\n"), result.errors
     spec["mounts"].append(mount("nonsense", "/data/ro", ""))
     write(bundle, spec)
-    assert runtime("run", "--bundle", bundle, "c1").code == 1, "one that is none is seen"
+    assert runtime("run", "--bundle", bundle, "c1").code == 1, "an unknown option is detected"
 
 
 def test_listed_capabilities_are_exactly_those_of_the_guest(runtime: Runtime, tmp_path: Path) -> None:

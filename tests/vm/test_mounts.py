@@ -116,7 +116,7 @@ def test_mounts_are_separate_file_systems_as_under_runc(
         (later / "there").write_text("")
         for name, ask in asks.items():
             assert ask(LATER).split()[:3:2] == ["there", "4096"], name
-        # Lazily, since virtiofsd has it open, as a process of the container would.
+        # Unmount lazily, since virtiofsd keeps it open, as a process of the container would.
         subprocess.run(["umount", "--lazy", later], check=True)
         for name, ask in asks.items():
             wait_until(partial(_is_empty, ask), what=f"{name}: unmounted")
@@ -127,7 +127,7 @@ def test_mounts_are_separate_file_systems_as_under_runc(
             deleted = runtime("delete", "--force", "one")
             assert (deleted.code, deleted.errors) == (0, "")
             assert [path for path in _open_files(runtime) if path.startswith("/one")] == []
-            assert "/volume/inner\n" in asks["pod"]("ls -d /volume/inner; find /volume -xdev"), "its own stay"
+            assert "/volume/inner\n" in asks["pod"]("ls -d /volume/inner; find /volume -xdev"), "its own mounts stay"
 
 
 def _is_empty(ask: Ask) -> bool:

@@ -22,7 +22,7 @@ from tests.support.runtime import Runtime
 pytestmark = pytest.mark.vm
 
 SOURCE = str(Path(__file__).with_name("notify.c"))
-#: Notifications of a program. Each has an assignment that must not reach the host.
+#: Notifications of a program. Each contains an assignment that must not reach the host.
 STARTS = "notify 'STATUS=starting\nNOTIFYACCESS=all' 'FDSTORE=1'"
 IS_READY = "notify 'READY=1\nSTATUS=up\nMAINPID=7' barrier"
 RUNS = "notify 'WATCHDOG=1' 'RELOADING=1\nMONOTONIC_USEC=1' 'X=y'"

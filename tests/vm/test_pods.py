@@ -106,7 +106,7 @@ def test_each_container_sees_only_its_own_devices(pod: Runtime, tmp_path: Path) 
         assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
         entry = pod.state(other)["vfio"][0]
         for path in entry["nodes"]:
-            assert pod.shell(name, f"ls {path}").code != 0, "no node of the other's"
+            assert pod.shell(name, f"ls {path}").code != 0, "no node of the other container"
         # Nor by its number: the device cgroup does not permit to open it.
         [line] = pod.shell(other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
         major, minor = (word.rstrip(",") for word in line.split()[4:6])
@@ -300,7 +300,7 @@ def test_created_container_is_deleted_without_force(pod: Runtime, tmp_path: Path
 
 
 def test_only_the_proxy_has_the_streams_of_a_container(runtime: Runtime, tmp_path: Path) -> None:
-    """An engine reads until every process has closed the other end, so only the proxy may have it open."""
+    """An engine reads until the other end is closed in every process, so only the proxy may keep it open."""
     for name in ("pod", "one"):
         pipes = [os.pipe() for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
@@ -395,7 +395,8 @@ def test_container_deleted_during_its_creation_leaves_nothing(pod: Runtime, tmp_
 
 
 def test_files_mounted_after_the_start_of_the_sandbox_are_shared(pod: Runtime, tmp_path: Path) -> None:
-    """Such as the root file system of a later container, when the monitor already has a private mount namespace."""
+    """For example the root file system of a later container, when the monitor already uses a private mount
+    namespace."""
     path = bundle(tmp_path, "one")
     subprocess.run(["mount", "-t", "tmpfs", "late", f"{path}/rootfs/tmp"], check=True)
     try:

@@ -249,7 +249,7 @@ def test_crash_while_saving_leaves_no_usable_template(runtime: Runtime, bundle: 
     runtime("delete", "--force", "c1")
     assert start(runtime, bundle, tmp_path) == (False, [])
     assert len(templates(cache)) == 1
-    assert not [name for name in os.listdir(half_written) if name.endswith(".new")], "the next writer clears it away"
+    assert not [name for name in os.listdir(half_written) if name.endswith(".new")], "the next writer removes it"
 
 
 # Clones

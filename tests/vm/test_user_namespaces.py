@@ -107,7 +107,7 @@ def test_container_joins_the_user_namespace_and_has_mapped_mounts(pod: Runtime, 
         "127.0.0.1 localhost", "1000 1000", "600 1000 1000", "opened", "out",
     ]  # fmt: skip
     status = (volume / "mine").stat()
-    assert (status.st_uid, status.st_gid) == (1000, 1000), "on the host the volume's own ids"
+    assert (status.st_uid, status.st_gid) == (1000, 1000), "on the host the ids are those of the volume"
     assert pod.shell("one", "echo x > /volume/root-made", "--user", "0:0").code == 0
     assert (volume / "root-made").stat().st_uid == 0
     assert pod.shell("one", "echo x > /tmp/file", "--user", "0:0").code == 0

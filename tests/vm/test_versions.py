@@ -21,7 +21,7 @@ def test_newer_qemu_supports_a_device_and_a_disk(runtime: Runtime, tmp_path: Pat
     qemu = newer_qemu()
     qemu_capabilities = capabilities.ask(qemu, directory=str(tmp_path))
     assert qemu_capabilities.version.startswith("10.0.")
-    assert "igb" in qemu_capabilities.devices, "what Debian 12's own does not have is asked for, not derived"
+    assert "igb" in qemu_capabilities.devices, "features that Debian 12's QEMU lacks are queried, not derived"
     assert "vf-token" in qemu_capabilities.vfio_properties
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")

@@ -49,7 +49,7 @@ def test_groups_keep_their_functions_paths_and_owners(runtime: Runtime, tmp_path
     assert nodes["vfio"] == ["0", "0", "666", "a:c4"]
     edu = [name for name, fields in nodes.items() if fields[:3] == ["1000", "1001", "640"]]
     assert "5" in edu
-    assert len({nodes[name][3] for name in edu}) == 1, "the node asked for and the guest's own are one device"
+    assert len({nodes[name][3] for name in edu}) == 1, "the requested node and that of the guest are one device"
     groups = [line.split()[1:] for line in lines if line.split()[0].endswith(":")]
     assert ["0000:02:00.0"] in groups
     assert ["0000:03:00.0", "0000:03:00.1"] in groups
