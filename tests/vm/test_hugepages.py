@@ -67,7 +67,7 @@ def volume(runtime: Runtime, tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
     yield mount
     for path in mounted:
-        assert os.listdir(f"{path}/pod") == [], "no page of the host is used"
+        assert os.listdir(f"{path}/pod") == [], "no file was created on the host"
         subprocess.run(["umount", path], check=True)
 
 
